@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns that cross borders: a query goes in, events and a segmentation come out.
+
+Letters: N masks, one for each [SEG] of the answer in its order; H, W the picture's own pixels.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class Status(enum.IntEnum):
+    """How a request ended; the numbers are those of `msg/Segmentation.msg`."""
+
+    FOUND = 1  # at least one mask
+    NOT_FOUND = 2  # the model answered in words, without a mask or below the confidence threshold
+    CANCELLED = 3  # stopped by whoever asked, or superseded; what was ready by then is kept
+    FAILED = 4  # an error; `reason` says which
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer, as the next turn of the dialogue sees them."""
+
+    query: str
+    answer_raw: str  # with [SEG] in it, without </s>: what the model itself has said
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The turns so far, oldest first. Immutable: `extended` gives the dialogue after an answer."""
+
+    turns: tuple[Turn, ...] = ()
+
+    def extended(self, result: Segmentation) -> Dialogue:
+        """Return the dialogue with this question and answer as its last turn."""
+        return Dialogue((*self.turns, Turn(result.query, result.answer_raw)))
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model answered. No mask at all is an answer too, not an error."""
+
+    query: str
+    answer: str  # for people: without [SEG], without special tokens
+    answer_raw: str  # as the model said it, [SEG] included
+    token_ids: tuple[int, ...]  # as generated, </s> included
+    masks: np.ndarray  # (N, H, W) bool, mask_logits > 0
+    mask_logits: np.ndarray  # (N, H, W) float32, on the picture's pixels
+    scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
+    status: Status
+    reason: str = ''  # why it FAILED or was CANCELLED
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of the answer, as soon as it is known."""
+
+    token_id: int
+    text: str  # to append to the answer so far; '' while a character is still incomplete
+
+
+@dataclass(frozen=True)
+class MaskReady:
+    """A mask, sent before the words that come after its [SEG]."""
+
+    index: int  # which [SEG] of the answer, from 0
+    mask: np.ndarray  # (H, W) bool
+    mask_logits: np.ndarray  # (H, W) float32
+    score: float  # 0..1
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of every stream."""
+
+    result: Segmentation
+
+
+Event = Token | MaskReady | Done
