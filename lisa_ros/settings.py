@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of the node once: name, type, default, sentence, range, and when it may change.
+
+The node's parameters, config/lisa.yaml and the README's table are made from this class or
+compared with it by a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lisa_ros.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class About:
+    """What is to know about a setting besides its name, type and default."""
+
+    sentence: str  # what it does, with the unit in brackets
+    low: float | None = None  # both ends belong to the range
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    read_only: bool = False  # fixed when the node starts
+    at_configure: bool = False  # read on configure: it may change only while unconfigured
+
+
+def setting(default: Any, sentence: str, **about: Any) -> Any:
+    """Return a dataclass field that carries an `About`; the keywords are its fields."""
+    return dataclasses.field(default=default, metadata={'about': About(sentence, **about)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The node's settings; building one checks every value.
+
+    Raises:
+        SettingsError: a value of another type, outside its range or not among its choices.
+    """
+
+    model: str = setting(
+        'lisa-tabletop',
+        'The LISA model: lisa-tabletop (in the package), a folder, or a hub id such as '
+        'xinlai/LISA-7B-v1',
+        at_configure=True,
+    )
+    vision_tower: str = setting(
+        '',
+        'CLIP of the model, folder or hub id; empty: the one that the checkpoint names',
+        at_configure=True,
+    )
+    template: str = setting(
+        '',
+        'Conversation template, llava_v1 or llava_llama_2 (13B-llama2); empty: as the model says',
+        choices=('', 'llava_v1', 'llava_llama_2'),
+        at_configure=True,
+    )
+    device: str = setting(
+        'auto',
+        'Where the model runs: cpu, cuda, cuda:1; auto: the GPU where there is one',
+        at_configure=True,
+    )
+    precision: str = setting(
+        'auto',
+        'Numbers of the weights; auto: bf16 on a GPU, fp32 on a CPU; int8 and nf4 need '
+        'bitsandbytes',
+        choices=('auto', 'fp32', 'bf16', 'fp16', 'int8', 'nf4'),
+        at_configure=True,
+    )
+    threads: int = setting(
+        0,
+        'CPU threads of the model, so that other nodes keep their cores; 0: as torch chooses',
+        low=0,
+        high=256,
+        at_configure=True,
+    )
+    autostart: bool = setting(
+        True,
+        'Configure and activate at start; false: wait for a lifecycle manager',
+        read_only=True,
+    )
+    image_transport: str = setting(
+        'raw',
+        'Picture topic: raw is image, compressed is image/compressed (jpeg or png)',
+        choices=('raw', 'compressed'),
+        at_configure=True,
+    )
+    frames_kept: int = setting(
+        8,
+        'Newest images, depth images and camera infos kept for matching [messages each]',
+        low=1,
+        high=100,
+        at_configure=True,
+    )
+    depth_tolerance: float = setting(
+        0.05,
+        'Largest difference of stamps between an image and its depth and camera info [s]',
+        low=0.0,
+        high=10.0,
+    )
+    image_timeout: float = setting(
+        30.0,
+        'How long a command waits for the first image before it fails [s]',
+        low=0.1,
+        high=3600.0,
+    )
+    dialogue_turns: int = setting(
+        1,
+        'Earlier questions and answers that a command may refer to ("and the bowl?"); 0: every '
+        'command stands alone',
+        low=0,
+        high=16,
+    )
+    max_new_tokens: int = setting(
+        512,
+        'Longest answer [tokens]',
+        low=1,
+        high=2048,
+    )
+    confidence_threshold: float = setting(
+        0.0,
+        'Masks with a lower score are left out, NOT_FOUND when none remains; 0: keep all [0..1]',
+        low=0.0,
+        high=1.0,
+    )
+    overlay_opacity: float = setting(
+        0.45,
+        'How strongly ~/overlay tints a mask [0..1]',
+        low=0.0,
+        high=1.0,
+    )
+    overlay_width: int = setting(
+        640,
+        'Least width of ~/overlay; smaller images are enlarged [pixels]',
+        low=1,
+        high=3840,
+    )
+    diagnostics_period: float = setting(
+        1.0,
+        'Time between two messages on /diagnostics [s]',
+        low=0.1,
+        high=60.0,
+        read_only=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value; integers are taken where a float is asked for."""
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
+
+
+def about(field: dataclasses.Field) -> About:
+    """Return what is to know about one of `dataclasses.fields(Settings)`."""
+    return field.metadata['about']
+
+
+def check(field: dataclasses.Field, value: Any) -> None:
+    """Raise a SettingsError if the value is not one that the field takes."""
+    known = about(field)
+    kind = type(field.default)
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise SettingsError(f'{field.name} is {value!r}; expected a {kind.__name__}')
+    if known.choices and value not in known.choices:
+        choices = ', '.join(repr(choice) for choice in known.choices)
+        raise SettingsError(f'{field.name} is {value!r}; expected one of {choices}')
+    # Not "value < low": a NaN is in no range and must not slip through.
+    if known.low is not None and not known.low <= value <= known.high:
+        raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings are written once: ranges hold, and the YAML file says the same."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lisa_ros.errors import SettingsError
+from lisa_ros.settings import Settings, about
+
+CONFIG = Path(__file__).parents[1] / 'config' / 'lisa.yaml'
+FIELDS = dataclasses.fields(Settings)
+
+
+def test_the_defaults_are_in_their_own_ranges():
+    Settings()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'precision': 'fp8'}, r"precision is 'fp8'; expected one of 'auto', 'fp32'"),
+        ({'max_new_tokens': 0}, r'max_new_tokens is 0; expected 1 to 2048'),
+        (
+            {'confidence_threshold': float('nan')},
+            r'confidence_threshold is nan; expected 0.0 to 1',
+        ),
+        ({'threads': True}, r'threads is True; expected a int'),
+        ({'model': 7}, r'model is 7; expected a str'),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(change, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings(**change)
+
+
+def test_an_integer_does_where_a_float_is_asked_for():
+    assert Settings(depth_tolerance=1).depth_tolerance == 1
+
+
+@pytest.mark.parametrize('field', FIELDS, ids=lambda field: field.name)
+def test_every_setting_has_a_sentence_and_numbers_a_range(field):
+    known = about(field)
+    assert len(known.sentence) > 15
+    if type(field.default) in (int, float):
+        assert known.low < known.high
+        assert '[' in known.sentence or '0:' in known.sentence
+
+
+def test_the_yaml_file_has_every_parameter_with_its_default_and_sentence():
+    parameters = yaml.safe_load(CONFIG.read_text())['/**']['ros__parameters']
+    overrides = parameters.pop('qos_overrides', None)
+    assert overrides is None
+    assert parameters == {field.name: field.default for field in FIELDS}
+    written = ' '.join(
+        line.strip().lstrip('#').strip() for line in CONFIG.read_text().splitlines()
+    )
+    for field in FIELDS:
+        assert about(field).sentence in written, field.name
