@@ -43,9 +43,14 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One command on its way; `cancelled` is set to stop it."""
+    """One command on its way; `cancelled` is set to stop it.
+
+    With a frame of its own it waits for no image and stands outside the dialogue.
+    """
 
     text: str
+    frame: Frame | None = None
+    tag: Any = None  # whatever the asker wants back with the answer
     since: float = field(default_factory=time.monotonic)  # when it came [s, monotonic]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -144,9 +149,12 @@ class Session:
         self._offer(self._infos, stamp, message)
         self.counts.camera_infos += 1
 
-    def command(self, text: str) -> Request:
-        """Ask for an answer to `text` about the newest frame; it supersedes a waiting command."""
-        request = Request(text)
+    def command(self, text: str, frame: Frame | None = None, tag: Any = None) -> Request:
+        """Ask for an answer to `text` about the newest frame; it supersedes a waiting command.
+
+        With a `frame` the answer is about that one. The `tag` comes back in `finished`.
+        """
+        request = Request(text, frame, tag)
         superseded = None
         empty = not text.strip()
         with self._changed:
@@ -205,6 +213,11 @@ class Session:
             return Frame(stamp, image, depth, self._nearest(self._infos, stamp))
 
     @property
+    def busy(self) -> bool:
+        """Whether a command runs or waits."""
+        return self._waiting is not None or self._running is not None
+
+    @property
     def seconds_waiting(self) -> float:
         """How long the waiting command has waited [s]; 0 if none waits."""
         waiting = self._waiting
@@ -243,8 +256,8 @@ class Session:
             if request is None:
                 return
             dialogue = Dialogue(self._dialogue.turns[-self.dialogue_turns :])
-            if self.dialogue_turns == 0:
-                dialogue = Dialogue()  # [-0:] would be all of them
+            if self.dialogue_turns == 0 or request.frame is not None:
+                dialogue = Dialogue()  # not by the slice: [-0:] would be all of them
             number = self._dialogue_number
         if frame is None:
             reason = (
@@ -256,7 +269,7 @@ class Session:
         with self._changed:
             self._running = None
             answered = result.status in (Status.FOUND, Status.NOT_FOUND)
-            if answered and number == self._dialogue_number:
+            if answered and request.frame is None and number == self._dialogue_number:
                 turns = dialogue.extended(result).turns
                 self._dialogue = Dialogue(turns[-max(self.dialogue_turns, 1) :])
         self._end(request, frame, result)
@@ -268,7 +281,7 @@ class Session:
             if request is None:
                 self._changed.wait()
                 continue
-            frame = self.newest_frame()
+            frame = request.frame or self.newest_frame()
             left = request.since + self.image_timeout - time.monotonic()
             if frame is None and left > 0:
                 self._changed.wait(left)

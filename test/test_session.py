@@ -9,7 +9,7 @@ import pytest
 
 from lisa_ros.errors import ImageError
 from lisa_ros.results import Dialogue, Segmentation, Status
-from lisa_ros.session import Session
+from lisa_ros.session import Frame, Session
 
 MS = 1_000_000  # ns
 
@@ -279,6 +279,17 @@ def test_a_reset_also_keeps_out_the_answer_on_its_way(run):
     session.reset_dialogue()
     model.go.set()
     ends.wait(1)
+    session.command('two')
+    ends.wait(2)
+    assert model.dialogues[-1] == Dialogue()
+
+
+def test_a_request_with_its_own_frame_needs_no_image_and_is_no_turn(run):
+    session, model, ends, _ = run()
+    request = session.command('self test', Frame(5, 'own'), tag='mine')
+    ends.wait(1)
+    assert (model.frames[0].image, request.tag) == ('own', 'mine')
+    session.offer_image(1, 'image')
     session.command('two')
     ends.wait(2)
     assert model.dialogues[-1] == Dialogue()
