@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# `pip install .`: the library, the weights and the command lisa-ros, without ROS.
+# In a ROS workspace colcon goes by package.xml and CMakeLists.txt and leaves this file alone.
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+package = Path(__file__).parent / 'lisa_ros/__init__.py'
+
+setup(
+    name='lisa_ros',
+    version=re.search(r"__version__ = '(.+)'", package.read_text())[1],
+    description='LISA, reasoning segmentation: a picture and words in, masks and their reason out',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
+    package_data={'lisa_ros': ['weights/**/*', 'samples/**/*']},
+    entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
+    install_requires=[
+        'numpy>=1.26',
+        'opencv-python-headless>=4.8',
+        'pillow>=10',
+        'pyyaml>=6',
+        'rosbags>=0.10',
+        'safetensors>=0.4',
+        'sentencepiece>=0.2',
+        'torch>=2.4',
+        'tqdm>=4.66',
+        'transformers>=5.20,<6',
+    ],
+    extras_require={
+        'train': ['mujoco>=3', 'trimesh>=4'],  # lisa-ros scenes, lisa-ros train
+        'gpu': ['accelerate>=1', 'bitsandbytes>=0.44'],  # precision int8 and nf4
+        'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
+    },
+)
