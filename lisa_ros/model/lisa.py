@@ -207,6 +207,11 @@ class Sam(nn.Module):
         frequencies = self.prompt_encoder.shared_embedding.positional_embedding
         nn.init.normal_(frequencies)
         frequencies.requires_grad_(False)
+        # The neck may be kept in float32 under half-precision layers, as the original does for
+        # fp16, where its sums overflow.
+        self.vision_encoder.neck.register_forward_pre_hook(
+            lambda neck, inputs: (inputs[0].to(neck.conv1.weight.dtype),)
+        )
 
     def grid_positions(self) -> Tensor:
         """Return the positions of the grid's cell centres, (1, C, h, w)."""

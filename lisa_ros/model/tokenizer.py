@@ -59,6 +59,7 @@ class Tokenizer:
         self._pieces = pieces
         self._added = dict(added)
         self._special = dict(special)
+        self._roles = dict(roles)
         self._texts = {index: text for text, index in added.items()}
         self._clean_up_spaces = clean_up_spaces
         self.model_max_length = model_max_length
@@ -121,6 +122,34 @@ class Tokenizer:
             model_max_length=longest if longest and longest < 1e9 else None,
             clean_up_spaces=config.get('clean_up_tokenization_spaces', True),
         )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files that `load` reads, in the form of transformers 4.31."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'tokenizer.model').write_bytes(self._pieces.serialized_model_proto())
+        flags = {
+            text: {'content': text, 'lstrip': left, 'rstrip': right}
+            for text, (left, right) in self._special.items()
+        }
+        roles = {role: flags[text] for role, text in self._roles.items()}
+        config = {
+            'tokenizer_class': 'LlamaTokenizer',
+            'legacy': True,
+            'clean_up_tokenization_spaces': self._clean_up_spaces,
+            'model_max_length': self.model_max_length,
+        }
+        others = [flag for text, flag in flags.items() if text not in self._roles.values()]
+        contents = {
+            'added_tokens.json': self._added,
+            'special_tokens_map.json': {
+                **roles,
+                **({'additional_special_tokens': others} if others else {}),
+            },
+            'tokenizer_config.json': config,
+        }
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
     def __len__(self) -> int:
         """Return how many ids there are: the SentencePiece model's and the added ones."""
