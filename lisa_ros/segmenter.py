@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public Python API: a picture and a command in, words and masks out.
+
+    lisa = Segmenter.load('lisa-tabletop')
+    result = lisa.segment(image, 'something to drink from')
+    for event in lisa.stream(image, 'segment the red mug'): ...
+
+Threads: a Segmenter answers one request at a time; call it from one thread, or take turns.
+`cancel` alone may be set from any other thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lisa_ros.errors import SettingsError
+from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_input
+from lisa_ros.model import checkpoint, decoding
+from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
+from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.prompts import prompt_ids, readable
+from lisa_ros.results import Dialogue, Done, Event, MaskReady, Segmentation, Status, Token
+
+OWN_MODELS = Path(__file__).parent / 'weights'  # our own small models, by name
+ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
+
+Cancel = threading.Event | Callable[[], bool]
+
+
+@dataclass
+class _Picture:
+    """What is known of a picture; SAM looks at it only when the first [SEG] is said."""
+
+    key: tuple
+    clip_tokens: Tensor  # (P, D)
+    sam: SamInput
+    sam_features: Tensor | None = None  # (1, C, h, w)
+
+
+class _Clock:
+    """Seconds by stage, in the order in which stages first ran."""
+
+    def __init__(self, device: torch.device):
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)  # or the next stage would pay for this one
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class _Answer:
+    """An answer while it is being written."""
+
+    ids: list[int] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
+    scores: list[float] = field(default_factory=list)
+    said: int = 0  # how many [SEG], those below the threshold included
+
+
+class Segmenter:
+    """A loaded LISA with its settings; the module's docstring says how threads share it.
+
+    The features of the last picture are kept: asking about it again costs only the words.
+    """
+
+    def __init__(
+        self,
+        model: LISA,
+        tokenizer: Tokenizer,
+        clip_recipe: ClipRecipe,
+        *,
+        template: str | None = None,
+        max_new_tokens: int = 512,
+        confidence_threshold: float = 0.0,
+        typed_specials: bool = False,
+    ):
+        """Take a model that is loaded already; `load` does it from files.
+
+        Args:
+            model: in eval mode; it runs on the device where it is.
+            tokenizer: the model's.
+            clip_recipe: how the model's CLIP wants its pictures.
+            template: conversation template (prompts.TEMPLATES); None: the model's own.
+            max_new_tokens: longest answer [tokens].
+            confidence_threshold: masks with a lower score are left out [0..1].
+            typed_specials: "[SEG]" and the like in a command are tokens, as in the original, and
+                give masks, too, before those of the answer.
+        """
+        self.model, self.tokenizer, self.clip_recipe = model, tokenizer, clip_recipe
+        self.template = template or model.config.template
+        self.max_new_tokens = max_new_tokens
+        self.confidence_threshold = confidence_threshold
+        self.typed_specials = typed_specials
+        self._picture: _Picture | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path = 'lisa-tabletop',
+        *,
+        device: str | None = None,
+        precision: str | None = None,
+        vision_tower: str | Path | None = None,
+        template: str | None = None,
+        max_new_tokens: int = 512,
+        confidence_threshold: float = 0.0,
+        typed_specials: bool = False,
+    ) -> Segmenter:
+        """Load a model by the name of ours, a folder or a hub id.
+
+        Args:
+            name: "lisa-tabletop", a folder (ours or a released LISA), or a hub id.
+            device: cpu, cuda, cuda:1; None or "auto": the GPU where there is one.
+            precision: fp32, bf16, fp16, int8, nf4; None or "auto": bf16 on a GPU, fp32 on a CPU.
+            vision_tower: CLIP's folder or hub id; None: the one that the checkpoint names.
+            template: conversation template; None: as the checkpoint tells.
+            max_new_tokens: see `__init__`, as the following.
+            confidence_threshold: see `__init__`.
+            typed_specials: see `__init__`.
+
+        Raises:
+            CheckpointError: what is there is no LISA, or not whole.
+            SettingsError: the device, the precision or the template is not to be had.
+        """
+        where = _device(device)
+        if precision in (None, '', 'auto'):
+            precision = 'bf16' if where.type == 'cuda' else 'fp32'
+        own = OWN_MODELS / str(name)
+        loaded = checkpoint.load(
+            own if (own / 'config.json').is_file() else name,
+            vision_tower=vision_tower or None,
+            template=template or None,
+            device=where,
+            precision=precision,
+        )
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.clip_recipe,
+            max_new_tokens=max_new_tokens,
+            confidence_threshold=confidence_threshold,
+            typed_specials=typed_specials,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.mm_projector.weight.device
+
+    def segment(
+        self,
+        image: np.ndarray,
+        text: str,
+        dialogue: Dialogue | None = None,
+        cancel: Cancel | None = None,
+    ) -> Segmentation:
+        """Answer a command about a picture.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            text: the command.
+            dialogue: earlier turns about the same picture.
+            cancel: an Event, or a function that says whether to stop; asked before every token.
+
+        Raises:
+            ImageError: the picture is not (H, W, 3) uint8.
+            QueryError: the command is empty or too long.
+        """
+        for event in self.stream(image, text, dialogue, cancel):
+            if isinstance(event, Done):
+                return event.result
+        raise AssertionError('a stream ends with Done')
+
+    def stream(
+        self,
+        image: np.ndarray,
+        text: str,
+        dialogue: Dialogue | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Event]:
+        """Answer in pieces: Token and MaskReady as they come, Done at last.
+
+        A MaskReady follows the Token of its [SEG] at once, before the words that come after it.
+        Arguments and errors as `segment`; errors come from this call, not from the iteration.
+        """
+        check_rgb(image)
+        places = self.model.config.llama.max_position_embeddings
+        room = min(ROOM_TO_ANSWER, self.max_new_tokens)
+        ids = prompt_ids(
+            self.tokenizer,
+            self.template,
+            text,
+            dialogue,
+            typed_specials=self.typed_specials,
+            max_length=places + 1 - self.model.config.image_tokens - room,
+        )
+        return self._events(image, text, ids, _asker(cancel))
+
+    def _events(
+        self, image: np.ndarray, text: str, ids: list[int], cancelled: Callable[[], bool]
+    ) -> Iterator[Event]:
+        clock, answer = _Clock(self.device), _Answer()
+        picture = self._look(image, clock)
+        with clock.stage('prompt'):
+            prompt = self._read(ids, picture)
+
+        for state in self._typed_states(text, ids, prompt):
+            # typed, not predicted: the score tells the mask's certainty alone
+            yield from self._mask(state, 1.0, picture, answer, clock)
+
+        config, words = self.model.config, self.tokenizer.stream()
+        steps = decoding.write(
+            self.model,
+            prompt,
+            stop_id=self.tokenizer.eos_token_id,
+            max_new_tokens=min(
+                self.max_new_tokens, config.llama.max_position_embeddings - len(prompt.states)
+            ),
+            cancelled=cancelled,
+        )
+        while True:
+            with clock.stage('tokens'):
+                step = next(steps, None)
+            if step is None:
+                break
+            answer.ids.append(step.token_id)
+            yield Token(step.token_id, words.push(step.token_id))
+            if step.token_id == config.seg_token_id:
+                yield from self._mask(step.state, step.probability, picture, answer, clock)
+        finished = len(answer.ids) > 0 and (
+            answer.ids[-1] == self.tokenizer.eos_token_id or len(answer.ids) >= self.max_new_tokens
+        )
+        stopped = not finished and cancelled()
+        yield Done(self._result(text, image, answer, stopped, clock))
+
+    # ---- the steps
+
+    def _look(self, image: np.ndarray, clock: _Clock) -> _Picture:
+        """Return CLIP's view of the picture, from the last request if it is the same one."""
+        with clock.stage('preprocess'):
+            key = (image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest())
+            if self._picture is not None and self._picture.key == key:
+                return self._picture
+            small = torch.from_numpy(clip_pixels(image, self.clip_recipe))
+            sam = sam_input(image, self.model.config.sam_size)
+        with clock.stage('clip'), torch.inference_mode():
+            clip_tokens = self.model.encode_clip(small[None].to(self.device))[0]
+        self._picture = _Picture(key, clip_tokens, sam)
+        return self._picture
+
+    def _read(self, ids: list[int], picture: _Picture) -> decoding.Prompt:
+        with torch.inference_mode():
+            input_ids = torch.tensor(ids, device=self.device)
+            places = self.model.embed(input_ids, picture.clip_tokens)
+        return decoding.read(self.model, places)
+
+    def _typed_states(self, text: str, ids: list[int], prompt: decoding.Prompt) -> list[Tensor]:
+        """Return the states that predict the [SEG] that the user typed, if those count."""
+        if not self.typed_specials:
+            return []
+        seg = self.model.config.seg_token_id
+        typed = self.tokenizer.encode(text, specials=True).count(seg)
+        after_picture = ids.index(IMAGE_TOKEN)
+        shift = self.model.config.image_tokens - 1  # the picture takes P places for one id
+        places = [
+            place + (shift if place > after_picture else 0)
+            for place, token in enumerate(ids)
+            if token == seg
+        ]
+        # earlier turns have [SEG] of their own, but their masks were given with their answers
+        return [prompt.states[place - 1] for place in places[len(places) - typed :]]
+
+    def _mask(
+        self,
+        state: Tensor,
+        probability: float,
+        picture: _Picture,
+        answer: _Answer,
+        clock: _Clock,
+    ) -> Iterator[MaskReady]:
+        """Make one mask and note it, unless its score is below the threshold."""
+        index, answer.said = answer.said, answer.said + 1
+        with torch.inference_mode():
+            if picture.sam_features is None:
+                with clock.stage('sam'):
+                    pixels = torch.from_numpy(picture.sam.pixels)[None].to(self.device)
+                    picture.sam_features = self.model.encode_sam(pixels)
+            with clock.stage('masks'):
+                prompts = self.model.project_seg(state[None])
+                low_res, _ = self.model.decode_masks(picture.sam_features, prompts)
+                logits = self.model.postprocess(
+                    low_res, picture.sam.resized, picture.sam.original
+                )[0]
+                score = probability * _certainty(logits)
+                pixels_logits = logits.cpu().numpy()
+        if score < self.confidence_threshold:
+            return
+        answer.logits.append(pixels_logits)
+        answer.scores.append(score)
+        yield MaskReady(index, pixels_logits > 0, pixels_logits, score)
+
+    def _result(
+        self, text: str, image: np.ndarray, answer: _Answer, stopped: bool, clock: _Clock
+    ) -> Segmentation:
+        shape = (len(answer.logits), *image.shape[:2])
+        logits = np.stack(answer.logits) if answer.logits else np.zeros(shape, np.float32)
+        masks = logits > 0
+        raw = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        status = Status.FOUND if masks.any() else Status.NOT_FOUND
+        return Segmentation(
+            query=text,
+            answer=readable(raw),
+            answer_raw=raw,
+            token_ids=tuple(answer.ids),
+            masks=masks,
+            mask_logits=logits,
+            scores=np.asarray(answer.scores, np.float32),
+            status=Status.CANCELLED if stopped else status,
+            reason='cancelled while it was being answered' if stopped else '',
+            timings=clock.seconds,
+        )
+
+
+def _certainty(logits: Tensor) -> float:
+    """Return the mean probability of the mask's own pixels, 0.5..1; 0 of an empty mask."""
+    inside = logits[logits > 0]
+    return float(inside.sigmoid().mean()) if len(inside) else 0.0
+
+
+def _asker(cancel: Cancel | None) -> Callable[[], bool]:
+    if cancel is None:
+        return lambda: False
+    return cancel.is_set if isinstance(cancel, threading.Event) else cancel
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device, or say why not.
+
+    Raises:
+        SettingsError: torch does not know it, or has no CUDA here.
+    """
+    if name in (None, '', 'auto'):
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f'no device {name!r}: take cpu, cuda or cuda:1') from error
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f'device {name}: torch sees {torch.cuda.device_count()} CUDA GPUs here; take cpu, or '
+            'install the driver and a torch with CUDA'
+        )
+    return device
