@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole path on one machine: a camera bag, the installed node, five commands, their truth.
+
+    python -m lisa_ros.ros.demo --out demo
+
+The node runs as its own process, started by `ros2 launch` where that is installed; the sample bag
+is replayed into it over DDS. Ends with 0 if every command was answered as the truth expects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from lisa_ros import masks
+from lisa_ros.conversions import image_to_rgb
+from lisa_ros.errors import DataError, LisaError
+
+SAMPLE = Path(__file__).parents[1] / 'samples' / 'tabletop'
+LEAST_IOU = {'explicit': 0.6, 'implicit': 0.6}  # what the sample's frames must reach
+LOAD_TIMEOUT, ANSWER_TIMEOUT = 180.0, 60.0  # [s]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One command of the demo and what came of it."""
+
+    text: str
+    kind: str  # explicit, implicit, several, follow_up or absent
+    status: str
+    answer: str
+    iou: float | None  # of all masks together with all targets; None for an absent thing
+    seconds: float  # from the command to its answer
+    fault: str  # what was expected and did not come; empty if all is well
+    picture: np.ndarray | None  # (H, W, 3) uint8 RGB, the overlay
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A bag with the truth of each of its frames."""
+
+    bag: Path
+    truth: Path  # a folder of <stamp in ns>.png, (H, W) uint8 of instance ids, 0 none
+    commands: list[dict[str, Any]]  # text, kind, targets: instance ids
+
+    @classmethod
+    def open(cls, folder: Path) -> Sample:
+        """Read the folder; DataError names what is missing."""
+        for name in ('bag', 'truth', 'commands.yaml'):
+            if not (folder / name).exists():
+                raise DataError(f'the sample in {folder} is incomplete: {name} is missing')
+        commands = yaml.safe_load((folder / 'commands.yaml').read_text(encoding='utf-8'))
+        return cls(folder / 'bag', folder / 'truth', commands)
+
+    def target(self, stamp: int, ids: list[int]) -> np.ndarray:
+        """Return the (H, W) bool truth of these instances at a stamp [ns]."""
+        path = self.truth / f'{stamp}.png'
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if labels is None:
+            raise DataError(f'no truth for the frame at {stamp} ns: {path} is missing')
+        return np.isin(labels, ids)
+
+
+def node_command(topics: dict[str, str], model: dict[str, str]) -> list[str]:
+    """Return the command line that starts the installed node with the bag's topics.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+
+    if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
+        arguments = [f'{name}:={value}' for name, value in {**topics, **model}.items()]
+        return ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py', *arguments]
+    try:
+        executable = Path(get_package_prefix('lisa_ros'), 'lib', 'lisa_ros', 'lisa_node')
+    except PackageNotFoundError:
+        executable = Path('lib/lisa_ros/lisa_node')
+    if not executable.exists():
+        raise DataError(
+            'lisa_node is not installed: run `make setup`, or colcon build and source '
+            'install/setup.bash'
+        )
+    remaps = [f'{name}:={topic}' for name, topic in topics.items()]
+    remaps = [part for remap in remaps for part in ('-r', remap)]
+    settings = [part for name, value in model.items() for part in ('-p', f'{name}:={value}')]
+    return [str(executable), '--ros-args', *remaps, *settings]
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """Run a process with its output in a file; at the end it and its children are gone."""
+    with (
+        log.open('w', encoding='utf-8') as output,
+        subprocess.Popen(  # noqa: S603  # our own node, no shell
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            for number, patience in (
+                (signal.SIGINT, 10),
+                (signal.SIGTERM, 5),
+                (signal.SIGKILL, 5),
+            ):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
+                    break
+
+
+class Asker:
+    """Sends commands to the node and waits for their answers."""
+
+    def __init__(self, process: subprocess.Popen, log: Path) -> None:
+        """Join the graph; rclpy is initialised."""
+        from rclpy.node import Node
+        from std_msgs.msg import String
+
+        from lisa_ros.msg import Segmentation
+
+        self._process, self._log = process, log
+        self.node = Node('lisa_demo')
+        self._say, self._string = self.node.create_publisher(String, '/lisa/command', 10), String
+        self._answers: list[Segmentation] = []
+        self.node.create_subscription(Segmentation, '/lisa/segmentation', self._answers.append, 10)
+
+    def wait_for_node(self) -> None:
+        """Wait until the node hears commands, which is when its model is loaded."""
+        self._wait(lambda: self._say.get_subscription_count() > 0, LOAD_TIMEOUT, 'get ready')
+        self._wait(
+            lambda: self.node.count_publishers('/lisa/segmentation') > 0, LOAD_TIMEOUT, 'get ready'
+        )
+
+    def ask(self, text: str) -> tuple[Any, float]:
+        """Return the Segmentation message that answers the command, and the seconds it took."""
+        self._answers.clear()
+        began = time.monotonic()
+        self._say.publish(self._string(data=text))
+        self._wait(
+            lambda: any(answer.query == text for answer in self._answers),
+            ANSWER_TIMEOUT,
+            f'answer {text!r}',
+        )
+        answer = next(answer for answer in self._answers if answer.query == text)
+        return answer, time.monotonic() - began
+
+    def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
+        import rclpy
+
+        until = time.monotonic() + timeout
+        while not done():
+            rclpy.spin_once(self.node, timeout_sec=0.1)
+            if self._process.poll() is not None:
+                raise DataError(f'the node ended with {self._process.returncode}: {self._tail()}')
+            if time.monotonic() > until:
+                raise DataError(f'the node did not {what} within {timeout:g} s: {self._tail()}')
+
+    def _tail(self) -> str:
+        lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()
+        return '\n'.join([f'its last words, from {self._log}:', *lines[-12:]])
+
+
+def judged(
+    sample: Sample, given: dict[str, Any], message: Any, seconds: float, image: np.ndarray | None
+) -> Answer:
+    """Compare an answer with the truth of the frame that it is about."""
+    stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+    statuses = ('', 'FOUND', 'NOT_FOUND', 'CANCELLED', 'FAILED')
+    status = statuses[message.status]
+    found = [image_to_rgb(instance.mask)[:, :, 0] > 0 for instance in message.instances]
+    iou, fault = None, ''
+    if status not in ('FOUND', 'NOT_FOUND'):
+        fault = f'{status}: {message.reason}'
+    elif given['kind'] == 'absent':
+        fault = f'{len(found)} mask(s) of a thing that is not there' if found else ''
+    else:
+        target = sample.target(stamp, given['targets'])
+        together = np.any(found, axis=0) if found else np.zeros_like(target)
+        iou = masks.iou(together, target)
+        least = LEAST_IOU.get(given['kind'], 0.0)
+        fault = f'IoU {iou:.2f} is below {least:g}' if iou < least else ''
+    picture = None
+    if image is not None:
+        labels = [f'{instance.id}  {instance.score:.2f}' for instance in message.instances]
+        shown = np.array(found, dtype=bool).reshape(-1, *image.shape[:2])
+        words = [given['text'], message.answer or message.reason]
+        picture = masks.overlay(image, shown, labels, words)
+    spoken = message.answer or message.reason
+    return Answer(given['text'], given['kind'], status, spoken, iou, seconds, fault, picture)
+
+
+def frames(bag: Path, topic: str) -> dict[int, np.ndarray]:
+    """Return the bag's colour images by stamp [ns], (H, W, 3) uint8 RGB."""
+    from lisa_ros.ros.replay import opened
+
+    found = {}
+    with opened(bag) as reader:
+        wanted = [connection for connection in reader.connections if connection.topic == topic]
+        for connection, _, data in reader.messages(wanted):
+            message = reader.deserialize(data, connection.msgtype)
+            stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            found[stamp] = image_to_rgb(message)
+    return found
+
+
+def table(answers: list[Answer]) -> str:
+    """Return the answers as text, one a line."""
+    rows = [('command', 'answer', 'status', 'IoU', 's', '')]
+    for answer in answers:
+        iou = '-' if answer.iou is None else f'{answer.iou:.2f}'
+        seconds = f'{answer.seconds:.2f}'
+        rows.append((answer.text, answer.answer, answer.status, iou, seconds, answer.fault))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        '  '.join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
+        for row in rows
+    ]
+    return '\n'.join(line.rstrip() for line in [lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def save(answers: list[Answer], out: Path) -> None:
+    """Write an overlay for each answer, the contact sheet, and the figures as JSON."""
+    shown = [answer for answer in answers if answer.picture is not None]
+    for number, answer in enumerate(shown, 1):
+        _write(out / f'{number}_{answer.kind}.png', answer.picture)
+    if shown:
+        captions = [
+            f'{answer.kind.replace("_", "-")}, {answer.status}'
+            + ('' if answer.iou is None else f', IoU {answer.iou:.2f}')
+            + f', {answer.seconds:.1f} s'
+            for answer in shown
+        ]
+        sheet = masks.contact_sheet([answer.picture for answer in shown], captions, columns=3)
+        _write(out / 'contact_sheet.png', sheet)
+    figures = [
+        {key: value for key, value in vars(answer).items() if key != 'picture'}
+        for answer in answers
+    ]
+    (out / 'answers.json').write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
+
+
+def _write(path: Path, rgb: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), rgb[:, :, ::-1]):
+        raise DataError(f'{path} cannot be written')
+
+
+def run(sample: Sample, out: Path, model: dict[str, str], rate: float) -> list[Answer]:
+    """Start the node, replay the bag, send the commands; return their answers in order."""
+    import rclpy
+
+    from lisa_ros.ros.replay import Replay, camera_topics
+
+    topics = camera_topics(sample.bag)
+    command, log = node_command(topics, model), out / 'node.log'
+    images = frames(sample.bag, topics['image'])
+    answers = []
+    _say(f'starting {Path(command[0]).name}, its log is {log} ...')
+    with running(command, log) as process:
+        rclpy.init(args=[])
+        try:
+            asker = Asker(process, log)
+            asker.wait_for_node()
+            replay = Replay(asker.node, sample.bag, rate, loop=True)
+            replay.start()
+            _say(f'replaying {sample.bag.name} in a loop: {", ".join(topics.values())}')
+            for number, given in enumerate(sample.commands, 1):
+                _say(f'{number}/{len(sample.commands)}  {given["text"]}')
+                message, seconds = asker.ask(given['text'])
+                stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+                answers.append(judged(sample, given, message, seconds, images.get(stamp)))
+            replay.stop()
+            asker.node.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+    return answers
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the demo; 0 if every command was answered as the truth expects."""
+    parser = argparse.ArgumentParser(description='A camera bag and five commands, end to end.')
+    parser.add_argument('--out', type=Path, default=Path('demo'), help='folder for the pictures')
+    parser.add_argument('--sample', type=Path, default=SAMPLE, help='bag, truth and commands')
+    parser.add_argument('--model', default='', help='another model than lisa-tabletop')
+    parser.add_argument('--device', default='', help='cpu or cuda')
+    parser.add_argument('--rate', type=float, default=1.0, help='of the replay, times real time')
+    given = parser.parse_args(args)
+    model = {name: getattr(given, name) for name in ('model', 'device') if getattr(given, name)}
+    # A graph of our own, whatever else runs on this machine and its network.
+    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        answers = run(Sample.open(given.sample), given.out, model, given.rate)
+        save(answers, given.out)
+    except LisaError as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    _say(f'\n{table(answers)}\n\npictures: {given.out}/contact_sheet.png and one for each command')
+    return 1 if any(answer.fault for answer in answers) else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

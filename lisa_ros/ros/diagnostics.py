@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /diagnostics says: model and memory, each input topic, the requests.
+
+Built by hand, since diagnostic_updater is not there in every install. Called from the executor's
+thread; only `TopicWatch.heard` runs often.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from lisa_ros.session import Counts, Session
+from lisa_ros.settings import Settings
+
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
+_SILENT = 2.0  # an input that says nothing for so long is called silent [s]
+
+
+@dataclass
+class TopicWatch:
+    """One input: how often it comes, whether anyone publishes it, what its QoS collides with."""
+
+    topic: str  # full name
+    needed: bool  # without it nothing is answered
+    incompatible: str = ''  # QoS policy that publisher and node disagree on
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))
+
+    def heard(self) -> None:
+        """Note that a message came now."""
+        self.arrivals.append(time.monotonic())
+
+    def rate(self) -> float:
+        """Return the messages a second over the last sixty of them [Hz]."""
+        if len(self.arrivals) < 2:
+            return 0.0
+        return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
+
+    def silence(self) -> float:
+        """Return the time since the last message [s], infinite before the first."""
+        return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
+
+
+def model_status(settings: Settings, loaded: bool) -> DiagnosticStatus:
+    """Return the state of the model and of the memory."""
+    values = {
+        'model': settings.model,
+        'device': settings.device,
+        'precision': settings.precision,
+        **_memory(),
+    }
+    if loaded:
+        return _status(OK, 'model', f'{settings.model} is loaded', values)
+    return _status(WARN, 'model', 'no model: the node is not configured', values)
+
+
+def topic_status(watch: TopicWatch, publishers: int) -> DiagnosticStatus:
+    """Return the state of one input that `publishers` nodes publish now."""
+    silence = watch.silence()
+    values = {
+        'rate [Hz]': f'{watch.rate() if silence < _SILENT else 0:.1f}',
+        'publishers': publishers,
+        'last message [s ago]': f'{silence:.1f}' if watch.arrivals else 'never',
+    }
+    missing = ERROR if watch.needed else OK  # depth and camera info are optional
+    name = f'input {watch.topic}'
+    if watch.incompatible and silence > _SILENT:
+        cure = f'set qos_overrides.{watch.topic}.subscription'
+        message = f'QoS of the publisher is incompatible ({watch.incompatible}): {cure}'
+        return _status(ERROR, name, message, values)
+    if publishers == 0:
+        message = 'nobody publishes it' + ('' if watch.needed else ' (optional)')
+        return _status(missing, name, message, values)
+    if silence > _SILENT:
+        return _status(WARN, name, 'there is a publisher, but no message comes', values)
+    return _status(OK, name, f'{watch.rate():.1f} Hz', values)
+
+
+def request_status(session: Session, last_seconds: float) -> DiagnosticStatus:
+    """Return the state of the requests; `last_seconds` is how long the last answer took."""
+    counts: Counts = session.counts
+    values = {
+        'commands': counts.commands,
+        'answered': counts.answered,
+        'failed': counts.failed,
+        'cancelled': counts.cancelled,
+        'superseded (dropped)': counts.superseded,
+        'without depth': counts.without_depth,
+        'images': counts.images,
+        'running for [s]': f'{session.seconds_running:.1f}',
+        'waiting for [s]': f'{session.seconds_waiting:.1f}',
+        'last answer took [s]': f'{last_seconds:.2f}',
+    }
+    if session.seconds_waiting > _SILENT and not session.seconds_running:
+        return _status(WARN, 'requests', 'a command waits for the first image', values)
+    if session.seconds_running:
+        return _status(OK, 'requests', 'answering', values)
+    return _status(OK, 'requests', 'ready', values)
+
+
+def _status(level: bytes, name: str, message: str, values: dict[str, Any]) -> DiagnosticStatus:
+    return DiagnosticStatus(
+        level=level,
+        name=f'lisa: {name}',
+        message=message,
+        hardware_id='lisa',
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+
+
+def _memory() -> dict[str, str]:
+    """Return the memory of the process and, where torch runs on a GPU, of that [MiB]."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    values = {'peak memory [MiB]': f'{peak:.0f}'}
+    torch = sys.modules.get('torch')  # not imported for this: it takes seconds
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        values['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2**20:.0f}'
+        values['GPU memory reserved [MiB]'] = f'{torch.cuda.memory_reserved() / 2**20:.0f}'
+    return values

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lisa_node`: hears images and commands, says masks and their reason. Wiring only.
+
+Threads: one executor thread runs all callbacks, and each returns at once; the model runs on the
+session's thread, which also publishes the answers (rclpy's `publish` may be called from any
+thread). Only configure takes long, since it loads the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import qos_policy_name_from_kind
+from rclpy.subscription import Subscription
+from rclpy.task import Future
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header, String
+from std_srvs.srv import Trigger
+
+from lisa_ros import masks
+from lisa_ros.conversions import (
+    camera_matrix,
+    compressed_to_rgb,
+    depth_to_metres,
+    image_fields,
+    image_to_rgb,
+)
+from lisa_ros.errors import ImageError, LisaError
+from lisa_ros.geometry import centroid
+from lisa_ros.msg import Segmentation as SegmentationMessage
+from lisa_ros.results import Dialogue, Done, Segmentation, Status
+from lisa_ros.ros import diagnostics, messages, parameters
+from lisa_ros.session import Frame, Request, Session
+from lisa_ros.settings import Settings
+
+if TYPE_CHECKING:
+    from lisa_ros.segmenter import Segmenter
+
+_SUCCESS = TransitionCallbackReturn.SUCCESS
+_THROTTLE = 5.0  # least time between two log lines of the same kind [s]
+
+
+def guarded(transition: Callable) -> Callable:
+    """Log what a transition raises: rclpy turns it into ERROR and drops the traceback."""
+
+    @functools.wraps(transition)
+    def run(self: LisaNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except LisaError as error:  # the user can mend it: one line, and the state stays
+            self.get_logger().error(f'{transition.__name__[3:]} failed: {error}')
+            return TransitionCallbackReturn.FAILURE
+        except Exception:  # noqa: BLE001  # a bug: logged whole, the node stays up unconfigured
+            self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+
+    return run
+
+
+class LisaNode(LifecycleNode):
+    """Hears `image`, `depth`, `camera_info`, `~/command`; all decisions are the Session's.
+
+    configure loads the weights (seconds to minutes), activate subscribes, deactivate cancels what
+    runs, cleanup frees the memory. Every output carries stamp and frame of the image it is about.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Make an unconfigured node named `lisa`; `start` brings it up."""
+        super().__init__('lisa', **kwargs)
+        self._lisa: Segmenter | None = None  # there while configured
+        self._session: Session | None = None  # there while active
+        self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
+        self._seconds = 0.0  # how long the last answer took
+        parameters.declare(self, lambda: self._lisa is not None)
+        self._settings = parameters.read(self)
+        self.add_post_set_parameters_callback(self._on_parameters)
+        self.create_service(Trigger, '~/reset_dialogue', self._on_reset_dialogue)
+        self.create_service(Trigger, '~/self_test', self._on_self_test)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        # A steady clock: with use_sim_time a bag that begins anew would hold a ROS timer back.
+        self.create_timer(
+            self._settings.diagnostics_period,
+            self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+    def start(self) -> None:
+        """Configure and activate, if the parameter `autostart` says so; stay up if that fails."""
+        if not self._settings.autostart:
+            self.get_logger().info('autostart is off: waiting for configure and activate')
+        elif self.trigger_configure() == _SUCCESS:
+            self.trigger_activate()
+
+    def stop(self) -> None:
+        """End what runs; for the end of the process, in whatever state the node is."""
+        if self._session:
+            self._session.close()
+
+    # Transitions
+
+    @guarded
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the weights and make the publishers."""
+        settings = self._settings = parameters.read(self)
+        self.get_logger().info(f'loading {settings.model} ...')
+        began = time.monotonic()
+        self._lisa = _load(settings)
+        create = functools.partial(self.create_lifecycle_publisher, qos_profile=10)
+        self._segmentation = create(SegmentationMessage, '~/segmentation')
+        self._mask = create(Image, '~/mask')
+        self._confidence = create(Image, '~/confidence')
+        self._overlay = create(Image, '~/overlay')
+        self._explanation = create(String, '~/explanation')
+        self.get_logger().info(f'{settings.model} loaded in {time.monotonic() - began:.1f} s')
+        return super().on_configure(state)
+
+    @guarded
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the session and hear the inputs."""
+        super().on_activate(state)  # publishers first: an answer may come at once
+        settings = self._settings
+        self._session = session = Session(
+            self._segment,
+            self._finished,
+            report=self.get_logger().error,
+            frames_kept=settings.frames_kept,
+            depth_tolerance=settings.depth_tolerance,
+            image_timeout=settings.image_timeout,
+            dialogue_turns=settings.dialogue_turns,
+        )
+        session.start()
+        if settings.image_transport == 'compressed':
+            # As image_transport names it: /compressed goes behind the name after remapping.
+            topic = self.resolve_topic_name('image') + '/compressed'
+            self._hear(CompressedImage, topic, session.offer_image, needed=True)
+        else:
+            self._hear(Image, 'image', session.offer_image, needed=True)
+        self._hear(Image, 'depth', session.offer_depth)
+        self._hear(CameraInfo, 'camera_info', session.offer_camera_info)
+        # A new subscription after the session: whoever finds it may command.
+        self._commands = self.create_subscription(String, '~/command', self._on_command, 10)
+        self.get_logger().info(
+            f'ready: images on {self._inputs[0][1].topic}, commands on {self._commands.topic_name}'
+        )
+        return _SUCCESS
+
+    @guarded
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Hear nothing more and cancel what runs."""
+        self._unhear()
+        return super().on_deactivate(state)
+
+    @guarded
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model's memory."""
+        self._release()
+        return super().on_cleanup(state)
+
+    @guarded
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End from whatever state."""
+        self._unhear()
+        self._release()
+        return super().on_shutdown(state)
+
+    @guarded
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Go back to unconfigured, so that a cure can be tried."""
+        self._unhear()
+        self._release()
+        return _SUCCESS
+
+    def _release(self) -> None:
+        if self._lisa is None:
+            return
+        self._lisa = None
+        for publisher in (
+            self._segmentation,
+            self._mask,
+            self._confidence,
+            self._overlay,
+            self._explanation,
+        ):
+            self.destroy_lifecycle_publisher(publisher)
+        gc.collect()  # the model is full of cycles
+        torch = sys.modules.get('torch')
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # back to the driver, for the other processes
+
+    # Inputs
+
+    def _hear(
+        self, kind: type, topic: str, offer: Callable[[int, Any], None], needed: bool = False
+    ) -> None:
+        """Subscribe to an input; the callback keeps the message as it is and returns."""
+        watch = diagnostics.TopicWatch(self.resolve_topic_name(topic), needed)
+
+        def keep(message: Any) -> None:
+            watch.heard()
+            offer(messages.stamp_ns(message.header), message)
+
+        def incompatible(event: Any) -> None:
+            watch.incompatible = qos_policy_name_from_kind(event.last_policy_kind)
+            self.get_logger().warning(
+                f'a publisher of {watch.topic} offers a QoS that does not fit '
+                f'({watch.incompatible}): set qos_overrides.{watch.topic}.subscription.*'
+            )
+
+        subscription = self.create_subscription(
+            kind,
+            topic,
+            keep,
+            parameters.sensor_qos(),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            qos_overriding_options=parameters.qos_overrides(),
+        )
+        self._inputs.append((subscription, watch))
+
+    def _unhear(self) -> None:
+        if self._session is None:
+            return
+        for subscription in (self._commands, *(subscription for subscription, _ in self._inputs)):
+            self.destroy_subscription(subscription)
+        self._inputs = []
+        self._session.close()
+        self._session = None
+
+    def _on_command(self, message: String) -> None:
+        self._session.command(message.data)
+
+    def _on_parameters(self, changes: list[Any]) -> None:
+        """Take over what may change while the node runs."""
+        self._settings = settings = parameters.read(self)
+        if self._session:
+            self._session.depth_tolerance = settings.depth_tolerance
+            self._session.image_timeout = settings.image_timeout
+            self._session.dialogue_turns = settings.dialogue_turns
+
+    # Services
+
+    def _on_reset_dialogue(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        if self._session:
+            self._session.reset_dialogue()
+        response.success = self._session is not None
+        response.message = 'dialogue forgotten' if response.success else 'the node is not active'
+        return response
+
+    async def _on_self_test(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        """Answer a command about a grey picture of our own, through the whole path but the topics.
+
+        The executor goes on meanwhile: the session's thread completes the future.
+        """
+        if self._session is None:
+            response.message = 'the node is not active: configure and activate it'
+            return response
+        if self._session.busy:
+            response.message = 'busy with a command: ask again when it is answered'
+            return response
+        picture = np.full((240, 320, 3), 128, np.uint8)
+        source = messages.image(Header(), image_fields(picture, 'rgb8'))
+        done = Future(executor=self.executor)
+        self._session.command('segment the mug', Frame(0, source), done)
+        result = await done
+        response.success = result.status in (Status.FOUND, Status.NOT_FOUND)
+        inputs = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for _, watch in self._inputs)
+        spoken = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
+        response.message = f'{spoken}; inputs: {inputs}'
+        return response
+
+    # Requests, on the session's thread
+
+    def _segment(self, frame: Frame, request: Request, dialogue: Dialogue) -> Segmentation:
+        self._lisa.max_new_tokens = self._settings.max_new_tokens
+        self._lisa.confidence_threshold = self._settings.confidence_threshold
+        began = time.monotonic()
+        picture = _picture(frame)
+        converted = time.monotonic() - began
+        for event in self._lisa.stream(
+            picture, request.text, dialogue=dialogue, cancel=request.cancelled
+        ):
+            if isinstance(event, Done):
+                result = event.result
+        return dataclasses.replace(result, timings={'convert': converted, **result.timings})
+
+    def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+        """Publish the end of a request; its outputs carry the header of its image."""
+        if request.tag is not None:  # the self-test waits for it; nobody else shall hear of it
+            request.tag.set_result(result)
+            return
+        self._seconds = time.monotonic() - request.since
+        header = frame.image.header if frame else Header()
+        if result.status is Status.FAILED:
+            self.get_logger().error(
+                f'{request.text!r} failed: {result.reason}', throttle_duration_sec=_THROTTLE
+            )
+        else:
+            self.get_logger().info(
+                f'{request.text!r}: {result.status.name}, {result.answer or result.reason!r} '
+                f'({self._seconds:.2f} s)'
+            )
+        centroids = self._centroids(frame, result)
+        self._segmentation.publish(messages.segmentation(header, result, centroids))
+        if result.mask_logits.shape[1:] == (0, 0):
+            return  # it ended before there was a picture
+        self._mask.publish(messages.label_image(header, result))
+        self._confidence.publish(messages.confidence_image(header, result))
+        if result.answer:
+            self._explanation.publish(String(data=result.answer))
+        if self._overlay.get_subscription_count():
+            self._overlay.publish(self._draw(header, frame, result))
+
+    def _centroids(self, frame: Frame | None, result: Segmentation) -> list[np.ndarray | None]:
+        """Return each mask's centroid, None where depth or camera info do not allow one."""
+        nowhere = [None] * len(result.masks)
+        if frame is None or frame.depth is None or frame.camera_info is None or not nowhere:
+            return nowhere
+        try:
+            depth = depth_to_metres(frame.depth)
+            intrinsics = camera_matrix(frame.camera_info)
+            return [centroid(depth, mask, intrinsics) for mask in result.masks]
+        except ImageError as error:
+            self.get_logger().warning(f'no centroid: {error}', throttle_duration_sec=_THROTTLE)
+            return nowhere
+
+    def _draw(self, header: Header, frame: Frame, result: Segmentation) -> Image:
+        labels = [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)]
+        drawn = masks.overlay(
+            _picture(frame),
+            result.masks,
+            labels,
+            [result.query, result.answer or result.reason],
+            opacity=self._settings.overlay_opacity,
+            least_width=self._settings.overlay_width,
+        )
+        return messages.image(header, image_fields(drawn, 'rgb8'))
+
+    # Diagnostics
+
+    def _publish_diagnostics(self) -> None:
+        statuses = [diagnostics.model_status(self._settings, self._lisa is not None)]
+        for subscription, watch in self._inputs:
+            publishers = self.count_publishers(subscription.topic_name)
+            statuses.append(diagnostics.topic_status(watch, publishers))
+        if self._session:
+            statuses.append(diagnostics.request_status(self._session, self._seconds))
+        array = DiagnosticArray(status=statuses)
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def _picture(frame: Frame) -> np.ndarray:
+    """Return the frame's image as RGB, (H, W, 3) uint8."""
+    compressed = isinstance(frame.image, CompressedImage)
+    return compressed_to_rgb(frame.image) if compressed else image_to_rgb(frame.image)
+
+
+def _load(settings: Settings) -> Segmenter:
+    """Load the model that the settings name, within their threads."""
+    import torch  # here, not above: torch and transformers take seconds to import, and the
+
+    from lisa_ros.segmenter import Segmenter  # node is to be seen in the graph before that
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return Segmenter.load(
+        settings.model,
+        device=settings.device,
+        precision=settings.precision,
+        vision_tower=settings.vision_tower or None,
+        template=settings.template or None,
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is told to stop."""
+    rclpy.init(args=args)
+    try:
+        node = LisaNode()
+    except ParameterException as error:
+        rclpy.logging.get_logger('lisa').fatal(str(error))
+        rclpy.try_shutdown()
+        return 1
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        node.start()
+        rclpy.spin(node)
+    node.stop()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
