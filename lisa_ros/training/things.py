@@ -48,28 +48,50 @@ _ALL = tuple(COLOURS)
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind('mug', 'holds a drink', ('something to drink from', 'what can I drink tea from')),
-        Kind('bowl', 'holds cereal or soup', ('something to eat cereal from', 'what can hold my soup')),
-        Kind('plate', 'holds a meal', ('something to serve dinner on', 'what can I put a steak on')),
-        Kind('pan', 'fries food', ('something to fry an egg in', 'what can I cook pancakes with')),
-        Kind('coffee pot', 'makes coffee', ('something to make coffee with', 'what brews an espresso')),
-        Kind('book', 'can be read', ('something to read', 'what tells a story')),
-        Kind('banana', 'is a fruit', ('some fruit', 'what would a monkey eat')),
-        Kind('scissors', 'cut paper', ('something to cut paper with', 'what can open a bag')),
-        Kind('milk', 'goes with cereal', ('something to pour on cereal', 'what comes from a cow')),
-        Kind('orange juice', 'is full of vitamins', ('something with vitamins to drink', 'what is made of oranges')),
-        Kind('ketchup', 'goes on fries', ('something to put on fries', 'what is made of tomatoes')),
-        Kind('soup can', 'is a warm meal', ('something to warm up when I am cold', 'what do I open with a can opener')),
-        Kind('butter', 'goes on toast', ('something to spread on toast', 'what melts in a hot pan')),
-        Kind('cream cheese', 'goes on a bagel', ('something to put on a bagel', 'what do I need for a cheesecake')),
-        Kind('popcorn', 'is a snack for a film', ('a snack for a film', 'what pops when it is hot')),
-        Kind('macaroni', 'is a pasta dinner', ('something to boil for dinner', 'what is made of pasta')),
-        Kind('wine bottle', 'is for a toast', ('something for a party of adults', 'what is made of grapes')),
-        Kind('ramekin', 'holds a small dessert', ('something to bake a souffle in', 'what can hold a dip')),
-        Kind('salad dressing', 'goes on a salad', ('something to put on lettuce', 'what makes a salad tasty')),
-        Kind('pudding', 'is a dessert', ('something sweet for dessert', 'what tastes of chocolate')),
-        Kind('barbecue sauce', 'goes on ribs', ('something to put on ribs', 'what do I need for a grill party')),
-        Kind('desk caddy', 'keeps a desk tidy', ('something to keep pencils in', 'what makes a desk tidy')),
+        Kind('mug', 'holds a drink', (
+            'something to drink from', 'something for my tea', 'what can I drink tea from', 'what holds a hot drink')),
+        Kind('bowl', 'holds cereal or soup', (
+            'something to eat cereal from', 'something for my soup', 'what can hold my soup', 'what do I eat cereal from')),
+        Kind('plate', 'holds a meal', (
+            'something to serve dinner on', 'something flat to eat from', 'what can I put a steak on', 'what goes under my dinner')),
+        Kind('pan', 'fries food', (
+            'something to fry an egg in', 'something to cook pancakes in', 'what can I cook pancakes with', 'what goes on the stove')),
+        Kind('coffee pot', 'makes coffee', (
+            'something to make coffee with', 'something to brew an espresso', 'what brews an espresso', 'what can make coffee')),
+        Kind('book', 'can be read', (
+            'something to read', 'something with a story', 'what tells a story', 'what can I read')),
+        Kind('banana', 'is a fruit', (
+            'some fruit', 'something a monkey would eat', 'what would a monkey eat', 'what grows on a tree')),
+        Kind('scissors', 'can cut paper', (
+            'something to cut paper with', 'something sharp', 'what can open a bag', 'what can cut paper')),
+        Kind('milk', 'goes with cereal', (
+            'something to pour on cereal', 'something that a cow gives', 'what comes from a cow', 'what do I pour on cereal')),
+        Kind('orange juice', 'is full of vitamins', (
+            'something with vitamins to drink', 'a drink from oranges', 'what is made of oranges', 'what drink has vitamins')),
+        Kind('ketchup', 'goes on fries', (
+            'something to put on fries', 'something made of tomatoes', 'what is made of tomatoes', 'what goes on fries')),
+        Kind('soup can', 'is a warm meal', (
+            'something to warm up when I am cold', 'something for a can opener', 'what do I open with a can opener', 'what meal is in a can')),
+        Kind('butter', 'goes on toast', (
+            'something to spread on toast', 'something that melts in a hot pan', 'what melts in a hot pan', 'what goes on toast')),
+        Kind('cream cheese', 'goes on a bagel', (
+            'something to put on a bagel', 'something for a cheesecake', 'what do I need for a cheesecake', 'what goes on a bagel')),
+        Kind('popcorn', 'is a snack for a film', (
+            'a snack for a film', 'something to eat at the movies', 'what pops when it is hot', 'what do I eat at the movies')),
+        Kind('macaroni', 'is a pasta dinner', (
+            'something to boil for dinner', 'some pasta', 'what is made of pasta', 'what do I boil for dinner')),
+        Kind('wine bottle', 'holds wine', (
+            'something for a party of adults', 'something made of grapes', 'what is made of grapes', 'what has a cork')),
+        Kind('ramekin', 'holds a small dessert', (
+            'something to bake a souffle in', 'something small for a dip', 'what can hold a dip', 'what can I bake a souffle in')),
+        Kind('salad dressing', 'goes on a salad', (
+            'something to put on lettuce', 'something for my salad', 'what makes a salad tasty', 'what goes on lettuce')),
+        Kind('pudding', 'is a dessert', (
+            'something sweet for dessert', 'something with chocolate', 'what tastes of chocolate', 'what is for dessert')),
+        Kind('barbecue sauce', 'goes on ribs', (
+            'something to put on ribs', 'something for a grill party', 'what do I need for a grill party', 'what goes on ribs')),
+        Kind('desk caddy', 'keeps a desk tidy', (
+            'something to keep pencils in', 'something to tidy my desk', 'what makes a desk tidy', 'what can hold pencils')),
     )
 }  # fmt: skip
 

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered scenes and drawn requests become the batches that LISA learns from.
+
+Pixels and words go through `images` and `prompts`, so that training and serving see the same.
+
+Letters: B pictures, Q conversations, T tokens, N masks, S side of SAM's square input,
+G side of its grid, K kinds.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from lisa_ros import images, prompts
+from lisa_ros.errors import DataError
+from lisa_ros.model.lisa import IGNORED, Batch, LisaConfig
+from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.training.requests import Request
+from lisa_ros.training.things import COLOURS, KINDS
+
+KIND_INDEX = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is "no thing"
+COLOUR_INDEX = {name: i + 1 for i, name in enumerate(COLOURS)}  # 0 is "no colour with a name"
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """The scenes of one split, in memory."""
+
+    colour: np.ndarray  # (n, H, W, 3) uint8 RGB
+    ids: np.ndarray  # (n, H, W) uint8, see scenes.py
+    objects: list[list[dict]]
+
+    def __len__(self) -> int:
+        """Return the number of scenes."""
+        return len(self.objects)
+
+    @classmethod
+    def load(cls, folder: Path, limit: int | None = None) -> SceneSet:
+        """Read a split's folder as scenes.py writes it.
+
+        Raises:
+            DataError: scenes.json or a picture is missing or broken; the message names it.
+        """
+        try:
+            scenes = json.loads((folder / 'scenes.json').read_text())['scenes'][:limit]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f'{folder}: no scenes here ({error}); render some with `lisa-ros scenes`'
+            ) from error
+
+        def read(scene: dict) -> tuple[np.ndarray, np.ndarray]:
+            colour = cv2.imread(str(folder / 'colour' / f'{scene["name"]}.jpg'), cv2.IMREAD_COLOR)
+            ids = cv2.imread(str(folder / 'ids' / f'{scene["name"]}.png'), cv2.IMREAD_GRAYSCALE)
+            if colour is None or ids is None:
+                raise DataError(f'{folder}: the pictures of scene {scene["name"]} are not readable')
+            return colour[..., ::-1], ids
+
+        with ThreadPoolExecutor(2) as pool:
+            pictures = list(pool.map(read, scenes))
+        return cls(
+            np.stack([colour for colour, _ in pictures]),
+            np.stack([ids for _, ids in pictures]),
+            [scene['objects'] for scene in scenes],
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch and its truth."""
+
+    batch: Batch
+    truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
+    valid: Tensor  # (B, S, S) float, 0 where the square is padding
+    kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
+    colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
+    first_words: Tensor  # (M, 2) long: (conversation, place in its row) of each answer's first token
+
+
+def augment(
+    rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture and its ids cropped, mirrored, in another light and with noise."""
+    height, width = ids.shape
+    share = rng.uniform(0.72, 1.0)
+    h, w = int(height * share), int(width * share)
+    y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    colour, ids = colour[y : y + h, x : x + w], ids[y : y + h, x : x + w]
+    if rng.random() < 0.5:
+        colour, ids = colour[:, ::-1], ids[:, ::-1]
+    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.94, 1.06, 3)  # exposure and white balance
+    values = colour.astype(np.float32) * gain + rng.uniform(-12, 12)
+    values += rng.normal(0, rng.uniform(0, 6), colour.shape)
+    colour = np.clip(values, 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:
+        colour = cv2.GaussianBlur(colour, (3, 3), 0)
+    return np.ascontiguousarray(colour), np.ascontiguousarray(ids)
+
+
+def seen(objects: list[dict], ids: np.ndarray, scale: float = 1.0) -> list[dict]:
+    """Return the objects with their areas in this view, as pixels of the whole picture."""
+    counts = np.bincount(ids.ravel(), minlength=256)
+    return [{**o, 'area': int(counts[o['id']] * scale)} for o in objects]
+
+
+def lesson(
+    config: LisaConfig,
+    tokenizer: Tokenizer,
+    clip: images.ClipRecipe,
+    views: list[tuple[np.ndarray, np.ndarray, list[dict], list[Request]]],
+) -> Lesson:
+    """Return what LISA sees and should answer, of views: colour, ids, objects and requests."""
+    side = config.sam_size
+    clip_pixels, sam_pixels, valid, kinds, colours, truth = [], [], [], [], [], []
+    rows, labels, image_index = [], [], []
+    for i, (colour, ids, objects, requests) in enumerate(views):
+        sam = images.sam_input(colour, side)
+        clip_pixels.append(images.clip_pixels(colour, clip))
+        sam_pixels.append(sam.pixels)
+        square = np.zeros((side, side), np.uint8)
+        h, w = sam.resized
+        square[:h, :w] = cv2.resize(ids, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
+        inside = np.zeros((side, side), np.float32)
+        inside[:h, :w] = 1
+        valid.append(inside)
+        table = np.zeros((2, 256), np.uint8)
+        for thing in objects:
+            table[:, thing['id']] = (
+                KIND_INDEX[thing['kind']],
+                COLOUR_INDEX.get(thing['colour'], 0),
+            )
+        kinds.append(table[0][square])
+        colours.append(table[1][square])
+        for request in requests:
+            row, label = prompts.training_ids(tokenizer, config.template, request.turns)
+            rows.append(row)
+            labels.append(label)
+            image_index.append(i)
+            truth += [np.isin(square, targets) for targets in request.targets]
+    longest = max(map(len, rows))
+    pad = tokenizer.pad_token_id
+    batch = Batch(
+        clip_pixels=torch.from_numpy(np.stack(clip_pixels)),
+        sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
+        input_ids=torch.tensor([r + [pad] * (longest - len(r)) for r in rows]),
+        labels=torch.tensor([r + [IGNORED] * (longest - len(r)) for r in labels]),
+        attention_mask=torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows]),
+        image_index=torch.tensor(image_index),
+    )
+    learnt = batch.labels != IGNORED
+    return Lesson(
+        batch,
+        torch.from_numpy(np.stack(truth).astype(np.float32))
+        if truth
+        else torch.zeros(0, side, side),
+        torch.from_numpy(np.stack(valid)),
+        torch.from_numpy(np.stack(kinds)),
+        torch.from_numpy(np.stack(colours)),
+        (learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
+    )

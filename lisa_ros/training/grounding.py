@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extra lessons for a LISA that starts from nothing, dropped once it has learnt.
+
+The original starts from CLIP, LLaMA and SAM, which know the world already. A small model that
+starts from random weights learns to talk within minutes but not to point. Four signals help; they
+have small heads of their own that are not part of the model:
+
+    pixels   SAM's features say what kind and colour each pixel is (cross-entropy)
+    words    an image token says which kinds and colours its patch shows, measured against the
+             language model's own embeddings of their names: picture and words share a space
+    pointing the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
+    presence the first word of an answer, "Sure" or "There", counts as a loss of its own
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced
+from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.training.data import Lesson
+from lisa_ros.training.losses import dice_loss, sigmoid_ce_loss
+from lisa_ros.training.things import COLOURS, KINDS
+
+FINE = 4  # pixels of a class map for each side of a cell of SAM's grid, as in its mask decoder
+
+
+class Grounding(nn.Module):
+    """The heads of the extra lessons."""
+
+    def __init__(self, config: LisaConfig, tokenizer: Tokenizer):
+        super().__init__()
+        classes = len(KINDS) + 1 + len(COLOURS) + 1
+        self.pixel_head = nn.Linear(config.out_dim, classes * FINE * FINE)
+        self.point_scale = nn.Parameter(torch.tensor(1.0))
+        self.point_bias = nn.Parameter(torch.tensor(-2.0))
+        names = [*KINDS, *COLOURS]
+        pieces = [tokenizer.encode(name) for name in names]
+        spread = torch.zeros(len(names), len(tokenizer))
+        for row, ids in zip(spread, pieces, strict=True):
+            row[ids] = 1 / len(ids)
+        self.register_buffer('names', spread)  # (names, vocabulary): a name is its pieces' mean
+        self.word_scale = nn.Parameter(torch.tensor(10.0))
+        self.word_bias = nn.Parameter(torch.full((len(names),), -3.0))
+
+    def pixels(self, embeddings: Tensor, lesson: Lesson) -> Tensor:
+        """Return the loss of telling kind and colour of each pixel from SAM's features."""
+        b, _, h, w = embeddings.shape
+        logits = self.pixel_head(embeddings.permute(0, 2, 3, 1))
+        logits = logits.view(b, h, w, FINE, FINE, -1).permute(0, 5, 1, 3, 2, 4)
+        logits = logits.reshape(b, -1, h * FINE, w * FINE).float()
+        step = lesson.kinds.shape[-1] // logits.shape[-1]
+        kinds, colours, valid = (
+            t[:, step // 2 :: step, step // 2 :: step]
+            for t in (lesson.kinds, lesson.colours, lesson.valid)
+        )
+        of_kind, of_colour = logits.split([len(KINDS) + 1, len(COLOURS) + 1], dim=1)
+        loss = F.cross_entropy(of_kind, kinds.long(), reduction='none')
+        loss = loss + 0.5 * F.cross_entropy(of_colour, colours.long(), reduction='none')
+        weight = valid * (1 + 3 * (kinds > 0))  # most of a picture is table
+        return (loss * weight).sum() / weight.sum()
+
+    def words(self, lisa: LISA, tokens: Tensor, lesson: Lesson) -> Tensor:
+        """Return the loss of naming what each image token's patch shows."""
+        names = self.names @ lisa.llm.get_input_embeddings().weight  # (names, D)
+        likeness = F.normalize(tokens.float(), dim=-1) @ F.normalize(names, dim=-1).T
+        logits = likeness * self.word_scale + self.word_bias
+        side = int(tokens.shape[1] ** 0.5)
+        shares = []
+        for classes, count in ((lesson.kinds, len(KINDS)), (lesson.colours, len(COLOURS))):
+            seen = F.one_hot(classes.long(), count + 1)[..., 1:].permute(0, 3, 1, 2).float()
+            # CLIP sees the whole picture squeezed to a square: leave the padding out
+            rows = int(lesson.valid[0, :, 0].sum())
+            columns = int(lesson.valid[0, 0].sum())
+            shares.append(F.adaptive_avg_pool2d(seen[..., :rows, :columns], side))
+        share = torch.cat(shares, dim=1).flatten(2).transpose(1, 2)  # (B, P, names)
+        target = (share / 0.2).clamp(max=1)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(-1).mean()
+
+    def pointing(self, out: TeacherForced, lesson: Lesson) -> Tensor:
+        """Return the loss of finding the mask by the prompt's dot product with the features."""
+        prompts = torch.cat(out.seg_prompts)
+        if len(prompts) == 0:
+            return prompts.sum()
+        images = lesson.batch.image_index[out.seg_query]
+        features = out.image_embeddings[images].float()
+        logits = torch.einsum('nc,nchw->nhw', prompts.float(), features)
+        logits = logits * self.point_scale / prompts.shape[1] ** 0.5 + self.point_bias
+        coarse = F.adaptive_avg_pool2d(lesson.truth, logits.shape[-2:])
+        bce = F.binary_cross_entropy_with_logits(
+            logits, coarse, pos_weight=torch.tensor(4.0, device=logits.device)
+        )
+        return bce + dice_loss(logits, coarse, len(coarse))
+
+    def presence(self, lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Return the loss of the answers' first words, and the share that is right."""
+        rows, places = lesson.first_words.unbind(1)
+        labels = lesson.batch.labels[rows, places]
+        before = places - 1 + out.clip_tokens.shape[1] - 1  # the state that predicts it
+        logits = lisa.llm.lm_head(out.llm_states[rows, before]).float()
+        return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
+
+
+def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """Return the paper's BCE and Dice of the masks, on the pixels of SAM's square but its padding.
+
+    All pictures of a batch have one shape here, so one crop serves them all.
+    """
+    count = len(lesson.truth)
+    if count == 0:
+        return out.mask_logits.sum(), out.mask_logits.sum()
+    rows, columns = int(lesson.valid[0, :, 0].sum()), int(lesson.valid[0, 0].sum())
+    logits = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns))
+    truth = lesson.truth[:, :rows, :columns]
+    return sigmoid_ce_loss(logits, truth, count), dice_loss(logits, truth, count)
