@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from golden import SIZES, arrays, case_id, cases, of_case, segmenter, texts
+
+from lisa_ros.errors import QueryError, SettingsError
+from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
+from lisa_ros.prompts import TEMPLATES, prompt_ids, readable, training_ids
+from lisa_ros.results import Dialogue, Turn
+
+ONE_TURN = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .'),))
+TOKENS_TYPED = ('SEG_typed_by_the_user', 'odd_text')
+ORDINARY = [(size, case) for size, case in cases(256) if case['kind'] not in TOKENS_TYPED]
+
+
+@pytest.fixture
+def tokenizer():
+    return segmenter(256).tokenizer
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(('size', 'case'), cases(), ids=case_id)
+def test_prompts_have_the_originals_ids(size, case):
+    ids = prompt_ids(
+        segmenter(size).tokenizer, case['template'], case['prompt'], typed_specials=True
+    )
+    assert ids == of_case(size, case, 'input_ids').tolist()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(('size', 'case'), ORDINARY, ids=case_id)
+def test_ordinary_text_has_the_same_ids_when_typed_tokens_are_text(size, case, tokenizer):
+    ids = prompt_ids(tokenizer, case['template'], case['prompt'])
+    assert ids == of_case(size, case, 'input_ids').tolist()
+
+
+def question_and_answer(conversation: str, template: str) -> Turn:
+    middle, end = (' ASSISTANT: ', '</s>') if template == 'llava_v1' else (' [/INST] ', ' </s>')
+    query, answer = conversation.split('<im_end>\n')[1].split(middle)
+    return Turn(query, answer.removesuffix(end))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('index', range(3))
+def test_training_batches_are_the_originals(size, index):
+    batch = texts(size)['train'][index]
+    ids, labels = (
+        arrays(size)[f'train_{batch["tag"]}_{name}'].tolist() for name in ('input_ids', 'labels')
+    )
+    pad = segmenter(size).tokenizer.pad_token_id
+    for row, conversation in enumerate(batch['conversations']):
+        turn = question_and_answer(conversation, batch['template'])
+        ours, learnt = training_ids(segmenter(size).tokenizer, batch['template'], [turn])
+        padding = len(ids[row]) - len(ours)
+        assert ours + padding * [pad] == ids[row]
+        assert learnt + padding * [IGNORED] == labels[row]
+
+
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_of_a_dialogue_every_answer_is_learnt_and_nothing_else(template, tokenizer):
+    turns = [*ONE_TURN.turns, Turn('And the spoon?', 'It is [SEG].')]
+    ids, labels = training_ids(tokenizer, template, turns)
+    learnt = [label for label in labels if label != IGNORED]
+    assert all(label in (IGNORED, index) for label, index in zip(labels, ids, strict=True))
+    answers = 'Sure, [SEG] . </s>It is [SEG] . </s>'
+    assert tokenizer.decode(learnt).replace('  ', ' ').replace(' </s>', '</s>') == (
+        answers.replace(' </s>', '</s>')
+    )
+    assert training_ids(tokenizer, template, turns, max_length=20) == (ids[:20], labels[:20])
+
+
+@pytest.mark.parametrize(
+    ('template', 'text'),
+    [
+        ('llava_v1', 'ASSISTANT: Sure, [SEG]  .</s>USER: And the spoon? ASSISTANT:'),
+        ('llava_llama_2', '[/INST] Sure, [SEG]  . </s><s>[INST] And the spoon? [/INST]'),
+        ('plain', 'ASSISTANT: Sure, [SEG]  .</s>USER: And the spoon? ASSISTANT:'),
+    ],
+)
+def test_earlier_turns_are_written_as_the_original_writes_them(template, text, tokenizer):
+    ids = prompt_ids(tokenizer, template, 'And the spoon?', ONE_TURN)
+    assert ids.count(IMAGE_TOKEN) == 1
+    assert tokenizer.decode([index for index in ids if index >= 0]).endswith(text)
+
+
+def test_the_next_prompt_begins_with_what_was_learnt(tokenizer):
+    ids, _ = training_ids(tokenizer, 'llava_v1', ONE_TURN.turns)
+    assert prompt_ids(tokenizer, 'llava_v1', 'And?', ONE_TURN)[: len(ids)] == ids
+
+
+@pytest.mark.parametrize('typed', ['[SEG]', '</s>', '<image>', '<im_start>'])
+def test_tokens_typed_by_the_user_are_text(typed, tokenizer):
+    ids = prompt_ids(tokenizer, 'llava_v1', f'what is {typed} here')
+    plain = prompt_ids(tokenizer, 'llava_v1', 'what is x here')
+    special = {IMAGE_TOKEN, 0, 1, 2, 704, 705, 706}
+    assert [i for i in ids if i in special] == [i for i in plain if i in special]
+    assert typed in tokenizer.decode([index for index in ids if index >= 0])
+
+
+def test_an_image_token_typed_as_a_token_is_refused(tokenizer):
+    with pytest.raises(QueryError, match='leave <image> out'):
+        prompt_ids(tokenizer, 'llava_v1', 'what is <image>', typed_specials=True)
+
+
+@pytest.mark.parametrize('text', ['', '  \n\t'])
+def test_an_empty_command_is_refused(text, tokenizer):
+    with pytest.raises(QueryError, match='command is empty'):
+        prompt_ids(tokenizer, 'llava_v1', text)
+
+
+@pytest.mark.parametrize(('dialogue', 'cure'), [(None, 'shorten'), (ONE_TURN, 'new dialogue')])
+def test_a_prompt_that_is_too_long_is_refused_with_the_cure(dialogue, cure, tokenizer):
+    with pytest.raises(QueryError, match=f'at most 30 fit.*{cure}'):
+        prompt_ids(tokenizer, 'llava_v1', 'where is it', dialogue, max_length=30)
+
+
+def test_an_unknown_template_is_named(tokenizer):
+    with pytest.raises(SettingsError, match=r"'alpaca'.*llava_v1"):
+        prompt_ids(tokenizer, 'alpaca', 'where is it')
+
+
+@pytest.mark.parametrize(
+    ('raw', 'people'),
+    [
+        ('Sure, [SEG] .', 'Sure.'),
+        ('Sure, [SEG] . The mug holds a drink.', 'Sure. The mug holds a drink.'),
+        ('Sure, [SEG] , [SEG] and [SEG] .', 'Sure.'),
+        ('It is [SEG] . A spoon stirs.', 'It is here. A spoon stirs.'),
+        ('They are [SEG] and [SEG] .', 'They are here.'),
+        ('[SEG] . The eyes are green.', 'The eyes are green.'),
+        ('[SEG] and [SEG] .', 'Here.'),
+        (' There is no mug.', 'There is no mug.'),
+        ('', ''),
+    ],
+)
+def test_an_answer_for_people_has_no_seg(raw, people):
+    assert readable(raw) == people
