@@ -18,6 +18,7 @@ setup(
     package_data={'lisa_ros': ['weights/**/*', 'samples/**/*']},
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
     install_requires=[
+        'huggingface_hub>=1',
         'numpy>=1.26',
         'opencv-python-headless>=4.8',
         'pillow>=10',
@@ -30,8 +31,8 @@ setup(
         'transformers>=5.20,<6',
     ],
     extras_require={
-        'train': ['mujoco>=3', 'trimesh>=4'],  # lisa-ros scenes, lisa-ros train
-        'gpu': ['accelerate>=1', 'bitsandbytes>=0.44'],  # precision int8 and nf4
+        'train': ['mujoco>=3', 'pymeshlab>=2023'],  # lisa-ros scenes, lisa-ros train
+        'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
         'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package as installed: one version, imports declared, messages and executable found."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import lisa_ros
+
+ROOT = Path(__file__).parents[1]
+WHEELS = {'PIL': 'pillow', 'cv2': 'opencv-python-headless', 'yaml': 'pyyaml'}  # by import name
+
+
+@pytest.fixture(scope='module')
+def package():
+    return ET.parse(ROOT / 'package.xml').getroot()  # noqa: S314  our own file
+
+
+@pytest.fixture(scope='module')
+def setup():
+    """The arguments of setup.py's call that are literals."""
+    tree = ast.parse((ROOT / 'setup.py').read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    call = next(c for c in calls if getattr(c.func, 'id', '') == 'setup')
+    literals = (ast.List, ast.Dict, ast.Constant)
+    return {
+        k.arg: ast.literal_eval(k.value) for k in call.keywords if isinstance(k.value, literals)
+    }
+
+
+def in_env(command, **variables):
+    """What a command prints outside the checkout, in a bare environment with .ci/env.sh."""
+    clean = {k: os.environ[k] for k in ('HOME', 'PATH') if k in os.environ}
+    script = f'source {ROOT}/.ci/env.sh && cd / && exec "$@"'
+    done = subprocess.run(
+        ['bash', '-c', script, '-', *command],
+        env=clean | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported(folder):
+    for path in sorted(folder.rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name.split('.')[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield path, node.module.split('.')[0]
+
+
+def test_one_version(package):
+    assert package.findtext('version') == lisa_ros.__version__
+    setup = [sys.executable, 'setup.py', '--version']
+    said = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split()[-1] == lisa_ros.__version__
+
+
+def test_the_changelog_knows_the_version():
+    titles = re.findall(r'^(.+)\n-+$', (ROOT / 'CHANGELOG.rst').read_text(), re.MULTILINE)
+    released = [title.split()[0] for title in titles if title != 'Forthcoming']
+    assert titles
+    assert released[:1] in ([], [lisa_ros.__version__])  # the first release is still to come
+
+
+def test_the_manifest_says_what_it_must(package):
+    assert package.get('format') == '3'
+    assert package.findtext('name') == 'lisa_ros'
+    assert package.findtext('license') == 'Apache-2.0'
+    assert package.findtext('export/build_type') == 'ament_cmake'
+    assert package.findtext('member_of_group') == 'rosidl_interface_packages'
+
+
+def test_every_import_is_declared(package, setup):
+    ros = {e.text for e in package if e.tag in ('depend', 'exec_depend')}
+    wheels = sum(setup['extras_require'].values(), setup['install_requires'])
+    wheels = {re.split('[<>=]', wheel)[0].lower() for wheel in wheels}
+    known = sys.stdlib_module_names | {'lisa_ros'}
+    for folder in ('lisa_ros', 'launch'):
+        for path, name in imported(ROOT / folder):
+            declared = name in known or name in ros or WHEELS.get(name, name).lower() in wheels
+            assert declared, f'{path.relative_to(ROOT)} imports {name}, which nothing declares'
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('first', ['', str(ROOT)], ids=['installed', 'source-first'])
+def test_messages_import(first):
+    code = (
+        'import sys; sys.path[:0] = filter(None, sys.argv[1:]); import lisa_ros.session; '
+        'from lisa_ros.msg import Segmentation as Message; '
+        'print(lisa_ros.__file__, type(Message().header).__name__)'
+    )
+    path, header = in_env(['python', '-c', code, first]).split()
+    assert header == 'Header'
+    assert Path(path).is_relative_to(first or ROOT / 'install')
+
+
+@pytest.mark.ros
+def test_the_node_is_installed():
+    installed = ROOT / 'install/lisa_ros'
+    assert os.access(installed / 'lib/lisa_ros/lisa_node', os.X_OK), 'run `make setup`'
+    assert (installed / 'share/lisa_ros/launch/lisa.launch.py').is_file()
+    assert (installed / 'share/lisa_ros/config/lisa.yaml').is_file()
+    in_env(['python', '-c', 'from lisa_ros.ros.node import main'])
+
+
+@pytest.mark.ros
+def test_a_sourced_ros_stays_outside():
+    """What most people have in their .bashrc must not reach the wheels."""
+    code = (
+        'import os, rclpy; print(os.environ["PATH"], os.environ.get("PYTHONPATH"), rclpy.__file__)'
+    )
+    sourced = {
+        'ROS_DISTRO': 'jazzy',
+        'PATH': '/opt/ros/jazzy/bin:' + os.environ['PATH'],
+        'PYTHONPATH': '/opt/ros/jazzy/lib/python3.12/site-packages',
+        'AMENT_PREFIX_PATH': '/opt/ros/jazzy',
+    }
+    said = in_env(['python', '-c', code], **sourced)
+    assert '/opt/ros' not in said
