@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from lisa_ros.segmenter import Segmenter
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
-_THROTTLE = 5.0  # least time between two log lines of the same kind [s]
+_THROTTLE = 5.0  # least time between two equal log lines [s]
 
 
 def guarded(transition: Callable) -> Callable:
@@ -87,6 +87,7 @@ class LisaNode(LifecycleNode):
         self._session: Session | None = None  # there while active
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
         self._seconds = 0.0  # how long the last answer took
+        self._complaints: dict[str, float] = {}  # lines said lately, and when [s, monotonic]
         parameters.declare(self, lambda: self._lisa is not None)
         self._settings = parameters.read(self)
         self.add_post_set_parameters_callback(self._on_parameters)
@@ -310,9 +311,7 @@ class LisaNode(LifecycleNode):
         self._seconds = time.monotonic() - request.since
         header = frame.image.header if frame else Header()
         if result.status is Status.FAILED:
-            self.get_logger().error(
-                f'{request.text!r} failed: {result.reason}', throttle_duration_sec=_THROTTLE
-            )
+            self._complain(f'{request.text!r} failed: {result.reason}')
         else:
             self.get_logger().info(
                 f'{request.text!r}: {result.status.name}, {result.answer or result.reason!r} '
@@ -339,8 +338,16 @@ class LisaNode(LifecycleNode):
             intrinsics = camera_matrix(frame.camera_info)
             return [centroid(depth, mask, intrinsics) for mask in result.masks]
         except ImageError as error:
-            self.get_logger().warning(f'no centroid: {error}', throttle_duration_sec=_THROTTLE)
+            self._complain(f'no centroid: {error}')
             return nowhere
+
+    def _complain(self, line: str) -> None:
+        """Log a line, the same one only every few seconds (rclpy would hide others, too)."""
+        now = time.monotonic()
+        if now - self._complaints.get(line, -_THROTTLE) >= _THROTTLE:
+            recent = {said: at for said, at in self._complaints.items() if now - at < _THROTTLE}
+            self._complaints = {**recent, line: now}
+            self.get_logger().error(line)
 
     def _draw(self, header: Header, frame: Frame, result: Segmentation) -> Image:
         labels = [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)]

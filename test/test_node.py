@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as users run it: its own process, real rclpy, real DDS, a real (toy-size) LISA."""
+
+import array
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from lisa_ros.msg import Segmentation
+from rcl_interfaces.srv import DescribeParameters
+from ros_graph import MODEL, START, NodeProcess, Peer, image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from lisa_ros.settings import Settings, about
+
+pytestmark = pytest.mark.ros
+
+PICTURE = np.random.default_rng(1).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+ASK = 'Where is the cup? Please segment it.'  # this toy model answers it with masks
+STAMP = (7, 5)
+
+
+@pytest.fixture(scope='module')
+def lisa(tmp_path_factory):
+    """An active node for most of the tests."""
+    log = tmp_path_factory.mktemp('node') / 'node.log'
+    process = NodeProcess(log, {**MODEL, 'diagnostics_period': 0.2, 'image_timeout': 2.0})
+    yield process
+    assert process.stop() == 0, process.said()
+    assert 'Traceback' not in process.said(), process.said()
+
+
+@pytest.fixture(scope='module')
+def tester(lisa):
+    someone = Peer()
+    someone.wait_until_active(lisa)
+    yield someone
+    someone.close()
+
+
+def header_of(message):
+    stamp = message.header.stamp
+    return (stamp.sec, stamp.nanosec), message.header.frame_id
+
+
+def test_a_command_before_any_image_fails_in_time_and_says_what_is_missing(tester):
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FAILED
+    assert 'no image within 2 s' in answer.reason
+
+
+def test_a_command_is_answered_about_the_image_with_its_stamp_and_frame(tester):
+    tester.show(image(PICTURE))
+    for messages in tester.heard.values():
+        messages.clear()
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FOUND
+    assert header_of(answer) == (STAMP, 'camera_optical')
+    assert (answer.query, answer.reason) == (ASK, '')
+    assert '[SEG]' in answer.answer_raw
+    assert '[SEG]' not in answer.answer
+    assert answer.stages[0] == 'convert'
+    assert len(answer.seconds) == len(answer.stages)
+    tester.wait(lambda: tester.heard['mask'] and tester.heard['confidence'])
+    for topic in ('mask', 'confidence'):
+        got = tester.heard[topic][-1]
+        assert header_of(got) == (STAMP, 'camera_optical')
+        assert (got.encoding, got.height, got.width) == ('mono8', 120, 160)
+    tester.wait(lambda: tester.heard['explanation'])
+    assert tester.heard['explanation'][-1].data == answer.answer
+    for number, instance in enumerate(answer.instances, 1):
+        mask = np.frombuffer(instance.mask.data, np.uint8).reshape(120, 160)
+        assert instance.id == number
+        assert instance.area == (mask == 255).sum()
+        assert header_of(instance.mask) == (STAMP, 'camera_optical')
+        assert math.isnan(instance.centroid.x)  # nobody publishes depth yet
+
+
+def test_the_centroid_comes_from_the_depth_at_the_same_stamp(tester):
+    stamp = (9, 0)
+    depth = np.full((120, 160), 2000, np.uint16)
+    info = CameraInfo(width=160, height=120, k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
+    info.header.stamp.sec = 9
+    tester.infos.publish(info)
+    tester.depths.publish(image(depth, '16UC1', stamp, big=True, padding=6))
+    tester.show(image(PICTURE, stamp=stamp))
+    (answer,) = tester.ask(ASK)
+    filled = [instance for instance in answer.instances if instance.area]
+    assert filled
+    for instance in filled:
+        v, u = np.nonzero(np.frombuffer(instance.mask.data, np.uint8).reshape(120, 160))
+        assert instance.centroid.z == pytest.approx(2.0)
+        assert instance.centroid.x == pytest.approx((u.mean() - 80) / 100 * 2, abs=1e-6)
+        assert instance.centroid.y == pytest.approx((v.mean() - 60) / 100 * 2, abs=1e-6)
+
+
+def test_depth_of_another_size_costs_the_centroid_and_nothing_else(lisa, tester):
+    stamp = (10, 0)
+    info = CameraInfo(k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
+    info.header.stamp.sec = 10
+    tester.infos.publish(info)
+    tester.depths.publish(image(np.ones((60, 80), np.float32), '32FC1', stamp))
+    tester.show(image(PICTURE, stamp=stamp))
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FOUND
+    assert math.isnan(answer.instances[0].centroid.z)
+    assert 'depth is 80 x 60 pixels, the image 160 x 120' in lisa.said()
+
+
+def test_two_quick_commands_are_both_answered(tester):
+    tester.show(image(PICTURE))
+    answers = tester.ask(ASK, 'segment the second thing')
+    assert [answer.query for answer in answers] == [ASK, 'segment the second thing']
+
+
+def test_a_bad_encoding_is_named_and_the_next_image_is_answered(lisa, tester):
+    tester.show(image(PICTURE, 'rgb9', stamp=(11, 0)))
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FAILED
+    assert "'rgb9' is not supported" in answer.reason
+    assert header_of(answer)[0] == (11, 0)
+    tester.show(image(PICTURE, stamp=(12, 0)))
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FOUND
+    assert "'rgb9' is not supported" in lisa.said()
+
+
+def test_an_empty_command_fails_with_a_reason(tester):
+    (answer,) = tester.ask('  ')
+    assert answer.status == Segmentation.FAILED
+    assert 'empty' in answer.reason
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'encoding'),
+    [
+        (PICTURE, 'bgr8'),
+        (PICTURE[:, :, 0], 'mono8'),
+        (PICTURE[:, :, 0], 'bayer_rggb8'),
+        (PICTURE[:, :, :2], 'yuv422'),
+        (PICTURE[:, :, 0].astype(np.uint16) * 256, 'mono16'),
+        (PICTURE[:, :, 0].astype(np.float32), '32FC1'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_padded_big_endian_images_are_answered(tester, pixels, encoding):
+    tester.show(image(pixels, encoding, padding=5, big=True))
+    (answer,) = tester.ask(ASK)
+    assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
+
+
+def test_time_may_jump_back(tester):
+    tester.show(image(PICTURE, stamp=(1000, 0)))
+    tester.show(image(PICTURE, stamp=(2, 0)))
+    (answer,) = tester.ask(ASK)
+    assert header_of(answer)[0] == (2, 0)
+
+
+def test_parameters_are_described_as_the_settings_say(tester):
+    fields = dataclasses.fields(Settings)
+    names = [field.name for field in fields]
+    described = tester.call(DescribeParameters, 'describe_parameters', names=names).descriptors
+    for field, got in zip(fields, described, strict=True):
+        known = about(field)
+        assert (got.name, got.description) == (field.name, known.sentence)
+        assert got.read_only == known.read_only
+        ranges = [*got.integer_range, *got.floating_point_range]
+        assert [(r.from_value, r.to_value) for r in ranges] == (
+            [] if known.low is None else [(known.low, known.high)]
+        )
+
+
+def test_what_is_read_on_configure_is_refused_while_configured(tester):
+    (result,) = tester.set(precision='bf16')
+    assert not result.successful
+    assert 'precision is read on configure: clean the node up first' in result.reason
+    (result,) = tester.set(confidence_threshold=2.0)
+    assert not result.successful
+
+
+def test_the_threshold_works_at_once(tester):
+    tester.show(image(PICTURE))
+    assert tester.set(confidence_threshold=1.0)[0].successful
+    (answer,) = tester.ask(ASK)
+    assert (answer.status, len(answer.instances)) == (Segmentation.NOT_FOUND, 0)
+    assert tester.set(confidence_threshold=0.0)[0].successful
+    (answer,) = tester.ask(ASK)
+    assert answer.status == Segmentation.FOUND
+
+
+def test_the_dialogue_can_be_reset(tester):
+    response = tester.call(Trigger, 'reset_dialogue')
+    assert (response.success, response.message) == (True, 'dialogue forgotten')
+
+
+def test_the_self_test_runs_the_model_and_disturbs_nobody(tester):
+    tester.heard['segmentation'].clear()
+    response = tester.call(Trigger, 'self_test')
+    assert response.success, response.message
+    assert 'the model answers in' in response.message
+    assert tester.heard['segmentation'] == []
+
+
+def test_the_overlay_is_drawn_for_those_who_look(tester):
+    seen = tester.listen('/lisa/overlay', Image, 'overlay')
+    tester.wait(lambda: tester.node.count_publishers('/lisa/overlay'), START)
+    tester.settle(1.0)
+    tester.show(image(PICTURE, stamp=STAMP))
+    tester.ask(ASK)
+    tester.wait(lambda: tester.heard['overlay'])
+    drawn = tester.heard['overlay'][0]
+    assert header_of(drawn) == (STAMP, 'camera_optical')
+    assert (drawn.encoding, drawn.width) == ('rgb8', 640)
+    tester.node.destroy_subscription(seen)
+
+
+def test_diagnostics_tell_the_model_the_inputs_and_the_requests(tester):
+    tester.heard['diagnostics'].clear()
+    for _ in range(5):
+        tester.show(image(PICTURE), settle=False)
+        tester.settle(0.1)
+    statuses = {s.name: s for s in tester.heard['diagnostics'][-1].status}
+    assert statuses['lisa: input /image'].level == DiagnosticStatus.OK
+    assert statuses['lisa: model'].level == DiagnosticStatus.OK
+    values = {v.key: v.value for v in statuses['lisa: requests'].values}
+    assert int(values['answered']) > 0
+    assert int(values['failed']) > 0
+
+
+def test_the_life_cycle_frees_and_loads_again(tester):
+    assert tester.state() == 'active'
+    assert tester.change('deactivate')
+    tester.wait(lambda: tester.commands.get_subscription_count() == 0)
+    assert tester.change('cleanup')
+    assert tester.state() == 'unconfigured'
+    assert not tester.call(Trigger, 'self_test').success
+    assert tester.set(max_new_tokens=40, precision='fp32')[1].successful
+    assert tester.change('configure')
+    assert tester.change('activate')
+    tester.wait(lambda: tester.images.get_subscription_count() == 1)
+    tester.show(image(PICTURE, stamp=(20, 0)))
+    (answer,) = tester.ask(ASK)
+    assert header_of(answer)[0] == (20, 0)
+
+
+# A second node: in a namespace, with a model that is not there, compressed images, other QoS.
+
+COMPRESSED = '/robot/image/compressed'
+
+
+@pytest.fixture(scope='module')
+def lost(tmp_path_factory):
+    log = tmp_path_factory.mktemp('lost') / 'node.log'
+    parameters = {
+        **MODEL,
+        'model': '/nowhere/lisa',
+        'image_transport': 'compressed',
+        'diagnostics_period': 0.2,
+        f'qos_overrides.{COMPRESSED}.subscription.reliability': 'reliable',
+    }
+    process = NodeProcess(log, parameters, '-r', '__ns:=/robot')
+    yield process
+    assert process.stop() == 0, process.said()
+    assert 'Traceback' not in process.said(), process.said()
+
+
+@pytest.fixture(scope='module')
+def robot(lost):
+    someone = Peer('/robot')
+    yield someone
+    someone.close()
+
+
+def test_a_wrong_model_path_is_one_line_and_the_node_stays_up(lost, robot):
+    assert robot.state() == 'unconfigured'
+    lines = [line for line in lost.said().splitlines() if '[ERROR]' in line]
+    assert len(lines) == 1
+    assert 'configure failed' in lines[0]
+    assert '/nowhere/lisa' in lines[0]
+
+
+def test_the_right_path_can_be_set_and_configured(lost, robot):
+    assert not robot.change('configure')
+    assert robot.set(model=str(MODEL['model']))[0].successful
+    assert robot.change('configure')
+    assert robot.change('activate')
+    assert robot.state() == 'active'
+
+
+def test_a_quality_of_service_that_does_not_fit_is_named(lost, robot):
+    from rclpy.qos import qos_profile_sensor_data
+
+    publisher = robot.node.create_publisher(CompressedImage, COMPRESSED, qos_profile_sensor_data)
+    robot.wait(lambda: 'does not fit' in lost.said(), what='the warning')
+    assert f'qos_overrides.{COMPRESSED}.subscription' in lost.said()
+
+    def reported():
+        statuses = [s for array in robot.heard['diagnostics'] for s in array.status]
+        return any('QoS of the publisher is incompatible' in s.message for s in statuses)
+
+    robot.wait(reported, what='the diagnostic')
+    robot.node.destroy_publisher(publisher)
+
+
+def test_compressed_images_are_answered(robot):
+    publisher = robot.node.create_publisher(CompressedImage, COMPRESSED, 10)
+    robot.wait(publisher.get_subscription_count)
+    message = CompressedImage(format='jpeg')
+    message.data = array.array('B', cv2.imencode('.jpg', PICTURE)[1].tobytes())
+    message.header.stamp.sec, message.header.frame_id = 33, 'camera_optical'
+    publisher.publish(message)
+    robot.settle()
+    (answer,) = robot.ask(ASK)
+    assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
+    assert header_of(answer) == ((33, 0), 'camera_optical')
