@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -583,7 +583,7 @@ def check_keys(
 
 def _fill(
     config: LisaConfig,
-    sources: list[tuple[_Files, object]],
+    sources: list[tuple[_Files, Callable[[str], str | None]]],
     device: str | torch.device,
     precision: str,
     where: Path,
