@@ -280,7 +280,8 @@ def robot(lost):
 
 
 def test_a_wrong_model_path_is_one_line_and_the_node_stays_up(lost, robot):
-    assert robot.state() == 'unconfigured'
+    robot.wait(lambda: 'failed' in lost.said(), START, 'the error')
+    robot.wait(lambda: robot.state() == 'unconfigured')
     lines = [line for line in lost.said().splitlines() if '[ERROR]' in line]
     assert len(lines) == 1
     assert 'configure failed' in lines[0]

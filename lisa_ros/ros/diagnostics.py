@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What /diagnostics says: model and memory, each input topic, the requests.
 
-Built by hand, since diagnostic_updater is not there in every install. Called from the executor's
-thread; only `TopicWatch.heard` runs often.
+Built by hand, since diagnostic_updater is not there in every install. `TopicWatch.heard` is called
+for every message, the rest once a period, on other threads.
 """
 
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ def model_status(settings: Settings, loaded: bool) -> DiagnosticStatus:
         'model': settings.model,
         'device': settings.device,
         'precision': settings.precision,
-        **_memory(),
+        **_memory(loaded),
     }
     if loaded:
         return _status(OK, 'model', f'{settings.model} is loaded', values)
@@ -119,12 +118,14 @@ def _status(level: bytes, name: str, message: str, values: dict[str, Any]) -> Di
     )
 
 
-def _memory() -> dict[str, str]:
-    """Return the memory of the process and, where torch runs on a GPU, of that [MiB]."""
+def _memory(loaded: bool) -> dict[str, str]:
+    """Return the memory of the process and, where the model uses a GPU, of that [MiB]."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     values = {'peak memory [MiB]': f'{peak:.0f}'}
-    torch = sys.modules.get('torch')  # not imported for this: it takes seconds
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        values['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2**20:.0f}'
-        values['GPU memory reserved [MiB]'] = f'{torch.cuda.memory_reserved() / 2**20:.0f}'
+    if loaded:  # before that, another thread may be in the middle of importing torch
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            values['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2**20:.0f}'
+            values['GPU memory reserved [MiB]'] = f'{torch.cuda.memory_reserved() / 2**20:.0f}'
     return values

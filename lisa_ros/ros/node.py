@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lisa_node`: hears images and commands, says masks and their reason. Wiring only.
 
-Threads: one executor thread runs all callbacks, and each returns at once; the model runs on the
-session's thread, which also publishes the answers (rclpy's `publish` may be called from any
-thread). Only configure takes long, since it loads the weights.
+Threads: the executor's. Inputs, parameters, transitions and the reset share one callback group,
+so that none of them meets another, and return at once but for configure, which loads the weights.
+Autostart, self-test and diagnostics have groups of their own, so that a long one holds nobody up.
+The model runs on the session's thread, which also publishes the answers (rclpy's `publish` may be
+called from any thread).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import queue
 import sys
 import time
 import traceback
@@ -21,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import qos_policy_name_from_kind
 from rclpy.subscription import Subscription
-from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from lisa_ros.segmenter import Segmenter
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
+# For timers: with use_sim_time, a bag that begins anew or is paused would hold a ROS timer back.
+_STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 _THROTTLE = 5.0  # least time between two equal log lines [s]
 
 
@@ -76,12 +81,13 @@ def guarded(transition: Callable) -> Callable:
 class LisaNode(LifecycleNode):
     """Hears `image`, `depth`, `camera_info`, `~/command`; all decisions are the Session's.
 
-    configure loads the weights (seconds to minutes), activate subscribes, deactivate cancels what
-    runs, cleanup frees the memory. Every output carries stamp and frame of the image it is about.
+    It starts itself as soon as it is spun, unless `autostart` is off. configure loads the weights
+    (seconds to minutes), activate subscribes, deactivate cancels what runs, cleanup frees the
+    memory. Every output carries stamp and frame of the image it is about.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Make an unconfigured node named `lisa`; `start` brings it up."""
+        """Make an unconfigured node named `lisa`."""
         super().__init__('lisa', **kwargs)
         self._lisa: Segmenter | None = None  # there while configured
         self._session: Session | None = None  # there while active
@@ -92,17 +98,26 @@ class LisaNode(LifecycleNode):
         self._settings = parameters.read(self)
         self.add_post_set_parameters_callback(self._on_parameters)
         self.create_service(Trigger, '~/reset_dialogue', self._on_reset_dialogue)
-        self.create_service(Trigger, '~/self_test', self._on_self_test)
+        self.create_service(
+            Trigger,
+            '~/self_test',
+            self._on_self_test,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        # A steady clock: with use_sim_time a bag that begins anew would hold a ROS timer back.
         self.create_timer(
             self._settings.diagnostics_period,
             self._publish_diagnostics,
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            clock=_STEADY,
+        )
+        self._starter = self.create_timer(
+            0.0, self._start, callback_group=MutuallyExclusiveCallbackGroup(), clock=_STEADY
         )
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Configure and activate, if the parameter `autostart` says so; stay up if that fails."""
+        self._starter.cancel()
         if not self._settings.autostart:
             self.get_logger().info('autostart is off: waiting for configure and activate')
         elif self.trigger_configure() == _SUCCESS:
@@ -264,24 +279,22 @@ class LisaNode(LifecycleNode):
         response.message = 'dialogue forgotten' if response.success else 'the node is not active'
         return response
 
-    async def _on_self_test(
+    def _on_self_test(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        """Answer a command about a grey picture of our own, through the whole path but the topics.
-
-        The executor goes on meanwhile: the session's thread completes the future.
-        """
-        if self._session is None:
+        """Answer a command about a grey picture, through the whole path but the topics."""
+        session = self._session
+        if session is None:
             response.message = 'the node is not active: configure and activate it'
             return response
-        if self._session.busy:
+        if session.busy:
             response.message = 'busy with a command: ask again when it is answered'
             return response
         picture = np.full((240, 320, 3), 128, np.uint8)
         source = messages.image(Header(), image_fields(picture, 'rgb8'))
-        done = Future(executor=self.executor)
-        self._session.command('segment the mug', Frame(0, source), done)
-        result = await done
+        answered: queue.SimpleQueue[Segmentation] = queue.SimpleQueue()
+        session.command('segment the mug', Frame(0, source), tag=answered)
+        result = answered.get()  # it comes for sure: a session ends every request
         response.success = result.status in (Status.FOUND, Status.NOT_FOUND)
         inputs = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for _, watch in self._inputs)
         spoken = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
@@ -306,7 +319,7 @@ class LisaNode(LifecycleNode):
     def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
         """Publish the end of a request; its outputs carry the header of its image."""
         if request.tag is not None:  # the self-test waits for it; nobody else shall hear of it
-            request.tag.set_result(result)
+            request.tag.put(result)
             return
         self._seconds = time.monotonic() - request.since
         header = frame.image.header if frame else Header()
@@ -407,10 +420,12 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger('lisa').fatal(str(error))
         rclpy.try_shutdown()
         return 1
+    executor = MultiThreadedExecutor(num_threads=4)  # one for each callback group
+    executor.add_node(node)
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        node.start()
-        rclpy.spin(node)
+        executor.spin()
     node.stop()
+    executor.shutdown(timeout_sec=10)
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
