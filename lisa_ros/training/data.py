@@ -60,7 +60,9 @@ class SceneSet:
             colour = cv2.imread(str(folder / 'colour' / f'{scene["name"]}.jpg'), cv2.IMREAD_COLOR)
             ids = cv2.imread(str(folder / 'ids' / f'{scene["name"]}.png'), cv2.IMREAD_GRAYSCALE)
             if colour is None or ids is None:
-                raise DataError(f'{folder}: the pictures of scene {scene["name"]} are not readable')
+                raise DataError(
+                    f'{folder}: the pictures of scene {scene["name"]} are not readable'
+                )
             return colour[..., ::-1], ids
 
         with ThreadPoolExecutor(2) as pool:
@@ -81,7 +83,9 @@ class Lesson:
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
     kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
     colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
-    first_words: Tensor  # (M, 2) long: (conversation, place in its row) of each answer's first token
+    first_words: (
+        Tensor  # (M, 2) long: (conversation, place in its row) of each answer's first token
+    )
 
 
 def augment(
@@ -151,7 +155,9 @@ def lesson(
         sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
         input_ids=torch.tensor([r + [pad] * (longest - len(r)) for r in rows]),
         labels=torch.tensor([r + [IGNORED] * (longest - len(r)) for r in labels]),
-        attention_mask=torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows]),
+        attention_mask=torch.tensor(
+            [[True] * len(r) + [False] * (longest - len(r)) for r in rows]
+        ),
         image_index=torch.tensor(image_index),
     )
     learnt = batch.labels != IGNORED

@@ -77,7 +77,9 @@ def implicit(rng: np.random.Generator, objects: list[dict], present: bool) -> Re
     need = str(rng.choice(kind.needs))
     query = _say(rng, _WHAT if need.startswith('what') else _NEED, need)
     if not present:
-        return Request('implicit', (Turn(query, 'There is nothing like that here.'),), (), kind.name)
+        return Request(
+            'implicit', (Turn(query, 'There is nothing like that here.'),), (), kind.name
+        )
     answer = f'Sure, [SEG]. The {kind.name} {kind.does}.'
     return Request('implicit', (Turn(query, answer),), (_ids(objects, kind.name),), kind.name)
 

@@ -17,6 +17,7 @@ ours along +z with y down (REP-103 optical).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -125,7 +126,8 @@ def _write_obj(mesh, path: Path) -> None:
     if mesh.has_wedge_tex_coord():
         lines += [f'vt {u:.5f} {v:.5f}' for u, v in mesh.wedge_tex_coord_matrix()]
         lines += [
-            f'f {a}/{3 * i + 1} {b}/{3 * i + 2} {c}/{3 * i + 3}' for i, (a, b, c) in enumerate(faces)
+            f'f {a}/{3 * i + 1} {b}/{3 * i + 2} {c}/{3 * i + 3}'
+            for i, (a, b, c) in enumerate(faces)
         ]
     else:
         lines += [f'f {a} {b} {c}' for a, b, c in faces]
@@ -186,7 +188,9 @@ def _corners(box) -> np.ndarray:
     return np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, -1).T
 
 
-def draw_scene(rng: np.random.Generator, boxes: dict, *, unseen: bool = False, count=None) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, boxes: dict, *, unseen: bool = False, count=None
+) -> Scene:
     """Put 3 to 7 things on a table, apart from each other, under a light of its own."""
     names = [t for t in THINGS.values() if unseen or not t.held_out]
     held = [t for t in names if t.held_out]
@@ -199,7 +203,11 @@ def draw_scene(rng: np.random.Generator, boxes: dict, *, unseen: bool = False, c
             break
         # Kinds alike often, whatever number of meshes they have; an unseen thing comes first.
         pool = held if unseen and not placed else names
-        kind = pool[rng.integers(len(pool))].kind if attempt % 4 else str(rng.choice(sorted({t.kind for t in pool})))
+        kind = (
+            pool[rng.integers(len(pool))].kind
+            if attempt % 4
+            else str(rng.choice(sorted({t.kind for t in pool})))
+        )
         thing = rng.choice([t for t in pool if t.kind == kind])
         colour = str(rng.choice(thing.colours)) if thing.colours else None
         if (thing.kind, colour) in looks or any(p.thing is thing for p in placed):
@@ -211,7 +219,9 @@ def draw_scene(rng: np.random.Generator, boxes: dict, *, unseen: bool = False, c
             pose = _times((math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0), pose)
         yaw = rng.uniform(-math.pi, math.pi)
         pose = _times((math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)), pose)
-        corners = _corners(boxes[thing.name]) * _scale(thing, boxes[thing.name]) @ _rotation(pose).T
+        corners = (
+            _corners(boxes[thing.name]) * _scale(thing, boxes[thing.name]) @ _rotation(pose).T
+        )
         low, high = corners.min(0), corners.max(0)
         radius = float(np.linalg.norm((high - low)[:2]) / 2) * 0.72  # boxes are looser than meshes
         x, y = rng.uniform(-0.26, 0.26), rng.uniform(-0.22, 0.22)
@@ -239,13 +249,17 @@ def draw_camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     distance = rng.uniform(0.62, 0.95)
     target = np.array([rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.05), 0.04])
     away = np.array(
-        [math.cos(azimuth) * math.cos(height), math.sin(azimuth) * math.cos(height), math.sin(height)]
+        [
+            math.cos(azimuth) * math.cos(height),
+            math.sin(azimuth) * math.cos(height),
+            math.sin(height),
+        ]
     )
     return target + distance * away, target
 
 
 def camera_matrix(position: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the optical frame (x right, y down, z forward) in the world, (4, 4), level horizon."""
+    """Return the optical frame (x right, y down, z forward) in the world, (4, 4), level."""
     forward = (target - position) / np.linalg.norm(target - position)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -286,7 +300,8 @@ class Renderer:
             repeat = 2 if name in TABLES else 1
             assets.append(
                 f'<texture name="{name}" type="2d" file="{cache / name}.png"/>'
-                f'<material name="{name}" texture="{name}" texrepeat="{repeat} {repeat}" specular="0.1"/>'
+                f'<material name="{name}" texture="{name}" texrepeat="{repeat} {repeat}" '
+                'specular="0.1"/>'
             )
         for thing in THINGS.values():
             scale = _scale(thing, self.boxes[thing.name])
@@ -294,7 +309,8 @@ class Renderer:
             for i, (_, look) in enumerate(thing.parts):
                 part = f'{thing.name}_{i}'
                 assets.append(
-                    f'<mesh name="{part}" file="{cache / part}.obj" scale="{scale} {scale} {scale}" inertia="shell"/>'
+                    f'<mesh name="{part}" file="{cache / part}.obj" '
+                    f'scale="{scale} {scale} {scale}" inertia="shell"/>'
                 )
                 shine = 'specular="0.4" shininess="0.6"'
                 if isinstance(look, str):
@@ -307,7 +323,8 @@ class Renderer:
                         f'<material name="{part}" rgba="{look[0]} {look[1]} {look[2]} 1" {shine}/>'
                     )
                 geoms.append(
-                    f'<geom name="{part}" type="mesh" mesh="{part}" material="{part}" contype="0" conaffinity="0"/>'
+                    f'<geom name="{part}" type="mesh" mesh="{part}" material="{part}" '
+                    'contype="0" conaffinity="0"/>'
                 )
             bodies.append(
                 f'<body name="{thing.name}" mocap="true" pos="0 0 -50">{"".join(geoms)}</body>'
@@ -325,9 +342,12 @@ class Renderer:
           <worldbody>
             <light name="lamp" pos="0 0 2" dir="0 0 -1" castshadow="true" cutoff="80"/>
             <camera name="camera" mode="fixed" fovy="{fovy}"/>
-            <geom name="table" type="box" size="0.65 0.55 0.02" pos="0 0 -0.02" material="{TABLES[0]}"/>
-            <geom name="floor" type="plane" size="4 4 0.1" pos="0 0 -0.75" material="{TABLES[-1]}"/>
-            <geom name="wall" type="plane" size="4 4 0.1" pos="0 1.3 0" euler="90 0 0" material="{WALLS[0]}"/>
+            <geom name="table" type="box" size="0.65 0.55 0.02" pos="0 0 -0.02"
+                  material="{TABLES[0]}"/>
+            <geom name="floor" type="plane" size="4 4 0.1" pos="0 0 -0.75"
+                  material="{TABLES[-1]}"/>
+            <geom name="wall" type="plane" size="4 4 0.1" pos="0 1.3 0" euler="90 0 0"
+                  material="{WALLS[0]}"/>
             {''.join(bodies)}
           </worldbody>
         </mujoco>"""
@@ -386,7 +406,9 @@ def scene_rng(split: str, number: int) -> np.random.Generator:
     return np.random.default_rng((SPLITS[split], number))
 
 
-def render_range(cache: Path, out: Path, split: str, numbers: range, size: tuple[int, int]) -> None:
+def render_range(
+    cache: Path, out: Path, split: str, numbers: range, size: tuple[int, int]
+) -> None:
     """Render the scenes `numbers` of a split into `out`; those that are there already stay."""
     for folder in ('colour', 'ids', 'depth', 'meta'):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -455,7 +477,7 @@ def render_split(
     context = multiprocessing.get_context('spawn')  # a GL context does not survive a fork
     jobs = [
         context.Process(target=render_range, args=(cache, out, split, range(a, b), size))
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     ]
     for job in jobs:
         job.start()

@@ -192,7 +192,9 @@ class Trainer:
         run.mkdir(parents=True, exist_ok=True)
         words = run / 'tokenizer'
         self.tokenizer = (
-            Tokenizer.load(words) if (words / 'added_tokens.json').exists() else write_tokenizer(words)
+            Tokenizer.load(words)
+            if (words / 'added_tokens.json').exists()
+            else write_tokenizer(words)
         )
         self.config = tabletop_config(self.tokenizer)
         self.lisa = LISA(self.config).to(device)
@@ -205,7 +207,10 @@ class Trainer:
             if parameter.requires_grad:
                 (decayed if parameter.ndim > 1 else plain).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{'params': decayed, 'weight_decay': recipe.decay}, {'params': plain, 'weight_decay': 0}],
+            [
+                {'params': decayed, 'weight_decay': recipe.decay},
+                {'params': plain, 'weight_decay': 0},
+            ],
             lr=recipe.rate,
             betas=(0.9, 0.98),
         )
@@ -301,7 +306,9 @@ class Trainer:
                     figures = self.validate() if self.step > self.recipe.looks else {}
                     minutes = (time.monotonic() - began) / 60
                     self._note({'step': self.step, 'minutes': minutes, **smooth, **figures})
-                    bar.write(f'{self.step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
+                    bar.write(
+                        f'{self.step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
+                    )
                 if self.step % self.recipe.save_every == 0 or self.step == last:
                     self.save()
 
@@ -319,7 +326,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return figures of the averaged weights on validation scenes, teacher forced; draw some."""
+        """Return figures of the averaged weights on validation scenes, teacher forced."""
         lisa, tiles = self.average, []
         ious: dict[str, list[float]] = {'explicit': [], 'implicit': []}
         right: list[float] = []
@@ -328,7 +335,9 @@ class Trainer:
             for i in range(start, min(start + 8, len(self.val_set))):
                 rng = np.random.default_rng((1, i))
                 asked = requests.exam(rng, self.val_set.objects[i])
-                views.append((self.val_set.colour[i], self.val_set.ids[i], self.val_set.objects[i], asked))
+                views.append(
+                    (self.val_set.colour[i], self.val_set.ids[i], self.val_set.objects[i], asked)
+                )
             lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
             out = lisa(lesson.batch)
             _, share = self.heads.presence(lisa, out, lesson)
@@ -340,10 +349,19 @@ class Trainer:
             for mask, real, query in zip(found, truth, out.seg_query.tolist(), strict=True):
                 value = masks.iou(mask.numpy(), real.numpy())
                 ious[asked[query].sort].append(value)
-                if len(tiles) < 16 and asked[query].sort == ('explicit', 'implicit')[len(tiles) % 2]:
+                if (
+                    len(tiles) < 16
+                    and asked[query].sort == ('explicit', 'implicit')[len(tiles) % 2]
+                ):
                     picture = views[int(lesson.batch.image_index[query])][0]
                     full = cv2.resize(mask.numpy().astype(np.uint8), picture.shape[1::-1]) > 0
-                    tiles.append(masks.overlay(picture, full[None], caption=[f'{asked[query].turns[0].query} ({value:.2f})']))
+                    tiles.append(
+                        masks.overlay(
+                            picture,
+                            full[None],
+                            caption=[f'{asked[query].turns[0].query} ({value:.2f})'],
+                        )
+                    )
         if tiles:
             sheet = masks.contact_sheet(tiles, columns=4)
             cv2.imwrite(str(self.run / 'answers.png'), sheet[..., ::-1])
@@ -379,8 +397,7 @@ class Trainer:
     def _note(self, row: dict[str, float]) -> None:
         """Append a row to curves.csv."""
         path = self.run / 'curves.csv'
-        columns = ['step', 'minutes', 'pixels', 'words', 'ce', 'bce', 'dice', 'pointing', 'presence',
-                   'first_right', 'val_explicit', 'val_implicit', 'val_presence']  # fmt: skip
+        columns = ['step', 'minutes', *WEIGHTS, 'val_explicit', 'val_implicit', 'val_presence']
         new = not path.exists()
         with path.open('a', newline='') as file:
             writer = csv.DictWriter(file, columns)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exams on rendered scenes: the requests of each and their truth, drawn by the scene's number.
+
+`lisa_ros.evaluation.scenes` reads what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from lisa_ros.training import requests
+from lisa_ros.training.scenes import SPLITS
+from lisa_ros.training.things import THINGS
+
+_APART = 1000  # requests of exams draw from other seeds than scenes and lessons
+
+
+def questions(split: str, number: int, objects: list[dict]) -> list[dict]:
+    """Return what a scene is asked: sort, text and the ids meant; no ids: it is not there."""
+    rng = np.random.default_rng((_APART + SPLITS[split], number))
+    if split == 'unseen':
+        new = [o['thing'] for o in objects if THINGS[o['thing']].held_out]
+        asked = [r for thing in new for r in requests.draw_exam_of(rng, objects, thing)]
+    else:
+        asked = requests.exam(rng, objects)
+    return [
+        {
+            'sort': 'unseen_objects' if split == 'unseen' else request.sort,
+            'text': request.turns[0].query,
+            'targets': sorted({id_ for ids in request.targets for id_ in ids}),
+        }
+        for request in asked
+    ]
+
+
+def write_exam(folder: Path) -> None:
+    """Write exam.json beside a split's scenes.json."""
+    note = json.loads((folder / 'scenes.json').read_text())
+    pages = [
+        {
+            'picture': f'colour/{scene["name"]}.jpg',
+            'ids': f'ids/{scene["name"]}.png',
+            'questions': questions(note['split'], int(scene['name']), scene['objects']),
+        }
+        for scene in note['scenes']
+    ]
+    (folder / 'exam.json').write_text(json.dumps(pages))
+
+
+def pack(folders: list[Path], out: Path, quality: int = 80) -> None:
+    """Join the exams of several folders into one zip that is small enough to ship, as WebP."""
+    pages = []
+    with zipfile.ZipFile(out, 'w') as archive:
+        for folder in folders:
+            for page in tqdm(json.loads((folder / 'exam.json').read_text()), desc=folder.name):
+                if not page['questions']:
+                    continue
+                name = f'{folder.name}_{Path(page["ids"]).stem}'
+                picture = cv2.imread(str(folder / page['picture']), cv2.IMREAD_COLOR)
+                ids = cv2.imread(str(folder / page['ids']), cv2.IMREAD_GRAYSCALE)
+                archive.writestr(
+                    f'{name}.webp', _coded('.webp', picture, cv2.IMWRITE_WEBP_QUALITY, quality)
+                )
+                archive.writestr(
+                    f'{name}.png', _coded('.png', ids, cv2.IMWRITE_PNG_COMPRESSION, 9)
+                )
+                pages.append({**page, 'picture': f'{name}.webp', 'ids': f'{name}.png'})
+        archive.writestr('exam.json', json.dumps(pages), zipfile.ZIP_DEFLATED)
+
+
+def _coded(kind: str, picture: np.ndarray, option: int, value: int) -> bytes:
+    return cv2.imencode(kind, picture, [option, value])[1].tobytes()
