@@ -2,6 +2,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import original_sam
@@ -405,3 +407,37 @@ def test_parts_of_two_checkpoints_are_not_mixed(tmp_path):
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r'224 x 224.*336'):
         checkpoint.load(tmp_path)
+
+
+PEAK = """
+import resource, sys
+from lisa_ros.model import checkpoint
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+checkpoint.load(sys.argv[1], vision_tower=sys.argv[3])
+before = peak()
+checkpoint.load(sys.argv[2], vision_tower=sys.argv[3])
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize('kind', ['bin', 'safetensors'])
+def test_loading_peaks_at_about_one_copy(kind, tmp_path):
+    state = weights()
+    for layer in range(2, 12):  # 10 more layers of the same, with far wider MLPs
+        state |= {
+            key.replace('layers.0.', f'layers.{layer}.'): tensor
+            for key, tensor in state.items()
+            if key.startswith('model.layers.0.')
+        }
+    for key, tensor in state.items():
+        if '.mlp.' in key and key.startswith('model.layers.'):
+            wide = (64, 15000) if 'down' in key else (15000, 64)
+            state[key] = torch.zeros(wide, dtype=tensor.dtype)
+    folder = folder_like(tmp_path / 'lisa', {k: t.float() for k, t in state.items()}, kind)
+    copy = sum(tensor.numel() for tensor in state.values()) * 4 / 2**20
+    assert copy > 120
+    command = [sys.executable, '-c', PEAK, str(CKPT), str(folder), str(CLIP)]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert float(run.stdout) < 1.3 * copy

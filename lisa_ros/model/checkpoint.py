@@ -317,18 +317,24 @@ class _Files:
                 with _reading(path), safe_open(path, 'pt') as file:
                     shapes |= {k: tuple(file.get_slice(k).get_shape()) for k in _keys(file)}
             else:
-                shapes |= {key: tuple(tensor.shape) for key, tensor in _unpickle(path).items()}
+                shapes |= {k: tuple(t.shape) for k, t in _unpickle(path, mapped=True).items()}
         return shapes
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight; it may be a view into its file, valid until the next one."""
+        """Yield every weight, and let go of it: copy what is to be kept."""
         for path in self._paths:
             if path.suffix == '.safetensors':
                 with _reading(path), safe_open(path, 'pt') as file:
-                    for key in _keys(file):
-                        yield key, file.get_tensor(key)
+                    keys = _keys(file)
+                for key in keys:  # opened for each: pages of an open file count as memory of ours
+                    with _reading(path), safe_open(path, 'pt') as file:
+                        tensor = file.get_tensor(key)
+                    yield key, tensor
+                    del tensor
             else:
-                yield from _unpickle(path).items()
+                state = _unpickle(path)
+                while state:
+                    yield state.popitem()
 
 
 class _reading:  # noqa: N801  a context manager, read as a verb
@@ -351,11 +357,15 @@ def _keys(file: safe_open) -> list[str]:
     return file.keys()  # it is no dict, and cannot be iterated
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .bin or .pth file, mapped into memory; code in it is refused."""
+def _unpickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a .bin or .pth file; code in it is refused.
+
+    Mapped, nothing is read before it is used; but what was used counts as memory of ours until
+    all of it is let go.
+    """
     try:
         try:
-            state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            state = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
         except RuntimeError:  # files older than torch 1.6 are no zip archives: no mapping
             state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
@@ -369,7 +379,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f'{path}: holds {type(state).__name__}, not weights by name')
-    return state
+    return dict(state)
 
 
 def _read_json(path: Path) -> dict:
