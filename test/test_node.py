@@ -264,6 +264,7 @@ def lost(tmp_path_factory):
         'model': '/nowhere/lisa',
         'image_transport': 'compressed',
         'diagnostics_period': 0.2,
+        'use_sim_time': True,  # nobody publishes /clock: nothing may wait for it
         f'qos_overrides.{COMPRESSED}.subscription.reliability': 'reliable',
     }
     process = NodeProcess(log, parameters, '-r', '__ns:=/robot')

@@ -65,7 +65,10 @@ class Sample:
         for name in ('bag', 'truth', 'commands.yaml'):
             if not (folder / name).exists():
                 raise DataError(f'the sample in {folder} is incomplete: {name} is missing')
-        commands = yaml.safe_load((folder / 'commands.yaml').read_text(encoding='utf-8'))
+        try:
+            commands = yaml.safe_load((folder / 'commands.yaml').read_text(encoding='utf-8'))
+        except yaml.YAMLError as error:
+            raise DataError(f'{folder}/commands.yaml is no YAML: {error}') from error
         return cls(folder / 'bag', folder / 'truth', commands)
 
     def target(self, stamp: int, ids: list[int]) -> np.ndarray:
@@ -77,17 +80,18 @@ class Sample:
         return np.isin(labels, ids)
 
 
-def node_command(topics: dict[str, str], model: dict[str, str]) -> list[str]:
+def node_command(topics: dict[str, str], parameters: Path) -> list[str]:
     """Return the command line that starts the installed node with the bag's topics.
+
+    Args:
+        topics: our names (image, depth, camera_info) to the bag's.
+        parameters: a YAML file of ROS parameters.
 
     Raises:
         DataError: the package is not installed.
     """
     from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
-    if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
-        arguments = [f'{name}:={value}' for name, value in {**topics, **model}.items()]
-        return ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py', *arguments]
     try:
         executable = Path(get_package_prefix('lisa_ros'), 'lib', 'lisa_ros', 'lisa_node')
     except PackageNotFoundError:
@@ -97,10 +101,12 @@ def node_command(topics: dict[str, str], model: dict[str, str]) -> list[str]:
             'lisa_node is not installed: run `make setup`, or colcon build and source '
             'install/setup.bash'
         )
-    remaps = [f'{name}:={topic}' for name, topic in topics.items()]
-    remaps = [part for remap in remaps for part in ('-r', remap)]
-    settings = [part for name, value in model.items() for part in ('-p', f'{name}:={value}')]
-    return [str(executable), '--ros-args', *remaps, *settings]
+    renamed = [f'{name}:={topic}' for name, topic in topics.items()]
+    if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
+        launch = ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py']
+        return [*launch, f'params_file:={parameters.resolve()}', *renamed]
+    remaps = [part for rename in renamed for part in ('-r', rename)]
+    return [str(executable), '--ros-args', *remaps, '--params-file', str(parameters)]
 
 
 @contextlib.contextmanager
@@ -263,14 +269,25 @@ def _write(path: Path, rgb: np.ndarray) -> None:
         raise DataError(f'{path} cannot be written')
 
 
-def run(sample: Sample, out: Path, model: dict[str, str], rate: float) -> list[Answer]:
-    """Start the node, replay the bag, send the commands; return their answers in order."""
+def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> list[Answer]:
+    """Start the node, replay the bag, send the commands; return their answers in order.
+
+    Args:
+        sample: the bag, its truth and the commands.
+        out: an existing folder for the node's parameters and log.
+        settings: parameters of the node that are not to have their defaults.
+        rate: of the replay, times real time.
+    """
     import rclpy
 
     from lisa_ros.ros.replay import Replay, camera_topics
 
     topics = camera_topics(sample.bag)
-    command, log = node_command(topics, model), out / 'node.log'
+    parameters, log = out / 'parameters.yaml', out / 'node.log'
+    parameters.write_text(
+        yaml.safe_dump({'/**': {'ros__parameters': {'autostart': True, **settings}}})
+    )
+    command = node_command(topics, parameters)
     images = frames(sample.bag, topics['image'])
     answers = []
     _say(f'starting {Path(command[0]).name}, its log is {log} ...')
@@ -279,7 +296,7 @@ def run(sample: Sample, out: Path, model: dict[str, str], rate: float) -> list[A
         try:
             asker = Asker(process, log)
             asker.wait_for_node()
-            replay = Replay(asker.node, sample.bag, rate, loop=True)
+            replay = Replay(asker.node, sample.bag, rate, loop=True, topics=topics.values())
             replay.start()
             _say(f'replaying {sample.bag.name} in a loop: {", ".join(topics.values())}')
             for number, given in enumerate(sample.commands, 1):
@@ -303,17 +320,27 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='A camera bag and five commands, end to end.')
     parser.add_argument('--out', type=Path, default=Path('demo'), help='folder for the pictures')
     parser.add_argument('--sample', type=Path, default=SAMPLE, help='bag, truth and commands')
-    parser.add_argument('--model', default='', help='another model than lisa-tabletop')
-    parser.add_argument('--device', default='', help='cpu or cuda')
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a parameter of the node, such as model=xinlai/LISA-7B-v1; may be repeated',
+    )
     parser.add_argument('--rate', type=float, default=1.0, help='of the replay, times real time')
     given = parser.parse_args(args)
-    model = {name: getattr(given, name) for name in ('model', 'device') if getattr(given, name)}
+    settings = {}
+    for assignment in given.set:
+        name, equals, value = assignment.partition('=')
+        if not equals:
+            parser.error(f'--set {assignment}: expected NAME=VALUE')
+        settings[name] = yaml.safe_load(value)
     # A graph of our own, whatever else runs on this machine and its network.
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        answers = run(Sample.open(given.sample), given.out, model, given.rate)
+        answers = run(Sample.open(given.sample), given.out, settings, given.rate)
         save(answers, given.out)
     except LisaError as error:
         print(f'demo: {error}', file=sys.stderr)

@@ -170,7 +170,9 @@ class LisaNode(LifecycleNode):
         self._hear(Image, 'depth', session.offer_depth)
         self._hear(CameraInfo, 'camera_info', session.offer_camera_info)
         # A new subscription after the session: whoever finds it may command.
-        self._commands = self.create_subscription(String, '~/command', self._on_command, 10)
+        self._commands = self.create_subscription(
+            String, '~/command', lambda message: session.command(message.data), 10
+        )
         self.get_logger().info(
             f'ready: images on {self._inputs[0][1].topic}, commands on {self._commands.topic_name}'
         )
@@ -254,11 +256,9 @@ class LisaNode(LifecycleNode):
         for subscription in (self._commands, *(subscription for subscription, _ in self._inputs)):
             self.destroy_subscription(subscription)
         self._inputs = []
-        self._session.close()
+        if not self._session.close():
+            self.get_logger().warning('the model is still busy: it ends with its next token')
         self._session = None
-
-    def _on_command(self, message: String) -> None:
-        self._session.command(message.data)
 
     def _on_parameters(self, changes: list[Any]) -> None:
         """Take over what may change while the node runs."""
@@ -378,11 +378,11 @@ class LisaNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         statuses = [diagnostics.model_status(self._settings, self._lisa is not None)]
-        for subscription, watch in self._inputs:
-            publishers = self.count_publishers(subscription.topic_name)
-            statuses.append(diagnostics.topic_status(watch, publishers))
-        if self._session:
-            statuses.append(diagnostics.request_status(self._session, self._seconds))
+        for _, watch in self._inputs:
+            statuses.append(diagnostics.topic_status(watch, self.count_publishers(watch.topic)))
+        session = self._session  # another thread may deactivate the node meanwhile
+        if session:
+            statuses.append(diagnostics.request_status(session, self._seconds))
         array = DiagnosticArray(status=statuses)
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)

@@ -14,7 +14,7 @@ import contextlib
 import importlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import rclpy
@@ -35,7 +35,14 @@ class Replay:
     subscribers can be waited for before the first message is a moment old.
     """
 
-    def __init__(self, node: Node, bag: Path, rate: float = 1.0, loop: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        bag: Path,
+        rate: float = 1.0,
+        loop: bool = False,
+        topics: Collection[str] = (),
+    ) -> None:
         """Open nothing yet.
 
         Args:
@@ -43,7 +50,9 @@ class Replay:
             bag: rosbag2 folder (mcap or sqlite3) or a bare .mcap file.
             rate: times real time, above 0.
             loop: begin anew at the end.
+            topics: those to play; none for all of them.
         """
+        self._topics = topics
         self._node, self._bag, self._rate, self._loop = node, bag, rate, loop
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, name='replay', daemon=True)
@@ -58,6 +67,8 @@ class Replay:
         """
         with opened(self._bag) as reader:
             for connection in reader.connections:
+                if self._topics and connection.topic not in self._topics:
+                    continue
                 kind = _message_class(connection.msgtype)
                 if kind is None:
                     self._node.get_logger().warning(
@@ -104,7 +115,7 @@ class Replay:
 
 
 @contextlib.contextmanager
-def opened(bag: Path):
+def opened(bag: Path) -> Iterator[AnyReader]:
     """Give a rosbags reader of the bag, or a DataError that says what is wrong with it."""
     if not bag.exists():
         raise DataError(f'there is no bag at {bag}')

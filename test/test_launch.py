@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch file: compiles everywhere, and with a real `launch` starts the node it describes."""
+
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
+ARGUMENTS = {
+    'model', 'device', 'precision', 'image', 'depth', 'camera_info', 'params_file', 'namespace',
+    'rviz',
+}  # fmt: skip
+
+
+def test_the_launch_file_compiles():
+    compile(LAUNCH.read_text(), str(LAUNCH), 'exec')
+
+
+@pytest.fixture(scope='module')
+def described():
+    pytest.importorskip('launch_ros', reason='launch comes with a ROS install only')
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    return get_launch_description_from_python_launch_file(str(LAUNCH))
+
+
+@pytest.mark.ros
+def test_every_argument_is_declared_with_a_sentence(described):
+    declared = {argument.name: argument for argument in described.get_launch_arguments()}
+    assert set(declared) == ARGUMENTS
+    assert all(argument.description for argument in declared.values())
+
+
+@pytest.mark.ros
+def test_launch_starts_the_node_with_its_parameters_and_topics(described, tmp_path):
+    import signal
+    import subprocess
+
+    from rcl_interfaces.srv import GetParameters
+    from ros_graph import MODEL, START, Peer, environment
+
+    parameters = tmp_path / 'parameters.yaml'
+    lines = [f'    {name}: {value}' for name, value in MODEL.items() if name != 'model']
+    parameters.write_text('\n'.join(['/**:', '  ros__parameters:', *lines]) + '\n')
+    with (tmp_path / 'log').open('w') as log:
+        process = subprocess.Popen(
+            ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py', f'params_file:={parameters}',
+             f'model:={MODEL["model"]}', 'image:=/camera/colour', 'namespace:=arm'],
+            stdout=log, stderr=subprocess.STDOUT, env=environment(), start_new_session=True,
+        )  # fmt: skip
+    peer = Peer('/arm')
+    try:
+        peer.wait(lambda: peer.node.count_subscribers('/camera/colour') == 1, START)
+        names = ['model', 'threads']
+        values = peer.call(GetParameters, 'get_parameters', names=names).values
+        assert values[0].string_value == str(MODEL['model'])
+        assert values[1].integer_value == 1
+        assert 'Traceback' not in (tmp_path / 'log').read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        peer.close()
