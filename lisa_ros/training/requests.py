@@ -108,31 +108,32 @@ def question(rng: np.random.Generator, objects: list[dict]) -> Request:
     return Request('question', (Turn(_say(rng, _LIST, ''), answer),), ())
 
 
-def follow_up(rng: np.random.Generator, objects: list[dict]) -> Request | None:
-    """Go on from a request: ask for another thing, or what the found one is for."""
-    ask = explicit if rng.random() < 0.6 else implicit
-    first = ask(rng, objects, True)
-    if first is None:
-        return None
-    if rng.random() < 0.35:
+def dialogue(rng: np.random.Generator, objects: list[dict]) -> Request:
+    """Return a request followed by another, of whatever sorts, or by what the found one is for.
+
+    People do not say when they start anew, so the second turn is as often a request that could
+    stand alone as one that leans on the first ("and the bowl?").
+    """
+    first = single(rng, objects)
+    if first.kind and first.present and rng.random() < 0.25:
         kind = KINDS[first.kind]
         turn = Turn(_say(rng, _FOR, ''), f'The {kind.name} {kind.does}.')
         return Request('follow_up', (*first.turns, turn), first.targets)
-    name = _name(rng, objects, present=rng.random() < 0.7)
-    if name is None or name[2] == first.kind:
-        return None
+    name = _name(rng, objects, present=rng.random() < 0.7) if rng.random() < 0.5 else None
+    if name is None:
+        then = single(rng, objects)
+        return Request('follow_up', first.turns + then.turns, first.targets + then.targets)
     words, ids, _ = name
     answer = 'Sure, [SEG].' if ids else f'There is no {words} here.'
     turn = Turn(_say(rng, _MORE, f'the {words}'), answer)
     return Request('follow_up', (*first.turns, turn), first.targets + ((ids,) if ids else ()))
 
 
-def draw_request(rng: np.random.Generator, objects: list[dict]) -> Request:
-    """Return one request to learn from: half of all name or need something, a third is absent."""
+def single(rng: np.random.Generator, objects: list[dict]) -> Request:
+    """Return one request of any sort but a follow-up; a third of the names and needs is absent."""
     for _ in range(20):
         sort = rng.choice(
-            ['explicit', 'implicit', 'several', 'question', 'follow_up'],
-            p=[0.38, 0.32, 0.1, 0.08, 0.12],
+            ['explicit', 'implicit', 'several', 'question'], p=[0.42, 0.36, 0.14, 0.08]
         )
         present = rng.random() < 0.66
         if sort == 'explicit':
@@ -141,13 +142,16 @@ def draw_request(rng: np.random.Generator, objects: list[dict]) -> Request:
             request = implicit(rng, objects, present)
         elif sort == 'several':
             request = several(rng, objects)
-        elif sort == 'follow_up':
-            request = follow_up(rng, objects)
         else:
             request = question(rng, objects)
         if request is not None:
             return request
     return question(rng, objects)
+
+
+def draw_request(rng: np.random.Generator, objects: list[dict]) -> Request:
+    """Return something to learn from: one request, or a dialogue of two."""
+    return dialogue(rng, objects) if rng.random() < 0.45 else single(rng, objects)
 
 
 def exam(rng: np.random.Generator, objects: list[dict]) -> list[Request]:
