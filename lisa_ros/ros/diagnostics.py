@@ -51,15 +51,15 @@ class TopicWatch:
         return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
 
 
-def model_status(settings: Settings, loaded: bool) -> DiagnosticStatus:
-    """Return the state of the model and of the memory."""
+def model_status(settings: Settings, device: str) -> DiagnosticStatus:
+    """Return the state of the memory and of the model, on this device ('': not loaded)."""
     values = {
         'model': settings.model,
-        'device': settings.device,
+        'device': device or settings.device,
         'precision': settings.precision,
-        **_memory(loaded),
+        **_memory(loaded=bool(device)),
     }
-    if loaded:
+    if device:
         return _status(OK, 'model', f'{settings.model} is loaded', values)
     return _status(WARN, 'model', 'no model: the node is not configured', values)
 

@@ -377,10 +377,11 @@ class LisaNode(LifecycleNode):
     # Diagnostics
 
     def _publish_diagnostics(self) -> None:
-        statuses = [diagnostics.model_status(self._settings, self._lisa is not None)]
+        lisa, session = self._lisa, self._session  # another thread may free them meanwhile
+        device = str(lisa.device) if lisa else ''
+        statuses = [diagnostics.model_status(self._settings, device)]
         for _, watch in self._inputs:
             statuses.append(diagnostics.topic_status(watch, self.count_publishers(watch.topic)))
-        session = self._session  # another thread may deactivate the node meanwhile
         if session:
             statuses.append(diagnostics.request_status(session, self._seconds))
         array = DiagnosticArray(status=statuses)
