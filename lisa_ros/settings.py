@@ -8,6 +8,8 @@ compared with it by a test.
 from __future__ import annotations
 
 import dataclasses
+import json
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +55,7 @@ class Settings:
     template: str = setting(
         '',
         'Conversation template, llava_v1 or llava_llama_2 (13B-llama2); empty: as the model says',
-        choices=('', 'llava_v1', 'llava_llama_2'),
+        choices=('', 'llava_v1', 'llava_llama_2', 'plain'),
         at_configure=True,
     )
     device: str = setting(
@@ -168,3 +170,39 @@ def check(field: dataclasses.Field, value: Any) -> None:
     # Not "value < low": a NaN is in no range and must not slip through.
     if known.low is not None and not known.low <= value <= known.high:
         raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')
+
+
+def as_yaml() -> str:
+    """Return config/lisa.yaml: `python -m lisa_ros.settings > config/lisa.yaml`."""
+    lines = [
+        '# SPDX-License-Identifier: Apache-2.0',
+        '# Every parameter of lisa_node with its default; made from lisa_ros/settings.py.',
+        '# Those marked * are read on configure: change them while the node is unconfigured.',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    for field in dataclasses.fields(Settings):
+        known = about(field)
+        notes = []
+        if known.choices:
+            notes.append('one of ' + ', '.join(choice or "''" for choice in known.choices))
+        if known.low is not None:
+            notes.append(f'{known.low:g} to {known.high:g}')
+        notes += ['*'] * known.at_configure + ['read-only'] * known.read_only
+        sentence = f'{known.sentence} ({"; ".join(notes)})' if notes else known.sentence
+        lines += [f'    # {line}' for line in textwrap.wrap(sentence, 92)]
+        # JSON of a number or a truth value is YAML too; words need no quotes unless empty.
+        value = field.default if isinstance(field.default, str) else json.dumps(field.default)
+        lines.append(f'    {field.name}: {value or repr("")}')
+    lines += [
+        '',
+        "    # QoS of an input (sensor data: best effort, keep last 5), by the topic's full name:",
+        '    # qos_overrides:',
+        '    #   /image:',
+        '    #     subscription: {reliability: reliable, history: keep_last, depth: 1}',
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    print(as_yaml(), end='')

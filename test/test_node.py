@@ -4,6 +4,7 @@
 import array
 import dataclasses
 import math
+import time
 
 import cv2
 import numpy as np
@@ -249,6 +250,16 @@ def test_the_life_cycle_frees_and_loads_again(tester):
     tester.show(image(PICTURE, stamp=(20, 0)))
     (answer,) = tester.ask(ASK)
     assert header_of(answer)[0] == (20, 0)
+
+
+def test_an_interrupt_while_the_weights_load_ends_the_node_at_once(tmp_path):
+    process = NodeProcess(tmp_path / 'node.log', MODEL, '-r', '__ns:=/hasty')
+    until = time.monotonic() + START
+    while 'loading' not in process.said():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert process.stop() == 0
+    assert 'Traceback' not in process.said()
 
 
 # A second node: in a namespace, with a model that is not there, compressed images, other QoS.

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import os
 import queue
 import sys
 import time
@@ -89,6 +90,7 @@ class LisaNode(LifecycleNode):
     def __init__(self, **kwargs: Any) -> None:
         """Make an unconfigured node named `lisa`."""
         super().__init__('lisa', **kwargs)
+        self.loading = False  # whether configure is reading the weights
         self._lisa: Segmenter | None = None  # there while configured
         self._session: Session | None = None  # there while active
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
@@ -136,7 +138,11 @@ class LisaNode(LifecycleNode):
         settings = self._settings = parameters.read(self)
         self.get_logger().info(f'loading {settings.model} ...')
         began = time.monotonic()
-        self._lisa = _load(settings)
+        self.loading = True
+        try:
+            self._lisa = _load(settings)
+        finally:
+            self.loading = False
         create = functools.partial(self.create_lifecycle_publisher, qos_profile=10)
         self._segmentation = create(SegmentationMessage, '~/segmentation')
         self._mask = create(Image, '~/mask')
@@ -425,6 +431,8 @@ def main(args: list[str] | None = None) -> int:
     executor.add_node(node)
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         executor.spin()
+    if node.loading:  # it cannot be interrupted, may take minutes, and leaves nothing behind
+        os._exit(0)
     node.stop()
     executor.shutdown(timeout_sec=10)
     node.destroy_node()
