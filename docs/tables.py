@@ -31,9 +31,7 @@ def parameters() -> str:
             values = f'{known.low:g} to {known.high:g}'
         else:
             values = 'true, false' if isinstance(field.default, bool) else 'text'
-        change = (
-            'no' if known.read_only else 'unconfigured' if known.at_configure else 'any time'
-        )
+        change = 'no' if known.read_only else 'unconfigured' if known.at_configure else 'any time'
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         shown = f'`{default}`' if default != '' else 'empty'
         rows.append((f'`{field.name}`', shown, known.sentence, values, change))
@@ -56,7 +54,9 @@ def message(name: str) -> str:
 def table(head: tuple[str, ...], rows: list) -> str:
     """Return a Markdown table."""
     lines = [head, ('---',) * len(head), *rows]
-    return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in lines)
+    return '\n'.join(
+        '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in lines
+    )
 
 
 def rewritten(text: str) -> str:
@@ -84,5 +84,7 @@ if __name__ == '__main__':
     old = readme.read_text(encoding='utf-8')
     new = rewritten(old)
     if '--check' in sys.argv:
-        raise SystemExit(0 if old == new else 'README.md is out of date: run python docs/tables.py')
+        raise SystemExit(
+            0 if old == new else 'README.md is out of date: run python docs/tables.py'
+        )
     readme.write_text(new, encoding='utf-8')

@@ -170,21 +170,32 @@ def _load(options: argparse.Namespace):
         precision=options.precision,
         vision_tower=options.vision_tower,
         template=options.template,
+        max_new_tokens=options.max_new_tokens,
+        typed_specials=options.typed_specials,
     )
+
+
+_MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings that say which model answers, with the node's own words for them."""
     for field in fields(Settings):
-        if field.name in ('model', 'vision_tower', 'template', 'device', 'precision'):
+        if field.name in _MODEL_SETTINGS:
             about = field.metadata['about']
             parser.add_argument(
                 f'--{field.name.replace("_", "-")}',
+                type=type(field.default),
                 default=field.default,
                 choices=about.choices or None,
                 metavar=None if about.choices else field.name.upper(),
                 help=f'{about.sentence} (default: {field.default or "none"})',
             )
+    parser.add_argument(
+        '--typed-specials',
+        action='store_true',
+        help='tokens written out in QUERY, such as [SEG], are those tokens, as in the original',
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

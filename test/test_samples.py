@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shipped beside the code: the bag with its truth, and the exam."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from rosbags.highlevel import AnyReader
+
+import lisa_ros
+from lisa_ros.conversions import camera_matrix, depth_to_metres, image_to_rgb
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation import scenes
+
+SAMPLE = Path(lisa_ros.__file__).parent / 'samples' / 'tabletop'
+
+
+@pytest.fixture(scope='module')
+def bag():
+    """Messages by topic, in the order of the bag."""
+    found = {}
+    with AnyReader([SAMPLE / 'bag']) as reader:
+        for connection, when, data in reader.messages():
+            message = reader.deserialize(data, connection.msgtype)
+            found.setdefault(connection.topic, []).append((when, message))
+    return found
+
+
+def stamp(message):
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def test_the_bag_has_what_a_camera_on_a_robot_sends(bag):
+    colour = bag['/camera/color/image_raw']
+    depth = bag['/camera/aligned_depth_to_color/image_raw']
+    info = bag['/camera/color/camera_info']
+    assert len(colour) == len(depth) == len(info) == 40
+    assert {m.encoding for _, m in colour} == {'rgb8'}
+    assert {m.encoding for _, m in depth} == {'16UC1'}
+    for (_, a), (_, b), (_, c) in zip(colour, depth, info, strict=True):
+        assert stamp(a) == stamp(b) == stamp(c)
+        assert a.header.frame_id == b.header.frame_id == c.header.frame_id
+    assert (colour[-1][0] - colour[0][0]) / 1e9 == pytest.approx(3.9)
+    (_, latched), *_ = bag['/tf_static']
+    assert latched.transforms[0].child_frame_id == colour[0][1].header.frame_id
+    assert sum(file.stat().st_size for file in (SAMPLE / 'bag').iterdir()) < 6e6
+
+
+def test_the_camera_moves(bag):
+    first, *_, last = (image_to_rgb(m).astype(int) for _, m in bag['/camera/color/image_raw'])
+    assert np.abs(first - last).mean() > 10
+
+
+def test_every_frame_has_its_truth_and_every_id_a_name(bag):
+    names = json.loads((SAMPLE / 'truth' / 'objects.json').read_text())
+    seen = set()
+    for _, message in bag['/camera/color/image_raw']:
+        path = SAMPLE / 'truth' / f'{stamp(message)}.png'
+        ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert ids.shape == (message.height, message.width)
+        seen |= set(np.unique(ids).tolist())
+    assert {str(i) for i in seen - {0}} == names.keys()
+    assert len(names) >= 5
+
+
+def test_the_truth_lies_on_the_things_in_depth_too(bag):
+    """Things stand on the table: their depth is smaller than that of the table around them."""
+    _, message = bag['/camera/aligned_depth_to_color/image_raw'][0]
+    depth = depth_to_metres(message)
+    ids = cv2.imread(str(SAMPLE / 'truth' / f'{stamp(message)}.png'), cv2.IMREAD_UNCHANGED)
+    for i in np.unique(ids)[1:]:
+        mask = (ids == i).astype(np.uint8)
+        ring = (cv2.dilate(mask, np.ones((9, 9))) > 0) & (ids == 0)
+        assert np.nanmedian(depth[mask > 0]) < np.nanmedian(depth[ring])
+    k = camera_matrix(bag['/camera/color/camera_info'][0][1])
+    assert k[0, 0] == k[1, 1] > 200
+
+
+def test_the_commands_ask_for_things_that_are_there_and_one_that_is_not():
+    commands = yaml.safe_load((SAMPLE / 'commands.yaml').read_text())
+    names = json.loads((SAMPLE / 'truth' / 'objects.json').read_text())
+    kinds = [c['kind'] for c in commands]
+    assert kinds == ['explicit', 'implicit', 'several', 'follow_up', 'absent']
+    for command in commands:
+        assert all(str(i) in names for i in command['targets'])
+        assert bool(command['targets']) == (command['kind'] != 'absent')
+
+
+def test_the_exam_asks_of_500_scenes_present_and_absent_alike():
+    questions = scenes.read_exam(scenes.OWN_EXAMS / 'test.zip')
+    for sort in ('explicit', 'implicit'):
+        of_sort = [q for q in questions if q.sort == sort]
+        assert len({q.picture.name for q in of_sort}) == 500
+        assert sum(bool(q.targets) for q in of_sort) == len(of_sort) / 2
+    new = [q for q in questions if q.sort == 'unseen_objects']
+    assert len(new) > 100
+    assert all(q.targets for q in new)
+
+
+def test_an_exam_that_is_none_is_named(tmp_path):
+    with pytest.raises(DataError, match='no exam here'):
+        scenes.read_exam(tmp_path)
+    (tmp_path / 'exam.json').write_text('[{"picture": "a.png"}]')
+    with pytest.raises(DataError, match='no exam here'):
+        scenes.read_exam(tmp_path)
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [
+        {'sort': 'explicit', 'text': 'the mug', 'targets': [1]}]}  # fmt: skip
+    (tmp_path / 'exam.json').write_text(json.dumps([page]))
+    with pytest.raises(DataError, match=r'a\.png'):
+        list(scenes.sit(None, scenes.read_exam(tmp_path)))
