@@ -15,7 +15,7 @@ class ImageError(LisaError):
 
 
 class QueryError(LisaError):
-    """A command that cannot be put into a prompt: empty, too long, or with an image token in it."""
+    """A command that cannot be put into a prompt: empty, too long, with a picture in it."""
 
 
 class CheckpointError(LisaError):

@@ -12,7 +12,10 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 def test_the_tables_are_those_of_the_messages_and_the_settings():
     done = subprocess.run(
-        [sys.executable, ROOT / 'docs' / 'tables.py', '--check'], capture_output=True, text=True
+        [sys.executable, ROOT / 'docs' / 'tables.py', '--check'],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

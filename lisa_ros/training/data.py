@@ -96,13 +96,16 @@ def augment(
     share = rng.uniform(0.72, 1.0)
     h, w = int(height * share), int(width * share)
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    colour, ids = colour[y : y + h, x : x + w], ids[y : y + h, x : x + w]
+    size = (round(width * 0.75), round(height * 0.75))  # more than SAM's square takes in anyway
+    colour = cv2.resize(colour[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
+    ids = cv2.resize(ids[y : y + h, x : x + w], size, interpolation=cv2.INTER_NEAREST_EXACT)
     if rng.random() < 0.5:
         colour, ids = colour[:, ::-1], ids[:, ::-1]
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.94, 1.06, 3)  # exposure and white balance
-    values = colour.astype(np.float32) * gain + rng.uniform(-12, 12)
-    values += rng.normal(0, rng.uniform(0, 6), colour.shape)
-    colour = np.clip(values, 0, 255).astype(np.uint8)
+    values = colour * gain.astype(np.float32) + np.float32(rng.uniform(-12, 12))
+    noise = rng.standard_normal(colour.shape, dtype=np.float32)
+    values += noise * np.float32(rng.uniform(0, 6))
+    colour = values.clip(0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         colour = cv2.GaussianBlur(colour, (3, 3), 0)
     return np.ascontiguousarray(colour), np.ascontiguousarray(ids)

@@ -213,6 +213,7 @@ class Trainer:
             ],
             lr=recipe.rate,
             betas=(0.9, 0.98),
+            fused=True,  # one pass over the weights: a tenth of a step on a CPU
         )
         self.step = 0
         if (run / 'last.pt').exists():
@@ -257,8 +258,9 @@ class Trainer:
         self.optimizer.step()
         keep = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for mean, new in zip(self.average.parameters(), lisa.parameters(), strict=True):
-                mean.lerp_(new, 1 - keep)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(lisa.parameters()), 1 - keep
+            )
         return {name: float(value.detach()) for name, value in parts.items()}
 
     def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
