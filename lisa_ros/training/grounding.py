@@ -2,10 +2,11 @@
 """Extra lessons for a LISA that starts from nothing, dropped once it has learnt.
 
 The original starts from CLIP, LLaMA and SAM, which know the world already. A small model that
-starts from random weights learns to talk within minutes but not to point. Four signals help; they
+starts from random weights learns to talk within minutes but not to point. Five signals help; they
 have small heads of their own that are not part of the model:
 
     pixels   SAM's features say what kind and colour each pixel is (cross-entropy)
+    patches  the image tokens say the same
     words    an image token says which kinds and colours its patch shows, measured against the
              language model's own embeddings of their names: picture and words share a space
     pointing the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
@@ -34,6 +35,7 @@ class Grounding(nn.Module):
         super().__init__()
         classes = len(KINDS) + 1 + len(COLOURS) + 1
         self.pixel_head = nn.Linear(config.out_dim, classes * FINE * FINE)
+        self.patch_head = nn.Linear(config.llama.hidden_size, classes * FINE * FINE)
         self.point_scale = nn.Parameter(torch.tensor(1.0))
         self.point_bias = nn.Parameter(torch.tensor(-2.0))
         names = [*KINDS, *COLOURS]
@@ -47,14 +49,29 @@ class Grounding(nn.Module):
 
     def pixels(self, embeddings: Tensor, lesson: Lesson) -> Tensor:
         """Return the loss of telling kind and colour of each pixel from SAM's features."""
-        b, _, h, w = embeddings.shape
-        logits = self.pixel_head(embeddings.permute(0, 2, 3, 1))
-        logits = logits.view(b, h, w, FINE, FINE, -1).permute(0, 5, 1, 3, 2, 4)
-        logits = logits.reshape(b, -1, h * FINE, w * FINE).float()
-        step = lesson.kinds.shape[-1] // logits.shape[-1]
+        grid = embeddings.permute(0, 2, 3, 1)  # (B, h, w, C)
+        return self._classes(self.pixel_head, grid, lesson.kinds, lesson.colours, lesson.valid)
+
+    def patches(self, tokens: Tensor, lesson: Lesson) -> Tensor:
+        """Return the same loss from the image tokens, which see the picture without padding."""
+        side = int(tokens.shape[1] ** 0.5)
+        rows, columns = extent(lesson)
         kinds, colours, valid = (
-            t[:, step // 2 :: step, step // 2 :: step]
-            for t in (lesson.kinds, lesson.colours, lesson.valid)
+            t[:, :rows, :columns] for t in (lesson.kinds, lesson.colours, lesson.valid)
+        )
+        grid = F.rms_norm(tokens.float(), tokens.shape[-1:]).unflatten(1, (side, side))
+        return self._classes(self.patch_head, grid, kinds, colours, valid)
+
+    def _classes(
+        self, head: nn.Module, grid: Tensor, kinds: Tensor, colours: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Return the cross-entropy of FINE x FINE classes in each cell of a grid (B, h, w, F)."""
+        b, h, w, _ = grid.shape
+        logits = head(grid).view(b, h, w, FINE, FINE, -1).permute(0, 5, 1, 3, 2, 4)
+        logits = logits.reshape(b, -1, h * FINE, w * FINE).float()
+        kinds, colours, valid = (
+            F.interpolate(t[:, None].float(), logits.shape[-2:], mode='nearest-exact')[:, 0]
+            for t in (kinds, colours, valid)
         )
         of_kind, of_colour = logits.split([len(KINDS) + 1, len(COLOURS) + 1], dim=1)
         loss = F.cross_entropy(of_kind, kinds.long(), reduction='none')
@@ -72,12 +89,15 @@ class Grounding(nn.Module):
         for classes, count in ((lesson.kinds, len(KINDS)), (lesson.colours, len(COLOURS))):
             seen = F.one_hot(classes.long(), count + 1)[..., 1:].permute(0, 3, 1, 2).float()
             # CLIP sees the whole picture squeezed to a square: leave the padding out
-            rows = int(lesson.valid[0, :, 0].sum())
-            columns = int(lesson.valid[0, 0].sum())
+            rows, columns = extent(lesson)
             shares.append(F.adaptive_avg_pool2d(seen[..., :rows, :columns], side))
         share = torch.cat(shares, dim=1).flatten(2).transpose(1, 2)  # (B, P, names)
         target = (share / 0.2).clamp(max=1)
-        return F.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(-1).mean()
+        rare = torch.tensor(4.0, device=logits.device)  # most patches show nothing with a name
+        loss = F.binary_cross_entropy_with_logits(
+            logits, target, reduction='none', pos_weight=rare
+        )
+        return loss.sum(-1).mean()
 
     def pointing(self, out: TeacherForced, lesson: Lesson) -> Tensor:
         """Return the loss of finding the mask by the prompt's dot product with the features."""
@@ -103,6 +123,28 @@ class Grounding(nn.Module):
         return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
 
+def extent(lesson: Lesson) -> tuple[int, int]:
+    """Return (height, width) of the pictures in SAM's square; all of a lesson have one shape."""
+    return int(lesson.valid[0, :, 0].sum()), int(lesson.valid[0, 0].sum())
+
+
+@torch.no_grad()
+def start_matching(lisa: LISA, layers: int = 2) -> None:
+    """Make the last head of the first layers look for what is like the token that asks.
+
+    Its keys start equal to its queries. `words` brings image tokens close to the names of what
+    they show, so that the word "mug" looks at mugs from the beginning, and whether there is one
+    can be learnt; from random keys that takes many thousand steps.
+    """
+    for layer in lisa.llm.model.layers[:layers]:
+        attention = layer.self_attn
+        asks, told = (
+            p.weight[-attention.head_dim :] for p in (attention.q_proj, attention.k_proj)
+        )
+        asks *= 1.5
+        told.copy_(asks)
+
+
 def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor]:
     """Return the paper's BCE and Dice of the masks, on the pixels of SAM's square but its padding.
 
@@ -111,7 +153,7 @@ def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor,
     count = len(lesson.truth)
     if count == 0:
         return out.mask_logits.sum(), out.mask_logits.sum()
-    rows, columns = int(lesson.valid[0, :, 0].sum()), int(lesson.valid[0, 0].sum())
+    rows, columns = extent(lesson)
     logits = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns))
     truth = lesson.truth[:, :rows, :columns]
     return sigmoid_ce_loss(logits, truth, count), dice_loss(logits, truth, count)

@@ -133,7 +133,7 @@ def single(rng: np.random.Generator, objects: list[dict]) -> Request:
     """Return one request of any sort but a follow-up; a third of the names and needs is absent."""
     for _ in range(20):
         sort = rng.choice(
-            ['explicit', 'implicit', 'several', 'question'], p=[0.42, 0.36, 0.14, 0.08]
+            ['explicit', 'implicit', 'several', 'question'], p=[0.40, 0.34, 0.12, 0.14]
         )
         present = rng.random() < 0.66
         if sort == 'explicit':

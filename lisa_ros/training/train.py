@@ -32,7 +32,7 @@ from lisa_ros.model import checkpoint
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
 from lisa_ros.model.tokenizer import SEG, Tokenizer
 from lisa_ros.training import data, requests
-from lisa_ros.training.grounding import Grounding, mask_losses
+from lisa_ros.training.grounding import Grounding, extent, mask_losses, start_matching
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.things import COLOURS, KINDS
 
@@ -42,9 +42,10 @@ WEIGHTS = {
     'bce': BCE_WEIGHT,
     'dice': DICE_WEIGHT,
     'pixels': 0.5,
-    'words': 0.5,
+    'patches': 0.5,
+    'words': 0.7,
     'pointing': 1.0,
-    'presence': 0.5,
+    'presence': 1.0,
     'first_right': 0.0,
 }
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
@@ -198,6 +199,7 @@ class Trainer:
         )
         self.config = tabletop_config(self.tokenizer)
         self.lisa = LISA(self.config).to(device)
+        start_matching(self.lisa)
         self.average = copy.deepcopy(self.lisa).requires_grad_(False).eval()
         self.heads = Grounding(self.config, self.tokenizer).to(device)
         self.train_set = data.SceneSet.load(scenes / 'train')
@@ -269,6 +271,7 @@ class Trainer:
         tokens = self.lisa.encode_clip(lesson.batch.clip_pixels)
         return {
             'pixels': self.heads.pixels(embeddings, lesson),
+            'patches': self.heads.patches(tokens, lesson),
             'words': self.heads.words(self.lisa, tokens, lesson),
         }
 
@@ -280,6 +283,7 @@ class Trainer:
         presence, right = heads.presence(lisa, out, lesson)
         return {
             'pixels': heads.pixels(out.image_embeddings, lesson),
+            'patches': heads.patches(out.clip_tokens, lesson),
             'words': heads.words(lisa, out.clip_tokens, lesson),
             'ce': out.ce_loss,
             'bce': bce,
@@ -344,7 +348,7 @@ class Trainer:
             out = lisa(lesson.batch)
             _, share = self.heads.presence(lisa, out, lesson)
             right.append(float(share))
-            rows, columns = int(lesson.valid[0, :, 0].sum()), int(lesson.valid[0, 0].sum())
+            rows, columns = extent(lesson)
             found = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns)) > 0
             truth = lesson.truth[:, :rows, :columns] > 0
             asked = [request for *_, requests_ in views for request in requests_]
