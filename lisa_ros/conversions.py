@@ -143,38 +143,6 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
     return np.ascontiguousarray(decoded[:, :, :3] if swapped else decoded[:, :, 2::-1])
 
 
-def compressed_depth_to_metres(message: Any) -> np.ndarray:
-    """Return depth from a png CompressedImage, (H, W) float32 metres, NaN where invalid.
-
-    A plain 16 bit png counts millimetres. "compressedDepth" of image_transport puts 12 bytes in
-    front (format, and two floats a, b); its 32FC1 holds inverse depth: z = a / (value - b).
-
-    Raises:
-        ImageError: rvl, or anything that is not a 16 bit png.
-    """
-    data = _buffer(message)
-    if 'rvl' in message.format:
-        raise ImageError(
-            f'depth format {message.format!r} is not supported: set the publisher to png'
-        )
-    header = np.zeros(12, np.uint8)
-    if 'compressedDepth' in message.format:
-        header, data = data[:12], data[12:]
-    decoded = _decoded(data, message.format, cv2.IMREAD_UNCHANGED)
-    if decoded.ndim != 2 or decoded.dtype != np.uint16:
-        raise ImageError(
-            f'depth format {message.format!r} holds {decoded.dtype} {decoded.shape}; '
-            'expected a 16 bit png with one channel'
-        )
-    if not message.format.startswith('32FC1'):
-        return _without_invalid(decoded.astype(np.float32) * np.float32(0.001))
-    a, b = np.frombuffer(header.tobytes(), '<f4', count=2, offset=4)
-    with np.errstate(divide='ignore'):
-        depth = a / (decoded.astype(np.float32) - b)
-    depth[decoded == 0] = np.nan
-    return _without_invalid(depth)
-
-
 def image_fields(pixels: np.ndarray, encoding: str) -> dict[str, Any]:
     """Return the fields of a sensor_msgs/Image but its header, rows not padded, native byte order.
 

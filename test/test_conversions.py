@@ -11,7 +11,6 @@ import pytest
 from lisa_ros.conversions import (
     SUPPORTED_ENCODINGS,
     camera_matrix,
-    compressed_depth_to_metres,
     compressed_to_rgb,
     depth_to_metres,
     image_fields,
@@ -233,27 +232,7 @@ def test_a_broken_file_is_named(data):
         compressed_to_rgb(SimpleNamespace(format='jpeg', data=data))
 
 
-def test_compressed_depth_in_millimetres_and_as_inverse_depth():
-    depth = np.full((H, W), 2500, np.uint16)
-    depth[0, 0] = 0
-    plain = compressed('.png', depth, '16UC1; png compressed ')
-    headed = compressed('.png', depth, '16UC1; compressedDepth png')
-    headed.data = array.array('B', bytes(12)) + headed.data
-    for source in (plain, headed):
-        got = compressed_depth_to_metres(source)
-        assert np.isnan(got[0, 0])
-        assert got[1, 1] == pytest.approx(2.5)
-    inverse = compressed('.png', depth, '32FC1; compressedDepth png')
-    header = np.array([0, 6000, 100], '<f4').tobytes()
-    inverse.data = array.array('B', header) + inverse.data
-    assert compressed_depth_to_metres(inverse)[1, 1] == pytest.approx(6000 / 2400)
-
-
-def test_rvl_depth_and_colour_as_depth_are_named():
-    with pytest.raises(ImageError, match=r'rvl.*png'):
-        compressed_depth_to_metres(SimpleNamespace(format='16UC1; compressedDepth rvl', data=b'x'))
-    with pytest.raises(ImageError, match=r'expected a 16 bit png'):
-        compressed_depth_to_metres(compressed('.png', RGB, 'png'))
+def test_depth_is_no_colour_picture():
     with pytest.raises(ImageError, match=r'is depth'):
         compressed_to_rgb(SimpleNamespace(format='16UC1; compressedDepth png', data=b'x'))
 
@@ -287,12 +266,40 @@ def test_an_uncalibrated_camera_is_named():
         camera_matrix(info([0.0] * 9))
 
 
-@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8'])
-def test_equal_to_cv_bridge(encoding):
+def of_cv_bridge(encoding, stored, wanted):
+    """Our message and the picture that cv_bridge makes of it."""
     cv_bridge = pytest.importorskip('cv_bridge', reason='cv_bridge comes with a ROS install only')
     from sensor_msgs.msg import Image
 
-    pixels, _ = INTERLEAVED[encoding]
-    source = Image(**image_fields(np.ascontiguousarray(pixels), encoding))
-    theirs = cv_bridge.CvBridge().imgmsg_to_cv2(source, 'rgb8')
-    assert np.array_equal(image_to_rgb(source), theirs)
+    source = Image(**vars(message(np.ascontiguousarray(stored), encoding)))
+    return source, cv_bridge.CvBridge().imgmsg_to_cv2(source, wanted)
+
+
+COLOURS = [name for name in INTERLEAVED if name[0].isalpha()]
+BAYER = [f'bayer_{pattern}8' for pattern in ('rggb', 'bggr', 'gbrg', 'grbg')]
+
+
+@pytest.mark.parametrize('encoding', [*COLOURS, 'yuv422', *BAYER])
+def test_colours_equal_those_of_cv_bridge(encoding):
+    stored = RGB[:, :, :2] if encoding == 'yuv422' else GREY
+    stored = INTERLEAVED[encoding][0] if encoding in INTERLEAVED else stored
+    source, theirs = of_cv_bridge(encoding, stored, 'rgb8')
+    # 16 bits: they divide by 257 and round, we keep the upper byte. YUV and Bayer: their OpenCV
+    # may be of another version, and round otherwise.
+    tolerance = 0 if encoding.endswith('8') and encoding not in BAYER else 1
+    assert np.abs(image_to_rgb(source).astype(int) - theirs).max() <= tolerance
+
+
+@pytest.mark.parametrize('encoding', ['8UC1', '8UC3', '8UC4', '16UC1', '32FC1'])
+def test_numbers_equal_those_of_cv_bridge(encoding):
+    """To cv_bridge these are no colours, and come out as they are stored."""
+    source, theirs = of_cv_bridge(encoding, INTERLEAVED[encoding][0], 'passthrough')
+    theirs = theirs.reshape(H, W, -1)
+    if encoding in ('16UC1', '32FC1'):
+        unit = 0.001 if encoding == '16UC1' else 1.0
+        ours = depth_to_metres(source)
+        np.testing.assert_allclose(ours, theirs[:, :, 0] * unit, rtol=1e-6)
+    elif encoding == '8UC1':
+        assert np.array_equal(image_to_rgb(source), np.repeat(theirs, 3, axis=2))
+    else:  # the order that OpenCV has by convention
+        assert np.array_equal(image_to_rgb(source), theirs[:, :, 2::-1])
