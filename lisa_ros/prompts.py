@@ -67,7 +67,8 @@ def prompt_ids(
         tokenizer: the checkpoint's.
         template: a name in TEMPLATES.
         text: the command, as typed.
-        dialogue: earlier turns; the picture stands in the first question of all.
+        dialogue: earlier turns; the oldest are left out, whole, where they do not fit. The picture
+            stands in the first question that is kept.
         typed_specials: tokens written out in questions ("[SEG]") are those tokens.
         max_length: longest prompt [ids, the picture's place counting one]; no limit if None.
 
@@ -75,19 +76,21 @@ def prompt_ids(
         The ids, with IMAGE_TOKEN exactly once.
 
     Raises:
-        QueryError: the command is empty, too long, or has a picture's place of its own.
+        QueryError: the command is empty, too long by itself, or has a picture's place of its own.
         SettingsError: there is no such template.
     """
     if not text.strip():
         raise QueryError('the command is empty: say what to look for, as in "segment the red mug"')
     turns = [*(dialogue.turns if dialogue else ()), Turn(text, '')]
-    ids = _ids(tokenizer, _parts(tokenizer, template, turns, typed_specials, answered=False))
-    if max_length is not None and len(ids) > max_length:
-        cure = 'start a new dialogue' if len(turns) > 1 else 'shorten the command'
-        raise QueryError(
-            f'the prompt has {len(ids)} tokens, at most {max_length} fit into this model: {cure}'
-        )
-    return ids
+    for oldest in range(len(turns)):
+        parts = _parts(tokenizer, template, turns[oldest:], typed_specials, answered=False)
+        ids = _ids(tokenizer, parts)
+        if max_length is None or len(ids) <= max_length:
+            return ids
+    raise QueryError(
+        f'the command makes a prompt of {len(ids)} tokens, at most {max_length} fit into this '
+        'model: shorten the command'
+    )
 
 
 def training_ids(

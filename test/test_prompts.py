@@ -108,10 +108,27 @@ def test_an_empty_command_is_refused(text, tokenizer):
         prompt_ids(tokenizer, 'llava_v1', text)
 
 
-@pytest.mark.parametrize(('dialogue', 'cure'), [(None, 'shorten'), (ONE_TURN, 'new dialogue')])
-def test_a_prompt_that_is_too_long_is_refused_with_the_cure(dialogue, cure, tokenizer):
-    with pytest.raises(QueryError, match=f'at most 30 fit.*{cure}'):
+@pytest.mark.parametrize('dialogue', [None, ONE_TURN])
+def test_a_command_that_is_too_long_is_refused_with_the_cure(dialogue, tokenizer):
+    with pytest.raises(QueryError, match=r'at most 30 fit.*shorten the command'):
         prompt_ids(tokenizer, 'llava_v1', 'where is it', dialogue, max_length=30)
+
+
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_of_a_long_dialogue_the_oldest_turns_are_left_out_whole(template, tokenizer):
+    turns = [Turn(f'Where is number {number}?', f'It is [SEG], {number}.') for number in range(4)]
+
+    def ids_after(count, **limit):
+        dialogue = Dialogue(tuple(turns[len(turns) - count :]))
+        return prompt_ids(tokenizer, template, 'And now?', dialogue, **limit)
+
+    for count in range(5):
+        fitting = ids_after(count)
+        assert ids_after(4, max_length=len(fitting)) == fitting
+        if count < 4:
+            assert ids_after(4, max_length=len(ids_after(count + 1)) - 1) == fitting
+    with pytest.raises(QueryError, match='shorten the command'):
+        ids_after(4, max_length=len(ids_after(0)) - 1)
 
 
 def test_an_unknown_template_is_named(tokenizer):
