@@ -98,3 +98,28 @@ def test_a_tokenizer_without_seg_is_refused(tmp_path, tokenizer):
     (tmp_path / 'added_tokens.json').write_text('{"<pad>": 704}')
     with pytest.raises(CheckpointError, match=r'no \[SEG\].*<pad>'):
         _ = Tokenizer.load(tmp_path).seg_token_id
+
+
+def test_an_id_without_a_text_reads_as_unknown(tokenizer):
+    ids = tokenizer.encode('Sure, [SEG].</s>', specials=True)
+    for beyond in (len(tokenizer), 10**6, -1):
+        assert tokenizer.decode([beyond]) == '<unk>'
+        with_it = [*ids[:2], beyond, *ids[2:]]
+        assert tokenizer.decode(with_it, skip_special_tokens=True) == tokenizer.decode(
+            ids, skip_special_tokens=True
+        )
+
+
+def test_the_length_reaches_to_the_highest_id(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    (tmp_path / 'added_tokens.json').write_text('{"[SEG]": 900}')
+    gap = Tokenizer.load(tmp_path)
+    assert len(gap) == 901
+    assert gap.decode([899]) == '<unk>'
+
+
+def test_json_that_is_no_object_is_named(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    (tmp_path / 'tokenizer_config.json').write_text('[]')
+    with pytest.raises(CheckpointError, match=r'tokenizer_config\.json holds a list'):
+        Tokenizer.load(tmp_path)

@@ -152,8 +152,8 @@ class Tokenizer:
             (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
     def __len__(self) -> int:
-        """Return how many ids there are: the SentencePiece model's and the added ones."""
-        return self._pieces.get_piece_size() + len(self._added)
+        """Return the highest id and one: the SentencePiece model's ids and the added ones."""
+        return max([self._pieces.get_piece_size(), *(index + 1 for index in self._texts)])
 
     def __contains__(self, text: str) -> bool:
         """Return whether `text` is a token of its own, added or special."""
@@ -227,11 +227,12 @@ class Tokenizer:
         """Return the text of `ids`; [SEG] is never skipped, for it is an added token.
 
         Spacing is the original's: added tokens stand between spaces ("Sure, [SEG] ."), and text
-        before a </s> is set off from what precedes it.
+        before a </s> is set off from what precedes it. An id without a text reads as <unk>: a
+        model may have more words than its tokenizer, for some round their number up.
         """
         sections: list[list[str] | str] = []  # added tokens stand alone, the rest in lists
         for index in ids:
-            token = self._texts.get(index) or self._pieces.id_to_piece(int(index))
+            token = self._texts.get(index) or self._piece(int(index))
             if skip_special_tokens and token in self._special:
                 continue
             if token in self._added:
@@ -242,6 +243,10 @@ class Tokenizer:
                 sections.append([token])
         text = ' '.join(s if isinstance(s, str) else self._join(s) for s in sections)
         return _clean_up(text) if self._clean_up_spaces else text
+
+    def _piece(self, index: int) -> str:
+        known = 0 <= index < self._pieces.get_piece_size()
+        return self._pieces.id_to_piece(index if known else self.unk_token_id)
 
     def _join(self, tokens: list[str]) -> str:
         """Return the text of pieces among which </s>, <s> and <unk> may stand."""
@@ -280,7 +285,10 @@ class TokenStream:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    plain = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    if not isinstance(plain, dict):
+        raise ValueError(f'{path.name} holds a {type(plain).__name__}, not an object')
+    return plain
 
 
 def _token(entry: str | dict, strips: bool) -> tuple[str, tuple[bool, bool]]:
