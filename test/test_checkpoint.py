@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import original_sam
 import pytest
 import torch
@@ -16,7 +17,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, L
 from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.images import ClipRecipe
 from lisa_ros.model import checkpoint
-from lisa_ros.model.checkpoint import check_keys, infer_config, map_clip_key, map_key
+from lisa_ros.model.checkpoint import (
+    check_keys,
+    infer_config,
+    map_clip_key,
+    map_key,
+    unmap_key,
+)
 from lisa_ros.model.lisa import LISA
 from lisa_ros.segmenter import Segmenter
 
@@ -79,6 +86,7 @@ def test_every_weight_of_the_released_models_has_its_place(model, config, layers
         lisa = LISA(sizes)
     ours = {map_key(key): shape for key, shape in shapes.items()}
     assert sum(map_key(key) is None for key in shapes) == layers  # inv_freq of each layer
+    assert all(map_key(key) is None or unmap_key(map_key(key)) == key for key in shapes)
     del ours[None]
     clip = {
         'clip.' + name: tuple(weight.shape)
@@ -282,6 +290,26 @@ def test_nothing_of_the_file_is_needed_after_loading(tmp_path):
     assert torch.equal(model.llm.lm_head.weight, wanted)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('precision', ['bf16', 'fp16', 'int8', 'nf4'])
+def test_every_precision_loads_and_answers_on_a_gpu(precision):
+    if precision in ('int8', 'nf4'):
+        pytest.importorskip('bitsandbytes', reason=f'{precision} needs bitsandbytes')
+    lisa = Segmenter.load(
+        CKPT, vision_tower=CLIP, device='cuda', precision=precision, template=CASE['template']
+    )
+    layer = lisa.model.llm.model.layers[0].self_attn.q_proj
+    kind = {'int8': 'Linear8bitLt', 'nf4': 'Linear4bit'}.get(precision, 'Linear')
+    assert type(layer).__name__ == kind
+    tensors = [*lisa.model.named_parameters(), *lisa.model.named_buffers()]
+    assert not [name for name, tensor in tensors if tensor.device.type != 'cuda']
+    result = lisa.segment(picture(CASE['image']), CASE['prompt'])
+    assert len(result.token_ids) > 0
+    assert np.isfinite(result.mask_logits).all()
+    if precision == 'bf16':  # a toy's words may change with fewer bits
+        assert list(result.token_ids) == new_ids(256, CASE)
+
+
 @pytest.mark.parametrize('precision', ['int8', 'nf4'])
 def test_fewer_bits_need_a_gpu(precision):
     with pytest.raises(SettingsError, match=rf'{precision} needs a CUDA GPU'):
@@ -305,9 +333,10 @@ def test_missing_unexpected_and_misshapen_weights_are_all_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(folder, vision_tower=CLIP)
     message = str(caught.value)
-    assert '2 missing: llm.model.norm.weight, sam.mask_decoder.iou_token.weight' in message
+    lost = 'model.norm.weight, model.visual_model.mask_decoder.iou_token.weight'
+    assert f'2 missing: {lost}' in message  # by the names of the user's file
     assert '2 unexpected: lora_A.weight, model.extra.weight' in message
-    assert '1 of another shape: mm_projector.bias (63,) instead of (64,)' in message
+    assert '1 of another shape: model.mm_projector.bias (63,) instead of (64,)' in message
 
 
 class Malicious:
@@ -328,12 +357,33 @@ def test_code_in_a_file_of_weights_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+LFS_POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 14000000000\n'
+
+
 @pytest.mark.parametrize('name', ['pytorch_model.bin', 'model.safetensors'])
 def test_a_broken_file_is_named(name, tmp_path):
     folder = folder_like(tmp_path / 'lisa', None)
-    (folder / name).write_bytes(b'not weights')
-    with pytest.raises(CheckpointError, match=name):
-        checkpoint.load(folder, vision_tower=CLIP)
+    for content in (b'not weights', b'', LFS_POINTER):
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf'{name}.*download it again') as caught:
+            checkpoint.load(folder, vision_tower=CLIP)
+        assert 'could run code' not in str(caught.value)
+        assert ('git-lfs pointer?' in str(caught.value)) == (name == 'pytorch_model.bin')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_that_was_cut_or_damaged_is_named(zipped, tmp_path):
+    path = tmp_path / 'sam.pth'
+    torch.save({'weight': torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for size in range(2, len(whole) // 2, 61):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r'sam\.pth'):
+            checkpoint.load_sam_pth(path)
+    for place in range(2, len(whole), 37):
+        path.write_bytes(whole[:place] + b'\xff' + whole[place + 1 :])
+        with pytest.raises(CheckpointError):  # if it can be read, it is no SAM
+            checkpoint.load_sam_pth(path)
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -364,14 +414,16 @@ def test_a_vision_tower_that_is_no_clip_is_refused(tmp_path):
         checkpoint.load(folder, vision_tower=CKPT)
 
 
-def test_a_hub_that_cannot_be_reached_is_reported_with_the_cure(monkeypatch):
+@pytest.mark.parametrize('error', [OSError('no network'), Exception('no network\nat'), OSError()])
+def test_a_hub_that_cannot_be_reached_is_reported_with_the_cure(error, monkeypatch):
     import huggingface_hub
 
     def offline(*_, **__):
-        raise OSError('no network')
+        raise error
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
-    with pytest.raises(CheckpointError, match=r'someone/LISA.*no network.*local folder'):
+    said = f'{type(error).__name__}: {"no network" if error.args else ""}'
+    with pytest.raises(CheckpointError, match=rf'someone/LISA.*\({said}\).*local folder'):
         checkpoint.load('someone/LISA')
 
 
@@ -407,6 +459,116 @@ def test_parts_of_two_checkpoints_are_not_mixed(tmp_path):
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r'224 x 224.*336'):
         checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (None, r'config\.json: holds a list'),
+        ({'num_attention_heads': 3}, 'num_attention_heads is 3 '),
+        ({'num_attention_heads': 0}, 'num_attention_heads is 0 '),
+        ({'num_attention_heads': '4'}, "num_attention_heads is '4'"),
+        ({'num_key_value_heads': 3}, 'num_key_value_heads is 3'),
+        ({'head_dim': 5}, 'head_dim'),
+        ({'rms_norm_eps': 'small'}, 'no language model.*rms_norm_eps'),
+        ({'hidden_act': 'magic'}, 'no model that can be built.*magic'),
+        ({'rope_scaling': [1]}, 'no language model'),
+        ({'mm_vision_select_layer': -9}, 'mm_vision_select_layer is -9; this CLIP has'),
+        ({'mm_vision_select_layer': None}, 'mm_vision_select_layer is None'),
+        ({'max_position_embeddings': 200}, 'a picture alone takes 256'),
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused_at_load(change, said, tmp_path):
+    folder = folder_like(tmp_path / 'lisa', weights())
+    plain = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps([] if change is None else plain | change))
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(folder, vision_tower=CLIP)
+
+
+@pytest.mark.parametrize(
+    ('part', 'change', 'said'),
+    [
+        ('llama', {'num_attention_heads': 0}, r'config\.json.*'),
+        ('llama', {'num_key_value_heads': 3}, 'num_key_value_heads is 3'),
+        ('clip', {'num_attention_heads': 5}, r'config\.json.*'),
+        ('sam', None, r'config\.json: not what lisa_ros writes'),
+        (None, {'mm_vision_select_layer': 8}, 'mm_vision_select_layer is 8'),
+    ],
+)
+def test_a_config_of_ours_that_makes_no_model_is_refused_at_load(part, change, said, tmp_path):
+    lisa = segmenter(256)
+    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
+    plain = json.loads((tmp_path / 'config.json').read_text())
+    if part is None:
+        plain |= change
+    else:
+        plain[part] = change if change is None else plain[part] | change
+    (tmp_path / 'config.json').write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.embed_tokens.weight',
+        'model.norm.weight',
+        'model.layers.0.mlp.gate_proj.weight',
+        'model.text_hidden_fcs.0.2.weight',
+        'model.visual_model.image_encoder.pos_embed',
+        'model.visual_model.image_encoder.blocks.0.attn.rel_pos_h',
+    ],
+)
+@pytest.mark.parametrize('shape', [(), (2, 2, 2, 2, 2)])
+def test_a_weight_of_another_rank_is_refused_at_load(key, shape, tmp_path):
+    folder = folder_like(tmp_path / 'lisa', weights() | {key: torch.zeros(shape)})
+    with pytest.raises(CheckpointError):
+        checkpoint.load(folder, vision_tower=CLIP)
+
+
+def test_a_model_may_have_more_words_than_its_tokenizer(tmp_path):
+    state = weights()
+    for key in ('model.embed_tokens.weight', 'lm_head.weight'):
+        state[key] = torch.nn.functional.pad(state[key], (0, 0, 0, 768 - len(state[key])))
+    folder = folder_like(tmp_path / 'lisa', state)
+    lisa = Segmenter.load(folder, vision_tower=CLIP, device='cpu', template=CASE['template'])
+    result = lisa.segment(picture(CASE['image']), CASE['prompt'])
+    assert list(result.token_ids) == new_ids(256, CASE)
+    with torch.no_grad():  # and if it says one of those
+        head = lisa.model.llm.lm_head.weight
+        head[767] = head[list(result.token_ids[:1])].squeeze(0) * 100
+        head[:767] = 0
+    lisa.max_new_tokens = 3
+    result = lisa.segment(picture(CASE['image']), CASE['prompt'])
+    assert 767 in result.token_ids
+
+
+def test_a_tokenizer_that_lost_the_pictures_marks_is_refused(tmp_path):
+    folder = folder_like(tmp_path / 'lisa', weights())
+    (folder / 'added_tokens.json').write_text('{"[SEG]": 704, "<im_start>": 705}')
+    with pytest.raises(CheckpointError, match='tokenizer lacks <im_end>'):
+        checkpoint.load(folder, vision_tower=CLIP)
+
+
+def test_what_a_lisa_lacks_of_its_sam_comes_from_sams_own_file(tmp_path):
+    state, prefix = weights(), 'model.visual_model.'
+    encoder = [key for key in state if key.startswith(prefix + 'image_encoder.')]
+    whole = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    trained = 'mask_decoder.iou_token.weight'
+    torch.save(whole | {trained: torch.zeros_like(whole[trained])}, tmp_path / 'sam.pth')
+    rest = {key: tensor for key, tensor in state.items() if key not in encoder}
+    folder = folder_like(tmp_path / 'lisa', rest)
+    with pytest.raises(CheckpointError, match=r'lacks image_encoder\.pos_embed'):
+        checkpoint.load(folder, vision_tower=CLIP)
+    lisa = checkpoint.load(folder, vision_tower=CLIP, sam=tmp_path / 'sam.pth')
+    wanted, found = segmenter(256).model.state_dict(), lisa.model.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    with pytest.raises(CheckpointError, match='expected a SAM'):
+        checkpoint.load(folder, vision_tower=CLIP, sam=tmp_path / 'none.pth')
+    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path / 'ours')
+    with pytest.raises(SettingsError, match='a SAM of its own'):
+        checkpoint.load(tmp_path / 'ours', sam=tmp_path / 'sam.pth')
 
 
 PEAK = """

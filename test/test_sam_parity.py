@@ -5,7 +5,7 @@ from original_sam import SIZES, build, masks
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checkpoint import load_sam_pth
+from lisa_ros.model.checkpoint import check_keys, load_sam_pth, map_sam_key, unmap_sam_key
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
 
 pytestmark = pytest.mark.parity
@@ -73,6 +73,27 @@ def test_an_untrained_sam_is_alive():
     assert not frequencies.requires_grad
     assert 0.5 < frequencies.std() < 1.5
     assert ours.encode_sam(torch.randn(1, 3, 128, 128)).std() > 0.1
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_every_name_leads_back_to_segment_anythings(name):
+    for key in build(SIZES[name]).state_dict():
+        ours = map_sam_key(key)
+        assert ours is None or unmap_sam_key(ours) == key
+
+
+def test_a_sam_with_another_head_or_rank_is_refused(tmp_path):
+    state = build(SIZES['as ViT-H in small']).state_dict()
+    head = 'mask_decoder.iou_prediction_head.layers'
+    torch.save(state | {f'{head}.3.weight': torch.zeros(4, 4)}, tmp_path / 'deep.pth')
+    config, deep = load_sam_pth(tmp_path / 'deep.pth')
+    with pytest.raises(CheckpointError, match=r'1 unexpected: .*iou_prediction_head\.layers\.3'):
+        check_keys(
+            lisa_around(config).sam, {key: tuple(w.shape) for key, w in deep.items()}, 'deep'
+        )
+    torch.save(state | {'image_encoder.pos_embed': torch.zeros(4)}, tmp_path / 'flat.pth')
+    with pytest.raises(CheckpointError, match='sizes that no SAM has'):
+        load_sam_pth(tmp_path / 'flat.pth')
 
 
 def test_a_file_that_is_no_sam_is_refused(tmp_path):

@@ -7,7 +7,8 @@ Three layouts come in:
   dvlab-research/LISA writes it (`model.layers.*`, `model.mm_projector.*`, `lm_head.*`,
   `model.text_hidden_fcs.*`, `model.visual_model.*`), with CLIP in a folder or a hub repository of
   its own;
-- segment-anything's .pth files, for SAM alone;
+- segment-anything's .pth files, for SAM alone (`load_sam_pth`), or for what a released LISA lacks
+  of its SAM (`load`'s `sam`);
 - our own: config.json, model.safetensors under the names of `LISA.state_dict()`, the tokenizer's
   files and CLIP's preprocessor_config.json, all in one folder; `save` writes it.
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -70,33 +72,33 @@ class Checkpoint:
 
 # ---- old names to ours
 
-_SAM_NAMES = [
+_SAM_NAMES = [  # read from left to right and back: no right side may stand within another one's
     # vision encoder
-    (r'^image_encoder\.', 'vision_encoder.'),
-    (r'\.patch_embed\.proj\.', '.patch_embed.projection.'),
-    (r'^(vision_encoder)\.blocks\.', r'\1.layers.'),
-    (r'\.neck\.0\.', '.neck.conv1.'),
-    (r'\.neck\.1\.', '.neck.layer_norm1.'),
-    (r'\.neck\.2\.', '.neck.conv2.'),
-    (r'\.neck\.3\.', '.neck.layer_norm2.'),
+    ('image_encoder.blocks.', 'vision_encoder.layers.'),
+    ('image_encoder.', 'vision_encoder.'),
+    ('.patch_embed.proj.', '.patch_embed.projection.'),
+    ('.neck.0.', '.neck.conv1.'),
+    ('.neck.1.', '.neck.layer_norm1.'),
+    ('.neck.2.', '.neck.conv2.'),
+    ('.neck.3.', '.neck.layer_norm2.'),
     # prompt encoder
-    (
-        r'\.pe_layer\.positional_encoding_gaussian_matrix$',
-        '.shared_embedding.positional_embedding',
-    ),
-    (r'\.point_embeddings\.', '.point_embed.'),
-    (r'\.mask_downscaling\.0\.', '.mask_embed.conv1.'),
-    (r'\.mask_downscaling\.1\.', '.mask_embed.layer_norm1.'),
-    (r'\.mask_downscaling\.3\.', '.mask_embed.conv2.'),
-    (r'\.mask_downscaling\.4\.', '.mask_embed.layer_norm2.'),
-    (r'\.mask_downscaling\.6\.', '.mask_embed.conv3.'),
+    ('.pe_layer.positional_encoding_gaussian_matrix', '.shared_embedding.positional_embedding'),
+    ('.point_embeddings.', '.point_embed.'),
+    ('.mask_downscaling.0.', '.mask_embed.conv1.'),
+    ('.mask_downscaling.1.', '.mask_embed.layer_norm1.'),
+    ('.mask_downscaling.3.', '.mask_embed.conv2.'),
+    ('.mask_downscaling.4.', '.mask_embed.layer_norm2.'),
+    ('.mask_downscaling.6.', '.mask_embed.conv3.'),
     # mask decoder
-    (r'\.norm_final_attn\.', '.layer_norm_final_attn.'),
-    (r'\.norm(\d)\.', r'.layer_norm\1.'),
-    (r'\.output_upscaling\.0\.', '.upscale_conv1.'),
-    (r'\.output_upscaling\.1\.', '.upscale_layer_norm.'),
-    (r'\.output_upscaling\.3\.', '.upscale_conv2.'),
+    ('.norm_final_attn.', '.layer_norm_final_attn.'),
+    *((f'.norm{number}.', f'.layer_norm{number}.') for number in range(1, 5)),
+    ('.output_upscaling.0.', '.upscale_conv1.'),
+    ('.output_upscaling.1.', '.upscale_layer_norm.'),
+    ('.output_upscaling.3.', '.upscale_conv2.'),
 ]
+# The mask decoder's heads: MLPs of three layers in every SAM (build_sam.py, mask_decoder.py).
+_SAM_HEAD = r'^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.'
+_SAM_HEAD_LAYERS = {'layers.0.': 'proj_in.', 'layers.1.': 'layers.0.', 'layers.2.': 'proj_out.'}
 _LISA_NAMES = [
     (r'^model\.text_hidden_fcs\.0\.', 'text_hidden_fcs.'),
     (r'^model\.mm_projector\.', 'mm_projector.'),
@@ -104,6 +106,13 @@ _LISA_NAMES = [
     (r'^model\.(embed_tokens|layers|norm)\.', r'llm.model.\1.'),
     (r'^lm_head\.', 'llm.lm_head.'),
 ]
+_LISA_PREFIXES = {  # ours -> theirs; CLIP's as its own folder has them
+    'text_hidden_fcs.': 'model.text_hidden_fcs.0.',
+    'mm_projector.': 'model.mm_projector.',
+    'clip.': 'vision_model.',
+    'llm.model.': 'model.',
+    'llm.lm_head.': 'lm_head.',
+}
 # Computed, not learnt; files of old libraries carry them along.
 _COMPUTED = re.compile(r'rotary_emb\.inv_freq$|position_ids$|pixel_(mean|std)$')
 # The words' half of a CLIP, which LISA has no use for.
@@ -121,14 +130,24 @@ def map_sam_key(name: str) -> str | None:
     if _COMPUTED.search(name):
         return None
     for old, new in _SAM_NAMES:
-        name = re.sub(old, new, name)
-    # MLPs of three layers; transformers names the ends and counts what lies between
-    head = re.match(r'(mask_decoder\.(?:output_\w+\.\d+|iou_\w+))\.layers\.(\d+)\.(\w+)$', name)
+        name = name.replace(old, new)
+    return _renamed_head(name, _SAM_HEAD_LAYERS)
+
+
+def unmap_sam_key(name: str) -> str:
+    """Return segment-anything's name of a weight: `map_sam_key`'s inverse."""
+    for old, new in _SAM_NAMES:
+        name = name.replace(new, old)
+    return _renamed_head(name, {new: old for old, new in _SAM_HEAD_LAYERS.items()})
+
+
+def _renamed_head(name: str, layers: Mapping[str, str]) -> str:
+    """Return the name with its layer renamed if it is in one of the mask decoder's heads."""
+    head = re.match(_SAM_HEAD, name)
     if head:
-        place = {'0': 'proj_in', '1': 'layers.0', '2': 'proj_out'}.get(
-            head[2], f'layers.{head[2]}'
-        )
-        return f'{head[1]}.{place}.{head[3]}'
+        for old, new in layers.items():
+            if name.startswith(old, head.end()):
+                return head[0] + new + name[head.end() + len(old) :]
     return name
 
 
@@ -148,6 +167,16 @@ def map_key(name: str) -> str | None:
     return name
 
 
+def unmap_key(name: str) -> str:
+    """Return the released name of one of our weights, for people to find it in their files."""
+    if name.startswith('sam.'):
+        return 'model.visual_model.' + unmap_sam_key(name.removeprefix('sam.'))
+    for ours, theirs in _LISA_PREFIXES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
 def map_clip_key(name: str) -> str | None:
     """Return our name of a weight in a CLIP folder; None for CLIP's words and what is computed."""
     if _COMPUTED.search(name) or _CLIP_WORDS.match(name):
@@ -161,11 +190,11 @@ def map_clip_key(name: str) -> str | None:
 def infer_sam(shapes: Shapes) -> SamConfig:
     """Return the config of a SAM from its weights' shapes, under segment-anything's names.
 
-    The mask decoder's heads leave no trace in the shapes; segment-anything builds all of its
-    sizes with 8 (build_sam.py).
+    How many attention heads the mask decoder has leaves no trace in the shapes; segment-anything
+    builds all of its sizes with 8 (build_sam.py).
 
     Raises:
-        CheckpointError: a weight that tells a size is missing.
+        CheckpointError: a weight that tells a size is missing, or has no shape of a SAM's.
     """
     try:
         _, grid, _, width = shapes['image_encoder.pos_embed']
@@ -191,7 +220,6 @@ def infer_sam(shapes: Shapes) -> SamConfig:
             decoder_mlp=shapes[f'{decoder}.0.mlp.lin1.weight'][0],
             decoder_depth=_count(shapes, re.escape(decoder) + r'\.(\d+)\.'),
             iou_width=shapes['mask_decoder.iou_prediction_head.layers.0.weight'][0],
-            iou_depth=_count(shapes, r'mask_decoder\.iou_prediction_head\.layers\.(\d+)\.'),
             multimask_outputs=shapes['mask_decoder.mask_tokens.weight'][0] - 1,
             mask_channels=shapes['prompt_encoder.mask_downscaling.3.weight'][0],
         )
@@ -199,6 +227,11 @@ def infer_sam(shapes: Shapes) -> SamConfig:
         raise CheckpointError(
             f'the SAM in these weights lacks {error.args[0]}, which tells its size: the file is '
             "cut, or not in segment-anything's layout"
+        ) from error
+    except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f'the SAM in these weights has sizes that no SAM has ({error}): the file is damaged, '
+            "or not in segment-anything's layout"
         ) from error
 
 
@@ -222,13 +255,19 @@ def infer_config(
         template: the conversation template.
 
     Raises:
-        CheckpointError: the config lacks a field, or a weight that tells a size is missing.
+        CheckpointError: the config lacks a field or has one that is no size, or a weight that
+            tells a size is missing or has another rank.
     """
     prefix = 'model.visual_model.'
     sam = infer_sam({k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)})
     try:
         vocabulary, width = shapes['model.embed_tokens.weight']
         pad, heads = config.get('pad_token_id'), config['num_attention_heads']
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            raise CheckpointError(
+                f'num_attention_heads is {heads!r} in config.json; expected a number that divides '
+                f"the language model's width, {width}"
+            )
         scaling = dict(config.get('rope_scaling') or {})
         llama = LlamaConfig(
             vocab_size=vocabulary,
@@ -257,6 +296,11 @@ def infer_config(
         raise CheckpointError(
             f'neither config.json nor the weights have {error.args[0]!r}: the checkpoint is '
             'incomplete, download it again'
+        ) from error
+    except (IndexError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f'config.json and the weights make no language model ({_line(error)}): one of them '
+            'is damaged, or of another model'
         ) from error
     if config.get('mm_vision_select_feature', 'patch') != 'patch':
         raise CheckpointError(
@@ -293,8 +337,9 @@ class _Files:
         for single in ('model.safetensors', 'pytorch_model.bin'):
             index = folder / f'{single}.index.json'
             if index.is_file():
-                named = _read_json(index).get('weight_map', {})
-                paths = [folder / Path(name).name for name in sorted(set(named.values()))]
+                named = _read_json(index).get('weight_map')
+                files = set(named.values()) if isinstance(named, dict) else ()
+                paths = [folder / Path(str(name)).name for name in sorted(files, key=str)]
                 missing = [path.name for path in paths if not path.is_file()]
                 if missing or not paths:
                     raise CheckpointError(
@@ -364,18 +409,27 @@ def _unpickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
     all of it is let go.
     """
     try:
+        with path.open('rb') as file:
+            start = file.read(2)
+        if not start.startswith((b'PK', b'\x80')):  # a zip archive; a bare pickle of old
+            raise CheckpointError(
+                f'{path}: no weights (a git-lfs pointer? a web page, saved?): it begins with '
+                f'{start!r}; download it again'
+            )
         try:
             state = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
         except RuntimeError:  # files older than torch 1.6 are no zip archives: no mapping
             state = torch.load(path, map_location='cpu', weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'{path}: has more in it than weights, and was not read, for it could run code '
-            f'({str(error).splitlines()[0]}); get a safetensors file, or one of plain tensors'
+            f'({_line(error)}); get a safetensors file, or one of plain tensors'
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
+    except Exception as error:  # at broken bytes torch and its unpickler raise all sorts of things
         raise CheckpointError(
-            f'{path}: not a file of weights that can be read ({error}); download it again'
+            f'{path}: not a file of weights that can be read ({_line(error)}); download it again'
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f'{path}: holds {type(state).__name__}, not weights by name')
@@ -384,9 +438,20 @@ def _unpickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        plain = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise CheckpointError(f'{path}: no JSON that can be read ({error})') from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f'{path}: holds a {type(plain).__name__}; expected an object, {{"name": value}}'
+        )
+    return plain
+
+
+def _line(error: BaseException) -> str:
+    """Return what an error says, on one line; the libraries' own may have many, or none."""
+    said = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {said}' if said else type(error).__name__
 
 
 def _listing(folder: Path) -> str:
@@ -415,11 +480,12 @@ def _local(name: str | Path, what: str) -> Path:
         folder = Path(snapshot_download(str(name), allow_patterns=[*texts, 'model*.safetensors']))
         if not list(folder.glob('*.safetensors')):
             folder = Path(snapshot_download(str(name), allow_patterns=[*texts, 'pytorch_model*']))
-    except (OSError, ValueError) as error:  # the hub's errors are children of these
+    except Exception as error:  # httpx's, xet's and some of the hub's have no other parent
+        first = (str(error).splitlines() or [''])[0]
         raise CheckpointError(
             f'{what} {name}: no such folder, and the hub did not give it '
-            f'({type(error).__name__}: {str(error).splitlines()[0]}); check the name and the '
-            'network, or give a local folder'
+            f'({type(error).__name__}: {first}); check the name and the network, or give a local '
+            'folder'
         ) from error
     return folder
 
@@ -431,6 +497,7 @@ def load(
     name: str | Path,
     *,
     vision_tower: str | Path | None = None,
+    sam: str | Path | None = None,
     template: str | None = None,
     device: str | torch.device = 'cpu',
     precision: str = 'fp32',
@@ -440,6 +507,8 @@ def load(
     Args:
         name: a folder or a hub id.
         vision_tower: CLIP's folder or hub id; by default the one that config.json names.
+        sam: a .pth file of segment-anything, for what a released checkpoint lacks of its SAM; what
+            the checkpoint has itself wins, for LISA trains the mask decoder.
         template: the conversation template; by default the one that the checkpoint tells.
         device: where the weights go.
         precision: fp32, bf16, fp16, or int8 or nf4, which quantise the language model's layers.
@@ -447,7 +516,8 @@ def load(
     Raises:
         CheckpointError: the folder is no LISA, or files, weights or sizes do not fit; the message
             names each of them.
-        SettingsError: there is no such precision, or it cannot be had here.
+        SettingsError: there is no such precision, or it cannot be had here; or a SAM is given to
+            a checkpoint of our own layout, which is whole.
     """
     check_precision(precision, device)
     folder = _local(name, 'model')
@@ -457,8 +527,10 @@ def load(
         )
     plain = _read_json(folder / 'config.json')
     if plain.get('model_type') == 'lisa_ros':
+        if sam is not None:
+            raise SettingsError(f'{folder} has a SAM of its own: leave sam={str(sam)!r} out')
         return _load_own(folder, plain, template, device, precision)
-    return _load_released(folder, plain, vision_tower, template, device, precision)
+    return _load_released(folder, plain, vision_tower, sam, template, device, precision)
 
 
 def _load_own(
@@ -466,14 +538,15 @@ def _load_own(
 ) -> Checkpoint:
     try:
         config = LisaConfig.from_dict({**plain, **({'template': template} if template else {})})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise CheckpointError(
-            f'{folder / "config.json"}: not what lisa_ros writes ({error!r}); it may be of '
+            f'{folder / "config.json"}: not what lisa_ros writes ({_line(error)}); it may be of '
             'another version'
         ) from error
     tokenizer = Tokenizer.load(folder)
     recipe = ClipRecipe.from_dict(_read_json(folder / 'preprocessor_config.json'))
-    model = _fill(config, [(_Files.of_folder(folder), lambda key: key)], device, precision, folder)
+    sources = [(_Files.of_folder(folder), lambda key: key)]
+    model = _fill(config, sources, device, precision, folder, str)
     _check_agreement(config, tokenizer, recipe, folder)
     return Checkpoint(model, tokenizer, recipe)
 
@@ -482,12 +555,17 @@ def _load_released(
     folder: Path,
     plain: dict,
     vision_tower: str | Path | None,
+    sam: str | Path | None,
     template: str | None,
     device: str | torch.device,
     precision: str,
 ) -> Checkpoint:
     files = _Files.of_folder(folder)
     shapes = files.shapes()
+    sam_files, own = None, frozenset(shapes)
+    if sam is not None:
+        sam_files = _Files([_sam_file(sam)])
+        shapes = {f'model.visual_model.{k}': v for k, v in sam_files.shapes().items()} | shapes
     signs = ('model.text_hidden_fcs.', 'model.visual_model.', 'model.mm_projector.')
     absent = [sign for sign in signs if not any(key.startswith(sign) for key in shapes)]
     if absent:
@@ -498,9 +576,10 @@ def _load_released(
             'as xinlai/LISA-7B-v1'
         )
     tokenizer = Tokenizer.load(folder)
+    _check_marks(plain, tokenizer, folder)
 
     tower = vision_tower or plain.get('mm_vision_tower') or plain.get('vision_tower')
-    if not tower:
+    if not isinstance(tower, str | Path) or not tower:
         raise CheckpointError(f'{folder}/config.json names no vision tower: give one by hand')
     tower = _local(tower, 'vision tower')
     clip_files, clip_plain = _Files.of_folder(tower), _read_json(tower / 'config.json')
@@ -516,7 +595,9 @@ def _load_released(
     )
     # a merged folder may carry its tower along; the one asked for wins
     sources = [(files, _without_clip), (clip_files, map_clip_key)]
-    model = _fill(config, sources, device, precision, folder)
+    if sam_files is not None:
+        sources.append((sam_files, lambda key: _of_sam(key, own)))
+    model = _fill(config, sources, device, precision, folder, unmap_key)
     _check_agreement(config, tokenizer, recipe, folder)
     return Checkpoint(model, tokenizer, recipe)
 
@@ -526,20 +607,70 @@ def _without_clip(key: str) -> str | None:
     return None if ours is None or ours.startswith('clip.') else ours
 
 
+def _of_sam(key: str, own: frozenset[str]) -> str | None:
+    """Return our name of a weight in SAM's own file; None if the LISA's files have it."""
+    key = f'model.visual_model.{key}'
+    return None if key in own else map_key(key)
+
+
 def _clip_config(plain: dict, tower: Path) -> CLIPVisionConfig:
     """Return the config of the tower, from CLIP's vision half alone or from a whole CLIP's."""
-    plain = plain.get('vision_config') or plain
+    half = plain.get('vision_config')
+    plain = half if isinstance(half, dict) and half else plain
     if 'patch_size' not in plain and 'clip' not in str(plain.get('model_type')):
         raise CheckpointError(
             f'{tower} is not a CLIP: its config.json says {plain.get("model_type", "nothing")}'
         )
-    return CLIPVisionConfig(**{key: plain[key] for key in _CLIP_FIELDS if key in plain})
+    try:
+        return CLIPVisionConfig(**{key: plain[key] for key in _CLIP_FIELDS if key in plain})
+    except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f'{tower}: its config.json is not that of a CLIP ({_line(error)})'
+        ) from error
 
 
 def _guess_template(plain: dict) -> str:
     """Return the template by the name of what LISA was trained from; chat.py has no better way."""
     base = str(plain.get('_name_or_path', '')).lower().replace('_', '-')
     return 'llava_llama_2' if 'llama-2' in base else 'llava_v1'
+
+
+def _check_sizes(config: LisaConfig, where: Path) -> None:
+    """Refuse sizes that make a model whose weights fit, and which fails at the first picture."""
+    llama, clip = config.llama, config.clip
+    heads, shared = llama.num_attention_heads, llama.num_key_value_heads
+    layers, chosen = clip.num_hidden_layers, config.mm_vision_select_layer
+    wrong = None
+    if shared < 1 or heads % shared:
+        wrong = f'num_key_value_heads is {shared}; it must divide num_attention_heads, {heads}'
+    elif llama.head_dim < 2 or llama.head_dim % 2:
+        wrong = f'head_dim is {llama.head_dim}; it must be even, for positions turn pairs'
+    elif type(chosen) is not int or not -layers - 1 <= chosen <= layers:
+        wrong = (
+            f'mm_vision_select_layer is {chosen!r}; this CLIP has {layers} layers: '
+            f'expected {-layers - 1} to {layers}'
+        )
+    elif llama.max_position_embeddings <= config.image_tokens:
+        wrong = (
+            f'max_position_embeddings is {llama.max_position_embeddings}; a picture alone takes '
+            f'{config.image_tokens} places'
+        )
+    if wrong:
+        raise CheckpointError(f'{where}/config.json: {wrong}')
+
+
+def _check_marks(plain: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse a tokenizer that lost the picture's marks: prompts without them mean nothing here.
+
+    The model may have more words than the tokenizer (libraries round their number up), so that
+    the sizes alone do not tell.
+    """
+    lost = [mark for mark in ('<im_start>', '<im_end>') if mark not in tokenizer]
+    if plain.get('mm_use_im_start_end') and lost:
+        raise CheckpointError(
+            f'{folder}: the model was trained with <im_start> and <im_end>, and the tokenizer '
+            f'lacks {" and ".join(lost)}: added_tokens.json is cut, or of another checkpoint'
+        )
 
 
 def _check_agreement(
@@ -570,18 +701,29 @@ def _check_agreement(
 
 
 def check_keys(
-    model: nn.Module, shapes: Shapes, where: str | Path, tied: Iterable[str] = ()
+    model: nn.Module,
+    shapes: Shapes,
+    where: str | Path,
+    tied: Iterable[str] = (),
+    named: Callable[[str], str] = str,
 ) -> None:
     """Compare the weights that a model needs with those that there are, under our names.
+
+    Args:
+        model: what the weights are for.
+        shapes: of the weights that there are.
+        where: they are, for the message.
+        tied: weights that need not be there.
+        named: from our names to those in the user's files, for the message.
 
     Raises:
         CheckpointError: naming every missing weight, every unexpected one and every other shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(set(wanted) - set(shapes) - set(tied))
-    unexpected = sorted(set(shapes) - set(wanted))
+    missing = sorted(map(named, set(wanted) - set(shapes) - set(tied)))
+    unexpected = sorted(map(named, set(shapes) - set(wanted)))
     other = [
-        f'{name} {shapes[name]} instead of {wanted[name]}'
+        f'{named(name)} {shapes[name]} instead of {wanted[name]}'
         for name in sorted(set(wanted) & set(shapes))
         if shapes[name] != wanted[name]
     ]
@@ -597,10 +739,19 @@ def _fill(
     device: str | torch.device,
     precision: str,
     where: Path,
+    named: Callable[[str], str],
 ) -> LISA:
     """Return the model with the weights of all sources, cast one by one as they are read."""
-    with torch.device('meta'):
-        model = LISA(config)
+    try:
+        _check_sizes(config, where)
+        with torch.device('meta'):
+            model = LISA(config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the libraries raise all sorts of things at sizes they refuse
+        raise CheckpointError(
+            f'{where}/config.json describes no model that can be built ({_line(error)})'
+        ) from error
     shapes = {
         ours: shape
         for files, to_ours in sources
@@ -608,7 +759,7 @@ def _fill(
         if (ours := to_ours(key)) is not None
     }
     tied = ['llm.lm_head.weight'] if config.llama.tie_word_embeddings else []
-    check_keys(model, shapes, where, tied)
+    check_keys(model, shapes, where, tied, named)
     for files, to_ours in sources:
         for key, tensor in files.tensors():
             ours = to_ours(key)
@@ -710,13 +861,17 @@ def load_sam_pth(path: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: the file is not one of SAM's, or cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'{path}: there is no such file; expected a SAM .pth')
-    state = _unpickle(path)
+    state = _unpickle(_sam_file(path))
     config = infer_sam({key: tuple(tensor.shape) for key, tensor in state.items()})
     named = {map_sam_key(key): tensor for key, tensor in state.items()}
     return config, {key: tensor for key, tensor in named.items() if key is not None}
+
+
+def _sam_file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f'{path}: there is no such file; expected a SAM .pth')
+    return path
 
 
 # ---- our own layout, written

@@ -57,7 +57,6 @@ def sam_config(
     decoder_depth: int = 2,
     decoder_heads: int = 8,
     iou_width: int = 256,
-    iou_depth: int = 3,
     multimask_outputs: int = 3,
     mask_channels: int = 16,
     vision_bias: bool = True,
@@ -80,7 +79,6 @@ def sam_config(
         decoder_depth: two-way layers of the mask decoder.
         decoder_heads: of the mask decoder; 2 * decoder_heads divides C.
         iou_width: of the head that predicts a mask's IoU.
-        iou_depth: of that head.
         multimask_outputs: masks for ambiguous prompts; LISA uses the other one, mask token 0.
         mask_channels: of the (by LISA unused) mask prompts.
         vision_bias: qkv with bias.
@@ -116,7 +114,7 @@ def sam_config(
             num_hidden_layers=decoder_depth,
             num_attention_heads=decoder_heads,
             iou_head_hidden_dim=iou_width,
-            iou_head_depth=iou_depth,
+            iou_head_depth=3,  # as every SAM's; checkpoint.py names three layers
             num_multimask_outputs=multimask_outputs,
             layer_norm_eps=1e-5,  # segment-anything's decoder has torch's default, not 1e-6
         ).to_dict(),
