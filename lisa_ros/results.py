@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nouns that cross borders: a query goes in, events and a segmentation come out.
 
-Letters: N masks, one for each [SEG] of the answer in its order; H, W the picture's own pixels.
+Letters: N masks, one for each [SEG] of the answer in its order, but for those below the confidence
+threshold and those after the first 254; H, W the picture's own pixels.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Token:
 class MaskReady:
     """A mask, sent before the words that come after its [SEG]."""
 
-    index: int  # which [SEG] of the answer, from 0
+    index: int  # its place among the result's masks, from 0
     mask: np.ndarray  # (H, W) bool
     mask_logits: np.ndarray  # (H, W) float32
     score: float  # 0..1

@@ -33,6 +33,7 @@ from lisa_ros.results import Dialogue, Done, Event, MaskReady, Segmentation, Sta
 
 OWN_MODELS = Path(__file__).parent / 'weights'  # our own small models, by name
 ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
+MOST_MASKS = 254  # of one answer: what ~/mask can number; each has H x W floats, too
 
 Cancel = threading.Event | Callable[[], bool]
 
@@ -70,7 +71,6 @@ class _Answer:
     ids: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
     scores: list[float] = field(default_factory=list)
-    said: int = 0  # how many [SEG], those below the threshold included
 
 
 class Segmenter:
@@ -117,6 +117,7 @@ class Segmenter:
         device: str | None = None,
         precision: str | None = None,
         vision_tower: str | Path | None = None,
+        sam: str | Path | None = None,
         template: str | None = None,
         max_new_tokens: int = 512,
         confidence_threshold: float = 0.0,
@@ -129,6 +130,8 @@ class Segmenter:
             device: cpu, cuda, cuda:1; None or "auto": the GPU where there is one.
             precision: fp32, bf16, fp16, int8, nf4; None or "auto": bf16 on a GPU, fp32 on a CPU.
             vision_tower: CLIP's folder or hub id; None: the one that the checkpoint names.
+            sam: a .pth of segment-anything, for a released LISA that lacks SAM's weights or some
+                of them (the vision encoder, say, which LISA does not train).
             template: conversation template; None: as the checkpoint tells.
             max_new_tokens: see `__init__`, as the following.
             confidence_threshold: see `__init__`.
@@ -145,6 +148,7 @@ class Segmenter:
         loaded = checkpoint.load(
             own if (own / 'config.json').is_file() else name,
             vision_tower=vision_tower or None,
+            sam=sam or None,
             template=template or None,
             device=where,
             precision=precision,
@@ -175,12 +179,13 @@ class Segmenter:
         Args:
             image: (H, W, 3) uint8 RGB.
             text: the command.
-            dialogue: earlier turns about the same picture.
+            dialogue: earlier turns about the same picture; the oldest are left out, whole, where
+                they do not fit.
             cancel: an Event, or a function that says whether to stop; asked before every token.
 
         Raises:
             ImageError: the picture is not (H, W, 3) uint8.
-            QueryError: the command is empty or too long.
+            QueryError: the command is empty, or too long by itself.
         """
         for event in self.stream(image, text, dialogue, cancel):
             if isinstance(event, Done):
@@ -196,7 +201,8 @@ class Segmenter:
     ) -> Iterator[Event]:
         """Answer in pieces: Token and MaskReady as they come, Done at last.
 
-        A MaskReady follows the Token of its [SEG] at once, before the words that come after it.
+        A MaskReady follows the Token of its [SEG] at once, before the words that come after it. A
+        [SEG] below the threshold, or after `MOST_MASKS` masks, is a word only.
         Arguments and errors as `segment`; errors come from this call, not from the iteration.
         """
         check_rgb(image)
@@ -255,14 +261,15 @@ class Segmenter:
         """Return CLIP's view of the picture, from the last request if it is the same one."""
         with clock.stage('preprocess'):
             key = (image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest())
-            if self._picture is not None and self._picture.key == key:
-                return self._picture
+            known = self._picture  # read once: a thread out of turn may put another one there
+            if known is not None and known.key == key:
+                return known
             small = torch.from_numpy(clip_pixels(image, self.clip_recipe))
             sam = sam_input(image, self.model.config.sam_size)
         with clock.stage('clip'), torch.inference_mode():
             clip_tokens = self.model.encode_clip(small[None].to(self.device))[0]
-        self._picture = _Picture(key, clip_tokens, sam)
-        return self._picture
+        picture = self._picture = _Picture(key, clip_tokens, sam)
+        return picture
 
     def _read(self, ids: list[int], picture: _Picture) -> decoding.Prompt:
         with torch.inference_mode():
@@ -294,8 +301,9 @@ class Segmenter:
         answer: _Answer,
         clock: _Clock,
     ) -> Iterator[MaskReady]:
-        """Make one mask and note it, unless its score is below the threshold."""
-        index, answer.said = answer.said, answer.said + 1
+        """Make one mask and note it, unless its score is below the threshold or there are 254."""
+        if len(answer.logits) >= MOST_MASKS:
+            return
         with torch.inference_mode():
             if picture.sam_features is None:
                 with clock.stage('sam'):
@@ -313,7 +321,7 @@ class Segmenter:
             return
         answer.logits.append(pixels_logits)
         answer.scores.append(score)
-        yield MaskReady(index, pixels_logits > 0, pixels_logits, score)
+        yield MaskReady(len(answer.logits) - 1, pixels_logits > 0, pixels_logits, score)
 
     def _result(
         self, text: str, image: np.ndarray, answer: _Answer, stopped: bool, clock: _Clock

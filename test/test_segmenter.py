@@ -4,10 +4,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from golden import cases, new_ids, of_case, picture, segmenter, view
+from golden import DATA, cases, new_ids, of_case, picture, segmenter, view
 
+import lisa_ros.segmenter
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
-from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 from lisa_ros.segmenter import Segmenter
 
 THREE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
@@ -77,9 +78,24 @@ def test_masks_below_the_threshold_are_left_out():
     scores = result_of(THREE).scores
     result = result_of(THREE, confidence_threshold=float(np.sort(scores)[1]) - 1e-6)
     assert len(result.masks) == 2
+    events = list(ask(THREE, confidence_threshold=float(np.sort(scores)[1]) - 1e-6))
+    ready = [event for event in events if isinstance(event, MaskReady)]
+    assert [event.index for event in ready] == [0, 1]
+    assert np.array_equal([event.mask for event in ready], result.masks)
     events = list(ask(THREE, confidence_threshold=1.0))
     assert events[-1].result.status is Status.NOT_FOUND
     assert not any(isinstance(event, MaskReady) for event in events)
+
+
+def test_after_the_last_number_a_seg_is_a_word_only(monkeypatch):
+    assert lisa_ros.segmenter.MOST_MASKS == 254  # of ~/mask
+    wanted = result_of(THREE)
+    monkeypatch.setattr(lisa_ros.segmenter, 'MOST_MASKS', 2)
+    events = list(ask(THREE))
+    result = events[-1].result
+    assert sum(isinstance(event, MaskReady) for event in events) == 2
+    assert result.answer_raw == wanted.answer_raw
+    assert np.array_equal(result.masks, wanted.masks[:2])
 
 
 def test_a_typed_seg_makes_no_mask_by_default():
@@ -156,6 +172,44 @@ def test_a_picture_changed_in_place_is_another_picture():
     assert 'clip' in lisa.segment(image, THREE['prompt']).timings
 
 
+def test_a_thread_out_of_turn_does_not_change_the_picture_of_another():
+    lisa = view(256, template=THREE['template'])
+    lisa._picture = None
+    image = picture(THREE['image'])
+    wanted = lisa.segment(image, THREE['prompt'])
+    known = lisa._picture
+
+    class Meanwhile(Segmenter):
+        """Between any two reads, another thread has put its own picture there."""
+
+        reads = 0
+
+        @property
+        def _picture(self):
+            self.reads += 1
+            return known if self.reads == 1 else None
+
+        @_picture.setter
+        def _picture(self, _):
+            pass
+
+    other = Meanwhile(lisa.model, lisa.tokenizer, lisa.clip_recipe, template=THREE['template'])
+    for _ in range(2):  # the picture known, and not
+        result = other.segment(image, THREE['prompt'])
+        assert np.array_equal(result.mask_logits, wanted.mask_logits)
+
+
+def test_a_dialogue_that_grew_too_long_loses_its_oldest_turns():
+    lisa = view(256, template='llava_v1')
+    image, text = picture(THREE['image']), THREE['prompt']
+    long = Turn('where ' * 5000, 'Sure, [SEG] .')
+    near = Turn('Where is the cup?', 'Sure, [SEG] .')
+    result = lisa.segment(image, text, Dialogue((long, near)))
+    wanted = lisa.segment(image, text, Dialogue((near,)))
+    assert result.token_ids == wanted.token_ids
+    assert np.array_equal(result.mask_logits, wanted.mask_logits)
+
+
 def test_sam_does_not_look_at_a_picture_without_seg():
     lisa = view(256, template=NONE['template'])
     lisa._picture = None
@@ -201,3 +255,9 @@ def test_a_device_that_is_not_here_is_named():
 def test_an_unknown_name_is_no_model():
     with pytest.raises(CheckpointError, match=r'lisa-nothing.*no such folder'):
         Segmenter.load('lisa-nothing', device='cpu')
+
+
+def test_a_sam_of_its_own_is_looked_for():
+    folder, clip = DATA / 'ckpt_256', DATA / 'clip_256'
+    with pytest.raises(CheckpointError, match=r'none\.pth.*expected a SAM'):
+        Segmenter.load(folder, vision_tower=clip, sam='none.pth', device='cpu')
