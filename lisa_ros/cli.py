@@ -98,6 +98,8 @@ def _save(result: Segmentation, image: np.ndarray, out: Path) -> None:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for old in out.glob('mask_*.png'):
+            old.unlink()  # of an answer with more masks
         for i, mask in enumerate(result.masks):
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f'mask_{i + 1}.png')
         labels = [f'{score:.2f}' for score in result.scores]
@@ -126,7 +128,8 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     for sort, row in figures.items():
         if isinstance(row, dict) and 'giou' in row:
             print(f'{sort:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
-    print(f'there or not, right: {figures["presence_accuracy"]:.1%}')
+    if figures['presence_accuracy'] is not None:
+        print(f'there or not, right: {figures["presence_accuracy"]:.1%}')
 
 
 # ---------------------------------------------------------------- scenes, train

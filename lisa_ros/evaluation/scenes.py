@@ -105,17 +105,22 @@ def report(graded: list[Graded]) -> dict:
     """Return the figures by sort of question, of those that have something to find.
 
     `presence_accuracy` is the share of explicit and implicit questions, present and absent, that
-    got a mask just when there was something to find.
+    got a mask just when there was something to find. A figure of no question at all is None.
     """
     figures: dict = {}
     for sort in dict.fromkeys(g.question.sort for g in graded):
         overlaps = [g.overlap for g in graded if g.question.sort == sort and g.question.targets]
-        figures[sort] = {'giou': giou(overlaps), 'ciou': ciou(overlaps), 'count': len(overlaps)}
+        if overlaps:
+            figures[sort] = {
+                'giou': giou(overlaps),
+                'ciou': ciou(overlaps),
+                'count': len(overlaps),
+            }
     asked = [g for g in graded if g.question.sort in ('explicit', 'implicit')]
     right = [g.found == bool(g.question.targets) for g in asked]
-    figures['presence_accuracy'] = float(np.mean(right)) if right else float('nan')
+    figures['presence_accuracy'] = float(np.mean(right)) if right else None
     figures['presence'] = {
-        name: {'accuracy': float(np.mean(share)) if share else float('nan'), 'count': len(share)}
+        name: {'accuracy': float(np.mean(share)) if share else None, 'count': len(share)}
         for name, share in (
             ('present', [r for r, g in zip(right, asked, strict=True) if g.question.targets]),
             ('absent', [r for r, g in zip(right, asked, strict=True) if not g.question.targets]),

@@ -9,6 +9,7 @@ G side of its grid, K kinds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ class Lesson:
         Tensor  # (M, 2) long: (conversation, place in its row) of each answer's first token
     )
 
+    def to(self, device: torch.device | str) -> Lesson:
+        """Return the same lesson on `device`."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Lesson(**{name: part.to(device) for name, part in parts.items()})
+
 
 def augment(
     rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray
@@ -148,7 +154,7 @@ def lesson(
         for request in requests:
             row, label = prompts.training_ids(tokenizer, config.template, request.turns)
             rows.append(row)
-            labels.append(label)
+            labels.append([IGNORED] * len(row) if request.insisted else label)
             image_index.append(i)
             truth += [np.isin(square, targets) for targets in request.targets]
     longest = max(map(len, rows))

@@ -50,6 +50,7 @@ class Request:
     turns: tuple[Turn, ...]
     targets: tuple[tuple[int, ...], ...]  # for each [SEG] of all turns, the ids it covers
     kind: str | None = None  # the kind asked for, of explicit and implicit requests
+    insisted: bool = False  # the words are given, not learnt: what counts is the empty mask
 
     @property
     def present(self) -> bool:
@@ -119,7 +120,7 @@ def dialogue(rng: np.random.Generator, objects: list[dict]) -> Request:
         kind = KINDS[first.kind]
         turn = Turn(_say(rng, _FOR, ''), f'The {kind.name} {kind.does}.')
         return Request('follow_up', (*first.turns, turn), first.targets)
-    name = _name(rng, objects, present=rng.random() < 0.7) if rng.random() < 0.5 else None
+    name = _name(rng, objects, present=rng.random() < 0.55) if rng.random() < 0.5 else None
     if name is None:
         then = single(rng, objects)
         return Request('follow_up', first.turns + then.turns, first.targets + then.targets)
@@ -130,12 +131,12 @@ def dialogue(rng: np.random.Generator, objects: list[dict]) -> Request:
 
 
 def single(rng: np.random.Generator, objects: list[dict]) -> Request:
-    """Return one request of any sort but a follow-up; a third of the names and needs is absent."""
+    """Return one request of any sort but a follow-up; half of names and needs are absent."""
     for _ in range(20):
         sort = rng.choice(
             ['explicit', 'implicit', 'several', 'question'], p=[0.40, 0.34, 0.12, 0.14]
         )
-        present = rng.random() < 0.66
+        present = rng.random() < 0.45
         if sort == 'explicit':
             request = explicit(rng, objects, present)
         elif sort == 'implicit':
@@ -151,7 +152,22 @@ def single(rng: np.random.Generator, objects: list[dict]) -> Request:
 
 def draw_request(rng: np.random.Generator, objects: list[dict]) -> Request:
     """Return something to learn from: one request, or a dialogue of two."""
-    return dialogue(rng, objects) if rng.random() < 0.45 else single(rng, objects)
+    if rng.random() < 0.4:
+        return dialogue(rng, objects)
+    request = single(rng, objects)
+    return insist(request) if rng.random() < 0.35 else request
+
+
+def insist(request: Request) -> Request:
+    """Return a request for what is not there as if the answer had been "Sure, [SEG]."
+
+    A model that says so by mistake shall at least show nothing: the truth of that mask is empty.
+    Other requests come back as they are.
+    """
+    if request.present or request.sort not in ('explicit', 'implicit'):
+        return request
+    turn = Turn(request.turns[0].query, 'Sure, [SEG].')
+    return Request(request.sort, (turn,), ((),), request.kind, insisted=True)
 
 
 def exam(rng: np.random.Generator, objects: list[dict]) -> list[Request]:

@@ -88,7 +88,10 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
     done = cache / 'done.json'
     if done.is_file():
         return cache
-    import pymeshlab
+    try:
+        import pymeshlab
+    except ModuleNotFoundError as error:
+        raise DataError("rendering needs PyMeshLab and MuJoCo: pip install '.[train]'") from error
 
     cache.mkdir(parents=True, exist_ok=True)
     boxes = {}

@@ -247,7 +247,8 @@ class Trainer:
     def learn(self, lesson: data.Lesson) -> dict[str, float]:
         """Make one step of the optimizer; return the losses by name."""
         lisa, heads = self.lisa, self.heads
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bf16):
             parts = self._looks(lesson) if self.step < self.recipe.looks else self._all(lesson)
         loss = sum(WEIGHTS[name] * value for name, value in parts.items())
         if not torch.isfinite(loss):
@@ -320,15 +321,21 @@ class Trainer:
 
     def _lessons(self, last: int) -> Iterator[data.Lesson]:
         """Yield the lessons from here on, made ready by a thread while the model learns."""
-        ready: queue.Queue = queue.Queue(maxsize=3)
+        ready: queue.Queue[data.Lesson | Exception] = queue.Queue(maxsize=3)
 
         def fill() -> None:
-            for step in range(self.step, last):
-                ready.put(self.draw(step))
+            try:
+                for step in range(self.step, last):
+                    ready.put(self.draw(step))
+            except Exception as error:  # noqa: BLE001  # raised again where the lessons are taken
+                ready.put(error)
 
         threading.Thread(target=fill, daemon=True).start()
         for _ in range(self.step, last):
-            yield ready.get()
+            lesson = ready.get()
+            if isinstance(lesson, Exception):
+                raise lesson
+            yield lesson.to(self.device)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -345,12 +352,13 @@ class Trainer:
                     (self.val_set.colour[i], self.val_set.ids[i], self.val_set.objects[i], asked)
                 )
             lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
+            lesson = lesson.to(self.device)
             out = lisa(lesson.batch)
             _, share = self.heads.presence(lisa, out, lesson)
             right.append(float(share))
             rows, columns = extent(lesson)
-            found = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns)) > 0
-            truth = lesson.truth[:, :rows, :columns] > 0
+            found = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns)).cpu() > 0
+            truth = lesson.truth[:, :rows, :columns].cpu() > 0
             asked = [request for *_, requests_ in views for request in requests_]
             for mask, real, query in zip(found, truth, out.seg_query.tolist(), strict=True):
                 value = masks.iou(mask.numpy(), real.numpy())
