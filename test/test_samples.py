@@ -114,3 +114,29 @@ def test_an_unreadable_picture_is_named(tmp_path):
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
     with pytest.raises(DataError, match=r'a\.png'):
         list(scenes.sit(None, scenes.read_exam(tmp_path)))
+
+
+def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere():
+    def graded(sort, targets, found, intersection=0, union=100):
+        question = scenes.Question(SAMPLE, SAMPLE, sort, 'the mug', targets)
+        return scenes.Graded(question, '', found, scenes.Overlap(intersection, union))
+
+    figures = scenes.report(
+        [
+            graded('explicit', (1,), True, 90, 100),
+            graded('explicit', (2,), False, 0, 50),
+            graded('explicit', (), True, 0, 10),
+            graded('implicit', (), False, 0, 0),
+            graded('unseen_objects', (3,), True, 5, 10),
+        ]
+    )
+    assert figures['explicit'] == {
+        'giou': pytest.approx(0.45, abs=1e-6),
+        'ciou': pytest.approx(0.6),
+        'count': 2,
+    }
+    assert 'implicit' not in figures  # nothing there to point at
+    assert figures['unseen_objects']['count'] == 1
+    assert figures['presence_accuracy'] == 0.5
+    assert figures['presence']['absent'] == {'accuracy': 0.5, 'count': 2}
+    assert json.dumps(figures, allow_nan=False)

@@ -84,9 +84,7 @@ class Lesson:
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
     kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
     colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
-    first_words: (
-        Tensor  # (M, 2) long: (conversation, place in its row) of each answer's first token
-    )
+    first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
 
     def to(self, device: torch.device | str) -> Lesson:
         """Return the same lesson on `device`."""
