@@ -26,7 +26,7 @@ test: setup  ## lint and all tests
 	@$(env)
 	ruff check .
 	ruff format --check .
-	python -m pytest
+	LISA_ROS_REQUIRE_ROS=1 python -m pytest  # what the set-up has made may not be skipped
 
 clean:  ## remove everything that was made
 	rm -rf .venv build install log demo lisa_ros.egg-info .pytest_cache .ruff_cache

@@ -15,6 +15,8 @@ from launch import LaunchDescription
 CONFIG = Path(get_package_share_directory('lisa_ros')) / 'config'
 ARGUMENTS = {  # name: default, sentence
     'model': ('', 'lisa-tabletop, a folder or a hub id; empty: as in params_file'),
+    'vision_tower': ('', 'CLIP of the model, folder or hub id; empty: as in params_file'),
+    'template': ('', 'conversation template; empty: as in params_file'),
     'device': ('', 'cpu, cuda or auto; empty: as in params_file'),
     'precision': ('', 'fp32, bf16, fp16, int8, nf4 or auto; empty: as in params_file'),
     'image': ('image', 'colour image topic, without /compressed'),
@@ -22,7 +24,7 @@ ARGUMENTS = {  # name: default, sentence
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
     'params_file': (str(CONFIG / 'lisa.yaml'), 'parameters'),
     'namespace': ('', 'namespace of the node and its relative topics'),
-    'rviz': ('false', 'whether to show the overlay in RViz'),
+    'rviz': ('false', 'whether to show the overlay in RViz, where rviz2 is installed'),
 }
 
 
@@ -30,7 +32,7 @@ def lisa_node(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     settings = {
         name: ParameterValue(given[name], value_type=str)
-        for name in ('model', 'device', 'precision')
+        for name in ('model', 'vision_tower', 'template', 'device', 'precision')
         if given[name]
     }
     return [
@@ -51,6 +53,11 @@ def generate_launch_description():
         executable='rviz2',
         namespace=LaunchConfiguration('namespace'),
         arguments=['-d', str(CONFIG / 'lisa.rviz')],
+        # The full names in lisa.rviz, as they are for this node: relative ones get the namespace.
+        remappings=[
+            ('/image', LaunchConfiguration('image')),
+            *((f'/lisa/{name}', f'lisa/{name}') for name in ('overlay', 'mask', 'confidence')),
+        ],
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
     arguments = [

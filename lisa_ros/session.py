@@ -30,6 +30,8 @@ import numpy as np
 from lisa_ros.errors import LisaError
 from lisa_ros.results import Dialogue, Segmentation, Status
 
+_LOOK_BACK = 500_000_000  # how far before the newest image one with depth is looked for [ns]
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -60,8 +62,6 @@ class Counts:
     """What has happened since the session began; read by the diagnostics."""
 
     images: int = 0
-    depths: int = 0
-    camera_infos: int = 0
     commands: int = 0
     answered: int = 0  # FOUND and NOT_FOUND
     failed: int = 0
@@ -142,12 +142,10 @@ class Session:
     def offer_depth(self, stamp: int, message: Any) -> None:
         """Keep a depth image for the image with its stamp [ns]."""
         self._offer(self._depths, stamp, message)
-        self.counts.depths += 1
 
     def offer_camera_info(self, stamp: int, message: Any) -> None:
         """Keep a camera info for the image with its stamp [ns]."""
         self._offer(self._infos, stamp, message)
-        self.counts.camera_infos += 1
 
     def command(self, text: str, frame: Frame | None = None, tag: Any = None) -> Request:
         """Ask for an answer to `text` about the newest frame; it supersedes a waiting command.
@@ -197,8 +195,9 @@ class Session:
     def newest_frame(self) -> Frame | None:
         """Return the newest image that has its depth, with that; None before the first image.
 
-        Depth comes a moment after its image. So where depth comes at all, the newest image that
-        has some is taken among the kept ones; where none has, the newest.
+        Depth comes a moment after its image. So the newest of the kept images that has some is
+        taken, where it is at most 0.5 s older than the newest of all: a slow camera's would be of
+        another scene. Where none has, the newest.
         """
         with self._changed:
             if not self._images:
@@ -206,6 +205,8 @@ class Session:
             depth = None
             stamp, image = self._images[-1]
             for stamp_tried, image_tried in reversed(self._images):
+                if self._images[-1][0] - stamp_tried > _LOOK_BACK:
+                    break
                 depth = self._nearest(self._depths, stamp_tried)
                 if depth is not None:
                     stamp, image = stamp_tried, image_tried
@@ -237,11 +238,15 @@ class Session:
             self._changed.notify_all()
 
     def _nearest(self, ring: deque[tuple[int, Any]], stamp: int) -> Any | None:
-        """Return the message nearest to the stamp, None if it is farther than the tolerance."""
+        """Return the message nearest to the stamp, None if it is farther than the tolerance.
+
+        Of several as near the newest: one that was sent again replaces the one before.
+        """
         if not ring:
             return None
         distance, message = min(
-            ((abs(other - stamp), message) for other, message in ring), key=lambda pair: pair[0]
+            ((abs(other - stamp), message) for other, message in reversed(ring)),
+            key=lambda pair: pair[0],
         )
         return message if distance <= self.depth_tolerance * 1e9 else None
 

@@ -40,12 +40,12 @@ def executable():
 class NodeProcess:
     """`lisa_node` with parameters; its output is collected in a file."""
 
-    def __init__(self, log, parameters, *arguments):
+    def __init__(self, log, parameters, *arguments, program=None):
         self._log = log
         given = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
         with log.open('w') as output:
             self.process = subprocess.Popen(
-                [*executable(), '--ros-args', *given, *arguments],
+                [*(program or executable()), '--ros-args', *given, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(),
@@ -54,10 +54,17 @@ class NodeProcess:
     def said(self):
         return self._log.read_text()
 
-    def stop(self):
-        """Interrupt it as Ctrl-C does; return its exit status."""
+    def wait_to_say(self, words, times=1):
+        until = time.monotonic() + START
+        while self.said().count(words) < times:
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < until, f'no {words!r} in {self.said()}'
+            time.sleep(0.02)
+
+    def stop(self, number=signal.SIGINT):
+        """Interrupt it as Ctrl-C does, or as asked; return its exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
         try:
             return self.process.wait(20)
         finally:

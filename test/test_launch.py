@@ -4,16 +4,27 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
-    'model', 'device', 'precision', 'image', 'depth', 'camera_info', 'params_file', 'namespace',
-    'rviz',
+    'model', 'vision_tower', 'template', 'device', 'precision', 'image', 'depth', 'camera_info',
+    'params_file', 'namespace', 'rviz',
 }  # fmt: skip
 
 
 def test_the_launch_file_compiles():
     compile(LAUNCH.read_text(), str(LAUNCH), 'exec')
+
+
+def test_every_topic_that_rviz_shows_follows_the_launch_arguments():
+    config = yaml.safe_load((LAUNCH.parents[1] / 'config' / 'lisa.rviz').read_text())
+    displays = config['Visualization Manager']['Displays']
+    shown = {display['Topic']['Value'] for display in displays if 'Topic' in display}
+    assert shown == {'/image', '/lisa/overlay', '/lisa/mask', '/lisa/confidence'}
+    text = LAUNCH.read_text()  # `launch` is not on every machine: its rules are read
+    assert "('/image', LaunchConfiguration('image'))" in text
+    assert "('overlay', 'mask', 'confidence')" in text
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,9 @@
 import array
 import dataclasses
 import math
-import time
+import signal
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from lisa_ros.msg import Segmentation
 from rcl_interfaces.srv import DescribeParameters
 from ros_graph import MODEL, START, NodeProcess, Peer, image
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros.settings import Settings, about
@@ -120,6 +123,8 @@ def test_two_quick_commands_are_both_answered(tester):
     tester.show(image(PICTURE))
     answers = tester.ask(ASK, 'segment the second thing')
     assert [answer.query for answer in answers] == [ASK, 'segment the second thing']
+    for answer in answers:
+        assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
 
 
 def test_a_bad_encoding_is_named_and_the_next_image_is_answered(lisa, tester):
@@ -229,9 +234,10 @@ def test_diagnostics_tell_the_model_the_inputs_and_the_requests(tester):
         tester.show(image(PICTURE), settle=False)
         tester.settle(0.1)
     statuses = {s.name: s for s in tester.heard['diagnostics'][-1].status}
-    assert statuses['lisa: input /image'].level == DiagnosticStatus.OK
-    assert statuses['lisa: model'].level == DiagnosticStatus.OK
-    values = {v.key: v.value for v in statuses['lisa: requests'].values}
+    assert statuses['/lisa: input /image'].level == DiagnosticStatus.OK
+    assert statuses['/lisa: model'].level == DiagnosticStatus.OK
+    assert statuses['/lisa: model'].hardware_id == '/lisa'
+    values = {v.key: v.value for v in statuses['/lisa: requests'].values}
     assert int(values['answered']) > 0
     assert int(values['failed']) > 0
 
@@ -254,10 +260,7 @@ def test_the_life_cycle_frees_and_loads_again(tester):
 
 def test_an_interrupt_while_the_weights_load_ends_the_node_at_once(tmp_path):
     process = NodeProcess(tmp_path / 'node.log', MODEL, '-r', '__ns:=/hasty')
-    until = time.monotonic() + START
-    while 'loading' not in process.said():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    process.wait_to_say('loading')
     assert process.stop() == 0
     assert 'Traceback' not in process.said()
 
@@ -334,3 +337,146 @@ def test_compressed_images_are_answered(robot):
     (answer,) = robot.ask(ASK)
     assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
     assert header_of(answer) == ((33, 0), 'camera_optical')
+
+
+# Nodes with a model that takes as long as the test wants, see slow_node.py.
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """Start slow nodes in /slow; at the end their output holds no traceback."""
+    program = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
+    started = []
+
+    def start(**parameters):
+        given = {'model': tmp_path / 'model', 'diagnostics_period': 0.1, **parameters}
+        log = tmp_path / 'node.log'
+        started.append(NodeProcess(log, given, '-r', '__ns:=/slow', program=program))
+        return started[-1]
+
+    yield start
+    for process in started:
+        assert process.stop() == 0, process.said()
+        assert 'Traceback' not in process.said(), process.said()
+
+
+@pytest.fixture
+def friend():
+    someone = Peer('/slow')
+    yield someone
+    someone.close()
+
+
+def ask_and_wait_until_it_thinks(friend, process, text):
+    friend.wait_until_active(process)
+    friend.show(image(PICTURE))
+    friend.commands.publish(String(data=text))
+    process.wait_to_say('thinking')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('text', ['the mug', 'deaf'], ids=['attentive', 'deaf'])
+def test_an_interrupt_during_an_answer_ends_the_node_quietly(slow, friend, tmp_path, number, text):
+    (tmp_path / 'model').mkdir()
+    process = slow()
+    ask_and_wait_until_it_thinks(friend, process, text)
+    assert process.stop(number) == 0, process.said()
+    assert 'Traceback' not in process.said(), process.said()
+    assert '[ERROR]' not in process.said(), process.said()
+
+
+def test_a_busy_model_keeps_the_node_active_until_it_stops(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    process = slow()
+    ask_and_wait_until_it_thinks(friend, process, 'deaf')
+    assert not friend.change('deactivate')
+    assert friend.state() == 'active'
+    assert 'deactivate failed: the model is still busy' in process.said()
+    (tmp_path / 'model' / 'answer').touch()
+    friend.wait(lambda: friend.heard['segmentation'], what='the end of the command')
+    assert friend.heard['segmentation'][0].status == Segmentation.CANCELLED
+    assert friend.change('deactivate')
+    assert friend.change('activate')
+    friend.show(image(PICTURE))
+    (answer,) = friend.ask('the mug')
+    assert answer.status == Segmentation.NOT_FOUND
+    assert friend.change('deactivate')
+    assert friend.change('cleanup')
+    assert friend.state() == 'unconfigured'
+
+
+def test_the_node_goes_on_during_a_self_test(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    process = slow()
+    friend.wait_until_active(process)
+    client = friend.node.create_client(Trigger, f'{friend.name}/self_test')
+    assert client.wait_for_service(START)
+    response = client.call_async(Trigger.Request())
+    process.wait_to_say('thinking')
+    friend.heard['diagnostics'].clear()
+    assert friend.set(depth_tolerance=0.1)[0].successful
+    friend.wait(lambda: len(friend.heard['diagnostics']) > 2, what='the diagnostics')
+    assert friend.state() == 'active'
+    assert not response.done()
+    (tmp_path / 'model' / 'answer').touch()
+    friend.wait(response.done, what='the self-test')
+    assert response.result().success, response.result().message
+
+
+def test_an_interrupt_during_a_self_test_ends_the_node_quietly(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    process = slow()
+    friend.wait_until_active(process)
+    client = friend.node.create_client(Trigger, f'{friend.name}/self_test')
+    assert client.wait_for_service(START)
+    client.call_async(Trigger.Request())
+    process.wait_to_say('thinking')
+    assert process.stop() == 0, process.said()
+    assert 'never awaited' not in process.said()
+
+
+def test_what_is_read_on_configure_is_refused_while_the_weights_load(slow, friend, tmp_path):
+    process = slow()
+    process.wait_to_say('loading')
+    (result,) = friend.set(precision='bf16')
+    assert not result.successful
+    assert friend.set(max_new_tokens=40)[0].successful
+    (tmp_path / 'model').mkdir()
+    friend.wait_until_active(process)
+
+
+def test_a_wrong_quality_of_service_is_one_line_and_the_node_stays_up(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    topic = '/slow/depth'
+    process = slow(**{f'qos_overrides.{topic}.subscription.reliability': 'relable'})
+    process.wait_to_say('[ERROR]')
+    friend.wait(lambda: friend.state() == 'inactive', what='the state')
+    (line,) = [line for line in process.said().splitlines() if '[ERROR]' in line]
+    assert f'activate failed: no subscription to {topic}' in line
+    assert 'relable' in line
+    assert friend.images.get_subscription_count() == 0
+    assert friend.change('cleanup')
+    assert friend.state() == 'unconfigured'
+
+
+def test_complaints_of_one_cause_are_told_once(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    process = slow()
+    friend.wait_until_active(process)
+    friend.show(image(PICTURE, 'rgb9'))
+    for text in ('one', 'two', 'three'):
+        (answer,) = friend.ask(text)
+        assert answer.status == Segmentation.FAILED
+    assert process.said().count("'rgb9' is not supported") == 1
+
+
+def test_depth_without_camera_info_is_named(slow, friend, tmp_path):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'answer').touch()
+    process = slow()
+    friend.wait_until_active(process)
+    friend.depths.publish(image(np.ones((120, 160), np.float32), '32FC1'))
+    friend.show(image(PICTURE))
+    friend.ask('found one')
+    friend.ask('found one')
+    assert process.said().count('there is depth, but no camera_info') == 1

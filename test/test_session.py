@@ -229,6 +229,26 @@ def test_the_newest_image_with_depth_is_taken_while_its_own_depth_is_on_the_way(
     assert session.newest_frame().image == 'image 2'
 
 
+def test_an_image_long_ago_is_not_taken_for_its_depth(run):
+    session, _, _, _ = run()
+    session.offer_depth(0, 'depth')
+    session.offer_image(0, 'with depth')
+    session.offer_image(500 * MS, 'half a second later')
+    assert session.newest_frame().image == 'with depth'
+    session.offer_image(501 * MS, 'more than that')
+    frame = session.newest_frame()
+    assert (frame.image, frame.depth) == ('more than that', None)
+
+
+def test_of_equal_stamps_the_newest_message_is_taken(run):
+    session, _, _, _ = run()
+    for which in ('old', 'new'):
+        session.offer_depth(0, f'{which} depth')
+        session.offer_camera_info(0, f'{which} info')
+        session.offer_image(0, f'{which} image')
+    assert session.newest_frame() == Frame(0, 'new image', 'new depth', 'new info')
+
+
 def test_depth_that_stopped_does_not_hold_the_image_back(run):
     session, _, _, _ = run(frames_kept=4)
     session.offer_depth(0, 'depth 0')

@@ -31,6 +31,7 @@ import yaml
 from lisa_ros import masks
 from lisa_ros.conversions import image_to_rgb
 from lisa_ros.errors import DataError, LisaError
+from lisa_ros.results import Status
 
 SAMPLE = Path(__file__).parents[1] / 'samples' / 'tabletop'
 LEAST_IOU = {'explicit': 0.6, 'implicit': 0.6}  # what the sample's frames must reach
@@ -186,12 +187,24 @@ class Asker:
 
 
 def judged(
-    sample: Sample, given: dict[str, Any], message: Any, seconds: float, image: np.ndarray | None
+    sample: Sample,
+    given: dict[str, Any],
+    message: Any,
+    stamp: int,
+    seconds: float,
+    image: np.ndarray | None,
 ) -> Answer:
-    """Compare an answer with the truth of the frame that it is about."""
-    stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-    statuses = ('', 'FOUND', 'NOT_FOUND', 'CANCELLED', 'FAILED')
-    status = statuses[message.status]
+    """Compare an answer with the truth of the frame that it is about.
+
+    Args:
+        sample: the truth.
+        given: the command, its kind and its targets.
+        message: the Segmentation that answers it.
+        stamp: of the frame [ns].
+        seconds: from the command to the answer.
+        image: the frame, (H, W, 3) uint8 RGB, None if it is not in the bag.
+    """
+    status = Status(message.status).name
     found = [image_to_rgb(instance.mask)[:, :, 0] > 0 for instance in message.instances]
     iou, fault = None, ''
     if status not in ('FOUND', 'NOT_FOUND'):
@@ -216,6 +229,7 @@ def judged(
 
 def frames(bag: Path, topic: str) -> dict[int, np.ndarray]:
     """Return the bag's colour images by stamp [ns], (H, W, 3) uint8 RGB."""
+    from lisa_ros.ros.messages import stamp_ns
     from lisa_ros.ros.replay import opened
 
     found = {}
@@ -223,8 +237,7 @@ def frames(bag: Path, topic: str) -> dict[int, np.ndarray]:
         wanted = [connection for connection in reader.connections if connection.topic == topic]
         for connection, _, data in reader.messages(wanted):
             message = reader.deserialize(data, connection.msgtype)
-            stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-            found[stamp] = image_to_rgb(message)
+            found[stamp_ns(message.header)] = image_to_rgb(message)
     return found
 
 
@@ -280,6 +293,7 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
     """
     import rclpy
 
+    from lisa_ros.ros.messages import stamp_ns
     from lisa_ros.ros.replay import Replay, camera_topics
 
     topics = camera_topics(sample.bag)
@@ -302,8 +316,9 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
             for number, given in enumerate(sample.commands, 1):
                 _say(f'{number}/{len(sample.commands)}  {given["text"]}')
                 message, seconds = asker.ask(given['text'])
-                stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-                answers.append(judged(sample, given, message, seconds, images.get(stamp)))
+                stamp = stamp_ns(message.header)
+                image = images.get(stamp)
+                answers.append(judged(sample, given, message, stamp, seconds, image))
             replay.stop()
             asker.node.destroy_node()
         finally:

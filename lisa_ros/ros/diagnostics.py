@@ -2,7 +2,8 @@
 """What /diagnostics says: model and memory, each input topic, the requests.
 
 Built by hand, since diagnostic_updater is not there in every install. `TopicWatch.heard` is called
-for every message, the rest once a period, on other threads.
+for every message, the rest once a period, on other threads. `node` is the fully qualified name:
+all nodes of a graph share /diagnostics, and viewers sort it by these names.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class TopicWatch:
         return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
 
 
-def model_status(settings: Settings, device: str) -> DiagnosticStatus:
+def model_status(node: str, settings: Settings, device: str) -> DiagnosticStatus:
     """Return the state of the memory and of the model, on this device ('': not loaded)."""
     values = {
         'model': settings.model,
@@ -60,11 +61,11 @@ def model_status(settings: Settings, device: str) -> DiagnosticStatus:
         **_memory(loaded=bool(device)),
     }
     if device:
-        return _status(OK, 'model', f'{settings.model} is loaded', values)
-    return _status(WARN, 'model', 'no model: the node is not configured', values)
+        return _status(node, OK, 'model', f'{settings.model} is loaded', values)
+    return _status(node, WARN, 'model', 'no model: the node is not configured', values)
 
 
-def topic_status(watch: TopicWatch, publishers: int) -> DiagnosticStatus:
+def topic_status(node: str, watch: TopicWatch, publishers: int) -> DiagnosticStatus:
     """Return the state of one input that `publishers` nodes publish now."""
     silence = watch.silence()
     values = {
@@ -77,16 +78,16 @@ def topic_status(watch: TopicWatch, publishers: int) -> DiagnosticStatus:
     if watch.incompatible and silence > _SILENT:
         cure = f'set qos_overrides.{watch.topic}.subscription'
         message = f'QoS of the publisher is incompatible ({watch.incompatible}): {cure}'
-        return _status(ERROR, name, message, values)
+        return _status(node, ERROR, name, message, values)
     if publishers == 0:
         message = 'nobody publishes it' + ('' if watch.needed else ' (optional)')
-        return _status(missing, name, message, values)
+        return _status(node, missing, name, message, values)
     if silence > _SILENT:
-        return _status(WARN, name, 'there is a publisher, but no message comes', values)
-    return _status(OK, name, f'{watch.rate():.1f} Hz', values)
+        return _status(node, WARN, name, 'there is a publisher, but no message comes', values)
+    return _status(node, OK, name, f'{watch.rate():.1f} Hz', values)
 
 
-def request_status(session: Session, last_seconds: float) -> DiagnosticStatus:
+def request_status(node: str, session: Session, last_seconds: float) -> DiagnosticStatus:
     """Return the state of the requests; `last_seconds` is how long the last answer took."""
     counts: Counts = session.counts
     values = {
@@ -102,18 +103,20 @@ def request_status(session: Session, last_seconds: float) -> DiagnosticStatus:
         'last answer took [s]': f'{last_seconds:.2f}',
     }
     if session.seconds_waiting > _SILENT and not session.seconds_running:
-        return _status(WARN, 'requests', 'a command waits for the first image', values)
+        return _status(node, WARN, 'requests', 'a command waits for the first image', values)
     if session.seconds_running:
-        return _status(OK, 'requests', 'answering', values)
-    return _status(OK, 'requests', 'ready', values)
+        return _status(node, OK, 'requests', 'answering', values)
+    return _status(node, OK, 'requests', 'ready', values)
 
 
-def _status(level: bytes, name: str, message: str, values: dict[str, Any]) -> DiagnosticStatus:
+def _status(
+    node: str, level: bytes, name: str, message: str, values: dict[str, Any]
+) -> DiagnosticStatus:
     return DiagnosticStatus(
         level=level,
-        name=f'lisa: {name}',
+        name=f'{node}: {name}',
         message=message,
-        hardware_id='lisa',
+        hardware_id=node,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
 

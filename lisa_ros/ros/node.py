@@ -2,10 +2,11 @@
 """`lisa_node`: hears images and commands, says masks and their reason. Wiring only.
 
 Threads: one executor thread runs the callbacks, and each returns at once but for the transitions
-and the self-test. Autostart has a thread of its own, so that the node answers while it loads. The
-model runs on the session's thread, which also publishes the answers (rclpy's `publish` may be
-called from any thread). No MultiThreadedExecutor: under a 30 Hz camera with depth it left four
-commands of sixty lying for 1 to 2 s, one executor thread left one.
+that `~/change_state` asks for: configure holds it while the weights load, deactivate until the
+model has stopped. Autostart has a thread of its own, so that the node answers while it loads; the
+self-test is a coroutine. The model runs on the session's thread, which also publishes the answers
+(rclpy's `publish` may be called from any thread). No MultiThreadedExecutor: under a 30 Hz camera
+with depth it left four commands of sixty lying for 1 to 2 s, one executor thread left one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import dataclasses
 import functools
 import gc
 import os
-import queue
 import signal
 import sys
 import threading
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
@@ -34,6 +35,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import qos_policy_name_from_kind
 from rclpy.subscription import Subscription
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
@@ -46,7 +48,7 @@ from lisa_ros.conversions import (
     image_fields,
     image_to_rgb,
 )
-from lisa_ros.errors import ImageError, LisaError
+from lisa_ros.errors import ImageError, LisaError, SettingsError
 from lisa_ros.geometry import centroid
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Dialogue, Done, Segmentation, Status
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that begins anew or is paused would hold a ROS timer back.
 _STEADY = Clock(clock_type=ClockType.STEADY_TIME)
-_THROTTLE = 5.0  # least time between two equal log lines [s]
+_THROTTLE = 5.0  # least time between two complaints of one cause [s]
+_PATIENCE = 10.0  # how long deactivate and the end of the process wait for a busy model [s]
 
 
 def guarded(transition: Callable) -> Callable:
@@ -95,9 +98,10 @@ class LisaNode(LifecycleNode):
         self._lisa: Segmenter | None = None  # there while configured
         self._session: Session | None = None  # there while active
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
+        self._commands: Subscription | None = None
         self._seconds = 0.0  # how long the last answer took
-        self._complaints: dict[str, float] = {}  # lines said lately, and when [s, monotonic]
-        parameters.declare(self, lambda: self._lisa is not None)
+        self._complaints: dict[str, float] = {}  # causes told lately, and when [s, monotonic]
+        parameters.declare(self, lambda: self.loading or self._lisa is not None)
         self._settings = parameters.read(self)
         self.add_post_set_parameters_callback(self._on_parameters)
         self.create_service(Trigger, '~/reset_dialogue', self._on_reset_dialogue)
@@ -105,6 +109,8 @@ class LisaNode(LifecycleNode):
             Trigger,
             '~/self_test',
             self._on_self_test,
+            # Of its own: a callback that awaits holds its group, and the others must go on.
+            callback_group=MutuallyExclusiveCallbackGroup(),
         )
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
@@ -121,21 +127,21 @@ class LisaNode(LifecycleNode):
         elif self.trigger_configure() == _SUCCESS:
             self.trigger_activate()
 
-    def stop(self) -> None:
-        """End what runs; for the end of the process, in whatever state the node is."""
-        if self._session:
-            self._session.close()
+    def stop(self) -> bool:
+        """End what runs, in whatever state the node is; False if it cannot be ended in time."""
+        session = self._session
+        return not self.loading and (session is None or session.close(_PATIENCE))
 
     # Transitions
 
     @guarded
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the weights and make the publishers."""
-        settings = self._settings = parameters.read(self)
-        self.get_logger().info(f'loading {settings.model} ...')
-        began = time.monotonic()
-        self.loading = True
+        self.loading = True  # from here on a change of what is read now would be lost
         try:
+            settings = self._settings = parameters.read(self)
+            self.get_logger().info(f'loading {settings.model} ...')
+            began = time.monotonic()
             self._lisa = _load(settings)
         finally:
             self.loading = False
@@ -150,8 +156,17 @@ class LisaNode(LifecycleNode):
 
     @guarded
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start the session and hear the inputs."""
+        """Start the session and hear the inputs; undo both if that fails."""
         super().on_activate(state)  # publishers first: an answer may come at once
+        try:
+            self._activate()
+        except Exception:
+            self._unhear()
+            super().on_deactivate(state)
+            raise
+        return _SUCCESS
+
+    def _activate(self) -> None:
         settings = self._settings
         self._session = session = Session(
             self._segment,
@@ -178,11 +193,14 @@ class LisaNode(LifecycleNode):
         self.get_logger().info(
             f'ready: images on {self._inputs[0][1].topic}, commands on {self._commands.topic_name}'
         )
-        return _SUCCESS
 
     @guarded
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Hear nothing more and cancel what runs."""
+        """Cancel what runs and hear nothing more; fail, and stay active, while the model is busy.
+
+        So inactive means that nobody uses model and publishers: cleanup may free them, and
+        activate may give the model to a new session.
+        """
         self._unhear()
         return super().on_deactivate(state)
 
@@ -242,25 +260,40 @@ class LisaNode(LifecycleNode):
                 f'({watch.incompatible}): set qos_overrides.{watch.topic}.subscription.*'
             )
 
-        subscription = self.create_subscription(
-            kind,
-            topic,
-            keep,
-            parameters.sensor_qos(),
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
-            qos_overriding_options=parameters.qos_overrides(),
-        )
+        try:
+            subscription = self.create_subscription(
+                kind,
+                topic,
+                keep,
+                parameters.sensor_qos(),
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+                qos_overriding_options=parameters.qos_overrides(),
+            )
+        except Exception as error:  # of many kinds: rclpy has one for each way to be wrong
+            raise SettingsError(
+                f'no subscription to {watch.topic}: {error}; qos_overrides are read at start: '
+                'start the node anew with others'
+            ) from error
         self._inputs.append((subscription, watch))
 
     def _unhear(self) -> None:
+        """Close the session and the inputs, from whatever state of theirs.
+
+        Raises:
+            LisaError: the model is still busy; the session is closed, but its thread lives.
+        """
         if self._session is None:
             return
-        for subscription in (self._commands, *(subscription for subscription, _ in self._inputs)):
-            self.destroy_subscription(subscription)
-        self._inputs = []
-        if not self._session.close():
-            self.get_logger().warning('the model is still busy: it ends with its next token')
+        if not self._session.close(_PATIENCE):
+            raise LisaError(
+                f'the model is still busy {_PATIENCE:g} s after it was told to stop, and looks at '
+                'that after each token: try again in a while'
+            )
         self._session = None
+        for subscription in (self._commands, *(subscription for subscription, _ in self._inputs)):
+            if subscription is not None:
+                self.destroy_subscription(subscription)
+        self._commands, self._inputs = None, []
 
     def _on_parameters(self, changes: list[Any]) -> None:
         """Take over what may change while the node runs."""
@@ -281,12 +314,12 @@ class LisaNode(LifecycleNode):
         response.message = 'dialogue forgotten' if response.success else 'the node is not active'
         return response
 
-    def _on_self_test(
+    async def _on_self_test(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
         """Answer a command about a grey picture, through the whole path but the topics.
 
-        The other callbacks wait meanwhile; inputs keep their newest messages.
+        It awaits the answer, so the other callbacks go on meanwhile.
         """
         session = self._session
         if session is None:
@@ -297,9 +330,15 @@ class LisaNode(LifecycleNode):
             return response
         picture = np.full((240, 320, 3), 128, np.uint8)
         source = messages.image(Header(), image_fields(picture, 'rgb8'))
-        answered: queue.SimpleQueue[Segmentation] = queue.SimpleQueue()
-        session.command('segment the mug', Frame(0, source), tag=answered)
-        result = answered.get()  # it comes for sure: a session ends every request, on its thread
+        executor = self.executor
+        answered = Future(executor=executor)
+
+        def tell(result: Segmentation) -> None:  # on the session's thread
+            answered.set_result(result)
+            executor.wake()  # not every rclpy looks at what awaits the future by itself
+
+        session.command('segment the mug', Frame(0, source), tag=tell)
+        result = await answered  # it comes for sure: a session ends every request
         response.success = result.status in (Status.FOUND, Status.NOT_FOUND)
         inputs = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for _, watch in self._inputs)
         spoken = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
@@ -322,14 +361,24 @@ class LisaNode(LifecycleNode):
         return dataclasses.replace(result, timings={'convert': converted, **result.timings})
 
     def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
-        """Publish the end of a request; its outputs carry the header of its image."""
+        """Tell the end of a request to whoever waits for it."""
         if request.tag is not None:  # the self-test waits for it; nobody else shall hear of it
-            request.tag.put(result)
+            request.tag(result)
             return
+        if not self.context.ok():  # Ctrl-C during an answer: there is nobody to tell any more
+            return
+        try:
+            self._publish(request, frame, result)
+        except RuntimeError:  # rclpy's RCLError is one
+            if self.context.ok():
+                raise
+
+    def _publish(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+        """Publish an answer; all outputs carry the header of its image."""
         self._seconds = time.monotonic() - request.since
         header = frame.image.header if frame else Header()
         if result.status is Status.FAILED:
-            self._complain(f'{request.text!r} failed: {result.reason}')
+            self._complain(f'{request.text!r} failed: {result.reason}', result.reason)
         else:
             self.get_logger().info(
                 f'{request.text!r}: {result.status.name}, {result.answer or result.reason!r} '
@@ -349,7 +398,10 @@ class LisaNode(LifecycleNode):
     def _centroids(self, frame: Frame | None, result: Segmentation) -> list[np.ndarray | None]:
         """Return each mask's centroid, None where depth or camera info do not allow one."""
         nowhere = [None] * len(result.masks)
-        if frame is None or frame.depth is None or frame.camera_info is None or not nowhere:
+        if frame is None or frame.depth is None or not nowhere:
+            return nowhere
+        if frame.camera_info is None:
+            self._complain("no centroid: there is depth, but no camera_info at the image's stamp")
             return nowhere
         try:
             depth = depth_to_metres(frame.depth)
@@ -359,12 +411,15 @@ class LisaNode(LifecycleNode):
             self._complain(f'no centroid: {error}')
             return nowhere
 
-    def _complain(self, line: str) -> None:
-        """Log a line, the same one only every few seconds (rclpy would hide others, too)."""
-        now = time.monotonic()
-        if now - self._complaints.get(line, -_THROTTLE) >= _THROTTLE:
+    def _complain(self, line: str, cause: str = '') -> None:
+        """Log a line, of one cause only every few seconds (rclpy would hide others, too).
+
+        Without a cause the line itself is it.
+        """
+        now, cause = time.monotonic(), cause or line
+        if now - self._complaints.get(cause, -_THROTTLE) >= _THROTTLE:
             recent = {said: at for said, at in self._complaints.items() if now - at < _THROTTLE}
-            self._complaints = {**recent, line: now}
+            self._complaints = {**recent, cause: now}
             self.get_logger().error(line)
 
     def _draw(self, header: Header, frame: Frame, result: Segmentation) -> Image:
@@ -384,11 +439,13 @@ class LisaNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         lisa, session = self._lisa, self._session  # another thread may free them meanwhile
         device = str(lisa.device) if lisa else ''
-        statuses = [diagnostics.model_status(self._settings, device)]
+        name = self.get_fully_qualified_name()
+        statuses = [diagnostics.model_status(name, self._settings, device)]
         for _, watch in self._inputs:
-            statuses.append(diagnostics.topic_status(watch, self.count_publishers(watch.topic)))
+            publishers = self.count_publishers(watch.topic)
+            statuses.append(diagnostics.topic_status(name, watch, publishers))
         if session:
-            statuses.append(diagnostics.request_status(session, self._seconds))
+            statuses.append(diagnostics.request_status(name, session, self._seconds))
         array = DiagnosticArray(status=statuses)
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
@@ -429,9 +486,8 @@ def main(args: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(node)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch passes on what the terminal sent already
-    if node.loading:  # it cannot be interrupted, may take minutes, and leaves nothing behind
+    if not node.stop():  # loading or a long step: neither can be interrupted, nor leaves anything
         os._exit(0)
-    node.stop()
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
