@@ -87,7 +87,7 @@ class Segmenter:
         *,
         template: str | None = None,
         max_new_tokens: int = 512,
-        confidence_threshold: float = 0.0,
+        confidence_threshold: float | None = None,
         typed_specials: bool = False,
     ):
         """Take a model that is loaded already; `load` does it from files.
@@ -98,7 +98,8 @@ class Segmenter:
             clip_recipe: how the model's CLIP wants its pictures.
             template: conversation template (prompts.TEMPLATES); None: the model's own.
             max_new_tokens: longest answer [tokens].
-            confidence_threshold: masks with a lower score are left out [0..1].
+            confidence_threshold: masks with a lower score are left out [0..1]; None: as the
+                model says.
             typed_specials: "[SEG]" and the like in a command are tokens, as in the original, and
                 give masks, too, before those of the answer.
         """
@@ -120,7 +121,7 @@ class Segmenter:
         sam: str | Path | None = None,
         template: str | None = None,
         max_new_tokens: int = 512,
-        confidence_threshold: float = 0.0,
+        confidence_threshold: float | None = None,
         typed_specials: bool = False,
     ) -> Segmenter:
         """Load a model by the name of ours, a folder or a hub id.
@@ -161,6 +162,11 @@ class Segmenter:
             confidence_threshold=confidence_threshold,
             typed_specials=typed_specials,
         )
+
+    @property
+    def _threshold(self) -> float:
+        given, own = self.confidence_threshold, self.model.config.confidence_threshold
+        return own if given is None else given
 
     @property
     def device(self) -> torch.device:
@@ -317,7 +323,7 @@ class Segmenter:
                 )[0]
                 score = probability * _certainty(logits)
                 pixels_logits = logits.cpu().numpy()
-        if score < self.confidence_threshold:
+        if score < self._threshold:
             return
         answer.logits.append(pixels_logits)
         answer.scores.append(score)

@@ -122,7 +122,8 @@ class Settings:
     )
     confidence_threshold: float = setting(
         0.0,
-        'Masks with a lower score are left out, NOT_FOUND when none remains; 0: keep all [0..1]',
+        'Masks with a lower score are left out, NOT_FOUND when none remains; 0: as the '
+        'model says [0..1]',
         low=0.0,
         high=1.0,
     )

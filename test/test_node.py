@@ -123,8 +123,12 @@ def test_two_quick_commands_are_both_answered(tester):
     tester.show(image(PICTURE))
     answers = tester.ask(ASK, 'segment the second thing')
     assert [answer.query for answer in answers] == [ASK, 'segment the second thing']
-    for answer in answers:
-        assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
+    first, last = answers
+    assert last.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), last.reason
+    if first.status == Segmentation.CANCELLED:  # both were there before the model began
+        assert 'superseded' in first.reason
+    else:
+        assert first.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), first.reason
 
 
 def test_a_bad_encoding_is_named_and_the_next_image_is_answered(lisa, tester):
@@ -367,9 +371,28 @@ def friend():
     someone.close()
 
 
-def ask_and_wait_until_it_thinks(friend, process, text):
+def wait_until_it_sees(friend, process, *extra, encoding='rgb8'):
+    """Show a picture until the diagnostics have counted it: DDS may lose the first ones."""
     friend.wait_until_active(process)
-    friend.show(image(PICTURE))
+    friend.heard['diagnostics'].clear()
+
+    def seen():
+        for message in extra:
+            friend.depths.publish(message)
+        friend.show(image(PICTURE, encoding))
+        return any(
+            value.key == 'images' and int(value.value)
+            for array in friend.heard['diagnostics']
+            for status in array.status
+            if status.name == f'{friend.name}: requests'
+            for value in status.values
+        )
+
+    friend.wait(seen, what='an image')
+
+
+def ask_and_wait_until_it_thinks(friend, process, text):
+    wait_until_it_sees(friend, process)
     friend.commands.publish(String(data=text))
     process.wait_to_say('thinking')
 
@@ -397,7 +420,7 @@ def test_a_busy_model_keeps_the_node_active_until_it_stops(slow, friend, tmp_pat
     assert friend.heard['segmentation'][0].status == Segmentation.CANCELLED
     assert friend.change('deactivate')
     assert friend.change('activate')
-    friend.show(image(PICTURE))
+    wait_until_it_sees(friend, process)
     (answer,) = friend.ask('the mug')
     assert answer.status == Segmentation.NOT_FOUND
     assert friend.change('deactivate')
@@ -462,8 +485,7 @@ def test_a_wrong_quality_of_service_is_one_line_and_the_node_stays_up(slow, frie
 def test_complaints_of_one_cause_are_told_once(slow, friend, tmp_path):
     (tmp_path / 'model').mkdir()
     process = slow()
-    friend.wait_until_active(process)
-    friend.show(image(PICTURE, 'rgb9'))
+    wait_until_it_sees(friend, process, encoding='rgb9')
     for text in ('one', 'two', 'three'):
         (answer,) = friend.ask(text)
         assert answer.status == Segmentation.FAILED
@@ -474,9 +496,7 @@ def test_depth_without_camera_info_is_named(slow, friend, tmp_path):
     (tmp_path / 'model').mkdir()
     (tmp_path / 'model' / 'answer').touch()
     process = slow()
-    friend.wait_until_active(process)
-    friend.depths.publish(image(np.ones((120, 160), np.float32), '32FC1'))
-    friend.show(image(PICTURE))
+    wait_until_it_sees(friend, process, image(np.ones((120, 160), np.float32), '32FC1'))
     friend.ask('found one')
     friend.ask('found one')
     assert process.said().count('there is depth, but no camera_info') == 1

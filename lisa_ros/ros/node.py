@@ -349,7 +349,7 @@ class LisaNode(LifecycleNode):
 
     def _segment(self, frame: Frame, request: Request, dialogue: Dialogue) -> Segmentation:
         self._lisa.max_new_tokens = self._settings.max_new_tokens
-        self._lisa.confidence_threshold = self._settings.confidence_threshold
+        self._lisa.confidence_threshold = self._settings.confidence_threshold or None
         began = time.monotonic()
         picture = _picture(frame)
         converted = time.monotonic() - began
