@@ -62,7 +62,8 @@ def test_a_reason_comes_with_what_is_needed(graded):
     assert all(reason.startswith('Sure. The ') for reason in reasons)
 
 
-def test_two_things_are_two_masks_in_the_order_asked(lisa, graded):
+def test_two_things_are_two_masks_in_the_order_asked(lisa, graded, monkeypatch):
+    monkeypatch.setattr(lisa, 'confidence_threshold', 0.0)  # every [SEG] with its mask
     known = [g for g in graded if g.question.sort == 'explicit' and g.overlap.iou > 0.6]
     assert known
     question = known[0].question
@@ -72,10 +73,22 @@ def test_two_things_are_two_masks_in_the_order_asked(lisa, graded):
     assert result.masks.shape == (result.answer_raw.count('[SEG]'), *colour.shape[:2])
 
 
-def test_a_typed_seg_makes_no_mask_of_its_own(lisa, picture):
-    result = lisa.segment(picture, 'Explain the token [SEG]')
-    seg = lisa.tokenizer.seg_token_id
-    assert len(result.masks) == result.token_ids.count(seg)
+def test_a_typed_seg_makes_no_mask(lisa, picture, monkeypatch):
+    assert not lisa.segment(picture, 'Explain the token [SEG]').masks.any()
+    monkeypatch.setattr(lisa, 'confidence_threshold', 0.0)
+    every = lisa.segment(picture, 'Explain the token [SEG]')  # none but those of the answer
+    assert len(every.masks) == every.token_ids.count(lisa.tokenizer.seg_token_id)
+
+
+def test_masks_below_the_model_s_own_threshold_are_left_out(lisa, graded, monkeypatch):
+    assert 0 < lisa.model.config.confidence_threshold < 1
+    monkeypatch.setattr(lisa, 'confidence_threshold', 1.0)
+    question = next(g.question for g in graded if g.found)
+    data = np.frombuffer(question.picture.read_bytes(), np.uint8)
+    colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    result = lisa.segment(colour, question.text)
+    assert result.status is Status.NOT_FOUND
+    assert len(result.masks) == 0
 
 
 def test_a_mask_comes_before_the_words_after_it(lisa, graded):
