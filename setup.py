@@ -31,7 +31,8 @@ setup(
         'transformers>=5.20,<6',
     ],
     extras_require={
-        'train': ['mujoco>=3', 'pymeshlab>=2023'],  # lisa-ros scenes, lisa-ros train
+        # lisa-ros scenes, train, finetune, calibrate --plot
+        'train': ['matplotlib>=3.8', 'mujoco>=3', 'peft>=0.17', 'pymeshlab>=2023'],
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
         'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },

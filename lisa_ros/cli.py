@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `lisa-ros`: parse, call, print. No ROS is needed for any of it.
 
-Exit status: 0 done, 1 something the user can mend (one line on stderr says what).
+Exit status: 0 done, 1 something the user can mend (one line on stderr says what), or a check that
+failed.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from lisa_ros import masks
-from lisa_ros.errors import DataError, ImageError, LisaError
+from lisa_ros.errors import DataError, ImageError, LisaError, SettingsError
 from lisa_ros.results import Segmentation
 from lisa_ros.settings import Settings
 
@@ -24,14 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except LisaError as error:
         print(f'lisa-ros: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('lisa-ros: interrupted', file=sys.stderr)
         return 130
-    return 0
 
 
 # ---------------------------------------------------------------- segment
@@ -120,7 +120,12 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
 
     exam = options.exam or scenes.OWN_EXAMS / f'{options.split}.zip'
     questions = scenes.read_exam(exam)[: options.limit]
-    figures = scenes.report(list(scenes.sit(_load(options), questions)))
+    graded = list(scenes.sit(_load(options), questions))
+    figures = scenes.report(graded)
+    for one in [g for g in graded if g.question.expects][: options.examples]:
+        mark = 'right' if one.explained else f'WRONG, not: {" ... ".join(one.question.expects)}'
+        said = ' / '.join((*one.question.before, one.question.text))
+        print(f'{said}\n    {one.answer}  ({mark}, IoU {one.overlap.iou:.2f})', file=sys.stderr)
     if options.json:
         print(json.dumps({'model': options.model, 'split': options.split, **figures}))
         return
@@ -130,6 +135,36 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
             print(f'{sort:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
     if figures['presence_accuracy'] is not None:
         print(f'there or not, right: {figures["presence_accuracy"]:.1%}')
+    if figures['explanation_accuracy'] is not None:
+        count = figures['explanations']
+        print(f'thing and reason named rightly: {figures["explanation_accuracy"]:.1%} of {count}')
+    if figures['ece'] is not None:
+        print(f'expected calibration error of the scores: {figures["ece"]:.3f}')
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Make a model's scores honest on an exam: fit them, choose the threshold, note both."""
+    from lisa_ros import confidence
+    from lisa_ros.evaluation import calibration, scenes
+    from lisa_ros.segmenter import Segmenter
+
+    lisa = Segmenter.load(
+        str(options.folder), device=options.device, precision='fp32', confidence_threshold=0.0
+    )
+    graded = list(scenes.sit(lisa, scenes.read_exam(options.exam)))
+    weights = calibration.fit(graded)
+    asked = [g for g in graded if g.question.sort in scenes.PRESENCE]
+    threshold = calibration.best_threshold(
+        [max((confidence.score(e, weights) for e in g.evidence), default=0.0) for g in asked],
+        [bool(g.question.targets) for g in asked],
+    )
+    calibration.note(options.folder, weights, threshold)
+    told = [(confidence.score(g.evidence[0], weights), g) for g in graded if len(g.evidence) == 1]
+    rows = np.array([(score, calibration.is_right(g)) for score, g in told if score > 0], float)
+    if options.plot:
+        calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')
+    error = calibration.expected_error(rows)
+    print(f'{len(rows)} masks, calibration error {error:.3f}, threshold {threshold:.2f}')
 
 
 # ---------------------------------------------------------------- scenes, train
@@ -152,13 +187,117 @@ def scenes(options: argparse.Namespace) -> None:
         exams.pack([options.out / split for split in options.pack], options.out / 'exam.zip')
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train lisa-tabletop, or go on with a run."""
-    from lisa_ros.training.train import Recipe, Trainer
+def train(options: argparse.Namespace) -> int:
+    """Train lisa-tabletop, or go on with a run; or check the trainer against the original."""
+    if options.check is not None:
+        return _check(options)
+    if options.scenes is None or options.out is None:
+        raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
+    from lisa_ros.training import train as tabletop
 
-    given = {f.name: getattr(options, f.name) for f in fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
-    Trainer(options.out, options.scenes, recipe, options.device or 'cpu').train()
+    given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.Recipe)}
+    recipe = tabletop.Recipe(**{k: v for k, v in given.items() if v is not None})
+    recipe = replace(recipe, pace=_pace(options, recipe.pace))
+    tabletop.train(options.out, options.scenes, recipe, options.device or 'cpu')
+    return 0
+
+
+def _pace(options: argparse.Namespace, usual):
+    """Return the usual pace with what was given on the command line."""
+    given = {f.name: getattr(options, f.name, None) for f in fields(usual)}
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Hold losses and gradients against the original's; return 1 if they differ."""
+    from lisa_ros.training.check import check
+
+    report = check(options.check, options.device or 'cpu')
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(f'{"":32}{"golden":>14}{"ours":>14}{"difference":>12}')
+        for case in report['cases']:
+            tokens = 'the same tokens' if case['tokens'] else 'OTHER TOKENS'
+            print(f'{case["set"]} {case["case"]}: {tokens}')
+            for name, row in {**case['losses'], **case['gradient_norms']}.items():
+                short = name if len(name) < 30 else f'...{name[-27:]}'
+                numbers = f'{row["golden"]:14.6g}{row["ours"]:14.6g}{row["difference"]:12.1e}'
+                print(f'  {short:30}{numbers}{"" if row["ok"] else "  DIFFERS"}')
+        print('all agree' if report['ok'] else 'they differ')
+    return 0 if report['ok'] else 1
+
+
+# ---------------------------------------------------------------- frames, finetune
+
+
+def frames(options: argparse.Namespace) -> None:
+    """Take pictures out of a bag."""
+    from lisa_ros.training.frames import take
+
+    written = take(options.bag, options.out, options.topic, options.every)
+    print(f'{len(written)} frames in {options.out}/: label them with `labelme {options.out}`')
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tune a LISA on labelled pictures, or go on with a run."""
+    from lisa_ros.training import finetune as school
+    from lisa_ros.training.mixture import Mixture
+    from lisa_ros.training.reasonseg import Reasoning, read_folder
+
+    device = _device(options.device)
+    recipe = school.Recipe()
+    given = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
+    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    if options.precision is None:
+        recipe = replace(recipe, precision='bf16' if device.startswith('cuda') else 'fp32')
+    pace = _pace(options, recipe.pace)
+    pace = replace(
+        pace,
+        bf16=recipe.precision != 'fp32',
+        better='val_giou' if options.val else None,
+        warm_up=min(pace.warm_up, max(1, pace.steps // 5)),
+    )
+    recipe = replace(recipe, pace=pace)
+    sources = {
+        str(folder): Reasoning(read_folder(folder), recipe.queries, options.words_only)
+        for folder in options.data
+    }
+    rates = options.rates or [1.0] * len(sources)
+    if len(rates) != len(sources):
+        raise SettingsError(
+            f'{len(rates)} --rates for {len(sources)} folders of --data: give one for each'
+        )
+    mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
+    validation = read_folder(options.val) if options.val else []
+    origin = school.Origin(
+        options.llava or _own_or(options.model),
+        options.vision_tower,
+        options.sam,
+        is_llava=options.llava is not None,
+        template=options.template,
+        seed=pace.seed,
+    )
+    school.finetune(options.out, origin, mixture, validation, recipe, device)
+
+
+def _device(name: str | None) -> str:
+    """Return the device asked for; the GPU where there is one, if none was."""
+    import torch
+
+    if name in (None, '', 'auto'):
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise SettingsError(f'device {name}: no CUDA GPU is to be seen here; take cpu')
+    return name
+
+
+def _own_or(name: str) -> str | Path:
+    """Return the folder of a model of ours, or the name as it is."""
+    from lisa_ros.segmenter import OWN_MODELS
+
+    own = OWN_MODELS / name
+    return own if (own / 'config.json').is_file() else name
 
 
 # ---------------------------------------------------------------- arguments
@@ -222,8 +361,18 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument('--exam', type=Path, help='a folder or zip with an exam.json of your own')
     tables.add_argument('--limit', type=int, help='only the first questions')
     tables.add_argument('--json', action='store_true', help='print one JSON object')
+    tables.add_argument(
+        '--examples', type=int, default=0, metavar='N', help='print N answers that give reasons'
+    )
     _model_arguments(tables)
     tables.set_defaults(run=evaluate_scenes)
+
+    honest = commands.add_parser('calibrate', help="make a model's scores honest on an exam")
+    honest.add_argument('folder', type=Path, metavar='MODEL', help='of our own layout; changed')
+    honest.add_argument('--exam', type=Path, required=True, help='a folder or zip, not the test')
+    honest.add_argument('--plot', type=Path, metavar='PNG', help='a reliability plot')
+    honest.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
+    honest.set_defaults(run=calibrate)
 
     rendered = commands.add_parser('scenes', help='render tabletop scenes (needs MuJoCo)')
     rendered.add_argument(
@@ -231,30 +380,118 @@ def _parser() -> argparse.ArgumentParser:
     )
     rendered.add_argument('--out', type=Path, required=True, help='a folder for all splits')
     rendered.add_argument('--split', default='train', choices=('train', 'val', 'test', 'unseen'))
-    rendered.add_argument('--count', type=int, default=6000, help='scenes (default: 6000)')
+    rendered.add_argument('--count', type=int, default=10000, help='scenes (default: 10000)')
     rendered.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     rendered.add_argument('--bag', type=int, metavar='N', help='a bag of scene N instead')
     rendered.add_argument('--pack', nargs='+', metavar='SPLIT', help='zip these splits as an exam')
     rendered.set_defaults(run=scenes)
 
     school = commands.add_parser('train', help='train lisa-tabletop from scratch, or go on')
-    school.add_argument('--scenes', type=Path, required=True, help='what `lisa-ros scenes` made')
-    school.add_argument('--out', type=Path, required=True, help='the run: resumes if it is there')
+    school.add_argument('--scenes', type=Path, help='what `lisa-ros scenes` made')
+    school.add_argument('--out', type=Path, help='the run: goes on if it is there')
     school.add_argument('--device', help='cpu or cuda (default: cpu)')
-    _recipe_arguments(school)
+    school.add_argument(
+        '--check',
+        type=Path,
+        metavar='FOLDER',
+        help="train nothing: compare losses and gradients with the original's golden set",
+    )
+    school.add_argument('--json', action='store_true', help='of --check: print one JSON object')
+    _pace_arguments(school)
+    for name in ('looks', 'pictures', 'requests', 'pairs', 'threads'):
+        school.add_argument(f'--{name}', type=int)
+    school.add_argument('--without', nargs='+', metavar='SORT', help='sorts of requests left out')
+    school.add_argument('--start', type=Path, help='a model folder to start from')
+    school.add_argument('--weight-decay', type=float)
+    school.add_argument('--average', type=float, help="decay of the weights' moving average")
+    school.add_argument('--bf16', action=argparse.BooleanOptionalAction, default=None)
     school.set_defaults(run=train)
+
+    taken = commands.add_parser('frames', help='pictures out of a bag, to be labelled')
+    taken.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder, or a bare .mcap')
+    taken.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
+    taken.add_argument('--out', type=Path, required=True, help='folder for <stamp in ns>.png')
+    taken.add_argument(
+        '--every', type=float, default=0.0, metavar='SECONDS', help='between frames (default: all)'
+    )
+    taken.set_defaults(run=frames)
+
+    _finetune_arguments(
+        commands.add_parser(
+            'finetune',
+            help='teach a LISA your own pictures by LoRA',
+            description='Fine-tunes a LISA on labelled pictures, as the original does: LoRA on '
+            'the language model; its words, text_hidden_fcs and the mask decoder whole. Writes '
+            'the merged weights to RUN/model, and in the released layout to RUN/original.',
+        )
+    )
     return parser
 
 
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the numbers of training.train.Recipe; their defaults are there."""
-    for name, kind in {
-        'steps': int, 'looks': int, 'pictures': int, 'requests': int, 'rate': float,
-        'warm_up': int, 'decay': float, 'average': float, 'validate_every': int,
-        'save_every': int, 'seed': int, 'threads': int,
-    }.items():  # fmt: skip
-        parser.add_argument(f'--{name.replace("_", "-")}', type=kind)
-    parser.add_argument('--bf16', action=argparse.BooleanOptionalAction, default=None)
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `finetune` asks; the numbers' defaults are in training.finetune.Recipe."""
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument('--model', help='a LISA: lisa-tabletop, a folder or a hub id')
+    start.add_argument('--llava', help='or a LLaVA, folder or hub id, to begin a LISA; with --sam')
+    parser.add_argument('--sam', type=Path, help='a .pth of segment-anything')
+    parser.add_argument('--vision-tower', help="CLIP (default: the checkpoint's own)")
+    parser.add_argument('--template', help="conversation template (default: the checkpoint's own)")
+    parser.add_argument(
+        '--data',
+        type=Path,
+        nargs='+',
+        required=True,
+        metavar='FOLDER',
+        help='pictures with JSON beside them as ReasonSeg and labelme have it, or with masks',
+    )
+    parser.add_argument('--rates', type=float, nargs='+', help='of each folder (default: alike)')
+    parser.add_argument('--val', type=Path, metavar='FOLDER', help='pictures to validate on')
+    parser.add_argument('--out', type=Path, required=True, metavar='RUN', help='goes on if there')
+    parser.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
+    parser.add_argument(
+        '--precision',
+        choices=('fp32', 'bf16', 'nf4'),
+        help='of the weights that stay (default: bf16 on a GPU, fp32 on a CPU); nf4 needs a GPU '
+        'and bitsandbytes, and lets 7B fit into 24 GB',
+    )
+    _pace_arguments(parser)
+    for name, kind, what in (
+        ('--accumulate', int, 'micro-batches of a step (default: 10)'),
+        ('--patience', int, 'end after so many validations without a rise'),
+        ('--pictures', int, 'in a micro-batch (default: 1)'),
+        ('--queries', int, 'about each picture at most (default: 3)'),
+        ('--rank', int, 'of LoRA (default: 8)'),
+        ('--alpha', int, 'of LoRA (default: 16)'),
+        ('--dropout', float, 'of LoRA (default: 0.05)'),
+    ):
+        parser.add_argument(name, type=kind, help=what)
+    parser.add_argument(
+        '--words-only',
+        type=float,
+        default=0.1,
+        help='share of explained pictures that are answered without a mask (default: 0.1)',
+    )
+    parser.add_argument(
+        '--recompute',
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help='work activations out twice, to save memory (default: yes)',
+    )
+    parser.set_defaults(run=finetune)
+
+
+def _pace_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the numbers of training.loop.Pace; the defaults are with each training."""
+    for name, kind, what in (
+        ('--steps', int, 'of the optimizer'),
+        ('--rate', float, 'peak learning rate'),
+        ('--warm-up', int, 'steps in which it rises'),
+        ('--cool-down', float, 'share of the steps in which it falls'),
+        ('--validate-every', int, 'steps'),
+        ('--save-every', int, 'steps'),
+        ('--seed', int, 'of all that is drawn'),
+    ):
+        parser.add_argument(name, type=kind, help=what)
 
 
 if __name__ == '__main__':

@@ -42,6 +42,16 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What speaks for a mask, each 0..1; `confidence.py` makes one score of it."""
+
+    words: float  # probability of all tokens that the model chose up to and with this [SEG]
+    seg: float  # probability of the [SEG] itself
+    certainty: float  # mean probability of the mask's own pixels; 0 of an empty mask
+    guessed_iou: float  # SAM's own guess of the mask's IoU with the truth
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """What the model answered. No mask at all is an answer too, not an error."""
 
@@ -53,6 +63,7 @@ class Segmentation:
     mask_logits: np.ndarray  # (N, H, W) float32, on the picture's pixels
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
+    evidence: tuple[Evidence, ...] = ()  # N, what the scores were made of
     reason: str = ''  # why it FAILED or was CANCELLED
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
 

@@ -23,13 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lisa_ros import confidence
 from lisa_ros.errors import SettingsError
 from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_input
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.prompts import prompt_ids, readable
-from lisa_ros.results import Dialogue, Done, Event, MaskReady, Segmentation, Status, Token
+from lisa_ros.results import (
+    Dialogue,
+    Done,
+    Event,
+    Evidence,
+    MaskReady,
+    Segmentation,
+    Status,
+    Token,
+)
 
 OWN_MODELS = Path(__file__).parent / 'weights'  # our own small models, by name
 ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
@@ -71,6 +81,7 @@ class _Answer:
     ids: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
     scores: list[float] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
 
 
 class Segmenter:
@@ -234,7 +245,7 @@ class Segmenter:
 
         for state in self._typed_states(text, ids, prompt):
             # typed, not predicted: the score tells the mask's certainty alone
-            yield from self._mask(state, 1.0, picture, answer, clock)
+            yield from self._mask(state, 1.0, 1.0, picture, answer, clock)
 
         config, words = self.model.config, self.tokenizer.stream()
         steps = decoding.write(
@@ -246,15 +257,17 @@ class Segmenter:
             ),
             cancelled=cancelled,
         )
+        said = 1.0  # probability of all that was written so far
         while True:
             with clock.stage('tokens'):
                 step = next(steps, None)
             if step is None:
                 break
+            said *= step.probability
             answer.ids.append(step.token_id)
             yield Token(step.token_id, words.push(step.token_id))
             if step.token_id == config.seg_token_id:
-                yield from self._mask(step.state, step.probability, picture, answer, clock)
+                yield from self._mask(step.state, step.probability, said, picture, answer, clock)
         finished = len(answer.ids) > 0 and (
             answer.ids[-1] == self.tokenizer.eos_token_id or len(answer.ids) >= self.max_new_tokens
         )
@@ -302,7 +315,8 @@ class Segmenter:
     def _mask(
         self,
         state: Tensor,
-        probability: float,
+        seg: float,
+        words: float,
         picture: _Picture,
         answer: _Answer,
         clock: _Clock,
@@ -317,14 +331,18 @@ class Segmenter:
                     picture.sam_features = self.model.encode_sam(pixels)
             with clock.stage('masks'):
                 prompts = self.model.project_seg(state[None])
-                low_res, _ = self.model.decode_masks(picture.sam_features, prompts)
+                low_res, iou = self.model.decode_masks(picture.sam_features, prompts)
                 logits = self.model.postprocess(
                     low_res, picture.sam.resized, picture.sam.original
                 )[0]
-                score = probability * _certainty(logits)
+                evidence = Evidence(
+                    words, seg, _certainty(logits), float(iou[0].float().clamp(0, 1))
+                )
                 pixels_logits = logits.cpu().numpy()
+        score = confidence.score(evidence, self.model.config.calibration)
         if score < self._threshold:
             return
+        answer.evidence.append(evidence)
         answer.logits.append(pixels_logits)
         answer.scores.append(score)
         yield MaskReady(len(answer.logits) - 1, pixels_logits > 0, pixels_logits, score)
@@ -346,6 +364,7 @@ class Segmenter:
             mask_logits=logits,
             scores=np.asarray(answer.scores, np.float32),
             status=Status.CANCELLED if stopped else status,
+            evidence=tuple(answer.evidence),
             reason='cancelled while it was being answered' if stopped else '',
             timings=clock.seconds,
         )

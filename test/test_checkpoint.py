@@ -255,6 +255,127 @@ def test_a_saved_model_is_half_as_large_in_fp16_and_answers_the_same(tmp_path):
     assert list(result.token_ids) == new_ids(256, CASE)
 
 
+# ---- the released layout, written
+
+
+def test_what_is_written_as_the_original_has_its_keys_types_and_values(tmp_path):
+    source = segmenter(256)
+    checkpoint.save_original(source.model, source.tokenizer, tmp_path, dtype=torch.bfloat16)
+    ours, theirs = torch.load(tmp_path / 'pytorch_model.bin', weights_only=True), weights()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert torch.equal(ours[name], tensor), name
+    config, wanted = (
+        json.loads((folder / 'config.json').read_text()) for folder in (tmp_path, CKPT)
+    )
+    assert {name: config.get(name) for name in wanted} == wanted
+    assert config.keys() - wanted.keys() == {'conv_type', 'rope_theta'}
+    names = {path.name for path in CKPT.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ('model', 'config', 'vocabulary'),
+    [
+        ('7b', {'num_attention_heads': 32, 'rms_norm_eps': 1e-6}, 32004),
+        ('13b', {'num_attention_heads': 40, 'rms_norm_eps': 1e-5}, 32003),
+    ],
+)
+def test_the_full_sizes_are_written_in_shards_with_the_released_keys(
+    model, config, vocabulary, tmp_path, monkeypatch
+):
+    """Without their storage: what torch would write is looked at instead."""
+    shapes, written = weight_shapes(model), {}
+    with torch.device('meta'):
+        lisa = LISA(infer_config(shapes, config, CLIP_L, vocabulary - 1, 'llava_v1'))
+    monkeypatch.setattr(checkpoint, '_write_shards', lambda state, folder: written.update(state))
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, 'to', lambda t, *a: to(t, *(x for x in a if x != 'cpu')))
+    monkeypatch.setattr(torch.Tensor, 'cpu', lambda t: t)
+    checkpoint.save_original(lisa, segmenter(256).tokenizer, tmp_path, dtype=torch.bfloat16)
+    assert {name: tuple(tensor.shape) for name, tensor in written.items()} == shapes
+
+
+def test_a_model_in_the_released_layout_loads_again_bit_by_bit(tmp_path, monkeypatch):
+    source = checkpoint.load(CKPT, vision_tower=CLIP, template='llava_v1')
+    model = source.model
+    with torch.no_grad():  # numbers that bfloat16 does not have
+        model.llm.model.layers[0].self_attn.q_proj.weight += 1e-5
+    monkeypatch.setattr(checkpoint, '_SHARD', 200_000)
+    checkpoint.save_original(model, source.tokenizer, tmp_path / 'a')
+    shards = list((tmp_path / 'a').glob('pytorch_model-*-of-*.bin'))
+    assert len(shards) > 3
+    assert max(path.stat().st_size for path in shards) < 400_000  # no view with its storage
+    again = checkpoint.load(tmp_path / 'a', vision_tower=CLIP)
+    wanted, found = model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert again.model.config.to_dict() == model.config.to_dict()
+    assert again.tokenizer.encode('a [SEG]', specials=True) == source.tokenizer.encode(
+        'a [SEG]', specials=True
+    )
+    monkeypatch.setattr(checkpoint, '_SHARD', 10**9)  # written over: nothing old is left
+    checkpoint.save_original(model, source.tokenizer, tmp_path / 'a')
+    assert [p.name for p in (tmp_path / 'a').glob('pytorch_model*')] == ['pytorch_model.bin']
+
+
+def test_tensors_are_put_together_without_a_copy_and_all_of_them():
+    model = segmenter(256).model
+    state = model.state_dict()
+    again = checkpoint.assemble(model.config, state)
+    weight = again.llm.lm_head.weight
+    assert weight.data_ptr() == model.llm.lm_head.weight.data_ptr()
+    assert not [name for name, tensor in again.named_buffers() if tensor.is_meta]
+    del state['llm.lm_head.weight']
+    with pytest.raises(CheckpointError, match=r'1 missing: llm\.lm_head\.weight'):
+        checkpoint.assemble(model.config, state)
+
+
+# ---- a LISA that begins
+
+
+def parts_of_llava(folder, words=704):
+    """The toy's LLaVA, of so many words, and its SAM beside it."""
+    prefix = 'model.visual_model.'
+    state = {k: t for k, t in weights().items() if 'text_hidden_fcs' not in k}
+    sam = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    rest = {k: t for k, t in state.items() if not k.startswith(prefix)}
+    for key in ('model.embed_tokens.weight', 'lm_head.weight'):
+        rest[key] = rest[key][:words]
+    torch.save(sam, folder.parent / 'sam.pth')
+    return folder_like(folder, rest, 'safetensors', shards=2), folder.parent / 'sam.pth'
+
+
+def test_a_llava_with_marks_of_its_own_gets_seg_after_them(tmp_path):
+    folder, sam = parts_of_llava(tmp_path / 'llava', words=706)
+    (folder / 'added_tokens.json').write_text('{"<im_start>": 704, "<im_end>": 705}')
+    begun = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP)
+    assert begun.tokenizer.encode('<im_start>[SEG]', specials=True) == [704, 706]
+    assert begun.model.config.llama.vocab_size == 707
+    words = begun.model.llm.model.embed_tokens.weight
+    assert torch.equal(words[:706], weights()['model.embed_tokens.weight'][:706].float())
+    mean = words[:706].mean(0)
+    torch.testing.assert_close(words[706], mean, atol=1e-3, rtol=1e-2)
+    same = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP).model.state_dict()
+    other = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP, seed=1).model.state_dict()
+    for name, tensor in begun.model.state_dict().items():
+        assert torch.equal(same[name], tensor)
+        assert torch.equal(other[name], tensor) != name.startswith('text_hidden_fcs')
+
+
+def test_what_is_no_llava_or_no_sam_is_refused(tmp_path):
+    folder, sam = parts_of_llava(tmp_path / 'llava')
+    with pytest.raises(CheckpointError, match='is a LISA already'):
+        checkpoint.load_llava(CKPT, sam=sam, vision_tower=CLIP)
+    with pytest.raises(CheckpointError, match=r'no model\.mm_projector'):
+        checkpoint.load_llava(CLIP, sam=sam)
+    with pytest.raises(CheckpointError, match='expected a SAM'):
+        checkpoint.load_llava(folder, sam=tmp_path / 'none.pth', vision_tower=CLIP)
+    torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='no SAM in'):
+        checkpoint.load_llava(folder, sam=tmp_path / 'other.pth', vision_tower=CLIP)
+
+
 # ---- precision and memory
 
 

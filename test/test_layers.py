@@ -12,12 +12,13 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # Low to high. A module imports from the rows below its own, and from its own folder.
 ROWS = [
     ['errors'],
-    ['results', 'settings'],
+    ['results', 'settings', 'evaluation.metrics'],
     # pixels on one side, the network on the other: neither knows the other
     [
         'geometry',
         'masks',
         'conversions',
+        'confidence',
         'images',
         'model.tokenizer',
         'model.lisa',

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from golden import (
+    DATA,
     SIZES,
     arrays,
     case_id,
@@ -19,15 +20,9 @@ from golden import (
 )
 
 from lisa_ros.images import clip_pixels, sam_input
-from lisa_ros.model.checkpoint import map_key
+from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import Batch
-from lisa_ros.training.losses import (
-    BCE_WEIGHT,
-    CE_WEIGHT,
-    DICE_WEIGHT,
-    dice_loss,
-    sigmoid_ce_loss,
-)
+from lisa_ros.training import check
 
 pytestmark = pytest.mark.parity
 
@@ -80,93 +75,48 @@ def test_sam_sees_what_the_originals_sam_sees(name):
     np.testing.assert_allclose(grid[:, ::4, ::4], arrays(256)[f'img_{name}_sam_emb_s4'], atol=1e-4)
 
 
-def training_batch(size: int, train: dict) -> tuple[Batch, list, list[torch.Tensor]]:
-    """The original's batch, each picture's geometry, and the truth of its masks."""
-    lisa, golden = segmenter(size), arrays(size)
-
-    def of_train(name: str) -> np.ndarray:
-        return golden[f'train_{train["tag"]}_{name}']
-
-    pictures = [picture(name) for name in train['images']]
-    sams = [sam_input(image, lisa.model.config.sam_size) for image in pictures]
-    truths = []
-    for index in range(len(pictures)):
-        shape = of_train(f'gt_masks_{index}_shape')
-        bits = np.unpackbits(of_train(f'gt_masks_{index}_packbits'))[: shape.prod()]
-        truths.append(torch.from_numpy(bits.reshape(shape)).float())
-    turns = np.diff(of_train('offset'))
-    batch = Batch(
-        clip_pixels=torch.from_numpy(
-            np.stack([clip_pixels(image, lisa.clip_recipe) for image in pictures])
-        ),
-        sam_pixels=torch.from_numpy(np.stack([sam.pixels for sam in sams])),
-        input_ids=torch.from_numpy(of_train('input_ids')).long(),
-        labels=torch.from_numpy(of_train('labels')).long(),
-        attention_mask=torch.from_numpy(of_train('attention_masks')),
-        image_index=torch.repeat_interleave(torch.arange(len(pictures)), torch.tensor(turns)),
-    )
-    return batch, sams, truths
+def whole(size: int) -> Checkpoint:
+    lisa = segmenter(size)
+    return Checkpoint(lisa.model, lisa.tokenizer, lisa.clip_recipe)
 
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('index', range(3))
 def test_losses_and_gradients_are_the_originals(size, index):
     train = texts(size)['train'][index]
+    report = check.check_case(DATA, train, check.arrays_of(train, arrays(size)), whole(size))
+    assert report['tokens']
+    for group in ('losses', 'gradient_norms'):
+        wrong = {name: row for name, row in report[group].items() if not row['ok']}
+        assert not wrong
+    assert report['losses'].keys() == train['losses'].keys()
+    assert report['gradient_norms'].keys() == train['grad_norm'].keys()
     model = segmenter(size).model
-    batch, sams, truths = training_batch(size, train)
-    frozen = [*model.clip.parameters(), *model.sam.vision_encoder.parameters()]
-    try:
-        for weight in frozen:  # as the original does it, by no_grad
-            weight.requires_grad_(False)
-        model.zero_grad()
-        out = model(batch)
-        bce = dice = torch.zeros(())
-        for number, (sam, truth) in enumerate(zip(sams, truths, strict=True)):
-            own = batch.image_index[out.seg_query] == number
-            logits = model.postprocess(out.mask_logits[own], sam.resized, sam.original)
-            assert logits.shape == truth.shape
-            bce = bce + BCE_WEIGHT * sigmoid_ce_loss(logits, truth, num_masks=1)
-            dice = dice + DICE_WEIGHT * dice_loss(logits, truth, num_masks=1)
-        count = len(out.mask_logits)
-        loss = CE_WEIGHT * out.ce_loss + (bce + dice) / count
-        loss.backward()
-        norms = {name: gradient_norm(model, name) for name in train['grad_norm']}
-    finally:
-        model.zero_grad()
-        for weight in frozen:
-            weight.requires_grad_(True)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(weight.requires_grad for weight in model.clip.parameters())
 
-    wanted = train['losses']
-    for ours, name in (
-        (out.ce_loss, 'ce_loss'),
-        (bce / count, 'mask_bce_loss'),
-        (dice / count, 'mask_dice_loss'),
-        (loss, 'loss'),
-    ):
-        assert ours.item() == pytest.approx(wanted[name], rel=1e-4, abs=1e-7), name
-    for name, norm in norms.items():
-        assert norm == pytest.approx(train['grad_norm'][name], rel=1e-3, abs=1e-7), name
+
+@pytest.mark.parametrize('index', range(3))
+def test_each_conversation_has_the_prompts_of_its_own_segs(index):
+    train = texts(256)['train'][index]
+    model = segmenter(256).model
+    batch = training_batch(256, train)
+    with torch.no_grad():
+        out = model(batch)
     assert [len(prompts) for prompts in out.seg_prompts] == [
         (row == model.config.seg_token_id).sum() for row in batch.input_ids
     ]
 
 
-def gradient_norm(model: torch.nn.Module, old_name: str) -> float:
-    """The L2 norm of the gradients of one weight, or of all below an old name."""
-    ours = map_key(old_name + ('' if old_name.endswith(('weight', 'bias')) else '.'))
-    found = [
-        weight.grad.norm()
-        for name, weight in model.named_parameters()
-        if name.startswith(ours) and weight.grad is not None
-    ]
-    assert found, ours
-    return torch.stack(found).norm().item()
+def training_batch(size: int, train: dict) -> Batch:
+    own = check.arrays_of(train, arrays(size))
+    return check.golden_lesson(DATA / 'images', train, own, whole(size)).batch
 
 
 def test_a_conversation_may_have_no_seg():
     size, train = 256, texts(256)['train'][2]
     model = segmenter(size).model
-    batch, _, _ = training_batch(size, train)
+    batch = training_batch(size, train)
     seg = model.config.seg_token_id
     quiet = Batch(
         **{**vars(batch), 'input_ids': batch.input_ids.masked_fill(batch.input_ids == seg, 5)}

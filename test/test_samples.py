@@ -91,10 +91,14 @@ def test_the_commands_ask_for_things_that_are_there_and_one_that_is_not():
 
 def test_the_exam_asks_of_500_scenes_present_and_absent_alike():
     questions = scenes.read_exam(scenes.OWN_EXAMS / 'test.zip')
-    for sort in ('explicit', 'implicit'):
+    for sort in scenes.PRESENCE:
         of_sort = [q for q in questions if q.sort == sort]
         assert len({q.picture.name for q in of_sort}) == 500
-        assert sum(bool(q.targets) for q in of_sort) == len(of_sort) / 2
+        assert sum(bool(q.targets) for q in of_sort) == pytest.approx(len(of_sort) / 2, abs=10)
+    for sort in ('relations', 'several', 'two_step', 'dialogue', 'part'):
+        assert sum(q.sort == sort and bool(q.targets) for q in questions) > 150
+    assert all(q.before for q in questions if q.sort == 'dialogue')
+    assert all(q.expects for q in questions if q.sort in scenes.IMPLICIT and q.targets)
     new = [q for q in questions if q.sort == 'unseen_objects']
     assert len(new) > 100
     assert all(q.targets for q in new)
@@ -117,17 +121,21 @@ def test_an_unreadable_picture_is_named(tmp_path):
 
 
 def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere():
-    def graded(sort, targets, found, intersection=0, union=100):
-        question = scenes.Question(SAMPLE, SAMPLE, sort, 'the mug', targets)
-        return scenes.Graded(question, '', found, scenes.Overlap(intersection, union))
+    def graded(sort, targets, found, intersection=0, union=100, answer='', expects=()):
+        question = scenes.Question(SAMPLE, SAMPLE, sort, 'the mug', targets, (), expects)
+        scores = (0.9,) if found else ()
+        covered = scenes.Overlap(intersection, union)
+        return scenes.Graded(question, answer, found, covered, scores, ())
 
     figures = scenes.report(
         [
             graded('explicit', (1,), True, 90, 100),
             graded('explicit', (2,), False, 0, 50),
             graded('explicit', (), True, 0, 10),
-            graded('implicit', (), False, 0, 0),
-            graded('unseen_objects', (3,), True, 5, 10),
+            graded('knowledge', (), False, 0, 0),
+            graded('two_step', (4,), True, 8, 10, 'The pan fries food.', ('The pan fries food',)),
+            graded('two_step', (4,), True, 6, 10, 'The mug.', ('The pan fries food',)),
+            graded('unseen_objects', (3,), True, 6, 10),
         ]
     )
     assert figures['explicit'] == {
@@ -135,7 +143,11 @@ def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere(
         'ciou': pytest.approx(0.6),
         'count': 2,
     }
-    assert 'implicit' not in figures  # nothing there to point at
+    assert 'knowledge' not in figures  # nothing there to point at
+    assert figures['implicit'] == figures['two_step']
+    assert figures['implicit']['giou'] == pytest.approx(0.7, abs=1e-6)
+    assert figures['explanation_accuracy'] == 0.5
+    assert figures['ece'] == pytest.approx(0.9 - 4 / 5)  # four of the five masks are right
     assert figures['unseen_objects']['count'] == 1
     assert figures['presence_accuracy'] == 0.5
     assert figures['presence']['absent'] == {'accuracy': 0.5, 'count': 2}

@@ -2,6 +2,8 @@
 """The small model that we ship, with its real weights, on scenes that it has not seen."""
 
 import json
+import shutil
+import zipfile
 
 import cv2
 import numpy as np
@@ -22,8 +24,8 @@ def lisa():
 
 @pytest.fixture(scope='module')
 def graded(lisa):
-    """Every 25th scene of the exam: 20 scenes, 80 questions."""
-    questions = [q for q in scenes.read_exam(EXAM) if q.sort in ('explicit', 'implicit')]
+    """Every 25th scene of the exam: 20 scenes with all their questions."""
+    questions = [q for q in scenes.read_exam(EXAM) if q.sort != 'unseen_objects']
     names = sorted({q.picture.name for q in questions})[::25]
     return list(scenes.sit(lisa, [q for q in questions if q.picture.name in names]))
 
@@ -42,24 +44,31 @@ def test_it_is_small_and_half_precision():
 
 def test_it_finds_what_is_named_and_what_is_needed(graded):
     figures = scenes.report(graded)
-    assert figures['explicit']['count'] == figures['implicit']['count'] == 20
+    assert figures['explicit']['count'] == 20
+    assert figures['implicit']['count'] > 50
     # A coarse net for broken weights or pixels: docs/lisa-tabletop.md has the figures of all 500.
     assert figures['explicit']['giou'] > 0.5
-    assert figures['implicit']['giou'] > 0.45
+    assert figures['implicit']['giou'] > 0.4
     assert figures['presence_accuracy'] > 0.7
+    assert figures['explanation_accuracy'] > 0.5
+    assert figures['ece'] < 0.2
 
 
-def test_it_answers_in_the_form_of_lisa(lisa, graded):
-    for one in graded:
-        if one.found:
-            assert one.answer.startswith('Sure')
-    assert any(not one.found and one.answer.startswith('There is no') for one in graded)
+def test_what_is_not_there_is_said_so(graded):
+    absent = [g for g in graded if not g.question.targets and not g.found]
+    assert any(g.answer.startswith('There is no') for g in absent)
 
 
-def test_a_reason_comes_with_what_is_needed(graded):
-    reasons = [g.answer for g in graded if g.question.sort == 'implicit' and g.found]
+def test_a_reason_leads_to_what_is_needed(graded):
+    reasons = [g.answer for g in graded if g.question.sort == 'use' and g.explained]
     assert reasons
-    assert all(reason.startswith('Sure. The ') for reason in reasons)
+    assert all(reason.startswith('The ') for reason in reasons if reason != 'Here.')
+
+
+def test_a_dialogue_is_remembered(graded):
+    talks = [g for g in graded if g.question.before]
+    assert len(talks) > 10
+    assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
 
 
 def test_two_things_are_two_masks_in_the_order_asked(lisa, graded, monkeypatch):
@@ -92,7 +101,7 @@ def test_masks_below_the_model_s_own_threshold_are_left_out(lisa, graded, monkey
 
 
 def test_a_mask_comes_before_the_words_after_it(lisa, graded):
-    question = next(g.question for g in graded if g.question.sort == 'implicit' and g.found)
+    question = next(g.question for g in graded if g.question.sort == 'use' and g.found)
     data = np.frombuffer(question.picture.read_bytes(), np.uint8)
     colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
     events = list(lisa.stream(colour, question.text))
@@ -116,5 +125,28 @@ def test_evaluate_scenes_prints_one_json_object(capsys):
     assert cli.main(['evaluate', 'scenes', '--split', 'test', '--limit', '8', '--json']) == 0
     figures = json.loads(capsys.readouterr().out)
     assert {'model', 'split', 'explicit', 'implicit', 'presence_accuracy'} <= figures.keys()
+    assert {'ece', 'explanation_accuracy'} <= figures.keys()
     assert figures['explicit'].keys() == {'giou', 'ciou', 'count'}
-    assert figures['explicit']['count'] == figures['implicit']['count'] == 2
+    assert figures['explicit']['count'] == 1
+
+
+def test_examples_are_printed_with_what_was_to_be_said(capsys):
+    assert cli.main(['evaluate', 'scenes', '--limit', '14', '--examples', '2', '--json']) == 0
+    told = capsys.readouterr()
+    assert told.err.count('IoU') == 2
+    assert json.loads(told.out)
+
+
+def test_calibrate_writes_what_the_scores_are_made_of(tmp_path, capsys):
+    own, exam = tmp_path / 'model', tmp_path / 'exam.zip'
+    shutil.copytree(OWN_MODELS / 'lisa-tabletop', own)
+    with zipfile.ZipFile(EXAM) as whole, zipfile.ZipFile(exam, 'w') as part:
+        pages = json.loads(whole.read('exam.json'))[:12]
+        for name in (p[key] for p in pages for key in ('picture', 'ids')):
+            part.writestr(name, whole.read(name))
+        part.writestr('exam.json', json.dumps(pages))
+    assert cli.main(['calibrate', str(own), '--exam', str(exam), '--device', 'cpu']) == 0
+    assert 'calibration error' in capsys.readouterr().out
+    made = Segmenter.load(str(own), device='cpu').model.config
+    assert len(made.calibration) == 4
+    assert 0 < made.confidence_threshold < 1

@@ -7,26 +7,38 @@ Rendering itself needs meshes and a graphics library, so the scenes of these tes
 import itertools
 import json
 import math
+import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, QueryError
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, requests, sample, scenes
+from lisa_ros.training.loop import Loop, Pace
+from lisa_ros.training.referring import Seen, Table, empty, lies, most, nearest_in
+from lisa_ros.training.requests import Voice
+from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import COLOURS, KINDS, THINGS
-from lisa_ros.training.train import CLIP_RECIPE, Recipe, Trainer
+from lisa_ros.training.train import CLIP_RECIPE, Recipe, Tabletop
 
-OBJECTS = [
-    {'id': 1, 'kind': 'mug', 'thing': 'coffee_mug', 'colour': 'red', 'area': 900},
-    {'id': 2, 'kind': 'mug', 'thing': 'porcelain_mug', 'colour': 'white', 'area': 800},
-    {'id': 3, 'kind': 'banana', 'thing': 'banana', 'colour': None, 'area': 700},
-    {'id': 4, 'kind': 'plate', 'thing': 'plate', 'colour': 'blue', 'area': 3000},
-    {'id': 5, 'kind': 'book', 'thing': 'black_book', 'colour': None, 'area': 20},  # hardly seen
-]
+# From above, the camera at the bottom:      book (hardly seen)
+#                                     plate
+#                      red mug   banana   white mug
+TABLE = Table(
+    (
+        Seen(1, 'mug', 'coffee_mug', 'red', 'big', 900, 90, -0.2, 0.5, 0.12, 0.15),
+        Seen(2, 'mug', 'porcelain_mug', 'white', 'small', 800, 80, 0.2, 0.5, 0.08, 0.10),
+        Seen(3, 'banana', 'banana', None, None, 700, 0, 0.0, 0.5, 0.04, 0.19),
+        Seen(4, 'plate', 'plate', 'blue', 'big', 3000, 0, -0.01, 0.8, 0.02, 0.24),
+        Seen(5, 'book', 'black_book', None, None, 20, 0, 0.1, 1.3, 0.2, 0.24),
+    )
+)
+RED, WHITE, BANANA, PLATE, BOOK = TABLE.there
 BOXES = {name: [[-0.5, -0.3, -0.4], [0.5, 0.3, 0.4]] for name in THINGS}
 
 
@@ -55,15 +67,47 @@ def test_held_out_things_are_seen_in_the_unseen_split_alone():
 def test_things_stand_on_the_table_apart_from_each_other_and_can_be_told_apart():
     for number in range(40):
         scene = scenes.draw_scene(scenes.scene_rng('val', number), BOXES)
-        looks = [(p.thing.kind, p.colour) for p in scene.placed]
+        looks = [(p.thing.kind, p.colour, p.size) for p in scene.placed]
         assert len(set(looks)) == len(looks)
-        assert len({p.thing.name for p in scene.placed}) == len(scene.placed)
+        bodies = [scenes.body_name(p.thing, p.size) for p in scene.placed]
+        assert len(set(bodies)) == len(bodies)
         for placed in scene.placed:
-            size = THINGS[placed.thing.name].size
+            size = placed.thing.size * scenes.SIZES.get(placed.size, 1)
             corners = np.array(np.meshgrid(*zip(*BOXES[placed.thing.name], strict=True)))
             corners = corners.reshape(3, -1).T * size  # the test's boxes are one unit long
             stood = corners @ scenes._rotation(placed.quaternion).T + placed.position
             assert stood[:, 2].min() == pytest.approx(0, abs=1e-9)
+            assert stood.min(0) == pytest.approx(placed.low)
+            assert stood.max(0) == pytest.approx(placed.high)
+
+
+def test_a_handle_is_what_stands_out_of_a_round_body():
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    ring = np.stack([np.cos(turn), np.sin(turn), np.zeros(24)], axis=1)
+    body = np.concatenate([ring, ring + np.array([0, 0, 2])])
+    grip = np.array([[1.2, 0.1, 0.5], [1.2, -0.1, 0.5], [1.6, 0, 1.0]])
+    around = [(i, (i + 1) % 24, 24 + i) for i in range(24)]
+    points, faces = np.concatenate([body, grip]), np.array([*around, (48, 49, 50)])
+    whole = scenes._split(points, faces, None, handle=False)
+    (_, kept, _), (_, handle, _) = scenes._split(points, faces, None, handle=True)
+    assert len(whole) == 1
+    assert len(kept) == 24
+    assert handle.tolist() == [[48, 49, 50]]
+
+
+def test_a_description_tells_what_words_need():
+    scene = scenes.draw_scene(scenes.scene_rng('val', 3), BOXES)
+    pose = scenes.camera_matrix(np.array([0.0, -0.8, 0.5]), np.array([0.0, 0.0, 0.0]))
+    ids = np.zeros((240, 320), np.uint8)
+    ids[:10, :10], ids[:10, 10:12] = 1, 1 + PART
+    first, *_ = scenes.describe(scene, pose, ids)
+    placed = scene.placed[0]
+    middle = (np.array(placed.low) + placed.high) / 2
+    assert (first['area'], first['part_area']) == (120, 20)
+    assert first['right'] == pytest.approx(middle[0], abs=1e-3)  # this camera looks along y
+    assert first['away'] == pytest.approx(middle[1] + 0.8, abs=1e-3)
+    assert first['height'] == pytest.approx(placed.high[2] - placed.low[2], abs=1e-3)
+    assert Seen(**first)
 
 
 def test_the_camera_looks_along_its_z_axis_with_the_horizon_level():
@@ -86,49 +130,126 @@ def test_the_path_of_the_sample_bag_is_smooth():
     assert scenes._rotation((w, x, y, z)) == pytest.approx(poses[3][:3, :3])
 
 
+# ---- what words mean
+
+
+def test_names_tell_alike_things_apart():
+    assert [TABLE.name(o) for o in TABLE.seen] == ['red mug', 'white mug', 'banana', 'plate']
+    twins = Table((RED, Seen(6, 'mug', 'round_mug', 'red', 'small', 500, 0, 0, 0, 0.1, 0.1)))
+    assert [twins.name(o) for o in twins.seen] == ['big mug', 'small mug']
+
+
+def test_places_are_those_of_the_one_who_looks():
+    assert lies(RED, 'left of', BANANA)
+    assert lies(WHITE, 'right of', BANANA)
+    assert lies(PLATE, 'behind', BANANA)
+    assert lies(BANANA, 'in front of', PLATE)
+    assert not lies(PLATE, 'left of', BANANA)  # a little to the left, but far behind
+    assert nearest_in(TABLE.there, 'left of', BANANA) is RED
+    assert nearest_in(TABLE.there, 'right of', RED) is BANANA
+    assert nearest_in(TABLE.there, 'in front of', RED) is None
+    assert nearest_in(TABLE.there, 'next to', BANANA) is None  # two mugs are as near
+    assert empty(TABLE, 'left of', RED)
+    assert not empty(TABLE, 'left of', PLATE)  # the mug is left of it, if not only
+    assert nearest_in(TABLE.mirrored().there, 'right of', TABLE.mirrored().there[2]).id == RED.id
+
+
+def test_superlatives_are_said_where_they_are_clear():
+    assert most(TABLE.seen, 'tallest') is RED
+    assert most(TABLE.seen, 'leftmost') is RED
+    assert most(TABLE.seen, 'farthest') is PLATE
+    assert most(TABLE.seen, 'nearest') is None
+    assert most([RED], 'tallest') is None
+
+
 # ---- requests
 
 
 @pytest.mark.parametrize('seed', range(300))
 def test_a_request_points_at_what_its_words_mean(seed):
-    request = requests.draw_request(np.random.default_rng(seed), OBJECTS)
+    request = requests.draw_request(np.random.default_rng(seed), TABLE)
     answers = [turn.answer_raw for turn in request.turns]
+    assert 1 <= len(request.turns) <= 4
     assert sum(answer.count('[SEG]') for answer in answers) == len(request.targets)
     if request.insisted:
         assert request.targets == ((),)
         return
-    assert all(ids and set(ids) <= {1, 2, 3, 4} for ids in request.targets)
+    assert all(ids and {i % PART for i in ids} <= {1, 2, 3, 4} for ids in request.targets)
     assert all(turn.query.strip() for turn in request.turns)
-    if request.sort in ('explicit', 'implicit'):
-        there = {o['id'] for o in OBJECTS if o['kind'] == request.kind}
-        assert set(request.targets[0] if request.targets else ()) <= there
+    if request.sort == 'attributes' and request.targets:
         words = request.turns[0].query
         colour = next((c for c in COLOURS if c in words), None)
-        if request.sort == 'explicit' and colour and request.targets:
-            assert [o['colour'] for o in OBJECTS if o['id'] in request.targets[0]] == [colour]
+        chosen = [o for o in TABLE.there if o.id in request.targets[0]]
+        assert colour is None or {o.looks_coloured for o in chosen} == {colour}
 
 
 def test_what_can_hardly_be_seen_is_neither_asked_for_nor_called_absent():
     for seed in range(300):
-        request = requests.draw_request(np.random.default_rng(seed), OBJECTS)
+        request = requests.draw_request(np.random.default_rng(seed), TABLE)
         for turn in request.turns:
             assert 'book' not in turn.query + turn.answer_raw
+
+
+def test_reasons_come_before_the_mask_and_name_the_thing():
+    request = requests.use(Voice(np.random.default_rng(1)), Table((BANANA,)), True)
+    (turn,) = request.turns
+    assert turn.answer_raw.endswith(', [SEG].')
+    assert 'banana' in turn.answer_raw
+    assert all(words in turn.answer_raw for words in request.expects)
+
+
+def test_two_alike_are_both_shown_and_asked_back():
+    for seed in range(50):
+        request = requests.explicit(Voice(np.random.default_rng(seed)), TABLE, True)
+        if 'mug' in request.turns[0].query:
+            assert request.turns[0].answer_raw == 'I see two, [SEG]. Which one?'
+            assert {i % PART for i in request.targets[0]} == {1, 2}
+
+
+def test_the_part_of_a_thing_is_less_than_the_thing():
+    request = requests.part(Voice(np.random.default_rng(0)), Table((RED,)), True)
+    assert request.targets == ((1 + PART,),)
+    request = requests.part(Voice(np.random.default_rng(0)), Table((BANANA,)), False)
+    assert request.turns[0].answer_raw == 'The banana has no handle.'
+
+
+def test_sorts_can_be_kept_out_of_lessons():
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        request = requests.draw_request(rng, TABLE, without=requests.IMPLICIT)
+        for turn in request.turns:
+            assert not any(kind.does in turn.answer_raw for kind in KINDS.values())
+
+
+def test_lessons_and_exams_never_share_a_wording():
+    lesson, exam = (Voice(np.random.default_rng(0), exam=e) for e in (False, True))
+    said = {
+        name: {v.say(requests._NAMED, f'the {k}').lower() for k in KINDS for _ in range(60)}
+        for name, v in (('lesson', lesson), ('exam', exam))
+    }
+    assert not said['lesson'] & said['exam']
+    assert zlib.crc32(b'find {x}|the mug') % 3 != 0  # the split is fixed: a lesson's wording
+    assert 'find the mug' in said['lesson']
 
 
 def test_every_need_belongs_to_one_kind():
     needs = [need for kind in KINDS.values() for need in kind.needs]
     assert len(set(needs)) == len(needs)
+    assert all(any(n.startswith('something') for n in kind.needs) for kind in KINDS.values())
 
 
 def test_an_exam_asks_for_what_is_there_and_what_is_not():
-    asked = exams.questions('test', 3, OBJECTS)
-    assert [(q['sort'], bool(q['targets'])) for q in asked] == [
-        ('explicit', True),
-        ('explicit', False),
-        ('implicit', True),
-        ('implicit', False),
-    ]
-    assert asked == exams.questions('test', 3, OBJECTS)
+    asked = exams.questions('test', 3, TABLE)
+    sorts = [(q['sort'], bool(q['targets'])) for q in asked]
+    for sort in ('explicit', 'attributes', 'use', 'knowledge'):
+        assert (sort, True) in sorts
+        assert (sort, False) in sorts
+    for sort in ('relations', 'part', 'two_step', 'several', 'dialogue'):
+        assert (sort, True) in sorts
+    (talk,) = [q for q in asked if q['sort'] == 'dialogue']
+    assert 1 <= len(talk['before']) <= 3
+    assert all(q['expects'] for q in asked if q['sort'] == 'use' and q['targets'])
+    assert asked == exams.questions('test', 3, TABLE)
 
 
 # ---- lessons and the trainer
@@ -157,8 +278,10 @@ def rectangles(tmp_path_factory):
                 x, y = rng.integers(20, 220), rng.integers(20, 150)
                 ids[y : y + 60, x : x + 70], colour[y : y + 60, x : x + 70] = i, ink
                 objects.append({'id': i, 'kind': kind, 'thing': thing, 'colour': name})
-            for thing in objects:
-                thing['area'] = int((ids == thing['id']).sum())
+            for one in objects:
+                one['area'] = int((ids == one['id']).sum())
+                one.update(size=None, part_area=0, right=0.3 * one['id'], away=0.5)
+                one.update(height=0.1, longest=0.1 * one['id'])
             cv2.imwrite(str(root / split / 'colour' / f'{number:05d}.jpg'), colour[..., ::-1])
             cv2.imwrite(str(root / split / 'ids' / f'{number:05d}.png'), ids)
             notes.append({'name': f'{number:05d}', 'objects': objects})
@@ -166,67 +289,95 @@ def rectangles(tmp_path_factory):
     return root
 
 
-RECIPE = Recipe(
-    steps=6, looks=2, pictures=2, requests=2, warm_up=2, validate_every=6, save_every=3, threads=1
-)
+PACE = Pace(steps=6, warm_up=2, average=0.9, validate_every=6, save_every=3)
+RECIPE = Recipe(PACE, looks=2, pictures=2, requests=2, threads=1)
 
 
 @pytest.fixture(scope='module')
 def trained(rectangles, tmp_path_factory):
     run = tmp_path_factory.mktemp('run')
-    trainer = Trainer(run, rectangles, RECIPE)
-    trainer.train()
-    return trainer
+    loop = Loop(run, PACE, Tabletop(run, rectangles, RECIPE))
+    loop.train()
+    return loop
 
 
 def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangles):
+    pupil = trained.pupil
     split = data.SceneSet.load(rectangles / 'train')
-    request = requests.explicit(np.random.default_rng(0), split.objects[0], present=True)
-    views = [(split.colour[0], split.ids[0], split.objects[0], [request])]
-    lesson = data.lesson(trained.config, trained.tokenizer, CLIP_RECIPE, views)
-    side = trained.config.sam_size
+    request = requests.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
+    views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
+    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    side = pupil.config.sam_size
     assert lesson.truth.shape == (1, side, side)
     share = (split.ids[0] == request.targets[0][0]).mean()  # of the picture; 3/4 of the square
     assert float(lesson.truth.mean()) == pytest.approx(share * 0.75, rel=0.1)
     learnt = lesson.batch.labels[0]
-    words = trained.tokenizer.decode(learnt[learnt != IGNORED].tolist())
+    words = pupil.tokenizer.decode(learnt[learnt != IGNORED].tolist())
     assert words.replace(' ', '') == 'Sure,[SEG].</s>'
     row, place = lesson.first_words[0].tolist()
-    assert trained.tokenizer.decode([int(lesson.batch.input_ids[row, place])]) == 'Sure'
+    assert pupil.tokenizer.decode([int(lesson.batch.input_ids[row, place])]) == 'Sure'
 
 
-def test_augmentation_keeps_picture_and_truth_together():
+def test_augmentation_keeps_picture_truth_and_places_together():
     ids = np.zeros((240, 320), np.uint8)
-    ids[60:180, 100:220] = 1
+    ids[60:180, 40:140] = 1
+    ids[60:180, 180:300] = 2
     colour = np.where(ids[..., None] > 0, 230, 20).astype(np.uint8).repeat(3, axis=2)
     for seed in range(10):
-        seen, where = data.augment(np.random.default_rng(seed), colour, ids)
+        rng = np.random.default_rng(seed)
+        seen, where, table = data.augment(rng, colour, ids, Table((RED, WHITE)))
         bright = seen.mean(axis=2) > 110
         assert (bright == (where > 0)).mean() > 0.97
+        first, second = (np.argwhere(where == i)[:, 1].mean() for i in (1, 2))
+        assert (first < second) == (table.there[0].right < table.there[1].right)
+        assert table.there[0].area == pytest.approx((where == 1).sum() * 76800 / where.size, abs=1)
+
+
+def test_reasoning_pairs_are_the_same_whenever_they_come(rectangles, tmp_path):
+    recipe = Recipe(PACE, pictures=2, requests=1, pairs=3, without=requests.IMPLICIT, threads=1)
+    pupil = Tabletop(tmp_path, rectangles, recipe)
+    asked = {pupil._pair(n % 3)[3][0].turns[0].query for n in range(12)}
+    assert 1 <= len(asked) <= 3
+    assert pupil._pair(1)[3][0].sort in requests.IMPLICIT
+
+
+def test_conversations_read_packed_give_the_same_numbers(trained):
+    batch = trained.pupil.draw(5, 0).batch
+    lisa = trained.pupil.lisa.eval()
+    with torch.no_grad():
+        rows, packed = lisa(batch), lisa(batch, packed=True)
+    assert len(batch.input_ids) > len(batch.sam_pixels)  # several about one picture
+    assert packed.ce_loss == pytest.approx(rows.ce_loss, abs=1e-5)
+    assert torch.allclose(packed.mask_logits, rows.mask_logits, atol=1e-4)
+    assert packed.seg_query.tolist() == rows.seg_query.tolist()
+    places = lisa.config.image_tokens - 1
+    for one, other, real in zip(
+        rows.llm_states, packed.llm_states, batch.attention_mask, strict=True
+    ):
+        count = int(real.sum()) + places
+        assert torch.allclose(one[:count], other[:count], atol=1e-4)
+
+
+def test_packed_conversations_must_begin_alike(trained):
+    batch = trained.pupil.draw(0, 0).batch
+    assert batch.image_index[0] == batch.image_index[1]
+    ids = batch.input_ids.clone()
+    ids[1, 1] += 1  # before the picture
+    with pytest.raises(QueryError, match='same up to the picture'):
+        trained.pupil.lisa(replace(batch, input_ids=ids), packed=True)
 
 
 def test_the_losses_fall(trained):
     rows = (trained.run / 'curves.csv').read_text().splitlines()
-    assert rows[0].startswith('step,minutes,ce,bce,dice')
-    torch.manual_seed(0)
-    lesson = trained.draw(0)
-    before = trained.learn(lesson)
+    assert rows[0].startswith('step,minutes,pixels,patches,words,ce,bce,dice')
+    lesson = trained.pupil.draw(0, 0)
+    trained.step = 2  # the rate is at its peak
+    before = trained.learn([lesson])
     for _ in range(4):
-        after = trained.learn(lesson)
+        after = trained.learn([lesson])
     assert after['ce'] < before['ce']
     assert after['pixels'] < before['pixels']
     assert all(math.isfinite(value) for value in after.values())
-
-
-def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(trained, rectangles, tmp_path):
-    whole, parts = Trainer(tmp_path / 'a', rectangles, RECIPE), tmp_path / 'b'
-    whole.train(until=4)
-    Trainer(parts, rectangles, RECIPE).train(until=3)
-    resumed = Trainer(parts, rectangles, RECIPE)
-    assert resumed.step == 3
-    resumed.train(until=4)
-    for name, value in whole.lisa.state_dict().items():
-        assert torch.equal(value, resumed.lisa.state_dict()[name]), name
 
 
 def test_what_it_saves_is_a_model_that_answers(trained, rectangles):
@@ -242,4 +393,6 @@ def test_scenes_that_are_not_there_are_named(tmp_path):
     with pytest.raises(DataError, match='no scenes here'):
         data.SceneSet.load(tmp_path)
     with pytest.raises(DataError, match=r'porcelain_mug\.obj'):
-        scenes._asset(tmp_path / 'porcelain_mug.obj')
+        scenes._asset(tmp_path, 'porcelain_mug.obj')
+    with pytest.raises(DataError, match='pip install'):
+        scenes._asset(tmp_path, 'no_such_package:mug.obj')

@@ -20,7 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.evaluation import calibration
 from lisa_ros.evaluation.metrics import Overlap, ciou, giou, overlap
+from lisa_ros.results import Dialogue, Evidence
 from lisa_ros.segmenter import Segmenter
 
 OWN_EXAMS = Path(__file__).parents[1] / 'samples' / 'exams'  # <split>.zip
@@ -34,9 +36,11 @@ class Question:
 
     picture: File
     ids: File  # (H, W) uint8 image of instance ids
-    sort: str  # explicit, implicit or unseen_objects
+    sort: str  # explicit, attributes, relations, several, part, use, knowledge, two_step, ...
     text: str
     targets: tuple[int, ...]
+    before: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
+    expects: tuple[str, ...] = ()  # what the answer must say to name the right thing and reason
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,20 @@ class Graded:
     answer: str
     found: bool  # at least one mask came
     overlap: Overlap  # of all masks together with all targets together
+    scores: tuple[float, ...]  # of its masks
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def explained(self) -> bool:
+        """Whether the answer says all that it must."""
+        return all(words in self.answer for words in self.question.expects)
 
 
 def read_exam(path: Path) -> list[Question]:
     """Return the questions of an exam, those about one picture side by side.
 
     exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
-    "targets"}]}, paths relative to it.
+    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`.
 
     Raises:
         DataError: the file is missing or of another form.
@@ -68,6 +79,8 @@ def read_exam(path: Path) -> list[Question]:
                 question['sort'],
                 question['text'],
                 tuple(question['targets']),
+                tuple(question.get('before', ())),
+                tuple(question.get('expects', ())),
             )
             for page in pages
             for question in page['questions']
@@ -91,42 +104,66 @@ def sit(segmenter: Segmenter, questions: list[Question]) -> Iterator[Graded]:
             shown = question.picture
             colour = _read(question.picture, cv2.IMREAD_COLOR)[..., ::-1]
             ids = _read(question.ids, cv2.IMREAD_GRAYSCALE)
-        result = segmenter.segment(np.ascontiguousarray(colour), question.text)
+        picture, dialogue = np.ascontiguousarray(colour), Dialogue()
+        for text in question.before:
+            dialogue = dialogue.extended(segmenter.segment(picture, text, dialogue))
+        result = segmenter.segment(picture, question.text, dialogue)
         truth = np.isin(ids, question.targets)
         yield Graded(
             question,
             result.answer,
             bool(result.masks.any()),
             overlap(result.masks.any(axis=0), truth),
+            tuple(result.scores.tolist()),
+            result.evidence,
         )
+
+
+IMPLICIT = ('use', 'knowledge', 'two_step')  # the sorts that take reasoning
+PRESENCE = ('explicit', 'attributes', 'use', 'knowledge')  # those that ask for what is not there
 
 
 def report(graded: list[Graded]) -> dict:
     """Return the figures by sort of question, of those that have something to find.
 
-    `presence_accuracy` is the share of explicit and implicit questions, present and absent, that
-    got a mask just when there was something to find. A figure of no question at all is None.
+    `implicit` is all sorts that take reasoning together. `presence_accuracy` is the share of
+    questions of the sorts PRESENCE, present and absent, that got a mask just when there was
+    something to find. `explanation_accuracy` is the share of answers, of those that must name a
+    thing and a reason, that do. `ece` is the expected calibration error of the scores, see
+    `calibration`. A figure of no question at all is None.
     """
     figures: dict = {}
-    for sort in dict.fromkeys(g.question.sort for g in graded):
-        overlaps = [g.overlap for g in graded if g.question.sort == sort and g.question.targets]
+    present = [g for g in graded if g.question.targets]
+    groups = {sort: (sort,) for sort in dict.fromkeys(g.question.sort for g in graded)}
+    if any(g.question.sort in IMPLICIT for g in graded):
+        groups['implicit'] = IMPLICIT
+    for name, sorts in groups.items():
+        overlaps = [g.overlap for g in present if g.question.sort in sorts]
         if overlaps:
-            figures[sort] = {
+            figures[name] = {
                 'giou': giou(overlaps),
                 'ciou': ciou(overlaps),
                 'count': len(overlaps),
             }
-    asked = [g for g in graded if g.question.sort in ('explicit', 'implicit')]
+    asked = [g for g in graded if g.question.sort in PRESENCE]
     right = [g.found == bool(g.question.targets) for g in asked]
-    figures['presence_accuracy'] = float(np.mean(right)) if right else None
+    figures['presence_accuracy'] = _share(right)
     figures['presence'] = {
-        name: {'accuracy': float(np.mean(share)) if share else None, 'count': len(share)}
+        name: {'accuracy': _share(share), 'count': len(share)}
         for name, share in (
             ('present', [r for r, g in zip(right, asked, strict=True) if g.question.targets]),
             ('absent', [r for r, g in zip(right, asked, strict=True) if not g.question.targets]),
         )
     }
+    explained = [g.explained for g in graded if g.question.expects]
+    figures['explanation_accuracy'] = _share(explained)
+    figures['explanations'] = len(explained)
+    figures['ece'] = calibration.expected_error(calibration.outcomes(graded))
     return figures
+
+
+def _share(right: list[bool]) -> float | None:
+    return float(np.mean(right)) if right else None
 
 
 def _read(path: File, flags: int) -> np.ndarray:

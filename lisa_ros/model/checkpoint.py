@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files to weights and back: the only place that knows how others name LISA's weights.
 
-Three layouts come in:
+Four layouts come in:
 
 - the released one, LISAForCausalLM as merge_lora_weights_and_save_hf_model.py of
   dvlab-research/LISA writes it (`model.layers.*`, `model.mm_projector.*`, `lm_head.*`,
   `model.text_hidden_fcs.*`, `model.visual_model.*`), with CLIP in a folder or a hub repository of
   its own;
+- LLaVA's, which is the released one without LISA's own parts: a LISA begins with it and a SAM
+  (`load_llava`);
 - segment-anything's .pth files, for SAM alone (`load_sam_pth`), or for what a released LISA lacks
   of its SAM (`load`'s `sam`);
 - our own: config.json, model.safetensors under the names of `LISA.state_dict()`, the tokenizer's
-  files and CLIP's preprocessor_config.json, all in one folder; `save` writes it.
+  files and CLIP's preprocessor_config.json, all in one folder.
+
+`save` writes our own layout, `save_original` the released one.
 
 Weights come from safetensors, or from .bin and .pth files with torch.load(weights_only=True): no
 code in them is ever run. They stream, tensor by tensor, into a model without storage, so that the
@@ -23,9 +27,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -39,9 +45,10 @@ from transformers.models.sam.configuration_sam import SamConfig
 from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.images import ClipRecipe
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
-from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.tokenizer import SEG, Tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
+_Source = tuple['_Weights', Callable[[str], str | None]]  # weights, and their names to ours
 
 PRECISIONS = {
     'fp32': torch.float32,
@@ -321,6 +328,16 @@ def infer_config(
 # ---- files to tensors
 
 
+class _Weights(Protocol):
+    """Weights by name, wherever they come from."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every weight's shape."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight."""
+
+
 class _Files:
     """The weights of one folder (or file), which may lie in several files; read one at a time."""
 
@@ -576,8 +593,28 @@ def _load_released(
             'as xinlai/LISA-7B-v1'
         )
     tokenizer = Tokenizer.load(folder)
-    _check_marks(plain, tokenizer, folder)
+    # a merged folder may carry its tower along; the one asked for wins
+    sources: list[_Source] = [(files, _without_clip)]
+    if sam_files is not None:
+        sources.append((sam_files, lambda key: _of_sam(key, own)))
+    return _assembled(
+        folder, plain, shapes, sources, tokenizer, vision_tower, template, device, precision
+    )
 
+
+def _assembled(
+    folder: Path,
+    plain: dict,
+    shapes: Shapes,
+    sources: list[_Source],
+    tokenizer: Tokenizer,
+    vision_tower: str | Path | None,
+    template: str | None,
+    device: str | torch.device,
+    precision: str,
+) -> Checkpoint:
+    """Return a LISA of weights under released names, and of the CLIP that belongs to them."""
+    _check_marks(plain, tokenizer, folder)
     tower = vision_tower or plain.get('mm_vision_tower') or plain.get('vision_tower')
     if not isinstance(tower, str | Path) or not tower:
         raise CheckpointError(f'{folder}/config.json names no vision tower: give one by hand')
@@ -593,10 +630,7 @@ def _load_released(
     config = infer_config(
         shapes, plain, clip, tokenizer.seg_token_id, template or _guess_template(plain)
     )
-    # a merged folder may carry its tower along; the one asked for wins
-    sources = [(files, _without_clip), (clip_files, map_clip_key)]
-    if sam_files is not None:
-        sources.append((sam_files, lambda key: _of_sam(key, own)))
+    sources = [*sources, (clip_files, map_clip_key)]
     model = _fill(config, sources, device, precision, folder, unmap_key)
     _check_agreement(config, tokenizer, recipe, folder)
     return Checkpoint(model, tokenizer, recipe)
@@ -630,7 +664,12 @@ def _clip_config(plain: dict, tower: Path) -> CLIPVisionConfig:
 
 
 def _guess_template(plain: dict) -> str:
-    """Return the template by the name of what LISA was trained from; chat.py has no better way."""
+    """Return the template that `save_original` noted, or that of what LISA was trained from.
+
+    chat.py has no better way than to be told.
+    """
+    if isinstance(plain.get('conv_type'), str):
+        return plain['conv_type']
     base = str(plain.get('_name_or_path', '')).lower().replace('_', '-')
     return 'llava_llama_2' if 'llama-2' in base else 'llava_v1'
 
@@ -735,7 +774,7 @@ def check_keys(
 
 def _fill(
     config: LisaConfig,
-    sources: list[tuple[_Files, Callable[[str], str | None]]],
+    sources: list[_Source],
     device: str | torch.device,
     precision: str,
     where: Path,
@@ -765,14 +804,41 @@ def _fill(
             ours = to_ours(key)
             if ours is not None:
                 _put(model, ours, tensor, device, precision)
-    if config.llama.tie_word_embeddings:
+    return _completed(model, device)
+
+
+def _completed(model: LISA, device: str | torch.device) -> LISA:
+    """Return the model, its weights there, with what is tied to them and what is computed."""
+    if model.config.llama.tie_word_embeddings:
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
-    # what is computed, not learnt
     with torch.device(device):
         model.llm.model.rotary_emb = LlamaRotaryEmbedding(model.llm.config)
         positions = model.clip.embeddings.num_positions
         model.clip.embeddings.position_ids = torch.arange(positions)[None]
     return model.eval()
+
+
+def assemble(config: LisaConfig, state: Mapping[str, Tensor]) -> LISA:
+    """Return a LISA, in eval mode, that shares the tensors of `state`: nothing is copied.
+
+    Raises:
+        CheckpointError: they are not those of the config; the message names each.
+    """
+    with torch.device('meta'):
+        model = LISA(config)
+    tied = ['llm.lm_head.weight'] if config.llama.tie_word_embeddings else []
+    check_keys(model, {name: tuple(t.shape) for name, t in state.items()}, 'in memory', tied)
+    for name, tensor in state.items():
+        path, _, leaf = name.rpartition('.')
+        module = model.get_submodule(path)
+        learns = getattr(module, leaf).requires_grad
+        setattr(module, leaf, nn.Parameter(tensor.detach(), requires_grad=learns))
+    return _completed(model, next(iter(state.values())).device)
+
+
+def kept_dtype(name: str, precision: str) -> torch.dtype:
+    """Return the type in which a weight of ours is kept, unless it is quantised."""
+    return torch.float32 if name.startswith(_FULL_PRECISION) else PRECISIONS[precision]
 
 
 def _put(
@@ -781,17 +847,139 @@ def _put(
     """Set one weight of the model, in the precision for its place."""
     path, _, leaf = name.rpartition('.')
     module = model.get_submodule(path)
-    if precision in ('int8', 'nf4') and _is_quantised(name, module):
+    if precision in ('int8', 'nf4') and is_quantised(name, module):
         parent, _, child = path.rpartition('.')
         linear = _quantised(module, tensor, device, precision)
         setattr(model.get_submodule(parent), child, linear)
         return
-    full = name.startswith(_FULL_PRECISION)
-    dtype = torch.float32 if full else PRECISIONS[precision]
     learns = getattr(module, leaf).requires_grad
     # a copy in any case: the file may be mapped, and may change under us
-    weight = tensor.to(device=device, dtype=dtype, copy=True)
+    weight = tensor.to(device=device, dtype=kept_dtype(name, precision), copy=True)
     module.register_parameter(leaf, nn.Parameter(weight, requires_grad=learns))
+
+
+# ---- a LISA that begins: LLaVA, a SAM, and a way from words to masks that is still to be learnt
+
+_MARKS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
+
+
+class _Memory:
+    """Weights that are there already."""
+
+    def __init__(self, state: dict[str, Tensor]):
+        self._state = state
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every weight's shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight."""
+        yield from self._state.items()
+
+
+class _Grown:
+    """Weights whose words are more than they were: new ones begin as the mean of the old."""
+
+    def __init__(self, files: _Files, words: int):
+        self._files, self._words = files, words
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every weight's shape, with all words."""
+        return {
+            name: (max(self._words, shape[0]), *shape[1:]) if name in _PER_WORD else shape
+            for name, shape in self._files.shapes().items()
+        }
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight, with all words."""
+        for name, tensor in self._files.tensors():
+            more = self._words - len(tensor) if name in _PER_WORD else 0
+            if more > 0:
+                mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+                yield name, torch.cat([tensor, mean.expand(more, -1)])
+            else:
+                yield name, tensor
+
+
+_PER_WORD = ('model.embed_tokens.weight', 'lm_head.weight')
+
+
+def load_llava(
+    name: str | Path,
+    *,
+    sam: str | Path,
+    vision_tower: str | Path | None = None,
+    template: str | None = None,
+    device: str | torch.device = 'cpu',
+    precision: str = 'fp32',
+    seed: int = 0,
+) -> Checkpoint:
+    """Begin a LISA with a LLaVA and a SAM, as the original's train_ds.py does.
+
+    [SEG], <im_start> and <im_end> become words where the tokenizer lacks them, each beginning as
+    the mean of all others; text_hidden_fcs is random. It finds nothing before it is trained.
+
+    Args:
+        name: LLaVA's folder or hub id, with a linear mm_projector.
+        sam: a .pth file of segment-anything.
+        vision_tower: CLIP's folder or hub id; by default the one that config.json names.
+        template: the conversation template; by default the one of that LLaVA.
+        device: where the weights go.
+        precision: as `load`'s.
+        seed: of text_hidden_fcs.
+
+    Raises:
+        CheckpointError: a folder or file is not what it should be; the message names it.
+        SettingsError: there is no such precision, or it cannot be had here.
+    """
+    check_precision(precision, device)
+    folder = _local(name, 'model')
+    plain = _read_json(folder / 'config.json')
+    files, sam_files = _Files.of_folder(folder), _Files([_sam_file(sam)])
+    shapes = files.shapes()
+    if any(key.startswith('model.text_hidden_fcs.') for key in shapes):
+        raise CheckpointError(f'{folder} is a LISA already: give it as the model, not as a LLaVA')
+    if 'model.mm_projector.weight' not in shapes:
+        raise CheckpointError(
+            f'{folder} is not a LLaVA with a linear projector: it has no '
+            'model.mm_projector.weight; expected one of version 1, as '
+            'liuhaotian/llava-llama-2-13b-chat-lightning-preview'
+        )
+    tokenizer = _with_marks(Tokenizer.load(folder))
+    grown = _Grown(files, len(tokenizer))
+    sam_shapes = sam_files.shapes()
+    width = shapes['model.mm_projector.weight'][0]
+    if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
+        raise CheckpointError(f"{sam}: no SAM in segment-anything's layout")
+    out = sam_shapes['prompt_encoder.no_mask_embed.weight'][-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+    fresh = _Memory({f'model.text_hidden_fcs.0.{k}': t for k, t in head.state_dict().items()})
+    prefixed = {f'model.visual_model.{key}': shape for key, shape in sam_shapes.items()}
+    shapes = {**grown.shapes(), **prefixed, **fresh.shapes()}
+    sources: list[_Source] = [
+        (grown, _without_clip),
+        (fresh, map_key),
+        (sam_files, lambda key: _of_sam(key, frozenset())),
+    ]
+    return _assembled(
+        folder, plain, shapes, sources, tokenizer, vision_tower, template, device, precision
+    )
+
+
+def _with_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with LISA's own tokens after all others, if it has them not yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        path = Path(folder) / 'added_tokens.json'
+        added, next_id = _read_json(path), len(tokenizer)
+        for mark in _MARKS:
+            if mark not in added:
+                added[mark], next_id = next_id, next_id + 1
+        path.write_text(json.dumps(added), encoding='utf-8')
+        return Tokenizer.load(folder)
 
 
 # ---- fewer bits
@@ -819,8 +1007,11 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         ) from error
 
 
-def _is_quantised(name: str, module: nn.Module) -> bool:
-    """Only the language model's layers; the original, too, spares all that touches pictures."""
+def is_quantised(name: str, module: nn.Module) -> bool:
+    """Return whether int8 and nf4 quantise a weight, of this module.
+
+    Only the language model's layers; the original, too, spares all that touches pictures.
+    """
     is_linear = isinstance(module, nn.Linear) and name.endswith('.weight')
     return is_linear and module.bias is None and name.startswith('llm.model.layers.')
 
@@ -882,7 +1073,7 @@ def save(
     tokenizer: Tokenizer,
     recipe: ClipRecipe,
     folder: str | Path,
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = torch.float16,
 ) -> None:
     """Write the model in our own layout, whole, for `load`.
 
@@ -891,7 +1082,7 @@ def save(
         tokenizer: the one that it was trained with.
         recipe: CLIP's.
         folder: made if it is not there; files of the same names are replaced.
-        dtype: of the weights in the file.
+        dtype: of the weights in the file; None: of each as it is.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -901,7 +1092,7 @@ def save(
     # frequencies multiply coordinates before a sine: half precision would blur the positions
     kept = 'sam.prompt_encoder.shared_embedding.positional_embedding'
     state = {
-        key: tensor.to(torch.float32 if key == kept else dtype).contiguous()
+        key: tensor.to(torch.float32 if key == kept else dtype or tensor.dtype).contiguous()
         for key, tensor in state.items()
     }
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
@@ -909,3 +1100,144 @@ def save(
     for name, plain in texts.items():
         (folder / name).write_text(json.dumps(plain, indent=2) + '\n', encoding='utf-8')
     tokenizer.save(folder)
+
+
+# ---- the released layout, written
+
+_SHARD = 10 * 10**9  # bytes of weights in a file at most, as transformers 4.31 writes them
+_TOWER = 'openai/clip-vit-large-patch14'  # of all released LISA
+_BASES = {  # by template: what the original trained from, which tells chat.py's users the template
+    'llava_llama_2': 'liuhaotian/llava-llama-2-13b-chat-lightning-preview',
+    'llava_v1': 'liuhaotian/LLaVA-Lightning-7B-v1-1',
+}
+
+
+def save_original(
+    model: LISA,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    vision_tower: str | Path = _TOWER,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the model in the released layout, for the upstream code and for `load`.
+
+    The names of the weights are exactly those of a released checkpoint, CLIP left out as there;
+    SAM and text_hidden_fcs are float32, as the original's merge leaves them.
+
+    Args:
+        model: with weights that are not quantised.
+        tokenizer: the one that it was trained with.
+        folder: made if it is not there; files of the same names are replaced.
+        vision_tower: what config.json names for CLIP: a hub id or a folder. Its weights must be
+            the model's own; the upstream code wants "clip" in the name.
+        dtype: of the language model and the projector; None: of each weight as it is. The
+            released ones have bfloat16.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob('pytorch_model*'), *folder.glob('model*.safetensors*')):
+        old.unlink()  # of a model with more files
+    full = ('model.visual_model.', 'model.text_hidden_fcs.')
+    state = {}
+    for name, tensor in model.state_dict().items():
+        theirs = unmap_key(name)
+        if not name.startswith('clip.'):
+            wanted = torch.float32 if theirs.startswith(full) else dtype or tensor.dtype
+            state[theirs] = tensor.detach().to('cpu', wanted)
+    config = model.config
+    frequencies, _ = model.llm.model.rotary_emb.compute_default_rope_parameters(model.llm.config)
+    for layer in range(config.llama.num_hidden_layers):
+        state[f'model.layers.{layer}.self_attn.rotary_emb.inv_freq'] = frequencies.cpu()
+    _write_shards(state, folder)
+    kept = state['model.embed_tokens.weight'].dtype
+    special = {
+        'bos_token_id': tokenizer.bos_token_id,
+        'eos_token_id': tokenizer.eos_token_id,
+        'pad_token_id': tokenizer.pad_token_id,
+    }
+    texts = {
+        'config.json': {**_original_config(config, vision_tower, kept), **special},
+        'generation_config.json': {'_from_model_config': True, **special},
+    }
+    for name, plain in texts.items():
+        plain['transformers_version'] = '4.31.0'  # whose form it is
+        (folder / name).write_text(json.dumps(plain, indent=2) + '\n', encoding='utf-8')
+    tokenizer.save(folder)
+
+
+def _write_shards(state: dict[str, Tensor], folder: Path) -> None:
+    """Write pytorch_model.bin, or so many parts of it with an index that each has _SHARD bytes."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for name, tensor in state.items():
+        if size + tensor.nbytes > _SHARD and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    index = {}
+    for number, shard in enumerate(shards, 1):
+        part = f'pytorch_model-{number:05}-of-{len(shards):05}.bin'
+        path = part if len(shards) > 1 else 'pytorch_model.bin'
+        # a view would take all of its storage along
+        torch.save(
+            {
+                name: t.contiguous() if t.untyped_storage().nbytes() == t.nbytes else t.clone()
+                for name, t in shard.items()
+            },
+            folder / path,
+        )
+        index |= dict.fromkeys(shard, path)
+    if len(shards) > 1:
+        plain = {'metadata': {'total_size': total}, 'weight_map': index}
+        text = json.dumps(plain, indent=2) + '\n'
+        (folder / 'pytorch_model.bin.index.json').write_text(text, encoding='utf-8')
+
+
+def _original_config(config: LisaConfig, tower: str | Path, dtype: torch.dtype) -> dict:
+    """Return config.json as the original writes it; `conv_type` is our own note."""
+    llama = config.llama
+    rope = dict(llama.rope_parameters)
+    theta, kind = rope.pop('rope_theta', 10000.0), rope.pop('rope_type', 'default')
+    own_head = llama.head_dim != llama.hidden_size // llama.num_attention_heads
+    return {
+        '_name_or_path': _BASES.get(config.template, _BASES['llava_v1']),
+        'architectures': ['LISAForCausalLM'],
+        'model_type': 'llava',
+        'torch_dtype': str(dtype).removeprefix('torch.'),
+        'conv_type': config.template,
+        'vocab_size': llama.vocab_size,
+        'hidden_size': llama.hidden_size,
+        'intermediate_size': llama.intermediate_size,
+        'num_hidden_layers': llama.num_hidden_layers,
+        'num_attention_heads': llama.num_attention_heads,
+        'num_key_value_heads': llama.num_key_value_heads,
+        **({'head_dim': llama.head_dim} if own_head else {}),
+        'hidden_act': llama.hidden_act,
+        'initializer_range': llama.initializer_range,
+        'max_position_embeddings': llama.max_position_embeddings,
+        'rms_norm_eps': llama.rms_norm_eps,
+        'rope_theta': theta,
+        'rope_scaling': None if kind == 'default' else {'type': kind, **rope},
+        'pretraining_tp': 1,
+        'tie_word_embeddings': bool(llama.tie_word_embeddings),
+        'use_cache': False,
+        'mm_vision_tower': str(tower),
+        'vision_tower': str(tower),
+        'mm_hidden_size': config.clip.hidden_size,
+        'mm_vision_select_layer': config.mm_vision_select_layer,
+        'mm_vision_select_feature': 'patch',
+        'mm_use_im_start_end': True,
+        'mm_use_im_patch_token': False,
+        'mm_resampler_type': None,
+        'use_mm_proj': True,
+        'freeze_mm_mlp_adapter': True,
+        'tune_mm_mlp_adapter': False,
+        'pretrain_mm_mlp_adapter': None,
+        'tune_mm_vision_resampler': False,
+        'image_aspect_ratio': 'square',
+        'image_grid_pinpoints': None,
+        'out_dim': config.out_dim,
+        'train_mask_decoder': True,
+    }

@@ -133,6 +133,7 @@ class LisaConfig:
     out_dim: int = 256  # C, what a [SEG] state is projected to
     template: str = 'llava_v1'  # the conversation template it was trained with (prompts.py)
     confidence_threshold: float = 0.0  # masks below it are none, by its own validation [0..1]
+    calibration: tuple[float, ...] = ()  # of its scores, see confidence.py; none: uncalibrated
 
     @property
     def image_tokens(self) -> int:
@@ -154,6 +155,7 @@ class LisaConfig:
     def from_dict(cls, plain: dict) -> LisaConfig:
         """Return the config that `to_dict` wrote."""
         plain = {key: value for key, value in plain.items() if key != 'model_type'}
+        plain['calibration'] = tuple(plain.get('calibration', ()))  # json has lists alone
         kinds = {'clip': CLIPVisionConfig, 'llama': LlamaConfig, 'sam': SamConfig}
         return cls(**{**plain, **{name: kinds[name](**plain[name]) for name in kinds}})
 
@@ -193,11 +195,11 @@ class TeacherForced:
 class Sam(nn.Module):
     """The three parts of SAM under transformers' names; LISA prompts the decoder itself."""
 
-    def __init__(self, config: SamConfig):
+    def __init__(self, config: SamConfig, attention: str = 'sdpa'):
         super().__init__()
         config = copy.deepcopy(config)
-        config.vision_config._attn_implementation = 'sdpa'
-        config.mask_decoder_config._attn_implementation = 'sdpa'
+        config.vision_config._attn_implementation = attention
+        config.mask_decoder_config._attn_implementation = attention
         self.vision_encoder = SamVisionEncoder(config.vision_config)
         self.prompt_encoder = SamPromptEncoder(_prompt_encoder_config(config))
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
@@ -246,11 +248,18 @@ class LISA(nn.Module):
     the original trains with CLIP and SAM's vision encoder frozen: `requires_grad_(False)`.
     """
 
-    def __init__(self, config: LisaConfig):
+    def __init__(self, config: LisaConfig, attention: str = 'sdpa'):
+        """Make a LISA of random weights.
+
+        Args:
+            config: all sizes.
+            attention: of the vision parts, as transformers names it: "sdpa", or "eager", whose
+                backward pass is three times as fast on a CPU.
+        """
         super().__init__()
         self.config = config
         clip, llama = copy.deepcopy(config.clip), copy.deepcopy(config.llama)
-        clip._attn_implementation = llama._attn_implementation = 'sdpa'
+        clip._attn_implementation, llama._attn_implementation = attention, 'sdpa'
         width = llama.hidden_size
         self.clip = CLIPVisionModel(clip)
         self.mm_projector = nn.Linear(clip.hidden_size, width)
@@ -258,7 +267,7 @@ class LISA(nn.Module):
         self.text_hidden_fcs = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.out_dim), nn.Dropout(0.0)
         )
-        self.sam = Sam(config.sam)
+        self.sam = Sam(config.sam, attention)
 
     # ---- the picture, for the language model
 
@@ -359,34 +368,34 @@ class LISA(nn.Module):
 
     # ---- all of it, with the answers known
 
-    def forward(self, batch: Batch) -> TeacherForced:
+    def forward(self, batch: Batch, packed: bool = False) -> TeacherForced:
         """Run every part on conversations whose answers are known; see Batch and TeacherForced.
 
+        Args:
+            batch: the conversations.
+            packed: read all conversations about a picture in one row, after the picture, each
+                blind to the others: the same numbers, with the picture's places read once.
+
         Raises:
-            QueryError: a conversation has not exactly one IMAGE_TOKEN.
+            QueryError: a conversation has not exactly one IMAGE_TOKEN; or, packed, two about one
+                picture differ before it.
         """
         clip_tokens = self.encode_clip(batch.clip_pixels)  # (B, P, D)
         image_embeddings = self.encode_sam(batch.sam_pixels)  # (B, C, h, w)
         images = batch.image_index
 
-        rows, labels, mask, says_seg = [], [], [], []
-        for ids, label, real, image in zip(
-            batch.input_ids, batch.labels, batch.attention_mask, images, strict=True
-        ):
-            place = self._image_place(ids)
-            rows.append(self.embed(ids, clip_tokens[image]))
-            labels.append(self._widen(label, place, IGNORED))
-            mask.append(self._widen(real, place, True))
-            says_seg.append(self._widen(ids == self.config.seg_token_id, place, False))
-        labels, says_seg = torch.stack(labels), torch.stack(says_seg)  # (Q, L)
+        places = [self._image_place(ids) for ids in batch.input_ids]
+        widen = self._widen
+        labels = torch.stack(list(map(widen, batch.labels, places, [IGNORED] * len(places))))
+        says_seg = batch.input_ids == self.config.seg_token_id
+        says_seg = torch.stack(list(map(widen, says_seg, places, [False] * len(places))))  # (Q, L)
+        real = torch.stack(list(map(widen, batch.attention_mask, places, [True] * len(places))))
 
-        states = self.llm.model(
-            inputs_embeds=torch.stack(rows), attention_mask=torch.stack(mask), use_cache=False
-        ).last_hidden_state  # (Q, L, D)
-        logits = self.llm.lm_head(states[:, :-1]).float()
-        ce_loss = F.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
-        )
+        read = self._read_packed if packed else self._read_rows
+        states = read(batch, places, real, clip_tokens)  # (Q, L, D)
+        learnt = labels[:, 1:] != IGNORED
+        logits = self.llm.lm_head(states[:, :-1][learnt]).float()
+        ce_loss = F.cross_entropy(logits, labels[:, 1:][learnt])
 
         # The state that *predicts* [SEG], one place before it: so the checkpoints were trained.
         predicts_seg = F.pad(says_seg[:, 1:], (0, 1))  # (Q, L)
@@ -410,3 +419,75 @@ class LISA(nn.Module):
         """Return (L,) of (T,): P times `value` where the picture's placeholder was."""
         picture = row.new_full((self.config.image_tokens,), value)
         return torch.cat([row[:place], picture, row[place + 1 :]])
+
+    def _read_rows(
+        self, batch: Batch, places: list[int], real: Tensor, clip_tokens: Tensor
+    ) -> Tensor:
+        """Return the last states, (Q, L, D), of each conversation in a row of its own."""
+        rows = [
+            self.embed(ids, clip_tokens[image])
+            for ids, image in zip(batch.input_ids, batch.image_index, strict=True)
+        ]
+        return self.llm.model(
+            inputs_embeds=torch.stack(rows), attention_mask=real, use_cache=False
+        ).last_hidden_state
+
+    def _read_packed(
+        self, batch: Batch, places: list[int], real: Tensor, clip_tokens: Tensor
+    ) -> Tensor:
+        """Return the same states, read from a row for each picture: what is common, then the rest.
+
+        Positions count from the common part for every conversation; a place sees what is common
+        and what its own conversation said before. States of padding are those of the row's end.
+        """
+        count, size = len(clip_tokens), self.config.image_tokens
+        ends = real.sum(1).tolist()  # of each conversation, in places
+        # Where each place of the (Q, L) rows lies in the packed ones; what each packed one holds.
+        sources: list[list[int]] = [[] for _ in range(count)]
+        positions: list[list[int]] = [[] for _ in range(count)]
+        owners: list[list[int]] = [[] for _ in range(count)]  # 0 common, else conversation + 1
+        begins: dict[int, tuple[int, list[int]]] = {}
+        unpack = []
+        ids = batch.input_ids.tolist()
+        width = len(ids[0])
+        for query, image in enumerate(batch.image_index.tolist()):
+            place, common = places[query], places[query] + size
+            words = list(range(count * size + query * width, count * size + (query + 1) * width))
+            if image not in begins:
+                begins[image] = (place, ids[query][:place])
+                picture = list(range(image * size, (image + 1) * size))
+                sources[image] = [*words[:place], *picture]
+                positions[image], owners[image] = list(range(common)), [0] * common
+            if begins[image] != (place, ids[query][:place]):
+                raise QueryError(
+                    'conversations about one picture can be read packed only if they are the '
+                    'same up to the picture: use one template without packing'
+                )
+            start, more = len(sources[image]), ends[query] - common
+            sources[image] += words[place + 1 : place + 1 + more]
+            positions[image] += range(common, common + more)
+            owners[image] += [query + 1] * more
+            row = [*range(common), *range(start, start + more)]
+            unpack.append((image, row + [row[-1]] * (real.shape[1] - len(row))))
+
+        longest, device = max(map(len, sources)), clip_tokens.device
+
+        def padded(rows: list[list[int]], value: int) -> Tensor:
+            rows = [row + [value] * (longest - len(row)) for row in rows]
+            return torch.tensor(rows, device=device)
+
+        words = self.llm.get_input_embeddings()(batch.input_ids.clamp(min=0))
+        table = torch.cat([clip_tokens.flatten(0, 1).to(words.dtype), words.flatten(0, 1)])
+        owner = padded(owners, -1)
+        own = owner[:, :, None] == owner[:, None, :]
+        sees = (own | (owner == 0)[:, None, :]).tril()  # (B, longest, longest)
+        states = self.llm.model(
+            inputs_embeds=table[padded(sources, 0)],
+            attention_mask=sees[:, None],
+            position_ids=padded(positions, 0),
+            use_cache=False,
+        ).last_hidden_state
+        flat = torch.tensor(
+            [[image * longest + at for at in row] for image, row in unpack], device=device
+        )
+        return states.flatten(0, 1)[flat]

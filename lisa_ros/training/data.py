@@ -24,7 +24,9 @@ from lisa_ros import images, prompts
 from lisa_ros.errors import DataError
 from lisa_ros.model.lisa import IGNORED, Batch, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.training.referring import Seen, Table
 from lisa_ros.training.requests import Request
+from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import COLOURS, KINDS
 
 KIND_INDEX = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is "no thing"
@@ -36,12 +38,12 @@ class SceneSet:
     """The scenes of one split, in memory."""
 
     colour: np.ndarray  # (n, H, W, 3) uint8 RGB
-    ids: np.ndarray  # (n, H, W) uint8, see scenes.py
-    objects: list[list[dict]]
+    ids: np.ndarray  # (n, H, W) uint8, object's id + PART, see scenes.py
+    tables: list[Table]  # what each shows
 
     def __len__(self) -> int:
         """Return the number of scenes."""
-        return len(self.objects)
+        return len(self.tables)
 
     @classmethod
     def load(cls, folder: Path, limit: int | None = None) -> SceneSet:
@@ -71,7 +73,7 @@ class SceneSet:
         return cls(
             np.stack([colour for colour, _ in pictures]),
             np.stack([ids for _, ids in pictures]),
-            [scene['objects'] for scene in scenes],
+            [Table(tuple(Seen(**o) for o in scene['objects'])) for scene in scenes],
         )
 
 
@@ -93,18 +95,18 @@ class Lesson:
 
 
 def augment(
-    rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture and its ids cropped, mirrored, in another light and with noise."""
+    rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray, table: Table
+) -> tuple[np.ndarray, np.ndarray, Table]:
+    """Return picture, ids and table cropped, mirrored, in another light and with noise."""
     height, width = ids.shape
-    share = rng.uniform(0.72, 1.0)
+    share = rng.uniform(0.7, 1.0)
     h, w = int(height * share), int(width * share)
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    size = (round(width * 0.75), round(height * 0.75))  # more than SAM's square takes in anyway
+    size = (round(width * 0.8), round(height * 0.8))  # about what SAM's square takes in anyway
     colour = cv2.resize(colour[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
     ids = cv2.resize(ids[y : y + h, x : x + w], size, interpolation=cv2.INTER_NEAREST_EXACT)
     if rng.random() < 0.5:
-        colour, ids = colour[:, ::-1], ids[:, ::-1]
+        colour, ids, table = colour[:, ::-1], ids[:, ::-1], table.mirrored()
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.94, 1.06, 3)  # exposure and white balance
     values = colour * gain.astype(np.float32) + np.float32(rng.uniform(-12, 12))
     noise = rng.standard_normal(colour.shape, dtype=np.float32)
@@ -112,26 +114,35 @@ def augment(
     colour = values.clip(0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         colour = cv2.GaussianBlur(colour, (3, 3), 0)
-    return np.ascontiguousarray(colour), np.ascontiguousarray(ids)
+    return np.ascontiguousarray(colour), np.ascontiguousarray(ids), in_view(table, ids)
 
 
-def seen(objects: list[dict], ids: np.ndarray, scale: float = 1.0) -> list[dict]:
-    """Return the objects with their areas in this view, as pixels of the whole picture."""
-    counts = np.bincount(ids.ravel(), minlength=256)
-    return [{**o, 'area': int(counts[o['id']] * scale)} for o in objects]
+def in_view(table: Table, ids: np.ndarray) -> Table:
+    """Return the table with the areas of this view, as pixels of a 320 x 240 picture."""
+    counts = np.bincount(ids.ravel(), minlength=256) * (320 * 240 / ids.size)
+    return Table(
+        tuple(
+            dataclasses.replace(
+                o,
+                area=int(counts[o.id] + counts[o.id + PART]),
+                part_area=int(counts[o.id + PART]),
+            )
+            for o in table.there
+        )
+    )
 
 
 def lesson(
     config: LisaConfig,
     tokenizer: Tokenizer,
     clip: images.ClipRecipe,
-    views: list[tuple[np.ndarray, np.ndarray, list[dict], list[Request]]],
+    views: list[tuple[np.ndarray, np.ndarray, Table, list[Request]]],
 ) -> Lesson:
-    """Return what LISA sees and should answer, of views: colour, ids, objects and requests."""
+    """Return what LISA sees and should answer, of views: colour, ids, table and requests."""
     side = config.sam_size
     clip_pixels, sam_pixels, valid, kinds, colours, truth = [], [], [], [], [], []
     rows, labels, image_index = [], [], []
-    for i, (colour, ids, objects, requests) in enumerate(views):
+    for i, (colour, ids, table, requests) in enumerate(views):
         sam = images.sam_input(colour, side)
         clip_pixels.append(images.clip_pixels(colour, clip))
         sam_pixels.append(sam.pixels)
@@ -141,20 +152,18 @@ def lesson(
         inside = np.zeros((side, side), np.float32)
         inside[:h, :w] = 1
         valid.append(inside)
-        table = np.zeros((2, 256), np.uint8)
-        for thing in objects:
-            table[:, thing['id']] = (
-                KIND_INDEX[thing['kind']],
-                COLOUR_INDEX.get(thing['colour'], 0),
-            )
-        kinds.append(table[0][square])
-        colours.append(table[1][square])
+        classes = np.zeros((2, 256), np.uint8)
+        for one in table.there:
+            values = KIND_INDEX[one.kind], COLOUR_INDEX.get(one.looks_coloured, 0)
+            classes[:, one.id] = classes[:, one.id + PART] = values
+        kinds.append(classes[0][square])
+        colours.append(classes[1][square])
         for request in requests:
             row, label = prompts.training_ids(tokenizer, config.template, request.turns)
             rows.append(row)
             labels.append([IGNORED] * len(row) if request.insisted else label)
             image_index.append(i)
-            truth += [np.isin(square, targets) for targets in request.targets]
+            truth += [_masked(square, targets) for targets in request.targets]
     longest = max(map(len, rows))
     pad = tokenizer.pad_token_id
     batch = Batch(
@@ -178,3 +187,10 @@ def lesson(
         torch.from_numpy(np.stack(colours)),
         (learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
+
+
+def _masked(ids: np.ndarray, targets: tuple[int, ...]) -> np.ndarray:
+    """Return where an id image shows one of the targets, bool."""
+    chosen = np.zeros(256, bool)
+    chosen[list(targets)] = True
+    return chosen[ids]

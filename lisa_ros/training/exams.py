@@ -15,28 +15,35 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.training import requests
+from lisa_ros.training.referring import Seen, Table
 from lisa_ros.training.scenes import SPLITS
 from lisa_ros.training.things import THINGS
 
 _APART = 1000  # requests of exams draw from other seeds than scenes and lessons
 
 
-def questions(split: str, number: int, objects: list[dict]) -> list[dict]:
-    """Return what a scene is asked: sort, text and the ids meant; no ids: it is not there."""
+def questions(split: str, number: int, table: Table) -> list[dict]:
+    """Return what a table is asked, as `evaluation.scenes.read_exam` reads it."""
     rng = np.random.default_rng((_APART + SPLITS[split], number))
     if split == 'unseen':
-        new = [o['thing'] for o in objects if THINGS[o['thing']].held_out]
-        asked = [r for thing in new for r in requests.draw_exam_of(rng, objects, thing)]
+        new = [o.thing for o in table.seen if THINGS[o.thing].held_out]
+        asked = [r for thing in new for r in requests.exam_of(rng, table, thing)]
     else:
-        asked = requests.exam(rng, objects)
-    return [
-        {
+        asked = requests.exam(rng, table)
+    pages = []
+    for request in asked:
+        *before, last = request.turns
+        page = {
             'sort': 'unseen_objects' if split == 'unseen' else request.sort,
-            'text': request.turns[0].query,
-            'targets': sorted({id_ for ids in request.targets for id_ in ids}),
+            'text': last.query,
+            'targets': sorted({i for ids in request.targets[request.first :] for i in ids}),
         }
-        for request in asked
-    ]
+        if before:
+            page['before'] = [turn.query for turn in before]
+        if request.expects:
+            page['expects'] = list(request.expects)
+        pages.append(page)
+    return pages
 
 
 def write_exam(folder: Path) -> None:
@@ -46,7 +53,11 @@ def write_exam(folder: Path) -> None:
         {
             'picture': f'colour/{scene["name"]}.jpg',
             'ids': f'ids/{scene["name"]}.png',
-            'questions': questions(note['split'], int(scene['name']), scene['objects']),
+            'questions': questions(
+                note['split'],
+                int(scene['name']),
+                Table(tuple(Seen(**one) for one in scene['objects'])),
+            ),
         }
         for scene in note['scenes']
     ]

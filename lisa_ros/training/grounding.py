@@ -2,7 +2,7 @@
 """Extra lessons for a LISA that starts from nothing, dropped once it has learnt.
 
 The original starts from CLIP, LLaMA and SAM, which know the world already. A small model that
-starts from random weights learns to talk within minutes but not to point. Five signals help; they
+starts from random weights learns to talk within minutes but not to point. Six signals help; they
 have small heads of their own that are not part of the model:
 
     pixels   SAM's features say what kind and colour each pixel is (cross-entropy)
@@ -11,6 +11,7 @@ have small heads of their own that are not part of the model:
              language model's own embeddings of their names: picture and words share a space
     pointing the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
     presence the first word of an answer, "Sure" or "There", counts as a loss of its own
+    iou      SAM's guess of each mask's IoU is held against what it is (squared error)
 """
 
 from __future__ import annotations
@@ -85,12 +86,15 @@ class Grounding(nn.Module):
         likeness = F.normalize(tokens.float(), dim=-1) @ F.normalize(names, dim=-1).T
         logits = likeness * self.word_scale + self.word_bias
         side = int(tokens.shape[1] ** 0.5)
+        # CLIP sees the whole picture squeezed to a square: leave the padding out
+        rows, columns = extent(lesson)
         shares = []
         for classes, count in ((lesson.kinds, len(KINDS)), (lesson.colours, len(COLOURS))):
-            seen = F.one_hot(classes.long(), count + 1)[..., 1:].permute(0, 3, 1, 2).float()
-            # CLIP sees the whole picture squeezed to a square: leave the padding out
-            rows, columns = extent(lesson)
-            shares.append(F.adaptive_avg_pool2d(seen[..., :rows, :columns], side))
+            few = F.interpolate(
+                classes[:, None, :rows, :columns].float(), (side * FINE,) * 2, mode='nearest-exact'
+            )[:, 0]
+            seen = F.one_hot(few.long(), count + 1)[..., 1:].permute(0, 3, 1, 2).float()
+            shares.append(F.avg_pool2d(seen, FINE))
         share = torch.cat(shares, dim=1).flatten(2).transpose(1, 2)  # (B, P, names)
         target = (share / 0.2).clamp(max=1)
         rare = torch.tensor(4.0, device=logits.device)  # most patches show nothing with a name
@@ -145,15 +149,24 @@ def start_matching(lisa: LISA, layers: int = 2) -> None:
         told.copy_(asks)
 
 
-def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor]:
+def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
     """Return the paper's BCE and Dice of the masks, on the pixels of SAM's square but its padding.
 
-    All pictures of a batch have one shape here, so one crop serves them all.
+    The third is that of the guessed IoU. All pictures of a batch have one shape here, so one crop
+    serves them all.
     """
     count = len(lesson.truth)
     if count == 0:
-        return out.mask_logits.sum(), out.mask_logits.sum()
+        return (out.mask_logits.sum(),) * 3
     rows, columns = extent(lesson)
     logits = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns))
     truth = lesson.truth[:, :rows, :columns]
-    return sigmoid_ce_loss(logits, truth, count), dice_loss(logits, truth, count)
+    with torch.no_grad():
+        found = (logits > 0).float()
+        both = (found * truth).sum((1, 2))
+        iou = both / (found.sum((1, 2)) + truth.sum((1, 2)) - both).clamp(min=1)
+    return (
+        sigmoid_ce_loss(logits, truth, count),
+        dice_loss(logits, truth, count),
+        F.mse_loss(out.mask_iou.float(), iou),
+    )

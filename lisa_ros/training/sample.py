@@ -105,11 +105,12 @@ def write_sample(
                 _image(store, millimetres, '16UC1', stamp),
                 stamp,
             )
-            put('/camera/color/camera_info', _camera_info(store, renderer.k, size, stamp), stamp)
+            put('/camera/color/camera_info', _camera_info(store, frame.k, size, stamp), stamp)
+            whole = frame.ids % scenes.PART  # parts belong to their things here
             cv2.imwrite(
-                str(out / 'truth' / f'{stamp}.png'), frame.ids, [cv2.IMWRITE_PNG_COMPRESSION, 9]
+                str(out / 'truth' / f'{stamp}.png'), whole, [cv2.IMWRITE_PNG_COMPRESSION, 9]
             )
-            for thing in scenes.describe(scene, frame.ids):
+            for thing in scenes.describe(scene, pose, frame.ids):
                 if thing['area']:
                     objects[thing['id']] = {
                         'kind': thing['kind'],

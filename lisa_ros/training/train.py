@@ -1,40 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains `lisa-tabletop` from scratch: cross-entropy 1.0, BCE 2.0, Dice 0.5 as the paper (3.2),
+"""Trains `lisa-tabletop` from nothing: cross-entropy 1.0, BCE 2.0, Dice 0.5 as the paper (3.2),
 and the lessons of `grounding` beside them.
 
-A run is a folder: `last.pt` (everything needed to go on), `curves.csv`, `answers.png` (pictures
-of validation answers, drawn anew at each validation) and `model/` (the averaged weights in our own
-layout). Call again with the same folder to resume.
+Beside what `loop` writes, a run's folder holds `answers.png` (pictures of validation answers,
+drawn anew at each validation), `tokenizer/` and `model/` (the averaged weights in our own layout).
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
-import queue
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 import sentencepiece
 import torch
-from tqdm import tqdm
+from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros import images, masks
-from lisa_ros.errors import DataError
 from lisa_ros.model import checkpoint
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
 from lisa_ros.model.tokenizer import SEG, Tokenizer
 from lisa_ros.training import data, requests
 from lisa_ros.training.grounding import Grounding, extent, mask_losses, start_matching
+from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
-from lisa_ros.training.things import COLOURS, KINDS
+from lisa_ros.training.referring import Table
 
 # of each loss in the sum; `first_right` is only watched
 WEIGHTS = {
@@ -46,6 +39,7 @@ WEIGHTS = {
     'words': 0.7,
     'pointing': 1.0,
     'presence': 1.0,
+    'iou': 0.5,
     'first_right': 0.0,
 }
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
@@ -55,41 +49,32 @@ ADDED = ('[SEG]', '<im_start>', '<im_end>')
 class Recipe:
     """What a run depends on, beside its scenes."""
 
-    steps: int = 3000
-    looks: int = 400  # first steps in which only the eyes learn: no words, no masks
+    pace: Pace = field(
+        default_factory=lambda: Pace(
+            steps=4600,
+            rate=8e-4,
+            warm_up=150,
+            weight_decay=0.05,
+            betas=(0.9, 0.98),
+            average=0.998,
+            validate_every=300,
+        )
+    )
+    looks: int = 600  # first steps in which only the eyes learn: no words, no masks
     pictures: int = 16  # in a batch
-    requests: int = 3  # about each picture
-    rate: float = 1e-3  # peak learning rate of AdamW
-    warm_up: int = 100  # steps
-    decay: float = 0.05
-    average: float = 0.995  # of the weights that are validated and shipped
-    validate_every: int = 250
-    save_every: int = 100
-    seed: int = 0
+    requests: int = 6  # about each picture
+    without: tuple[str, ...] = ()  # sorts of requests that are not learnt
+    pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
+    start: Path | None = None  # a model folder to start from, rather than from nothing
     threads: int = 2
-    bf16: bool = True  # matrix products in bfloat16; twice as fast where the processor knows it
 
 
-def write_tokenizer(folder: Path, vocabulary: int = 900) -> Tokenizer:
+def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -> Tokenizer:
     """Train a SentencePiece model on our own grammar and write it as LISA's tokenizer folder."""
-    import json
-
     rng = np.random.default_rng(0)
-    names = list(KINDS)
     lines = []
-    for _ in range(6000):
-        chosen = rng.choice(len(names), 5, replace=False)
-        objects = [
-            {
-                'id': i + 1,
-                'kind': names[k],
-                'thing': '',
-                'colour': str(rng.choice(list(COLOURS))) if names[k] in _PAINTED else None,
-                'area': 1000 - i,
-            }
-            for i, k in enumerate(chosen)
-        ]
-        request = requests.draw_request(rng, objects)
+    for i in range(30000):
+        request = requests.draw_request(rng, tables[i % len(tables)])
         for turn in request.turns:
             lines += [f'USER: {turn.query} ASSISTANT: {turn.answer_raw.replace(SEG, "")}']
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,149 +107,118 @@ def write_tokenizer(folder: Path, vocabulary: int = 900) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-_PAINTED = ('mug', 'bowl', 'plate')
-
-
 def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
-    """Return the sizes of `lisa-tabletop`: a few million weights, quick on one core."""
-    width = 192
+    """Return the sizes of `lisa-tabletop`: twelve million weights, half a second on two cores."""
     return LisaConfig(
         clip=CLIPVisionConfig(
-            hidden_size=192,
-            intermediate_size=576,
+            hidden_size=256,
+            intermediate_size=640,
             num_hidden_layers=5,
-            num_attention_heads=3,
-            image_size=160,
+            num_attention_heads=4,
+            image_size=224,
             patch_size=16,
-            projection_dim=192,
+            projection_dim=256,
         ),
         llama=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=512,
+            hidden_size=256,
+            intermediate_size=640,
             num_hidden_layers=4,
-            num_attention_heads=3,
-            num_key_value_heads=3,
-            max_position_embeddings=512,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
             rms_norm_eps=1e-5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
         sam=sam_config(
-            image_size=192,
-            patch_size=12,
-            width=192,
+            image_size=256,
+            patch_size=16,
+            width=256,
             depth=6,
-            heads=3,
+            heads=4,
             global_layers=(2, 5),
             window=8,
-            vision_mlp=576,
+            vision_mlp=704,
             prompt_width=128,
             decoder_mlp=256,
             relative_positions=False,
             iou_width=128,
         ),
         seg_token_id=tokenizer.seg_token_id,
+        mm_vision_select_layer=-1,  # no layer is left out: all were trained for this
         out_dim=128,
         template='plain',
     )
 
 
-CLIP_RECIPE = images.ClipRecipe(size=(160, 160), crop=None)  # the whole picture, squeezed
+CLIP_RECIPE = images.ClipRecipe(size=(224, 224), crop=None)  # the whole picture, squeezed
 
 
-@dataclass(frozen=True)
-class Student:
-    """The model with what it needs to read and see."""
+class Tabletop:
+    """The pupil of the loop: the model, its extra lessons, scenes to learn from."""
 
-    lisa: LISA
-    tokenizer: Tokenizer
-    clip: images.ClipRecipe
-
-
-class Trainer:
-    """One run: `train` goes on from wherever its folder stands. Single process, CPU or one GPU."""
+    weights = WEIGHTS
 
     def __init__(self, run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu'):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.pace.seed)
         torch.set_num_threads(recipe.threads)
-        self.run, self.recipe, self.device = run, recipe, device
-        run.mkdir(parents=True, exist_ok=True)
-        words = run / 'tokenizer'
+        self.recipe, self.device = recipe, device
+        self.train_set = data.SceneSet.load(scenes / 'train')
+        self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
+        words = recipe.start or run / 'tokenizer'
         self.tokenizer = (
             Tokenizer.load(words)
             if (words / 'added_tokens.json').exists()
-            else write_tokenizer(words)
+            else write_tokenizer(words, self.train_set.tables)
         )
         self.config = tabletop_config(self.tokenizer)
-        self.lisa = LISA(self.config).to(device)
+        # eager attention: on a CPU its backward pass takes a third of the time
+        self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
         start_matching(self.lisa)
-        self.average = copy.deepcopy(self.lisa).requires_grad_(False).eval()
-        self.heads = Grounding(self.config, self.tokenizer).to(device)
-        self.train_set = data.SceneSet.load(scenes / 'train')
-        self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
-        decayed, plain = [], []
-        for parameter in [*self.lisa.parameters(), *self.heads.parameters()]:
-            if parameter.requires_grad:
-                (decayed if parameter.ndim > 1 else plain).append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {'params': decayed, 'weight_decay': recipe.decay},
-                {'params': plain, 'weight_decay': 0},
-            ],
-            lr=recipe.rate,
-            betas=(0.9, 0.98),
-            fused=True,  # one pass over the weights: a tenth of a step on a CPU
-        )
-        self.step = 0
-        if (run / 'last.pt').exists():
-            self._resume()
+        if recipe.start:
+            self.lisa.load_state_dict(checkpoint.load(recipe.start).model.state_dict())
+        self.heads = Grounding(self.config, self.tokenizer)
+        self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
 
-    # ---- one step
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate: a linear start, then half a cosine down to nothing."""
-        recipe = self.recipe
-        if step < recipe.warm_up:
-            return recipe.rate * (step + 1) / recipe.warm_up
-        share = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
-        return recipe.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-    def draw(self, step: int) -> data.Lesson:
+    def draw(self, step: int, part: int) -> data.Lesson:
         """Return the lesson of a step, the same whenever it is asked for."""
-        rng = np.random.default_rng((self.recipe.seed, step))
+        recipe, scenes = self.recipe, self.train_set
+        rng = np.random.default_rng((recipe.pace.seed, step, part))
         views = []
-        for _ in range(self.recipe.pictures):
-            i = rng.integers(len(self.train_set))
-            colour, ids = data.augment(rng, self.train_set.colour[i], self.train_set.ids[i])
-            scale = self.train_set.ids[i].size / ids.size
-            objects = data.seen(self.train_set.objects[i], ids, scale)
-            asked = [requests.draw_request(rng, objects) for _ in range(self.recipe.requests)]
-            views.append((colour, ids, objects, asked))
+        for place in range(recipe.pictures):
+            if place < recipe.pictures // 2 and recipe.pairs:
+                views.append(self._pair(int(rng.integers(recipe.pairs))))
+                continue
+            i = rng.integers(len(scenes))
+            colour, ids, table = data.augment(
+                rng, scenes.colour[i], scenes.ids[i], scenes.tables[i]
+            )
+            asked = [
+                requests.draw_request(rng, table, recipe.without) for _ in range(recipe.requests)
+            ]
+            views.append((colour, ids, table, asked))
         return data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
 
-    def learn(self, lesson: data.Lesson) -> dict[str, float]:
-        """Make one step of the optimizer; return the losses by name."""
-        lisa, heads = self.lisa, self.heads
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bf16):
-            parts = self._looks(lesson) if self.step < self.recipe.looks else self._all(lesson)
-        loss = sum(WEIGHTS[name] * value for name, value in parts.items())
-        if not torch.isfinite(loss):
-            raise DataError(f'the loss is {loss.item()} at step {self.step}: lower the rate')
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*lisa.parameters(), *heads.parameters()], 1.0)
-        for group in self.optimizer.param_groups:
-            group['lr'] = self.rate(self.step)
-        self.optimizer.step()
-        keep = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(lisa.parameters()), 1 - keep
-            )
-        return {name: float(value.detach()) for name, value in parts.items()}
+    def _pair(self, number: int) -> tuple:
+        """Return a picture with one request that takes reasoning, always the same by number."""
+        rng = np.random.default_rng((self.recipe.pace.seed, _PAIRS, number))
+        scenes = self.train_set
+        while True:
+            i = rng.integers(len(scenes))
+            request = requests.reasoning(rng, scenes.tables[i])
+            if request is not None:
+                break
+        height, width = scenes.ids[i].shape
+        size = (round(width * 0.8), round(height * 0.8))  # that of `data.augment`
+        colour = cv2.resize(scenes.colour[i], size, interpolation=cv2.INTER_AREA)
+        ids = cv2.resize(scenes.ids[i], size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return colour, ids, scenes.tables[i], [request]
+
+    def losses(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
+        """Return the losses of a lesson: of seeing alone at first, then of everything."""
+        return self._looks(lesson) if step < self.recipe.looks else self._all(lesson)
 
     def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
         """Return the losses of seeing alone."""
@@ -279,8 +233,8 @@ class Trainer:
     def _all(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
         lisa, heads = self.lisa, self.heads
-        out = lisa(lesson.batch)
-        bce, dice = mask_losses(lisa, out, lesson)
+        out = lisa(lesson.batch, packed=True)
+        bce, dice, iou = mask_losses(lisa, out, lesson)
         presence, right = heads.presence(lisa, out, lesson)
         return {
             'pixels': heads.pixels(out.image_embeddings, lesson),
@@ -291,130 +245,59 @@ class Trainer:
             'dice': dice,
             'pointing': heads.pointing(out, lesson),
             'presence': presence,
+            'iou': iou,
             'first_right': right,
         }
 
-    # ---- the loop
-
-    def train(self, until: int | None = None) -> None:
-        """Learn up to the recipe's last step, or up to step `until`."""
-        last = min(until or self.recipe.steps, self.recipe.steps)
-        smooth: dict[str, float] = {}
-        began = time.monotonic()
-        with tqdm(total=last, initial=self.step, desc=self.run.name, unit='step') as bar:
-            for lesson in self._lessons(last):
-                for name, value in self.learn(lesson).items():
-                    smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
-                self.step += 1
-                bar.update()
-                if self.step % 10 == 0:
-                    bar.set_postfix({name: f'{value:.3f}' for name, value in smooth.items()})
-                if self.step % self.recipe.validate_every == 0 or self.step == last:
-                    figures = self.validate() if self.step > self.recipe.looks else {}
-                    minutes = (time.monotonic() - began) / 60
-                    self._note({'step': self.step, 'minutes': minutes, **smooth, **figures})
-                    bar.write(
-                        f'{self.step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
-                    )
-                if self.step % self.recipe.save_every == 0 or self.step == last:
-                    self.save()
-
-    def _lessons(self, last: int) -> Iterator[data.Lesson]:
-        """Yield the lessons from here on, made ready by a thread while the model learns."""
-        ready: queue.Queue[data.Lesson | Exception] = queue.Queue(maxsize=3)
-
-        def fill() -> None:
-            try:
-                for step in range(self.step, last):
-                    ready.put(self.draw(step))
-            except Exception as error:  # noqa: BLE001  # raised again where the lessons are taken
-                ready.put(error)
-
-        threading.Thread(target=fill, daemon=True).start()
-        for _ in range(self.step, last):
-            lesson = ready.get()
-            if isinstance(lesson, Exception):
-                raise lesson
-            yield lesson.to(self.device)
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Return figures of the averaged weights on validation scenes, teacher forced."""
-        lisa, tiles = self.average, []
-        ious: dict[str, list[float]] = {'explicit': [], 'implicit': []}
+    def validate(self, run: Path) -> dict[str, float]:
+        """Return figures on validation scenes, teacher forced, and draw some answers."""
+        lisa, tiles = self.lisa, []
+        ious: dict[str, list[float]] = {sort: [] for sort in requests.SORTS}
         right: list[float] = []
-        for start in range(0, len(self.val_set), 8):
+        scenes = self.val_set
+        for start in range(0, len(scenes), 8):
             views = []
-            for i in range(start, min(start + 8, len(self.val_set))):
-                rng = np.random.default_rng((1, i))
-                asked = requests.exam(rng, self.val_set.objects[i])
-                views.append(
-                    (self.val_set.colour[i], self.val_set.ids[i], self.val_set.objects[i], asked)
-                )
+            for i in range(start, min(start + 8, len(scenes))):
+                asked = requests.exam(np.random.default_rng((1, i)), scenes.tables[i])
+                views.append((scenes.colour[i], scenes.ids[i], scenes.tables[i], asked))
             lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
             lesson = lesson.to(self.device)
-            out = lisa(lesson.batch)
-            _, share = self.heads.presence(lisa, out, lesson)
+            kind = torch.device(self.device).type
+            with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.pace.bf16):
+                out = lisa(lesson.batch, packed=True)
+                _, share = self.heads.presence(lisa, out, lesson)
             right.append(float(share))
             rows, columns = extent(lesson)
             found = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns)).cpu() > 0
             truth = lesson.truth[:, :rows, :columns].cpu() > 0
             asked = [request for *_, requests_ in views for request in requests_]
+            told = [0] * len(asked)
             for mask, real, query in zip(found, truth, out.seg_query.tolist(), strict=True):
+                request, place = asked[query], told[query]
+                told[query] += 1
+                if place < request.first:
+                    continue  # of a turn before the last
                 value = masks.iou(mask.numpy(), real.numpy())
-                ious[asked[query].sort].append(value)
-                if (
-                    len(tiles) < 16
-                    and asked[query].sort == ('explicit', 'implicit')[len(tiles) % 2]
-                ):
+                ious[request.sort].append(value)
+                if len(tiles) < 20 and request.sort == requests.SORTS[len(tiles) % 8]:
                     picture = views[int(lesson.batch.image_index[query])][0]
                     full = cv2.resize(mask.numpy().astype(np.uint8), picture.shape[1::-1]) > 0
-                    tiles.append(
-                        masks.overlay(
-                            picture,
-                            full[None],
-                            caption=[f'{asked[query].turns[0].query} ({value:.2f})'],
-                        )
-                    )
+                    caption = f'{request.turns[-1].query} ({value:.2f})'
+                    tiles.append(masks.overlay(picture, full[None], caption=[caption]))
         if tiles:
             sheet = masks.contact_sheet(tiles, columns=4)
-            cv2.imwrite(str(self.run / 'answers.png'), sheet[..., ::-1])
-        return {
-            'val_explicit': float(np.mean(ious['explicit'])),
-            'val_implicit': float(np.mean(ious['implicit'])),
-            'val_presence': float(np.mean(right)),
-        }
+            cv2.imwrite(str(run / 'answers.png'), sheet[..., ::-1])
+        figures = {f'val_{sort}': float(np.mean(v)) for sort, v in ious.items() if v}
+        return {**figures, 'val_presence': float(np.mean(right))}
 
-    # ---- keeping
+    def export(self, run: Path) -> None:
+        """Write the weights in our own layout to `model/`."""
+        checkpoint.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model')
 
-    def save(self) -> None:
-        """Write all that `_resume` needs, and the averaged weights in our own layout."""
-        state = {
-            'step': self.step,
-            'lisa': self.lisa.state_dict(),
-            'average': self.average.state_dict(),
-            'heads': self.heads.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
-        }
-        torch.save(state, self.run / 'last.new')
-        (self.run / 'last.new').replace(self.run / 'last.pt')
-        checkpoint.save(self.average, self.tokenizer, CLIP_RECIPE, self.run / 'model')
 
-    def _resume(self) -> None:
-        state = torch.load(self.run / 'last.pt', weights_only=True, map_location=self.device)
-        self.lisa.load_state_dict(state['lisa'])
-        self.average.load_state_dict(state['average'])
-        self.heads.load_state_dict(state['heads'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.step = state['step']
+_PAIRS = 239  # reasoning pairs draw from other seeds than lessons; ReasonSeg's own number of them
 
-    def _note(self, row: dict[str, float]) -> None:
-        """Append a row to curves.csv."""
-        path = self.run / 'curves.csv'
-        columns = ['step', 'minutes', *WEIGHTS, 'val_explicit', 'val_implicit', 'val_presence']
-        new = not path.exists()
-        with path.open('a', newline='') as file:
-            writer = csv.DictWriter(file, columns)
-            if new:
-                writer.writeheader()
-            writer.writerow({name: f'{row[name]:.4f}' for name in columns if name in row})
+
+def train(run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu') -> None:
+    """Train in a folder, or go on with what it holds; scenes as `lisa-ros scenes` wrote them."""
+    Loop(run, recipe.pace, Tabletop(run, scenes, recipe, device), device).train()

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of every training here: steps, schedule, curves, keeping, stopping and going on.
+
+What is learnt is a `Pupil`'s matter; how long and how fast is a `Pace`. A run is a folder:
+
+    last.pt      what it takes to go on: trained weights, optimizer, step
+    curves.csv   losses (smoothed) and validation figures; curves.png draws them
+    and whatever the pupil writes: pictures at each validation, the weights to be used
+
+Call again with the same folder to go on; a run that was stopped by a signal ends as if it had not
+been (on a CPU bit for bit: lessons and dropout depend on seed and step alone).
+With `torchrun` every process takes lessons of its own and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lisa_ros.errors import DataError
+from lisa_ros.training import curves
+
+
+class Pupil(Protocol):
+    """What learns: a model with its lessons and losses."""
+
+    module: nn.Module  # all that is kept; its parameters with requires_grad are trained
+    weights: dict[str, float]  # of each loss in the sum; 0: only watched
+
+    def draw(self, step: int, part: int) -> Any:
+        """Return the lesson of a step; `part` counts micro-batches and processes.
+
+        It depends on nothing else, and is called from a thread of its own. It has `to(device)`.
+        """
+
+    def losses(self, lesson: Any, step: int) -> dict[str, Tensor]:
+        """Return the losses by name, scalars."""
+
+    def validate(self, run: Path) -> dict[str, float]:
+        """Return figures of the weights as they are; may draw pictures into the run's folder."""
+
+    def export(self, run: Path) -> None:
+        """Write the weights as they are, to be used, into the run's folder."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast to learn."""
+
+    steps: int
+    rate: float = 1e-3  # peak learning rate of AdamW
+    warm_up: int = 100  # steps in which the rate rises
+    cool_down: float = 0.3  # share of the steps in which it falls to nothing, at the end
+    weight_decay: float = 0.0  # of matrices; vectors have none
+    betas: tuple[float, float] = (0.9, 0.95)
+    accumulate: int = 1  # micro-batches of a step
+    clip: float = 1.0  # most that the gradient's norm may be
+    average: float = 0.0  # decay of the weights' moving average, which is what is validated
+    validate_every: int = 250
+    save_every: int = 100
+    better: str | None = None  # the figure that must rise; its best weights are exported
+    patience: int | None = None  # validations without a rise until the run ends
+    seed: int = 0
+    bf16: bool = True  # matrix products in bfloat16
+
+
+class Loop:
+    """One run: `train` goes on from wherever its folder stands.
+
+    Raises:
+        DataError: a loss is not a number; or the folder holds another training.
+    """
+
+    def __init__(self, run: Path, pace: Pace, pupil: Pupil, device: str = 'cpu'):
+        self.run, self.pace, self.pupil, self.device = run, pace, pupil, device
+        run.mkdir(parents=True, exist_ok=True)
+        self.rank, self.world = _join()
+        self.trained = {n: p for n, p in pupil.module.named_parameters() if p.requires_grad}
+        matrices = [p for p in self.trained.values() if p.ndim > 1]
+        vectors = [p for p in self.trained.values() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {'params': matrices, 'weight_decay': pace.weight_decay},
+                {'params': vectors, 'weight_decay': 0.0},
+            ],
+            lr=pace.rate,
+            betas=pace.betas,
+            fused=True,  # one pass over the weights: a tenth of a step on a CPU
+        )
+        self.average = (
+            {n: p.detach().clone() for n, p in self.trained.items()} if pace.average else {}
+        )
+        self.step, self.best, self.worse = 0, float('-inf'), 0
+        self._stopped = False
+        if (run / 'last.pt').exists():
+            self._resume()
+
+    # ---- the loop
+
+    def train(self, until: int | None = None) -> None:
+        """Learn up to the pace's last step, or up to step `until`; return early if stopped."""
+        pace, last = self.pace, min(until or self.pace.steps, self.pace.steps)
+        smooth: dict[str, float] = {}
+        began = time.monotonic()
+        bar = tqdm(
+            total=last, initial=self.step, desc=self.run.name, unit='step', disable=self.rank > 0
+        )
+        with bar, self._signals():
+            for parts in self._lessons(last):
+                for name, value in self.learn(parts).items():
+                    smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
+                self.step += 1
+                bar.update()
+                if self.step % 10 == 0:
+                    bar.set_postfix({name: f'{value:.3f}' for name, value in smooth.items()})
+                end = self.step == last
+                if self.step % pace.validate_every == 0 or end:
+                    figures = self._validate()
+                    minutes = (time.monotonic() - began) / 60
+                    self._note({'step': self.step, 'minutes': minutes, **smooth, **figures})
+                    bar.write(
+                        f'{self.step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
+                    )
+                tired = pace.patience is not None and self.worse >= pace.patience
+                over = _any(self._stopped or tired, self.world, self.device)
+                if self.step % pace.save_every == 0 or end or over:
+                    self.save()
+                if over:
+                    bar.write(
+                        f'{pace.better} has not risen {self.worse} times: done'
+                        if tired
+                        else f'stopped after step {self.step}; call again to go on'
+                    )
+                    return
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate: a linear start, level, and a linear end down to nothing."""
+        pace = self.pace
+        end = (pace.steps - step) / max(1.0, pace.cool_down * pace.steps)
+        return pace.rate * min(1.0, (step + 1) / max(1, pace.warm_up), end)
+
+    def learn(self, parts: list[Any]) -> dict[str, float]:
+        """Make one step of the optimizer from the step's micro-batches; return the losses."""
+        pupil, pace = self.pupil, self.pace
+        torch.manual_seed(hash((pace.seed, self.step, self.rank)))  # dropout, whenever resumed
+        pupil.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        told: dict[str, float] = {}
+        kind = torch.device(self.device).type
+        for lesson in parts:
+            with torch.autocast(kind, torch.bfloat16, enabled=pace.bf16):
+                losses = pupil.losses(lesson, self.step)
+            loss = sum(pupil.weights[name] * value for name, value in losses.items())
+            if not torch.isfinite(loss):
+                raise DataError(f'the loss is {loss.item()} at step {self.step}: lower the rate')
+            (loss / len(parts)).backward()
+            for name, value in losses.items():
+                told[name] = told.get(name, 0.0) + float(value.detach()) / len(parts)
+        parameters = list(self.trained.values())
+        _share([p.grad for p in parameters if p.grad is not None], self.world)
+        torch.nn.utils.clip_grad_norm_(parameters, pace.clip)
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.rate(self.step)
+        self.optimizer.step()
+        if self.average:
+            keep = min(pace.average, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
+        return told
+
+    def _lessons(self, last: int) -> Iterator[list[Any]]:
+        """Yield the lessons from here on, made ready by a thread while the model learns."""
+        ready: queue.Queue[list[Any] | Exception] = queue.Queue(maxsize=3)
+        over = threading.Event()
+        first = self.step
+
+        def fill() -> None:
+            try:
+                for step in range(first, last):
+                    mine = range(self.rank, self.pace.accumulate * self.world, self.world)
+                    lessons = [self.pupil.draw(step, part) for part in mine]
+                    while not over.is_set():
+                        with contextlib.suppress(queue.Full):
+                            ready.put(lessons, timeout=0.2)
+                            break
+                    if over.is_set():
+                        return
+            except Exception as error:  # noqa: BLE001  # raised again where lessons are taken
+                ready.put(error)
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+        try:
+            for _ in range(first, last):
+                lessons = ready.get()
+                if isinstance(lessons, Exception):
+                    raise lessons
+                yield [lesson.to(self.device) for lesson in lessons]
+        finally:
+            over.set()
+            thread.join()
+
+    # ---- stopping
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let an interrupt or a termination end the run after the step at hand."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            self._stopped = True
+
+        self._stopped = False
+        before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- validating and keeping
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the moving average in the weights' place for a while."""
+        kept = {name: self.trained[name].detach().clone() for name in self.average}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, value in weights.items():
+            self.trained[name].copy_(value)
+
+    def _validate(self) -> dict[str, float]:
+        """Return the pupil's figures; export the best weights, if it is told what is better."""
+        if self.rank > 0:
+            return {}
+        with self.averaged():
+            self.pupil.module.eval()
+            with torch.no_grad():
+                figures = self.pupil.validate(self.run)
+            if self.pace.better in figures:
+                if figures[self.pace.better] > self.best:
+                    self.best, self.worse = figures[self.pace.better], 0
+                    self.pupil.export(self.run)
+                else:
+                    self.worse += 1
+        return figures
+
+    def save(self) -> None:
+        """Write all that `_resume` needs, and, unless only the best are kept, the weights."""
+        if self.rank > 0:
+            return
+        state = {
+            'step': self.step,
+            'best': self.best,
+            'worse': self.worse,
+            'trained': {name: p.detach() for name, p in self.trained.items()},
+            'average': self.average,
+            'optimizer': self.optimizer.state_dict(),
+        }
+        torch.save(state, self.run / 'last.new')
+        (self.run / 'last.new').replace(self.run / 'last.pt')
+        if self.pace.better is None:
+            with self.averaged():
+                self.pupil.export(self.run)
+
+    def _resume(self) -> None:
+        state = torch.load(self.run / 'last.pt', weights_only=True, map_location=self.device)
+        if state['trained'].keys() != self.trained.keys():
+            raise DataError(
+                f'{self.run}/last.pt is of another training: it has '
+                f'{len(state["trained"])} trained tensors, this one {len(self.trained)}; '
+                'take another --out'
+            )
+        self._put(state['trained'])
+        if self.average:
+            self.average = state['average']
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step, self.best, self.worse = state['step'], state['best'], state['worse']
+
+    def _note(self, row: dict[str, float]) -> None:
+        """Add a row to curves.csv; rows of steps that are being done again give way."""
+        if self.rank > 0:
+            return
+        path = self.run / 'curves.csv'
+        rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline='') as file:
+                rows = [r for r in csv.DictReader(file) if float(r['step']) < row['step']]
+        rows.append({name: f'{value:.4f}' for name, value in row.items()})
+        columns = list(dict.fromkeys(name for r in rows for name in r))
+        with path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        curves.plot(path, self.run / 'curves.png')
+
+
+def _join() -> tuple[int, int]:
+    """Return (rank, number of processes); joins those that `torchrun` has started."""
+    world = int(os.environ.get('WORLD_SIZE', '1'))
+    if world == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+    return dist.get_rank(), world
+
+
+def _share(gradients: list[Tensor], world: int) -> None:
+    """Put the mean of all processes' gradients in their place."""
+    if world == 1:
+        return
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, mean in zip(
+        gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True
+    ):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _any(here: bool, world: int, device: str) -> bool:
+    """Return whether any process says so; all must ask."""
+    if world == 1:
+        return here
+    flag = torch.tensor(int(here), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)

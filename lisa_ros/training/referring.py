@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which things on a table words mean: names, colours, sizes, places, comparisons.
+
+Everything here is truth by geometry: a phrase that people would quarrel about (two things equally
+near) means nothing and is not said. Places are the camera's: `right` and `away` are metres on the
+table from the camera's foot, so "left of" and "behind" are what the one who looks would say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lisa_ros.training.scenes import PART
+from lisa_ros.training.things import KINDS, THINGS
+
+VISIBLE = 100  # pixels of a 320 x 240 picture from which on a thing counts as seen
+_CLEAR = 1.25  # how much nearer, taller, bigger the right one must be than the next
+_APART = 0.04  # how far to the side a thing must be to be "left of" or "right of" [m]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A thing in a picture, as scenes.py describes it."""
+
+    id: int
+    kind: str
+    thing: str
+    colour: str | None
+    size: str | None
+    area: int  # [px] of a 320 x 240 picture
+    part_area: int
+    right: float  # [m]
+    away: float
+    height: float
+    longest: float
+
+    @property
+    def sort(self) -> str | None:
+        """Return "drink", "food", ... or None."""
+        return KINDS[self.kind].sort
+
+    @property
+    def looks_coloured(self) -> str | None:
+        """Return the colour that words give it, painted or its own."""
+        return self.colour or THINGS[self.thing].colour
+
+    @property
+    def part(self) -> str | None:
+        """Return the name of its named part, seen or not."""
+        thing = THINGS[self.thing]
+        return 'handle' if thing.handle else next((p.name for p in thing.parts if p.name), None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one picture shows: `seen` can well be seen, `there` may hide."""
+
+    there: tuple[Seen, ...]
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """Return the things that may be asked for."""
+        return tuple(o for o in self.there if o.area >= VISIBLE)
+
+    def of(self, kind: str) -> tuple[Seen, ...]:
+        """Return the well seen things of a kind."""
+        return tuple(o for o in self.seen if o.kind == kind)
+
+    def has(self, kind: str) -> bool:
+        """Return whether there is one of the kind, hidden or not."""
+        return any(o.kind == kind for o in self.there)
+
+    def name(self, one: Seen) -> str:
+        """Return the fewest words that tell it from the others: "mug", "red mug", "small mug"."""
+        alike = [o for o in self.of(one.kind) if o.id != one.id]
+        for words in (
+            one.kind,
+            one.colour and f'{one.colour} {one.kind}',
+            one.size and f'{one.size} {one.kind}',
+        ):
+            if words and not any(fits(o, words) for o in alike):
+                return words
+        return ' '.join(w for w in (one.size, one.colour, one.kind) if w)
+
+    def mirrored(self) -> Table:
+        """Return the same table in a mirror."""
+        return Table(tuple(dataclasses.replace(o, right=-o.right) for o in self.there))
+
+
+def fits(one: Seen, words: str) -> bool:
+    """Return whether "red mug", "small mug" or "small red mug" may be said of it."""
+    rest = words.removesuffix(one.kind)
+    return rest != words and set(rest.split()) <= {one.colour, one.size}
+
+
+def ids(things: Iterable[Seen]) -> tuple[int, ...]:
+    """Return the ids of things in an id image, their named parts' with them."""
+    return tuple(sorted(o.id + part for o in things for part in (0, PART)))
+
+
+# ---------------------------------------------------------------- the one of several
+
+
+def extreme(
+    things: Iterable[Seen], measure: Callable[[Seen], float], margin: float
+) -> Seen | None:
+    """Return the thing of the greatest measure, None if another comes within `margin` of it."""
+    ranked = sorted(things, key=measure, reverse=True)
+    if len(ranked) < 2 or measure(ranked[0]) - measure(ranked[1]) < margin:
+        return None
+    return ranked[0]
+
+
+# word -> (measure, how far apart the best two must be [m])
+SUPERLATIVES: dict[str, tuple[Callable[[Seen], float], float]] = {
+    'tallest': (lambda o: o.height, 0.03),
+    'lowest': (lambda o: -o.height, 0.025),
+    'biggest': (lambda o: o.longest, 0.03),
+    'smallest': (lambda o: -o.longest, 0.02),
+    'nearest': (lambda o: -o.away, 0.05),
+    'farthest': (lambda o: o.away, 0.05),
+    'leftmost': (lambda o: -o.right, 0.05),
+    'rightmost': (lambda o: o.right, 0.05),
+}
+COMPARATIVES = {
+    'taller': 'tallest', 'lower': 'lowest', 'bigger': 'biggest', 'smaller': 'smallest',
+    'nearer': 'nearest', 'farther': 'farthest',
+}  # fmt: skip
+
+
+def most(things: Iterable[Seen], word: str) -> Seen | None:
+    """Return the thing that a superlative means among `things`, None where it is not clear."""
+    measure, margin = SUPERLATIVES[word]
+    return extreme(things, measure, margin)
+
+
+# ---------------------------------------------------------------- places
+
+PLACES = ('left of', 'right of', 'behind', 'in front of', 'next to')
+
+
+def lies(one: Seen, place: str, anchor: Seen) -> bool:
+    """Return whether a thing is clearly in a place of another: within 45 degrees of it."""
+    right, away = one.right - anchor.right, one.away - anchor.away
+    if place == 'next to':
+        return True
+    along, across = (right, away) if place in ('left of', 'right of') else (away, right)
+    forward = along if place in ('right of', 'behind') else -along
+    return forward > _APART and abs(across) < forward
+
+
+def distance(one: Seen, other: Seen) -> float:
+    """Return how far apart two things stand [m]."""
+    return ((one.right - other.right) ** 2 + (one.away - other.away) ** 2) ** 0.5
+
+
+def nearest_in(things: Iterable[Seen], place: str, anchor: Seen) -> Seen | None:
+    """Return the nearest thing in a place of another, None if there is none or two are as near."""
+    there = sorted(
+        (o for o in things if o.id != anchor.id and lies(o, place, anchor)),
+        key=lambda o: distance(o, anchor),
+    )
+    if not there:
+        return None
+    first = distance(there[0], anchor)
+    if len(there) > 1 and distance(there[1], anchor) < _CLEAR * first:
+        return None
+    return there[0]
+
+
+def empty(table: Table, place: str, anchor: Seen) -> bool:
+    """Return whether nothing at all is in a place of a thing, not even about."""
+    wide = (
+        o
+        for o in table.there
+        if o.id != anchor.id
+        and (
+            (o.right - anchor.right) * {'left of': -1, 'right of': 1}.get(place, 0)
+            + (o.away - anchor.away) * {'behind': 1, 'in front of': -1}.get(place, 0)
+        )
+        > 0
+    )
+    return not any(True for _ in wide)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: going on where it stopped, stopping on a signal, accumulation, several processes."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lisa_ros.errors import DataError
+from lisa_ros.training.loop import Loop, Pace
+
+HERE = str(Path(__file__).parent)
+PACE = Pace(steps=8, rate=0.05, warm_up=2, average=0.9, validate_every=4, save_every=3, bf16=False)
+
+
+@dataclass
+class Lesson:
+    x: torch.Tensor
+
+    def to(self, device):
+        return Lesson(self.x.to(device))
+
+
+class Line:
+    """Learns y = 3 x, through a dropout, from numbers drawn by step and part."""
+
+    def __init__(self, figures=()):
+        self.weights = {'square': 1.0, 'watched': 0.0}
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.module[2].bias.requires_grad_(False)
+        self.figures, self.exported = list(figures), 0
+
+    def draw(self, step, part):
+        return Lesson(
+            torch.randn(16, 4, generator=torch.Generator().manual_seed(100 * step + part))
+        )
+
+    def losses(self, lesson, step):
+        error = self.module(lesson.x)[:, 0] - 3 * lesson.x.sum(1)
+        return {'square': error.square().mean(), 'watched': error.abs().mean()}
+
+    def validate(self, run):
+        return {'figure': self.figures.pop(0) if self.figures else 0.0}
+
+    def export(self, run):
+        self.exported += 1
+        torch.save(self.module.state_dict(), run / 'model.pt')
+
+
+def weights(loop):
+    return torch.cat([p.detach().flatten() for p in loop.pupil.module.parameters()])
+
+
+@pytest.mark.parametrize('stop', [1, 3, 5])
+def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(tmp_path, stop):
+    whole = Loop(tmp_path / 'whole', PACE, Line())
+    whole.train()
+    first = Loop(tmp_path / 'parts', PACE, Line())
+    first.train(until=stop)
+    then = Loop(tmp_path / 'parts', PACE, Line())
+    assert then.step == stop
+    then.train()
+    assert torch.equal(weights(whole), weights(then))
+    for name, value in whole.average.items():
+        assert torch.equal(value, then.average[name])
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_loop import PACE, Line
+from dataclasses import replace
+from lisa_ros.training.loop import Loop
+
+class Slow(Line):
+    def losses(self, lesson, step):
+        time.sleep(0.05)
+        return super().losses(lesson, step)
+
+Loop(Path(sys.argv[1]), replace(PACE, steps=40, save_every=1000), Slow()).train()
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_the_step_and_nothing_is_lost(tmp_path, number):
+    program = [sys.executable, '-c', PROGRAM.format(tests=HERE)]
+    process = subprocess.Popen([*program, tmp_path / 'run'], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    seen = ''
+    while '/40' not in seen or ' 0/40' in seen[-60:]:
+        assert time.monotonic() < until
+        seen += process.stderr.read(40)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    step = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)['step']
+    assert 0 < step < 40
+    pace = replace(PACE, steps=40, save_every=1000)
+    resumed, whole = (Loop(tmp_path / name, pace, Line()) for name in ('run', 'whole'))
+    assert resumed.step == step
+    resumed.train()
+    whole.train()
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_accumulated_parts_are_one_big_batch(tmp_path):
+    class Plain(Line):
+        def __init__(self):
+            super().__init__()
+            self.module[1].p = 0.0
+
+    class Big(Plain):
+        def draw(self, step, part):
+            parts = [super(Big, self).draw(step, p).x for p in (2 * part, 2 * part + 1)]
+            return Lesson(torch.cat(parts))
+
+    two = Loop(tmp_path / 'two', replace(PACE, accumulate=2), Plain())
+    one = Loop(tmp_path / 'one', PACE, Big())
+    two.train()
+    one.train()
+    assert torch.allclose(weights(two), weights(one), atol=1e-5)
+
+
+def test_frozen_parameters_stay(tmp_path):
+    loop = Loop(tmp_path, PACE, Line())
+    frozen = loop.pupil.module[2].bias.clone()
+    before = weights(loop)
+    loop.train()
+    assert torch.equal(frozen, loop.pupil.module[2].bias)
+    assert not torch.equal(before, weights(loop))
+
+
+def test_the_best_weights_are_kept_and_a_run_that_gets_no_better_ends(tmp_path):
+    pace = replace(PACE, steps=40, validate_every=2, better='figure', patience=2)
+    loop = Loop(tmp_path, pace, Line(figures=[0.1, 0.5, 0.4, 0.3, 0.9]))
+    loop.train()
+    assert loop.step == 8
+    assert loop.pupil.exported == 2
+    assert loop.best == 0.5
+
+
+def test_the_average_is_what_is_validated_and_exported(tmp_path):
+    loop = Loop(tmp_path, PACE, Line())
+    loop.train()
+    kept = torch.load(tmp_path / 'model.pt', weights_only=True)
+    assert torch.equal(kept['0.weight'], loop.average['0.weight'])
+    assert not torch.equal(kept['0.weight'], loop.pupil.module[0].weight)
+
+
+def test_curves_have_a_row_for_each_validation_even_if_resumed(tmp_path):
+    Loop(tmp_path, PACE, Line()).train(until=4)
+    Loop(tmp_path, PACE, Line()).train()
+    rows = (tmp_path / 'curves.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == ['step', '4.0000', '8.0000']
+    if importlib.util.find_spec('matplotlib'):
+        assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_another_training_in_the_folder_is_named(tmp_path):
+    Loop(tmp_path, PACE, Line()).train(until=1)
+    other = Line()
+    other.module[2].bias.requires_grad_(True)
+    with pytest.raises(DataError, match='another training'):
+        Loop(tmp_path, PACE, other)
+
+
+def test_a_loss_that_is_no_number_is_an_error(tmp_path):
+    class Broken(Line):
+        def losses(self, lesson, step):
+            return {'square': super().losses(lesson, step)['square'] * float('nan')}
+
+    with pytest.raises(DataError, match='lower the rate'):
+        Loop(tmp_path, PACE, Broken()).train()
+
+
+def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import json, sys
+            from pathlib import Path
+            sys.path.insert(0, {HERE!r})
+            from test_loop import PACE, Line, weights
+            from lisa_ros.training.loop import Loop
+            pupil = Line()
+            pupil.module[1].p = 0.0
+            loop = Loop(Path(sys.argv[1]) / 'run', PACE, pupil)
+            loop.train()
+            name = f'rank{{loop.rank}}.json'
+            (Path(sys.argv[1]) / name).write_text(json.dumps(weights(loop).tolist()))
+            """
+        )
+    )
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
+    subprocess.run([*command, program, tmp_path], check=True, timeout=120, capture_output=True)
+    ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
+    pupil = Line()
+    pupil.module[1].p = 0.0
+    alone = Loop(tmp_path / 'alone', replace(PACE, accumulate=2), pupil)
+    alone.train()
+    assert ranks[0] == ranks[1]
+    assert torch.allclose(torch.tensor(ranks[0]), weights(alone), atol=1e-5)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled folders are read as the original reads ReasonSeg, and bags become such folders."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from lisa_ros import cli
+from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.training import frames
+from lisa_ros.training.lessons import UNSURE
+from lisa_ros.training.mixture import Mixture
+from lisa_ros.training.reasonseg import ANSWERS, Reasoning, examination, read_folder
+
+BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
+SIZE = (40, 60)  # height, width
+
+
+def square(label, x, y, side, **more):
+    points = [[x, y], [x + side, y], [x + side, y + side], [x, y + side]]
+    return {'label': label, 'points': points, **more}
+
+
+def write(folder, name='one', shapes=(), suffix='.png', **more):
+    """A picture with a file of labels, as labelme writes it."""
+    folder.mkdir(exist_ok=True)
+    Image.new('RGB', SIZE[::-1], (90, 120, 200)).save(folder / f'{name}{suffix}')
+    plain = {
+        'version': '5.5.0',
+        'flags': {},
+        'shapes': [{'shape_type': 'polygon', **shape} for shape in shapes],
+        'imagePath': f'{name}{suffix}',
+        **more,
+    }
+    (folder / f'{name}.json').write_text(json.dumps(plain))
+    return folder
+
+
+def original_mask(shapes, height, width):
+    """utils/data_processing.py of dvlab-research/LISA, in short."""
+    found = []
+    for shape in shapes:
+        if shape['label'].lower() == 'flag':
+            continue
+        corners = np.array([shape['points']], np.int32)
+        alone = np.zeros((height, width), np.uint8)
+        cv2.polylines(alone, corners, True, 1, 1)
+        cv2.fillPoly(alone, corners, 1)
+        found.append((alone.sum(), shape, corners))
+    mask = np.zeros((height, width), np.uint8)
+    for index in np.argsort([area for area, _, _ in found])[::-1]:
+        _, shape, corners = found[index]
+        value = 255 if 'ignore' in shape['label'].lower() else 1
+        cv2.polylines(mask, corners, True, value, 1)
+        cv2.fillPoly(mask, corners, value)
+    return mask
+
+
+# ---- labels
+
+
+def test_shapes_are_painted_as_the_original_paints_them(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = ['target', 'ignore', 'flag', 'target', 'Ignored', 'target', 'flag']
+    shapes = [
+        {'label': label, 'points': (rng.random((rng.integers(3, 9), 2)) * SIZE[::-1]).tolist()}
+        for label in labels
+    ]
+    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it'], is_sentence=False))
+    truth = one.queries[0].truth(*SIZE)
+    assert set(np.unique(truth)) == {0, 1, UNSURE}
+    np.testing.assert_array_equal(truth, original_mask(shapes, *SIZE))
+
+
+def test_a_small_shape_cuts_a_hole_whatever_the_order(tmp_path):
+    shapes = [square('ignore', 12, 12, 5), square('target', 5, 5, 25), square('target', 13, 13, 2)]
+    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it']))
+    truth = one.queries[0].truth(*SIZE)
+    assert (truth[6, 6], truth[12, 12], truth[14, 14], truth[35, 50]) == (1, UNSURE, 1, 0)
+
+
+def test_each_text_asks_for_the_same_target(tmp_path):
+    folder = write(
+        tmp_path / 'a',
+        shapes=[square('target', 5, 5, 9)],
+        text=['What holds the drink?', 'the cup'],
+        is_sentence=True,
+    )
+    (one,) = read_folder(folder)
+    assert [query.is_sentence for query in one.queries] == [True, True]
+    sample = examination(one)
+    assert [turns[0].query for turns in sample.dialogues] == [
+        'What holds the drink? Please output segmentation mask.',
+        'the cup Please output segmentation mask.',
+    ]
+    assert sample.truth.shape == (2, *SIZE)
+    assert (sample.truth[0] == sample.truth[1]).all()
+
+
+def test_without_text_every_label_is_a_thing_of_its_name(tmp_path):
+    shapes = [
+        square('red mug', 2, 2, 6),
+        square('spoon', 20, 2, 6),
+        square('red mug', 2, 20, 6),
+        square('ignore', 40, 20, 6),
+        square('flag', 40, 2, 6),
+    ]
+    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes))
+    assert [(q.text, q.is_sentence) for q in one.queries] == [('red mug', False), ('spoon', False)]
+    mugs, spoon = (query.truth(*SIZE) for query in one.queries)
+    assert (mugs[4, 4], mugs[22, 4], mugs[4, 22], mugs[22, 42], mugs[4, 42]) == (1, 1, 0, 255, 0)
+    assert (spoon[4, 4], spoon[4, 22], spoon[22, 42]) == (0, 1, 255)
+
+
+def test_rectangles_circles_and_masks_of_labelme_are_regions(tmp_path):
+    png = io.BytesIO()
+    Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(png, 'PNG')
+    mask = base64.b64encode(png.getvalue()).decode()
+    shapes = [
+        {'label': 'box', 'shape_type': 'rectangle', 'points': [[3, 4], [9, 8]]},
+        {'label': 'ball', 'shape_type': 'circle', 'points': [[30, 20], [36, 20]]},
+        {'label': 'bit', 'shape_type': 'mask', 'points': [[50, 30], [53, 33]], 'mask': mask},
+    ]
+    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes))
+    box, ball, bit = (query.truth(*SIZE) for query in one.queries)
+    assert box.sum() == 7 * 5
+    assert ball.sum() == pytest.approx(np.pi * 36, rel=0.15)
+    assert ball[20, 30] == ball[15, 30] == 1
+    np.testing.assert_array_equal(bit[30:34, 50:54], np.eye(4))
+
+
+def test_a_folder_of_masks_is_read_to_the_same_end(tmp_path):
+    Image.new('RGB', SIZE[::-1]).save(tmp_path / 'kitchen.jpg')
+    (tmp_path / 'kitchen').mkdir()
+    mask = np.zeros(SIZE, np.uint8)
+    mask[3:9, 5:20] = 255
+    Image.fromarray(mask).save(tmp_path / 'kitchen' / 'red mug.png')
+    (one,) = read_folder(tmp_path)
+    assert one.queries[0].text == 'red mug'
+    np.testing.assert_array_equal(one.queries[0].truth(*SIZE), mask > 0)
+
+
+def test_a_turned_photograph_is_seen_upright(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('cup', 2, 50, 6)], suffix='.jpg')
+    picture = Image.new('RGB', SIZE[::-1])
+    exif = picture.getexif()
+    exif[0x112] = 6  # turned by a quarter
+    picture.save(folder / 'one.jpg', exif=exif)
+    sample = examination(read_folder(folder)[0])
+    assert sample.image.shape[:2] == SIZE[::-1] == sample.truth.shape[1:]
+
+
+def test_letters_of_old_windows_are_read(tmp_path):
+    folder = write(tmp_path / 'a')
+    text = '{"text": ["the caf\xe9"], "is_sentence": false, "shapes": []}'
+    (folder / 'one.json').write_bytes(text.encode('cp1252'))
+    assert read_folder(folder)[0].queries[0].text == 'the café'
+
+
+# ---- questions and answers
+
+
+def test_explanations_are_asked_for_in_three_forms(tmp_path):
+    folder = write(tmp_path / 'train', shapes=[square('target', 5, 5, 9)], text=['Why so?'])
+    (tmp_path / 'explanatory').mkdir()
+    entry = {'image': 'one.png', 'query': 'Why so?', 'outputs': 'Because it is warm.'}
+    (tmp_path / 'explanatory' / 'train.json').write_text(json.dumps([entry]))
+    source, forms = Reasoning(read_folder(folder), words_only=0.3), set()
+    for seed in range(40):
+        sample = source.draw(np.random.default_rng(seed))
+        ((turn,),) = sample.dialogues
+        assert turn.query.startswith('Why so?')
+        assert len(sample.truth) == turn.answer_raw.count('[SEG]')
+        explained = 'Because it is warm.' in turn.answer_raw
+        assert ('expla' in turn.query) == (explained and len(sample.truth) == 1)
+        forms.add((explained, len(sample.truth)))
+    assert forms == {(False, 1), (True, 1), (True, 0)}
+
+
+def test_a_name_is_asked_for_by_the_originals_questions(tmp_path):
+    source = Reasoning(read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)])))
+    turns = [source.draw(np.random.default_rng(seed)).dialogues[0][0] for seed in range(40)]
+    assert {turn.answer_raw for turn in turns} == set(ANSWERS)
+    assert len({turn.query for turn in turns}) == 4
+    assert all('red mug in this image' in turn.query for turn in turns)
+
+
+# ---- mixing
+
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+    def draw(self, rng):
+        return self.name, rng.random()
+
+
+def test_sources_are_drawn_by_their_rates_and_by_seed_step_and_part_alone():
+    rates = {'semantic': 9, 'referring': 3, 'question_answer': 3, 'reasoning': 1}
+    mixture = Mixture({name: Named(name) for name in rates}, rates, seed=5)
+    assert mixture.draw(3, 1, 4) == mixture.draw(3, 1, 4)
+    assert mixture.draw(3, 1, 4) != mixture.draw(3, 2, 4)
+    assert mixture.draw(3, 1, 4) != mixture.draw(4, 1, 4)
+    names = [name for step in range(500) for name, _ in mixture.draw(step, 0, 8)]
+    for name, rate in rates.items():
+        assert names.count(name) / len(names) == pytest.approx(rate / 16, abs=0.02)
+
+
+@pytest.mark.parametrize('rates', [{'a': 0.0}, {'a': -1.0}, {}, {'b': 1.0}])
+def test_rates_that_mean_nothing_are_refused(rates):
+    with pytest.raises(SettingsError, match='rates are'):
+        Mixture({'a': Named('a')}, rates)
+
+
+# ---- what is broken
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('{"shapes": [', 'no JSON that can be read'),
+        ('[]', 'expected an object with a list "shapes"'),
+        ('{"shapes": [{"label": "a"}]}', "KeyError: 'points'"),
+        ('{"shapes": [{"label": "a", "points": [[1, 2], [3]]}]}', 'cannot be read'),
+        ('{"shapes": [{"label": "", "points": [[1, 2]]}]}', "label ''"),
+        (
+            '{"shapes": [{"label": "a", "points": [[1, 2], [3, 4]], "shape_type": "line"}]}',
+            'a line of 2 points is no region',
+        ),
+        (
+            '{"shapes": [{"label": "a", "points": [[1, 2]], "shape_type": "mask", "mask": "%"}]}',
+            'no PNG',
+        ),
+        ('{"shapes": [], "text": [3]}', 'expected a list of instructions'),
+        ('{"shapes": [{"label": "target", "points": [[1, 2]]}]}', 'add "text"'),
+    ],
+)
+def test_a_broken_file_is_named_with_what_was_expected(content, says, tmp_path):
+    folder = write(tmp_path / 'a', 'good', [square('cup', 1, 1, 5)])
+    write(folder, 'bad')
+    (folder / 'bad.json').write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_folder(folder)
+    assert says in str(caught.value)
+    assert str(folder / 'bad.json') in str(caught.value)
+
+
+def test_a_folder_without_labels_and_labels_without_a_picture_are_named(tmp_path):
+    with pytest.raises(DataError, match='no such folder'):
+        read_folder(tmp_path / 'nowhere')
+    Image.new('RGB', (4, 4)).save(tmp_path / 'one.png')
+    with pytest.raises(DataError, match=r'1 pictures, none of them labelled.*labelme'):
+        read_folder(tmp_path)
+    (tmp_path / 'two.json').write_text('{"shapes": []}')
+    with pytest.raises(DataError, match=r'two\.json: no picture two'):
+        read_folder(tmp_path)
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('cup', 1, 1, 5)])
+    (folder / 'one.png').write_bytes(b'no picture')
+    with pytest.raises(DataError, match=r'one\.png: not a picture'):
+        examination(read_folder(folder)[0])
+
+
+# ---- frames of a bag
+
+
+def test_frames_of_a_bag_become_pictures_to_label(tmp_path, capsys):
+    out = tmp_path / 'frames'
+    given = ['frames', str(BAG), '--topic', '/camera/color/image_raw', '--out', str(out)]
+    assert cli.main([*given, '--every', '1']) == 0
+    assert '4 frames' in capsys.readouterr().out
+    stamps = sorted(int(path.stem) for path in out.iterdir())
+    assert (np.diff(stamps) == 1_000_000_000).all()
+    pictures = [np.asarray(Image.open(out / f'{stamp}.png')) for stamp in stamps]
+    assert {picture.shape for picture in pictures} == {(240, 320, 3)}
+    assert (pictures[0] != pictures[1]).mean() > 0.1
+    (out / f'{stamps[0]}.json').write_text(json.dumps({'shapes': [square('mug', 9, 9, 50)]}))
+    (one,) = read_folder(out)  # the others are not labelled yet
+    assert one.path.stem == str(stamps[0])
+
+
+def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
+    expected = '/camera/aligned_depth_to_color/image_raw, /camera/color/image_raw'
+    for topic in (None, '/image'):
+        with pytest.raises(DataError, match=expected):
+            frames.take(BAG, tmp_path, topic)
+    with pytest.raises(DataError, match='no bag at'):
+        frames.take(tmp_path / 'none', tmp_path)
+    (tmp_path / 'broken.mcap').write_bytes(b'nothing')
+    with pytest.raises(DataError, match='no bag that can be read'):
+        frames.take(tmp_path / 'broken.mcap', tmp_path)
