@@ -18,6 +18,7 @@ ROWS = [
         'geometry',
         'masks',
         'conversions',
+        'bags',
         'confidence',
         'images',
         'model.tokenizer',

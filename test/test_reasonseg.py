@@ -296,5 +296,5 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
     with pytest.raises(DataError, match='no bag at'):
         frames.take(tmp_path / 'none', tmp_path)
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
-    with pytest.raises(DataError, match='no bag that can be read'):
+    with pytest.raises(DataError, match='no rosbag2 bag that can be read'):
         frames.take(tmp_path / 'broken.mcap', tmp_path)

@@ -14,7 +14,7 @@ import contextlib
 import importlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import rclpy
@@ -22,9 +22,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.typesys import Stores, get_typestore
 
+from lisa_ros.bags import opened
 from lisa_ros.errors import DataError, LisaError
 
 
@@ -112,22 +111,6 @@ class Replay:
                     return
                 if connection.topic in self._publishers:
                     self._publishers[connection.topic].publish(bytes(data))
-
-
-@contextlib.contextmanager
-def opened(bag: Path) -> Iterator[AnyReader]:
-    """Give a rosbags reader of the bag, or a DataError that says what is wrong with it."""
-    if not bag.exists():
-        raise DataError(f'there is no bag at {bag}')
-    try:
-        reader = AnyReader([bag], default_typestore=get_typestore(Stores.LATEST))
-        reader.open()
-    except (AnyReaderError, ValueError, OSError) as error:
-        raise DataError(f'{bag} is no rosbag2 bag that can be read: {error}') from error
-    try:
-        yield reader
-    finally:
-        reader.close()
 
 
 def camera_topics(bag: Path) -> dict[str, str]:

@@ -11,15 +11,13 @@ Frames that are there already are written anew; the labels beside them stay.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
 
+from lisa_ros.bags import opened
 from lisa_ros.conversions import compressed_to_rgb, image_to_rgb
 from lisa_ros.errors import DataError, ImageError
 
@@ -44,7 +42,7 @@ def take(bag: Path, out: Path, topic: str | None = None, every: float = 0.0) -> 
     """
     written: list[Path] = []
     last = None
-    with _opened(bag) as reader:
+    with opened(bag) as reader:
         chosen = _connections(reader, bag, topic)
         for connection, _, data in reader.messages(chosen):
             message = reader.deserialize(data, connection.msgtype)
@@ -79,19 +77,3 @@ def _connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connec
             f'{bag}: {asked}; expected --topic to be one of {", ".join(topics) or "none"}'
         )
     return chosen
-
-
-@contextlib.contextmanager
-def _opened(bag: Path) -> Iterator[AnyReader]:
-    """Give a reader of the bag, or a DataError that says what is wrong with it."""
-    if not bag.exists():
-        raise DataError(f'there is no bag at {bag}')
-    try:
-        reader = AnyReader([bag], default_typestore=get_typestore(Stores.LATEST))
-        reader.open()
-    except (AnyReaderError, ValueError, OSError) as error:
-        raise DataError(f'{bag} is no bag that can be read: {error}') from error
-    try:
-        yield reader
-    finally:
-        reader.close()
