@@ -229,8 +229,8 @@ def judged(
 
 def frames(bag: Path, topic: str) -> dict[int, np.ndarray]:
     """Return the bag's colour images by stamp [ns], (H, W, 3) uint8 RGB."""
-    from lisa_ros.ros.messages import stamp_ns
     from lisa_ros.bags import opened
+    from lisa_ros.ros.messages import stamp_ns
 
     found = {}
     with opened(bag) as reader:
