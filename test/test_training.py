@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from lisa_ros import cli
 from lisa_ros.errors import DataError, QueryError
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.segmenter import Segmenter
@@ -396,3 +397,15 @@ def test_scenes_that_are_not_there_are_named(tmp_path):
         scenes._asset(tmp_path, 'porcelain_mug.obj')
     with pytest.raises(DataError, match='pip install'):
         scenes._asset(tmp_path, 'no_such_package:mug.obj')
+
+
+def test_the_command_trains_with_the_numbers_given(rectangles, tmp_path, capsys):
+    given = dict(steps=2, looks=1, pictures=2, requests=1, threads=1, warm_up=1)
+    numbers = [w for k, v in given.items() for w in (f'--{k.replace("_", "-")}', str(v))]
+    command = ['train', '--scenes', str(rectangles), '--out', str(tmp_path / 'run'), *numbers]
+    assert cli.main([*command, '--without', 'use', 'knowledge', 'two_step']) == 0
+    assert (tmp_path / 'run' / 'model' / 'model.safetensors').is_file()
+    rows = (tmp_path / 'run' / 'curves.csv').read_text().splitlines()
+    assert rows[-1].startswith('2.0000,')
+    assert cli.main(['train', '--scenes', str(rectangles)]) == 1
+    assert '--out' in capsys.readouterr().err
