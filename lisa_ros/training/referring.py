@@ -17,6 +17,7 @@ from lisa_ros.training.things import KINDS, THINGS
 
 VISIBLE = 100  # pixels of a 320 x 240 picture from which on a thing counts as seen
 _CLEAR = 1.25  # how much nearer, taller, bigger the right one must be than the next
+_BESIDE = 0.22  # how near a thing must be to be "next to" another [m]
 _APART = 0.04  # how far to the side a thing must be to be "left of" or "right of" [m]
 
 
@@ -114,6 +115,8 @@ def extreme(
 
 
 # word -> (measure, how far apart the best two must be [m])
+# Of unlike things nobody agrees on "bigger": a long banana, a wide bowl?
+OF_ONE_KIND = ('biggest', 'smallest')
 SUPERLATIVES: dict[str, tuple[Callable[[Seen], float], float]] = {
     'tallest': (lambda o: o.height, 0.03),
     'lowest': (lambda o: -o.height, 0.025),
@@ -151,6 +154,14 @@ def lies(one: Seen, place: str, anchor: Seen) -> bool:
     return forward > _APART and abs(across) < forward
 
 
+def leans(one: Seen, place: str, anchor: Seen) -> bool:
+    """Return whether a thing is at all to that side of another."""
+    right, away = one.right - anchor.right, one.away - anchor.away
+    return {
+        'left of': -right, 'right of': right, 'behind': away, 'in front of': -away, 'next to': 1,
+    }[place] > 0  # fmt: skip
+
+
 def distance(one: Seen, other: Seen) -> float:
     """Return how far apart two things stand [m]."""
     return ((one.right - other.right) ** 2 + (one.away - other.away) ** 2) ** 0.5
@@ -158,28 +169,21 @@ def distance(one: Seen, other: Seen) -> float:
 
 def nearest_in(things: Iterable[Seen], place: str, anchor: Seen) -> Seen | None:
     """Return the nearest thing in a place of another, None if there is none or two are as near."""
-    there = sorted(
-        (o for o in things if o.id != anchor.id and lies(o, place, anchor)),
-        key=lambda o: distance(o, anchor),
-    )
+    others = sorted((o for o in things if o.id != anchor.id), key=lambda o: distance(o, anchor))
+    there = [o for o in others if lies(o, place, anchor)]
     if not there:
         return None
-    first = distance(there[0], anchor)
-    if len(there) > 1 and distance(there[1], anchor) < _CLEAR * first:
+    far = distance(there[0], anchor) * _CLEAR
+    # Nothing else to that side may be as near, even if it is only about there.
+    rivals = [o for o in others if leans(o, place, anchor) and distance(o, anchor) < far]
+    if rivals != there[:1] or (place == 'next to' and far > _BESIDE * _CLEAR):
         return None
     return there[0]
 
 
 def empty(table: Table, place: str, anchor: Seen) -> bool:
-    """Return whether nothing at all is in a place of a thing, not even about."""
-    wide = (
-        o
-        for o in table.there
-        if o.id != anchor.id
-        and (
-            (o.right - anchor.right) * {'left of': -1, 'right of': 1}.get(place, 0)
-            + (o.away - anchor.away) * {'behind': 1, 'in front of': -1}.get(place, 0)
-        )
-        > 0
-    )
-    return not any(True for _ in wide)
+    """Return whether nothing at all is to a side of a thing, on the table or in the picture."""
+    others = [o for o in table.there if o.id != anchor.id]
+    side = {'left of': -1, 'right of': 1}.get(place, 0)
+    in_picture = [side * (o.right / o.away - anchor.right / anchor.away) > 0 for o in others]
+    return not any(in_picture) and not any(leans(o, place, anchor) for o in others)

@@ -18,12 +18,14 @@ Most sorts also ask for what is not there; then the answer says so, without [SEG
 takes reasoning names the thing before it points ("The pan fries food, [SEG]."): the reason is in
 the words that lead to the mask, not made up after it.
 
-A third of the wordings, chosen by a checksum of form and filling, is kept for exams, and lessons
-never have them; but for fillings whose few forms all fell to one side.
+Some wordings, chosen by a checksum of form and filling, are kept for exams, and lessons never have
+them, nor one that differs in capitals and marks alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ import numpy as np
 from lisa_ros.results import Turn
 from lisa_ros.training.referring import (
     COMPARATIVES,
+    OF_ONE_KIND,
     PLACES,
     SUPERLATIVES,
     VISIBLE,
@@ -41,12 +44,13 @@ from lisa_ros.training.referring import (
     empty,
     fits,
     ids,
+    leans,
     lies,
     most,
     nearest_in,
 )
 from lisa_ros.training.scenes import PART
-from lisa_ros.training.things import COLOURS, KINDS, SIZES, THINGS
+from lisa_ros.training.things import ALSO, COLOURS, KINDS, SIZES, THINGS
 
 SORTS = (
     'explicit', 'attributes', 'relations', 'several', 'part', 'use', 'knowledge', 'two_step',
@@ -118,6 +122,16 @@ class Request:
         return len(self.targets) > self.first
 
 
+class Unsaid(Exception):  # noqa: N818  # no error: something else is asked instead
+    """No wording is kept for exams."""
+
+
+@functools.cache
+def _bare(form: str) -> str:
+    """Return a form without capitals and marks."""
+    return ''.join(c for c in form.lower() if c.isalpha() or c in ' {}')
+
+
 class Voice:
     """A person: draws what to say, from the wordings of lessons or from those kept for exams."""
 
@@ -135,8 +149,18 @@ class Voice:
         return things[self.rng.integers(len(things))] if len(things) else None
 
     def say(self, forms: tuple[str, ...], x: str = '') -> str:
-        """Return a wording of `x`, of those that are this voice's; any, if none is."""
-        mine = [f for f in forms if (zlib.crc32(f'{f}|{x}'.encode()) % 3 == 0) == self.exam]
+        """Return a wording of `x`, of those that are this voice's.
+
+        Raises:
+            Unsaid: it is an exam's voice, and no wording of `x` is kept for exams.
+        """
+        kept = {_bare(f) for f in forms}
+        for f in forms:  # a wording is kept with all that differ in capitals and marks alone
+            if zlib.crc32(f'{f}|{x}'.encode()) % 3:
+                kept.discard(_bare(f))
+        mine = [f for f in forms if (_bare(f) in kept) == self.exam]
+        if self.exam and not mine:
+            raise Unsaid
         form = self.one(mine or forms)
         text = form.format(x=x)
         # People write as they like; a form that begins in capitals keeps them.
@@ -203,6 +227,8 @@ def _looks(voice: Voice, table: Table, present: bool) -> Request | None:
     colours = [
         c for c in COLOURS if not any(o.kind == kind and o.colour == c for o in table.there)
     ]
+    if not colours:
+        return None
     words = f'{voice.one(colours)} {kind}'
     query = voice.say(_NAMED, f'the {words}')
     return _none('attributes', query, f'There is no {words} here.')
@@ -239,7 +265,10 @@ def _material(voice: Voice, table: Table, present: bool) -> Request | None:
     clear = [
         (material, things)
         for material, things in there.items()
-        if bool(things) == present and len(things) <= 3 and all(o.area >= VISIBLE for o in things)
+        if not any(table.has(kind) for kind in _PERHAPS.get(material, ()))
+        and bool(things) == present
+        and len(things) <= 3
+        and all(o.area >= VISIBLE for o in things)
     ]
     if not clear:
         return None
@@ -252,13 +281,23 @@ def _material(voice: Voice, table: Table, present: bool) -> Request | None:
     return _found('attributes', query, things, f'{_it_is(table, things)}, [SEG].')
 
 
+# What might be of a material, as far as one can see.
+_PERHAPS = {
+    'glass': ('ketchup', 'barbecue sauce', 'salad dressing', 'water bottle'),
+    'wood': ('toy brick',),
+    'cardboard': ('book',),
+}
 _MATERIALS = sorted({t.material for t in THINGS.values() if t.material})
+
+
+_BARE = ('bowl', 'plate', 'ramekin', 'book', 'sponge', 'candle')  # nobody sees a handle there
 
 
 def part(voice: Voice, table: Table, present: bool) -> Request | None:
     """Ask for a handle or a cork."""
     if not present:
-        one = voice.one([o for o in table.seen if not o.part and len(table.of(o.kind)) == 1])
+        bare = [o for o in table.seen if o.kind in _BARE or o.sort in ('food', 'drink', 'toy')]
+        one = voice.one([o for o in bare if not o.part and len(table.of(o.kind)) == 1])
         if one is None:
             return None
         query = voice.say(_NAMED, f'the handle of the {one.kind}')
@@ -296,7 +335,7 @@ def _place(voice: Voice, table: Table) -> Request | None:
         noun = voice.one(sorted(kinds))
         alike = [o for o in table.of(noun) if o.id != anchor.id]
         inside = [o for o in alike if place != 'next to' and lies(o, place, anchor)]
-        outside = [o for o in alike if not _leans(o, place, anchor)]
+        outside = [o for o in alike if not leans(o, place, anchor)]
         if len(inside) != 1 or len(inside) + len(outside) != len(alike):
             return None  # one of them is neither clearly there nor clearly elsewhere
         one = inside[0]
@@ -306,18 +345,12 @@ def _place(voice: Voice, table: Table) -> Request | None:
     return _found('relations', query, [one], f'{_it_is(table, [one])}, [SEG].')
 
 
-def _leans(one: Seen, place: str, anchor: Seen) -> bool:
-    """Return whether a thing is at all to that side of another."""
-    right, away = one.right - anchor.right, one.away - anchor.away
-    return {
-        'left of': -right, 'right of': right, 'behind': away, 'in front of': -away, 'next to': 1,
-    }[place] > 0  # fmt: skip
-
-
 def _superlative(voice: Voice, table: Table) -> Request | None:
     """Ask for "the tallest thing", "the leftmost mug", "the nearest toy"."""
     word = voice.one(tuple(SUPERLATIVES))
     noun, things = voice.one(_groups(table))
+    if noun == 'thing' and word in OF_ONE_KIND:
+        return None
     one = most(things, word)
     if one is None or one.area < VISIBLE:
         return None
@@ -342,6 +375,8 @@ def _comparative(voice: Voice, table: Table) -> Request | None:
     i, j = voice.rng.choice(len(table.seen), 2, replace=False)
     pair = [table.seen[i], table.seen[j]]
     word = voice.one(tuple(COMPARATIVES))
+    if pair[0].kind != pair[1].kind and COMPARATIVES[word] in OF_ONE_KIND:
+        return None
     one = most(pair, COMPARATIVES[word])
     if one is None:
         return None
@@ -425,6 +460,8 @@ def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | Non
         return None
     kind = KINDS[kind]
     need = voice.one(kind.use if sort == 'use' else kind.facts)
+    if any(table.has(other) for other in ALSO.get(need, ())):
+        return None  # another thing there would do
     query = voice.say(_WHAT if need.startswith('what') else _NEED, need)
     if not present:
         return _none(sort, query, 'There is nothing like that here.')
@@ -472,7 +509,7 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
             'two_step', query, [one], f'{reason}. {it_is}, [SEG].', expects=(reason, it_is)
         )
     if ask == 'sort':
-        word = voice.one(tuple(SUPERLATIVES))
+        word = voice.one([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
         sort = voice.one(tuple(_SORTS))
         one = most([o for o in table.there if o.sort == sort], word)
         if one is None or one.area < VISIBLE:
@@ -516,7 +553,8 @@ def question(voice: Voice, table: Table) -> Request:
         one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) == 1])
         if one is not None:
             query = voice.say(_COLOUR_OF, f'the {one.kind}')
-            return _none('question', query, f'The {one.kind} is {one.colour}.')
+            turn = Turn(query, f'The {one.kind} is {one.colour}.')
+            return Request('question', (turn,), (), about=(one,))
     if ask == 'there':
         kind = voice.one(sorted({o.kind for o in table.seen}) if voice.chance(0.5) else [])
         gone = voice.one([k for k in KINDS if not table.has(k)])
@@ -545,7 +583,7 @@ def dialogue(voice: Voice, table: Table, turns: int) -> Request:
             'dialogue',
             talk.turns + then.turns,
             talk.targets + then.targets,
-            about=then.about or talk.about,
+            about=then.about,
             expects=then.expects,
             first=len(talk.targets),
         )
@@ -554,22 +592,34 @@ def dialogue(voice: Voice, table: Table, turns: int) -> Request:
 
 def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
     """Return a turn that means something only after the talk so far; None if none came to mind."""
-    asks: list[Callable[[], Request | None]] = [lambda: _and(voice, table)]
+    last = talk.turns[-1]
+    asks: list[Callable[[], Request | None]] = []
+    if '[SEG]' in last.answer_raw:  # after "what colour is ...?" it would ask for a colour
+        asks.append(lambda: _and(voice, table))
     if talk.about:
         it = talk.about[0]
         alike = table.of(it.kind)
         if len({o.kind for o in talk.about}) == 1 and 'use' not in voice.without:
-            asks.append(lambda: _for(voice, it))
+            asks.append(lambda: _for(voice, talk.about))
         if len(talk.about) == 1:
             asks += [lambda: _beside_it(voice, table, it)] * 2
             others = [o for o in alike if o.id != it.id]
-            if len(others) == 1 and fits(others[0], table.name(others[0])):
+            compared = ' one of ' in last.query  # then the other one is the one it lost to
+            named = it.kind in last.query or it.kind in last.answer_raw
+            if len(others) == 1 and named and not compared:
                 asks += [lambda: _show(voice, table, voice.say(_OTHER), others[0])] * 4
-            if it.colour:
-                asks.append(lambda: _none('question', 'what colour is it?', f'It is {it.colour}.'))
+            if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
+                asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:
             asks += [lambda: _which(voice, table, alike)] * 5
-    return voice.one(asks)()
+    ask = voice.one(asks)
+    return ask and ask()
+
+
+def _coloured(voice: Voice, it: Seen) -> Request:
+    """Say "what colour is it?"."""
+    turn = Turn(voice.say(_COLOUR_OF, 'it'), f'It is {it.colour}.')
+    return Request('dialogue', (turn,), (), about=(it,))
 
 
 def _and(voice: Voice, table: Table) -> Request | None:
@@ -584,12 +634,11 @@ def _and(voice: Voice, table: Table) -> Request | None:
     )
 
 
-def _for(voice: Voice, it: Seen) -> Request:
+def _for(voice: Voice, about: tuple[Seen, ...]) -> Request:
     """Say "what is it for?"."""
-    reason = f'The {it.kind} {KINDS[it.kind].does}'
-    return Request(
-        'dialogue', (Turn(voice.say(_FOR), f'{reason}.'),), (), about=(it,), expects=(reason,)
-    )
+    reason = f'The {about[0].kind} {KINDS[about[0].kind].does}'
+    turn = Turn(voice.say(_FOR), f'{reason}.')
+    return Request('dialogue', (turn,), (), about=about, expects=(reason,))
 
 
 def _beside_it(voice: Voice, table: Table, it: Seen) -> Request | None:
@@ -651,7 +700,7 @@ def draw_request(rng: np.random.Generator, table: Table, without: tuple[str, ...
         without: sorts that are not to be learnt.
     """
     voice = Voice(rng, without=without)
-    if voice.chance(0.3):
+    if 'dialogue' not in without and voice.chance(0.3):
         return dialogue(voice, table, 2 + int(voice.rng.choice(3, p=(0.6, 0.25, 0.15))))
     request = single(voice, table)
     return insist(request) if voice.chance(0.3) else request
@@ -683,9 +732,9 @@ def exam(rng: np.random.Generator, table: Table) -> list[Request]:
         asked += [_try(ask, voice, table, present) for present in (True, False)]
     asked += [_try(ask, voice, table, True) for ask in (relations, relations, part)]
     asked += [_try(two_step, voice, table), _try(several, voice, table)]
-    for _ in range(20):
-        talk = dialogue(voice, table, 2 + int(voice.rng.integers(3)))
-        if talk.present and talk.sort == 'dialogue':
+    for _ in range(4):
+        talk = _try(dialogue, voice, table, 2 + int(voice.rng.integers(3)))
+        if talk is not None and talk.present:
             asked.append(talk)
             break
     return [request for request in asked if request is not None]
@@ -693,7 +742,12 @@ def exam(rng: np.random.Generator, table: Table) -> list[Request]:
 
 def _try(ask: Callable[..., Request | None], *how) -> Request | None:
     """Return the first request that comes of some tries."""
-    return next((r for r in (ask(*how) for _ in range(12)) if r is not None), None)
+    for _ in range(24):
+        with contextlib.suppress(Unsaid):
+            request = ask(*how)
+            if request is not None:
+                return request
+    return None
 
 
 def exam_of(rng: np.random.Generator, table: Table, thing: str) -> list[Request]:
@@ -703,7 +757,8 @@ def exam_of(rng: np.random.Generator, table: Table, thing: str) -> list[Request]
     if not target or len([o for o in table.there if o.kind == target[0].kind]) > 1:
         return []  # hidden, or another thing of its kind is there, too
     alone = Table(tuple(target))
-    return [explicit(voice, alone, True), _need(voice, alone, True, 'use')]
+    asked = [_try(explicit, voice, alone, True), _try(_need, voice, alone, True, 'use')]
+    return [request for request in asked if request is not None]
 
 
 def _it_is(table: Table, things) -> str:
