@@ -8,6 +8,7 @@ failed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import fields, replace
@@ -148,6 +149,9 @@ def calibrate(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation import calibration, scenes
     from lisa_ros.segmenter import Segmenter
 
+    calibration.own_config(options.folder)  # before the exam, which takes minutes
+    if options.plot and importlib.util.find_spec('matplotlib') is None:
+        raise SettingsError("--plot needs matplotlib: pip install '.[train]'")
     lisa = Segmenter.load(
         str(options.folder), device=options.device, precision='fp32', confidence_threshold=0.0
     )
@@ -193,13 +197,14 @@ def train(options: argparse.Namespace) -> int:
         return _check(options)
     if options.scenes is None or options.out is None:
         raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
+    from lisa_ros.segmenter import device_named
     from lisa_ros.training import train as tabletop
 
+    device = str(device_named(options.device or 'cpu'))  # before the scenes are read
     given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.Recipe)}
     recipe = tabletop.Recipe(**{k: v for k, v in given.items() if v is not None})
     recipe = replace(recipe, pace=_pace(options, recipe.pace))
-    tabletop.train(options.out, options.scenes, recipe, options.device or 'cpu')
-    return 0
+    return 0 if tabletop.train(options.out, options.scenes, recipe, device) else 130
 
 
 def _pace(options: argparse.Namespace, usual):
@@ -239,13 +244,14 @@ def frames(options: argparse.Namespace) -> None:
     print(f'{len(written)} frames in {options.out}/: label them with `labelme {options.out}`')
 
 
-def finetune(options: argparse.Namespace) -> None:
+def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a LISA on labelled pictures, or go on with a run."""
+    from lisa_ros.segmenter import device_named
     from lisa_ros.training import finetune as school
     from lisa_ros.training.mixture import Mixture
     from lisa_ros.training.reasonseg import Reasoning, read_folder
 
-    device = _device(options.device)
+    device = str(device_named(options.device))
     recipe = school.Recipe()
     given = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
@@ -278,18 +284,8 @@ def finetune(options: argparse.Namespace) -> None:
         template=options.template,
         seed=pace.seed,
     )
-    school.finetune(options.out, origin, mixture, validation, recipe, device)
-
-
-def _device(name: str | None) -> str:
-    """Return the device asked for; the GPU where there is one, if none was."""
-    import torch
-
-    if name in (None, '', 'auto'):
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise SettingsError(f'device {name}: no CUDA GPU is to be seen here; take cpu')
-    return name
+    done = school.finetune(options.out, origin, mixture, validation, recipe, device)
+    return 0 if done else 130
 
 
 def _own_or(name: str) -> str | Path:
@@ -403,6 +399,9 @@ def _parser() -> argparse.ArgumentParser:
     school.add_argument('--without', nargs='+', metavar='SORT', help='sorts of requests left out')
     school.add_argument('--start', type=Path, help='a model folder to start from')
     school.add_argument('--weight-decay', type=float)
+    school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
+    school.add_argument('--better', help='figure that must rise, such as val_explicit')
+    school.add_argument('--patience', type=int, help='end after so many validations without it')
     school.add_argument('--average', type=float, help="decay of the weights' moving average")
     school.add_argument('--bf16', action=argparse.BooleanOptionalAction, default=None)
     school.set_defaults(run=train)

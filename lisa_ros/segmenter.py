@@ -153,7 +153,7 @@ class Segmenter:
             CheckpointError: what is there is no LISA, or not whole.
             SettingsError: the device, the precision or the template is not to be had.
         """
-        where = _device(device)
+        where = device_named(device)
         if precision in (None, '', 'auto'):
             precision = 'bf16' if where.type == 'cuda' else 'fp32'
         own = OWN_MODELS / str(name)
@@ -382,8 +382,8 @@ def _asker(cancel: Cancel | None) -> Callable[[], bool]:
     return cancel.is_set if isinstance(cancel, threading.Event) else cancel
 
 
-def _device(name: str | None) -> torch.device:
-    """Return the device, or say why not.
+def device_named(name: str | None) -> torch.device:
+    """Return the device, the GPU where there is one and none was named; or say why not.
 
     Raises:
         SettingsError: torch does not know it, or has no CUDA here.

@@ -25,9 +25,10 @@ PACE = Pace(steps=8, rate=0.05, warm_up=2, average=0.9, validate_every=4, save_e
 @dataclass
 class Lesson:
     x: torch.Tensor
+    frozen: bool = False
 
     def to(self, device):
-        return Lesson(self.x.to(device))
+        return Lesson(self.x.to(device), self.frozen)
 
 
 class Line:
@@ -55,6 +56,24 @@ class Line:
     def export(self, run):
         self.exported += 1
         torch.save(self.module.state_dict(), run / 'model.pt')
+
+
+class Uneven(Line):
+    """Without dropout; of odd parts the first layer learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.module[1].p = 0.0
+
+    def draw(self, step, part):
+        lesson = super().draw(step, part)
+        lesson.frozen = part % 2 == 1
+        return lesson
+
+    def losses(self, lesson, step):
+        hidden = self.module[0](lesson.x)
+        guess = self.module[2](hidden.detach() if lesson.frozen else hidden)[:, 0]
+        return {'square': (guess - 3 * lesson.x.sum(1)).square().mean()}
 
 
 def weights(loop):
@@ -175,6 +194,28 @@ def test_another_training_in_the_folder_is_named(tmp_path):
         Loop(tmp_path, PACE, other)
 
 
+def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path):
+    class Short(Line):
+        def draw(self, step, part):
+            if step == 5:
+                raise DataError('picture 5 is broken')
+            return super().draw(step, part)
+
+    with pytest.raises(DataError, match='picture 5'):
+        Loop(tmp_path, PACE, Short()).train()
+    assert Loop(tmp_path, PACE, Line()).step == 5
+
+
+def test_the_minutes_go_on_after_a_stop(tmp_path):
+    first = Loop(tmp_path, PACE, Line())
+    first.train(until=2)
+    first.minutes = 30.0
+    first.save()
+    then = Loop(tmp_path, PACE, Line())
+    then.train()
+    assert 30 <= then.minutes < 31
+
+
 def test_a_loss_that_is_no_number_is_an_error(tmp_path):
     class Broken(Line):
         def losses(self, lesson, step):
@@ -192,10 +233,9 @@ def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
             import json, sys
             from pathlib import Path
             sys.path.insert(0, {HERE!r})
-            from test_loop import PACE, Line, weights
+            from test_loop import PACE, Uneven, weights
             from lisa_ros.training.loop import Loop
-            pupil = Line()
-            pupil.module[1].p = 0.0
+            pupil = Uneven()
             loop = Loop(Path(sys.argv[1]) / 'run', PACE, pupil)
             loop.train()
             name = f'rank{{loop.rank}}.json'
@@ -206,9 +246,7 @@ def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
     subprocess.run([*command, program, tmp_path], check=True, timeout=120, capture_output=True)
     ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
-    pupil = Line()
-    pupil.module[1].p = 0.0
-    alone = Loop(tmp_path / 'alone', replace(PACE, accumulate=2), pupil)
+    alone = Loop(tmp_path / 'alone', replace(PACE, accumulate=2), Uneven())
     alone.train()
     assert ranks[0] == ranks[1]
     assert torch.allclose(torch.tensor(ranks[0]), weights(alone), atol=1e-5)

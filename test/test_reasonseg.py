@@ -146,6 +146,20 @@ def test_a_folder_of_masks_is_read_to_the_same_end(tmp_path):
     np.testing.assert_array_equal(one.queries[0].truth(*SIZE), mask > 0)
 
 
+def test_labels_for_another_size_are_named(tmp_path):
+    shapes = [square('cup', 2, 5, 6)]
+    folder = write(tmp_path / 'a', shapes=shapes, imageWidth=SIZE[1], imageHeight=SIZE[0])
+    assert len(read_folder(folder)) == 1
+    write(folder, shapes=shapes, imageWidth=2 * SIZE[1], imageHeight=2 * SIZE[0])
+    with pytest.raises(DataError, match=rf'one\.json.*for a picture of {SIZE[1]} x {SIZE[0]}'):
+        read_folder(folder)
+    (folder / 'one.json').unlink()
+    (folder / 'one').mkdir()
+    Image.new('L', (8, 8), 255).save(folder / 'one' / 'cup.png')
+    with pytest.raises(DataError, match=r'cup\.png: labels of 8 x 8'):
+        read_folder(folder)
+
+
 def test_a_turned_photograph_is_seen_upright(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 2, 50, 6)], suffix='.jpg')
     picture = Image.new('RGB', SIZE[::-1])

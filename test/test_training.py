@@ -400,7 +400,7 @@ def test_scenes_that_are_not_there_are_named(tmp_path):
 
 
 def test_the_command_trains_with_the_numbers_given(rectangles, tmp_path, capsys):
-    given = dict(steps=2, looks=1, pictures=2, requests=1, threads=1, warm_up=1)
+    given = {'steps': 2, 'looks': 1, 'pictures': 2, 'requests': 1, 'threads': 1, 'warm_up': 1}
     numbers = [w for k, v in given.items() for w in (f'--{k.replace("_", "-")}', str(v))]
     command = ['train', '--scenes', str(rectangles), '--out', str(tmp_path / 'run'), *numbers]
     assert cli.main([*command, '--without', 'use', 'knowledge', 'two_step']) == 0

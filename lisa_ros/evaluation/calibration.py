@@ -73,7 +73,7 @@ def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
     if len(one) < 20 or right.min(initial=1) == right.max(initial=0):
         raise DataError(
             f'{len(one)} masks, {int(right.sum())} of them right: a calibration needs at least 20 '
-            'and both sorts; sit an exam with more questions and --confidence-threshold 0'
+            'and both sorts: sit an exam with more questions'
         )
     x = np.stack([confidence.features(g.evidence[0]) for g in one])
     weights = np.zeros(x.shape[1])
@@ -103,11 +103,11 @@ def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
     return float(good[len(good) // 2])
 
 
-def note(folder: Path, weights: Sequence[float], threshold: float) -> None:
-    """Write calibration and threshold into a checkpoint of our own layout.
+def own_config(folder: Path) -> dict:
+    """Return the config.json of a checkpoint of our own layout.
 
     Raises:
-        DataError: there is no config.json of ours.
+        DataError: there is none.
     """
     path = folder / 'config.json'
     try:
@@ -119,9 +119,16 @@ def note(folder: Path, weights: Sequence[float], threshold: float) -> None:
             f'{path} is of model_type {config.get("model_type")!r}, not ours: save the model with '
             'lisa_ros.model.checkpoint.save first'
         )
-    config['calibration'] = list(weights)
-    config['confidence_threshold'] = threshold
-    path.write_text(json.dumps(config, indent=2) + '\n')
+    return config
+
+
+def note(folder: Path, weights: Sequence[float], threshold: float) -> None:
+    """Write calibration and threshold into a checkpoint of our own layout."""
+    config = own_config(folder) | {
+        'calibration': list(weights),
+        'confidence_threshold': threshold,
+    }
+    (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
 
 
 def plot(scores_right: np.ndarray, path: Path, title: str) -> None:

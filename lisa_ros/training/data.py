@@ -54,10 +54,14 @@ class SceneSet:
         """
         try:
             scenes = json.loads((folder / 'scenes.json').read_text())['scenes'][:limit]
-        except (OSError, ValueError, KeyError) as error:
+            tables = [Table(tuple(Seen(**o) for o in scene['objects'])) for scene in scenes]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f'{folder}: no scenes here ({error}); render some with `lisa-ros scenes`'
+                f'{folder}: no scenes of this version here ({error!r}); render some with '
+                '`lisa-ros scenes`'
             ) from error
+        if not tables:
+            raise DataError(f'{folder}: scenes.json is empty; render some with `lisa-ros scenes`')
 
         def read(scene: dict) -> tuple[np.ndarray, np.ndarray]:
             colour = cv2.imread(str(folder / 'colour' / f'{scene["name"]}.jpg'), cv2.IMREAD_COLOR)
@@ -73,7 +77,7 @@ class SceneSet:
         return cls(
             np.stack([colour for colour, _ in pictures]),
             np.stack([ids for _, ids in pictures]),
-            [Table(tuple(Seen(**o) for o in scene['objects'])) for scene in scenes],
+            tables,
         )
 
 

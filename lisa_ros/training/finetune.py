@@ -29,7 +29,7 @@ from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import LISA
 from lisa_ros.training import lessons, reasonseg
-from lisa_ros.training.loop import Loop, Pace
+from lisa_ros.training.loop import Loop, Pace, join
 from lisa_ros.training.mixture import Mixture
 
 # Trained whole; what the original trains beside LoRA.
@@ -329,13 +329,23 @@ def finetune(
     validation: Sequence[reasonseg.Labelled] = (),
     recipe: Recipe | None = None,
     device: str = 'cpu',
-) -> None:
-    """Fine-tune in a folder, or go on with what it holds; memory and time are printed first."""
+) -> bool:
+    """Fine-tune in a folder, or go on with what it holds; memory and time are printed first.
+
+    Returns:
+        False if a signal stopped it before its end.
+
+    Raises:
+        SettingsError: `patience` is given and nothing to validate on.
+    """
     from lisa_ros.training import estimate
 
     recipe = recipe or Recipe()
     if not validation:  # nothing tells which weights are best: keep the last
-        recipe = replace(recipe, pace=replace(recipe.pace, better=None, patience=None))
+        if recipe.pace.patience is not None:
+            raise SettingsError('patience needs pictures to validate on: give --val')
+        recipe = replace(recipe, pace=replace(recipe.pace, better=None))
+    *_, device = join(device)
     pupil = Finetuning(origin, mixture, validation, recipe, device)
     plan = estimate.Plan(
         precision=recipe.precision,
@@ -348,4 +358,4 @@ def finetune(
     seen = rehearse(pupil)
     peak = f', {seen["gigabytes"]:.2f} GB at most before AdamW' if 'gigabytes' in seen else ''
     print(f'a step takes about {seen["seconds"]:.1f} s{peak}')
-    Loop(run, recipe.pace, pupil, device).train()
+    return Loop(run, recipe.pace, pupil, device).train()

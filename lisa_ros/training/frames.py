@@ -44,9 +44,11 @@ def take(bag: Path, out: Path, topic: str | None = None, every: float = 0.0) -> 
     last = None
     with opened(bag) as reader:
         chosen = _connections(reader, bag, topic)
-        for connection, _, data in reader.messages(chosen):
+        for connection, when, data in reader.messages(chosen):
             message = reader.deserialize(data, connection.msgtype)
             stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            if stamp == 0 or out / f'{stamp}.png' in written:
+                stamp = when  # a driver without a clock: the bag's own time
             # a stamp before the last one: the clock began anew
             if last is not None and 0 <= stamp - last < every * 1e9:
                 continue

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import os
 import queue
 import signal
@@ -86,9 +87,9 @@ class Loop:
     """
 
     def __init__(self, run: Path, pace: Pace, pupil: Pupil, device: str = 'cpu'):
-        self.run, self.pace, self.pupil, self.device = run, pace, pupil, device
+        self.rank, self.world, self.device = join(device)
+        self.run, self.pace, self.pupil = run, pace, pupil
         run.mkdir(parents=True, exist_ok=True)
-        self.rank, self.world = _join()
         self.trained = {n: p for n, p in pupil.module.named_parameters() if p.requires_grad}
         matrices = [p for p in self.trained.values() if p.ndim > 1]
         vectors = [p for p in self.trained.values() if p.ndim <= 1]
@@ -105,17 +106,18 @@ class Loop:
             {n: p.detach().clone() for n, p in self.trained.items()} if pace.average else {}
         )
         self.step, self.best, self.worse = 0, float('-inf'), 0
+        self.minutes = 0.0  # spent so far, stops left out
         self._stopped = False
         if (run / 'last.pt').exists():
             self._resume()
 
     # ---- the loop
 
-    def train(self, until: int | None = None) -> None:
-        """Learn up to the pace's last step, or up to step `until`; return early if stopped."""
+    def train(self, until: int | None = None) -> bool:
+        """Learn up to the pace's last step, or to step `until`; False if a signal stopped it."""
         pace, last = self.pace, min(until or self.pace.steps, self.pace.steps)
         smooth: dict[str, float] = {}
-        began = time.monotonic()
+        began = time.monotonic() - 60 * self.minutes
         bar = tqdm(
             total=last, initial=self.step, desc=self.run.name, unit='step', disable=self.rank > 0
         )
@@ -124,28 +126,32 @@ class Loop:
                 for name, value in self.learn(parts).items():
                     smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
                 self.step += 1
+                self.minutes = (time.monotonic() - began) / 60
                 bar.update()
                 if self.step % 10 == 0:
                     bar.set_postfix({name: f'{value:.3f}' for name, value in smooth.items()})
                 end = self.step == last
                 if self.step % pace.validate_every == 0 or end:
                     figures = self._validate()
-                    minutes = (time.monotonic() - began) / 60
-                    self._note({'step': self.step, 'minutes': minutes, **smooth, **figures})
-                    bar.write(
-                        f'{self.step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
-                    )
+                    self._note({'step': self.step, 'minutes': self.minutes, **smooth, **figures})
+                    told = ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
+                    self._say(bar, f'{self.step}: {told}')
                 tired = pace.patience is not None and self.worse >= pace.patience
                 over = _any(self._stopped or tired, self.world, self.device)
                 if self.step % pace.save_every == 0 or end or over:
                     self.save()
+                if over and tired:
+                    self._say(bar, f'{pace.better} has not risen {self.worse} times: done')
+                    return True
                 if over:
-                    bar.write(
-                        f'{pace.better} has not risen {self.worse} times: done'
-                        if tired
-                        else f'stopped after step {self.step}; call again to go on'
-                    )
-                    return
+                    self._say(bar, f'stopped after step {self.step}; call again to go on')
+                    return self._stopped is False
+        return True
+
+    def _say(self, bar: tqdm, words: str) -> None:
+        """Write a line above the bar, once for all processes."""
+        if self.rank == 0:
+            bar.write(words)
 
     def rate(self, step: int) -> float:
         """Return the learning rate: a linear start, level, and a linear end down to nothing."""
@@ -171,7 +177,7 @@ class Loop:
             for name, value in losses.items():
                 told[name] = told.get(name, 0.0) + float(value.detach()) / len(parts)
         parameters = list(self.trained.values())
-        _share([p.grad for p in parameters if p.grad is not None], self.world)
+        _share(parameters, self.world)
         torch.nn.utils.clip_grad_norm_(parameters, pace.clip)
         for group in self.optimizer.param_groups:
             group['lr'] = self.rate(self.step)
@@ -188,19 +194,21 @@ class Loop:
         over = threading.Event()
         first = self.step
 
+        def hand_over(lessons: list[Any] | Exception) -> None:
+            while not over.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(lessons, timeout=0.2)
+                    return
+
         def fill() -> None:
             try:
                 for step in range(first, last):
-                    mine = range(self.rank, self.pace.accumulate * self.world, self.world)
-                    lessons = [self.pupil.draw(step, part) for part in mine]
-                    while not over.is_set():
-                        with contextlib.suppress(queue.Full):
-                            ready.put(lessons, timeout=0.2)
-                            break
                     if over.is_set():
                         return
+                    mine = range(self.rank, self.pace.accumulate * self.world, self.world)
+                    hand_over([self.pupil.draw(step, part) for part in mine])
             except Exception as error:  # noqa: BLE001  # raised again where lessons are taken
-                ready.put(error)
+                hand_over(error)
 
         thread = threading.Thread(target=fill, daemon=True)
         thread.start()
@@ -208,6 +216,7 @@ class Loop:
             for _ in range(first, last):
                 lessons = ready.get()
                 if isinstance(lessons, Exception):
+                    self.save()
                     raise lessons
                 yield [lesson.to(self.device) for lesson in lessons]
         finally:
@@ -218,13 +227,14 @@ class Loop:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let an interrupt or a termination end the run after the step at hand."""
+        """Let an interrupt or a termination end the run after the step at hand; a second, now."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, frame: Any) -> None:
             self._stopped = True
+            signal.signal(number, before[number])
 
         self._stopped = False
         before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -275,6 +285,7 @@ class Loop:
             'step': self.step,
             'best': self.best,
             'worse': self.worse,
+            'minutes': self.minutes,
             'trained': {name: p.detach() for name, p in self.trained.items()},
             'average': self.average,
             'optimizer': self.optimizer.state_dict(),
@@ -287,17 +298,20 @@ class Loop:
 
     def _resume(self) -> None:
         state = torch.load(self.run / 'last.pt', weights_only=True, map_location=self.device)
-        if state['trained'].keys() != self.trained.keys():
+        kept = {name: tuple(value.shape) for name, value in state['trained'].items()}
+        here = {name: tuple(value.shape) for name, value in self.trained.items()}
+        if kept != here or bool(state['average']) != bool(self.average):
+            other = sorted(dict(kept.items() ^ here.items())) or ['the moving average']
             raise DataError(
-                f'{self.run}/last.pt is of another training: it has '
-                f'{len(state["trained"])} trained tensors, this one {len(self.trained)}; '
-                'take another --out'
+                f'{self.run}/last.pt is of another training: {len(other)} tensors differ in name '
+                f'or shape, {other[0]} for one; take another --out, or the settings of before'
             )
         self._put(state['trained'])
         if self.average:
             self.average = state['average']
         self.optimizer.load_state_dict(state['optimizer'])
         self.step, self.best, self.worse = state['step'], state['best'], state['worse']
+        self.minutes = state['minutes']
 
     def _note(self, row: dict[str, float]) -> None:
         """Add a row to curves.csv; rows of steps that are being done again give way."""
@@ -317,26 +331,50 @@ class Loop:
         curves.plot(path, self.run / 'curves.png')
 
 
-def _join() -> tuple[int, int]:
-    """Return (rank, number of processes); joins those that `torchrun` has started."""
+def join(device: str) -> tuple[int, int, str]:
+    """Return (rank, number of processes, device) among those that `torchrun` has started.
+
+    Call it before anything is put on the device: with several GPUs each process has its own.
+    """
     world = int(os.environ.get('WORLD_SIZE', '1'))
     if world == 1:
-        return 0, 1
+        return 0, 1, device
+    if device.startswith('cuda'):
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
-    return dist.get_rank(), world
+        backend = 'nccl' if device.startswith('cuda') else 'gloo'
+        # the first process validates and writes alone, which may take long
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=3))
+    return dist.get_rank(), world, device
 
 
-def _share(gradients: list[Tensor], world: int) -> None:
-    """Put the mean of all processes' gradients in their place."""
+@contextlib.contextmanager
+def first_alone(rank: int, world: int) -> Iterator[None]:
+    """Let the first process do what is inside before the others do it, as files that it writes."""
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and world > 1:
+        dist.barrier()
+
+
+def _share(parameters: list[nn.Parameter], world: int) -> None:
+    """Put the mean of all processes' gradients in their place; none counts as zero."""
     if world == 1:
         return
-    flat = torch.cat([g.flatten() for g in gradients])
+    has = torch.tensor(
+        [float(p.grad is not None) for p in parameters], device=parameters[0].device
+    )
+    dist.all_reduce(has)
+    shared = [p for p, count in zip(parameters, has.tolist(), strict=True) if count]
+    for p in shared:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    flat = torch.cat([p.grad.flatten() for p in shared])
     dist.all_reduce(flat)
-    for gradient, mean in zip(
-        gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True
-    ):
-        gradient.copy_(mean.view_as(gradient))
+    means = flat.div_(world).split([p.numel() for p in shared])
+    for p, mean in zip(shared, means, strict=True):
+        p.grad.copy_(mean.view_as(p))
 
 
 def _any(here: bool, world: int, device: str) -> bool:

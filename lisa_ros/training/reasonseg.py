@@ -203,8 +203,8 @@ def examination(one: Labelled) -> Sample:
 def read_folder(folder: str | Path) -> list[Labelled]:
     """Return the labelled pictures of a folder, by name; those without labels are left out.
 
-    Every JSON file is read and checked here, so that a broken one is named before a training
-    begins, not in its middle.
+    Every JSON file is read and checked here, and every picture's size, so that what is broken is
+    named before a training begins; only a picture's pixels are read when they are drawn.
 
     Raises:
         DataError: no picture is labelled; or a file is broken: the message names it.
@@ -225,12 +225,17 @@ def read_folder(folder: str | Path) -> list[Labelled]:
             )
         queries = read_labels(path)
         picture = pictures[path.stem]
+        noted = _read_json(path)
+        _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
         if queries:
             labelled.append(Labelled(picture, queries, why.get(picture.name, '')))
     for stem, picture in pictures.items():
         masks = sorted((folder / stem).glob('*.png'))
         if masks:
-            queries = tuple(Query(p.stem, False, (_mask_file(p),)) for p in masks)
+            shapes = [_mask_file(p) for p in masks]
+            for p, shape in zip(masks, shapes, strict=True):
+                _same_size(picture, p, *shape.mask.shape[::-1])
+            queries = tuple(Query(p.stem, False, (s,)) for p, s in zip(masks, shapes, strict=True))
             labelled.append(Labelled(picture, queries, why.get(picture.name, '')))
     if not labelled:
         raise DataError(
@@ -238,6 +243,27 @@ def read_folder(folder: str | Path) -> list[Labelled]:
             'JSON file of the same name, as labelme writes it: `labelme FOLDER` makes them'
         )
     return labelled
+
+
+def _same_size(picture: Path, labels: Path, width: int | None, height: int | None) -> None:
+    """Hold the size that labels are for against the picture's, as a person sees it.
+
+    Raises:
+        DataError: they differ, or the picture cannot be opened.
+    """
+    try:
+        with Image.open(picture) as opened:
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lies on its side
+            size = opened.size[::-1] if turned else opened.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f'{picture}: not a picture that can be read ({error}); copy it again'
+        ) from error
+    if None not in (width, height) and (width, height) != size:
+        raise DataError(
+            f'{labels}: labels of {width} x {height} pixels for a picture of '
+            f'{size[0]} x {size[1]} ({picture.name}); bring both to one size'
+        )
 
 
 def read_labels(path: Path) -> tuple[Query, ...]:

@@ -93,7 +93,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
         DataError: `assets` lacks a mesh or a texture; the message names it.
     """
     done = cache / 'done.json'
-    if done.is_file():
+    if done.is_file() and json.loads(done.read_text()).keys() == THINGS.keys():
         return cache
     try:
         import pymeshlab

@@ -20,12 +20,13 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros import images, masks
+from lisa_ros.errors import SettingsError
 from lisa_ros.model import checkpoint
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
 from lisa_ros.model.tokenizer import SEG, Tokenizer
 from lisa_ros.training import data, requests
 from lisa_ros.training.grounding import Grounding, extent, mask_losses, start_matching
-from lisa_ros.training.loop import Loop, Pace
+from lisa_ros.training.loop import Loop, Pace, first_alone, join
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
 
@@ -167,18 +168,26 @@ class Tabletop:
         self.recipe, self.device = recipe, device
         self.train_set = data.SceneSet.load(scenes / 'train')
         self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
-        words = recipe.start or run / 'tokenizer'
-        self.tokenizer = (
-            Tokenizer.load(words)
-            if (words / 'added_tokens.json').exists()
-            else write_tokenizer(words, self.train_set.tables)
-        )
-        self.config = tabletop_config(self.tokenizer)
+        unknown = sorted(set(recipe.without) - set(requests.SORTS))
+        if unknown:
+            raise SettingsError(
+                f'no sort of requests {unknown[0]!r}: they are {", ".join(requests.SORTS)}'
+            )
+        start = checkpoint.load(recipe.start) if recipe.start else None
+        words = run / 'tokenizer'
+        with first_alone(*join(device)[:2]):
+            if start is None and not words.exists():
+                made = words.with_name('tokenizer.new')
+                write_tokenizer(made, self.train_set.tables)
+                made.replace(words)
+        self.tokenizer = start.tokenizer if start else Tokenizer.load(words)
+        self.config = start.model.config if start else tabletop_config(self.tokenizer)
         # eager attention: on a CPU its backward pass takes a third of the time
         self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
-        start_matching(self.lisa)
-        if recipe.start:
-            self.lisa.load_state_dict(checkpoint.load(recipe.start).model.state_dict())
+        if start:
+            self.lisa.load_state_dict(start.model.state_dict())
+        else:
+            start_matching(self.lisa)
         self.heads = Grounding(self.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
 
@@ -298,6 +307,11 @@ class Tabletop:
 _PAIRS = 239  # reasoning pairs draw from other seeds than lessons; ReasonSeg's own number of them
 
 
-def train(run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu') -> None:
-    """Train in a folder, or go on with what it holds; scenes as `lisa-ros scenes` wrote them."""
-    Loop(run, recipe.pace, Tabletop(run, scenes, recipe, device), device).train()
+def train(run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu') -> bool:
+    """Train in a folder, or go on with what it holds; scenes as `lisa-ros scenes` wrote them.
+
+    Returns:
+        False if a signal stopped it before its end.
+    """
+    *_, device = join(device)
+    return Loop(run, recipe.pace, Tabletop(run, scenes, recipe, device), device).train()
