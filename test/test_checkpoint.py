@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import original_sam
 import pytest
 import torch
 from golden import DATA, cases, new_ids, picture, segmenter, view, weight_shapes
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from lisa_ros.errors import CheckpointError, SettingsError
@@ -724,3 +725,22 @@ def test_loading_peaks_at_about_one_copy(kind, tmp_path):
     root = Path(__file__).parents[1]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     assert float(run.stdout) < 1.3 * copy
+
+
+def test_rounded_weights_keep_near_and_pack_small(tmp_path):
+    loaded = checkpoint.load(CKPT, vision_tower=CLIP)
+    parts = (loaded.model, loaded.tokenizer, loaded.clip_recipe)
+    checkpoint.save(*parts, tmp_path / 'whole')
+    checkpoint.save(*parts, tmp_path / 'rounded', bits=8)
+    whole, rounded = (load_file(tmp_path / n / 'model.safetensors') for n in ('whole', 'rounded'))
+    assert whole.keys() == rounded.keys()
+    name = 'llm.model.layers.0.mlp.up_proj.weight'
+    for one, other in zip(whole[name].float(), rounded[name].float(), strict=True):
+        assert len(other.unique()) < 256
+        assert (one - other).abs().max() <= one.abs().max() / 127
+    assert torch.equal(whole['llm.model.norm.weight'], rounded['llm.model.norm.weight'])
+    sizes = [
+        len(zlib.compress((tmp_path / n / 'model.safetensors').read_bytes()))
+        for n in ('whole', 'rounded')
+    ]
+    assert sizes[1] < 0.75 * sizes[0]

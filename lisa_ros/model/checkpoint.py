@@ -1074,6 +1074,7 @@ def save(
     recipe: ClipRecipe,
     folder: str | Path,
     dtype: torch.dtype | None = torch.float16,
+    bits: int | None = None,
 ) -> None:
     """Write the model in our own layout, whole, for `load`.
 
@@ -1083,6 +1084,8 @@ def save(
         recipe: CLIP's.
         folder: made if it is not there; files of the same names are replaced.
         dtype: of the weights in the file; None: of each as it is.
+        bits: matrices are rounded to so many bits a weight; the file's size stays, but archives
+            and git pack it the better. 8 bits change no figure that we could measure.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -1095,11 +1098,23 @@ def save(
         key: tensor.to(torch.float32 if key == kept else dtype or tensor.dtype).contiguous()
         for key, tensor in state.items()
     }
+    if bits is not None:
+        state = {k: t if k == kept else _rounded(t, bits) for k, t in state.items()}
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
     texts = {'config.json': model.config.to_dict(), 'preprocessor_config.json': recipe.to_dict()}
     for name, plain in texts.items():
         (folder / name).write_text(json.dumps(plain, indent=2) + '\n', encoding='utf-8')
     tokenizer.save(folder)
+
+
+def _rounded(tensor: Tensor, bits: int) -> Tensor:
+    """Return a matrix on a grid of its own for each row, whose step is a power of two."""
+    if tensor.ndim < 2:
+        return tensor
+    rows = tensor.float().flatten(1)
+    most = rows.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    step = torch.exp2(torch.ceil(torch.log2(most / (2 ** (bits - 1) - 1))))
+    return ((rows / step).round() * step).view_as(tensor).to(tensor.dtype)
 
 
 # ---- the released layout, written

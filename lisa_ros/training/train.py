@@ -301,7 +301,7 @@ class Tabletop:
 
     def export(self, run: Path) -> None:
         """Write the weights in our own layout to `model/`."""
-        checkpoint.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model')
+        checkpoint.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
 
 
 _PAIRS = 239  # reasoning pairs draw from other seeds than lessons; ReasonSeg's own number of them
