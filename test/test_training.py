@@ -348,7 +348,7 @@ def test_conversations_read_packed_give_the_same_numbers(trained):
     with torch.no_grad():
         rows, packed = lisa(batch), lisa(batch, packed=True)
     assert len(batch.input_ids) > len(batch.sam_pixels)  # several about one picture
-    assert packed.ce_loss == pytest.approx(rows.ce_loss, abs=1e-5)
+    assert float(packed.ce_loss) == pytest.approx(float(rows.ce_loss), abs=1e-5)
     assert torch.allclose(packed.mask_logits, rows.mask_logits, atol=1e-4)
     assert packed.seg_query.tolist() == rows.seg_query.tolist()
     places = lisa.config.image_tokens - 1

@@ -57,8 +57,8 @@ class SceneSet:
             tables = [Table(tuple(Seen(**o) for o in scene['objects'])) for scene in scenes]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f'{folder}: no scenes of this version here ({error!r}); render some with '
-                '`lisa-ros scenes`'
+                f'{folder}: no scenes here, or of another version ({error!r}); render some '
+                'with `lisa-ros scenes`'
             ) from error
         if not tables:
             raise DataError(f'{folder}: scenes.json is empty; render some with `lisa-ros scenes`')
