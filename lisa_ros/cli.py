@@ -157,14 +157,15 @@ def calibrate(options: argparse.Namespace) -> None:
     )
     graded = list(scenes.sit(lisa, scenes.read_exam(options.exam)))
     weights = calibration.fit(graded)
+    graded = [
+        replace(g, scores=tuple(confidence.score(e, weights) for e in g.evidence)) for g in graded
+    ]
     asked = [g for g in graded if g.question.sort in scenes.PRESENCE]
     threshold = calibration.best_threshold(
-        [max((confidence.score(e, weights) for e in g.evidence), default=0.0) for g in asked],
-        [bool(g.question.targets) for g in asked],
+        [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
     )
     calibration.note(options.folder, weights, threshold)
-    told = [(confidence.score(g.evidence[0], weights), g) for g in graded if len(g.evidence) == 1]
-    rows = np.array([(score, calibration.is_right(g)) for score, g in told if score > 0], float)
+    rows = calibration.outcomes(graded)
     if options.plot:
         calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')
     error = calibration.expected_error(rows)

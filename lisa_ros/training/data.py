@@ -106,9 +106,7 @@ def augment(
     share = rng.uniform(0.7, 1.0)
     h, w = int(height * share), int(width * share)
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    size = (round(width * 0.8), round(height * 0.8))  # about what SAM's square takes in anyway
-    colour = cv2.resize(colour[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
-    ids = cv2.resize(ids[y : y + h, x : x + w], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    colour, ids = shrunk(colour[y : y + h, x : x + w], ids[y : y + h, x : x + w], (width, height))
     if rng.random() < 0.5:
         colour, ids, table = colour[:, ::-1], ids[:, ::-1], table.mirrored()
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.94, 1.06, 3)  # exposure and white balance
@@ -119,6 +117,17 @@ def augment(
     if rng.random() < 0.25:
         colour = cv2.GaussianBlur(colour, (3, 3), 0)
     return np.ascontiguousarray(colour), np.ascontiguousarray(ids), in_view(table, ids)
+
+
+def shrunk(
+    colour: np.ndarray, ids: np.ndarray, whole: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return picture and ids at 0.8 of `whole` (width, height), about what SAM takes in."""
+    size = (round(whole[0] * 0.8), round(whole[1] * 0.8))
+    return (
+        cv2.resize(colour, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT),
+    )
 
 
 def in_view(table: Table, ids: np.ndarray) -> Table:

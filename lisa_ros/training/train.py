@@ -109,7 +109,7 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
 
 
 def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
-    """Return the sizes of `lisa-tabletop`: twelve million weights, half a second on two cores."""
+    """Return the sizes of `lisa-tabletop`: twelve million weights."""
     return LisaConfig(
         clip=CLIPVisionConfig(
             hidden_size=256,
@@ -166,14 +166,14 @@ class Tabletop:
         torch.manual_seed(recipe.pace.seed)
         torch.set_num_threads(recipe.threads)
         self.recipe, self.device = recipe, device
-        self.train_set = data.SceneSet.load(scenes / 'train')
-        self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
         unknown = sorted(set(recipe.without) - set(requests.SORTS))
         if unknown:
             raise SettingsError(
                 f'no sort of requests {unknown[0]!r}: they are {", ".join(requests.SORTS)}'
             )
         start = checkpoint.load(recipe.start) if recipe.start else None
+        self.train_set = data.SceneSet.load(scenes / 'train')
+        self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
         words = run / 'tokenizer'
         with first_alone(*join(device)[:2]):
             if start is None and not words.exists():
@@ -219,10 +219,7 @@ class Tabletop:
             request = requests.reasoning(rng, scenes.tables[i])
             if request is not None:
                 break
-        height, width = scenes.ids[i].shape
-        size = (round(width * 0.8), round(height * 0.8))  # that of `data.augment`
-        colour = cv2.resize(scenes.colour[i], size, interpolation=cv2.INTER_AREA)
-        ids = cv2.resize(scenes.ids[i], size, interpolation=cv2.INTER_NEAREST_EXACT)
+        colour, ids = data.shrunk(scenes.colour[i], scenes.ids[i], scenes.ids[i].shape[::-1])
         return colour, ids, scenes.tables[i], [request]
 
     def losses(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
