@@ -32,7 +32,13 @@ setup(
     ],
     extras_require={
         # lisa-ros scenes, train, finetune, calibrate --plot
-        'train': ['matplotlib>=3.8', 'mujoco>=3', 'peft>=0.17', 'pymeshlab>=2023'],
+        'train': [
+            'matplotlib>=3.8',
+            'mujoco>=3',
+            'peft>=0.17',
+            'pycocotools>=2.0.7',
+            'pymeshlab>=2023',
+        ],
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
         'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },

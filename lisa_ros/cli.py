@@ -247,10 +247,11 @@ def frames(options: argparse.Namespace) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a LISA on labelled pictures, or go on with a run."""
+    from lisa_ros.datasets import named
     from lisa_ros.segmenter import device_named
     from lisa_ros.training import finetune as school
     from lisa_ros.training.mixture import Mixture
-    from lisa_ros.training.reasonseg import Reasoning, read_folder
+    from lisa_ros.training.sources import source
 
     device = str(device_named(options.device))
     recipe = school.Recipe()
@@ -267,16 +268,17 @@ def finetune(options: argparse.Namespace) -> int:
     )
     recipe = replace(recipe, pace=pace)
     sources = {
-        str(folder): Reasoning(read_folder(folder), recipe.queries, options.words_only)
-        for folder in options.data
+        data: source(named.read(data), recipe.queries, options.words_only) for data in options.data
     }
     rates = options.rates or [1.0] * len(sources)
     if len(rates) != len(sources):
         raise SettingsError(
-            f'{len(rates)} --rates for {len(sources)} folders of --data: give one for each'
+            f'{len(rates)} --rates for {len(sources)} data sets of --data: give one for each'
         )
     mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
-    validation = read_folder(options.val) if options.val else []
+    validation = named.read(options.val) if options.val else []
+    if validation and not hasattr(validation[0], 'queries'):
+        raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
     origin = school.Origin(
         options.llava or _own_or(options.model),
         options.vision_tower,
@@ -438,14 +440,13 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--template', help="conversation template (default: the checkpoint's own)")
     parser.add_argument(
         '--data',
-        type=Path,
         nargs='+',
         required=True,
-        metavar='FOLDER',
-        help='pictures with JSON beside them as ReasonSeg and labelme have it, or with masks',
+        help='FOLDERs of pictures with JSON beside them as ReasonSeg and labelme have it, or with '
+        'masks; or published data sets, as refer:refer_seg/refcoco (docs/finetuning.md)',
     )
-    parser.add_argument('--rates', type=float, nargs='+', help='of each folder (default: alike)')
-    parser.add_argument('--val', type=Path, metavar='FOLDER', help='pictures to validate on')
+    parser.add_argument('--rates', type=float, nargs='+', help='of each of them (default: alike)')
+    parser.add_argument('--val', metavar='DATA', help='pictures to validate on')
     parser.add_argument('--out', type=Path, required=True, metavar='RUN', help='goes on if there')
     parser.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
     parser.add_argument(

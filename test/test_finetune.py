@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig
 
 from lisa_ros import cli
+from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import infer_config
@@ -21,7 +22,7 @@ from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import estimate, finetune, lessons
 from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.mixture import Mixture
-from lisa_ros.training.reasonseg import Reasoning, read_folder
+from lisa_ros.training.sources import Asked
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
 ORIGIN = finetune.Origin(CKPT, vision_tower=CLIP, template='llava_v1')
@@ -59,7 +60,7 @@ def labelled(tmp_path_factory):
 
 def pupil_of(folder, recipe=RECIPE, origin=ORIGIN):
     pictures = read_folder(folder)
-    source = Reasoning(pictures, recipe.queries)
+    source = Asked(pictures, recipe.queries)
     return finetune.Finetuning(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
 
 
@@ -160,7 +161,7 @@ def test_recomputing_activations_gives_the_same_gradients(labelled):
 
 def test_ignored_pixels_count_neither_way(labelled):
     pupil = pupil_of(labelled)
-    sample = Reasoning(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
+    sample = Asked(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
     lisa, given = pupil.lisa.eval(), pupil._lesson([sample])
     unsure = given.truth[0] == lessons.UNSURE
     assert unsure.any()
@@ -186,7 +187,7 @@ def test_ignored_pixels_count_neither_way(labelled):
 
 def test_an_answer_without_a_mask_teaches_words_alone(labelled):
     pupil = pupil_of(labelled)
-    sample = Reasoning(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
+    sample = Asked(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
     quiet = replace(sample, dialogues=((Turn('Is it warm?', 'Yes.'),),), truth=sample.truth[:0])
     losses = pupil.losses(pupil._lesson([quiet]), 0)
     assert float(losses['bce']) == float(losses['dice']) == 0
@@ -408,7 +409,7 @@ def test_the_command_tells_memory_and_time_and_leaves_a_model(labelled, tmp_path
     ('more', 'says'),
     [
         (['--precision', 'nf4'], 'nf4 needs a CUDA GPU'),
-        (['--rates', '1', '2'], '2 --rates for 1 folders'),
+        (['--rates', '1', '2'], '2 --rates for 1 data sets'),
         (['--data', 'nowhere'], 'nowhere: there is no such folder'),
     ],
 )

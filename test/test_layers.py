@@ -25,7 +25,7 @@ ROWS = [
         'model.lisa',
         'model.decoding',
     ],
-    ['prompts', 'model.checkpoint'],
+    ['prompts', 'model.checkpoint', 'datasets'],
     ['segmenter'],
     ['session'],
     ['evaluation', 'training', 'ros'],

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from lisa_ros import cli
+from lisa_ros.datasets.labelled import UNSURE
+from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.training import frames
-from lisa_ros.training.lessons import UNSURE
 from lisa_ros.training.mixture import Mixture
-from lisa_ros.training.reasonseg import ANSWERS, Reasoning, examination, read_folder
+from lisa_ros.training.sources import ANSWERS, Asked, examination
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
 SIZE = (40, 60)  # height, width
@@ -185,7 +186,7 @@ def test_explanations_are_asked_for_in_three_forms(tmp_path):
     (tmp_path / 'explanatory').mkdir()
     entry = {'image': 'one.png', 'query': 'Why so?', 'outputs': 'Because it is warm.'}
     (tmp_path / 'explanatory' / 'train.json').write_text(json.dumps([entry]))
-    source, forms = Reasoning(read_folder(folder), words_only=0.3), set()
+    source, forms = Asked(read_folder(folder), words_only=0.3), set()
     for seed in range(40):
         sample = source.draw(np.random.default_rng(seed))
         ((turn,),) = sample.dialogues
@@ -198,7 +199,7 @@ def test_explanations_are_asked_for_in_three_forms(tmp_path):
 
 
 def test_a_name_is_asked_for_by_the_originals_questions(tmp_path):
-    source = Reasoning(read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)])))
+    source = Asked(read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)])))
     turns = [source.draw(np.random.default_rng(seed)).dialogues[0][0] for seed in range(40)]
     assert {turn.answer_raw for turn in turns} == set(ANSWERS)
     assert len({turn.query for turn in turns}) == 4

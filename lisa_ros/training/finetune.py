@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from lisa_ros import masks
+from lisa_ros.datasets.labelled import Picture
 from lisa_ros.errors import SettingsError
 from lisa_ros.evaluation import metrics
 from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import LISA
-from lisa_ros.training import lessons, reasonseg
+from lisa_ros.training import lessons, sources
 from lisa_ros.training.loop import Loop, Pace, join
 from lisa_ros.training.mixture import Mixture
 
@@ -109,7 +110,7 @@ class Finetuning:
         self,
         origin: Origin,
         mixture: Mixture,
-        validation: Sequence[reasonseg.Labelled] = (),
+        validation: Sequence[Picture] = (),
         recipe: Recipe | None = None,
         device: str = 'cpu',
     ):
@@ -161,7 +162,7 @@ class Finetuning:
         """
         overlaps, tiles = [], []
         for one in self._validation:
-            sample = reasonseg.examination(one)
+            sample = sources.examination(one)
             lesson = self._lesson([sample]).to(self._device)
             with torch.autocast(self._device.type, torch.bfloat16, self.recipe.pace.bf16):
                 seen = lessons.found(self.lisa, lesson)[0]
@@ -326,7 +327,7 @@ def finetune(
     run: Path,
     origin: Origin,
     mixture: Mixture,
-    validation: Sequence[reasonseg.Labelled] = (),
+    validation: Sequence[Picture] = (),
     recipe: Recipe | None = None,
     device: str = 'cpu',
 ) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lisa_ros import images, prompts
+from lisa_ros.datasets.labelled import UNSURE
 from lisa_ros.errors import DataError
 from lisa_ros.model.lisa import IGNORED, LISA, Batch, LisaConfig
 from lisa_ros.model.tokenizer import SEG, Tokenizer
@@ -31,7 +32,6 @@ from lisa_ros.training.losses import (
     sigmoid_ce_loss,
 )
 
-UNSURE = 255  # a truth of this value leaves its pixel out of losses and figures
 WEIGHTS = {'ce': CE_WEIGHT, 'bce': BCE_WEIGHT, 'dice': DICE_WEIGHT}
 
 

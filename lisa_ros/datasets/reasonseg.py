@@ -7,8 +7,7 @@ ReasonSeg (LISA, section 3.2): beside each picture a JSON file of the same name:
      "shapes": [{"label": "target", "points": [[x, y], ...]}, {"label": "ignore", ...}]}
 
 All "target" shapes together are the mask that each text asks for; pixels of "ignore" count
-neither way; "flag" is left over from labelling and means nothing. Shapes are painted from large to
-small, as the original does (utils/data_processing.py), so that a small one cuts a hole.
+neither way; "flag" is left over from labelling and means nothing.
 
 A file without "text", as labelme's window makes it, asks by its labels: every label but target,
 ignore and flag is a thing of that name ("the red mug"), one mask for all shapes of the label.
@@ -26,176 +25,16 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from lisa_ros.datasets.labelled import PICTURES, Labelled, Query, Shape
+from lisa_ros.datasets.reading import read_json
 from lisa_ros.errors import DataError
-from lisa_ros.results import Turn
-from lisa_ros.training.lessons import UNSURE, Sample
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 _EXPLANATIONS = 'explanations.json'
-
-# How the original asks and answers (utils/utils.py); the model knows these words.
-SHORT_QUESTIONS = (
-    'Can you segment the {} in this image?',
-    'Please segment the {} in this image.',
-    'What is {} in this image? Please respond with segmentation mask.',
-    'What is {} in this image? Please output segmentation mask.',
-)
-LONG_QUESTIONS = (
-    '{} Please respond with segmentation mask.',
-    '{} Please output segmentation mask.',
-)
-WHY = (
-    'Please output segmentation mask and explain why.',
-    'Please output segmentation mask and explain the reason.',
-    'Please output segmentation mask and give some explanation.',
-)
-ANSWERS = (
-    'It is [SEG].',
-    'Sure, [SEG].',
-    'Sure, it is [SEG].',
-    'Sure, the segmentation result is [SEG].',
-    '[SEG].',
-)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A labelled region: a filled outline, or a mask in a box."""
-
-    label: str
-    points: np.ndarray  # (n, 2) float, x and y in pixels; of a mask: the top left corner first
-    mask: np.ndarray | None = None  # (h, w) bool, put with its corner at the first point
-
-    def paint(self, onto: np.ndarray, value: int) -> None:
-        """Set the pixels of the region, its outline included, in a (H, W) uint8 picture."""
-        if self.mask is None:
-            outline = [self.points.astype(np.int32)]  # cut, not rounded: as the original
-            cv2.polylines(onto, outline, isClosed=True, color=value, thickness=1)
-            cv2.fillPoly(onto, outline, color=value)
-            return
-        x, y = self.points[0].astype(int)
-        part = onto[max(y, 0) : y + self.mask.shape[0], max(x, 0) : x + self.mask.shape[1]]
-        inside = self.mask[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]]
-        part[inside] = value
-
-
-@dataclass(frozen=True)
-class Query:
-    """What can be asked about a picture, and which shapes answer it."""
-
-    text: str
-    is_sentence: bool  # else the name of a thing
-    shapes: tuple[Shape, ...]  # all that are painted, "ignore" among them
-
-    def truth(self, height: int, width: int) -> np.ndarray:
-        """Return (height, width) uint8: 1 target, UNSURE where ignored, 0 elsewhere."""
-        areas = []
-        for shape in self.shapes:
-            alone = np.zeros((height, width), np.uint8)
-            shape.paint(alone, 1)
-            areas.append(int(alone.sum()))
-        truth = np.zeros((height, width), np.uint8)
-        for index in np.argsort(areas)[::-1]:
-            shape = self.shapes[index]
-            shape.paint(truth, UNSURE if _is_ignored(shape.label) else 1)
-        return truth
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A picture with what can be asked about it; its pixels are read when they are wanted."""
-
-    path: Path
-    queries: tuple[Query, ...]
-    explanation: str = ''  # why the target is what is asked for
-
-    def picture(self) -> np.ndarray:
-        """Return the picture as a person sees it, (H, W, 3) uint8 RGB, turned as its EXIF says.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        try:
-            with Image.open(self.path) as picture:
-                return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f'{self.path}: not a picture that can be read ({error}); copy it again'
-            ) from error
-
-    def sample(self, dialogues: Sequence[Sequence[Turn]], asked: Sequence[Query]) -> Sample:
-        """Return the picture with dialogues whose [SEG] stand for the queries, in their order."""
-        picture = self.picture()
-        height, width = picture.shape[:2]
-        truth = [query.truth(height, width) for query in asked]
-        return Sample(
-            picture,
-            tuple(tuple(turns) for turns in dialogues),
-            np.stack(truth) if truth else np.zeros((0, height, width), np.uint8),
-            str(self.path),
-        )
-
-
-class Reasoning:
-    """A source of samples (mixture.Source): labelled pictures, asked about as the original asks.
-
-    Of a picture with an explanation each draw takes one of three forms for all its queries: the
-    mask alone, the mask and why, or the words alone; the latter with the probability `words_only`,
-    else either of the others.
-    """
-
-    def __init__(self, labelled: Sequence[Labelled], queries: int = 3, words_only: float = 0.1):
-        self._labelled, self._queries, self._words_only = labelled, queries, words_only
-
-    def draw(self, rng: np.random.Generator) -> Sample:
-        """Return a picture with up to `queries` dialogues of one turn.
-
-        Raises:
-            DataError: its picture cannot be read.
-        """
-        one = self._labelled[rng.integers(len(self._labelled))]
-        count = min(self._queries, len(one.queries))
-        chosen = [one.queries[i] for i in rng.choice(len(one.queries), count, replace=False)]
-        form = 'mask'
-        if one.explanation:
-            plain = rng.random() >= self._words_only
-            form = ('mask', 'why')[rng.integers(2)] if plain else 'words'
-        turns = [_turn(rng, query, form, one.explanation) for query in chosen]
-        return one.sample([[turn] for turn in turns], chosen if form != 'words' else [])
-
-
-def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -> Turn:
-    """Return a query as a question, with its answer."""
-
-    def pick(texts: Sequence[str]) -> str:
-        return texts[rng.integers(len(texts))]
-
-    if form == 'words':
-        return Turn(query.text, explanation)
-    if form == 'why':
-        return Turn(f'{query.text} {pick(WHY)}', f'{pick(ANSWERS)} {explanation}')
-    if query.is_sentence:
-        return Turn(pick(LONG_QUESTIONS).format(query.text), pick(ANSWERS))
-    return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWERS))
-
-
-def examination(one: Labelled) -> Sample:
-    """Return a picture with all its queries, asked as the original does in its validation."""
-    turns = [
-        Turn((LONG_QUESTIONS[1] if q.is_sentence else SHORT_QUESTIONS[3]).format(q.text), '[SEG].')
-        for q in one.queries
-    ]
-    return one.sample([[turn] for turn in turns], one.queries)
-
 
 # ---- folders
 
@@ -225,7 +64,7 @@ def read_folder(folder: str | Path) -> list[Labelled]:
             )
         queries = read_labels(path)
         picture = pictures[path.stem]
-        noted = _read_json(path)
+        noted = read_json(path)
         _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
         if queries:
             labelled.append(Labelled(picture, queries, why.get(picture.name, '')))
@@ -272,13 +111,13 @@ def read_labels(path: Path) -> tuple[Query, ...]:
     Raises:
         DataError: it is none, naming the file, what is wrong and what was expected.
     """
-    plain = _read_json(path)
+    plain = read_json(path)
     if not isinstance(plain, dict) or not isinstance(plain.get('shapes'), list):
         raise DataError(f'{path}: no labels; expected an object with a list "shapes", as labelme')
     shapes = [_shape(path, entry) for entry in plain['shapes']]
     shapes = [shape for shape in shapes if shape.label.lower() != 'flag']
-    ignored = tuple(shape for shape in shapes if _is_ignored(shape.label))
-    targets = [shape for shape in shapes if not _is_ignored(shape.label)]
+    ignored = tuple(shape for shape in shapes if shape.ignored)
+    targets = [shape for shape in shapes if not shape.ignored]
     texts = plain.get('text') or []
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -310,30 +149,13 @@ def _looks_like_a_sentence(text: str) -> bool:
     return text.rstrip().endswith(('.', '?', '!'))
 
 
-def _is_ignored(label: str) -> bool:
-    return 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
-
-
-def _read_json(path: Path) -> object:
-    try:
-        raw = path.read_bytes()
-        try:
-            return json.loads(raw.decode('utf-8'))
-        except UnicodeDecodeError:
-            return json.loads(raw.decode('cp1252'))  # some of ReasonSeg's own
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'{path}: no JSON that can be read ({error}); save it with labelme again'
-        ) from error
-
-
 def _read_explanations(folder: Path) -> dict[str, str]:
     """Return explanations by picture's name, if there are any."""
     own, beside = folder / _EXPLANATIONS, folder.parent / 'explanatory' / f'{folder.name}.json'
     path = next((p for p in (own, beside) if p.is_file()), None)
     if path is None:
         return {}
-    entries = _read_json(path)
+    entries = read_json(path)
     try:
         return {str(entry['image']): str(entry['outputs']) for entry in entries}
     except (TypeError, KeyError) as error:
@@ -353,9 +175,10 @@ def _shape(path: Path, entry: object) -> Shape:
         points = np.array(entry['points'], np.float64).reshape(-1, 2)
         if not isinstance(label, str) or not label.strip() or not np.isfinite(points).all():
             raise ValueError(f'label {label!r}, points {entry["points"]!r}')
+        ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
         if kind == 'mask':
-            return Shape(label, points, _decoded(entry['mask']))
-        return Shape(label, _outline(kind, points))
+            return Shape(label, points, _decoded(entry['mask']), ignored)
+        return Shape(label, _outline(kind, points), ignored=ignored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f'{path}: a shape that cannot be read ({type(error).__name__}: {error}); expected '
