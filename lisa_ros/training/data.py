@@ -4,7 +4,7 @@
 Pixels and words go through `images` and `prompts`, so that training and serving see the same.
 
 Letters: B pictures, Q conversations, T tokens, N masks, S side of SAM's square input,
-G side of its grid, K kinds.
+K kinds, MOST things of one picture.
 """
 
 from __future__ import annotations
@@ -24,13 +24,22 @@ from lisa_ros import images, prompts
 from lisa_ros.errors import DataError
 from lisa_ros.model.lisa import IGNORED, Batch, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.training.referring import Seen, Table
+from lisa_ros.training.referring import (
+    PLACES,
+    SUPERLATIVES,
+    VISIBLE,
+    Seen,
+    Table,
+    leans,
+    nearest_in,
+)
 from lisa_ros.training.requests import Request
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import COLOURS, KINDS
 
 KIND_INDEX = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is "no thing"
 COLOUR_INDEX = {name: i + 1 for i, name in enumerate(COLOURS)}  # 0 is "no colour with a name"
+MOST = 16  # ids of things are below it
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,12 @@ class Lesson:
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
     kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
     colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
+    things: Tensor  # (B, S, S) uint8, id of the thing that each pixel shows, 0 none
+    there: Tensor  # (B, K) float, 1 if a thing of the kind is seen, 0 if there is none, nan hidden
+    # of each thing by its id, nan or IGNORED where it is not clear:
+    standing: Tensor  # (B, MOST, 4) float, right, away, height, longest [m]
+    beside: Tensor  # (B, MOST, places, 2) long, KIND_INDEX and COLOUR_INDEX of its neighbours
+    firsts: Tensor  # (B, MOST, 2 * superlatives) float 0 or 1, of all things, of its own kind
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
 
     def to(self, device: torch.device | str) -> Lesson:
@@ -153,7 +168,7 @@ def lesson(
 ) -> Lesson:
     """Return what LISA sees and should answer, of views: colour, ids, table and requests."""
     side = config.sam_size
-    clip_pixels, sam_pixels, valid, kinds, colours, truth = [], [], [], [], [], []
+    clip_pixels, sam_pixels, valid, kinds, colours, things, truth = [], [], [], [], [], [], []
     rows, labels, image_index = [], [], []
     for i, (colour, ids, table, requests) in enumerate(views):
         sam = images.sam_input(colour, side)
@@ -171,6 +186,7 @@ def lesson(
             classes[:, one.id] = classes[:, one.id + PART] = values
         kinds.append(classes[0][square])
         colours.append(classes[1][square])
+        things.append(square & ~np.uint8(PART))
         for request in requests:
             row, label = prompts.training_ids(tokenizer, config.template, request.turns)
             rows.append(row)
@@ -190,6 +206,10 @@ def lesson(
         image_index=torch.tensor(image_index),
     )
     learnt = batch.labels != IGNORED
+    layouts = [layout(table) for _, _, table, _ in views]
+    there, standing, beside, firsts = (
+        torch.from_numpy(np.stack(x)) for x in zip(*layouts, strict=True)
+    )
     return Lesson(
         batch,
         torch.from_numpy(np.stack(truth).astype(np.float32))
@@ -198,6 +218,11 @@ def lesson(
         torch.from_numpy(np.stack(valid)),
         torch.from_numpy(np.stack(kinds)),
         torch.from_numpy(np.stack(colours)),
+        torch.from_numpy(np.stack(things)),
+        there,
+        standing,
+        beside,
+        firsts,
         (learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
 
@@ -207,3 +232,29 @@ def _masked(ids: np.ndarray, targets: tuple[int, ...]) -> np.ndarray:
     chosen = np.zeros(256, bool)
     chosen[list(targets)] = True
     return chosen[ids]
+
+
+def layout(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return what Lesson says of one picture: `there`, `standing`, `beside`, `firsts`."""
+    there = np.zeros(len(KINDS), np.float32)
+    standing = np.full((MOST, 4), np.nan, np.float32)
+    beside = np.full((MOST, len(PLACES), 2), IGNORED, np.int64)
+    firsts = np.full((MOST, 2 * len(SUPERLATIVES)), np.nan, np.float32)
+    for one in sorted(table.there, key=lambda o: o.area):
+        there[KIND_INDEX[one.kind] - 1] = 1 if one.area >= VISIBLE else np.nan
+        standing[one.id] = one.right, one.away, one.height, one.longest
+        alike = [o for o in table.there if o.kind == one.kind]
+        for i, (measure, margin) in enumerate(SUPERLATIVES.values()):
+            for group, things in enumerate((table.there, alike)):
+                rivals = [measure(o) for o in things if o.id != one.id]
+                ahead = measure(one) - max(rivals, default=np.nan)
+                if abs(ahead) >= margin:
+                    firsts[one.id, group * len(SUPERLATIVES) + i] = ahead > 0
+        for i, place in enumerate(PLACES):
+            other = nearest_in(table.there, place, one)
+            if other is not None and other.area >= VISIBLE:
+                colour = COLOUR_INDEX.get(other.looks_coloured, 0)
+                beside[one.id, i] = KIND_INDEX[other.kind], colour
+            elif not any(leans(o, place, one) for o in table.there if o.id != one.id):
+                beside[one.id, i] = 0
+    return there, standing, beside, firsts

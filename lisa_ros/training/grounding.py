@@ -2,16 +2,19 @@
 """Extra lessons for a LISA that starts from nothing, dropped once it has learnt.
 
 The original starts from CLIP, LLaMA and SAM, which know the world already. A small model that
-starts from random weights learns to talk within minutes but not to point. Six signals help; they
+starts from random weights learns to talk within minutes but not to point. Eight signals help; they
 have small heads of their own that are not part of the model:
 
-    pixels   SAM's features say what kind and colour each pixel is (cross-entropy)
-    patches  the image tokens say the same
-    words    an image token says which kinds and colours its patch shows, measured against the
-             language model's own embeddings of their names: picture and words share a space
-    pointing the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
-    presence the first word of an answer, "Sure" or "There", counts as a loss of its own
-    iou      SAM's guess of each mask's IoU is held against what it is (squared error)
+    pixels    SAM's features say what kind and colour each pixel is (cross-entropy)
+    patches   the image tokens say the same
+    words     an image token says which kinds and colours its patch shows, measured against the
+              language model's own embeddings of their names: picture and words share a space
+    inventory the image token most like a kind's name says whether one of the kind is there
+    places    an image token says where its thing stands, what its neighbours to each side are,
+              and whether it is the tallest, the nearest, ... of all or of its kind
+    pointing  the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
+    presence  the first word of an answer, "Sure" or "There", counts as a loss of its own
+    iou       SAM's guess of each mask's IoU is held against what it is (squared error)
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced
+from lisa_ros.model.lisa import IGNORED, LISA, LisaConfig, TeacherForced
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.training.data import Lesson
+from lisa_ros.training.data import MOST, Lesson
 from lisa_ros.training.losses import dice_loss, sigmoid_ce_loss
+from lisa_ros.training.referring import PLACES, SUPERLATIVES
 from lisa_ros.training.things import COLOURS, KINDS
 
+USUAL = (0.0, 0.8, 0.1, 0.15)  # right, away, height, longest of most things [m]
 FINE = 4  # pixels of a class map for each side of a cell of SAM's grid, as in its mask decoder
 
 
@@ -47,6 +52,11 @@ class Grounding(nn.Module):
         self.register_buffer('names', spread)  # (names, vocabulary): a name is its pieces' mean
         self.word_scale = nn.Parameter(torch.tensor(10.0))
         self.word_bias = nn.Parameter(torch.full((len(names),), -3.0))
+        self.there_scale = nn.Parameter(torch.tensor(10.0))
+        self.there_bias = nn.Parameter(torch.full((len(KINDS),), -5.0))
+        neighbours = len(PLACES) * (len(KINDS) + 1 + len(COLOURS) + 1)
+        width = config.llama.hidden_size
+        self.place_head = nn.Linear(width, neighbours + 2 * len(SUPERLATIVES) + 4)
 
     def pixels(self, embeddings: Tensor, lesson: Lesson) -> Tensor:
         """Return the loss of telling kind and colour of each pixel from SAM's features."""
@@ -80,8 +90,8 @@ class Grounding(nn.Module):
         weight = valid * (1 + 3 * (kinds > 0))  # most of a picture is table
         return (loss * weight).sum() / weight.sum()
 
-    def words(self, lisa: LISA, tokens: Tensor, lesson: Lesson) -> Tensor:
-        """Return the loss of naming what each image token's patch shows."""
+    def words(self, lisa: LISA, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Return the losses of naming what each image token's patch shows, and what is there."""
         names = self.names @ lisa.llm.get_input_embeddings().weight  # (names, D)
         likeness = F.normalize(tokens.float(), dim=-1) @ F.normalize(names, dim=-1).T
         logits = likeness * self.word_scale + self.word_bias
@@ -101,7 +111,49 @@ class Grounding(nn.Module):
         loss = F.binary_cross_entropy_with_logits(
             logits, target, reduction='none', pos_weight=rare
         )
-        return loss.sum(-1).mean()
+        most = likeness[..., : len(KINDS)].amax(1) * self.there_scale + self.there_bias  # (B, K)
+        sure = ~lesson.there.isnan()
+        inventory = F.binary_cross_entropy_with_logits(most[sure], lesson.there[sure])
+        return loss.sum(-1).mean(), inventory
+
+    def places(self, tokens: Tensor, lesson: Lesson) -> Tensor:
+        """Return the loss of telling from an image token where its thing stands among others."""
+        side = int(tokens.shape[1] ** 0.5)
+        rows, columns = extent(lesson)
+        shown = F.interpolate(
+            lesson.things[:, None, :rows, :columns].float(),
+            (side * FINE,) * 2,
+            mode='nearest-exact',
+        )[:, 0]
+        shown = shown.unflatten(1, (side, FINE)).unflatten(3, (side, FINE)).transpose(2, 3)
+        shown = shown.reshape(len(tokens), side * side, FINE * FINE).long()
+        counts = F.one_hot(shown, MOST).sum(2)[..., 1:]  # (B, P, things)
+        count, thing = counts.max(-1)
+        picture, patch = (count >= 3).nonzero(as_tuple=True)  # patches with something to tell
+        if len(picture) == 0:
+            return tokens.sum() * 0
+        thing = thing[picture, patch] + 1
+        said = F.rms_norm(tokens.float()[picture, patch], tokens.shape[-1:])
+        said = self.place_head(said).float()
+        kinds, colours = len(KINDS) + 1, len(COLOURS) + 1
+        of_kind, of_colour, firsts, standing = said.split(
+            [len(PLACES) * kinds, len(PLACES) * colours, 2 * len(SUPERLATIVES), 4], dim=1
+        )
+        beside = lesson.beside[picture, thing]
+        metres = (lesson.standing[picture, thing] - standing.new_tensor(USUAL)) / 0.2
+        loss = 5 * F.smooth_l1_loss(standing, metres, beta=0.1)
+        truth = lesson.firsts[picture, thing]
+        sure = ~truth.isnan()
+        unsure = F.binary_cross_entropy_with_logits(firsts[sure], truth[sure], reduction='sum')
+        loss = loss + unsure / max(1, len(truth[sure]))
+        for logits, weight, target in (
+            (of_kind.unflatten(1, (len(PLACES), kinds)), 1.0, beside[..., 0]),
+            (of_colour.unflatten(1, (len(PLACES), colours)), 0.5, beside[..., 1]),
+        ):
+            clear = target != IGNORED
+            unsure = F.cross_entropy(logits[clear], target[clear], reduction='sum')
+            loss = loss + weight * unsure / max(1, len(target[clear]))
+        return loss
 
     def pointing(self, out: TeacherForced, lesson: Lesson) -> Tensor:
         """Return the loss of finding the mask by the prompt's dot product with the features."""

@@ -3,7 +3,7 @@
 
 What is learnt is a `Pupil`'s matter; how long and how fast is a `Pace`. A run is a folder:
 
-    last.pt      what it takes to go on: trained weights, optimizer, step
+    last.pt      what it takes to go on: trained weights, optimizers, step
     curves.csv   losses (smoothed) and validation figures; curves.png draws them
     and whatever the pupil writes: pictures at each validation, the weights to be used
 
@@ -68,6 +68,7 @@ class Pace:
     cool_down: float = 0.3  # share of the steps in which it falls to nothing, at the end
     weight_decay: float = 0.0  # of matrices; vectors have none
     betas: tuple[float, float] = (0.9, 0.95)
+    muon: bool = False  # the matrices of layers learn by Muon, and AdamW has the rest
     accumulate: int = 1  # micro-batches of a step
     clip: float = 1.0  # most that the gradient's norm may be
     average: float = 0.0  # decay of the weights' moving average, which is what is validated
@@ -91,17 +92,7 @@ class Loop:
         self.run, self.pace, self.pupil = run, pace, pupil
         run.mkdir(parents=True, exist_ok=True)
         self.trained = {n: p for n, p in pupil.module.named_parameters() if p.requires_grad}
-        matrices = [p for p in self.trained.values() if p.ndim > 1]
-        vectors = [p for p in self.trained.values() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {'params': matrices, 'weight_decay': pace.weight_decay},
-                {'params': vectors, 'weight_decay': 0.0},
-            ],
-            lr=pace.rate,
-            betas=pace.betas,
-            fused=True,  # one pass over the weights: a tenth of a step on a CPU
-        )
+        self.optimizers = self._optimizers()
         self.average = (
             {n: p.detach().clone() for n, p in self.trained.items()} if pace.average else {}
         )
@@ -110,6 +101,34 @@ class Loop:
         self._stopped = False
         if (run / 'last.pt').exists():
             self._resume()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return AdamW, and Muon before it if it is asked for.
+
+        Muon (Keller Jordan, 2024) turns the gradient of a matrix into its nearest orthogonal one.
+        It is scaled to AdamW's step length (arxiv.org/abs/2502.16982), so one rate serves both.
+        """
+        pace, trained = self.pace, self.trained
+        inner = {n: p for n, p in trained.items() if pace.muon and p.ndim == 2 and '.layers.' in n}
+        rest = [p for n, p in trained.items() if n not in inner]
+        adam = torch.optim.AdamW(
+            [
+                {'params': [p for p in rest if p.ndim > 1], 'weight_decay': pace.weight_decay},
+                {'params': [p for p in rest if p.ndim <= 1], 'weight_decay': 0.0},
+            ],
+            lr=pace.rate,
+            betas=pace.betas,
+            fused=True,  # one pass over the weights: a tenth of a step on a CPU
+        )
+        if not inner:
+            return [adam]
+        muon = torch.optim.Muon(
+            list(inner.values()),
+            lr=pace.rate,
+            weight_decay=pace.weight_decay,
+            adjust_lr_fn='match_rms_adamw',
+        )
+        return [muon, adam]
 
     # ---- the loop
 
@@ -164,7 +183,8 @@ class Loop:
         pupil, pace = self.pupil, self.pace
         torch.manual_seed(hash((pace.seed, self.step, self.rank)))  # dropout, whenever resumed
         pupil.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         told: dict[str, float] = {}
         kind = torch.device(self.device).type
         for lesson in parts:
@@ -179,9 +199,10 @@ class Loop:
         parameters = list(self.trained.values())
         _share(parameters, self.world)
         torch.nn.utils.clip_grad_norm_(parameters, pace.clip)
-        for group in self.optimizer.param_groups:
-            group['lr'] = self.rate(self.step)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = self.rate(self.step)
+            optimizer.step()
         if self.average:
             keep = min(pace.average, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
@@ -288,7 +309,7 @@ class Loop:
             'minutes': self.minutes,
             'trained': {name: p.detach() for name, p in self.trained.items()},
             'average': self.average,
-            'optimizer': self.optimizer.state_dict(),
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
         }
         torch.save(state, self.run / 'last.new')
         (self.run / 'last.new').replace(self.run / 'last.pt')
@@ -309,7 +330,8 @@ class Loop:
         self._put(state['trained'])
         if self.average:
             self.average = state['average']
-        self.optimizer.load_state_dict(state['optimizer'])
+        for optimizer, kept in zip(self.optimizers, state['optimizers'], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.best, self.worse = state['step'], state['best'], state['worse']
         self.minutes = state['minutes']
 

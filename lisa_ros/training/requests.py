@@ -668,14 +668,14 @@ def _show(voice: Voice, table: Table, query: str, one: Seen) -> Request:
 # ---------------------------------------------------------------- lessons and exams
 
 _ASKED = {
-    'explicit': (explicit, 0.17, 0.40),  # how it is asked, how often, how often it is not there
-    'attributes': (attributes, 0.15, 0.35),
-    'relations': (relations, 0.20, 0.15),
-    'use': (use, 0.11, 0.40),
-    'knowledge': (knowledge, 0.09, 0.40),
-    'two_step': (two_step, 0.10, 0.0),
+    'explicit': (explicit, 0.17, 0.45),  # how it is asked, how often, how often it is not there
+    'attributes': (attributes, 0.15, 0.40),
+    'relations': (relations, 0.20, 0.12),
+    'use': (use, 0.11, 0.42),
+    'knowledge': (knowledge, 0.10, 0.42),
+    'two_step': (two_step, 0.12, 0.0),
     'part': (part, 0.05, 0.25),
-    'several': (several, 0.06, None),
+    'several': (several, 0.08, None),
     'question': (question, 0.07, None),
 }
 

@@ -38,6 +38,8 @@ WEIGHTS = {
     'pixels': 0.5,
     'patches': 0.5,
     'words': 0.7,
+    'inventory': 0.5,
+    'places': 0.5,
     'pointing': 1.0,
     'presence': 1.0,
     'iou': 0.5,
@@ -53,11 +55,13 @@ class Recipe:
     pace: Pace = field(
         default_factory=lambda: Pace(
             steps=4600,
-            rate=8e-4,
-            warm_up=150,
+            rate=1e-3,
+            warm_up=100,
+            cool_down=0.6,
             weight_decay=0.05,
-            betas=(0.9, 0.98),
-            average=0.998,
+            betas=(0.9, 0.95),
+            muon=True,
+            average=0.99,
             validate_every=300,
         )
     )
@@ -230,10 +234,17 @@ class Tabletop:
         """Return the losses of seeing alone."""
         embeddings = self.lisa.encode_sam(lesson.batch.sam_pixels)
         tokens = self.lisa.encode_clip(lesson.batch.clip_pixels)
+        return self._seeing(embeddings, tokens, lesson)
+
+    def _seeing(self, embeddings: torch.Tensor, tokens: torch.Tensor, lesson: data.Lesson):
+        heads = self.heads
+        words, inventory = heads.words(self.lisa, tokens, lesson)
         return {
-            'pixels': self.heads.pixels(embeddings, lesson),
-            'patches': self.heads.patches(tokens, lesson),
-            'words': self.heads.words(self.lisa, tokens, lesson),
+            'pixels': heads.pixels(embeddings, lesson),
+            'patches': heads.patches(tokens, lesson),
+            'words': words,
+            'inventory': inventory,
+            'places': heads.places(tokens, lesson),
         }
 
     def _all(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
@@ -243,9 +254,7 @@ class Tabletop:
         bce, dice, iou = mask_losses(lisa, out, lesson)
         presence, right = heads.presence(lisa, out, lesson)
         return {
-            'pixels': heads.pixels(out.image_embeddings, lesson),
-            'patches': heads.patches(out.clip_tokens, lesson),
-            'words': heads.words(lisa, out.clip_tokens, lesson),
+            **self._seeing(out.image_embeddings, out.clip_tokens, lesson),
             'ce': out.ce_loss,
             'bce': bce,
             'dice': dice,
