@@ -17,15 +17,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, L
 
 from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.images import ClipRecipe
-from lisa_ros.model import checkpoint
-from lisa_ros.model.checkpoint import (
-    check_keys,
-    infer_config,
-    map_clip_key,
-    map_key,
-    unmap_key,
-)
+from lisa_ros.model import checkpoint, export
+from lisa_ros.model.checkpoint import check_keys
 from lisa_ros.model.lisa import LISA
+from lisa_ros.model.names import map_clip_key, map_key, unmap_key
+from lisa_ros.model.sizes import infer_config
 from lisa_ros.segmenter import Segmenter
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
@@ -235,7 +231,7 @@ def test_what_is_saved_is_loaded_again(tied, tmp_path):
     if tied:
         model.config.llama.tie_word_embeddings = True
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
-    checkpoint.save(model, source.tokenizer, source.clip_recipe, tmp_path, dtype=torch.float32)
+    export.save(model, source.tokenizer, source.clip_recipe, tmp_path, dtype=torch.float32)
     again = checkpoint.load(tmp_path)
     assert again.model.config.to_dict() == model.config.to_dict()
     assert again.model.config.template == 'plain'
@@ -248,7 +244,7 @@ def test_what_is_saved_is_loaded_again(tied, tmp_path):
 
 def test_a_saved_model_is_half_as_large_in_fp16_and_answers_the_same(tmp_path):
     lisa = segmenter(256)
-    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
+    export.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
     count = sum(weight.numel() for weight in lisa.model.parameters())
     assert (tmp_path / 'model.safetensors').stat().st_size < 2.1 * count
     half = Segmenter.load(tmp_path, device='cpu', template=CASE['template'])
@@ -261,7 +257,7 @@ def test_a_saved_model_is_half_as_large_in_fp16_and_answers_the_same(tmp_path):
 
 def test_what_is_written_as_the_original_has_its_keys_types_and_values(tmp_path):
     source = segmenter(256)
-    checkpoint.save_original(source.model, source.tokenizer, tmp_path, dtype=torch.bfloat16)
+    export.save_original(source.model, source.tokenizer, tmp_path, dtype=torch.bfloat16)
     ours, theirs = torch.load(tmp_path / 'pytorch_model.bin', weights_only=True), weights()
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -290,11 +286,11 @@ def test_the_full_sizes_are_written_in_shards_with_the_released_keys(
     shapes, written = weight_shapes(model), {}
     with torch.device('meta'):
         lisa = LISA(infer_config(shapes, config, CLIP_L, vocabulary - 1, 'llava_v1'))
-    monkeypatch.setattr(checkpoint, '_write_shards', lambda state, folder: written.update(state))
+    monkeypatch.setattr(export, '_write_shards', lambda state, folder: written.update(state))
     to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, 'to', lambda t, *a: to(t, *(x for x in a if x != 'cpu')))
     monkeypatch.setattr(torch.Tensor, 'cpu', lambda t: t)
-    checkpoint.save_original(lisa, segmenter(256).tokenizer, tmp_path, dtype=torch.bfloat16)
+    export.save_original(lisa, segmenter(256).tokenizer, tmp_path, dtype=torch.bfloat16)
     assert {name: tuple(tensor.shape) for name, tensor in written.items()} == shapes
 
 
@@ -303,8 +299,8 @@ def test_a_model_in_the_released_layout_loads_again_bit_by_bit(tmp_path, monkeyp
     model = source.model
     with torch.no_grad():  # numbers that bfloat16 does not have
         model.llm.model.layers[0].self_attn.q_proj.weight += 1e-5
-    monkeypatch.setattr(checkpoint, '_SHARD', 200_000)
-    checkpoint.save_original(model, source.tokenizer, tmp_path / 'a')
+    monkeypatch.setattr(export, '_SHARD', 200_000)
+    export.save_original(model, source.tokenizer, tmp_path / 'a')
     shards = list((tmp_path / 'a').glob('pytorch_model-*-of-*.bin'))
     assert len(shards) > 3
     assert max(path.stat().st_size for path in shards) < 400_000  # no view with its storage
@@ -315,8 +311,8 @@ def test_a_model_in_the_released_layout_loads_again_bit_by_bit(tmp_path, monkeyp
     assert again.tokenizer.encode('a [SEG]', specials=True) == source.tokenizer.encode(
         'a [SEG]', specials=True
     )
-    monkeypatch.setattr(checkpoint, '_SHARD', 10**9)  # written over: nothing old is left
-    checkpoint.save_original(model, source.tokenizer, tmp_path / 'a')
+    monkeypatch.setattr(export, '_SHARD', 10**9)  # written over: nothing old is left
+    export.save_original(model, source.tokenizer, tmp_path / 'a')
     assert [p.name for p in (tmp_path / 'a').glob('pytorch_model*')] == ['pytorch_model.bin']
 
 
@@ -571,7 +567,7 @@ def test_a_hub_id_is_downloaded_safetensors_first(monkeypatch):
 
 def test_parts_of_two_checkpoints_are_not_mixed(tmp_path):
     lisa = segmenter(256)
-    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
+    export.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
     other = {'[SEG]': 705, '<im_start>': 704, '<im_end>': 706}
     (tmp_path / 'added_tokens.json').write_text(json.dumps(other))
     with pytest.raises(CheckpointError, match=r'\[SEG\] is 704, the tokenizer that it is 705'):
@@ -620,7 +616,7 @@ def test_a_config_that_makes_no_model_is_refused_at_load(change, said, tmp_path)
 )
 def test_a_config_of_ours_that_makes_no_model_is_refused_at_load(part, change, said, tmp_path):
     lisa = segmenter(256)
-    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
+    export.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path)
     plain = json.loads((tmp_path / 'config.json').read_text())
     if part is None:
         plain |= change
@@ -688,7 +684,7 @@ def test_what_a_lisa_lacks_of_its_sam_comes_from_sams_own_file(tmp_path):
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     with pytest.raises(CheckpointError, match='expected a SAM'):
         checkpoint.load(folder, vision_tower=CLIP, sam=tmp_path / 'none.pth')
-    checkpoint.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path / 'ours')
+    export.save(lisa.model, lisa.tokenizer, lisa.clip_recipe, tmp_path / 'ours')
     with pytest.raises(SettingsError, match='a SAM of its own'):
         checkpoint.load(tmp_path / 'ours', sam=tmp_path / 'sam.pth')
 
@@ -730,8 +726,8 @@ def test_loading_peaks_at_about_one_copy(kind, tmp_path):
 def test_rounded_weights_keep_near_and_pack_small(tmp_path):
     loaded = checkpoint.load(CKPT, vision_tower=CLIP)
     parts = (loaded.model, loaded.tokenizer, loaded.clip_recipe)
-    checkpoint.save(*parts, tmp_path / 'whole')
-    checkpoint.save(*parts, tmp_path / 'rounded', bits=8)
+    export.save(*parts, tmp_path / 'whole')
+    export.save(*parts, tmp_path / 'rounded', bits=8)
     whole, rounded = (load_file(tmp_path / n / 'model.safetensors') for n in ('whole', 'rounded'))
     assert whole.keys() == rounded.keys()
     name = 'llm.model.layers.0.mlp.up_proj.weight'

@@ -16,7 +16,7 @@ from lisa_ros import cli
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.model import checkpoint
-from lisa_ros.model.checkpoint import infer_config
+from lisa_ros.model.sizes import infer_config
 from lisa_ros.results import Turn
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import estimate, finetune, lessons

@@ -117,7 +117,7 @@ def own_config(folder: Path) -> dict:
     if config.get('model_type') != 'lisa_ros':
         raise DataError(
             f'{path} is of model_type {config.get("model_type")!r}, not ours: save the model with '
-            'lisa_ros.model.checkpoint.save first'
+            'lisa_ros.model.export.save first'
         )
     return config
 

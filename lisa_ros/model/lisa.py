@@ -114,7 +114,7 @@ def sam_config(
             num_hidden_layers=decoder_depth,
             num_attention_heads=decoder_heads,
             iou_head_hidden_dim=iou_width,
-            iou_head_depth=3,  # as every SAM's; checkpoint.py names three layers
+            iou_head_depth=3,  # as every SAM's; names.py knows three layers
             num_multimask_outputs=multimask_outputs,
             layer_norm_eps=1e-5,  # segment-anything's decoder has torch's default, not 1e-6
         ).to_dict(),

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from lisa_ros.errors import DataError
 from lisa_ros.model import checkpoint
-from lisa_ros.model.checkpoint import Checkpoint, map_key
+from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import LISA
+from lisa_ros.model.names import map_key
 from lisa_ros.prompts import TEMPLATES
 from lisa_ros.results import Turn
 from lisa_ros.training import lessons

@@ -26,7 +26,7 @@ from lisa_ros import masks
 from lisa_ros.datasets.labelled import Picture
 from lisa_ros.errors import SettingsError
 from lisa_ros.evaluation import metrics
-from lisa_ros.model import checkpoint
+from lisa_ros.model import checkpoint, export
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import LISA
 from lisa_ros.training import lessons, sources
@@ -179,9 +179,9 @@ class Finetuning:
     def export(self, run: Path) -> None:
         """Write the merged weights to `model/`, and in the released layout to `original/`."""
         merged = self.merged()
-        checkpoint.save(merged, self.tokenizer, self.clip_recipe, run / 'model', dtype=None)
+        export.save(merged, self.tokenizer, self.clip_recipe, run / 'model', dtype=None)
         tower = {'vision_tower': self._origin.vision_tower} if self._origin.vision_tower else {}
-        checkpoint.save_original(merged, self.tokenizer, run / 'original', **tower)
+        export.save_original(merged, self.tokenizer, run / 'original', **tower)
 
     @torch.no_grad()
     def merged(self) -> LISA:

@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros import images, masks
 from lisa_ros.errors import SettingsError
-from lisa_ros.model import checkpoint
+from lisa_ros.model import checkpoint, export
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
 from lisa_ros.model.tokenizer import SEG, Tokenizer
 from lisa_ros.training import data, requests
@@ -307,7 +307,7 @@ class Tabletop:
 
     def export(self, run: Path) -> None:
         """Write the weights in our own layout to `model/`."""
-        checkpoint.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
+        export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
 
 
 _PAIRS = 239  # reasoning pairs draw from other seeds than lessons; ReasonSeg's own number of them
