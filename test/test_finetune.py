@@ -14,11 +14,11 @@ from transformers import CLIPVisionConfig
 
 from lisa_ros import cli
 from lisa_ros.datasets.reasonseg import read_folder
-from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.model import checkpoint
+from lisa_ros.errors import CheckpointError, DataError, SettingsError
+from lisa_ros.model import checkpoint, export
 from lisa_ros.model.sizes import infer_config
 from lisa_ros.results import Turn
-from lisa_ros.segmenter import Segmenter
+from lisa_ros.segmenter import OWN_MODELS, Segmenter
 from lisa_ros.training import estimate, finetune, lessons
 from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.mixture import Mixture
@@ -267,6 +267,34 @@ def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(labelled, tmp_path):
     Loop(tmp_path / 'b', pace, resumed).train()
     state = resumed.lisa.state_dict()
     assert all(torch.equal(state[name], t) for name, t in whole.lisa.state_dict().items())
+
+
+def test_the_original_layout_names_the_clip_that_the_weights_were_trained_with(labelled, tmp_path):
+    def original_of(origin, run):
+        pupil = pupil_of(labelled, origin=origin)
+        pupil.export(tmp_path / run)
+        return pupil, tmp_path / run / 'original'
+
+    _, first = original_of(ORIGIN, 'a')
+    assert json.loads((first / 'config.json').read_text())['vision_tower'] == str(CLIP)
+    # a model of our own layout brings its CLIP along, changed or not
+    with torch.no_grad():
+        own = checkpoint.load(tmp_path / 'a' / 'model')
+        own.model.clip.embeddings.patch_embedding.weight += 1
+    export.save(own.model, own.tokenizer, own.clip_recipe, tmp_path / 'own', dtype=None)
+    pupil, second = original_of(finetune.Origin(tmp_path / 'own'), 'b')
+    again = checkpoint.load(second, template='llava_v1')
+    assert again.clip_recipe == own.clip_recipe
+    wanted, found = pupil.merged().state_dict(), again.model.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_model_that_the_released_layout_cannot_hold_is_written_in_ours_alone(labelled, tmp_path):
+    pupil = pupil_of(labelled, origin=finetune.Origin(OWN_MODELS / 'lisa-tabletop'))
+    pupil.export(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['model']
+    with pytest.raises(CheckpointError, match='cannot hold a SAM without relative positions'):
+        export.save_original(pupil.merged(), pupil.tokenizer, tmp_path / 'original')
 
 
 # ---- from LLaVA and SAM

@@ -76,6 +76,21 @@ class Uneven(Line):
         return {'square': (guess - 3 * lesson.x.sum(1)).square().mean()}
 
 
+class Layered(Line):
+    """With a matrix in a layer, which Muon may have."""
+
+    def __init__(self):
+        super().__init__()
+        inner = nn.ModuleDict({'layers': nn.ModuleList([nn.Linear(8, 8)])})
+        self.module = nn.ModuleList([*self.module, inner])
+
+    def losses(self, lesson, step):
+        first, dropout, last, inner = self.module
+        hidden = dropout(first(lesson.x))
+        error = last(hidden + inner['layers'][0](hidden))[:, 0] - 3 * lesson.x.sum(1)
+        return {'square': error.square().mean()}
+
+
 def weights(loop):
     return torch.cat([p.detach().flatten() for p in loop.pupil.module.parameters()])
 
@@ -186,12 +201,36 @@ def test_curves_have_a_row_for_each_validation_even_if_resumed(tmp_path):
         assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_muon_has_the_matrices_of_layers_and_goes_on_where_it_stopped(tmp_path):
+    pace = replace(PACE, muon=True)
+    whole, first = Loop(tmp_path / 'whole', pace, Layered()), Loop(tmp_path / 'a', pace, Layered())
+    muon, adam = whole.optimizers
+    (matrix,) = (p for group in muon.param_groups for p in group['params'])
+    assert matrix is whole.trained['3.layers.0.weight']
+    rest = {id(p) for group in adam.param_groups for p in group['params']}
+    assert rest | {id(matrix)} == {id(p) for p in whole.trained.values()}
+    before = matrix.detach().clone()
+    whole.train(until=1)
+    # one output, so a gradient of rank one, whose nearest orthogonal matrix has norm one
+    length = float((before - matrix.detach()).norm()) / (whole.rate(0) * 0.2 * 8**0.5)
+    assert 0.6 < length < 1.3
+    whole.train()
+    first.train(until=3)
+    then = Loop(tmp_path / 'a', pace, Layered())
+    then.train()
+    assert torch.equal(weights(whole), weights(then))
+    plain = Loop(tmp_path / 'plain', PACE, Layered())
+    assert len(plain.optimizers) == 1
+
+
 def test_another_training_in_the_folder_is_named(tmp_path):
     Loop(tmp_path, PACE, Line()).train(until=1)
     other = Line()
     other.module[2].bias.requires_grad_(True)
     with pytest.raises(DataError, match='another training'):
         Loop(tmp_path, PACE, other)
+    with pytest.raises(DataError, match='begun with seed 0, not 1'):
+        Loop(tmp_path, replace(PACE, seed=1), Line())
 
 
 def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path):

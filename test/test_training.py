@@ -21,7 +21,16 @@ from lisa_ros.model.lisa import IGNORED
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, requests, sample, scenes
 from lisa_ros.training.loop import Loop, Pace
-from lisa_ros.training.referring import Seen, Table, empty, lies, most, nearest_in
+from lisa_ros.training.referring import (
+    PLACES,
+    SUPERLATIVES,
+    Seen,
+    Table,
+    empty,
+    lies,
+    most,
+    nearest_in,
+)
 from lisa_ros.training.requests import Voice
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import COLOURS, KINDS, THINGS
@@ -317,6 +326,57 @@ def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangl
     assert words.replace(' ', '') == 'Sure,[SEG].</s>'
     row, place = lesson.first_words[0].tolist()
     assert pupil.tokenizer.decode([int(lesson.batch.input_ids[row, place])]) == 'Sure'
+
+
+def test_a_layout_tells_who_stands_beside_whom_and_who_comes_first():
+    there, standing, beside, firsts = data.layout(TABLE)
+    index = data.KIND_INDEX
+    assert there[index['mug'] - 1] == there[index['plate'] - 1] == 1
+    assert np.isnan(there[index['book'] - 1])  # too little of it is seen
+    assert there[index['pan'] - 1] == 0
+    assert standing[PLATE.id] == pytest.approx([-0.01, 0.8, 0.02, 0.24])
+
+    def neighbour(one, place):
+        return tuple(beside[one.id, PLACES.index(place)])
+
+    yellow, pale = data.COLOUR_INDEX['yellow'], data.COLOUR_INDEX['white']
+    banana, white = (index['banana'], yellow), (index['mug'], pale)
+    assert neighbour(RED, 'right of') == banana
+    assert neighbour(BANANA, 'right of') == white
+    assert neighbour(RED, 'left of') == (0, 0)  # nothing is there
+    assert neighbour(PLATE, 'behind') == (IGNORED, IGNORED)  # the book, which is hardly seen
+
+    def first(one, word):
+        of_all, of_kind = firsts[one.id].reshape(2, -1)[:, list(SUPERLATIVES).index(word)]
+        return of_all, of_kind
+
+    assert first(RED, 'leftmost') == (1, 1)
+    assert first(WHITE, 'leftmost') == (0, 0)
+    assert first(PLATE, 'leftmost')[0] == 0
+    assert np.isnan(first(PLATE, 'leftmost')[1])  # it is alone of its kind
+    assert np.isnan(first(RED, 'nearest')).all()  # both mugs and the banana are as near
+
+
+def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles):
+    """Patches without a thing say nothing, and what is not clear does not count."""
+    pupil = trained.pupil
+    split = data.SceneSet.load(rectangles / 'train')
+    views = [(split.colour[0], split.ids[0], split.tables[0], [])]
+    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    tokens = torch.zeros(1, pupil.config.image_tokens, pupil.config.llama.hidden_size)
+    tokens[..., 0] = 1.0
+    heads = pupil.heads
+    told = heads.places(tokens, lesson)
+    assert torch.isfinite(told)
+    assert told > 0
+    nothing = replace(lesson, things=torch.zeros_like(lesson.things))
+    assert heads.places(tokens, nothing) == 0
+    unclear = replace(
+        lesson,
+        beside=torch.full_like(lesson.beside, IGNORED),
+        firsts=torch.full_like(lesson.firsts, torch.nan),
+    )
+    assert 0 < heads.places(tokens, unclear) < told  # where it stands is left
 
 
 def test_augmentation_keeps_picture_truth_and_places_together():

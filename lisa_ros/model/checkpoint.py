@@ -75,6 +75,7 @@ class Checkpoint:
     model: LISA  # in eval mode, on the device asked for
     tokenizer: Tokenizer
     clip_recipe: ClipRecipe
+    vision_tower: str | None = None  # where CLIP came from; None: from the folder itself
 
 
 # ---- tensors into the model
@@ -185,10 +186,12 @@ def _assembled(
 ) -> Checkpoint:
     """Return a LISA of weights under released names, and of the CLIP that belongs to them."""
     _check_marks(plain, tokenizer, folder)
-    tower = vision_tower or plain.get('mm_vision_tower') or plain.get('vision_tower')
-    if not isinstance(tower, str | Path) or not tower:
+    named = vision_tower or plain.get('mm_vision_tower') or plain.get('vision_tower')
+    if not isinstance(named, str | Path) or not named:
         raise CheckpointError(f'{folder}/config.json names no vision tower: give one by hand')
-    tower = local_folder(tower, 'vision tower')
+    within = folder / named  # as `export.save_clip` puts it there
+    is_within = not Path(named).is_absolute() and within.is_dir()
+    tower = within if is_within else local_folder(named, 'vision tower')
     clip_files, clip_plain = Files.of_folder(tower), read_json(tower / 'config.json')
     clip = clip_config(clip_plain, tower)
     recipe_file = tower / 'preprocessor_config.json'
@@ -203,7 +206,9 @@ def _assembled(
     sources = [*sources, (clip_files, map_clip_key)]
     model = _fill(config, sources, device, precision, folder, unmap_key)
     _check_agreement(config, tokenizer, recipe, folder)
-    return Checkpoint(model, tokenizer, recipe)
+    # a folder by its whole path, so that another may name it, too
+    named = str(tower.resolve()) if Path(named).expanduser().is_dir() else str(named)
+    return Checkpoint(model, tokenizer, recipe, None if is_within else named)
 
 
 def _without_clip(key: str) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lisa_ros.errors import CheckpointError
 from lisa_ros.images import ClipRecipe
 from lisa_ros.model.lisa import LISA, LisaConfig
 from lisa_ros.model.names import unmap_key
@@ -77,6 +78,28 @@ _BASES = {  # by template: what the original trained from, which tells chat.py's
 }
 
 
+def has_original_form(config: LisaConfig) -> bool:
+    """Return whether the released layout can say what this model is.
+
+    Its SAM tells its sizes by relative positions, which `lisa-tabletop` does without.
+    """
+    vision = config.sam.vision_config
+    return bool(vision.use_rel_pos and vision.use_abs_pos)
+
+
+def save_clip(model: LISA, recipe: ClipRecipe, folder: str | Path) -> None:
+    """Write the model's CLIP as a folder that `vision_tower` may name, here and upstream.
+
+    Args:
+        model: with weights that are not quantised.
+        recipe: how its pictures are made ready.
+        folder: made if it is not there.
+    """
+    model.clip.save_pretrained(folder)
+    text = json.dumps(recipe.to_dict(), indent=2) + '\n'
+    (Path(folder) / 'preprocessor_config.json').write_text(text, encoding='utf-8')
+
+
 def save_original(
     model: LISA,
     tokenizer: Tokenizer,
@@ -94,11 +117,20 @@ def save_original(
         model: with weights that are not quantised.
         tokenizer: the one that it was trained with.
         folder: made if it is not there; files of the same names are replaced.
-        vision_tower: what config.json names for CLIP: a hub id or a folder. Its weights must be
-            the model's own; the upstream code wants "clip" in the name.
+        vision_tower: what config.json names for CLIP: a hub id, a folder, or one that lies in
+            `folder`. Its weights must be the model's own, see `save_clip`; the upstream code
+            wants "clip" in the name.
         dtype: of the language model and the projector; None: of each weight as it is. The
             released ones have bfloat16.
+
+    Raises:
+        CheckpointError: the model has not `has_original_form`.
     """
+    if not has_original_form(model.config):
+        raise CheckpointError(
+            'the released layout cannot hold a SAM without relative positions, as that of '
+            'lisa-tabletop: use our own layout'
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob('pytorch_model*'), *folder.glob('model*.safetensors*')):

@@ -133,6 +133,7 @@ class Finetuning:
         self._device = torch.device(device)
         start = origin.load(device, self.recipe.precision)
         self.tokenizer, self.clip_recipe = start.tokenizer, start.clip_recipe
+        self._tower = start.vision_tower
         self.module = self.lisa = start.model
         self.config = start.model.config
         learn_by_lora(self.lisa, self.recipe)
@@ -177,11 +178,20 @@ class Finetuning:
         return {'val_giou': metrics.giou(overlaps), 'val_ciou': metrics.ciou(overlaps)}
 
     def export(self, run: Path) -> None:
-        """Write the merged weights to `model/`, and in the released layout to `original/`."""
+        """Write the merged weights to `model/`, and in the released layout to `original/`.
+
+        CLIP lies in `original/` where the origin had it among its own weights; there is none of it
+        where the released layout cannot hold the model.
+        """
         merged = self.merged()
         export.save(merged, self.tokenizer, self.clip_recipe, run / 'model', dtype=None)
-        tower = {'vision_tower': self._origin.vision_tower} if self._origin.vision_tower else {}
-        export.save_original(merged, self.tokenizer, run / 'original', **tower)
+        if not export.has_original_form(self.config):
+            return
+        tower, original = self._tower, run / 'original'
+        if tower is None:
+            tower = 'clip-vision-tower'
+            export.save_clip(merged, self.clip_recipe, original / tower)
+        export.save_original(merged, self.tokenizer, original, vision_tower=tower)
 
     @torch.no_grad()
     def merged(self) -> LISA:

@@ -84,7 +84,7 @@ class Loop:
     """One run: `train` goes on from wherever its folder stands.
 
     Raises:
-        DataError: a loss is not a number; or the folder holds another training.
+        DataError: a loss is not a number; or the folder holds another training, or another seed's.
     """
 
     def __init__(self, run: Path, pace: Pace, pupil: Pupil, device: str = 'cpu'):
@@ -304,6 +304,7 @@ class Loop:
             return
         state = {
             'step': self.step,
+            'seed': self.pace.seed,
             'best': self.best,
             'worse': self.worse,
             'minutes': self.minutes,
@@ -326,6 +327,11 @@ class Loop:
             raise DataError(
                 f'{self.run}/last.pt is of another training: {len(other)} tensors differ in name '
                 f'or shape, {other[0]} for one; take another --out, or the settings of before'
+            )
+        if state['seed'] != self.pace.seed:
+            raise DataError(
+                f'{self.run}/last.pt was begun with seed {state["seed"]}, not {self.pace.seed}: '
+                'its lessons would not go on; give that seed, or another --out'
             )
         self._put(state['trained'])
         if self.average:
