@@ -401,6 +401,7 @@ def _parser() -> argparse.ArgumentParser:
         school.add_argument(f'--{name}', type=int)
     school.add_argument('--without', nargs='+', metavar='SORT', help='sorts of requests left out')
     school.add_argument('--start', type=Path, help='a model folder to start from')
+    school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument('--weight-decay', type=float)
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
     school.add_argument('--better', help='figure that must rise, such as val_explicit')

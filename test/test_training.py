@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lisa_ros import cli
-from lisa_ros.errors import DataError, QueryError
+from lisa_ros.errors import DataError, QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, requests, sample, scenes
@@ -400,6 +400,29 @@ def test_reasoning_pairs_are_the_same_whenever_they_come(rectangles, tmp_path):
     asked = {pupil._pair(n % 3)[3][0].turns[0].query for n in range(12)}
     assert 1 <= len(asked) <= 3
     assert pupil._pair(1)[3][0].sort in requests.IMPLICIT
+
+
+def test_eyes_are_taken_without_the_words(trained, rectangles, tmp_path):
+    taken = trained.run / 'model'
+    recipe = replace(RECIPE, eyes=taken)
+    lisa = Tabletop(tmp_path, rectangles, recipe).lisa.state_dict()
+    given = Segmenter.load(taken, device='cpu').model.state_dict()
+    for name, tensor in given.items():
+        words = name.startswith(('llm.', 'text_hidden_fcs.')) and tensor.ndim > 1
+        assert torch.equal(lisa[name], tensor) != words, name
+    with pytest.raises(SettingsError, match='--start or --eyes'):
+        Tabletop(tmp_path, rectangles, replace(recipe, start=taken))
+
+
+def test_lore_is_of_the_world_and_tells_nothing_of_the_picture():
+    empty_table = Table(())
+    asked = [requests.lore(Voice(np.random.default_rng(n)), empty_table) for n in range(60)]
+    assert len({request.turns[0].answer_raw for request in asked}) > 20
+    for request in asked:
+        assert not request.targets
+        name = request.turns[0].answer_raw.removeprefix('The ')
+        kind = next(k for k in sorted(KINDS, key=len, reverse=True) if name.startswith(k))
+        assert any(need in request.turns[0].query for need in KINDS[kind].needs)
 
 
 def test_conversations_read_packed_give_the_same_numbers(trained):

@@ -12,6 +12,7 @@ Sorts of request:
     knowledge   a need that takes knowing the world: "what comes from a cow"
     two_step    one of these inside another: "the drink next to the thing that can be read"
     question    words and no mask: "what is on the table?", "how many mugs are there?"
+    lore        words and no mask, of the world, not the picture: "Tell me what comes from a cow."
     dialogue    up to four turns: "and the bowl?", "the other one", "what is it for?"
 
 Most sorts also ask for what is not there; then the answer says so, without [SEG]. An answer that
@@ -54,7 +55,7 @@ from lisa_ros.training.things import ALSO, COLOURS, KINDS, SIZES, THINGS
 
 SORTS = (
     'explicit', 'attributes', 'relations', 'several', 'part', 'use', 'knowledge', 'two_step',
-    'question', 'dialogue',
+    'question', 'lore', 'dialogue',
 )  # fmt: skip
 IMPLICIT = ('use', 'knowledge', 'two_step')  # the sorts that take reasoning
 
@@ -94,6 +95,7 @@ _SORTS = {
 }  # fmt: skip
 _MORE = ('and {x}?', 'And {x}?', 'what about {x}?', 'now {x}', 'Now segment {x}.', 'also {x}')
 _LIST = ('what is on the table?', 'What do you see?', 'What is in this image?', 'name the things')
+_TELL = ('Tell me: {x}?', 'Tell me {x}.', 'Say {x}.', 'Tell me in words: {x}', 'Just say {x}.')
 _FOR = ('what is it for?', 'What is it for?', 'why?', 'What can I do with it?')
 _COLOUR_OF = ('what colour is {x}?', 'What colour is {x}?', 'tell me the colour of {x}')
 _IS_THERE = ('is there {x}?', 'Is there {x}?', 'do you see {x}?', 'Can you see {x}?')
@@ -566,6 +568,17 @@ def question(voice: Voice, table: Table) -> Request:
     return _none('question', voice.say(_LIST), answer)
 
 
+def lore(voice: Voice, table: Table) -> Request:
+    """Ask what one would use, or what one knows, of things in general; the answer is words.
+
+    A language model of real size knows it from reading; this one has it from here.
+    """
+    kind = KINDS[voice.one(tuple(KINDS))]
+    reason = f'The {kind.name} {kind.does}'
+    query = voice.say(_TELL, voice.one(kind.needs))
+    return _none('lore', query, f'{reason}.')
+
+
 # ---------------------------------------------------------------- dialogues
 
 
@@ -677,6 +690,7 @@ _ASKED = {
     'part': (part, 0.05, 0.25),
     'several': (several, 0.08, None),
     'question': (question, 0.07, None),
+    'lore': (lore, 0.02, None),
 }
 
 

@@ -45,6 +45,7 @@ WEIGHTS = {
     'iou': 0.5,
     'first_right': 0.0,
 }
+_EYES = ('clip.', 'mm_projector.', 'sam.')
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
 
 
@@ -71,6 +72,7 @@ class Recipe:
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
     pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
     start: Path | None = None  # a model folder to start from, rather than from nothing
+    eyes: Path | None = None  # or one whose vision parts alone are taken
     threads: int = 2
 
 
@@ -175,7 +177,10 @@ class Tabletop:
             raise SettingsError(
                 f'no sort of requests {unknown[0]!r}: they are {", ".join(requests.SORTS)}'
             )
-        start = checkpoint.load(recipe.start) if recipe.start else None
+        if recipe.start and recipe.eyes:
+            raise SettingsError('a start has eyes of its own: give --start or --eyes')
+        given = recipe.start or recipe.eyes
+        start = checkpoint.load(given) if given else None
         self.train_set = data.SceneSet.load(scenes / 'train')
         self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
         words = run / 'tokenizer'
@@ -188,10 +193,13 @@ class Tabletop:
         self.config = start.model.config if start else tabletop_config(self.tokenizer)
         # eager attention: on a CPU its backward pass takes a third of the time
         self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
-        if start:
+        if recipe.start:
             self.lisa.load_state_dict(start.model.state_dict())
         else:
             start_matching(self.lisa)
+        if recipe.eyes:
+            seeing = {n: t for n, t in start.model.state_dict().items() if n.startswith(_EYES)}
+            self.lisa.load_state_dict(seeing, strict=False)
         self.heads = Grounding(self.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
 
