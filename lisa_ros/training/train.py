@@ -239,12 +239,15 @@ class Tabletop:
         return self._looks(lesson) if step < self.recipe.looks else self._all(lesson)
 
     def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
-        """Return the losses of seeing alone."""
+        """Return the losses of seeing, without a word."""
         embeddings = self.lisa.encode_sam(lesson.batch.sam_pixels)
         tokens = self.lisa.encode_clip(lesson.batch.clip_pixels)
         return self._seeing(embeddings, tokens, lesson)
 
-    def _seeing(self, embeddings: torch.Tensor, tokens: torch.Tensor, lesson: data.Lesson):
+    def _seeing(
+        self, embeddings: torch.Tensor, tokens: torch.Tensor, lesson: data.Lesson
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of SAM's features and of the image tokens."""
         heads = self.heads
         words, inventory = heads.words(self.lisa, tokens, lesson)
         return {
@@ -274,48 +277,61 @@ class Tabletop:
 
     def validate(self, run: Path) -> dict[str, float]:
         """Return figures on validation scenes, teacher forced, and draw some answers."""
-        lisa, tiles = self.lisa, []
-        ious: dict[str, list[float]] = {sort: [] for sort in requests.SORTS}
-        right: list[float] = []
-        scenes = self.val_set
-        for start in range(0, len(scenes), 8):
-            views = []
-            for i in range(start, min(start + 8, len(scenes))):
-                asked = requests.exam(np.random.default_rng((1, i)), scenes.tables[i])
-                views.append((scenes.colour[i], scenes.ids[i], scenes.tables[i], asked))
-            lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
-            lesson = lesson.to(self.device)
-            kind = torch.device(self.device).type
-            with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.pace.bf16):
-                out = lisa(lesson.batch, packed=True)
-                _, share = self.heads.presence(lisa, out, lesson)
-            right.append(float(share))
-            rows, columns = extent(lesson)
-            found = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns)).cpu() > 0
-            truth = lesson.truth[:, :rows, :columns].cpu() > 0
-            asked = [request for *_, requests_ in views for request in requests_]
+        ious: dict[str, list[float]] = {}
+        right, tiles = [], []
+        for start in range(0, len(self.val_set), 8):
+            views = [self._examined(i) for i in range(start, min(start + 8, len(self.val_set)))]
+            found, truth, owners, first_right = self._answered(views)
+            right.append(first_right)
+            asked = [(view, request) for view in views for request in view[3]]
             told = [0] * len(asked)
-            for mask, real, query in zip(found, truth, out.seg_query.tolist(), strict=True):
-                request, place = asked[query], told[query]
-                told[query] += 1
-                if place < request.first:
+            for mask, real, owner in zip(found, truth, owners, strict=True):
+                (picture, *_), request = asked[owner]
+                told[owner] += 1
+                if told[owner] <= request.first:
                     continue  # of a turn before the last
-                value = masks.iou(mask.numpy(), real.numpy())
-                ious[request.sort].append(value)
+                value = masks.iou(mask, real)
+                ious.setdefault(request.sort, []).append(value)
                 if len(tiles) < 20 and request.sort == requests.SORTS[len(tiles) % 8]:
-                    picture = views[int(lesson.batch.image_index[query])][0]
-                    full = cv2.resize(mask.numpy().astype(np.uint8), picture.shape[1::-1]) > 0
-                    caption = f'{request.turns[-1].query} ({value:.2f})'
-                    tiles.append(masks.overlay(picture, full[None], caption=[caption]))
+                    tiles.append(_tile(picture, mask, f'{request.turns[-1].query} ({value:.2f})'))
         if tiles:
             sheet = masks.contact_sheet(tiles, columns=4)
             cv2.imwrite(str(run / 'answers.png'), sheet[..., ::-1])
-        figures = {f'val_{sort}': float(np.mean(v)) for sort, v in ious.items() if v}
+        figures = {f'val_{sort}': float(np.mean(ious[sort])) for sort in sorted(ious)}
         return {**figures, 'val_presence': float(np.mean(right))}
+
+    def _examined(self, i: int) -> tuple:
+        """Return a validation scene with what it is asked, always the same."""
+        scenes = self.val_set
+        asked = requests.exam(np.random.default_rng((1, i)), scenes.tables[i])
+        return scenes.colour[i], scenes.ids[i], scenes.tables[i], asked
+
+    def _answered(self, views: list[tuple]) -> tuple[np.ndarray, np.ndarray, list[int], float]:
+        """Answer the requests of some views, teacher forced.
+
+        Returns:
+            Masks and their truth, (N, h, w) bool in SAM's square without its padding; the request
+            of each; the share of answers whose first word is right.
+        """
+        lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views).to(self.device)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.pace.bf16):
+            out = self.lisa(lesson.batch, packed=True)
+            _, right = self.heads.presence(self.lisa, out, lesson)
+        size = extent(lesson)
+        found = self.lisa.postprocess(out.mask_logits, size, size) > 0
+        truth = lesson.truth[:, : size[0], : size[1]] > 0
+        return found.cpu().numpy(), truth.cpu().numpy(), out.seg_query.tolist(), float(right)
 
     def export(self, run: Path) -> None:
         """Write the weights in our own layout to `model/`."""
         export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
+
+
+def _tile(picture: np.ndarray, mask: np.ndarray, caption: str) -> np.ndarray:
+    """Return a picture with a mask of another size on it and words below."""
+    full = cv2.resize(mask.astype(np.uint8), picture.shape[1::-1]) > 0
+    return masks.overlay(picture, full[None], caption=[caption])
 
 
 _PAIRS = 239  # reasoning pairs draw from other seeds than lessons; ReasonSeg's own number of them
