@@ -143,6 +143,73 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
         print(f'expected calibration error of the scores: {figures["ece"]:.3f}')
 
 
+def evaluate_pictures(options: argparse.Namespace) -> None:
+    """Ask a model about labelled pictures; print its figures and leave a report."""
+    from lisa_ros.datasets import named
+    from lisa_ros.datasets.reading import fatal
+    from lisa_ros.evaluation import benchmarks, report
+
+    broken: list[DataError] = []
+    note = broken.append if options.skip_broken else fatal
+    pictures = named.read(options.data, note)[: options.limit]
+    if not hasattr(pictures[0], 'queries'):
+        raise SettingsError(f'{options.data}: talks have no masks to compare with')
+    cases = list(
+        benchmarks.examine(
+            _load(options),
+            pictures,
+            options.mode,
+            first_only=options.first_only,
+            broken=note,
+            out=options.out / 'pictures',
+        )
+    )
+    settings = {name: getattr(options, name) for name in _MODEL_SETTINGS}
+    run = report.Run(
+        title=f'{options.model} on {options.data}',
+        mode=options.mode,
+        settings={**settings, 'data': options.data, 'first query only': options.first_only},
+        cases=cases,
+        broken=[str(error) for error in broken],
+        published=benchmarks.published(options.data),
+    )
+    _print_report(report.write(run, options.out), options)
+
+
+def _print_report(plain: dict, options: argparse.Namespace) -> None:
+    """Print the figures of a report, as a table or as one JSON object."""
+    if options.json:
+        print(json.dumps({name: plain[name] for name in ('title', 'mode', 'figures', 'broken')}))
+        return
+    print(f'{plain["title"]}, mode {plain["mode"]}')
+    print(f'{"":16}{"gIoU":>8}{"95 %":>16}{"cIoU":>8}{"P@0.5":>8}{"count":>8}')
+    for sort, row in plain['figures'].items():
+        if row['count']:
+            sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
+            print(
+                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}'
+                f'{row["p@0.5"]:8.3f}{row["count"]:8d}'
+            )
+    for one in plain['broken']:
+        print(f'not used: {one}')
+    print(f'report: {options.out}/report.html')
+
+
+def evaluate_compare(options: argparse.Namespace) -> None:
+    """Hold one evaluation against another, question by question."""
+    from lisa_ros.evaluation import report
+
+    plain = report.compare(options.first, options.second, options.out)
+    print(f'{"":16}{"A":>8}{"B":>8}{"B - A":>8}{"p":>8}{"better":>8}{"worse":>8}{"count":>8}')
+    for sort, row in plain['figures'].items():
+        first, second = row['giou']
+        print(
+            f'{sort:16}{first:8.3f}{second:8.3f}{row["difference"]:+8.3f}{row["p"]:8.4f}'
+            f'{row["better"]:8d}{row["worse"]:8d}{row["count"]:8d}'
+        )
+    print(f'report: {options.out}/report.html')
+
+
 def calibrate(options: argparse.Namespace) -> None:
     """Make a model's scores honest on an exam: fit them, choose the threshold, note both."""
     from lisa_ros import confidence
@@ -365,6 +432,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _model_arguments(tables)
     tables.set_defaults(run=evaluate_scenes)
+
+    labelled = kinds.add_parser('pictures', help='on labelled pictures, as ReasonSeg or refCOCO')
+    labelled.add_argument('data', metavar='DATA', help='a folder, or as docs/evaluation.md names')
+    labelled.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
+    labelled.add_argument(
+        '--mode',
+        default='generate',
+        choices=('generate', 'teacher_forced'),
+        help='teacher_forced: the answer is given, as the paper has it (default: generate)',
+    )
+    labelled.add_argument(
+        '--first-only', action='store_true', help="each picture's first query, as the paper has it"
+    )
+    labelled.add_argument(
+        '--skip-broken', action='store_true', help='leave out what cannot be read, and say so'
+    )
+    labelled.add_argument('--limit', type=int, help='only the first pictures')
+    labelled.add_argument('--json', action='store_true', help='print one JSON object')
+    _model_arguments(labelled)
+    labelled.set_defaults(run=evaluate_pictures)
+
+    both = kinds.add_parser('compare', help='two reports on the same questions')
+    both.add_argument('first', type=Path, metavar='A')
+    both.add_argument('second', type=Path, metavar='B')
+    both.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
+    both.set_defaults(run=evaluate_compare)
 
     honest = commands.add_parser('calibrate', help="make a model's scores honest on an exam")
     honest.add_argument('folder', type=Path, metavar='MODEL', help='of our own layout; changed')

@@ -150,6 +150,27 @@ def overlay(
     return _with_band(picture, caption) if any(caption) else picture
 
 
+RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `compared`, RGB
+
+
+def compared(
+    image: np.ndarray, found: np.ndarray, truth: np.ndarray, *, opacity: float = 0.55
+) -> np.ndarray:
+    """Return the picture with what was found rightly, wrongly and not, (H, W, 3) uint8 RGB.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        found: (H, W) bool.
+        truth: (H, W) bool.
+        opacity: of the tints RIGHT, WRONG and MISSED, 0..1.
+    """
+    picture = image.copy()
+    for area, tint in ((found & truth, RIGHT), (found & ~truth, WRONG), (truth & ~found, MISSED)):
+        mixed = picture[area] * (1 - opacity) + np.array(tint, np.float32) * opacity
+        picture[area] = mixed.astype(np.uint8)
+    return picture
+
+
 def contact_sheet(
     pictures: Sequence[np.ndarray],
     captions: Sequence[str] = (),

@@ -29,7 +29,7 @@ from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_in
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.prompts import prompt_ids, readable
+from lisa_ros.prompts import prompt_ids, readable, training_ids
 from lisa_ros.results import (
     Dialogue,
     Done,
@@ -39,6 +39,7 @@ from lisa_ros.results import (
     Segmentation,
     Status,
     Token,
+    Turn,
 )
 
 OWN_MODELS = Path(__file__).parent / 'weights'  # our own small models, by name
@@ -274,6 +275,32 @@ class Segmenter:
         stopped = not finished and cancelled()
         yield Done(self._result(text, image, answer, stopped, clock))
 
+    def teacher_forced(self, image: np.ndarray, text: str, answer: str = '[SEG].') -> Segmentation:
+        """Return the masks of an answer that is given, as the original's evaluation makes them.
+
+        What the model would have said is not asked, no mask is left out for its score, and scores
+        tell the masks' own certainty alone. For what a user gets, `segment`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            text: the question.
+            answer: with a [SEG] for each mask.
+
+        Raises:
+            ImageError, QueryError: as `segment`.
+        """
+        check_rgb(image)
+        turns = [Turn(text, answer)]
+        ids, _ = training_ids(self.tokenizer, self.template, turns, self.typed_specials)
+        clock, known = _Clock(self.device), _Answer()
+        known.ids = self.tokenizer.encode(answer, specials=True)
+        picture = self._look(image, clock)
+        with clock.stage('prompt'):
+            prompt = self._read(ids, picture)
+        for state in self._seg_states(ids, prompt):
+            list(self._mask(state, 1.0, 1.0, picture, known, clock, threshold=0.0))
+        return self._result(text, image, known, False, clock)
+
     # ---- the steps
 
     def _look(self, image: np.ndarray, clock: _Clock) -> _Picture:
@@ -300,17 +327,21 @@ class Segmenter:
         """Return the states that predict the [SEG] that the user typed, if those count."""
         if not self.typed_specials:
             return []
-        seg = self.model.config.seg_token_id
-        typed = self.tokenizer.encode(text, specials=True).count(seg)
-        after_picture = ids.index(IMAGE_TOKEN)
+        typed = self.tokenizer.encode(text, specials=True).count(self.model.config.seg_token_id)
+        states = self._seg_states(ids, prompt)
+        # earlier turns have [SEG] of their own, but their masks were given with their answers
+        return states[len(states) - typed :]
+
+    def _seg_states(self, ids: list[int], prompt: decoding.Prompt) -> list[Tensor]:
+        """Return the states that predict the [SEG] that a prompt has, in their order."""
+        seg, after_picture = self.model.config.seg_token_id, ids.index(IMAGE_TOKEN)
         shift = self.model.config.image_tokens - 1  # the picture takes P places for one id
         places = [
             place + (shift if place > after_picture else 0)
             for place, token in enumerate(ids)
             if token == seg
         ]
-        # earlier turns have [SEG] of their own, but their masks were given with their answers
-        return [prompt.states[place - 1] for place in places[len(places) - typed :]]
+        return [prompt.states[place - 1] for place in places]
 
     def _mask(
         self,
@@ -320,6 +351,7 @@ class Segmenter:
         picture: _Picture,
         answer: _Answer,
         clock: _Clock,
+        threshold: float | None = None,
     ) -> Iterator[MaskReady]:
         """Make one mask and note it, unless its score is below the threshold or there are 254."""
         if len(answer.logits) >= MOST_MASKS:
@@ -340,7 +372,7 @@ class Segmenter:
                 )
                 pixels_logits = logits.cpu().numpy()
         score = confidence.score(evidence, self.model.config.calibration)
-        if score < self._threshold:
+        if score < (self._threshold if threshold is None else threshold):
             return
         answer.evidence.append(evidence)
         answer.logits.append(pixels_logits)

@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gIoU and cIoU by their definitions, counted pixel by pixel."""
+"""Figures by their definitions, the slow way; and those of LISA by its own code."""
 
 import numpy as np
 import pytest
+import torch
 
-from lisa_ros.evaluation.metrics import ciou, giou, overlap
+from lisa_ros.evaluation.metrics import (
+    boundary_f,
+    ciou,
+    giou,
+    interval,
+    no_target_accuracy,
+    overlap,
+    paired,
+    percentiles,
+    precision_at,
+    target_accuracy,
+)
 
 
 def counted(found, truth):
@@ -43,3 +55,99 @@ def test_two_empty_masks_agree_and_one_does_not():
 def test_no_mask_at_all_is_no_figure():
     assert np.isnan(giou([]))
     assert np.isnan(ciou([]))
+
+
+def original(found, truths):
+    """train_ds.py's `validate` with utils.intersectionAndUnionGPU, each mask a picture's own."""
+    both, either, per_mask = 0.0, 0.0, []
+    for mask, truth in zip(found, truths, strict=True):
+        output = torch.from_numpy(mask).int().view(-1)
+        target = torch.from_numpy(truth).int().view(-1)
+        output[target == 255] = 255
+        same = output[output == target]
+        area = [torch.histc(x.float(), bins=2, min=0, max=1) for x in (same, output, target)]
+        union = area[1] + area[2] - area[0]
+        iou = area[0] / (union + 1e-5)
+        iou[union == 0] += 1.0
+        both, either = both + area[0].double(), either + union.double()
+        per_mask.append(float(iou[1]))
+    return np.mean(per_mask), float((both / (either + 1e-10))[1])
+
+
+def test_figures_are_those_of_the_original_code():
+    rng = np.random.default_rng(1)
+    found, truths = [], []
+    for number in range(200):
+        filled = (0.0, 1.0, rng.uniform(0, 1))[number % 3]
+        found.append(rng.random((16, 12)) < filled)
+        shares = ([1, 0, 0], [0, 0, 1], [0.5, 0.4, 0.1], [0.9, 0, 0.1])[number % 4]
+        truths.append(rng.choice([0, 1, 255], (16, 12), p=shares).astype(np.uint8))
+    overlaps = [overlap(f, t) for f, t in zip(found, truths, strict=True)]
+    theirs = original(found, truths)
+    assert giou(overlaps) == pytest.approx(theirs[0], abs=1e-6)
+    assert ciou(overlaps) == pytest.approx(theirs[1], abs=1e-6)
+    assert sum(one.union == 0 for one in overlaps) > 10
+
+
+def test_precision_counts_what_is_above():
+    pairs = [(1, 2), (6, 10), (9, 10), (0, 5)]
+    empty, one = np.zeros(10, bool), np.ones(10, bool)
+    overlaps = []
+    for both, either in pairs:
+        found, truth = empty.copy(), empty.copy()
+        found[:both], truth[:either] = True, True
+        overlaps.append(overlap(found[None], truth[None]))
+    assert precision_at(overlaps, 0.5) == 0.5  # a half is not above a half
+    assert precision_at(overlaps, 0.7) == 0.25
+    assert precision_at([overlap(one[None], one[None])], 0.9) == 1.0
+
+
+def test_outlines_meet_within_their_tolerance():
+    square = np.zeros((100, 100), bool)
+    square[20:60, 20:60] = True
+    assert boundary_f(square, square) == 1.0
+    assert boundary_f(np.roll(square, 2, axis=1), square) == 1.0  # 0.008 of 141 pixels, up: 2
+    shifted = boundary_f(np.roll(square, 6, axis=1), square)
+    # the sides left and right are missed; above and below meet but for 4 of 40 pixels
+    assert shifted == pytest.approx(0.46, abs=0.03)
+    nothing = np.zeros_like(square)
+    assert boundary_f(nothing, nothing) == 1.0
+    assert boundary_f(nothing, square) == boundary_f(square, nothing) == 0.0
+    ignored = np.where(np.roll(square, 30, axis=1) & ~square, 255, square).astype(np.uint8)
+    assert boundary_f(square | (ignored == 255), ignored) == 1.0
+
+
+def test_presence_is_told_for_what_is_there_and_what_is_not():
+    found, present = [True, False, True, False], [True, True, False, False]
+    assert target_accuracy(found, present) == no_target_accuracy(found, present) == 0.5
+    assert np.isnan(no_target_accuracy([True], [True]))
+    assert percentiles([1, 2, 3, 4, 5], (50, 90)) == [3.0, 4.6]
+    assert np.isnan(percentiles([])).all()
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = []
+    for number in range(200):
+        rows = rng.normal(5, 2, 40).tolist()
+        low, high = interval(rows, lambda r: float(np.mean(r)), draws=300, seed=number)
+        covered.append(low <= 5 <= high)
+    assert 0.88 < np.mean(covered) < 0.99
+    assert interval(rows, np.mean, draws=50) == interval(rows, np.mean, draws=50)
+    assert np.isnan(interval([1.0], np.mean)).all()
+
+
+def test_two_runs_are_compared_pair_by_pair():
+    rng = np.random.default_rng(3)
+    first = rng.uniform(0, 1, 60)
+    same = paired(first, first)
+    assert (same.mean, same.p, same.better, same.worse) == (0.0, 1.0, 0, 0)
+    better = paired(first, first + rng.uniform(0, 0.05, 60))
+    assert better.p < 0.001
+    assert 0 < better.low < better.mean < better.high
+    chances = [
+        paired(first, first + rng.normal(0, 0.1, 60), draws=400, seed=n).p for n in range(60)
+    ]
+    assert 0.2 < np.median(chances) < 0.8  # of runs that are alike, any p is as likely
+    with pytest.raises(ValueError, match='60 and 59 questions'):
+        paired(first, first[1:])

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from lisa_ros import cli
+from lisa_ros.datasets.asking import ANSWERS
 from lisa_ros.datasets.labelled import UNSURE
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.training import frames
 from lisa_ros.training.mixture import Mixture
-from lisa_ros.training.sources import ANSWERS, Asked, examination
+from lisa_ros.training.sources import Asked, examination
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
 SIZE = (40, 60)  # height, width
@@ -97,8 +98,8 @@ def test_each_text_asks_for_the_same_target(tmp_path):
     assert [query.is_sentence for query in one.queries] == [True, True]
     sample = examination(one)
     assert [turns[0].query for turns in sample.dialogues] == [
-        'What holds the drink? Please output segmentation mask.',
-        'the cup Please output segmentation mask.',
+        ' What holds the drink? Please output segmentation mask.',
+        ' the cup Please output segmentation mask.',
     ]
     assert sample.truth.shape == (2, *SIZE)
     assert (sample.truth[0] == sample.truth[1]).all()
@@ -173,7 +174,8 @@ def test_a_turned_photograph_is_seen_upright(tmp_path):
 
 def test_letters_of_old_windows_are_read(tmp_path):
     folder = write(tmp_path / 'a')
-    text = '{"text": ["the caf\xe9"], "is_sentence": false, "shapes": []}'
+    target = json.dumps([square('target', 1, 1, 5)])
+    text = f'{{"text": ["the caf\xe9"], "is_sentence": false, "shapes": {target}}}'
     (folder / 'one.json').write_bytes(text.encode('cp1252'))
     assert read_folder(folder)[0].queries[0].text == 'the café'
 
@@ -313,3 +315,27 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
     with pytest.raises(DataError, match='no rosbag2 bag that can be read'):
         frames.take(tmp_path / 'broken.mcap', tmp_path)
+
+
+# ---- what is broken, and left out
+
+
+def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
+    target = square('target', 5, 5, 9)
+    folder = write(tmp_path / 'a', 'good', [target], text=['it'])
+    write(folder, 'outside', [square('target', 500, 5, 9)], text=['it'])
+    write(folder, 'ignored', [square('ignore', 5, 5, 9)], text=['it'])
+    write(folder, 'empty', [target], text=['it'])
+    (folder / 'empty.png').write_bytes(b'')
+    (folder / 'alone.json').write_text(json.dumps({'shapes': [target], 'text': ['it']}))
+    Image.new('RGB', (9, 9)).save(folder / 'unlabelled.png')
+    noted = []
+    assert [one.path.stem for one in read_folder(folder, noted.append)] == ['good']
+    says = {
+        'alone': 'no picture alone', 'empty': 'not a picture', 'outside': 'outside of its picture',
+        'ignored': 'labels nothing but what is ignored',
+    }  # fmt: skip
+    assert len(noted) == len(says)
+    for error in noted:
+        (name,) = [name for name in says if f'{name}.' in str(error).split(':')[0]]
+        assert says[name] in str(error)

@@ -11,6 +11,7 @@ from lisa_ros.datasets.coco import read_coco
 from lisa_ros.datasets.label_maps import read_ade20k, read_cocostuff, read_mapillary
 from lisa_ros.datasets.labelled import Picture
 from lisa_ros.datasets.llava import Talk, read_llava
+from lisa_ros.datasets.reading import Broken, fatal
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.datasets.refer import read_refer
 from lisa_ros.errors import SettingsError
@@ -25,13 +26,14 @@ READERS: dict[str, Callable[..., list]] = {
 }
 
 
-def read(text: str | Path) -> list[Picture] | list[Talk]:
+def read(text: str | Path, broken: Broken = fatal) -> list[Picture] | list[Talk]:
     """Return a data set's pictures, or its talks.
 
     Args:
         text: a folder as `reasonseg.read_folder` reads it, or a kind of READERS with what its
             reader takes: `coco:instances.json:pictures`, `refer:refer_seg/refcoco:val`,
             `llava:llava_instruct_150k.json:train2017`.
+        broken: what becomes of a file of a folder that cannot be used (`reading.Broken`).
 
     Raises:
         SettingsError: too many or too few parts are given.
@@ -39,7 +41,7 @@ def read(text: str | Path) -> list[Picture] | list[Talk]:
     """
     kind, *given = str(text).split(':')
     if kind not in READERS or not given:
-        return read_folder(text)
+        return read_folder(text, broken)
     try:
         inspect.signature(READERS[kind]).bind(*given)
     except TypeError as error:

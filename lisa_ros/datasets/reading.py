@@ -4,9 +4,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from lisa_ros.errors import DataError
+
+Broken = Callable[[DataError], None]
+
+
+def fatal(error: DataError) -> None:
+    """End the reading at what is broken; the other way is to note it, as `list.append` does."""
+    raise error
 
 
 def read_json(path: Path) -> object:

@@ -25,13 +25,15 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lisa_ros.datasets import reading
 from lisa_ros.datasets.labelled import PICTURES, Labelled, Query, Shape
-from lisa_ros.datasets.reading import read_json
+from lisa_ros.datasets.reading import Broken, fatal, read_json
 from lisa_ros.errors import DataError
 
 _EXPLANATIONS = 'explanations.json'
@@ -39,43 +41,28 @@ _EXPLANATIONS = 'explanations.json'
 # ---- folders
 
 
-def read_folder(folder: str | Path) -> list[Labelled]:
+def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
     """Return the labelled pictures of a folder, by name; those without labels are left out.
 
     Every JSON file is read and checked here, and every picture's size, so that what is broken is
     named before a training begins; only a picture's pixels are read when they are drawn.
 
+    Args:
+        folder: of pictures and labels.
+        broken: what becomes of a file that cannot be used; what it belongs to is left out if this
+            returns.
+
     Raises:
         DataError: no picture is labelled; or a file is broken: the message names it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f'{folder}: there is no such folder; expected pictures with labels')
+    folder = reading.folder(folder, 'pictures with labels')
     why = _read_explanations(folder)
     pictures = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES}
-    labelled = []
-    for path in sorted(folder.glob('*.json')):
-        if path.name == _EXPLANATIONS:
-            continue
-        if path.stem not in pictures:
-            raise DataError(
-                f'{path}: no picture {path.stem} ({", ".join(PICTURES)}) lies beside it; put it '
-                'there or take the file away'
-            )
-        queries = read_labels(path)
-        picture = pictures[path.stem]
-        noted = read_json(path)
-        _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
-        if queries:
-            labelled.append(Labelled(picture, queries, why.get(picture.name, '')))
-    for stem, picture in pictures.items():
-        masks = sorted((folder / stem).glob('*.png'))
-        if masks:
-            shapes = [_mask_file(p) for p in masks]
-            for p, shape in zip(masks, shapes, strict=True):
-                _same_size(picture, p, *shape.mask.shape[::-1])
-            queries = tuple(Query(p.stem, False, (s,)) for p, s in zip(masks, shapes, strict=True))
-            labelled.append(Labelled(picture, queries, why.get(picture.name, '')))
+    labels = [p for p in sorted(folder.glob('*.json')) if p.name != _EXPLANATIONS]
+    labelled = [
+        *(one for path in labels for one in _kept(broken, _of_json, path, pictures, why)),
+        *(one for path in pictures.values() for one in _kept(broken, _of_masks, path, why)),
+    ]
     if not labelled:
         raise DataError(
             f'{folder}: {len(pictures)} pictures, none of them labelled; expected beside each a '
@@ -84,8 +71,51 @@ def read_folder(folder: str | Path) -> list[Labelled]:
     return labelled
 
 
-def _same_size(picture: Path, labels: Path, width: int | None, height: int | None) -> None:
-    """Hold the size that labels are for against the picture's, as a person sees it.
+def _kept(broken: Broken, read: Callable[..., list[Labelled]], *given: object) -> list[Labelled]:
+    """Return what can be read; say of the rest that it is broken."""
+    try:
+        return read(*given)
+    except DataError as error:
+        broken(error)
+        return []
+
+
+def _of_json(path: Path, pictures: dict[str, Path], why: dict[str, str]) -> list[Labelled]:
+    """Return the picture that a JSON file is about, or nothing if it asks nothing."""
+    if path.stem not in pictures:
+        raise DataError(
+            f'{path}: no picture {path.stem} ({", ".join(PICTURES)}) lies beside it; put it '
+            'there or take the file away'
+        )
+    queries = read_labels(path)
+    picture = pictures[path.stem]
+    noted = read_json(path)
+    width, height = _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
+    for query in queries:
+        for shape in query.regions:
+            x, y = shape.points.T
+            if x.max() < 0 or y.max() < 0 or x.min() >= width or y.min() >= height:
+                raise DataError(
+                    f'{path}: a shape {shape.label!r} lies outside of its picture of {width} x '
+                    f'{height} pixels; draw it again'
+                )
+    return [Labelled(picture, queries, why.get(picture.name, ''))] if queries else []
+
+
+def _of_masks(picture: Path, why: dict[str, str]) -> list[Labelled]:
+    """Return a picture with the masks in the folder of its name, or nothing without any."""
+    masks = sorted(picture.with_suffix('').glob('*.png'))
+    shapes = [_mask_file(path) for path in masks]
+    for path, shape in zip(masks, shapes, strict=True):
+        _same_size(picture, path, *shape.mask.shape[::-1])
+    queries = tuple(Query(p.stem, False, (s,)) for p, s in zip(masks, shapes, strict=True))
+    return [Labelled(picture, queries, why.get(picture.name, ''))] if queries else []
+
+
+def _same_size(
+    picture: Path, labels: Path, width: int | None, height: int | None
+) -> tuple[int, int]:
+    """Hold the size that labels are for against the picture's, as a person sees it; return it.
 
     Raises:
         DataError: they differ, or the picture cannot be opened.
@@ -103,6 +133,7 @@ def _same_size(picture: Path, labels: Path, width: int | None, height: int | Non
             f'{labels}: labels of {width} x {height} pixels for a picture of '
             f'{size[0]} x {size[1]} ({picture.name}); bring both to one size'
         )
+    return size
 
 
 def read_labels(path: Path) -> tuple[Query, ...]:
@@ -122,6 +153,10 @@ def read_labels(path: Path) -> tuple[Query, ...]:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f'{path}: "text" is {texts!r}; expected a list of instructions')
+    if texts and not targets:
+        raise DataError(
+            f'{path}: asks {texts[0]!r} and labels nothing but what is ignored; draw its target'
+        )
     if texts:
         # in ReasonSeg whatever is not ignored is the target, whatever its label
         is_sentence = plain.get('is_sentence')

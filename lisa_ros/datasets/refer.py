@@ -71,7 +71,8 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
             )
         regions = tuple(found.regions[n] for n in numbers)
         told = queries.setdefault(ref['image_id'], [])
-        told += [Query(text.strip(), False, regions) for text in _texts(file, ref) if text.strip()]
+        texts = [text.strip().lower() for text in _texts(file, ref)]  # as the original
+        told += [Query(text, False, regions) for text in texts if text]
     return [Labelled(found.pictures[n], tuple(told)) for n, told in queries.items() if told]
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled pictures and talks become samples, asked and answered in the original's words.
-
-The words are those of utils/utils.py of dvlab-research/LISA, which the model knows.
-"""
+"""Labelled pictures and talks become samples, asked and answered in the original's words."""
 
 from __future__ import annotations
 
@@ -11,35 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.datasets.asking import (
+    ANSWERS,
+    GIVEN_ANSWER,
+    LONG_QUESTIONS,
+    SHORT_QUESTIONS,
+    WHY,
+    examined,
+)
 from lisa_ros.datasets.labelled import Picture, Query, read_picture
 from lisa_ros.datasets.llava import Talk
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 from lisa_ros.training.lessons import Sample
-
-# How the original asks and answers (utils/utils.py); the model knows these words.
-SHORT_QUESTIONS = (
-    'Can you segment the {} in this image?',
-    'Please segment the {} in this image.',
-    'What is {} in this image? Please respond with segmentation mask.',
-    'What is {} in this image? Please output segmentation mask.',
-)
-LONG_QUESTIONS = (
-    '{} Please respond with segmentation mask.',
-    '{} Please output segmentation mask.',
-)
-WHY = (
-    'Please output segmentation mask and explain why.',
-    'Please output segmentation mask and explain the reason.',
-    'Please output segmentation mask and give some explanation.',
-)
-ANSWERS = (
-    'It is [SEG].',
-    'Sure, [SEG].',
-    'Sure, it is [SEG].',
-    'Sure, the segmentation result is [SEG].',
-    '[SEG].',
-)
 
 
 class Asked:
@@ -115,10 +96,7 @@ def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -
 
 def examination(one: Picture) -> Sample:
     """Return a picture with all its queries, asked as the original does in its validation."""
-    turns = [
-        Turn((LONG_QUESTIONS[1] if q.is_sentence else SHORT_QUESTIONS[3]).format(q.text), '[SEG].')
-        for q in one.queries
-    ]
+    turns = [Turn(examined(query), GIVEN_ANSWER) for query in one.queries]
     return _sample(one.path, [[turn] for turn in turns], one.queries)
 
 

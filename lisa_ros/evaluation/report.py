@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves: a page to read, and files to reckon with.
+
+    report.html    all in one file, without a network: figures, plots, every picture worth a look
+    report.json    figures and cases; the same run gives the same bytes
+    timings.json   seconds by case and stage, and the machine: these differ from run to run
+    cases.csv      a row for each case, timings included
+    pictures/      overlays: found rightly, wrongly, not
+
+`compare` reads two such folders and writes a page of their differences, pair by pair.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lisa_ros import __version__
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation import metrics, page
+from lisa_ros.evaluation.cases import Case, figures
+from lisa_ros.evaluation.metrics import Overlap
+
+MOST_PICTURES = 300  # in a page: the worst; files hold them all
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation that has ended."""
+
+    title: str
+    mode: str  # how answers came about: generate, teacher_forced, offline, live
+    settings: Mapping[str, object]  # model, precision, ...
+    cases: Sequence[Case]
+    broken: Sequence[str] = ()  # what could not be used, and why
+    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # gIoU, cIoU [%]
+
+
+def by_sort(cases: Sequence[Case]) -> dict[str, dict]:
+    """Return the figures of each kind of query, `all` first."""
+    sorts = list(dict.fromkeys(case.sort for case in cases))
+    told = {'all': figures(cases)}
+    if len(sorts) > 1:
+        told |= {sort: figures([c for c in cases if c.sort == sort]) for sort in sorts}
+    return told
+
+
+def write(run: Run, out: Path) -> dict:
+    """Write everything into a folder; return what report.json has.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    told = by_sort(run.cases)
+    seconds = {sort: row.pop('seconds', None) for sort, row in told.items()}
+    plain = {
+        'title': run.title,
+        'mode': run.mode,
+        'settings': dict(run.settings),
+        'figures': told,
+        'broken': list(run.broken),
+        'published': dict(run.published),
+        'cases': [_plain(case, out) for case in run.cases],
+    }
+    timings = {
+        'machine': machine(),
+        'percentiles': seconds,
+        'cases': {case.name: case.seconds for case in run.cases},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / 'report.json', plain)
+        _write_json(out / 'timings.json', timings)
+        _write_csv(out / 'cases.csv', run.cases)
+        (out / 'report.html').write_text(page.of_run(plain, timings, out, MOST_PICTURES), 'utf-8')
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
+    return plain
+
+
+def machine() -> dict[str, str]:
+    """Return what was run on what."""
+    import torch
+    import transformers
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
+    return {
+        'lisa_ros': __version__,
+        'torch': torch.__version__,
+        'transformers': transformers.__version__,
+        'numpy': np.__version__,
+        'python': platform.python_version(),
+        'system': platform.platform(terse=True),
+        'cpu threads': str(torch.get_num_threads()),
+        'gpu': gpu,
+    }
+
+
+def _plain(case: Case, out: Path) -> dict:
+    picture = case.picture
+    return {
+        'name': case.name,
+        'sort': case.sort,
+        'query': case.query,
+        'answer': case.answer,
+        'status': case.status,
+        'present': case.present,
+        'found': case.found,
+        'iou': case.iou,
+        'intersection': case.overlap.intersection,
+        'union': case.overlap.union,
+        'boundary': case.boundary,
+        'scores': list(case.scores),
+        'picture': picture and picture.relative_to(out).as_posix(),
+    }
+
+
+def _write_json(path: Path, plain: dict) -> None:
+    path.write_text(json.dumps(plain, indent=1) + '\n', encoding='utf-8')
+
+
+def _write_csv(path: Path, cases: Sequence[Case]) -> None:
+    stages = list(dict.fromkeys(stage for case in cases for stage in case.seconds))
+    columns = {
+        'name': lambda c: c.name,
+        'sort': lambda c: c.sort,
+        'query': lambda c: c.query,
+        'answer': lambda c: c.answer,
+        'status': lambda c: c.status,
+        'present': lambda c: int(c.present),
+        'found': lambda c: int(c.found),
+        'iou': lambda c: f'{c.iou:.6f}',
+        'boundary': lambda c: f'{c.boundary:.6f}',
+        'score': lambda c: '' if c.score is None else f'{c.score:.4f}',
+    }
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *(f'{stage} [s]' for stage in stages)])
+        for case in cases:
+            spent = [f'{case.seconds.get(stage, 0.0):.4f}' for stage in stages]
+            writer.writerow([*(value(case) for value in columns.values()), *spent])
+
+
+# ---- two runs side by side
+
+
+def read(folder: Path) -> dict:
+    """Return what `write` left in a folder, timings under `timings`.
+
+    Raises:
+        DataError: it left nothing there.
+    """
+    try:
+        plain = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+        timings = json.loads((folder / 'timings.json').read_text(encoding='utf-8'))
+        return {**plain, 'timings': timings, 'names': {c['name']: c for c in plain['cases']}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{folder}: no evaluation here ({error!r}); expected report.json and timings.json as '
+            '`lisa-ros evaluate ... --out` writes them'
+        ) from error
+
+
+def compare(first: Path, second: Path, out: Path) -> dict:
+    """Compare two runs on the same questions; write report.html and compare.json.
+
+    Cases are paired by name; those of one run alone are counted and left out.
+
+    Raises:
+        DataError: a folder holds no evaluation, or the two have no question in common.
+    """
+    one, other = read(first), read(second)
+    shared = [name for name in one['names'] if name in other['names']]
+    asked = [n for n in shared if one['names'][n]['query'] == other['names'][n]['query']]
+    if not asked:
+        raise DataError(
+            f'{first} and {second} have no question in common: compare runs on the same data'
+        )
+    sorts = list(dict.fromkeys(one['names'][name]['sort'] for name in asked))
+    groups = {'all': asked}
+    if len(sorts) > 1:
+        groups |= {s: [n for n in asked if one['names'][n]['sort'] == s] for s in sorts}
+
+    def of(run: dict, names: Sequence[str], value: Callable[[dict], float]) -> list[float]:
+        return [value(run['names'][name]) for name in names]
+
+    rows = {}
+    for sort, names in groups.items():
+        pairs = [of(run, names, lambda case: case['iou']) for run in (one, other)]
+        change = metrics.paired(*pairs)
+        rows[sort] = {
+            'count': len(names),
+            'giou': [float(np.mean(ious)) for ious in pairs],
+            'ciou': [
+                metrics.ciou([Overlap(c['intersection'], c['union']) for c in cases])
+                for cases in ([run['names'][name] for name in names] for run in (one, other))
+            ],
+            'difference': change.mean,
+            'interval': None if change.low != change.low else [change.low, change.high],
+            'p': change.p,
+            'better': change.better,
+            'worse': change.worse,
+        }
+    plain = {
+        'titles': [one['title'], other['title']],
+        'modes': [one['mode'], other['mode']],
+        'settings': [one['settings'], other['settings']],
+        'left_out': [len(run['names']) - len(asked) for run in (one, other)],
+        'figures': rows,
+        'changes': sorted(
+            ([n, other['names'][n]['iou'] - one['names'][n]['iou']] for n in asked),
+            key=lambda row: row[1],
+        ),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / 'compare.json', plain)
+        told = page.of_two(plain, (one, other), (first, second), MOST_PICTURES)
+        (out / 'report.html').write_text(told, 'utf-8')
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
+    return plain
