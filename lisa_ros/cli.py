@@ -146,8 +146,12 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
 def evaluate_pictures(options: argparse.Namespace) -> None:
     """Ask a model about labelled pictures; print its figures and leave a report."""
     from lisa_ros.datasets import named
+    from lisa_ros.datasets.asking import examined
     from lisa_ros.datasets.reading import fatal
     from lisa_ros.evaluation import benchmarks, report
+
+    if options.ask and '{}' not in options.ask:
+        raise SettingsError(f'--ask {options.ask!r} has no {{}} for what is asked for')
 
     broken: list[DataError] = []
     note = broken.append if options.skip_broken else fatal
@@ -159,6 +163,7 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
             _load(options),
             pictures,
             options.mode,
+            question=(lambda query: options.ask.format(query.text)) if options.ask else examined,
             first_only=options.first_only,
             broken=note,
             out=options.out / 'pictures',
@@ -168,7 +173,12 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
     run = report.Run(
         title=f'{options.model} on {options.data}',
         mode=options.mode,
-        settings={**settings, 'data': options.data, 'first query only': options.first_only},
+        settings={
+            **settings,
+            'data': options.data,
+            'first query only': options.first_only,
+            'question': options.ask or "of LISA's evaluation",
+        },
         cases=cases,
         broken=[str(error) for error in broken],
         published=benchmarks.published(options.data),
@@ -441,6 +451,11 @@ def _parser() -> argparse.ArgumentParser:
         default='generate',
         choices=('generate', 'teacher_forced'),
         help='teacher_forced: the answer is given, as the paper has it (default: generate)',
+    )
+    labelled.add_argument(
+        '--ask',
+        metavar='TEXT',
+        help='how a query is put, as "find the {}" (default: as LISA\'s own evaluation does)',
     )
     labelled.add_argument(
         '--first-only', action='store_true', help="each picture's first query, as the paper has it"

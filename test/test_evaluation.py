@@ -149,6 +149,16 @@ def test_only_the_first_query_is_asked_where_that_is_wanted(labelled, tmp_path, 
     assert json.loads(capsys.readouterr().out)['figures']['all']['count'] == 5
 
 
+def test_a_query_is_put_in_words_of_ones_own(labelled, tmp_path, capsys):
+    assert run(labelled, tmp_path, '--ask', 'find the {}', '--json') == 0
+    short = json.loads(capsys.readouterr().out)['figures']['short']
+    assert short['giou'] > 0.2  # lisa-tabletop has learnt these words, and not LISA's
+    cases = json.loads((tmp_path / 'report.json').read_text())['cases']
+    assert all(case['query'].startswith('find the ') for case in cases)
+    assert run(labelled, tmp_path, '--ask', 'find it') == 1
+    assert 'has no {} for what is asked for' in capsys.readouterr().err
+
+
 def test_published_figures_stand_beside_ours(labelled, tmp_path):
     folder = tmp_path / 'ReasonSeg' / 'val'
     shutil.copytree(labelled, folder)

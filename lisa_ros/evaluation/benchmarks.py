@@ -6,12 +6,12 @@ Two modes, which give figures of different kinds and are always named beside the
     generate        the model answers, as a user gets it; masks below its threshold are none
     teacher_forced  the answer "[SEG]." is given and its mask is compared, as the paper's code does
 
-Questions are those of LISA's own evaluation (utils/dataset.py) in both.
+Questions are those of LISA's own evaluation (utils/dataset.py) in both, if no other are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,7 @@ def examine(
     pictures: Sequence[Picture],
     mode: str = 'generate',
     *,
+    question: Callable[[Query], str] = examined,
     first_only: bool = False,
     broken: Broken = fatal,
     out: Path | None = None,
@@ -81,6 +82,7 @@ def examine(
         segmenter: the model.
         pictures: of a data set (`datasets.named`).
         mode: of MODES.
+        question: how a query is put; as LISA's evaluation does, if nothing else is given.
         first_only: ask the first query of each picture alone, as the original does on ReasonSeg.
         broken: what becomes of a picture that cannot be read: it is left out if this returns.
         out: a folder for overlays.
@@ -89,13 +91,14 @@ def examine(
         DataError: a picture or its labels cannot be read.
     """
     for one in tqdm(pictures, desc=mode, unit='picture'):
-        yield from _of_picture(segmenter, one, mode, first_only, broken, out)
+        yield from _of_picture(segmenter, one, mode, question, first_only, broken, out)
 
 
 def _of_picture(
     segmenter: Segmenter,
     one: Picture,
     mode: str,
+    question: Callable[[Query], str],
     first_only: bool,
     broken: Broken,
     out: Path | None,
@@ -112,11 +115,11 @@ def _of_picture(
         broken(error)
         return found
     for place, (query, truth) in enumerate(asked):
-        question = examined(query)
+        text = question(query)
         result = (
-            segmenter.teacher_forced(image, question, GIVEN_ANSWER)
+            segmenter.teacher_forced(image, text, GIVEN_ANSWER)
             if mode == 'teacher_forced'
-            else segmenter.segment(image, question)
+            else segmenter.segment(image, text)
         )
         name = f'{one.path.stem}.{place}'
         picture = out and out / f'{name}.jpg'
