@@ -1,29 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening rosbag2 bags without ROS."""
+"""Bags without ROS: opened, and their pictures taken out."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
-from lisa_ros.errors import DataError
+from lisa_ros.conversions import compressed_to_rgb, image_to_rgb
+from lisa_ros.errors import DataError, ImageError
+
+_READERS = {
+    'sensor_msgs/msg/Image': image_to_rgb,
+    'sensor_msgs/msg/CompressedImage': compressed_to_rgb,
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of a bag."""
+
+    stamp: int  # of its header, or, where that says nothing, of the bag [ns]; no other has it
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB
 
 
 @contextlib.contextmanager
 def opened(bag: Path) -> Iterator[AnyReader]:
-    """Give a rosbags reader of the bag, a folder or a bare file.
+    """Give a rosbags reader of the bag.
+
+    Args:
+        bag: a rosbag2 folder (mcap or sqlite3, whole or split, compressed or not), one of mcap
+            files that has lost its metadata.yaml, a bare .mcap, or a .bag of ROS 1.
 
     Raises:
         DataError: it is not there, or no bag; the message says what is wrong with it.
     """
     if not bag.exists():
         raise DataError(f'there is no bag at {bag}')
+    paths = [bag]
+    if bag.is_dir() and not (bag / 'metadata.yaml').exists():
+        paths = sorted(bag.glob('*.mcap'))
+        if not paths:
+            raise DataError(
+                f'{bag} has no metadata.yaml and no .mcap, which could be read without: '
+                f'`ros2 bag reindex {bag}` makes it anew'
+            )
     try:
-        reader = AnyReader([bag], default_typestore=get_typestore(Stores.LATEST))
+        reader = AnyReader(paths, default_typestore=get_typestore(Stores.LATEST))
         reader.open()
     except (AnyReaderError, ValueError, OSError) as error:
         raise DataError(f'{bag} is no rosbag2 bag that can be read: {error}') from error
@@ -31,3 +60,49 @@ def opened(bag: Path) -> Iterator[AnyReader]:
         yield reader
     finally:
         reader.close()
+
+
+def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterator[Frame]:
+    """Yield the pictures of a topic, in the bag's order.
+
+    Args:
+        bag: as `opened` takes it.
+        topic: of Image or CompressedImage; by default the bag's only one.
+        every: least time between two pictures, by their stamps [s]; 0: all of them.
+
+    Raises:
+        DataError: no bag, no such topic in it, or several and none was asked for; or a message
+            that is no picture.
+    """
+    last, seen = None, set()
+    with opened(bag) as reader:
+        for connection, when, data in reader.messages(_connections(reader, bag, topic)):
+            message = reader.deserialize(data, connection.msgtype)
+            stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            if stamp == 0 or stamp in seen:
+                stamp = when  # a driver without a clock: the bag's own time
+            # a stamp before the last one: the clock began anew
+            if last is not None and 0 <= stamp - last < every * 1e9:
+                continue
+            last = stamp
+            seen.add(stamp)
+            try:
+                pixels = _READERS[connection.msgtype](message)
+            except ImageError as error:
+                raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
+            yield Frame(stamp, pixels)
+
+
+def _connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
+    """Return where the pictures of a topic come from."""
+    found = [c for c in reader.connections if c.msgtype in _READERS]
+    topics = sorted({c.topic for c in found})
+    if topic is None and len(topics) == 1:
+        return found
+    chosen = [c for c in found if c.topic == topic]
+    if not chosen:
+        asked = f'no pictures on {topic}' if topic else 'more than one topic of pictures, or none'
+        raise DataError(
+            f'{bag}: {asked}; expected --topic to be one of {", ".join(topics) or "none"}'
+        )
+    return chosen

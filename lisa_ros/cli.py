@@ -186,6 +186,37 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
     _print_report(report.write(run, options.out), options)
 
 
+def evaluate_bag(options: argparse.Namespace) -> None:
+    """Ask a model about a bag's frames; print its figures and leave a report."""
+    from lisa_ros.evaluation import report
+    from lisa_ros.evaluation.commands import read_commands
+    from lisa_ros.evaluation.replay import offline
+    from lisa_ros.evaluation.truth import open_truth
+
+    commands = read_commands(options.commands)
+    truth = open_truth(options.truth, options.bag) if options.truth else None
+    cases = list(
+        offline(
+            _load(options),
+            options.bag,
+            commands,
+            topic=options.topic,
+            truth=truth,
+            every=options.every,
+            out=options.out / 'pictures',
+        )
+    )
+    settings = {name: getattr(options, name) for name in _MODEL_SETTINGS}
+    asked = ('bag', 'commands', 'topic', 'truth', 'every')
+    run = report.Run(
+        title=f'{options.model} on {options.bag.name}',
+        mode='offline',
+        settings={**settings, **{name: str(getattr(options, name)) for name in asked}},
+        cases=cases,
+    )
+    _print_report(report.write(run, options.out), options)
+
+
 def _print_report(plain: dict, options: argparse.Namespace) -> None:
     """Print the figures of a report, as a table or as one JSON object."""
     if options.json:
@@ -467,6 +498,21 @@ def _parser() -> argparse.ArgumentParser:
     labelled.add_argument('--json', action='store_true', help='print one JSON object')
     _model_arguments(labelled)
     labelled.set_defaults(run=evaluate_pictures)
+
+    replayed = kinds.add_parser('bag', help='on the frames of a bag, with commands of your own')
+    replayed.add_argument('bag', type=Path, metavar='BAG', help='of ROS 2 (mcap, sqlite3) or 1')
+    replayed.add_argument(
+        '--commands', type=Path, required=True, metavar='YAML', help='see docs/evaluation.md'
+    )
+    replayed.add_argument('--truth', help='a folder of <stamp>.png, a topic, or labelled pictures')
+    replayed.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
+    replayed.add_argument(
+        '--every', type=int, default=10, help='frames between questions without a time (10)'
+    )
+    replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
+    replayed.add_argument('--json', action='store_true', help='print one JSON object')
+    _model_arguments(replayed)
+    replayed.set_defaults(run=evaluate_bag)
 
     both = kinds.add_parser('compare', help='two reports on the same questions')
     both.add_argument('first', type=Path, metavar='A')

@@ -14,17 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from lisa_ros import masks
 from lisa_ros.datasets.asking import GIVEN_ANSWER, examined
 from lisa_ros.datasets.labelled import Picture, Query, read_picture
 from lisa_ros.datasets.reading import Broken, fatal
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.cases import Case, case_of
-from lisa_ros.results import Segmentation
+from lisa_ros.evaluation.cases import Case, case_of, draw, together
 from lisa_ros.segmenter import Segmenter
 
 MODES = ('generate', 'teacher_forced')
@@ -124,7 +120,7 @@ def _of_picture(
         name = f'{one.path.stem}.{place}'
         picture = out and out / f'{name}.jpg'
         if picture:
-            _draw(picture, image, result, truth)
+            draw(picture, image, together(result), truth == 1)
         found.append(case_of(name, _sort(query), result, truth, picture))
     return found
 
@@ -132,12 +128,3 @@ def _of_picture(
 def _sort(query: Query) -> str:
     """Return the kind of a query: ReasonSeg tells names (short) from sentences (long)."""
     return 'long' if query.is_sentence else 'short'
-
-
-def _draw(path: Path, image: np.ndarray, result: Segmentation, truth: np.ndarray) -> None:
-    """Write a small picture of what was found and what was meant."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = result.masks.any(axis=0) if len(result.masks) else np.zeros(truth.shape, bool)
-    shown = Image.fromarray(masks.compared(image, found, truth == 1))
-    shown.thumbnail((480, 480))
-    shown.save(path, quality=82)

@@ -225,7 +225,11 @@ def _settings(settings: Mapping) -> str:
 def _gallery(cases: Sequence[dict], folders: Path | Sequence[Path], most: int) -> str:
     """Return tiles of the worst cases, or of those that changed most, with their controls."""
     changed = bool(cases) and 'change' in cases[0]
-    rank = (lambda c: -abs(c['change'])) if changed else (lambda c: c['iou'])
+    rank = (
+        (lambda c: -abs(c['change']))
+        if changed
+        else (lambda c: -1 if c['iou'] is None else c['iou'])
+    )
     chosen = sorted(cases, key=rank)[:most]
     known, tiles = [], []
     for number, case in enumerate(chosen):
@@ -240,7 +244,7 @@ def _gallery(cases: Sequence[dict], folders: Path | Sequence[Path], most: int) -
             for c, f in sources
             if c['picture']
         )
-        tag = f'{case["iou"]:.2f}'
+        tag = _number(case['iou'], '.2f')
         if changed:
             tag = f'{case["first"]["iou"]:.2f} &rarr; {tag}'
         said = ' / '.join(dict.fromkeys(c['answer'] for c, _ in sources))
@@ -313,7 +317,8 @@ _UNITS = [(0.0, '0'), (0.5, '0.5'), (1.0, '1')]
 
 def _reliability(cases: Sequence[dict]) -> str:
     """Return how many of the masks of a score are right (IoU above 0.5)."""
-    scored = [(max(c['scores']), c['iou'] > 0.5) for c in cases if c['scores']]
+    known = [c for c in cases if c['scores'] and c['iou'] is not None]
+    scored = [(max(c['scores']), c['iou'] > 0.5) for c in known]
     bars = ''
     for low in np.arange(0, 1, 0.1):
         inside = [right for score, right in scored if low <= min(score, 0.999) < low + 0.1]
@@ -329,7 +334,8 @@ def _reliability(cases: Sequence[dict]) -> str:
 
 def _ious(cases: Sequence[dict]) -> str:
     """Return how the IoU is spread."""
-    counts, _ = np.histogram([c['iou'] for c in cases], bins=20, range=(0, 1))
+    known = [c['iou'] for c in cases if c['iou'] is not None]
+    counts, _ = np.histogram(known, bins=20, range=(0, 1))
     most = max(1, counts.max())
     bars = ''.join(
         f'<rect x="{i / 20 + 0.004:.3f}" y="0" width="0.042" height="{count / most:.3f}" '

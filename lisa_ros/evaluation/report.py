@@ -113,8 +113,8 @@ def _plain(case: Case, out: Path) -> dict:
         'present': case.present,
         'found': case.found,
         'iou': case.iou,
-        'intersection': case.overlap.intersection,
-        'union': case.overlap.union,
+        'intersection': case.overlap and case.overlap.intersection,
+        'union': case.overlap and case.overlap.union,
         'boundary': case.boundary,
         'scores': list(case.scores),
         'picture': picture and picture.relative_to(out).as_posix(),
@@ -133,10 +133,10 @@ def _write_csv(path: Path, cases: Sequence[Case]) -> None:
         'query': lambda c: c.query,
         'answer': lambda c: c.answer,
         'status': lambda c: c.status,
-        'present': lambda c: int(c.present),
+        'present': lambda c: '' if c.present is None else int(c.present),
         'found': lambda c: int(c.found),
-        'iou': lambda c: f'{c.iou:.6f}',
-        'boundary': lambda c: f'{c.boundary:.6f}',
+        'iou': lambda c: '' if c.iou is None else f'{c.iou:.6f}',
+        'boundary': lambda c: '' if c.boundary is None else f'{c.boundary:.6f}',
         'score': lambda c: '' if c.score is None else f'{c.score:.4f}',
     }
     with path.open('w', newline='', encoding='utf-8') as file:
@@ -170,14 +170,19 @@ def read(folder: Path) -> dict:
 def compare(first: Path, second: Path, out: Path) -> dict:
     """Compare two runs on the same questions; write report.html and compare.json.
 
-    Cases are paired by name; those of one run alone are counted and left out.
+    Cases are paired by name; those of one run alone, or without a truth, are counted and left out.
 
     Raises:
         DataError: a folder holds no evaluation, or the two have no question in common.
     """
     one, other = read(first), read(second)
     shared = [name for name in one['names'] if name in other['names']]
-    asked = [n for n in shared if one['names'][n]['query'] == other['names'][n]['query']]
+    asked = [
+        name
+        for name in shared
+        if one['names'][name]['query'] == other['names'][name]['query']
+        and None not in (one['names'][name]['iou'], other['names'][name]['iou'])
+    ]
     if not asked:
         raise DataError(
             f'{first} and {second} have no question in common: compare runs on the same data'

@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 
 from lisa_ros import masks
+from lisa_ros.bags import pictures
 from lisa_ros.conversions import image_to_rgb
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.results import Status
@@ -227,20 +228,6 @@ def judged(
     return Answer(given['text'], given['kind'], status, spoken, iou, seconds, fault, picture)
 
 
-def frames(bag: Path, topic: str) -> dict[int, np.ndarray]:
-    """Return the bag's colour images by stamp [ns], (H, W, 3) uint8 RGB."""
-    from lisa_ros.bags import opened
-    from lisa_ros.ros.messages import stamp_ns
-
-    found = {}
-    with opened(bag) as reader:
-        wanted = [connection for connection in reader.connections if connection.topic == topic]
-        for connection, _, data in reader.messages(wanted):
-            message = reader.deserialize(data, connection.msgtype)
-            found[stamp_ns(message.header)] = image_to_rgb(message)
-    return found
-
-
 def table(answers: list[Answer]) -> str:
     """Return the answers as text, one a line."""
     rows = [('command', 'answer', 'status', 'IoU', 's', '')]
@@ -302,7 +289,7 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
         yaml.safe_dump({'/**': {'ros__parameters': {'autostart': True, **settings}}})
     )
     command = node_command(topics, parameters)
-    images = frames(sample.bag, topics['image'])
+    images = {frame.stamp: frame.pixels for frame in pictures(sample.bag, topics['image'])}
     answers = []
     _say(f'starting {Path(command[0]).name}, its log is {log} ...')
     with running(command, log) as process:

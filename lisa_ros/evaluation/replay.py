@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about a bag, answered offline: every one against its frame, as fast as it goes.
+
+Nothing depends on a clock: the same bag, commands and model give the same answers, on a CPU to the
+last bit. Each frame starts every dialogue anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lisa_ros.bags import Frame, pictures
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation.cases import Case, case_of, draw, together
+from lisa_ros.evaluation.commands import Command
+from lisa_ros.evaluation.truth import Truth
+from lisa_ros.results import Dialogue
+from lisa_ros.segmenter import Segmenter
+
+
+def offline(
+    segmenter: Segmenter,
+    bag: Path,
+    commands: Sequence[Command],
+    *,
+    topic: str | None = None,
+    truth: Truth | None = None,
+    every: int = 10,
+    out: Path | None = None,
+) -> Iterator[Case]:
+    """Yield a case for each command and each frame that it is asked about, in the bag's order.
+
+    Args:
+        segmenter: the model.
+        bag: as `bags.opened` takes it.
+        commands: what is asked.
+        topic: of pictures; by default the bag's only one.
+        truth: what the frames show; None: nobody knows.
+        every: commands without a time are asked about every so manieth frame.
+        out: a folder for overlays.
+
+    Raises:
+        DataError: the bag, its pictures or the truth are not what they should be; or a command is
+            for a time after the last frame.
+    """
+    waiting = {c.number for c in commands if c.at is not None or c.frame is not None}
+    start, count = None, 0
+    for number, frame in enumerate(tqdm(pictures(bag, topic), desc=bag.name, unit='frame')):
+        start = frame.stamp if start is None else start
+        count = number + 1
+        since = (frame.stamp - start) / 1e9
+        due = [
+            command
+            for command in commands
+            if (command.number in waiting and _is_due(command, number, since))
+            or (command.at is command.frame is None and number % every == 0)
+        ]
+        waiting -= {command.number for command in due}
+        yield from _asked(segmenter, frame, due, truth, out)
+    if waiting:
+        late = ', '.join(str(number + 1) for number in sorted(waiting))
+        raise DataError(
+            f'{bag}: ends after {count} frames, {since if count else 0:.1f} s, before commands '
+            f'{late} are due'
+        )
+
+
+def _is_due(command: Command, number: int, since: float) -> bool:
+    """Return whether a frame, so manieth and so many seconds on, is the one a command is for."""
+    return number == command.frame if command.at is None else since >= command.at
+
+
+def _asked(
+    segmenter: Segmenter,
+    frame: Frame,
+    due: Sequence[Command],
+    truth: Truth | None,
+    out: Path | None,
+) -> Iterator[Case]:
+    """Yield the cases of one frame."""
+    dialogues: dict[str, Dialogue] = {}
+    for command in due:
+        before = dialogues.get(command.dialogue, Dialogue()) if command.dialogue else None
+        result = segmenter.segment(frame.pixels, command.text, before)
+        if command.dialogue:
+            dialogues[command.dialogue] = before.extended(result)
+        real = None
+        if truth is not None and command.has_truth:
+            real = truth.mask(frame.stamp, frame.pixels.shape[:2], command)
+        name = f'{frame.stamp}.{command.number}'
+        picture = out and out / f'{name}.jpg'
+        if picture:
+            found = together(result)
+            draw(picture, frame.pixels, found, found if real is None else real == 1)
+        yield case_of(name, command.kind, result, real, picture)

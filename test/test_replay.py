@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands are asked about a bag's frames, the same way whatever the bag is made of."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rosbags import rosbag1, rosbag2
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
+from rosbags.typesys import Stores, get_typestore
+
+from lisa_ros import bags, cli
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation import report
+from lisa_ros.evaluation.commands import Command, read_commands
+from lisa_ros.evaluation.truth import IdFolder, IdTopic, Labels, open_truth
+
+SAMPLE = Path(cli.__file__).parent / 'samples' / 'tabletop'
+TOPIC = '/camera/color/image_raw'
+STORE, STORE_1 = get_typestore(Stores.ROS2_JAZZY), get_typestore(Stores.ROS1_NOETIC)
+IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+COMMANDS = [
+    {'text': 'segment the red bowl', 'label': 'red bowl', 'kind': 'explicit'},
+    {'text': 'find the red bowl', 'frame': 1, 'targets': [6], 'dialogue': 'a'},
+    {'text': 'what is it for?', 'frame': 1, 'dialogue': 'a', 'kind': 'words'},
+    {'text': 'find the scissors', 'at': 0.1, 'absent': True, 'kind': 'absent'},
+]
+
+
+@pytest.fixture(scope='module')
+def frames():
+    """The first frames of the sample bag."""
+    found = bags.pictures(SAMPLE / 'bag', TOPIC)
+    return [frame for frame, _ in zip(found, range(4), strict=False)]
+
+
+def header(store, stamp, more=()):
+    time = store.types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
+    return store.types['std_msgs/msg/Header'](*more, time, 'camera')
+
+
+def image(store, frame, more=(), kind=IMAGE, pixels=None, encoding='rgb8'):
+    """A message of a frame, PNG within it if compressed."""
+    pixels = frame.pixels if pixels is None else pixels
+    if kind == COMPRESSED:
+        coded = cv2.imencode('.png', np.ascontiguousarray(pixels[..., ::-1]))[1].ravel()
+        return store.types[COMPRESSED](header(store, frame.stamp, more), 'png', coded)
+    height, width = pixels.shape[:2]
+    step = pixels.strides[0]
+    return store.types[IMAGE](
+        header(store, frame.stamp, more),
+        height,
+        width,
+        encoding,
+        0,
+        step,
+        pixels.ravel().view('u1'),
+    )
+
+
+def write(path, frames, plugin=StoragePlugin.MCAP, mode=None, kind=IMAGE):
+    bag = rosbag2.Writer(path, version=9, storage_plugin=plugin)
+    if mode:
+        bag.set_compression(mode, CompressionFormat.ZSTD)
+    with bag as writer:
+        connection = writer.add_connection(TOPIC, kind, typestore=STORE)
+        for frame in frames:
+            message = STORE.serialize_cdr(image(STORE, frame, kind=kind), kind)
+            writer.write(connection, frame.stamp, message)
+    return path
+
+
+def split(path, frames):
+    """A bag of two sqlite3 files, as `ros2 bag record --max-bag-size` leaves one."""
+    parts = [
+        write(path.with_name(f'{path.name}_{n}'), half, StoragePlugin.SQLITE3)
+        for n, half in enumerate((frames[:2], frames[2:]))
+    ]
+    path.mkdir()
+    notes = [yaml.safe_load((part / 'metadata.yaml').read_text()) for part in parts]
+    whole = notes[0]['rosbag2_bagfile_information']
+    files = []
+    for number, part in enumerate(parts):
+        (file,) = part.glob('*.db3')
+        files.append(f'{path.name}_{number}.db3')
+        shutil.copy(file, path / files[-1])
+    whole['relative_file_paths'] = files
+    whole['message_count'] = len(frames)
+    whole['topics_with_message_count'][0]['message_count'] = len(frames)
+    whole['duration']['nanoseconds'] = frames[-1].stamp - frames[0].stamp + 1
+    whole.pop('files', None)
+    (path / 'metadata.yaml').write_text(yaml.safe_dump(notes[0]))
+    return path
+
+
+def ros_1(path, frames):
+    with rosbag1.Writer(path) as writer:
+        connection = writer.add_connection(TOPIC, IMAGE, typestore=STORE_1)
+        for number, frame in enumerate(frames):
+            message = image(STORE_1, frame, (number,))
+            writer.write(connection, frame.stamp, STORE_1.serialize_ros1(message, IMAGE))
+    return path
+
+
+def bare(path, frames):
+    (file,) = write(path.with_suffix(''), frames).glob('*.mcap')
+    return Path(shutil.copy(file, path))
+
+
+def without_metadata(path, frames):
+    (write(path, frames) / 'metadata.yaml').unlink()
+    return path
+
+
+KINDS = {
+    'mcap': lambda path, frames: write(path, frames),
+    'chunks': lambda path, frames: write(path, frames, mode=CompressionMode.STORAGE),
+    'messages': lambda path, frames: write(path, frames, mode=CompressionMode.MESSAGE),
+    'file': lambda path, frames: write(path, frames, mode=CompressionMode.FILE),
+    'sqlite3': lambda path, frames: write(path, frames, StoragePlugin.SQLITE3),
+    'split': split,
+    'compressed': lambda path, frames: write(path, frames, kind=COMPRESSED),
+    'ros1.bag': ros_1,
+    'bare.mcap': bare,
+    'lost': without_metadata,
+}
+
+
+@pytest.fixture(scope='module')
+def commands(tmp_path_factory):
+    path = tmp_path_factory.mktemp('commands') / 'commands.yaml'
+    path.write_text(yaml.safe_dump(COMMANDS))
+    return path
+
+
+def evaluate(bag, commands, out, *more):
+    given = ['evaluate', 'bag', str(bag), '--commands', str(commands), '--out', str(out)]
+    return cli.main([*given, '--every', '2', *more])
+
+
+@pytest.fixture(scope='module')
+def first(frames, commands, tmp_path_factory):
+    """The report on a plain bag."""
+    out = tmp_path_factory.mktemp('first')
+    bag = write(out / 'bag', frames)
+    assert evaluate(bag, commands, out, '--truth', str(SAMPLE / 'truth')) == 0
+    return out
+
+
+# ---- the same, whatever the bag is made of
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_frames_come_out_of_every_kind_of_bag_alike(kind, frames, tmp_path):
+    found = list(bags.pictures(KINDS[kind](tmp_path / kind, frames)))
+    assert [frame.stamp for frame in found] == [frame.stamp for frame in frames]
+    for one, other in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize('kind', ['mcap', 'compressed', 'ros1.bag'])
+def test_answers_and_figures_are_the_same_to_the_last_bit(kind, first, frames, commands, tmp_path):
+    bag = KINDS[kind](tmp_path / kind, frames)
+    assert evaluate(bag, commands, tmp_path / 'out', '--truth', str(SAMPLE / 'truth')) == 0
+    one, other = report.read(first), report.read(tmp_path / 'out')
+    assert one['cases'] == other['cases']
+    assert one['figures'] == other['figures']
+
+
+def test_every_command_is_asked_about_its_frames(first, frames):
+    plain = report.read(first)
+    stamps = [frame.stamp for frame in frames]
+    asked = [tuple(map(int, case['name'].split('.'))) for case in plain['cases']]
+    assert asked == [
+        (stamps[0], 0),
+        (stamps[1], 1),
+        (stamps[1], 2),
+        (stamps[1], 3),
+        (stamps[2], 0),
+    ]
+    explicit, found, words, absent, _ = plain['cases']
+    assert explicit['iou'] > 0.7  # lisa-tabletop sees the red bowl
+    assert found['iou'] > 0.7
+    assert words['iou'] is None  # nobody said what it means
+    assert 'bowl' in words['answer']  # it is what was found before
+    assert absent['present'] is False
+    assert plain['figures']['all']['count'] == 4
+    assert plain['figures']['all']['asked'] == 5
+    assert plain['figures']['words'] == {'count': 0, 'asked': 1}
+    assert 'mode <b>offline</b>' in (first / 'report.html').read_text()
+
+
+# ---- the truth
+
+
+def test_ids_come_from_a_topic_of_the_bag_as_well(first, frames, commands, tmp_path):
+    names = {'name': 'red bowl', 'text': 'segment the red bowl', 'targets': [6]}
+    plain = [{k: v for k, v in c.items() if k != 'label'} for c in COMMANDS]
+    plain[0]['targets'] = names['targets']
+    other = tmp_path / 'commands.yaml'
+    other.write_text(yaml.safe_dump(plain))
+    with rosbag2.Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        colour = writer.add_connection(TOPIC, IMAGE, typestore=STORE)
+        ids = writer.add_connection('/truth', IMAGE, typestore=STORE)
+        for frame in frames:
+            numbers = np.asarray(Image.open(SAMPLE / 'truth' / f'{frame.stamp}.png'))
+            wide = np.zeros((len(numbers), numbers.shape[1] + 3), '>u2')  # padded, big-endian
+            wide[:, : numbers.shape[1]] = numbers
+            message = image(STORE, frame, pixels=wide, encoding='16UC1')
+            message.width, message.is_bigendian = numbers.shape[1], 1
+            for connection, one in ((colour, image(STORE, frame)), (ids, message)):
+                writer.write(connection, frame.stamp, STORE.serialize_cdr(one, IMAGE))
+    out = tmp_path / 'out'
+    assert evaluate(tmp_path / 'bag', other, out, '--truth', '/truth', '--topic', TOPIC) == 0
+    assert report.read(out)['cases'] == report.read(first)['cases']
+
+
+def test_labelled_frames_are_a_truth(first, frames, commands, tmp_path):
+    for frame in frames:
+        Image.fromarray(frame.pixels).save(tmp_path / f'{frame.stamp}.png')
+        ids = np.asarray(Image.open(SAMPLE / 'truth' / f'{frame.stamp}.png'))
+        (tmp_path / str(frame.stamp)).mkdir()
+        mask = Image.fromarray((ids == 6).astype(np.uint8) * 255)
+        mask.save(tmp_path / str(frame.stamp) / 'Red bowl.png')
+    truth = open_truth(str(tmp_path), tmp_path)
+    assert isinstance(truth, Labels)
+    shape, stamp = frames[0].pixels.shape[:2], frames[0].stamp
+    bowl = truth.mask(stamp, shape, Command(0, 'x', label='red bowl'))
+    wanted = IdFolder(SAMPLE / 'truth').mask(stamp, shape, Command(0, 'x', targets=(6,)))
+    np.testing.assert_array_equal(bowl, wanted)
+    assert not truth.mask(stamp, shape, Command(0, 'x', targets=())).any()
+    with pytest.raises(DataError, match="nothing is called 'pan'; it has Red bowl"):
+        truth.mask(stamp, shape, Command(0, 'x', label='pan'))
+    with pytest.raises(DataError, match='give command 1 a label'):
+        truth.mask(stamp, shape, Command(0, 'x', targets=(3,)))
+    with pytest.raises(DataError, match='no labelled picture 5'):
+        truth.mask(5, shape, Command(0, 'x', label='pan'))
+
+
+def test_a_truth_that_does_not_fit_is_named(frames, tmp_path):
+    truth = IdFolder(SAMPLE / 'truth')
+    with pytest.raises(DataError, match="nothing is called 'pan'; names are milk, white plate"):
+        truth.mask(frames[0].stamp, (240, 320), Command(0, 'x', label='pan'))
+    with pytest.raises(DataError, match=r'is 320 x 240, its frame 80 x 60 pixels'):
+        truth.mask(frames[0].stamp, (60, 80), Command(0, 'x', targets=(1,)))
+    with pytest.raises(DataError, match=r'5\.png: no truth'):
+        truth.mask(5, (60, 80), Command(0, 'x', targets=(1,)))
+    bag = write(tmp_path / 'bag', frames[:1])
+    with pytest.raises(DataError, match='no Image on /truth'):
+        open_truth('/truth', bag)
+    with pytest.raises(DataError, match='encoding rgb8 has no ids'):
+        IdTopic(bag, TOPIC)
+
+
+# ---- commands.yaml
+
+
+@pytest.mark.parametrize(
+    ('entry', 'says'),
+    [
+        ({'text': 'x', 'colour': 'red'}, 'has colour; known are text, kind'),
+        ({'kind': 'explicit'}, 'has no text'),
+        ({'text': ' '}, 'has no text'),
+        ({'text': 3}, 'text is 3; expected str'),
+        ({'text': 'x', 'at': 'soon'}, "at is 'soon'; expected int or float"),
+        ({'text': 'x', 'frame': True}, 'frame is True; expected int'),
+        ({'text': 'x', 'at': 1, 'frame': 2}, 'both at and frame'),
+        ({'text': 'x', 'at': -1}, 'from 0 on'),
+        ({'text': 'x', 'targets': [0]}, r'targets are \[0\]; expected ids of 1 to 254'),
+        ({'text': 'x', 'targets': [1], 'label': 'a'}, 'has targets and label; give one'),
+        ({'text': 'x', 'label': 'a', 'absent': True}, 'has label and absent; give one'),
+        (7, r'is 7; expected \{text'),
+    ],
+)
+def test_a_wrong_command_is_named_with_what_was_expected(entry, says, tmp_path):
+    path = tmp_path / 'commands.yaml'
+    path.write_text(yaml.safe_dump(['find the mug', entry]))
+    with pytest.raises(DataError, match=f'commands.yaml, command 2: .*{says}'):
+        read_commands(path)
+
+
+def test_a_file_that_is_no_list_is_named(tmp_path):
+    path = tmp_path / 'commands.yaml'
+    for content, says in (('', 'holds nothing'), ('a: b', 'holds dict'), ('a: [', 'can be read')):
+        path.write_text(content)
+        with pytest.raises(DataError, match=says):
+            read_commands(path)
+    with pytest.raises(DataError, match='can be read'):
+        read_commands(tmp_path / 'none.yaml')
+
+
+def test_our_own_commands_can_be_read():
+    commands = read_commands(SAMPLE / 'commands.yaml')
+    assert all(command.has_truth for command in commands)
+    assert commands[-1].targets == ()
+
+
+def test_commands_after_the_bags_end_are_named(frames, tmp_path, capsys):
+    path = tmp_path / 'commands.yaml'
+    path.write_text(
+        yaml.safe_dump(['find the mug', {'text': 'x', 'at': 99}, {'text': 'x', 'frame': 9}])
+    )
+    bag = write(tmp_path / 'bag', frames[:1])
+    assert evaluate(bag, path, tmp_path / 'out') == 1
+    assert 'ends after 1 frames, 0.0 s, before commands 2, 3 are due' in capsys.readouterr().err
+
+
+def test_a_bag_that_cannot_be_read_without_its_metadata_says_how(frames, tmp_path):
+    bag = write(tmp_path / 'bag', frames[:1], StoragePlugin.SQLITE3)
+    (bag / 'metadata.yaml').unlink()
+    with pytest.raises(DataError, match='ros2 bag reindex'):
+        next(bags.pictures(bag))
