@@ -26,7 +26,7 @@ setup(
         'rosbags>=0.10',
         'safetensors>=0.4',
         'sentencepiece>=0.2',
-        'torch>=2.4',
+        'torch>=2.9',
         'tqdm>=4.66',
         'transformers>=5.20,<6',
     ],

@@ -147,23 +147,29 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
     """Ask a model about labelled pictures; print its figures and leave a report."""
     from lisa_ros.datasets import named
     from lisa_ros.datasets.asking import examined
+    from lisa_ros.datasets.labelled import Query
+    from lisa_ros.datasets.llava import Talk
     from lisa_ros.datasets.reading import fatal
     from lisa_ros.evaluation import benchmarks, report
 
     if options.ask and '{}' not in options.ask:
         raise SettingsError(f'--ask {options.ask!r} has no {{}} for what is asked for')
 
+    def question(query: Query) -> str:
+        return options.ask.replace('{}', query.text) if options.ask else examined(query)
+
     broken: list[DataError] = []
     note = broken.append if options.skip_broken else fatal
-    pictures = named.read(options.data, note)[: options.limit]
-    if not hasattr(pictures[0], 'queries'):
+    pictures = named.read(options.data, note)
+    if isinstance(pictures[0], Talk):
         raise SettingsError(f'{options.data}: talks have no masks to compare with')
+    report.made(options.out)
     cases = list(
         benchmarks.examine(
             _load(options),
-            pictures,
+            pictures[: options.limit],
             options.mode,
-            question=(lambda query: options.ask.format(query.text)) if options.ask else examined,
+            question=question,
             first_only=options.first_only,
             broken=note,
             out=options.out / 'pictures',
@@ -181,9 +187,15 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
         },
         cases=cases,
         broken=[str(error) for error in broken],
-        published=benchmarks.published(options.data),
+        published=benchmarks.published(options.data) if _as_the_paper(options) else {},
     )
     _print_report(report.write(run, options.out), options)
+
+
+def _as_the_paper(options: argparse.Namespace) -> bool:
+    """Return whether a data set is asked as the paper asks it: only then its figures compare."""
+    one_of_each = options.first_only or options.data.startswith('refer:')
+    return one_of_each and not options.ask and options.limit is None
 
 
 def evaluate_bag(options: argparse.Namespace) -> None:
@@ -195,6 +207,7 @@ def evaluate_bag(options: argparse.Namespace) -> None:
 
     commands = read_commands(options.commands)
     truth = open_truth(options.truth, options.bag) if options.truth else None
+    report.made(options.out)
     cases = list(
         offline(
             _load(options),
@@ -227,9 +240,10 @@ def _print_report(plain: dict, options: argparse.Namespace) -> None:
     for sort, row in plain['figures'].items():
         if row['count']:
             sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
+            half = '' if row['p@0.5'] is None else f'{row["p@0.5"]:.3f}'
             print(
-                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}'
-                f'{row["p@0.5"]:8.3f}{row["count"]:8d}'
+                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}{half:>8}'
+                f'{row["count"]:8d}'
             )
     for one in plain['broken']:
         print(f'not used: {one}')
@@ -241,6 +255,8 @@ def evaluate_compare(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation import report
 
     plain = report.compare(options.first, options.second, options.out)
+    for letter, title, mode in zip('AB', plain['titles'], plain['modes'], strict=True):
+        print(f'{letter}: {title}, mode {mode}')
     print(f'{"":16}{"A":>8}{"B":>8}{"B - A":>8}{"p":>8}{"better":>8}{"worse":>8}{"count":>8}')
     for sort, row in plain['figures'].items():
         first, second = row['giou']
@@ -356,6 +372,7 @@ def frames(options: argparse.Namespace) -> None:
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a LISA on labelled pictures, or go on with a run."""
     from lisa_ros.datasets import named
+    from lisa_ros.datasets.llava import Talk
     from lisa_ros.segmenter import device_named
     from lisa_ros.training import finetune as school
     from lisa_ros.training.mixture import Mixture
@@ -385,7 +402,7 @@ def finetune(options: argparse.Namespace) -> int:
         )
     mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
     validation = named.read(options.val) if options.val else []
-    if validation and not hasattr(validation[0], 'queries'):
+    if validation and isinstance(validation[0], Talk):
         raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
     origin = school.Origin(
         options.llava or _own_or(options.model),
@@ -425,6 +442,13 @@ def _load(options: argparse.Namespace):
 
 
 _MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
+
+
+def _count(text: str) -> int:
+    """Return a number of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of 1 or more')
+    return int(text)
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -494,7 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     labelled.add_argument(
         '--skip-broken', action='store_true', help='leave out what cannot be read, and say so'
     )
-    labelled.add_argument('--limit', type=int, help='only the first pictures')
+    labelled.add_argument('--limit', type=_count, help='only the first pictures')
     labelled.add_argument('--json', action='store_true', help='print one JSON object')
     _model_arguments(labelled)
     labelled.set_defaults(run=evaluate_pictures)
@@ -507,7 +531,7 @@ def _parser() -> argparse.ArgumentParser:
     replayed.add_argument('--truth', help='a folder of <stamp>.png, a topic, or labelled pictures')
     replayed.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
     replayed.add_argument(
-        '--every', type=int, default=10, help='frames between questions without a time (10)'
+        '--every', type=_count, default=10, help='frames between questions without a time (10)'
     )
     replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
     replayed.add_argument('--json', action='store_true', help='print one JSON object')
@@ -553,7 +577,9 @@ def _parser() -> argparse.ArgumentParser:
     _pace_arguments(school)
     for name in ('looks', 'pictures', 'requests', 'pairs', 'threads'):
         school.add_argument(f'--{name}', type=int)
-    school.add_argument('--without', nargs='+', metavar='SORT', help='sorts of requests left out')
+    school.add_argument(
+        '--without', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
+    )
     school.add_argument('--start', type=Path, help='a model folder to start from')
     school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument('--weight-decay', type=float)

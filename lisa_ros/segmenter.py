@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lisa_ros import confidence
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_input
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
@@ -292,12 +292,20 @@ class Segmenter:
         check_rgb(image)
         turns = [Turn(text, answer)]
         ids, _ = training_ids(self.tokenizer, self.template, turns, self.typed_specials)
+        places = len(ids) - 1 + self.model.config.image_tokens
+        most = self.model.config.llama.max_position_embeddings
+        if places > most:
+            raise QueryError(
+                f'question and answer take {places} places, this model has {most}: shorten them'
+            )
         clock, known = _Clock(self.device), _Answer()
         known.ids = self.tokenizer.encode(answer, specials=True)
         picture = self._look(image, clock)
         with clock.stage('prompt'):
             prompt = self._read(ids, picture)
-        for state in self._seg_states(ids, prompt):
+        states = self._seg_states(ids, prompt)
+        given = known.ids.count(self.model.config.seg_token_id)
+        for state in states[len(states) - given :]:  # those before were typed in the question
             list(self._mask(state, 1.0, 1.0, picture, known, clock, threshold=0.0))
         return self._result(text, image, known, False, clock)
 

@@ -97,7 +97,9 @@ def test_a_region_that_is_none_is_named(region):
     ('plain', 'says'),
     [
         ([], 'has not a list "images"'),
-        (instances(images=[{'id': 7}]), 'entry 0 of a list "images" has no file_name'),
+        (instances(images=[{'id': 7}]), 'picture 7 has no file_name'),
+        (instances(images=[{'id': [7]}]), r'entry 0 of a list "images" has id \[7\], which it'),
+        (instances(categories=[{'id': 1, 'name': None}]), 'has name None, which it cannot be'),
         (instances((1, []), images=[]), 'annotation 100 is about picture 7, which is not among'),
         (instances((5, [])), 'annotation 100 has category 5, not named'),
         (instances(), 'no annotations'),
@@ -106,6 +108,22 @@ def test_a_region_that_is_none_is_named(region):
 def test_what_is_wrong_with_a_file_of_instances_is_said(plain, says, tmp_path):
     with pytest.raises(DataError, match=says):
         read_coco(write(tmp_path / 'instances.json', plain), tmp_path)
+
+
+def test_a_region_is_for_a_picture_of_its_size(tmp_path):
+    plain = instances((1, [rectangle(2, 3, 5, 4)]))
+    plain['images'][0].update(width=80, height=60)
+    (one,) = read_coco(write(tmp_path / 'instances.json', plain), tmp_path)
+    with pytest.raises(DataError, match='is for 80 x 60 pixels, its picture has 40 x 30'):
+        one.queries[0].truth(H, W)
+
+
+def test_lvis_tells_where_a_picture_lies_by_its_address(tmp_path):
+    plain = instances((1, [rectangle(2, 3, 5, 4)]))
+    del plain['images'][0]['file_name']
+    plain['images'][0]['coco_url'] = 'http://images.cocodataset.org/train2017/000000000007.jpg'
+    (one,) = read_coco(write(tmp_path / 'lvis.json', plain), tmp_path)
+    assert one.path == tmp_path / 'train2017' / '000000000007.jpg'
 
 
 # ---- refCOCO and its kin
@@ -173,6 +191,9 @@ def test_files_that_do_not_belong_together_are_named(tmp_path):
     root = refer(tmp_path, [{**REFS[0], 'ann_id': 5}])
     with pytest.raises(DataError, match=r'annotations \[5\] that instances.json does not have'):
         read_refer(root, 'val')
+    silent = refer(tmp_path / 'b', [{**REFS[0], 'sentences': [{'sent': ' '}]}])
+    with pytest.raises(DataError, match="nothing is said in the split 'val'"):
+        read_refer(silent, 'val')
     (root / 'refs(unc).p').unlink()
     with pytest.raises(DataError, match=r'no file of refs split by unc; expected refs\(unc\)\.p'):
         read_refer(root, 'val')
@@ -232,6 +253,18 @@ def test_a_map_without_its_picture_and_a_broken_one_are_named(tmp_path):
     (one,) = read_cocostuff(*given)
     with pytest.raises(DataError, match=r'a\.png: no map that can be read'):
         one.queries  # noqa: B018
+
+
+def test_a_map_of_colours_or_of_another_size_is_named(tmp_path):
+    (tmp_path / 'labels.txt').write_text('0: unlabeled\n1: person\n')
+    for name, numbers in (('a', np.zeros((H, W, 3))), ('b', np.zeros((9, 9)))):
+        mapped(tmp_path / f'maps/{name}.png', numbers)
+        picture(tmp_path / f'{name}.jpg')
+    colours, small = read_cocostuff(tmp_path / 'maps', tmp_path, tmp_path / 'labels.txt')
+    with pytest.raises(DataError, match='has 3 channels; expected one of class numbers'):
+        colours.queries  # noqa: B018
+    with pytest.raises(DataError, match='a map of 9 x 9 pixels for a picture of 40 x 30'):
+        small.queries[0].truth(H, W)
 
 
 def test_maps_that_name_nothing_are_passed_over(tmp_path):

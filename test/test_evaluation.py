@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from PIL import Image
 from lisa_ros import cli
 from lisa_ros.datasets.asking import examined
 from lisa_ros.datasets.reasonseg import read_folder
+from lisa_ros.errors import QueryError
 from lisa_ros.evaluation import benchmarks, report, scenes
+from lisa_ros.evaluation.cases import case_of, draw
 from lisa_ros.model.lisa import Batch
 from lisa_ros.prompts import training_ids
 from lisa_ros.results import Turn
@@ -141,6 +145,7 @@ def test_the_mode_is_named_and_gives_a_mask_to_every_question(reports):
     plain = json.loads((reports / 'forced' / 'report.json').read_text())
     assert plain['mode'] == 'teacher_forced'
     assert all(len(case['scores']) == 1 for case in plain['cases'])
+    assert plain['figures']['all']['t_acc'] is None  # masks were forced
     assert 'teacher_forced' in (reports / 'forced' / 'report.html').read_text()
 
 
@@ -155,6 +160,7 @@ def test_a_query_is_put_in_words_of_ones_own(labelled, tmp_path, capsys):
     assert short['giou'] > 0.2  # lisa-tabletop has learnt these words, and not LISA's
     cases = json.loads((tmp_path / 'report.json').read_text())['cases']
     assert all(case['query'].startswith('find the ') for case in cases)
+    assert run(labelled, tmp_path, '--limit', '1', '--ask', 'a {x} of {} or {') == 0
     assert run(labelled, tmp_path, '--ask', 'find it') == 1
     assert 'has no {} for what is asked for' in capsys.readouterr().err
 
@@ -162,10 +168,14 @@ def test_a_query_is_put_in_words_of_ones_own(labelled, tmp_path, capsys):
 def test_published_figures_stand_beside_ours(labelled, tmp_path):
     folder = tmp_path / 'ReasonSeg' / 'val'
     shutil.copytree(labelled, folder)
-    assert run(folder, tmp_path / 'out', '--limit', '1') == 0
-    page = (tmp_path / 'out' / 'report.html').read_text()
-    assert 'published: LISA-7B (fine-tuned)' in page
-    assert '52.9 %' in page
+    page = tmp_path / 'out' / 'report.html'
+    assert run(folder, tmp_path / 'out', '--first-only') == 0
+    assert 'published: LISA-7B (fine-tuned)' in page.read_text()
+    assert '52.9 %' in page.read_text()
+    for other in (['--limit', '1'], ['--ask', 'find the {}', '--first-only'], []):
+        assert run(folder, tmp_path / 'out', *other) == 0
+        assert 'published:' not in page.read_text()  # the paper asked otherwise
+    assert benchmarks.published('refer:data/refer_seg/refcocog:val:google') == {}
     assert benchmarks.published('refer:data/refer_seg/refcoco+:testA')['LISA-7B'] == (None, 67.4)
     assert benchmarks.published(str(labelled)) == {}
 
@@ -212,15 +222,38 @@ def test_the_page_needs_nothing_beside_it(reports):
     assert 'name="viewport"' in page
 
 
-def test_words_of_people_and_models_cannot_break_the_page(tmp_path):
+class Elements(HTMLParser):
+    """Which elements a page has, with their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.seen = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+
+def test_words_of_people_and_models_cannot_break_the_page(reports, tmp_path):
     evil = '</script><script>alert(1)</script>"\'&'
-    case = benchmarks.case_of(
-        evil, evil, segmenter(256).segment(np.zeros((9, 9, 3), np.uint8), 'x'), np.zeros((9, 9))
-    )
-    case = type(case)(**{**vars(case), 'query': evil, 'answer': evil})
-    report.write(report.Run(evil, 'generate', {evil: evil}, [case], [evil]), tmp_path)
-    page = (tmp_path / 'report.html').read_text()
-    assert 'alert(1)</script>' not in page
+    result = segmenter(256).segment(np.zeros((9, 9, 3), np.uint8), 'x')
+    for name in ('a', 'b'):
+        picture = tmp_path / name / 'pictures' / 'x.jpg'
+        draw(picture, np.zeros((9, 9, 3), np.uint8), result, np.zeros((9, 9)))
+        case = case_of(evil, 0, evil, evil, result, np.zeros((9, 9)), picture)
+        case = replace(case, query=evil, answer=evil)
+        run_of = report.Run(evil, 'generate', {evil: evil}, [case], [evil])
+        report.write(run_of, tmp_path / name)
+    report.compare(tmp_path / 'a', tmp_path / 'b', tmp_path / 'c')
+    known = {'src', 'alt', 'loading', 'id', 'class', 'value', 'style'}
+    for name in ('a', 'c'):
+        seen = Elements((tmp_path / name / 'report.html').read_text()).seen
+        assert [tag for tag, _ in seen].count('script') == 2  # the data and our own
+        pictures = [given for tag, given in seen if tag == 'img']
+        assert pictures
+        assert all(given['alt'] == evil and given.keys() <= known for given in pictures)
+        (page,) = [given for tag, given in seen if tag == 'figure']
+        assert page.keys() == {'id'}
 
 
 @pytest.mark.parametrize('width', [360, 1400])
@@ -259,7 +292,8 @@ def test_two_runs_are_held_against_each_other(reports, tmp_path, capsys):
     assert [change for _, change in plain['changes']] == pytest.approx(sorted(wanted))
     page = (tmp_path / 'report.html').read_text()
     assert page.count('<img') == 12
-    assert 'teacher_forced' in page
+    assert 'The modes differ' in page
+    assert 'Left out, without a truth or a counterpart: 0 of A and 0 of B.' in page
     assert 'report.html' in capsys.readouterr().out
 
 
@@ -272,6 +306,47 @@ def test_runs_without_a_common_question_are_not_compared(reports, tmp_path, caps
     (other / 'report.json').write_text(json.dumps(plain))
     given = ['evaluate', 'compare', str(reports / 'a')]
     assert cli.main([*given, str(other), '--out', str(tmp_path / 'out')]) == 1
-    assert 'no question in common' in capsys.readouterr().err
+    assert 'no question with a truth in common' in capsys.readouterr().err
     assert cli.main([*given, str(tmp_path), '--out', str(tmp_path / 'out')]) == 1
     assert 'no evaluation here' in capsys.readouterr().err
+    for case in plain['cases']:
+        del case['iou']
+    (other / 'report.json').write_text(json.dumps(plain))
+    assert cli.main([*given, str(other), '--out', str(tmp_path / 'out')]) == 1
+    assert "no evaluation here (KeyError('iou'))" in capsys.readouterr().err
+
+
+def test_runs_that_asked_in_other_words_are_compared(labelled, reports, tmp_path):
+    assert run(labelled, tmp_path / 'b', '--ask', 'find the {}') == 0
+    given = ['evaluate', 'compare', str(reports / 'a'), str(tmp_path / 'b')]
+    shutil.rmtree(tmp_path / 'b' / 'pictures')  # pictures may have been thrown away
+    assert cli.main([*given, '--out', str(tmp_path / 'c')]) == 0
+    plain = json.loads((tmp_path / 'c' / 'compare.json').read_text())
+    assert plain['figures']['all']['count'] == 6
+    assert plain['figures']['short']['difference'] > 0  # words that lisa-tabletop knows
+
+
+def test_what_is_ignored_is_drawn_as_it_is(tmp_path):
+    result = segmenter(256).teacher_forced(np.full((20, 20, 3), 200, np.uint8), 'x')
+    result = replace(result, masks=np.ones((1, 20, 20), bool))
+    truth = np.zeros((20, 20), np.uint8)
+    truth[:10], truth[15:] = 1, 255
+    draw(tmp_path / 'a.jpg', np.full((20, 20, 3), 200, np.uint8), result, truth)
+    shown = np.asarray(Image.open(tmp_path / 'a.jpg')).astype(int)
+    assert shown[3, 10, 1] > shown[3, 10, 0] + 40  # green: found
+    assert shown[12, 10, 0] > shown[12, 10, 2] + 40  # red: wrongly
+    assert np.ptp(shown[18, 10]) < 12  # neither
+
+
+def test_a_question_that_does_not_fit_is_refused():
+    lisa = segmenter(256)
+    with pytest.raises(QueryError, match='shorten them'):
+        lisa.teacher_forced(np.zeros((9, 9, 3), np.uint8), 'what is it ' * 2000)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_model_is_loaded(
+    labelled, tmp_path, capsys
+):
+    (tmp_path / 'file').write_text('')
+    assert run(labelled, tmp_path / 'file', '--model', 'nowhere') == 1
+    assert 'cannot be made' in capsys.readouterr().err

@@ -233,6 +233,17 @@ def test_another_training_in_the_folder_is_named(tmp_path):
         Loop(tmp_path, replace(PACE, seed=1), Line())
 
 
+def test_what_an_older_version_or_another_optimizer_left_is_named(tmp_path):
+    Loop(tmp_path, PACE, Layered()).train(until=1)
+    with pytest.raises(DataError, match='has not the optimizers of this'):
+        Loop(tmp_path, replace(PACE, muon=True), Layered())
+    state = torch.load(tmp_path / 'last.pt', weights_only=True)
+    del state['seed']
+    torch.save(state, tmp_path / 'last.pt')
+    with pytest.raises(DataError, match='left by an older version'):
+        Loop(tmp_path, PACE, Layered())
+
+
 def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path):
     class Short(Line):
         def draw(self, step, part):

@@ -97,7 +97,8 @@ def test_precision_counts_what_is_above():
         found, truth = empty.copy(), empty.copy()
         found[:both], truth[:either] = True, True
         overlaps.append(overlap(found[None], truth[None]))
-    assert precision_at(overlaps, 0.5) == 0.5  # a half is not above a half
+    assert overlaps[0].iou < 0.5  # the original's 1e-5 is in it
+    assert precision_at(overlaps, 0.5) == 0.5
     assert precision_at(overlaps, 0.7) == 0.25
     assert precision_at([overlap(one[None], one[None])], 0.9) == 1.0
 
@@ -113,6 +114,9 @@ def test_outlines_meet_within_their_tolerance():
     nothing = np.zeros_like(square)
     assert boundary_f(nothing, nothing) == 1.0
     assert boundary_f(nothing, square) == boundary_f(square, nothing) == 0.0
+    full = np.ones_like(square)
+    assert boundary_f(full, nothing) == boundary_f(nothing, full) == 0.0
+    assert boundary_f(full, full) == 1.0
     ignored = np.where(np.roll(square, 30, axis=1) & ~square, 255, square).astype(np.uint8)
     assert boundary_f(square | (ignored == 255), ignored) == 1.0
 
@@ -129,12 +133,67 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(2)
     covered = []
     for number in range(200):
-        rows = rng.normal(5, 2, 40).tolist()
-        low, high = interval(rows, lambda r: float(np.mean(r)), draws=300, seed=number)
+        rows = rng.normal(5, 2, 40)
+        low, high = interval(rows, np.mean, draws=300, seed=number)
         covered.append(low <= 5 <= high)
     assert 0.88 < np.mean(covered) < 0.99
     assert interval(rows, np.mean, draws=50) == interval(rows, np.mean, draws=50)
-    assert np.isnan(interval([1.0], np.mean)).all()
+    assert np.isnan(interval(rows[:1], np.mean)).all()
+    assert np.isnan(interval(rows, np.mean, ['one picture'] * 40)).all()
+
+
+def test_questions_about_one_picture_count_together():
+    rng = np.random.default_rng(4)
+    pictures = rng.normal(0, 1, 20)
+    rows, groups = np.repeat(pictures, 5), np.repeat(np.arange(20), 5)
+    alone, together = interval(rows, np.mean), interval(rows, np.mean, groups)
+    assert together[1] - together[0] > 1.8 * (alone[1] - alone[0])  # the root of five
+    change = rng.normal(0.3, 1, 20)
+    some = np.repeat(change, 5)
+    assert paired(some * 0, some).p < paired(some * 0, some, groups).p
+    assert paired(some * 0, some, groups).p == pytest.approx(
+        paired(change * 0, change).p, abs=0.02
+    )
+
+
+def brute(found, truth, radius):
+    """F of the outlines, pixel by pixel, by the distance to the nearest of the other one."""
+
+    def line(mask):
+        height, width = mask.shape
+        return [
+            (y, x)
+            for y in range(height)
+            for x in range(width)
+            if any(
+                mask[y, x] != mask[min(y + down, height - 1), min(x + right, width - 1)]
+                for down, right in ((0, 1), (1, 0), (1, 1))
+            )
+        ]
+
+    def met(some, others):
+        return np.mean(
+            [any((y - b) ** 2 + (x - a) ** 2 <= radius**2 for b, a in others) for y, x in some]
+        )
+
+    ours, theirs = line(found), line(truth)
+    precision, recall = met(ours, theirs), met(theirs, ours)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_outlines_are_compared_as_by_hand(seed):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:40, :60]
+
+    def blob():
+        middle, radii = rng.uniform((10, 15), (30, 45)), rng.uniform(4, 14, 2)
+        return ((y - middle[0]) / radii[0]) ** 2 + ((x - middle[1]) / radii[1]) ** 2 < 1
+
+    found, truth = blob(), blob()
+    tolerance = (0.008, 0.03)[seed % 2]
+    radius = int(np.ceil(tolerance * np.hypot(40, 60)))
+    assert boundary_f(found, truth, tolerance) == pytest.approx(brute(found, truth, radius))
 
 
 def test_two_runs_are_compared_pair_by_pair():

@@ -317,6 +317,22 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
         frames.take(tmp_path / 'broken.mcap', tmp_path)
 
 
+# ---- what is there twice, or not
+
+
+def test_labels_and_masks_of_one_picture_are_asked_together(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('cup', 5, 5, 9)])
+    (folder / 'one').mkdir()
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(folder / 'one' / 'wall.png')
+    (one,) = read_folder(folder)
+    assert [query.text for query in one.queries] == ['cup', 'wall']
+
+
+def test_a_text_without_shapes_asks_for_what_is_not_there(tmp_path):
+    (one,) = read_folder(write(tmp_path / 'a', text=['the cat'], is_sentence=False))
+    assert not one.queries[0].truth(*SIZE).any()
+
+
 # ---- what is broken, and left out
 
 
@@ -329,11 +345,12 @@ def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'alone.json').write_text(json.dumps({'shapes': [target], 'text': ['it']}))
     Image.new('RGB', (9, 9)).save(folder / 'unlabelled.png')
+    Image.new('RGB', (9, 9)).save(folder / 'good.jpg')
     noted = []
     assert [one.path.stem for one in read_folder(folder, noted.append)] == ['good']
     says = {
         'alone': 'no picture alone', 'empty': 'not a picture', 'outside': 'outside of its picture',
-        'ignored': 'labels nothing but what is ignored',
+        'ignored': 'labels nothing but what is ignored', 'good': 'has the same name; rename one',
     }  # fmt: skip
     assert len(noted) == len(says)
     for error in noted:

@@ -191,6 +191,7 @@ def test_every_command_is_asked_about_its_frames(first, frames):
     assert plain['figures']['all']['count'] == 4
     assert plain['figures']['all']['asked'] == 5
     assert plain['figures']['words'] == {'count': 0, 'asked': 1}
+    assert 'NaN' not in (first / 'timings.json').read_text()
     assert 'mode <b>offline</b>' in (first / 'report.html').read_text()
 
 
@@ -254,6 +255,14 @@ def test_a_truth_that_does_not_fit_is_named(frames, tmp_path):
         open_truth('/truth', bag)
     with pytest.raises(DataError, match='encoding rgb8 has no ids'):
         IdTopic(bag, TOPIC)
+
+
+def test_labels_of_another_size_than_the_frame_are_named(tmp_path):
+    Image.new('RGB', (9, 9)).save(tmp_path / '7.png')
+    (tmp_path / '7').mkdir()
+    Image.new('L', (9, 9)).save(tmp_path / '7' / 'mug.png')
+    with pytest.raises(DataError, match='labels of another size than its frame, 80 x 60'):
+        open_truth(str(tmp_path), tmp_path).mask(7, (60, 80), Command(0, 'x', label='mug'))
 
 
 # ---- commands.yaml

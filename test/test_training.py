@@ -355,6 +355,9 @@ def test_a_layout_tells_who_stands_beside_whom_and_who_comes_first():
     assert first(PLATE, 'leftmost')[0] == 0
     assert np.isnan(first(PLATE, 'leftmost')[1])  # it is alone of its kind
     assert np.isnan(first(RED, 'nearest')).all()  # both mugs and the banana are as near
+    assert np.isnan(first(RED, 'tallest')[0])  # the book is taller, and can hardly be seen
+    assert first(RED, 'tallest')[1] == 1
+    assert first(BANANA, 'tallest')[0] == 0
 
 
 def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles):

@@ -26,6 +26,7 @@ class Instance:
 
     segmentation: tuple | dict | list  # polygons [[x, y, x, y, ...], ...], an RLE, or RLEs
     where: str  # for messages
+    size: tuple[int, int] | None = None  # (height, width) of its picture, where the file tells
     ignored: bool = False
 
     def paint(self, onto: np.ndarray, value: int) -> None:
@@ -34,6 +35,11 @@ class Instance:
         Raises:
             DataError: the segmentation is none, or for a picture of another size.
         """
+        if self.size not in (None, onto.shape):
+            raise DataError(
+                f'{self.where}: is for {self.size[1]} x {self.size[0]} pixels, its picture has '
+                f'{onto.shape[1]} x {onto.shape[0]}; take the pictures that the file is about'
+            )
         try:
             from pycocotools import mask as coco
         except ImportError as error:
@@ -80,18 +86,21 @@ def read_instances(file: str | Path, pictures: str | Path) -> Instances:
     file, pictures = Path(file), Path(pictures)
     plain = read_json(file)
     found: Instances = Instances({}, {}, {}, {})
-    for one in entries(file, plain, 'images', 'id', 'file_name'):
-        found.pictures[one['id']] = pictures / one['file_name']
-    for one in entries(file, plain, 'categories', 'id', 'name'):
+    sizes: dict[int, tuple[int, int] | None] = {}
+    for one in entries(file, plain, 'images', id=int):
+        found.pictures[one['id']] = pictures / _file_name(file, one)
+        told = one.get('height'), one.get('width')
+        sizes[one['id']] = told if all(isinstance(side, int) for side in told) else None
+    for one in entries(file, plain, 'categories', id=int, name=str):
         found.names[one['id']] = spoken(one['name'])
-    for one in entries(file, plain, 'annotations', 'id', 'image_id', 'category_id'):
+    for one in entries(file, plain, 'annotations', id=int, image_id=int, category_id=int):
         if one['image_id'] not in found.pictures:
             raise DataError(
                 f'{file}: annotation {one["id"]} is about picture {one["image_id"]}, which is '
                 'not among its "images"'
             )
-        where = f'{file}: annotation {one["id"]}'
-        found.regions[one['id']] = Instance(one.get('segmentation') or (), where)
+        where, size = f'{file}: annotation {one["id"]}', sizes[one['image_id']]
+        found.regions[one['id']] = Instance(one.get('segmentation') or (), where, size)
         found.owners[one['id']] = one['image_id'], one['category_id']
     return found
 
@@ -118,6 +127,15 @@ def read_coco(file: str | Path, pictures: str | Path) -> list[Labelled]:
         )
         for picture, groups in sorted(grouped.items())
     ]
+
+
+def _file_name(file: Path, image: dict) -> str:
+    """Return where a picture lies; LVIS tells it by the end of its address alone."""
+    if isinstance(image.get('file_name'), str):
+        return image['file_name']
+    if isinstance(image.get('coco_url'), str):
+        return '/'.join(image['coco_url'].split('/')[-2:])
+    raise DataError(f'{file}: picture {image["id"]} has no file_name')
 
 
 def spoken(name: str) -> str:

@@ -14,11 +14,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lisa_ros.datasets.labelled import Query, Shape
+from lisa_ros.datasets.labelled import UNREADABLE, Query
 from lisa_ros.datasets.reading import entries, folder, read_json
 from lisa_ros.errors import DataError
+
+
+@dataclass(frozen=True)
+class Class:
+    """All pixels of a map that have one number."""
+
+    numbers: np.ndarray  # (H, W), shared by all classes of a map
+    number: int
+    where: str  # for messages
+    ignored: bool = False
+
+    def paint(self, onto: np.ndarray, value: int) -> None:
+        """Set the region's pixels in a (H, W) uint8 picture.
+
+        Raises:
+            DataError: the picture is of another size.
+        """
+        if self.numbers.shape != onto.shape:
+            raise DataError(
+                f'{self.where}: a map of {self.numbers.shape[1]} x {self.numbers.shape[0]} pixels '
+                f'for a picture of {onto.shape[1]} x {onto.shape[0]}; bring both to one size'
+            )
+        onto[self.numbers == self.number] = value
 
 
 @dataclass(frozen=True)
@@ -35,16 +58,20 @@ class Mapped:
         """Return a query for each class that the map shows.
 
         Raises:
-            DataError: the map cannot be read.
+            DataError: the map cannot be read, or has colours instead of numbers.
         """
         try:
             with Image.open(self.labels) as opened:
                 numbers = np.asarray(opened)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DataError(f'{self.labels}: no map that can be read ({error})') from error
-        corner = np.zeros((1, 2))
+        if numbers.ndim != 2:
+            raise DataError(
+                f'{self.labels}: has {numbers.shape[2]} channels; expected one of class numbers'
+            )
+        where = str(self.labels)
         return tuple(
-            Query(self.names[n], False, (Shape(self.names[n], corner, numbers == n),))
+            Query(self.names[n], False, (Class(numbers, n, where),))
             for n in np.unique(numbers).tolist()
             if n in self.names
         )
@@ -92,7 +119,7 @@ def read_mapillary(root: str | Path, split: str = 'training') -> list[Mapped]:
     root = folder(root, 'config_v2.0.json and training')
     file = root / 'config_v2.0.json'
     said = [
-        one['readable'].lower() for one in entries(file, read_json(file), 'labels', 'readable')
+        one['readable'].lower() for one in entries(file, read_json(file), 'labels', readable=str)
     ]
     maps = root / split / 'v2.0' / 'labels'
     return _beside(root / split / 'images', maps, dict(enumerate(said)), file)

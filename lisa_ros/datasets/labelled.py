@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lisa_ros.errors import DataError
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError)  # of a picture
 UNSURE = 255  # a truth of this value leaves its pixel out of losses and figures
 
 
@@ -95,6 +96,22 @@ class Labelled:
     explanation: str = ''
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Return (width, height) of a picture as a person sees it, without reading its pixels.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lies on its side
+            return opened.size[::-1] if turned else opened.size
+    except UNREADABLE as error:
+        raise DataError(
+            f'{path}: not a picture that can be read ({error}); copy it again'
+        ) from error
+
+
 def read_picture(path: Path) -> np.ndarray:
     """Return a picture as a person sees it, (H, W, 3) uint8 RGB, turned as its EXIF says.
 
@@ -104,7 +121,7 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f'{path}: not a picture that can be read ({error}); copy it again'
         ) from error

@@ -15,6 +15,7 @@ from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 
 _IMAGE = '<image>'
+_SAID = {'from': str, 'value': str}
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def read_llava(file: str | Path, pictures: str | Path) -> list[Talk]:
         DataError: it is no such file; the message says what of it.
     """
     file, pictures = Path(file), folder(pictures, 'pictures')
-    talks = []
-    for place, one in enumerate(entries(file, read_json(file), None, 'image', 'conversations')):
-        said = entries(file, one, 'conversations', 'from', 'value')
+    talks, plain = [], read_json(file)
+    for place, one in enumerate(entries(file, plain, None, image=str, conversations=list)):
+        said = entries(file, one, 'conversations', **_SAID)
         if said and said[0]['from'] != 'human':
             said = said[1:]  # as the original does
         speakers = [line['from'] for line in said]
@@ -47,9 +48,9 @@ def read_llava(file: str | Path, pictures: str | Path) -> list[Talk]:
                 f'{file}: in entry {place} speak {", ".join(map(str, speakers)) or "none"}; '
                 'expected human and gpt in turns'
             )
-        values = [str(line['value']).replace(_IMAGE, '').strip() for line in said]
+        values = [line['value'].replace(_IMAGE, '').strip() for line in said]
         turns = tuple(Turn(*pair) for pair in zip(values[::2], values[1::2], strict=True))
-        talks.append(Talk(pictures / str(one['image']), turns))
+        talks.append(Talk(pictures / one['image'], turns))
     if not talks:
         raise DataError(f'{file}: no dialogues')
     return talks

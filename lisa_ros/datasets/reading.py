@@ -35,8 +35,14 @@ def read_json(path: Path) -> object:
         ) from error
 
 
-def entries(path: Path, plain: object, name: str | None, *wanted: str) -> list[dict]:
-    """Return the list `name` of a file, or the file itself if it is one; each with these keys.
+def entries(path: Path, plain: object, name: str | None, /, **wanted: type | tuple) -> list[dict]:
+    """Return the list `name` of a file, or the file itself if it is one.
+
+    Args:
+        path: for messages.
+        plain: what the file holds.
+        name: of the list; None: the file is the list.
+        wanted: what each entry must have, with its type; any for `object`.
 
     Raises:
         DataError: it is no list of such objects.
@@ -45,15 +51,17 @@ def entries(path: Path, plain: object, name: str | None, *wanted: str) -> list[d
     if name is not None:
         found = plain.get(name) if isinstance(plain, dict) else None
     what = f'a list "{name}"' if name else 'a list'
+    form = f'expected objects with {", ".join(wanted)}'
     if not isinstance(found, list):
-        raise DataError(f'{path}: has not {what}; expected objects with {", ".join(wanted)}')
+        raise DataError(f'{path}: has not {what}; {form}')
     for place, one in enumerate(found):
-        missing = [key for key in wanted if not isinstance(one, dict) or key not in one]
-        if missing:
-            raise DataError(
-                f'{path}: entry {place} of {what} has no {", ".join(missing)}; expected objects '
-                f'with {", ".join(wanted)}'
-            )
+        for key, kind in wanted.items():
+            if not isinstance(one, dict) or key not in one:
+                raise DataError(f'{path}: entry {place} of {what} has no {key}; {form}')
+            if not isinstance(one[key], kind):
+                raise DataError(
+                    f'{path}: entry {place} of {what} has {key} {one[key]!r}, which it cannot be'
+                )
     return found
 
 

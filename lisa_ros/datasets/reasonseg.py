@@ -29,14 +29,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lisa_ros.datasets import reading
-from lisa_ros.datasets.labelled import PICTURES, Labelled, Query, Shape
+from lisa_ros.datasets.labelled import PICTURES, UNREADABLE, Labelled, Query, Shape, size_of
 from lisa_ros.datasets.reading import Broken, fatal, read_json
 from lisa_ros.errors import DataError
 
 _EXPLANATIONS = 'explanations.json'
+_Asked = tuple[Path, tuple[Query, ...]]
 
 # ---- folders
 
@@ -57,12 +58,16 @@ def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
     """
     folder = reading.folder(folder, 'pictures with labels')
     why = _read_explanations(folder)
-    pictures = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES}
+    pictures: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURES and pictures.setdefault(path.stem, path) != path:
+            broken(DataError(f'{path}: {pictures[path.stem].name} has the same name; rename one'))
     labels = [p for p in sorted(folder.glob('*.json')) if p.name != _EXPLANATIONS]
-    labelled = [
-        *(one for path in labels for one in _kept(broken, _of_json, path, pictures, why)),
-        *(one for path in pictures.values() for one in _kept(broken, _of_masks, path, why)),
-    ]
+    queries = dict(one for path in labels for one in _kept(broken, _of_json, path, pictures))
+    for picture in pictures.values():
+        for _, asked in _kept(broken, _of_masks, picture):
+            queries[picture] = (*queries.get(picture, ()), *asked)
+    labelled = [Labelled(p, asked, why.get(p.name, '')) for p, asked in sorted(queries.items())]
     if not labelled:
         raise DataError(
             f'{folder}: {len(pictures)} pictures, none of them labelled; expected beside each a '
@@ -71,7 +76,7 @@ def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
     return labelled
 
 
-def _kept(broken: Broken, read: Callable[..., list[Labelled]], *given: object) -> list[Labelled]:
+def _kept(broken: Broken, read: Callable[..., list[_Asked]], *given: object) -> list[_Asked]:
     """Return what can be read; say of the rest that it is broken."""
     try:
         return read(*given)
@@ -80,7 +85,7 @@ def _kept(broken: Broken, read: Callable[..., list[Labelled]], *given: object) -
         return []
 
 
-def _of_json(path: Path, pictures: dict[str, Path], why: dict[str, str]) -> list[Labelled]:
+def _of_json(path: Path, pictures: dict[str, Path]) -> list[_Asked]:
     """Return the picture that a JSON file is about, or nothing if it asks nothing."""
     if path.stem not in pictures:
         raise DataError(
@@ -92,24 +97,24 @@ def _of_json(path: Path, pictures: dict[str, Path], why: dict[str, str]) -> list
     noted = read_json(path)
     width, height = _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
     for query in queries:
-        for shape in query.regions:
+        for shape in (one for one in query.regions if one.mask is None):
             x, y = shape.points.T
             if x.max() < 0 or y.max() < 0 or x.min() >= width or y.min() >= height:
                 raise DataError(
                     f'{path}: a shape {shape.label!r} lies outside of its picture of {width} x '
                     f'{height} pixels; draw it again'
                 )
-    return [Labelled(picture, queries, why.get(picture.name, ''))] if queries else []
+    return [(picture, queries)] if queries else []
 
 
-def _of_masks(picture: Path, why: dict[str, str]) -> list[Labelled]:
+def _of_masks(picture: Path) -> list[_Asked]:
     """Return a picture with the masks in the folder of its name, or nothing without any."""
     masks = sorted(picture.with_suffix('').glob('*.png'))
     shapes = [_mask_file(path) for path in masks]
     for path, shape in zip(masks, shapes, strict=True):
         _same_size(picture, path, *shape.mask.shape[::-1])
     queries = tuple(Query(p.stem, False, (s,)) for p, s in zip(masks, shapes, strict=True))
-    return [Labelled(picture, queries, why.get(picture.name, ''))] if queries else []
+    return [(picture, queries)] if queries else []
 
 
 def _same_size(
@@ -120,14 +125,7 @@ def _same_size(
     Raises:
         DataError: they differ, or the picture cannot be opened.
     """
-    try:
-        with Image.open(picture) as opened:
-            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lies on its side
-            size = opened.size[::-1] if turned else opened.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f'{picture}: not a picture that can be read ({error}); copy it again'
-        ) from error
+    size = size_of(picture)
     if None not in (width, height) and (width, height) != size:
         raise DataError(
             f'{labels}: labels of {width} x {height} pixels for a picture of '
@@ -153,7 +151,7 @@ def read_labels(path: Path) -> tuple[Query, ...]:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f'{path}: "text" is {texts!r}; expected a list of instructions')
-    if texts and not targets:
+    if texts and ignored and not targets:
         raise DataError(
             f'{path}: asks {texts[0]!r} and labels nothing but what is ignored; draw its target'
         )
@@ -211,7 +209,7 @@ def _shape(path: Path, entry: object) -> Shape:
         if not isinstance(label, str) or not label.strip() or not np.isfinite(points).all():
             raise ValueError(f'label {label!r}, points {entry["points"]!r}')
         ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
-        if kind == 'mask':
+        if kind == 'mask' and len(points):
             return Shape(label, points, _decoded(entry['mask']), ignored)
         return Shape(label, _outline(kind, points), ignored=ignored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -243,7 +241,7 @@ def _decoded(text: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
             return np.asarray(picture.convert('L')) > 0
-    except (binascii.Error, OSError, UnidentifiedImageError) as error:
+    except (binascii.Error, *UNREADABLE) as error:
         raise ValueError(f'a mask that is no PNG: {error}') from error
 
 
@@ -256,6 +254,6 @@ def _mask_file(path: Path) -> Shape:
     try:
         with Image.open(path) as picture:
             mask = np.asarray(picture.convert('L')) > 0
-    except (OSError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise DataError(f'{path}: no mask that can be read ({error}); save it again') from error
     return Shape(path.stem, np.zeros((1, 2)), mask)

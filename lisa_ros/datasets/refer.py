@@ -39,8 +39,8 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
 
     Args:
         root: the data set's folder, such as refer_seg/refcoco; its name tells which it is.
-        split: train, val, test, testA, testB.
-        by: who split it: unc, umd or google; by default umd for refcocog, unc for others.
+        split: train, val, test, testA, testB (refclef: also testC).
+        by: who split it (unc, umd, google, berkeley); by default umd for refcocog, else unc.
 
     Raises:
         DataError: files are missing or broken, or there is no such split; the message names it.
@@ -54,7 +54,7 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
         raise DataError(f'{places[0]}: there is no such folder; expected the pictures of {name}')
     found = read_instances(root / 'instances.json', pictures)
     file, refs = _refs(root, by)
-    splits = sorted({str(ref['split']) for ref in refs})
+    splits = sorted({ref['split'] for ref in refs})
     if split not in splits:
         raise DataError(f'{file}: no split {split!r}; it has {", ".join(splits)}')
     queries: dict[int, list[Query]] = {}
@@ -71,14 +71,17 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
             )
         regions = tuple(found.regions[n] for n in numbers)
         told = queries.setdefault(ref['image_id'], [])
-        texts = [text.strip().lower() for text in _texts(file, ref)]  # as the original
+        texts = [text.strip().lower() for text in _texts(file, ref)]  # so does the original
         told += [Query(text, False, regions) for text in texts if text]
-    return [Labelled(found.pictures[n], tuple(told)) for n, told in queries.items() if told]
+    told = [Labelled(found.pictures[n], tuple(said)) for n, said in queries.items() if said]
+    if not told:
+        raise DataError(f'{file}: nothing is said in the split {split!r}')
+    return told
 
 
 def _texts(file: Path, ref: dict) -> list[str]:
     """Return what was said of it; gRefCOCO says [""] or more where nothing is meant, too."""
-    return [str(one['sent']) for one in entries(file, ref, 'sentences', 'sent')]
+    return [one['sent'] for one in entries(file, ref, 'sentences', sent=str)]
 
 
 def _refs(root: Path, by: str) -> tuple[Path, list[dict]]:
@@ -97,4 +100,6 @@ def _refs(root: Path, by: str) -> tuple[Path, list[dict]]:
             raise DataError(
                 f'{file}: no refs that can be read ({type(error).__name__}: {error})'
             ) from error
-    return file, entries(file, plain, None, 'image_id', 'ann_id', 'split', 'sentences')
+    return file, entries(
+        file, plain, None, image_id=int, ann_id=(int, list), split=str, sentences=list
+    )

@@ -20,7 +20,7 @@ from lisa_ros.datasets.asking import GIVEN_ANSWER, examined
 from lisa_ros.datasets.labelled import Picture, Query, read_picture
 from lisa_ros.datasets.reading import Broken, fatal
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.cases import Case, case_of, draw, together
+from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.segmenter import Segmenter
 
 MODES = ('generate', 'teacher_forced')
@@ -53,9 +53,12 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float]]] = {
 
 
 def published(data: str) -> dict[str, tuple[float | None, float]]:
-    """Return published figures for a data set as `datasets.named` names it, if there are any."""
+    """Return published figures for a data set as `datasets.named` names it, if there are any.
+
+    They stand for whole splits, asked as LISA's evaluation asks, first queries alone on ReasonSeg.
+    """
     kind, *parts = data.split(':')
-    if kind == 'refer':
+    if kind == 'refer' and len(parts) in (1, 2):
         name = f'{Path(parts[0]).name} {parts[1] if len(parts) > 1 else "train"}'
     else:
         name = f'{Path(data).absolute().parent.name} {Path(data).name}'
@@ -103,25 +106,21 @@ def _of_picture(
     found = []
     try:
         image = read_picture(one.path)
-        asked = [
-            (query, query.truth(*image.shape[:2]))
-            for query in one.queries[: 1 if first_only else None]
-        ]
+        for place, query in enumerate(one.queries[: 1 if first_only else None]):
+            truth, text = query.truth(*image.shape[:2]), question(query)
+            result = (
+                segmenter.teacher_forced(image, text, GIVEN_ANSWER)
+                if mode == 'teacher_forced'
+                else segmenter.segment(image, text)
+            )
+            group = one.path.stem
+            picture = out and out / f'{group}.{place}.jpg'
+            if picture:
+                draw(picture, image, result, truth)
+            found.append(case_of(group, place, _sort(query), query.text, result, truth, picture))
     except DataError as error:
         broken(error)
-        return found
-    for place, (query, truth) in enumerate(asked):
-        text = question(query)
-        result = (
-            segmenter.teacher_forced(image, text, GIVEN_ANSWER)
-            if mode == 'teacher_forced'
-            else segmenter.segment(image, text)
-        )
-        name = f'{one.path.stem}.{place}'
-        picture = out and out / f'{name}.jpg'
-        if picture:
-            draw(picture, image, together(result), truth == 1)
-        found.append(case_of(name, _sort(query), result, truth, picture))
+        return []
     return found
 
 

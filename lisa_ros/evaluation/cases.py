@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from lisa_ros import masks
+from lisa_ros.errors import DataError
 from lisa_ros.evaluation import metrics
 from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.results import Segmentation
@@ -21,8 +23,10 @@ class Case:
     """A question, its answer, and how good it is. One name, one case: runs are paired by it."""
 
     name: str
+    group: str  # the picture or frame: its questions succeed or fail together
     sort: str  # kind of query
-    query: str
+    about: str  # what is asked for, however it is put
+    query: str  # as it was put
     answer: str
     status: str  # of results.Status
     present: bool | None  # whether there is something to find; None: nobody knows
@@ -50,18 +54,32 @@ class Case:
 
 
 def case_of(
-    name: str,
+    group: str,
+    place: int,
     sort: str,
+    about: str,
     result: Segmentation,
     truth: np.ndarray | None,
     picture: Path | None = None,
 ) -> Case:
-    """Compare an answer with the truth, (H, W) bool or uint8 0, 1 and metrics.IGNORED, or None."""
+    """Compare an answer with the truth.
+
+    Args:
+        group: the picture or frame.
+        place: of the question among those about it.
+        sort: kind of query.
+        about: what is asked for.
+        result: the answer.
+        truth: (H, W) bool or uint8 0, 1 and metrics.IGNORED; None: nobody knows.
+        picture: an overlay.
+    """
     found = together(result)
     known = truth is not None
     return Case(
-        name=name,
+        name=f'{group}.{place}',
+        group=group,
         sort=sort,
+        about=about,
         query=result.query.strip(),
         answer=result.answer,
         status=result.status.name,
@@ -80,37 +98,52 @@ def together(result: Segmentation) -> np.ndarray:
     return result.masks.any(axis=0)
 
 
-def figures(cases: Sequence[Case], seed: int = 0) -> dict[str, object]:
+def figures(cases: Sequence[Case], forced: bool = False, seed: int = 0) -> dict[str, object]:
     """Return the figures of the cases with a truth, with 95 % intervals of the two that matter.
 
-    gIoU, cIoU, P@ and the boundary's F are over all cases, those with nothing to find included
-    (1 if nothing was found, else 0), as gRefCOCO has it; N-acc. and T-acc. tell the two apart.
+    gIoU is over all of them (1 where nothing is there and nothing was found), P@ and the
+    boundary's F over those with something to find, as gRefCOCO has them; N-acc. and T-acc. tell
+    presence, and nothing where masks were `forced`. Seconds are of pictures looked at anew: the
+    next question about the same one costs only the words.
     """
-    seconds = metrics.percentiles([case.total for case in cases])
-    asked = len(cases)
+    fresh = [case.total for case in cases if 'clip' in case.seconds]
+    told = {'asked': len(cases), 'seconds': _percentiles(fresh)}
     cases = [case for case in cases if case.overlap is not None]
     if not cases:
-        return {'count': 0, 'asked': asked, 'seconds': _percentiles(seconds)}
+        return {'count': 0, **told}
+    there = [case for case in cases if case.present]
+    rows = np.array([[c.overlap.intersection, c.overlap.union, c.iou] for c in cases])
+    groups = [case.group for case in cases]
+    found, present = [case.found for case in cases], [bool(case.present) for case in cases]
     overlaps = [case.overlap for case in cases]
-    found, present = [case.found for case in cases], [case.present for case in cases]
-    told = {
+    outlines = [case.boundary for case in there]
+
+    def whole(some: np.ndarray) -> float:
+        return float(some[:, 0].sum() / (some[:, 1].sum() + 1e-10))
+
+    told |= {
         'count': len(cases),
-        'asked': asked,
         'giou': metrics.giou(overlaps),
-        'giou_interval': metrics.interval(overlaps, metrics.giou, seed=seed),
+        'giou_interval': metrics.interval(
+            rows[:, 2], lambda r: float(r.mean()), groups, seed=seed
+        ),
         'ciou': metrics.ciou(overlaps),
-        'ciou_interval': metrics.interval(overlaps, metrics.ciou, seed=seed),
-        'boundary_f': float(np.mean([case.boundary for case in cases])),
-        **{f'p@{at}': metrics.precision_at(overlaps, at) for at in metrics.THRESHOLDS},
-        'n_acc': metrics.no_target_accuracy(found, present),
-        't_acc': metrics.target_accuracy(found, present),
-        'seconds': _percentiles(seconds),
+        'ciou_interval': metrics.interval(rows, whole, groups, seed=seed),
+        'boundary_f': float(np.mean(outlines)) if outlines else None,
+        **{
+            f'p@{at}': metrics.precision_at([c.overlap for c in there], at)
+            for at in metrics.THRESHOLDS
+        },
+        'n_acc': None if forced else metrics.no_target_accuracy(found, present),
+        't_acc': None if forced else metrics.target_accuracy(found, present),
     }
     return {name: _told(value) for name, value in told.items()}
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    return dict(zip(('p50', 'p90', 'p99'), seconds, strict=True))
+def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    if not seconds:
+        return None
+    return dict(zip(('p50', 'p90', 'p99'), metrics.percentiles(seconds), strict=True))
 
 
 def _told(value: object) -> object:
@@ -120,16 +153,38 @@ def _told(value: object) -> object:
     return None if value != value else value
 
 
-def draw(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> None:
+def draw(
+    path: Path, image: np.ndarray, result: Segmentation, truth: np.ndarray | None, side: int = 480
+) -> None:
     """Write a small picture of what was found and what was meant, as JPEG.
 
     Args:
         path: its folder is made.
         image: (H, W, 3) uint8 RGB.
-        found: (H, W) bool.
-        truth: (H, W) bool; `found` itself where nobody knows.
+        result: the answer.
+        truth: as `case_of` has it; pixels that are ignored are shown as they are.
+        side: the longest of the picture [px].
+
+    Raises:
+        DataError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = Image.fromarray(masks.compared(image, found, truth))
-    shown.thumbnail((480, 480))
-    shown.save(path, quality=82)
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    found = together(result)
+    real = found if truth is None else truth == 1
+    if truth is not None:
+        found = found & (truth != metrics.IGNORED)
+
+    def small(pixels: np.ndarray, how: int) -> np.ndarray:
+        return cv2.resize(pixels, size, interpolation=how)
+
+    shown = masks.compared(
+        small(image, cv2.INTER_AREA),
+        *(small(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0 for mask in (found, real)),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shown).save(path, quality=82)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written ({error}); give another --out') from error

@@ -52,8 +52,8 @@ def ciou(overlaps: Sequence[Overlap]) -> float:
 
 
 def precision_at(overlaps: Sequence[Overlap], threshold: float) -> float:
-    """Return P@threshold, the share of masks whose IoU is above it; NaN of none."""
-    return float(np.mean([one.iou > threshold for one in overlaps])) if overlaps else float('nan')
+    """Return P@threshold, the share of masks whose IoU is that or more; NaN of none."""
+    return float(np.mean([one.iou >= threshold for one in overlaps])) if overlaps else float('nan')
 
 
 def boundary_f(found: np.ndarray, truth: np.ndarray, tolerance: float = 0.008) -> float:
@@ -68,8 +68,11 @@ def boundary_f(found: np.ndarray, truth: np.ndarray, tolerance: float = 0.008) -
         tolerance: share of the diagonal.
     """
     counted = truth != IGNORED
-    ours, theirs = (_outline((mask > 0) & counted) for mask in (found, truth))
-    if not ours.any() or not theirs.any():
+    found, truth = (found > 0) & counted, (truth > 0) & counted
+    if not found.any() or not truth.any():
+        return float(found.any() == truth.any())
+    ours, theirs = _outline(found), _outline(truth)
+    if not ours.any() or not theirs.any():  # one fills the picture, which has no outline
         return float(ours.any() == theirs.any())
     radius = int(np.ceil(tolerance * np.hypot(*truth.shape)))
     near_ours, near_theirs = (_grown(line, radius) for line in (ours, theirs))
@@ -99,7 +102,7 @@ def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def no_target_accuracy(found: Sequence[bool], present: Sequence[bool]) -> float:
-    """Return N-acc., the share of absent targets that got no mask; NaN of none."""
+    """Return N-acc., the share of absent targets that got no mask, not a pixel; NaN of none."""
     right = [not f for f, p in zip(found, present, strict=True) if not p]
     return float(np.mean(right)) if right else float('nan')
 
@@ -119,34 +122,48 @@ def percentiles(values: Sequence[float], wanted: Sequence[float] = (50, 90, 99))
 
 
 def interval(
-    rows: Sequence[object],
-    figure: Callable[[list], float],
+    rows: np.ndarray,
+    figure: Callable[[np.ndarray], float],
+    groups: Sequence[object] | None = None,
     *,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of a figure: rows are drawn anew, with replacement.
+    """Return the bootstrap interval of a figure: groups of rows are drawn anew, with replacement.
 
-    Percentile bootstrap (Efron 1979): the figure is taken of `draws` samples as large as `rows`.
+    Percentile bootstrap (Efron 1979) by groups: questions about one picture succeed or fail
+    together, so that it is pictures that are drawn.
 
     Args:
-        rows: what the figure is taken of.
+        rows: (n, ...) what the figure is taken of.
         figure: rows to a number.
+        groups: n, which rows belong together; None: each is alone.
         level: share of the samples within the interval.
         draws: samples.
         seed: the same seed, the same interval.
 
     Returns:
-        Its low and its high end; NaN of fewer than two rows.
+        Its low and its high end; NaN of fewer than two groups.
     """
-    if len(rows) < 2:
+    members = _members(groups, len(rows))
+    if len(members) < 2:
         return float('nan'), float('nan')
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(rows), size=(draws, len(rows)))
-    values = [figure([rows[i] for i in row]) for row in chosen.tolist()]
+    values = np.empty(draws)
+    for draw in range(draws):
+        chosen = rng.integers(len(members), size=len(members))
+        values[draw] = figure(rows[np.concatenate([members[i] for i in chosen])])
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _members(groups: Sequence[object] | None, count: int) -> list[np.ndarray]:
+    """Return the places of each group's rows."""
+    places: dict[object, list[int]] = {}
+    for place, group in enumerate(range(count) if groups is None else groups):
+        places.setdefault(group, []).append(place)
+    return [np.array(group) for group in places.values()]
 
 
 @dataclass(frozen=True)
@@ -163,11 +180,23 @@ class Difference:
 
 
 def paired(
-    first: Sequence[float], second: Sequence[float], *, draws: int = 10000, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Sequence[object] | None = None,
+    *,
+    draws: int = 10000,
+    seed: int = 0,
 ) -> Difference:
     """Compare two runs by a value of each question, such as its IoU.
 
-    `p` is that of the paired permutation test: each question's difference takes either sign.
+    `p` is that of the paired permutation test: each group's differences take either sign.
+
+    Args:
+        first: a value of each question.
+        second: the other run's.
+        groups: which questions belong together, see `interval`.
+        draws: permutations.
+        seed: the same seed, the same p.
 
     Raises:
         ValueError: the runs have not as many questions.
@@ -180,13 +209,14 @@ def paired(
     if not len(change):
         return Difference(*[float('nan')] * 4, 0, 0, 0)
     rng = np.random.default_rng(seed)
-    mean, extreme = float(change.mean()), 0
+    sums = np.array([change[places].sum() for places in _members(groups, len(change))])
+    total, extreme = abs(change.sum()), 0
     for start in range(0, draws, 500):
-        signs = rng.choice((-1.0, 1.0), size=(min(500, draws - start), len(change)))
-        extreme += int((np.abs(signs @ change) / len(change) >= abs(mean) - 1e-12).sum())
-    low, high = interval(change.tolist(), lambda rows: float(np.mean(rows)), seed=seed)
+        signs = rng.choice((-1.0, 1.0), size=(min(500, draws - start), len(sums)))
+        extreme += int((np.abs(signs @ sums) >= total - 1e-9).sum())
+    low, high = interval(change, lambda rows: float(rows.mean()), groups, seed=seed)
     return Difference(
-        mean,
+        float(change.mean()),
         low,
         high,
         (extreme + 1) / (draws + 1),  # never 0: the runs as they are count, too

@@ -131,8 +131,12 @@ def of_two(plain: dict, runs: Sequence[dict], folders: Sequence[Path], most: int
             f'{row["p"]:.4f}', row['better'], row['worse'], *(f'{v:.3f}' for v in row['ciou']),
         ]  # fmt: skip
         rows += f'<tr>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-    left = [n for n in plain['left_out'] if n]
-    note = f'<p>{left[0]} questions of one run alone are left out.</p>' if left else ''
+    left = ' and '.join(
+        f'{count} of {letter}' for count, letter in zip(plain['left_out'], 'AB', strict=True)
+    )
+    note = f'<p>Left out, without a truth or a counterpart: {left}.</p>'
+    if plain['modes'][0] != plain['modes'][1]:
+        note += '<p><b>The modes differ</b>: these figures are of two kinds.</p>'
     both = []
     for name, change in plain['changes']:
         first, second = (run['names'][name] for run in runs)
@@ -168,13 +172,14 @@ def _cards(row: Mapping, seconds: Mapping | None) -> str:
     cards = [
         ('gIoU', _number(row.get('giou')), f'95 %: {_number(low)} to {_number(high)}'),
         ('cIoU', _number(row.get('ciou')), 'sum over sum'),
-        ('P@0.5', _number(row.get('p@0.5')), 'share of IoU above 0.5'),
+        ('P@0.5', _number(row.get('p@0.5')), 'IoU of 0.5 or more'),
         ('boundary F', _number(row.get('boundary_f')), 'outlines'),
         ('T-acc.', _number(row.get('t_acc')), 'present, and found'),
         ('N-acc.', _number(row.get('n_acc')), 'absent, and not found'),
     ]
     if seconds:
-        cards.append(('seconds', _number(seconds['p50'], '.2f'), f'p99 {seconds["p99"]:.2f}'))
+        more = f'a fresh picture; p99 {seconds["p99"]:.2f}'
+        cards.append(('seconds', _number(seconds['p50'], '.2f'), more))
     inner = ''.join(
         f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>'
         for name, value, more in cards
@@ -242,7 +247,7 @@ def _gallery(cases: Sequence[dict], folders: Path | Sequence[Path], most: int) -
         images = ''.join(
             f'<img loading="lazy" alt="{html.escape(c["query"], quote=True)}" src="{_data(f, c)}">'
             for c, f in sources
-            if c['picture']
+            if c['picture'] and (f / c['picture']).is_file()
         )
         tag = _number(case['iou'], '.2f')
         if changed:
@@ -267,9 +272,8 @@ def _gallery(cases: Sequence[dict], folders: Path | Sequence[Path], most: int) -
         f'<i style="background: var(--{name})"></i>{said}'
         for name, said in (('right', 'found'), ('wrong', 'wrongly found'), ('missed', 'missed'))
     )
-    few = (
-        f' The {most} worst of {len(cases)} are here.' if len(cases) > most and not changed else ''
-    )
+    which = 'that changed most' if changed else 'worst'
+    few = f' The {most} {which} of {len(cases)} are here.' if len(cases) > most else ''
     data = json.dumps(known).replace('<', '\\u003c')
     return (
         f'<p class="key">{key}.{few}</p><div class="controls">'

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lisa_ros.bags import Frame, pictures
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.cases import Case, case_of, draw, together
+from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.evaluation.commands import Command
 from lisa_ros.evaluation.truth import Truth
 from lisa_ros.results import Dialogue
@@ -90,9 +90,9 @@ def _asked(
         real = None
         if truth is not None and command.has_truth:
             real = truth.mask(frame.stamp, frame.pixels.shape[:2], command)
-        name = f'{frame.stamp}.{command.number}'
-        picture = out and out / f'{name}.jpg'
+        picture = out and out / f'{frame.stamp}.{command.number}.jpg'
         if picture:
-            found = together(result)
-            draw(picture, frame.pixels, found, found if real is None else real == 1)
-        yield case_of(name, command.kind, result, real, picture)
+            draw(picture, frame.pixels, result, real)
+        yield case_of(
+            str(frame.stamp), command.number, command.kind, command.text, result, real, picture
+        )

@@ -42,13 +42,26 @@ class Run:
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # gIoU, cIoU [%]
 
 
-def by_sort(cases: Sequence[Case]) -> dict[str, dict]:
+def by_sort(cases: Sequence[Case], forced: bool = False) -> dict[str, dict]:
     """Return the figures of each kind of query, `all` first."""
     sorts = list(dict.fromkeys(case.sort for case in cases))
-    told = {'all': figures(cases)}
+    told = {'all': figures(cases, forced)}
     if len(sorts) > 1:
-        told |= {sort: figures([c for c in cases if c.sort == sort]) for sort in sorts}
+        told |= {sort: figures([c for c in cases if c.sort == sort], forced) for sort in sorts}
     return told
+
+
+def made(out: Path) -> Path:
+    """Return the folder of a report, made: before a model is loaded, not after it has answered.
+
+    Raises:
+        DataError: it cannot be.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f'{out}: cannot be made ({error}); give another --out') from error
+    return out
 
 
 def write(run: Run, out: Path) -> dict:
@@ -57,7 +70,7 @@ def write(run: Run, out: Path) -> dict:
     Raises:
         DataError: the folder cannot be written to.
     """
-    told = by_sort(run.cases)
+    told = by_sort(run.cases, run.mode == 'teacher_forced')
     seconds = {sort: row.pop('seconds', None) for sort, row in told.items()}
     plain = {
         'title': run.title,
@@ -73,12 +86,13 @@ def write(run: Run, out: Path) -> dict:
         'percentiles': seconds,
         'cases': {case.name: case.seconds for case in run.cases},
     }
+    for_people = page.of_run(plain, timings, out, MOST_PICTURES)
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write_json(out / 'report.json', plain)
         _write_json(out / 'timings.json', timings)
         _write_csv(out / 'cases.csv', run.cases)
-        (out / 'report.html').write_text(page.of_run(plain, timings, out, MOST_PICTURES), 'utf-8')
+        (out / 'report.html').write_text(for_people, 'utf-8')
     except OSError as error:
         raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
     return plain
@@ -106,7 +120,9 @@ def _plain(case: Case, out: Path) -> dict:
     picture = case.picture
     return {
         'name': case.name,
+        'group': case.group,
         'sort': case.sort,
+        'about': case.about,
         'query': case.query,
         'answer': case.answer,
         'status': case.status,
@@ -149,6 +165,8 @@ def _write_csv(path: Path, cases: Sequence[Case]) -> None:
 
 # ---- two runs side by side
 
+_KEPT = {'name', 'group', 'sort', 'about', 'query', 'answer', 'iou', 'scores', 'picture'}
+
 
 def read(folder: Path) -> dict:
     """Return what `write` left in a folder, timings under `timings`.
@@ -159,7 +177,12 @@ def read(folder: Path) -> dict:
     try:
         plain = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
         timings = json.loads((folder / 'timings.json').read_text(encoding='utf-8'))
-        return {**plain, 'timings': timings, 'names': {c['name']: c for c in plain['cases']}}
+        for case in plain['cases']:
+            if not case.keys() >= _KEPT:
+                raise KeyError(*sorted(_KEPT - case.keys()))
+        kept = {name: plain[name] for name in ('title', 'mode', 'settings', 'figures', 'broken')}
+        names = {case['name']: case for case in plain['cases']}
+        return {**kept, 'cases': plain['cases'], 'timings': timings, 'names': names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{folder}: no evaluation here ({error!r}); expected report.json and timings.json as '
@@ -170,7 +193,8 @@ def read(folder: Path) -> dict:
 def compare(first: Path, second: Path, out: Path) -> dict:
     """Compare two runs on the same questions; write report.html and compare.json.
 
-    Cases are paired by name; those of one run alone, or without a truth, are counted and left out.
+    Cases are paired by name and by what they ask for, however it is put; those of one run alone,
+    or without a truth, are counted and left out.
 
     Raises:
         DataError: a folder holds no evaluation, or the two have no question in common.
@@ -180,12 +204,13 @@ def compare(first: Path, second: Path, out: Path) -> dict:
     asked = [
         name
         for name in shared
-        if one['names'][name]['query'] == other['names'][name]['query']
+        if one['names'][name]['about'] == other['names'][name]['about']
         and None not in (one['names'][name]['iou'], other['names'][name]['iou'])
     ]
     if not asked:
         raise DataError(
-            f'{first} and {second} have no question in common: compare runs on the same data'
+            f'{first} and {second} have no question with a truth in common, and {len(shared)} '
+            'of one name: compare runs on the same data'
         )
     sorts = list(dict.fromkeys(one['names'][name]['sort'] for name in asked))
     groups = {'all': asked}
@@ -198,7 +223,7 @@ def compare(first: Path, second: Path, out: Path) -> dict:
     rows = {}
     for sort, names in groups.items():
         pairs = [of(run, names, lambda case: case['iou']) for run in (one, other)]
-        change = metrics.paired(*pairs)
+        change = metrics.paired(*pairs, [one['names'][name]['group'] for name in names])
         rows[sort] = {
             'count': len(names),
             'giou': [float(np.mean(ious)) for ious in pairs],
@@ -223,10 +248,10 @@ def compare(first: Path, second: Path, out: Path) -> dict:
             key=lambda row: row[1],
         ),
     }
+    told = page.of_two(plain, (one, other), (first, second), MOST_PICTURES)
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write_json(out / 'compare.json', plain)
-        told = page.of_two(plain, (one, other), (first, second), MOST_PICTURES)
         (out / 'report.html').write_text(told, 'utf-8')
     except OSError as error:
         raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lisa_ros.bags import opened
 from lisa_ros.datasets import named
-from lisa_ros.datasets.labelled import Picture
+from lisa_ros.datasets.labelled import UNREADABLE, Picture, size_of
+from lisa_ros.datasets.llava import Talk
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.commands import Command
 
@@ -78,7 +79,7 @@ class IdFolder(Ids):
         try:
             with Image.open(path) as picture:
                 return np.asarray(picture)
-        except (OSError, UnidentifiedImageError) as error:
+        except UNREADABLE as error:
             raise DataError(f'{path}: no truth that can be read ({error})') from error
 
 
@@ -116,6 +117,10 @@ class Labels:
         one = self._pictures.get(str(stamp))
         if one is None:
             raise DataError(f'{self._where}: no labelled picture {stamp}, which a frame is')
+        if size_of(one.path) != shape[::-1]:
+            raise DataError(
+                f'{one.path}: labels of another size than its frame, {shape[1]} x {shape[0]}'
+            )
         if command.targets == ():
             return np.zeros(shape, np.uint8)
         if command.label is None:
@@ -143,7 +148,7 @@ def open_truth(text: str, bag: Path) -> Truth:
     if text.startswith('/') and not folder.exists():
         return IdTopic(bag, text)
     pictures = named.read(text)
-    if not hasattr(pictures[0], 'queries'):
+    if isinstance(pictures[0], Talk):
         raise DataError(f'{text}: talks have no masks to be a truth')
     return Labels(text, pictures)
 
@@ -172,5 +177,12 @@ def _numbers(message: object, topic: str) -> np.ndarray:
         )
     order = '>' if message.is_bigendian else '<'
     kind = np.dtype(order + kinds[message.encoding])
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    data = np.frombuffer(message.data, np.uint8)
+    least = message.width * kind.itemsize
+    if data.size < message.height * message.step or message.step < least:
+        raise DataError(
+            f'{topic}: {data.size} bytes in rows of {message.step} are no {message.encoding} of '
+            f'{message.width} x {message.height}'
+        )
+    rows = data[: message.height * message.step].reshape(message.height, message.step)
     return rows[:, : message.width * kind.itemsize].copy().view(kind)

@@ -246,10 +246,13 @@ def layout(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
         alike = [o for o in table.there if o.kind == one.kind]
         for i, (measure, margin) in enumerate(SUPERLATIVES.values()):
             for group, things in enumerate((table.there, alike)):
-                rivals = [measure(o) for o in things if o.id != one.id]
-                ahead = measure(one) - max(rivals, default=np.nan)
-                if abs(ahead) >= margin:
-                    firsts[one.id, group * len(SUPERLATIVES) + i] = ahead > 0
+                rivals = [o for o in things if o.id != one.id]
+                ahead = [measure(one) - measure(o) for o in rivals]
+                seen = [a for a, o in zip(ahead, rivals, strict=True) if o.area >= VISIBLE]
+                if min(seen, default=0) <= -margin:  # by something that can be seen
+                    firsts[one.id, group * len(SUPERLATIVES) + i] = 0
+                elif ahead and min(ahead) >= margin:
+                    firsts[one.id, group * len(SUPERLATIVES) + i] = 1
         for i, place in enumerate(PLACES):
             other = nearest_in(table.there, place, one)
             if other is not None and other.area >= VISIBLE:

@@ -320,6 +320,11 @@ class Loop:
 
     def _resume(self) -> None:
         state = torch.load(self.run / 'last.pt', weights_only=True, map_location=self.device)
+        if len(state.get('optimizers', ())) != len(self.optimizers) or 'seed' not in state:
+            raise DataError(
+                f'{self.run}/last.pt is of another training: it has not the optimizers of this '
+                'one, or was left by an older version; take another --out, or its settings'
+            )
         kept = {name: tuple(value.shape) for name, value in state['trained'].items()}
         here = {name: tuple(value.shape) for name, value in self.trained.items()}
         if kept != here or bool(state['average']) != bool(self.average):

@@ -96,8 +96,9 @@ def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -
 
 def examination(one: Picture) -> Sample:
     """Return a picture with all its queries, asked as the original does in its validation."""
-    turns = [Turn(examined(query), GIVEN_ANSWER) for query in one.queries]
-    return _sample(one.path, [[turn] for turn in turns], one.queries)
+    queries = one.queries  # a map is read for them
+    turns = [Turn(examined(query), GIVEN_ANSWER) for query in queries]
+    return _sample(one.path, [[turn] for turn in turns], queries)
 
 
 def _sample(path: Path, dialogues: Sequence[Sequence[Turn]], asked: Sequence[Query]) -> Sample:

@@ -72,7 +72,7 @@ class Recipe:
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
     pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
     start: Path | None = None  # a model folder to start from, rather than from nothing
-    eyes: Path | None = None  # or one whose vision parts alone are taken
+    eyes: Path | None = None  # or one whose vision parts, tokenizer and sizes alone are taken
     threads: int = 2
 
 
