@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from lisa_ros import masks
-from lisa_ros.errors import DataError, ImageError, LisaError, SettingsError
+from lisa_ros.errors import DataError, LisaError, SettingsError
+from lisa_ros.images import read_rgb
 from lisa_ros.results import Segmentation
 from lisa_ros.settings import Settings
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def segment(options: argparse.Namespace) -> None:
     """Answer one request about one picture: words and pictures, or one JSON object."""
-    image = read_image(options.image)
+    image = read_rgb(options.image)
     result = _load(options).segment(image, options.query)
     out = options.out or (None if options.json else Path('lisa-out'))
     if out:
@@ -56,21 +57,6 @@ def segment(options: argparse.Namespace) -> None:
             f'in {width} x {height} at ({x}, {y})'
         )
     print(f'{result.status.name}, {sum(result.timings.values()):.2f} s, pictures in {out}/')
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read a picture as a person sees it, (H, W, 3) uint8 RGB, turned as its EXIF says.
-
-    Raises:
-        ImageError: there is no such file, or it is not a picture.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
-    except (OSError, UnidentifiedImageError) as error:
-        raise ImageError(f'{path} cannot be read as a picture: {error}') from error
 
 
 def as_json(result: Segmentation) -> dict:

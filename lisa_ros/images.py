@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lisa_ros.errors import CheckpointError, ImageError
 
+UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError)  # of a picture
 SAM_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255; the same in every SAM
 SAM_STD = (58.395, 57.12, 57.375)
 
@@ -43,6 +45,19 @@ def check_rgb(image: np.ndarray) -> np.ndarray:
     if 0 in image.shape:
         raise ImageError(f'the picture is empty: its shape is {image.shape}')
     return image
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Return a picture of a file as a person sees it, (H, W, 3) uint8 RGB, turned by its EXIF.
+
+    Raises:
+        ImageError: there is no such file, or it is not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
+    except UNREADABLE as error:
+        raise ImageError(f'{path} cannot be read as a picture: {error}') from error
 
 
 # ---- CLIP

@@ -283,7 +283,7 @@ def test_a_folder_without_labels_and_labels_without_a_picture_are_named(tmp_path
 def test_a_broken_picture_is_named(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 1, 1, 5)])
     (folder / 'one.png').write_bytes(b'no picture')
-    with pytest.raises(DataError, match=r'one\.png: not a picture'):
+    with pytest.raises(DataError, match=r'one\.png cannot be read as a picture'):
         examination(read_folder(folder)[0])
 
 
@@ -349,7 +349,7 @@ def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
     noted = []
     assert [one.path.stem for one in read_folder(folder, noted.append)] == ['good']
     says = {
-        'alone': 'no picture alone', 'empty': 'not a picture', 'outside': 'outside of its picture',
+        'alone': 'no picture alone', 'empty': 'cannot be read', 'outside': 'outside of its picture',
         'ignored': 'labels nothing but what is ignored', 'good': 'has the same name; rename one',
     }  # fmt: skip
     assert len(noted) == len(says)

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ImageError
+from lisa_ros.images import UNREADABLE, read_rgb
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError)  # of a picture
 UNSURE = 255  # a truth of this value leaves its pixel out of losses and figures
 
 
@@ -107,9 +107,7 @@ def size_of(path: Path) -> tuple[int, int]:
             turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lies on its side
             return opened.size[::-1] if turned else opened.size
     except UNREADABLE as error:
-        raise DataError(
-            f'{path}: not a picture that can be read ({error}); copy it again'
-        ) from error
+        raise DataError(f'{path} cannot be read as a picture: {error}; copy it again') from error
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -119,9 +117,6 @@ def read_picture(path: Path) -> np.ndarray:
         DataError: it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
-    except UNREADABLE as error:
-        raise DataError(
-            f'{path}: not a picture that can be read ({error}); copy it again'
-        ) from error
+        return read_rgb(path)
+    except ImageError as error:
+        raise DataError(f'{error}; copy it again') from error

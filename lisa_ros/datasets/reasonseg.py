@@ -32,9 +32,10 @@ import numpy as np
 from PIL import Image
 
 from lisa_ros.datasets import reading
-from lisa_ros.datasets.labelled import PICTURES, UNREADABLE, Labelled, Query, Shape, size_of
+from lisa_ros.datasets.labelled import PICTURES, Labelled, Query, Shape, size_of
 from lisa_ros.datasets.reading import Broken, fatal, read_json
 from lisa_ros.errors import DataError
+from lisa_ros.images import UNREADABLE
 
 _EXPLANATIONS = 'explanations.json'
 _Asked = tuple[Path, tuple[Query, ...]]

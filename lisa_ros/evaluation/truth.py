@@ -20,10 +20,11 @@ from PIL import Image
 
 from lisa_ros.bags import opened
 from lisa_ros.datasets import named
-from lisa_ros.datasets.labelled import UNREADABLE, Picture, size_of
+from lisa_ros.datasets.labelled import Picture, size_of
 from lisa_ros.datasets.llava import Talk
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.commands import Command
+from lisa_ros.images import UNREADABLE
 
 
 class Truth(Protocol):
