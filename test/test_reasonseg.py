@@ -349,7 +349,8 @@ def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
     noted = []
     assert [one.path.stem for one in read_folder(folder, noted.append)] == ['good']
     says = {
-        'alone': 'no picture alone', 'empty': 'cannot be read', 'outside': 'outside of its picture',
+        'alone': 'no picture alone', 'empty': 'cannot be read',
+        'outside': 'outside of its picture',
         'ignored': 'labels nothing but what is ignored', 'good': 'has the same name; rename one',
     }  # fmt: skip
     assert len(noted) == len(says)
