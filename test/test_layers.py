@@ -37,6 +37,7 @@ ROWS = [
     ['segmenter'],
     ['session'],
     ['evaluation', 'training', 'ros'],
+    ['commands'],
     ['cli'],
 ]
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands ask for: a model, a pace, numbers."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+from lisa_ros.settings import Settings
+
+
+def load(options: argparse.Namespace):
+    """Return the model that the options ask for."""
+    from lisa_ros.segmenter import Segmenter  # torch and transformers take seconds to import
+
+    return Segmenter.load(
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        vision_tower=options.vision_tower,
+        template=options.template,
+        max_new_tokens=options.max_new_tokens,
+        typed_specials=options.typed_specials,
+    )
+
+
+MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
+
+
+def count(text: str) -> int:
+    """Return a number of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of 1 or more')
+    return int(text)
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the settings that say which model answers, with the node's own words for them."""
+    for field in fields(Settings):
+        if field.name in MODEL_SETTINGS:
+            about = field.metadata['about']
+            parser.add_argument(
+                f'--{field.name.replace("_", "-")}',
+                type=type(field.default),
+                default=field.default,
+                choices=about.choices or None,
+                metavar=None if about.choices else field.name.upper(),
+                help=f'{about.sentence} (default: {field.default or "none"})',
+            )
+    parser.add_argument(
+        '--typed-specials',
+        action='store_true',
+        help='tokens written out in QUERY, such as [SEG], are those tokens, as in the original',
+    )
+
+
+def own_or(name: str) -> str | Path:
+    """Return the folder of a model of ours, or the name as it is."""
+    from lisa_ros.segmenter import OWN_MODELS
+
+    own = OWN_MODELS / name
+    return own if (own / 'config.json').is_file() else name
+
+
+def pace_of(options: argparse.Namespace, usual):
+    """Return the usual pace with what was given on the command line."""
+    given = {f.name: getattr(options, f.name, None) for f in fields(usual)}
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+
+
+def pace_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the numbers of training.loop.Pace; the defaults are with each training."""
+    for name, kind, what in (
+        ('--steps', int, 'of the optimizer'),
+        ('--rate', float, 'peak learning rate'),
+        ('--warm-up', int, 'steps in which it rises'),
+        ('--cool-down', float, 'share of the steps in which it falls'),
+        ('--validate-every', int, 'steps'),
+        ('--save-every', int, 'steps'),
+        ('--seed', int, 'of all that is drawn'),
+    ):
+        parser.add_argument(name, type=kind, help=what)
