@@ -15,6 +15,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
+    data_files=[('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))],
     package_data={'lisa_ros': ['weights/**/*', 'samples/**/*']},
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
     install_requires=[

@@ -28,6 +28,7 @@ class Frame:
 
     stamp: int  # of its header, or, where that says nothing, of the bag [ns]; no other has it
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
+    frame_id: str = ''  # of its header
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterato
                 pixels = _READERS[connection.msgtype](message)
             except ImageError as error:
                 raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
-            yield Frame(stamp, pixels)
+            yield Frame(stamp, pixels, message.header.frame_id)
 
 
 def _connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:

@@ -33,6 +33,7 @@ ROWS = [
         'model.export',
         'datasets',
         'bags',
+        'messages',
     ],
     ['segmenter'],
     ['session'],

@@ -14,6 +14,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.typesys import Stores, get_typestore
 
 from lisa_ros import bags, cli
+from lisa_ros.conversions import compressed_to_rgb, image_to_rgb
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.commands import Command, read_commands
@@ -146,7 +147,7 @@ def evaluate(bag, commands, out, *more):
 def first(frames, commands, tmp_path_factory):
     """The report on a plain bag."""
     out = tmp_path_factory.mktemp('first')
-    bag = write(out / 'bag', frames)
+    bag = write(out / 'asked', frames)
     assert evaluate(bag, commands, out, '--truth', str(SAMPLE / 'truth')) == 0
     return out
 
@@ -193,6 +194,46 @@ def test_every_command_is_asked_about_its_frames(first, frames):
     assert plain['figures']['words'] == {'count': 0, 'asked': 1}
     assert 'NaN' not in (first / 'timings.json').read_text()
     assert 'mode <b>offline</b>' in (first / 'report.html').read_text()
+
+
+# ---- the answers as a bag
+
+
+def test_answers_are_a_bag_with_definitions_and_the_frames_stamps(first, frames):
+    with bags.opened(first / 'bag') as reader:
+        found = [
+            (connection.topic, when, reader.deserialize(data, connection.msgtype))
+            for connection, when, data in reader.messages()
+        ]
+    told = [one for topic, _, one in found if topic == '/lisa/segmentation']
+    plain = report.read(first)
+    assert [one.query for one in told] == [case['query'] for case in plain['cases']]
+    assert [one.answer for one in told] == [case['answer'] for case in plain['cases']]
+    stamps = {frame.stamp for frame in frames}
+    for _, when, one in found:
+        stamp = one.header.stamp.sec * 10**9 + one.header.stamp.nanosec
+        assert when == stamp
+        assert stamp in stamps
+        assert one.header.frame_id == 'camera'
+    (instance,) = told[0].instances
+    mask = image_to_rgb(instance.mask)[..., 0] > 0
+    assert instance.area == mask.sum() > 0
+    assert instance.score == pytest.approx(plain['cases'][0]['scores'][0])
+    assert np.isnan(instance.centroid.x)
+    label = next(one for topic, _, one in found if topic == '/lisa/mask')
+    np.testing.assert_array_equal(image_to_rgb(label)[..., 0] == 1, mask)
+    overlay = next(one for topic, _, one in found if topic == '/lisa/overlay/compressed')
+    assert compressed_to_rgb(overlay).shape[1] == 640
+
+
+def test_the_mcap_library_finds_every_definition(first):
+    mcap = pytest.importorskip('mcap.reader', reason='needs the package mcap')
+    (file,) = (first / 'bag').glob('*.mcap')
+    with file.open('rb') as opened:
+        schemas = mcap.make_reader(opened).get_summary().schemas.values()
+    texts = {schema.name: schema.data.decode() for schema in schemas}
+    for part in ('lisa_ros/Instance', 'sensor_msgs/RegionOfInterest', 'std_msgs/Header'):
+        assert f'MSG: {part}' in texts['lisa_ros/msg/Segmentation']
 
 
 # ---- the truth

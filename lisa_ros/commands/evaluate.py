@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -171,22 +172,27 @@ def evaluate_bag(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.commands import read_commands
     from lisa_ros.evaluation.replay import offline
+    from lisa_ros.evaluation.result_bag import ResultBag
     from lisa_ros.evaluation.truth import open_truth
 
     commands = read_commands(options.commands)
     truth = open_truth(options.truth, options.bag) if options.truth else None
-    report.made(options.out)
-    cases = list(
-        offline(
-            load(options),
-            options.bag,
-            commands,
-            topic=options.topic,
-            truth=truth,
-            every=options.every,
-            out=options.out / 'pictures',
+    results = report.made(options.out) / 'bag'
+    if results.exists():
+        shutil.rmtree(results)  # of an earlier run, as all else in the folder
+    with ResultBag(results) as answers:
+        cases = list(
+            offline(
+                load(options),
+                options.bag,
+                commands,
+                topic=options.topic,
+                truth=truth,
+                every=options.every,
+                out=options.out / 'pictures',
+                results=answers,
+            )
         )
-    )
     settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
     asked = ('bag', 'commands', 'topic', 'truth', 'every')
     run = report.Run(

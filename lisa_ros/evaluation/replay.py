@@ -16,6 +16,7 @@ from lisa_ros.bags import Frame, pictures
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.evaluation.commands import Command
+from lisa_ros.evaluation.result_bag import ResultBag
 from lisa_ros.evaluation.truth import Truth
 from lisa_ros.results import Dialogue
 from lisa_ros.segmenter import Segmenter
@@ -30,6 +31,7 @@ def offline(
     truth: Truth | None = None,
     every: int = 10,
     out: Path | None = None,
+    results: ResultBag | None = None,
 ) -> Iterator[Case]:
     """Yield a case for each command and each frame that it is asked about, in the bag's order.
 
@@ -41,6 +43,7 @@ def offline(
         truth: what the frames show; None: nobody knows.
         every: commands without a time are asked about every so manieth frame.
         out: a folder for overlays.
+        results: a bag for the answers.
 
     Raises:
         DataError: the bag, its pictures or the truth are not what they should be; or a command is
@@ -59,7 +62,7 @@ def offline(
             or (command.at is command.frame is None and number % every == 0)
         ]
         waiting -= {command.number for command in due}
-        yield from _asked(segmenter, frame, due, truth, out)
+        yield from _asked(segmenter, frame, due, truth, out, results)
     if waiting:
         late = ', '.join(str(number + 1) for number in sorted(waiting))
         raise DataError(
@@ -79,6 +82,7 @@ def _asked(
     due: Sequence[Command],
     truth: Truth | None,
     out: Path | None,
+    results: ResultBag | None,
 ) -> Iterator[Case]:
     """Yield the cases of one frame."""
     dialogues: dict[str, Dialogue] = {}
@@ -87,6 +91,8 @@ def _asked(
         result = segmenter.segment(frame.pixels, command.text, before)
         if command.dialogue:
             dialogues[command.dialogue] = before.extended(result)
+        if results is not None:
+            results.put(frame, result)
         real = None
         if truth is not None and command.has_truth:
             real = truth.mask(frame.stamp, frame.pixels.shape[:2], command)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers as a bag of their own: mcap, the frames' own stamps, our messages with definitions.
+
+    /lisa/segmentation         lisa_ros/msg/Segmentation
+    /lisa/mask, /lisa/confidence   sensor_msgs/msg/Image, as the node has them
+    /lisa/overlay/compressed   sensor_msgs/msg/CompressedImage, JPEG, with question and answer
+
+`ros2 bag play` and Foxglove open it, beside the bag that was asked about or alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.errors import WriterError
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from lisa_ros import masks
+from lisa_ros.bags import Frame
+from lisa_ros.errors import DataError
+from lisa_ros.messages import Messages
+from lisa_ros.results import Segmentation
+
+_OURS = ('Instance', 'Segmentation')
+_TOPICS = {
+    '/lisa/segmentation': 'lisa_ros/msg/Segmentation',
+    '/lisa/mask': 'sensor_msgs/msg/Image',
+    '/lisa/confidence': 'sensor_msgs/msg/Image',
+    '/lisa/overlay/compressed': 'sensor_msgs/msg/CompressedImage',
+}
+
+
+class ResultBag:
+    """A bag that is being written; a context manager.
+
+    Raises:
+        DataError: our message definitions are not installed, or the bag is there already.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._store = get_typestore(Stores.ROS2_JAZZY)
+        folder = definitions()
+        for name in _OURS:
+            text = (folder / f'{name}.msg').read_text(encoding='utf-8')
+            self._store.register(get_types_from_msg(text, f'lisa_ros/msg/{name}'))
+        self._types = self._store.types
+        self._make = Messages(
+            {
+                **self._types,
+                'sensor_msgs/msg/Image': self._image,
+                'lisa_ros/msg/Segmentation': self._segmentation,
+            }
+        )
+
+    def __enter__(self) -> ResultBag:
+        try:
+            self._writer = Writer(self._path, version=9, storage_plugin=StoragePlugin.MCAP)
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            self._writer.open()
+        except (WriterError, OSError) as error:
+            raise DataError(f'{self._path}: no bag can be written there ({error})') from error
+        self._connections = {
+            topic: self._writer.add_connection(topic, kind, typestore=self._store)
+            for topic, kind in _TOPICS.items()
+        }
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def put(self, frame: Frame, result: Segmentation) -> None:
+        """Write an answer about a frame, at the frame's stamp."""
+        stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
+        header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)
+        nowhere = [None] * len(result.masks)
+        shown = masks.overlay(frame.pixels, result.masks, caption=[result.query, result.answer])
+        coded = cv2.imencode('.jpg', np.ascontiguousarray(shown[..., ::-1]))[1].ravel()
+        overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', coded)
+        for topic, message in (
+            ('/lisa/segmentation', self._make.segmentation(header, result, nowhere)),
+            ('/lisa/mask', self._make.label_image(header, result)),
+            ('/lisa/confidence', self._make.confidence_image(header, result)),
+            ('/lisa/overlay/compressed', overlay),
+        ):
+            data = self._store.serialize_cdr(message, _TOPICS[topic])
+            self._writer.write(self._connections[topic], frame.stamp, data)
+
+    # rosbags wants arrays where rclpy takes lists and bytes
+
+    def _image(self, data: Any, **fields: Any) -> Any:
+        pixels = np.frombuffer(data, np.uint8)
+        return self._types['sensor_msgs/msg/Image'](data=pixels, **fields)
+
+    def _segmentation(self, seconds: list[float], **fields: Any) -> Any:
+        spent = np.array(seconds, np.float32)
+        return self._types['lisa_ros/msg/Segmentation'](seconds=spent, **fields)
+
+
+def definitions() -> Path:
+    """Return the folder of our .msg files, in a checkout, a pip or a ROS install.
+
+    Raises:
+        DataError: it is nowhere.
+    """
+    prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
+    places = [Path(__file__).parents[2] / 'msg']
+    places += [Path(prefix) / 'share' / 'lisa_ros' / 'msg' for prefix in prefixes if prefix]
+    for place in places:
+        if all((place / f'{name}.msg').is_file() for name in _OURS):
+            return place
+    raise DataError(
+        f'the definitions of lisa_ros/msg are in none of {", ".join(map(str, places))}: install '
+        'lisa_ros again, with pip or colcon'
+    )
