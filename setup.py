@@ -7,6 +7,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 package = Path(__file__).parent / 'lisa_ros/__init__.py'
+definitions = [('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))]
 
 setup(
     name='lisa_ros',
@@ -15,7 +16,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
-    data_files=[('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))],
+    data_files=definitions,  # a result bag carries them
     package_data={'lisa_ros': ['weights/**/*', 'samples/**/*']},
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
     install_requires=[

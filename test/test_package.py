@@ -115,6 +115,13 @@ def test_the_node_is_installed():
 
 
 @pytest.mark.ros
+@pytest.mark.parametrize(('name', 'says'), [('lisa-ros', 'finetune'), ('evaluate', 'compare')])
+def test_ros2_run_finds_the_command_line(name, says):
+    """`ros2 run lisa_ros NAME` runs lib/lisa_ros/NAME."""
+    assert says in in_env([str(ROOT / 'install/lisa_ros/lib/lisa_ros' / name), '--help'])
+
+
+@pytest.mark.ros
 def test_a_sourced_ros_stays_outside():
     """What most people have in their .bashrc must not reach the wheels."""
     code = (
