@@ -323,7 +323,12 @@ def test_runs_that_asked_in_other_words_are_compared(labelled, reports, tmp_path
     assert cli.main([*given, '--out', str(tmp_path / 'c')]) == 0
     plain = json.loads((tmp_path / 'c' / 'compare.json').read_text())
     assert plain['figures']['all']['count'] == 6
-    assert plain['figures']['short']['difference'] > 0  # words that lisa-tabletop knows
+    both = [
+        report.read(folder)['figures']['short']['giou']
+        for folder in (reports / 'a', tmp_path / 'b')
+    ]
+    assert plain['figures']['short']['giou'] == pytest.approx(both)
+    assert plain['figures']['short']['difference'] == pytest.approx(both[1] - both[0])
 
 
 def test_what_is_ignored_is_drawn_as_it_is(tmp_path):
