@@ -200,7 +200,7 @@ def test_every_command_is_asked_about_its_frames(first, frames):
 
 
 def test_answers_are_a_bag_with_definitions_and_the_frames_stamps(first, frames):
-    with bags.opened(first / 'bag') as reader:
+    with bags.opened(first / 'answers_bag') as reader:
         found = [
             (connection.topic, when, reader.deserialize(data, connection.msgtype))
             for connection, when, data in reader.messages()
@@ -226,8 +226,23 @@ def test_answers_are_a_bag_with_definitions_and_the_frames_stamps(first, frames)
     assert compressed_to_rgb(overlay).shape[1] == 640
 
 
+def test_what_is_not_of_an_earlier_run_is_never_removed(first, frames, commands, tmp_path, capsys):
+    (tmp_path / 'answers_bag').mkdir()
+    (tmp_path / 'answers_bag' / 'mine').write_text('precious')
+    bag = write(tmp_path / 'bag', frames)
+    assert evaluate(bag, commands, tmp_path) == 1
+    assert 'answers_bag: no bag can be written there' in capsys.readouterr().err
+    assert (tmp_path / 'answers_bag' / 'mine').is_file()
+    assert (bag / 'metadata.yaml').is_file()
+    # a report of its own may be written again
+    again = tmp_path / 'again'
+    for _ in range(2):
+        assert evaluate(bag, commands, again) == 0
+    assert len(list(bags.pictures(bag))) == len(frames)
+
+
 def test_every_definition_is_in_the_bag_itself(first):
-    with bags.opened(first / 'bag') as reader:
+    with bags.opened(first / 'answers_bag') as reader:
         texts = {c.topic: c.msgdef.data for c in reader.connections}
     for part in ('lisa_ros/Instance', 'sensor_msgs/RegionOfInterest', 'std_msgs/Header'):
         assert f'MSG: {part}' in texts['/lisa/segmentation'].replace('/msg/', '/')

@@ -177,9 +177,9 @@ def evaluate_bag(options: argparse.Namespace) -> None:
 
     commands = read_commands(options.commands)
     truth = open_truth(options.truth, options.bag) if options.truth else None
-    results = report.made(options.out) / 'bag'
-    if results.exists():
-        shutil.rmtree(results)  # of an earlier run, as all else in the folder
+    results = report.made(options.out) / 'answers_bag'
+    if results.exists() and (options.out / 'report.json').is_file():
+        shutil.rmtree(results)  # of an earlier run; what else is called so stays, and is told
     with ResultBag(results) as answers:
         cases = list(
             offline(

@@ -11,6 +11,7 @@ FOLDER or KIND:PATH[:MORE]      a labelled data set (`datasets.named`) whose pic
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -38,15 +39,15 @@ class Truth(Protocol):
         """
 
 
-class Ids:
+class Ids(ABC):
     """Pictures of instance ids."""
 
     def __init__(self, where: str, names: Mapping[str, Sequence[int]]):
         self._where, self._names = where, names
 
+    @abstractmethod
     def ids(self, stamp: int) -> np.ndarray:
         """Return the ids at a stamp, (H, W)."""
-        raise NotImplementedError
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
         """See Truth."""
@@ -87,8 +88,8 @@ class IdFolder(Ids):
 class IdTopic(Ids):
     """An Image topic of ids."""
 
-    def __init__(self, bag: Path, topic: str, names: Path | None = None):
-        super().__init__(f'{bag}, {topic}', _names(names) if names else {})
+    def __init__(self, bag: Path, topic: str):
+        super().__init__(f'{bag}, {topic}', {})
         self._ids: dict[int, np.ndarray] = {}
         with opened(bag) as reader:
             chosen = [c for c in reader.connections if c.topic == topic]
