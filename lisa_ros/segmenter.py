@@ -379,7 +379,8 @@ class Segmenter:
                     words, seg, _certainty(logits), float(iou[0].float().clamp(0, 1))
                 )
                 pixels_logits = logits.cpu().numpy()
-        score = confidence.score(evidence, self.model.config.calibration)
+        config = self.model.config
+        score = confidence.score(evidence, config.calibration, config.calibration_curve)
         if score < (self._threshold if threshold is None else threshold):
             return
         answer.evidence.append(evidence)

@@ -255,14 +255,16 @@ def calibrate(options: argparse.Namespace) -> None:
     )
     graded = list(scenes.sit(lisa, scenes.read_exam(options.exam)))
     weights = calibration.fit(graded)
+    curve = calibration.straighten(graded, weights)
     graded = [
-        replace(g, scores=tuple(confidence.score(e, weights) for e in g.evidence)) for g in graded
+        replace(g, scores=tuple(confidence.score(e, weights, curve) for e in g.evidence))
+        for g in graded
     ]
     asked = [g for g in graded if g.question.sort in scenes.PRESENCE]
     threshold = calibration.best_threshold(
         [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
     )
-    calibration.note(options.folder, weights, threshold)
+    calibration.note(options.folder, weights, curve, threshold)
     rows = calibration.outcomes(graded)
     if options.plot:
         calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')

@@ -65,6 +65,8 @@ def expected_error(scores_right: np.ndarray) -> float | None:
 def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
     """Return the weights of `confidence.features`, by logistic regression (Newton's method).
 
+    `straighten` gives the curve that goes with them.
+
     Raises:
         DataError: there are not both right and wrong masks to learn from.
     """
@@ -87,6 +89,35 @@ def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
         if np.abs(step).max() < 1e-8:
             break
     return tuple(round(float(w), 5) for w in weights)
+
+
+def straighten(
+    graded: Sequence[Answered], weights: Sequence[float], knots: int = 8
+) -> tuple[tuple[float, float], ...]:
+    """Return the curve from the regression's probability to the share that is right.
+
+    Isotonic regression (pool adjacent violators) over groups of equal size, the groups' means
+    joined by straight lines: a regression of four weights has a shape of its own, and what is
+    left between it and the truth is the same for all masks of one probability.
+
+    Args:
+        graded: the answers that `fit` learnt from, or others.
+        weights: what it learnt.
+        knots: groups before pooling; each wants 50 masks or so.
+    """
+    one = [g for g in graded if len(g.evidence) == 1 and g.evidence[0].certainty > 0]
+    rows = sorted((confidence.score(g.evidence[0], weights), is_right(g)) for g in one)
+    pools: list[tuple[float, float, int]] = []  # (sum of probabilities, of right ones, count)
+    for group in np.array_split(np.array(rows, float), knots):
+        if len(group) == 0:
+            continue
+        pools.append((group[:, 0].sum(), group[:, 1].sum(), len(group)))
+        while len(pools) > 1 and pools[-2][1] / pools[-2][2] >= pools[-1][1] / pools[-1][2]:
+            pools[-2:] = [tuple(map(sum, zip(*pools[-2:], strict=True)))]
+    curve = [(p / n, right / n) for p, right, n in pools]
+    (low, least), (high, most) = curve[0], curve[-1]  # beyond them it goes on with slope one
+    curve = [(0.0, max(0.0, least - low)), *curve, (1.0, min(1.0, most + 1 - high))]
+    return tuple((round(float(p), 4), round(float(share), 4)) for p, share in curve)
 
 
 def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
@@ -122,10 +153,16 @@ def own_config(folder: Path) -> dict:
     return config
 
 
-def note(folder: Path, weights: Sequence[float], threshold: float) -> None:
+def note(
+    folder: Path,
+    weights: Sequence[float],
+    curve: Sequence[tuple[float, float]],
+    threshold: float,
+) -> None:
     """Write calibration and threshold into a checkpoint of our own layout."""
     config = own_config(folder) | {
         'calibration': list(weights),
+        'calibration_curve': [list(knot) for knot in curve],
         'confidence_threshold': threshold,
     }
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
