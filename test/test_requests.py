@@ -66,6 +66,7 @@ def a_table(seed):
                 away,
                 height,
                 longest,
+                *rng.uniform(0, 1, 2),
             )
         )
     return Table(tuple(there))
@@ -155,9 +156,31 @@ def targets(request, which=-1):
 
 
 def said_right(table, request, one):
-    """The answer names the one thing, so that nobody can take it for another."""
-    (name,) = re.findall(r'It is the ([a-z ]+), \[SEG\]', request.turns[-1].answer_raw)
+    """The answer names the one thing, so that nobody can take it for another; it measures well."""
+    answer = request.turns[-1].answer_raw
+    (name,) = re.findall(r'It is the ([a-z ]+), \[SEG\]', answer)
     assert [o.id for o in seen(named(table, name))] == [one.id]
+    steps = answer[: answer.rindex('It is the')]
+    assert steps
+    sizes = re.findall(r'[Tt]he ([a-z ]+?)(?: is)? (\d+) cm (tall|long)?', steps)
+    for name, number, unit in sizes:
+        (thing,) = seen(named(table, name))
+        measures = [100 * thing.height, 100 * thing.longest]
+        near = [abs(int(number) - m) <= 1 or m < 2 for m in measures]
+        assert any(near) if not unit else near[unit == 'long']
+    for name, across, down in re.findall(r'[Tt]he ([a-z ]+?)(?: is)? (?:at )(\d+) (\d+)', steps):
+        if name.split()[0] in WORDS:
+            assert (int(across), int(down)) == place(one)
+            continue
+        (thing,) = seen(named(table, name))
+        assert (int(across), int(down)) == place(thing)
+    for across, down in re.findall(rf'(?:{PLACE}) it is (\d+) (\d+)', steps.lower()):
+        assert (int(across), int(down)) == place(one)
+
+
+def place(one):
+    """Where an answer says that a thing shows: even hundredths, rounded down."""
+    return tuple(min(98, math.floor(50 * share) * 2) for share in (one.across, one.down))
 
 
 # ---- sorts

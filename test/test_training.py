@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.segmenter import Segmenter
-from lisa_ros.training import data, exams, requests, sample, scenes
+from lisa_ros.training import data, exams, memory, requests, sample, scenes
+from lisa_ros.training import train as tabletop
 from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.referring import (
     PLACES,
@@ -383,6 +385,18 @@ def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles
     assert 0 < heads.places(tokens, unclear) < told  # where it stands is left
 
 
+def test_a_view_tells_where_its_things_show():
+    ids = np.zeros((100, 200), np.uint8)
+    ids[20:60, 40:60] = BANANA.id
+    ids[50:60, 40:60] |= PART
+    view = data.in_view(TABLE, ids)
+    (banana,) = [o for o in view.there if o.id == BANANA.id]
+    assert (banana.area, banana.part_area) == (800 * 3.84, 768)
+    assert (banana.across, banana.down) == (0.25, 0.5)  # the lower half is rows 40 to 59
+    assert [o.area for o in view.there if o.id != BANANA.id] == [0] * 4
+    assert view.mirrored().there[2].across == 0.75
+
+
 def test_augmentation_keeps_picture_truth_and_places_together():
     ids = np.zeros((240, 320), np.uint8)
     ids[60:180, 40:140] = 1
@@ -401,9 +415,87 @@ def test_augmentation_keeps_picture_truth_and_places_together():
 def test_reasoning_pairs_are_the_same_whenever_they_come(rectangles, tmp_path):
     recipe = Recipe(PACE, pictures=2, requests=1, pairs=3, without=requests.IMPLICIT, threads=1)
     pupil = Tabletop(tmp_path, rectangles, recipe)
-    asked = {pupil._pair(n % 3)[3][0].turns[0].query for n in range(12)}
-    assert 1 <= len(asked) <= 3
-    assert pupil._pair(1)[3][0].sort in requests.IMPLICIT
+    tables = pupil.train_set.tables
+    pairs = [pupil._pair(n % 3, tables) for n in range(12)]
+    assert pairs[:3] * 4 == pairs
+    assert all(request.sort in requests.IMPLICIT for _, (request,) in pairs)
+
+
+def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles, tmp_path):
+    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
+    pupil = Tabletop(tmp_path / 'run', rectangles, recipe)
+    pupil.module.eval()
+    seen = pupil.draw(0, 0)
+    assert isinstance(seen, memory.Remembered)
+    told = pupil.losses(seen, 0)
+
+    def view(i):  # as the memory drew it
+        rng = np.random.default_rng((memory._VIEWS, i))
+        scenes = pupil.train_set
+        return data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])
+
+    rng = np.random.default_rng((PACE.seed, 0, 0))
+    views = []
+    for _ in range(RECIPE.pictures):
+        i = int(rng.integers(len(pupil.memory)))
+        assert pupil.memory.tables[i] == view(i)[2]
+        views.append((*view(i), pupil._requests(rng, view(i)[2])))
+    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    assert torch.equal(lesson.batch.input_ids, seen.batch.input_ids)
+    assert torch.equal(lesson.truth, seen.truth)
+    fresh = pupil._all(lesson)
+    for name in ('ce', 'bce', 'dice', 'pointing', 'presence'):
+        assert float(told[name].detach()) == pytest.approx(float(fresh[name].detach()), rel=1e-2)
+
+
+def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectangles, tmp_path):
+    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
+    loop = Loop(tmp_path / 'run', PACE, Tabletop(tmp_path / 'run', rectangles, recipe))
+    before = {n: t.clone() for n, t in loop.pupil.lisa.state_dict().items()}
+    loop.train(until=2)
+    moved = {n for n, t in loop.pupil.lisa.state_dict().items() if not torch.equal(t, before[n])}
+    assert not any(name.startswith(('clip.', 'sam.vision_encoder.')) for name in moved)
+    for part in ('mm_projector.', 'llm.model.layers.', 'text_hidden_fcs.', 'sam.mask_decoder.'):
+        assert any(name.startswith(part) for name in moved), part
+
+
+def test_a_memory_of_other_eyes_or_scenes_is_refused(trained, rectangles, tmp_path):
+    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
+    Tabletop(tmp_path / 'run', rectangles, recipe)
+    with pytest.raises(DataError, match=r'views 1, not 2'):
+        Tabletop(tmp_path / 'run', rectangles, replace(recipe, views=2))
+    with pytest.raises(DataError, match=r'eyes \w+, not'):
+        Tabletop(tmp_path / 'run', rectangles, replace(recipe, start=None))
+
+
+def test_new_words_keep_the_rows_of_old_ones(trained):
+    start = trained.pupil
+    old = start.tokenizer
+    new = tabletop.Tokenizer(
+        SentencePieceProcessor(model_proto=more_pieces(old, ['\N{LOWER ONE EIGHTH BLOCK}qq7'])),
+        {text: len(old) - 2 + i for i, text in enumerate(tabletop.ADDED)},
+        {'<s>': (False, False), '</s>': (False, False), '<unk>': (False, False)},
+        {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'},
+    )
+    state = tabletop.reworded(start.lisa.state_dict(), old, new)
+    for name in ('llm.model.embed_tokens.weight', 'llm.lm_head.weight'):
+        rows, before = state[name], start.lisa.state_dict()[name]
+        assert rows.shape == (len(old) + 1, before.shape[1])
+        for text in ('mug', 'the', 'segment'):
+            assert torch.equal(rows[new.encode(text)], before[old.encode(text)])
+        assert torch.equal(rows[new.seg_token_id], before[old.seg_token_id])
+        (word,) = new.encode('qq7')
+        assert torch.allclose(rows[word], before[old.encode('qq7')].mean(0), atol=1e-6)
+
+
+def more_pieces(tokenizer, words):
+    """A SentencePiece model with some words more, as bytes."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(tokenizer._pieces.serialized_model_proto())
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece.Type
+    for word in words:
+        model.pieces.add(piece=word, score=0.0, type=kinds.USER_DEFINED)
+    return model.SerializeToString()
 
 
 def test_eyes_are_taken_without_the_words(trained, rectangles, tmp_path):

@@ -44,7 +44,20 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--without', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
     )
     school.add_argument('--start', type=Path, help='a model folder to start from')
+    school.add_argument(
+        '--new-words',
+        action='store_true',
+        default=None,
+        help="with --start: a vocabulary made anew from today's grammar",
+    )
     school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
+    school.add_argument(
+        '--memory',
+        type=Path,
+        metavar='FOLDER',
+        help='keep what the vision parts see there; they stand still and steps are faster',
+    )
+    school.add_argument('--views', type=int, help='of each scene in the memory (default: 1)')
     school.add_argument('--weight-decay', type=float)
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
     school.add_argument('--better', help='figure that must rise, such as val_explicit')

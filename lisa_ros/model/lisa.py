@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,9 @@ from transformers.models.sam.modeling_sam import (
 )
 
 from lisa_ros.errors import QueryError
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 IMAGE_TOKEN = -200  # holds the picture's place among the token ids; LLaVA's number, never embedded
 IGNORED = -100  # a label that is not supervised; torch's own default for cross-entropy
@@ -134,6 +138,7 @@ class LisaConfig:
     template: str = 'llava_v1'  # the conversation template it was trained with (prompts.py)
     confidence_threshold: float = 0.0  # masks below it are none, by its own validation [0..1]
     calibration: tuple[float, ...] = ()  # of its scores, see confidence.py; none: uncalibrated
+    calibration_curve: tuple[tuple[float, float], ...] = ()  # of its scores, likewise
 
     @property
     def image_tokens(self) -> int:
@@ -156,25 +161,32 @@ class LisaConfig:
         """Return the config that `to_dict` wrote."""
         plain = {key: value for key, value in plain.items() if key != 'model_type'}
         plain['calibration'] = tuple(plain.get('calibration', ()))  # json has lists alone
+        plain['calibration_curve'] = tuple(map(tuple, plain.get('calibration_curve', ())))
         kinds = {'clip': CLIPVisionConfig, 'llama': LlamaConfig, 'sam': SamConfig}
         return cls(**{**plain, **{name: kinds[name](**plain[name]) for name in kinds}})
 
 
 @dataclass(frozen=True)
-class Batch:
+class Conversations:
     """Conversations about pictures with their answers known: what training and its tests feed."""
 
-    clip_pixels: Tensor  # (B, 3, hc, wc) float, normalised
-    sam_pixels: Tensor  # (B, 3, S, S) float, normalised, zero-padded right and bottom
     input_ids: Tensor  # (Q, T) long, right-padded, exactly one IMAGE_TOKEN a row
     labels: Tensor  # (Q, T) long, IGNORED where nothing is to be learnt
     attention_mask: Tensor  # (Q, T) bool, False on padding
     image_index: Tensor  # (Q,) long, the picture that each conversation is about
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on `device`."""
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        return type(self)(**{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Batch(Conversations):
+    """The same with their pictures."""
+
+    clip_pixels: Tensor  # (B, 3, hc, wc) float, normalised
+    sam_pixels: Tensor  # (B, 3, S, S) float, normalised, zero-padded right and bottom
 
 
 @dataclass(frozen=True)
@@ -273,10 +285,17 @@ class LISA(nn.Module):
 
     def encode_clip(self, pixel_values: Tensor) -> Tensor:
         """Return the image tokens, (B, P, D), of CLIP pixels (B, 3, hc, wc)."""
+        return self.project_clip(self.clip_states(pixel_values))
+
+    def clip_states(self, pixel_values: Tensor) -> Tensor:
+        """Return CLIP's states of the patches, (B, P, its width), of CLIP pixels."""
         pixels = pixel_values.to(self.clip.embeddings.patch_embedding.weight.dtype)
         layers = self.clip(pixels, output_hidden_states=True).hidden_states
-        patches = layers[self.config.mm_vision_select_layer][:, 1:]  # without the class token
-        return self.mm_projector(patches.to(self.mm_projector.weight.dtype))
+        return layers[self.config.mm_vision_select_layer][:, 1:]  # without the class token
+
+    def project_clip(self, states: Tensor) -> Tensor:
+        """Return the image tokens, (B, P, D), of CLIP's states of the patches."""
+        return self.mm_projector(states.to(self.mm_projector.weight.dtype))
 
     # ---- words and picture in one row
 
@@ -380,8 +399,27 @@ class LISA(nn.Module):
             QueryError: a conversation has not exactly one IMAGE_TOKEN; or, packed, two about one
                 picture differ before it.
         """
-        clip_tokens = self.encode_clip(batch.clip_pixels)  # (B, P, D)
-        image_embeddings = self.encode_sam(batch.sam_pixels)  # (B, C, h, w)
+        seen = self.encode_clip(batch.clip_pixels), self.encode_sam(batch.sam_pixels)
+        return self.answer(batch, *seen, packed)
+
+    def answer(
+        self,
+        batch: Conversations,
+        clip_tokens: Tensor,
+        image_embeddings: Tensor,
+        packed: bool = False,
+    ) -> TeacherForced:
+        """Do what `forward` does after the vision parts have seen the pictures.
+
+        Args:
+            batch: the conversations.
+            clip_tokens: (B, P, D).
+            image_embeddings: (B, C, h, w).
+            packed: as of `forward`.
+
+        Raises:
+            QueryError: as `forward` does.
+        """
         images = batch.image_index
 
         places = [self._image_place(ids) for ids in batch.input_ids]
@@ -421,7 +459,7 @@ class LISA(nn.Module):
         return torch.cat([row[:place], picture, row[place + 1 :]])
 
     def _read_rows(
-        self, batch: Batch, places: list[int], real: Tensor, clip_tokens: Tensor
+        self, batch: Conversations, places: list[int], real: Tensor, clip_tokens: Tensor
     ) -> Tensor:
         """Return the last states, (Q, L, D), of each conversation in a row of its own."""
         rows = [
@@ -433,7 +471,7 @@ class LISA(nn.Module):
         ).last_hidden_state
 
     def _read_packed(
-        self, batch: Batch, places: list[int], real: Tensor, clip_tokens: Tensor
+        self, batch: Conversations, places: list[int], real: Tensor, clip_tokens: Tensor
     ) -> Tensor:
         """Return the same states, read from a row for each picture: what is common, then the rest.
 

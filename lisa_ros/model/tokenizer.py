@@ -232,7 +232,7 @@ class Tokenizer:
         """
         sections: list[list[str] | str] = []  # added tokens stand alone, the rest in lists
         for index in ids:
-            token = self._texts.get(index) or self._piece(int(index))
+            token = self.token(int(index))
             if skip_special_tokens and token in self._special:
                 continue
             if token in self._added:
@@ -244,9 +244,11 @@ class Tokenizer:
         text = ' '.join(s if isinstance(s, str) else self._join(s) for s in sections)
         return _clean_up(text) if self._clean_up_spaces else text
 
-    def _piece(self, index: int) -> str:
+    def token(self, index: int) -> str:
+        """Return the token of an id: a SentencePiece piece or an added token, else <unk>."""
         known = 0 <= index < self._pieces.get_piece_size()
-        return self._pieces.id_to_piece(index if known else self.unk_token_id)
+        piece = self._pieces.id_to_piece(index if known else self.unk_token_id)
+        return self._texts.get(index) or piece
 
     def _join(self, tokens: list[str]) -> str:
         """Return the text of pieces among which </s>, <s> and <unk> may stand."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from lisa_ros import images, prompts
 from lisa_ros.errors import DataError
-from lisa_ros.model.lisa import IGNORED, Batch, LisaConfig
+from lisa_ros.model.lisa import IGNORED, Batch, Conversations, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.training.referring import (
     PLACES,
@@ -36,6 +38,9 @@ from lisa_ros.training.referring import (
 from lisa_ros.training.requests import Request
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import COLOURS, KINDS
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 KIND_INDEX = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is "no thing"
 COLOUR_INDEX = {name: i + 1 for i, name in enumerate(COLOURS)}  # 0 is "no colour with a name"
@@ -83,6 +88,7 @@ class SceneSet:
 
         with ThreadPoolExecutor(2) as pool:
             pictures = list(pool.map(read, scenes))
+        tables = [in_view(table, ids) for table, (_, ids) in zip(tables, pictures, strict=True)]
         return cls(
             np.stack([colour for colour, _ in pictures]),
             np.stack([ids for _, ids in pictures]),
@@ -91,12 +97,25 @@ class SceneSet:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A batch and its truth."""
+class Asked:
+    """Requests about pictures as LISA reads them, and their truth."""
 
-    batch: Batch
+    batch: Conversations
     truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
+    first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same on `device`."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return type(self)(**{name: part.to(device) for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
+class Lesson(Asked):
+    """The same with the pictures, and with the truth of what is to be seen there."""
+
+    batch: Batch
     kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
     colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
     things: Tensor  # (B, S, S) uint8, id of the thing that each pixel shows, 0 none
@@ -105,12 +124,6 @@ class Lesson:
     standing: Tensor  # (B, MOST, 4) float, right, away, height, longest [m]
     beside: Tensor  # (B, MOST, places, 2) long, KIND_INDEX and COLOUR_INDEX of its neighbours
     firsts: Tensor  # (B, MOST, 2 * superlatives) float 0 or 1, of all things, of its own kind
-    first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
-
-    def to(self, device: torch.device | str) -> Lesson:
-        """Return the same lesson on `device`."""
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Lesson(**{name: part.to(device) for name, part in parts.items()})
 
 
 def augment(
@@ -146,18 +159,25 @@ def shrunk(
 
 
 def in_view(table: Table, ids: np.ndarray) -> Table:
-    """Return the table with the areas of this view, as pixels of a 320 x 240 picture."""
-    counts = np.bincount(ids.ravel(), minlength=256) * (320 * 240 / ids.size)
-    return Table(
-        tuple(
+    """Return the table as this view shows it; areas are as of a 320 x 240 picture."""
+    scale = 320 * 240 / ids.size
+    height, width = ids.shape
+    things = []
+    for one in table.there:
+        down, across = np.nonzero((ids & ~np.uint8(PART)) == one.id)
+        part = np.count_nonzero(ids == one.id + PART)
+        lower = across[len(across) // 2 :], down[len(down) // 2 :]  # rows come from the top
+        place = (float(a.mean() + 0.5) if len(a) else 0.0 for a in lower)
+        things.append(
             dataclasses.replace(
-                o,
-                area=int(counts[o.id] + counts[o.id + PART]),
-                part_area=int(counts[o.id + PART]),
+                one,
+                area=int(len(down) * scale),
+                part_area=int(part * scale),
+                across=round(next(place) / width, 3),
+                down=round(next(place) / height, 3),
             )
-            for o in table.there
         )
-    )
+    return Table(tuple(things))
 
 
 def lesson(
@@ -167,63 +187,97 @@ def lesson(
     views: list[tuple[np.ndarray, np.ndarray, Table, list[Request]]],
 ) -> Lesson:
     """Return what LISA sees and should answer, of views: colour, ids, table and requests."""
-    side = config.sam_size
-    clip_pixels, sam_pixels, valid, kinds, colours, things, truth = [], [], [], [], [], [], []
-    rows, labels, image_index = [], [], []
-    for i, (colour, ids, table, requests) in enumerate(views):
-        sam = images.sam_input(colour, side)
+    clip_pixels, sam_pixels, kinds, colours, squares = [], [], [], [], []
+    for colour, ids, table, _ in views:
         clip_pixels.append(images.clip_pixels(colour, clip))
-        sam_pixels.append(sam.pixels)
-        square = np.zeros((side, side), np.uint8)
-        h, w = sam.resized
-        square[:h, :w] = cv2.resize(ids, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
-        inside = np.zeros((side, side), np.float32)
-        inside[:h, :w] = 1
-        valid.append(inside)
+        sam_pixels.append(images.sam_input(colour, config.sam_size).pixels)
+        square = squared(ids, config.sam_size)
         classes = np.zeros((2, 256), np.uint8)
         for one in table.there:
             values = KIND_INDEX[one.kind], COLOUR_INDEX.get(one.looks_coloured, 0)
             classes[:, one.id] = classes[:, one.id + PART] = values
         kinds.append(classes[0][square])
         colours.append(classes[1][square])
-        things.append(square & ~np.uint8(PART))
-        for request in requests:
-            row, label = prompts.training_ids(tokenizer, config.template, request.turns)
-            rows.append(row)
-            labels.append([IGNORED] * len(row) if request.insisted else label)
-            image_index.append(i)
-            truth += [_masked(square, targets) for targets in request.targets]
-    longest = max(map(len, rows))
-    pad = tokenizer.pad_token_id
-    batch = Batch(
-        clip_pixels=torch.from_numpy(np.stack(clip_pixels)),
-        sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
-        input_ids=torch.tensor([r + [pad] * (longest - len(r)) for r in rows]),
-        labels=torch.tensor([r + [IGNORED] * (longest - len(r)) for r in labels]),
-        attention_mask=torch.tensor(
-            [[True] * len(r) + [False] * (longest - len(r)) for r in rows]
-        ),
-        image_index=torch.tensor(image_index),
-    )
-    learnt = batch.labels != IGNORED
+        squares.append(square)
+    shapes = {ids.shape for _, ids, _, _ in views}
+    talk = asked(config, tokenizer, shapes.pop(), squares, [requests for *_, requests in views])
     layouts = [layout(table) for _, _, table, _ in views]
     there, standing, beside, firsts = (
         torch.from_numpy(np.stack(x)) for x in zip(*layouts, strict=True)
     )
     return Lesson(
-        batch,
-        torch.from_numpy(np.stack(truth).astype(np.float32))
-        if truth
-        else torch.zeros(0, side, side),
-        torch.from_numpy(np.stack(valid)),
-        torch.from_numpy(np.stack(kinds)),
-        torch.from_numpy(np.stack(colours)),
-        torch.from_numpy(np.stack(things)),
-        there,
-        standing,
-        beside,
-        firsts,
-        (learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
+        batch=Batch(
+            **vars(talk.batch),
+            clip_pixels=torch.from_numpy(np.stack(clip_pixels)),
+            sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
+        ),
+        truth=talk.truth,
+        valid=talk.valid,
+        first_words=talk.first_words,
+        kinds=torch.from_numpy(np.stack(kinds)),
+        colours=torch.from_numpy(np.stack(colours)),
+        things=torch.from_numpy(np.stack(squares) & ~np.uint8(PART)),
+        there=there,
+        standing=standing,
+        beside=beside,
+        firsts=firsts,
+    )
+
+
+def squared(ids: np.ndarray, side: int) -> np.ndarray:
+    """Return an id image as SAM's square input holds the picture, padded with 0."""
+    height, width = images.sam_resized(ids.shape, side)
+    square = np.zeros((side, side), np.uint8)
+    square[:height, :width] = cv2.resize(
+        ids, (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return square
+
+
+def asked(
+    config: LisaConfig,
+    tokenizer: Tokenizer,
+    shape: tuple[int, int],
+    squares: Sequence[np.ndarray],
+    requests: Sequence[Sequence[Request]],
+) -> Asked:
+    """Return what is asked about pictures of one shape and what the answers are.
+
+    Args:
+        config: the model's.
+        tokenizer: the model's.
+        shape: (height, width) of the pictures [px].
+        squares: B x (S, S) uint8, their ids in SAM's square.
+        requests: about each of them.
+    """
+    side = config.sam_size
+    height, width = images.sam_resized(shape, side)
+    valid = torch.zeros(len(squares), side, side)
+    valid[:, :height, :width] = 1
+    rows, labels, owners, truth = [], [], [], []
+    for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
+        for request in some:
+            row, label = prompts.training_ids(tokenizer, config.template, request.turns)
+            rows.append(row)
+            labels.append([IGNORED] * len(row) if request.insisted else label)
+            owners.append(number)
+            truth += [_masked(square, targets) for targets in request.targets]
+    longest, pad = max(map(len, rows)), tokenizer.pad_token_id
+    batch = Conversations(
+        input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
+        labels=torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels]),
+        attention_mask=torch.tensor(
+            [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
+        ),
+        image_index=torch.tensor(owners),
+    )
+    learnt = batch.labels != IGNORED
+    masks = np.stack(truth).astype(np.float32) if truth else np.zeros((0, side, side), np.float32)
+    return Asked(
+        batch=batch,
+        truth=torch.from_numpy(masks),
+        valid=valid,
+        first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lisa_ros.model.lisa import IGNORED, LISA, LisaConfig, TeacherForced
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.training.data import MOST, Lesson
+from lisa_ros.training.data import MOST, Asked, Lesson
 from lisa_ros.training.losses import dice_loss, sigmoid_ce_loss
 from lisa_ros.training.referring import PLACES, SUPERLATIVES
 from lisa_ros.training.things import COLOURS, KINDS
@@ -155,7 +155,7 @@ class Grounding(nn.Module):
             loss = loss + weight * unsure / max(1, len(target[clear]))
         return loss
 
-    def pointing(self, out: TeacherForced, lesson: Lesson) -> Tensor:
+    def pointing(self, out: TeacherForced, lesson: Asked) -> Tensor:
         """Return the loss of finding the mask by the prompt's dot product with the features."""
         prompts = torch.cat(out.seg_prompts)
         if len(prompts) == 0:
@@ -170,7 +170,7 @@ class Grounding(nn.Module):
         )
         return bce + dice_loss(logits, coarse, len(coarse))
 
-    def presence(self, lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    def presence(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, Tensor]:
         """Return the loss of the answers' first words, and the share that is right."""
         rows, places = lesson.first_words.unbind(1)
         labels = lesson.batch.labels[rows, places]
@@ -179,7 +179,7 @@ class Grounding(nn.Module):
         return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
 
-def extent(lesson: Lesson) -> tuple[int, int]:
+def extent(lesson: Asked) -> tuple[int, int]:
     """Return (height, width) of the pictures in SAM's square; all of a lesson have one shape."""
     return int(lesson.valid[0, :, 0].sum()), int(lesson.valid[0, 0].sum())
 
@@ -201,7 +201,7 @@ def start_matching(lisa: LISA, layers: int = 2) -> None:
         told.copy_(asks)
 
 
-def mask_losses(lisa: LISA, out: TeacherForced, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+def mask_losses(lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, Tensor, Tensor]:
     """Return the paper's BCE and Dice of the masks, on the pixels of SAM's square but its padding.
 
     The third is that of the guessed IoU. All pictures of a batch have one shape here, so one crop

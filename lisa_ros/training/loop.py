@@ -58,6 +58,11 @@ class Pupil(Protocol):
         """Write the weights as they are, to be used, into the run's folder."""
 
 
+def bf16_pays() -> bool:
+    """Return whether this machine has instructions for bfloat16; without, it is much slower."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @dataclass(frozen=True)
 class Pace:
     """How long and how fast to learn."""

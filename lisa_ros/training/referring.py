@@ -36,6 +36,9 @@ class Seen:
     away: float
     height: float
     longest: float
+    # the middle of the lower half of what shows of it, shares of the view's width and height
+    across: float = 0.0
+    down: float = 0.0
 
     @property
     def sort(self) -> str | None:
@@ -87,7 +90,9 @@ class Table:
 
     def mirrored(self) -> Table:
         """Return the same table in a mirror."""
-        return Table(tuple(dataclasses.replace(o, right=-o.right) for o in self.there))
+        return Table(
+            tuple(dataclasses.replace(o, right=-o.right, across=1 - o.across) for o in self.there)
+        )
 
 
 def fits(one: Seen, words: str) -> bool:

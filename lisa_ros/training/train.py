@@ -22,11 +22,11 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from lisa_ros import images, masks
 from lisa_ros.errors import SettingsError
 from lisa_ros.model import checkpoint, export
-from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
+from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced, sam_config
 from lisa_ros.model.tokenizer import SEG, Tokenizer
-from lisa_ros.training import data, requests
+from lisa_ros.training import data, memory, requests
 from lisa_ros.training.grounding import Grounding, extent, mask_losses, start_matching
-from lisa_ros.training.loop import Loop, Pace, first_alone, join
+from lisa_ros.training.loop import Loop, Pace, bf16_pays, first_alone, join
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
 
@@ -46,6 +46,7 @@ WEIGHTS = {
     'first_right': 0.0,
 }
 _EYES = ('clip.', 'mm_projector.', 'sam.')
+SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # how SentencePiece writes it
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
 
 
@@ -64,6 +65,7 @@ class Recipe:
             muon=True,
             average=0.99,
             validate_every=300,
+            bf16=bf16_pays(),
         )
     )
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
@@ -72,7 +74,10 @@ class Recipe:
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
     pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
     start: Path | None = None  # a model folder to start from, rather than from nothing
+    new_words: bool = False  # the start's words make room for those of today's grammar
     eyes: Path | None = None  # or one whose vision parts, tokenizer and sizes alone are taken
+    memory: Path | None = None  # where what the vision parts see is kept; then they stand still
+    views: int = 1  # of each scene in a memory
     threads: int = 2
 
 
@@ -93,6 +98,7 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
         byte_fallback=True,
         character_coverage=1.0,
         hard_vocab_limit=False,
+        user_defined_symbols=[f'{SPACE}{n}' for n in requests.NUMBERS],
         minloglevel=2,
     )
     (folder / 'tokenizer.vocab').unlink()
@@ -112,6 +118,17 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
         json.dumps({'clean_up_tokenization_spaces': False, 'model_max_length': 512})
     )
     return Tokenizer.load(folder)
+
+
+def reworded(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> dict:
+    """Return weights for another vocabulary; a new word begins as the mean of its old pieces."""
+    ids = {old.token(i): i for i in range(len(old))}
+    spread = torch.zeros(len(new), len(old))
+    for row, token in zip(spread, map(new.token, range(len(new))), strict=True):
+        pieces = [ids[token]] if token in ids else old.encode(token.replace(SPACE, ' ').strip())
+        row[pieces] = 1 / len(pieces)
+    tables = ('llm.model.embed_tokens.weight', 'llm.lm_head.weight')
+    return {**state, **{name: spread @ state[name].float() for name in tables}}
 
 
 def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
@@ -183,18 +200,21 @@ class Tabletop:
         start = checkpoint.load(given) if given else None
         self.train_set = data.SceneSet.load(scenes / 'train')
         self.val_set = data.SceneSet.load(scenes / 'val', limit=96)
-        words = run / 'tokenizer'
+        words, told = run / 'tokenizer', start is not None and not recipe.new_words
         with first_alone(*join(device)[:2]):
-            if start is None and not words.exists():
+            if not told and not words.exists():
                 made = words.with_name('tokenizer.new')
                 write_tokenizer(made, self.train_set.tables)
                 made.replace(words)
-        self.tokenizer = start.tokenizer if start else Tokenizer.load(words)
-        self.config = start.model.config if start else tabletop_config(self.tokenizer)
+        self.tokenizer = start.tokenizer if told else Tokenizer.load(words)
+        self.config = start.model.config if told else tabletop_config(self.tokenizer)
         # eager attention: on a CPU its backward pass takes a third of the time
         self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
         if recipe.start:
-            self.lisa.load_state_dict(start.model.state_dict())
+            state = start.model.state_dict()
+            self.lisa.load_state_dict(
+                state if told else reworded(state, start.tokenizer, self.tokenizer)
+            )
         else:
             start_matching(self.lisa)
         if recipe.eyes:
@@ -202,40 +222,71 @@ class Tabletop:
             self.lisa.load_state_dict(seeing, strict=False)
         self.heads = Grounding(self.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
+        self.memory = None
+        if recipe.memory:
+            with first_alone(*join(device)[:2]):
+                self.memory = memory.remember(
+                    recipe.memory,
+                    self.lisa,
+                    CLIP_RECIPE,
+                    self.train_set,
+                    recipe.views,
+                    bf16=recipe.pace.bf16,
+                )
+            for still in (self.lisa.clip, self.lisa.sam.vision_encoder, self.heads):
+                still.requires_grad_(False)
+            self.heads.point_scale.requires_grad_(True)
+            self.heads.point_bias.requires_grad_(True)
 
-    def draw(self, step: int, part: int) -> data.Lesson:
+    def draw(self, step: int, part: int) -> data.Asked:
         """Return the lesson of a step, the same whenever it is asked for."""
-        recipe, scenes = self.recipe, self.train_set
+        recipe = self.recipe
         rng = np.random.default_rng((recipe.pace.seed, step, part))
-        views = []
+        paired = recipe.pictures // 2 if recipe.pairs else 0
+        if self.memory is not None:
+            views, asked = [], []
+            for place in range(recipe.pictures):
+                if place < paired:
+                    i, some = self._pair(int(rng.integers(recipe.pairs)), self.memory.tables)
+                else:
+                    i = int(rng.integers(len(self.memory)))
+                    some = self._requests(rng, self.memory.tables[i])
+                views.append(i)
+                asked.append(some)
+            return self.memory.lesson(self.lisa, self.tokenizer, views, asked)
+        scenes, seen = self.train_set, []
         for place in range(recipe.pictures):
-            if place < recipe.pictures // 2 and recipe.pairs:
-                views.append(self._pair(int(rng.integers(recipe.pairs))))
+            if place < paired:
+                i, some = self._pair(int(rng.integers(recipe.pairs)), scenes.tables)
+                whole = scenes.ids[i].shape[::-1]
+                colour, ids = data.shrunk(scenes.colour[i], scenes.ids[i], whole)
+                seen.append((colour, ids, scenes.tables[i], some))
                 continue
             i = rng.integers(len(scenes))
-            colour, ids, table = data.augment(
-                rng, scenes.colour[i], scenes.ids[i], scenes.tables[i]
-            )
-            asked = [
-                requests.draw_request(rng, table, recipe.without) for _ in range(recipe.requests)
-            ]
-            views.append((colour, ids, table, asked))
-        return data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views)
+            view = data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])
+            seen.append((*view, self._requests(rng, view[2])))
+        return data.lesson(self.config, self.tokenizer, CLIP_RECIPE, seen)
 
-    def _pair(self, number: int) -> tuple:
-        """Return a picture with one request that takes reasoning, always the same by number."""
+    def _requests(self, rng: np.random.Generator, table: Table) -> list[requests.Request]:
+        """Return what a lesson asks about a picture."""
+        recipe = self.recipe
+        return [requests.draw_request(rng, table, recipe.without) for _ in range(recipe.requests)]
+
+    def _pair(self, number: int, tables: list[Table]) -> tuple[int, list[requests.Request]]:
+        """Return a table's number with one request that takes reasoning, always the same pair."""
         rng = np.random.default_rng((self.recipe.pace.seed, _PAIRS, number))
-        scenes = self.train_set
         while True:
-            i = rng.integers(len(scenes))
-            request = requests.reasoning(rng, scenes.tables[i])
+            i = int(rng.integers(len(tables)))
+            request = requests.reasoning(rng, tables[i])
             if request is not None:
-                break
-        colour, ids = data.shrunk(scenes.colour[i], scenes.ids[i], scenes.ids[i].shape[::-1])
-        return colour, ids, scenes.tables[i], [request]
+                return i, [request]
 
-    def losses(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
+    def losses(self, lesson: data.Asked, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of a lesson: of seeing alone at first, then of everything."""
+        if isinstance(lesson, memory.Remembered):
+            tokens = self.lisa.project_clip(lesson.clip_states)
+            out = self.lisa.answer(lesson.batch, tokens, lesson.image_embeddings, packed=True)
+            return self._answering(out, lesson)
         return self._looks(lesson) if step < self.recipe.looks else self._all(lesson)
 
     def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
@@ -260,16 +311,19 @@ class Tabletop:
 
     def _all(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
-        lisa, heads = self.lisa, self.heads
-        out = lisa(lesson.batch, packed=True)
-        bce, dice, iou = mask_losses(lisa, out, lesson)
-        presence, right = heads.presence(lisa, out, lesson)
+        out = self.lisa(lesson.batch, packed=True)
+        seeing = self._seeing(out.image_embeddings, out.clip_tokens, lesson)
+        return {**seeing, **self._answering(out, lesson)}
+
+    def _answering(self, out: TeacherForced, lesson: data.Asked) -> dict[str, torch.Tensor]:
+        """Return the losses of answering and pointing."""
+        bce, dice, iou = mask_losses(self.lisa, out, lesson)
+        presence, right = self.heads.presence(self.lisa, out, lesson)
         return {
-            **self._seeing(out.image_embeddings, out.clip_tokens, lesson),
             'ce': out.ce_loss,
             'bce': bce,
             'dice': dice,
-            'pointing': heads.pointing(out, lesson),
+            'pointing': self.heads.pointing(out, lesson),
             'presence': presence,
             'iou': iou,
             'first_right': right,
