@@ -17,6 +17,7 @@ from torch import nn
 
 from lisa_ros.errors import DataError
 from lisa_ros.training.loop import Loop, Pace
+from lisa_ros.training.muon import Muon
 
 HERE = str(Path(__file__).parent)
 PACE = Pace(steps=8, rate=0.05, warm_up=2, average=0.9, validate_every=4, save_every=3, bf16=False)
@@ -116,6 +117,7 @@ sys.path.insert(0, {tests!r})
 from test_loop import PACE, Line
 from dataclasses import replace
 from lisa_ros.training.loop import Loop
+from lisa_ros.training.muon import Muon
 
 class Slow(Line):
     def losses(self, lesson, step):
@@ -300,3 +302,24 @@ def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
     alone.train()
     assert ranks[0] == ranks[1]
     assert torch.allclose(torch.tensor(ranks[0]), weights(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(6, 6), (4, 9), (9, 4)])
+def test_muon_makes_the_steps_of_torchs_own(shape):
+    """To bfloat16's precision, which torch's own iterates in."""
+    ours, theirs = (
+        torch.nn.Parameter(torch.linspace(-1, 1, shape[0] * shape[1]).view(shape))
+        for _ in range(2)
+    )
+    optimizers = [
+        Muon([ours], lr=0.02, weight_decay=0.1, precision=torch.float32),
+        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn='match_rms_adamw'),
+    ]
+    goal = torch.eye(*shape)
+    for _ in range(5):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (parameter - goal).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=2e-3)
+    assert not torch.allclose(ours, torch.linspace(-1, 1, ours.numel()).view(shape), atol=0.02)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.training import curves
+from lisa_ros.training.muon import Muon
 
 
 class Pupil(Protocol):
@@ -108,11 +109,7 @@ class Loop:
             self._resume()
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return AdamW, and Muon before it if it is asked for.
-
-        Muon (Keller Jordan, 2024) turns the gradient of a matrix into its nearest orthogonal one.
-        It is scaled to AdamW's step length (arxiv.org/abs/2502.16982), so one rate serves both.
-        """
+        """Return AdamW, and Muon before it if it is asked for."""
         pace, trained = self.pace, self.trained
         inner = {n: p for n, p in trained.items() if pace.muon and p.ndim == 2 and '.layers.' in n}
         rest = [p for n, p in trained.items() if n not in inner]
@@ -127,11 +124,11 @@ class Loop:
         )
         if not inner:
             return [adam]
-        muon = torch.optim.Muon(
+        muon = Muon(
             list(inner.values()),
             lr=pace.rate,
             weight_decay=pace.weight_decay,
-            adjust_lr_fn='match_rms_adamw',
+            precision=torch.bfloat16 if bf16_pays() else torch.float32,
         )
         return [muon, adam]
 
