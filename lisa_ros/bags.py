@@ -94,6 +94,26 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterato
             yield Frame(stamp, pixels, message.header.frame_id)
 
 
+def times_of(bag: Path, topic: str) -> dict[int, float]:
+    """Return when each picture of a topic comes, [s from the bag's start] by its stamp [ns].
+
+    Raises:
+        DataError: as `pictures`; or a picture's stamp is not its own.
+    """
+    times: dict[int, float] = {}
+    with opened(bag) as reader:
+        for connection, when, data in reader.messages(_connections(reader, bag, topic)):
+            stamp = reader.deserialize(data, connection.msgtype).header.stamp
+            key = stamp.sec * 1_000_000_000 + stamp.nanosec
+            if key == 0 or key in times:
+                raise DataError(
+                    f'{bag}, {topic}: stamp {key} is not of one picture alone, so an answer could '
+                    'not be told from another: evaluate it offline'
+                )
+            times[key] = (when - reader.start_time) / 1e9
+    return times
+
+
 def _connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return where the pictures of a topic come from."""
     found = [c for c in reader.connections if c.msgtype in _READERS]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results to messages, field by field, of whatever make: rclpy's classes or those of rosbags.
+"""Results to messages and back, field by field, of whatever make: rclpy's or those of rosbags.
 
 Every message carries the source image's header.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lisa_ros import masks
-from lisa_ros.conversions import image_fields, mask_fields
-from lisa_ros.results import Segmentation
+from lisa_ros.conversions import image_fields, image_to_rgb, mask_fields
+from lisa_ros.results import Segmentation, Status
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,33 @@ class Messages:
         return self.image(
             header, image_fields(masks.confidence_image(result.mask_logits), 'mono8')
         )
+
+
+def result_of(message: Any) -> Segmentation:
+    """Return the result that a lisa_ros/msg/Segmentation tells.
+
+    Of logits only the sign travels: they are infinite here. Tokens and evidence do not travel.
+    """
+    found = [mask_of(instance.mask) for instance in message.instances]
+    together = np.stack(found) if found else np.zeros((0, 0, 0), bool)
+    return Segmentation(
+        query=message.query,
+        answer=message.answer,
+        answer_raw=message.answer_raw,
+        token_ids=(),
+        masks=together,
+        mask_logits=np.where(together, np.inf, -np.inf).astype(np.float32),
+        scores=np.array([instance.score for instance in message.instances], np.float32),
+        status=Status(message.status),
+        reason=message.reason,
+        timings=dict(zip(message.stages, map(float, message.seconds), strict=True)),
+    )
+
+
+def mask_of(image: Any) -> np.ndarray:
+    """Return the mask of an Instance, (H, W) bool.
+
+    Raises:
+        ImageError: it is no image that can be read.
+    """
+    return image_to_rgb(image)[:, :, 0] > 0

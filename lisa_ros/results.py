@@ -45,7 +45,9 @@ class Dialogue:
 class Evidence:
     """What speaks for a mask, each 0..1; `confidence.py` makes one score of it."""
 
-    words: float  # probability of all tokens that the model chose up to and with this [SEG]
+    words: (
+        float  # probability of all that the model wrote up to and with this [SEG], numbers apart
+    )
     seg: float  # probability of the [SEG] itself
     certainty: float  # mean probability of the mask's own pixels; 0 of an empty mask
     guessed_iou: float  # SAM's own guess of the mask's IoU with the truth

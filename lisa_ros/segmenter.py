@@ -28,7 +28,7 @@ from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_input
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
-from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.prompts import prompt_ids, readable, training_ids
 from lisa_ros.results import (
     Dialogue,
@@ -258,13 +258,14 @@ class Segmenter:
             ),
             cancelled=cancelled,
         )
-        said = 1.0  # probability of all that was written so far
+        said = 1.0  # probability of all words so far; of two near numbers either would do
         while True:
             with clock.stage('tokens'):
                 step = next(steps, None)
             if step is None:
                 break
-            said *= step.probability
+            if not self.tokenizer.token(step.token_id).strip(SPACE).isdigit():
+                said *= step.probability
             answer.ids.append(step.token_id)
             yield Token(step.token_id, words.push(step.token_id))
             if step.token_id == config.seg_token_id:

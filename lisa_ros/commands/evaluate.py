@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments
+from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments, positive
 from lisa_ros.errors import DataError, SettingsError
 
 
@@ -67,7 +67,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
     replayed.add_argument('--json', action='store_true', help='print one JSON object')
-    model_arguments(replayed)
+    replayed.add_argument(
+        '--live',
+        action='store_true',
+        help="through the node, on the bag's clock (needs ROS 2; default: offline)",
+    )
+    replayed.add_argument('--rate', type=positive, default=1.0, help='of --live, times real time')
+    replayed.add_argument('--laps', type=count, default=1, help='of --live: plays of the bag')
+    replayed.add_argument(
+        '--sim-time', action='store_true', help="of --live: the node runs on the bag's time"
+    )
+    model_arguments(replayed, several=True)
     replayed.set_defaults(run=evaluate_bag)
 
     both = kinds.add_parser('compare', help='two reports on the same questions')
@@ -168,40 +178,116 @@ def _as_the_paper(options: argparse.Namespace) -> bool:
 
 
 def evaluate_bag(options: argparse.Namespace) -> None:
-    """Ask a model about a bag's frames; print its figures and leave a report."""
+    """Ask models about a bag's frames; print their figures and leave reports."""
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.commands import read_commands
-    from lisa_ros.evaluation.replay import offline
-    from lisa_ros.evaluation.result_bag import ResultBag
     from lisa_ros.evaluation.truth import open_truth
 
     commands = read_commands(options.commands)
     truth = open_truth(options.truth, options.bag) if options.truth else None
-    results = report.made(options.out) / 'answers_bag'
+    models, out = options.model, report.made(options.out)
+    folders = [out] if len(models) == 1 else [out / name for name in _short(models)]
+    for model, folder in zip(models, folders, strict=True):
+        one = argparse.Namespace(**{**vars(options), 'model': model, 'out': report.made(folder)})
+        _print_report(report.write(_asked_of_bag(one, commands, truth), folder), one)
+    for folder in folders[1:]:
+        against = out / f'{folders[0].name}_{folder.name}'
+        report.compare(folders[0], folder, against)
+        print(f'{folders[0].name} against {folder.name}: {against}/report.html')
+
+
+def _short(models: list[str]) -> list[str]:
+    """Return names for folders, no two alike: the last parts of what names the models."""
+    names = [Path(model).name or 'model' for model in models]
+    return [
+        name if names.count(name) == 1 else f'{name}_{number}'
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _asked_of_bag(options: argparse.Namespace, commands, truth):
+    """Return the run of one model on a bag."""
+    from lisa_ros.evaluation import replay, report
+    from lisa_ros.evaluation.result_bag import ResultBag
+
+    results = options.out / 'answers_bag'
     if results.exists() and (options.out / 'report.json').is_file():
         shutil.rmtree(results)  # of an earlier run; what else is called so stays, and is told
+    given = {'truth': truth, 'out': options.out / 'pictures'}
+    asked = ['bag', 'commands', 'topic', 'truth', 'every']
+    if options.live:
+        heard, topic = _played(options, commands)
+        asked += ['rate', 'laps', 'sim_time']
     with ResultBag(results) as answers:
-        cases = list(
-            offline(
-                load(options),
-                options.bag,
-                commands,
-                topic=options.topic,
-                truth=truth,
-                every=options.every,
-                out=options.out / 'pictures',
-                results=answers,
+        if options.live:
+            judged = replay.judged(
+                heard.answers, options.bag, commands, topic=topic, results=answers, **given
             )
-        )
+            cases, conditions = list(judged), _live_conditions(heard)
+        else:
+            every, topic = options.every, options.topic
+            cases = list(
+                replay.offline(
+                    load(options),
+                    options.bag,
+                    commands,
+                    topic=topic,
+                    every=every,
+                    results=answers,
+                    **given,
+                )
+            )
+            conditions = {'peak memory [MiB]': report.peak_memory()}
     settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
-    asked = ('bag', 'commands', 'topic', 'truth', 'every')
-    run = report.Run(
+    return report.Run(
         title=f'{options.model} on {options.bag.name}',
-        mode='offline',
+        mode='live' if options.live else 'offline',
         settings={**settings, **{name: str(getattr(options, name)) for name in asked}},
         cases=cases,
+        conditions=conditions,
     )
-    _print_report(report.write(run, options.out), options)
+
+
+def _played(options: argparse.Namespace, commands):
+    """Return what a node said while a bag was played to it, and the topic of its pictures."""
+    try:
+        from lisa_ros.ros.live import live
+        from lisa_ros.ros.replay import camera_topics
+    except ImportError as error:
+        raise SettingsError(
+            f'--live needs ROS 2 and the built package ({error}): `make setup`, or source '
+            'install/setup.bash; without --live no ROS is needed'
+        ) from error
+    topics = camera_topics(options.bag, options.topic)
+    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
+    heard = live(
+        options.bag,
+        commands,
+        topics,
+        {name: value for name, value in settings.items() if value not in (None, '')},
+        options.out / 'node.log',
+        every=options.every,
+        rate=options.rate,
+        laps=options.laps,
+        sim_time=options.sim_time,
+    )
+    return heard, topics['image']
+
+
+def _live_conditions(heard) -> dict:
+    """Return what a node met, for the report."""
+    from lisa_ros.evaluation.cases import percentiles
+
+    ages = [one.age for one in heard.answers if one.age == one.age]
+    return {
+        'frames played': heard.frames_played,
+        'frames that the node heard': heard.frames_heard,
+        'commands': len(heard.answers),
+        'not asked, for they were due again': heard.not_asked,
+        'from command to answer [s]': percentiles([one.latency for one in heard.answers]) or {},
+        "age of the frame at the answer [s of the bag's time]": percentiles(ages) or {},
+        "node's peak memory [MiB]": heard.peak_memory,
+    }
 
 
 def _print_report(plain: dict, options: argparse.Namespace) -> None:

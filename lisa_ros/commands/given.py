@@ -35,18 +35,34 @@ def count(text: str) -> int:
     return int(text)
 
 
-def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the settings that say which model answers, with the node's own words for them."""
+def positive(text: str) -> float:
+    """Return a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is no number above 0')
+    return value
+
+
+def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the settings that say which model answers, with the node's own words for them.
+
+    With `several`, --model takes more than one, and is a list.
+    """
     for field in fields(Settings):
         if field.name in MODEL_SETTINGS:
             about = field.metadata['about']
+            many = {'nargs': '+'} if several and field.name == 'model' else {}
             parser.add_argument(
                 f'--{field.name.replace("_", "-")}',
                 type=type(field.default),
-                default=field.default,
+                default=[field.default] if many else field.default,
                 choices=about.choices or None,
                 metavar=None if about.choices else field.name.upper(),
                 help=f'{about.sentence} (default: {field.default or "none"})',
+                **many,
             )
     parser.add_argument(
         '--typed-specials',

@@ -55,7 +55,7 @@ class Case:
 
 def case_of(
     group: str,
-    place: int,
+    place: int | str,
     sort: str,
     about: str,
     result: Segmentation,
@@ -107,7 +107,7 @@ def figures(cases: Sequence[Case], forced: bool = False, seed: int = 0) -> dict[
     next question about the same one costs only the words.
     """
     fresh = [case.total for case in cases if 'clip' in case.seconds]
-    told = {'asked': len(cases), 'seconds': _percentiles(fresh)}
+    told = {'asked': len(cases), 'seconds': percentiles(fresh)}
     cases = [case for case in cases if case.overlap is not None]
     if not cases:
         return {'count': 0, **told}
@@ -140,7 +140,8 @@ def figures(cases: Sequence[Case], forced: bool = False, seed: int = 0) -> dict[
     return {name: _told(value) for name, value in told.items()}
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Return median, 90th and 99th percentile, None of nothing."""
     if not seconds:
         return None
     return dict(zip(('p50', 'p90', 'p99'), metrics.percentiles(seconds), strict=True))

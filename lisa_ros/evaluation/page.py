@@ -109,6 +109,7 @@ def of_run(plain: dict, timings: dict, folder: Path, most: int) -> str:
             _figures(told, plain['published'], plain['mode']),
             '<h2>How sure, how good, how fast</h2>',
             f'<div class="plots">{_reliability(cases)}{_ious(cases)}{_latency(timings)}</div>',
+            _conditions(timings['conditions']),
             *_broken(plain['broken']),
             '<h2>Answers</h2>',
             _gallery(cases, folder, most),
@@ -213,6 +214,21 @@ def _broken(broken: Sequence[str]) -> list[str]:
         return []
     items = ''.join(f'<li>{html.escape(one)}</li>' for one in broken)
     return [f'<h2>What could not be used ({len(broken)})</h2><ul>{items}</ul>']
+
+
+def _conditions(conditions: Mapping) -> str:
+    rows = ''.join(
+        f'<tr><td>{html.escape(name)}</td><td>{_told(value)}</td></tr>'
+        for name, value in conditions.items()
+    )
+    return f'<div class="scroll"><table>{rows}</table></div>' if rows else ''
+
+
+def _told(value: float | Mapping) -> str:
+    """Return a number, or percentiles in one line."""
+    if isinstance(value, Mapping):
+        return ', '.join(f'{name} {_number(one)}' for name, one in value.items())
+    return _number(value, 'd' if isinstance(value, int) else '.1f')
 
 
 def _settings(settings: Mapping) -> str:

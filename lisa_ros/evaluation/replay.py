@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about a bag, answered offline: every one against its frame, as fast as it goes.
+"""Commands about a bag: answered offline, or live by a node and judged here.
 
-Nothing depends on a clock: the same bag, commands and model give the same answers, on a CPU to the
-last bit. Each frame starts every dialogue anew.
+Offline every command is held against its frame, as fast as it goes. Nothing depends on a clock:
+the same bag, commands and model give the same answers, on a CPU to the last bit. Each frame starts
+every dialogue anew.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.bags import Frame, pictures
@@ -18,7 +23,7 @@ from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.evaluation.commands import Command
 from lisa_ros.evaluation.result_bag import ResultBag
 from lisa_ros.evaluation.truth import Truth
-from lisa_ros.results import Dialogue
+from lisa_ros.results import Dialogue, Segmentation
 from lisa_ros.segmenter import Segmenter
 
 
@@ -91,14 +96,69 @@ def _asked(
         result = segmenter.segment(frame.pixels, command.text, before)
         if command.dialogue:
             dialogues[command.dialogue] = before.extended(result)
-        if results is not None:
-            results.put(frame, result)
-        real = None
-        if truth is not None and command.has_truth:
-            real = truth.mask(frame.stamp, frame.pixels.shape[:2], command)
-        picture = out and out / f'{frame.stamp}.{command.number}.jpg'
-        if picture:
-            draw(picture, frame.pixels, result, real)
-        yield case_of(
-            str(frame.stamp), command.number, command.kind, command.text, result, real, picture
-        )
+        yield _judged(frame, command, command.number, result, truth, out, results)
+
+
+class Answered(Protocol):
+    """What a node said to a command, as `ros.live` has it."""
+
+    command: int  # its number
+    stamp: int  # of the frame that it is about [ns]
+    result: Segmentation
+
+
+def judged(
+    answers: Sequence[Answered],
+    bag: Path,
+    commands: Sequence[Command],
+    *,
+    topic: str,
+    truth: Truth | None = None,
+    out: Path | None = None,
+    results: ResultBag | None = None,
+) -> Iterator[Case]:
+    """Yield a case for each answer of a node, in the order of the frames.
+
+    A second answer to one command about one frame (a bag that was played in a loop) has a name of
+    its own. Answers about no frame of the bag, such as those that failed, have no truth.
+    Arguments and errors as `offline`.
+    """
+    by_frame: dict[int, list[Answered]] = {}
+    for answer in answers:
+        by_frame.setdefault(answer.stamp, []).append(answer)
+    seen: Counter[tuple[int, int]] = Counter()
+    for frame in pictures(bag, topic):
+        for answer in by_frame.pop(frame.stamp, ()):
+            command = commands[answer.command]
+            again = seen[frame.stamp, command.number]
+            seen[frame.stamp, command.number] += 1
+            place = f'{command.number}.{again + 1}' if again else command.number
+            yield _judged(frame, command, place, answer.result, truth, out, results)
+    for number, answer in enumerate(a for some in by_frame.values() for a in some):
+        command = commands[answer.command]
+        place = f'{command.number}.{number}'
+        yield case_of('no frame', place, command.kind, command.text, answer.result, None)
+
+
+def _judged(
+    frame: Frame,
+    command: Command,
+    place: int | str,
+    result: Segmentation,
+    truth: Truth | None,
+    out: Path | None,
+    results: ResultBag | None,
+) -> Case:
+    """Compare an answer with the truth of its frame; draw and keep it."""
+    if result.masks.shape[1:] != frame.pixels.shape[:2]:  # a message without masks has no size
+        nothing = np.zeros((0, *frame.pixels.shape[:2]), np.float32)
+        result = replace(result, masks=nothing > 0, mask_logits=nothing)
+    if results is not None:
+        results.put(frame, result)
+    real = None
+    if truth is not None and command.has_truth:
+        real = truth.mask(frame.stamp, frame.pixels.shape[:2], command)
+    picture = out and out / f'{frame.stamp}.{place}.jpg'
+    if picture:
+        draw(picture, frame.pixels, result, real)
+    return case_of(str(frame.stamp), place, command.kind, command.text, result, real, picture)

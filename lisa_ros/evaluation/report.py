@@ -40,6 +40,7 @@ class Run:
     cases: Sequence[Case]
     broken: Sequence[str] = ()  # what could not be used, and why
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # gIoU, cIoU [%]
+    conditions: Mapping[str, object] = field(default_factory=dict)  # drops, delays, memory
 
 
 def by_sort(cases: Sequence[Case], forced: bool = False) -> dict[str, dict]:
@@ -83,6 +84,7 @@ def write(run: Run, out: Path) -> dict:
     }
     timings = {
         'machine': machine(),
+        'conditions': dict(run.conditions),
         'percentiles': seconds,
         'cases': {case.name: case.seconds for case in run.cases},
     }
@@ -114,6 +116,13 @@ def machine() -> dict[str, str]:
         'cpu threads': str(torch.get_num_threads()),
         'gpu': gpu,
     }
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had, the GPU's apart [MiB]."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
 
 
 def _plain(case: Case, out: Path) -> dict:

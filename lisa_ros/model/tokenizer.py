@@ -21,6 +21,7 @@ from sentencepiece import SentencePieceProcessor
 from lisa_ros.errors import CheckpointError
 
 SEG = '[SEG]'
+SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # how SentencePiece writes it
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _FILES = ('added_tokens.json', 'special_tokens_map.json', 'tokenizer_config.json')
 

@@ -10,16 +10,8 @@ is replayed into it over DDS. Ends with 0 if every command was answered as the t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +22,13 @@ import yaml
 
 from lisa_ros import masks
 from lisa_ros.bags import pictures
-from lisa_ros.conversions import image_to_rgb
 from lisa_ros.errors import DataError, LisaError
+from lisa_ros.messages import mask_of
 from lisa_ros.results import Status
+from lisa_ros.ros.own_node import Asker, node_command, own_graph, running
 
 SAMPLE = Path(__file__).parents[1] / 'samples' / 'tabletop'
 LEAST_IOU = {'explicit': 0.6, 'implicit': 0.6}  # what the sample's frames must reach
-LOAD_TIMEOUT, ANSWER_TIMEOUT = 180.0, 60.0  # [s]
 
 
 @dataclass(frozen=True)
@@ -82,111 +74,6 @@ class Sample:
         return np.isin(labels, ids)
 
 
-def node_command(topics: dict[str, str], parameters: Path) -> list[str]:
-    """Return the command line that starts the installed node with the bag's topics.
-
-    Args:
-        topics: our names (image, depth, camera_info) to the bag's.
-        parameters: a YAML file of ROS parameters.
-
-    Raises:
-        DataError: the package is not installed.
-    """
-    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
-
-    try:
-        executable = Path(get_package_prefix('lisa_ros'), 'lib', 'lisa_ros', 'lisa_node')
-    except PackageNotFoundError:
-        executable = Path('lib/lisa_ros/lisa_node')
-    if not executable.exists():
-        raise DataError(
-            'lisa_node is not installed: run `make setup`, or colcon build and source '
-            'install/setup.bash'
-        )
-    renamed = [f'{name}:={topic}' for name, topic in topics.items()]
-    if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
-        launch = ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py']
-        return [*launch, f'params_file:={parameters.resolve()}', *renamed]
-    remaps = [part for rename in renamed for part in ('-r', rename)]
-    return [str(executable), '--ros-args', *remaps, '--params-file', str(parameters)]
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """Run a process with its output in a file; at the end it and its children are gone."""
-    with (
-        log.open('w', encoding='utf-8') as output,
-        subprocess.Popen(  # noqa: S603  # our own node, no shell
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            for number, patience in (
-                (signal.SIGINT, 10),
-                (signal.SIGTERM, 5),
-                (signal.SIGKILL, 5),
-            ):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
-                    break
-
-
-class Asker:
-    """Sends commands to the node and waits for their answers."""
-
-    def __init__(self, process: subprocess.Popen, log: Path) -> None:
-        """Join the graph; rclpy is initialised."""
-        from rclpy.node import Node
-        from std_msgs.msg import String
-
-        from lisa_ros.msg import Segmentation
-
-        self._process, self._log = process, log
-        self.node = Node('lisa_demo')
-        self._say, self._string = self.node.create_publisher(String, '/lisa/command', 10), String
-        self._answers: list[Segmentation] = []
-        self.node.create_subscription(Segmentation, '/lisa/segmentation', self._answers.append, 10)
-
-    def wait_for_node(self) -> None:
-        """Wait until the node hears commands, which is when its model is loaded."""
-        self._wait(lambda: self._say.get_subscription_count() > 0, LOAD_TIMEOUT, 'get ready')
-        self._wait(
-            lambda: self.node.count_publishers('/lisa/segmentation') > 0, LOAD_TIMEOUT, 'get ready'
-        )
-
-    def ask(self, text: str) -> tuple[Any, float]:
-        """Return the Segmentation message that answers the command, and the seconds it took."""
-        self._answers.clear()
-        began = time.monotonic()
-        self._say.publish(self._string(data=text))
-        self._wait(
-            lambda: any(answer.query == text for answer in self._answers),
-            ANSWER_TIMEOUT,
-            f'answer {text!r}',
-        )
-        answer = next(answer for answer in self._answers if answer.query == text)
-        return answer, time.monotonic() - began
-
-    def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
-        import rclpy
-
-        until = time.monotonic() + timeout
-        while not done():
-            rclpy.spin_once(self.node, timeout_sec=0.1)
-            if self._process.poll() is not None:
-                raise DataError(f'the node ended with {self._process.returncode}: {self._tail()}')
-            if time.monotonic() > until:
-                raise DataError(f'the node did not {what} within {timeout:g} s: {self._tail()}')
-
-    def _tail(self) -> str:
-        lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()
-        return '\n'.join([f'its last words, from {self._log}:', *lines[-12:]])
-
-
 def judged(
     sample: Sample,
     given: dict[str, Any],
@@ -206,7 +93,7 @@ def judged(
         image: the frame, (H, W, 3) uint8 RGB, None if it is not in the bag.
     """
     status = Status(message.status).name
-    found = [image_to_rgb(instance.mask)[:, :, 0] > 0 for instance in message.instances]
+    found = [mask_of(instance.mask) for instance in message.instances]
     iou, fault = None, ''
     if status not in ('FOUND', 'NOT_FOUND'):
         fault = f'{status}: {message.reason}'
@@ -337,9 +224,7 @@ def main(args: list[str] | None = None) -> int:
         if not equals:
             parser.error(f'--set {assignment}: expected NAME=VALUE')
         settings[name] = yaml.safe_load(value)
-    # A graph of our own, whatever else runs on this machine and its network.
-    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    own_graph()
     try:
         given.out.mkdir(parents=True, exist_ok=True)
         answers = run(Sample.open(given.sample), given.out, settings, given.rate)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a rosbag2 bag as live publishers, where `ros2 bag play` is not installed.
 
-    python -m lisa_ros.ros.replay BAG [--rate 1.0] [--loop]
+    python -m lisa_ros.ros.replay BAG [--rate 1.0] [--loop] [--clock]
 
 Topics, messages and stamps are those of the bag, byte by byte: nothing is decoded. When the bag
-begins anew its stamps jump back, as with `ros2 bag play --loop`.
+begins anew its stamps jump back, as with `ros2 bag play --loop`. With --clock the bag's time is
+on /clock, for nodes with use_sim_time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import importlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class Replay:
         rate: float = 1.0,
         loop: bool = False,
         topics: Collection[str] = (),
+        clock: bool = False,
     ) -> None:
         """Open nothing yet.
 
@@ -50,13 +53,28 @@ class Replay:
             rate: times real time, above 0.
             loop: begin anew at the end.
             topics: those to play; none for all of them.
+            clock: tell the bag's time on /clock, 50 times in a second of ours and at each message.
         """
         self._topics = topics
         self._node, self._bag, self._rate, self._loop = node, bag, rate, loop
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, name='replay', daemon=True)
         self._publishers: dict[str, Publisher] = {}
+        self._clock, self._told = clock, None
+        self._began = 0.0  # when this lap did [s, monotonic]
+        self._start = 0  # of the bag's time [ns]
         self.played = 0  # times that the bag came to its end
+        self.sent: Counter[str] = Counter()  # messages by topic
+
+    @property
+    def since(self) -> float:
+        """How far into the bag it is [s of the bag's time]; 0 before it began."""
+        return (time.monotonic() - self._began) * self._rate if self._began else 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._stopped.is_set() or (self.played > 0 and not self._thread.is_alive())
 
     def start(self) -> None:
         """Make the publishers and begin to play.
@@ -80,6 +98,11 @@ class Replay:
                     self._publishers[connection.topic] = self._node.create_publisher(
                         kind, connection.topic, qos
                     )
+        if self._clock:
+            from rosgraph_msgs.msg import Clock
+
+            self._told = Clock
+            self._publishers['/clock'] = self._node.create_publisher(Clock, '/clock', 10)
         self._thread.start()
 
     def stop(self) -> None:
@@ -103,24 +126,44 @@ class Replay:
                 return
 
     def _play_once(self, wait: Callable[[float], bool]) -> None:
-        began = time.monotonic()
+        self._began = time.monotonic()
         with opened(self._bag) as reader:
+            self._start = reader.start_time
             for connection, when, data in reader.messages():
-                due = began + (when - reader.start_time) * 1e-9 / self._rate
-                if wait(max(0.0, due - time.monotonic())) or not self._node.context.ok():
+                if connection.topic not in self._publishers or connection.topic == '/clock':
+                    continue
+                due = self._began + (when - self._start) * 1e-9 / self._rate
+                while (left := due - time.monotonic()) > 0:
+                    if wait(min(left, _TICK) if self._clock else left):
+                        return
+                    self._tell_time()
+                if self._stopped.is_set() or not self._node.context.ok():
                     return
-                if connection.topic in self._publishers:
-                    self._publishers[connection.topic].publish(bytes(data))
+                self._tell_time()
+                self._publishers[connection.topic].publish(bytes(data))
+                self.sent[connection.topic] += 1
+
+    def _tell_time(self) -> None:
+        if self._told is not None:
+            clock = self._told()
+            now = self._start + int(self.since * 1e9)
+            clock.clock.sec, clock.clock.nanosec = divmod(now, 1_000_000_000)
+            self._publishers['/clock'].publish(clock)
 
 
-def camera_topics(bag: Path) -> dict[str, str]:
+_TICK = 0.02  # between two messages on /clock [s]
+
+
+def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
     """Return the bag's topics by our names: image, and depth and camera_info where there are some.
 
-    The first colour Image is image, the first 16UC1 or 32FC1 one is depth.
+    The first colour Image is image, else the first CompressedImage; the first 16UC1 or 32FC1 one
+    is depth. A topic that is named is image.
 
     Raises:
-        DataError: no colour image in the bag.
+        DataError: no colour image in the bag, or not the one that is named.
     """
+    compressed = ''
     topics: dict[str, str] = {}
     with opened(bag) as reader:
         for connection in reader.connections:
@@ -132,9 +175,22 @@ def camera_topics(bag: Path) -> dict[str, str]:
                 encoding = reader.deserialize(data, kind).encoding
                 name = 'depth' if encoding in ('16UC1', '32FC1') else 'image'
                 topics.setdefault(name, connection.topic)
-    if 'image' not in topics:
-        raise DataError(f'{bag} holds no colour sensor_msgs/Image')
+            elif kind == 'sensor_msgs/msg/CompressedImage' and connection.topic.endswith(_CODED):
+                compressed = compressed or connection.topic
+        known = {connection.topic for connection in reader.connections}
+    if image is not None:
+        topics['image'] = image
+    elif compressed:
+        topics.setdefault('image', compressed)
+    if topics.get('image') not in known:
+        raise DataError(
+            f'{bag} holds no {image or "colour sensor_msgs/Image"}; it has '
+            f'{", ".join(sorted(known)) or "no topic"}'
+        )
     return topics
+
+
+_CODED = '/compressed'  # how image_transport ends such a topic
 
 
 def _message_class(name: str) -> type | None:
@@ -152,12 +208,13 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument('bag', type=Path, help='rosbag2 folder or .mcap file')
     parser.add_argument('--rate', type=float, default=1.0, help='times real time')
     parser.add_argument('--loop', action='store_true', help='begin anew at the end')
+    parser.add_argument('--clock', action='store_true', help="tell the bag's time on /clock")
     given, ros = parser.parse_known_args(args)
     if given.rate <= 0:
         parser.error(f'--rate is {given.rate}; expected more than 0')
     rclpy.init(args=ros)
     node = Node('lisa_replay')
-    replay = Replay(node, given.bag, given.rate, given.loop)
+    replay = Replay(node, given.bag, given.rate, given.loop, clock=given.clock)
     try:
         replay.start()
     except LisaError as error:

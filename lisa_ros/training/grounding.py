@@ -2,7 +2,7 @@
 """Extra lessons for a LISA that starts from nothing, dropped once it has learnt.
 
 The original starts from CLIP, LLaMA and SAM, which know the world already. A small model that
-starts from random weights learns to talk within minutes but not to point. Eight signals help; they
+starts from random weights learns to talk within minutes but not to point. Nine signals help; they
 have small heads of their own that are not part of the model:
 
     pixels    SAM's features say what kind and colour each pixel is (cross-entropy)
@@ -14,6 +14,7 @@ have small heads of their own that are not part of the model:
               and whether it is the tallest, the nearest, ... of all or of its kind
     pointing  the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
     presence  the first word of an answer, "Sure" or "There", counts as a loss of its own
+    numbers   a measure in an answer that is a little off is better than one that is far off
     iou       SAM's guess of each mask's IoU is held against what it is (squared error)
 """
 
@@ -28,6 +29,7 @@ from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.training.data import MOST, Asked, Lesson
 from lisa_ros.training.losses import dice_loss, sigmoid_ce_loss
 from lisa_ros.training.referring import PLACES, SUPERLATIVES
+from lisa_ros.training.requests import MEASURES
 from lisa_ros.training.things import COLOURS, KINDS
 
 USUAL = (0.0, 0.8, 0.1, 0.15)  # right, away, height, longest of most things [m]
@@ -50,6 +52,10 @@ class Grounding(nn.Module):
         for row, ids in zip(spread, pieces, strict=True):
             row[ids] = 1 / len(ids)
         self.register_buffer('names', spread)  # (names, vocabulary): a name is its pieces' mean
+        numbers = [tokenizer.encode(number) for number in MEASURES]
+        # of a vocabulary that has none (before answers measured anything): no such lesson
+        known = [ids[0] for ids in numbers if len(ids) == 1]
+        self.register_buffer('numbers', torch.tensor(known, dtype=torch.long), persistent=False)
         self.word_scale = nn.Parameter(torch.tensor(10.0))
         self.word_bias = nn.Parameter(torch.full((len(names),), -3.0))
         self.there_scale = nn.Parameter(torch.tensor(10.0))
@@ -178,6 +184,23 @@ class Grounding(nn.Module):
         logits = lisa.llm.lm_head(out.llm_states[rows, before]).float()
         return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
+    def measures(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> Tensor:
+        """Return the loss of the numbers in answers, whose neighbours are half right."""
+        labels = lesson.batch.labels
+        rows, places = torch.isin(labels, self.numbers).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return out.llm_states.sum() * 0
+        before = places - 1 + out.clip_tokens.shape[1] - 1  # the state that predicts it
+        words = lisa.llm.lm_head.weight[self.numbers]
+        logits = (out.llm_states[rows, before] @ words.T).float()  # (n, numbers)
+        right = labels[rows, places][:, None] == self.numbers
+        step = torch.arange(len(self.numbers), device=labels.device, dtype=torch.float32)
+        off = step - right.float().argmax(1, keepdim=True)
+        return F.cross_entropy(logits, (-0.5 * (off / _OFF) ** 2).softmax(1))
+
+
+_OFF = 1.0  # deviation of a measure that is as good as right [steps of MEASURES]
+
 
 def extent(lesson: Asked) -> tuple[int, int]:
     """Return (height, width) of the pictures in SAM's square; all of a lesson have one shape."""
@@ -199,6 +222,21 @@ def start_matching(lisa: LISA, layers: int = 2) -> None:
         )
         asks *= 1.5
         told.copy_(asks)
+
+
+@torch.no_grad()
+def start_counting(lisa: LISA, tokenizer: Tokenizer, waves: int = 8) -> None:
+    """Make the words for numbers begin along a smooth curve, each beside its neighbours.
+
+    From rows drawn at random every number would have to be learnt for itself.
+    """
+    numbers = [tokenizer.encode(number) for number in MEASURES]
+    if any(len(ids) > 1 for ids in numbers):
+        return  # a vocabulary without them
+    along = torch.linspace(0, torch.pi, len(numbers))[:, None] * torch.arange(waves)
+    for table in (lisa.llm.get_input_embeddings().weight, lisa.llm.lm_head.weight):
+        ways = torch.randn(waves, table.shape[1]) * table.std() * (2 / waves) ** 0.5
+        table[[ids[0] for ids in numbers]] = (along.cos() @ ways).to(table)
 
 
 def mask_losses(lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, Tensor, Tensor]:

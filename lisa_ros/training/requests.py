@@ -804,7 +804,7 @@ def _cm(metres: float) -> int:
     return max(2, 2 * round(50 * metres))
 
 
-NUMBERS = tuple(str(number) for number in range(0, 100, 2))  # what answers measure with
+MEASURES = tuple(str(number) for number in range(0, 100, 2))  # what answers measure with
 
 
 def _from_it(place: str, one: Seen) -> str:

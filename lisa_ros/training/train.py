@@ -23,9 +23,15 @@ from lisa_ros import images, masks
 from lisa_ros.errors import SettingsError
 from lisa_ros.model import checkpoint, export
 from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced, sam_config
-from lisa_ros.model.tokenizer import SEG, Tokenizer
+from lisa_ros.model.tokenizer import SEG, SPACE, Tokenizer
 from lisa_ros.training import data, memory, requests
-from lisa_ros.training.grounding import Grounding, extent, mask_losses, start_matching
+from lisa_ros.training.grounding import (
+    Grounding,
+    extent,
+    mask_losses,
+    start_counting,
+    start_matching,
+)
 from lisa_ros.training.loop import Loop, Pace, bf16_pays, first_alone, join
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
@@ -42,11 +48,11 @@ WEIGHTS = {
     'places': 0.5,
     'pointing': 1.0,
     'presence': 1.0,
+    'numbers': 1.0,
     'iou': 0.5,
     'first_right': 0.0,
 }
 _EYES = ('clip.', 'mm_projector.', 'sam.')
-SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # how SentencePiece writes it
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
 
 
@@ -98,7 +104,7 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
         byte_fallback=True,
         character_coverage=1.0,
         hard_vocab_limit=False,
-        user_defined_symbols=[f'{SPACE}{n}' for n in requests.NUMBERS],
+        user_defined_symbols=[f'{SPACE}{n}' for n in requests.MEASURES],
         minloglevel=2,
     )
     (folder / 'tokenizer.vocab').unlink()
@@ -126,7 +132,7 @@ def reworded(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> 
     spread = torch.zeros(len(new), len(old))
     for row, token in zip(spread, map(new.token, range(len(new))), strict=True):
         pieces = [ids[token]] if token in ids else old.encode(token.replace(SPACE, ' ').strip())
-        row[pieces] = 1 / len(pieces)
+        row.copy_(torch.bincount(torch.tensor(pieces), minlength=len(old)) / len(pieces))
     tables = ('llm.model.embed_tokens.weight', 'llm.lm_head.weight')
     return {**state, **{name: spread @ state[name].float() for name in tables}}
 
@@ -217,6 +223,8 @@ class Tabletop:
             )
         else:
             start_matching(self.lisa)
+        if not told:
+            start_counting(self.lisa, self.tokenizer)
         if recipe.eyes:
             seeing = {n: t for n, t in start.model.state_dict().items() if n.startswith(_EYES)}
             self.lisa.load_state_dict(seeing, strict=False)
@@ -325,6 +333,7 @@ class Tabletop:
             'dice': dice,
             'pointing': self.heads.pointing(out, lesson),
             'presence': presence,
+            'numbers': self.heads.measures(self.lisa, out, lesson),
             'iou': iou,
             'first_right': right,
         }
