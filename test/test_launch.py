@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The launch file: compiles everywhere, and with a real `launch` starts the node it describes."""
 
+import ast
 from pathlib import Path
 
 import pytest
 import yaml
+
+from lisa_ros import cli
 
 LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
@@ -13,8 +16,22 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-def test_the_launch_file_compiles():
-    compile(LAUNCH.read_text(), str(LAUNCH), 'exec')
+@pytest.mark.parametrize('file', sorted(LAUNCH.parent.glob('*.launch.py')), ids=lambda f: f.name)
+def test_a_launch_file_compiles(file):
+    compile(file.read_text(), str(file), 'exec')
+
+
+def test_the_evaluation_is_launched_with_options_that_the_command_has(capsys):
+    tree = ast.parse((LAUNCH.parent / 'evaluate.launch.py').read_text())
+    tables = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    bag, *names = ast.literal_eval(tables['ARGUMENTS'])
+    assert bag == 'bag'
+    assert set(ast.literal_eval(tables['FLAGS'])) < set(names)
+    with pytest.raises(SystemExit):
+        cli.main(['evaluate', 'bag', '--help'])
+    offered = capsys.readouterr().out
+    for name in names:
+        assert f'--{name.replace("_", "-")} ' in offered.replace(']', ' '), name
 
 
 def test_every_topic_that_rviz_shows_follows_the_launch_arguments():

@@ -75,6 +75,7 @@ class Recipe:
         )
     )
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
+    places: int = 0  # first steps after those in which all answers measure, and only words count
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
@@ -258,7 +259,7 @@ class Tabletop:
                     i, some = self._pair(int(rng.integers(recipe.pairs)), self.memory.tables)
                 else:
                     i = int(rng.integers(len(self.memory)))
-                    some = self._requests(rng, self.memory.tables[i])
+                    some = self._requests(rng, self.memory.tables[i], step)
                 views.append(i)
                 asked.append(some)
             return self.memory.lesson(self.lisa, self.tokenizer, views, asked)
@@ -272,12 +273,16 @@ class Tabletop:
                 continue
             i = rng.integers(len(scenes))
             view = data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])
-            seen.append((*view, self._requests(rng, view[2])))
+            seen.append((*view, self._requests(rng, view[2], step)))
         return data.lesson(self.config, self.tokenizer, CLIP_RECIPE, seen)
 
-    def _requests(self, rng: np.random.Generator, table: Table) -> list[requests.Request]:
-        """Return what a lesson asks about a picture."""
+    def _requests(
+        self, rng: np.random.Generator, table: Table, step: int
+    ) -> list[requests.Request]:
+        """Return what the lesson of a step asks about a picture."""
         recipe = self.recipe
+        if self._measures(step):
+            return [requests.placing(rng, table) for _ in range(recipe.requests)]
         return [requests.draw_request(rng, table, recipe.without) for _ in range(recipe.requests)]
 
     def _pair(self, number: int, tables: list[Table]) -> tuple[int, list[requests.Request]]:
@@ -294,8 +299,8 @@ class Tabletop:
         if isinstance(lesson, memory.Remembered):
             tokens = self.lisa.project_clip(lesson.clip_states)
             out = self.lisa.answer(lesson.batch, tokens, lesson.image_embeddings, packed=True)
-            return self._answering(out, lesson)
-        return self._looks(lesson) if step < self.recipe.looks else self._all(lesson)
+            return self._answering(out, lesson, step)
+        return self._looks(lesson) if step < self.recipe.looks else self._all(lesson, step)
 
     def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, without a word."""
@@ -317,14 +322,22 @@ class Tabletop:
             'places': heads.places(tokens, lesson),
         }
 
-    def _all(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
+    def _measures(self, step: int) -> bool:
+        """Return whether a step is of those that teach to measure."""
+        return 0 <= step - self.recipe.looks < self.recipe.places
+
+    def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
         out = self.lisa(lesson.batch, packed=True)
         seeing = self._seeing(out.image_embeddings, out.clip_tokens, lesson)
-        return {**seeing, **self._answering(out, lesson)}
+        return {**seeing, **self._answering(out, lesson, step)}
 
-    def _answering(self, out: TeacherForced, lesson: data.Asked) -> dict[str, torch.Tensor]:
+    def _answering(
+        self, out: TeacherForced, lesson: data.Asked, step: int
+    ) -> dict[str, torch.Tensor]:
         """Return the losses of answering and pointing."""
+        if self._measures(step):
+            return {'ce': out.ce_loss, 'numbers': self.heads.measures(self.lisa, out, lesson)}
         bce, dice, iou = mask_losses(self.lisa, out, lesson)
         presence, right = self.heads.presence(self.lisa, out, lesson)
         return {
