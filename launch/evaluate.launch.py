@@ -35,7 +35,8 @@ def evaluation(context):
         if name in FLAGS:
             words += [option] if value.lower() == 'true' else []
         elif value:
-            words += [option, *(value.split() if name == 'model' else [value])]
+            values = value.split() if name == 'model' else [value]
+            words += [word for one in values for word in (option, one)]
     return [ExecuteProcess(cmd=words, output='screen')]
 
 

@@ -110,8 +110,8 @@ def test_commands_are_due_at_their_frames():
 
     commands = [Command(0, 'a'), Command(1, 'b', at=0.25), Command(2, 'c', frame=3)]
     times = [1.0, 1.1, 1.2, 1.3, 1.4]
-    due = [(when, command.text) for when, command in schedule(commands, times, 2)]
-    assert due == [(1.0, 'a'), (1.2, 'a'), (1.3, 'b'), (1.3, 'c'), (1.4, 'a')]
+    due = [(when, turn, command.text) for when, turn, command in schedule(commands, times, 2)]
+    assert due == [(1.0, 0, 'a'), (1.2, 1, 'a'), (1.3, 0, 'b'), (1.3, 0, 'c'), (1.4, 2, 'a')]
     with pytest.raises(DataError, match='before commands 2, 3 are due'):
         schedule([Command(1, 'b', at=0.5), Command(2, 'c', frame=5)], times, 2)
 

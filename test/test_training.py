@@ -439,13 +439,36 @@ def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles
     for _ in range(RECIPE.pictures):
         i = int(rng.integers(len(pupil.memory)))
         assert pupil.memory.tables[i] == view(i)[2]
-        views.append((*view(i), pupil._requests(rng, view(i)[2])))
+        views.append((*view(i), pupil._requests(rng, view(i)[2], step=99)))
     lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
     assert torch.equal(lesson.batch.input_ids, seen.batch.input_ids)
     assert torch.equal(lesson.truth, seen.truth)
-    fresh = pupil._all(lesson)
+    fresh = pupil._all(lesson, 99)
     for name in ('ce', 'bce', 'dice', 'pointing', 'presence'):
         assert float(told[name].detach()) == pytest.approx(float(fresh[name].detach()), rel=1e-2)
+
+
+def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained, rectangles):
+    pupil = trained.pupil
+    pupil.recipe, before = replace(RECIPE, places=2), pupil.recipe
+    try:
+        told = pupil.losses(pupil.draw(3, 0), 3)
+        looks = set(pupil.losses(pupil.draw(1, 0), 1))
+        assert set(told) == looks | {'ce', 'numbers'}
+        assert float(told['numbers'].detach()) > 1
+        assert 'dice' in pupil.losses(pupil.draw(4, 0), 4)
+    finally:
+        pupil.recipe = before
+
+
+def test_numbers_begin_beside_their_neighbours(trained):
+    """Six steps have not moved them far from where they began."""
+    lisa, heads = trained.pupil.lisa, trained.pupil.heads
+    assert len(heads.numbers) == len(requests.MEASURES)
+    rows = lisa.llm.get_input_embeddings().weight[heads.numbers]
+    near = (rows[1:] - rows[:-1]).norm(dim=1)
+    far = (rows[10:] - rows[:-10]).norm(dim=1)
+    assert near.max() < 0.7 * far.min()
 
 
 def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectangles, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments, positive
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.settings import Settings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -183,17 +184,25 @@ def evaluate_bag(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation.commands import read_commands
     from lisa_ros.evaluation.truth import open_truth
 
+    if options.live and options.typed_specials:
+        raise SettingsError('--typed-specials is for offline: the node takes them as letters')
+    if not options.live and (options.sim_time or options.laps != 1 or options.rate != 1):
+        raise SettingsError('--rate, --laps and --sim-time are of a live evaluation: give --live')
     commands = read_commands(options.commands)
     truth = open_truth(options.truth, options.bag) if options.truth else None
-    models, out = options.model, report.made(options.out)
+    models, out = options.model or [Settings.model], report.made(options.out)
     folders = [out] if len(models) == 1 else [out / name for name in _short(models)]
     for model, folder in zip(models, folders, strict=True):
         one = argparse.Namespace(**{**vars(options), 'model': model, 'out': report.made(folder)})
         _print_report(report.write(_asked_of_bag(one, commands, truth), folder), one)
     for folder in folders[1:]:
         against = out / f'{folders[0].name}_{folder.name}'
-        report.compare(folders[0], folder, against)
-        print(f'{folders[0].name} against {folder.name}: {against}/report.html')
+        try:
+            report.compare(folders[0], folder, against)
+        except DataError as error:  # no truth; or live, and never about one frame
+            print(f'{folder.name} is not compared: {error}', file=sys.stderr)
+        else:
+            print(f'compared: {against}/report.html', file=sys.stderr)
 
 
 def _short(models: list[str]) -> list[str]:
@@ -215,11 +224,10 @@ def _asked_of_bag(options: argparse.Namespace, commands, truth):
         shutil.rmtree(results)  # of an earlier run; what else is called so stays, and is told
     given = {'truth': truth, 'out': options.out / 'pictures'}
     asked = ['bag', 'commands', 'topic', 'truth', 'every']
-    if options.live:
-        heard, topic = _played(options, commands)
-        asked += ['rate', 'laps', 'sim_time']
     with ResultBag(results) as answers:
         if options.live:
+            heard, topic = _played(options, commands)
+            asked += ['rate', 'laps', 'sim_time']
             judged = replay.judged(
                 heard.answers, options.bag, commands, topic=topic, results=answers, **given
             )
@@ -237,7 +245,7 @@ def _asked_of_bag(options: argparse.Namespace, commands, truth):
                     **given,
                 )
             )
-            conditions = {'peak memory [MiB]': report.peak_memory()}
+            conditions = {'most memory so far [MiB]': report.peak_memory()}
     settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
     return report.Run(
         title=f'{options.model} on {options.bag.name}',

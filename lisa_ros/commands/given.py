@@ -49,20 +49,21 @@ def positive(text: str) -> float:
 def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Add the settings that say which model answers, with the node's own words for them.
 
-    With `several`, --model takes more than one, and is a list.
+    With `several`, --model may be given again, and is a list, or None.
     """
     for field in fields(Settings):
         if field.name in MODEL_SETTINGS:
             about = field.metadata['about']
-            many = {'nargs': '+'} if several and field.name == 'model' else {}
+            many = (
+                {'action': 'append', 'default': None} if several and field.name == 'model' else {}
+            )
             parser.add_argument(
                 f'--{field.name.replace("_", "-")}',
                 type=type(field.default),
-                default=[field.default] if many else field.default,
                 choices=about.choices or None,
                 metavar=None if about.choices else field.name.upper(),
                 help=f'{about.sentence} (default: {field.default or "none"})',
-                **many,
+                **(many or {'default': field.default}),
             )
     parser.add_argument(
         '--typed-specials',

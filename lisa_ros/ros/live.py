@@ -105,7 +105,7 @@ def live(
     with running(node_command(names, parameters), log) as process:
         rclpy.init(args=[])
         try:
-            asker = Asker(process, log)
+            asker = Asker(process, log, load=_LOAD, answer=_ANSWER)
             told: dict[str, str] = {}
             asker.node.create_subscription(
                 DiagnosticArray, '/diagnostics', lambda message: told.update(_values(message)), 10
@@ -114,11 +114,13 @@ def live(
             replay = Replay(
                 asker.node, bag, rate, loop=laps > 1, topics=topics.values(), clock=sim_time
             )
-            replay.start()
             talk = _Talk(asker, replay, times, remembers)
-            for lap in range(laps):
-                talk.lap(due, lap)
-            replay.stop()
+            try:
+                replay.start()
+                for lap in range(laps):
+                    talk.lap(due, lap)
+            finally:
+                replay.stop()
             _listen(asker, 1.5)  # diagnostics come every second
         finally:
             rclpy.try_shutdown()
@@ -127,10 +129,13 @@ def live(
     return Live(talk.answers, played, int(heard), talk.not_asked, memory)
 
 
+_LOAD, _ANSWER = 3600.0, 600.0  # longest waits: weights may be fetched, a CPU is slow [s]
+
+
 def schedule(
     commands: Sequence[Command], times: Sequence[float], every: int
-) -> list[tuple[float, Command]]:
-    """Return when each command is due [s from the bag's start], in that order.
+) -> list[tuple[float, int, Command]]:
+    """Return when each command is due [s from the bag's start], and for which time, in that order.
 
     Args:
         commands: with a time, a frame, or neither.
@@ -140,7 +145,7 @@ def schedule(
     Raises:
         DataError: one is for after the last frame.
     """
-    due: list[tuple[float, Command]] = []
+    due: list[tuple[float, int, Command]] = []
     late = []
     for command in commands:
         if command.frame is not None:
@@ -150,12 +155,12 @@ def schedule(
         else:
             whens = times[::every]
         late += [] if whens else [str(command.number + 1)]
-        due += [(when, command) for when in whens]
+        due += [(when, turn, command) for turn, when in enumerate(whens)]
     if late:
         raise DataError(
             f'the bag ends after {len(times)} frames, before commands {", ".join(late)} are due'
         )
-    return sorted(due, key=lambda one: (one[0], one[1].number))
+    return sorted(due, key=lambda one: (one[0], one[2].number))
 
 
 class _Talk:
@@ -166,26 +171,27 @@ class _Talk:
     ):
         self._asker, self._replay, self._times = asker, replay, times
         self._remembers = remembers  # whether the node keeps the turns before a command
-        self._dialogue: str | None = None
+        self._dialogue: tuple[int, int, str] | None = None  # lap, for which time, name
         self.answers: list[Answered] = []
         self.not_asked = 0
 
-    def lap(self, due: Sequence[tuple[float, Command]], lap: int) -> None:
+    def lap(self, due: Sequence[tuple[float, int, Command]], lap: int) -> None:
         """Ask all that is due in one lap of the bag."""
         bar = tqdm(due, desc=f'lap {lap + 1}', unit='command')
-        for number, (when, command) in enumerate(bar):
-            again = next((t for t, other in due[number + 1 :] if other is command), math.inf)
+        for number, (when, turn, command) in enumerate(bar):
+            again = next((t for t, _, other in due[number + 1 :] if other is command), math.inf)
             self._until(when, lap)
             if again <= self._now(lap) and again < math.inf:
                 self.not_asked += 1
                 continue
-            self._ask(command, lap)
+            self._ask(command, lap, turn)
         self._until(math.inf, lap)
 
-    def _ask(self, command: Command, lap: int) -> None:
-        if self._remembers and (command.dialogue is None or command.dialogue != self._dialogue):
+    def _ask(self, command: Command, lap: int, turn: int) -> None:
+        dialogue = None if command.dialogue is None else (lap, turn, command.dialogue)
+        if self._remembers and (dialogue is None or dialogue != self._dialogue):
             self._asker.forget()
-        self._dialogue = command.dialogue
+        self._dialogue = dialogue
         message, latency = self._asker.ask(command.text)
         stamp = stamp_ns(message.header)
         taken = self._times.get(stamp, math.nan)
@@ -196,7 +202,8 @@ class _Talk:
 
     def _now(self, lap: int) -> float:
         """Return how far into a lap it is [s of the bag's time], infinity after it."""
-        return self._replay.since if self._replay.played == lap else math.inf
+        laps, since = self._replay.position
+        return since if laps == lap else math.inf
 
     def _until(self, when: float, lap: int) -> None:
         """Spin until a time of a lap, or its end."""

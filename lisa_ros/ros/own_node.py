@@ -19,8 +19,6 @@ from typing import Any
 
 from lisa_ros.errors import DataError
 
-LOAD_TIMEOUT, ANSWER_TIMEOUT = 180.0, 60.0  # [s]
-
 
 def own_graph() -> None:
     """Leave all other nodes of this machine and its network alone, from now on."""
@@ -84,8 +82,21 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
 class Asker:
     """Sends commands to the node and waits for their answers."""
 
-    def __init__(self, process: subprocess.Popen, log: Path) -> None:
-        """Join the graph; rclpy is initialised."""
+    def __init__(
+        self,
+        process: subprocess.Popen,
+        log: Path,
+        load: float = 180.0,
+        answer: float = 60.0,
+    ) -> None:
+        """Join the graph; rclpy is initialised.
+
+        Args:
+            process: the node's.
+            log: what it says.
+            load: longest wait until it is ready [s].
+            answer: longest wait for an answer [s].
+        """
         from rclpy.node import Node
         from std_msgs.msg import String
         from std_srvs.srv import Trigger
@@ -93,6 +104,7 @@ class Asker:
         from lisa_ros.msg import Segmentation
 
         self._process, self._log = process, log
+        self._load, self._answer = load, answer
         self.node = Node('lisa_asker')
         self._say, self._string = self.node.create_publisher(String, '/lisa/command', 10), String
         self._trigger = Trigger
@@ -101,9 +113,9 @@ class Asker:
 
     def wait_for_node(self) -> None:
         """Wait until the node hears commands, which is when its model is loaded."""
-        self.wait(lambda: self._say.get_subscription_count() > 0, LOAD_TIMEOUT, 'get ready')
+        self.wait(lambda: self._say.get_subscription_count() > 0, self._load, 'get ready')
         self.wait(
-            lambda: self.node.count_publishers('/lisa/segmentation') > 0, LOAD_TIMEOUT, 'get ready'
+            lambda: self.node.count_publishers('/lisa/segmentation') > 0, self._load, 'get ready'
         )
 
     def ask(self, text: str) -> tuple[Any, float]:
@@ -113,7 +125,7 @@ class Asker:
         self._say.publish(self._string(data=text))
         self.wait(
             lambda: any(answer.query == text for answer in self._answers),
-            ANSWER_TIMEOUT,
+            self._answer,
             f'answer {text!r}',
         )
         answer = next(answer for answer in self._answers if answer.query == text)
@@ -130,7 +142,7 @@ class Asker:
                 done.append((time.monotonic(), client.call_async(self._trigger.Request())))
             return any(future.done() for _, future in done)
 
-        self.wait(asked, ANSWER_TIMEOUT, 'reset the dialogue')
+        self.wait(asked, self._answer, 'reset the dialogue')
         self.node.destroy_client(client)
 
     def wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import math
 import threading
 import time
 from collections import Counter
@@ -61,20 +62,26 @@ class Replay:
         self._thread = threading.Thread(target=self._play, name='replay', daemon=True)
         self._publishers: dict[str, Publisher] = {}
         self._clock, self._told = clock, None
-        self._began = 0.0  # when this lap did [s, monotonic]
+        self._lap = (
+            0,
+            math.inf,
+        )  # how often the bag was played, when this lap began [s, monotonic]
         self._start = 0  # of the bag's time [ns]
-        self.played = 0  # times that the bag came to its end
         self.sent: Counter[str] = Counter()  # messages by topic
 
     @property
-    def since(self) -> float:
-        """How far into the bag it is [s of the bag's time]; 0 before it began."""
-        return (time.monotonic() - self._began) * self._rate if self._began else 0.0
+    def position(self) -> tuple[int, float]:
+        """How often the bag was played to its end, and how far into it this lap is.
+
+        The latter in seconds of the bag's time, minus infinity before the lap has begun.
+        """
+        laps, began = self._lap  # one read: the thread puts both anew at once
+        return laps, (time.monotonic() - began) * self._rate
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._stopped.is_set() or (self.played > 0 and not self._thread.is_alive())
+        """Whether nothing more will come; False before `start`."""
+        return self._thread.ident is not None and not self._thread.is_alive()
 
     def start(self) -> None:
         """Make the publishers and begin to play.
@@ -121,18 +128,19 @@ class Replay:
     def _play(self) -> None:
         while not self._stopped.is_set() and self._node.context.ok():
             self._play_once(self._stopped.wait)
-            self.played += 1
+            self._lap = (self._lap[0] + 1, math.inf)
             if not self._loop:
                 return
 
     def _play_once(self, wait: Callable[[float], bool]) -> None:
-        self._began = time.monotonic()
         with opened(self._bag) as reader:
-            self._start = reader.start_time
+            self._start, began = reader.start_time, time.monotonic()
+            self._lap = (self._lap[0], began)
             for connection, when, data in reader.messages():
-                if connection.topic not in self._publishers or connection.topic == '/clock':
+                told = self._clock and connection.topic == '/clock'  # by us
+                if told or connection.topic not in self._publishers:
                     continue
-                due = self._began + (when - self._start) * 1e-9 / self._rate
+                due = began + (when - self._start) * 1e-9 / self._rate
                 while (left := due - time.monotonic()) > 0:
                     if wait(min(left, _TICK) if self._clock else left):
                         return
@@ -144,9 +152,9 @@ class Replay:
                 self.sent[connection.topic] += 1
 
     def _tell_time(self) -> None:
-        if self._told is not None:
+        if self._told is not None and self._node.context.ok():
             clock = self._told()
-            now = self._start + int(self.since * 1e9)
+            now = self._start + int(self.position[1] * 1e9)
             clock.clock.sec, clock.clock.nanosec = divmod(now, 1_000_000_000)
             self._publishers['/clock'].publish(clock)
 
@@ -164,6 +172,7 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
         DataError: no colour image in the bag, or not the one that is named.
     """
     compressed = ''
+    kinds = {}
     topics: dict[str, str] = {}
     with opened(bag) as reader:
         for connection in reader.connections:
@@ -177,15 +186,23 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
                 topics.setdefault(name, connection.topic)
             elif kind == 'sensor_msgs/msg/CompressedImage' and connection.topic.endswith(_CODED):
                 compressed = compressed or connection.topic
-        known = {connection.topic for connection in reader.connections}
+        if not reader.is2:
+            raise DataError(f'{bag} is of ROS 1: its messages cannot be played as they are')
+        kinds = {connection.topic: connection.msgtype for connection in reader.connections}
     if image is not None:
         topics['image'] = image
     elif compressed:
         topics.setdefault('image', compressed)
-    if topics.get('image') not in known:
+    found = kinds.get(topics.get('image'))
+    if found is None:
         raise DataError(
             f'{bag} holds no {image or "colour sensor_msgs/Image"}; it has '
-            f'{", ".join(sorted(known)) or "no topic"}'
+            f'{", ".join(sorted(kinds)) or "no topic"}'
+        )
+    if found.endswith('CompressedImage') and not topics['image'].endswith(_CODED):
+        raise DataError(
+            f'{topics["image"]} is compressed, and the node finds such a topic by its name, which '
+            f'image_transport ends in {_CODED}: evaluate it offline'
         )
     return topics
 

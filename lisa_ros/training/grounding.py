@@ -52,9 +52,8 @@ class Grounding(nn.Module):
         for row, ids in zip(spread, pieces, strict=True):
             row[ids] = 1 / len(ids)
         self.register_buffer('names', spread)  # (names, vocabulary): a name is its pieces' mean
-        numbers = [tokenizer.encode(number) for number in MEASURES]
         # of a vocabulary that has none (before answers measured anything): no such lesson
-        known = [ids[0] for ids in numbers if len(ids) == 1]
+        known = [tokenizer.encode(number)[0] for number in MEASURES if can_count(tokenizer)]
         self.register_buffer('numbers', torch.tensor(known, dtype=torch.long), persistent=False)
         self.word_scale = nn.Parameter(torch.tensor(10.0))
         self.word_bias = nn.Parameter(torch.full((len(names),), -3.0))
@@ -224,15 +223,20 @@ def start_matching(lisa: LISA, layers: int = 2) -> None:
         told.copy_(asks)
 
 
+def can_count(tokenizer: Tokenizer) -> bool:
+    """Return whether each number that answers measure with is one word of a vocabulary."""
+    return all(len(tokenizer.encode(number)) == 1 for number in MEASURES)
+
+
 @torch.no_grad()
 def start_counting(lisa: LISA, tokenizer: Tokenizer, waves: int = 8) -> None:
     """Make the words for numbers begin along a smooth curve, each beside its neighbours.
 
     From rows drawn at random every number would have to be learnt for itself.
     """
+    if not can_count(tokenizer):
+        return
     numbers = [tokenizer.encode(number) for number in MEASURES]
-    if any(len(ids) > 1 for ids in numbers):
-        return  # a vocabulary without them
     along = torch.linspace(0, torch.pi, len(numbers))[:, None] * torch.arange(waves)
     for table in (lisa.llm.get_input_embeddings().weight, lisa.llm.lm_head.weight):
         ways = torch.randn(waves, table.shape[1]) * table.std() * (2 / waves) ** 0.5

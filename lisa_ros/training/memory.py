@@ -93,8 +93,10 @@ def remember(
     Raises:
         DataError: what lies there was seen by other eyes, or is of other scenes.
     """
-    about = {'eyes': _checksum(lisa), 'scenes': len(scenes), 'views': views}
+    about = {'eyes': _eyes(lisa), 'scenes': _scenes(scenes), 'views': views}
     if not (folder / 'tables.json').exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f'{folder} holds something else: give --memory a folder of its own')
         _look(folder, lisa, clip, scenes, about, bf16)
     kept = json.loads((folder / 'tables.json').read_text())
     other = [
@@ -165,7 +167,15 @@ def _look(
 _VIEWS = 7919  # views draw from other seeds than lessons
 
 
-def _checksum(lisa: LISA) -> str:
+def _scenes(scenes: data.SceneSet) -> str:
+    """Return what tells these scenes from others: their number, and a checksum of some."""
+    sha = hashlib.sha256()
+    for i in range(0, len(scenes), max(1, len(scenes) // 50)):
+        sha.update(scenes.ids[i].tobytes())
+    return f'{len(scenes)} {sha.hexdigest()[:16]}'
+
+
+def _eyes(lisa: LISA) -> str:
     """Return what tells these eyes from others."""
     sha = hashlib.sha256()
     for name, tensor in sorted(lisa.state_dict().items()):

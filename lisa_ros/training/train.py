@@ -27,6 +27,7 @@ from lisa_ros.model.tokenizer import SEG, SPACE, Tokenizer
 from lisa_ros.training import data, memory, requests
 from lisa_ros.training.grounding import (
     Grounding,
+    can_count,
     extent,
     mask_losses,
     start_counting,
@@ -75,7 +76,7 @@ class Recipe:
         )
     )
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
-    places: int = 0  # first steps after those in which all answers measure, and only words count
+    places: int = 0  # first steps after those in which all answers measure, and no mask counts
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
@@ -224,7 +225,7 @@ class Tabletop:
             )
         else:
             start_matching(self.lisa)
-        if not told:
+        if not recipe.start or not can_count(start.tokenizer):
             start_counting(self.lisa, self.tokenizer)
         if recipe.eyes:
             seeing = {n: t for n, t in start.model.state_dict().items() if n.startswith(_EYES)}
@@ -324,7 +325,8 @@ class Tabletop:
 
     def _measures(self, step: int) -> bool:
         """Return whether a step is of those that teach to measure."""
-        return 0 <= step - self.recipe.looks < self.recipe.places
+        looks = 0 if self.memory else self.recipe.looks
+        return 0 <= step - looks < self.recipe.places
 
     def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
