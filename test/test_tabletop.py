@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lisa_ros import cli
+from lisa_ros import cli, segmenter
 from lisa_ros.evaluation import scenes
+from lisa_ros.model import decoding
+from lisa_ros.prompts import prompt_ids
 from lisa_ros.results import Done, MaskReady, Status, Token
 from lisa_ros.segmenter import OWN_MODELS, Segmenter
 
@@ -151,3 +153,29 @@ def test_calibrate_writes_what_the_scores_are_made_of(tmp_path, capsys):
     made = Segmenter.load(str(own), device='cpu').model.config
     assert len(made.calibration) == 4
     assert 0 < made.confidence_threshold < 1
+
+
+def test_numbers_say_nothing_about_how_sure_the_words_are(lisa, graded):
+    """Of two near places either would do: they count neither for nor against a mask."""
+    for question in (g.question for g in graded if g.question.sort == 'relations'):
+        data = np.frombuffer(question.picture.read_bytes(), np.uint8)
+        colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        result = lisa.segment(colour, question.text)
+        if len(result.evidence) == 1 and any(c.isdigit() for c in result.answer):
+            break
+    clock = segmenter._Clock(lisa.device)
+    prompt = lisa._read(
+        prompt_ids(lisa.tokenizer, lisa.template, question.text), lisa._look(colour, clock)
+    )
+    steps = decoding.write(
+        lisa.model, prompt, stop_id=lisa.tokenizer.eos_token_id, max_new_tokens=60
+    )
+    words = everything = 1.0
+    for step in steps:
+        everything *= step.probability
+        if not lisa.tokenizer.decode([step.token_id]).strip().isdigit():
+            words *= step.probability
+        if step.token_id == lisa.tokenizer.seg_token_id:
+            break
+    assert result.evidence[0].words == pytest.approx(words, rel=1e-3)
+    assert everything < 0.9 * words
