@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED
+from lisa_ros.model.tokenizer import SEG
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, memory, requests, sample, scenes
 from lisa_ros.training import train as tabletop
@@ -491,34 +491,25 @@ def test_a_memory_of_other_eyes_or_scenes_is_refused(trained, rectangles, tmp_pa
         Tabletop(tmp_path / 'run', rectangles, replace(recipe, start=None))
 
 
-def test_new_words_keep_the_rows_of_old_ones(trained):
-    start = trained.pupil
-    old = start.tokenizer
-    new = tabletop.Tokenizer(
-        SentencePieceProcessor(model_proto=more_pieces(old, ['\N{LOWER ONE EIGHTH BLOCK}qq7'])),
-        {text: len(old) - 2 + i for i, text in enumerate(tabletop.ADDED)},
-        {'<s>': (False, False), '</s>': (False, False), '<unk>': (False, False)},
-        {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'},
-    )
-    state = tabletop.reworded(start.lisa.state_dict(), old, new)
-    for name in ('llm.model.embed_tokens.weight', 'llm.lm_head.weight'):
-        rows, before = state[name], start.lisa.state_dict()[name]
-        assert rows.shape == (len(old) + 1, before.shape[1])
-        for text in ('mug', 'the', 'segment'):
-            assert torch.equal(rows[new.encode(text)], before[old.encode(text)])
-        assert torch.equal(rows[new.seg_token_id], before[old.seg_token_id])
-        (word,) = new.encode('qq7')
-        assert torch.allclose(rows[word], before[old.encode('qq7')].mean(0), atol=1e-6)
-
-
-def more_pieces(tokenizer, words):
-    """A SentencePiece model with some words more, as bytes."""
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(tokenizer._pieces.serialized_model_proto())
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece.Type
-    for word in words:
-        model.pieces.add(piece=word, score=0.0, type=kinds.USER_DEFINED)
-    return model.SerializeToString()
+def test_new_words_keep_the_rows_of_old_ones(rectangles, tmp_path):
+    tables = data.SceneSet.load(rectangles / 'train').tables
+    old, new = (tabletop.write_tokenizer(tmp_path / str(n), tables, n) for n in (700, 1400))
+    assert len(old) < len(new)
+    names = ('llm.model.embed_tokens.weight', 'llm.lm_head.weight')
+    state = {name: torch.randn(len(old), 8) for name in names}
+    made = tabletop.reworded({**state, 'other': torch.ones(3)}, old, new)
+    assert torch.equal(made['other'], torch.ones(3))
+    known = {old.token(i): i for i in range(len(old))}
+    words = [i for i in range(len(new)) if new.token(i) not in known]
+    assert words
+    for name in names:
+        assert made[name].shape == (len(new), 8)
+        for text in (SEG, '<s>', '\N{LOWER ONE EIGHTH BLOCK}the', '\N{LOWER ONE EIGHTH BLOCK}42'):
+            i = next(i for i in range(len(new)) if new.token(i) == text)
+            assert torch.equal(made[name][i], state[name][known[text]]), text
+        for i in words:
+            pieces = old.encode(new.token(i).replace('\N{LOWER ONE EIGHTH BLOCK}', ' ').strip())
+            assert torch.allclose(made[name][i], state[name][pieces].mean(0), atol=1e-6)
 
 
 def test_eyes_are_taken_without_the_words(trained, rectangles, tmp_path):
