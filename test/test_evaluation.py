@@ -77,12 +77,12 @@ def test_a_given_answers_mask_is_that_of_the_forward_pass():
     ids, labels = training_ids(lisa.tokenizer, lisa.template, turns)
     picture = lisa._picture
     batch = Batch(
-        torch.from_numpy(benchmarks_clip(lisa, image))[None],
-        torch.from_numpy(picture.sam.pixels)[None],
-        torch.tensor([ids]),
-        torch.tensor([labels]),
-        torch.ones(1, len(ids), dtype=torch.bool),
-        torch.tensor([0]),
+        clip_pixels=torch.from_numpy(benchmarks_clip(lisa, image))[None],
+        sam_pixels=torch.from_numpy(picture.sam.pixels)[None],
+        input_ids=torch.tensor([ids]),
+        labels=torch.tensor([labels]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.bool),
+        image_index=torch.tensor([0]),
     )
     with torch.inference_mode():
         out = lisa.model(batch)
