@@ -70,7 +70,7 @@ def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
     Raises:
         DataError: there are not both right and wrong masks to learn from.
     """
-    one = [g for g in graded if len(g.evidence) == 1 and g.evidence[0].certainty > 0]
+    one = _weighed(graded)
     right = np.array([is_right(g) for g in one], float)
     if len(one) < 20 or right.min(initial=1) == right.max(initial=0):
         raise DataError(
@@ -105,7 +105,7 @@ def straighten(
         weights: what it learnt.
         knots: groups before pooling; each wants 50 masks or so.
     """
-    one = [g for g in graded if len(g.evidence) == 1 and g.evidence[0].certainty > 0]
+    one = _weighed(graded)
     rows = sorted((confidence.score(g.evidence[0], weights), is_right(g)) for g in one)
     pools: list[tuple[float, float, int]] = []  # (sum of probabilities, of right ones, count)
     for group in np.array_split(np.array(rows, float), knots):
@@ -118,6 +118,11 @@ def straighten(
     (low, least), (high, most) = curve[0], curve[-1]  # beyond them it goes on with slope one
     curve = [(0.0, max(0.0, least - low)), *curve, (1.0, min(1.0, most + 1 - high))]
     return tuple((round(float(p), 4), round(float(share), 4)) for p, share in curve)
+
+
+def _weighed(graded: Sequence[Answered]) -> list[Answered]:
+    """Return the answers that have evidence of just one mask, which is not empty."""
+    return [g for g in graded if len(g.evidence) == 1 and g.evidence[0].certainty > 0]
 
 
 def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
