@@ -20,6 +20,7 @@ _READERS = {
     'sensor_msgs/msg/Image': image_to_rgb,
     'sensor_msgs/msg/CompressedImage': compressed_to_rgb,
 }
+_ZSTD = b'\x28\xb5\x2f\xfd'  # how its frames begin (RFC 8878); a CDR message begins with 0
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def opened(bag: Path) -> Iterator[AnyReader]:
     """Give a rosbags reader of the bag.
 
     Args:
-        bag: a rosbag2 folder (mcap or sqlite3, whole or split, compressed or not), one of mcap
-            files that has lost its metadata.yaml, a bare .mcap, or a .bag of ROS 1.
+        bag: a rosbag2 folder (mcap or sqlite3, whole or split, compressed or not), one that has
+            lost its metadata.yaml (unless messages or files are compressed one by one), a bare
+            .mcap or .db3, or a .bag of ROS 1.
 
     Raises:
         DataError: it is not there, or no bag; the message says what is wrong with it.
@@ -46,10 +48,10 @@ def opened(bag: Path) -> Iterator[AnyReader]:
         raise DataError(f'there is no bag at {bag}')
     paths = [bag]
     if bag.is_dir() and not (bag / 'metadata.yaml').exists():
-        paths = sorted(bag.glob('*.mcap'))
+        paths = sorted(bag.glob('*.mcap')) or sorted(bag.glob('*.db3'))
         if not paths:
             raise DataError(
-                f'{bag} has no metadata.yaml and no .mcap, which could be read without: '
+                f'{bag} has no metadata.yaml, and no .mcap or .db3, which could be read without: '
                 f'`ros2 bag reindex {bag}` makes it anew'
             )
     try:
@@ -78,6 +80,11 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterato
     last, seen = None, set()
     with opened(bag) as reader:
         for connection, when, data in reader.messages(_connections(reader, bag, topic)):
+            if data[:4] == _ZSTD:
+                raise DataError(
+                    f'{bag}: its messages are compressed one by one, and the metadata.yaml that '
+                    f'says so is lost: `ros2 bag reindex {bag}` makes it anew'
+                )
             message = reader.deserialize(data, connection.msgtype)
             stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
             if stamp == 0 or stamp in seen:

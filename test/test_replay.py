@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands are asked about a bag's frames, the same way whatever the bag is made of."""
 
-import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import yaml
+from bag_kinds import IMAGE, KINDS, STORE, TOPIC, image, without_metadata, write
 from PIL import Image
-from rosbags import rosbag1, rosbag2
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
-from rosbags.typesys import Stores, get_typestore
+from rosbags import rosbag2
+from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from lisa_ros import bags, cli
 from lisa_ros.conversions import compressed_to_rgb, image_to_rgb
@@ -21,9 +19,6 @@ from lisa_ros.evaluation.commands import Command, read_commands
 from lisa_ros.evaluation.truth import IdFolder, IdTopic, Labels, open_truth
 
 SAMPLE = Path(cli.__file__).parent / 'samples' / 'tabletop'
-TOPIC = '/camera/color/image_raw'
-STORE, STORE_1 = get_typestore(Stores.ROS2_JAZZY), get_typestore(Stores.ROS1_NOETIC)
-IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 COMMANDS = [
     {'text': 'segment the red bowl', 'label': 'red bowl', 'kind': 'explicit'},
     {'text': 'find the red bowl', 'frame': 1, 'targets': [6], 'dialogue': 'a'},
@@ -37,98 +32,6 @@ def frames():
     """The first frames of the sample bag."""
     found = bags.pictures(SAMPLE / 'bag', TOPIC)
     return [frame for frame, _ in zip(found, range(4), strict=False)]
-
-
-def header(store, stamp, more=()):
-    time = store.types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
-    return store.types['std_msgs/msg/Header'](*more, time, 'camera')
-
-
-def image(store, frame, more=(), kind=IMAGE, pixels=None, encoding='rgb8'):
-    """A message of a frame, PNG within it if compressed."""
-    pixels = frame.pixels if pixels is None else pixels
-    if kind == COMPRESSED:
-        coded = cv2.imencode('.png', np.ascontiguousarray(pixels[..., ::-1]))[1].ravel()
-        return store.types[COMPRESSED](header(store, frame.stamp, more), 'png', coded)
-    height, width = pixels.shape[:2]
-    step = pixels.strides[0]
-    return store.types[IMAGE](
-        header(store, frame.stamp, more),
-        height,
-        width,
-        encoding,
-        0,
-        step,
-        pixels.ravel().view('u1'),
-    )
-
-
-def write(path, frames, plugin=StoragePlugin.MCAP, mode=None, kind=IMAGE):
-    bag = rosbag2.Writer(path, version=9, storage_plugin=plugin)
-    if mode:
-        bag.set_compression(mode, CompressionFormat.ZSTD)
-    with bag as writer:
-        connection = writer.add_connection(TOPIC, kind, typestore=STORE)
-        for frame in frames:
-            message = STORE.serialize_cdr(image(STORE, frame, kind=kind), kind)
-            writer.write(connection, frame.stamp, message)
-    return path
-
-
-def split(path, frames):
-    """A bag of two sqlite3 files, as `ros2 bag record --max-bag-size` leaves one."""
-    parts = [
-        write(path.with_name(f'{path.name}_{n}'), half, StoragePlugin.SQLITE3)
-        for n, half in enumerate((frames[:2], frames[2:]))
-    ]
-    path.mkdir()
-    notes = [yaml.safe_load((part / 'metadata.yaml').read_text()) for part in parts]
-    whole = notes[0]['rosbag2_bagfile_information']
-    files = []
-    for number, part in enumerate(parts):
-        (file,) = part.glob('*.db3')
-        files.append(f'{path.name}_{number}.db3')
-        shutil.copy(file, path / files[-1])
-    whole['relative_file_paths'] = files
-    whole['message_count'] = len(frames)
-    whole['topics_with_message_count'][0]['message_count'] = len(frames)
-    whole['duration']['nanoseconds'] = frames[-1].stamp - frames[0].stamp + 1
-    whole.pop('files', None)
-    (path / 'metadata.yaml').write_text(yaml.safe_dump(notes[0]))
-    return path
-
-
-def ros_1(path, frames):
-    with rosbag1.Writer(path) as writer:
-        connection = writer.add_connection(TOPIC, IMAGE, typestore=STORE_1)
-        for number, frame in enumerate(frames):
-            message = image(STORE_1, frame, (number,))
-            writer.write(connection, frame.stamp, STORE_1.serialize_ros1(message, IMAGE))
-    return path
-
-
-def bare(path, frames):
-    (file,) = write(path.with_suffix(''), frames).glob('*.mcap')
-    return Path(shutil.copy(file, path))
-
-
-def without_metadata(path, frames):
-    (write(path, frames) / 'metadata.yaml').unlink()
-    return path
-
-
-KINDS = {
-    'mcap': lambda path, frames: write(path, frames),
-    'chunks': lambda path, frames: write(path, frames, mode=CompressionMode.STORAGE),
-    'messages': lambda path, frames: write(path, frames, mode=CompressionMode.MESSAGE),
-    'file': lambda path, frames: write(path, frames, mode=CompressionMode.FILE),
-    'sqlite3': lambda path, frames: write(path, frames, StoragePlugin.SQLITE3),
-    'split': split,
-    'compressed': lambda path, frames: write(path, frames, kind=COMPRESSED),
-    'ros1.bag': ros_1,
-    'bare.mcap': bare,
-    'lost': without_metadata,
-}
 
 
 @pytest.fixture(scope='module')
@@ -371,8 +274,8 @@ def test_commands_after_the_bags_end_are_named(frames, tmp_path, capsys):
     assert 'ends after 1 frames, 0.0 s, before commands 2, 3 are due' in capsys.readouterr().err
 
 
-def test_a_bag_that_cannot_be_read_without_its_metadata_says_how(frames, tmp_path):
-    bag = write(tmp_path / 'bag', frames[:1], StoragePlugin.SQLITE3)
-    (bag / 'metadata.yaml').unlink()
+@pytest.mark.parametrize('mode', [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_a_bag_that_cannot_be_read_without_its_metadata_says_how(mode, frames, tmp_path):
+    bag = without_metadata(write(tmp_path / 'bag', frames[:1], StoragePlugin.SQLITE3, mode))
     with pytest.raises(DataError, match='ros2 bag reindex'):
         next(bags.pictures(bag))
