@@ -41,6 +41,7 @@ setup(
             'pycocotools>=2.0.7',
             'pymeshlab>=2023',
         ],
+        'ray': ['ray[data]>=2.50'],  # lisa-ros evaluate bag --ray
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
         'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },

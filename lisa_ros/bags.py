@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def opened(bag: Path) -> Iterator[AnyReader]:
         reader.close()
 
 
-def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterator[Frame]:
+def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Generator[Frame]:
     """Yield the pictures of a topic, in the bag's order.
 
     Args:
@@ -99,6 +101,28 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Iterato
             except ImageError as error:
                 raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
             yield Frame(stamp, pixels, message.header.frame_id)
+
+
+def ahead(frames: Generator[Frame], depth: int = 4) -> Iterator[Frame]:
+    """Yield the same frames in the same order, the next few being read and decoded meanwhile.
+
+    Args:
+        frames: used by one thread of its own, which ends with this iterator.
+        depth: frames that wait at most.
+
+    Raises:
+        Whatever `frames` raises, at its place.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix='decoding') as decoder:
+        waiting = deque(decoder.submit(next, frames, None) for _ in range(depth))
+        try:
+            while (frame := waiting.popleft().result()) is not None:
+                waiting.append(decoder.submit(next, frames, None))
+                yield frame
+        finally:
+            for one in waiting:
+                one.cancel()
+            decoder.submit(frames.close)  # a bag is closed where it was read
 
 
 def times_of(bag: Path, topic: str) -> dict[int, float]:

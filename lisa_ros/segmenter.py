@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class _Picture:
     clip_tokens: Tensor  # (P, D)
     sam: SamInput
     sam_features: Tensor | None = None  # (1, C, h, w)
+    seconds: dict[str, float] = field(default_factory=dict)  # that no answer has told yet
 
 
 class _Clock:
@@ -72,7 +73,12 @@ class _Clock:
         yield
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)  # or the next stage would pay for this one
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.add({name: time.perf_counter() - start})
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Add what was spent elsewhere."""
+        for name, spent in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 @dataclass
@@ -88,7 +94,8 @@ class _Answer:
 class Segmenter:
     """A loaded LISA with its settings; the module's docstring says how threads share it.
 
-    The features of the last picture are kept: asking about it again costs only the words.
+    The features of the last picture are kept: asking about it again costs only the words. So are
+    those of pictures that it was told to `look` at.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class Segmenter:
         self.confidence_threshold = confidence_threshold
         self.typed_specials = typed_specials
         self._picture: _Picture | None = None
+        self._ahead: dict[tuple, _Picture] = {}
 
     @classmethod
     def load(
@@ -184,6 +192,38 @@ class Segmenter:
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.model.mm_projector.weight.device
+
+    def look(self, images: Sequence[np.ndarray]) -> None:
+        """Let CLIP and SAM look at several pictures at once, as a GPU likes it.
+
+        They are kept until the next `look`; questions about them cost only the words. The first
+        answer about each tells its share of the seconds.
+
+        Args:
+            images: each (H, W, 3) uint8 RGB, of any size.
+
+        Raises:
+            ImageError: one is not.
+        """
+        clock, size = _Clock(self.device), self.model.config.sam_size
+        with clock.stage('preprocess'):
+            several = {_key(check_rgb(image)): image for image in images}
+            sam = [sam_input(image, size) for image in several.values()]
+            clip = [clip_pixels(image, self.clip_recipe) for image in several.values()]
+        self._ahead = {}
+        if not several:
+            return
+        with torch.inference_mode():
+            with clock.stage('clip'):
+                tokens = self.model.encode_clip(torch.from_numpy(np.stack(clip)).to(self.device))
+            with clock.stage('sam'):
+                pixels = torch.from_numpy(np.stack([one.pixels for one in sam]))
+                features = self.model.encode_sam(pixels.to(self.device))
+        share = {name: spent / len(several) for name, spent in clock.seconds.items()}
+        self._ahead = {
+            key: _Picture(key, tokens[i], sam[i], features[i : i + 1], dict(share))
+            for i, key in enumerate(several)
+        }
 
     def segment(
         self,
@@ -315,10 +355,16 @@ class Segmenter:
     def _look(self, image: np.ndarray, clock: _Clock) -> _Picture:
         """Return CLIP's view of the picture, from the last request if it is the same one."""
         with clock.stage('preprocess'):
-            key = (image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest())
+            key = _key(image)
             known = self._picture  # read once: a thread out of turn may put another one there
             if known is not None and known.key == key:
                 return known
+            seen = self._ahead.get(key)
+            if seen is not None:
+                clock.add(seen.seconds)
+                seen.seconds = {}
+                self._picture = seen
+                return seen
             small = torch.from_numpy(clip_pixels(image, self.clip_recipe))
             sam = sam_input(image, self.model.config.sam_size)
         with clock.stage('clip'), torch.inference_mode():
@@ -410,6 +456,11 @@ class Segmenter:
             reason='cancelled while it was being answered' if stopped else '',
             timings=clock.seconds,
         )
+
+
+def _key(image: np.ndarray) -> tuple:
+    """Return what a picture is known by again."""
+    return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()
 
 
 def _certainty(logits: Tensor) -> float:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments, positive
+from lisa_ros.commands import evaluate_bag
+from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments, print_report
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.settings import Settings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -24,6 +23,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     tables.add_argument('--split', default='test', help='an exam of the package (default: test)')
     tables.add_argument('--exam', type=Path, help='a folder or zip with an exam.json of your own')
     tables.add_argument('--limit', type=int, help='only the first questions')
+    tables.add_argument(
+        '--only', nargs='+', metavar='SORT', help='only questions of these sorts, as use knowledge'
+    )
     tables.add_argument('--json', action='store_true', help='print one JSON object')
     tables.add_argument(
         '--examples', type=int, default=0, metavar='N', help='print N answers that give reasons'
@@ -56,30 +58,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     model_arguments(labelled)
     labelled.set_defaults(run=evaluate_pictures)
 
-    replayed = kinds.add_parser('bag', help='on the frames of a bag, with commands of your own')
-    replayed.add_argument('bag', type=Path, metavar='BAG', help='of ROS 2 (mcap, sqlite3) or 1')
-    replayed.add_argument(
-        '--commands', type=Path, required=True, metavar='YAML', help='see docs/evaluation.md'
-    )
-    replayed.add_argument('--truth', help='a folder of <stamp>.png, a topic, or labelled pictures')
-    replayed.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
-    replayed.add_argument(
-        '--every', type=count, default=10, help='frames between questions without a time (10)'
-    )
-    replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
-    replayed.add_argument('--json', action='store_true', help='print one JSON object')
-    replayed.add_argument(
-        '--live',
-        action='store_true',
-        help="through the node, on the bag's clock (needs ROS 2; default: offline)",
-    )
-    replayed.add_argument('--rate', type=positive, default=1.0, help='of --live, times real time')
-    replayed.add_argument('--laps', type=count, default=1, help='of --live: plays of the bag')
-    replayed.add_argument(
-        '--sim-time', action='store_true', help="of --live: the node runs on the bag's time"
-    )
-    model_arguments(replayed, several=True)
-    replayed.set_defaults(run=evaluate_bag)
+    evaluate_bag.add(kinds)
 
     both = kinds.add_parser('compare', help='two reports on the same questions')
     both.add_argument('first', type=Path, metavar='A')
@@ -100,7 +79,14 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation import scenes
 
     exam = options.exam or scenes.OWN_EXAMS / f'{options.split}.zip'
-    questions = scenes.read_exam(exam)[: options.limit]
+    questions = scenes.read_exam(exam)
+    if options.only:
+        sorts = dict.fromkeys(question.sort for question in questions)
+        unknown = [sort for sort in options.only if sort not in sorts]
+        if unknown:
+            raise SettingsError(f'no {unknown[0]} in {exam}: its sorts are {", ".join(sorts)}')
+        questions = [question for question in questions if question.sort in options.only]
+    questions = questions[: options.limit]
     graded = list(scenes.sit(load(options), questions))
     figures = scenes.report(graded)
     for one in [g for g in graded if g.question.expects][: options.examples]:
@@ -169,153 +155,13 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
         broken=[str(error) for error in broken],
         published=benchmarks.published(options.data) if _as_the_paper(options) else {},
     )
-    _print_report(report.write(run, options.out), options)
+    print_report(report.write(run, options.out), options)
 
 
 def _as_the_paper(options: argparse.Namespace) -> bool:
     """Return whether a data set is asked as the paper asks it: only then its figures compare."""
     one_of_each = options.first_only or options.data.startswith('refer:')
     return one_of_each and not options.ask and options.limit is None
-
-
-def evaluate_bag(options: argparse.Namespace) -> None:
-    """Ask models about a bag's frames; print their figures and leave reports."""
-    from lisa_ros.evaluation import report
-    from lisa_ros.evaluation.commands import read_commands
-    from lisa_ros.evaluation.truth import open_truth
-
-    if options.live and options.typed_specials:
-        raise SettingsError('--typed-specials is for offline: the node takes them as letters')
-    if not options.live and (options.sim_time or options.laps != 1 or options.rate != 1):
-        raise SettingsError('--rate, --laps and --sim-time are of a live evaluation: give --live')
-    commands = read_commands(options.commands)
-    truth = open_truth(options.truth, options.bag) if options.truth else None
-    models, out = options.model or [Settings.model], report.made(options.out)
-    folders = [out] if len(models) == 1 else [out / name for name in _short(models)]
-    for model, folder in zip(models, folders, strict=True):
-        one = argparse.Namespace(**{**vars(options), 'model': model, 'out': report.made(folder)})
-        _print_report(report.write(_asked_of_bag(one, commands, truth), folder), one)
-    for folder in folders[1:]:
-        against = out / f'{folders[0].name}_{folder.name}'
-        try:
-            report.compare(folders[0], folder, against)
-        except DataError as error:  # no truth; or live, and never about one frame
-            print(f'{folder.name} is not compared: {error}', file=sys.stderr)
-        else:
-            print(f'compared: {against}/report.html', file=sys.stderr)
-
-
-def _short(models: list[str]) -> list[str]:
-    """Return names for folders, no two alike: the last parts of what names the models."""
-    names = [Path(model).name or 'model' for model in models]
-    return [
-        name if names.count(name) == 1 else f'{name}_{number}'
-        for number, name in enumerate(names, 1)
-    ]
-
-
-def _asked_of_bag(options: argparse.Namespace, commands, truth):
-    """Return the run of one model on a bag."""
-    from lisa_ros.evaluation import replay, report
-    from lisa_ros.evaluation.result_bag import ResultBag
-
-    results = options.out / 'answers_bag'
-    if results.exists() and (options.out / 'report.json').is_file():
-        shutil.rmtree(results)  # of an earlier run; what else is called so stays, and is told
-    given = {'truth': truth, 'out': options.out / 'pictures'}
-    asked = ['bag', 'commands', 'topic', 'truth', 'every']
-    with ResultBag(results) as answers:
-        if options.live:
-            heard, topic = _played(options, commands)
-            asked += ['rate', 'laps', 'sim_time']
-            judged = replay.judged(
-                heard.answers, options.bag, commands, topic=topic, results=answers, **given
-            )
-            cases, conditions = list(judged), _live_conditions(heard)
-        else:
-            every, topic = options.every, options.topic
-            cases = list(
-                replay.offline(
-                    load(options),
-                    options.bag,
-                    commands,
-                    topic=topic,
-                    every=every,
-                    results=answers,
-                    **given,
-                )
-            )
-            conditions = {'most memory so far [MiB]': report.peak_memory()}
-    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
-    return report.Run(
-        title=f'{options.model} on {options.bag.name}',
-        mode='live' if options.live else 'offline',
-        settings={**settings, **{name: str(getattr(options, name)) for name in asked}},
-        cases=cases,
-        conditions=conditions,
-    )
-
-
-def _played(options: argparse.Namespace, commands):
-    """Return what a node said while a bag was played to it, and the topic of its pictures."""
-    try:
-        from lisa_ros.ros.live import live
-        from lisa_ros.ros.replay import camera_topics
-    except ImportError as error:
-        raise SettingsError(
-            f'--live needs ROS 2 and the built package ({error}): `make setup`, or source '
-            'install/setup.bash; without --live no ROS is needed'
-        ) from error
-    topics = camera_topics(options.bag, options.topic)
-    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
-    heard = live(
-        options.bag,
-        commands,
-        topics,
-        {name: value for name, value in settings.items() if value not in (None, '')},
-        options.out / 'node.log',
-        every=options.every,
-        rate=options.rate,
-        laps=options.laps,
-        sim_time=options.sim_time,
-    )
-    return heard, topics['image']
-
-
-def _live_conditions(heard) -> dict:
-    """Return what a node met, for the report."""
-    from lisa_ros.evaluation.cases import percentiles
-
-    ages = [one.age for one in heard.answers if one.age == one.age]
-    return {
-        'frames played': heard.frames_played,
-        'frames that the node heard': heard.frames_heard,
-        'commands': len(heard.answers),
-        'not asked, for they were due again': heard.not_asked,
-        'from command to answer [s]': percentiles([one.latency for one in heard.answers]) or {},
-        "age of the frame at the answer [s of the bag's time]": percentiles(ages) or {},
-        "node's peak memory [MiB]": heard.peak_memory,
-    }
-
-
-def _print_report(plain: dict, options: argparse.Namespace) -> None:
-    """Print the figures of a report, as a table or as one JSON object."""
-    if options.json:
-        print(json.dumps({name: plain[name] for name in ('title', 'mode', 'figures', 'broken')}))
-        return
-    print(f'{plain["title"]}, mode {plain["mode"]}')
-    print(f'{"":16}{"gIoU":>8}{"95 %":>16}{"cIoU":>8}{"P@0.5":>8}{"count":>8}')
-    for sort, row in plain['figures'].items():
-        if row['count']:
-            sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
-            half = '' if row['p@0.5'] is None else f'{row["p@0.5"]:.3f}'
-            print(
-                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}{half:>8}'
-                f'{row["count"]:8d}'
-            )
-    for one in plain['broken']:
-        print(f'not used: {one}')
-    print(f'report: {options.out}/report.html')
 
 
 def evaluate_compare(options: argparse.Namespace) -> None:

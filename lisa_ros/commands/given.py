@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands ask for: a model, a pace, numbers."""
+"""What several commands ask for, or tell: a model, a pace, numbers, the figures of a report."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,15 +15,14 @@ def load(options: argparse.Namespace):
     """Return the model that the options ask for."""
     from lisa_ros.segmenter import Segmenter  # torch and transformers take seconds to import
 
-    return Segmenter.load(
-        options.model,
-        device=options.device,
-        precision=options.precision,
-        vision_tower=options.vision_tower,
-        template=options.template,
-        max_new_tokens=options.max_new_tokens,
-        typed_specials=options.typed_specials,
-    )
+    return Segmenter.load(**loading(options))
+
+
+def loading(options: argparse.Namespace) -> dict[str, object]:
+    """Return what `Segmenter.load` wants, as the options have it."""
+    named = ('device', 'precision', 'vision_tower', 'template', 'max_new_tokens')
+    more = {name: getattr(options, name) for name in (*named, 'typed_specials')}
+    return {'name': options.model, **more}
 
 
 MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
@@ -70,6 +70,26 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         action='store_true',
         help='tokens written out in QUERY, such as [SEG], are those tokens, as in the original',
     )
+
+
+def print_report(plain: dict, options: argparse.Namespace) -> None:
+    """Print the figures of a report, as a table or as one JSON object."""
+    if options.json:
+        print(json.dumps({name: plain[name] for name in ('title', 'mode', 'figures', 'broken')}))
+        return
+    print(f'{plain["title"]}, mode {plain["mode"]}')
+    print(f'{"":16}{"gIoU":>8}{"95 %":>16}{"cIoU":>8}{"P@0.5":>8}{"count":>8}')
+    for sort, row in plain['figures'].items():
+        if row['count']:
+            sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
+            half = '' if row['p@0.5'] is None else f'{row["p@0.5"]:.3f}'
+            print(
+                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}{half:>8}'
+                f'{row["count"]:8d}'
+            )
+    for one in plain['broken']:
+        print(f'not used: {one}')
+    print(f'report: {options.out}/report.html')
 
 
 def own_or(name: str) -> str | Path:

@@ -107,6 +107,7 @@ def of_run(plain: dict, timings: dict, folder: Path, most: int) -> str:
             _cards(told['all'], timings['percentiles']['all']),
             '<h2>By kind of query</h2>',
             _figures(told, plain['published'], plain['mode']),
+            *_by_bag(plain['by_bag'], plain['mode']),
             '<h2>How sure, how good, how fast</h2>',
             f'<div class="plots">{_reliability(cases)}{_ious(cases)}{_latency(timings)}</div>',
             _conditions(timings['conditions']),
@@ -191,9 +192,9 @@ def _cards(row: Mapping, seconds: Mapping | None) -> str:
 _COLUMNS = ('giou', 'ciou', 'p@0.5', 'p@0.7', 'p@0.9', 'boundary_f', 't_acc', 'n_acc')
 
 
-def _figures(told: Mapping, published: Mapping, mode: str) -> str:
+def _figures(told: Mapping, published: Mapping, mode: str, of: str = 'kind') -> str:
     names = ('gIoU', 'cIoU', 'P@0.5', 'P@0.7', 'P@0.9', 'boundary F', 'T-acc.', 'N-acc.')
-    head = ''.join(f'<th>{name}</th>' for name in ('kind', 'questions', *names))
+    head = ''.join(f'<th>{name}</th>' for name in (of, 'questions', *names))
     rows = ''
     for sort, row in told.items():
         cells = ''.join(f'<td>{_number(row.get(column))}</td>' for column in _COLUMNS)
@@ -207,6 +208,15 @@ def _figures(told: Mapping, published: Mapping, mode: str) -> str:
             f'<p>Published figures are teacher forced; this run is <b>{html.escape(mode)}</b>.</p>'
         )
     return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>{note}'
+
+
+def _by_bag(figures: Mapping, mode: str) -> list[str]:
+    """Return a table of several bags, the worst first, to be opened."""
+    if not figures:
+        return []
+    worst = sorted(figures.items(), key=lambda one: one[1].get('giou', 2.0))
+    table = _figures(dict(worst), {}, mode, 'bag')
+    return [f'<details><summary>By bag, {len(worst)}, worst first</summary>{table}</details>']
 
 
 def _broken(broken: Sequence[str]) -> list[str]:

@@ -3,13 +3,15 @@
 
 Offline every command is held against its frame, as fast as it goes. Nothing depends on a clock:
 the same bag, commands and model give the same answers, on a CPU to the last bit. Each frame starts
-every dialogue anew.
+every dialogue anew. The next frames are decoded by a thread of their own meanwhile, and CLIP and
+SAM may look at several at once.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from lisa_ros.bags import Frame, pictures
+from lisa_ros.bags import Frame, ahead, pictures
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.evaluation.commands import Command
@@ -35,8 +37,10 @@ def offline(
     topic: str | None = None,
     truth: Truth | None = None,
     every: int = 10,
+    batch: int = 1,
     out: Path | None = None,
     results: ResultBag | None = None,
+    progress: bool = True,
 ) -> Iterator[Case]:
     """Yield a case for each command and each frame that it is asked about, in the bag's order.
 
@@ -47,16 +51,32 @@ def offline(
         topic: of pictures; by default the bag's only one.
         truth: what the frames show; None: nobody knows.
         every: commands without a time are asked about every so manieth frame.
+        batch: frames that go through CLIP and SAM at once.
         out: a folder for overlays.
         results: a bag for the answers.
+        progress: show a bar.
 
     Raises:
         DataError: the bag, its pictures or the truth are not what they should be; or a command is
             for a time after the last frame.
     """
+    frames = ahead(pictures(bag, topic))
+    frames = tqdm(frames, desc=bag.name, unit='frame', disable=not progress)
+    asked = _with_their_commands(frames, bag, commands, every)
+    while some := list(itertools.islice(asked, batch)):
+        if batch > 1:
+            segmenter.look([frame.pixels for frame, _ in some])
+        for frame, due in some:
+            yield from _asked(segmenter, frame, due, truth, out, results)
+
+
+def _with_their_commands(
+    frames: Iterable[Frame], bag: Path, commands: Sequence[Command], every: int
+) -> Iterator[tuple[Frame, list[Command]]]:
+    """Yield each frame that anything is asked about, with the commands that are due then."""
     waiting = {c.number for c in commands if c.at is not None or c.frame is not None}
-    start, count = None, 0
-    for number, frame in enumerate(tqdm(pictures(bag, topic), desc=bag.name, unit='frame')):
+    start, count, since = None, 0, 0.0
+    for number, frame in enumerate(frames):
         start = frame.stamp if start is None else start
         count = number + 1
         since = (frame.stamp - start) / 1e9
@@ -67,12 +87,12 @@ def offline(
             or (command.at is command.frame is None and number % every == 0)
         ]
         waiting -= {command.number for command in due}
-        yield from _asked(segmenter, frame, due, truth, out, results)
+        if due:
+            yield frame, due
     if waiting:
         late = ', '.join(str(number + 1) for number in sorted(waiting))
         raise DataError(
-            f'{bag}: ends after {count} frames, {since if count else 0:.1f} s, before commands '
-            f'{late} are due'
+            f'{bag}: ends after {count} frames, {since:.1f} s, before commands {late} are due'
         )
 
 

@@ -41,6 +41,7 @@ class Run:
     broken: Sequence[str] = ()  # what could not be used, and why
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # gIoU, cIoU [%]
     conditions: Mapping[str, object] = field(default_factory=dict)  # drops, delays, memory
+    by_bag: Mapping[str, Mapping] = field(default_factory=dict)  # figures of each of several bags
 
 
 def by_sort(cases: Sequence[Case], forced: bool = False) -> dict[str, dict]:
@@ -80,6 +81,7 @@ def write(run: Run, out: Path) -> dict:
         'figures': told,
         'broken': list(run.broken),
         'published': dict(run.published),
+        'by_bag': dict(run.by_bag),
         'cases': [_plain(case, out) for case in run.cases],
     }
     timings = {
@@ -174,6 +176,9 @@ def _write_csv(path: Path, cases: Sequence[Case]) -> None:
 
 # ---- two runs side by side
 
+_AS_THEY_ARE = (
+    'sort', 'about', 'query', 'answer', 'status', 'present', 'found', 'boundary',
+)  # fmt: skip
 _KEPT = {'name', 'group', 'sort', 'about', 'query', 'answer', 'iou', 'scores', 'picture'}
 
 
@@ -197,6 +202,29 @@ def read(folder: Path) -> dict:
             f'{folder}: no evaluation here ({error!r}); expected report.json and timings.json as '
             '`lisa-ros evaluate ... --out` writes them'
         ) from error
+
+
+def cases(folder: Path, before: str) -> list[Case]:
+    """Return the cases that `write` left in a folder, with something before their names.
+
+    Raises:
+        DataError: it left nothing there.
+    """
+    kept = read(folder)
+    return [
+        Case(
+            name=before + one['name'],
+            group=before + one['group'],
+            overlap=None
+            if one['intersection'] is None
+            else Overlap(one['intersection'], one['union']),
+            scores=tuple(one['scores']),
+            seconds=kept['timings']['cases'][one['name']],
+            picture=one['picture'] and folder / one['picture'],
+            **{name: one[name] for name in _AS_THEY_ARE},
+        )
+        for one in kept['cases']
+    ]
 
 
 def compare(first: Path, second: Path, out: Path) -> dict:
