@@ -68,6 +68,7 @@ class Segmentation:
     evidence: tuple[Evidence, ...] = ()  # N, what the scores were made of
     reason: str = ''  # why it FAILED or was CANCELLED
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
+    to_mask: float | None = None  # seconds from the command to the first mask; None without one
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ class _Answer:
     """An answer while it is being written."""
 
     ids: list[int] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+    to_mask: float | None = None  # seconds
     logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
     scores: list[float] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
@@ -430,6 +432,8 @@ class Segmenter:
         score = confidence.score(evidence, config.calibration, config.calibration_curve)
         if score < (self._threshold if threshold is None else threshold):
             return
+        if answer.to_mask is None:
+            answer.to_mask = time.perf_counter() - answer.since
         answer.evidence.append(evidence)
         answer.logits.append(pixels_logits)
         answer.scores.append(score)
@@ -455,6 +459,7 @@ class Segmenter:
             evidence=tuple(answer.evidence),
             reason='cancelled while it was being answered' if stopped else '',
             timings=clock.seconds,
+            to_mask=answer.to_mask,
         )
 
 

@@ -82,11 +82,10 @@ def print_report(plain: dict, options: argparse.Namespace) -> None:
     for sort, row in plain['figures'].items():
         if row['count']:
             sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
-            half = '' if row['p@0.5'] is None else f'{row["p@0.5"]:.3f}'
-            print(
-                f'{sort:16}{row["giou"]:8.3f}{sure:>16}{row["ciou"]:8.3f}{half:>8}'
-                f'{row["count"]:8d}'
+            whole, half = (
+                '' if row[name] is None else f'{row[name]:.3f}' for name in ('ciou', 'p@0.5')
             )
+            print(f'{sort:16}{row["giou"]:8.3f}{sure:>16}{whole:>8}{half:>8}{row["count"]:8d}')
     for one in plain['broken']:
         print(f'not used: {one}')
     print(f'report: {options.out}/report.html')

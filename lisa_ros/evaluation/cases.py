@@ -35,6 +35,7 @@ class Case:
     boundary: float | None  # F of the outlines
     scores: tuple[float, ...]  # of the masks
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, in the order run
+    to_mask: float | None = None  # [s] until the first mask
     picture: Path | None = None  # an overlay for people to look at
 
     @property
@@ -89,6 +90,7 @@ def case_of(
         boundary=metrics.boundary_f(found, truth) if known else None,
         scores=tuple(map(float, result.scores)),
         seconds=dict(result.timings),
+        to_mask=result.to_mask,
         picture=picture,
     )
 
@@ -127,7 +129,8 @@ def figures(cases: Sequence[Case], forced: bool = False, seed: int = 0) -> dict[
         'giou_interval': metrics.interval(
             rows[:, 2], lambda r: float(r.mean()), groups, seed=seed
         ),
-        'ciou': metrics.ciou(overlaps),
+        # nothing over nothing, which the original's formula calls 0, tells nothing
+        'ciou': metrics.ciou(overlaps) if rows[:, 1].any() else None,
         'ciou_interval': metrics.interval(rows, whole, groups, seed=seed),
         'boundary_f': float(np.mean(outlines)) if outlines else None,
         **{
@@ -138,6 +141,21 @@ def figures(cases: Sequence[Case], forced: bool = False, seed: int = 0) -> dict[
         't_acc': None if forced else metrics.target_accuracy(found, present),
     }
     return {name: _told(value) for name, value in told.items()}
+
+
+def delays(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Return percentiles of the seconds to the first mask, to the answer and of each stage.
+
+    Of pictures looked at anew, as in `figures`.
+    """
+    fresh = [case for case in cases if 'clip' in case.seconds]
+    stages = dict.fromkeys(stage for case in fresh for stage in case.seconds)
+    spent = {
+        'to the first mask [s]': [c.to_mask for c in fresh if c.to_mask is not None],
+        'to the answer [s]': [case.total for case in fresh],
+        **{f'{s} [s]': [c.seconds[s] for c in fresh if s in c.seconds] for s in stages},
+    }
+    return {name: percentiles(some) for name, some in spent.items() if some}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:

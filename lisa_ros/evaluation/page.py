@@ -35,7 +35,7 @@ table { border-collapse: collapse; width: 100%; background: var(--card); font-si
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } td.words { text-align: left;
-  white-space: normal; }
+  white-space: normal; } td.wraps { white-space: normal; }
 th { color: var(--faint); font-weight: 500; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: .6rem; }
 .plots svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--line);
@@ -110,7 +110,7 @@ def of_run(plain: dict, timings: dict, folder: Path, most: int) -> str:
             *_by_bag(plain['by_bag'], plain['mode']),
             '<h2>How sure, how good, how fast</h2>',
             f'<div class="plots">{_reliability(cases)}{_ious(cases)}{_latency(timings)}</div>',
-            _conditions(timings['conditions']),
+            _conditions({**timings['delays'], **timings['conditions']}),
             *_broken(plain['broken']),
             '<h2>Answers</h2>',
             _gallery(cases, folder, most),
@@ -228,7 +228,7 @@ def _broken(broken: Sequence[str]) -> list[str]:
 
 def _conditions(conditions: Mapping) -> str:
     rows = ''.join(
-        f'<tr><td>{html.escape(name)}</td><td>{_told(value)}</td></tr>'
+        f'<tr><td class="wraps">{html.escape(name)}</td><td class="wraps">{_told(value)}</td></tr>'
         for name, value in conditions.items()
     )
     return f'<div class="scroll"><table>{rows}</table></div>' if rows else ''

@@ -24,7 +24,7 @@ import numpy as np
 from lisa_ros import __version__
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import metrics, page
-from lisa_ros.evaluation.cases import Case, figures
+from lisa_ros.evaluation.cases import Case, delays, figures
 from lisa_ros.evaluation.metrics import Overlap
 
 MOST_PICTURES = 300  # in a page: the worst; files hold them all
@@ -88,7 +88,9 @@ def write(run: Run, out: Path) -> dict:
         'machine': machine(),
         'conditions': dict(run.conditions),
         'percentiles': seconds,
+        'delays': delays(run.cases),
         'cases': {case.name: case.seconds for case in run.cases},
+        'to_mask': {case.name: case.to_mask for case in run.cases},
     }
     for_people = page.of_run(plain, timings, out, MOST_PICTURES)
     made(out)
@@ -220,6 +222,7 @@ def cases(folder: Path, before: str) -> list[Case]:
             else Overlap(one['intersection'], one['union']),
             scores=tuple(one['scores']),
             seconds=kept['timings']['cases'][one['name']],
+            to_mask=kept['timings']['to_mask'][one['name']],
             picture=one['picture'] and folder / one['picture'],
             **{name: one[name] for name in _AS_THEY_ARE},
         )
