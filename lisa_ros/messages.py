@@ -46,7 +46,7 @@ class Messages:
             status=int(result.status),
             reason=result.reason,
             instances=[
-                self._instance(header, number, mask, float(score), centroid)
+                self.instance(header, number, mask, float(score), centroid)
                 for number, (mask, score, centroid) in enumerate(
                     zip(result.masks[:254], result.scores[:254], centroids[:254], strict=True), 1
                 )
@@ -55,9 +55,10 @@ class Messages:
             seconds=[float(seconds) for seconds in result.timings.values()],
         )
 
-    def _instance(
+    def instance(
         self, header: Any, number: int, mask: np.ndarray, score: float, centroid: np.ndarray | None
     ) -> Any:
+        """Return one mask, (H, W) bool, as lisa_ros/msg/Instance; the rest as `segmentation`."""
         x, y, width, height = masks.box(mask)
         nowhere = (math.nan, math.nan, math.nan)
         px, py, pz = nowhere if centroid is None else (float(value) for value in centroid)

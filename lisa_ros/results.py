@@ -20,6 +20,7 @@ class Status(enum.IntEnum):
     NOT_FOUND = 2  # the model answered in words, without a mask or below the confidence threshold
     CANCELLED = 3  # stopped by whoever asked, or superseded; what was ready by then is kept
     FAILED = 4  # an error; `reason` says which
+    STALE_INPUT = 5  # the newest picture was older than was asked for
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Segmentation:
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
     evidence: tuple[Evidence, ...] = ()  # N, what the scores were made of
-    reason: str = ''  # why it FAILED or was CANCELLED
+    reason: str = ''  # why it was CANCELLED, FAILED or had STALE_INPUT
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     to_mask: float | None = None  # seconds from the command to the first mask; None without one
 

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers commands about the newest frame, one at a time, on a thread of its own.
 
-Threads: `offer_*`, `command`, `cancel` and `reset_dialogue` may be called from any thread, hold a
+Threads: `offer_*`, `command`, `goal`, `watch` and `cancel` may be called from any thread, hold a
 lock for microseconds and return at once. `segment` runs on the worker thread, and there alone.
-`finished` is called once for every command: on the worker thread, or, for one that never started
+`finished` is called once for every request: on the worker thread, or, for one that never started
 (empty, superseded, cancelled while it waited), on the thread that ended it. `finished` is called
 with no lock held, so it may call back into the session.
 
 Rules: the newest frame wins, and it is frozen when the request starts: the image, with the depth
-and camera info nearest to its stamp. A new command supersedes one that waits; the one that runs
-is finished, unless it is cancelled. A command waits for the first image. Whatever `segment` or
+and camera info nearest to its stamp. A request waits for the first image. Whatever `segment` or
 `finished` raises ends one request, never the session.
+
+Who is next: goals wait in the order they came, at most so many. Of commands the newest wins: it
+takes the place of the one that waits, which is superseded. What runs is finished, unless it is
+cancelled. A standing query is asked about every newest frame when nobody else waits; a goal or a
+command stops it at once, and it is asked again afterwards.
 
 No ROS here: messages are opaque, stamps are integers in nanoseconds.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 import time
 import traceback
@@ -27,9 +33,11 @@ from typing import Any
 
 import numpy as np
 
+from lisa_ros.dialogues import MOST_TURNS, Dialogues
 from lisa_ros.errors import LisaError
 from lisa_ros.results import Dialogue, Segmentation, Status
 
+COMMANDS = ''  # the dialogue that commands follow one another in
 _LOOK_BACK = 500_000_000  # how far before the newest image one with depth is looked for [ns]
 
 
@@ -47,12 +55,16 @@ class Frame:
 class Request:
     """One command on its way; `cancelled` is set to stop it.
 
-    With a frame of its own it waits for no image and stands outside the dialogue.
+    With a frame of its own it waits for no image.
     """
 
     text: str
     frame: Frame | None = None
     tag: Any = None  # whatever the asker wants back with the answer
+    dialogue: str | None = None  # whose turns it follows; None: it stands alone
+    max_age: float = 0.0  # of the frame when the model begins [s]; 0: any
+    patient: bool = False  # a goal: none that comes later supersedes it
+    standing: bool = False  # of a standing query: it makes room for others
     since: float = field(default_factory=time.monotonic)  # when it came [s, monotonic]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -67,6 +79,7 @@ class Counts:
     failed: int = 0
     cancelled: int = 0  # superseded ones apart
     superseded: int = 0
+    rejected: int = 0  # goals for which there was no room
     without_depth: int = 0  # requests that found no depth within the tolerance
 
 
@@ -87,6 +100,10 @@ class Session:
         depth_tolerance: float = 0.05,
         image_timeout: float = 30.0,
         dialogue_turns: int = 1,
+        dialogues: Dialogues | None = None,
+        goals_kept: int = 64,
+        watch_rate: float = 2.0,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         """Make a session that answers once `start` was called.
 
@@ -98,20 +115,28 @@ class Session:
             depth_tolerance: between the stamps of an image and its depth and camera info [s].
             image_timeout: how long a command waits for the first image [s].
             dialogue_turns: earlier turns that a command may refer to.
+            dialogues: what was said so far, where that is to outlive the session.
+            goals_kept: goals that may wait.
+            watch_rate: most answers a second to a standing query [Hz].
+            now: the clock that stamps are of [ns].
         """
         self.depth_tolerance = depth_tolerance
         self.image_timeout = image_timeout
         self.dialogue_turns = dialogue_turns
+        self.goals_kept, self.watch_rate = goals_kept, watch_rate
         self.counts = Counts()
         self._segment, self._finished, self._report = segment, finished, report
         self._images: deque[tuple[int, Any]] = deque(maxlen=frames_kept)
         # Camera infos and depth often come faster or a little later than their images.
         self._depths: deque[tuple[int, Any]] = deque(maxlen=2 * frames_kept)
         self._infos: deque[tuple[int, Any]] = deque(maxlen=2 * frames_kept)
-        self._waiting: Request | None = None
+        self._now = now
+        self._waiting: list[Request] = []  # first come, first served
         self._running: Request | None = None
-        self._dialogue = Dialogue()
-        self._dialogue_number = 0  # counts resets: an answer to an older dialogue stays out
+        self._watched: Request | None = None  # the standing query
+        self._watched_stamp: int | None = None  # of the frame that it was asked about last [ns]
+        self._watched_since = -math.inf  # when that was [s, monotonic]
+        self._dialogues = dialogues or Dialogues()
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name='lisa-session', daemon=True)
@@ -123,13 +148,13 @@ class Session:
     def close(self, timeout: float = 10.0) -> bool:
         """Cancel all and end the worker; False if it still runs after `timeout` [s]."""
         with self._changed:
-            self._closed = True
-            waiting, self._waiting = self._waiting, None
+            self._closed, self._watched = True, None
+            waiting, self._waiting = self._waiting, []
             if self._running:
                 self._running.cancelled.set()
             self._changed.notify_all()
-        if waiting:
-            self._end(waiting, None, _unanswered(waiting, Status.CANCELLED, 'shutting down'))
+        for request in waiting:
+            self._end(request, None, _unanswered(request, Status.CANCELLED, 'shutting down'))
         if self._worker.is_alive() and threading.current_thread() is not self._worker:
             self._worker.join(timeout)
         return not self._worker.is_alive()
@@ -150,17 +175,18 @@ class Session:
     def command(self, text: str, frame: Frame | None = None, tag: Any = None) -> Request:
         """Ask for an answer to `text` about the newest frame; it supersedes a waiting command.
 
-        With a `frame` the answer is about that one. The `tag` comes back in `finished`.
+        Commands follow one another in a dialogue. One with a `frame` is about that, and stands
+        alone. The `tag` comes back in `finished`.
         """
-        request = Request(text, frame, tag)
+        request = Request(text, frame, tag, COMMANDS if frame is None else None)
         superseded = None
         empty = not text.strip()
         with self._changed:
             self.counts.commands += 1
             closed = self._closed
             if not empty and not closed:
-                superseded, self._waiting = self._waiting, request
-                self._changed.notify_all()
+                superseded = next((one for one in self._waiting if not one.patient), None)
+                self._enter(request, superseded)
         if closed:
             self._end(request, None, _unanswered(request, Status.CANCELLED, 'shutting down'))
         elif empty:
@@ -173,24 +199,85 @@ class Session:
             self._end(superseded, None, _unanswered(superseded, Status.CANCELLED, reason))
         return request
 
+    def goal(self, request: Request) -> bool:
+        """Let a request wait for its turn; False if there is no room for it, or all is closing."""
+        with self._changed:
+            self.counts.commands += 1
+            if self._closed or not self.has_room:
+                self.counts.rejected += 1
+                return False
+            self._enter(request)
+        return True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more goal may wait."""
+        with self._changed:
+            return sum(one.patient for one in self._waiting) < self.goals_kept
+
+    def watch(self, text: str | None, tag: Any = None) -> None:
+        """Ask this about every newest frame from now on, at most `watch_rate` times a second.
+
+        It takes the place of an earlier one; None ends it.
+        """
+        with self._changed:
+            self._stop_watching()
+            self._watched_stamp, self._watched_since = None, -math.inf
+            if text and not self._closed:
+                self._watched = Request(text, tag=tag, standing=True)
+            self._changed.notify_all()
+
+    @property
+    def watched(self) -> str | None:
+        """The standing query, None without one."""
+        watched = self._watched
+        return watched.text if watched else None
+
+    def stop(self) -> bool:
+        """End the standing query and all commands, at once; goals go on. False if none was."""
+        with self._changed:
+            stopped = self._watched is not None
+            self._stop_watching()
+            waiting = [one for one in self._waiting if not one.patient]
+            self._waiting = [one for one in self._waiting if one.patient]
+            running = self._running if self._running and not self._running.patient else None
+            if running:
+                running.cancelled.set()
+        for request in waiting:
+            self._end(request, None, _unanswered(request, Status.CANCELLED, 'stopped'))
+        return bool(stopped or waiting or running)
+
     def cancel(self, request: Request | None = None) -> bool:
         """Stop this request, or all of them without one; False if there was nothing to stop."""
         with self._changed:
-            waiting = self._waiting if request in (None, self._waiting) else None
+            waiting = [one for one in self._waiting if request in (None, one)]
             running = self._running if request in (None, self._running) else None
-            if waiting:
-                self._waiting = None
+            self._waiting = [one for one in self._waiting if one not in waiting]
             if running:
                 running.cancelled.set()
-        if waiting:
-            self._end(waiting, None, _unanswered(waiting, Status.CANCELLED, 'cancelled'))
+        for one in waiting:
+            self._end(one, None, _unanswered(one, Status.CANCELLED, 'cancelled'))
         return bool(waiting or running)
 
     def reset_dialogue(self) -> None:
-        """Forget the turns; an answer that is still on its way stays forgotten too."""
-        with self._changed:
-            self._dialogue = Dialogue()
-            self._dialogue_number += 1
+        """Forget all turns; an answer that is still on its way stays forgotten too."""
+        self._dialogues.forget()
+
+    def _enter(self, request: Request, instead: Request | None = None) -> None:
+        """Let a request wait, lock held: at the end, or in the place of another one."""
+        if instead is None:
+            self._waiting.append(request)
+        else:
+            self._waiting[self._waiting.index(instead)] = request
+        if self._running and self._running.standing:
+            self._running.cancelled.set()
+        self._changed.notify_all()
+
+    def _stop_watching(self) -> None:
+        """End the standing query, lock held."""
+        self._watched = None
+        if self._running and self._running.standing:
+            self._running.cancelled.set()
 
     def newest_frame(self) -> Frame | None:
         """Return the newest image that has its depth, with that; None before the first image.
@@ -215,14 +302,14 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether a command runs or waits."""
-        return self._waiting is not None or self._running is not None
+        """Whether a request runs or waits."""
+        return bool(self._waiting) or self._running is not None
 
     @property
     def seconds_waiting(self) -> float:
-        """How long the waiting command has waited [s]; 0 if none waits."""
-        waiting = self._waiting
-        return time.monotonic() - waiting.since if waiting else 0.0
+        """How long the request that is next has waited [s]; 0 if none waits."""
+        waiting = self._waiting[:1]  # a copy: another thread may take it away
+        return time.monotonic() - waiting[0].since if waiting else 0.0
 
     @property
     def seconds_running(self) -> float:
@@ -255,45 +342,70 @@ class Session:
             self._run_one()
 
     def _run_one(self) -> None:
-        """Wait for a command and for a frame, answer it."""
+        """Wait for a request and for a frame, answer it."""
         with self._changed:
             request, frame = self._next()
-            if request is None:
-                return
-            dialogue = Dialogue(self._dialogue.turns[-self.dialogue_turns :])
-            if self.dialogue_turns == 0 or request.frame is not None:
-                dialogue = Dialogue()  # not by the slice: [-0:] would be all of them
-            number = self._dialogue_number
+        if request is None:
+            return
+        dialogue, ticket = Dialogue(), 0
+        if request.dialogue is not None:
+            most = MOST_TURNS if request.patient else self.dialogue_turns
+            dialogue, ticket = self._dialogues.begin(request.dialogue, most)
+        late = frame and self._too_old(request, frame)
         if frame is None:
             reason = (
                 f'no image within {self.image_timeout:g} s: is the camera on, the topic right?'
             )
             result = _unanswered(request, Status.FAILED, reason)
+        elif late:
+            result = _unanswered(request, Status.STALE_INPUT, late)
         else:
             result = self._answer(request, frame, dialogue)
         with self._changed:
             self._running = None
-            answered = result.status in (Status.FOUND, Status.NOT_FOUND)
-            if answered and request.frame is None and number == self._dialogue_number:
-                turns = dialogue.extended(result).turns
-                self._dialogue = Dialogue(turns[-max(self.dialogue_turns, 1) :])
+        if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
+            self._dialogues.extend(request.dialogue, ticket, result)
         self._end(request, frame, result)
 
     def _next(self) -> tuple[Request | None, Frame | None]:
-        """Wait, lock held, for a command and a frame; the frame is None on time-out."""
+        """Wait, lock held, for a request and a frame; the frame is None on time-out."""
         while not self._closed:
-            request = self._waiting
-            if request is None:
-                self._changed.wait()
-                continue
-            frame = request.frame or self.newest_frame()
-            left = request.since + self.image_timeout - time.monotonic()
-            if frame is None and left > 0:
-                self._changed.wait(left)
-                continue
-            self._waiting, self._running = None, request
+            if self._waiting:
+                request = self._waiting[0]
+                frame = request.frame or self.newest_frame()
+                left = request.since + self.image_timeout - time.monotonic()
+                if frame is None and left > 0:
+                    self._changed.wait(left)
+                    continue
+                self._waiting.pop(0)
+            else:
+                frame, pause = self._watched_next()
+                if frame is None:
+                    self._changed.wait(pause)
+                    continue
+                now = time.monotonic()
+                self._watched_stamp, self._watched_since = frame.stamp, now
+                request = dataclasses.replace(
+                    self._watched, since=now, cancelled=threading.Event()
+                )
+            self._running = request
             return request, frame
         return None, None
+
+    def _watched_next(self) -> tuple[Frame | None, float | None]:
+        """Return the frame that the standing query is due for, or how long to wait [s]."""
+        frame = self.newest_frame() if self._watched else None
+        if frame is None or frame.stamp == self._watched_stamp:
+            return None, None  # until anything changes
+        pause = self._watched_since + 1 / self.watch_rate - time.monotonic()
+        return (None, pause) if pause > 0 else (frame, None)
+
+    def _too_old(self, request: Request, frame: Frame) -> str:
+        """Return why a frame is too old for a request, nothing if it is not."""
+        age = (self._now() - frame.stamp) / 1e9
+        if request.frame is not None or not request.max_age or age <= request.max_age:
+            return ''
+        return f'the newest image is {age:.2f} s old, at most {request.max_age:g} s were asked for'
 
     def _answer(self, request: Request, frame: Frame, dialogue: Dialogue) -> Segmentation:
         """Return what `segment` says, or how it failed."""

@@ -114,6 +114,22 @@ class Settings:
         low=0,
         high=16,
     )
+    goals_kept: int = setting(
+        64,
+        'Goals of ~/segment that may wait; one more is rejected [goals]',
+        low=1,
+        high=1000,
+    )
+    camera: str = setting(
+        '',
+        "The camera's name: goals of ~/segment that name another are not answered; empty: any",
+    )
+    watch_rate: float = setting(
+        2.0,
+        'Most answers a second to a standing command ("watch: the red mug") [Hz]',
+        low=0.01,
+        high=100.0,
+    )
     max_new_tokens: int = setting(
         512,
         'Longest answer [tokens]',

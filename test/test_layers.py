@@ -16,6 +16,9 @@ ROWS = [
     # pixels on one side, the network on the other: neither knows the other
     [
         'geometry',
+        'dialogues',
+        'orders',
+        'regions',
         'masks',
         'conversions',
         'confidence',
@@ -38,7 +41,7 @@ ROWS = [
     ['segmenter'],
     ['session'],
     ['evaluation', 'training', 'ros'],
-    ['commands'],
+    ['commands', 'client'],
     ['cli'],
 ]
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}
@@ -70,7 +73,11 @@ def imports(file):
 
 def is_ros(module):
     first, *rest = module.split('.')
-    return first in ROS or first.endswith('_msgs') or (first, *rest[:1]) == ('lisa_ros', 'msg')
+    return (
+        first in ROS
+        or first.endswith('_msgs')
+        or (first, *rest[:1]) in {('lisa_ros', 'msg'), ('lisa_ros', 'action')}
+    )
 
 
 def name_of(file):

@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from lisa_ros.dialogues import Dialogues
 from lisa_ros.errors import ImageError
 from lisa_ros.results import Dialogue, Segmentation, Status
-from lisa_ros.session import Frame, Session
+from lisa_ros.session import Frame, Request, Session
 
 MS = 1_000_000  # ns
 
@@ -327,3 +328,158 @@ def test_closing_cancels_all_and_ends_the_thread():
     session.command('too late')
     assert {status for _, status in ends.wait(3)} == {Status.CANCELLED}
     assert 'lisa-session' not in {thread.name for thread in threading.enumerate()}
+
+
+# ---- goals wait in their order, commands supersede one another, a standing query makes room
+
+
+def goal(text, **more):
+    return Request(text, patient=True, **more)
+
+
+def test_goals_are_answered_in_the_order_they_came_and_none_supersedes_another(run):
+    session, model, ends, _ = run(Model(blocking=True))
+    session.offer_image(1, 'image')
+    for text in ('one', 'two', 'three'):
+        assert session.goal(goal(text))
+    assert model.started.acquire(timeout=5)
+    session.command('a command')
+    assert session.goal(goal('four'))
+    session.command('a newer command')  # in the place of the older one
+    model.go.set()
+    told = ends.wait(6)
+    assert told[0] == ('a command', Status.CANCELLED)
+    assert model.asked == ['one', 'two', 'three', 'a newer command', 'four']
+    assert session.counts.superseded == 1
+    assert session.counts.cancelled == 0
+
+
+def test_there_is_room_for_so_many_goals_and_no_more(run):
+    session, model, ends, _ = run(Model(blocking=True), goals_kept=2)
+    session.offer_image(1, 'image')
+    assert session.goal(goal('one'))
+    assert model.started.acquire(timeout=5)
+    assert session.goal(goal('two'))
+    assert session.goal(goal('three'))
+    assert not session.has_room
+    assert not session.goal(goal('four'))
+    assert session.counts.rejected == 1
+    session.command('a command')  # takes no goal's room
+    model.go.set()
+    assert [text for text, _ in ends.wait(4)] == ['one', 'two', 'three', 'a command']
+
+
+def test_a_goal_that_waits_or_runs_is_cancelled_alone(run):
+    session, model, ends, _ = run(Model(blocking=True))
+    session.offer_image(1, 'image')
+    goals = [goal(text) for text in ('one', 'two', 'three')]
+    for one in goals:
+        assert session.goal(one)
+    assert model.started.acquire(timeout=5)
+    assert session.cancel(goals[1])
+    assert ends.wait(1) == [('two', Status.CANCELLED)]
+    assert session.cancel(goals[0])
+    assert ends.wait(2)[1] == ('one', Status.CANCELLED)
+    assert not session.cancel(goals[0])
+    model.go.set()
+    assert ends.wait(3)[2] == ('three', Status.FOUND)
+
+
+def test_stop_ends_commands_at_once_and_leaves_goals_alone(run):
+    session, model, ends, _ = run(Model(blocking=True))
+    session.offer_image(1, 'image')
+    session.command('running')
+    assert model.started.acquire(timeout=5)
+    session.command('waiting')
+    assert session.goal(goal('a goal'))
+    assert session.stop()
+    assert sorted(ends.wait(2)) == [('running', Status.CANCELLED), ('waiting', Status.CANCELLED)]
+    assert model.started.acquire(timeout=5)
+    assert not session.stop()  # the goal runs, and is none of its business
+    model.go.set()
+    assert ends.wait(3)[2] == ('a goal', Status.FOUND)
+
+
+def test_a_frame_that_is_too_old_is_stale_and_one_of_the_goals_own_is_not(run):
+    session, model, ends, _ = run(now=lambda: 5_000 * MS)
+    session.offer_image(4_000 * MS, 'image')
+    session.goal(goal('old', max_age=0.5))
+    session.goal(goal('fresh', max_age=1.5))
+    session.goal(goal('any'))
+    session.goal(goal('own', max_age=0.5, frame=Frame(1, 'picture')))
+    told = dict(ends.wait(4))
+    assert told.pop('old') is Status.STALE_INPUT
+    assert set(told.values()) == {Status.FOUND}
+    assert ends.all[0][2].reason == (
+        'the newest image is 1.00 s old, at most 0.5 s were asked for'
+    )
+    assert 'old' not in model.asked
+
+
+def test_goals_of_one_dialogue_see_its_turns_alone(run):
+    session, model, ends, _ = run(dialogue_turns=1)
+    session.offer_image(1, 'image')
+    for text, dialogue in (('a1', 'a'), ('b1', 'b'), ('a2', 'a'), ('c', None), ('a3', 'a')):
+        session.goal(goal(text, dialogue=dialogue))
+    ends.wait(5)
+    session.command('command')
+    ends.wait(6)
+    queries = [[turn.query for turn in dialogue.turns] for dialogue in model.dialogues]
+    assert queries == [[], [], ['a1'], [], ['a1', 'a2'], []]
+
+
+def test_dialogues_outlive_a_session_that_was_given_them(run):
+    dialogues = Dialogues(most=2)
+    for text in ('one', 'two'):
+        session, model, ends, _ = run(dialogues=dialogues)
+        session.offer_image(1, 'image')
+        session.goal(goal(text, dialogue='a'))
+        ends.wait(1)
+        session.close()
+    assert [turn.query for turn in model.dialogues[0].turns] == ['one']
+    for key in ('b', 'c'):  # of three, the one that was not used for the longest is forgotten
+        dialogues.extend(key, dialogues.begin(key)[1], found('x'))
+    assert not dialogues.begin('a')[0].turns
+    assert dialogues.begin('b')[0].turns
+
+
+def test_a_standing_query_is_asked_about_every_newest_frame_until_it_ends(run):
+    session, model, ends, _ = run(watch_rate=1000.0)
+    session.watch('the mug')
+    for stamp in (1, 2, 3):
+        session.offer_image(stamp * MS, f'image {stamp}')
+        ends.wait(stamp)
+    assert [frame.image for frame in model.frames] == ['image 1', 'image 2', 'image 3']
+    assert session.watched == 'the mug'
+    session.watch('the bowl')  # about the newest frame, though the other was asked about it
+    ends.wait(4)
+    assert model.asked == ['the mug'] * 3 + ['the bowl']
+    assert session.stop()
+    assert session.watched is None
+    session.offer_image(9 * MS, 'image 9')
+    session.command('a command')
+    ends.wait(5)
+    assert model.asked[4:] == ['a command']
+
+
+def test_a_standing_query_makes_room_for_a_goal_and_is_asked_again(run):
+    session, model, ends, _ = run(Model(blocking=True), watch_rate=1000.0)
+    session.offer_image(1, 'image')
+    session.watch('the mug')
+    assert model.started.acquire(timeout=5)
+    session.goal(goal('now'))
+    assert ends.wait(1) == [('the mug', Status.CANCELLED)]
+    model.go.set()
+    assert ends.wait(2)[1] == ('now', Status.FOUND)
+    session.offer_image(2, 'image')
+    assert ends.wait(3)[2] == ('the mug', Status.FOUND)
+
+
+def test_a_standing_query_keeps_to_its_rate(run):
+    session, model, ends, _ = run(watch_rate=0.01)
+    session.watch('the mug')
+    session.offer_image(1, 'image')
+    ends.wait(1)
+    session.offer_image(2, 'image')
+    time.sleep(0.1)
+    assert model.asked == ['the mug']

@@ -136,6 +136,7 @@ class LisaConfig:
     mm_vision_select_layer: int = -2  # which hidden states of CLIP become image tokens
     out_dim: int = 256  # C, what a [SEG] state is projected to
     template: str = 'llava_v1'  # the conversation template it was trained with (prompts.py)
+    explain: str = 'Please output segmentation mask and explain why.'  # what asks it for a reason
     confidence_threshold: float = 0.0  # masks below it are none, by its own validation [0..1]
     calibration: tuple[float, ...] = ()  # of its scores, see confidence.py; none: uncalibrated
     calibration_curve: tuple[tuple[float, float], ...] = ()  # of its scores, likewise

@@ -19,7 +19,7 @@ _make = Messages(
         'sensor_msgs/msg/RegionOfInterest': RegionOfInterest,
     }
 )
-image, segmentation = _make.image, _make.segmentation
+image, segmentation, instance = _make.image, _make.segmentation, _make.instance
 label_image, confidence_image = _make.label_image, _make.confidence_image
 
 

@@ -40,7 +40,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
-from lisa_ros import masks
+from lisa_ros import masks, regions
 from lisa_ros.conversions import (
     camera_matrix,
     compressed_to_rgb,
@@ -48,11 +48,14 @@ from lisa_ros.conversions import (
     image_fields,
     image_to_rgb,
 )
+from lisa_ros.dialogues import Dialogues
 from lisa_ros.errors import ImageError, LisaError, SettingsError
 from lisa_ros.geometry import centroid
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.results import Dialogue, Done, Segmentation, Status
+from lisa_ros.orders import Kind, order
+from lisa_ros.results import Dialogue, Done, MaskReady, Segmentation, Status
 from lisa_ros.ros import diagnostics, messages, parameters
+from lisa_ros.ros.goals import Asker, Goals
 from lisa_ros.session import Frame, Request, Session
 from lisa_ros.settings import Settings
 
@@ -63,6 +66,7 @@ _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that begins anew or is paused would hold a ROS timer back.
 _STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 _THROTTLE = 5.0  # least time between two complaints of one cause [s]
+_TOPICS = Asker(lambda result, message: None, public=True)  # who is told where nobody else asked
 _PATIENCE = 10.0  # how long deactivate and the end of the process wait for a busy model [s]
 
 
@@ -96,6 +100,7 @@ class LisaNode(LifecycleNode):
         super().__init__('lisa', **kwargs)
         self.loading = False  # whether configure is reading the weights
         self._lisa: Segmenter | None = None  # there while configured
+        self._dialogues = Dialogues()  # they outlive a deactivate, and end with a cleanup
         self._session: Session | None = None  # there while active
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
         self._commands: Subscription | None = None
@@ -112,6 +117,8 @@ class LisaNode(LifecycleNode):
             # Of its own: a callback that awaits holds its group, and the others must go on.
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
+        # There from the start: one made anew on activate would leave goals of before unanswered.
+        self._goals = Goals(self, lambda: self._session, self._camera, self._complain)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -119,6 +126,9 @@ class LisaNode(LifecycleNode):
             clock=_STEADY,
         )
         threading.Thread(target=self._start, name='lisa-autostart', daemon=True).start()
+
+    def _camera(self) -> str:
+        return self._settings.camera
 
     def _start(self) -> None:
         """Configure and activate, if the parameter `autostart` says so; stay up if that fails."""
@@ -176,6 +186,10 @@ class LisaNode(LifecycleNode):
             depth_tolerance=settings.depth_tolerance,
             image_timeout=settings.image_timeout,
             dialogue_turns=settings.dialogue_turns,
+            dialogues=self._dialogues,
+            goals_kept=settings.goals_kept,
+            watch_rate=settings.watch_rate,
+            now=lambda: self.get_clock().now().nanoseconds,
         )
         session.start()
         if settings.image_transport == 'compressed':
@@ -188,11 +202,23 @@ class LisaNode(LifecycleNode):
         self._hear(CameraInfo, 'camera_info', session.offer_camera_info)
         # A new subscription after the session: whoever finds it may command.
         self._commands = self.create_subscription(
-            String, '~/command', lambda message: session.command(message.data), 10
+            String, '~/command', lambda message: self._ordered(session, message.data), 10
         )
         self.get_logger().info(
             f'ready: images on {self._inputs[0][1].topic}, commands on {self._commands.topic_name}'
         )
+
+    def _ordered(self, session: Session, said: str) -> None:
+        """Do what was said on `~/command`."""
+        kind, text = (it := order(said)).kind, it.text
+        if kind is Kind.STOP:
+            stopped = session.stop()
+            self.get_logger().info('stopped' if stopped else f'{said!r}: there is nothing to stop')
+        elif kind is Kind.WATCH and text:
+            session.watch(text)
+            self.get_logger().info(f'watching {text!r} until "stop"')
+        else:
+            session.command(text)
 
     @guarded
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -228,6 +254,7 @@ class LisaNode(LifecycleNode):
         if self._lisa is None:
             return
         self._lisa = None
+        self._dialogues.forget()
         for publisher in (
             self._segmentation,
             self._mask,
@@ -302,6 +329,8 @@ class LisaNode(LifecycleNode):
             self._session.depth_tolerance = settings.depth_tolerance
             self._session.image_timeout = settings.image_timeout
             self._session.dialogue_turns = settings.dialogue_turns
+            self._session.goals_kept = settings.goals_kept
+            self._session.watch_rate = settings.watch_rate
 
     # Services
 
@@ -333,11 +362,11 @@ class LisaNode(LifecycleNode):
         executor = self.executor
         answered = Future(executor=executor)
 
-        def tell(result: Segmentation) -> None:  # on the session's thread
+        def tell(result: Segmentation, _: SegmentationMessage) -> None:  # on the session's thread
             answered.set_result(result)
             executor.wake()  # not every rclpy looks at what awaits the future by itself
 
-        session.command('segment the mug', Frame(0, source), tag=tell)
+        session.command('segment the mug', Frame(0, source), Asker(tell))
         result = await answered  # it comes for sure: a session ends every request
         response.success = result.status in (Status.FOUND, Status.NOT_FOUND)
         inputs = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for _, watch in self._inputs)
@@ -350,42 +379,62 @@ class LisaNode(LifecycleNode):
     def _segment(self, frame: Frame, request: Request, dialogue: Dialogue) -> Segmentation:
         self._lisa.max_new_tokens = self._settings.max_new_tokens
         self._lisa.confidence_threshold = self._settings.confidence_threshold or None
+        asker = request.tag or _TOPICS
+        asker.began(frame)
         began = time.monotonic()
-        picture = _picture(frame)
+        whole = _picture(frame)
+        picture = regions.cropped(whole, asker.region) if asker.region else whole
         converted = time.monotonic() - began
-        for event in self._lisa.stream(
-            picture, request.text, dialogue=dialogue, cancel=request.cancelled
-        ):
+        text = (
+            f'{request.text} {self._lisa.model.config.explain}' if asker.explain else request.text
+        )
+        for event in self._lisa.stream(picture, text, dialogue=dialogue, cancel=request.cancelled):
             if isinstance(event, Done):
                 result = event.result
-        return dataclasses.replace(result, timings={'convert': converted, **result.timings})
+            elif asker.region and isinstance(event, MaskReady):
+                asker.heard(regions.mask_in_whole(event, asker.region, whole.shape[:2]))
+            else:
+                asker.heard(event)
+        if asker.region:
+            result = regions.result_in_whole(result, asker.region, whole.shape[:2])
+        timings = {'convert': converted, **result.timings}
+        return dataclasses.replace(result, query=request.text, timings=timings)
 
     def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
-        """Tell the end of a request to whoever waits for it."""
-        if request.tag is not None:  # the self-test waits for it; nobody else shall hear of it
-            request.tag(result)
-            return
-        if not self.context.ok():  # Ctrl-C during an answer: there is nobody to tell any more
-            return
+        """Tell the end of a request to whoever waits for it, and to the topics."""
+        asker = request.tag or _TOPICS
+        if request.standing and result.status is Status.CANCELLED:
+            return  # it made room, and will be asked again
+        self._seconds = time.monotonic() - request.since
+        header = frame.image.header if frame else Header()
         try:
-            self._publish(request, frame, result)
+            message = messages.segmentation(header, result, self._centroids(frame, result))
+        except Exception as error:  # a bug: who asked is told, or would wait for ever
+            result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
+            asker.answered(result, SegmentationMessage(status=4, reason=result.reason))
+            raise
+        asker.answered(result, message)
+        if not asker.public or not self.context.ok():
+            return  # after Ctrl-C during an answer there is nobody to tell any more
+        try:
+            self._publish(message, frame, result)
         except RuntimeError:  # rclpy's RCLError is one
             if self.context.ok():
                 raise
 
-    def _publish(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+    def _publish(
+        self, message: SegmentationMessage, frame: Frame | None, result: Segmentation
+    ) -> None:
         """Publish an answer; all outputs carry the header of its image."""
-        self._seconds = time.monotonic() - request.since
-        header = frame.image.header if frame else Header()
+        header = message.header
         if result.status is Status.FAILED:
-            self._complain(f'{request.text!r} failed: {result.reason}', result.reason)
+            self._complain(f'{result.query!r} failed: {result.reason}', result.reason)
         else:
             self.get_logger().info(
-                f'{request.text!r}: {result.status.name}, {result.answer or result.reason!r} '
+                f'{result.query!r}: {result.status.name}, {result.answer or result.reason!r} '
                 f'({self._seconds:.2f} s)'
             )
-        centroids = self._centroids(frame, result)
-        self._segmentation.publish(messages.segmentation(header, result, centroids))
+        self._segmentation.publish(message)
         if result.mask_logits.shape[1:] == (0, 0):
             return  # it ended before there was a picture
         self._mask.publish(messages.label_image(header, result))

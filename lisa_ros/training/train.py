@@ -182,6 +182,7 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
         mm_vision_select_layer=-1,  # no layer is left out: all were trained for this
         out_dim=128,
         template='plain',
+        explain='Say why.',
     )
 
 

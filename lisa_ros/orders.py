@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kind of thing was said: a question, a standing one, or that all shall stop.
+
+"find the red mug" is a question, answered once. "watch: the red mug" is answered anew about every
+newest picture until "stop". "stop" and "cancel" end what runs and what waits, at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+_STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
+_WATCH = 'watch:'
+
+
+class Kind(enum.Enum):
+    """Of what was said."""
+
+    ASK = enum.auto()
+    WATCH = enum.auto()
+    STOP = enum.auto()
+
+
+@dataclass(frozen=True)
+class Order:
+    """A kind, and the question without the word that says it."""
+
+    kind: Kind
+    text: str
+
+
+def order(said: str) -> Order:
+    """Return what kind of order was said; "watch:" alone has an empty text."""
+    words = said.strip()
+    if words.lower().rstrip('.! ') in _STOP:
+        return Order(Kind.STOP, words)
+    if words.lower().startswith(_WATCH):
+        return Order(Kind.WATCH, words[len(_WATCH) :].strip())
+    return Order(Kind.ASK, said)
