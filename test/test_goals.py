@@ -4,12 +4,14 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
@@ -349,6 +351,27 @@ def test_a_standing_query_follows_the_frames_until_stop_and_makes_room(tester, c
 # ---- the client
 
 
+def test_a_terminal_talks_with_the_node(tester, tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, '-m', 'lisa_ros.cli', 'chat', '--out', str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**environment(), 'XDG_CACHE_HOME': str(tmp_path)},
+    )  # fmt: skip
+    show(tester)
+    started.stdin.write(f'{MUG}\nwhat is it for?\n/reset\n/image x\n{BOWL}\n')
+    started.stdin.close()
+    tester.wait(lambda: started.poll() is not None, 2 * START)
+    said = started.stdout.read()
+    started.stdout.close()
+    assert started.returncode == 0, said
+    first, second, *_, last = said.split('> ')[1:-1]
+    assert first.startswith('Sure.\n  (1 found')
+    assert second.startswith('The mug holds a hot drink.')
+    assert '/image is for --image' in said
+    assert '(1 found' in last
+    assert Image.open(tmp_path / '001.png').size[0] == 640
+
+
 def test_a_node_that_is_not_there_is_named(tester):
     lonely = LisaClient(tester.node, 'nobody')
     with pytest.raises(LisaError, match=r'no action nobody/segment within 0\.2 s'):
@@ -363,7 +386,16 @@ def test_the_client_spins_a_node_that_nobody_spins(tester, lisa):
     client = LisaClient(node)
     show(tester)
     assert client.segment(MUG, timeout=START).status is Status.FOUND
+    executor = rclpy.executors.SingleThreadedExecutor(context=tester.context)
+    rclpy.spin_once(node, executor=executor, timeout_sec=0.01)  # which lets it go again
+    assert client.segment(MUG, timeout=START).status is Status.FOUND
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
+    assert client.segment(MUG, timeout=START).status is Status.FOUND
     client.destroy()
+    executor.shutdown()
+    spinning.join()
     node.destroy_node()
 
 

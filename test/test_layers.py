@@ -19,6 +19,7 @@ ROWS = [
         'dialogues',
         'orders',
         'regions',
+        'terminal',
         'masks',
         'conversions',
         'confidence',

@@ -177,21 +177,31 @@ class LisaClient:
         Raises:
             LisaError: no node is there.
         """
-        if not self._found:
-            if not self._client.wait_for_server(timeout):
-                raise LisaError(
-                    f'no action {self._name}/segment within {timeout:g} s: does the node run, and '
-                    'is its name right?'
-                )
-            time.sleep(_DISCOVERY)
-            self._found = True
+        self.find(timeout)
         heard = None if on_feedback is None else lambda message: on_feedback(message.feedback)
         sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), heard)
         return Pending(self, sent)
 
+    def find(self, timeout: float) -> None:
+        """Wait until the node is there.
+
+        Raises:
+            LisaError: it is not, after `timeout` [s].
+        """
+        if self._found:
+            return
+        if not self._client.wait_for_server(timeout):
+            raise LisaError(
+                f'no action {self._name}/segment within {timeout:g} s: does the node run, and is '
+                'its name right?'
+            )
+        time.sleep(_DISCOVERY)
+        self._found = True
+
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         """Wait for an event, and spin the node meanwhile if nobody else does."""
-        if self._node.executor is not None:
+        known = self._node.executor  # also that of an earlier rclpy.spin_once, which has let it go
+        if known is not None and self._node in known.get_nodes():
             return event.wait(timeout)
         executor = SingleThreadedExecutor(context=self._node.context)
         executor.add_node(self._node)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A talk in a terminal: words as they come, pictures of answers, turns that refer to others."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lisa_ros import bags, cli, terminal
+
+FRAME = next(
+    bags.pictures(
+        Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag', '/camera/color/image_raw'
+    )
+)
+COMMAND = [sys.executable, '-m', 'lisa_ros.cli', 'chat']
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Run the chat about a picture with lines typed in beforehand; give what it said."""
+    Image.fromarray(FRAME.pixels).save(tmp_path / 'table.png')
+
+    def run(*lines, more=()):
+        ended = subprocess.run(
+            [*COMMAND, '--image', 'table.png', '--out', 'out', *more],
+            input='\n'.join(lines) + '\n', capture_output=True, text=True, cwd=tmp_path,
+            env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert 'Traceback' not in ended.stderr
+        return ended.stdout
+
+    return run
+
+
+def test_turns_follow_one_another_and_every_answer_has_its_picture(talk, tmp_path):
+    said = talk('segment the yellow mug', 'what is it for?', '', '/reset', 'find the banana')
+    turns = said.split('> ')[1:]
+    assert turns[0].startswith('Sure.\n  (1 found, score 0.')
+    assert turns[1].startswith('The mug holds a hot drink.\n  (NOT_FOUND; ')
+    assert turns[4].startswith('There is no banana here.\n  (NOT_FOUND; ')
+    pictures = sorted((tmp_path / 'out').iterdir())
+    assert [path.name for path in pictures] == ['001.png', '002.png', '003.png']
+    assert Image.open(pictures[0]).size[0] == 640
+
+
+def test_another_picture_and_what_is_wrong_are_told(talk, tmp_path):
+    Image.new('RGB', (64, 48), (90, 60, 40)).save(tmp_path / 'empty.png')
+    said = talk('/show', '/image nowhere.png', '/image empty.png', 'segment the milk', '/what')
+    assert 'there is no picture yet' in said
+    assert re.search(r'! .*nowhere\.png', said)
+    assert 'There is no milk here.' in said
+    assert '/image FILE' in said
+
+
+def test_the_picture_is_shown_in_the_terminal(talk):
+    said = talk('segment the milk', more=['--show'])
+    assert said.count('\u2580') > 500
+
+
+def test_ctrl_c_ends_a_line_and_ctrl_d_the_talk(tmp_path):
+    """In a terminal of its own."""
+    Image.fromarray(FRAME.pixels).save(tmp_path / 'table.png')
+    outer, inner = pty.openpty()
+    started = subprocess.Popen(
+        [*COMMAND, '--image', 'table.png'], stdin=inner, stdout=inner, stderr=inner, cwd=tmp_path,
+        start_new_session=True,
+        env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path), 'TERM': 'dumb'},
+    )  # fmt: skip
+    os.close(inner)
+    heard = b''
+
+    def wait_for(words, times=1, seconds=60):
+        nonlocal heard
+        until = time.monotonic() + seconds
+        while heard.count(words) < times:
+            assert time.monotonic() < until, heard
+            if select.select([outer], [], [], 0.2)[0]:
+                heard += os.read(outer, 1000)
+
+    try:
+        wait_for(b'> ')
+        os.write(outer, b'segment the')
+        wait_for(b'segment the')
+        while heard.count(b'> ') < 2:  # one that comes just before readline's select is lost
+            started.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                wait_for(b'> ', 2, seconds=2)
+            assert started.poll() is None, heard
+        os.write(outer, b'find the banana\n')
+        wait_for(b'There is no banana here.')
+        wait_for(b'> ', 3)
+        os.write(outer, b'\x04')
+        assert started.wait(20) == 0, heard
+        assert 'find the banana' in (tmp_path / 'lisa_ros' / 'chat_history').read_text()
+    finally:
+        started.kill()
+        os.close(outer)
+
+
+# ---- the terminal
+
+
+def test_half_blocks_have_the_colours_of_the_picture():
+    image = np.zeros((4, 2, 3), np.uint8)
+    image[0], image[1] = (255, 0, 0), (0, 255, 0)
+    first, second = terminal.blocks(image).splitlines()
+    assert first == '\x1b[38;2;255;0;0;48;2;0;255;0m\u2580' * 2 + '\x1b[0m'
+    assert second.count('38;2;0;0;0;48;2;0;0;0') == 2
+    assert terminal.blocks(np.zeros((1000, 2000, 3), np.uint8), 10).count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('parts', 'whole', 'written'),
+    [
+        (['Sure', 'Sure,', 'Sure.'], 'Sure.', ['Sure', '', '', '.']),
+        (['It is', 'It is here', 'It is here.'], 'It is here.', ['It is', ' here', '', '.']),
+        (['', 'Here.'], 'Here.', ['', 'Here', '.']),
+        (['A mug'], 'The mug.', ['A mug', '\nThe mug.']),
+    ],
+)
+def test_each_part_of_an_answer_is_written_once(parts, whole, written):
+    said = []
+    words = terminal.Words(said.append)
+    for part in parts:
+        words.so_far(part)
+    words.end(whole)
+    assert said == written
