@@ -409,7 +409,7 @@ def test_goals_outlive_nothing_that_stops_the_node(tmp_path):
         show(peer)
         client = Waiting(LisaClient(peer.node, '/other/lisa'), peer)
         assert client.answer(MUG, dialogue='a').status is Status.FOUND
-        asked = [client.ask(MUG) for _ in range(5)]
+        asked = [client.ask(MUG) for _ in range(60)]  # seconds of work
         peer.wait(asked[0].done, START)
         assert peer.change('deactivate')
         ends = [client.end(one) for one in asked]

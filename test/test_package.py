@@ -84,7 +84,7 @@ def test_the_manifest_says_what_it_must(package):
 def test_every_import_is_declared(package, setup):
     ros = {e.text for e in package if e.tag in ('depend', 'exec_depend')}
     wheels = sum(setup['extras_require'].values(), setup['install_requires'])
-    wheels = {re.split('[<>=]', wheel)[0].lower() for wheel in wheels}
+    wheels = {re.split(r'[<>=[]', wheel)[0].lower() for wheel in wheels}
     known = sys.stdlib_module_names | {'lisa_ros'}
     for folder in ('lisa_ros', 'launch'):
         for path, name in imported(ROOT / folder):
