@@ -106,6 +106,15 @@ def test_another_plan_is_not_mixed_with_what_is_there(asked, first, capsys):
     assert (first / 'report.json').read_bytes() == before
 
 
+def test_another_bag_of_the_same_name_is_not_taken_for_the_one_that_is_done(
+    asked, first, tmp_path, capsys
+):
+    commands, found = asked
+    other = shutil.copytree(found[0], tmp_path / found[0].name)
+    assert evaluate((commands, [other, found[1]]), first) == 1
+    assert f'is about {found[0]}, not {other}' in capsys.readouterr().err
+
+
 def test_a_broken_bag_is_told_and_the_others_are_asked(asked, first, tmp_path, capsys):
     commands, found = asked
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')

@@ -115,12 +115,15 @@ def examine_all(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool | None 
         pool: None: one bag after another, in this process.
 
     Raises:
-        DataError: the folder holds an evaluation of another plan; or no bag could be used.
+        DataError: the folder holds an evaluation of another plan, or of another bag of the same
+            name; or no bag could be used.
         SettingsError: Ray is not installed or not to be reached, or its workers cannot work.
     """
     _begin(plan, out)
     _sweep(out)
     left = [task for task in tasks if not _is_done(out / task.name)]
+    for task in tasks:
+        _same_bag(task, out)
     broken: dict[str, str] = {}
     work = _here(left, plan, out) if pool is None else _on_ray(left, plan, out, pool)
     with contextlib.closing(work), tqdm(total=len(tasks), desc='bags', unit='bag') as bar:
@@ -163,6 +166,21 @@ def _sweep(out: Path) -> None:
 
 def _is_done(folder: Path) -> bool:
     return (folder / 'report.json').is_file()
+
+
+def _same_bag(task: Task, out: Path) -> None:
+    """See that what is done under a task's name is about its bag.
+
+    Raises:
+        DataError: it is about another one.
+    """
+    if _is_done(out / task.name):
+        known = report.read(out / task.name)['settings'].get('bag')
+        if known != str(task.bag):
+            raise DataError(
+                f'{out / task.name} is about {known}, not {task.bag}: give another --out, or '
+                'remove it'
+            )
 
 
 def _answer(segmenter: Segmenter, task: Task, plan: Plan, out: Path) -> str:
