@@ -16,7 +16,6 @@ from PIL import Image
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
-from lisa_ros.msg import Segmentation
 from ros_graph import START, NodeProcess, Peer, environment, image
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
@@ -83,12 +82,22 @@ def show(tester, stamp=(7, 5)):
     tester.show(image(FRAME.pixels, stamp=stamp))
 
 
+def forget(tester):
+    """Let the topics tell what earlier tests asked, and forget it: a result comes before them."""
+    heard = tester.heard['segmentation']
+    count = -1
+    while count != len(heard):
+        count = len(heard)
+        tester.settle(0.5)
+    heard.clear()
+
+
 # ---- one goal
 
 
 def test_a_goal_is_answered_about_the_newest_image_and_the_topics_tell_it_too(tester, client):
     show(tester)
-    tester.heard['segmentation'].clear()
+    forget(tester)
     answer = client.answer(MUG)
     assert answer.status is Status.FOUND
     assert answer.reason == ''
@@ -120,7 +129,7 @@ def test_feedback_has_the_words_in_order_and_the_mask_before_the_result(tester, 
 
 def test_a_picture_of_the_goals_own_is_answered_and_told_to_nobody_else(tester, client):
     show(tester)
-    tester.heard['segmentation'].clear()
+    forget(tester)
     own = image(FRAME.pixels, stamp=(99, 0), frame='elsewhere')
     answer = client.answer(BOWL, image=own)
     assert answer.status is Status.FOUND
@@ -320,17 +329,17 @@ def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(lisa, te
 
 def test_commands_and_goals_are_both_answered(tester, client):
     show(tester)
-    tester.heard['segmentation'].clear()
+    forget(tester)
     pending = client.ask(BOWL)
     tester.commands.publish(String(data=MUG))
     assert client.end(pending).status is Status.FOUND
-    tester.wait(lambda: len(tester.heard['segmentation']) >= 2)
-    assert {one.query for one in tester.heard['segmentation']} == {MUG, BOWL}
+    heard = tester.heard['segmentation']
+    tester.wait(lambda: {one.query for one in heard} == {MUG, BOWL})
 
 
 def test_a_standing_query_follows_the_frames_until_stop_and_makes_room(tester, client):
     heard = tester.heard['segmentation']
-    heard.clear()
+    forget(tester)
     tester.commands.publish(String(data=f'watch: {MUG}'))
     for second in range(20, 24):
         show(tester, stamp=(second, 0))
@@ -340,12 +349,11 @@ def test_a_standing_query_follows_the_frames_until_stop_and_makes_room(tester, c
     show(tester, stamp=(30, 0))
     tester.wait(lambda: any(one.header.stamp.sec == 30 for one in heard), START)
     tester.commands.publish(String(data='Stop.'))
-    tester.settle(1.0)
-    heard.clear()
+    tester.settle(0.5)
+    forget(tester)
     show(tester, stamp=(31, 0))
     tester.settle(1.5)
     assert not heard
-    assert all(one.status == Segmentation.FOUND for one in heard)
 
 
 # ---- the client
