@@ -215,23 +215,17 @@ class Session:
         with self._changed:
             return sum(one.patient for one in self._waiting) < self.goals_kept
 
-    def watch(self, text: str | None, tag: Any = None) -> None:
+    def watch(self, text: str) -> None:
         """Ask this about every newest frame from now on, at most `watch_rate` times a second.
 
-        It takes the place of an earlier one; None ends it.
+        It takes the place of an earlier one; `stop` ends it.
         """
         with self._changed:
             self._stop_watching()
             self._watched_stamp, self._watched_since = None, -math.inf
-            if text and not self._closed:
-                self._watched = Request(text, tag=tag, standing=True)
+            if not self._closed:
+                self._watched = Request(text, standing=True)
             self._changed.notify_all()
-
-    @property
-    def watched(self) -> str | None:
-        """The standing query, None without one."""
-        watched = self._watched
-        return watched.text if watched else None
 
     def stop(self) -> bool:
         """End the standing query and all commands, at once; goals go on. False if none was."""
@@ -363,6 +357,8 @@ class Session:
             result = self._answer(request, frame, dialogue)
         with self._changed:
             self._running = None
+            if request.standing and result.status is Status.CANCELLED:
+                self._watched_stamp = None  # it made room: its frame is still to be answered
         if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
             self._dialogues.extend(request.dialogue, ticket, result)
         self._end(request, frame, result)

@@ -1,12 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and words for a terminal, over SSH as well: coloured half blocks, growing words."""
+"""A talk in a terminal: who is talked with, words as they come, pictures as half blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
+
+from lisa_ros.results import Status
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back."""
+
+    status: Status
+    answer: str
+    reason: str
+    scores: tuple[float, ...]
+    seconds: float
+    overlay: np.ndarray | None  # (H, W, 3) uint8 RGB; None: there is no picture of it
+
+
+class Partner(Protocol):
+    """Who is talked with."""
+
+    about: str  # one line about it
+
+    def ask(self, text: str, so_far: Callable[[str], None]) -> Reply:
+        """Answer; `so_far` takes the answer as it grows. Ctrl-C ends it with CANCELLED."""
+
+    def reset(self) -> None:
+        """Forget what was said."""
+
+    def look_at(self, path: Path) -> None:
+        """Talk about another picture from here on.
+
+        Raises:
+            LisaError: it cannot be read, or the partner has a camera of its own.
+        """
 
 
 def blocks(image: np.ndarray, columns: int = 80) -> str:

@@ -9,9 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,36 +19,13 @@ from lisa_ros.errors import DataError, LisaError, SettingsError
 from lisa_ros.images import read_rgb
 from lisa_ros.prompts import readable
 from lisa_ros.results import Dialogue, Done, Status, Token
+from lisa_ros.terminal import Partner, Reply
 
 _HELP = """\
   /image FILE   talk about another picture (with --image)
   /show         the last answer's picture, here in the terminal
   /reset        forget what was said
   /help, /quit  or Ctrl-D; Ctrl-C stops an answer"""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back."""
-
-    status: Status
-    answer: str
-    reason: str
-    scores: tuple[float, ...]
-    seconds: float
-    overlay: np.ndarray | None  # (H, W, 3) uint8 RGB; None: there is no picture of it
-
-
-class Partner(Protocol):
-    """Who is talked with."""
-
-    about: str  # one line about it
-
-    def ask(self, text: str, so_far: Callable[[str], None]) -> Reply:
-        """Answer; `so_far` takes the answer as it grows. Ctrl-C ends it with CANCELLED."""
-
-    def reset(self) -> None:
-        """Forget what was said."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -72,7 +47,7 @@ def chat(options: argparse.Namespace) -> None:
     """Read what is asked, line by line, and answer it, until the end of the input."""
     partner = Model(options) if options.image else _node(options.node)
     print(f'{partner.about}. /help says what else there is.')
-    history = _history()
+    keep_history = _history()
     last: np.ndarray | None = None
     count = 0
     try:
@@ -84,7 +59,7 @@ def chat(options: argparse.Namespace) -> None:
                 if name == '/reset':
                     partner.reset()
                 elif name == '/image':
-                    _look_at(partner, rest.strip())
+                    partner.look_at(Path(rest.strip()))
                 elif name == '/show':
                     print('there is no picture yet' if last is None else _shown(last))
                 elif name.startswith('/'):
@@ -97,7 +72,7 @@ def chat(options: argparse.Namespace) -> None:
             except LisaError as error:
                 print(f'! {error}')
     finally:
-        history()
+        keep_history()
 
 
 def _answer(partner: Partner, line: str, path: Path) -> np.ndarray | None:
@@ -172,7 +147,7 @@ class Model:
         self.about = f'{options.model} about {options.image}'
 
     def look_at(self, path: Path) -> None:
-        """Talk about another picture from here on."""
+        """See Partner."""
         self._image = read_rgb(path)
 
     def reset(self) -> None:
@@ -209,12 +184,6 @@ class Model:
         )
 
 
-def _look_at(partner: Partner, path: str) -> None:
-    if not isinstance(partner, Model):
-        raise SettingsError('the node looks through its camera: /image is for --image')
-    partner.look_at(Path(path))
-
-
 def _node(name: str) -> Partner:
     try:
         from lisa_ros.ros.chat import Node
@@ -223,4 +192,4 @@ def _node(name: str) -> Partner:
             f'a talk with a node needs ROS 2 and the built package ({error}): `make setup`, or '
             'source install/setup.bash; with --image FILE no ROS is needed'
         ) from error
-    return Node(name, Reply)
+    return Node(name)

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lisa_ros.commands import evaluate_bag
-from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments, print_report
+from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments
+from lisa_ros.commands.told import print_report
 from lisa_ros.errors import DataError, SettingsError
 
 

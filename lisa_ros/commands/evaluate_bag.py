@@ -15,8 +15,8 @@ from lisa_ros.commands.given import (
     loading,
     model_arguments,
     positive,
-    print_report,
 )
+from lisa_ros.commands.told import print_report
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.settings import Settings
 
@@ -94,7 +94,7 @@ def evaluate_bag(options: argparse.Namespace) -> None:
         elif len(options.bags) > 1 or options.ray is not None:
             told = _many(one, commands)
         else:
-            told = _offline(one, commands)
+            told = _offline(one, commands, truth)
         print_report(told, one)
         broken = broken or bool(told['broken'])
     for folder in folders[1:]:
@@ -133,12 +133,13 @@ def _short(names: list[str]) -> list[str]:
 # ---- offline
 
 
-def _offline(options: argparse.Namespace, commands) -> dict:
+def _offline(options: argparse.Namespace, commands, truth) -> dict:
     """Ask about one bag, here."""
     from lisa_ros.evaluation import many
 
     _make_room(options.out)
-    return many.examine(load(options), options.bags[0], _plan(options, commands), options.out)
+    plan = _plan(options, commands)
+    return many.examine(load(options), options.bags[0], plan, truth, options.out)
 
 
 def _many(options: argparse.Namespace, commands) -> dict:

@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ from lisa_ros.evaluation import replay, report
 from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.commands import Command
 from lisa_ros.evaluation.result_bag import ResultBag
-from lisa_ros.evaluation.truth import open_truth
+from lisa_ros.evaluation.truth import Truth, open_truth
 from lisa_ros.segmenter import Segmenter
 
 _PART = '.part-'
@@ -69,13 +70,21 @@ class Pool:
     threads: int = 1  # of each, where no GPU is
 
 
-def examine(segmenter: Segmenter, bag: Path, plan: Plan, out: Path, progress: bool = True) -> dict:
+def examine(
+    segmenter: Segmenter,
+    bag: Path,
+    plan: Plan,
+    truth: Truth | None,
+    out: Path,
+    progress: bool = True,
+) -> dict:
     """Ask about one bag; write its report and its answers; return what report.json has.
+
+    The `truth` is what `open_truth` makes of the plan's.
 
     Raises:
         DataError: the bag, its pictures or the truth are not what they should be.
     """
-    truth = open_truth(plan.truth, bag) if plan.truth else None
     report.made(out)
     with ResultBag(out / 'answers_bag') as answers:
         cases = list(
@@ -191,9 +200,10 @@ def _answer(segmenter: Segmenter, task: Task, plan: Plan, out: Path) -> str:
     if len(deaths) >= _DEATHS:
         return f'{task.bag}: {len(deaths)} workers died over it; is there memory enough for it?'
     part = report.made(out / f'{_PART}{task.name}-{uuid.uuid4().hex}')
-    truth = plan.truth and plan.truth.replace('{}', task.bag.stem)
+    own = replace(plan, truth=plan.truth and plan.truth.replace('{}', task.bag.stem))
     try:
-        examine(segmenter, task.bag, replace(plan, truth=truth), part, progress=False)
+        truth = open_truth(own.truth, task.bag) if own.truth else None
+        examine(segmenter, task.bag, own, truth, part, progress=False)
     except DataError as error:
         shutil.rmtree(part, ignore_errors=True)
         return str(error)
@@ -240,55 +250,61 @@ def _on_ray(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool) -> Iterato
     """Yield as `_here`, as the bags are done, whichever comes first."""
     if not tasks:
         return
+    with _cluster(pool) as ray:
+        device = str(plan.model.get('device') or 'auto')
+        gpus = int(ray.cluster_resources().get('GPU', 0))
+        gpus = gpus if device.startswith(('auto', 'cuda')) else 0
+        most = gpus or max(1, int(ray.cluster_resources()['CPU']) // pool.threads)
+        rows = [{'name': task.name, 'bag': str(task.bag)} for task in tasks]
+        asked = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(plan, out, pool.threads, str(Path.cwd())),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(pool.workers or most, len(rows)),
+                max_tasks_in_flight_per_actor=2,  # the next one waits at the worker
+            ),
+            num_cpus=pool.threads,
+            num_gpus=1 if gpus else 0,
+        )
+        for row in asked.iter_rows():
+            if row['fault']:
+                raise SettingsError(f'a worker cannot work: {row["fault"]}')
+            yield row['name'], row['error']
+
+
+@contextlib.contextmanager
+def _cluster(pool: Pool) -> Iterator[ModuleType]:
+    """Give Ray, joined to a cluster, or with one begun on this machine.
+
+    Raises:
+        SettingsError: there is no Ray, no such cluster, or it broke down.
+    """
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # nothing is told to anybody
     os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
     try:
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
-        from ray.exceptions import RayError
+        import ray.data
     except ImportError as error:
         raise SettingsError(
             f"--ray needs Ray Data ({error}): pip install 'lisa_ros[ray]'; without --ray the bags "
             'are asked one after another'
         ) from error
-    ours = not ray.is_initialized()
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one, by bag
+    logging.getLogger('ray.data').setLevel(logging.ERROR)
     try:
-        if ours:
-            _join(ray, pool)
-        try:
-            DataContext.get_current().enable_progress_bars = False  # there is one, by bag
-            logging.getLogger('ray.data').setLevel(logging.ERROR)
-            gpus = int(ray.cluster_resources().get('GPU', 0))
-            if not str(plan.model.get('device') or 'auto').startswith(('auto', 'cuda')):
-                gpus = 0
-            most = gpus or int(ray.cluster_resources()['CPU']) // pool.threads
-            rows = [{'name': task.name, 'bag': str(task.bag)} for task in tasks]
-            asked = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-                _Worker,
-                fn_constructor_args=(plan, out, pool.threads, str(Path.cwd())),
-                compute=ActorPoolStrategy(
-                    size=min(pool.workers or max(1, most), len(rows)),
-                    max_tasks_in_flight_per_actor=2,  # the next one waits at the worker
-                ),
-                num_cpus=pool.threads,
-                num_gpus=1 if gpus else 0,
-            )
-            for row in asked.iter_rows():
-                if row['fault']:
-                    raise SettingsError(f'a worker cannot work: {row["fault"]}')
-                yield row['name'], row['error']
-        finally:
-            if ours:
-                ray.shutdown()
-    except (RayError, OSError) as error:
+        _join(ray, pool)
+        yield ray
+    except (ray.exceptions.RayError, OSError) as error:
         where, last = pool.address or 'a cluster of its own', str(error).strip().splitlines()[-1:]
         raise SettingsError(
             f'Ray at {where} cannot go on ({type(error).__name__}: {"".join(last)}); '
             'what is done is kept, and the same command goes on with the rest'
         ) from error
+    finally:
+        ray.shutdown()
 
 
-def _join(ray, pool: Pool) -> None:
+def _join(ray: ModuleType, pool: Pool) -> None:
     """Join a cluster, or begin one on this machine."""
     quiet = {'log_to_driver': False, 'logging_level': 'error'}
     if pool.address:
@@ -306,8 +322,9 @@ def _all_together(names: Sequence[str], broken: Mapping[str, str], plan: Plan, o
     cases: list[Case] = []
     by_bag = {}
     for name in names:
-        cases += report.cases(out / name, f'{name}/')
-        by_bag[name] = report.read(out / name)['figures']['all']
+        kept = report.read(out / name)
+        cases += report.cases(kept, out / name, f'{name}/')
+        by_bag[name] = kept['figures']['all']
     run = report.Run(
         title=f'{plan.model["name"]} on {len(names)} bags',
         mode='offline',

@@ -206,13 +206,8 @@ def read(folder: Path) -> dict:
         ) from error
 
 
-def cases(folder: Path, before: str) -> list[Case]:
-    """Return the cases that `write` left in a folder, with something before their names.
-
-    Raises:
-        DataError: it left nothing there.
-    """
-    kept = read(folder)
+def cases(kept: dict, folder: Path, before: str) -> list[Case]:
+    """Return the cases of what `read` found in a folder, with something before their names."""
     return [
         Case(
             name=before + one['name'],

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -14,8 +14,11 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from lisa_ros.conversions import image_to_rgb
+from lisa_ros.errors import SettingsError
+from lisa_ros.results import Status
 from lisa_ros.ros.client import LisaClient
 from lisa_ros.ros.messages import stamp_ns
+from lisa_ros.terminal import Reply
 
 _START = 10.0  # how long the node may take to be found [s]
 _LATE = 3.0  # how much later than the answer its picture may come [s]
@@ -24,12 +27,11 @@ _LATE = 3.0  # how much later than the answer its picture may come [s]
 class Node:
     """A node as the partner of a talk."""
 
-    def __init__(self, name: str, reply: Callable[..., Any]):
+    def __init__(self, name: str):
         """Join the graph.
 
         Args:
             name: of the node, such as lisa or /arm/lisa.
-            reply: makes the chat's Reply.
 
         Raises:
             LisaError: no such node within ten seconds.
@@ -37,7 +39,7 @@ class Node:
         # Ctrl-C is to stop an answer, not the talk
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f'lisa_chat_{os.getpid()}')
-        self._client, self._reply = LisaClient(self._node, name), reply
+        self._client = LisaClient(self._node, name)
         self._picture: Image | None = None
         self._node.create_subscription(Image, f'{name}/overlay', self._saw, 10)
         self._talks = 0
@@ -51,7 +53,11 @@ class Node:
         """Begin another dialogue."""
         self._talks += 1
 
-    def ask(self, text: str, so_far: Callable[[str], None]) -> Any:
+    def look_at(self, path: Path) -> None:
+        """Refuse: it has a camera of its own."""
+        raise SettingsError('the node looks through its camera: /image is for --image')
+
+    def ask(self, text: str, so_far: Callable[[str], None]) -> Reply:
         """Send a goal; Ctrl-C cancels it."""
         began, self._picture = time.monotonic(), None
         pending = self._client.segment_async(
@@ -64,13 +70,14 @@ class Node:
         except KeyboardInterrupt:
             pending.cancel()
             answer = pending.result()
-        return self._reply(
+        answered = answer.status in (Status.FOUND, Status.NOT_FOUND)
+        return Reply(
             answer.status,
             answer.answer,
             answer.reason,
             tuple(map(float, answer.scores)),
             time.monotonic() - began,
-            self._overlay(stamp_ns(answer.header)) if answer.status in (1, 2) else None,
+            self._overlay(stamp_ns(answer.header)) if answered else None,
         )
 
     def _overlay(self, stamp: int) -> np.ndarray | None:

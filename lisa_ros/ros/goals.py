@@ -177,10 +177,6 @@ class Goals:
             return f'max_age is {wanted.max_age}; expected seconds, or 0 for any age'
         return ''
 
-    def destroy(self) -> None:
-        """Offer it no more."""
-        self._server.destroy()
-
 
 def _region(region: Any) -> Region | None:
     given = (region.x_offset, region.y_offset, region.width, region.height)

@@ -118,7 +118,9 @@ class LisaNode(LifecycleNode):
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
         # There from the start: one made anew on activate would leave goals of before unanswered.
-        self._goals = Goals(self, lambda: self._session, self._camera, self._complain)
+        self._goals = Goals(
+            self, lambda: self._session, lambda: self._settings.camera, self._complain
+        )
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -126,9 +128,6 @@ class LisaNode(LifecycleNode):
             clock=_STEADY,
         )
         threading.Thread(target=self._start, name='lisa-autostart', daemon=True).start()
-
-    def _camera(self) -> str:
-        return self._settings.camera
 
     def _start(self) -> None:
         """Configure and activate, if the parameter `autostart` says so; stay up if that fails."""
@@ -210,15 +209,15 @@ class LisaNode(LifecycleNode):
 
     def _ordered(self, session: Session, said: str) -> None:
         """Do what was said on `~/command`."""
-        kind, text = (it := order(said)).kind, it.text
-        if kind is Kind.STOP:
+        wanted = order(said)
+        if wanted.kind is Kind.STOP:
             stopped = session.stop()
             self.get_logger().info('stopped' if stopped else f'{said!r}: there is nothing to stop')
-        elif kind is Kind.WATCH and text:
-            session.watch(text)
-            self.get_logger().info(f'watching {text!r} until "stop"')
+        elif wanted.kind is Kind.WATCH and wanted.text:
+            session.watch(wanted.text)
+            self.get_logger().info(f'watching {wanted.text!r} until "stop"')
         else:
-            session.command(text)
+            session.command(wanted.text)
 
     @guarded
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -411,7 +410,9 @@ class LisaNode(LifecycleNode):
             message = messages.segmentation(header, result, self._centroids(frame, result))
         except Exception as error:  # a bug: who asked is told, or would wait for ever
             result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
-            asker.answered(result, SegmentationMessage(status=4, reason=result.reason))
+            asker.answered(
+                result, SegmentationMessage(status=int(result.status), reason=result.reason)
+            )
             raise
         asker.answered(result, message)
         if not asker.public or not self.context.ok():
