@@ -41,6 +41,15 @@ setup(
             'pycocotools>=2.0.7',
             'pymeshlab>=2023',
         ],
+        # voice_node, lisa-ros listen
+        'voice': [
+            'pocketsphinx>=5,<6',
+            'rapidfuzz>=3',
+            'silero-vad>=6',
+            'soxr>=0.5',
+        ],
+        # the only version whose wheel has its model
+        'moonshine': ['moonshine-voice==0.0.73', 'platformdirs'],
         'ray': ['ray[data]>=2.50'],  # lisa-ros evaluate bag --ray
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
         'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ros2 launch lisa_ros lisa.launch.py image:=/camera/image_raw; the rest: config/lisa.yaml."""
+"""ros2 launch lisa_ros lisa.launch.py image:=/camera/image_raw; the rest: config/*.yaml."""
 
 from pathlib import Path
 
@@ -24,6 +24,9 @@ ARGUMENTS = {  # name: default, sentence
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
     'params_file': (str(CONFIG / 'lisa.yaml'), 'parameters'),
     'namespace': ('', 'namespace of the node and its relative topics'),
+    'voice': ('false', 'whether voice_node hears commands, too'),
+    'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameters of voice_node'),
+    'audio': ('audio', 'sound topic, 16-bit samples, one channel, 16 kHz'),
     'rviz': ('false', 'whether to show the overlay in RViz, where rviz2 is installed'),
 }
 
@@ -48,6 +51,20 @@ def lisa_node(context):
 
 
 def generate_launch_description():
+    voice = Node(
+        package='lisa_ros',
+        executable='voice_node',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[LaunchConfiguration('voice_params_file')],
+        # relative names: the namespace comes before them as before the node's
+        remappings=[
+            ('audio', LaunchConfiguration('audio')),
+            ('command', 'lisa/command'),
+            ('say', 'lisa/explanation'),
+        ],
+        output='screen',
+        condition=IfCondition(LaunchConfiguration('voice')),
+    )
     rviz = Node(
         package='rviz2',
         executable='rviz2',
@@ -64,4 +81,4 @@ def generate_launch_description():
         DeclareLaunchArgument(name, default_value=default, description=sentence)
         for name, (default, sentence) in ARGUMENTS.items()
     ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=lisa_node), rviz])
+    return LaunchDescription([*arguments, OpaqueFunction(function=lisa_node), voice, rviz])

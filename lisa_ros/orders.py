@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-_STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
+STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
 _WATCH = 'watch:'
 
 
@@ -33,7 +33,7 @@ class Order:
 def order(said: str) -> Order:
     """Return what kind of order was said; "watch:" alone has an empty text."""
     words = said.strip()
-    if words.lower().rstrip('.! ') in _STOP:
+    if words.lower().rstrip('.! ') in STOP:
         return Order(Kind.STOP, words)
     if words.lower().startswith(_WATCH):
         return Order(Kind.WATCH, words[len(_WATCH) :].strip())

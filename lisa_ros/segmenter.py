@@ -29,6 +29,7 @@ from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_in
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
+from lisa_ros.own_models import located
 from lisa_ros.prompts import prompt_ids, readable, training_ids
 from lisa_ros.results import (
     Dialogue,
@@ -42,7 +43,6 @@ from lisa_ros.results import (
     Turn,
 )
 
-OWN_MODELS = Path(__file__).parent / 'weights'  # our own small models, by name
 ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
 MOST_MASKS = 254  # of one answer: what ~/mask can number; each has H x W floats, too
 
@@ -167,9 +167,8 @@ class Segmenter:
         where = device_named(device)
         if precision in (None, '', 'auto'):
             precision = 'bf16' if where.type == 'cuda' else 'fp32'
-        own = OWN_MODELS / str(name)
         loaded = checkpoint.load(
-            own if (own / 'config.json').is_file() else name,
+            located(name),
             vision_tower=vision_tower or None,
             sam=sam or None,
             template=template or None,

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the node once: name, type, default, sentence, range, and when it may change.
+"""Every setting of the nodes once: name, type, default, sentence, range, and when it may change.
 
-The node's parameters, config/lisa.yaml and the README's table are made from this class or
-compared with it by a test.
+The nodes' parameters, the files in config/ and the tables of the README and docs/voice.md are made
+from these classes or compared with them by a test.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lisa_ros.errors import SettingsError
@@ -28,14 +30,23 @@ class About:
     at_configure: bool = False  # read on configure: it may change only while unconfigured
 
 
+class Checked:
+    """A dataclass of settings; building one checks every value."""
+
+    def __post_init__(self) -> None:
+        """Check every value; integers are taken where a float is asked for."""
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
+
+
 def setting(default: Any, sentence: str, **about: Any) -> Any:
     """Return a dataclass field that carries an `About`; the keywords are its fields."""
     return dataclasses.field(default=default, metadata={'about': About(sentence, **about)})
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The node's settings; building one checks every value.
+class Settings(Checked):
+    """The settings of lisa_node.
 
     Raises:
         SettingsError: a value of another type, outside its range or not among its choices.
@@ -163,10 +174,93 @@ class Settings:
         read_only=True,
     )
 
-    def __post_init__(self) -> None:
-        """Check every value; integers are taken where a float is asked for."""
-        for field in dataclasses.fields(self):
-            check(field, getattr(self, field.name))
+
+@dataclass(frozen=True)
+class VoiceSettings(Checked):
+    """The settings of voice_node.
+
+    Raises:
+        SettingsError: a value of another type, outside its range or not among its choices.
+    """
+
+    source: str = setting(
+        'topic',
+        'Where sound comes from: topic (audio), microphone, or a WAV file, played once',
+        read_only=True,
+    )
+    audio_type: str = setting(
+        'auto',
+        'Messages on audio, 16-bit samples, one channel, 16 kHz: AudioData (audio_common_msgs) or '
+        'UInt8MultiArray (std_msgs); auto: AudioData where audio_common_msgs is installed',
+        choices=('auto', 'AudioData', 'UInt8MultiArray'),
+        read_only=True,
+    )
+    microphone: str = setting(
+        '',
+        'Which microphone, by name or part of it (python -m sounddevice lists them); empty: the '
+        "system's",
+        read_only=True,
+    )
+    engine: str = setting(
+        'pocketsphinx',
+        'What makes words of speech',
+        choices=('pocketsphinx', 'moonshine', 'whisper'),
+        read_only=True,
+    )
+    speech_model: str = setting(
+        '',
+        'Model of engine whisper, folder or hub id (openai/whisper-small.en)',
+        read_only=True,
+    )
+    device: str = setting(
+        'auto',
+        'Where whisper runs: cpu or cuda; auto: the GPU where there is one',
+        read_only=True,
+    )
+    vocabulary: str = setting(
+        'lisa-tabletop',
+        'What can be said: a YAML file, or a model folder that has one (vocabulary.yaml); empty: '
+        'anything (moonshine and whisper alone)',
+        read_only=True,
+    )
+    confidence_threshold: float = setting(
+        0.5,
+        'Confidence from which words are a command; below they are told on ~/heard alone [0..1]',
+        low=0.0,
+        high=1.0,
+        read_only=True,
+    )
+    wake_phrase: str = setting(
+        '',
+        'What must be said first ("hey lisa"); empty: everything said is meant for the robot',
+        read_only=True,
+    )
+    awake: float = setting(
+        8.0,
+        'How long the wake phrase alone makes it listen [s]',
+        low=0.5,
+        high=3600.0,
+        read_only=True,
+    )
+    pause: float = setting(
+        0.5,
+        'Silence that ends what is said [s]',
+        low=0.1,
+        high=5.0,
+        read_only=True,
+    )
+    partial_every: float = setting(
+        0.7,
+        'Time between two guesses at what is being said; 0: none before its end [s]',
+        low=0.0,
+        high=10.0,
+        read_only=True,
+    )
+    say: bool = setting(
+        False,
+        'Speak what comes on say, by espeak-ng; it does not listen meanwhile',
+        read_only=True,
+    )
 
 
 def about(field: dataclasses.Field) -> About:
@@ -189,16 +283,18 @@ def check(field: dataclasses.Field, value: Any) -> None:
         raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')
 
 
-def as_yaml() -> str:
-    """Return config/lisa.yaml: `python -m lisa_ros.settings > config/lisa.yaml`."""
+def as_yaml(kind: type[Checked], node: str) -> str:
+    """Return the file in config/ that has every parameter of a node with its default."""
     lines = [
         '# SPDX-License-Identifier: Apache-2.0',
-        '# Every parameter of lisa_node with its default; made from lisa_ros/settings.py.',
-        '# Those marked * are read on configure: change them while the node is unconfigured.',
-        '/**:',
-        '  ros__parameters:',
+        f'# Every parameter of {node} with its default; made from lisa_ros/settings.py.',
     ]
-    for field in dataclasses.fields(Settings):
+    if any(about(field).at_configure for field in dataclasses.fields(kind)):
+        lines += [
+            '# Those marked * are read on configure: change them while the node is unconfigured.'
+        ]
+    lines += ['/**:', '  ros__parameters:']
+    for field in dataclasses.fields(kind):
         known = about(field)
         notes = []
         if known.choices:
@@ -211,6 +307,8 @@ def as_yaml() -> str:
         # JSON of a number or a truth value is YAML too; words need no quotes unless empty.
         value = field.default if isinstance(field.default, str) else json.dumps(field.default)
         lines.append(f'    {field.name}: {value or repr("")}')
+    if kind is not Settings:
+        return '\n'.join(lines) + '\n'
     lines += [
         '',
         "    # QoS of an input (sensor data: best effort, keep last 5), by the topic's full name:",
@@ -221,5 +319,9 @@ def as_yaml() -> str:
     return '\n'.join(lines) + '\n'
 
 
-if __name__ == '__main__':
-    print(as_yaml(), end='')
+if __name__ == '__main__':  # python -m lisa_ros.settings config
+    for kind, node, file in (
+        (Settings, 'lisa_node', 'lisa'),
+        (VoiceSettings, 'voice_node', 'voice'),
+    ):
+        (Path(sys.argv[1]) / f'{file}.yaml').write_text(as_yaml(kind, node), encoding='utf-8')

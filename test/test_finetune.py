@@ -17,8 +17,9 @@ from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import CheckpointError, DataError, SettingsError
 from lisa_ros.model import checkpoint, export
 from lisa_ros.model.sizes import infer_config
+from lisa_ros.own_models import OWN_MODELS
 from lisa_ros.results import Turn
-from lisa_ros.segmenter import OWN_MODELS, Segmenter
+from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import estimate, finetune, lessons
 from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.mixture import Mixture

@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # Low to high. A module imports from the rows below its own, and from its own folder.
 ROWS = [
     ['errors'],
-    ['results', 'settings', 'evaluation.metrics'],
+    ['results', 'settings', 'own_models', 'evaluation.metrics'],
     # pixels on one side, the network on the other: neither knows the other
     [
         'geometry',
@@ -26,6 +26,7 @@ ROWS = [
         'images',
         'model.tokenizer',
         'model.files',
+        'model.additions',
         'model.lisa',
         'model.decoding',
     ],
@@ -38,6 +39,7 @@ ROWS = [
         'datasets',
         'bags',
         'messages',
+        'voice',
     ],
     ['segmenter'],
     ['session'],

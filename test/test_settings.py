@@ -8,14 +8,16 @@ import pytest
 import yaml
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.settings import Settings, about, as_yaml
+from lisa_ros.settings import Settings, VoiceSettings, about, as_yaml
 
-CONFIG = Path(__file__).parents[1] / 'config' / 'lisa.yaml'
-FIELDS = dataclasses.fields(Settings)
+CONFIG = Path(__file__).parents[1] / 'config'
+NODES = [(Settings, 'lisa_node', 'lisa.yaml'), (VoiceSettings, 'voice_node', 'voice.yaml')]
+FIELDS = [field for kind, *_ in NODES for field in dataclasses.fields(kind)]
 
 
-def test_the_defaults_are_in_their_own_ranges():
-    Settings()
+@pytest.mark.parametrize('kind', [Settings, VoiceSettings])
+def test_the_defaults_are_in_their_own_ranges(kind):
+    kind()
 
 
 @pytest.mark.parametrize(
@@ -49,11 +51,13 @@ def test_every_setting_has_a_sentence_and_numbers_a_range(field):
         assert '[' in known.sentence or '0:' in known.sentence
 
 
-def test_the_yaml_file_is_the_one_made_from_the_settings():
-    assert CONFIG.read_text() == as_yaml(), 'python -m lisa_ros.settings > config/lisa.yaml'
+@pytest.mark.parametrize(('kind', 'node', 'file'), NODES)
+def test_the_yaml_file_is_the_one_made_from_the_settings(kind, node, file):
+    assert (CONFIG / file).read_text() == as_yaml(kind, node), 'python -m lisa_ros.settings config'
 
 
-def test_the_yaml_file_has_every_parameter_with_its_default():
-    parameters = yaml.safe_load(CONFIG.read_text())['/**']['ros__parameters']
-    assert parameters == {field.name: field.default for field in FIELDS}
-    assert Settings(**parameters) == Settings()
+@pytest.mark.parametrize(('kind', 'node', 'file'), NODES)
+def test_the_yaml_file_has_every_parameter_with_its_default(kind, node, file):
+    parameters = yaml.safe_load((CONFIG / file).read_text())['/**']['ros__parameters']
+    assert parameters == {field.name: field.default for field in dataclasses.fields(kind)}
+    assert kind(**parameters) == kind()

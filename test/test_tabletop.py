@@ -12,9 +12,10 @@ import pytest
 from lisa_ros import cli, segmenter
 from lisa_ros.evaluation import scenes
 from lisa_ros.model import decoding
+from lisa_ros.own_models import OWN_MODELS
 from lisa_ros.prompts import prompt_ids
 from lisa_ros.results import Done, MaskReady, Status, Token
-from lisa_ros.segmenter import OWN_MODELS, Segmenter
+from lisa_ros.segmenter import Segmenter
 
 EXAM = scenes.OWN_EXAMS / 'test.zip'
 

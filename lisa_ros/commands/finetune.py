@@ -7,8 +7,9 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.given import own_or, pace_arguments, pace_of
+from lisa_ros.commands.given import pace_arguments, pace_of
 from lisa_ros.errors import SettingsError
+from lisa_ros.own_models import located
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -77,7 +78,7 @@ def finetune(options: argparse.Namespace) -> int:
     if validation and isinstance(validation[0], Talk):
         raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
     origin = school.Origin(
-        options.llava or own_or(options.model),
+        options.llava or located(options.model),
         options.vision_tower,
         options.sam,
         is_llava=options.llava is not None,

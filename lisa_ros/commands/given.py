@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
-from pathlib import Path
 
 from lisa_ros.settings import Settings
 
@@ -69,14 +68,6 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         action='store_true',
         help='tokens written out in QUERY, such as [SEG], are those tokens, as in the original',
     )
-
-
-def own_or(name: str) -> str | Path:
-    """Return the folder of a model of ours, or the name as it is."""
-    from lisa_ros.segmenter import OWN_MODELS
-
-    own = OWN_MODELS / name
-    return own if (own / 'config.json').is_file() else name
 
 
 def pace_of(options: argparse.Namespace, usual):

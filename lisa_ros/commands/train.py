@@ -50,6 +50,18 @@ def add(commands: argparse._SubParsersAction) -> None:
         default=None,
         help="with --start: a vocabulary made anew from today's grammar",
     )
+    school.add_argument(
+        '--additions',
+        type=int,
+        metavar='RANK',
+        help='with --start: its weights stand, and what is learnt is kept beside them',
+    )
+    school.add_argument(
+        '--only-places',
+        action='store_true',
+        default=None,
+        help='with --additions: CLIP learns where its patches stand',
+    )
     school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument(
         '--memory',

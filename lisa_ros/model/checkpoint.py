@@ -34,6 +34,7 @@ from transformers.models.sam.configuration_sam import SamConfig
 
 from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.images import ClipRecipe
+from lisa_ros.model.additions import OnTop
 from lisa_ros.model.files import (
     Files,
     Weights,
@@ -133,7 +134,7 @@ def _load_own(
         ) from error
     tokenizer = Tokenizer.load(folder)
     recipe = ClipRecipe.from_dict(read_json(folder / 'preprocessor_config.json'))
-    sources = [(Files.of_folder(folder), lambda key: key)]
+    sources = [(OnTop(Files.of_folder(folder), folder), lambda key: key)]
     model = _fill(config, sources, device, precision, folder, str)
     _check_agreement(config, tokenizer, recipe, folder)
     return Checkpoint(model, tokenizer, recipe)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.images import ClipRecipe
+from lisa_ros.model import additions
 from lisa_ros.model.lisa import LISA, LisaConfig
 from lisa_ros.model.names import unmap_key
 from lisa_ros.model.tokenizer import Tokenizer
@@ -50,15 +51,16 @@ def save(
         for key, tensor in state.items()
     }
     if bits is not None:
-        state = {k: t if k == kept else _rounded(t, bits) for k, t in state.items()}
+        state = {k: t if k == kept else rounded(t, bits) for k, t in state.items()}
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
+    (folder / additions.FILE).unlink(missing_ok=True)  # of a model that was there before
     texts = {'config.json': model.config.to_dict(), 'preprocessor_config.json': recipe.to_dict()}
     for name, plain in texts.items():
         (folder / name).write_text(json.dumps(plain, indent=2) + '\n', encoding='utf-8')
     tokenizer.save(folder)
 
 
-def _rounded(tensor: Tensor, bits: int) -> Tensor:
+def rounded(tensor: Tensor, bits: int) -> Tensor:
     """Return a matrix on a grid of its own for each row, whose step is a power of two."""
     if tensor.ndim < 2:
         return tensor

@@ -106,8 +106,8 @@ class LisaNode(LifecycleNode):
         self._commands: Subscription | None = None
         self._seconds = 0.0  # how long the last answer took
         self._complaints: dict[str, float] = {}  # causes told lately, and when [s, monotonic]
-        parameters.declare(self, lambda: self.loading or self._lisa is not None)
-        self._settings = parameters.read(self)
+        parameters.declare(self, Settings, lambda: self.loading or self._lisa is not None)
+        self._settings = parameters.read(self, Settings)
         self.add_post_set_parameters_callback(self._on_parameters)
         self.create_service(Trigger, '~/reset_dialogue', self._on_reset_dialogue)
         self.create_service(
@@ -148,7 +148,7 @@ class LisaNode(LifecycleNode):
         """Load the weights and make the publishers."""
         self.loading = True  # from here on a change of what is read now would be lost
         try:
-            settings = self._settings = parameters.read(self)
+            settings = self._settings = parameters.read(self, Settings)
             self.get_logger().info(f'loading {settings.model} ...')
             began = time.monotonic()
             self._lisa = _load(settings)
@@ -323,7 +323,7 @@ class LisaNode(LifecycleNode):
 
     def _on_parameters(self, changes: list[Any]) -> None:
         """Take over what may change while the node runs."""
-        self._settings = settings = parameters.read(self)
+        self._settings = settings = parameters.read(self, Settings)
         if self._session:
             self._session.depth_tolerance = settings.depth_tolerance
             self._session.image_timeout = settings.image_timeout

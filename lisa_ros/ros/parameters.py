@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as ROS parameters: declared, checked and read from the one class that holds them."""
+"""Settings as ROS parameters: declared, checked and read from the class that holds them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -19,28 +19,32 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.settings import Settings, about, check
+from lisa_ros.settings import Checked, about, check
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+_Kind = TypeVar('_Kind', bound=Checked)
 
 
-def declare(node: Node, is_configured: Callable[[], bool]) -> None:
+def declare(
+    node: Node, kind: type[Checked], is_configured: Callable[[], bool] = lambda: False
+) -> None:
     """Declare every setting with its default, sentence and range, and check each change.
 
     Args:
         node: whose parameters they become; values from files and the command line win.
+        kind: the class of settings.
         is_configured: tells whether settings that are read on configure are in use now.
 
     Raises:
         rclpy.exceptions.ParameterException: a value from outside that the setting does not take.
     """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
 
     def refuse(changes: list[Parameter]) -> SetParametersResult:
         for change in changes:
-            field = _FIELDS.get(change.name)
+            field = fields.get(change.name)
             if field is None:  # use_sim_time, qos_overrides: not ours
                 continue
             try:
@@ -53,12 +57,12 @@ def declare(node: Node, is_configured: Callable[[], bool]) -> None:
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(refuse)  # first: it also checks the values of the start
-    for name, field in _FIELDS.items():
+    for name, field in fields.items():
         node.declare_parameter(name, field.default, descriptor(field))
 
 
 def descriptor(field: dataclasses.Field) -> ParameterDescriptor:
-    """Return what `ros2 param describe` shows of one of `dataclasses.fields(Settings)`."""
+    """Return what `ros2 param describe` shows of one of the fields of a class of settings."""
     known = about(field)
     constraints = []
     if known.choices:
@@ -82,9 +86,10 @@ def descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     return described
 
 
-def read(node: Node) -> Settings:
+def read(node: Node, kind: type[_Kind]) -> _Kind:
     """Return the parameters' present values."""
-    return Settings(**{name: node.get_parameter(name).value for name in _FIELDS})
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: node.get_parameter(name).value for name in names})
 
 
 def sensor_qos() -> QoSProfile:

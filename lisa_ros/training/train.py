@@ -9,6 +9,7 @@ drawn anew at each validation), `tokenizer/` and `model/` (the averaged weights 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros import images, masks
 from lisa_ros.errors import SettingsError
-from lisa_ros.model import checkpoint, export
+from lisa_ros.model import additions, checkpoint, export
 from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced, sam_config
 from lisa_ros.model.tokenizer import SEG, SPACE, Tokenizer
-from lisa_ros.training import data, memory, requests
+from lisa_ros.training import data, memory, places, requests
 from lisa_ros.training.grounding import (
     Grounding,
     can_count,
@@ -54,6 +55,7 @@ WEIGHTS = {
     'first_right': 0.0,
 }
 _EYES = ('clip.', 'mm_projector.', 'sam.')
+_STANDING = ('sam.vision_encoder.', 'sam.prompt_encoder.')  # under additions
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
 
 
@@ -83,6 +85,8 @@ class Recipe:
     pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
     start: Path | None = None  # a model folder to start from, rather than from nothing
     new_words: bool = False  # the start's words make room for those of today's grammar
+    additions: int = 0  # rank of what is learnt beside a start's weights, which stand
+    only_places: bool = False  # CLIP learns where its patches stand, and nothing else is learnt
     eyes: Path | None = None  # or one whose vision parts, tokenizer and sizes alone are taken
     memory: Path | None = None  # where what the vision parts see is kept; then they stand still
     views: int = 1  # of each scene in a memory
@@ -203,6 +207,10 @@ class Tabletop:
             raise SettingsError(
                 f'no sort of requests {unknown[0]!r}: they are {", ".join(requests.SORTS)}'
             )
+        if recipe.additions and (not recipe.start or recipe.new_words):
+            raise SettingsError('additions are made to a start and its words: give --start alone')
+        if recipe.only_places and recipe.additions < 2 * places.WAVES:
+            raise SettingsError(f'places need additions of a rank of {2 * places.WAVES} or more')
         if recipe.start and recipe.eyes:
             raise SettingsError('a start has eyes of its own: give --start or --eyes')
         given = recipe.start or recipe.eyes
@@ -231,6 +239,9 @@ class Tabletop:
         if recipe.eyes:
             seeing = {n: t for n, t in start.model.state_dict().items() if n.startswith(_EYES)}
             self.lisa.load_state_dict(seeing, strict=False)
+        if recipe.additions:
+            given = additions.read(recipe.start)
+            additions.begin(self.lisa, recipe.additions, _STANDING, given)
         self.heads = Grounding(self.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
         self.memory = None
@@ -316,8 +327,9 @@ class Tabletop:
         """Return the losses of SAM's features and of the image tokens."""
         heads = self.heads
         words, inventory = heads.words(self.lisa, tokens, lesson)
+        learns = embeddings.requires_grad  # under additions SAM's encoder stands
         return {
-            'pixels': heads.pixels(embeddings, lesson),
+            **({'pixels': heads.pixels(embeddings, lesson)} if learns else {}),
             'patches': heads.patches(tokens, lesson),
             'words': words,
             'inventory': inventory,
@@ -332,7 +344,10 @@ class Tabletop:
     def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
         out = self.lisa(lesson.batch, packed=True)
-        seeing = self._seeing(out.image_embeddings, out.clip_tokens, lesson)
+        tokens = out.clip_tokens
+        if self.recipe.additions and step < self.recipe.pace.warm_up:
+            tokens = tokens.detach()  # heads that begin at random first learn to read good eyes
+        seeing = self._seeing(out.image_embeddings, tokens, lesson)
         return {**seeing, **self._answering(out, lesson, step)}
 
     def _answering(
@@ -403,8 +418,13 @@ class Tabletop:
         return found.cpu().numpy(), truth.cpu().numpy(), out.seg_query.tolist(), float(right)
 
     def export(self, run: Path) -> None:
-        """Write the weights in our own layout to `model/`."""
-        export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
+        """Write the weights in our own layout to `model/`; additions beside the start's own."""
+        if not self.recipe.additions:
+            export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
+            return
+        shutil.copytree(self.recipe.start, run / 'model', dirs_exist_ok=True)
+        added = {n: export.rounded(t, bits=8) for n, t in additions.of(self.lisa).items()}
+        additions.write(added, run / 'model')
 
 
 def _tile(picture: np.ndarray, mask: np.ndarray, caption: str) -> np.ndarray:
@@ -423,4 +443,13 @@ def train(run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu') -> bool:
         False if a signal stopped it before its end.
     """
     *_, device = join(device)
-    return Loop(run, recipe.pace, Tabletop(run, scenes, recipe, device), device).train()
+    pupil = Tabletop(run, scenes, recipe, device)
+    if not recipe.only_places:
+        return Loop(run, recipe.pace, pupil, device).train()
+    placing = places.Placing(pupil.lisa, CLIP_RECIPE, pupil.train_set, recipe.pace.seed)
+    loop = Loop(run, recipe.pace, placing, device)
+    if not loop.train():
+        return False
+    with loop.averaged():
+        pupil.export(run)
+    return True
