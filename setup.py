@@ -46,6 +46,7 @@ setup(
             'pocketsphinx>=5,<6',
             'rapidfuzz>=3',
             'silero-vad>=6',
+            'sounddevice>=0.4',
             'soxr>=0.5',
         ],
         # the only version whose wheel has its model

@@ -26,15 +26,15 @@ def environment():
     return {**os.environ, 'ROS_DOMAIN_ID': DOMAIN, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
 
 
-def executable():
-    """The installed lisa_node where there is one, else the module."""
+def executable(name='lisa_node', module='lisa_ros.ros.node'):
+    """The installed node where there is one, else the module."""
     from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
     try:
-        installed = Path(get_package_prefix('lisa_ros')) / 'lib' / 'lisa_ros' / 'lisa_node'
+        installed = Path(get_package_prefix('lisa_ros')) / 'lib' / 'lisa_ros' / name
     except PackageNotFoundError:
         installed = Path()
-    return [str(installed)] if installed.is_file() else [sys.executable, '-m', 'lisa_ros.ros.node']
+    return [str(installed)] if installed.is_file() else [sys.executable, '-m', module]
 
 
 class NodeProcess:

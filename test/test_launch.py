@@ -12,7 +12,7 @@ from lisa_ros import cli
 LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
     'model', 'vision_tower', 'template', 'device', 'precision', 'image', 'depth', 'camera_info',
-    'params_file', 'namespace', 'rviz',
+    'params_file', 'namespace', 'rviz', 'voice', 'voice_params_file', 'audio',
 }  # fmt: skip
 
 

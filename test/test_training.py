@@ -7,6 +7,7 @@ Rendering itself needs meshes and a graphics library, so the scenes of these tes
 import itertools
 import json
 import math
+import shutil
 import zlib
 from dataclasses import replace
 
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 from lisa_ros import cli
-from lisa_ros.errors import DataError, QueryError, SettingsError
+from lisa_ros.errors import CheckpointError, DataError, QueryError, SettingsError
+from lisa_ros.model import additions, checkpoint
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.model.tokenizer import SEG
 from lisa_ros.segmenter import Segmenter
@@ -604,3 +606,71 @@ def test_the_command_trains_with_the_numbers_given(rectangles, tmp_path, capsys)
     assert rows[-1].startswith('2.0000,')
     assert cli.main(['train', '--scenes', str(rectangles)]) == 1
     assert '--out' in capsys.readouterr().err
+
+
+# ---- additions to weights that stand
+
+
+@pytest.fixture(scope='module')
+def added(trained, rectangles, tmp_path_factory):
+    """A run that adds to the weights of another, and that run's model."""
+    start = tmp_path_factory.mktemp('start') / 'model'
+    shutil.copytree(trained.run / 'model', start)
+    run = tmp_path_factory.mktemp('added')
+    recipe = replace(RECIPE, start=start, additions=4, looks=0, pace=replace(PACE, average=0.0))
+    loop = Loop(run, recipe.pace, Tabletop(run, rectangles, recipe))
+    loop.train()
+    return loop, start
+
+
+def test_additions_lie_beside_weights_that_stand_and_load_on_top(added):
+    loop, start = added
+    model = loop.run / 'model'
+    weights = 'model.safetensors'
+    assert (model / weights).read_bytes() == (start / weights).read_bytes()
+    small = (model / additions.FILE).stat().st_size
+    assert 0 < small < (model / weights).stat().st_size / 10
+    learnt, before = checkpoint.load(model).model, checkpoint.load(start).model
+    encoder = 'sam.vision_encoder.'
+    same = {n for n, p in before.named_parameters() if torch.equal(p, learnt.get_parameter(n))}
+    assert {n for n in learnt.state_dict() if n.startswith(encoder)} <= same
+    assert 'llm.model.layers.0.mlp.up_proj.weight' not in same
+    # what loads is what was trained, to the rounding of its additions
+    trained_weight = loop.pupil.lisa.llm.model.layers[0].mlp.up_proj.weight.detach()
+    loaded = learnt.llm.model.layers[0].mlp.up_proj.weight
+    change = (trained_weight - before.llm.model.layers[0].mlp.up_proj.weight).norm()
+    assert (loaded - trained_weight).norm() < 0.02 * change
+
+
+def test_additions_are_gone_on_with(added, rectangles, tmp_path):
+    loop, _ = added
+    recipe = replace(RECIPE, start=loop.run / 'model', additions=4)
+    pupil = Tabletop(tmp_path, rectangles, recipe)
+    name = 'llm.model.layers.0.mlp.up_proj'
+    layer = pupil.lisa.get_submodule(name)
+    given = additions.read(loop.run / 'model')
+    assert torch.equal(layer.parametrizations.weight[0].up, given[f'{name}.weight.up'])
+    merged = checkpoint.load(loop.run / 'model').model.get_parameter(f'{name}.weight')
+    assert torch.allclose(layer.weight, merged, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'llm.lm_head.weight': torch.zeros(3, 5)}, r'llm\.lm_head\.weight is \(3, 5\)'),
+        ({'nothing.weight': torch.zeros(3)}, r'there is no nothing\.weight'),
+        ({'llm.lm_head.weight.up': torch.zeros(9, 2)}, r'lm_head\.weight\.up is \(9, 2\)'),
+    ],
+)
+def test_additions_of_another_model_are_named(added, tmp_path, change, message):
+    _, start = added
+    model = tmp_path / 'model'
+    shutil.copytree(start, model)
+    additions.write(change, model)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(model)
+
+
+def test_additions_want_a_start(rectangles, tmp_path):
+    with pytest.raises(SettingsError, match='give --start'):
+        Tabletop(tmp_path, rectangles, replace(RECIPE, additions=4))

@@ -56,12 +56,6 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='RANK',
         help='with --start: its weights stand, and what is learnt is kept beside them',
     )
-    school.add_argument(
-        '--only-places',
-        action='store_true',
-        default=None,
-        help='with --additions: CLIP learns where its patches stand',
-    )
     school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument(
         '--memory',

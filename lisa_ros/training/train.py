@@ -25,7 +25,7 @@ from lisa_ros.errors import SettingsError
 from lisa_ros.model import additions, checkpoint, export
 from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced, sam_config
 from lisa_ros.model.tokenizer import SEG, SPACE, Tokenizer
-from lisa_ros.training import data, memory, places, requests
+from lisa_ros.training import data, memory, requests
 from lisa_ros.training.grounding import (
     Grounding,
     can_count,
@@ -86,7 +86,6 @@ class Recipe:
     start: Path | None = None  # a model folder to start from, rather than from nothing
     new_words: bool = False  # the start's words make room for those of today's grammar
     additions: int = 0  # rank of what is learnt beside a start's weights, which stand
-    only_places: bool = False  # CLIP learns where its patches stand, and nothing else is learnt
     eyes: Path | None = None  # or one whose vision parts, tokenizer and sizes alone are taken
     memory: Path | None = None  # where what the vision parts see is kept; then they stand still
     views: int = 1  # of each scene in a memory
@@ -209,8 +208,6 @@ class Tabletop:
             )
         if recipe.additions and (not recipe.start or recipe.new_words):
             raise SettingsError('additions are made to a start and its words: give --start alone')
-        if recipe.only_places and recipe.additions < 2 * places.WAVES:
-            raise SettingsError(f'places need additions of a rank of {2 * places.WAVES} or more')
         if recipe.start and recipe.eyes:
             raise SettingsError('a start has eyes of its own: give --start or --eyes')
         given = recipe.start or recipe.eyes
@@ -423,8 +420,8 @@ class Tabletop:
             export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
             return
         shutil.copytree(self.recipe.start, run / 'model', dirs_exist_ok=True)
-        added = {n: export.rounded(t, bits=8) for n, t in additions.of(self.lisa).items()}
-        additions.write(added, run / 'model')
+        added = additions.read(self.recipe.start) | additions.of(self.lisa)
+        additions.write({n: export.rounded(t, bits=8) for n, t in added.items()}, run / 'model')
 
 
 def _tile(picture: np.ndarray, mask: np.ndarray, caption: str) -> np.ndarray:
@@ -443,13 +440,4 @@ def train(run: Path, scenes: Path, recipe: Recipe, device: str = 'cpu') -> bool:
         False if a signal stopped it before its end.
     """
     *_, device = join(device)
-    pupil = Tabletop(run, scenes, recipe, device)
-    if not recipe.only_places:
-        return Loop(run, recipe.pace, pupil, device).train()
-    placing = places.Placing(pupil.lisa, CLIP_RECIPE, pupil.train_set, recipe.pace.seed)
-    loop = Loop(run, recipe.pace, placing, device)
-    if not loop.train():
-        return False
-    with loop.averaged():
-        pupil.export(run)
-    return True
+    return Loop(run, recipe.pace, Tabletop(run, scenes, recipe, device), device).train()

@@ -189,7 +189,7 @@ class Whisper:
     def __init__(self, model: str, device: str = 'auto'):
         if not model:
             raise SettingsError(
-                'whisper needs a model: a folder or a hub id (openai/whisper-tiny.en)'
+                'whisper needs speech_model: a folder or a hub id (openai/whisper-small.en)'
             )
         import torch
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor

@@ -98,12 +98,12 @@ class Vocabulary:
         if words in STOP:
             return 'stop'
         words = re.sub(r'\b(in|of) this image\b', '', words)
-        for verb in sorted((*self.verbs, *_COURTESY, _WATCH), key=len, reverse=True):
+        words = ' '.join(w for w in words.split() if w not in _COURTESY)
+        for verb in sorted((*self.verbs, _WATCH), key=len, reverse=True):
             if words.startswith(verb + ' '):
                 words = words[len(verb) + 1 :]
                 break
-        kept = [w for w in words.split() if w not in _ARTICLES and w not in _COURTESY]
-        return ' '.join(kept)
+        return ' '.join(w for w in words.split() if w not in _ARTICLES)
 
     @cached_property
     def sayable(self) -> dict[str, str]:
@@ -184,7 +184,7 @@ class Vocabulary:
             rules['what'] = ' | '.join(what)
             said += [f'[{_WATCH}] <what>', f'<more> [<the>] {look}<thing>']
         if self.verbs:
-            said += [f'<verb> <{name}>' for name in ('what', 'need') if name in rules]
+            said += [f'[please] <verb> <{name}>' for name in ('what', 'need') if name in rules]
         if wake:
             rules['wake'] = plainly(wake)
             said = ['<wake>', *(f'[<wake>] {way}' for way in said)]
