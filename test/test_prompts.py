@@ -83,6 +83,47 @@ def test_earlier_turns_are_written_as_the_original_writes_them(template, text, t
     assert tokenizer.decode([index for index in ids if index >= 0]).endswith(text)
 
 
+TALK = (
+    Turn('Where is the mug?', 'Sure, [SEG].'),
+    Turn('And the spoon?', 'It is [SEG].'),
+)
+# Written out by hand from the original's conversation.py: llava_v1 is "A chat ..." with the
+# separators " " and "</s>"; llava_llama_2 wraps each question in [INST] and its first in <<SYS>>.
+GOLDEN = {
+    'llava_v1': (
+        '<s>A chat between a curious human and an artificial intelligence assistant. The '
+        "assistant gives helpful, detailed, and polite answers to the human's questions. "
+        'USER: <im_start>|<im_end> Where is the mug? ASSISTANT: Sure, [SEG]  .</s>',
+        'USER: And the spoon? ASSISTANT: It is [SEG]  .</s>',
+        'USER: Why? ASSISTANT:',
+    ),
+    'llava_llama_2': (
+        '<s>[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to '
+        'understand the visual content that the user provides, and assist the user with a '
+        'variety of tasks using natural language.\n<</SYS>> '
+        '<im_start>|<im_end> Where is the mug? [/INST] Sure, [SEG]  . </s>',
+        '<s>[INST] And the spoon? [/INST] It is [SEG]  . </s>',
+        '<s>[INST] Why? [/INST]',
+    ),
+}
+
+
+@pytest.mark.parametrize('template', GOLDEN)
+@pytest.mark.parametrize('earlier', [1, 2])
+def test_dialogues_of_two_and_three_turns_are_the_originals_word_for_word(
+    template, earlier, tokenizer
+):
+    ids = prompt_ids(tokenizer, template, 'Why?', Dialogue(TALK[:earlier]))
+    place = ids.index(IMAGE_TOKEN)
+    told = f'{tokenizer.decode(ids[:place])}|{tokenizer.decode(ids[place + 1 :])}'
+    first, second, last = GOLDEN[template]
+    assert told == first + (second if earlier == 2 else '') + last
+    # each answer ends with the end of a sequence, and only llava_llama_2 begins each question anew
+    assert ids.count(tokenizer.eos_token_id) == earlier
+    assert ids.count(tokenizer.bos_token_id) == (1 + earlier if template != 'llava_v1' else 1)
+    assert ids.count(tokenizer.seg_token_id) == earlier
+
+
 def test_the_next_prompt_begins_with_what_was_learnt(tokenizer):
     ids, _ = training_ids(tokenizer, 'llava_v1', ONE_TURN.turns)
     assert prompt_ids(tokenizer, 'llava_v1', 'And?', ONE_TURN)[: len(ids)] == ids
