@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of the nodes once: name, type, default, sentence, range, and when it may change.
 
-The nodes' parameters, the files in config/ and the tables of the README and docs/voice.md are made
-from these classes or compared with them by a test.
+The nodes' parameters, the files in config/ and the README's table are made from these classes or
+compared with them by a test.
 """
 
 from __future__ import annotations

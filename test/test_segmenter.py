@@ -134,6 +134,8 @@ def test_a_cancel_keeps_what_was_ready():
     assert result.status is Status.CANCELLED
     assert result.reason
     assert len(result.masks) == 1
+    mask = next(i for i, event in enumerate(events) if isinstance(event, MaskReady))
+    assert sum(isinstance(event, Token) for event in events[mask:]) <= 2
     assert list(result.token_ids) == new_ids(256, THREE)[: len(result.token_ids)]
 
 

@@ -381,3 +381,12 @@ def test_settings_make_the_listener():
     assert isinstance(listener, Listener)
     assert about.startswith('pocketsphinx listens for ')
     assert about.endswith('after "hey lisa"')
+
+
+def test_a_click_is_nothing_and_what_follows_is_heard(sphinx, vocabulary):
+    listener = Listener(sphinx, vocabulary, partial=0.1)
+    row = said('find_the_yellow_mug')
+    click = row[RATE + 2400 : RATE + 3600]  # 75 ms of a word
+    found = heard(listener, np.concatenate([np.zeros(RATE, np.float32), click, row]))
+    assert [h.command for h in found if h.outcome is Outcome.COMMAND] == ['find the yellow mug']
+    assert {h.outcome for h in found} <= {Outcome.PARTIAL, Outcome.COMMAND}

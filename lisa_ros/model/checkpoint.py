@@ -12,7 +12,8 @@ Four layouts come in:
 - segment-anything's .pth files, for SAM alone (`load_sam_pth`), or for what a released LISA lacks
   of its SAM (`load`'s `sam`);
 - our own: config.json, model.safetensors under the names of `LISA.state_dict()`, the tokenizer's
-  files and CLIP's preprocessor_config.json, all in one folder.
+  files and CLIP's preprocessor_config.json, all in one folder; what lies in
+  model_additions.safetensors beside them is put on top (`additions`).
 
 Weights stream, tensor by tensor, into a model without storage, so that the peak is about one copy
 in the wanted precision.

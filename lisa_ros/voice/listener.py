@@ -25,7 +25,8 @@ from lisa_ros.voice.sound import RATE
 from lisa_ros.voice.speech import Speech, Utterance
 from lisa_ros.voice.vocabulary import Vocabulary, plainly
 
-_FIRST = 0.6  # speech before the first guess at what is being said [s]
+_FIRST = 0.6  # of an utterance before the first guess at what is being said [s]
+_SHORTEST = 0.15  # speech in an utterance [s]; less is a click
 
 
 class Outcome(enum.Enum):
@@ -97,9 +98,8 @@ class Listener:
     def _heard(self, utterance: Utterance) -> Iterator[Heard]:
         seconds = len(utterance.samples) / RATE
         if utterance.ended:
-            self._next = _FIRST
-            if self._acted:
-                self._acted = False
+            acted, self._acted, self._next = self._acted, False, _FIRST
+            if acted or utterance.spoken < _SHORTEST:
                 return
             began = self._clock()
             heard = self.judge(self._engine.hear(utterance.samples))

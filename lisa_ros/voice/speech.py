@@ -14,7 +14,7 @@ from lisa_ros.voice.sound import RATE
 _CHUNK = 512  # samples that the detector takes at 16 kHz
 _SPEECH = 0.5  # probability from which a chunk counts as speech; it ends 0.15 below
 _BEFORE = 0.3  # of the sound before it was noticed belongs to an utterance [s]
-_SHORTEST, _LONGEST = 0.15, 10.0  # speech in an utterance [s]: less is a click, more is a talk
+_LONGEST = 10.0  # utterance [s]; more is a talk, and cut
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Utterance:
     """What somebody said, or has said so far."""
 
     samples: np.ndarray  # (n,) float32, with some silence at either end
+    spoken: float  # of it, speech [s]
     ended: bool
 
 
@@ -85,10 +86,12 @@ class Speech:
         if self._silent * _CHUNK >= self._pause * RATE or seconds > _LONGEST:
             yield from self._end()
         else:
-            yield Utterance(np.concatenate(self._kept), ended=False)
+            yield self._utterance(ended=False)
 
     def _end(self) -> Iterator[Utterance]:
-        samples, long = np.concatenate(self._kept), self._spoken * _CHUNK >= _SHORTEST * RATE
+        utterance = self._utterance(ended=True)
         self._kept, self._speaking = [], False
-        if long:
-            yield Utterance(samples, ended=True)
+        yield utterance
+
+    def _utterance(self, ended: bool) -> Utterance:
+        return Utterance(np.concatenate(self._kept), self._spoken * _CHUNK / RATE, ended)
