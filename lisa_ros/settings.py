@@ -224,7 +224,7 @@ class VoiceSettings(Checked):
         read_only=True,
     )
     confidence_threshold: float = setting(
-        0.5,
+        0.7,
         'Confidence from which words are a command; below they are told on ~/heard alone [0..1]',
         low=0.0,
         high=1.0,

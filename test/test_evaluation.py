@@ -139,12 +139,13 @@ def test_a_run_tells_its_figures_and_the_same_ones_twice(reports, labelled):
     timings = json.loads((reports / 'a' / 'timings.json').read_text())
     assert timings['cases'].keys() == {case['name'] for case in plain['cases']}
     assert timings['machine']['torch'] == torch.__version__
-    # the first mask comes before the last word, and every stage has a share of the answer
+    # a mask comes before its answer's last word (answers without one may be quicker than either),
+    # and every stage has a share of the answer
     whole, mask = (
         timings['delays']['to the answer [s]'],
         timings['delays']['to the first mask [s]'],
     )
-    assert 0 < mask['p50'] < whole['p50']
+    assert 0 < mask['p50'] <= mask['p99'] < whole['p99']
     assert {'clip [s]', 'tokens [s]', 'sam [s]'} < timings['delays'].keys()
     for stage, spent in timings['delays'].items():
         assert spent['p99'] <= whole['p99'], stage

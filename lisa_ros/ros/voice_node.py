@@ -31,7 +31,7 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameters
 from lisa_ros.settings import VoiceSettings
-from lisa_ros.voice import sound
+from lisa_ros.voice import listener, sound
 from lisa_ros.voice.listener import Outcome, listener_of
 
 _BEHIND = 10.0  # sound that may wait to be heard [s]; more is left out
@@ -49,7 +49,7 @@ class VoiceNode(Node):
     def __init__(self) -> None:
         super().__init__('voice')
         parameters.declare(self, VoiceSettings)
-        settings = self._settings = parameters.read(self, VoiceSettings)
+        settings = parameters.read(self, VoiceSettings)
         self._listener, about = listener_of(settings)
         self._heard = self.create_publisher(Heard, '~/heard', 10)
         self._command = self.create_publisher(String, 'command', 10)
@@ -136,7 +136,7 @@ class VoiceNode(Node):
             if samples is None:
                 self.get_logger().info('the sound is at its end')
 
-    def _tell(self, heard) -> None:
+    def _tell(self, heard: listener.Heard) -> None:
         """Publish what was heard, and the command if it is one."""
         told = Heard(
             outcome=getattr(Heard, heard.outcome.value),
@@ -175,7 +175,7 @@ class VoiceNode(Node):
                 self._speaking.clear()
 
     def _warn(self, words: str) -> None:
-        """Warn, of each kind of thing once in a while."""
+        """Warn, at most once in five seconds: sound comes in many pieces."""
         self.get_logger().warning(words, throttle_duration_sec=5.0)
 
     def stop(self) -> None:

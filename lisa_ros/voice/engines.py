@@ -119,7 +119,7 @@ class PocketSphinx:
         fits = self.fits(samples)
         worst = min((fit for _, fit in fits), default=0.0)
         sure = 1 / (1 + np.exp(-(worst - _DOUBT) / _SLOPE))
-        return Words(' '.join(word for word, _ in fits), float(sure))
+        return Words(' '.join(word for word, _ in fits), float(sure * _clear(samples)))
 
     def fits(self, samples: np.ndarray) -> list[tuple[str, float]]:
         """Return the words of the most likely sentence, each with how much worse than free
@@ -155,6 +155,17 @@ _VOICELESS = ('P', 'T', 'K', 'F', 'TH')
 # How much worse the worst word fits at even chances [log per frame of 10 ms]: of 120 commands that
 # were spoken (benchmarks/voice.py) words that were said lie above -30 but for a few, others below.
 _DOUBT, _SLOPE = -28.0, 3.0
+_LOST, _PLAIN = 10.0, 17.0  # speech over noise at which nothing, and everything, can be sure [dB]
+
+
+def _clear(samples: np.ndarray) -> float:
+    """Return how far an utterance stands out of the noise around it, 0..1.
+
+    In loud noise phonemes in any order fit no better than wrong words do, and nothing is sure.
+    """
+    frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
+    quiet, loud = np.percentile((frames**2).mean(1), (10, 90)) + 1e-10
+    return float(np.clip((10 * np.log10(loud / quiet) - _LOST) / (_PLAIN - _LOST), 0, 1))
 
 
 class Moonshine:

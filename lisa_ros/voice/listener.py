@@ -59,7 +59,7 @@ class Listener:
         engine: Engine,
         vocabulary: Vocabulary | None = None,
         *,
-        sure: float = 0.5,
+        sure: float = 0.7,
         wake: str = '',
         awake: float = 8.0,
         partial: float = 0.7,
