@@ -674,3 +674,11 @@ def test_additions_of_another_model_are_named(added, tmp_path, change, message):
 def test_additions_want_a_start(rectangles, tmp_path):
     with pytest.raises(SettingsError, match='give --start'):
         Tabletop(tmp_path, rectangles, replace(RECIPE, additions=4))
+
+
+def test_a_broken_file_of_additions_is_named(added, tmp_path):
+    _, start = added
+    shutil.copytree(start, tmp_path / 'model')
+    (tmp_path / 'model' / additions.FILE).write_bytes(b'no safetensors')
+    with pytest.raises(CheckpointError, match=additions.FILE):
+        checkpoint.load(tmp_path / 'model')

@@ -390,3 +390,25 @@ def test_a_click_is_nothing_and_what_follows_is_heard(sphinx, vocabulary):
     found = heard(listener, np.concatenate([np.zeros(RATE, np.float32), click, row]))
     assert [h.command for h in found if h.outcome is Outcome.COMMAND] == ['find the yellow mug']
     assert {h.outcome for h in found} <= {Outcome.PARTIAL, Outcome.COMMAND}
+
+
+def sentence(rng, rules, text):
+    """A random sentence of a JSGF rule, by its alternatives, options and references."""
+    alternatives = [part.strip() for part in text.split(' | ')]
+    words = []
+    for part in alternatives[rng.integers(len(alternatives))].split():
+        optional, name = part.startswith('['), part.strip('[]')
+        if name.startswith('/') or (optional and rng.random() < 0.5):
+            continue  # a weight; or left out
+        words.append(sentence(rng, rules, rules[name[1:-1]]) if name[0] == '<' else name)
+    return ' '.join(words)
+
+
+def test_whatever_the_grammar_makes_is_understood_as_it_stands(vocabulary):
+    lines = vocabulary.grammar().replace('public ', '').splitlines()[2:]
+    rules = dict(line.rstrip(';')[1:].split('> = ', 1) for line in lines if line)
+    rng = np.random.default_rng(0)
+    said = {sentence(rng, rules, rules['said']) for _ in range(5000)}
+    assert len(said) > 2000
+    lost = [words for words in said if vocabulary.understand(words)[1] < 1]
+    assert not lost, lost[:10]

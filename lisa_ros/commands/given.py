@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from lisa_ros.settings import Settings
+from lisa_ros.settings import Checked, Settings, about
 
 
 def load(options: argparse.Namespace):
@@ -44,25 +45,31 @@ def positive(text: str) -> float:
     return value
 
 
+def setting_arguments(
+    parser: argparse.ArgumentParser, kind: type[Checked], names: Sequence[str], **others: dict
+) -> None:
+    """Add some of a class of settings, with their own words; `others` are by setting's name."""
+    for field in fields(kind):
+        if field.name in names:
+            known = about(field)
+            given = {
+                'type': type(field.default),
+                'default': field.default,
+                'choices': known.choices or None,
+                'metavar': None if known.choices else field.name.upper(),
+                'help': f'{known.sentence} (default: {field.default or "none"})',
+            }
+            name = f'--{field.name.replace("_", "-")}'
+            parser.add_argument(name, **(given | others.get(field.name, {})))
+
+
 def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Add the settings that say which model answers, with the node's own words for them.
 
     With `several`, --model may be given again, and is a list, or None.
     """
-    for field in fields(Settings):
-        if field.name in MODEL_SETTINGS:
-            about = field.metadata['about']
-            many = (
-                {'action': 'append', 'default': None} if several and field.name == 'model' else {}
-            )
-            parser.add_argument(
-                f'--{field.name.replace("_", "-")}',
-                type=type(field.default),
-                choices=about.choices or None,
-                metavar=None if about.choices else field.name.upper(),
-                help=f'{about.sentence} (default: {field.default or "none"})',
-                **(many or {'default': field.default}),
-            )
+    many = {'model': {'action': 'append', 'default': None}} if several else {}
+    setting_arguments(parser, Settings, MODEL_SETTINGS, **many)
     parser.add_argument(
         '--typed-specials',
         action='store_true',

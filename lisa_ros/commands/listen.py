@@ -8,23 +8,15 @@ import dataclasses
 import json
 from pathlib import Path
 
-from lisa_ros.settings import VoiceSettings, about
+from lisa_ros.commands.given import setting_arguments
+from lisa_ros.settings import VoiceSettings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     parser = commands.add_parser('listen', help='what is understood of speech in WAV files')
     parser.add_argument('sounds', type=Path, nargs='+', metavar='WAV')
-    for field in dataclasses.fields(VoiceSettings):
-        if field.name in _USED:
-            known = about(field)
-            parser.add_argument(
-                f'--{field.name.replace("_", "-")}',
-                type=type(field.default),
-                default=field.default,
-                choices=known.choices or None,
-                help=f'{known.sentence} (default: {field.default})',
-            )
+    setting_arguments(parser, VoiceSettings, _USED)
     parser.add_argument('--json', action='store_true', help='print one JSON object a line')
     parser.set_defaults(run=listen)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -92,9 +92,15 @@ def write(added: dict[str, Tensor], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Return the additions in a model's folder, float32; empty if there are none."""
+    """Return the additions in a model's folder, float32; empty if there are none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
     path = folder / FILE
-    return {n: t.float() for n, t in load_file(path).items()} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return {name: tensor.float() for name, tensor in Files([path]).tensors()}
 
 
 class OnTop:

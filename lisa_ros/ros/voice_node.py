@@ -69,13 +69,12 @@ class VoiceNode(Node):
     def _listen_to(self, settings: VoiceSettings) -> object:
         """Open the source of sound; return what must be kept for it."""
         if settings.source == 'topic':
-            kind, data = _audio(settings.audio_type)
             qos = parameters.sensor_qos()
             qos.depth = 200  # pieces are small and come in bursts
             return self.create_subscription(
-                kind,
+                _audio(settings.audio_type),
                 'audio',
-                lambda piece: self._take(data(piece)),
+                lambda piece: self._take(np.asarray(piece.data, np.uint8)),
                 qos,
                 qos_overriding_options=parameters.qos_overrides(),
             )
@@ -86,7 +85,7 @@ class VoiceNode(Node):
         player.start()
         return player
 
-    def _take(self, data: bytes | np.ndarray) -> None:
+    def _take(self, data: np.ndarray) -> None:
         """Hear a message's samples; a broken one is told and loses nothing else."""
         try:
             self._hear(sound.from_pcm16(data))
@@ -195,19 +194,19 @@ _MEANS = {
 }
 
 
-def _audio(kind: str) -> tuple[type, Callable]:
-    """Return the type of messages on `audio`, and what gives one's samples."""
+def _audio(kind: str) -> type:
+    """Return the type of messages on `audio`; either has bytes in `data`."""
     if kind in ('auto', 'AudioData'):
         try:
             from audio_common_msgs.msg import AudioData
 
-            return AudioData, lambda piece: np.asarray(piece.data, np.uint8)
+            return AudioData
         except ImportError as error:
             if kind == 'AudioData':
                 raise SettingsError(
                     'audio_type AudioData needs the package audio_common_msgs'
                 ) from error
-    return UInt8MultiArray, lambda piece: np.asarray(piece.data, np.uint8)
+    return UInt8MultiArray
 
 
 def _microphone(name: str, hear: Callable[[np.ndarray], None]):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.voice.sound import RATE
@@ -202,7 +203,6 @@ class Whisper:
             raise SettingsError(
                 'whisper needs speech_model: a folder or a hub id (openai/whisper-small.en)'
             )
-        import torch
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
         if device == 'auto':
@@ -212,12 +212,12 @@ class Whisper:
             self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model).to(device).eval()
         except (OSError, ValueError) as error:
             raise SettingsError(f'speech model {model}: {error}') from error
-        self._device, self._no_grad = device, torch.no_grad
+        self._device = device
 
     def hear(self, samples: np.ndarray) -> Words:
         """Return what was said; confident as the mean word is likely."""
         made = self._processor(samples, sampling_rate=RATE, return_tensors='pt')
-        with self._no_grad():
+        with torch.no_grad():
             out = self._model.generate(
                 made.input_features.to(self._device),
                 return_dict_in_generate=True,

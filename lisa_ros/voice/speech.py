@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.voice.sound import RATE
@@ -38,8 +39,6 @@ class Speech:
         Raises:
             SettingsError: the detector is not installed.
         """
-        import torch
-
         threads = torch.get_num_threads()
         try:
             import silero_vad  # it leaves torch with one thread, for everybody in the process
@@ -47,9 +46,8 @@ class Speech:
             raise SettingsError(
                 "speech needs the package silero-vad: pip install 'lisa_ros[voice]'"
             ) from error
-        self._detector, self._tensor = silero_vad.load_silero_vad(), torch.from_numpy
+        self._detector = silero_vad.load_silero_vad()
         torch.set_num_threads(threads)
-        self._no_grad = torch.no_grad
         self._pause = pause
         self._rest = np.zeros(0, np.float32)  # less than a chunk
         self._kept: list[np.ndarray] = []  # chunks of the utterance, or of what came before it
@@ -71,8 +69,8 @@ class Speech:
         self._rest = np.zeros(0, np.float32)
 
     def _take(self, chunk: np.ndarray) -> Iterator[Utterance]:
-        with self._no_grad():
-            likely = float(self._detector(self._tensor(chunk.copy()), RATE))
+        with torch.no_grad():
+            likely = float(self._detector(torch.from_numpy(chunk.copy()), RATE))
         self._kept.append(chunk)
         if not self._speaking:
             if likely < _SPEECH:

@@ -99,11 +99,15 @@ class Vocabulary:
             return 'stop'
         words = re.sub(r'\b(in|of) this image\b', '', words)
         words = ' '.join(w for w in words.split() if w not in _COURTESY)
-        for verb in sorted((*self.verbs, _WATCH), key=len, reverse=True):
+        for verb in self._longest_first:
             if words.startswith(verb + ' '):
                 words = words[len(verb) + 1 :]
                 break
         return ' '.join(w for w in words.split() if w not in _ARTICLES)
+
+    @cached_property
+    def _longest_first(self) -> list[str]:
+        return sorted((*self.verbs, _WATCH), key=len, reverse=True)
 
     @cached_property
     def sayable(self) -> dict[str, str]:
@@ -115,18 +119,18 @@ class Vocabulary:
 
     def _things(self) -> Iterable[str]:
         """Yield every way to name things."""
-        nouns = (*self.things, _NOUN)
-        yield from (f'the {noun}' for noun in self.things)
-        yield from (f'all the {plural(noun)}' for noun in self.things)
-        first = (*self.looks, *self.ranks)
-        yield from (f'the {look} {noun}' for look in first for noun in nouns)
-        looks = [''] + [f'{look} ' for look in self.looks]
+        nouns = (*self.things, _NOUN) if self.things else ()
+        looks = ['', *(f'{look} ' for look in self.looks)]
+        for look, noun in itertools.product(looks, nouns):
+            yield f'the {look}{noun}'
+            yield f'the {look}{plural(noun)}'
+            yield f'all the {look}{plural(noun)}'
+        yield from (f'the {rank} {noun}' for rank in self.ranks for noun in nouns)
         for more, look, noun in itertools.product(_MORE, looks, self.things):
             yield f'{more} the {look}{noun}'
-        yield from (f'the {look} {plural(noun)}' for look in self.looks for noun in nouns)
         for noun, place, other in itertools.product(nouns, self.places, self.things):
             yield f'the {noun} {place} the {other}'
-        for one, other in itertools.permutations(self.things, 2):
+        for one, other in itertools.product(self.things, repeat=2):
             yield f'the {one} and the {other}'
 
     def understand(self, text: str) -> tuple[str, float]:
