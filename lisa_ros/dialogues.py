@@ -29,16 +29,15 @@ class Dialogues:
     def begin(self, key: str, most: int = MOST_TURNS) -> tuple[Dialogue, int]:
         """Return the last `most` turns, and a ticket for `extend`."""
         with self._lock:
-            turns = self._turns.get(key, Dialogue()).turns
-            return Dialogue(turns[len(turns) - min(most, len(turns)) :]), self._resets
+            return self._turns.get(key, Dialogue()).last(most), self._resets
 
     def extend(self, key: str, ticket: int, result: Segmentation) -> None:
         """Add a question and its answer, unless all was forgotten since `begin`."""
         with self._lock:
             if ticket != self._resets:
                 return
-            turns = self._turns.get(key, Dialogue()).extended(result).turns
-            self._turns[key] = Dialogue(turns[-MOST_TURNS:])
+            extended = self._turns.get(key, Dialogue()).extended(result)
+            self._turns[key] = extended.last(MOST_TURNS)
             self._turns.move_to_end(key)
             while len(self._turns) > self._most:
                 self._turns.popitem(last=False)

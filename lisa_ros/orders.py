@@ -2,16 +2,21 @@
 """What kind of thing was said: a question, a standing one, or that all shall stop.
 
 "find the red mug" is a question, answered once. "watch: the red mug" is answered anew about every
-newest picture until "stop". "stop" and "cancel" end what runs and what waits, at once.
+newest picture until "stop". "stop" and "cancel" end what runs and what waits, at once. And "the
+other one" is a question about something else than what was shown.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
 _WATCH = 'watch:'
+_ANOTHER = re.compile(
+    r'\b(an)?others?\b(?! (side|end|half|hand|way)\b)|\b(something|anything|what|which) else\b'
+)
 
 
 class Kind(enum.Enum):
@@ -38,3 +43,8 @@ def order(said: str) -> Order:
     if words.lower().startswith(_WATCH):
         return Order(Kind.WATCH, words[len(_WATCH) :].strip())
     return Order(Kind.ASK, said)
+
+
+def asks_for_another(query: str) -> bool:
+    """Return whether a question is about something else than what was shown before."""
+    return _ANOTHER.search(query.lower()) is not None

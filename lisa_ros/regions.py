@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from lisa_ros.errors import ImageError
-from lisa_ros.results import MaskReady, Segmentation
+from lisa_ros.results import Dialogue, MaskReady, Segmentation
 
 Region = tuple[int, int, int, int]
 
@@ -32,6 +32,15 @@ def cropped(image: np.ndarray, region: Region) -> np.ndarray:
             f'{columns} x {rows}'
         )
     return image[y : y + height, x : x + width]
+
+
+def dialogue_within(dialogue: Dialogue, region: Region) -> Dialogue:
+    """Return the dialogue with what it has shown of the whole picture cropped to a region."""
+    if dialogue.shown is None:
+        return dialogue
+    x, y, width, height = region
+    shown = dialogue.shown[:, y : y + height, x : x + width]
+    return dataclasses.replace(dialogue, shown=shown)
 
 
 def mask_in_whole(event: MaskReady, region: Region, shape: tuple[int, int]) -> MaskReady:

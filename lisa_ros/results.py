@@ -36,10 +36,19 @@ class Dialogue:
     """The turns so far, oldest first. Immutable: `extended` gives the dialogue after an answer."""
 
     turns: tuple[Turn, ...] = ()
+    # (N, H, W) bool, the masks of the last turn that had some: "the other one" is none of them
+    shown: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def extended(self, result: Segmentation) -> Dialogue:
         """Return the dialogue with this question and answer as its last turn."""
-        return Dialogue((*self.turns, Turn(result.query, result.answer_raw)))
+        turns = (*self.turns, Turn(result.query, result.answer_raw))
+        return Dialogue(turns, result.masks if len(result.masks) else self.shown)
+
+    def last(self, most: int) -> Dialogue:
+        """Return the dialogue without its oldest turns: at most so many are left."""
+        if most == 0:
+            return Dialogue()
+        return Dialogue(self.turns[-most:], self.shown)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Segmentation:
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
     evidence: tuple[Evidence, ...] = ()  # N, what the scores were made of
-    reason: str = ''  # why it was CANCELLED, FAILED or had STALE_INPUT
+    reason: str = ''  # why it was CANCELLED, FAILED or had STALE_INPUT, or a mask was left out
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     to_mask: float | None = None  # seconds from the command to the first mask; None without one
 

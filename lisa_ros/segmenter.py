@@ -26,9 +26,11 @@ from torch import Tensor
 from lisa_ros import confidence
 from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.images import ClipRecipe, SamInput, check_rgb, clip_pixels, sam_input
+from lisa_ros.masks import iou
 from lisa_ros.model import checkpoint, decoding
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
+from lisa_ros.orders import asks_for_another
 from lisa_ros.own_models import located
 from lisa_ros.prompts import prompt_ids, readable, training_ids
 from lisa_ros.results import (
@@ -44,6 +46,7 @@ from lisa_ros.results import (
 )
 
 ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
+SAME = 0.6  # IoU from which two masks show one thing; two things in one mask and one of them: 0.5
 MOST_MASKS = 254  # of one answer: what ~/mask can number; each has H x W floats, too
 
 Cancel = threading.Event | Callable[[], bool]
@@ -91,6 +94,8 @@ class _Answer:
     logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
     scores: list[float] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
+    shown: Sequence[np.ndarray] = ()  # each (H, W) bool: not to be shown again
+    repeated: bool = False  # whether one of them would have been
 
 
 class Segmenter:
@@ -261,7 +266,8 @@ class Segmenter:
         """Answer in pieces: Token and MaskReady as they come, Done at last.
 
         A MaskReady follows the Token of its [SEG] at once, before the words that come after it. A
-        [SEG] below the threshold, or after `MOST_MASKS` masks, is a word only.
+        [SEG] below the threshold, or after `MOST_MASKS` masks, is a word only. So is one that
+        shows once more what the dialogue has shown, where "the other one" was asked for.
         Arguments and errors as `segment`; errors come from this call, not from the iteration.
         """
         check_rgb(image)
@@ -275,12 +281,18 @@ class Segmenter:
             typed_specials=self.typed_specials,
             max_length=places + 1 - self.model.config.image_tokens - room,
         )
-        return self._events(image, text, ids, _asker(cancel))
+        answer = _Answer(shown=_not_again(text, dialogue, image.shape[:2]))
+        return self._events(image, text, ids, _asker(cancel), answer)
 
     def _events(
-        self, image: np.ndarray, text: str, ids: list[int], cancelled: Callable[[], bool]
+        self,
+        image: np.ndarray,
+        text: str,
+        ids: list[int],
+        cancelled: Callable[[], bool],
+        answer: _Answer,
     ) -> Iterator[Event]:
-        clock, answer = _Clock(self.device), _Answer()
+        clock = _Clock(self.device)
         picture = self._look(image, clock)
         with clock.stage('prompt'):
             prompt = self._read(ids, picture)
@@ -419,17 +431,20 @@ class Segmenter:
                     picture.sam_features = self.model.encode_sam(pixels)
             with clock.stage('masks'):
                 prompts = self.model.project_seg(state[None])
-                low_res, iou = self.model.decode_masks(picture.sam_features, prompts)
+                low_res, guess = self.model.decode_masks(picture.sam_features, prompts)
                 logits = self.model.postprocess(
                     low_res, picture.sam.resized, picture.sam.original
                 )[0]
                 evidence = Evidence(
-                    words, seg, _certainty(logits), float(iou[0].float().clamp(0, 1))
+                    words, seg, _certainty(logits), float(guess[0].float().clamp(0, 1))
                 )
                 pixels_logits = logits.cpu().numpy()
         config = self.model.config
         score = confidence.score(evidence, config.calibration, config.calibration_curve)
         if score < (self._threshold if threshold is None else threshold):
+            return
+        if any(iou(pixels_logits > 0, before) > SAME for before in answer.shown):
+            answer.repeated = True
             return
         if answer.to_mask is None:
             answer.to_mask = time.perf_counter() - answer.since
@@ -446,6 +461,10 @@ class Segmenter:
         masks = logits > 0
         raw = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
         status = Status.FOUND if masks.any() else Status.NOT_FOUND
+        if stopped:
+            reason = 'cancelled while it was being answered'
+        else:
+            reason = 'what was shown before is not the other one' if answer.repeated else ''
         return Segmentation(
             query=text,
             answer=readable(raw),
@@ -456,10 +475,19 @@ class Segmenter:
             scores=np.asarray(answer.scores, np.float32),
             status=Status.CANCELLED if stopped else status,
             evidence=tuple(answer.evidence),
-            reason='cancelled while it was being answered' if stopped else '',
+            reason=reason,
             timings=clock.seconds,
             to_mask=answer.to_mask,
         )
+
+
+def _not_again(
+    text: str, dialogue: Dialogue | None, size: tuple[int, int]
+) -> Sequence[np.ndarray]:
+    """Return the masks that the answer may not show again, each (H, W) bool."""
+    if dialogue is None or dialogue.shown is None or not asks_for_another(text):
+        return ()
+    return dialogue.shown if dialogue.shown.shape[1:] == size else ()
 
 
 def _key(image: np.ndarray) -> tuple:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lisa_ros.orders import Kind, Order, order
+from lisa_ros.orders import Kind, Order, asks_for_another, order
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,20 @@ from lisa_ros.orders import Kind, Order, order
 )
 def test_the_kind_of_an_order(said, kind, text):
     assert order(said) == Order(kind, text)
+
+
+@pytest.mark.parametrize(
+    ('query', 'another'),
+    [
+        ('now the other one', True),
+        ('No, the other mug.', True),
+        ('another', True),
+        ('The others, please', True),
+        ('something else to drink from', True),
+        ('the mug', False),
+        ('the mug on the other side of the table', False),
+        ('my mother', False),
+    ],
+)
+def test_whether_another_thing_is_asked_for(query, another):
+    assert asks_for_another(query) is another

@@ -7,7 +7,7 @@ from test_session import found
 
 from lisa_ros import regions
 from lisa_ros.errors import ImageError
-from lisa_ros.results import MaskReady
+from lisa_ros.results import Dialogue, MaskReady
 
 PICTURE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
@@ -33,3 +33,11 @@ def test_masks_of_a_region_lie_where_it_was():
     early = MaskReady(0, np.ones((2, 2), bool), np.ones((2, 2), np.float32), 0.5)
     whole = regions.mask_in_whole(early, (3, 4, 2, 2), (6, 8))
     np.testing.assert_array_equal(whole.mask, result.masks[0])
+
+
+def test_what_a_dialogue_has_shown_is_cropped_with_the_picture():
+    shown = np.zeros((1, 6, 8), bool)
+    shown[0, 4, 3] = True
+    part = regions.dialogue_within(Dialogue(shown=shown), (3, 4, 2, 2)).shown
+    assert part.tolist() == [[[True, False], [False, False]]]
+    assert regions.dialogue_within(Dialogue(), (3, 4, 2, 2)) == Dialogue()

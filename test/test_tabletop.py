@@ -4,19 +4,21 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from lisa_ros import cli, segmenter
+from lisa_ros import bags, cli, masks, segmenter
 from lisa_ros.evaluation import scenes
 from lisa_ros.model import decoding
 from lisa_ros.own_models import OWN_MODELS
 from lisa_ros.prompts import prompt_ids
-from lisa_ros.results import Done, MaskReady, Status, Token
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
 from lisa_ros.segmenter import Segmenter
 
+SAMPLE = Path(bags.__file__).parent / 'samples' / 'tabletop'
 EXAM = scenes.OWN_EXAMS / 'test.zip'
 
 
@@ -73,6 +75,30 @@ def test_a_dialogue_is_remembered(graded):
     talks = [g for g in graded if g.question.before]
     assert len(talks) > 10
     assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
+
+
+def test_a_dialogue_about_the_sample_bag_s_last_frame(lisa):
+    """There is one mug: it is shown, it is known what for, and there is no other one."""
+    *_, frame = bags.pictures(SAMPLE / 'bag', '/camera/color/image_raw')
+    ids = cv2.imread(str(SAMPLE / 'truth' / f'{frame.stamp}.png'), cv2.IMREAD_UNCHANGED)
+    mug = lisa.segment(frame.pixels, 'segment the mug')
+    assert masks.iou(mug.masks[0], ids == 4) > 0.8
+    talk = Dialogue().extended(mug)
+    purpose = lisa.segment(frame.pixels, 'what is it for?', talk)
+    assert purpose.answer == 'The mug holds a hot drink.'
+    assert not purpose.masks.any()
+    talk = talk.extended(purpose)
+    other = lisa.segment(frame.pixels, 'now the other one', talk)
+    assert other.status is Status.NOT_FOUND
+    assert other.reason == 'what was shown before is not the other one'
+    assert not [e for e in lisa.stream(frame.pixels, 'the other one', talk) if mask_ready(e)]
+    # without what was shown, the model shows it once more: it is the rule that keeps it back
+    again = lisa.segment(frame.pixels, 'now the other one', Dialogue(talk.turns))
+    assert masks.iou(again.masks[0], mug.masks[0]) > 0.6
+
+
+def mask_ready(event):
+    return isinstance(event, MaskReady)
 
 
 def test_two_things_are_two_masks_in_the_order_asked(lisa, graded, monkeypatch):

@@ -381,8 +381,10 @@ class LisaNode(LifecycleNode):
         asker = request.tag or _TOPICS
         asker.began(frame)
         began = time.monotonic()
-        whole = _picture(frame)
-        picture = regions.cropped(whole, asker.region) if asker.region else whole
+        whole = picture = _picture(frame)
+        if asker.region:
+            picture = regions.cropped(whole, asker.region)
+            dialogue = regions.dialogue_within(dialogue, asker.region)
         converted = time.monotonic() - began
         text = (
             f'{request.text} {self._lisa.model.config.explain}' if asker.explain else request.text
@@ -440,8 +442,9 @@ class LisaNode(LifecycleNode):
             return  # it ended before there was a picture
         self._mask.publish(messages.label_image(header, result))
         self._confidence.publish(messages.confidence_image(header, result))
+        unsaid = result.status is Status.NOT_FOUND and result.reason  # its words name what is not
         if result.answer:
-            self._explanation.publish(String(data=result.answer))
+            self._explanation.publish(String(data=unsaid or result.answer))
         if self._overlay.get_subscription_count():
             self._overlay.publish(self._draw(header, frame, result))
 
