@@ -30,10 +30,11 @@ def parameters() -> str:
         elif known.low is not None:
             values = f'{known.low:g} to {known.high:g}'
         else:
-            values = 'true, false' if isinstance(field.default, bool) else 'text'
+            kinds = {bool: 'true, false', tuple: 'names'}
+            values = kinds.get(type(field.default), 'text')
         change = 'no' if known.read_only else 'unconfigured' if known.at_configure else 'any time'
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        shown = f'`{default}`' if default != '' else 'empty'
+        shown = 'empty' if default in ('', ()) else f'`{default}`'
         rows.append((f'`{field.name}`', shown, known.sentence, values, change))
     return table(('parameter', 'default', 'what it does', 'values', 'may change'), rows)
 

@@ -30,6 +30,11 @@ ARGUMENTS = {  # name: default, sentence
     'rviz': ('false', 'whether to show the overlay in RViz, where rviz2 is installed'),
 }
 
+SHOWN = (  # in config/lisa.rviz, of the node's outputs
+    *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),
+    *('tracked/overlay', 'tracked/object_points', 'tracked/target'),
+)
+
 
 def lisa_node(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
@@ -73,7 +78,7 @@ def generate_launch_description():
         # The full names in lisa.rviz, as they are for this node: relative ones get the namespace.
         remappings=[
             ('/image', LaunchConfiguration('image')),
-            *((f'/lisa/{name}', f'lisa/{name}') for name in ('overlay', 'mask', 'confidence')),
+            *((f'/lisa/{name}', f'lisa/{name}') for name in SHOWN),
         ],
         condition=IfCondition(LaunchConfiguration('rviz')),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lisa_ros.commands import chat, evaluate, finetune, listen, segment, train
+from lisa_ros.commands import chat, evaluate, export, finetune, listen, segment, train
 from lisa_ros.errors import LisaError
 
 
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog='lisa-ros', description='Find things in pictures from words (LISA).'
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for kind in (segment, chat, listen, evaluate, train, finetune):
+    for kind in (segment, chat, listen, export, evaluate, train, finetune):
         kind.add(commands)
     return parser
 

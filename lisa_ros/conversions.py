@@ -2,8 +2,9 @@
 """Image messages to arrays and back, by field: no ROS import, no cv_bridge.
 
 A live message, one that rosbags read, or a `SimpleNamespace` all fit: only `height`, `width`,
-`encoding`, `is_bigendian`, `step`, `data` (Image), `format`, `data` (CompressedImage) and `k`,
-`roi`, `binning_x`, `binning_y` (CameraInfo) are read. Works with NumPy 1 and 2, OpenCV 4 and 5.
+`encoding`, `is_bigendian`, `step`, `data` (Image), `format`, `data` (CompressedImage) and `width`,
+`height`, `k`, `p`, `d`, `distortion_model`, `roi`, `binning_x`, `binning_y` (CameraInfo) are read.
+Works with NumPy 1 and 2, OpenCV 4 and 5.
 
 What an encoding means is written in sensor_msgs/image_encodings.hpp; depth is REP-118: 16UC1 in
 millimetres with 0 invalid, 32FC1 in metres with NaN invalid. Rows may be padded: `step` counts
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 
 from lisa_ros.errors import ImageError
+from lisa_ros.geometry import Camera
 
 # encoding -> (element type, channels, order of the colours). 8UC3 says no order: BGR, as OpenCV
 # drivers publish it and RViz shows it; likewise 8UC4.
@@ -178,27 +180,37 @@ def mask_fields(mask: np.ndarray) -> dict[str, Any]:
     return image_fields(mask.astype(np.uint8) * np.uint8(255), 'mono8')
 
 
-def camera_matrix(message: Any) -> np.ndarray:
-    """Return the intrinsics K of a sensor_msgs/CameraInfo, (3, 3) float64, in pixels of its image.
+def camera(message: Any, rectified: bool = False) -> Camera:
+    """Return the camera that a sensor_msgs/CameraInfo tells of, on the pixels that were published.
 
     CameraInfo gives K for the full sensor; a region of interest moves the centre and binning
-    shrinks it, so that the result fits the picture that was published.
+    shrinks it.
+
+    Args:
+        message: its `width` and `height` are the full sensor's; 0 if unknown.
+        rectified: the picture is an image_rect: P holds, and the lens is a pinhole.
 
     Raises:
         ImageError: an uncalibrated camera (K[0] is 0, as CameraInfo.msg defines it).
     """
-    values = message.k if hasattr(message, 'k') else message.K  # K: bags of ROS 1
-    intrinsics = np.array(values, dtype=np.float64).reshape(3, 3)
-    if not intrinsics[0, 0] > 0 or not intrinsics[1, 1] > 0:
+    # in capitals: bags of ROS 1
+    values = {name: getattr(message, name, getattr(message, name.upper(), ())) for name in 'kpd'}
+    k = np.array(values['k'], dtype=np.float64).reshape(3, 3)
+    if rectified:
+        k = np.array(values['p'], dtype=np.float64).reshape(3, 4)[:, :3].copy()
+    if not k[0, 0] > 0 or not k[1, 1] > 0:
         raise ImageError(
-            f'camera_info is not calibrated: fx {intrinsics[0, 0]:g}, fy {intrinsics[1, 1]:g}; '
-            'expected both above 0'
+            f'camera_info is not calibrated: fx {k[0, 0]:g}, fy {k[1, 1]:g}; expected both above 0'
         )
-    intrinsics[0, 2] -= message.roi.x_offset
-    intrinsics[1, 2] -= message.roi.y_offset
-    intrinsics[0] /= max(message.binning_x, 1)  # 0 means the same as 1
-    intrinsics[1] /= max(message.binning_y, 1)
-    return intrinsics
+    binning = max(message.binning_x, 1), max(message.binning_y, 1)  # 0 means the same as 1
+    k[0, 2] -= message.roi.x_offset
+    k[1, 2] -= message.roi.y_offset
+    k[0] /= binning[0]
+    k[1] /= binning[1]
+    width, height = message.roi.width or message.width, message.roi.height or message.height
+    lens = () if rectified else np.array(values['d'], dtype=np.float64)
+    size = (width // binning[0], height // binning[1])
+    return Camera(k, size, lens, message.distortion_model)
 
 
 def _rows(message: Any, kind: str, channels: int, rows: int | None = None) -> np.ndarray:

@@ -28,3 +28,11 @@ class SettingsError(LisaError):
 
 class DataError(LisaError):
     """Scenes, assets, bags or truth that are missing or broken."""
+
+
+class TrackingError(LisaError):
+    """An answer about a frame that no tracker knows, or not any more."""
+
+
+class TransformError(LisaError):
+    """A transform between frames that TF does not know, or tf2_ros that is not installed."""

@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from lisa_ros import masks
+from lisa_ros import clouds, masks
 from lisa_ros.conversions import image_fields, image_to_rgb, mask_fields
+from lisa_ros.geometry import Thing
+from lisa_ros.places import quaternion
 from lisa_ros.results import Segmentation, Status
+from lisa_ros.tracking import Tracked
+
+_POSE2D = ('Pose2D', 'Point2D')
+# What the values of ~/mask are called: the background, then the answer's things in their order. Of
+# more things than have a name Nav2's layer takes no notice; and it logs an error for every name
+# that its user has not configured, so they are few.
+LABELS = ('background', *(f'target_{number}' for number in range(1, 17)))
 
 
 @dataclass(frozen=True)
@@ -28,16 +37,35 @@ class Messages:
         """Return the fields of `conversions.image_fields` as an Image."""
         return self.types['sensor_msgs/msg/Image'](header=header, **fields)
 
+    def cloud(self, header: Any, points: np.ndarray) -> Any:
+        """Return (M, 4) or organized (H, W, 4) points of `clouds` as a PointCloud2."""
+        field = self.types['sensor_msgs/msg/PointField']
+        fields = [
+            field(name=name, offset=offset, datatype=clouds.FLOAT32, count=1)
+            for name, offset in clouds.FIELDS.items()
+        ]
+        make = self.types['sensor_msgs/msg/PointCloud2']
+        return make(header=header, fields=fields, **clouds.cloud_fields(points))
+
     def segmentation(
-        self, header: Any, result: Segmentation, centroids: Sequence[np.ndarray | None]
+        self,
+        header: Any,
+        result: Segmentation,
+        things: Sequence[Thing | None] = (),
+        place_reason: str = '',
+        tracked: Tracked | None = None,
     ) -> Any:
         """Return a result as lisa_ros/msg/Segmentation.
 
         Args:
             header: of the source image; an empty one if there was no image yet.
             result: its first 254 masks become instances, numbered from 1 as in ~/mask.
-            centroids: for each mask (3,) metres in the header's frame, or None where unknown.
+            things: for each mask its place in the header's frame, None where unknown; or nothing.
+            place_reason: why places are unknown.
+            tracked: what the result's masks were carried to, if they were.
         """
+        count = min(len(result.masks), 254)
+        things = things or [None] * count
         return self.types['lisa_ros/msg/Segmentation'](
             header=header,
             query=result.query,
@@ -46,22 +74,37 @@ class Messages:
             status=int(result.status),
             reason=result.reason,
             instances=[
-                self.instance(header, number, mask, float(score), centroid)
-                for number, (mask, score, centroid) in enumerate(
-                    zip(result.masks[:254], result.scores[:254], centroids[:254], strict=True), 1
+                self.instance(
+                    header,
+                    i + 1,
+                    result.masks[i],
+                    float(result.scores[i]),
+                    things[i],
+                    tracked=tracked is None or bool(tracked.tracked[i]),
+                    drift=0.0 if tracked is None else float(tracked.drift[i]),
                 )
+                for i in range(count)
             ],
+            place_reason=place_reason,
+            age=0.0 if tracked is None else float(tracked.age),
             stages=list(result.timings),
             seconds=[float(seconds) for seconds in result.timings.values()],
         )
 
     def instance(
-        self, header: Any, number: int, mask: np.ndarray, score: float, centroid: np.ndarray | None
+        self,
+        header: Any,
+        number: int,
+        mask: np.ndarray,
+        score: float,
+        thing: Thing | None = None,
+        *,
+        tracked: bool = True,
+        drift: float = 0.0,
     ) -> Any:
         """Return one mask, (H, W) bool, as lisa_ros/msg/Instance; the rest as `segmentation`."""
         x, y, width, height = masks.box(mask)
-        nowhere = (math.nan, math.nan, math.nan)
-        px, py, pz = nowhere if centroid is None else (float(value) for value in centroid)
+        nowhere = np.full(3, math.nan)
         return self.types['lisa_ros/msg/Instance'](
             id=number,
             score=score,
@@ -70,7 +113,33 @@ class Messages:
             ),
             area=masks.area(mask),
             mask=self.image(header, mask_fields(mask)),
-            centroid=self.types['geometry_msgs/msg/Point'](x=px, y=py, z=pz),
+            centroid=self.point(thing.centroid if thing else nowhere),
+            box_pose=self.pose(
+                *((thing.box.centre, thing.box.rotation) if thing else (nowhere, np.eye(3)))
+            ),
+            box_size=self.vector(thing.box.extent if thing else nowhere),
+            nearest=self.point(thing.nearest if thing else nowhere),
+            depth_confidence=thing.confidence if thing else 0.0,
+            tracked=tracked,
+            drift=drift,
+        )
+
+    def point(self, position: np.ndarray) -> Any:
+        """Return (3,) metres as geometry_msgs/Point."""
+        x, y, z = map(float, position)
+        return self.types['geometry_msgs/msg/Point'](x=x, y=y, z=z)
+
+    def vector(self, lengths: np.ndarray) -> Any:
+        """Return (3,) metres as geometry_msgs/Vector3."""
+        x, y, z = map(float, lengths)
+        return self.types['geometry_msgs/msg/Vector3'](x=x, y=y, z=z)
+
+    def pose(self, position: np.ndarray, rotation: np.ndarray) -> Any:
+        """Return (3,) metres and (3, 3), whose columns are the axes, as geometry_msgs/Pose."""
+        x, y, z, w = quaternion(rotation)
+        turned = self.types['geometry_msgs/msg/Quaternion'](x=x, y=y, z=z, w=w)
+        return self.types['geometry_msgs/msg/Pose'](
+            position=self.point(position), orientation=turned
         )
 
     def label_image(self, header: Any, result: Segmentation) -> Any:
@@ -82,6 +151,71 @@ class Messages:
         """Return how sure the model is of each pixel as a mono8 Image, 0..255."""
         return self.image(
             header, image_fields(masks.confidence_image(result.mask_logits), 'mono8')
+        )
+
+    def target(self, header: Any, thing: Thing) -> Any:
+        """Return centroid and principal axes, the longest as x, as geometry_msgs/PoseStamped."""
+        make = self.types['geometry_msgs/msg/PoseStamped']
+        return make(header=header, pose=self.pose(thing.centroid, thing.axes))
+
+    def detections(self, header: Any, result: Segmentation) -> Any:
+        """Return the masks' boxes as vision_msgs/Detection2DArray [pixels of the image]."""
+        found = []
+        for i, mask in enumerate(result.masks[:254]):
+            x, y, width, height = masks.box(mask)
+            pose2d, point = (self.types[f'vision_msgs/msg/{name}'] for name in _POSE2D)
+            middle = point(x=x + width / 2, y=y + height / 2)
+            found.append(
+                self.types['vision_msgs/msg/Detection2D'](
+                    header=header,
+                    id=str(i + 1),
+                    results=[self._hypothesis(i, result)],
+                    bbox=self.types['vision_msgs/msg/BoundingBox2D'](
+                        center=pose2d(position=middle, theta=0.0),
+                        size_x=float(width),
+                        size_y=float(height),
+                    ),
+                )
+            )
+        make = self.types['vision_msgs/msg/Detection2DArray']
+        return make(header=header, detections=found)
+
+    def detections_3d(
+        self, header: Any, result: Segmentation, things: Sequence[Thing | None]
+    ) -> Any:
+        """Return the boxes of the things whose place is known as vision_msgs/Detection3DArray."""
+        make = self.types['vision_msgs/msg/Detection3DArray']
+        found = [
+            self.types['vision_msgs/msg/Detection3D'](
+                header=header,
+                id=str(i + 1),
+                results=[self._hypothesis(i, result, thing)],
+                bbox=self.types['vision_msgs/msg/BoundingBox3D'](
+                    center=self.pose(thing.box.centre, thing.box.rotation),
+                    size=self.vector(thing.box.extent),
+                ),
+            )
+            for i, thing in enumerate(things[:254])
+            if thing is not None
+        ]
+        return make(header=header, detections=found)
+
+    def _hypothesis(self, index: int, result: Segmentation, thing: Thing | None = None) -> Any:
+        """Return class (as ~/label_info names the mask's number), score and, if known, pose."""
+        made = self.types['vision_msgs/msg/ObjectHypothesisWithPose']()
+        number = index + 1
+        made.hypothesis.class_id = LABELS[number] if number < len(LABELS) else f'target_{number}'
+        made.hypothesis.score = float(result.scores[index])
+        if thing is not None:
+            made.pose.pose = self.pose(thing.centroid, thing.axes)
+        return made
+
+    def label_info(self, header: Any) -> Any:
+        """Return what the values of ~/mask are as vision_msgs/LabelInfo."""
+        one = self.types['vision_msgs/msg/VisionClass']
+        names = [one(class_id=i, class_name=name) for i, name in enumerate(LABELS)]
+        return self.types['vision_msgs/msg/LabelInfo'](
+            header=header, class_map=names, threshold=0.0
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
@@ -48,3 +49,16 @@ def order(said: str) -> Order:
 def asks_for_another(query: str) -> bool:
     """Return whether a question is about something else than what was shown before."""
     return _ANOTHER.search(query.lower()) is not None
+
+
+def addressed(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return which of several cameras are meant, and what is said to them.
+
+    "front: the mug" is said to front, "all: the mug" and "the mug" to all of them.
+    """
+    name, colon, rest = said.partition(':')
+    named = name.strip().lower()
+    for camera in cameras:
+        if colon and named == camera.lower():
+            return (camera,), rest.strip()
+    return tuple(cameras), rest.strip() if colon and named == 'all' else said

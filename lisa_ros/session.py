@@ -14,7 +14,8 @@ and camera info nearest to its stamp. A request waits for the first image. Whate
 Who is next: goals wait in the order they came, at most so many. Of commands the newest wins: it
 takes the place of the one that waits, which is superseded. What runs is finished, unless it is
 cancelled. A standing query is asked about every newest frame when nobody else waits; a goal or a
-command stops it at once, and it is asked again afterwards.
+command stops it at once, and it is asked again afterwards. Sessions that share `turns` have one
+model among them, and take turns, a request each.
 
 No ROS here: messages are opaque, stamps are integers in nanoseconds.
 """
@@ -36,6 +37,7 @@ import numpy as np
 from lisa_ros.dialogues import MOST_TURNS, Dialogues
 from lisa_ros.errors import LisaError
 from lisa_ros.results import Dialogue, Segmentation, Status
+from lisa_ros.turns import Turns
 
 COMMANDS = ''  # the dialogue that commands follow one another in
 _LOOK_BACK = 500_000_000  # how far before the newest image one with depth is looked for [ns]
@@ -104,6 +106,7 @@ class Session:
         goals_kept: int = 64,
         watch_rate: float = 2.0,
         now: Callable[[], int] = time.time_ns,
+        turns: Turns | None = None,
     ) -> None:
         """Make a session that answers once `start` was called.
 
@@ -119,6 +122,7 @@ class Session:
             goals_kept: goals that may wait.
             watch_rate: most answers a second to a standing query [Hz].
             now: the clock that stamps are of [ns].
+            turns: of the model, where other sessions use it, too.
         """
         self.depth_tolerance = depth_tolerance
         self.image_timeout = image_timeout
@@ -133,7 +137,9 @@ class Session:
         self._now = now
         self._waiting: list[Request] = []  # first come, first served
         self._running: Request | None = None
+        self._turns = turns or Turns()
         self._watched: Request | None = None  # the standing query
+        self._again: Request | None = None  # to be asked once more, when nobody waits
         self._watched_stamp: int | None = None  # of the frame that it was asked about last [ns]
         self._watched_since = -math.inf  # when that was [s, monotonic]
         self._dialogues = dialogues or Dialogues()
@@ -148,7 +154,7 @@ class Session:
     def close(self, timeout: float = 10.0) -> bool:
         """Cancel all and end the worker; False if it still runs after `timeout` [s]."""
         with self._changed:
-            self._closed, self._watched = True, None
+            self._closed, self._watched, self._again = True, None, None
             waiting, self._waiting = self._waiting, []
             if self._running:
                 self._running.cancelled.set()
@@ -227,6 +233,16 @@ class Session:
                 self._watched = Request(text, standing=True)
             self._changed.notify_all()
 
+    def ask_again(self, text: str, tag: Any = None) -> None:
+        """Ask this once about the newest frame when nobody waits, making room for all others.
+
+        It is of no dialogue. What was to be asked again before and was not yet, is not any more.
+        """
+        with self._changed:
+            if not self._closed and not self._watched:
+                self._again = Request(text, tag=tag, standing=True)
+                self._changed.notify_all()
+
     def stop(self) -> bool:
         """End the standing query and all commands, at once; goals go on. False if none was."""
         with self._changed:
@@ -263,15 +279,25 @@ class Session:
             self._waiting.append(request)
         else:
             self._waiting[self._waiting.index(instead)] = request
-        if self._running and self._running.standing:
-            self._running.cancelled.set()
+        self._make_room()
+        self._turns.hurry()
         self._changed.notify_all()
 
     def _stop_watching(self) -> None:
         """End the standing query, lock held."""
-        self._watched = None
-        if self._running and self._running.standing:
-            self._running.cancelled.set()
+        self._watched = self._again = None
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Stop answering a standing query; takes no lock."""
+        running = self._running
+        if running and running.standing:
+            running.cancelled.set()
+
+    def _is_urgent(self) -> bool:
+        """Whether a goal or a command waits or runs; takes no lock."""
+        running = self._running
+        return bool(self._waiting) or (running is not None and not running.standing)
 
     def newest_frame(self) -> Frame | None:
         """Return the newest image that has its depth, with that; None before the first image.
@@ -336,11 +362,19 @@ class Session:
             self._run_one()
 
     def _run_one(self) -> None:
-        """Wait for a request and for a frame, answer it."""
+        """Wait for a request, for a frame and for the model; answer it."""
         with self._changed:
-            request, frame = self._next()
-        if request is None:
+            self._wait_until_due()
+        if self._closed:
             return
+        with self._turns.turn(self._is_urgent, self._make_room):
+            with self._changed:  # anew: the newest frame is frozen now that the model is free
+                request, frame = self._begin()
+            if request is not None:
+                self._run(request, frame)
+
+    def _run(self, request: Request, frame: Frame | None) -> None:
+        """Answer a request about a frame, and tell it."""
         dialogue, ticket = Dialogue(), 0
         if request.dialogue is not None:
             most = MOST_TURNS if request.patient else self.dialogue_turns
@@ -359,42 +393,61 @@ class Session:
             self._running = None
             if request.standing and result.status is Status.CANCELLED:
                 self._watched_stamp = None  # it made room: its frame is still to be answered
+            elif request is self._again:
+                self._again = None
         if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
             self._dialogues.extend(request.dialogue, ticket, result)
         self._end(request, frame, result)
 
-    def _next(self) -> tuple[Request | None, Frame | None]:
-        """Wait, lock held, for a request and a frame; the frame is None on time-out."""
+    def _wait_until_due(self) -> None:
+        """Wait, lock held, until a request can be answered, or all is closed."""
         while not self._closed:
-            if self._waiting:
-                request = self._waiting[0]
-                frame = request.frame or self.newest_frame()
-                left = request.since + self.image_timeout - time.monotonic()
-                if frame is None and left > 0:
-                    self._changed.wait(left)
-                    continue
-                self._waiting.pop(0)
-            else:
-                frame, pause = self._watched_next()
-                if frame is None:
-                    self._changed.wait(pause)
-                    continue
-                now = time.monotonic()
-                self._watched_stamp, self._watched_since = frame.stamp, now
-                request = dataclasses.replace(
-                    self._watched, since=now, cancelled=threading.Event()
-                )
-            self._running = request
-            return request, frame
-        return None, None
+            request, _, pause = self._due()
+            if request is not None:
+                return
+            self._changed.wait(pause)
+
+    def _due(self) -> tuple[Request | None, Frame | None, float | None]:
+        """Return who is to be answered now about which frame, or how long to wait [s], lock held.
+
+        The frame is None where none came in time. With nothing to wait for the pause is None.
+        """
+        if self._closed:
+            return None, None, None
+        if self._waiting:
+            request = self._waiting[0]
+            frame = request.frame or self.newest_frame()
+            left = request.since + self.image_timeout - time.monotonic()
+            return (None, None, left) if frame is None and left > 0 else (request, frame, None)
+        frame, pause = self._watched_next()
+        return (
+            (None, None, pause) if frame is None else (self._watched or self._again, frame, None)
+        )
 
     def _watched_next(self) -> tuple[Frame | None, float | None]:
         """Return the frame that the standing query is due for, or how long to wait [s]."""
-        frame = self.newest_frame() if self._watched else None
+        frame = self.newest_frame() if self._watched or self._again else None
         if frame is None or frame.stamp == self._watched_stamp:
             return None, None  # until anything changes
         pause = self._watched_since + 1 / self.watch_rate - time.monotonic()
         return (None, pause) if pause > 0 else (frame, None)
+
+    def _begin(self) -> tuple[Request | None, Frame | None]:
+        """Take the request that is due, lock held; None where it is gone, or has to make room."""
+        request, frame, _ = self._due()
+        if request is None or (request.standing and self._turns.crowded()):
+            return None, None
+        if request.standing:
+            request = dataclasses.replace(
+                request, since=time.monotonic(), cancelled=threading.Event()
+            )
+            self._watched_stamp, self._watched_since = frame.stamp, request.since
+            if not self._watched:
+                self._again = request
+        else:
+            self._waiting.pop(0)
+        self._running = request
+        return request, frame
 
     def _too_old(self, request: Request, frame: Frame) -> str:
         """Return why a frame is too old for a request, nothing if it is not."""

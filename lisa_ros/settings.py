@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -34,9 +35,12 @@ class Checked:
     """A dataclass of settings; building one checks every value."""
 
     def __post_init__(self) -> None:
-        """Check every value; integers are taken where a float is asked for."""
+        """Check every value; integers are taken where a float is asked for, lists as tuples."""
         for field in dataclasses.fields(self):
-            check(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            check(field, value)
+            if isinstance(value, list):  # [''] is ROS's way to say an empty list
+                object.__setattr__(self, field.name, tuple(filter(None, value)))
 
 
 def setting(default: Any, sentence: str, **about: Any) -> Any:
@@ -133,7 +137,62 @@ class Settings(Checked):
     )
     camera: str = setting(
         '',
-        "The camera's name: goals of ~/segment that name another are not answered; empty: any",
+        "The one camera's name: goals of ~/segment that name another are not answered; empty: any",
+    )
+    cameras: tuple[str, ...] = setting(
+        (),
+        'Names of several cameras, [front, wrist]: topics are front/image, ~/front/mask and so '
+        'on; empty: one camera, image and ~/mask',
+        read_only=True,
+    )
+    image_is_rectified: bool = setting(
+        False,
+        'Images are rectified (image_rect): P of camera_info holds, and no lens distortion',
+    )
+    target_frame: str = setting(
+        '',
+        'Frame that ~/target is given in, by tf2_ros; empty: that of the image',
+    )
+    gravity_frame: str = setting(
+        '',
+        'Frame whose z is up (odom, base_link): boxes stand upright; empty: the table in the '
+        'depth image says what is up',
+    )
+    transform_timeout: float = setting(
+        0.1,
+        "How long a transform at the image's stamp is waited for [s]",
+        low=0.0,
+        high=5.0,
+    )
+    tracker: str = setting(
+        'flow',
+        'What carries masks to newer images on ~/tracked, while somebody listens there: optical '
+        'flow, or SAM 2 or EdgeTAM from tracker_model',
+        choices=('flow', 'sam2', 'edgetam', 'off'),
+        at_configure=True,
+    )
+    tracker_model: str = setting(
+        '',
+        'Weights of tracker sam2 or edgetam, folder or hub id (facebook/sam2.1-hiera-tiny)',
+        at_configure=True,
+    )
+    requery: str = setting(
+        'never',
+        'When the last question is asked again while ~/tracked is listened to: on drift (or when '
+        'a thing is lost), on a timer, or never',
+        choices=('drift', 'timer', 'never'),
+    )
+    requery_period: float = setting(
+        2.0,
+        'Time between an answer and the same question again; of drift: at least [s]',
+        low=0.1,
+        high=3600.0,
+    )
+    requery_drift: float = setting(
+        0.5,
+        'Drift of a tracked mask from which on the question is asked again [0..1]',
+        low=0.0,
+        high=1.0,
     )
     watch_rate: float = setting(
         2.0,
@@ -272,6 +331,9 @@ def check(field: dataclasses.Field, value: Any) -> None:
     """Raise a SettingsError if the value is not one that the field takes."""
     known = about(field)
     kind = type(field.default)
+    if kind is tuple:
+        _check_names(field.name, value)
+        return
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or (kind is not bool and isinstance(value, bool)):
         raise SettingsError(f'{field.name} is {value!r}; expected a {kind.__name__}')
@@ -281,6 +343,20 @@ def check(field: dataclasses.Field, value: Any) -> None:
     # Not "value < low": a NaN is in no range and must not slip through.
     if known.low is not None and not known.low <= value <= known.high:
         raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')
+
+
+def _check_names(name: str, value: Any) -> None:
+    """Raise a SettingsError if the value is no list of names that topics can have."""
+    if list(value) == ['']:  # none: ROS cannot tell what an empty list is of
+        return
+    named = isinstance(value, list | tuple) and all(
+        isinstance(one, str) and re.fullmatch('[A-Za-z][A-Za-z0-9_]*', one) for one in value
+    )
+    if not named or len(set(value)) < len(value) or 'tracked' in value:
+        raise SettingsError(
+            f'{name} is {value!r}; expected names that differ, of letters, digits and _, none of '
+            'them "tracked"'
+        )
 
 
 def as_yaml(kind: type[Checked], node: str) -> str:
@@ -306,6 +382,8 @@ def as_yaml(kind: type[Checked], node: str) -> str:
         lines += [f'    # {line}' for line in textwrap.wrap(sentence, 92)]
         # JSON of a number or a truth value is YAML too; words need no quotes unless empty.
         value = field.default if isinstance(field.default, str) else json.dumps(field.default)
+        if field.default == ():
+            value = "['']"
         lines.append(f'    {field.name}: {value or repr("")}')
     if kind is not Settings:
         return '\n'.join(lines) + '\n'

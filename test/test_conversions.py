@@ -10,7 +10,7 @@ import pytest
 
 from lisa_ros.conversions import (
     SUPPORTED_ENCODINGS,
-    camera_matrix,
+    camera,
     compressed_to_rgb,
     depth_to_metres,
     image_fields,
@@ -249,21 +249,45 @@ def test_fields_read_back_as_they_were():
 
 
 def info(k, **changes):
-    roi = SimpleNamespace(x_offset=0, y_offset=0)
-    return SimpleNamespace(**{'k': k, 'roi': roi, 'binning_x': 0, 'binning_y': 0, **changes})
+    region = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0)
+    fields = {
+        'width': 640, 'height': 480, 'k': k, 'd': [], 'distortion_model': '', 'roi': region,
+        'p': [400.0, 0, 300, 0, 0, 410, 200, 0, 0, 0, 1, 0], 'binning_x': 0, 'binning_y': 0,
+    }  # fmt: skip
+    return SimpleNamespace(**{**fields, **changes})
 
 
-def test_intrinsics_fit_the_published_picture():
-    k = [500.0, 0, 320, 0, 510, 240, 0, 0, 1]
-    assert camera_matrix(info(k)).tolist() == [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
-    roi = SimpleNamespace(x_offset=20, y_offset=40)
-    cropped = camera_matrix(info(k, roi=roi, binning_x=2, binning_y=2))
-    assert cropped.tolist() == [[250, 0, 150], [0, 255, 100], [0, 0, 1]]
+K = [500.0, 0, 320, 0, 510, 240, 0, 0, 1]
+
+
+def test_the_camera_fits_the_published_picture():
+    whole = camera(info(K))
+    assert whole.k.tolist() == [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
+    assert whole.size == (640, 480)
+    region = SimpleNamespace(x_offset=20, y_offset=40, width=600, height=400)
+    cropped = camera(info(K, roi=region, binning_x=2, binning_y=2))
+    assert cropped.k.tolist() == [[250, 0, 150], [0, 255, 100], [0, 0, 1]]
+    assert cropped.size == (300, 200)
+
+
+def test_a_rectified_picture_has_the_projection_s_camera_and_no_lens():
+    lens = {'d': [0.1, 0, 0, 0, 0], 'distortion_model': 'plumb_bob'}
+    assert camera(info(K, **lens)).distortion.tolist() == [0.1, 0, 0, 0, 0]
+    assert camera(info(K, **lens)).model == 'plumb_bob'
+    straight = camera(info(K, **lens), rectified=True)
+    assert straight.k.tolist() == [[400, 0, 300], [0, 410, 200], [0, 0, 1]]
+    assert len(straight.distortion) == 0
+
+
+def test_a_camera_info_of_ros_1_is_read():
+    old = info(K)
+    fields = {name.upper() if name in 'kpd' else name: v for name, v in vars(old).items()}
+    assert camera(SimpleNamespace(**fields)).k.tolist() == camera(old).k.tolist()
 
 
 def test_an_uncalibrated_camera_is_named():
     with pytest.raises(ImageError, match=r'not calibrated: fx 0'):
-        camera_matrix(info([0.0] * 9))
+        camera(info([0.0] * 9))
 
 
 def of_cv_bridge(encoding, stored, wanted):

@@ -12,14 +12,16 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # Low to high. A module imports from the rows below its own, and from its own folder.
 ROWS = [
     ['errors'],
-    ['results', 'settings', 'own_models', 'evaluation.metrics'],
+    ['results', 'settings', 'own_models', 'evaluation.metrics', 'turns', 'boxes'],
+    ['geometry', 'tracking'],
     # pixels on one side, the network on the other: neither knows the other
     [
-        'geometry',
+        'clouds',
         'dialogues',
         'orders',
         'regions',
         'terminal',
+        'following',
         'masks',
         'conversions',
         'confidence',
@@ -28,6 +30,7 @@ ROWS = [
         'model.files',
         'model.additions',
         'model.lisa',
+        'model.video',
         'model.decoding',
     ],
     [
@@ -38,10 +41,10 @@ ROWS = [
         'model.export',
         'datasets',
         'bags',
-        'messages',
+        'places',
         'voice',
     ],
-    ['segmenter'],
+    ['segmenter', 'messages'],
     ['session'],
     ['evaluation', 'training', 'ros'],
     ['commands', 'client'],

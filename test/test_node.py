@@ -3,7 +3,9 @@
 
 import array
 import dataclasses
+import importlib.util
 import math
+import re
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from lisa_ros.geometry import Camera, thing
 from lisa_ros.settings import Settings, about
 
 pytestmark = pytest.mark.ros
@@ -88,35 +91,79 @@ def test_a_command_is_answered_about_the_image_with_its_stamp_and_frame(tester):
         assert math.isnan(instance.centroid.x)  # nobody publishes depth yet
 
 
-def test_the_centroid_comes_from_the_depth_at_the_same_stamp(tester):
-    stamp = (9, 0)
-    depth = np.full((120, 160), 2000, np.uint16)
+def show_in_space(tester, second, depth):
+    """Publish an image with its depth (a message's pixels and encoding) and camera info."""
+    stamp = (second, 0)
     info = CameraInfo(width=160, height=120, k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
-    info.header.stamp.sec = 9
+    info.header.stamp.sec = second
     tester.infos.publish(info)
-    tester.depths.publish(image(depth, '16UC1', stamp, big=True, padding=6))
+    tester.depths.publish(image(*depth, stamp, big=True, padding=6))
     tester.show(image(PICTURE, stamp=stamp))
+
+
+def test_places_come_from_the_depth_at_the_same_stamp(tester):
+    ramp = np.linspace(1500, 2000, 120)[:, None].repeat(160, 1).astype(np.uint16)
+    show_in_space(tester, 9, (ramp, '16UC1'))
     (answer,) = tester.ask(ASK)
     filled = [instance for instance in answer.instances if instance.area]
     assert filled
+    camera = Camera(np.array([[100.0, 0, 80], [0, 100, 60], [0, 0, 1]]), (160, 120))
     for instance in filled:
-        v, u = np.nonzero(np.frombuffer(instance.mask.data, np.uint8).reshape(120, 160))
-        assert instance.centroid.z == pytest.approx(2.0)
-        assert instance.centroid.x == pytest.approx((u.mean() - 80) / 100 * 2, abs=1e-6)
-        assert instance.centroid.y == pytest.approx((v.mean() - 60) / 100 * 2, abs=1e-6)
+        mask = np.frombuffer(instance.mask.data, np.uint8).reshape(120, 160) > 0
+        there = thing(PICTURE, ramp.astype(np.float32) / 1000, mask, camera)
+        assert 1.5 < instance.centroid.z < 2.0
+        assert xyz(instance.centroid) == pytest.approx(there.centroid, abs=1e-6)
+        assert xyz(instance.box_pose.position) == pytest.approx(there.box.centre, abs=1e-5)
+        assert xyz(instance.box_size) == pytest.approx(there.box.extent, abs=1e-5)
+        assert xyz(instance.nearest) == pytest.approx(there.nearest, abs=1e-6)
+        assert instance.depth_confidence == pytest.approx(there.confidence)
+    assert answer.place_reason == ''
 
 
-def test_depth_of_another_size_costs_the_centroid_and_nothing_else(lisa, tester):
-    stamp = (10, 0)
-    info = CameraInfo(k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
-    info.header.stamp.sec = 10
-    tester.infos.publish(info)
-    tester.depths.publish(image(np.ones((60, 80), np.float32), '32FC1', stamp))
-    tester.show(image(PICTURE, stamp=stamp))
+def xyz(point):
+    return point.x, point.y, point.z
+
+
+def test_depth_of_half_the_size_is_brought_to_the_image(tester):
+    show_in_space(tester, 12, (np.full((60, 80), 2, np.float32), '32FC1'))
+    (answer,) = tester.ask(ASK)
+    assert {round(i.centroid.z, 4) for i in answer.instances if i.area} == {2.0}
+
+
+def test_depth_of_another_camera_costs_the_place_and_nothing_else(lisa, tester):
+    show_in_space(tester, 10, (np.ones((60, 100), np.float32), '32FC1'))
     (answer,) = tester.ask(ASK)
     assert answer.status == Segmentation.FOUND
     assert math.isnan(answer.instances[0].centroid.z)
-    assert 'depth is 80 x 60 pixels, the image 160 x 120' in lisa.said()
+    assert 'depth is 100 x 60 pixels, the image 160 x 120' in answer.place_reason
+    assert 'depth is 100 x 60 pixels' in lisa.said()
+
+
+def test_the_readme_lists_the_topics_and_services_of_the_node(tester):
+    """As the graph knows them; those of vision_msgs where that is installed."""
+    readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| (in|out|service) \| (.*)$', readme, re.MULTILINE)
+    vision = importlib.util.find_spec('vision_msgs') is not None
+    listed = {'in': set(), 'out': set(), 'service': set()}
+    for direction, row in rows:
+        names = re.findall(r'`((?:~/|/)?[a-z0-9_/]+)`', row)
+        named = row.split('|')[0]
+        first = [n for n in names if f'`{n}`' in named or n.startswith('~/tracked/')]
+        listed[direction] |= {n.replace('~', '/lisa') for n in first}
+    if not vision:
+        listed['out'] = {n for n in listed['out'] if not re.search('detections|label_info', n)}
+    node = tester.node
+    own = r'/(lisa/(?!_|segment/)\w+(/\w+)?|diagnostics|image|depth|camera_info)$'
+    standard = r'parameter|describe|transition|change_state|get_|type_desc|logger'
+
+    def of(pairs):
+        names = {name for name, _ in pairs if re.match(own, name)}
+        return {name for name in names if not re.search(standard, name)}
+
+    assert of(node.get_publisher_names_and_types_by_node('lisa', '/')) == listed['out']
+    heard = of(node.get_subscriber_names_and_types_by_node('lisa', '/'))
+    assert heard == {n if n.startswith('/') else f'/{n}' for n in listed['in']}
+    assert of(node.get_service_names_and_types_by_node('lisa', '/')) == listed['service']
 
 
 def test_two_quick_commands_are_both_answered(tester):

@@ -30,13 +30,6 @@ def test_a_changed_table_is_noticed(tmp_path):
     assert tables.rewritten(wrong) == README
 
 
-def test_the_topics_are_those_of_the_node():
-    node = (ROOT / 'lisa_ros' / 'ros' / 'node.py').read_text(encoding='utf-8')
-    declared = set(re.findall(r"'(~/\w+|/diagnostics|image|depth|camera_info)'", node))
-    listed = set(re.findall(r'^\| (?:in|out|service) \| `([^`]+)`', README, re.MULTILINE))
-    assert listed == declared
-
-
 def test_every_file_it_names_is_there():
     named = re.findall(r'\]\(([^)#:]+)\)', README)
     assert named

@@ -11,7 +11,7 @@ import yaml
 from rosbags.highlevel import AnyReader
 
 import lisa_ros
-from lisa_ros.conversions import camera_matrix, depth_to_metres, image_to_rgb
+from lisa_ros.conversions import camera, depth_to_metres, image_to_rgb
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import scenes
 
@@ -75,7 +75,7 @@ def test_the_truth_lies_on_the_things_in_depth_too(bag):
         mask = (ids == i).astype(np.uint8)
         ring = (cv2.dilate(mask, np.ones((9, 9))) > 0) & (ids == 0)
         assert np.nanmedian(depth[mask > 0]) < np.nanmedian(depth[ring])
-    k = camera_matrix(bag['/camera/color/camera_info'][0][1])
+    k = camera(bag['/camera/color/camera_info'][0][1]).k
     assert k[0, 0] == k[1, 1] > 200
 
 

@@ -82,12 +82,11 @@ class ResultBag:
         """Write an answer about a frame, at the frame's stamp."""
         stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
         header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)
-        nowhere = [None] * len(result.masks)
         shown = masks.overlay(frame.pixels, result.masks, caption=[result.query, result.answer])
         coded = cv2.imencode('.jpg', np.ascontiguousarray(shown[..., ::-1]))[1].ravel()
         overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', coded)
         for topic, message in (
-            ('/lisa/segmentation', self._make.segmentation(header, result, nowhere)),
+            ('/lisa/segmentation', self._make.segmentation(header, result)),
             ('/lisa/mask', self._make.label_image(header, result)),
             ('/lisa/confidence', self._make.confidence_image(header, result)),
             ('/lisa/overlay/compressed', overlay),

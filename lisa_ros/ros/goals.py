@@ -22,6 +22,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
 from lisa_ros.action import Segment
+from lisa_ros.errors import LisaError
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.prompts import readable
 from lisa_ros.regions import Region
@@ -74,7 +75,7 @@ class _Told:
         elif isinstance(event, MaskReady):
             self.count += 1
             header = self.frame.image.header
-            one = messages.instance(header, self.count, event.mask, event.score, None)
+            one = messages.make.instance(header, self.count, event.mask, event.score)
             self.tell('answering', [one])
 
 
@@ -83,10 +84,10 @@ class Goals:
     """The server of the action."""
 
     node: LifecycleNode
-    session: Callable[[], Session | None]  # None while the node is not active
-    camera: Callable[[], str]
+    # of a camera by its name; None while the node is not active; raises a LisaError
+    session: Callable[[str], Session | None]
     complain: Callable[[str], None]
-    _requests: dict[bytes, Request] = field(default_factory=dict)
+    _requests: dict[bytes, tuple[Session, Request]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Offer the action."""
@@ -103,7 +104,10 @@ class Goals:
         )
 
     def _offered(self, goal: Segment.Goal) -> GoalResponse:
-        session = self.session()
+        try:
+            session = self.session(goal.camera)
+        except LisaError:
+            return GoalResponse.ACCEPT  # to be told why it fails
         if session is None:
             self.complain('a goal was rejected: the node is not active')
             return GoalResponse.REJECT
@@ -113,14 +117,19 @@ class Goals:
         return GoalResponse.ACCEPT
 
     def _cancelled(self, goal: ServerGoalHandle) -> CancelResponse:
-        session, request = self.session(), self._requests.get(bytes(goal.goal_id.uuid))
-        if session is not None and request is not None:
+        waiting = self._requests.get(bytes(goal.goal_id.uuid))
+        if waiting is not None:
+            session, request = waiting
             session.cancel(request)
         return CancelResponse.ACCEPT
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
         """Wait for the answer to a goal; other callbacks go on meanwhile."""
-        wanted, session, executor = goal.request, self.session(), self.node.executor
+        wanted, executor = goal.request, self.node.executor
+        try:
+            session, fault = self.session(wanted.camera), ''
+        except LisaError as error:
+            session, fault = None, str(error)
         key = bytes(goal.goal_id.uuid)
         answer, told = Future(executor=executor), _Told(goal)
 
@@ -140,14 +149,14 @@ class Goals:
                 explain=wanted.want_explanation,
                 public=not wanted.image.width,
             ),
-            dialogue=f'{wanted.camera}/{wanted.dialogue}' if wanted.dialogue else None,
+            dialogue=wanted.dialogue or None,
             max_age=float(wanted.max_age),
             patient=True,
         )
-        fault = self._fault(wanted, session)
+        fault = fault or _fault(wanted, session)
         if not fault:
             told.tell('queued')
-            self._requests[key] = request
+            self._requests[key] = session, request
             if not session.goal(request):
                 fault = 'the node stops, or goals_kept of them wait already'
         if fault:
@@ -167,15 +176,14 @@ class Goals:
             goal.abort()
         return Segment.Result(segmentation=message)
 
-    def _fault(self, wanted: Segment.Goal, session: Session | None) -> str:
-        """Return why a goal cannot be tried, nothing if it can."""
-        if session is None:
-            return 'the node is not active'
-        if wanted.camera and self.camera() and wanted.camera != self.camera():
-            return f'no camera {wanted.camera!r}: this node has {self.camera()!r}'
-        if not wanted.max_age >= 0:
-            return f'max_age is {wanted.max_age}; expected seconds, or 0 for any age'
-        return ''
+
+def _fault(wanted: Segment.Goal, session: Session | None) -> str:
+    """Return why a goal cannot be tried, nothing if it can."""
+    if session is None:
+        return 'the node is not active'
+    if not wanted.max_age >= 0:
+        return f'max_age is {wanted.max_age}; expected seconds, or 0 for any age'
+    return ''
 
 
 def _region(region: Any) -> Region | None:

@@ -3,24 +3,41 @@
 
 from __future__ import annotations
 
-from geometry_msgs.msg import Point
-from sensor_msgs.msg import Image, RegionOfInterest
+from typing import Any
+
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
+from sensor_msgs.msg import Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
 from lisa_ros.messages import Messages
 from lisa_ros.msg import Instance, Segmentation
 
-_make = Messages(
-    {
-        'geometry_msgs/msg/Point': Point,
-        'lisa_ros/msg/Instance': Instance,
-        'lisa_ros/msg/Segmentation': Segmentation,
-        'sensor_msgs/msg/Image': Image,
-        'sensor_msgs/msg/RegionOfInterest': RegionOfInterest,
-    }
+try:
+    import vision_msgs.msg as vision
+except ImportError:  # not in every install: then there are no detections and no label_info
+    vision = None
+
+_TYPES = (
+    *(Point, Pose, PoseStamped, Quaternion, Vector3),
+    *(Image, PointCloud2, PointField, RegionOfInterest),
+    *(Instance, Segmentation),
 )
-image, segmentation, instance = _make.image, _make.segmentation, _make.instance
-label_image, confidence_image = _make.label_image, _make.confidence_image
+_VISION = (
+    *('BoundingBox2D', 'BoundingBox3D', 'Detection2D', 'Detection2DArray', 'Detection3D'),
+    *('Detection3DArray', 'LabelInfo', 'ObjectHypothesisWithPose', 'Point2D', 'Pose2D'),
+    'VisionClass',
+)
+
+
+def _named(kind: Any) -> str:
+    """Return a type's name as sensor_msgs/msg/Image."""
+    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+
+
+make = Messages(
+    {_named(kind): kind for kind in _TYPES}
+    | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}
+)
 
 
 def stamp_ns(header: Header) -> int:

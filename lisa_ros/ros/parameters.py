@@ -58,7 +58,8 @@ def declare(
 
     node.add_on_set_parameters_callback(refuse)  # first: it also checks the values of the start
     for name, field in fields.items():
-        node.declare_parameter(name, field.default, descriptor(field))
+        default = [''] if field.default == () else field.default  # ROS knows no empty list
+        node.declare_parameter(name, default, descriptor(field))
 
 
 def descriptor(field: dataclasses.Field) -> ParameterDescriptor:

@@ -32,6 +32,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
+from lisa_ros.places import quaternion
 from lisa_ros.training import scenes
 
 FRAME = 'camera_color_optical_frame'
@@ -169,7 +170,7 @@ def _transforms(store, edges):
     types = store.types
     messages = []
     for parent, child, rotation, translation, stamp in edges:
-        w, x, y, z = _quaternion(rotation)
+        x, y, z, w = quaternion(rotation)
         messages.append(
             types['geometry_msgs/msg/TransformStamped'](
                 _header(store, stamp, parent),
@@ -181,19 +182,3 @@ def _transforms(store, edges):
             )
         )
     return types['tf2_msgs/msg/TFMessage'](messages)
-
-
-def _quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Return w, x, y, z of a rotation matrix (3, 3)."""
-    # The eigenvector of Bar-Itzhack's matrix: no case distinction.
-    (a, b, c), (d, e, f), (g, h, i) = rotation
-    matrix = np.array(
-        [
-            [a - e - i, d + b, g + c, h - f],
-            [d + b, e - a - i, h + f, c - g],
-            [g + c, h + f, i - a - e, d - b],
-            [h - f, c - g, d - b, a + e + i],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(matrix / 3)[1][:, -1]
-    return w, x, y, z
