@@ -201,7 +201,7 @@ def test_the_clouds_are_those_of_the_image_and_of_the_thing(start):
 
 
 def test_a_frame_that_tf_does_not_know_gives_no_target_and_says_so(start):
-    node, peer, _ = start(0.0, target_frame='base_link')
+    node, peer, _ = start(0.0, target_frame='base_link', transform_timeout=0.05)
     heard = listen(peer, '')
     say(peer, 'bright things')
     peer.wait(lambda: heard['segmentation'] and heard['object_points'])
@@ -212,6 +212,43 @@ def test_a_frame_that_tf_does_not_know_gives_no_target_and_says_so(start):
     assert heard['target'] == []
     assert xyz(answer.instances[0].centroid)[2] == pytest.approx(0.8)  # in the image's own frame
     assert 'no target: ' in node.said()
+
+
+def test_the_target_is_where_tf_knew_it_when_the_image_was_taken(start):
+    """The camera drives 0.5 m a second; the model takes a second and a half."""
+    tf2_ros = pytest.importorskip('tf2_ros', reason='needs tf2_ros, which has no wheel')
+    from geometry_msgs.msg import TransformStamped
+
+    _, peer, (camera,) = start(1.5, target_frame='map', gravity_frame='map')
+    broadcaster, began = tf2_ros.TransformBroadcaster(peer.node), time.time_ns()
+
+    def driven(stamp):
+        return (stamp - began) / 1e9 * 0.5
+
+    def broadcast():
+        now = time.time_ns()
+        moved = TransformStamped(child_frame_id='camera_optical')
+        moved.header.frame_id = 'map'
+        moved.header.stamp.sec, moved.header.stamp.nanosec = divmod(now, 10**9)
+        moved.transform.translation.x, moved.transform.translation.z = driven(now), 2.0
+        # the optical frame looks down, its x is the map's x
+        moved.transform.rotation.x, moved.transform.rotation.w = 1.0, 0.0
+        broadcaster.sendTransform(moved)
+
+    timer = peer.node.create_timer(0.02, broadcast)
+    heard = listen(peer, '')
+    say(peer, 'bright things')
+    peer.wait(lambda: heard['segmentation'] and heard['target'], what='a target')
+    peer.node.destroy_timer(timer)
+    (answer,), (target,) = heard['segmentation'], heard['target']
+    assert answer.place_reason == ''
+    assert (stamp_of(target), target.header.frame_id) == (stamp_of(answer), 'map')
+    x, y, z = xyz(answer.instances[0].centroid)
+    assert xyz(target.pose.position) == pytest.approx(
+        (driven(stamp_of(answer)) + x, -y, 2.0 - z), abs=2e-3
+    )
+    up = answer.instances[0].box_pose.orientation  # the box's z is the map's: minus optical z
+    assert up.x**2 + up.y**2 == pytest.approx(1, abs=1e-3)
 
 
 def test_what_was_found_is_followed_to_every_newer_image(start):

@@ -180,9 +180,32 @@ def test_an_image_that_is_too_old_is_told(tester, client):
     assert client.answer(MUG, max_age=20.0).status is Status.FOUND
 
 
+def test_a_continuous_goal_is_answered_about_newer_images_until_it_is_cancelled(tester, client):
+    show(tester, stamp=(20, 0))
+    told = []
+    pending = client.ask(MUG, continuous=True, on_feedback=told.append)
+
+    def answers():
+        return [one for one in told if one.stage == 'answered']
+
+    tester.wait(lambda: len(answers()) == 1, START)
+    tester.settle(1.5)
+    assert len(answers()) == 1  # nothing new to be seen
+    show(tester, stamp=(21, 0))
+    tester.wait(lambda: len(answers()) == 2, START)
+    assert [one.instances[0].mask.header.stamp.sec for one in answers()] == [20, 21]
+    assert client.answer(BOWL).status is Status.FOUND  # others are answered in between
+    pending.cancel()
+    last = client.end(pending)
+    assert last.status is Status.CANCELLED
+    assert last.header.stamp.sec == 21
+    assert last.masks.any()
+
+
 @pytest.mark.parametrize(
     ('goal', 'says'),
     [
+        ({'query': MUG, 'continuous': True, 'image': image(FRAME.pixels)}, 'answered once'),
         ({'query': ' '}, 'the command is empty'),
         ({'query': MUG, 'camera': 'head'}, "no camera 'head': this node has 'wrist'"),
         ({'query': MUG, 'max_age': -1.0}, 'max_age is -1'),

@@ -94,6 +94,8 @@ class RobotCamera:
             SettingsError: an input cannot be subscribed to.
         """
         shared, settings = self._shared, self._shared.settings()
+        if settings.target_frame or settings.gravity_frame:
+            shared.transforms.listen()
         self._outputs.say_labels()
         self._tracked.say_labels()
         self.session = session = Session(

@@ -5,8 +5,9 @@ Threads: rclpy's callbacks run on the executor; `execute` is a coroutine that aw
 any number of goals may wait. Feedback is published from the session's thread.
 
 How a goal ends: succeeded with FOUND or NOT_FOUND, canceled with CANCELLED if its client asked for
-that, aborted with STALE_INPUT or FAILED, or with CANCELLED where the node stops. Goals for which
-there is no room, and those that come while the node is not active, are rejected.
+that, aborted with STALE_INPUT or FAILED, or with CANCELLED where the node stops. A continuous one
+is answered about ever newer frames, each answer as feedback, until its client cancels it. Goals for
+which there is no room, and those that come while the node is not active, are rejected.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
 from lisa_ros.action import Segment
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.prompts import readable
 from lisa_ros.regions import Region
@@ -30,6 +32,7 @@ from lisa_ros.results import Event, MaskReady, Segmentation, Status, Token
 from lisa_ros.ros import messages
 from lisa_ros.session import Frame, Request, Session
 
+_ANSWERED = (Status.FOUND, Status.NOT_FOUND)
 # Room for all that may be asked at once: with the usual depth of 10 a burst of goals loses some,
 # and their clients wait for ever.
 CALLS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
@@ -91,6 +94,8 @@ class Goals:
 
     def __post_init__(self) -> None:
         """Offer the action."""
+        # with use_sim_time, a bag that is paused would hold a ROS timer back
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._server = ActionServer(
             self.node,
             Segment,
@@ -125,11 +130,42 @@ class Goals:
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
         """Wait for the answer to a goal; other callbacks go on meanwhile."""
-        wanted, executor = goal.request, self.node.executor
+        wanted = goal.request
         try:
-            session, fault = self.session(wanted.camera), ''
+            session = self.session(wanted.camera)
+            _check(wanted, session)
+            status, message = await self._answer(goal, session)
+            while wanted.continuous and status in _ANSWERED and not goal.is_cancel_requested:
+                goal.publish_feedback(
+                    Segment.Feedback(
+                        stage='answered', text=message.answer, instances=message.instances
+                    )
+                )
+                await self._pause(goal, session, messages.stamp_ns(message.header))
+                if goal.is_cancel_requested:
+                    message.status = int(Status.CANCELLED)
+                    break
+                status, message = await self._answer(goal, session)
         except LisaError as error:
-            session, fault = None, str(error)
+            goal.abort()
+            return _failed(wanted.query, str(error))
+        if goal.is_cancel_requested and (wanted.continuous or status is Status.CANCELLED):
+            goal.canceled()
+        elif status in _ANSWERED:
+            goal.succeed()
+        else:
+            goal.abort()
+        return Segment.Result(segmentation=message)
+
+    async def _answer(
+        self, goal: ServerGoalHandle, session: Session
+    ) -> tuple[Status, SegmentationMessage]:
+        """Wait for one answer.
+
+        Raises:
+            QueryError: there is no room for the request.
+        """
+        wanted, executor = goal.request, self.node.executor
         key = bytes(goal.goal_id.uuid)
         answer, told = Future(executor=executor), _Told(goal)
 
@@ -153,37 +189,41 @@ class Goals:
             max_age=float(wanted.max_age),
             patient=True,
         )
-        fault = fault or _fault(wanted, session)
-        if not fault:
-            told.tell('queued')
-            self._requests[key] = session, request
-            if not session.goal(request):
-                fault = 'the node stops, or goals_kept of them wait already'
-        if fault:
-            goal.abort()
-            return _failed(wanted.query, fault)
-        if goal.is_cancel_requested:  # before it was noted
-            session.cancel(request)
+        told.tell('queued')
+        self._requests[key] = session, request
         try:
-            status, message = await answer  # it comes for sure: a session ends every request
+            if not session.goal(request):
+                raise QueryError('the node stops, or goals_kept of them wait already')
+            if goal.is_cancel_requested:  # before it was noted
+                session.cancel(request)
+            return await answer  # it comes for sure: a session ends every request
         finally:
             del self._requests[key]
-        if status in (Status.FOUND, Status.NOT_FOUND):
-            goal.succeed()
-        elif status is Status.CANCELLED and goal.is_cancel_requested:
-            goal.canceled()
-        else:
-            goal.abort()
-        return Segment.Result(segmentation=message)
+
+    async def _pause(self, goal: ServerGoalHandle, session: Session, stamp: int) -> None:
+        """Wait until there is another frame, `watch_rate` allows it, or the goal is cancelled."""
+        while True:
+            over = Future(executor=self.node.executor)
+            timer = self.node.create_timer(
+                1 / session.watch_rate,
+                lambda over=over: over.done() or over.set_result(None),
+                clock=self._steady,
+            )
+            await over
+            self.node.destroy_timer(timer)
+            frame = session.newest_frame()
+            if goal.is_cancel_requested or frame is None or frame.stamp != stamp:
+                return
 
 
-def _fault(wanted: Segment.Goal, session: Session | None) -> str:
-    """Return why a goal cannot be tried, nothing if it can."""
+def _check(wanted: Segment.Goal, session: Session | None) -> None:
+    """Raise a QueryError that says why a goal cannot be tried, if it cannot."""
     if session is None:
-        return 'the node is not active'
+        raise QueryError('the node is not active')
     if not wanted.max_age >= 0:
-        return f'max_age is {wanted.max_age}; expected seconds, or 0 for any age'
-    return ''
+        raise QueryError(f'max_age is {wanted.max_age}; expected seconds, or 0 for any age')
+    if wanted.continuous and wanted.image.width:
+        raise QueryError('continuous is about a camera: a picture of its own is answered once')
 
 
 def _region(region: Any) -> Region | None:

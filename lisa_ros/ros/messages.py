@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
@@ -34,8 +35,20 @@ def _named(kind: Any) -> str:
     return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
 
 
+def _quickly(kind: Any) -> Callable[..., Any]:
+    """Return a constructor that does not check `data` byte by byte (common_interfaces#176)."""
+
+    def made(data: Any, **fields: Any) -> Any:
+        message = kind(**fields)
+        message.data = data
+        return message
+
+    return made
+
+
 make = Messages(
     {_named(kind): kind for kind in _TYPES}
+    | {_named(kind): _quickly(kind) for kind in (Image, PointCloud2)}
     | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}
 )
 

@@ -27,7 +27,7 @@ except ImportError:  # not in every install: then ~/target stays unpublished in 
 
 
 class Transforms:
-    """What TF knows; it listens from the first time that it is asked."""
+    """What TF knows; it listens once it is told to, or asked."""
 
     def __init__(self, node: LifecycleNode, patience: Callable[[], float]):
         """Make one for a node.
@@ -38,6 +38,12 @@ class Transforms:
         """
         self._node, self._patience = node, patience
         self._buffer: Any = None
+
+    def listen(self) -> None:
+        """Begin to hear transforms, where tf2_ros is installed."""
+        if tf2_ros is not None and self._buffer is None:
+            self._buffer = tf2_ros.Buffer(node=self._node)
+            self._listener = tf2_ros.TransformListener(self._buffer, self._node)
 
     def moved(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
         """Return a pose in another frame, at its own stamp; '' or its own: as it is.
@@ -73,9 +79,7 @@ class Transforms:
                 f'tf2_ros is not installed, so {header.frame_id} is not known in {target}: '
                 'install tf2_ros_py, or leave target_frame and gravity_frame empty'
             )
-        if self._buffer is None:
-            self._buffer = tf2_ros.Buffer(node=self._node)
-            self._listener = tf2_ros.TransformListener(self._buffer, self._node)
+        self.listen()
         try:
             found = self._buffer.lookup_transform(
                 target,
