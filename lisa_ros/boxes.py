@@ -145,7 +145,8 @@ def _ends(seen: _Seen, turn: np.ndarray, axis: int) -> tuple[float, float]:
     across = seen.points @ turn[:, 1 if axis == 0 else 0]
     ends = np.quantile(along, (0.01, 0.99))
     for i, sense in enumerate((-1.0, 1.0)):
-        face = smooth[(facing * sense > 0.85) & (np.abs(along - ends[i]) < 1.5 * _CAP)]
+        here = np.isfinite(smooth) & (np.abs(along - ends[i]) < 1.5 * _CAP)
+        face = smooth[here & (facing * sense > 0.85)]
         if len(face) >= _SEEN:
             ends[i] = np.quantile(face * sense, 0.95) * sense
         elif axis < 2:

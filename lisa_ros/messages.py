@@ -163,6 +163,8 @@ class Messages:
         found = []
         for i, mask in enumerate(result.masks[:254]):
             x, y, width, height = masks.box(mask)
+            if not width:
+                continue  # lost by the tracker
             pose2d, point = (self.types[f'vision_msgs/msg/{name}'] for name in _POSE2D)
             middle = point(x=x + width / 2, y=y + height / 2)
             found.append(

@@ -67,6 +67,7 @@ class Request:
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: any
     patient: bool = False  # a goal: none that comes later supersedes it
     standing: bool = False  # of a standing query: it makes room for others
+    turns: Dialogue | None = None  # the very turns that it follows, whatever was said since
     since: float = field(default_factory=time.monotonic)  # when it came [s, monotonic]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -216,6 +217,11 @@ class Session:
         return True
 
     @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._closed
+
+    @property
     def has_room(self) -> bool:
         """Whether one more goal may wait."""
         with self._changed:
@@ -233,14 +239,15 @@ class Session:
                 self._watched = Request(text, standing=True)
             self._changed.notify_all()
 
-    def ask_again(self, text: str, tag: Any = None) -> None:
+    def ask_again(self, text: str, turns: Dialogue | None = None, tag: Any = None) -> None:
         """Ask this once about the newest frame when nobody waits, making room for all others.
 
-        It is of no dialogue. What was to be asked again before and was not yet, is not any more.
+        It follows these turns, and becomes none itself. While a standing query or another one is
+        to be asked anyway, nothing is done.
         """
         with self._changed:
-            if not self._closed and not self._watched:
-                self._again = Request(text, tag=tag, standing=True)
+            if not self._closed and not self._watched and not self._again:
+                self._again = Request(text, tag=tag, turns=turns or Dialogue(), standing=True)
                 self._changed.notify_all()
 
     def stop(self) -> bool:
@@ -302,9 +309,10 @@ class Session:
     def newest_frame(self) -> Frame | None:
         """Return the newest image that has its depth, with that; None before the first image.
 
-        Depth comes a moment after its image. So the newest of the kept images that has some is
-        taken, where it is at most 0.5 s older than the newest of all: a slow camera's would be of
-        another scene. Where none has, the newest.
+        Depth comes a moment after its image. So the newest of the kept images that has some of its
+        own is taken, where it is at most 0.5 s older than the newest of all: a slow camera's would
+        be of another scene. Depth that is nearer to another image is that one's. Where none has
+        depth, the newest.
         """
         with self._changed:
             if not self._images:
@@ -314,11 +322,22 @@ class Session:
             for stamp_tried, image_tried in reversed(self._images):
                 if self._images[-1][0] - stamp_tried > _LOOK_BACK:
                     break
-                depth = self._nearest(self._depths, stamp_tried)
+                depth = self._own_depth(stamp_tried)
                 if depth is not None:
                     stamp, image = stamp_tried, image_tried
                     break
             return Frame(stamp, image, depth, self._nearest(self._infos, stamp))
+
+    def _own_depth(self, stamp: int) -> Any | None:
+        """Return the depth nearest to an image, lock held; None if another image is nearer to it.
+
+        Of two images as near the newer one has it.
+        """
+        found = self._nearest_with_stamp(self._depths, stamp)
+        if found is None:
+            return None
+        of = min((abs(other - found[0]), -other) for other, _ in self._images)
+        return found[1] if -of[1] == stamp else None
 
     @property
     def busy(self) -> bool:
@@ -345,17 +364,21 @@ class Session:
             self._changed.notify_all()
 
     def _nearest(self, ring: deque[tuple[int, Any]], stamp: int) -> Any | None:
-        """Return the message nearest to the stamp, None if it is farther than the tolerance.
+        """Return the message nearest to the stamp, None if it is farther than the tolerance."""
+        found = self._nearest_with_stamp(ring, stamp)
+        return found and found[1]
+
+    def _nearest_with_stamp(
+        self, ring: deque[tuple[int, Any]], stamp: int
+    ) -> tuple[int, Any] | None:
+        """Return the message nearest to the stamp with its own, None as `_nearest`.
 
         Of several as near the newest: one that was sent again replaces the one before.
         """
         if not ring:
             return None
-        distance, message = min(
-            ((abs(other - stamp), message) for other, message in reversed(ring)),
-            key=lambda pair: pair[0],
-        )
-        return message if distance <= self.depth_tolerance * 1e9 else None
+        found = min(reversed(ring), key=lambda pair: abs(pair[0] - stamp))
+        return found if abs(found[0] - stamp) <= self.depth_tolerance * 1e9 else None
 
     def _work(self) -> None:
         while not self._closed:
@@ -370,12 +393,13 @@ class Session:
         with self._turns.turn(self._is_urgent, self._make_room):
             with self._changed:  # anew: the newest frame is frozen now that the model is free
                 request, frame = self._begin()
-            if request is not None:
-                self._run(request, frame)
+            result = None if request is None else self._run(request, frame)
+        if result is not None:  # told after the turn: others need not wait for that
+            self._end(request, frame, result)
 
-    def _run(self, request: Request, frame: Frame | None) -> None:
-        """Answer a request about a frame, and tell it."""
-        dialogue, ticket = Dialogue(), 0
+    def _run(self, request: Request, frame: Frame | None) -> Segmentation:
+        """Answer a request about a frame."""
+        dialogue, ticket = request.turns or Dialogue(), 0
         if request.dialogue is not None:
             most = MOST_TURNS if request.patient else self.dialogue_turns
             dialogue, ticket = self._dialogues.begin(request.dialogue, most)
@@ -393,11 +417,11 @@ class Session:
             self._running = None
             if request.standing and result.status is Status.CANCELLED:
                 self._watched_stamp = None  # it made room: its frame is still to be answered
-            elif request is self._again:
+            elif request is self._again:  # or it was stopped meanwhile
                 self._again = None
         if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
             self._dialogues.extend(request.dialogue, ticket, result)
-        self._end(request, frame, result)
+        return result
 
     def _wait_until_due(self) -> None:
         """Wait, lock held, until a request can be answered, or all is closed."""
@@ -415,10 +439,13 @@ class Session:
         if self._closed:
             return None, None, None
         if self._waiting:
-            request = self._waiting[0]
-            frame = request.frame or self.newest_frame()
-            left = request.since + self.image_timeout - time.monotonic()
-            return (None, None, left) if frame is None and left > 0 else (request, frame, None)
+            newest = self.newest_frame()
+            for request in self._waiting:  # the first that has a frame, or waits no longer for it
+                frame = request.frame or newest
+                left = request.since + self.image_timeout - time.monotonic()
+                if frame is not None or left <= 0:
+                    return request, frame, None
+            return None, None, self._waiting[0].since + self.image_timeout - time.monotonic()
         frame, pause = self._watched_next()
         return (
             (None, None, pause) if frame is None else (self._watched or self._again, frame, None)
@@ -445,7 +472,7 @@ class Session:
             if not self._watched:
                 self._again = request
         else:
-            self._waiting.pop(0)
+            self._waiting.remove(request)
         self._running = request
         return request, frame
 

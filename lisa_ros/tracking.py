@@ -26,7 +26,6 @@ nothing here is thread-safe, a tracker belongs to one thread.
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ _UNSURE = 4.0  # flow that leads back so far off counts half [px of h x w]
 _OTHER_COLOUR = 40.0  # a difference of a channel (0..255) that turning does not make
 _DEPTH, _DEPTH_SHARE = 0.06, 0.04  # in front of a thing is what is nearer by [m] + share of depth
 _BRUSHES = (5, 3, 1)  # widths of a brush that paints masks [px of h x w]
+_ENOUGH = 0.05  # share of the picture that tells how the light has changed
 _NO_DEPTH = 1e6  # farther than anything [m]
 
 
@@ -59,35 +59,6 @@ class Tracked:
     tracked: np.ndarray  # (N,) bool; False: lost (hidden, out of the picture, nothing like it was)
     drift: np.ndarray  # (N,) float32 0..1; 0 as sure as the answer, 1 nothing of it remains
     age: float  # from the answer's frame to this one [s]
-
-
-class Requery(str, enum.Enum):
-    """When the model is asked again about what is followed."""
-
-    DRIFT = 'drift'  # when a thing is lost or its drift passes a limit
-    TIMER = 'timer'  # when the answer is of a certain age
-    NEVER = 'never'
-
-
-def requery_due(
-    rule: Requery, tracked: Tracked | None, *, period: float, drift_limit: float
-) -> bool:
-    """Return whether a new question is due, never before there is an answer.
-
-    A lost thing keeps it due until the next answer; whoever asks sees to it that one question is
-    open at a time, and not sooner than wanted.
-
-    Args:
-        rule: which of the limits counts.
-        tracked: where the things are now.
-        period: age of an answer at which `timer` asks anew [s].
-        drift_limit: above it, `drift` asks anew, 0..1.
-    """
-    if tracked is None or rule is Requery.NEVER:
-        return False
-    if rule is Requery.TIMER:
-        return tracked.age >= period
-    return bool((~tracked.tracked | (tracked.drift > drift_limit)).any())
 
 
 class Tracker(Protocol):
@@ -361,9 +332,8 @@ class FlowTracker:
         doubt = looks.doubt[(small > 0) & ~hides]
         sure = float((1 / (1 + (doubt / _UNSURE) ** 2)).mean()) if doubt.size else 0.0
         self._note(thing, share)
-        return _placed(
-            part, (rows[0] * _SMALL, columns[0] * _SMALL), self._newest
-        ), 1 - share * sure
+        corner = (rows[0] * _SMALL, columns[0] * _SMALL)
+        return _placed(part, corner, self._newest), 1 - share * sure
 
     def _note(self, thing: _Thing, share: float) -> None:
         """Note how much of a thing is seen, as a share of its first area."""
@@ -437,8 +407,8 @@ def _looks(begun: _Frame, frame: _Frame, back: np.ndarray, doubt: np.ndarray) ->
     s, t = frame.colour.shape[:2]
     back = cv2.resize(back, (t, s)) / _SMALL
     expected = _at(begun.colour, back)
-    gain = np.median(frame.colour, axis=(0, 1)) / np.maximum(np.median(expected, axis=(0, 1)), 1)
-    expected *= gain.astype(np.float32)
+    doubt = cv2.resize(doubt, (t, s))
+    expected *= _gain(expected, frame.colour, (doubt < _UNSURE) & _inside(back))
     # Within what lies around: a pixel off at an edge is no other colour.
     around = np.ones((3, 3), np.uint8)
     high, low = cv2.dilate(expected, around), cv2.erode(expected, around)
@@ -453,7 +423,24 @@ def _looks(begun: _Frame, frame: _Frame, back: np.ndarray, doubt: np.ndarray) ->
         was = cv2.remap(nearest, places, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         was[was >= _NO_DEPTH] = np.nan
         nearer = was - frame.depth
-    return _Looks(back, cv2.resize(doubt, (t, s)), colour, nearer)
+    return _Looks(back, doubt, colour, nearer)
+
+
+def _inside(back: np.ndarray) -> np.ndarray:
+    """Return where (s, t) bool a pixel comes from within the picture, by (s, t, 2) `back`."""
+    s, t = back.shape[:2]
+    places = _grid(s, t) + back
+    return (places >= 0).all(axis=2) & (places <= (t - 1, s - 1)).all(axis=2)
+
+
+def _gain(expected: np.ndarray, colour: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Return by how much each channel has become brighter, (3,) float32, of the pixels in `sure`.
+
+    Of the same pixels, now and then: another part of the room is no other light.
+    """
+    if np.count_nonzero(sure) < _ENOUGH * sure.size:
+        return np.ones(3, np.float32)
+    return np.median((colour[sure] + 1) / (expected[sure] + 1), axis=0)
 
 
 def _thing(mask: np.ndarray, size: tuple[int, int]) -> _Thing:

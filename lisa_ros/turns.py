@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+_LOOK = 0.05  # how often who waits looks whether it is next [s]
+
 
 @dataclass(frozen=True, eq=False)
 class _Player:
@@ -39,7 +41,9 @@ class Turns:
         player = _Player(urgent, make_room)
         with self._changed:
             self._waiting.append(player)
-            self._changed.wait_for(lambda: self._playing is None and self._next() is player)
+            # Who is urgent changes without a notice, so it is looked at again and again.
+            while not self._changed.wait_for(lambda: self._may_play(player), _LOOK):
+                pass
             self._waiting.remove(player)
             self._playing = player
         try:
@@ -58,6 +62,9 @@ class Turns:
     def crowded(self) -> bool:
         """Return whether somebody urgent waits for the turn."""
         return any(player.urgent() for player in tuple(self._waiting))
+
+    def _may_play(self, player: _Player) -> bool:
+        return self._playing is None and self._next() is player
 
     def _next(self) -> _Player:
         return next((one for one in self._waiting if one.urgent()), self._waiting[0])

@@ -219,7 +219,7 @@ def test_the_target_is_where_tf_knew_it_when_the_image_was_taken(start):
     tf2_ros = pytest.importorskip('tf2_ros', reason='needs tf2_ros, which has no wheel')
     from geometry_msgs.msg import TransformStamped
 
-    _, peer, (camera,) = start(1.5, target_frame='map', gravity_frame='map')
+    _, peer, _ = start(1.5, target_frame='map', gravity_frame='map')
     broadcaster, began = tf2_ros.TransformBroadcaster(peer.node), time.time_ns()
 
     def driven(stamp):

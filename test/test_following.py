@@ -104,21 +104,85 @@ def test_a_broken_picture_is_told_and_the_next_is_followed(rig):
     rig.wait(lambda: rig.told)
 
 
-def test_nothing_is_followed_while_nobody_wants_it(rig):
+def test_nothing_is_followed_while_nobody_wants_it_and_a_listener_gets_the_last_answer(rig):
     rig.wanted = False
     rig.follower.asked(Frame(1))
     rig.follower.answered(Frame(1), answer())
     rig.see(Frame(2))
     rig.wait(lambda: not rig.follower._fresh)
+    assert rig.told == []
+    assert not rig.follower._begun
     rig.wanted = True
     rig.see(Frame(3))
+    rig.wait(lambda: rig.told)
+    assert rig.told[0][0].stamp == 3
+
+
+def test_an_old_answer_is_not_dug_out_again(rig):
+    rig.wanted = False
+    rig.follower.answered(Frame(1), answer())
+    rig.wanted = True
+    rig.see(Frame(6 * 10**9))
     rig.wait(lambda: not rig.follower._fresh)
     time.sleep(0.05)
     assert rig.told == []
-    rig.follower.asked(Frame(3))
-    rig.follower.answered(Frame(3), answer())
-    rig.see(Frame(4))
+
+
+def test_an_answer_whose_question_nobody_heard_is_followed(rig):
+    rig.follower.asked(Frame(1))
+    rig.follower.answered(Frame(1), answer())
+    rig.see_and_wait(Frame(2))
+    rig.follower.answered(Frame(2), replace(answer(), query='another'))  # it was not told of
+    rig.see(Frame(3))
+    rig.wait(lambda: rig.told and rig.told[-1][1].query == 'another')
+
+
+def test_a_frame_that_comes_late_changes_nothing(rig):
+    rig.follower.asked(Frame(10**9))
+    rig.follower.answered(Frame(10**9), answer())
+    rig.see_and_wait(Frame(10**9 + 66_000_000))
+    count = len(rig.told)
+    rig.see(Frame(10**9 + 33_000_000))
+    rig.wait(lambda: not rig.follower._fresh)
+    rig.see_and_wait(Frame(10**9 + 99_000_000))
+    assert len(rig.told) == count + 1
+    assert rig.told[-1][2].tracked.all()
+
+
+def test_what_is_told_to_stop_is_followed_no_more(rig):
+    rig.follower.asked(Frame(1))
+    rig.follower.answered(Frame(1), answer())
+    rig.see_and_wait(Frame(2))
+    rig.follower.stop()
+    rig.see(Frame(3))
+    rig.wait(lambda: not rig.follower._fresh)
+    time.sleep(0.05)
+    assert rig.told[-1][0].stamp == 2
+
+
+def test_of_answers_that_wait_the_last_one_is_followed(rig):
+    gate = threading.Event()
+    rig.follower._show = lambda frame: gate.wait(10) and show(frame)
+    for stamp in range(1, 6):
+        rig.follower.asked(Frame(stamp))
+        rig.follower.answered(Frame(stamp), replace(answer(), query=str(stamp)))
+    assert len(rig.follower._heard) <= 2
+    gate.set()
+    rig.see(Frame(9))
     rig.wait(lambda: rig.told)
+    assert {result.query for _, result, _ in rig.told} == {'5'}
+
+
+def test_it_is_checked_after_each_frame_and_when_the_tracker_has_forgotten(rig):
+    checked = []
+    rig.follower._checked = checked.append
+    rig.follower.asked(Frame(10**9))
+    rig.follower.answered(Frame(10**9), answer())
+    rig.see_and_wait(Frame(10**9 + 1))
+    assert checked[-1].tracked.all()
+    rig.see_and_wait(Frame(1))  # long before: another past
+    rig.see_and_wait(Frame(2))
+    assert checked[-1] is None
 
 
 def test_of_many_frames_the_newest_is_followed(rig):
@@ -146,6 +210,10 @@ def test_the_confidence_that_is_left_falls_with_the_drift():
 
 
 def now_with(drift, tracked=True):
+    if drift is None:
+        return None
+    if tracked == 'none':
+        return Tracked(1, np.zeros((0, 2, 2), bool), *np.zeros((2, 0), np.float32), 1.0)
     mask = np.zeros((1, 2, 2), bool)
     return Tracked(1, mask, np.array([tracked]), np.array([drift], np.float32), 1.0)
 
@@ -160,6 +228,9 @@ def now_with(drift, tracked=True):
         ('drift', 0.9, True, 3, True),
         ('drift', 0.1, False, 3, True),
         ('drift', 0.9, True, 1, False),
+        ('drift', None, True, 3, True),  # forgotten
+        ('timer', None, True, 3, True),
+        ('drift', 0.1, 'none', 3, True),  # nothing was found
     ],
 )
 def test_when_a_question_is_due_again(rule, drift, tracked, since, due):

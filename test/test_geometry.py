@@ -399,6 +399,16 @@ def test_confidence_is_the_share_that_became_points():
     assert table.thing(depth=holes).confidence == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize('share', [0.3, 0.5, 0.7])
+def test_a_box_is_finite_however_many_holes_there_are(share):
+    table = Table()
+    table.box([0, 0, 0.05], [0.12, 0.07, 0.10], 0.3)
+    holes = table.measured()
+    holes[np.random.default_rng(2).random(holes.shape) < share] = np.nan
+    box = table.thing(depth=holes).box
+    assert np.isfinite(np.concatenate([box.centre, box.extent])).all()
+
+
 @pytest.mark.skipif(not REAL, reason='LISA_ROS_REAL_FRAMES names no folder with osd/')
 @pytest.mark.parametrize('name', ['learn0', 'learn13', 'learn30', 'test20', 'test40'])
 def test_real_things_do_not_bleed(name):

@@ -13,6 +13,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 ROWS = [
     ['errors'],
     ['results', 'settings', 'own_models', 'evaluation.metrics', 'turns', 'boxes'],
+    ['surfaces'],
     ['geometry', 'tracking'],
     # pixels on one side, the network on the other: neither knows the other
     [

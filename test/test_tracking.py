@@ -9,7 +9,7 @@ import pytest
 
 from lisa_ros.errors import ImageError, TrackingError
 from lisa_ros.masks import iou
-from lisa_ros.tracking import FlowTracker, Requery, Tracked, requery_due
+from lisa_ros.tracking import FlowTracker
 
 SIZE = (240, 320)  # H, W
 STEP = 33_333_333  # between two frames [ns]
@@ -40,11 +40,11 @@ THING = texture(2, (240, 320), (60, 110, 190))
 COVER = texture(3, (240, 320), (90, 170, 70))
 
 
-def shot(i, at, *, camera=0.0, cover=None, light=1.0):
+def shot(i, at, *, camera=0.0, cover=None, light=1.0, back=BACK):
     """Frame `i`: a round thing about (x, y), a camera that moves, something before it."""
     h, w = SIZE
     turn = np.float64([[1, 0, -200 + camera], [0, 1, -200 - 0.3 * camera], [4e-7 * camera, 0, 1]])
-    image = cv2.warpPerspective(BACK, turn, (w, h), borderMode=cv2.BORDER_REFLECT)
+    image = cv2.warpPerspective(back, turn, (w, h), borderMode=cv2.BORDER_REFLECT)
     depth = np.full(SIZE, 1.0, np.float32)
     y, x = np.mgrid[:h, :w]
     truth = ((x - at[0]) / 40) ** 2 + ((y - at[1]) / 30) ** 2 < 1
@@ -190,6 +190,17 @@ def test_depth_sees_what_has_the_same_colours():
     assert not tracker.now().tracked[0]
 
 
+@pytest.mark.parametrize(('frames', 'found'), [(4, True), (12, False)])
+def test_what_was_hidden_for_a_moment_is_found_and_what_was_lost_is_not(frames, found):
+    shots = [shot(i, (160, 120)) for i in range(20)]
+    for one in shots[3 : 3 + frames]:
+        one.depth[:] = 0.4
+    _, seen = followed(shots, depth=True)
+    assert not any(one.tracked[0] for one in seen[3 : 3 + frames])
+    assert all(one.tracked[0] == found for one in seen[3 + frames :])
+    assert seen[-1].masks.any() == found
+
+
 def test_a_thing_that_comes_nearer_as_a_whole_is_not_hidden():
     shots = moving(40)
     for i, one in enumerate(shots):
@@ -214,6 +225,16 @@ def test_a_change_of_brightness_hides_nothing(to):
     ]
     _, found = followed(shots)
     assert found[-1].tracked[0] and iou(found[-1].masks[0], shots[-1].truth) > GOOD
+
+
+def test_another_part_of_the_room_is_no_other_light():
+    dark = BACK.copy()
+    dark[:, :200] = dark[:, :200] * 0.25
+    shots = [shot(i, (60 + 4 * i, 100), camera=4 * i, back=dark) for i in range(46)]
+    assert np.median(shots[-1].image) < 0.5 * np.median(shots[0].image)
+    _, found = followed(shots)
+    assert all(one.tracked[0] for one in found)
+    assert iou(found[-1].masks[0], shots[-1].truth) > GOOD
 
 
 def test_several_things_keep_their_order():
@@ -305,29 +326,3 @@ def test_questions_that_nobody_answers_do_not_pile_up():
     with pytest.raises(TrackingError):
         tracker.answered(shots[0].stamp, shots[0].truth[None])
     tracker.answered(shots[-1].stamp, shots[-1].truth[None])
-
-
-def result(age=1.0, drift=(0.1,), tracked=None):
-    tracked = [True] * len(drift) if tracked is None else tracked
-    return Tracked(
-        START, np.zeros((len(drift), 1, 1), bool), np.array(tracked, bool),
-        np.array(drift, np.float32), age,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ('rule', 'tracked', 'due'),
-    [
-        ('never', result(age=99, drift=(1.0,), tracked=[False]), False),
-        ('never', None, False),
-        ('timer', result(age=4.9, drift=(0.9,)), False),
-        ('timer', result(age=5.1), True),
-        ('drift', result(age=99, drift=(0.1, 0.4)), False),
-        ('drift', result(drift=(0.1, 0.6)), True),
-        ('drift', result(drift=(0.1, 0.1), tracked=[True, False]), True),
-        ('drift', result(drift=()), False),  # nothing to follow, nothing to lose
-        ('drift', None, False),  # no answer yet, one is on its way
-    ],
-)
-def test_when_to_ask_again(rule, tracked, due):
-    assert requery_due(Requery(rule), tracked, period=5.0, drift_limit=0.5) is due

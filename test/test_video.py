@@ -26,6 +26,15 @@ from lisa_ros.model.video import VideoTracker, load_video_tracker
 SIDE, WIDE, SIZE = 64, 128, (48, 60)  # of the model's pictures, of its layers, of ours (H, W)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """So small layers are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def vision():
     backbone = Sam2HieraDetConfig(
         hidden_size=8,

@@ -90,8 +90,7 @@ class VideoTracker:
             self.advance(stamp, image, depth)
         if self._newest is None or self._size != image.shape[:2]:
             self._start(stamp, image)
-        known = [*self._open, *([self._begun] if self._begun else [])]
-        if any(one.stamp == stamp for one in known):
+        if any(one.stamp == stamp for one in self._open):
             return
         late = stamp != self._newest.stamp  # asked about a frame that is not the newest any more
         if late and not self._open:

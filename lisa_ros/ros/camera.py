@@ -15,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_policy_name_from_kind
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 
 from lisa_ros import regions
 from lisa_ros.conversions import depth_to_metres
 from lisa_ros.dialogues import Dialogues
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import ImageError, SettingsError
 from lisa_ros.following import Follower, Requery, Shown
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.orders import Kind, Order
@@ -39,6 +40,7 @@ from lisa_ros.settings import Settings
 from lisa_ros.tracking import Tracked, Tracker
 from lisa_ros.turns import Turns
 
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
 _TOPICS = Asker(lambda result, message: None, public=True)  # who is told where nobody else asked
 
 
@@ -66,6 +68,8 @@ class RobotCamera:
         self._dialogues = Dialogues()  # they outlive a deactivate, and end with a cleanup
         self.session: Session | None = None  # there while active
         self._tracker: Tracker | None = None
+        self._outputs = self._tracked = self._explanation = self._labels = None  # configured
+        self._question: tuple[str, Dialogue, Asker] | None = None  # the last one, to ask it again
         self._follower: Follower | None = None
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
         self.seconds = 0.0  # how long the last answer took
@@ -85,7 +89,10 @@ class RobotCamera:
         common = (shared.settings, shared.transforms, shared.complain)
         self._outputs = Outputs(self._node, own, *common)
         self._tracked = Outputs(self._node, f'{own}tracked/', *common)
-        self._explanation = self._node.create_lifecycle_publisher(String, f'{own}explanation', 10)
+        create = self._node.create_lifecycle_publisher
+        self._explanation = create(String, f'{own}explanation', 10)
+        if messages.vision is not None:
+            self._labels = create(messages.vision.LabelInfo, f'{own}label_info', _LATCHED)
 
     def activate(self) -> None:
         """Start the session and hear the inputs.
@@ -96,8 +103,9 @@ class RobotCamera:
         shared, settings = self._shared, self._shared.settings()
         if settings.target_frame or settings.gravity_frame:
             shared.transforms.listen()
-        self._outputs.say_labels()
-        self._tracked.say_labels()
+        if self._labels is not None:  # latched: before the first mask, for whoever comes
+            header = Header(stamp=self._node.get_clock().now().to_msg())
+            self._labels.publish(messages.make.label_info(header))
         self.session = session = Session(
             self._segment,
             self._finished,
@@ -117,7 +125,8 @@ class RobotCamera:
                 show=self._show,
                 tell=self._track,
                 wanted=self._tracked.wanted,
-                report=shared.complain,
+                checked=self._ask_again,
+                report=lambda line: shared.complain(line, 'tracking'),
             )
             self._follower.start()
         session.start()
@@ -132,12 +141,10 @@ class RobotCamera:
         self._hear(CameraInfo, f'{prefix}camera_info', session.offer_camera_info)
 
     def close(self, patience: float) -> bool:
-        """End session and follower; False if the model is still busy after so long [s]."""
+        """End session and follower; False if model or tracker are still busy after so long [s]."""
         if self.session is not None and not self.session.close(patience):
             return False
-        if self._follower is not None:
-            self._follower.close(patience)
-        return True
+        return self._follower is None or self._follower.close(patience)
 
     def unhear(self) -> None:
         """Hear the inputs no more; the session is closed."""
@@ -147,12 +154,15 @@ class RobotCamera:
         self._inputs = []
 
     def release(self) -> None:
-        """Free the publishers, and forget what was said."""
+        """Free publishers and tracker, and forget what was said, in whatever state they are."""
         self._dialogues.forget()
-        self._outputs.destroy()
-        self._tracked.destroy()
-        self._node.destroy_lifecycle_publisher(self._explanation)
-        self._tracker = None
+        for outputs in (self._outputs, self._tracked):
+            if outputs is not None:
+                outputs.destroy()
+        for publisher in (self._explanation, self._labels):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+        self._outputs = self._tracked = self._explanation = self._labels = self._tracker = None
 
     def take_over(self, settings: Settings) -> None:
         """Take over what may change while the node runs."""
@@ -213,6 +223,8 @@ class RobotCamera:
             return
         if order.kind is Kind.STOP:
             stopped = session.stop()
+            if self._follower is not None:
+                self._follower.stop()
             log.info('stopped' if stopped else f'{said!r}: there is nothing to stop')
         elif order.kind is Kind.WATCH and order.text:
             session.watch(order.text)
@@ -227,6 +239,8 @@ class RobotCamera:
         asker.began(frame)
         if self._follower is not None and asker.public:
             self._follower.asked(frame)
+            again = dataclasses.replace(_TOPICS, region=asker.region, explain=asker.explain)
+            self._question = request.text, dialogue, again
         began = time.monotonic()
         whole = seen = picture(frame)
         if asker.region:
@@ -253,13 +267,16 @@ class RobotCamera:
             return  # it made room, and will be asked again
         self.seconds = time.monotonic() - request.since
         try:
-            placed = self._outputs.place(frame, result)
+            placed = self._outputs.place(frame, result, always=True)
             message = self._outputs.message(frame, result, placed)
         except Exception as error:  # a bug: who asked is told, or would wait for ever
             result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
-            asker.answered(
-                result, SegmentationMessage(status=int(result.status), reason=result.reason)
+            failed = SegmentationMessage(
+                query=result.query, status=int(result.status), reason=result.reason
             )
+            asker.answered(result, failed)
+            if asker.public:
+                self._say(lambda: self._outputs.say(failed))
             raise
         asker.answered(result, message)
         if not asker.public or not self._node.context.ok():
@@ -281,7 +298,7 @@ class RobotCamera:
         if result.mask_logits.shape[1:] == (0, 0):  # it ended before there was a picture
             self._outputs.say(message)
             return
-        self._outputs.publish(frame, result, placed, message)
+        self._outputs.publish(frame, result, placed, lambda: message)
         # where a mask was left out, the words name what is not
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
@@ -309,18 +326,40 @@ class RobotCamera:
 
     def _show(self, frame: Frame) -> Shown:
         image = picture(frame)
-        depth = None if frame.depth is None else depth_to_metres(frame.depth)
-        fits = depth is not None and depth.shape == image.shape[:2]
-        return Shown(frame.stamp, image, depth if fits else None)
+        return Shown(frame.stamp, image, self._depth_for_tracker(frame, image.shape[:2]))
+
+    @staticmethod
+    def _depth_for_tracker(frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
+        """Return the frame's depth [m], None where it is not the image's own, pixel by pixel."""
+        if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
+            return None
+        try:
+            depth = depth_to_metres(frame.depth)
+        except ImageError:  # it helps, but is not needed
+            return None
+        return depth if depth.shape == size else None
 
     def _track(self, frame: Frame, shown: Shown, result: Segmentation, now: Tracked) -> None:
-        """Tell where the things are on a newer frame, and ask again where that is due."""
-        placed = self._tracked.place(frame, result, shown.image)
-        message = self._tracked.message(frame, result, placed, now)
+        """Tell where the things are on a newer frame."""
+        placed = Placed(None, [None] * len(result.masks))
+        if self._tracked.tells_places():
+            placed = self._tracked.place(frame, result, shown.image)
+        lost = [number for number, seen in enumerate(now.tracked, 1) if not seen]
+        if lost:
+            reason = f'instance {", ".join(map(str, lost))} is lost'
+            placed = dataclasses.replace(placed, reason=reason)
+
+        def message() -> SegmentationMessage:
+            return self._tracked.message(frame, result, placed, now)
+
         self._say(lambda: self._tracked.publish(frame, result, placed, message, shown.image))
-        settings = self._shared.settings()
+
+    def _ask_again(self, now: Tracked | None) -> None:
+        """Ask the last question again, with the turns it followed, where that is due."""
+        settings, session = self._shared.settings(), self.session
         rule = Requery(settings.requery, settings.requery_period, settings.requery_drift)
-        session = self.session
-        if session is not None and rule.due(now, self._asked):
-            self._asked = time.monotonic()
-            session.ask_again(result.query)
+        if session is None or self._question is None or not rule.due(now, self._asked):
+            return
+        self._asked = time.monotonic()
+        text, turns, asker = self._question
+        session.ask_again(text, turns, asker)

@@ -97,8 +97,12 @@ class Pending:
         goal.get_result_async().add_done_callback(self._answered)
 
     def _answered(self, got: Future) -> None:
-        message = got.result().result.segmentation
-        result = result_of(message)
+        try:
+            message = got.result().result.segmentation
+            result = result_of(message)
+        except Exception as error:  # noqa: BLE001  # of whatever kind: who waits is told
+            self.future.set_exception(LisaError(f'the node ended the goal without one: {error}'))
+            return
         self.future.set_result(
             Answer(
                 result.status,

@@ -102,7 +102,7 @@ def request_status(node: str, session: Session, last_seconds: float) -> Diagnost
         'waiting for [s]': f'{session.seconds_waiting:.1f}',
         'last answer took [s]': f'{last_seconds:.2f}',
     }
-    if session.seconds_waiting > _SILENT and not session.seconds_running:
+    if session.seconds_waiting > _SILENT and not counts.images:
         return _status(node, WARN, 'requests', 'a command waits for the first image', values)
     if session.seconds_running:
         return _status(node, OK, 'requests', 'answering', values)

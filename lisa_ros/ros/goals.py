@@ -6,12 +6,13 @@ any number of goals may wait. Feedback is published from the session's thread.
 
 How a goal ends: succeeded with FOUND or NOT_FOUND, canceled with CANCELLED if its client asked for
 that, aborted with STALE_INPUT or FAILED, or with CANCELLED where the node stops. A continuous one
-is answered about ever newer frames, each answer as feedback, until its client cancels it. Goals for
-which there is no room, and those that come while the node is not active, are rejected.
+is answered about ever newer frames, each answer as feedback, until its client cancels it. Goals
+for which there is no room, and those that come while the node is not active, are rejected.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,8 +143,9 @@ class Goals:
                     )
                 )
                 await self._pause(goal, session, messages.stamp_ns(message.header))
-                if goal.is_cancel_requested:
-                    message.status = int(Status.CANCELLED)
+                if goal.is_cancel_requested or session.closed:
+                    status = Status.CANCELLED
+                    message.status = int(status)
                     break
                 status, message = await self._answer(goal, session)
         except LisaError as error:
@@ -201,18 +203,20 @@ class Goals:
             del self._requests[key]
 
     async def _pause(self, goal: ServerGoalHandle, session: Session, stamp: int) -> None:
-        """Wait until there is another frame, `watch_rate` allows it, or the goal is cancelled."""
-        while True:
+        """Wait for another frame and until `watch_rate` allows it, or for the end of the goal."""
+        since = time.monotonic()
+        while not goal.is_cancel_requested and not session.closed:
             over = Future(executor=self.node.executor)
             timer = self.node.create_timer(
-                1 / session.watch_rate,
+                min(0.1, 1 / session.watch_rate),
                 lambda over=over: over.done() or over.set_result(None),
                 clock=self._steady,
             )
             await over
             self.node.destroy_timer(timer)
             frame = session.newest_frame()
-            if goal.is_cancel_requested or frame is None or frame.stamp != stamp:
+            waited = time.monotonic() - since >= 1 / session.watch_rate
+            if waited and frame is not None and frame.stamp != stamp:
                 return
 
 

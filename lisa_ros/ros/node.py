@@ -148,10 +148,13 @@ class LisaNode(LifecycleNode):
             self.get_logger().info(f'loading {settings.model} ...')
             began = time.monotonic()
             self._lisa = _load(settings)
+            for camera in self._cameras.values():
+                camera.configure()
+        except Exception:
+            self._release()
+            raise
         finally:
             self.loading = False
-        for camera in self._cameras.values():
-            camera.configure()
         self.get_logger().info(f'{settings.model} loaded in {time.monotonic() - began:.1f} s')
         return super().on_configure(state)
 
@@ -370,8 +373,10 @@ def _tracker(settings: Settings) -> Tracker | None:
     if settings.tracker == 'flow':
         return FlowTracker()
     from lisa_ros.model.video import load_video_tracker
+    from lisa_ros.segmenter import device_named
 
-    return load_video_tracker(settings.tracker, settings.tracker_model, settings.device)
+    device = device_named(settings.device)
+    return load_video_tracker(settings.tracker, settings.tracker_model, device)
 
 
 def _load(settings: Settings) -> Segmenter:

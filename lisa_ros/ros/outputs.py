@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
@@ -31,8 +31,6 @@ from lisa_ros.ros.transforms import Transforms
 from lisa_ros.session import Frame
 from lisa_ros.settings import Settings
 from lisa_ros.tracking import Tracked
-
-_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
 
 
 def picture(frame: Frame) -> np.ndarray:
@@ -64,7 +62,7 @@ class Outputs:
         prefix: str,
         settings: Callable[[], Settings],
         transforms: Transforms,
-        complain: Callable[[str], None],
+        complain: Callable[..., None],
     ):
         """Make the publishers.
 
@@ -73,7 +71,7 @@ class Outputs:
             prefix: of their names: ~/, ~/front/ or ~/front/tracked/.
             settings: the present ones.
             transforms: between frames, at an image's stamp.
-            complain: takes a line about what is wrong with the inputs.
+            complain: takes a line about what is wrong with the inputs, and its cause.
         """
         self._node, self._settings = node, settings
         self._transforms, self._complain = transforms, complain
@@ -93,18 +91,11 @@ class Outputs:
                 ('detections_3d', 'Detection3DArray'),
             ):
                 self._vision[name] = create(getattr(messages.vision, kind), name)
-            self._labels = create(messages.vision.LabelInfo, 'label_info', _LATCHED)
 
-    def _create(self, prefix: str, kind: type, name: str, qos: QoSProfile | int = 10) -> Publisher:
-        made = self._node.create_lifecycle_publisher(kind, prefix + name, qos)
+    def _create(self, prefix: str, kind: type, name: str) -> Publisher:
+        made = self._node.create_lifecycle_publisher(kind, prefix + name, 10)
         self._publishers.append(made)
         return made
-
-    def say_labels(self) -> None:
-        """Say what the masks' values are, before the first mask; once, it is latched."""
-        if self._vision:
-            stamp = self._node.get_clock().now().to_msg()
-            self._labels.publish(messages.make.label_info(Header(stamp=stamp)))
 
     def destroy(self) -> None:
         """Free the publishers."""
@@ -113,7 +104,16 @@ class Outputs:
 
     def wanted(self) -> bool:
         """Return whether anybody listens to any of them."""
-        return any(self._heard(publisher) for publisher in self._publishers)
+        return any(map(self._heard, self._publishers))
+
+    def tells_places(self) -> bool:
+        """Return whether anybody listens to one that says where things, or all points, are."""
+        return self._heard(self._scene_points) or self._tells_things()
+
+    def _tells_things(self) -> bool:
+        told = (self._segmentation, self._object_points, self._target)
+        solid = self._vision.get('detections_3d')
+        return any(map(self._heard, told)) or (solid is not None and self._heard(solid))
 
     def _heard(self, publisher: Publisher) -> bool:
         try:
@@ -135,7 +135,12 @@ class Outputs:
         return messages.make.segmentation(header, result, placed.things, placed.reason, tracked)
 
     def place(
-        self, frame: Frame | None, result: Segmentation, image: np.ndarray | None = None
+        self,
+        frame: Frame | None,
+        result: Segmentation,
+        image: np.ndarray | None = None,
+        *,
+        always: bool = False,
     ) -> Placed:
         """Return where a result's things are.
 
@@ -143,6 +148,7 @@ class Outputs:
             frame: that the result is about.
             result: what was found in it.
             image: the frame's, if it was converted already.
+            always: even if nobody listens to a topic that says it.
         """
         nowhere = [None] * len(result.masks)
         if frame is None or not (nowhere or self._heard(self._scene_points)):
@@ -155,6 +161,8 @@ class Outputs:
                 frame.camera_info,
                 rectified=self._settings().image_is_rectified,
             )
+            if not (always or self._tells_things()):
+                return Placed(space, nowhere)  # for the scene's points alone
             things = space.things(result.masks, self._up(frame))
         except ImageError as error:
             if frame.depth is not None:  # without a depth camera it is no fault
@@ -174,48 +182,53 @@ class Outputs:
         frame: Frame,
         result: Segmentation,
         placed: Placed,
-        message: SegmentationMessage,
+        message: Callable[[], SegmentationMessage],
         image: np.ndarray | None = None,
     ) -> None:
-        """Publish a result about a frame on all topics.
+        """Publish a result about a frame on the topics that somebody listens to.
 
         Args:
             frame: that it is about.
             result: with masks of the frame's size.
             placed: what `place` says of it.
-            message: what `message` says of it.
+            message: makes what `message` says of it.
             image: the frame's, if it was converted already.
         """
-        header, make = message.header, messages.make
-        self._segmentation.publish(message)
-        self._mask.publish(make.label_image(header, result))
-        self._confidence.publish(make.confidence_image(header, result))
-        if self._heard(self._overlay):
-            self._overlay.publish(self._draw(header, frame, result, image))
+        header, make = frame.image.header, messages.make
+        self._put(self._segmentation, message)
+        self._put(self._mask, lambda: make.label_image(header, result))
+        self._put(self._confidence, lambda: make.confidence_image(header, result))
+        self._put(self._overlay, lambda: self._draw(header, frame, result, image))
         if self._vision:
-            self._vision['detections'].publish(make.detections(header, result))
-            self._vision['detections_3d'].publish(
-                make.detections_3d(header, result, placed.things)
+            self._put(self._vision['detections'], lambda: make.detections(header, result))
+            self._put(
+                self._vision['detections_3d'],
+                lambda: make.detections_3d(header, result, placed.things),
             )
-        if placed.space is not None and self._heard(self._scene_points):
-            self._scene_points.publish(make.cloud(header, placed.space.cloud()))
-        if placed.space is not None and self._heard(self._object_points):
-            self._object_points.publish(make.cloud(header, places.cloud_of(placed.things)))
+        space, things = placed.space, placed.things
+        if space is not None:
+            self._put(self._scene_points, lambda: make.cloud(header, space.cloud()))
+            self._put(self._object_points, lambda: make.cloud(header, places.cloud_of(things)))
         if placed.target is not None:
-            self._target.publish(placed.target)
+            self._put(self._target, lambda: placed.target)
+
+    def _put(self, publisher: Publisher, make: Callable[[], Any]) -> None:
+        """Make a message and publish it, if somebody listens."""
+        if self._heard(publisher):
+            publisher.publish(make())
 
     def _target_of(
         self, frame: Frame, things: Sequence[Thing | None]
     ) -> tuple[PoseStamped | None, str]:
-        """Return the pose of the first thing with a place, in target_frame, or why it is not."""
-        thing = next((one for one in things if one is not None), None)
+        """Return the pose of the first thing in target_frame, or why it is not known there."""
+        thing = things[0] if things else None  # never another one in its place
         if thing is None:
             return None, ''
         there = messages.make.target(frame.image.header, thing)
         try:
             return self._transforms.moved(there, self._settings().target_frame), ''
         except TransformError as error:
-            self._complain(f'no target: {error}')
+            self._complain(f'no target: {error}', 'no target')
             return None, f'no target: {error}'
 
     def _up(self, frame: Frame) -> np.ndarray | None:
@@ -226,7 +239,7 @@ class Outputs:
         try:
             return self._transforms.up(frame_id, frame.image.header)
         except TransformError as error:
-            self._complain(f'where up is stays a guess: {error}')
+            self._complain(f'where up is stays a guess: {error}', 'up')
             return None
 
     def _draw(

@@ -7,6 +7,7 @@ hear /tf meanwhile.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,12 +39,14 @@ class Transforms:
         """
         self._node, self._patience = node, patience
         self._buffer: Any = None
+        self._lock = threading.Lock()  # the sessions of several cameras may be the first
 
     def listen(self) -> None:
         """Begin to hear transforms, where tf2_ros is installed."""
-        if tf2_ros is not None and self._buffer is None:
-            self._buffer = tf2_ros.Buffer(node=self._node)
-            self._listener = tf2_ros.TransformListener(self._buffer, self._node)
+        with self._lock:
+            if tf2_ros is not None and self._buffer is None:
+                self._buffer = tf2_ros.Buffer(node=self._node)
+                self._listener = tf2_ros.TransformListener(self._buffer, self._node)
 
     def moved(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
         """Return a pose in another frame, at its own stamp; '' or its own: as it is.
