@@ -286,6 +286,12 @@ def test_the_same_question_is_asked_again_on_a_timer(start):
     peer.wait(lambda: len(answers) >= 4, 30, 'answers anew')
     assert {answer.query for answer in answers} == {'bright things'}
     assert all(answer.age == 0 for answer in answers)
+    say(peer, 'stop')
+    peer.settle(1.0)
+    count, masks = len(answers), len(peer.heard['tracked/mask'])
+    peer.settle(1.5)
+    assert len(answers) == count
+    assert len(peer.heard['tracked/mask']) == masks
 
 
 def test_boxes_and_labels_in_the_terms_of_vision_msgs(start):
@@ -318,6 +324,24 @@ def test_boxes_and_labels_in_the_terms_of_vision_msgs(start):
         (0, 'background'),
         (1, 'target_1'),
     ]
+
+
+def test_a_tracker_that_cannot_be_loaded_leaves_the_node_to_be_mended(tmp_path):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'answer').write_text('0')
+    given = {'model': tmp_path / 'model', 'tracker': 'sam2', 'tracker_model': '/nowhere'}
+    node = NodeProcess(tmp_path / 'node.log', given, program=SLOW)
+    peer = Peer()
+    try:
+        node.wait_to_say('configure failed: /nowhere cannot be loaded as sam2')
+        assert peer.state() == 'unconfigured'
+        assert peer.set(tracker='off')[0].successful
+        assert peer.change('configure')
+        assert peer.change('activate')
+    finally:
+        peer.close()
+        assert node.stop() == 0
+    assert 'Traceback' not in node.said()
 
 
 def test_cameras_are_asked_by_name_or_all_at_once(start):

@@ -440,11 +440,13 @@ def test_goals_outlive_nothing_that_stops_the_node(tmp_path):
         show(peer)
         client = Waiting(LisaClient(peer.node, '/other/lisa'), peer)
         assert client.answer(MUG, dialogue='a').status is Status.FOUND
+        watching = client.ask(MUG, continuous=True)  # and the camera stands still
         asked = [client.ask(MUG) for _ in range(60)]  # seconds of work
         peer.wait(asked[0].done, START)
         assert peer.change('deactivate')
         ends = [client.end(one) for one in asked]
         assert {one.status for one in ends} == {Status.FOUND, Status.CANCELLED}
+        assert client.end(watching).status is Status.CANCELLED
         with pytest.raises(QueryError, match='it is not active'):
             client.answer(MUG)
         assert peer.change('activate')

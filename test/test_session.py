@@ -9,7 +9,7 @@ import pytest
 
 from lisa_ros.dialogues import Dialogues
 from lisa_ros.errors import ImageError
-from lisa_ros.results import Dialogue, Segmentation, Status
+from lisa_ros.results import Dialogue, Segmentation, Status, Turn
 from lisa_ros.session import Frame, Request, Session
 
 MS = 1_000_000  # ns
@@ -228,6 +228,54 @@ def test_the_newest_image_with_depth_is_taken_while_its_own_depth_is_on_the_way(
     assert session.newest_frame().image == 'image 1'
     session.offer_depth(2 * 33 * MS, 'depth 2')
     assert session.newest_frame().image == 'image 2'
+
+
+def test_depth_that_is_another_image_s_is_not_taken(run):
+    """At 30 Hz the frame before is well within the tolerance."""
+    session, _, _, _ = run(depth_tolerance=0.05)
+    for k in range(4):
+        session.offer_image(k * 33 * MS, f'image {k}')
+        if k < 3:
+            session.offer_depth(k * 33 * MS, f'depth {k}')
+    frame = session.newest_frame()
+    assert (frame.image, frame.depth) == ('image 2', 'depth 2')
+    session.offer_depth(3 * 33 * MS, 'depth 3')
+    frame = session.newest_frame()
+    assert (frame.image, frame.depth) == ('image 3', 'depth 3')
+
+
+def test_a_request_with_a_frame_of_its_own_waits_for_no_camera(run):
+    session, _, ends, _ = run(image_timeout=30.0)
+    session.command('the mug')  # there is no image yet
+    session.goal(Request('the bowl', frame=Frame(1, 'its own'), patient=True))
+    assert ends.wait(1) == [('the bowl', Status.FOUND)]
+    session.offer_image(2, 'the camera')
+    assert ends.wait(2)[1] == ('the mug', Status.FOUND)
+
+
+def test_what_is_asked_again_follows_the_turns_it_had_and_is_none_itself(run):
+    session, model, ends, _ = run(dialogue_turns=3)
+    session.offer_image(1, 'first')
+    turns = Dialogue((Turn('the mug', 'Sure, [SEG].'),))
+    session.ask_again('the other one', turns)
+    ends.wait(1)
+    assert model.dialogues == [turns]
+    session.command('the bowl')
+    ends.wait(2)
+    assert model.dialogues[1] == Dialogue()
+
+
+def test_to_ask_again_twice_is_to_ask_once(run):
+    session, model, ends, _ = run(Model(blocking=True))
+    session.offer_image(1, 'first')
+    session.ask_again('the mug')
+    assert model.started.acquire(timeout=5)
+    session.ask_again('the mug')
+    session.offer_image(2, 'second')
+    model.go.set()
+    ends.wait(1)
+    time.sleep(0.1)
+    assert model.asked == ['the mug']
 
 
 def test_an_image_long_ago_is_not_taken_for_its_depth(run):

@@ -130,6 +130,38 @@ def test_a_stop_ends_what_is_asked_again(cameras):
     assert len(model.asked) == 1
 
 
+def test_who_becomes_urgent_while_waiting_is_seen():
+    """Nobody tells the turns that a session has got a request meanwhile."""
+    turns, urgent = Turns(), {'a': False, 'b': True}
+    played, inside = [], threading.Event()
+    over = threading.Event()
+
+    def play(name):
+        with turns.turn(lambda: urgent[name], lambda: None):
+            played.append(name)
+
+    def hold():
+        with turns.turn(lambda: True, lambda: None):
+            inside.set()
+            over.wait(10)
+
+    threads = [threading.Thread(target=hold)]
+    threads[0].start()
+    assert inside.wait(10)
+    for name in 'ab':
+        threads.append(threading.Thread(target=play, args=name))
+        threads[-1].start()
+        wait(lambda: len(turns._waiting) == len(threads) - 1)
+    urgent['a'] = True  # a is first now; b is woken by the end of the turn, and it alone
+    real, turns._changed.notify_all = turns._changed.notify_all, lambda: None
+    over.set()
+    threads[0].join(10)
+    turns._changed.notify_all = real
+    for thread in threads:
+        thread.join(10)
+    assert played == ['a', 'b']
+
+
 def test_a_request_without_a_frame_does_not_hold_the_model(cameras):
     sessions, model, ended = cameras
     blind = Session(
