@@ -281,6 +281,8 @@ def _lying(seen: _Seen) -> tuple[Box, float] | None:
     (across, height), radius = circle
     if seen.floor is not None and abs(height - radius - seen.floor) > _CAP:
         return None  # it would float, or sink in
+    if height + radius - np.quantile(seen.points[:, 2], 0.99) > _CAP:
+        return None  # its top would be seen from above: it is a bowl's wall
     low, high = _ends(seen, turn, 0)
     to_shell = np.abs(np.linalg.norm(along[:, 1:] - (across, height), axis=1) - radius)
     to_lids = np.minimum(np.abs(along[:, 0] - low), np.abs(along[:, 0] - high))

@@ -414,12 +414,14 @@ def _refined(plane: Plane, points: np.ndarray) -> Plane | None:
 
 
 _FOOT = 0.02  # what may be unseen of a thing between its lowest point and what carries it [m]
+_HIDDEN = 0.10  # the same where something stands before it: what is up is known all the same [m]
 
 
 def _carries(plane: Plane, points: np.ndarray) -> bool:
     """Tell whether a thing's (M, 3) points begin near the plane and lie above it."""
     height = plane.height(points)
-    return bool(abs(np.quantile(height, 0.02)) < _FOOT and np.mean(height > -0.01) > 0.85)
+    begins = float(np.quantile(height, 0.02))
+    return bool(-_FOOT < begins < _HIDDEN and np.mean(height > -0.01) > 0.85)
 
 
 def _floor_under(points: np.ndarray, plane: Plane | None, up: np.ndarray) -> float | None:

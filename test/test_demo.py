@@ -2,6 +2,7 @@
 """The demo's judgement, the replay of a bag, and both end to end with an untrained toy LISA."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -63,7 +64,12 @@ def sample(tmp_path_factory):
 def answer(status, *found):
     """What the judgement reads of a Segmentation message with these masks."""
     instances = [
-        SimpleNamespace(id=k, score=0.9, mask=SimpleNamespace(**mask_fields(mask)))
+        SimpleNamespace(
+            id=k,
+            score=0.9,
+            mask=SimpleNamespace(**mask_fields(mask)),
+            centroid=SimpleNamespace(x=0.1, y=0.2, z=0.5 if k == 1 else math.nan),
+        )
         for k, mask in enumerate(found, 1)
     ]
     return SimpleNamespace(status=status, instances=instances, answer='Sure.', reason='broken')
@@ -86,18 +92,31 @@ def test_answers_are_judged_by_the_truth_of_their_frame(sample, kind, message, i
     got = demo.judged(demo.Sample.open(sample), given, message, STAMPS[0], 0.5, PICTURE)
     assert got.iou == (None if iou is None else pytest.approx(iou))
     assert got.fault == fault
+    assert got.places == ((0.1, 0.2, 0.5),) * bool(message.instances)  # no depth on the second
     assert got.picture.shape[1] == 640
 
 
 def test_the_table_has_a_line_for_each_answer():
     rows = [
-        demo.Answer('the mug', 'explicit', 'FOUND', 'Sure.', 0.81, 0.5, '', None),
+        demo.Answer(
+            'the mug', 'explicit', 'FOUND', 'Sure.', 0.81, 0.5, '', None, ((0.1, 0.2, 0.5),)
+        ),
         demo.Answer('a unicorn', 'absent', 'NOT_FOUND', 'There is none.', None, 1.25, '', None),
     ]
     lines = demo.table(rows).splitlines()
-    assert lines[0].split() == ['command', 'answer', 'status', 'IoU', 's']
-    assert lines[2].split() == ['the', 'mug', 'Sure.', 'FOUND', '0.81', '0.50']
-    assert lines[3].endswith('NOT_FOUND  -     1.25')
+    assert lines[0].split() == ['command', 'answer', 'status', 'IoU', 's', 'where', '[m]']
+    assert lines[2].split() == [
+        'the',
+        'mug',
+        'Sure.',
+        'FOUND',
+        '0.81',
+        '0.50',
+        '0.10',
+        '0.20',
+        '0.50',
+    ]
+    assert lines[3].endswith('NOT_FOUND  -     1.25  -')
 
 
 def test_what_a_sample_lacks_is_named(tmp_path, sample):

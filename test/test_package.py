@@ -87,6 +87,7 @@ def test_the_manifest_says_what_it_must(package):
     assert package.findtext('member_of_group') == 'rosidl_interface_packages'
 
 
+IN = {'tf2_ros': 'tf2_ros_py'}  # modules of ROS packages with another name
 OPTIONAL = {'audio_common_msgs'}  # of ROS, taken where it is installed: package.xml says so
 
 
@@ -97,7 +98,8 @@ def test_every_import_is_declared(package, setup):
     known = sys.stdlib_module_names | {'lisa_ros', *OPTIONAL}
     for folder in ('lisa_ros', 'launch'):
         for path, name in imported(ROOT / folder):
-            declared = name in known or name in ros or WHEELS.get(name, name).lower() in wheels
+            in_ros = IN.get(name, name) in ros
+            declared = name in known or in_ros or WHEELS.get(name, name).lower() in wheels
             assert declared, f'{path.relative_to(ROOT)} imports {name}, which nothing declares'
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Answer:
     seconds: float  # from the command to its answer
     fault: str  # what was expected and did not come; empty if all is well
     picture: np.ndarray | None  # (H, W, 3) uint8 RGB, the overlay
+    places: tuple[tuple[float, ...], ...] = ()  # centroids, optical frame [m]
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,25 @@ def judged(
         words = [given['text'], message.answer or message.reason]
         picture = masks.overlay(image, shown, labels, words)
     spoken = message.answer or message.reason
-    return Answer(given['text'], given['kind'], status, spoken, iou, seconds, fault, picture)
+    points = [instance.centroid for instance in message.instances]
+    places = tuple((p.x, p.y, p.z) for p in points if math.isfinite(p.z))
+    return Answer(
+        given['text'], given['kind'], status, spoken, iou, seconds, fault, picture, places
+    )
 
 
 def table(answers: list[Answer]) -> str:
     """Return the answers as text, one a line."""
-    rows = [('command', 'answer', 'status', 'IoU', 's', '')]
+    rows = [('command', 'answer', 'status', 'IoU', 's', 'where [m]', '')]
     for answer in answers:
         iou = '-' if answer.iou is None else f'{answer.iou:.2f}'
         seconds = f'{answer.seconds:.2f}'
-        rows.append((answer.text, answer.answer, answer.status, iou, seconds, answer.fault))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        where = ', '.join(' '.join(f'{value:.2f}' for value in one) for one in answer.places)
+        told = (answer.text, answer.answer, answer.status, iou, seconds, where or '-')
+        rows.append((*told, answer.fault))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = [
-        '  '.join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
+        '  '.join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]])
         for row in rows
     ]
     return '\n'.join(line.rstrip() for line in [lines[0], '-' * len(lines[0]), *lines[1:]])
