@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
@@ -91,6 +91,22 @@ def prompt_ids(
         f'the command makes a prompt of {len(ids)} tokens, at most {max_length} fit into this '
         'model: shorten the command'
     )
+
+
+def with_boxes(dialogue: Dialogue) -> Dialogue:
+    """Return the dialogue with the place of each [SEG] of its answers in words behind it.
+
+    "[SEG] (12, 40, 30, 66)": left, top, right and bottom in hundredths of the picture. Answers of
+    which a mask was left out stay as they are.
+    """
+    turns = []
+    for turn in dialogue.turns:
+        before, *rest = turn.answer_raw.split(SEG)
+        if len(rest) == len(turn.boxes):
+            told = (f'{SEG} {box}{words}' for box, words in zip(turn.boxes, rest, strict=True))
+            turn = replace(turn, answer_raw=before + ''.join(told))  # noqa: PLW2901
+        turns.append(turn)
+    return replace(dialogue, turns=tuple(turns))
 
 
 def training_ids(

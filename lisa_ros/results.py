@@ -29,6 +29,8 @@ class Turn:
 
     query: str
     answer_raw: str  # with [SEG] in it, without </s>: what the model itself has said
+    # left, top, right, bottom of each mask, in hundredths of the picture's width and height
+    boxes: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Dialogue:
 
     def extended(self, result: Segmentation) -> Dialogue:
         """Return the dialogue with this question and answer as its last turn."""
-        turns = (*self.turns, Turn(result.query, result.answer_raw))
+        boxes = tuple(map(_hundredths, result.masks))
+        turns = (*self.turns, Turn(result.query, result.answer_raw, boxes))
         return Dialogue(turns, result.masks if len(result.masks) else self.shown)
 
     def last(self, most: int) -> Dialogue:
@@ -107,3 +110,14 @@ class Done:
 
 
 Event = Token | MaskReady | Done
+
+
+def _hundredths(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box of a (H, W) bool mask as `Turn` has it; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return 0, 0, 0, 0
+    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    sizes = mask.shape[::-1] * 2
+    left, top, right, bottom = (round(100 * e / size) for e, size in zip(ends, sizes, strict=True))
+    return left, top, right, bottom

@@ -32,7 +32,7 @@ from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.orders import asks_for_another
 from lisa_ros.own_models import located
-from lisa_ros.prompts import prompt_ids, readable, training_ids
+from lisa_ros.prompts import prompt_ids, readable, training_ids, with_boxes
 from lisa_ros.results import (
     Dialogue,
     Done,
@@ -115,6 +115,7 @@ class Segmenter:
         max_new_tokens: int = 512,
         confidence_threshold: float | None = None,
         typed_specials: bool = False,
+        dialogue_boxes: bool = False,
     ):
         """Take a model that is loaded already; `load` does it from files.
 
@@ -128,12 +129,15 @@ class Segmenter:
                 model says.
             typed_specials: "[SEG]" and the like in a command are tokens, as in the original, and
                 give masks, too, before those of the answer.
+            dialogue_boxes: earlier answers tell the model where their masks were, as boxes in
+                words (prompts.with_boxes). No released model was taught to read them.
         """
         self.model, self.tokenizer, self.clip_recipe = model, tokenizer, clip_recipe
         self.template = template or model.config.template
         self.max_new_tokens = max_new_tokens
         self.confidence_threshold = confidence_threshold
         self.typed_specials = typed_specials
+        self.dialogue_boxes = dialogue_boxes
         self._picture: _Picture | None = None
         self._ahead: dict[tuple, _Picture] = {}
 
@@ -277,7 +281,7 @@ class Segmenter:
             self.tokenizer,
             self.template,
             text,
-            dialogue,
+            with_boxes(dialogue) if dialogue and self.dialogue_boxes else dialogue,
             typed_specials=self.typed_specials,
             max_length=places + 1 - self.model.config.image_tokens - room,
         )

@@ -129,6 +129,11 @@ class Settings(Checked):
         low=0,
         high=16,
     )
+    dialogue_boxes: bool = setting(
+        False,
+        'Earlier answers tell the model where their masks were, as boxes in words; no released '
+        'model was taught to read them',
+    )
     goals_kept: int = setting(
         64,
         'Goals of ~/segment that may wait; one more is rejected [goals]',

@@ -212,6 +212,18 @@ def test_a_dialogue_that_grew_too_long_loses_its_oldest_turns():
     assert np.array_equal(result.mask_logits, wanted.mask_logits)
 
 
+def test_earlier_boxes_are_told_where_they_are_asked_for(monkeypatch):
+    lisa = view(256, template='llava_v1')
+    image, text = picture(THREE['image']), THREE['prompt']
+    told = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .', ((1, 2, 3, 4),)),))
+    words = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] (1, 2, 3, 4) .'),))
+    plain = lisa.segment(image, text, told)
+    wanted = lisa.segment(image, text, words)
+    assert not np.array_equal(plain.mask_logits, wanted.mask_logits)
+    monkeypatch.setattr(lisa, 'dialogue_boxes', True)
+    assert np.array_equal(lisa.segment(image, text, told).mask_logits, wanted.mask_logits)
+
+
 def test_sam_does_not_look_at_a_picture_without_seg():
     lisa = view(256, template=NONE['template'])
     lisa._picture = None

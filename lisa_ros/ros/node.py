@@ -332,6 +332,7 @@ class LisaNode(LifecycleNode):
 
     def _stream(self, *arguments: Any, **named: Any) -> Iterator[Event]:
         self._lisa.max_new_tokens = self._settings.max_new_tokens
+        self._lisa.dialogue_boxes = self._settings.dialogue_boxes
         self._lisa.confidence_threshold = self._settings.confidence_threshold or None
         return self._lisa.stream(*arguments, **named)
 
