@@ -129,6 +129,9 @@ def _beside(view: View, kept: np.ndarray) -> np.ndarray:
     return doubtful & (~reached | off)
 
 
+_PIECES = 60  # largest ones that are looked at; a surface in more of them is noise
+
+
 def _own_pieces(view: View, kept: np.ndarray) -> np.ndarray:
     """Return the main piece of a surface and those that belong to it, (h, w) bool.
 
@@ -151,13 +154,14 @@ def _own_pieces(view: View, kept: np.ndarray) -> np.ndarray:
     length = float(np.linalg.norm(np.ptp(body, axis=0)))
     belongs = np.zeros(count, bool)
     belongs[main] = True
-    for label in np.flatnonzero(sizes >= SPECK):
-        if label in (0, main):
+    for label in np.argsort(-sizes)[:_PIECES]:
+        if label in (0, main) or sizes[label] < SPECK:
             continue
-        piece = points[chosen == label]
+        own = chosen == label
+        piece = points[own]
         piece = piece[:: -(-len(piece) // 200)]
         gaps = np.linalg.norm(piece[:, None] - body[None], axis=2).min(axis=1)
-        thick = inner[chosen == label].max() > 4 and sizes[label] > 0.1 * sizes[main]
+        thick = inner[own].max() > 4 and sizes[label] > 0.1 * sizes[main]
         belongs[label] = gaps.min() < length if thick else np.median(gaps) < 0.012
     return kept & belongs[labels]
 
