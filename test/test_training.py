@@ -21,6 +21,7 @@ from lisa_ros.errors import CheckpointError, DataError, QueryError, SettingsErro
 from lisa_ros.model import additions, checkpoint
 from lisa_ros.model.lisa import IGNORED
 from lisa_ros.model.tokenizer import SEG
+from lisa_ros.places import quaternion
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, memory, requests, sample, scenes
 from lisa_ros.training import train as tabletop
@@ -140,7 +141,7 @@ def test_the_path_of_the_sample_bag_is_smooth():
     steps = [np.linalg.norm(b[:3, 3] - a[:3, 3]) for a, b in itertools.pairwise(poses)]
     assert min(steps) > 0.005
     assert max(steps) < 0.05
-    w, x, y, z = sample._quaternion(poses[3][:3, :3])
+    x, y, z, w = quaternion(poses[3][:3, :3])
     assert scenes._rotation((w, x, y, z)) == pytest.approx(poses[3][:3, :3])
 
 

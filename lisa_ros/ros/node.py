@@ -44,6 +44,7 @@ from lisa_ros.orders import addressed, order
 from lisa_ros.results import Event, Segmentation, Status
 from lisa_ros.ros import diagnostics, messages, parameters
 from lisa_ros.ros.camera import RobotCamera, Shared
+from lisa_ros.ros.complaints import Complaints
 from lisa_ros.ros.goals import Asker, Goals
 from lisa_ros.ros.transforms import Transforms
 from lisa_ros.session import Frame, Session
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that begins anew or is paused would hold a ROS timer back.
 _STEADY = Clock(clock_type=ClockType.STEADY_TIME)
-_THROTTLE = 5.0  # least time between two complaints of one cause [s]
 _PATIENCE = 10.0  # how long deactivate and the end of the process wait for a busy model [s]
 
 
@@ -92,7 +92,7 @@ class LisaNode(LifecycleNode):
         self.loading = False  # whether configure is reading the weights
         self._lisa: Segmenter | None = None  # there while configured
         self._commands: Subscription | None = None  # there while active
-        self._complaints: dict[str, float] = {}  # causes told lately, and when [s, monotonic]
+        complain = Complaints(self.get_logger().error)
         parameters.declare(self, Settings, lambda: self.loading or self._lisa is not None)
         self._settings = parameters.read(self, Settings)
         shared = Shared(
@@ -103,7 +103,7 @@ class LisaNode(LifecycleNode):
             tracker=lambda: _tracker(self._settings),
             transforms=Transforms(self, lambda: self._settings.transform_timeout),
             turns=Turns(),
-            complain=self._complain,
+            complain=complain,
         )
         names = self._settings.cameras or ('',)
         self._cameras = {name: RobotCamera(shared, name) for name in names}
@@ -117,7 +117,7 @@ class LisaNode(LifecycleNode):
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
         # There from the start: one made anew on activate would leave goals of before unanswered.
-        self._goals = Goals(self, self._session_of, self._complain)
+        self._goals = Goals(self, self._session_of, complain)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -335,17 +335,6 @@ class LisaNode(LifecycleNode):
         self._lisa.dialogue_boxes = self._settings.dialogue_boxes
         self._lisa.confidence_threshold = self._settings.confidence_threshold or None
         return self._lisa.stream(*arguments, **named)
-
-    def _complain(self, line: str, cause: str = '') -> None:
-        """Log a line, of one cause only every few seconds (rclpy would hide others, too).
-
-        Without a cause the line itself is it.
-        """
-        now, cause = time.monotonic(), cause or line
-        if now - self._complaints.get(cause, -_THROTTLE) >= _THROTTLE:
-            recent = {said: at for said, at in self._complaints.items() if now - at < _THROTTLE}
-            self._complaints = {**recent, cause: now}
-            self.get_logger().error(line)
 
     # Diagnostics
 

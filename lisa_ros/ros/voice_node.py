@@ -30,6 +30,7 @@ from std_msgs.msg import String, UInt8MultiArray
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameters
+from lisa_ros.ros.complaints import Complaints
 from lisa_ros.settings import VoiceSettings
 from lisa_ros.voice import listener, sound
 from lisa_ros.voice.listener import Outcome, listener_of
@@ -53,6 +54,7 @@ class VoiceNode(Node):
         self._listener, about = listener_of(settings)
         self._heard = self.create_publisher(Heard, '~/heard', 10)
         self._command = self.create_publisher(String, 'command', 10)
+        self._complain = Complaints(self.get_logger().warning)
         self._sounds: queue.Queue[np.ndarray | None] = queue.Queue()  # None: its end
         self._over, self._speaking = threading.Event(), threading.Event()
         self._source = self._listen_to(settings)
@@ -90,7 +92,7 @@ class VoiceNode(Node):
         try:
             self._hear(sound.from_pcm16(data))
         except LisaError as error:
-            self._warn(f'audio: {error}')
+            self._complain(f'audio: {error}', 'audio')
 
     def _hear(self, samples: np.ndarray) -> None:
         """Put samples in the queue of the thread that listens; any thread may call this."""
@@ -98,7 +100,8 @@ class VoiceNode(Node):
             return  # its own voice
         waiting = self._sounds.qsize() * len(samples) / sound.RATE
         if waiting > _BEHIND:
-            self._warn(f'{waiting:.0f} s of sound wait: the engine is too slow; some is left out')
+            late = f'{waiting:.0f} s of sound wait: the engine is too slow; some is left out'
+            self._complain(late, 'late')
             return
         self._sounds.put(samples)
 
@@ -131,7 +134,7 @@ class VoiceNode(Node):
                 for heard in of:
                     self._tell(heard)
             except Exception as error:  # noqa: BLE001  # one bad sound never ends the node
-                self._warn(f'not heard: {type(error).__name__}: {error}')
+                self._complain(f'not heard: {type(error).__name__}: {error}')
             if samples is None:
                 self.get_logger().info('the sound is at its end')
 
@@ -163,19 +166,15 @@ class VoiceNode(Node):
                 continue
             program = shutil.which('espeak-ng') or shutil.which('espeak')
             if program is None:
-                self._warn('say: espeak-ng is not installed: apt install espeak-ng')
+                self._complain('say: espeak-ng is not installed: apt install espeak-ng')
                 continue
             self._speaking.set()
             try:
                 subprocess.run([program, '--', text], check=False, capture_output=True, timeout=60)  # noqa: S603
             except (OSError, subprocess.TimeoutExpired) as error:
-                self._warn(f'say: {error}')
+                self._complain(f'say: {error}')
             finally:
                 self._speaking.clear()
-
-    def _warn(self, words: str) -> None:
-        """Warn, at most once in five seconds: sound comes in many pieces."""
-        self.get_logger().warning(words, throttle_duration_sec=5.0)
 
     def stop(self) -> None:
         """End the threads."""
