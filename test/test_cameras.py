@@ -24,11 +24,14 @@ from ros_graph import NodeProcess, Peer, image
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
+from lisa_ros import bags
 from lisa_ros.client import LisaClient, Status
+from lisa_ros.ros.replay import Replay, camera_topics
 
 pytestmark = pytest.mark.ros
 
 SLOW = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
+SAMPLE = Path(bags.__file__).parent / 'samples' / 'tabletop'
 OUTPUTS = {
     'segmentation': Segmentation,
     'mask': Image,
@@ -179,6 +182,36 @@ def test_all_that_is_said_of_an_answer_has_the_stamp_and_frame_of_its_image(star
 
 def xyz(point):
     return point.x, point.y, point.z
+
+
+def test_the_same_while_the_sample_bag_plays_at_30_hz(tmp_path):
+    """Round and round, its stamps jumping back, three times as fast as it was recorded."""
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'answer').write_text('2')
+    topics = camera_topics(SAMPLE / 'bag')
+    remaps = [part for name, topic in topics.items() for part in ('-r', f'{name}:={topic}')]
+    given = {'model': tmp_path / 'model'}
+    node = NodeProcess(tmp_path / 'node.log', given, *remaps, program=SLOW)
+    peer = Peer()
+    replay = Replay(peer.node, SAMPLE / 'bag', rate=3.0, loop=True, topics=topics.values())
+    try:
+        peer.wait(peer.commands.get_subscription_count, 60, 'the node')
+        heard = listen(peer, '')
+        replay.start()
+        peer.settle(1.0)
+        say(peer, 'bright things')
+        peer.wait(lambda: all(heard.values()), what='every output')
+        (answer,) = heard['segmentation']
+        frames = {frame.stamp: frame for frame in bags.pictures(SAMPLE / 'bag', topics['image'])}
+        frame = frames[stamp_of(answer)]
+        for name, messages in heard.items():
+            said = [(stamp_of(m), m.header.frame_id) for m in messages]
+            assert said == [(frame.stamp, frame.frame_id)], name
+        np.testing.assert_array_equal(mask_of(heard['mask'][0]), frame.pixels[..., 0] > 200)
+    finally:
+        replay.stop()
+        peer.close()
+        assert node.stop() == 0, node.said()
 
 
 def test_the_clouds_are_those_of_the_image_and_of_the_thing(start):

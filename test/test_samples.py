@@ -11,6 +11,7 @@ import yaml
 from rosbags.highlevel import AnyReader
 
 import lisa_ros
+from lisa_ros import places
 from lisa_ros.conversions import camera, depth_to_metres, image_to_rgb
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import scenes
@@ -152,3 +153,22 @@ def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere(
     assert figures['presence_accuracy'] == 0.5
     assert figures['presence']['absent'] == {'accuracy': 0.5, 'count': 2}
     assert json.dumps(figures, allow_nan=False)
+
+
+def test_the_places_of_the_bag_s_things_are_those_of_their_surfaces(bag):
+    """Truth masks; the truth of a centroid is the mean of the thing's own visible points."""
+    off = []
+    infos = {stamp(m): m for _, m in bag['/camera/color/camera_info']}
+    depths = {stamp(m): m for _, m in bag['/camera/aligned_depth_to_color/image_raw']}
+    for _, message in bag['/camera/color/image_raw'][::5]:
+        at = stamp(message)
+        there = places.space(image_to_rgb(message), message, depths[at], infos[at])
+        ids = cv2.imread(str(SAMPLE / 'truth' / f'{at}.png'), cv2.IMREAD_UNCHANGED)
+        masks = np.stack([ids == i for i in np.unique(ids)[1:]])
+        rays = there.camera.rays()
+        points = np.concatenate([rays, np.ones_like(rays[..., :1])], -1) * there.depth[..., None]
+        for mask, thing in zip(masks, there.things(masks), strict=True):
+            off.append(np.linalg.norm(thing.centroid - np.nanmean(points[mask], axis=0)))
+    assert len(off) > 40
+    assert np.median(off) < 0.003
+    assert np.max(off) < 0.02
