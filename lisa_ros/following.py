@@ -105,9 +105,11 @@ class Follower(Generic[_Frame]):
         """Follow what was found in the frame that was asked about."""
         self._hear('answered', frame, result)
 
-    def stop(self) -> None:
-        """Follow nothing more, until the next answer."""
+    def stop(self) -> bool:
+        """Follow nothing more, until the next answer; False if nothing was followed."""
+        following = self._result is not None
         self._hear('stop', None, None)
+        return following
 
     def notify(self) -> None:
         """There may be a newer frame."""
@@ -191,10 +193,19 @@ class Follower(Generic[_Frame]):
         if not self._begun and self._is_recent(frame):  # a listener who came after the answer
             self._begin(self._answer[0])
             self._follow_answer()
-        if not self._begun or frame.stamp == self._told:
+        if not self._begun:
+            if self._answer is not None:
+                self._checked(None)
+            return
+        if frame.stamp == self._told:
             return
         if self._stamp is not None and 0 < self._stamp - frame.stamp < _BACK:
             return  # it came late: the tracker is farther already
+        if self._stamp is not None and frame.stamp < self._stamp and self._result is not None:
+            self._report('time went back, so nothing is tracked until the next answer')
+            self._forget()
+            self._stamp = frame.stamp
+            return
         shown = self._show(frame)
         self._tracker.advance(shown.stamp, shown.image, shown.depth)
         self._stamp = self._told = frame.stamp

@@ -54,11 +54,16 @@ def asks_for_another(query: str) -> bool:
 def addressed(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Return which of several cameras are meant, and what is said to them.
 
-    "front: the mug" is said to front, "all: the mug" and "the mug" to all of them.
+    "front: the mug" is said to front, "all: the mug" and "the mug" to all of them, and so are
+    "front: watch: the mug" and "watch: front: the mug". "rear: the mug" is said to none where
+    there is no such camera.
     """
     name, colon, rest = said.partition(':')
     named = name.strip().lower()
-    for camera in cameras:
-        if colon and named == camera.lower():
-            return (camera,), rest.strip()
-    return tuple(cameras), rest.strip() if colon and named == 'all' else said
+    if not colon or not re.fullmatch(r'\w+', named):
+        return tuple(cameras), said
+    if named + colon == _WATCH:
+        meant, text = addressed(rest.strip(), cameras)
+        return meant, f'{_WATCH} {text}'
+    meant = tuple(camera for camera in cameras if named in (camera.lower(), 'all'))
+    return meant, rest.strip()

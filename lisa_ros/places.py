@@ -59,7 +59,7 @@ def space(
     if depth is None:
         raise ImageError('no depth came with the image: is depth remapped, and registered?')
     if info is None:
-        raise ImageError("there is depth, but no camera_info at the image's stamp")
+        raise ImageError('there is depth, but no camera_info: is camera_info remapped?')
     height, width = image.shape[:2]
     known = camera(info, rectified)
     if 0 in known.size:  # a driver that says no size

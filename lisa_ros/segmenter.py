@@ -33,6 +33,7 @@ from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.orders import asks_for_another
 from lisa_ros.own_models import located
 from lisa_ros.prompts import prompt_ids, readable, training_ids, with_boxes
+from lisa_ros.refining import refined
 from lisa_ros.results import (
     Dialogue,
     Done,
@@ -57,6 +58,7 @@ class _Picture:
     """What is known of a picture; SAM looks at it only when the first [SEG] is said."""
 
     key: tuple
+    image: np.ndarray  # (H, W, 3) uint8 RGB
     clip_tokens: Tensor  # (P, D)
     sam: SamInput
     sam_features: Tensor | None = None  # (1, C, h, w)
@@ -116,6 +118,7 @@ class Segmenter:
         confidence_threshold: float | None = None,
         typed_specials: bool = False,
         dialogue_boxes: bool = False,
+        refine: bool | None = None,
     ):
         """Take a model that is loaded already; `load` does it from files.
 
@@ -131,6 +134,8 @@ class Segmenter:
                 give masks, too, before those of the answer.
             dialogue_boxes: earlier answers tell the model where their masks were, as boxes in
                 words (prompts.with_boxes). No released model was taught to read them.
+            refine: masks are brought to the picture's edges (refining.py); None: as the model
+                says.
         """
         self.model, self.tokenizer, self.clip_recipe = model, tokenizer, clip_recipe
         self.template = template or model.config.template
@@ -138,6 +143,7 @@ class Segmenter:
         self.confidence_threshold = confidence_threshold
         self.typed_specials = typed_specials
         self.dialogue_boxes = dialogue_boxes
+        self.refine = refine
         self._picture: _Picture | None = None
         self._ahead: dict[tuple, _Picture] = {}
 
@@ -154,6 +160,7 @@ class Segmenter:
         max_new_tokens: int = 512,
         confidence_threshold: float | None = None,
         typed_specials: bool = False,
+        refine: bool | None = None,
     ) -> Segmenter:
         """Load a model by the name of ours, a folder or a hub id.
 
@@ -168,6 +175,7 @@ class Segmenter:
             max_new_tokens: see `__init__`, as the following.
             confidence_threshold: see `__init__`.
             typed_specials: see `__init__`.
+            refine: see `__init__`.
 
         Raises:
             CheckpointError: what is there is no LISA, or not whole.
@@ -191,12 +199,17 @@ class Segmenter:
             max_new_tokens=max_new_tokens,
             confidence_threshold=confidence_threshold,
             typed_specials=typed_specials,
+            refine=refine,
         )
 
     @property
     def _threshold(self) -> float:
         given, own = self.confidence_threshold, self.model.config.confidence_threshold
         return own if given is None else given
+
+    @property
+    def _refines(self) -> bool:
+        return self.model.config.refine if self.refine is None else self.refine
 
     @property
     def device(self) -> torch.device:
@@ -231,8 +244,8 @@ class Segmenter:
                 features = self.model.encode_sam(pixels.to(self.device))
         share = {name: spent / len(several) for name, spent in clock.seconds.items()}
         self._ahead = {
-            key: _Picture(key, tokens[i], sam[i], features[i : i + 1], dict(share))
-            for i, key in enumerate(several)
+            key: _Picture(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
+            for i, (key, image) in enumerate(several.items())
         }
 
     def segment(
@@ -386,7 +399,7 @@ class Segmenter:
             sam = sam_input(image, self.model.config.sam_size)
         with clock.stage('clip'), torch.inference_mode():
             clip_tokens = self.model.encode_clip(small[None].to(self.device))[0]
-        picture = self._picture = _Picture(key, clip_tokens, sam)
+        picture = self._picture = _Picture(key, image, clip_tokens, sam)
         return picture
 
     def _read(self, ids: list[int], picture: _Picture) -> decoding.Prompt:
@@ -443,6 +456,10 @@ class Segmenter:
                     words, seg, _certainty(logits), float(guess[0].float().clamp(0, 1))
                 )
                 pixels_logits = logits.cpu().numpy()
+        if self._refines:
+            with clock.stage('refine'):
+                cell = max(pixels_logits.shape) / max(low_res.shape[-2:])
+                pixels_logits = refined(picture.image, pixels_logits, cell)
         config = self.model.config
         score = confidence.score(evidence, config.calibration, config.calibration_curve)
         if score < (self._threshold if threshold is None else threshold):

@@ -40,6 +40,7 @@ from lisa_ros.results import Dialogue, Segmentation, Status
 from lisa_ros.turns import Turns
 
 COMMANDS = ''  # the dialogue that commands follow one another in
+_DAY = 86400.0  # an image older than this is of another clock [s]
 _LOOK_BACK = 500_000_000  # how far before the newest image one with depth is looked for [ns]
 
 
@@ -326,7 +327,10 @@ class Session:
                 if depth is not None:
                     stamp, image = stamp_tried, image_tried
                     break
-            return Frame(stamp, image, depth, self._nearest(self._infos, stamp))
+            info = self._nearest(self._infos, stamp)
+            if info is None and self._infos:  # on its way, or sent once: a lens does not change
+                info = self._infos[-1][1]
+            return Frame(stamp, image, depth, info)
 
     def _own_depth(self, stamp: int) -> Any | None:
         """Return the depth nearest to an image, lock held; None if another image is nearer to it.
@@ -481,7 +485,11 @@ class Session:
         age = (self._now() - frame.stamp) / 1e9
         if request.frame is not None or not request.max_age or age <= request.max_age:
             return ''
-        return f'the newest image is {age:.2f} s old, at most {request.max_age:g} s were asked for'
+        clocks = ': is it a bag? Then set use_sim_time' if age > _DAY else ''
+        return (
+            f'the newest image is {age:.2f} s old, at most {request.max_age:g} s were asked '
+            f'for{clocks}'
+        )
 
     def _answer(self, request: Request, frame: Frame, dialogue: Dialogue) -> Segmentation:
         """Return what `segment` says, or how it failed."""

@@ -87,7 +87,8 @@ class Settings(Checked):
     )
     threads: int = setting(
         0,
-        'CPU threads of the model, so that other nodes keep their cores; 0: as torch chooses',
+        'CPU threads of the model; 1 where others use the cores, too: several wait for one '
+        'another then, for seconds; 0: as torch chooses',
         low=0,
         high=256,
         at_configure=True,
@@ -112,7 +113,8 @@ class Settings(Checked):
     )
     depth_tolerance: float = setting(
         0.05,
-        'Largest difference of stamps between an image and its depth and camera info [s]',
+        'Largest difference of stamps between an image and its depth and camera info; without '
+        'such a camera info the last one holds [s]',
         low=0.0,
         high=10.0,
     )
@@ -217,6 +219,12 @@ class Settings(Checked):
         'model says [0..1]',
         low=0.0,
         high=1.0,
+    )
+    refine: str = setting(
+        'auto',
+        "Whether masks are brought to the image's edges: of a coarse mask decoder they gain, of "
+        'the released ones they lose what the original would give; auto: as the model says',
+        choices=('auto', 'on', 'off'),
     )
     overlay_opacity: float = setting(
         0.45,

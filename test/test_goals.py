@@ -403,6 +403,19 @@ def test_a_terminal_talks_with_the_node(tester, tmp_path):
     assert Image.open(tmp_path / '001.png').size[0] == 640
 
 
+@pytest.mark.parametrize(
+    'goal', [{'image': np.zeros((2, 2, 3), np.uint8)}, {'region': (1, 2, 3, 4)}, {'colour': 'red'}]
+)
+def test_what_is_no_goal_is_named(client, goal):
+    with pytest.raises(QueryError, match=r'that is no goal.*image is a sensor_msgs/Image'):
+        client.ask(MUG, **goal)
+
+
+def test_a_continuous_goal_is_not_waited_for(client):
+    with pytest.raises(QueryError, match='use segment_async'):
+        client.client.segment(MUG, continuous=True)
+
+
 def test_a_node_that_is_not_there_is_named(tester):
     lonely = LisaClient(tester.node, 'nobody')
     with pytest.raises(LisaError, match=r'no action nobody/segment within 0\.2 s'):

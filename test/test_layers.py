@@ -20,6 +20,7 @@ ROWS = [
         'clouds',
         'dialogues',
         'orders',
+        'refining',
         'regions',
         'terminal',
         'following',

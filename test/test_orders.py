@@ -3,7 +3,7 @@
 
 import pytest
 
-from lisa_ros.orders import Kind, Order, asks_for_another, order
+from lisa_ros.orders import Kind, Order, addressed, asks_for_another, order
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,22 @@ def test_the_kind_of_an_order(said, kind, text):
 )
 def test_whether_another_thing_is_asked_for(query, another):
     assert asks_for_another(query) is another
+
+
+@pytest.mark.parametrize(
+    ('said', 'cameras', 'text'),
+    [
+        ('the mug', ('front', 'Wrist'), 'the mug'),
+        ('all: the mug', ('front', 'Wrist'), 'the mug'),
+        ('front: the mug', ('front',), 'the mug'),
+        (' WRIST : the mug', ('Wrist',), 'the mug'),
+        ('front: watch: the mug', ('front',), 'watch: the mug'),
+        ('watch: front: the mug', ('front',), 'watch: the mug'),
+        ('watch: the mug', ('front', 'Wrist'), 'watch: the mug'),
+        ('front: stop', ('front',), 'stop'),
+        ('rear: the mug', (), 'the mug'),
+        ('what is this: a mug?', ('front', 'Wrist'), 'what is this: a mug?'),
+    ],
+)
+def test_which_cameras_are_meant(said, cameras, text):
+    assert addressed(said, ('front', 'Wrist')) == (cameras, text)

@@ -71,6 +71,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     honest.add_argument('folder', type=Path, metavar='MODEL', help='of our own layout; changed')
     honest.add_argument('--exam', type=Path, required=True, help='a folder or zip, not the test')
     honest.add_argument('--plot', type=Path, metavar='PNG', help='a reliability plot')
+    honest.add_argument(
+        '--refine', action='store_true', help="note that its masks go to the picture's edges, too"
+    )
     honest.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
     honest.set_defaults(run=calibrate)
 
@@ -192,7 +195,11 @@ def calibrate(options: argparse.Namespace) -> None:
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError("--plot needs matplotlib: pip install '.[train]'")
     lisa = Segmenter.load(
-        str(options.folder), device=options.device, precision='fp32', confidence_threshold=0.0
+        str(options.folder),
+        device=options.device,
+        precision='fp32',
+        confidence_threshold=0.0,
+        refine=options.refine or None,
     )
     graded = list(scenes.sit(lisa, scenes.read_exam(options.exam)))
     weights = calibration.fit(graded)
@@ -205,7 +212,7 @@ def calibrate(options: argparse.Namespace) -> None:
     threshold = calibration.best_threshold(
         [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
     )
-    calibration.note(options.folder, weights, curve, threshold)
+    calibration.note(options.folder, weights, curve, threshold, refine=options.refine)
     rows = calibration.outcomes(graded)
     if options.plot:
         calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')

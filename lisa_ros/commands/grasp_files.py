@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from lisa_ros.clouds import packed
@@ -27,6 +28,9 @@ NAMES = (
 _ROOM = 0.03  # round the object, where grasps of it may lie [m]
 
 
+_RIM = 2  # what masks leave of a thing at its edge would be in the gripper's way [pixels]
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """The valid points of a picture, row by row."""
@@ -34,7 +38,7 @@ class Scene:
     points: np.ndarray  # (M, 3) float32
     colours: np.ndarray  # (M, 3) uint8 RGB
     ids: np.ndarray  # (M,) uint8, 1..254 the instance that it belongs to, 0 none
-    masked: np.ndarray  # (M,) bool, whether it lies in a mask, stray depth included
+    masked: np.ndarray  # (M,) bool, whether it lies in a mask or right beside it
 
 
 def scene_of(space: Space, ids: np.ndarray, masks: np.ndarray) -> Scene:
@@ -47,7 +51,9 @@ def scene_of(space: Space, ids: np.ndarray, masks: np.ndarray) -> Scene:
     """
     points = scene_points(space.depth, space.camera)
     valid = np.isfinite(points).all(axis=-1)
-    return Scene(points[valid], space.image[valid], ids[valid], masks.any(axis=0)[valid])
+    together = masks.any(axis=0).astype(np.uint8)
+    beside = cv2.dilate(together, np.ones((2 * _RIM + 1, 2 * _RIM + 1), np.uint8)) > 0
+    return Scene(points[valid], space.image[valid], ids[valid], beside[valid])
 
 
 def write_all(folder: Path, space: Space, ids: np.ndarray, scene: Scene) -> None:

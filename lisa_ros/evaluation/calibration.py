@@ -163,9 +163,13 @@ def note(
     weights: Sequence[float],
     curve: Sequence[tuple[float, float]],
     threshold: float,
+    *,
+    refine: bool = False,
 ) -> None:
-    """Write calibration and threshold into a checkpoint of our own layout."""
-    config = own_config(folder) | {
+    """Write calibration and threshold into a checkpoint of our own layout; refine: that, too."""
+    config = own_config(folder)
+    config |= {
+        'refine': refine or config.get('refine', False),
         'calibration': list(weights),
         'calibration_curve': [list(knot) for knot in curve],
         'confidence_threshold': threshold,

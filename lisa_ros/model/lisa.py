@@ -138,6 +138,7 @@ class LisaConfig:
     template: str = 'llava_v1'  # the conversation template it was trained with (prompts.py)
     explain: str = 'Please output segmentation mask and explain why.'  # what asks it for a reason
     confidence_threshold: float = 0.0  # masks below it are none, by its own validation [0..1]
+    refine: bool = False  # whether its masks are brought to the picture's edges, see refining.py
     calibration: tuple[float, ...] = ()  # of its scores, see confidence.py; none: uncalibrated
     calibration_curve: tuple[tuple[float, float], ...] = ()  # of its scores, likewise
 

@@ -219,16 +219,16 @@ class RobotCamera:
     def obey(self, order: Order, said: str) -> None:
         """Do what was said on `~/command`."""
         session, log = self.session, self._node.get_logger()
+        own = f'{self.name}: ' if self.name else ''
         if session is None:
             return
         if order.kind is Kind.STOP:
-            stopped = session.stop()
-            if self._follower is not None:
-                self._follower.stop()
-            log.info('stopped' if stopped else f'{said!r}: there is nothing to stop')
+            following = self._follower is not None and self._follower.stop()
+            stopped = session.stop() or following
+            log.info(f'{own}stopped' if stopped else f'{own}{said!r}: there is nothing to stop')
         elif order.kind is Kind.WATCH and order.text:
             session.watch(order.text)
-            log.info(f'watching {order.text!r} until "stop"')
+            log.info(f'{own}watching {order.text!r} until "stop"')
         else:
             session.command(order.text)
 
@@ -295,7 +295,8 @@ class RobotCamera:
         message: SegmentationMessage,
     ) -> None:
         """Publish an answer."""
-        if result.mask_logits.shape[1:] == (0, 0):  # it ended before there was a picture
+        unanswered = result.status not in (Status.FOUND, Status.NOT_FOUND)
+        if unanswered and not len(result.masks):  # no mask is not a mask of nothing
             self._outputs.say(message)
             return
         self._outputs.publish(frame, result, placed, lambda: message)
@@ -317,9 +318,10 @@ class RobotCamera:
             self._shared.complain(f'{result.query!r} failed: {result.reason}', result.reason)
             return
         name = f'{self.name}: ' if self.name else ''
+        because = f', {result.reason}' if result.answer and result.reason else ''
         self._node.get_logger().info(
-            f'{name}{result.query!r}: {result.status.name}, {result.answer or result.reason!r} '
-            f'({self.seconds:.2f} s)'
+            f'{name}{result.query!r}: {result.status.name}, {result.answer or result.reason!r}'
+            f'{because} ({self.seconds:.2f} s)'
         )
 
     # ---- what follows the answers, on the follower's thread
@@ -352,7 +354,10 @@ class RobotCamera:
         def message() -> SegmentationMessage:
             return self._tracked.message(frame, result, placed, now)
 
-        self._say(lambda: self._tracked.publish(frame, result, placed, message, shown.image))
+        since = f'{now.age:.1f} s after the answer, drift {now.drift.max(initial=0):.2f}'
+        self._say(
+            lambda: self._tracked.publish(frame, result, placed, message, shown.image, since)
+        )
 
     def _ask_again(self, now: Tracked | None) -> None:
         """Ask the last question again, with the turns it followed, where that is due."""

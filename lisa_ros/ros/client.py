@@ -156,8 +156,10 @@ class LisaClient:
 
         Raises:
             LisaError: no node is there, or no answer came in time.
-            QueryError: the goal was rejected.
+            QueryError: the goal was rejected, is none, or would not end by itself.
         """
+        if goal.get('continuous'):
+            raise QueryError('a continuous goal ends when it is cancelled: use segment_async')
         began = time.monotonic()
         pending = self.segment_async(query, timeout=timeout, on_feedback=on_feedback, **goal)
         try:
@@ -180,10 +182,17 @@ class LisaClient:
 
         Raises:
             LisaError: no node is there.
+            QueryError: a field that the goal does not have, or of another type.
         """
         self.find(timeout)
         heard = None if on_feedback is None else lambda message: on_feedback(message.feedback)
-        sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), heard)
+        try:
+            sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), heard)
+        except (AssertionError, AttributeError, TypeError) as error:  # rclpy's own checks
+            raise QueryError(
+                f'that is no goal: {error}; image is a sensor_msgs/Image, region a '
+                'sensor_msgs/RegionOfInterest, the others are as in lisa_ros/action/Segment'
+            ) from error
         return Pending(self, sent)
 
     def find(self, timeout: float) -> None:

@@ -135,6 +135,7 @@ class Goals:
         try:
             session = self.session(wanted.camera)
             _check(wanted, session)
+            began = time.monotonic()
             status, message = await self._answer(goal, session)
             while wanted.continuous and status in _ANSWERED and not goal.is_cancel_requested:
                 goal.publish_feedback(
@@ -142,11 +143,12 @@ class Goals:
                         stage='answered', text=message.answer, instances=message.instances
                     )
                 )
-                await self._pause(goal, session, messages.stamp_ns(message.header))
+                await self._pause(goal, session, messages.stamp_ns(message.header), began)
                 if goal.is_cancel_requested or session.closed:
                     status = Status.CANCELLED
                     message.status = int(status)
                     break
+                began = time.monotonic()
                 status, message = await self._answer(goal, session)
         except LisaError as error:
             goal.abort()
@@ -202,13 +204,21 @@ class Goals:
         finally:
             del self._requests[key]
 
-    async def _pause(self, goal: ServerGoalHandle, session: Session, stamp: int) -> None:
-        """Wait for another frame and until `watch_rate` allows it, or for the end of the goal."""
-        since = time.monotonic()
+    async def _pause(
+        self, goal: ServerGoalHandle, session: Session, stamp: int, since: float
+    ) -> None:
+        """Wait for another frame and until `watch_rate` allows it, or for the end of the goal.
+
+        Args:
+            goal: the goal.
+            session: that answers it.
+            stamp: of the frame that it was answered about last [ns].
+            since: when that was asked [s, monotonic].
+        """
         while not goal.is_cancel_requested and not session.closed:
             over = Future(executor=self.node.executor)
             timer = self.node.create_timer(
-                min(0.1, 1 / session.watch_rate),
+                min(0.05, 1 / session.watch_rate),
                 lambda over=over: over.done() or over.set_result(None),
                 clock=self._steady,
             )

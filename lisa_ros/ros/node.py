@@ -185,6 +185,9 @@ class LisaNode(LifecycleNode):
         names, said = tuple(self._cameras), message.data
         if len(names) > 1:
             names, said = addressed(said, names)
+            if not names:
+                has = ', '.join(self._cameras)
+                self.get_logger().error(f'{message.data!r}: no such camera; there are {has}')
         for name in names:
             self._cameras[name].obey(order(said), said)
 
@@ -333,6 +336,7 @@ class LisaNode(LifecycleNode):
     def _stream(self, *arguments: Any, **named: Any) -> Iterator[Event]:
         self._lisa.max_new_tokens = self._settings.max_new_tokens
         self._lisa.dialogue_boxes = self._settings.dialogue_boxes
+        self._lisa.refine = {'on': True, 'off': False}.get(self._settings.refine)
         self._lisa.confidence_threshold = self._settings.confidence_threshold or None
         return self._lisa.stream(*arguments, **named)
 

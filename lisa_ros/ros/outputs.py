@@ -184,6 +184,7 @@ class Outputs:
         placed: Placed,
         message: Callable[[], SegmentationMessage],
         image: np.ndarray | None = None,
+        note: str = '',
     ) -> None:
         """Publish a result about a frame on the topics that somebody listens to.
 
@@ -193,12 +194,13 @@ class Outputs:
             placed: what `place` says of it.
             message: makes what `message` says of it.
             image: the frame's, if it was converted already.
+            note: to be written on the overlay, too.
         """
         header, make = frame.image.header, messages.make
         self._put(self._segmentation, message)
         self._put(self._mask, lambda: make.label_image(header, result))
         self._put(self._confidence, lambda: make.confidence_image(header, result))
-        self._put(self._overlay, lambda: self._draw(header, frame, result, image))
+        self._put(self._overlay, lambda: self._draw(header, frame, result, image, note))
         if self._vision:
             self._put(self._vision['detections'], lambda: make.detections(header, result))
             self._put(
@@ -243,14 +245,19 @@ class Outputs:
             return None
 
     def _draw(
-        self, header: Header, frame: Frame, result: Segmentation, image: np.ndarray | None
+        self,
+        header: Header,
+        frame: Frame,
+        result: Segmentation,
+        image: np.ndarray | None,
+        note: str,
     ) -> Image:
         settings = self._settings()
         drawn = masks.overlay(
             picture(frame) if image is None else image,
             result.masks,
             [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)],
-            [result.query, result.answer or result.reason],
+            [result.query, ' '.join(filter(None, (result.answer or result.reason, note)))],
             opacity=settings.overlay_opacity,
             least_width=settings.overlay_width,
         )
