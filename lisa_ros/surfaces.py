@@ -63,7 +63,10 @@ def own_surface(view: View, plane: Plane | None) -> np.ndarray:
         if np.mean(level[inner if inner.any() else kept]) < 0.5:
             kept &= ~(level & edge)
     kept &= ~_beside(view, kept)
-    return _own_pieces(view, kept) if kept.any() else kept
+    if not kept.any():
+        return kept
+    kept = _own_pieces(view, kept)
+    return kept & ~_specks(view, kept)
 
 
 def _edge(mask: np.ndarray, width: int) -> np.ndarray:
@@ -127,6 +130,30 @@ def _beside(view: View, kept: np.ndarray) -> np.ndarray:
     near = cv2.erode(np.where(within, view.z, beyond), around) - 0.02
     off = (far > 0) & ((view.z > far) | (view.z < near))
     return doubtful & (~reached | off)
+
+
+_RING, _AWAY, _MOST = 5, 0.025, 60  # pixels from the mask's edge; [m]; pixels of a speck
+
+
+def _specks(view: View, kept: np.ndarray) -> np.ndarray:
+    """Return small groups at the mask's edge that are far from all that is within, (h, w) bool.
+
+    Some pixels of a ramp from one surface to the next make no jump. What is as large as a handle
+    stays.
+    """
+    within = kept & ~_edge(view.mask, _RING)
+    if not within.any():
+        return within  # of a pencil all is edge
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~within).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    points = np.empty((int(nearest.max()) + 1, 3), np.float32)
+    points[nearest[within]] = view.points[within]
+    away = np.linalg.norm(view.points - points[nearest], axis=-1) > _AWAY
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((kept & away).astype(np.uint8))
+    small = stats[:, cv2.CC_STAT_AREA] <= _MOST
+    small[0] = False
+    return small[labels]
 
 
 _PIECES = 60  # largest ones that are looked at; a surface in more of them is noise

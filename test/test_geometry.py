@@ -19,7 +19,7 @@ from lisa_ros.geometry import (
     support_plane,
     thing,
 )
-from lisa_ros.surfaces import noise
+from lisa_ros.surfaces import View, noise, own_surface
 
 K = np.array([[100.0, 0, 4], [0, 50, 3], [0, 0, 1]])
 SMALL = Camera(K, (8, 6))
@@ -360,6 +360,21 @@ def test_a_mask_that_spills_gives_no_point_off_the_thing():
     assert away.max() < 0.03
     assert np.mean(away > 0.005) < 0.01
     assert len(found.points) > 0.95 * len(true)
+
+
+@pytest.mark.parametrize(('rows', 'stays'), [(10, False), (40, True)])
+def test_a_ramp_at_the_edge_goes_and_a_handle_stays(rows, stays):
+    """At the mask's edge eight pixels fall away without a jump; ten rows of them are noise."""
+    z = np.full((60, 60), 0.8, np.float32)
+    z[:, 54:] = np.nan
+    z[10 : 10 + rows, 46:54] += np.arange(1, 9, dtype=np.float32) * 0.012
+    rays = Camera(KINECT.k, (640, 480)).rays()[200:260, 300:360]
+    points = np.concatenate([rays * z[..., None], z[..., None]], axis=-1)
+    mask = np.zeros((60, 60), bool)
+    mask[4:56, 6:54] = True
+    kept = own_surface(View(points, mask, (300, 200), 1 / 525), None)
+    assert kept[30, 30]
+    assert kept[10 : 10 + rows, 52:54].any() == stays
 
 
 def test_thin_things_stay():
