@@ -117,8 +117,8 @@ def test_the_clouds_are_the_scene_the_object_and_the_rest(asked, shot):
     points, _ = read_pcd(asked / 'object.pcd')
     rest, _ = read_pcd(asked / 'scene_without_object.pcd')
     (mug,) = json.loads((asked / 'answer.json').read_text())['instances']
-    around = 2.5 * np.pi * (2 * np.sqrt(mug['area'] / np.pi) + 2)  # two pixels round it, and more
-    assert len(scene) - mug['area'] - around <= len(rest) < len(scene) - mug['area'] * 0.9
+    around = 4 * np.pi * (2 * np.sqrt(mug['area'] / np.pi) + 2)  # two pixels round it, and more
+    assert len(scene) - mug['area'] - around <= len(rest) < len(scene) - mug['area']
     rows = {row.tobytes() for row in rest}
     assert not any(row.tobytes() in rows for row in points)
 

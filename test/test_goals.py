@@ -287,12 +287,31 @@ def test_a_cancelled_goal_stops_in_the_middle_of_its_answer(tmp_path):
         assert 'Traceback' not in process.said(), process.said()
 
 
-def test_goals_beyond_the_bound_are_rejected(tester, client):
-    show(tester)
-    asked = [client.ask(MUG) for _ in range(48)]
+@pytest.fixture(scope='module')
+def crowd(tmp_path_factory):
+    """Who watches a node of its own, which may be treated roughly."""
+    log = tmp_path_factory.mktemp('crowd') / 'node.log'
+    process = NodeProcess(log, {'threads': 1, 'goals_kept': 40}, '-r', '__ns:=/crowd')
+    someone = Peer('/crowd')
+    someone.wait_until_active(process)
+    someone.settle(1.0)
+    yield someone
+    someone.close()
+    assert process.stop() == 0, process.said()
+    assert 'Traceback' not in process.said(), process.said()
+
+
+@pytest.fixture(scope='module')
+def patient(crowd):
+    return Waiting(LisaClient(crowd.node, '/crowd/lisa'), crowd)
+
+
+def test_goals_beyond_the_bound_are_rejected(crowd, patient):
+    show(crowd)
+    asked = [patient.ask(MUG) for _ in range(48)]
     ends = []
     for one in asked:
-        tester.wait(one.done, START)
+        crowd.wait(one.done, START)
         try:
             ends.append(one.result(0).status)
         except QueryError:
@@ -308,7 +327,7 @@ sys.path.insert(0, {here!r})
 from lisa_ros.client import LisaClient
 rclpy.init()
 node = rclpy.create_node('client_' + sys.argv[1])
-lisa = LisaClient(node)
+lisa = LisaClient(node, '/crowd/lisa')
 names = sys.argv[2:]
 asked = [lisa.segment_async('segment the ' + name, timeout=60) for name in names]
 print('sent', flush=True)
@@ -326,8 +345,8 @@ def start(number, *names):
     )  # fmt: skip
 
 
-def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(lisa, tester, client):
-    show(tester)
+def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(crowd, patient):
+    show(crowd)
     names = ['yellow mug', 'red bowl', 'milk', 'desk caddy', 'ketchup']
     clients = [start(n, *names[n % 5 :], *names[: n % 5]) for n in range(3)]
     victim = start(9, *names)
@@ -343,8 +362,19 @@ def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(lisa, te
             ['segment', 'the', *name.split()] for name in wanted
         ], said
         assert one.returncode == 0
-    show(tester)
-    assert client.answer(MUG).status is Status.FOUND
+    show(crowd)
+    assert patient.answer(MUG).status is Status.FOUND
+
+
+@pytest.mark.xfail(
+    strict=False,
+    reason='in some runs the topics stay silent after that, for all: docs/commands.md',
+)
+def test_after_a_rough_treatment_the_topics_speak_on(crowd):
+    show(crowd)
+    forget(crowd)
+    answers = crowd.ask(MUG)
+    assert [one.query for one in answers] == [MUG]
 
 
 # ---- commands beside it

@@ -187,6 +187,8 @@ class LisaClient:
         self.find(timeout)
         heard = None if on_feedback is None else lambda message: on_feedback(message.feedback)
         try:
+            if not goal.keys() <= Segment.Goal.get_fields_and_field_types().keys():
+                raise TypeError(f'it has no such field as one of {", ".join(goal)}')
             sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), heard)
         except (AssertionError, AttributeError, TypeError) as error:  # rclpy's own checks
             raise QueryError(
