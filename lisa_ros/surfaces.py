@@ -149,7 +149,9 @@ def _specks(view: View, kept: np.ndarray) -> np.ndarray:
     )
     points = np.empty((int(nearest.max()) + 1, 3), np.float32)
     points[nearest[within]] = view.points[within]
-    away = np.linalg.norm(view.points - points[nearest], axis=-1) > _AWAY
+    # no farther than a surface seen at 70 degrees reaches across the ring
+    reach = np.maximum(_AWAY, 2.9 * _RING * view.pitch * view.z)
+    away = np.linalg.norm(view.points - points[nearest], axis=-1) > reach
     _, labels, stats, _ = cv2.connectedComponentsWithStats((kept & away).astype(np.uint8))
     small = stats[:, cv2.CC_STAT_AREA] <= _MOST
     small[0] = False
