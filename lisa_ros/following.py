@@ -26,9 +26,7 @@ from lisa_ros.results import Segmentation
 from lisa_ros.tracking import Tracked, Tracker
 
 _SURE = 30.0  # logit of what is no mask: its probability is 0
-_BACK = (
-    1_000_000_000  # a frame older than the last one by less came late; by more: a bag anew [ns]
-)
+_BACK = 1_000_000_000  # a frame less far behind the last one is late; beyond: a bag anew [ns]
 _RECENT = 5_000_000_000  # how old an answer may be for a listener who comes after it [ns]
 
 

@@ -298,24 +298,6 @@ def thing(
     )
 
 
-def centroid(depth: np.ndarray, mask: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
-    """Return the mean of the mask's valid points, (3,) float64 metres, None if there is no point.
-
-    Args:
-        depth: (H, W) float32 metres along z, NaN where invalid.
-        mask: (H, W) bool, on the same pixels as the depth.
-        intrinsics: K, (3, 3), of those pixels.
-
-    Raises:
-        ImageError: depth and mask differ in size, so that no pixel of one is known in the other.
-    """
-    camera = Camera(intrinsics, mask.shape[::-1])
-    _same_size(depth, camera)
-    points = scene_points(depth, camera)[mask]
-    points = points[np.isfinite(points[:, 2])]
-    return points.mean(axis=0, dtype=np.float64) if len(points) else None
-
-
 _MARGIN = 4  # pixels of the surroundings that tell a mask's edge from what lies behind
 
 

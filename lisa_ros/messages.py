@@ -20,7 +20,6 @@ from lisa_ros.places import quaternion
 from lisa_ros.results import Segmentation, Status
 from lisa_ros.tracking import Tracked
 
-_POSE2D = ('Pose2D', 'Point2D')
 # What the values of ~/mask are called: the background, then the answer's things in their order. Of
 # more things than have a name Nav2's layer takes no notice; and it logs an error for every name
 # that its user has not configured, so they are few.
@@ -165,15 +164,15 @@ class Messages:
             x, y, width, height = masks.box(mask)
             if not width:
                 continue  # lost by the tracker
-            pose2d, point = (self.types[f'vision_msgs/msg/{name}'] for name in _POSE2D)
-            middle = point(x=x + width / 2, y=y + height / 2)
+            middle = self.types['vision_msgs/msg/Point2D'](x=x + width / 2, y=y + height / 2)
+            centre = self.types['vision_msgs/msg/Pose2D'](position=middle, theta=0.0)
             found.append(
                 self.types['vision_msgs/msg/Detection2D'](
                     header=header,
                     id=str(i + 1),
                     results=[self._hypothesis(i, result)],
                     bbox=self.types['vision_msgs/msg/BoundingBox2D'](
-                        center=pose2d(position=middle, theta=0.0),
+                        center=centre,
                         size_x=float(width),
                         size_y=float(height),
                     ),

@@ -100,3 +100,14 @@ def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
     vector = np.linalg.eigh(matrix)[1][:, -1]
     x, y, z, w = (vector if vector[3] >= 0 else -vector).tolist()
     return x, y, z, w
+
+
+def rotation(x: float, y: float, z: float, w: float) -> np.ndarray:
+    """Return the rotation matrix (3, 3) of a quaternion of length one."""
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )

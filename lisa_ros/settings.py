@@ -360,7 +360,7 @@ def check(field: dataclasses.Field, value: Any) -> None:
 
 def _check_names(name: str, value: Any) -> None:
     """Raise a SettingsError if the value is no list of names that topics can have."""
-    if list(value) == ['']:  # none: ROS cannot tell what an empty list is of
+    if value in ([''], ('',)):  # none: ROS cannot tell what an empty list is of
         return
     named = isinstance(value, list | tuple) and all(
         isinstance(one, str) and re.fullmatch('[A-Za-z][A-Za-z0-9_]*', one) for one in value

@@ -12,7 +12,6 @@ from lisa_ros.boxes import box_along, principal_axes
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry import (
     Camera,
-    centroid,
     fitted,
     scene_cloud,
     scene_points,
@@ -225,9 +224,12 @@ def test_depth_that_is_not_registered_is_refused_with_the_cure():
 def test_the_centroid_is_the_mean_of_the_valid_points():
     depth = np.full((6, 8), 2.0, np.float32)
     mask = np.zeros((6, 8), bool)
-    mask[5, 6] = mask[5, 2] = mask[0, 0] = True
-    depth[0, 0] = np.nan
-    assert centroid(depth, mask, K) == pytest.approx([0.0, 2 / 50 * 2.0, 2.0])
+    mask[1:6, 1:8] = True
+    depth[1, 1] = np.nan
+    valid = scene_points(depth, SMALL)[mask & np.isfinite(depth)]
+    found = thing(np.zeros((6, 8, 3), np.uint8), depth, mask, SMALL)
+    assert len(found.points) == 34
+    assert found.centroid == pytest.approx(valid.mean(axis=0))
 
 
 def test_no_valid_point_is_none():
@@ -238,7 +240,6 @@ def test_no_valid_point_is_none():
         (np.zeros((6, 8), np.float32), mask),
         (np.ones((6, 8), np.float32), ~mask),
     ):
-        assert centroid(depth, some, K) is None
         assert thing(picture, depth, some, SMALL) is None
         assert support_plane(depth, some, SMALL) is None
 
@@ -248,7 +249,7 @@ def test_sizes_that_differ_are_named():
     small = np.ones((3, 4), np.float32)
     picture = np.zeros((6, 8, 3), np.uint8)
     with pytest.raises(ImageError, match=r'depth is 4 x 3 pixels, the image 8 x 6'):
-        centroid(small, mask, K)
+        scene_points(small, SMALL)
     with pytest.raises(ImageError, match=r'4 x 3 pixels, the image 8 x 6'):
         thing(picture, small, mask, SMALL)
 

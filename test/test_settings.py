@@ -31,6 +31,10 @@ def test_the_defaults_are_in_their_own_ranges(kind):
         ),
         ({'threads': True}, r'threads is True; expected a int'),
         ({'model': 7}, r'model is 7; expected a str'),
+        ({'cameras': 5}, r'cameras is 5; expected names that differ'),
+        ({'cameras': ['a', 'a']}, r'expected names that differ'),
+        ({'cameras': ['front camera']}, r'of letters, digits and _'),
+        ({'cameras': ['tracked']}, r'none of them "tracked"'),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(change, message):

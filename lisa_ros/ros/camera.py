@@ -314,10 +314,11 @@ class RobotCamera:
                 raise
 
     def _log(self, result: Segmentation) -> None:
-        if result.status is Status.FAILED:
-            self._shared.complain(f'{result.query!r} failed: {result.reason}', result.reason)
-            return
         name = f'{self.name}: ' if self.name else ''
+        if result.status is Status.FAILED:
+            line = f'{name}{result.query!r} failed: {result.reason}'
+            self._shared.complain(line, name + result.reason)
+            return
         because = f', {result.reason}' if result.answer and result.reason else ''
         self._node.get_logger().info(
             f'{name}{result.query!r}: {result.status.name}, {result.answer or result.reason!r}'

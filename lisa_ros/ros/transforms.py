@@ -19,7 +19,7 @@ from rclpy.time import Time
 from std_msgs.msg import Header
 
 from lisa_ros.errors import TransformError
-from lisa_ros.places import quaternion
+from lisa_ros.places import quaternion, rotation
 
 try:
     import tf2_ros
@@ -96,14 +96,3 @@ class Transforms:
             ) from error
         turn, shift = found.rotation, found.translation
         return rotation(turn.x, turn.y, turn.z, turn.w), np.array([shift.x, shift.y, shift.z])
-
-
-def rotation(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """Return the rotation matrix (3, 3) of a quaternion of length one."""
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.places import rotation
 from lisa_ros.training.things import COLOURS, HELD_OUT_TABLES, SIZES, THINGS, Thing
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2, 'unseen': 3}  # first number of the seed of a scene
@@ -230,13 +231,7 @@ def _times(a, b):
 
 def _rotation(quaternion) -> np.ndarray:
     w, x, y, z = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return rotation(x, y, z, w)
 
 
 def _scale(thing: Thing, size: str | None, box) -> float:
