@@ -17,7 +17,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
     data_files=definitions,  # a result bag carries them
-    package_data={'lisa_ros': ['weights/**/*', 'samples/**/*']},
+    package_data={'lisa_ros': ['weights/**/*', 'samples/**/*', 'ros/*.xml']},
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
     install_requires=[
         'huggingface_hub>=1',

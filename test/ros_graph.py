@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.ros import transport
+
 DOMAIN = str(1 + os.getpid() % 100)  # a graph for each test process
 REFERENCE = Path(__file__).parent / 'data' / 'reference'  # LISA at toy size, random weights
 MODEL = {
@@ -82,6 +84,7 @@ class Peer:
         from sensor_msgs.msg import CameraInfo, Image
         from std_msgs.msg import String
 
+        transport.make_room()
         self.context = rclpy.Context()
         self.context.init(domain_id=int(DOMAIN))
         self.node = rclpy.create_node('tester', context=self.context)
@@ -119,11 +122,33 @@ class Peer:
             self.executor.spin_once(timeout_sec=0.05)
 
     def wait_until_active(self, process):
+        """Wait until the node and this camera have found one another.
+
+        That this side knows the node is not enough: what a best-effort camera says before the
+        node knows it, too, is lost, and on a busy machine that takes Fast DDS seconds.
+        """
+
         def ready():
             assert process.process.poll() is None, process.said()
-            return self.commands.get_subscription_count() and self.images.get_subscription_count()
+            return (
+                self.commands.get_subscription_count()
+                and self.images.get_subscription_count()
+                and self._known_as_camera()
+            )
 
+        self.heard['diagnostics'].clear()
         self.wait(ready, START, 'an active node')
+
+    def _known_as_camera(self):
+        """Return whether the node's diagnostics count this publisher of images."""
+        own = f'{self.name}: input {self.images.topic_name}'
+        told = [
+            {value.key: value.value for value in status.values}
+            for array in self.heard['diagnostics']
+            for status in array.status
+            if status.name == own
+        ]
+        return any(int(values['publishers']) for values in told)
 
     def show(self, image, settle=True):
         """Publish an image (or what is given) and leave DDS a moment to bring it."""

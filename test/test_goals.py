@@ -366,10 +366,6 @@ def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(crowd, p
     assert patient.answer(MUG).status is Status.FOUND
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason='in some runs the topics stay silent after that, for all: docs/commands.md',
-)
 def test_after_a_rough_treatment_the_topics_speak_on(crowd):
     show(crowd)
     forget(crowd)

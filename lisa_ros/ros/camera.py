@@ -276,7 +276,7 @@ class RobotCamera:
             )
             asker.answered(result, failed)
             if asker.public:
-                self._say(lambda: self._outputs.say(failed))
+                self._outputs.say(failed)
             raise
         asker.answered(result, message)
         if not asker.public or not self._node.context.ok():
@@ -285,7 +285,7 @@ class RobotCamera:
             self._follower.answered(frame, result)
             self._asked = time.monotonic()
         self._log(result)
-        self._say(lambda: self._publish(frame, result, placed, message))
+        self._publish(frame, result, placed, message)
 
     def _publish(
         self,
@@ -303,15 +303,7 @@ class RobotCamera:
         # where a mask was left out, the words name what is not
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
-            self._explanation.publish(String(data=left_out or result.answer))
-
-    def _say(self, publish: Callable[[], None]) -> None:
-        """Publish, unless the process ends."""
-        try:
-            publish()
-        except RuntimeError:  # rclpy's RCLError is one
-            if self._node.context.ok():
-                raise
+            self._outputs.send(self._explanation, String(data=left_out or result.answer))
 
     def _log(self, result: Segmentation) -> None:
         name = f'{self.name}: ' if self.name else ''
@@ -356,9 +348,7 @@ class RobotCamera:
             return self._tracked.message(frame, result, placed, now)
 
         since = f'{now.age:.1f} s after the answer, drift {now.drift.max(initial=0):.2f}'
-        self._say(
-            lambda: self._tracked.publish(frame, result, placed, message, shown.image, since)
-        )
+        self._tracked.publish(frame, result, placed, message, shown.image, since)
 
     def _ask_again(self, now: Tracked | None) -> None:
         """Ask the last question again, with the turns it followed, where that is due."""

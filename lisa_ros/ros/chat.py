@@ -16,6 +16,7 @@ from sensor_msgs.msg import Image
 from lisa_ros.conversions import image_to_rgb
 from lisa_ros.errors import SettingsError
 from lisa_ros.results import Status
+from lisa_ros.ros import transport
 from lisa_ros.ros.client import LisaClient
 from lisa_ros.ros.messages import stamp_ns
 from lisa_ros.terminal import Reply
@@ -36,6 +37,7 @@ class Node:
         Raises:
             LisaError: no such node within ten seconds.
         """
+        transport.make_room()
         # Ctrl-C is to stop an answer, not the talk
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f'lisa_chat_{os.getpid()}')

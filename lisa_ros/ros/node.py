@@ -42,7 +42,7 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.orders import addressed, order
 from lisa_ros.results import Event, Segmentation, Status
-from lisa_ros.ros import diagnostics, messages, parameters
+from lisa_ros.ros import diagnostics, messages, parameters, transport
 from lisa_ros.ros.camera import RobotCamera, Shared
 from lisa_ros.ros.complaints import Complaints
 from lisa_ros.ros.goals import Asker, Goals
@@ -392,6 +392,7 @@ def _load(settings: Settings) -> Segmenter:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop."""
+    transport.make_room()
     rclpy.init(args=args)
     try:
         node = LisaNode()

@@ -175,7 +175,16 @@ class Outputs:
 
     def say(self, message: SegmentationMessage) -> None:
         """Publish a result about no picture."""
-        self._segmentation.publish(message)
+        self.send(self._segmentation, message)
+
+    def send(self, publisher: Publisher, message: Any) -> None:
+        """Publish a message; if DDS does not take it, complain, and lose no other one."""
+        try:
+            publisher.publish(message)
+        except RuntimeError as error:  # rclpy's RCLError is one
+            if self._node.context.ok():  # after Ctrl-C there is nobody to tell any more
+                line = f'{publisher.topic_name} has lost a message: {error}'
+                self._complain(line, f'lost on {publisher.topic_name}')
 
     def publish(
         self,
@@ -217,7 +226,7 @@ class Outputs:
     def _put(self, publisher: Publisher, make: Callable[[], Any]) -> None:
         """Make a message and publish it, if somebody listens."""
         if self._heard(publisher):
-            publisher.publish(make())
+            self.send(publisher, make())
 
     def _target_of(
         self, frame: Frame, things: Sequence[Thing | None]

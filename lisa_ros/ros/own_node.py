@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lisa_ros.errors import DataError
+from lisa_ros.ros import transport
 
 
 def own_graph() -> None:
-    """Leave all other nodes of this machine and its network alone, from now on."""
+    """Leave all other nodes of this machine and its network alone, from now on; before `init`."""
+    transport.make_room()
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 

@@ -28,6 +28,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from lisa_ros.bags import opened
 from lisa_ros.errors import DataError, LisaError
+from lisa_ros.ros import transport
 
 
 class Replay:
@@ -229,6 +230,7 @@ def main(args: list[str] | None = None) -> int:
     given, ros = parser.parse_known_args(args)
     if given.rate <= 0:
         parser.error(f'--rate is {given.rate}; expected more than 0')
+    transport.make_room()
     rclpy.init(args=ros)
     node = Node('lisa_replay')
     replay = Replay(node, given.bag, given.rate, given.loop, clock=given.clock)
