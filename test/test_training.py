@@ -19,12 +19,13 @@ import torch
 from lisa_ros import cli
 from lisa_ros.errors import CheckpointError, DataError, QueryError, SettingsError
 from lisa_ros.model import additions, checkpoint
-from lisa_ros.model.lisa import IGNORED
+from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
 from lisa_ros.model.tokenizer import SEG
 from lisa_ros.places import quaternion
 from lisa_ros.segmenter import Segmenter
-from lisa_ros.training import data, exams, memory, requests, sample, scenes
+from lisa_ros.training import data, exams, looking, memory, requests, sample, scenes, waves
 from lisa_ros.training import train as tabletop
+from lisa_ros.training.looking import Looking
 from lisa_ros.training.loop import Loop, Pace
 from lisa_ros.training.referring import (
     PLACES,
@@ -457,7 +458,7 @@ def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained,
     try:
         told = pupil.losses(pupil.draw(3, 0), 3)
         looks = set(pupil.losses(pupil.draw(1, 0), 1))
-        assert set(told) == looks | {'ce', 'numbers'}
+        assert set(told) == looks | {'ce', 'numbers', 'looking'}
         assert float(told['numbers'].detach()) > 1
         assert 'dice' in pupil.losses(pupil.draw(4, 0), 4)
     finally:
@@ -472,6 +473,111 @@ def test_numbers_begin_beside_their_neighbours(trained):
     near = (rows[1:] - rows[:-1]).norm(dim=1)
     far = (rows[10:] - rows[:-10]).norm(dim=1)
     assert near.max() < 0.7 * far.min()
+
+
+def test_what_is_said_by_looking_is_found_in_answers(trained):
+    tokenizer = trained.pupil.tokenizer
+    two = ' 43 57: 42 56; 23 59: 22 58 red'
+    for answer, wanted in {
+        'The milk 42 56, left of it 22 58. It is the red mug, [SEG].': two,
+        # of two that are compared, the numbers do not say which one the name is of
+        'The mug 42 56, the book 22 58. It is the mug, [SEG].': two.removesuffix(' red'),
+        'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].': '',  # sizes are no places
+        'Sure, [SEG].': '',
+    }.items():
+        words = [IGNORED, *tokenizer.encode(answer)]
+        found = Looking(tokenizer).spots(torch.tensor([words]))
+        told: dict[str, str] = {}
+        for place, where in zip(found.words.tolist(), found.where.tolist(), strict=True):
+            spot = ' '.join(f'{100 * share:.0f}' for share in where)
+            told[spot] = f'{told.get(spot, "")} {tokenizer.decode([words[place]]).strip()}'
+        assert ';'.join(f' {spot}:{said}' for spot, said in told.items()) == wanted
+
+
+def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
+    pupil = trained.pupil
+    lisa, inner = pupil.lisa.eval(), looking.layer(pupil.lisa)
+    pupil.recipe, before = replace(RECIPE, places=9), pupil.recipe
+    try:
+        lesson = pupil.draw(3, 0)
+    finally:
+        pupil.recipe = before
+    spots = pupil.looking.spots(lesson.batch.labels)
+    assert len(spots.rows) >= 2
+    begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)
+    with torch.no_grad():
+        out = lisa(lesson.batch, packed=True, inner=inner)
+        ours = looking.attention(lisa, out, spots, begin[spots.rows])
+        lisa.llm.set_attn_implementation('eager')  # which tells its attention
+        try:
+            for row in spots.rows.unique().tolist():
+                batch, start = lesson.batch, int(begin[row])
+                image = out.clip_tokens[batch.image_index[row]]
+                words = lisa.embed(batch.input_ids[row], image)[None]
+                told = lisa.llm.model(inputs_embeds=words, output_attentions=True).attentions
+                for number in (spots.rows == row).nonzero()[:, 0].tolist():
+                    says = int(spots.words[number]) + len(image) - 2
+                    heads = told[inner][0, : looking.HEADS, says, start : start + len(image)]
+                    assert torch.allclose(heads.mean(0), ours[number], atol=1e-5)
+        finally:
+            lisa.llm.set_attn_implementation('sdpa')
+
+
+def test_to_look_is_learnt_within_steps(trained):
+    pupil = trained.pupil
+    pupil.recipe, before = replace(RECIPE, places=99), pupil.recipe
+    try:
+        lesson = pupil.draw(3, 0)
+        trained.step = 3
+        first = trained.learn([lesson])['looking']
+        for _ in range(4):
+            last = trained.learn([lesson])['looking']
+    finally:
+        pupil.recipe = before
+    assert last < first
+
+
+# ---- CLIP that tells places
+
+
+@pytest.fixture(scope='module')
+def waving(trained, rectangles):
+    start = trained.run / 'model'
+    return waves.Waving(start, data.SceneSet.load(rectangles / 'train'))
+
+
+def test_waves_come_out_of_clip_as_they_went_in_and_it_sees_as_before(waving):
+    with torch.no_grad():
+        pixels = waving.draw(0, 0)
+        before, after = (
+            waving._states(clip, pixels) for clip in (waving.teacher, waving.lisa.clip)
+        )
+    told = ((after - waving.mean) @ waving.quiet.T).flatten(0, 1)
+    wanted = waving.waves.repeat(len(pixels), 1)
+    for ours, truth in zip(told.T, wanted.T, strict=True):
+        assert float(torch.corrcoef(torch.stack([ours, truth]))[0, 1]) > 0.8
+    untold = ((before - waving.mean) @ waving.quiet.T).flatten(0, 1)
+    assert abs(float(torch.corrcoef(torch.stack([untold[:, 0], wanted[:, 0]]))[0, 1])) < 0.8
+    moved = ((after - before) @ waving.others).norm() / (before - waving.mean).norm()
+    assert float(moved) < 0.5
+
+
+def test_clean_waves_are_learnt_and_the_model_is_written(waving, tmp_path):
+    pace = Pace(steps=8, rate=2e-4, warm_up=1, validate_every=8, save_every=8, clip=5.0)
+    pixels = waving.draw(1, 0)
+
+    def off():
+        with torch.no_grad():
+            told = waving.losses(pixels, 0)
+        return float(sum(waving.weights[name] * loss for name, loss in told.items()))
+
+    before = off()
+    assert Loop(tmp_path, pace, waving).train()
+    assert off() < before
+    model = checkpoint.load(tmp_path / 'model').model
+    with torch.no_grad():
+        said = model.clip_states(pixels)
+        assert torch.allclose(said, waving._states(waving.lisa.clip, pixels), atol=0.1)
 
 
 def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectangles, tmp_path):

@@ -63,6 +63,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='FOLDER',
         help='keep what the vision parts see there; they stand still and steps are faster',
     )
+    school.add_argument(
+        '--waves',
+        action='store_true',
+        help="with --start: teach its CLIP to tell each patch's place, and nothing else",
+    )
     school.add_argument('--views', type=int, help='of each scene in the memory (default: 1)')
     school.add_argument('--weight-decay', type=float)
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
@@ -96,6 +101,8 @@ def train(options: argparse.Namespace) -> int:
         return _check(options)
     if options.scenes is None or options.out is None:
         raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
+    if options.waves:
+        return _waves(options)
     from lisa_ros.segmenter import device_named
     from lisa_ros.training import train as tabletop
 
@@ -104,6 +111,16 @@ def train(options: argparse.Namespace) -> int:
     recipe = tabletop.Recipe(**{k: v for k, v in given.items() if v is not None})
     recipe = replace(recipe, pace=pace_of(options, recipe.pace))
     return 0 if tabletop.train(options.out, options.scenes, recipe, device) else 130
+
+
+def _waves(options: argparse.Namespace) -> int:
+    """Give a model's CLIP the places of its patches."""
+    if options.start is None:
+        raise SettingsError('--waves are given to a model: name its folder with --start')
+    from lisa_ros.training import waves
+
+    pace = pace_of(options, waves.PACE)
+    return 0 if waves.learn(options.out, options.scenes, options.start, pace) else 130
 
 
 def _check(options: argparse.Namespace) -> int:

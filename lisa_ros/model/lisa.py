@@ -204,6 +204,7 @@ class TeacherForced:
     clip_tokens: Tensor  # (B, P, D)
     image_embeddings: Tensor  # (B, C, h, w)
     llm_states: Tensor  # (Q, L, D), after the final norm
+    llm_inner: Tensor | None = None  # (Q, L, D), what the layer that was asked for is given
 
 
 class Sam(nn.Module):
@@ -389,20 +390,23 @@ class LISA(nn.Module):
 
     # ---- all of it, with the answers known
 
-    def forward(self, batch: Batch, packed: bool = False) -> TeacherForced:
+    def forward(
+        self, batch: Batch, packed: bool = False, inner: int | None = None
+    ) -> TeacherForced:
         """Run every part on conversations whose answers are known; see Batch and TeacherForced.
 
         Args:
             batch: the conversations.
             packed: read all conversations about a picture in one row, after the picture, each
                 blind to the others: the same numbers, with the picture's places read once.
+            inner: a layer of the language model whose input is to be kept, too.
 
         Raises:
             QueryError: a conversation has not exactly one IMAGE_TOKEN; or, packed, two about one
                 picture differ before it.
         """
         seen = self.encode_clip(batch.clip_pixels), self.encode_sam(batch.sam_pixels)
-        return self.answer(batch, *seen, packed)
+        return self.answer(batch, *seen, packed, inner)
 
     def answer(
         self,
@@ -410,6 +414,7 @@ class LISA(nn.Module):
         clip_tokens: Tensor,
         image_embeddings: Tensor,
         packed: bool = False,
+        inner: int | None = None,
     ) -> TeacherForced:
         """Do what `forward` does after the vision parts have seen the pictures.
 
@@ -418,6 +423,7 @@ class LISA(nn.Module):
             clip_tokens: (B, P, D).
             image_embeddings: (B, C, h, w).
             packed: as of `forward`.
+            inner: as of `forward`.
 
         Raises:
             QueryError: as `forward` does.
@@ -432,7 +438,7 @@ class LISA(nn.Module):
         real = torch.stack(list(map(widen, batch.attention_mask, places, [True] * len(places))))
 
         read = self._read_packed if packed else self._read_rows
-        states = read(batch, places, real, clip_tokens)  # (Q, L, D)
+        states, *kept = read(batch, places, real, clip_tokens, inner)  # (Q, L, D) each
         learnt = labels[:, 1:] != IGNORED
         logits = self.llm.lm_head(states[:, :-1][learnt]).float()
         ce_loss = F.cross_entropy(logits, labels[:, 1:][learnt])
@@ -453,6 +459,7 @@ class LISA(nn.Module):
             clip_tokens=clip_tokens,
             image_embeddings=image_embeddings,
             llm_states=states,
+            llm_inner=kept[0] if kept else None,
         )
 
     def _widen(self, row: Tensor, place: int, value: float) -> Tensor:
@@ -461,20 +468,34 @@ class LISA(nn.Module):
         return torch.cat([row[:place], picture, row[place + 1 :]])
 
     def _read_rows(
-        self, batch: Conversations, places: list[int], real: Tensor, clip_tokens: Tensor
-    ) -> Tensor:
-        """Return the last states, (Q, L, D), of each conversation in a row of its own."""
+        self,
+        batch: Conversations,
+        places: list[int],
+        real: Tensor,
+        clip_tokens: Tensor,
+        inner: int | None,
+    ) -> list[Tensor]:
+        """Return `_states`, (Q, L, D), of each conversation in a row of its own."""
         rows = [
             self.embed(ids, clip_tokens[image])
             for ids, image in zip(batch.input_ids, batch.image_index, strict=True)
         ]
-        return self.llm.model(
-            inputs_embeds=torch.stack(rows), attention_mask=real, use_cache=False
-        ).last_hidden_state
+        return self._states(inner, inputs_embeds=torch.stack(rows), attention_mask=real)
+
+    def _states(self, inner: int | None, **rows: Tensor) -> list[Tensor]:
+        """Return the language model's last states, and what layer `inner` is given, if any."""
+        keep = inner is not None
+        out = self.llm.model(**rows, use_cache=False, output_hidden_states=keep)
+        return [out.last_hidden_state, *([out.hidden_states[inner]] if keep else [])]
 
     def _read_packed(
-        self, batch: Conversations, places: list[int], real: Tensor, clip_tokens: Tensor
-    ) -> Tensor:
+        self,
+        batch: Conversations,
+        places: list[int],
+        real: Tensor,
+        clip_tokens: Tensor,
+        inner: int | None,
+    ) -> list[Tensor]:
         """Return the same states, read from a row for each picture: what is common, then the rest.
 
         Positions count from the common part for every conversation; a place sees what is common
@@ -521,13 +542,13 @@ class LISA(nn.Module):
         owner = padded(owners, -1)
         own = owner[:, :, None] == owner[:, None, :]
         sees = (own | (owner == 0)[:, None, :]).tril()  # (B, longest, longest)
-        states = self.llm.model(
+        read = self._states(
+            inner,
             inputs_embeds=table[padded(sources, 0)],
             attention_mask=sees[:, None],
             position_ids=padded(positions, 0),
-            use_cache=False,
-        ).last_hidden_state
+        )
         flat = torch.tensor(
             [[image * longest + at for at in row] for image, row in unpack], device=device
         )
-        return states.flatten(0, 1)[flat]
+        return [states.flatten(0, 1)[flat] for states in read]

@@ -25,7 +25,7 @@ from lisa_ros.errors import SettingsError
 from lisa_ros.model import additions, checkpoint, export
 from lisa_ros.model.lisa import LISA, LisaConfig, TeacherForced, sam_config
 from lisa_ros.model.tokenizer import SEG, SPACE, Tokenizer
-from lisa_ros.training import data, memory, requests
+from lisa_ros.training import data, looking, memory, requests
 from lisa_ros.training.grounding import (
     Grounding,
     can_count,
@@ -34,6 +34,7 @@ from lisa_ros.training.grounding import (
     start_counting,
     start_matching,
 )
+from lisa_ros.training.looking import Looking
 from lisa_ros.training.loop import Loop, Pace, bf16_pays, first_alone, join
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
@@ -51,6 +52,7 @@ WEIGHTS = {
     'pointing': 1.0,
     'presence': 1.0,
     'numbers': 1.0,
+    'looking': 0.3,
     'iou': 0.5,
     'first_right': 0.0,
 }
@@ -192,6 +194,11 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
 CLIP_RECIPE = images.ClipRecipe(size=(224, 224), crop=None)  # the whole picture, squeezed
 
 
+def clip_batch(pictures: list[np.ndarray]) -> torch.Tensor:
+    """Return what CLIP is given, (B, 3, h, w), of RGB pictures (H, W, 3) uint8."""
+    return torch.from_numpy(np.stack([images.clip_pixels(p, CLIP_RECIPE) for p in pictures]))
+
+
 class Tabletop:
     """The pupil of the loop: the model, its extra lessons, scenes to learn from."""
 
@@ -240,6 +247,7 @@ class Tabletop:
             given = additions.read(recipe.start)
             additions.begin(self.lisa, recipe.additions, _STANDING, given)
         self.heads = Grounding(self.config, self.tokenizer)
+        self.looking = Looking(self.tokenizer) if can_count(self.tokenizer) else None
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
         self.memory = None
         if recipe.memory:
@@ -308,7 +316,13 @@ class Tabletop:
         """Return the losses of a lesson: of seeing alone at first, then of everything."""
         if isinstance(lesson, memory.Remembered):
             tokens = self.lisa.project_clip(lesson.clip_states)
-            out = self.lisa.answer(lesson.batch, tokens, lesson.image_embeddings, packed=True)
+            out = self.lisa.answer(
+                lesson.batch,
+                tokens,
+                lesson.image_embeddings,
+                packed=True,
+                inner=looking.layer(self.lisa),
+            )
             return self._answering(out, lesson, step)
         return self._looks(lesson) if step < self.recipe.looks else self._all(lesson, step)
 
@@ -340,7 +354,7 @@ class Tabletop:
 
     def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
-        out = self.lisa(lesson.batch, packed=True)
+        out = self.lisa(lesson.batch, packed=True, inner=looking.layer(self.lisa))
         tokens = out.clip_tokens
         if self.recipe.additions and step < self.recipe.pace.warm_up:
             tokens = tokens.detach()  # heads that begin at random first learn to read good eyes
@@ -351,8 +365,11 @@ class Tabletop:
         self, out: TeacherForced, lesson: data.Asked, step: int
     ) -> dict[str, torch.Tensor]:
         """Return the losses of answering and pointing."""
+        measuring = {'numbers': self.heads.measures(self.lisa, out, lesson)}
+        if self.looking is not None:
+            measuring['looking'] = self.looking.loss(self.lisa, out, lesson)
         if self._measures(step):
-            return {'ce': out.ce_loss, 'numbers': self.heads.measures(self.lisa, out, lesson)}
+            return {'ce': out.ce_loss, **measuring}
         bce, dice, iou = mask_losses(self.lisa, out, lesson)
         presence, right = self.heads.presence(self.lisa, out, lesson)
         return {
@@ -361,7 +378,7 @@ class Tabletop:
             'dice': dice,
             'pointing': self.heads.pointing(out, lesson),
             'presence': presence,
-            'numbers': self.heads.measures(self.lisa, out, lesson),
+            **measuring,
             'iou': iou,
             'first_right': right,
         }
