@@ -580,6 +580,12 @@ def test_clean_waves_are_learnt_and_the_model_is_written(waving, tmp_path):
         assert torch.allclose(said, waving._states(waving.lisa.clip, pixels), atol=0.1)
 
 
+def test_waves_want_a_model_that_they_are_given_to(rectangles, tmp_path, capsys):
+    given = ['train', '--scenes', str(rectangles), '--out', str(tmp_path), '--waves']
+    assert cli.main(given) == 1
+    assert '--waves are given to a model: name its folder with --start' in capsys.readouterr().err
+
+
 def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectangles, tmp_path):
     recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
     loop = Loop(tmp_path / 'run', PACE, Tabletop(tmp_path / 'run', rectangles, recipe))

@@ -73,3 +73,35 @@ def test_fast_dds_takes_the_profile_and_has_the_room():
     made, *sizes = told.stdout.split()
     assert made == 'True'
     assert max(map(int, sizes)) > 32 << 20
+
+
+class Refusing:
+    """A publisher whose DDS has waited for room in vain: with the real one that takes minutes."""
+
+    topic_name = '/lisa/mask'
+
+    def publish(self, message):
+        raise RuntimeError('Failed to publish: cannot publish data')
+
+
+@pytest.mark.ros
+def test_a_message_that_dds_refuses_is_told_and_ends_nothing():
+    rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
+    from rclpy.lifecycle import LifecycleNode
+
+    from lisa_ros.ros.outputs import Outputs
+    from lisa_ros.settings import Settings
+
+    context = rclpy.Context()
+    context.init()
+    node = LifecycleNode('outputs', context=context)
+    told = []
+    outputs = Outputs(node, '~/', Settings, None, lambda *said: told.append(said))
+    outputs.send(Refusing(), None)
+    ((line, cause),) = told
+    assert line == '/lisa/mask has lost a message: Failed to publish: cannot publish data'
+    assert cause == 'lost on /lisa/mask'
+    context.shutdown()
+    outputs.send(Refusing(), None)  # after Ctrl-C there is nobody to tell
+    assert len(told) == 1
