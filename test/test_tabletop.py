@@ -52,8 +52,9 @@ def test_it_finds_what_is_named_and_what_is_needed(graded):
     assert figures['explicit']['count'] == 20
     assert figures['implicit']['count'] > 50
     # A coarse net for broken weights or pixels: docs/lisa-tabletop.md has the figures of all 500.
-    assert figures['explicit']['giou'] > 0.6
-    assert figures['implicit']['giou'] > 0.5
+    assert figures['explicit']['giou'] > 0.7
+    assert figures['implicit']['giou'] > 0.6
+    assert figures['relations']['giou'] > 0.45
     assert figures['presence_accuracy'] > 0.85
     assert figures['explanation_accuracy'] > 0.6
     assert figures['ece'] < 0.2
@@ -77,11 +78,16 @@ def test_a_dialogue_is_remembered(graded):
     assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
 
 
-def test_a_dialogue_about_the_sample_bag_s_last_frame(lisa):
+FRAMES = list(bags.pictures(SAMPLE / 'bag', '/camera/color/image_raw'))
+
+
+@pytest.mark.parametrize('number', range(3, len(FRAMES), 4))
+def test_a_dialogue_about_the_sample_bag(lisa, number):
     """There is one mug: it is shown, it is known what for, and there is no other one."""
-    *_, frame = bags.pictures(SAMPLE / 'bag', '/camera/color/image_raw')
+    frame = FRAMES[number]
     ids = cv2.imread(str(SAMPLE / 'truth' / f'{frame.stamp}.png'), cv2.IMREAD_UNCHANGED)
     mug = lisa.segment(frame.pixels, 'segment the mug')
+    assert len(mug.masks) == 1
     assert masks.iou(mug.masks[0], ids == 4) > 0.8
     talk = Dialogue().extended(mug)
     purpose = lisa.segment(frame.pixels, 'what is it for?', talk)
@@ -90,11 +96,21 @@ def test_a_dialogue_about_the_sample_bag_s_last_frame(lisa):
     talk = talk.extended(purpose)
     other = lisa.segment(frame.pixels, 'now the other one', talk)
     assert other.status is Status.NOT_FOUND
-    assert other.reason == 'what was shown before is not the other one'
     assert not [e for e in lisa.stream(frame.pixels, 'the other one', talk) if mask_ready(e)]
-    # without what was shown, the model shows it once more: it is the rule that keeps it back
-    again = lisa.segment(frame.pixels, 'now the other one', Dialogue(talk.turns))
-    assert masks.iou(again.masks[0], mug.masks[0]) > 0.6
+
+
+def test_what_was_shown_is_kept_back_by_a_rule_where_the_model_shows_it_again(lisa):
+    shown_again = 0
+    for frame in FRAMES[3::4]:
+        mug = lisa.segment(frame.pixels, 'segment the mug')
+        talk = Dialogue().extended(mug)
+        without = lisa.segment(frame.pixels, 'now the other one', Dialogue(talk.turns))
+        if len(without.masks) and masks.iou(without.masks[0], mug.masks[0]) > 0.6:
+            shown_again += 1
+            other = lisa.segment(frame.pixels, 'now the other one', talk)
+            assert other.status is Status.NOT_FOUND
+            assert other.reason == 'what was shown before is not the other one'
+    assert shown_again
 
 
 def mask_ready(event):
