@@ -17,12 +17,10 @@ import os
 from pathlib import Path
 
 PROFILE = Path(__file__).with_name('fastdds.xml')
-_FILES = (
-    'FASTDDS_DEFAULT_PROFILES_FILE',
-    'FASTRTPS_DEFAULT_PROFILES_FILE',  # of Fast DDS 2: Jazzy
-)
+_FILE, _FILE_OF_2 = 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'
+_WITH_2 = ('humble', 'iron', 'jazzy')  # Fast DDS 2; of 3, rmw_fastrtps warns of the old name
 # whoever set one of these, or put a file there, has chosen
-_CHOSEN = (*_FILES, 'FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
+_CHOSEN = (_FILE, _FILE_OF_2, 'FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
 _FOUND = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 
 
@@ -36,6 +34,6 @@ def make_room() -> bool:
     """
     if any(os.environ.get(name) for name in _CHOSEN) or any(map(os.path.exists, _FOUND)):
         return False
-    for name in _FILES:
-        os.environ[name] = str(PROFILE)
+    old = os.environ.get('ROS_DISTRO') in _WITH_2
+    os.environ[_FILE_OF_2 if old else _FILE] = str(PROFILE)
     return True
