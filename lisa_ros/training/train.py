@@ -194,11 +194,6 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
 CLIP_RECIPE = images.ClipRecipe(size=(224, 224), crop=None)  # the whole picture, squeezed
 
 
-def clip_batch(pictures: list[np.ndarray]) -> torch.Tensor:
-    """Return what CLIP is given, (B, 3, h, w), of RGB pictures (H, W, 3) uint8."""
-    return torch.from_numpy(np.stack([images.clip_pixels(p, CLIP_RECIPE) for p in pictures]))
-
-
 class Tabletop:
     """The pupil of the loop: the model, its extra lessons, scenes to learn from."""
 

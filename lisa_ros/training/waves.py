@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lisa_ros import images
 from lisa_ros.model import checkpoint, export
 from lisa_ros.training import data
 from lisa_ros.training.loop import Loop, Pace, bf16_pays
-from lisa_ros.training.train import CLIP_RECIPE, clip_batch
+from lisa_ros.training.train import CLIP_RECIPE
 
 WAVES = 4  # along each side of the picture: cos(k pi x), k = 1 ... WAVES
 _LOUD = 2.2  # amplitude of the waves in CLIP's states; the quiet directions differ by 0.5 there
@@ -90,7 +91,7 @@ class Waving:
             data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])[0]
             for i in rng.integers(len(scenes), size=count)
         ]
-        return clip_batch(views)
+        return torch.from_numpy(np.stack([images.clip_pixels(v, CLIP_RECIPE) for v in views]))
 
     def losses(self, lesson: Tensor, step: int) -> dict[str, Tensor]:
         """Return how far the states are from what they were, and from clean waves."""
