@@ -32,11 +32,12 @@ LISTENS = 'listens for'
 class Ear(Peer):
     """A peer that also plays sound and hears what was understood."""
 
-    def __init__(self):
+    def __init__(self, name='voice', audio='/audio', kind=UInt8MultiArray):
         super().__init__()
-        self.listen('/voice/heard', Heard, 'voice')
+        self.kind = kind
+        self.listen(f'/{name}/heard', Heard, 'voice')
         self.listen('/command', String, 'command')
-        self.sound = self.node.create_publisher(UInt8MultiArray, '/audio', 10)
+        self.sound = self.node.create_publisher(kind, audio, 10)
         self.say = self.node.create_publisher(String, '/say', 10)
 
     def play(self, name):
@@ -44,7 +45,7 @@ class Ear(Peer):
         samples = np.pad(sound.read_wav(SOUNDS / f'{name}.wav'), sound.RATE)
         for start in range(0, len(samples), sound.RATE // 5):
             data = sound.to_pcm16(samples[start : start + sound.RATE // 5]).tobytes()
-            self.sound.publish(UInt8MultiArray(data=data))
+            self.sound.publish(self.kind(data=data))
             self.settle(0.02)
 
     def outcome(self):
@@ -107,6 +108,25 @@ def test_broken_sound_is_named_and_the_next_is_heard(ear, voice):
     ear.play('stop')
     assert ear.outcome().command == 'stop'
     assert commands(ear) == ['stop']
+
+
+def test_messages_of_audio_common_are_heard_as_well(tmp_path):
+    audio = pytest.importorskip('audio_common_msgs.msg', reason='has no wheel')
+    node = NodeProcess(
+        tmp_path / 'voice.log', {'audio_type': 'auto'},
+        '-r', '__node:=other', '-r', 'audio:=/other/audio', program=VOICE,
+    )  # fmt: skip
+    someone = Ear('other', '/other/audio', audio.AudioData)
+    try:
+        node.wait_to_say(LISTENS)
+        someone.wait(someone.sound.get_subscription_count, START, 'a node that listens')
+        someone.settle(0.5)
+        someone.play('find_the_yellow_mug')
+        assert someone.outcome().command == 'find the yellow mug'
+        assert commands(someone) == ['find the yellow mug']
+    finally:
+        someone.close()
+        assert node.stop() == 0
 
 
 def test_an_answer_is_spoken_or_it_is_said_why_not(ear, voice):

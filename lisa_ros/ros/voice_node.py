@@ -81,7 +81,7 @@ class VoiceNode(Node):
                 qos_overriding_options=parameters.qos_overrides(),
             )
         if settings.source == 'microphone':
-            return _microphone(settings.microphone, self._hear)
+            return _microphone(settings.microphone, self._hear, self._lost)
         samples = sound.read_wav(Path(settings.source).expanduser())
         player = threading.Thread(target=self._play, args=(samples,), daemon=True)
         player.start()
@@ -93,6 +93,9 @@ class VoiceNode(Node):
             self._hear(sound.from_pcm16(data))
         except LisaError as error:
             self._complain(f'audio: {error}', 'audio')
+
+    def _lost(self) -> None:
+        self._complain('the microphone was not read in time: some sound is lost', 'lost')
 
     def _hear(self, samples: np.ndarray) -> None:
         """Put samples in the queue of the thread that listens; any thread may call this."""
@@ -208,8 +211,8 @@ def _audio(kind: str) -> type:
     return UInt8MultiArray
 
 
-def _microphone(name: str, hear: Callable[[np.ndarray], None]):
-    """Return an open microphone."""
+def _microphone(name: str, hear: Callable[[np.ndarray], None], lost: Callable[[], None]):
+    """Return an open microphone; `hear` and `lost` are called from PortAudio's thread."""
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: PortAudio, which it calls, is not there
@@ -218,7 +221,9 @@ def _microphone(name: str, hear: Callable[[np.ndarray], None]):
             'apt install libportaudio2'
         ) from error
 
-    def told(samples: np.ndarray, *_: object) -> None:
+    def told(samples: np.ndarray, _count: int, _time: object, status) -> None:
+        if status.input_overflow:
+            lost()
         hear(samples[:, 0].copy())
 
     try:
