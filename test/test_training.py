@@ -22,6 +22,7 @@ from lisa_ros.model import additions, checkpoint
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
 from lisa_ros.model.tokenizer import SEG
 from lisa_ros.places import quaternion
+from lisa_ros.results import Turn
 from lisa_ros.segmenter import Segmenter
 from lisa_ros.training import data, exams, looking, memory, requests, sample, scenes, waves
 from lisa_ros.training import train as tabletop
@@ -458,7 +459,7 @@ def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained,
     try:
         told = pupil.losses(pupil.draw(3, 0), 3)
         looks = set(pupil.losses(pupil.draw(1, 0), 1))
-        assert set(told) == looks | {'ce', 'numbers', 'looking'}
+        assert set(told) == looks | {'ce', 'numbers', 'looking', 'naming'}
         assert float(told['numbers'].detach()) > 1
         assert 'dice' in pupil.losses(pupil.draw(4, 0), 4)
     finally:
@@ -476,22 +477,70 @@ def test_numbers_begin_beside_their_neighbours(trained):
 
 
 def test_what_is_said_by_looking_is_found_in_answers(trained):
-    tokenizer = trained.pupil.tokenizer
-    two = ' 43 57: 42 56; 23 59: 22 58 red'
-    for answer, wanted in {
-        'The milk 42 56, left of it 22 58. It is the red mug, [SEG].': two,
+    """Each word with the share of the picture's width and height where it looks, in hundredths."""
+    tokenizer, config = trained.pupil.tokenizer, trained.pupil.config
+    ids = np.zeros((120, 160), np.uint8)
+    ids[30:60, 16:48] = 1  # its middle is at 20 37.5 in hundredths
+    ids[60:120, 80:160] = 2  # and its at 75 75
+    square = data.squared(ids, config.sam_size)
+    for answer, targets, sized, wanted in (
+        (
+            'The milk 42 56, left of it 22 58. It is the red mug, [SEG].',
+            ((1,),),
+            (),
+            '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; red @20 38; mug @20 38',
+        ),
         # of two that are compared, the numbers do not say which one the name is of
-        'The mug 42 56, the book 22 58. It is the mug, [SEG].': two.removesuffix(' red'),
-        'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].': '',  # sizes are no places
-        'Sure, [SEG].': '',
-    }.items():
-        words = [IGNORED, *tokenizer.encode(answer)]
-        found = Looking(tokenizer).spots(torch.tensor([words]))
-        told: dict[str, str] = {}
-        for place, where in zip(found.words.tolist(), found.where.tolist(), strict=True):
-            spot = ' '.join(f'{100 * share:.0f}' for share in where)
-            told[spot] = f'{told.get(spot, "")} {tokenizer.decode([words[place]]).strip()}'
-        assert ';'.join(f' {spot}:{said}' for spot, said in told.items()) == wanted
+        (
+            'The mug 42 56, the book 22 58. It is the mug, [SEG].',
+            ((1,),),
+            (),
+            '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59',
+        ),
+        (
+            'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].',
+            ((2,),),
+            ((2,), (1,)),
+            '6 @75 75; 8 @20 38',
+        ),
+        ('It is the pan, [SEG].', ((2,),), (), 'pan @75 75'),
+        ('It is the pan and the mug, [SEG].', ((1, 2),), (), ''),  # which of them?
+        ('It is the pan, [SEG].', ((3,),), (), ''),  # hidden
+        ('Sure, [SEG].', ((1,),), (), ''),
+    ):
+        first = Turn('segment the milk', 'Sure, [SEG].')  # its [SEG] is not the one that is meant
+        request = requests.Request(
+            'relations', (first, Turn('and?', answer)), ((1, 2), *targets), sized=sized
+        )
+        lesson = data.asked(config, tokenizer, ids.shape, [square], [[request]])
+        found = Looking(tokenizer).spots(lesson, 14)
+        side = (torch.arange(14) + 0.5) / 14 * 100
+        grids = found.wanted.unflatten(1, (14, 14))
+        assert torch.allclose(found.wanted.sum(1), torch.ones(len(grids)))
+        across, down = (grids.sum(1) * side).sum(1), (grids.sum(2) * side).sum(1)
+        words = lesson.batch.input_ids[found.rows, found.words]
+        told = [
+            (tokenizer.decode([word]).strip(), x, y)
+            for word, x, y in zip(words.tolist(), across.tolist(), down.tolist(), strict=True)
+        ]
+        expected = [part.split(' @') for part in wanted.split('; ') if part]
+        assert [word for word, *_ in told] == [word for word, _ in expected]
+        for (_, *where), (_, spot) in zip(told, expected, strict=True):
+            assert np.allclose(where, [float(n) for n in spot.split()], atol=1.5)
+        assert [told[i][0] for i in found.names.nonzero()[:, 0].tolist()] == [
+            word for word, _ in expected if not word.isdigit()
+        ]
+
+
+def test_every_size_that_is_told_has_its_thing(trained):
+    """Spots count on it: sizes are matched with their things by their order."""
+    tokenizer, tables = trained.pupil.tokenizer, trained.pupil.train_set.tables
+    rng = np.random.default_rng(0)
+    for i in range(400):
+        request = requests.draw_request(rng, tables[i % len(tables)])
+        told = sum(turn.answer_raw.count(' cm') for turn in request.turns)
+        assert len(request.sized) == told
+    assert tokenizer.encode('8 cm')[0] in Looking(tokenizer)._values
 
 
 def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
@@ -502,7 +551,7 @@ def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
         lesson = pupil.draw(3, 0)
     finally:
         pupil.recipe = before
-    spots = pupil.looking.spots(lesson.batch.labels)
+    spots = pupil.looking.spots(lesson, lisa.config.clip.image_size // lisa.config.clip.patch_size)
     assert len(spots.rows) >= 2
     begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)
     with torch.no_grad():

@@ -103,6 +103,7 @@ class Asked:
     batch: Conversations
     truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
+    sized: Tensor  # (Z, S, S) float 0 or 1, what each size in cm is of, as they are told
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
 
     def to(self, device: torch.device | str) -> Self:
@@ -212,6 +213,7 @@ def lesson(
             sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
         ),
         truth=talk.truth,
+        sized=talk.sized,
         valid=talk.valid,
         first_words=talk.first_words,
         kinds=torch.from_numpy(np.stack(kinds)),
@@ -254,7 +256,9 @@ def asked(
     height, width = images.sam_resized(shape, side)
     valid = torch.zeros(len(squares), side, side)
     valid[:, :height, :width] = 1
-    rows, labels, owners, truth = [], [], [], []
+    rows, labels, owners = [], [], []
+    truth: list[np.ndarray] = []
+    sized: list[np.ndarray] = []
     for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
         for request in some:
             row, label = prompts.training_ids(tokenizer, config.template, request.turns)
@@ -262,6 +266,7 @@ def asked(
             labels.append([IGNORED] * len(row) if request.insisted else label)
             owners.append(number)
             truth += [_masked(square, targets) for targets in request.targets]
+            sized += [_masked(square, things) for things in request.sized]
     longest, pad = max(map(len, rows)), tokenizer.pad_token_id
     batch = Conversations(
         input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
@@ -272,10 +277,15 @@ def asked(
         image_index=torch.tensor(owners),
     )
     learnt = batch.labels != IGNORED
-    masks = np.stack(truth).astype(np.float32) if truth else np.zeros((0, side, side), np.float32)
+    none = np.zeros((0, side, side), np.float32)
+    of_segs, of_sizes = (
+        torch.from_numpy(np.stack(some).astype(np.float32) if some else none)
+        for some in (truth, sized)
+    )
     return Asked(
         batch=batch,
-        truth=torch.from_numpy(masks),
+        truth=of_segs,
+        sized=of_sizes,
         valid=valid,
         first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lesson of looking: to say where a thing is, look at it.
+"""The lesson of looking: to say where a thing is, how big it is, or what it is, look at it.
 
-"The milk 42 56, left of it 22 58. It is the red mug, [SEG]": before a number is said, two heads of
-one layer are to attend to the image tokens around the place that the numbers tell, and before the
-name behind them to those around the last place. Nothing else tells a model that starts from
-nothing where to look: its masks come of what [SEG] says a thing looks like, and a number that is
-learnt by its loss alone is read off all patches at once.
+"The milk 42 56, left of it 22 58. It is the red mug, [SEG]": before the numbers of a place are
+said, two heads of one layer are to attend to the image tokens around that place; before a size in
+cm, and before each word of the name, to those that show the thing. Nothing else tells a model that
+starts from nothing where to look: its masks come of what [SEG] says a thing looks like, and a
+number that is learnt by its loss alone is read off all patches at once.
 
-The truth is in the answer itself: two numbers in a row are a place (`requests.MEASURES`).
+What is looked at must still be named: `naming` is the cross-entropy of those names alone, which
+in that of whole answers are two words among thirty.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lisa_ros.model.lisa import IMAGE_TOKEN, LISA, TeacherForced
+from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN, LISA, TeacherForced
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.training.data import Asked
+from lisa_ros.training.grounding import extent
 from lisa_ros.training.requests import MEASURES
 
 HEADS = 2  # the first ones of the layer
-_SPREAD = 0.06  # of the attention that is wanted [shares of the picture's sides]
+_SPREAD = 0.06  # of the attention that a place wants [shares of the picture's sides]
 
 
 def layer(lisa: LISA) -> int:
@@ -34,69 +37,120 @@ def layer(lisa: LISA) -> int:
 
 @dataclass(frozen=True)
 class Spots:
-    """What is said by looking at a place."""
+    """What is said by looking, and where to: n words."""
 
     rows: Tensor  # (n,) long, conversations
     words: Tensor  # (n,) long, places of the words in input_ids
-    where: Tensor  # (n, 2) float, shares of the picture's width and height
+    wanted: Tensor  # (n, P) float, of each image token, summing to one
+    names: Tensor  # (n,) bool, words of a name
 
 
 class Looking:
-    """Finds what is said by looking, and holds attention against it."""
+    """Finds what is said by looking, and holds attention and names against the truth."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._values = {tokenizer.encode(number)[0]: int(number) for number in MEASURES}
-        # behind "86 42": a name that is there; or the other one of two that are compared
-        self._named = tokenizer.encode('86 42. It is the')[2:]
-        self._compared = tokenizer.encode('86 42, the')[2:]
+        self._seg = tokenizer.seg_token_id
+        self._it_is = tokenizer.encode('86 42. It is the')[3:]  # a name follows
+        self._many = self._it_is[-1:]  # "It is the mug and the pan": which is looked at?
+        self._ends = tokenizer.encode('86 42, the')[2:3]
+        self._compared = tokenizer.encode('86 42, the')[2:]  # the numbers decide, not the picture
 
-    def spots(self, labels: Tensor) -> Spots:
-        """Return the numbers, and names behind them, of answers (Q, T) that tell places."""
-        found = []
-        for row, words in enumerate(labels.tolist()):
-            pairs = self._pairs(words)
-            for number, x in enumerate(pairs):
-                # even hundredths, rounded down: the middle of the step
-                where = [(self._values[word] + 1) / 100 for word in words[x : x + 2]]
-                found += [(row, x, where), (row, x + 1, where)]
-                before = pairs[number - 1] if number else None
-                compared = before is not None and self._follows(words, before, self._compared)
-                if self._follows(words, x, self._named) and not compared:
-                    found.append((row, x + 2 + len(self._named), where))
-        rows, places, where = zip(*found, strict=True) if found else ((), (), ())
-        return Spots(
-            torch.tensor(rows, dtype=torch.long, device=labels.device),
-            torch.tensor(places, dtype=torch.long, device=labels.device),
-            torch.tensor(where, device=labels.device).reshape(-1, 2),
+    def spots(self, lesson: Asked, side: int) -> Spots:
+        """Return what the answers of a lesson say by looking at side x side image tokens."""
+        places: list[tuple] = []  # (row, word, (x, y))
+        sizes: list[tuple] = []  # (row, word, size's number in the lesson)
+        names: list[tuple] = []  # (row, word, number of the [SEG] behind it)
+        size = 0
+        segs = (lesson.batch.input_ids == self._seg).sum(1).cumsum(0).tolist()
+        for row, words in enumerate(lesson.batch.labels.tolist()):
+            ids = lesson.batch.input_ids[row].tolist()
+            x = 0
+            while x < len(words):
+                if self._number(words, x) and self._number(words, x + 1):
+                    # even hundredths, rounded down: the middle of the step
+                    where = [(self._values[word] + 1) / 100 for word in words[x : x + 2]]
+                    places += [(row, x, where), (row, x + 1, where)]
+                    x += 1
+                elif self._number(words, x):
+                    sizes.append((row, x, size))
+                    size += 1
+                else:
+                    seg = segs[row] - ids[x:].count(self._seg)
+                    names += [(row, word, seg) for word in self._name(words, x)]
+                x += 1
+        near = self._near(torch.tensor([where for *_, where in places]).reshape(-1, 2), side)
+        shown = torch.cat(
+            [
+                _shares(truth[[number for *_, number in some]], lesson, side)
+                for truth, some in ((lesson.sized, sizes), (lesson.truth, names))
+            ]
         )
+        found = torch.tensor([each[:2] for each in places + sizes + names], dtype=torch.long)
+        found = found.reshape(-1, 2).to(shown.device)
+        wanted = torch.cat([near.to(shown), shown])
+        named = torch.arange(len(found), device=shown.device) >= len(places) + len(sizes)
+        clear = wanted.sum(1) > 0  # in this view something of it shows
+        return Spots(*found[clear].unbind(1), wanted[clear], named[clear])
 
-    def _pairs(self, words: list[int]) -> list[int]:
-        """Return where two numbers stand in a row; one alone is a size."""
-        pairs: list[int] = []
-        for x in range(len(words) - 1):
-            both = words[x] in self._values and words[x + 1] in self._values
-            if both and not (pairs and pairs[-1] == x - 1):
-                pairs.append(x)
-        return pairs
+    def _number(self, words: list[int], x: int) -> bool:
+        return x < len(words) and words[x] in self._values
+
+    def _name(self, words: list[int], x: int) -> range:
+        """Return where the words of a name are, if "It is the" begins at x and it is one name."""
+        start = x + len(self._it_is)
+        if words[x:start] != self._it_is:
+            return range(0)
+        answer = x - next((i for i, word in enumerate(words[x::-1]) if word == IGNORED), x)
+        said = words[answer:x]
+        if any(said[i : i + 2] == self._compared for i in range(len(said))):
+            return range(0)
+        end = start
+        while end < len(words) and words[end] not in (*self._ends, self._seg, IGNORED):
+            end += 1
+        return range(start, end) if self._many[0] not in words[start:end] else range(0)
 
     @staticmethod
-    def _follows(words: list[int], x: int, then: list[int]) -> bool:
-        return words[x + 2 : x + 2 + len(then)] == then
-
-    def loss(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> Tensor:
-        """Return how far attention is from the places that are said (Kullback-Leibler)."""
-        spots = self.spots(lesson.batch.labels)
-        if len(spots.rows) == 0:
-            return out.llm_states.sum() * 0
-        begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)[spots.rows]
-        told = attention(lisa, out, spots, begin)
-        side = int(told.shape[1] ** 0.5)
-        middle = (torch.arange(side, device=told.device) + 0.5) / side
+    def _near(where: Tensor, side: int) -> Tensor:
+        """Return the attention (n, P) that places (n, 2) want."""
+        middle = (torch.arange(side) + 0.5) / side
         down, across = torch.meshgrid(middle, middle, indexing='ij')
         patches = torch.stack([across.flatten(), down.flatten()], dim=1)
-        away = (spots.where[:, None] - patches).square().sum(-1)  # (n, P)
-        wanted = (-away / (2 * _SPREAD**2)).log_softmax(1)
-        return (wanted.exp() * (wanted - (told + 1e-6).log())).sum(1).mean()
+        away = (where[:, None] - patches).square().sum(-1)  # (n, P)
+        return (-away / (2 * _SPREAD**2)).softmax(1)
+
+    def losses(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> dict[str, Tensor]:
+        """Return `looking`, how far attention is from what is to be looked at
+        (Kullback-Leibler), and `naming`.
+        """
+        count = out.clip_tokens.shape[1]
+        spots = self.spots(lesson, int(count**0.5))
+        if len(spots.rows) == 0:
+            nothing = out.llm_states.sum() * 0
+            return {'looking': nothing, 'naming': nothing}
+        begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)[spots.rows]
+        told = attention(lisa, out, spots, begin)
+        wanted = spots.wanted
+        away = torch.xlogy(wanted, wanted) - wanted * (told + 1e-6).log()
+        rows, words = spots.rows[spots.names], spots.words[spots.names]
+        if len(rows) == 0:
+            return {'looking': away.sum(1).mean(), 'naming': out.llm_states.sum() * 0}
+        said = lisa.llm.lm_head(out.llm_states[rows, words - 1 + count - 1]).float()
+        naming = F.cross_entropy(said, lesson.batch.labels[rows, words])
+        return {'looking': away.sum(1).mean(), 'naming': naming}
+
+
+def _shares(masks: Tensor, lesson: Asked, side: int) -> Tensor:
+    """Return the attention (n, P) that the things of masks (n, S, S) want; zeros where none shows.
+
+    CLIP sees the whole picture squeezed to a square, without SAM's padding. Patches that a thing
+    fills count more than those at its edge.
+    """
+    rows, columns = extent(lesson)
+    if len(masks) == 0:
+        return masks.new_zeros(0, side * side)
+    filled = F.adaptive_avg_pool2d(masks[:, :rows, :columns], (side, side)).flatten(1).square()
+    return filled / filled.sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def attention(lisa: LISA, out: TeacherForced, spots: Spots, begin: Tensor) -> Tensor:

@@ -79,22 +79,40 @@ _WHAT = (
     '{x}?', '{x}', '{x} in this image?', '{x}? Please output segmentation mask.', '{x} here?',
     '{x}? Say why.', '{x}, and why?',
 )  # fmt: skip
+# A sort's name for one and for many, its wordings, and more of them that only lessons have: so
+# that "hungry" and "dishwasher" are no words of exams alone.
 _SORTS = {
     'drink': (('a drink', 'drinks'), (
         'I am thirsty', 'I am thirsty.', 'something to drink', 'what can I drink?',
         'all the drinks', 'find the drinks', 'Hand me a drink.',
+    ), (
+        'I feel thirsty', 'I am very thirsty.', 'Give me something to drink, please.',
+        'bring me a drink', 'Which things can I drink?', 'show me all the drinks',
+        'Where are the drinks?', 'the drinks', 'What is there to drink?', 'I want a drink',
     )),
     'food': (('food', 'food'), (
         'I am hungry', 'I am hungry.', 'something to eat', 'what can I eat?',
         'all the food', 'find the food', 'Where is the food?',
+    ), (
+        'I feel hungry', 'I am very hungry.', 'Give me something to eat, please.',
+        'bring me some food', 'Which things can I eat?', 'show me all the food',
+        'the child is hungry', 'the food', 'What is there to eat?', 'I want some food',
     )),
     'toy': (('a toy', 'toys'), (
         'the child is bored', 'Find the toys.', 'something to play with',
         'what can a child play with?', 'all the toys', 'find the toys', 'Put the toys away.',
+    ), (
+        'I am bored', 'Give me something to play with, please.', 'bring me a toy',
+        'Which things can a child play with?', 'show me all the toys', 'Where are the toys?',
+        'the toys', 'What is there to play with?', 'The child wants to play.', 'I want a toy',
     )),
     'dish': (('a dish', 'dishes'), (
         'set the table', 'Set the table.', 'something to eat from',
         'what goes into the dishwasher?', 'all the dishes', 'find the dishes', 'Wash the dishes.',
+    ), (
+        'fill the dishwasher', 'Give me something to eat from, please.', 'bring me the dishes',
+        'Put the dishes into the dishwasher.', 'show me all the dishes', 'Where are the dishes?',
+        'the dishes', 'what can I eat from?', 'Please set the table.', 'I want to wash the dishes',
     )),
 }  # fmt: skip
 _MORE = ('and {x}?', 'And {x}?', 'what about {x}?', 'now {x}', 'Now segment {x}.', 'also {x}')
@@ -117,6 +135,8 @@ class Request:
     turns: tuple[Turn, ...]
     # for each [SEG] of all turns, what it covers: values of the id image
     targets: tuple[tuple[int, ...], ...]
+    # and for each size that the answers tell in cm, what it is of
+    sized: tuple[tuple[int, ...], ...] = ()
     about: tuple[Seen, ...] = ()  # what the last turn was about: "it"
     expects: tuple[str, ...] = ()  # what the last answer must say to name object and reason
     first: int = 0  # targets before this one belong to earlier turns
@@ -393,7 +413,8 @@ def _comparative(voice: Voice, table: Table) -> Request | None:
     query = voice.say(_NAMED, f'the {word} one of the {a} and the {b}')
     says = _MEASURED[word]
     steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. {_it_is(table, [one])}'
-    return _found('relations', query, [one], f'{steps}, [SEG].')
+    sized = tuple(ids([o]) for o in pair) if steps.count(' cm') else ()
+    return _found('relations', query, [one], f'{steps}, [SEG].', sized=sized)
 
 
 _MEASURED: dict[str, Callable[[Seen], str]] = {
@@ -462,7 +483,7 @@ def _plural(kind: str) -> str:
 
 def use(voice: Voice, table: Table, present: bool) -> Request | None:
     """Ask for what one would use for something."""
-    if voice.chance(0.2):
+    if voice.chance(0.2 if voice.exam else 0.3):
         return _sort(voice, table, present)
     return _need(voice, table, present, 'use')
 
@@ -496,8 +517,8 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     things = [o for o in table.there if o.sort == sort]
     if bool(things) != present or any(o.area < VISIBLE for o in things) or len(things) > 3:
         return None
-    (one, many), queries = _SORTS[sort]
-    query = voice.say(queries)
+    (one, many), queries, more = _SORTS[sort]
+    query = voice.say(queries if voice.exam else queries + more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
     names = _names(table, things)
@@ -615,6 +636,7 @@ def dialogue(voice: Voice, table: Table, turns: int) -> Request:
             'dialogue',
             talk.turns + then.turns,
             talk.targets + then.targets,
+            talk.sized + then.sized,
             about=then.about,
             expects=then.expects,
             first=len(talk.targets),

@@ -53,6 +53,7 @@ WEIGHTS = {
     'presence': 1.0,
     'numbers': 1.0,
     'looking': 0.3,
+    'naming': 0.5,
     'iou': 0.5,
     'first_right': 0.0,
 }
@@ -362,7 +363,7 @@ class Tabletop:
         """Return the losses of answering and pointing."""
         measuring = {'numbers': self.heads.measures(self.lisa, out, lesson)}
         if self.looking is not None:
-            measuring['looking'] = self.looking.loss(self.lisa, out, lesson)
+            measuring |= self.looking.losses(self.lisa, out, lesson)
         if self._measures(step):
             return {'ce': out.ce_loss, **measuring}
         bce, dice, iou = mask_losses(self.lisa, out, lesson)
