@@ -113,6 +113,21 @@ def test_an_exam_that_is_none_is_named(tmp_path):
         scenes.read_exam(tmp_path)
 
 
+def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
+    asked = {'sort': 'use', 'text': 'x', 'targets': [1], 'expects': ['milk', ['red', 'blue']]}
+    page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [asked]}
+    (tmp_path / 'exam.json').write_text(json.dumps([page]))
+    (question,) = scenes.read_exam(tmp_path)
+    nothing = scenes.Overlap(0, 1)
+    for answer, right in {
+        'the blue milk': True,
+        'the red milk': True,
+        'the milk': False,
+        'the red mug': False,
+    }.items():
+        assert scenes.Graded(question, answer, True, nothing, (), ()).explained == right
+
+
 def test_an_unreadable_picture_is_named(tmp_path):
     page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [
         {'sort': 'explicit', 'text': 'the mug', 'targets': [1]}]}  # fmt: skip
@@ -134,8 +149,10 @@ def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere(
             graded('explicit', (2,), False, 0, 50),
             graded('explicit', (), True, 0, 10),
             graded('knowledge', (), False, 0, 0),
-            graded('two_step', (4,), True, 8, 10, 'The pan fries food.', ('The pan fries food',)),
-            graded('two_step', (4,), True, 6, 10, 'The mug.', ('The pan fries food',)),
+            graded(
+                'two_step', (4,), True, 8, 10, 'The pan fries food.', (('The pan fries food',),)
+            ),
+            graded('two_step', (4,), True, 6, 10, 'The mug.', (('The pan fries food',),)),
             graded('unseen_objects', (3,), True, 6, 10),
         ]
     )

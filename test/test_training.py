@@ -212,7 +212,22 @@ def test_reasons_come_before_the_mask_and_name_the_thing():
     (turn,) = request.turns
     assert turn.answer_raw.endswith(', [SEG].')
     assert 'banana' in turn.answer_raw
-    assert all(words in turn.answer_raw for words in request.expects)
+    assert request.expects
+    assert all(wordings[0] in turn.answer_raw for wordings in request.expects)
+
+
+def test_every_right_name_and_order_is_as_good():
+    red, blue = (replace(RED, id=i, colour=c, size=None) for i, c in ((1, 'red'), (2, 'blue')))
+    assert Table((red,)).names(red) == ('mug', 'red mug')
+    assert Table((red, blue)).names(red) == ('red mug',)
+    assert Table((red, replace(red, id=2))).names(red) == ('red mug',)  # nothing tells them apart
+    first, *rest = requests._alternatives(Table((red, BANANA)), [red, BANANA])
+    assert first == 'the mug and the banana'
+    assert set(rest) == {
+        'the red mug and the banana',
+        'the banana and the mug',
+        'the banana and the red mug',
+    }
 
 
 def test_two_alike_are_both_shown_and_asked_back():

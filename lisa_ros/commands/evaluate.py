@@ -94,7 +94,8 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     graded = list(scenes.sit(load(options), questions))
     figures = scenes.report(graded)
     for one in [g for g in graded if g.question.expects][: options.examples]:
-        mark = 'right' if one.explained else f'WRONG, not: {" ... ".join(one.question.expects)}'
+        wanted = ' ... '.join(wordings[0] for wordings in one.question.expects)
+        mark = 'right' if one.explained else f'WRONG, not: {wanted}'
         said = ' / '.join((*one.question.before, one.question.text))
         print(f'{said}\n    {one.answer}  ({mark}, IoU {one.overlap.iou:.2f})', file=sys.stderr)
     if options.json:

@@ -40,7 +40,8 @@ class Question:
     text: str
     targets: tuple[int, ...]
     before: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
-    expects: tuple[str, ...] = ()  # what the answer must say to name the right thing and reason
+    # what the answer must say to name the right thing and reason: of each, one of these wordings
+    expects: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,17 @@ class Graded:
     @property
     def explained(self) -> bool:
         """Whether the answer says all that it must."""
-        return all(words in self.answer for words in self.question.expects)
+        return all(
+            any(words in self.answer for words in wordings) for wordings in self.question.expects
+        )
 
 
 def read_exam(path: Path) -> list[Question]:
     """Return the questions of an exam, those about one picture side by side.
 
     exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
-    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`.
+    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`. Of
+    "expects" each is a text, or a list of them of which one must be said.
 
     Raises:
         DataError: the file is missing or of another form.
@@ -80,7 +84,10 @@ def read_exam(path: Path) -> list[Question]:
                 question['text'],
                 tuple(question['targets']),
                 tuple(question.get('before', ())),
-                tuple(question.get('expects', ())),
+                tuple(
+                    (said,) if isinstance(said, str) else tuple(said)
+                    for said in question.get('expects', ())
+                ),
             )
             for page in pages
             for question in page['questions']

@@ -41,7 +41,7 @@ def questions(split: str, number: int, table: Table) -> list[dict]:
         if before:
             page['before'] = [turn.query for turn in before]
         if request.expects:
-            page['expects'] = list(request.expects)
+            page['expects'] = [list(wordings) for wordings in request.expects]
         pages.append(page)
     return pages
 

@@ -78,15 +78,14 @@ class Table:
 
     def name(self, one: Seen) -> str:
         """Return the fewest words that tell it from the others: "mug", "red mug", "small mug"."""
+        return self.names(one)[0]
+
+    def names(self, one: Seen) -> tuple[str, ...]:
+        """Return what tells it from the others, the fewest words first; if nothing, the most."""
         alike = [o for o in self.of(one.kind) if o.id != one.id]
-        for words in (
-            one.kind,
-            one.colour and f'{one.colour} {one.kind}',
-            one.size and f'{one.size} {one.kind}',
-        ):
-            if words and not any(fits(o, words) for o in alike):
-                return words
-        return ' '.join(w for w in (one.size, one.colour, one.kind) if w)
+        looks = ((), (one.colour,), (one.size,), (one.size, one.colour))
+        said = [' '.join((*look, one.kind)) for look in looks if None not in look]
+        return tuple(w for w in said if not any(fits(o, w) for o in alike)) or (said[-1],)
 
     def mirrored(self) -> Table:
         """Return the same table in a mirror."""

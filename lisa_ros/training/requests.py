@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,7 +139,8 @@ class Request:
     # and for each size that the answers tell in cm, what it is of
     sized: tuple[tuple[int, ...], ...] = ()
     about: tuple[Seen, ...] = ()  # what the last turn was about: "it"
-    expects: tuple[str, ...] = ()  # what the last answer must say to name object and reason
+    # what the last answer must say to name object and reason: of each, one of these wordings
+    expects: tuple[tuple[str, ...], ...] = ()
     first: int = 0  # targets before this one belong to earlier turns
     insisted: bool = False  # the words are given, not learnt: what counts is the empty mask
 
@@ -508,7 +510,7 @@ def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | Non
     if not present:
         return _none(sort, query, 'There is nothing like that here.')
     reason = f'The {kind.name} {kind.does}'
-    return _found(sort, query, table.of(kind.name), f'{reason}, [SEG].', expects=(reason,))
+    return _found(sort, query, table.of(kind.name), f'{reason}, [SEG].', expects=((reason,),))
 
 
 def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
@@ -523,8 +525,8 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
         return _none('use', query, 'There is nothing like that here.')
     names = _names(table, things)
     is_what = f'is {one}' if names.count('the ') == 1 else f'are {many}'
-    reason = f'{names[0].upper()}{names[1:]} {is_what}'
-    return _found('use', query, things, f'{reason}, [SEG].', expects=(reason,))
+    reasons = tuple(f'{x[0].upper()}{x[1:]} {is_what}' for x in _alternatives(table, things))
+    return _found('use', query, things, f'{reasons[0]}, [SEG].', expects=(reasons,))
 
 
 def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None:
@@ -546,9 +548,9 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
             need = voice.one([n for n in kind.needs if n.startswith('something')])
             query = voice.say(_AROUND[place], need)
         reason = f'The {kind.name} {kind.does}'
-        it_is = _it_is(table, [one])
-        steps = f'{reason}. {_from(kind.name, anchor, place, one)} {it_is}'
-        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=(reason, it_is))
+        it_is = tuple(f'It is {x}' for x in _alternatives(table, [one]))
+        steps = f'{reason}. {_from(kind.name, anchor, place, one)} {it_is[0]}'
+        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=((reason,), it_is))
     if ask == 'sort':
         word = voice.one([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
         sort = voice.one(tuple(_SORTS))
@@ -556,8 +558,8 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
         if one is None or one.area < VISIBLE:
             return None
         query = voice.say(_NAMED, f'the {word} {sort}')
-        it_is = _it_is(table, [one])
-        steps = f'The {word} {sort} {_at(one)}. {it_is}'
+        it_is = tuple(f'It is {x}' for x in _alternatives(table, [one]))
+        steps = f'The {word} {sort} {_at(one)}. {it_is[0]}'
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=(it_is,))
     one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) > 1])
     if one is None:
@@ -566,7 +568,7 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
     need = voice.one([n for n in KINDS[one.kind].use if n.startswith('something')])
     query = voice.say(_NEED, need.replace('something', f'something {one.colour}', 1))
     reason = f'The {one.colour} {one.kind} {KINDS[one.kind].does}'
-    return _found('two_step', query, things, f'{reason}, [SEG].', expects=(reason,))
+    return _found('two_step', query, things, f'{reason}, [SEG].', expects=((reason,),))
 
 
 _AROUND = {
@@ -692,7 +694,7 @@ def _for(voice: Voice, about: tuple[Seen, ...]) -> Request:
     """Say "what is it for?"."""
     reason = f'The {about[0].kind} {KINDS[about[0].kind].does}'
     turn = Turn(voice.say(_FOR), f'{reason}.')
-    return Request('dialogue', (turn,), (), about=about, expects=(reason,))
+    return Request('dialogue', (turn,), (), about=about, expects=((reason,),))
 
 
 def _beside_it(voice: Voice, table: Table, it: Seen) -> Request | None:
@@ -850,6 +852,17 @@ def _it_is(table: Table, things) -> str:
 
 def _names(table: Table, things) -> str:
     return _join(list(dict.fromkeys(f'the {table.name(o)}' for o in things)))
+
+
+def _alternatives(table: Table, things) -> tuple[str, ...]:
+    """Return what the things may rightly be called, `_names` first: in any order, by any name."""
+    return tuple(
+        dict.fromkeys(
+            _join(list(dict.fromkeys(f'the {name}' for name in names)))
+            for order in itertools.permutations(things)
+            for names in itertools.product(*map(table.names, order))
+        )
+    )
 
 
 def _join(words: list[str]) -> str:
