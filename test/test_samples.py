@@ -118,6 +118,11 @@ def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
     page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [asked]}
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
     (question,) = scenes.read_exam(tmp_path)
+    for none in ('milk', [[]], 3):
+        asked['expects'] = none
+        (tmp_path / 'exam.json').write_text(json.dumps([page]))
+        with pytest.raises(DataError, match='no exam here'):
+            scenes.read_exam(tmp_path)
     nothing = scenes.Overlap(0, 1)
     for answer, right in {
         'the blue milk': True,

@@ -7,6 +7,7 @@ Rendering itself needs meshes and a graphics library, so the scenes of these tes
 import itertools
 import json
 import math
+import re
 import shutil
 import zlib
 from dataclasses import replace
@@ -481,6 +482,19 @@ def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained,
         pupil.recipe = before
 
 
+def test_some_requests_about_each_picture_may_always_measure(trained):
+    pupil = trained.pupil
+    pupil.recipe, before = replace(RECIPE, measured=2, requests=3), pupil.recipe
+    try:
+        for seed in range(20):
+            asked = pupil._requests(np.random.default_rng(seed), TABLE, 99)
+            answers = [request.turns[-1].answer_raw for request in asked]
+            assert len(answers) == 3
+            assert all(any(c.isdigit() for c in answer) for answer in answers[:2]), answers
+    finally:
+        pupil.recipe = before
+
+
 def test_numbers_begin_beside_their_neighbours(trained):
     """Six steps have not moved them far from where they began."""
     lisa, heads = trained.pupil.lisa, trained.pupil.heads
@@ -491,71 +505,131 @@ def test_numbers_begin_beside_their_neighbours(trained):
     assert near.max() < 0.7 * far.min()
 
 
+LOOKS = [  # an answer, what its [SEG] and its sizes are of, and where each word is to look
+    (
+        'The milk 42 56, left of it 22 58. It is the red mug, [SEG].',
+        ((1,),),
+        (),
+        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; red @20 38; mug @20 38',
+    ),
+    # of two that are compared, the numbers say which one the name is of, not the picture
+    (
+        'The mug 42 56, the book 22 58. It is the mug, [SEG].',
+        ((1,),),
+        (),
+        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59',
+    ),
+    (
+        'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].',
+        ((2,),),
+        ((2,), (1,)),
+        '6 @75 75; 8 @20 38',
+    ),
+    ('It is the pan, [SEG].', ((2,),), (), 'pan @75 75'),
+    ('It is the pan and the mug, [SEG].', ((1, 2),), (), ''),  # which of them?
+    ('It is the pan, the mug and the milk, [SEG].', ((1, 2),), (), ''),
+    ('It is the pan, [SEG].', ((3,),), (), ''),  # hidden
+    ('Sure, [SEG].', ((1,),), (), ''),
+]
+
+
 def test_what_is_said_by_looking_is_found_in_answers(trained):
     """Each word with the share of the picture's width and height where it looks, in hundredths."""
     tokenizer, config = trained.pupil.tokenizer, trained.pupil.config
     ids = np.zeros((120, 160), np.uint8)
     ids[30:60, 16:48] = 1  # its middle is at 20 37.5 in hundredths
     ids[60:120, 80:160] = 2  # and its at 75 75
-    square = data.squared(ids, config.sam_size)
-    for answer, targets, sized, wanted in (
-        (
-            'The milk 42 56, left of it 22 58. It is the red mug, [SEG].',
-            ((1,),),
-            (),
-            '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; red @20 38; mug @20 38',
-        ),
-        # of two that are compared, the numbers do not say which one the name is of
-        (
-            'The mug 42 56, the book 22 58. It is the mug, [SEG].',
-            ((1,),),
-            (),
-            '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59',
-        ),
-        (
-            'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].',
-            ((2,),),
-            ((2,), (1,)),
-            '6 @75 75; 8 @20 38',
-        ),
-        ('It is the pan, [SEG].', ((2,),), (), 'pan @75 75'),
-        ('It is the pan and the mug, [SEG].', ((1, 2),), (), ''),  # which of them?
-        ('It is the pan, [SEG].', ((3,),), (), ''),  # hidden
-        ('Sure, [SEG].', ((1,),), (), ''),
-    ):
-        first = Turn('segment the milk', 'Sure, [SEG].')  # its [SEG] is not the one that is meant
-        request = requests.Request(
+    # of a turn before it, and of a request whose words are not learnt, [SEG] count as well
+    first = Turn('segment the milk', 'Sure, [SEG].')
+    insisted = requests.Request('explicit', (first,), ((),), insisted=True)
+    asked = [
+        requests.Request(
             'relations', (first, Turn('and?', answer)), ((1, 2), *targets), sized=sized
         )
-        lesson = data.asked(config, tokenizer, ids.shape, [square], [[request]])
-        found = Looking(tokenizer).spots(lesson, 14)
-        side = (torch.arange(14) + 0.5) / 14 * 100
-        grids = found.wanted.unflatten(1, (14, 14))
-        assert torch.allclose(found.wanted.sum(1), torch.ones(len(grids)))
-        across, down = (grids.sum(1) * side).sum(1), (grids.sum(2) * side).sum(1)
-        words = lesson.batch.input_ids[found.rows, found.words]
-        told = [
-            (tokenizer.decode([word]).strip(), x, y)
-            for word, x, y in zip(words.tolist(), across.tolist(), down.tolist(), strict=True)
-        ]
-        expected = [part.split(' @') for part in wanted.split('; ') if part]
-        assert [word for word, *_ in told] == [word for word, _ in expected]
-        for (_, *where), (_, spot) in zip(told, expected, strict=True):
-            assert np.allclose(where, [float(n) for n in spot.split()], atol=1.5)
-        assert [told[i][0] for i in found.names.nonzero()[:, 0].tolist()] == [
-            word for word, _ in expected if not word.isdigit()
-        ]
+        for answer, targets, sized, _ in LOOKS
+    ]
+    lesson = data.asked(
+        config, tokenizer, ids.shape, [data.squared(ids, config.sam_size)], [[insisted, *asked]]
+    )
+    found = Looking(tokenizer).spots(lesson, 14)
+    assert torch.allclose(found.wanted.sum(1), torch.ones(len(found.rows)))
+    side = (torch.arange(14) + 0.5) / 14 * 100
+    grids = found.wanted.unflatten(1, (14, 14))
+    where = torch.stack([(grids.sum(1) * side).sum(1), (grids.sum(2) * side).sum(1)], 1)
+    for row, (answer, *_, wanted) in enumerate(LOOKS, start=1):
+        mine = found.rows == row
+        words = lesson.batch.input_ids[row, found.words[mine]].tolist()
+        told = [tokenizer.decode([word]).strip() for word in words]
+        expected = [spot.split(' @') for spot in wanted.split('; ') if spot]
+        order = sorted(range(len(told)), key=lambda i: int(found.words[mine][i]))
+        assert [told[i] for i in order] == [word for word, _ in expected], answer
+        spots = [[float(n) for n in spot.split()] for _, spot in expected]
+        if spots:
+            assert np.allclose(where[mine][order], spots, atol=1.5), answer
+        assert [word.isdigit() for word in told] == (~found.names[mine]).tolist()
 
 
-def test_every_size_that_is_told_has_its_thing(trained):
-    """Spots count on it: sizes are matched with their things by their order."""
-    tokenizer, tables = trained.pupil.tokenizer, trained.pupil.train_set.tables
-    rng = np.random.default_rng(0)
-    for i in range(400):
-        request = requests.draw_request(rng, tables[i % len(tables)])
-        told = sum(turn.answer_raw.count(' cm') for turn in request.turns)
-        assert len(request.sized) == told
-    assert tokenizer.encode('8 cm')[0] in Looking(tokenizer)._values
+def test_every_size_that_is_told_has_its_thing():
+    """In the order in which they are told: by that alone they are matched."""
+    heights = {o.id: o.height for o in TABLE.there}
+    longest = {o.id: o.longest for o in TABLE.there}
+    told = 0
+    for seed in range(60):
+        request = requests._comparative(Voice(np.random.default_rng(seed)), TABLE)
+        if request is None:
+            continue
+        (turn,) = request.turns
+        sizes = [int(n) for n in re.findall(r'(\d+) cm', turn.answer_raw)]
+        measure = longest if 'bigger' in turn.query or 'smaller' in turn.query else heights
+        assert sizes == [requests._cm(measure[things[0]]) for things in request.sized]
+        told += len(sizes)
+    assert told > 20
+
+
+def test_a_dialogue_keeps_the_sizes_of_all_its_turns():
+    early = 0
+    for seed in range(200):
+        talk = requests.dialogue(Voice(np.random.default_rng(seed)), TABLE, 4)
+        told = [turn.answer_raw.count(' cm') for turn in talk.turns]
+        assert len(talk.sized) == sum(told)
+        early += sum(told[:-1]) > 0
+    assert early > 5
+
+
+def test_more_wordings_of_lessons_are_none_of_an_exam():
+    for _, exam, more in requests._SORTS.values():
+        assert not {requests._bare(f) for f in exam} & {requests._bare(f) for f in more}
+    for exam in (True, False):
+        said = {
+            Voice(np.random.default_rng(i), exam).say(('a', 'b'), more=('c',)) for i in range(40)
+        }
+        assert ('c' in said) == (not exam)
+    sorts = requests._SORTS.values()
+    heard = {w for *_, more in sorts for f in more for w in requests._bare(f).split()}
+    assert {'hungry', 'thirsty', 'dishwasher', 'bored', 'play'} <= heard
+
+
+def test_names_are_scored_by_the_state_before_each_word(trained):
+    """As a plain run of the language model over picture and words has it."""
+    pupil = trained.pupil
+    lisa, inner = pupil.lisa.eval(), looking.layer(pupil.lisa)
+    for step in range(20):
+        lesson = pupil.draw(step, 0)
+        spots = pupil.looking.spots(lesson, 14)
+        if spots.names.any():
+            break
+    with torch.no_grad():
+        out = lisa(lesson.batch, packed=True, inner=inner)
+        ours = pupil.looking.losses(lisa, out, lesson)['naming']
+        batch, each = lesson.batch, []
+        pairs = zip(spots.rows[spots.names], spots.words[spots.names], strict=True)
+        for row, word in pairs:
+            image = out.clip_tokens[batch.image_index[row]]
+            words = lisa.embed(batch.input_ids[row, :word], image)[None]
+            state = lisa.llm.model(inputs_embeds=words).last_hidden_state[0, -1]
+            said = lisa.llm.lm_head(state).log_softmax(-1)
+            each.append(-said[batch.labels[row, word]])
+    assert torch.allclose(ours, torch.stack(each).mean(), rtol=1e-4)
 
 
 def test_the_attention_that_is_held_against_places_is_the_models_own(trained):

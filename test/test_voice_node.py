@@ -111,7 +111,8 @@ def test_broken_sound_is_named_and_the_next_is_heard(ear, voice):
 
 
 def test_messages_of_audio_common_are_heard_as_well(tmp_path):
-    audio = pytest.importorskip('audio_common_msgs.msg', reason='has no wheel')
+    reason = 'needs audio_common_msgs of ROS, which has no wheel'
+    audio = pytest.importorskip('audio_common_msgs.msg', reason=reason)
     node = NodeProcess(
         tmp_path / 'voice.log', {'audio_type': 'auto'},
         '-r', '__node:=other', '-r', 'audio:=/other/audio', program=VOICE,
@@ -126,7 +127,7 @@ def test_messages_of_audio_common_are_heard_as_well(tmp_path):
         assert commands(someone) == ['find the yellow mug']
     finally:
         someone.close()
-        assert node.stop() == 0
+        assert node.stop() == 0, node.said()
 
 
 def test_an_answer_is_spoken_or_it_is_said_why_not(ear, voice):

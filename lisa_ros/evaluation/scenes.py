@@ -40,7 +40,7 @@ class Question:
     text: str
     targets: tuple[int, ...]
     before: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
-    # what the answer must say to name the right thing and reason: of each, one of these wordings
+    # what the answer must say to name the right thing and reason: wordings of which one is enough
     expects: tuple[tuple[str, ...], ...] = ()
 
 
@@ -67,8 +67,8 @@ def read_exam(path: Path) -> list[Question]:
     """Return the questions of an exam, those about one picture side by side.
 
     exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
-    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`. Of
-    "expects" each is a text, or a list of them of which one must be said.
+    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`. What
+    "expects" lists is a text that the answer must hold, or texts of which it must hold one.
 
     Raises:
         DataError: the file is missing or of another form.
@@ -84,10 +84,7 @@ def read_exam(path: Path) -> list[Question]:
                 question['text'],
                 tuple(question['targets']),
                 tuple(question.get('before', ())),
-                tuple(
-                    (said,) if isinstance(said, str) else tuple(said)
-                    for said in question.get('expects', ())
-                ),
+                _wordings(question.get('expects', [])),
             )
             for page in pages
             for question in page['questions']
@@ -97,6 +94,13 @@ def read_exam(path: Path) -> list[Question]:
             f'{path}: no exam here ({error!r}); `lisa-ros scenes --split test --out FOLDER` '
             'renders scenes with their exam'
         ) from error
+
+
+def _wordings(expects: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
+    wordings = tuple((said,) if isinstance(said, str) else tuple(said) for said in expects)
+    if not isinstance(expects, list) or not all(wordings):
+        raise ValueError(f'"expects" is {expects!r}, not a list of texts or of lists of texts')
+    return wordings
 
 
 def sit(segmenter: Segmenter, questions: list[Question]) -> Iterator[Graded]:

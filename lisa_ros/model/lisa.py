@@ -206,6 +206,13 @@ class TeacherForced:
     llm_states: Tensor  # (Q, L, D), after the final norm
     llm_inner: Tensor | None = None  # (Q, L, D), what the layer that was asked for is given
 
+    def says(self, places: Tensor) -> Tensor:
+        """Return where in `llm_states` the words at some places of `input_ids` are predicted.
+
+        For words behind the picture, whose one token in `input_ids` has become P.
+        """
+        return places - 1 + self.clip_tokens.shape[1] - 1
+
 
 class Sam(nn.Module):
     """The three parts of SAM under transformers' names; LISA prompts the decoder itself."""

@@ -95,7 +95,8 @@ class VoiceNode(Node):
             self._complain(f'audio: {error}', 'audio')
 
     def _lost(self) -> None:
-        self._complain('the microphone was not read in time: some sound is lost', 'lost')
+        if not self._speaking.is_set():
+            self._complain('the microphone was not read in time: some sound is lost', 'lost')
 
     def _hear(self, samples: np.ndarray) -> None:
         """Put samples in the queue of the thread that listens; any thread may call this."""

@@ -3,8 +3,8 @@
 
 Pixels and words go through `images` and `prompts`, so that training and serving see the same.
 
-Letters: B pictures, Q conversations, T tokens, N masks, S side of SAM's square input,
-K kinds, MOST things of one picture.
+Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, S side of SAM's square
+input, K kinds, MOST things of one picture.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Asked:
     batch: Conversations
     truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
-    sized: Tensor  # (Z, S, S) float 0 or 1, what each size in cm is of, as they are told
+    sized: Tensor  # (Z, S, S) float 0 or 1, the thing of each size, in the order told
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
 
     def to(self, device: torch.device | str) -> Self:

@@ -179,8 +179,7 @@ class Grounding(nn.Module):
         """Return the loss of the answers' first words, and the share that is right."""
         rows, places = lesson.first_words.unbind(1)
         labels = lesson.batch.labels[rows, places]
-        before = places - 1 + out.clip_tokens.shape[1] - 1  # the state that predicts it
-        logits = lisa.llm.lm_head(out.llm_states[rows, before]).float()
+        logits = lisa.llm.lm_head(out.llm_states[rows, out.says(places)]).float()
         return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
     def measures(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> Tensor:
@@ -189,9 +188,8 @@ class Grounding(nn.Module):
         rows, places = torch.isin(labels, self.numbers).nonzero(as_tuple=True)
         if len(rows) == 0:
             return out.llm_states.sum() * 0
-        before = places - 1 + out.clip_tokens.shape[1] - 1  # the state that predicts it
         words = lisa.llm.lm_head.weight[self.numbers]
-        logits = (out.llm_states[rows, before] @ words.T).float()  # (n, numbers)
+        logits = (out.llm_states[rows, out.says(places)] @ words.T).float()  # (n, numbers)
         right = labels[rows, places][:, None] == self.numbers
         step = torch.arange(len(self.numbers), device=labels.device, dtype=torch.float32)
         off = step - right.float().argmax(1, keepdim=True)

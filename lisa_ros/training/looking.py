@@ -3,16 +3,19 @@
 
 "The milk 42 56, left of it 22 58. It is the red mug, [SEG]": before the numbers of a place are
 said, two heads of one layer are to attend to the image tokens around that place; before a size in
-cm, and before each word of the name, to those that show the thing. Nothing else tells a model that
-starts from nothing where to look: its masks come of what [SEG] says a thing looks like, and a
+cm, and before each word of the name behind "It is the", to those that show the thing. Left out are
+names that the numbers of two things decide ("The pan 6 cm, the bowl 8 cm. It is the pan"), and
+lists of names, of which it is not told which part of the mask is whose. Nothing else tells a model
+that starts from nothing where to look: its masks come of what [SEG] says a thing looks like, and a
 number that is learnt by its loss alone is read off all patches at once.
 
-What is looked at must still be named: `naming` is the cross-entropy of those names alone, which
-in that of whole answers are two words among thirty.
+What is looked at must still be named: `naming` is the cross-entropy of the words of those names.
+In the loss of whole answers they are two words among thirty.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +54,9 @@ class Looking:
     def __init__(self, tokenizer: Tokenizer):
         self._values = {tokenizer.encode(number)[0]: int(number) for number in MEASURES}
         self._seg = tokenizer.seg_token_id
-        self._it_is = tokenizer.encode('86 42. It is the')[3:]  # a name follows
-        self._many = self._it_is[-1:]  # "It is the mug and the pan": which is looked at?
-        self._ends = tokenizer.encode('86 42, the')[2:3]
-        self._compared = tokenizer.encode('86 42, the')[2:]  # the numbers decide, not the picture
+        # cut as they are within an answer, not as at its beginning: hence the numbers before them
+        self._it_is = tokenizer.encode('86 42. It is the')[3:]
+        self._comma, self._the = tokenizer.encode('86 42, the')[2:]
 
     def spots(self, lesson: Asked, side: int) -> Spots:
         """Return what the answers of a lesson say by looking at side x side image tokens."""
@@ -76,8 +78,10 @@ class Looking:
                     sizes.append((row, x, size))
                     size += 1
                 else:
-                    seg = segs[row] - ids[x:].count(self._seg)
-                    names += [(row, word, seg) for word in self._name(words, x)]
+                    name = self._name(words, x)
+                    if name:
+                        seg = segs[row] - ids[x:].count(self._seg)
+                        names += [(row, word, seg) for word in name]
                 x += 1
         near = self._near(torch.tensor([where for *_, where in places]).reshape(-1, 2), side)
         shown = torch.cat(
@@ -103,12 +107,12 @@ class Looking:
             return range(0)
         answer = x - next((i for i, word in enumerate(words[x::-1]) if word == IGNORED), x)
         said = words[answer:x]
-        if any(said[i : i + 2] == self._compared for i in range(len(said))):
-            return range(0)
+        compared = (self._comma, self._the) in itertools.pairwise(said)
         end = start
-        while end < len(words) and words[end] not in (*self._ends, self._seg, IGNORED):
+        while end < len(words) and words[end] not in (self._comma, self._seg, IGNORED):
             end += 1
-        return range(start, end) if self._many[0] not in words[start:end] else range(0)
+        several = self._the in words[start : end + 2]  # "the mug and the pan", "the mug, the pan"
+        return range(0) if compared or several else range(start, end)
 
     @staticmethod
     def _near(where: Tensor, side: int) -> Tensor:
@@ -123,8 +127,7 @@ class Looking:
         """Return `looking`, how far attention is from what is to be looked at
         (Kullback-Leibler), and `naming`.
         """
-        count = out.clip_tokens.shape[1]
-        spots = self.spots(lesson, int(count**0.5))
+        spots = self.spots(lesson, int(out.clip_tokens.shape[1] ** 0.5))
         if len(spots.rows) == 0:
             nothing = out.llm_states.sum() * 0
             return {'looking': nothing, 'naming': nothing}
@@ -135,7 +138,7 @@ class Looking:
         rows, words = spots.rows[spots.names], spots.words[spots.names]
         if len(rows) == 0:
             return {'looking': away.sum(1).mean(), 'naming': out.llm_states.sum() * 0}
-        said = lisa.llm.lm_head(out.llm_states[rows, words - 1 + count - 1]).float()
+        said = lisa.llm.lm_head(out.llm_states[rows, out.says(words)]).float()
         naming = F.cross_entropy(said, lesson.batch.labels[rows, words])
         return {'looking': away.sum(1).mean(), 'naming': naming}
 
@@ -176,7 +179,7 @@ def attention(lisa: LISA, out: TeacherForced, spots: Spots, begin: Tensor) -> Te
     asks, keys = apply_rotary_pos_emb(
         *(each.unflatten(-1, (HEADS, size)).transpose(1, 2).float() for each in heads), *rotation
     )  # (Q, HEADS, L, size)
-    before = spots.words - 1 + count - 1  # the state that says the word
+    before = out.says(spots.words)
     likeness = torch.einsum('nhd,nhld->nhl', asks[spots.rows, :, before], keys[spots.rows])
     later = torch.arange(states.shape[1], device=begin.device) > before[:, None]
     likeness = (likeness * looks.self_attn.scaling).masked_fill(later[:, None], float('-inf'))

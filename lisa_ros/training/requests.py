@@ -139,7 +139,7 @@ class Request:
     # and for each size that the answers tell in cm, what it is of
     sized: tuple[tuple[int, ...], ...] = ()
     about: tuple[Seen, ...] = ()  # what the last turn was about: "it"
-    # what the last answer must say to name object and reason: of each, one of these wordings
+    # what the last answer must say to name object and reason: wordings of which one is enough
     expects: tuple[tuple[str, ...], ...] = ()
     first: int = 0  # targets before this one belong to earlier turns
     insisted: bool = False  # the words are given, not learnt: what counts is the empty mask
@@ -176,8 +176,8 @@ class Voice:
         """Return one of a sequence, None of an empty one."""
         return things[self.rng.integers(len(things))] if len(things) else None
 
-    def say(self, forms: tuple[str, ...], x: str = '') -> str:
-        """Return a wording of `x`, of those that are this voice's.
+    def say(self, forms: tuple[str, ...], x: str = '', more: tuple[str, ...] = ()) -> str:
+        """Return a wording of `x`, of those that are this voice's; lessons have some more.
 
         Raises:
             Unsaid: it is an exam's voice, and no wording of `x` is kept for exams.
@@ -187,6 +187,7 @@ class Voice:
             if zlib.crc32(f'{f}|{x}'.encode()) % 3:
                 kept.discard(_bare(f))
         mine = [f for f in forms if (_bare(f) in kept) == self.exam]
+        mine += [f for f in more if not self.exam]
         if self.exam and not mine:
             raise Unsaid
         form = self.one(mine or forms)
@@ -415,7 +416,7 @@ def _comparative(voice: Voice, table: Table) -> Request | None:
     query = voice.say(_NAMED, f'the {word} one of the {a} and the {b}')
     says = _MEASURED[word]
     steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. {_it_is(table, [one])}'
-    sized = tuple(ids([o]) for o in pair) if steps.count(' cm') else ()
+    sized = tuple(ids([o]) for o in pair) if ' cm' in steps else ()
     return _found('relations', query, [one], f'{steps}, [SEG].', sized=sized)
 
 
@@ -485,7 +486,7 @@ def _plural(kind: str) -> str:
 
 def use(voice: Voice, table: Table, present: bool) -> Request | None:
     """Ask for what one would use for something."""
-    if voice.chance(0.2 if voice.exam else 0.3):
+    if voice.chance(0.2 if voice.exam else 0.3):  # exams draw as the shipped one did
         return _sort(voice, table, present)
     return _need(voice, table, present, 'use')
 
@@ -520,7 +521,7 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     if bool(things) != present or any(o.area < VISIBLE for o in things) or len(things) > 3:
         return None
     (one, many), queries, more = _SORTS[sort]
-    query = voice.say(queries if voice.exam else queries + more)
+    query = voice.say(queries, more=more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
     names = _names(table, things)
@@ -786,8 +787,9 @@ def reasoning(rng: np.random.Generator, table: Table) -> Request | None:
 def placing(rng: np.random.Generator, table: Table) -> Request:
     """Return a request whose answer measures something, where one can be made."""
     voice = Voice(rng)
+    asks = (relations, relations, two_step, lambda voice, table, _: _place(voice, table))
     for _ in range(30):
-        request = voice.one((relations, relations, two_step))(voice, table, True)
+        request = voice.one(asks)(voice, table, True)
         if request is not None and any(c.isdigit() for c in request.turns[0].answer_raw):
             return request
     return single(voice, table)

@@ -82,6 +82,7 @@ class Recipe:
     )
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
     places: int = 0  # first steps after those in which all answers measure, and no mask counts
+    measured: int = 0  # of the requests about each picture afterwards, those whose answers measure
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
@@ -295,9 +296,13 @@ class Tabletop:
     ) -> list[requests.Request]:
         """Return what the lesson of a step asks about a picture."""
         recipe = self.recipe
-        if self._measures(step):
-            return [requests.placing(rng, table) for _ in range(recipe.requests)]
-        return [requests.draw_request(rng, table, recipe.without) for _ in range(recipe.requests)]
+        measured = recipe.requests if self._measures(step) else recipe.measured
+        return [
+            requests.placing(rng, table)
+            if number < measured
+            else requests.draw_request(rng, table, recipe.without)
+            for number in range(recipe.requests)
+        ]
 
     def _pair(self, number: int, tables: list[Table]) -> tuple[int, list[requests.Request]]:
         """Return a table's number with one request that takes reasoning, always the same pair."""
