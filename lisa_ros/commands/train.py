@@ -21,6 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     rendered.add_argument('--out', type=Path, required=True, help='a folder for all splits')
     rendered.add_argument('--split', default='train', choices=('train', 'val', 'test', 'unseen'))
     rendered.add_argument('--count', type=int, default=10000, help='scenes (default: 10000)')
+    rendered.add_argument('--first', type=int, default=0, help='number of the first of them')
     rendered.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     rendered.add_argument('--bag', type=int, metavar='N', help='a bag of scene N instead')
     rendered.add_argument('--pack', nargs='+', metavar='SPLIT', help='zip these splits as an exam')
@@ -88,7 +89,12 @@ def scenes(options: argparse.Namespace) -> None:
         sample.write_sample(cache, options.out / 'sample', options.split, options.bag)
         return
     rendering.render_split(
-        options.assets, options.out, options.split, options.count, workers=options.workers
+        options.assets,
+        options.out,
+        options.split,
+        options.count,
+        first=options.first,
+        workers=options.workers,
     )
     exams.write_exam(options.out / options.split)
     if options.pack:

@@ -575,16 +575,17 @@ def render_split(
     split: str,
     count: int,
     *,
+    first: int = 0,
     workers: int = 1,
     size: tuple[int, int] = (320, 240),
     cache: Path | None = None,
 ) -> None:
-    """Render `count` scenes of a split into `out`/`split`, in `workers` processes; resumes."""
+    """Render `count` scenes of a split, from number `first` on, into `out`/`split`; resumes."""
     import multiprocessing
 
     cache = prepare_assets(assets, cache or out / 'assets')
     out = out / split
-    edges = np.linspace(0, count, workers + 1).astype(int)
+    edges = np.linspace(first, first + count, workers + 1).astype(int)
     context = multiprocessing.get_context('spawn')  # a GL context does not survive a fork
     jobs = [
         context.Process(target=render_range, args=(cache, out, split, range(a, b), size))
