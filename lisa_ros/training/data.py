@@ -256,17 +256,15 @@ def asked(
     height, width = images.sam_resized(shape, side)
     valid = torch.zeros(len(squares), side, side)
     valid[:, :height, :width] = 1
-    rows, labels, owners = [], [], []
-    truth: list[np.ndarray] = []
-    sized: list[np.ndarray] = []
+    rows, labels, owners, truth, sized = [], [], [], [], []
     for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
         for request in some:
             row, label = prompts.training_ids(tokenizer, config.template, request.turns)
             rows.append(row)
             labels.append([IGNORED] * len(row) if request.insisted else label)
             owners.append(number)
-            truth += [_masked(square, targets) for targets in request.targets]
-            sized += [_masked(square, things) for things in request.sized]
+            truth.append(_masks(square, request.targets))
+            sized.append(_masks(square, request.sized))
     longest, pad = max(map(len, rows)), tokenizer.pad_token_id
     batch = Conversations(
         input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
@@ -277,25 +275,21 @@ def asked(
         image_index=torch.tensor(owners),
     )
     learnt = batch.labels != IGNORED
-    none = np.zeros((0, side, side), np.float32)
-    of_segs, of_sizes = (
-        torch.from_numpy(np.stack(some).astype(np.float32) if some else none)
-        for some in (truth, sized)
-    )
     return Asked(
         batch=batch,
-        truth=of_segs,
-        sized=of_sizes,
+        truth=torch.cat(truth),
+        sized=torch.cat(sized),
         valid=valid,
         first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
 
 
-def _masked(ids: np.ndarray, targets: tuple[int, ...]) -> np.ndarray:
-    """Return where an id image shows one of the targets, bool."""
-    chosen = np.zeros(256, bool)
-    chosen[list(targets)] = True
-    return chosen[ids]
+def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return where an id image (S, S) shows one of the ids of each of n sets, (n, S, S) float."""
+    chosen = np.zeros((len(wanted), 256), np.float32)
+    for row, some in zip(chosen, wanted, strict=True):
+        row[list(some)] = 1
+    return torch.from_numpy(chosen[:, ids])
 
 
 def layout(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

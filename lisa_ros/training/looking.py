@@ -60,29 +60,7 @@ class Looking:
 
     def spots(self, lesson: Asked, side: int) -> Spots:
         """Return what the answers of a lesson say by looking at side x side image tokens."""
-        places: list[tuple] = []  # (row, word, (x, y))
-        sizes: list[tuple] = []  # (row, word, size's number in the lesson)
-        names: list[tuple] = []  # (row, word, number of the [SEG] behind it)
-        size = 0
-        segs = (lesson.batch.input_ids == self._seg).sum(1).cumsum(0).tolist()
-        for row, words in enumerate(lesson.batch.labels.tolist()):
-            ids = lesson.batch.input_ids[row].tolist()
-            x = 0
-            while x < len(words):
-                if self._number(words, x) and self._number(words, x + 1):
-                    # even hundredths, rounded down: the middle of the step
-                    where = [(self._values[word] + 1) / 100 for word in words[x : x + 2]]
-                    places += [(row, x, where), (row, x + 1, where)]
-                    x += 1
-                elif self._number(words, x):
-                    sizes.append((row, x, size))
-                    size += 1
-                else:
-                    name = self._name(words, x)
-                    if name:
-                        seg = segs[row] - ids[x:].count(self._seg)
-                        names += [(row, word, seg) for word in name]
-                x += 1
+        places, sizes, names = self._said(lesson)
         near = self._near(torch.tensor([where for *_, where in places]).reshape(-1, 2), side)
         shown = torch.cat(
             [
@@ -96,6 +74,35 @@ class Looking:
         named = torch.arange(len(found), device=shown.device) >= len(places) + len(sizes)
         clear = wanted.sum(1) > 0  # in this view something of it shows
         return Spots(*found[clear].unbind(1), wanted[clear], named[clear])
+
+    def _said(self, lesson: Asked) -> tuple[list[tuple], list[tuple], list[tuple]]:
+        """Return the numbers of places, sizes, and words of names, each with its truth.
+
+        (row, word, (x, y)); (row, word, the size's number in the lesson); (row, word, the number
+        of the [SEG] behind it).
+        """
+        places: list[tuple] = []
+        sizes: list[tuple] = []
+        names: list[tuple] = []
+        segs = (lesson.batch.input_ids == self._seg).sum(1).cumsum(0).tolist()
+        for row, words in enumerate(lesson.batch.labels.tolist()):
+            ids = lesson.batch.input_ids[row].tolist()
+            x = 0
+            while x < len(words):
+                if self._number(words, x) and self._number(words, x + 1):
+                    # even hundredths, rounded down: the middle of the step
+                    where = [(self._values[word] + 1) / 100 for word in words[x : x + 2]]
+                    places += [(row, x, where), (row, x + 1, where)]
+                    x += 1
+                elif self._number(words, x):
+                    sizes.append((row, x, len(sizes)))
+                else:
+                    name = self._name(words, x)
+                    if name:
+                        seg = segs[row] - ids[x:].count(self._seg)
+                        names += [(row, word, seg) for word in name]
+                x += 1
+        return places, sizes, names
 
     def _number(self, words: list[int], x: int) -> bool:
         return x < len(words) and words[x] in self._values
@@ -128,19 +135,17 @@ class Looking:
         (Kullback-Leibler), and `naming`.
         """
         spots = self.spots(lesson, int(out.clip_tokens.shape[1] ** 0.5))
-        if len(spots.rows) == 0:
-            nothing = out.llm_states.sum() * 0
-            return {'looking': nothing, 'naming': nothing}
-        begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)[spots.rows]
-        told = attention(lisa, out, spots, begin)
-        wanted = spots.wanted
-        away = torch.xlogy(wanted, wanted) - wanted * (told + 1e-6).log()
-        rows, words = spots.rows[spots.names], spots.words[spots.names]
-        if len(rows) == 0:
-            return {'looking': away.sum(1).mean(), 'naming': out.llm_states.sum() * 0}
-        said = lisa.llm.lm_head(out.llm_states[rows, out.says(words)]).float()
-        naming = F.cross_entropy(said, lesson.batch.labels[rows, words])
-        return {'looking': away.sum(1).mean(), 'naming': naming}
+        told = dict.fromkeys(('looking', 'naming'), out.llm_states.sum() * 0)
+        if len(spots.rows):
+            begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)[spots.rows]
+            seen, wanted = attention(lisa, out, spots, begin), spots.wanted
+            away = torch.xlogy(wanted, wanted) - wanted * (seen + 1e-6).log()
+            told['looking'] = away.sum(1).mean()
+        if spots.names.any():
+            rows, words = spots.rows[spots.names], spots.words[spots.names]
+            said = lisa.llm.lm_head(out.llm_states[rows, out.says(words)]).float()
+            told['naming'] = F.cross_entropy(said, lesson.batch.labels[rows, words])
+        return told
 
 
 def _shares(masks: Tensor, lesson: Asked, side: int) -> Tensor:

@@ -33,7 +33,7 @@ import contextlib
 import functools
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +187,7 @@ class Voice:
             if zlib.crc32(f'{f}|{x}'.encode()) % 3:
                 kept.discard(_bare(f))
         mine = [f for f in forms if (_bare(f) in kept) == self.exam]
-        mine += [f for f in more if not self.exam]
+        mine += () if self.exam else more
         if self.exam and not mine:
             raise Unsaid
         form = self.one(mine or forms)
@@ -524,9 +524,9 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     query = voice.say(queries, more=more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
-    names = _names(table, things)
-    is_what = f'is {one}' if names.count('the ') == 1 else f'are {many}'
-    reasons = tuple(f'{x[0].upper()}{x[1:]} {is_what}' for x in _alternatives(table, things))
+    names = _alternatives(table, things)
+    is_what = f'is {one}' if names[0].count('the ') == 1 else f'are {many}'
+    reasons = tuple(f'{x[0].upper()}{x[1:]} {is_what}' for x in names)
     return _found('use', query, things, f'{reasons[0]}, [SEG].', expects=(reasons,))
 
 
@@ -549,7 +549,7 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
             need = voice.one([n for n in kind.needs if n.startswith('something')])
             query = voice.say(_AROUND[place], need)
         reason = f'The {kind.name} {kind.does}'
-        it_is = tuple(f'It is {x}' for x in _alternatives(table, [one]))
+        it_is = _it_may_be(table, one)
         steps = f'{reason}. {_from(kind.name, anchor, place, one)} {it_is[0]}'
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=((reason,), it_is))
     if ask == 'sort':
@@ -559,7 +559,7 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
         if one is None or one.area < VISIBLE:
             return None
         query = voice.say(_NAMED, f'the {word} {sort}')
-        it_is = tuple(f'It is {x}' for x in _alternatives(table, [one]))
+        it_is = _it_may_be(table, one)
         steps = f'The {word} {sort} {_at(one)}. {it_is[0]}'
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=(it_is,))
     one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) > 1])
@@ -852,19 +852,27 @@ def _it_is(table: Table, things) -> str:
     return f'It is {_names(table, things)}'
 
 
+def _it_may_be(table: Table, one: Seen) -> tuple[str, ...]:
+    return tuple(f'It is {x}' for x in _alternatives(table, [one]))
+
+
 def _names(table: Table, things) -> str:
-    return _join(list(dict.fromkeys(f'the {table.name(o)}' for o in things)))
+    return _the(map(table.name, things))
 
 
 def _alternatives(table: Table, things) -> tuple[str, ...]:
     """Return what the things may rightly be called, `_names` first: in any order, by any name."""
     return tuple(
         dict.fromkeys(
-            _join(list(dict.fromkeys(f'the {name}' for name in names)))
+            _the(names)
             for order in itertools.permutations(things)
             for names in itertools.product(*map(table.names, order))
         )
     )
+
+
+def _the(names: Iterable[str]) -> str:
+    return _join(list(dict.fromkeys(f'the {name}' for name in names)))
 
 
 def _join(words: list[str]) -> str:
