@@ -41,6 +41,7 @@ from lisa_ros.training.referring import (
 )
 from lisa_ros.training.requests import Voice
 from lisa_ros.training.scenes import PART
+from lisa_ros.training.slips import slip
 from lisa_ros.training.things import COLOURS, KINDS, THINGS
 from lisa_ros.training.train import CLIP_RECIPE, Recipe, Tabletop
 
@@ -567,6 +568,84 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
         if spots:
             assert np.allclose(where[mine][order], spots, atol=1.5), answer
         assert [word.isdigit() for word in told] == (~found.names[mine]).tolist()
+
+
+def slipped(count, table=TABLE):
+    """Requests about a table that measure, each with what it becomes if its answer slips."""
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        request = requests.placing(rng, table)
+        yield request, slip(rng, request, table)
+
+
+def test_a_slip_is_a_wrong_name_at_the_right_place():
+    names, kept = set(), 0
+    for request, read in slipped(300):
+        answer = request.turns[-1].answer_raw
+        if not read.slip:
+            assert read is request
+            kept += 1
+            # two things compared by name, a question in words, a name that no place is before
+            assert ', the ' in answer or not re.search(r'\d\. It is the', answer), answer
+            continue
+        assert replace(read, slip='') == request
+        said = re.fullmatch(r'(.* \d+ \d+\. It is the )(.+), \[SEG\]\.', read.slip)
+        before, name = said.groups()
+        assert answer.startswith(before)
+        assert name not in TABLE.names(request.about[0])
+        names.add(name)
+    assert kept > 20
+    assert {'plate', 'banana', 'mug'} & {name.split()[-1] for name in names}  # what else is there
+    assert {'mug', 'white mug'} <= names  # what does not tell it from the other one
+    assert set(KINDS) - {'mug', 'plate', 'banana'} & names  # what is not there at all
+
+
+def test_of_a_slip_the_wrong_name_is_read_and_not_learnt(trained):
+    tokenizer, config = trained.pupil.tokenizer, trained.pupil.config
+    square = np.zeros((config.sam_size,) * 2, np.uint8)
+    square[10:20, 30:60] = 1
+    for right, read in itertools.islice((pair for pair in slipped(99) if pair[1].slip), 30):
+        true, slip_of = (
+            data.asked(config, tokenizer, (120, 160), [square], [[one]]) for one in (right, read)
+        )
+        words, labels = slip_of.batch.input_ids[0], slip_of.batch.labels[0]
+        learnt = (labels != IGNORED).nonzero()[:, 0]
+        assert torch.equal(labels[learnt], true.batch.labels[0, learnt])
+        assert torch.equal(labels[learnt], words[learnt])
+        told = tokenizer.decode(labels[learnt].tolist())
+        assert re.search(r'\d+ \d+\s*\. It is the', told), told
+        assert not re.search(r'\[SEG\]', told)
+        assert read.slip.replace(', [SEG].', '') in tokenizer.decode(words.tolist())
+        assert torch.equal(slip_of.truth, true.truth)
+        assert torch.equal(slip_of.first_words, true.first_words)
+
+
+def test_answers_slip_as_often_as_they_are_told_to_where_masks_count(trained):
+    pupil = trained.pupil
+    before = pupil.recipe
+    try:
+        shares = {}
+        for slips, places in ((0.0, 0), (1.0, 0), (1.0, 100)):
+            pupil.recipe = replace(RECIPE, measured=3, requests=3, slips=slips, places=places)
+            asked = [
+                one
+                for seed in range(20)
+                for one in pupil._requests(np.random.default_rng(seed), TABLE, 99)
+            ]
+            shares[slips, places] = np.mean([bool(one.slip) for one in asked])
+    finally:
+        pupil.recipe = before
+    assert shares[0.0, 0] == shares[1.0, 100] == 0
+    assert shares[1.0, 0] > 0.5
+
+
+def test_what_a_measuring_answer_calls_a_thing_says_its_colour():
+    """Of one mug, too: "the mug" is not enough where there are two, "the red mug" may be."""
+    assert TABLE.look(RED) == 'red mug'
+    assert TABLE.look(PLATE) == 'blue plate'
+    assert TABLE.look(BANANA) == 'banana'
+    twins = replace(WHITE, id=6, size='big')
+    assert Table((*TABLE.there, twins)).look(WHITE) == 'small white mug'
 
 
 def test_every_size_that_is_told_has_its_thing():

@@ -41,6 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     pace_arguments(school)
     for name in ('looks', 'places', 'measured', 'pictures', 'requests', 'pairs', 'threads'):
         school.add_argument(f'--{name}', type=int)
+    school.add_argument('--slips', type=float, help='share of answers read with a wrong name')
     school.add_argument(
         '--without', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
     )

@@ -259,9 +259,9 @@ def asked(
     rows, labels, owners, truth, sized = [], [], [], [], []
     for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
         for request in some:
-            row, label = prompts.training_ids(tokenizer, config.template, request.turns)
+            row, label = _words(config, tokenizer, request)
             rows.append(row)
-            labels.append([IGNORED] * len(row) if request.insisted else label)
+            labels.append(label)
             owners.append(number)
             truth.append(_masks(square, request.targets))
             sized.append(_masks(square, request.sized))
@@ -282,6 +282,22 @@ def asked(
         valid=valid,
         first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
+
+
+def _words(
+    config: LisaConfig, tokenizer: Tokenizer, request: Request
+) -> tuple[list[int], list[int]]:
+    """Return what is read of a request, and what of it is learnt; of a slip, what precedes it."""
+    row, label = prompts.training_ids(tokenizer, config.template, request.turns)
+    if request.insisted:
+        return row, [IGNORED] * len(row)
+    if not request.slip:
+        return row, label
+    *turns, last = request.turns
+    said = [*turns, dataclasses.replace(last, answer_raw=request.slip)]
+    read, _ = prompts.training_ids(tokenizer, config.template, said)
+    same = next(i for i, (a, b) in enumerate(zip(row, read, strict=False)) if a != b)
+    return read, label[:same] + [IGNORED] * (len(read) - same)
 
 
 def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -87,6 +87,14 @@ class Table:
         said = [' '.join((*look, one.kind)) for look in looks if None not in look]
         return tuple(w for w in said if not any(fits(o, w) for o in alike)) or (said[-1],)
 
+    def look(self, one: Seen) -> str:
+        """Return the fewest words that tell it from the others and say its colour, if it has one.
+
+        Whether "mug" is enough depends on what else is there; what colour it is, on itself.
+        """
+        names = self.names(one)
+        return next((name for name in names if one.colour in name.split()), names[0])
+
     def mirrored(self) -> Table:
         """Return the same table in a mirror."""
         return Table(

@@ -143,6 +143,7 @@ class Request:
     expects: tuple[tuple[str, ...], ...] = ()
     first: int = 0  # targets before this one belong to earlier turns
     insisted: bool = False  # the words are given, not learnt: what counts is the empty mask
+    slip: str = ''  # the last answer as it is read, if it names a wrong thing at the right place
 
     @property
     def present(self) -> bool:
@@ -356,7 +357,7 @@ def _place(voice: Voice, table: Table) -> Request | None:
     anchor = voice.one(table.seen)
     if anchor is None:
         return None
-    place = voice.one(PLACES)
+    place = _somewhere(voice)
     one = nearest_in(table.there, place, anchor)
     noun = 'thing'
     kinds = [k for k in {o.kind for o in table.seen if o.id != anchor.id} if len(table.of(k)) > 1]
@@ -374,6 +375,11 @@ def _place(voice: Voice, table: Table) -> Request | None:
     query = voice.say(_NAMED, f'the {noun} {place} the {name}')
     steps = f'{_from(name, anchor, place, one)} {_it_is(table, [one])}'
     return _found('relations', query, [one], f'{steps}, [SEG].')
+
+
+def _somewhere(voice: Voice) -> str:
+    """Return a place; lessons have "next to", the hardest, twice as often as exams."""
+    return voice.one(PLACES if voice.exam else (*PLACES, 'next to'))
 
 
 def _superlative(voice: Voice, table: Table) -> Request | None:
@@ -415,7 +421,7 @@ def _comparative(voice: Voice, table: Table) -> Request | None:
     a, b = (table.name(o) for o in pair)
     query = voice.say(_NAMED, f'the {word} one of the {a} and the {b}')
     says = _MEASURED[word]
-    steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. {_it_is(table, [one])}'
+    steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. It is the {table.name(one)}'
     sized = tuple(ids([o]) for o in pair) if ' cm' in steps else ()
     return _found('relations', query, [one], f'{steps}, [SEG].', sized=sized)
 
@@ -537,7 +543,7 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
     if ask == 'place':
         if anchor is None:
             return None
-        place = voice.one(PLACES)
+        place = _somewhere(voice)
         one = nearest_in(table.there, place, anchor)
         if one is None or one.area < VISIBLE:
             return None
@@ -549,9 +555,9 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
             need = voice.one([n for n in kind.needs if n.startswith('something')])
             query = voice.say(_AROUND[place], need)
         reason = f'The {kind.name} {kind.does}'
-        it_is = _it_may_be(table, one)
-        steps = f'{reason}. {_from(kind.name, anchor, place, one)} {it_is[0]}'
-        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=((reason,), it_is))
+        steps = f'{reason}. {_from(kind.name, anchor, place, one)} {_it_is(table, [one])}'
+        expects = (reason,), _it_may_be(table, one)
+        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
     if ask == 'sort':
         word = voice.one([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
         sort = voice.one(tuple(_SORTS))
@@ -559,9 +565,9 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
         if one is None or one.area < VISIBLE:
             return None
         query = voice.say(_NAMED, f'the {word} {sort}')
-        it_is = _it_may_be(table, one)
-        steps = f'The {word} {sort} {_at(one)}. {it_is[0]}'
-        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=(it_is,))
+        steps = f'The {word} {sort} {_at(one)}. {_it_is(table, [one])}'
+        expects = (_it_may_be(table, one),)
+        return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
     one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) > 1])
     if one is None:
         return None
@@ -700,7 +706,7 @@ def _for(voice: Voice, about: tuple[Seen, ...]) -> Request:
 
 def _beside_it(voice: Voice, table: Table, it: Seen) -> Request | None:
     """Say "what is left of it?"."""
-    place = voice.one(PLACES)
+    place = _somewhere(voice)
     one = nearest_in(table.there, place, it)
     if one is None or one.area < VISIBLE:
         return None
@@ -849,19 +855,15 @@ def _from(name: str, anchor: Seen, place: str, one: Seen) -> str:
 
 
 def _it_is(table: Table, things) -> str:
-    return f'It is {_names(table, things)}'
+    return f'It is {_the(map(table.look, things))}'
 
 
 def _it_may_be(table: Table, one: Seen) -> tuple[str, ...]:
     return tuple(f'It is {x}' for x in _alternatives(table, [one]))
 
 
-def _names(table: Table, things) -> str:
-    return _the(map(table.name, things))
-
-
 def _alternatives(table: Table, things) -> tuple[str, ...]:
-    """Return what the things may rightly be called, `_names` first: in any order, by any name."""
+    """Return what the things may rightly be called, in any order; short names first."""
     return tuple(
         dict.fromkeys(
             _the(names)

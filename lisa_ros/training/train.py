@@ -38,6 +38,7 @@ from lisa_ros.training.looking import Looking
 from lisa_ros.training.loop import Loop, Pace, bf16_pays, first_alone, join
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
+from lisa_ros.training.slips import slip
 
 # of each loss in the sum; `first_right` is only watched
 WEIGHTS = {
@@ -83,6 +84,7 @@ class Recipe:
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
     places: int = 0  # first steps after those in which all answers measure, and no mask counts
     measured: int = 0  # of the requests about each picture afterwards, those whose answers measure
+    slips: float = 0.2  # of the answers with a place and a name, those read with a wrong name
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
@@ -295,14 +297,16 @@ class Tabletop:
         self, rng: np.random.Generator, table: Table, step: int
     ) -> list[requests.Request]:
         """Return what the lesson of a step asks about a picture."""
-        recipe = self.recipe
-        measured = recipe.requests if self._measures(step) else recipe.measured
-        return [
+        recipe, measures = self.recipe, self._measures(step)
+        measured = recipe.requests if measures else recipe.measured
+        drawn = [
             requests.placing(rng, table)
             if number < measured
             else requests.draw_request(rng, table, recipe.without)
             for number in range(recipe.requests)
         ]
+        slips = 0.0 if measures else recipe.slips  # where no mask counts there is nothing to learn
+        return [slip(rng, one, table) if rng.random() < slips else one for one in drawn]
 
     def _pair(self, number: int, tables: list[Table]) -> tuple[int, list[requests.Request]]:
         """Return a table's number with one request that takes reasoning, always the same pair."""
