@@ -41,7 +41,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     pace_arguments(school)
     for name in ('looks', 'places', 'measured', 'pictures', 'requests', 'pairs', 'threads'):
         school.add_argument(f'--{name}', type=int)
-    school.add_argument('--slips', type=float, help='share of answers read with a wrong name')
+    school.add_argument(
+        '--slips',
+        type=float,
+        help='of the answers with a name behind a place, those read with a wrong one (default: 0)',
+    )
     school.add_argument(
         '--without', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
     )

@@ -378,7 +378,7 @@ def _place(voice: Voice, table: Table) -> Request | None:
 
 
 def _somewhere(voice: Voice) -> str:
-    """Return a place; lessons have "next to", the hardest, twice as often as exams."""
+    """Return a place; lessons draw "next to", the hardest, twice as often as any other."""
     return voice.one(PLACES if voice.exam else (*PLACES, 'next to'))
 
 
@@ -863,7 +863,7 @@ def _it_may_be(table: Table, one: Seen) -> tuple[str, ...]:
 
 
 def _alternatives(table: Table, things) -> tuple[str, ...]:
-    """Return what the things may rightly be called, in any order; short names first."""
+    """Return what the things may rightly be called, in any order; the first is the shortest."""
     return tuple(
         dict.fromkeys(
             _the(names)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lesson of slips: a wrong name at the right place does not move the mask.
 
-In lessons the name before [SEG] is always right, so masks come to follow it alone. In its own
-answers every tenth name is not ("It is the ball" of a green box, "the mug" where there are two),
+In lessons the name before [SEG] is always right, so masks come to follow it alone. In the model's
+own answers it sometimes is not ("It is the ball" of a green box, "the mug" where there are two),
 though the place told before it is right: then the mask goes astray with the name, or is empty. So
 some answers are read with a wrong name, which is not learnt, and with the mask of what stands at
-the place. Answers that compare two things by name have no place to hold to, and are left alone.
+the place. Of two things that are compared the name alone says which one is meant, even where their
+places are told: such answers never slip.
 """
 
 from __future__ import annotations
@@ -19,26 +20,30 @@ from lisa_ros.training.referring import Table
 from lisa_ros.training.requests import Request
 from lisa_ros.training.things import COLOURS, KINDS
 
-# one thing's name right behind a place
-_NAMED = re.compile(r'(?P<before>.*\d+ \d+\. It is the )(?P<name>[^,]+)(?P<after>, \[SEG\]\.)')
+# One thing's name right behind a place; ", the" before it compares (looking.py reads it so, too).
+_PLACED = re.compile(
+    r'(?P<before>((?!, the ).)*\d+ \d+\. It is the )(?P<name>[^,]+)(?P<after>, \[SEG\]\.)'
+)
 
 
 def slip(rng: np.random.Generator, request: Request, table: Table) -> Request:
-    """Return a request whose last answer names another thing, or one that there is none of.
+    """Return a request whose last answer calls its thing what it is not.
 
-    A request without a place and one name behind it comes back as it is.
+    That is the name of another thing, a name that does not tell it from the others of its kind, or
+    one of a kind that is not there. A request whose last answer has no place with one name behind
+    it comes back as it is.
     """
-    said = _NAMED.fullmatch(request.turns[-1].answer_raw)
-    if said is None or ', the ' in said['before'] or len(request.about) != 1:
+    said = _PLACED.fullmatch(request.turns[-1].answer_raw)
+    if said is None:
         return request
-    one = request.about[0]
+    (one,) = request.about
     others = [table.look(o) for o in table.seen if o.id != one.id]
     looks = ('', *(f'{colour} ' for colour in COLOURS)) if one.colour else ()
     alike = [f'{look}{one.kind}' for look in looks]
     gone = [kind for kind in KINDS if not table.has(kind)]
     right = {*table.names(one), said['name']}
-    kinds = [[name for name in names if name not in right] for names in (others, alike, gone)]
-    kinds = [names for names in kinds if names]
-    names = kinds[rng.integers(len(kinds))]
-    wrong = names[rng.integers(len(names))]
-    return dataclasses.replace(request, slip=f'{said["before"]}{wrong}{said["after"]}')
+    wrong = [[name for name in names if name not in right] for names in (others, alike, gone)]
+    sort = [names for names in wrong if names]
+    names = sort[rng.integers(len(sort))]
+    name = names[rng.integers(len(names))]
+    return dataclasses.replace(request, slip=f'{said["before"]}{name}{said["after"]}')

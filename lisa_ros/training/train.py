@@ -84,7 +84,7 @@ class Recipe:
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
     places: int = 0  # first steps after those in which all answers measure, and no mask counts
     measured: int = 0  # of the requests about each picture afterwards, those whose answers measure
-    slips: float = 0.2  # of the answers with a place and a name, those read with a wrong name
+    slips: float = 0.0  # of the last answers with a name behind a place, those that slip
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
@@ -306,7 +306,7 @@ class Tabletop:
             for number in range(recipe.requests)
         ]
         slips = 0.0 if measures else recipe.slips  # where no mask counts there is nothing to learn
-        return [slip(rng, one, table) if rng.random() < slips else one for one in drawn]
+        return [slip(rng, x, table) if slips and rng.random() < slips else x for x in drawn]
 
     def _pair(self, number: int, tables: list[Table]) -> tuple[int, list[requests.Request]]:
         """Return a table's number with one request that takes reasoning, always the same pair."""
