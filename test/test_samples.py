@@ -159,6 +159,7 @@ def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere(
             ),
             graded('two_step', (4,), True, 6, 10, 'The mug.', (('The pan fries food',),)),
             graded('unseen_objects', (3,), True, 6, 10),
+            graded('use', (3,), False, 0, 10, 'The pan.', (('The pan',),)),
         ]
     )
     assert figures['explicit'] == {
@@ -167,12 +168,17 @@ def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere(
         'count': 2,
     }
     assert 'knowledge' not in figures  # nothing there to point at
-    assert figures['implicit'] == figures['two_step']
-    assert figures['implicit']['giou'] == pytest.approx(0.7, abs=1e-6)
-    assert figures['explanation_accuracy'] == 0.5
+    assert figures['two_step']['giou'] == pytest.approx(0.7, abs=1e-6)
+    assert figures['implicit']['giou'] == pytest.approx(1.4 / 3, abs=1e-6)  # with the use
+    assert figures['explanation_accuracy'] == pytest.approx(2 / 3)
+    assert figures['explanations'] == 3
+    assert figures['explanation'] == {
+        'two_step': {'accuracy': 0.5, 'count': 2},
+        'use': {'accuracy': 1.0, 'count': 1},
+    }
     assert figures['ece'] == pytest.approx(0.9 - 4 / 5)  # four of the five masks are right
     assert figures['unseen_objects']['count'] == 1
-    assert figures['presence_accuracy'] == 0.5
+    assert figures['presence_accuracy'] == 0.4
     assert figures['presence']['absent'] == {'accuracy': 0.5, 'count': 2}
     assert json.dumps(figures, allow_nan=False)
 

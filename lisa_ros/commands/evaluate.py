@@ -110,6 +110,8 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     if figures['explanation_accuracy'] is not None:
         count = figures['explanations']
         print(f'thing and reason named rightly: {figures["explanation_accuracy"]:.1%} of {count}')
+        for sort, row in figures['explanation'].items():
+            print(f'    {sort:16}{row["accuracy"]:.1%} of {row["count"]}')
     if figures['ece'] is not None:
         print(f'expected calibration error of the scores: {figures["ece"]:.3f}')
 

@@ -140,8 +140,8 @@ def report(graded: list[Graded]) -> dict:
     `implicit` is all sorts that take reasoning together. `presence_accuracy` is the share of
     questions of the sorts PRESENCE, present and absent, that got a mask just when there was
     something to find. `explanation_accuracy` is the share of answers, of those that must name a
-    thing and a reason, that do. `ece` is the expected calibration error of the scores, see
-    `calibration`. A figure of no question at all is None.
+    thing and a reason, that do; `explanation` has it by sort. `ece` is the expected calibration
+    error of the scores, see `calibration`. A figure of no question at all is None.
     """
     figures: dict = {}
     present = [g for g in graded if g.question.targets]
@@ -166,9 +166,13 @@ def report(graded: list[Graded]) -> dict:
             ('absent', [r for r, g in zip(right, asked, strict=True) if not g.question.targets]),
         )
     }
-    explained = [g.explained for g in graded if g.question.expects]
-    figures['explanation_accuracy'] = _share(explained)
-    figures['explanations'] = len(explained)
+    explaining = [g for g in graded if g.question.expects]
+    figures['explanation_accuracy'] = _share([g.explained for g in explaining])
+    figures['explanations'] = len(explaining)
+    figures['explanation'] = {}
+    for sort in dict.fromkeys(g.question.sort for g in explaining):
+        share = [g.explained for g in explaining if g.question.sort == sort]
+        figures['explanation'][sort] = {'accuracy': _share(share), 'count': len(share)}
     figures['ece'] = calibration.expected_error(calibration.outcomes(graded))
     return figures
 
