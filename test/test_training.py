@@ -7,6 +7,7 @@ Rendering itself needs meshes and a graphics library, so the scenes of these tes
 import itertools
 import json
 import math
+import os.path
 import re
 import shutil
 import zlib
@@ -631,16 +632,10 @@ def test_of_a_slip_the_wrong_name_is_read_and_not_learnt(trained):
         assert Looking(tokenizer)._said(slip_of)[:2] == Looking(tokenizer)._said(true)[:2]
 
 
-def shared(answer, slip):
-    """The words of a name that two answers share, before the first that differs."""
-    names = (
-        text[text.rindex('It is the ') + 10 :].split(', [SEG]')[0].split()
-        for text in (answer, slip)
-    )
-    return [
-        a
-        for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*names, strict=False))
-    ]
+def shared(*answers):
+    """The words that the names of some answers begin with alike."""
+    names = [re.findall(r'It is the (.*), ', answer)[-1].split() for answer in answers]
+    return os.path.commonprefix(names)
 
 
 def test_answers_slip_as_often_as_they_are_told_to_where_masks_count(trained):

@@ -157,24 +157,24 @@ def report(graded: list[Graded]) -> dict:
                 'count': len(overlaps),
             }
     asked = [g for g in graded if g.question.sort in PRESENCE]
-    right = [g.found == bool(g.question.targets) for g in asked]
-    figures['presence_accuracy'] = _share(right)
+    figures['presence_accuracy'] = _share([g.found == bool(g.question.targets) for g in asked])
     figures['presence'] = {
-        name: {'accuracy': _share(share), 'count': len(share)}
-        for name, share in (
-            ('present', [r for r, g in zip(right, asked, strict=True) if g.question.targets]),
-            ('absent', [r for r, g in zip(right, asked, strict=True) if not g.question.targets]),
-        )
+        name: _row([g.found == there for g in asked if bool(g.question.targets) == there])
+        for name, there in (('present', True), ('absent', False))
     }
     explaining = [g for g in graded if g.question.expects]
     figures['explanation_accuracy'] = _share([g.explained for g in explaining])
     figures['explanations'] = len(explaining)
-    figures['explanation'] = {}
-    for sort in dict.fromkeys(g.question.sort for g in explaining):
-        share = [g.explained for g in explaining if g.question.sort == sort]
-        figures['explanation'][sort] = {'accuracy': _share(share), 'count': len(share)}
+    figures['explanation'] = {
+        sort: _row([g.explained for g in explaining if g.question.sort == sort])
+        for sort in dict.fromkeys(g.question.sort for g in explaining)
+    }
     figures['ece'] = calibration.expected_error(calibration.outcomes(graded))
     return figures
+
+
+def _row(right: list[bool]) -> dict:
+    return {'accuracy': _share(right), 'count': len(right)}
 
 
 def _share(right: list[bool]) -> float | None:

@@ -43,7 +43,7 @@ def slip(rng: np.random.Generator, request: Request, table: Table) -> Request:
     gone = [kind for kind in KINDS if not table.has(kind)]
     right = {*table.names(one), said['name']}
     wrong = [[name for name in names if name not in right] for names in (others, alike, gone)]
-    sort = [names for names in wrong if names]
-    names = sort[rng.integers(len(sort))]
+    ways = [names for names in wrong if names]
+    names = ways[rng.integers(len(ways))]
     name = names[rng.integers(len(names))]
     return dataclasses.replace(request, slip=f'{said["before"]}{name}{said["after"]}')
