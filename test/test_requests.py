@@ -267,6 +267,8 @@ def test_a_need_means_the_kind_that_meets_it_and_no_other_is_there_that_would(so
             else:
                 assert all(o.kind != kind.name for o in table.there)
                 assert not request.targets
+                said = f'The {kind.name} {kind.does}, but there is no {kind.name} here.'
+                assert request.turns[0].answer_raw == said
             count += 1
     assert count > 200
 

@@ -125,10 +125,11 @@ def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
             scenes.read_exam(tmp_path)
     nothing = scenes.Overlap(0, 1)
     for answer, right in {
-        'the blue milk': True,
-        'the red milk': True,
-        'the milk': False,
-        'the red mug': False,
+        'It is blue. It is the milk.': True,
+        'It is the milk. It is red.': True,
+        'It is the milk.': False,
+        'It is red.': False,
+        'It is red. It is the milk, but there is no milk here.': False,  # and so denied
     }.items():
         assert scenes.Graded(question, answer, True, nothing, (), ()).explained == right
 

@@ -497,6 +497,63 @@ def test_some_requests_about_each_picture_may_always_measure(trained):
         pupil.recipe = before
 
 
+def test_and_some_may_always_take_reasoning(trained):
+    pupil = trained.pupil
+    before = pupil.recipe
+    try:
+        for measured, reasoned in ((1, 1), (0, 2), (2, 5)):
+            pupil.recipe = replace(RECIPE, measured=measured, reasoned=reasoned, requests=3)
+            thought = slice(measured, min(3, measured + reasoned))
+            for seed in range(20):
+                asked = pupil._requests(np.random.default_rng(seed), TABLE, 99)
+                assert len(asked) == 3
+                assert all(request.sort in requests.IMPLICIT for request in asked[thought])
+    finally:
+        pupil.recipe = before
+
+
+def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangles):
+    """The first word of an answer, and [SEG] or "but" behind a reason: each kind is a mean."""
+    pupil, tokenizer = trained.pupil, trained.pupil.tokenizer
+    answers = {
+        'Sure, [SEG].': ((1,),),
+        'There is no mug here.': (),
+        'The pan fries food, [SEG].': ((2,),),
+        'The pan fries food, but there is no pan here.': (),
+    }
+    asked = [
+        requests.Request('use', (Turn('find it', said),), targets)
+        for said, targets in answers.items()
+    ]
+    split = data.SceneSet.load(rectangles / 'train', limit=1)
+    view = split.colour[0], split.ids[0], split.tables[0], asked
+    lesson = data.lesson(pupil.config, tokenizer, CLIP_RECIPE, [view])
+    labels = lesson.batch.labels
+    with torch.no_grad():
+        out = pupil.lisa(lesson.batch, packed=True)
+        told, right = pupil.heads.presence(pupil.lisa, out, lesson)
+        scores = pupil.lisa.llm.lm_head(out.llm_states)
+    losses, hits = [], []
+    for words in (('Sure', 'There', 'The'), (SEG, 'but')):
+        each = []
+        for row, label in enumerate(labels.tolist()):
+            learnt = [i for i, word in enumerate(label) if word != IGNORED]
+            said = [tokenizer.decode([label[i]]).strip() for i in learnt]
+            if words[0] == 'Sure':
+                assert said[0] in words
+                deciding = learnt[:1]
+            else:
+                deciding = [i for i, word in zip(learnt, said, strict=True) if word in words]
+            for word in deciding:
+                logits = scores[row, out.says(torch.tensor(word))]
+                each.append(-logits.log_softmax(-1)[label[word]])
+                hits.append(float(logits.argmax() == label[word]))
+        losses.append(torch.stack(each).mean())
+    assert len(hits) == 4 + 3
+    assert torch.allclose(told, sum(losses), rtol=1e-5)
+    assert float(right) == pytest.approx(np.mean(hits))
+
+
 def test_numbers_begin_beside_their_neighbours(trained):
     """Six steps have not moved them far from where they began."""
     lisa, heads = trained.pupil.lisa, trained.pupil.heads
@@ -507,31 +564,49 @@ def test_numbers_begin_beside_their_neighbours(trained):
     assert near.max() < 0.7 * far.min()
 
 
-LOOKS = [  # an answer, what its [SEG] and its sizes are of, and where each word is to look
+LOOKS = [  # an answer, what its [SEG], sizes and lists are of, and where each word is to look
     (
         'The milk 42 56, left of it 22 58. It is the red mug, [SEG].',
         ((1,),),
         (),
-        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; red @20 38; mug @20 38',
+        (),
+        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; red @20 38; mug @20 38; [SEG] @20 38',
     ),
     # of two that are compared, the numbers say which one the name is of, not the picture
     (
         'The mug 42 56, the book 22 58. It is the mug, [SEG].',
         ((1,),),
         (),
-        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59',
+        (),
+        '42 @43 57; 56 @43 57; 22 @23 59; 58 @23 59; [SEG] @20 38',
     ),
     (
         'The pan 6 cm, the bowl 8 cm. It is the pan, [SEG].',
         ((2,),),
         ((2,), (1,)),
-        '6 @75 75; 8 @20 38',
+        (),
+        '6 @75 75; 8 @20 38; [SEG] @75 75',
     ),
-    ('It is the pan, [SEG].', ((2,),), (), 'pan @75 75'),
-    ('It is the pan and the mug, [SEG].', ((1, 2),), (), ''),  # which of them?
-    ('It is the pan, the mug and the milk, [SEG].', ((1, 2),), (), ''),
-    ('It is the pan, [SEG].', ((3,),), (), ''),  # hidden
-    ('Sure, [SEG].', ((1,),), (), ''),
+    ('It is the pan, [SEG].', ((2,),), (), (), 'pan @75 75; [SEG] @75 75'),
+    ('It is the pan, [SEG].', ((3,),), (), (), ''),  # hidden
+    ('Sure, [SEG].', ((1,),), (), (), '[SEG] @20 38'),
+    (
+        'The red mug, the pan and the milk are dishes, [SEG].',
+        ((1, 2),),
+        (),
+        (('red mug', 1), ('pan', 2), ('milk', 3)),  # the milk is hidden
+        'The @20 38; red @20 38; mug @20 38; , @75 75; the @75 75; pan @75 75; [SEG] @68 70',
+    ),
+    (
+        'I see the pan and the red mug.',
+        (),
+        (),
+        (('pan', 2), ('red mug', 1)),
+        'the @75 75; pan @75 75; and @20 38; the @20 38; red @20 38; mug @20 38',
+    ),
+    # which of them?
+    ('It is the pan and the mug, [SEG].', ((1, 2),), (), (), '[SEG] @68 70'),
+    ('It is the pan, the mug and the milk, [SEG].', ((1, 2),), (), (), '[SEG] @68 70'),
 ]
 
 
@@ -546,9 +621,13 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
     insisted = requests.Request('explicit', (first,), ((),), insisted=True)
     asked = [
         requests.Request(
-            'relations', (first, Turn('and?', answer)), ((1, 2), *targets), sized=sized
+            'relations',
+            (first, Turn('and?', answer)),
+            ((3,), *targets),
+            sized=sized,
+            listed=tuple(requests.Listed(1, name, (number,)) for name, number in listed),
         )
-        for answer, targets, sized, _ in LOOKS
+        for answer, targets, sized, listed, _ in LOOKS
     ]
     lesson = data.asked(
         config, tokenizer, ids.shape, [data.squared(ids, config.sam_size)], [[insisted, *asked]]
@@ -558,7 +637,7 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
     side = (torch.arange(14) + 0.5) / 14 * 100
     grids = found.wanted.unflatten(1, (14, 14))
     where = torch.stack([(grids.sum(1) * side).sum(1), (grids.sum(2) * side).sum(1)], 1)
-    for row, (answer, *_, wanted) in enumerate(LOOKS, start=1):
+    for row, (answer, *_, listed, wanted) in enumerate(LOOKS, start=1):
         mine = found.rows == row
         words = lesson.batch.input_ids[row, found.words[mine]].tolist()
         told = [tokenizer.decode([word]).strip() for word in words]
@@ -568,7 +647,7 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
         spots = [[float(n) for n in spot.split()] for _, spot in expected]
         if spots:
             assert np.allclose(where[mine][order], spots, atol=1.5), answer
-        assert [word.isdigit() for word in told] == (~found.names[mine]).tolist()
+        assert [word.isdigit() or word == SEG for word in told] == (~found.names[mine]).tolist()
 
 
 def slipped(count):
@@ -718,6 +797,41 @@ def test_a_dialogue_keeps_the_sizes_of_all_its_turns():
         assert len(talk.sized) == sum(told)
         early += sum(told[:-1]) > 0
     assert early > 5
+
+
+def test_lists_go_from_left_to_right_and_know_what_each_name_means():
+    across = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.3, 5: 0.6}
+    table = Table(tuple(replace(o, across=across[o.id]) for o in TABLE.there))
+    orders = {'dish': 'red mug, blue plate, white mug', 'list': 'mug, plate, banana'}
+    told = dict.fromkeys((*orders, 'later'), 0)
+    for seed in range(200):
+        voice = Voice(np.random.default_rng(seed))
+        for request in (requests._sort(voice, table, True), requests.question(voice, table)):
+            if request is None or not request.listed:
+                continue
+            (turn,) = request.turns
+            names = re.findall(r'the ([a-z ]+?)(?=,| and| is| are|\.)', turn.answer_raw.lower())
+            assert names == [one.name for one in request.listed]
+            assert {one.turn for one in request.listed} == {0}
+            for one in request.listed:
+                meant = [o for o in table.seen if one.name in (table.look(o), o.kind)]
+                assert {i % PART for i in one.ids} == {o.id for o in meant}
+            for name, order in orders.items():
+                told[name] += ', '.join(names) == order
+        talk = requests.dialogue(voice, table, 3)
+        for one in talk.listed:
+            assert f'the {one.name}' in talk.turns[one.turn].answer_raw.lower()
+            told['later'] += one.turn > 0
+    assert min(told.values()) > 5, told
+
+
+def test_thinking_asks_for_what_takes_reasoning_and_is_there_or_not():
+    there = dict.fromkeys(((s, p) for s in requests.IMPLICIT for p in (True, False)), 0)
+    for seed in range(200):
+        request = requests.thinking(np.random.default_rng(seed), TABLE)
+        there[request.sort, request.present] += 1
+    assert there.pop(('two_step', False)) == 0
+    assert min(there.values()) > 15, there
 
 
 def test_more_wordings_of_lessons_are_none_of_an_exam():

@@ -57,9 +57,13 @@ class Graded:
 
     @property
     def explained(self) -> bool:
-        """Whether the answer says all that it must."""
+        """Whether the answer says all that it must, each at the end of a sentence.
+
+        "The pan fries food, but there is no pan here." names thing and reason, and denies them.
+        """
         return all(
-            any(words in self.answer for words in wordings) for wordings in self.question.expects
+            any(f'{words}.' in self.answer for words in wordings)
+            for wordings in self.question.expects
         )
 
 

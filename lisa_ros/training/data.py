@@ -3,13 +3,14 @@
 
 Pixels and words go through `images` and `prompts`, so that training and serving see the same.
 
-Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, S side of SAM's square
-input, K kinds, MOST things of one picture.
+Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, L names in lists, S side
+of SAM's square input, K kinds, MOST things of one picture.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,8 @@ class Asked:
     truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
     sized: Tensor  # (Z, S, S) float 0 or 1, the thing of each size, in the order told
+    listed: Tensor  # (L, S, S) float 0 or 1, what each name of a list stands for
+    listed_words: Tensor  # (L, 3) long, (row, first, behind the last) of the words of each
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
 
     def to(self, device: torch.device | str) -> Self:
@@ -214,6 +217,8 @@ def lesson(
         ),
         truth=talk.truth,
         sized=talk.sized,
+        listed=talk.listed,
+        listed_words=talk.listed_words,
         valid=talk.valid,
         first_words=talk.first_words,
         kinds=torch.from_numpy(np.stack(kinds)),
@@ -257,9 +262,12 @@ def asked(
     valid = torch.zeros(len(squares), side, side)
     valid[:, :height, :width] = 1
     rows, labels, owners, truth, sized = [], [], [], [], []
+    listed, spans = [], []
     for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
         for request in some:
             row, label = _words(config, tokenizer, request)
+            listed.append(_masks(square, tuple(x.ids for x in request.listed)))
+            spans += [(len(rows), *span) for span in _listed(tokenizer, label, request)]
             rows.append(row)
             labels.append(label)
             owners.append(number)
@@ -279,6 +287,8 @@ def asked(
         batch=batch,
         truth=torch.cat(truth),
         sized=torch.cat(sized),
+        listed=torch.cat(listed),
+        listed_words=torch.tensor(spans, dtype=torch.long).reshape(-1, 3),
         valid=valid,
         first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
@@ -298,6 +308,23 @@ def _words(
     read, _ = prompts.training_ids(tokenizer, config.template, said)
     same = next(i for i, (a, b) in enumerate(zip(row, read, strict=False)) if a != b)
     return read, label[:same] + [IGNORED] * (len(read) - same)
+
+
+def _listed(tokenizer: Tokenizer, label: list[int], request: Request) -> list[tuple[int, int]]:
+    """Return (first, behind the last) of the words of each name in the lists of a request.
+
+    What stands between two names belongs to the second: whether there is one more is seen there.
+    """
+    before = itertools.pairwise([IGNORED, *label])
+    begins = [i for i, (last, word) in enumerate(before) if last == IGNORED != word]
+    spans: list[tuple[int, int]] = []
+    for number, one in enumerate(request.listed):
+        words = tokenizer.encode(f'86 {one.name}')[1:]  # as they are within an answer
+        goes_on = number > 0 and request.listed[number - 1].turn == one.turn
+        begin = spans[-1][1] if goes_on else begins[one.turn]
+        at = next(i for i in range(begin, len(label)) if label[i : i + len(words)] == words)
+        spans.append((begin if goes_on else at - 1, at + len(words)))  # the first with its "the"
+    return spans
 
 
 def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -13,7 +13,8 @@ have small heads of their own that are not part of the model:
     places    an image token says where its thing stands, what its neighbours to each side are,
               and whether it is the tallest, the nearest, ... of all or of its kind
     pointing  the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
-    presence  the first word of an answer, "Sure" or "There", counts as a loss of its own
+    presence  the first word of an answer, "Sure" or "There", and [SEG] or "but" behind a reason
+              count as a loss of their own
     numbers   a measure in an answer that is a little off is better than one that is far off
     iou       SAM's guess of each mask's IoU is held against what it is (squared error)
 """
@@ -55,6 +56,9 @@ class Grounding(nn.Module):
         # of a vocabulary that has none (before answers measured anything): no such lesson
         known = [tokenizer.encode(number)[0] for number in MEASURES if can_count(tokenizer)]
         self.register_buffer('numbers', torch.tensor(known, dtype=torch.long), persistent=False)
+        but = tokenizer.encode('a, but')[len(tokenizer.encode('a,'))]
+        points = torch.tensor([config.seg_token_id, but])
+        self.register_buffer('points', points, persistent=False)
         self.word_scale = nn.Parameter(torch.tensor(10.0))
         self.word_bias = nn.Parameter(torch.full((len(names),), -3.0))
         self.there_scale = nn.Parameter(torch.tensor(10.0))
@@ -176,11 +180,17 @@ class Grounding(nn.Module):
         return bce + dice_loss(logits, coarse, len(coarse))
 
     def presence(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, Tensor]:
-        """Return the loss of the answers' first words, and the share that is right."""
-        rows, places = lesson.first_words.unbind(1)
-        labels = lesson.batch.labels[rows, places]
-        logits = lisa.llm.lm_head(out.llm_states[rows, out.says(places)]).float()
-        return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
+        """Return the loss of the words that say whether a thing is there, and the share right."""
+        behind = torch.isin(lesson.batch.labels, self.points).nonzero()
+        told, right = out.llm_states.sum() * 0, []
+        for words in (lesson.first_words, behind):
+            if len(words):
+                rows, places = words.unbind(1)
+                labels = lesson.batch.labels[rows, places]
+                logits = lisa.llm.lm_head(out.llm_states[rows, out.says(places)]).float()
+                told = told + F.cross_entropy(logits, labels)
+                right.append(logits.argmax(-1) == labels)
+        return told, torch.cat(right).float().mean()
 
     def measures(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> Tensor:
         """Return the loss of the numbers in answers, whose neighbours are half right."""

@@ -3,9 +3,10 @@
 
 "The milk 42 56, left of it 22 58. It is the red mug, [SEG]": before the numbers of a place are
 said, two heads of one layer are to attend to the image tokens around that place; before a size in
-cm, and before each word of the name behind "It is the", to those that show the thing. Left out are
-names that the numbers of two things decide ("The pan 6 cm, the bowl 8 cm. It is the pan"), and
-lists of names, of which it is not told which part of the mask is whose. Nothing else tells a model
+cm, before each word of the name behind "It is the", before each name of a list ("The milk and the
+lemon are food"), and before [SEG], to those that show the thing. Left out are names that the
+numbers of two things decide ("The pan 6 cm, the bowl 8 cm. It is the pan"), and two names behind
+one "It is". Nothing else tells a model
 that starts from nothing where to look: its masks come of what [SEG] says a thing looks like, and a
 number that is learnt by its loss alone is read off all patches at once.
 
@@ -45,7 +46,7 @@ class Spots:
     rows: Tensor  # (n,) long, conversations
     words: Tensor  # (n,) long, places of the words in input_ids
     wanted: Tensor  # (n, P) float, of each image token, summing to one
-    names: Tensor  # (n,) bool, words of a name
+    names: Tensor  # (n,) bool, words of a name, and of a list between its names
 
 
 class Looking:
@@ -62,18 +63,40 @@ class Looking:
         """Return what the answers of a lesson say by looking at side x side image tokens."""
         places, sizes, names = self._said(lesson)
         near = self._near(torch.tensor([where for *_, where in places]).reshape(-1, 2), side)
+        listed = [
+            (row, word, number)
+            for number, (row, first, end) in enumerate(lesson.listed_words.tolist())
+            for word in range(first, end)
+        ]
+        of_things = (
+            (lesson.sized, sizes),
+            (lesson.truth, self._pointed(lesson)),
+            (lesson.truth, names),
+            (lesson.listed, listed),
+        )
         shown = torch.cat(
             [
                 _shares(truth[[number for *_, number in some]], lesson, side)
-                for truth, some in ((lesson.sized, sizes), (lesson.truth, names))
+                for truth, some in of_things
             ]
         )
-        found = torch.tensor([each[:2] for each in places + sizes + names], dtype=torch.long)
+        words = [*places, *(each for _, some in of_things for each in some)]
+        found = torch.tensor([each[:2] for each in words], dtype=torch.long)
         found = found.reshape(-1, 2).to(shown.device)
         wanted = torch.cat([near.to(shown), shown])
-        named = torch.arange(len(found), device=shown.device) >= len(places) + len(sizes)
+        unnamed = len(words) - len(names) - len(listed)
+        named = torch.arange(len(found), device=shown.device) >= unnamed
         clear = wanted.sum(1) > 0  # in this view something of it shows
         return Spots(*found[clear].unbind(1), wanted[clear], named[clear])
+
+    def _pointed(self, lesson: Asked) -> list[tuple[int, int, int]]:
+        """Return (row, word, number among all) of each [SEG] that is learnt."""
+        segs = (lesson.batch.input_ids == self._seg).nonzero().tolist()
+        return [
+            (row, word, number)
+            for number, (row, word) in enumerate(segs)
+            if lesson.batch.labels[row, word] == self._seg
+        ]
 
     def _said(self, lesson: Asked) -> tuple[list[tuple], list[tuple], list[tuple]]:
         """Return the numbers of places, sizes, and words of names, each with its truth.

@@ -17,7 +17,9 @@ Sorts of request:
 
 Most sorts also ask for what is not there; then the answer says so, without [SEG]. An answer that
 takes reasoning names the thing before it points ("The pan fries food, [SEG]."): the reason is in
-the words that lead to the mask, not made up after it. Where things are compared by place or size,
+the words that lead to the mask, not made up after it. So it is where the thing is missing ("The
+pan fries food, but there is no pan here."): what is meant is found first, then looked for. Lists
+go from left to right. Where things are compared by place or size,
 the answer first says what it compares ("The milk 42 56, left of it 22 58. It is the red mug,
 [SEG]."): places in hundredths of the picture's width and height, sizes in cm. Each step then leans
 on the words of the one before, which a model of few layers cannot do in its head. A number stands
@@ -30,6 +32,7 @@ them, nor one that differs in capitals and marks alone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import zlib
@@ -129,6 +132,15 @@ _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'
 
 
 @dataclass(frozen=True)
+class Listed:
+    """A name in a list that an answer tells."""
+
+    turn: int  # whose answer it is
+    name: str  # without "the"
+    ids: tuple[int, ...]  # of what it stands for, values of the id image
+
+
+@dataclass(frozen=True)
 class Request:
     """A dialogue of one to four turns about one table, with its truth."""
 
@@ -138,6 +150,7 @@ class Request:
     targets: tuple[tuple[int, ...], ...]
     # and for each size that the answers tell in cm, what it is of
     sized: tuple[tuple[int, ...], ...] = ()
+    listed: tuple[Listed, ...] = ()  # the names in lists, in the order told
     about: tuple[Seen, ...] = ()  # what the last turn was about: "it"
     # what the last answer must say to name object and reason: wordings of which one is enough
     expects: tuple[tuple[str, ...], ...] = ()
@@ -492,7 +505,7 @@ def _plural(kind: str) -> str:
 
 def use(voice: Voice, table: Table, present: bool) -> Request | None:
     """Ask for what one would use for something."""
-    if voice.chance(0.2 if voice.exam else 0.3):  # exams draw as the shipped one did
+    if voice.chance(0.2 if voice.exam else 0.5):  # exams draw as the shipped one did
         return _sort(voice, table, present)
     return _need(voice, table, present, 'use')
 
@@ -514,9 +527,9 @@ def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | Non
     if any(table.has(other) for other in ALSO.get(need, ())):
         return None  # another thing there would do
     query = voice.say(_WHAT if need.startswith('what') else _NEED, need)
-    if not present:
-        return _none(sort, query, 'There is nothing like that here.')
     reason = f'The {kind.name} {kind.does}'
+    if not present:
+        return _none(sort, query, f'{reason}, but there is no {kind.name} here.')
     return _found(sort, query, table.of(kind.name), f'{reason}, [SEG].', expects=((reason,),))
 
 
@@ -530,16 +543,29 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     query = voice.say(queries, more=more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
-    names = _alternatives(table, things)
-    is_what = f'is {one}' if names[0].count('the ') == 1 else f'are {many}'
-    reasons = tuple(f'{x[0].upper()}{x[1:]} {is_what}' for x in names)
-    return _found('use', query, things, f'{reasons[0]}, [SEG].', expects=(reasons,))
+    listed = _from_left(things, table.look)
+    is_what = f'is {one}' if len(listed) == 1 else f'are {many}'
+    reason, *reasons = (
+        f'{said[0].upper()}{said[1:]} {is_what}'
+        for said in (_the(x.name for x in listed), *_alternatives(table, things))
+    )
+    expects = (tuple(reasons),)
+    return _found('use', query, things, f'{reason}, [SEG].', expects=expects, listed=listed)
+
+
+def _from_left(things, name: Callable[[Seen], str]) -> tuple[Listed, ...]:
+    """Return the names of things from left to right, each once, as they are listed."""
+    named: dict[str, list[Seen]] = {}
+    for one in sorted(things, key=lambda o: o.across):
+        named.setdefault(name(one), []).append(one)
+    return tuple(Listed(0, said, ids(some)) for said, some in named.items())
 
 
 def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None:
     """Ask for a thing by its place from another that must be found by reasoning, or the like."""
     anchor = voice.one([o for o in table.seen if len(table.of(o.kind)) == 1])
-    ask = voice.one(('place', 'place', 'sort', 'look'))
+    # of three sorts mostly one has a clear first, so lessons try more often
+    ask = voice.one(('place', 'place', 'sort', 'look', *(() if voice.exam else ('sort', 'sort'))))
     if ask == 'place':
         if anchor is None:
             return None
@@ -611,10 +637,9 @@ def question(voice: Voice, table: Table) -> Request:
         gone = voice.one([k for k in KINDS if not table.has(k)])
         query = voice.say(_IS_THERE, f'a {kind or gone}')
         return _none('question', query, 'Yes.' if kind else f'There is no {gone} here.')
-    seen = sorted(table.seen, key=lambda o: -o.area)
-    kinds = list(dict.fromkeys(o.kind for o in seen))
-    answer = f'I see {_join([f"the {kind}" for kind in kinds])}.' if kinds else 'I see nothing.'
-    return _none('question', voice.say(_LIST), answer)
+    listed = _from_left(table.seen, lambda one: one.kind)
+    answer = f'I see {_the(x.name for x in listed)}.' if listed else 'I see nothing.'
+    return Request('question', (Turn(voice.say(_LIST), answer),), (), listed=listed)
 
 
 def lore(voice: Voice, table: Table) -> Request:
@@ -646,6 +671,8 @@ def dialogue(voice: Voice, table: Table, turns: int) -> Request:
             talk.turns + then.turns,
             talk.targets + then.targets,
             talk.sized + then.sized,
+            talk.listed
+            + tuple(dataclasses.replace(x, turn=x.turn + len(talk.turns)) for x in then.listed),
             about=then.about,
             expects=then.expects,
             first=len(talk.targets),
@@ -788,6 +815,13 @@ def reasoning(rng: np.random.Generator, table: Table) -> Request | None:
     """Return a request of one of the sorts that take reasoning, in a wording of lessons."""
     voice = Voice(rng)
     return _try(voice.one((use, knowledge, two_step)), voice, table, True)
+
+
+def thinking(rng: np.random.Generator, table: Table) -> Request:
+    """Return a request of one of the sorts that take reasoning, for what is there or is not."""
+    voice = Voice(rng)
+    ask, _, gone = _ASKED[voice.one(IMPLICIT)]
+    return _try(ask, voice, table, not voice.chance(gone)) or single(voice, table)
 
 
 def placing(rng: np.random.Generator, table: Table) -> Request:

@@ -84,6 +84,7 @@ class Recipe:
     looks: int = 600  # first steps in which only the eyes learn: no words, no masks
     places: int = 0  # first steps after those in which all answers measure, and no mask counts
     measured: int = 0  # of the requests about each picture afterwards, those whose answers measure
+    reasoned: int = 0  # and of the others, those of the sorts that take reasoning
     slips: float = 0.0  # of the last answers with a name behind a place, those that slip
     pictures: int = 16  # in a batch
     requests: int = 6  # about each picture
@@ -299,11 +300,14 @@ class Tabletop:
         """Return what the lesson of a step asks about a picture."""
         recipe, measures = self.recipe, self._measures(step)
         measured = recipe.requests if measures else recipe.measured
+        reasoned = min(recipe.reasoned, recipe.requests - measured)
         drawn = [
-            requests.placing(rng, table)
-            if number < measured
-            else requests.draw_request(rng, table, recipe.without)
-            for number in range(recipe.requests)
+            *(requests.placing(rng, table) for _ in range(measured)),
+            *(requests.thinking(rng, table) for _ in range(reasoned)),
+            *(
+                requests.draw_request(rng, table, recipe.without)
+                for _ in range(recipe.requests - measured - reasoned)
+            ),
         ]
         slips = 0.0 if measures else recipe.slips  # where no mask counts there is nothing to learn
         return [slip(rng, x, table) if slips and rng.random() < slips else x for x in drawn]
