@@ -14,9 +14,9 @@ import pytest
 
 from lisa_ros.training import requests
 from lisa_ros.training.referring import VISIBLE, Seen, Table
-from lisa_ros.training.requests import Voice
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import ALSO, COLOURS, KINDS, SIZES, THINGS
+from lisa_ros.training.wordings import Voice
 
 MEASURES = {
     'tall': lambda o: o.height, 'low': lambda o: -o.height, 'big': lambda o: o.longest,

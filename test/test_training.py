@@ -26,7 +26,17 @@ from lisa_ros.model.tokenizer import SEG
 from lisa_ros.places import quaternion
 from lisa_ros.results import Turn
 from lisa_ros.segmenter import Segmenter
-from lisa_ros.training import data, exams, looking, memory, requests, sample, scenes, waves
+from lisa_ros.training import (
+    data,
+    exams,
+    looking,
+    memory,
+    requests,
+    sample,
+    scenes,
+    waves,
+    wordings,
+)
 from lisa_ros.training import train as tabletop
 from lisa_ros.training.looking import Looking
 from lisa_ros.training.loop import Loop, Pace
@@ -40,11 +50,11 @@ from lisa_ros.training.referring import (
     most,
     nearest_in,
 )
-from lisa_ros.training.requests import Voice
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.slips import slip
 from lisa_ros.training.things import COLOURS, KINDS, THINGS
 from lisa_ros.training.train import CLIP_RECIPE, Recipe, Tabletop
+from lisa_ros.training.wordings import Voice
 
 # From above, the camera at the bottom:      book (hardly seen)
 #                                     plate
@@ -259,7 +269,7 @@ def test_sorts_can_be_kept_out_of_lessons():
 def test_lessons_and_exams_never_share_a_wording():
     lesson, exam = (Voice(np.random.default_rng(0), exam=e) for e in (False, True))
     said = {
-        name: {v.say(requests._NAMED, f'the {k}').lower() for k in KINDS for _ in range(60)}
+        name: {v.say(wordings.NAMED, f'the {k}').lower() for k in KINDS for _ in range(60)}
         for name, v in (('lesson', lesson), ('exam', exam))
     }
     assert not said['lesson'] & said['exam']
@@ -637,7 +647,7 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
     side = (torch.arange(14) + 0.5) / 14 * 100
     grids = found.wanted.unflatten(1, (14, 14))
     where = torch.stack([(grids.sum(1) * side).sum(1), (grids.sum(2) * side).sum(1)], 1)
-    for row, (answer, *_, listed, wanted) in enumerate(LOOKS, start=1):
+    for row, (answer, *_, wanted) in enumerate(LOOKS, start=1):
         mine = found.rows == row
         words = lesson.batch.input_ids[row, found.words[mine]].tolist()
         told = [tokenizer.decode([word]).strip() for word in words]
@@ -835,15 +845,15 @@ def test_thinking_asks_for_what_takes_reasoning_and_is_there_or_not():
 
 
 def test_more_wordings_of_lessons_are_none_of_an_exam():
-    for _, exam, more in requests._SORTS.values():
-        assert not {requests._bare(f) for f in exam} & {requests._bare(f) for f in more}
+    for _, exam, more in wordings.OF_SORTS.values():
+        assert not {wordings.bare(f) for f in exam} & {wordings.bare(f) for f in more}
     for exam in (True, False):
         said = {
             Voice(np.random.default_rng(i), exam).say(('a', 'b'), more=('c',)) for i in range(40)
         }
         assert ('c' in said) == (not exam)
-    sorts = requests._SORTS.values()
-    heard = {w for *_, more in sorts for f in more for w in requests._bare(f).split()}
+    sorts = wordings.OF_SORTS.values()
+    heard = {w for *_, more in sorts for f in more for w in wordings.bare(f).split()}
     assert {'hungry', 'thirsty', 'dishwasher', 'bored', 'play'} <= heard
 
 

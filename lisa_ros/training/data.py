@@ -3,8 +3,8 @@
 
 Pixels and words go through `images` and `prompts`, so that training and serving see the same.
 
-Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, L names in lists, S side
-of SAM's square input, K kinds, MOST things of one picture.
+Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, L names in lists, S
+side of SAM's square input, K kinds, MOST things of one picture.
 """
 
 from __future__ import annotations

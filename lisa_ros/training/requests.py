@@ -19,23 +19,20 @@ Most sorts also ask for what is not there; then the answer says so, without [SEG
 takes reasoning names the thing before it points ("The pan fries food, [SEG]."): the reason is in
 the words that lead to the mask, not made up after it. So it is where the thing is missing ("The
 pan fries food, but there is no pan here."): what is meant is found first, then looked for. Lists
-go from left to right. Where things are compared by place or size,
-the answer first says what it compares ("The milk 42 56, left of it 22 58. It is the red mug,
-[SEG]."): places in hundredths of the picture's width and height, sizes in cm. Each step then leans
-on the words of the one before, which a model of few layers cannot do in its head. A number stands
-right behind the name that it is of: with "is at" in between it was not learnt in 800 steps.
+go from left to right. Where things are compared by place or size, the answer first says what it
+compares ("The milk 42 56, left of it 22 58. It is the red mug, [SEG]."): places in hundredths of
+the picture's width and height, sizes in cm. Each step then leans on the words of the one before,
+which a model of few layers cannot do in its head. A number stands right behind the name that it
+is of: with "is at" in between it was not learnt in 800 steps.
 
-Some wordings, chosen by a checksum of form and filling, are kept for exams, and lessons never have
-them, nor one that differs in capitals and marks alone.
+How people say all this, and what they say in exams alone: `wordings`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -60,6 +57,24 @@ from lisa_ros.training.referring import (
 )
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.things import ALSO, COLOURS, KINDS, SIZES, THINGS
+from lisa_ros.training.wordings import (
+    AROUND,
+    COLOUR_OF,
+    HOW_MANY,
+    IS_THERE,
+    LIST,
+    MORE,
+    NAMED,
+    NEED,
+    OF_SORTS,
+    TELL,
+    THE_ONE,
+    THE_OTHER,
+    WHAT,
+    WHAT_FOR,
+    Unsaid,
+    Voice,
+)
 
 SORTS = (
     'explicit', 'attributes', 'relations', 'several', 'part', 'use', 'knowledge', 'two_step',
@@ -67,67 +82,6 @@ SORTS = (
 )  # fmt: skip
 IMPLICIT = ('use', 'knowledge', 'two_step')  # the sorts that take reasoning
 
-_NAMED = (
-    'segment {x}', 'Segment {x}.', 'Please segment {x} in this image.', 'find {x}', 'Find {x}.',
-    'Can you segment {x} in this image?', 'where is {x}?', 'Where is {x} in this image?', '{x}',
-    'show me {x}', 'hand me {x}', 'Give me {x}, please.', 'pick up {x}', 'Please find {x}.',
-    'Where is {x} in this image? Please output segmentation mask.', 'I need {x}', 'look for {x}',
-    'Can you hand me {x}?', 'Please show me {x}.', 'bring me {x}', 'I want {x}.',
-)  # fmt: skip
-_NEED = (
-    '{x}', 'Find {x}.', 'find {x}', 'hand me {x}', 'Hand me {x}.', 'I need {x}', 'I want {x}.',
-    'Give me {x}, please.', 'show me {x}', 'Please segment {x} in this image.', 'look for {x}',
-    'Can you hand me {x}?', 'bring me {x}', 'Find {x} and say why.', 'I need {x}. Say why.',
-)  # fmt: skip
-_WHAT = (
-    '{x}?', '{x}', '{x} in this image?', '{x}? Please output segmentation mask.', '{x} here?',
-    '{x}? Say why.', '{x}, and why?',
-)  # fmt: skip
-# A sort's name for one and for many, its wordings, and more of them that only lessons have: so
-# that "hungry" and "dishwasher" are no words of exams alone.
-_SORTS = {
-    'drink': (('a drink', 'drinks'), (
-        'I am thirsty', 'I am thirsty.', 'something to drink', 'what can I drink?',
-        'all the drinks', 'find the drinks', 'Hand me a drink.',
-    ), (
-        'I feel thirsty', 'I am very thirsty.', 'Give me something to drink, please.',
-        'bring me a drink', 'Which things can I drink?', 'show me all the drinks',
-        'Where are the drinks?', 'the drinks', 'What is there to drink?', 'I want a drink',
-    )),
-    'food': (('food', 'food'), (
-        'I am hungry', 'I am hungry.', 'something to eat', 'what can I eat?',
-        'all the food', 'find the food', 'Where is the food?',
-    ), (
-        'I feel hungry', 'I am very hungry.', 'Give me something to eat, please.',
-        'bring me some food', 'Which things can I eat?', 'show me all the food',
-        'the child is hungry', 'the food', 'What is there to eat?', 'I want some food',
-    )),
-    'toy': (('a toy', 'toys'), (
-        'the child is bored', 'Find the toys.', 'something to play with',
-        'what can a child play with?', 'all the toys', 'find the toys', 'Put the toys away.',
-    ), (
-        'I am bored', 'Give me something to play with, please.', 'bring me a toy',
-        'Which things can a child play with?', 'show me all the toys', 'Where are the toys?',
-        'the toys', 'What is there to play with?', 'The child wants to play.', 'I want a toy',
-    )),
-    'dish': (('a dish', 'dishes'), (
-        'set the table', 'Set the table.', 'something to eat from',
-        'what goes into the dishwasher?', 'all the dishes', 'find the dishes', 'Wash the dishes.',
-    ), (
-        'fill the dishwasher', 'Give me something to eat from, please.', 'bring me the dishes',
-        'Put the dishes into the dishwasher.', 'show me all the dishes', 'Where are the dishes?',
-        'the dishes', 'what can I eat from?', 'Please set the table.', 'I want to wash the dishes',
-    )),
-}  # fmt: skip
-_MORE = ('and {x}?', 'And {x}?', 'what about {x}?', 'now {x}', 'Now segment {x}.', 'also {x}')
-_LIST = ('what is on the table?', 'What do you see?', 'What is in this image?', 'name the things')
-_TELL = ('Tell me: {x}?', 'Tell me {x}.', 'Say {x}.', 'Tell me in words: {x}', 'Just say {x}.')
-_FOR = ('what is it for?', 'What is it for?', 'why?', 'What can I do with it?')
-_COLOUR_OF = ('what colour is {x}?', 'What colour is {x}?', 'tell me the colour of {x}')
-_IS_THERE = ('is there {x}?', 'Is there {x}?', 'do you see {x}?', 'Can you see {x}?')
-_HOW_MANY = ('how many {x}?', 'How many {x} are there?', 'count the {x}')
-_OTHER = ('the other one', 'The other one.', 'no, the other one', 'and the other one?')
-_ONE = ('no, the {x} one', 'the {x} one', 'I mean the {x} one.', 'The {x} one, please.')
 _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
 
@@ -164,52 +118,6 @@ class Request:
         return len(self.targets) > self.first
 
 
-class Unsaid(Exception):  # noqa: N818  # no error: something else is asked instead
-    """No wording is kept for exams."""
-
-
-@functools.cache
-def _bare(form: str) -> str:
-    """Return a form without capitals and marks."""
-    return ''.join(c for c in form.lower() if c.isalpha() or c in ' {}')
-
-
-class Voice:
-    """A person: draws what to say, from the wordings of lessons or from those kept for exams."""
-
-    def __init__(
-        self, rng: np.random.Generator, exam: bool = False, without: tuple[str, ...] = ()
-    ):
-        self.rng, self.exam, self.without = rng, exam, without
-
-    def chance(self, p: float) -> bool:
-        """Return True with probability p."""
-        return self.rng.random() < p
-
-    def one(self, things):
-        """Return one of a sequence, None of an empty one."""
-        return things[self.rng.integers(len(things))] if len(things) else None
-
-    def say(self, forms: tuple[str, ...], x: str = '', more: tuple[str, ...] = ()) -> str:
-        """Return a wording of `x`, of those that are this voice's; lessons have some more.
-
-        Raises:
-            Unsaid: it is an exam's voice, and no wording of `x` is kept for exams.
-        """
-        kept = {_bare(f) for f in forms}
-        for f in forms:  # a wording is kept with all that differ in capitals and marks alone
-            if zlib.crc32(f'{f}|{x}'.encode()) % 3:
-                kept.discard(_bare(f))
-        mine = [f for f in forms if (_bare(f) in kept) == self.exam]
-        mine += () if self.exam else more
-        if self.exam and not mine:
-            raise Unsaid
-        form = self.one(mine or forms)
-        text = form.format(x=x)
-        # People write as they like; a form that begins in capitals keeps them.
-        return text[0].upper() + text[1:] if form.startswith('{') and self.chance(0.5) else text
-
-
 def _found(sort: str, query: str, things, answer: str, **more) -> Request:
     return Request(sort, (Turn(query, answer),), (ids(things),), about=tuple(things), **more)
 
@@ -225,13 +133,13 @@ def explicit(voice: Voice, table: Table, present: bool) -> Request | None:
     """Ask for a thing by the name of its kind."""
     if not present:
         kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(_NAMED, f'the {kind}')
+        query = voice.say(NAMED, f'the {kind}')
         return _none('explicit', query, f'There is no {kind} here.')
     kind = voice.one(sorted({o.kind for o in table.seen}))
     if kind is None:
         return None
     things = table.of(kind)
-    query = voice.say(_NAMED, f'the {kind}')
+    query = voice.say(NAMED, f'the {kind}')
     if len(things) == 1:
         return _found('explicit', query, things, 'Sure, [SEG].')
     many = _NUMBERS[len(things)]
@@ -263,7 +171,7 @@ def _looks(voice: Voice, table: Table, present: bool) -> Request | None:
         if words.startswith(tuple(SIZES)) and len(table.of(one.kind)) == 1 and voice.chance(0.8):
             return None  # big or small is seldom said of a thing without another beside it
         things = [o for o in table.seen if fits(o, words)]
-        return _found('attributes', voice.say(_NAMED, f'the {words}'), things, 'Sure, [SEG].')
+        return _found('attributes', voice.say(NAMED, f'the {words}'), things, 'Sure, [SEG].')
     # Half of what is not there is there in another colour.
     near = [o.kind for o in table.there if o.colour]
     kind = voice.one(near) if near and voice.chance(0.6) else voice.one(_PAINTED)
@@ -273,7 +181,7 @@ def _looks(voice: Voice, table: Table, present: bool) -> Request | None:
     if not colours:
         return None
     words = f'{voice.one(colours)} {kind}'
-    query = voice.say(_NAMED, f'the {words}')
+    query = voice.say(NAMED, f'the {words}')
     return _none('attributes', query, f'There is no {words} here.')
 
 
@@ -293,7 +201,7 @@ def _colour(voice: Voice, table: Table, present: bool) -> Request | None:
         return None
     colour, things = voice.one(clear)
     noun = 'thing' if len(things) < 2 else 'things'
-    query = voice.say(_NAMED, f'the {colour} {noun}')
+    query = voice.say(NAMED, f'the {colour} {noun}')
     if not things:
         return _none('attributes', query, f'There is nothing {colour} here.')
     return _found('attributes', query, things, f'{_it_is(table, things)}, [SEG].')
@@ -318,7 +226,7 @@ def _material(voice: Voice, table: Table, present: bool) -> Request | None:
     material, things = voice.one(clear)
     noun = 'thing' if len(things) < 2 else 'things'
     words = voice.one((f'the {material} {noun}', f'the {noun} made of {material}'))
-    query = voice.say(_NAMED, words)
+    query = voice.say(NAMED, words)
     if not things:
         return _none('attributes', query, f'There is nothing made of {material} here.')
     return _found('attributes', query, things, f'{_it_is(table, things)}, [SEG].')
@@ -343,13 +251,13 @@ def part(voice: Voice, table: Table, present: bool) -> Request | None:
         one = voice.one([o for o in bare if not o.part and len(table.of(o.kind)) == 1])
         if one is None:
             return None
-        query = voice.say(_NAMED, f'the handle of the {one.kind}')
+        query = voice.say(NAMED, f'the handle of the {one.kind}')
         return _none('part', query, f'The {one.kind} has no handle.')
     one = voice.one([o for o in table.seen if o.part_area >= VISIBLE // 2])
     if one is None:
         return None
     name = table.name(one)
-    query = voice.say(_NAMED, f'the {one.part} of the {name}')
+    query = voice.say(NAMED, f'the {one.part} of the {name}')
     turn = Turn(query, 'Sure, [SEG].')
     return Request('part', (turn,), ((one.id + PART,),), about=(one,))
 
@@ -385,7 +293,7 @@ def _place(voice: Voice, table: Table) -> Request | None:
     if one is None or one.area < VISIBLE:
         return None
     name = table.name(anchor)
-    query = voice.say(_NAMED, f'the {noun} {place} the {name}')
+    query = voice.say(NAMED, f'the {noun} {place} the {name}')
     steps = f'{_from(name, anchor, place, one)} {_it_is(table, [one])}'
     return _found('relations', query, [one], f'{steps}, [SEG].')
 
@@ -404,7 +312,7 @@ def _superlative(voice: Voice, table: Table) -> Request | None:
     one = most(things, word)
     if one is None or one.area < VISIBLE:
         return None
-    query = voice.say(_NAMED, f'the {word} {noun}')
+    query = voice.say(NAMED, f'the {word} {noun}')
     steps = f'The {word} {noun} {_at(one)}. {_it_is(table, [one])}'
     return _found('relations', query, [one], f'{steps}, [SEG].')
 
@@ -432,7 +340,7 @@ def _comparative(voice: Voice, table: Table) -> Request | None:
     if one is None:
         return None
     a, b = (table.name(o) for o in pair)
-    query = voice.say(_NAMED, f'the {word} one of the {a} and the {b}')
+    query = voice.say(NAMED, f'the {word} one of the {a} and the {b}')
     says = _MEASURED[word]
     steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. It is the {table.name(one)}'
     sized = tuple(ids([o]) for o in pair) if ' cm' in steps else ()
@@ -454,14 +362,14 @@ def _nowhere(voice: Voice, table: Table) -> Request | None:
     place = voice.one(PLACES[:4])
     if voice.chance(0.5):
         kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(_NAMED, f'the thing {place} the {kind}')
+        query = voice.say(NAMED, f'the thing {place} the {kind}')
         return _none('relations', query, f'There is no {kind} here.')
     bare = [o for o in table.seen if empty(table, place, o)]
     one = voice.one(bare)
     if one is None:
         return None
     name = table.name(one)
-    query = voice.say(_NAMED, f'the thing {place} the {name}')
+    query = voice.say(NAMED, f'the thing {place} the {name}')
     return _none('relations', query, f'There is nothing {place} the {name}.')
 
 
@@ -475,7 +383,7 @@ def several(voice: Voice, table: Table) -> Request | None:
         kind = voice.one(kinds)
         if kind is None:
             return None
-        query = voice.say(_NAMED, voice.one((f'all the {_plural(kind)}', f'the {_plural(kind)}')))
+        query = voice.say(NAMED, voice.one((f'all the {_plural(kind)}', f'the {_plural(kind)}')))
         return _found('several', query, table.of(kind), 'Sure, [SEG].')
     wanted: list[tuple[str, tuple[Seen, ...]]] = []
     for _ in range(2 + int(voice.chance(0.3))):
@@ -487,7 +395,7 @@ def several(voice: Voice, table: Table) -> Request | None:
             wanted.append((voice.one([k for k in KINDS if not table.has(k)]), ()))
     if len({name for name, _ in wanted}) < len(wanted):
         return None
-    query = voice.say(_NAMED, _join([f'the {name}' for name, _ in wanted]))
+    query = voice.say(NAMED, _join([f'the {name}' for name, _ in wanted]))
     found = [things for _, things in wanted if things]
     missing = [f'There is no {name} here.' for name, things in wanted if not things]
     sure = [f'Sure, {_join(["[SEG]"] * len(found))}.'] if found else []
@@ -526,7 +434,7 @@ def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | Non
     need = voice.one(kind.use if sort == 'use' else kind.facts)
     if any(table.has(other) for other in ALSO.get(need, ())):
         return None  # another thing there would do
-    query = voice.say(_WHAT if need.startswith('what') else _NEED, need)
+    query = voice.say(WHAT if need.startswith('what') else NEED, need)
     reason = f'The {kind.name} {kind.does}'
     if not present:
         return _none(sort, query, f'{reason}, but there is no {kind.name} here.')
@@ -535,11 +443,11 @@ def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | Non
 
 def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     """Say "I am thirsty"."""
-    sort = voice.one(tuple(_SORTS))
+    sort = voice.one(tuple(OF_SORTS))
     things = [o for o in table.there if o.sort == sort]
     if bool(things) != present or any(o.area < VISIBLE for o in things) or len(things) > 3:
         return None
-    (one, many), queries, more = _SORTS[sort]
+    (one, many), queries, more = OF_SORTS[sort]
     query = voice.say(queries, more=more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
@@ -576,21 +484,21 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
         kind = KINDS[anchor.kind]
         noun = one.sort if one.sort and voice.chance(0.3) else 'thing'
         words = f'the {noun} {place} the thing that {kind.does}'
-        query = voice.say(_NAMED, words)
+        query = voice.say(NAMED, words)
         if voice.chance(0.4):
             need = voice.one([n for n in kind.needs if n.startswith('something')])
-            query = voice.say(_AROUND[place], need)
+            query = voice.say(AROUND[place], need)
         reason = f'The {kind.name} {kind.does}'
         steps = f'{reason}. {_from(kind.name, anchor, place, one)} {_it_is(table, [one])}'
         expects = (reason,), _it_may_be(table, one)
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
     if ask == 'sort':
         word = voice.one([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
-        sort = voice.one(tuple(_SORTS))
+        sort = voice.one(tuple(OF_SORTS))
         one = most([o for o in table.there if o.sort == sort], word)
         if one is None or one.area < VISIBLE:
             return None
-        query = voice.say(_NAMED, f'the {word} {sort}')
+        query = voice.say(NAMED, f'the {word} {sort}')
         steps = f'The {word} {sort} {_at(one)}. {_it_is(table, [one])}'
         expects = (_it_may_be(table, one),)
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
@@ -599,18 +507,9 @@ def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None
         return None
     things = [o for o in table.of(one.kind) if o.colour == one.colour]
     need = voice.one([n for n in KINDS[one.kind].use if n.startswith('something')])
-    query = voice.say(_NEED, need.replace('something', f'something {one.colour}', 1))
+    query = voice.say(NEED, need.replace('something', f'something {one.colour}', 1))
     reason = f'The {one.colour} {one.kind} {KINDS[one.kind].does}'
     return _found('two_step', query, things, f'{reason}, [SEG].', expects=((reason,),))
-
-
-_AROUND = {
-    place: (
-        f'what is {place} {{x}}?', f'Find {{x}} and show me what is {place} it.',
-        f'the thing {place} {{x}}', f'What is {place} {{x}}?',
-    )
-    for place in PLACES
-}  # fmt: skip
 
 
 # ---------------------------------------------------------------- words alone
@@ -624,22 +523,22 @@ def question(voice: Voice, table: Table) -> Request:
         if all(o.area >= VISIBLE for o in table.there if o.kind == kind):
             many = len(table.of(kind))
             verb, noun = ('is', kind) if many == 1 else ('are', _plural(kind))
-            query = voice.say(_HOW_MANY, _plural(kind))
+            query = voice.say(HOW_MANY, _plural(kind))
             return _none('question', query, f'There {verb} {_NUMBERS[many]} {noun} here.')
     if ask == 'colour':
         one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) == 1])
         if one is not None:
-            query = voice.say(_COLOUR_OF, f'the {one.kind}')
+            query = voice.say(COLOUR_OF, f'the {one.kind}')
             turn = Turn(query, f'The {one.kind} is {one.colour}.')
             return Request('question', (turn,), (), about=(one,))
     if ask == 'there':
         kind = voice.one(sorted({o.kind for o in table.seen}) if voice.chance(0.5) else [])
         gone = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(_IS_THERE, f'a {kind or gone}')
+        query = voice.say(IS_THERE, f'a {kind or gone}')
         return _none('question', query, 'Yes.' if kind else f'There is no {gone} here.')
     listed = _from_left(table.seen, lambda one: one.kind)
     answer = f'I see {_the(x.name for x in listed)}.' if listed else 'I see nothing.'
-    return Request('question', (Turn(voice.say(_LIST), answer),), (), listed=listed)
+    return Request('question', (Turn(voice.say(LIST), answer),), (), listed=listed)
 
 
 def lore(voice: Voice, table: Table) -> Request:
@@ -649,7 +548,7 @@ def lore(voice: Voice, table: Table) -> Request:
     """
     kind = KINDS[voice.one(tuple(KINDS))]
     reason = f'The {kind.name} {kind.does}'
-    query = voice.say(_TELL, voice.one(kind.needs))
+    query = voice.say(TELL, voice.one(kind.needs))
     return _none('lore', query, f'{reason}.')
 
 
@@ -697,7 +596,7 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
             compared = ' one of ' in last.query  # then the other one is the one it lost to
             named = it.kind in last.query or it.kind in last.answer_raw
             if len(others) == 1 and named and not compared:
-                asks += [lambda: _show(voice, table, voice.say(_OTHER), 'other', others[0])] * 4
+                asks += [lambda: _show(voice, table, voice.say(THE_OTHER), 'other', others[0])] * 4
             if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
                 asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:
@@ -708,7 +607,7 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
 
 def _coloured(voice: Voice, it: Seen) -> Request:
     """Say "what colour is it?"."""
-    turn = Turn(voice.say(_COLOUR_OF, 'it'), f'It is {it.colour}.')
+    turn = Turn(voice.say(COLOUR_OF, 'it'), f'It is {it.colour}.')
     return Request('dialogue', (turn,), (), about=(it,))
 
 
@@ -716,18 +615,18 @@ def _and(voice: Voice, table: Table) -> Request | None:
     """Say "and the bowl?"."""
     if voice.chance(0.4):
         kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(_MORE, f'the {kind}')
+        query = voice.say(MORE, f'the {kind}')
         return _none('dialogue', query, f'There is no {kind} here.')
     one = voice.one(table.seen)
     return one and _found(
-        'dialogue', voice.say(_MORE, f'the {table.name(one)}'), [one], 'Sure, [SEG].'
+        'dialogue', voice.say(MORE, f'the {table.name(one)}'), [one], 'Sure, [SEG].'
     )
 
 
 def _for(voice: Voice, about: tuple[Seen, ...]) -> Request:
     """Say "what is it for?"."""
     reason = f'The {about[0].kind} {KINDS[about[0].kind].does}'
-    turn = Turn(voice.say(_FOR), f'{reason}.')
+    turn = Turn(voice.say(WHAT_FOR), f'{reason}.')
     return Request('dialogue', (turn,), (), about=about, expects=((reason,),))
 
 
@@ -738,7 +637,7 @@ def _beside_it(voice: Voice, table: Table, it: Seen) -> Request | None:
     if one is None or one.area < VISIBLE:
         return None
     steps = f'{_from(table.name(it), it, place, one)} {_it_is(table, [one])}'
-    return _found('dialogue', voice.say(_AROUND[place], 'it'), [one], f'{steps}, [SEG].')
+    return _found('dialogue', voice.say(AROUND[place], 'it'), [one], f'{steps}, [SEG].')
 
 
 def _which(voice: Voice, table: Table, alike: tuple[Seen, ...]) -> Request | None:
@@ -749,7 +648,7 @@ def _which(voice: Voice, table: Table, alike: tuple[Seen, ...]) -> Request | Non
         one = fitting[0] if len(fitting) == 1 else None
     else:
         one = most(alike, COMPARATIVES[word])
-    return one and _show(voice, table, voice.say(_ONE, word), word, one)
+    return one and _show(voice, table, voice.say(THE_ONE, word), word, one)
 
 
 def _show(voice: Voice, table: Table, query: str, word: str, one: Seen) -> Request:
