@@ -507,19 +507,25 @@ def test_some_requests_about_each_picture_may_always_measure(trained):
         pupil.recipe = before
 
 
-def test_and_some_may_always_take_reasoning(trained):
+def test_and_some_may_always_take_reasoning(trained, rectangles, tmp_path):
     pupil = trained.pupil
     before = pupil.recipe
     try:
-        for measured, reasoned in ((1, 1), (0, 2), (2, 5)):
+        for measured, reasoned in ((1, 1), (0, 2), (2, 5), (5, 1)):
             pupil.recipe = replace(RECIPE, measured=measured, reasoned=reasoned, requests=3)
-            thought = slice(measured, min(3, measured + reasoned))
+            thought = slice(measured, measured + reasoned)
             for seed in range(20):
                 asked = pupil._requests(np.random.default_rng(seed), TABLE, 99)
                 assert len(asked) == 3
                 assert all(request.sort in requests.IMPLICIT for request in asked[thought])
     finally:
         pupil.recipe = before
+    for recipe in (
+        replace(RECIPE, reasoned=1, without=('use',)),
+        replace(RECIPE, measured=1, without=('relations', 'use')),
+    ):
+        with pytest.raises(SettingsError, match='cannot be left out'):
+            Tabletop(tmp_path, rectangles, recipe)
 
 
 def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangles):
@@ -833,6 +839,27 @@ def test_lists_go_from_left_to_right_and_know_what_each_name_means():
             assert f'the {one.name}' in talk.turns[one.turn].answer_raw.lower()
             told['later'] += one.turn > 0
     assert min(told.values()) > 5, told
+
+
+def test_each_name_of_each_list_of_a_talk_is_found_in_its_own_answer(trained):
+    pupil = trained.pupil
+    square, twice = np.zeros((pupil.config.sam_size,) * 2, np.uint8), 0
+    for seed in range(800):
+        talk = requests.dialogue(Voice(np.random.default_rng(seed)), TABLE, 4)
+        if not talk.listed:
+            continue
+        lesson = data.asked(pupil.config, pupil.tokenizer, (120, 160), [square], [[talk]])
+        ids, labels = lesson.batch.input_ids[0].tolist(), lesson.batch.labels[0].tolist()
+        before = [IGNORED, *labels]
+        for one, (row, first, end) in zip(talk.listed, lesson.listed_words.tolist(), strict=True):
+            words = pupil.tokenizer.decode(ids[first:end]).lower()
+            assert row == 0
+            assert re.fullmatch(rf'(,|and|, and)? ?the {one.name}', words), words
+            assert IGNORED not in labels[first:end]
+            begun = [a == IGNORED != b for a, b in itertools.pairwise(before[: first + 2])]
+            assert sum(begun) == one.turn + 1
+        twice += len({one.turn for one in talk.listed}) > 1
+    assert twice > 5
 
 
 def test_thinking_asks_for_what_takes_reasoning_and_is_there_or_not():

@@ -40,7 +40,8 @@ class Question:
     text: str
     targets: tuple[int, ...]
     before: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
-    # what the answer must say to name the right thing and reason: wordings of which one is enough
+    # what sentences of the answer must end in to name the right thing and reason, without the
+    # full stop: wordings of which one is enough
     expects: tuple[tuple[str, ...], ...] = ()
 
 
@@ -72,7 +73,8 @@ def read_exam(path: Path) -> list[Question]:
 
     exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
     "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`. What
-    "expects" lists is a text that the answer must hold, or texts of which it must hold one.
+    "expects" lists is a text that a sentence of the answer must end in, without its full stop, or
+    texts of which one is enough.
 
     Raises:
         DataError: the file is missing or of another form.

@@ -319,7 +319,7 @@ def _listed(tokenizer: Tokenizer, label: list[int], request: Request) -> list[tu
     begins = [i for i, (last, word) in enumerate(before) if last == IGNORED != word]
     spans: list[tuple[int, int]] = []
     for number, one in enumerate(request.listed):
-        words = tokenizer.encode(f'86 {one.name}')[1:]  # as they are within an answer
+        words = tokenizer.encode(f'the {one.name}')[len(tokenizer.encode('the')) :]
         goes_on = number > 0 and request.listed[number - 1].turn == one.turn
         begin = spans[-1][1] if goes_on else begins[one.turn]
         at = next(i for i in range(begin, len(label)) if label[i : i + len(words)] == words)

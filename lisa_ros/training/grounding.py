@@ -13,8 +13,8 @@ have small heads of their own that are not part of the model:
     places    an image token says where its thing stands, what its neighbours to each side are,
               and whether it is the tallest, the nearest, ... of all or of its kind
     pointing  the [SEG] prompt's dot product with SAM's features is the mask (BCE and Dice)
-    presence  the first word of an answer, "Sure" or "There", and [SEG] or "but" behind a reason
-              count as a loss of their own
+    presence  the first words of answers, "Sure" or "There", count as a loss of their own; so do
+              [SEG], and "but" where a reason comes first
     numbers   a measure in an answer that is a little off is better than one that is far off
     iou       SAM's guess of each mask's IoU is held against what it is (squared error)
 """
@@ -181,9 +181,9 @@ class Grounding(nn.Module):
 
     def presence(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, Tensor]:
         """Return the loss of the words that say whether a thing is there, and the share right."""
-        behind = torch.isin(lesson.batch.labels, self.points).nonzero()
+        later = torch.isin(lesson.batch.labels, self.points).nonzero()
         told, right = out.llm_states.sum() * 0, []
-        for words in (lesson.first_words, behind):
+        for words in (lesson.first_words, later):
             if len(words):
                 rows, places = words.unbind(1)
                 labels = lesson.batch.labels[rows, places]

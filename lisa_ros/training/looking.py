@@ -3,15 +3,15 @@
 
 "The milk 42 56, left of it 22 58. It is the red mug, [SEG]": before the numbers of a place are
 said, two heads of one layer are to attend to the image tokens around that place; before a size in
-cm, before each word of the name behind "It is the", before each name of a list ("The milk and the
-lemon are food"), and before [SEG], to those that show the thing. Left out are names that the
+cm, before each word of the name behind "It is the", of a list ("The milk and the lemon are food")
+up to its last name, and before [SEG], to those that show the thing. Left out are names that the
 numbers of two things decide ("The pan 6 cm, the bowl 8 cm. It is the pan"), and two names behind
-one "It is". Nothing else tells a model
-that starts from nothing where to look: its masks come of what [SEG] says a thing looks like, and a
-number that is learnt by its loss alone is read off all patches at once.
+one "It is". Nothing else tells a model that starts from nothing where to look: its masks come of
+what [SEG] says a thing looks like, and a number that is learnt by its loss alone is read off all
+patches at once.
 
-What is looked at must still be named: `naming` is the cross-entropy of the words of those names.
-In the loss of whole answers they are two words among thirty.
+What is looked at must still be named: `naming` is the cross-entropy of the words of those names,
+and of what joins a list. In the loss of whole answers they are two words among thirty.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ Sorts of request:
 
 Most sorts also ask for what is not there; then the answer says so, without [SEG]. An answer that
 takes reasoning names the thing before it points ("The pan fries food, [SEG]."): the reason is in
-the words that lead to the mask, not made up after it. So it is where the thing is missing ("The
-pan fries food, but there is no pan here."): what is meant is found first, then looked for. Lists
-go from left to right. Where things are compared by place or size, the answer first says what it
+the words that lead to the mask, not made up after it. So it is where what is needed is missing
+("The pan fries food, but there is no pan here."): it is named first, then looked for. Lists go
+from left to right. Where things are compared by place or size, the answer first says what it
 compares ("The milk 42 56, left of it 22 58. It is the red mug, [SEG]."): places in hundredths of
 the picture's width and height, sizes in cm. Each step then leans on the words of the one before,
 which a model of few layers cannot do in its head. A number stands right behind the name that it
@@ -453,12 +453,13 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
         return _none('use', query, 'There is nothing like that here.')
     listed = _from_left(things, table.look)
     is_what = f'is {one}' if len(listed) == 1 else f'are {many}'
-    reason, *reasons = (
-        f'{said[0].upper()}{said[1:]} {is_what}'
-        for said in (_the(x.name for x in listed), *_alternatives(table, things))
-    )
-    expects = (tuple(reasons),)
-    return _found('use', query, things, f'{reason}, [SEG].', expects=expects, listed=listed)
+
+    def said(names: str) -> str:
+        return f'{names[0].upper()}{names[1:]} {is_what}'
+
+    answer = f'{said(_the(x.name for x in listed))}, [SEG].'
+    expects = (tuple(map(said, _alternatives(table, things))),)
+    return _found('use', query, things, answer, expects=expects, listed=listed)
 
 
 def _from_left(things, name: Callable[[Seen], str]) -> tuple[Listed, ...]:
@@ -472,7 +473,7 @@ def _from_left(things, name: Callable[[Seen], str]) -> tuple[Listed, ...]:
 def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None:
     """Ask for a thing by its place from another that must be found by reasoning, or the like."""
     anchor = voice.one([o for o in table.seen if len(table.of(o.kind)) == 1])
-    # of three sorts mostly one has a clear first, so lessons try more often
+    # mostly no thing of a sort is clearly the first, so lessons try more often
     ask = voice.one(('place', 'place', 'sort', 'look', *(() if voice.exam else ('sort', 'sort'))))
     if ask == 'place':
         if anchor is None:
@@ -717,7 +718,7 @@ def reasoning(rng: np.random.Generator, table: Table) -> Request | None:
 
 
 def thinking(rng: np.random.Generator, table: Table) -> Request:
-    """Return a request of one of the sorts that take reasoning, for what is there or is not."""
+    """Return a request that takes reasoning, where one can be made, for what is there or not."""
     voice = Voice(rng)
     ask, _, gone = _ASKED[voice.one(IMPLICIT)]
     return _try(ask, voice, table, not voice.chance(gone)) or single(voice, table)

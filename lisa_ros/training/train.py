@@ -40,7 +40,7 @@ from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
 from lisa_ros.training.referring import Table
 from lisa_ros.training.slips import slip
 
-# of each loss in the sum; `first_right` is only watched
+# of each loss in the sum; `presence_right` is only watched
 WEIGHTS = {
     'ce': CE_WEIGHT,
     'bce': BCE_WEIGHT,
@@ -56,7 +56,7 @@ WEIGHTS = {
     'looking': 0.3,
     'naming': 0.5,
     'iou': 0.5,
-    'first_right': 0.0,
+    'presence_right': 0.0,
 }
 _EYES = ('clip.', 'mm_projector.', 'sam.')
 _STANDING = ('sam.vision_encoder.', 'sam.prompt_encoder.')  # under additions
@@ -213,6 +213,16 @@ class Tabletop:
             raise SettingsError(
                 f'no sort of requests {unknown[0]!r}: they are {", ".join(requests.SORTS)}'
             )
+        asked = {
+            *(('relations', 'two_step') if recipe.measured or recipe.places else ()),
+            *(requests.IMPLICIT if recipe.reasoned else ()),
+        }
+        if asked & set(recipe.without):
+            raise SettingsError(
+                f'{", ".join(sorted(asked & set(recipe.without)))} cannot be left out where '
+                'requests are drawn to measure or to reason: leave out --measured, --places and '
+                '--reasoned'
+            )
         if recipe.additions and (not recipe.start or recipe.new_words):
             raise SettingsError('additions are made to a start and its words: give --start alone')
         if recipe.start and recipe.eyes:
@@ -299,7 +309,7 @@ class Tabletop:
     ) -> list[requests.Request]:
         """Return what the lesson of a step asks about a picture."""
         recipe, measures = self.recipe, self._measures(step)
-        measured = recipe.requests if measures else recipe.measured
+        measured = recipe.requests if measures else min(recipe.measured, recipe.requests)
         reasoned = min(recipe.reasoned, recipe.requests - measured)
         drawn = [
             *(requests.placing(rng, table) for _ in range(measured)),
@@ -389,7 +399,7 @@ class Tabletop:
             'presence': presence,
             **measuring,
             'iou': iou,
-            'first_right': right,
+            'presence_right': right,
         }
 
     def validate(self, run: Path) -> dict[str, float]:
@@ -398,8 +408,8 @@ class Tabletop:
         right, tiles = [], []
         for start in range(0, len(self.val_set), 8):
             views = [self._examined(i) for i in range(start, min(start + 8, len(self.val_set)))]
-            found, truth, owners, first_right = self._answered(views)
-            right.append(first_right)
+            found, truth, owners, some_right = self._answered(views)
+            right.append(some_right)
             asked = [(view, request) for view in views for request in view[3]]
             told = [0] * len(asked)
             for mask, real, owner in zip(found, truth, owners, strict=True):
@@ -428,7 +438,7 @@ class Tabletop:
 
         Returns:
             Masks and their truth, (N, h, w) bool in SAM's square without its padding; the request
-            of each; the share of answers whose first word is right.
+            of each; the share of the words that tell what is there that are right.
         """
         lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views).to(self.device)
         kind = torch.device(self.device).type
