@@ -7,6 +7,7 @@ import importlib.util
 import math
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -547,3 +548,37 @@ def test_depth_without_camera_info_is_named(slow, friend, tmp_path):
     friend.ask('found one')
     friend.ask('found one')
     assert process.said().count('there is depth, but no camera_info') == 1
+
+
+SPINS = """
+import sys
+import rclpy
+from std_msgs.msg import String
+from lisa_ros.ros.spinning import spin
+
+def tick():
+    if sys.argv[1] == 'told to stop':
+        rclpy.shutdown()  # as its handler of signals does, whatever runs just then
+    if sys.argv[1] == 'broken':
+        raise RuntimeError('of its own')
+    publisher.publish(String())
+
+rclpy.init()
+node = rclpy.create_node('spins')
+publisher = node.create_publisher(String, 'said', 1)
+node.create_timer(0.01, tick)
+spin(node)
+print('over')
+"""
+
+
+def test_a_node_that_is_told_to_stop_as_it_publishes_stops_without_a_traceback():
+    def ended(how):
+        command = [sys.executable, '-c', SPINS, how]
+        return subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+
+    told, broken = ended('told to stop'), ended('broken')
+    assert (told.returncode, told.stdout) == (0, 'over\n'), told.stderr
+    assert 'Traceback' not in told.stderr
+    assert broken.returncode == 1
+    assert 'of its own' in broken.stderr

@@ -12,7 +12,6 @@ to 2 s, one executor thread left one.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import os
@@ -30,7 +29,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.subscription import Subscription
 from rclpy.task import Future
@@ -46,6 +44,7 @@ from lisa_ros.ros import diagnostics, messages, parameters, transport
 from lisa_ros.ros.camera import RobotCamera, Shared
 from lisa_ros.ros.complaints import Complaints
 from lisa_ros.ros.goals import Asker, Goals
+from lisa_ros.ros.spinning import spin
 from lisa_ros.ros.transforms import Transforms
 from lisa_ros.session import Frame, Session
 from lisa_ros.settings import Settings
@@ -400,8 +399,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger('lisa').fatal(str(error))
         rclpy.try_shutdown()
         return 1
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.spin(node)
+    spin(node)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch passes on what the terminal sent already
     if not node.stop():  # loading or a long step: neither can be interrupted, nor leaves anything
         os._exit(0)

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String, UInt8MultiArray
 
@@ -31,6 +30,7 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameters
 from lisa_ros.ros.complaints import Complaints
+from lisa_ros.ros.spinning import spin
 from lisa_ros.settings import VoiceSettings
 from lisa_ros.voice import listener, sound
 from lisa_ros.voice.listener import Outcome, listener_of
@@ -246,8 +246,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger('voice').fatal(str(error))
         rclpy.try_shutdown()
         return 1
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.spin(node)
+    spin(node)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch passes on what the terminal sent already
     node.stop()
     node.destroy_node()
