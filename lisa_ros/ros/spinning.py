@@ -18,6 +18,6 @@ def spin(node: Node) -> None:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except RuntimeError:  # RCLError, which rclpy keeps private
+    except RuntimeError:  # RCLError or InvalidHandle, which rclpy keeps private
         if node.context.ok():
             raise
