@@ -39,8 +39,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     school.add_argument('--json', action='store_true', help='of --check: print one JSON object')
     pace_arguments(school)
-    asked = 'looks', 'places', 'measured', 'reasoned', 'requests', 'pairs'
-    for name in (*asked, 'pictures', 'threads'):
+    for name in (
+        'looks', 'places', 'measured', 'reasoned', 'pictures', 'requests', 'pairs', 'threads',
+    ):  # fmt: skip
         school.add_argument(f'--{name}', type=int)
     school.add_argument(
         '--slips',
