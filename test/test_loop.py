@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,21 @@ class Uneven(Line):
         return {'square': (guess - 3 * lesson.x.sum(1)).square().mean()}
 
 
+class Signed(Line):
+    """Notes which process drew each lesson."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn_by = []
+
+    def draw(self, step, part):
+        return Lesson(super().draw(step, part).x, os.getpid())
+
+    def losses(self, lesson, step):
+        self.drawn_by.append(lesson.frozen)
+        return super().losses(lesson, step)
+
+
 class Layered(Line):
     """With a matrix in a layer, which Muon may have."""
 
@@ -124,22 +140,27 @@ class Slow(Line):
         time.sleep(0.05)
         return super().losses(lesson, step)
 
-Loop(Path(sys.argv[1]), replace(PACE, steps=40, save_every=1000), Slow()).train()
+pace = replace(PACE, steps=40, save_every=1000, workers=int(sys.argv[2]))
+Loop(Path(sys.argv[1]), pace, Slow()).train()
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_step_and_nothing_is_lost(tmp_path, number):
-    program = [sys.executable, '-c', PROGRAM.format(tests=HERE)]
-    process = subprocess.Popen([*program, tmp_path / 'run'], stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ('number', 'workers'), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGINT, 2)]
+)
+def test_a_signal_ends_it_after_the_step_and_nothing_is_lost(tmp_path, number, workers):
+    """With workers it comes to all of them, as a terminal's Ctrl-C does."""
+    program = [sys.executable, '-c', PROGRAM.format(tests=HERE), tmp_path / 'run', str(workers)]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.monotonic() + 60
     seen = ''
     while '/40' not in seen or ' 0/40' in seen[-60:]:
         assert time.monotonic() < until
         seen += process.stderr.read(40)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 0, rest
+    assert 'Traceback' not in rest
     step = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)['step']
     assert 0 < step < 40
     pace = replace(PACE, steps=40, save_every=1000)
@@ -166,6 +187,17 @@ def test_accumulated_parts_are_one_big_batch(tmp_path):
     two.train()
     one.train()
     assert torch.allclose(weights(two), weights(one), atol=1e-5)
+
+
+def test_lessons_that_processes_make_ready_are_the_same(tmp_path):
+    alone, many = Line(), Signed()
+    Loop(tmp_path / 'alone', PACE, alone).train()
+    Loop(tmp_path / 'many', replace(PACE, workers=2), many).train()
+    assert len(many.drawn_by) == PACE.steps
+    assert len(set(many.drawn_by)) == 2
+    assert os.getpid() not in many.drawn_by
+    for a, b in zip(alone.module.parameters(), many.module.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_frozen_parameters_stay(tmp_path):
@@ -246,15 +278,16 @@ def test_what_an_older_version_or_another_optimizer_left_is_named(tmp_path):
         Loop(tmp_path, PACE, Layered())
 
 
-def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path):
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path, workers):
     class Short(Line):
         def draw(self, step, part):
             if step == 5:
                 raise DataError('picture 5 is broken')
             return super().draw(step, part)
 
-    with pytest.raises(DataError, match='picture 5'):
-        Loop(tmp_path, PACE, Short()).train()
+    with pytest.raises(DataError, match=r'picture 5 is broken$'):
+        Loop(tmp_path, replace(PACE, workers=workers), Short()).train()
     assert Loop(tmp_path, PACE, Line()).step == 5
 
 

@@ -330,7 +330,7 @@ def test_several_names_are_answered_in_their_order_and_what_is_missing_is_said()
 
 
 def test_dialogues_lean_on_what_was_shown_last():
-    count = dict.fromkeys(('it', 'other', 'which', 'and'), 0)
+    count = dict.fromkeys(('it', 'other', 'no other', 'which', 'and'), 0)
     for table in TABLES:
         for seed in range(60):
             talk = requests.dialogue(Voice(np.random.default_rng(seed)), table, 2)
@@ -338,20 +338,26 @@ def test_dialogues_lean_on_what_was_shown_last():
             query = plain(turn.query)
             earlier, later = talk.targets[: talk.first], talk.targets[talk.first :]
             shown = {i % PART for ids in earlier for i in ids}
+            names = re.findall(r'The ([a-z ]+) is ', before.answer_raw)  # or told the colour of
+            about = shown or {o.id for n in names for o in seen(named(table, n))}
             if re.search(r'\bit\b', query) and (found := re.search(PLACE, query)):
                 if any(plain(n) in query for kind in KINDS.values() for n in kind.needs):
                     continue  # "find something to ... and show me what is left of it"
-                names = re.findall(r'The ([a-z ]+) is ', before.answer_raw)
-                ids = shown or {o.id for n in names for o in seen(named(table, n))}
-                (anchor,) = [o for o in table.there if o.id in ids]
+                (anchor,) = [o for o in table.there if o.id in about]
                 one = beside(table, 'thing', found[0], anchor)
                 assert {i % PART for i in later[0]} == {one.id}
                 count['it'] += 1
             elif query.endswith('the other one'):
-                (one,) = [o for o in table.there if o.id in shown]
-                rest = [o for o in table.of(one.kind) if o.id != one.id]
-                assert [{o.id} for o in rest] == [{i % PART for i in later[0]}]
-                count['other'] += 1
+                (one,) = [o for o in table.there if o.id in about]
+                rest = [o for o in table.there if o.kind == one.kind and o.id != one.id]
+                if later:
+                    seen_well = [o for o in rest if o.area >= VISIBLE]
+                    assert [{o.id} for o in seen_well] == [{i % PART for i in later[0]}]
+                    count['other'] += 1
+                else:
+                    assert not rest
+                    assert turn.answer_raw == f'There is no other {one.kind} here.'
+                    count['no other'] += 1
             elif found := re.search(r'the (\w+) one$', query):
                 alike = [o for o in table.there if o.id in shown]
                 if found[1] in COLOURS:

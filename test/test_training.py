@@ -53,7 +53,7 @@ from lisa_ros.training.referring import (
 from lisa_ros.training.scenes import PART
 from lisa_ros.training.slips import slip
 from lisa_ros.training.things import COLOURS, KINDS, THINGS
-from lisa_ros.training.train import CLIP_RECIPE, Recipe, Tabletop
+from lisa_ros.training.train import Recipe, Tabletop, resized
 from lisa_ros.training.wordings import Voice
 
 # From above, the camera at the bottom:      book (hardly seen)
@@ -351,11 +351,11 @@ def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangl
     split = data.SceneSet.load(rectangles / 'train')
     request = requests.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
     side = pupil.config.sam_size
     assert lesson.truth.shape == (1, side, side)
     share = (split.ids[0] == request.targets[0][0]).mean()  # of the picture; 3/4 of the square
-    assert float(lesson.truth.mean()) == pytest.approx(share * 0.75, rel=0.1)
+    assert float(lesson.truth.float().mean()) == pytest.approx(share * 0.75, rel=0.1)
     learnt = lesson.batch.labels[0]
     words = pupil.tokenizer.decode(learnt[learnt != IGNORED].tolist())
     assert words.replace(' ', '') == 'Sure,[SEG].</s>'
@@ -401,7 +401,7 @@ def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles
     split = data.SceneSet.load(rectangles / 'train')
     request = requests.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
     tokens = torch.zeros(1, pupil.config.image_tokens, pupil.config.llama.hidden_size)
     tokens[..., 0] = 1.0
     heads = pupil.heads
@@ -473,10 +473,10 @@ def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles
         i = int(rng.integers(len(pupil.memory)))
         assert pupil.memory.tables[i] == view(i)[2]
         views.append((*view(i), pupil._requests(rng, view(i)[2], step=99)))
-    lesson = data.lesson(pupil.config, pupil.tokenizer, CLIP_RECIPE, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
     assert torch.equal(lesson.batch.input_ids, seen.batch.input_ids)
     assert torch.equal(lesson.truth, seen.truth)
-    fresh = pupil._all(lesson, 99)
+    fresh = pupil._all(pupil._looked(lesson), 99)
     for name in ('ce', 'bce', 'dice', 'pointing', 'presence'):
         assert float(told[name].detach()) == pytest.approx(float(fresh[name].detach()), rel=1e-2)
 
@@ -543,7 +543,7 @@ def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangl
     ]
     split = data.SceneSet.load(rectangles / 'train', limit=1)
     view = split.colour[0], split.ids[0], split.tables[0], asked
-    lesson = data.lesson(pupil.config, tokenizer, CLIP_RECIPE, [view])
+    lesson = data.lesson(pupil.config, tokenizer, pupil.clip, [view])
     labels = lesson.batch.labels
     with torch.no_grad():
         out = pupil.lisa(lesson.batch, packed=True)
@@ -890,7 +890,7 @@ def test_names_are_scored_by_the_state_before_each_word(trained):
     lisa, inner = pupil.lisa.eval(), looking.layer(pupil.lisa)
     for step in range(20):
         lesson = pupil.draw(step, 0)
-        spots = pupil.looking.spots(lesson, 14)
+        spots = lesson.spots
         if spots.names.any():
             break
     with torch.no_grad():
@@ -915,7 +915,7 @@ def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
         lesson = pupil.draw(3, 0)
     finally:
         pupil.recipe = before
-    spots = pupil.looking.spots(lesson, lisa.config.clip.image_size // lisa.config.clip.patch_size)
+    spots = lesson.spots
     assert len(spots.rows) >= 2
     begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)
     with torch.no_grad():
@@ -1052,6 +1052,56 @@ def test_eyes_are_taken_without_the_words(trained, rectangles, tmp_path):
             assert not torch.equal(lisa[name], tensor), name
     with pytest.raises(SettingsError, match='--start or --eyes'):
         Tabletop(tmp_path, rectangles, replace(recipe, start=taken))
+
+
+def test_clip_can_be_given_larger_pictures(trained, rectangles, tmp_path):
+    start = trained.run / 'model'
+    recipe = replace(RECIPE, start=start, looks=0, clip_side=320)
+    pupil = Tabletop(tmp_path, rectangles, recipe)
+    view = pupil._examined(0)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, [view])
+    assert lesson.batch.clip_pixels.shape[-2:] == (320, 320)
+    pupil.export(tmp_path)
+    other = Segmenter.load(tmp_path / 'model', device='cpu')
+    assert other.model.config.clip.image_size == 320
+    assert other.segment(view[0], 'find the box').answer
+    for change, message in (
+        ({'clip_side': 300}, 'multiple of 16 up to 352'),
+        ({'clip_side': 368}, 'multiple of 16 up to 352'),
+        ({'additions': 4}, 'give no --clip-side'),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            Tabletop(tmp_path, rectangles, replace(recipe, **change))
+    eyes = replace(RECIPE, eyes=tmp_path / 'model')
+    assert Tabletop(tmp_path / 'eyes', rectangles, eyes).config.clip.image_size == 320
+
+
+def test_a_finer_table_of_places_has_the_old_ones_where_it_has_their_patches_middles(trained):
+    name = 'clip.embeddings.position_embedding.weight'
+    small = trained.pupil.lisa.state_dict()
+    side = round(len(small[name][1:]) ** 0.5)
+    large = resized(small, (3 * side) ** 2)[name]
+    assert torch.equal(large[0], small[name][0])
+    middles = large[1:].unflatten(0, (3 * side, 3 * side))[1::3, 1::3].flatten(0, 1)
+    assert torch.allclose(middles, small[name][1:], atol=1e-5)
+
+
+def test_a_start_keeps_its_eyes_until_the_lessons_heads_can_read_them(trained, rectangles):
+    pupil = trained.pupil
+    pupil.recipe, before = replace(pupil.recipe, start=trained.run / 'model'), pupil.recipe
+    try:
+        for step, learns in ((1, False), (2, True)):  # a warm-up of two steps
+            lesson = replace(pupil.draw(5, 0), spots=None)
+            told = pupil._all(lesson, step)
+            eyes = pupil.lisa.clip, pupil.lisa.sam.vision_encoder
+            for name, of in (('pixels', 1), ('patches', 0), ('places', 0)):
+                weight = next(eyes[of].parameters())
+                pupil.module.zero_grad()
+                told[name].backward(retain_graph=True)
+                assert (weight.grad is not None) == learns, (name, step)
+    finally:
+        pupil.recipe = before
+        pupil.module.zero_grad()
 
 
 def test_lore_is_of_the_world_and_tells_nothing_of_the_picture():

@@ -64,6 +64,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='RANK',
         help='with --start: its weights stand, and what is learnt is kept beside them',
     )
+    school.add_argument(
+        '--clip-side', type=int, metavar='PIXELS', help='CLIP sees pictures of another size'
+    )
     school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument(
         '--memory',
@@ -78,6 +81,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     school.add_argument('--views', type=int, help='of each scene in the memory (default: 1)')
     school.add_argument('--weight-decay', type=float)
+    school.add_argument(
+        '--workers', type=int, help='processes that make lessons ready, for a GPU (default: none)'
+    )
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
     school.add_argument('--better', help='figure that must rise, such as val_explicit')
     school.add_argument('--patience', type=int, help='end after so many validations without it')

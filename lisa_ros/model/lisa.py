@@ -21,6 +21,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -322,19 +323,21 @@ class LISA(nn.Module):
         Raises:
             QueryError: there is not exactly one IMAGE_TOKEN.
         """
-        place = self._image_place(input_ids)
+        place = int(self._image_places(input_ids[None]))
         words = self.llm.get_input_embeddings()
         before, after = words(input_ids[:place]), words(input_ids[place + 1 :])
         return torch.cat([before, image_tokens.to(before.dtype), after])
 
-    def _image_place(self, input_ids: Tensor) -> int:
-        places = (input_ids == IMAGE_TOKEN).nonzero().flatten().tolist()
-        if len(places) != 1:
+    def _image_places(self, input_ids: Tensor) -> Tensor:
+        """Return where the picture goes in each row of (Q, T), (Q,) long."""
+        is_picture = input_ids == IMAGE_TOKEN
+        counts = is_picture.sum(1)
+        if (counts != 1).any():
             raise QueryError(
-                f'the prompt has {len(places)} places for a picture, LISA needs exactly one: '
-                'build it with lisa_ros.prompts, and ask about one picture at a time'
+                f'the prompt has {int(counts[counts != 1][0])} places for a picture, LISA needs '
+                'exactly one: build it with lisa_ros.prompts, and ask about one picture at a time'
             )
-        return places[0]
+        return is_picture.long().argmax(1)
 
     # ---- from a [SEG] to its mask
 
@@ -436,13 +439,10 @@ class LISA(nn.Module):
             QueryError: as `forward` does.
         """
         images = batch.image_index
-
-        places = [self._image_place(ids) for ids in batch.input_ids]
-        widen = self._widen
-        labels = torch.stack(list(map(widen, batch.labels, places, [IGNORED] * len(places))))
-        says_seg = batch.input_ids == self.config.seg_token_id
-        says_seg = torch.stack(list(map(widen, says_seg, places, [False] * len(places))))  # (Q, L)
-        real = torch.stack(list(map(widen, batch.attention_mask, places, [True] * len(places))))
+        places = self._image_places(batch.input_ids)
+        labels = self._widen(batch.labels, places, IGNORED)
+        says_seg = self._widen(batch.input_ids == self.config.seg_token_id, places, False)
+        real = self._widen(batch.attention_mask, places, True)  # (Q, L), as the others
 
         read = self._read_packed if packed else self._read_rows
         states, *kept = read(batch, places, real, clip_tokens, inner)  # (Q, L, D) each
@@ -469,15 +469,18 @@ class LISA(nn.Module):
             llm_inner=kept[0] if kept else None,
         )
 
-    def _widen(self, row: Tensor, place: int, value: float) -> Tensor:
-        """Return (L,) of (T,): P times `value` where the picture's placeholder was."""
-        picture = row.new_full((self.config.image_tokens,), value)
-        return torch.cat([row[:place], picture, row[place + 1 :]])
+    def _widen(self, rows: Tensor, places: Tensor, value: float) -> Tensor:
+        """Return (Q, L) of (Q, T): P times `value` where the picture's placeholder was."""
+        size = self.config.image_tokens
+        at = torch.arange(rows.shape[1] - 1 + size, device=rows.device) - places[:, None]
+        words = torch.where(at < 0, at, at - size + 1) + places[:, None]
+        picture = (at >= 0) & (at < size)
+        return rows.gather(1, words.masked_fill(picture, 0)).masked_fill(picture, value)
 
     def _read_rows(
         self,
         batch: Conversations,
-        places: list[int],
+        places: Tensor,
         real: Tensor,
         clip_tokens: Tensor,
         inner: int | None,
@@ -498,7 +501,7 @@ class LISA(nn.Module):
     def _read_packed(
         self,
         batch: Conversations,
-        places: list[int],
+        places: Tensor,
         real: Tensor,
         clip_tokens: Tensor,
         inner: int | None,
@@ -511,38 +514,41 @@ class LISA(nn.Module):
         count, size = len(clip_tokens), self.config.image_tokens
         ends = real.sum(1).tolist()  # of each conversation, in places
         # Where each place of the (Q, L) rows lies in the packed ones; what each packed one holds.
-        sources: list[list[int]] = [[] for _ in range(count)]
-        positions: list[list[int]] = [[] for _ in range(count)]
-        owners: list[list[int]] = [[] for _ in range(count)]  # 0 common, else conversation + 1
-        begins: dict[int, tuple[int, list[int]]] = {}
-        unpack = []
-        ids = batch.input_ids.tolist()
-        width = len(ids[0])
-        for query, image in enumerate(batch.image_index.tolist()):
-            place, common = places[query], places[query] + size
-            words = list(range(count * size + query * width, count * size + (query + 1) * width))
+        sources: list[list[np.ndarray]] = [[] for _ in range(count)]
+        positions: list[list[np.ndarray]] = [[] for _ in range(count)]
+        owners: list[list[np.ndarray]] = [[] for _ in range(count)]  # 0 common, else query + 1
+        lengths, begins = [0] * count, {}
+        unpack = np.empty(real.shape, np.int64)
+        ids, owns = batch.input_ids.cpu().numpy(), batch.image_index.tolist()
+        for query, (image, place) in enumerate(zip(owns, places.tolist(), strict=True)):
+            common, words = place + size, count * size + query * ids.shape[1]
             if image not in begins:
-                begins[image] = (place, ids[query][:place])
-                picture = list(range(image * size, (image + 1) * size))
-                sources[image] = [*words[:place], *picture]
-                positions[image], owners[image] = list(range(common)), [0] * common
-            if begins[image] != (place, ids[query][:place]):
+                begins[image] = ids[query, :place]
+                picture = image * size + np.arange(size)
+                sources[image] = [words + np.arange(place), picture]
+                positions[image], owners[image] = [np.arange(common)], [np.zeros(common, int)]
+                lengths[image] = common
+            if not np.array_equal(begins[image], ids[query, :place]):
                 raise QueryError(
                     'conversations about one picture can be read packed only if they are the '
                     'same up to the picture: use one template without packing'
                 )
-            start, more = len(sources[image]), ends[query] - common
-            sources[image] += words[place + 1 : place + 1 + more]
-            positions[image] += range(common, common + more)
-            owners[image] += [query + 1] * more
-            row = [*range(common), *range(start, start + more)]
-            unpack.append((image, row + [row[-1]] * (real.shape[1] - len(row))))
+            own = np.arange(ends[query] - common)
+            sources[image].append(words + place + 1 + own)
+            positions[image].append(common + own)
+            owners[image].append(np.full_like(own, query + 1))
+            unpack[query, :common] = np.arange(common)
+            unpack[query, common : ends[query]] = lengths[image] + own
+            lengths[image] += len(own)
+            unpack[query, ends[query] :] = unpack[query, ends[query] - 1]
+        longest, device = max(lengths), clip_tokens.device
 
-        longest, device = max(map(len, sources)), clip_tokens.device
-
-        def padded(rows: list[list[int]], value: int) -> Tensor:
-            rows = [row + [value] * (longest - len(row)) for row in rows]
-            return torch.tensor(rows, device=device)
+        def padded(rows: list[list[np.ndarray]], value: int) -> Tensor:
+            told = np.full((count, longest), value)
+            for row, parts in zip(told, rows, strict=True):
+                whole = np.concatenate(parts) if parts else row[:0]
+                row[: len(whole)] = whole
+            return torch.from_numpy(told).to(device)
 
         words = self.llm.get_input_embeddings()(batch.input_ids.clamp(min=0))
         table = torch.cat([clip_tokens.flatten(0, 1).to(words.dtype), words.flatten(0, 1)])
@@ -555,7 +561,5 @@ class LISA(nn.Module):
             attention_mask=sees[:, None],
             position_ids=padded(positions, 0),
         )
-        flat = torch.tensor(
-            [[image * longest + at for at in row] for image, row in unpack], device=device
-        )
+        flat = torch.from_numpy(np.array(owns)[:, None] * longest + unpack).to(device)
         return [states.flatten(0, 1)[flat] for states in read]

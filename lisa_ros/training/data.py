@@ -85,9 +85,9 @@ class SceneSet:
                 raise DataError(
                     f'{folder}: the pictures of scene {scene["name"]} are not readable'
                 )
-            return colour[..., ::-1], ids
+            return cv2.cvtColor(colour, cv2.COLOR_BGR2RGB), ids
 
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(read, scenes))
         tables = [in_view(table, ids) for table, (_, ids) in zip(tables, pictures, strict=True)]
         return cls(
@@ -98,24 +98,40 @@ class SceneSet:
 
 
 @dataclass(frozen=True)
+class Spots:
+    """What is said by looking, and where to: n words."""
+
+    rows: Tensor  # (n,) long, conversations
+    words: Tensor  # (n,) long, places of the words in input_ids
+    wanted: Tensor  # (n, P) float, of each image token, summing to one
+    names: Tensor  # (n,) bool, words of a name, and of a list between its names
+
+    def to(self, device: torch.device | str) -> Spots:
+        """Return the same on `device`."""
+        return Spots(*(part.to(device) for part in vars(self).values()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """Requests about pictures as LISA reads them, and their truth."""
 
     batch: Conversations
-    truth: Tensor  # (N, S, S) float 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
+    truth: Tensor  # (N, S, S) uint8 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
     valid: Tensor  # (B, S, S) float, 0 where the square is padding
-    sized: Tensor  # (Z, S, S) float 0 or 1, the thing of each size, in the order told
-    listed: Tensor  # (L, S, S) float 0 or 1, what each name of a list stands for
+    sized: Tensor  # (Z, S, S) uint8 0 or 1, the thing of each size, in the order told
+    listed: Tensor  # (L, S, S) uint8 0 or 1, what each name of a list stands for
     listed_words: Tensor  # (L, 3) long, (row, first, behind the last) of the words of each
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
+    spots: Spots | None = None  # of the lesson of looking, if there is one
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same on `device`."""
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return type(self)(**{name: part.to(device) for name, part in parts.items()})
+        moved = {n: part if part is None else part.to(device) for n, part in parts.items()}
+        return type(self)(**moved)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lesson(Asked):
     """The same with the pictures, and with the truth of what is to be seen there."""
 
@@ -138,7 +154,9 @@ def augment(
     share = rng.uniform(0.7, 1.0)
     h, w = int(height * share), int(width * share)
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    colour, ids = shrunk(colour[y : y + h, x : x + w], ids[y : y + h, x : x + w], (width, height))
+    size = (width, height)
+    colour = cv2.resize(colour[y : y + h, x : x + w], size, interpolation=cv2.INTER_LINEAR)
+    ids = cv2.resize(ids[y : y + h, x : x + w], size, interpolation=cv2.INTER_NEAREST_EXACT)
     if rng.random() < 0.5:
         colour, ids, table = colour[:, ::-1], ids[:, ::-1], table.mirrored()
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.94, 1.06, 3)  # exposure and white balance
@@ -151,32 +169,23 @@ def augment(
     return np.ascontiguousarray(colour), np.ascontiguousarray(ids), in_view(table, ids)
 
 
-def shrunk(
-    colour: np.ndarray, ids: np.ndarray, whole: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return picture and ids at 0.8 of `whole` (width, height), about what SAM takes in."""
-    size = (round(whole[0] * 0.8), round(whole[1] * 0.8))
-    return (
-        cv2.resize(colour, size, interpolation=cv2.INTER_AREA),
-        cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT),
-    )
-
-
 def in_view(table: Table, ids: np.ndarray) -> Table:
     """Return the table as this view shows it; areas are as of a 320 x 240 picture."""
     scale = 320 * 240 / ids.size
     height, width = ids.shape
+    down, across = np.nonzero(ids)
+    shown = ids[down, across]
     things = []
     for one in table.there:
-        down, across = np.nonzero((ids & ~np.uint8(PART)) == one.id)
-        part = np.count_nonzero(ids == one.id + PART)
-        lower = across[len(across) // 2 :], down[len(down) // 2 :]  # rows come from the top
+        whole, part = (shown & ~np.uint8(PART)) == one.id, shown == one.id + PART
+        area = np.count_nonzero(whole)
+        lower = (a[whole][area // 2 :] for a in (across, down))  # rows come from the top
         place = (float(a.mean() + 0.5) if len(a) else 0.0 for a in lower)
         things.append(
             dataclasses.replace(
                 one,
-                area=int(len(down) * scale),
-                part_area=int(part * scale),
+                area=int(area * scale),
+                part_area=int(np.count_nonzero(part) * scale),
                 across=round(next(place) / width, 3),
                 down=round(next(place) / height, 3),
             )
@@ -328,8 +337,8 @@ def _listed(tokenizer: Tokenizer, label: list[int], request: Request) -> list[tu
 
 
 def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Return where an id image (S, S) shows one of the ids of each of n sets, (n, S, S) float."""
-    chosen = np.zeros((len(wanted), 256), np.float32)
+    """Return where an id image (S, S) shows one of the ids of each of n sets, (n, S, S) uint8."""
+    chosen = np.zeros((len(wanted), 256), np.uint8)
     for row, some in zip(chosen, wanted, strict=True):
         row[list(some)] = 1
     return torch.from_numpy(chosen[:, ids])

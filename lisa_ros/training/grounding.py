@@ -173,7 +173,7 @@ class Grounding(nn.Module):
         features = out.image_embeddings[images].float()
         logits = torch.einsum('nc,nchw->nhw', prompts.float(), features)
         logits = logits * self.point_scale / prompts.shape[1] ** 0.5 + self.point_bias
-        coarse = F.adaptive_avg_pool2d(lesson.truth, logits.shape[-2:])
+        coarse = F.adaptive_avg_pool2d(lesson.truth.float(), logits.shape[-2:])
         bce = F.binary_cross_entropy_with_logits(
             logits, coarse, pos_weight=torch.tensor(4.0, device=logits.device)
         )
@@ -262,7 +262,7 @@ def mask_losses(lisa: LISA, out: TeacherForced, lesson: Asked) -> tuple[Tensor, 
         return (out.mask_logits.sum(),) * 3
     rows, columns = extent(lesson)
     logits = lisa.postprocess(out.mask_logits, (rows, columns), (rows, columns))
-    truth = lesson.truth[:, :rows, :columns]
+    truth = lesson.truth[:, :rows, :columns].float()
     with torch.no_grad():
         found = (logits > 0).float()
         both = (found * truth).sum((1, 2))

@@ -17,7 +17,6 @@ and of what joins a list. In the loss of whole answers they are two words among 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN, LISA, TeacherForced
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.training.data import Asked
+from lisa_ros.training.data import Asked, Spots
 from lisa_ros.training.grounding import extent
 from lisa_ros.training.requests import MEASURES
 
@@ -37,16 +36,6 @@ _SPREAD = 0.06  # of the attention that a place wants [shares of the picture's s
 def layer(lisa: LISA) -> int:
     """Return the layer that learns to look: the last but one, so that one is left to say it."""
     return max(0, len(lisa.llm.model.layers) - 2)
-
-
-@dataclass(frozen=True)
-class Spots:
-    """What is said by looking, and where to: n words."""
-
-    rows: Tensor  # (n,) long, conversations
-    words: Tensor  # (n,) long, places of the words in input_ids
-    wanted: Tensor  # (n, P) float, of each image token, summing to one
-    names: Tensor  # (n,) bool, words of a name, and of a list between its names
 
 
 class Looking:
@@ -157,7 +146,7 @@ class Looking:
         """Return `looking`, how far attention is from what is to be looked at
         (Kullback-Leibler), and `naming`.
         """
-        spots = self.spots(lesson, int(out.clip_tokens.shape[1] ** 0.5))
+        spots = lesson.spots
         told = dict.fromkeys(('looking', 'naming'), out.llm_states.sum() * 0)
         if len(spots.rows):
             begin = (lesson.batch.input_ids == IMAGE_TOKEN).long().argmax(1)[spots.rows]
@@ -179,8 +168,9 @@ def _shares(masks: Tensor, lesson: Asked, side: int) -> Tensor:
     """
     rows, columns = extent(lesson)
     if len(masks) == 0:
-        return masks.new_zeros(0, side * side)
-    filled = F.adaptive_avg_pool2d(masks[:, :rows, :columns], (side, side)).flatten(1).square()
+        return torch.zeros(0, side * side)
+    shown = masks[:, :rows, :columns].float()
+    filled = F.adaptive_avg_pool2d(shown, (side, side)).flatten(1).square()
     return filled / filled.sum(1, keepdim=True).clamp(min=1e-9)
 
 

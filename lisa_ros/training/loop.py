@@ -18,7 +18,6 @@ import contextlib
 import csv
 import datetime
 import os
-import queue
 import signal
 import threading
 import time
@@ -34,6 +33,7 @@ from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.training import curves
+from lisa_ros.training.ahead import made_ready
 from lisa_ros.training.muon import Muon
 
 
@@ -46,7 +46,8 @@ class Pupil(Protocol):
     def draw(self, step: int, part: int) -> Any:
         """Return the lesson of a step; `part` counts micro-batches and processes.
 
-        It depends on nothing else, and is called from a thread of its own. It has `to(device)`.
+        It depends on nothing else, and is called from a thread of its own, or from processes that
+        are forked for it and must not touch a GPU. It has `to(device)`.
         """
 
     def losses(self, lesson: Any, step: int) -> dict[str, Tensor]:
@@ -84,6 +85,7 @@ class Pace:
     patience: int | None = None  # validations without a rise until the run ends
     seed: int = 0
     bf16: bool = True  # matrix products in bfloat16
+    workers: int = 0  # processes that make lessons ready, as a GPU wants; 0: a thread
 
 
 class Loop:
@@ -212,39 +214,20 @@ class Loop:
         return told
 
     def _lessons(self, last: int) -> Iterator[list[Any]]:
-        """Yield the lessons from here on, made ready by a thread while the model learns."""
-        ready: queue.Queue[list[Any] | Exception] = queue.Queue(maxsize=3)
-        over = threading.Event()
-        first = self.step
+        """Yield the lessons of the steps from here on, made ready while the model learns."""
+        mine = range(self.rank, self.pace.accumulate * self.world, self.world)
 
-        def hand_over(lessons: list[Any] | Exception) -> None:
-            while not over.is_set():
-                with contextlib.suppress(queue.Full):
-                    ready.put(lessons, timeout=0.2)
-                    return
+        def draw(step: int) -> list[Any]:
+            return [self.pupil.draw(step, part) for part in mine]
 
-        def fill() -> None:
-            try:
-                for step in range(first, last):
-                    if over.is_set():
-                        return
-                    mine = range(self.rank, self.pace.accumulate * self.world, self.world)
-                    hand_over([self.pupil.draw(step, part) for part in mine])
-            except Exception as error:  # noqa: BLE001  # raised again where lessons are taken
-                hand_over(error)
-
-        thread = threading.Thread(target=fill, daemon=True)
-        thread.start()
-        try:
-            for _ in range(first, last):
-                lessons = ready.get()
+        with contextlib.closing(
+            made_ready(draw, range(self.step, last), self.pace.workers)
+        ) as made:
+            for lessons in made:
                 if isinstance(lessons, Exception):
                     self.save()
                     raise lessons
                 yield [lesson.to(self.device) for lesson in lessons]
-        finally:
-            over.set()
-            thread.join()
 
     # ---- stopping
 

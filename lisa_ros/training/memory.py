@@ -40,7 +40,7 @@ _EYES = ('clip.', 'sam.vision_encoder.')
 _AT_ONCE = 32  # pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Remembered(data.Asked):
     """Requests about pictures, and what the eyes made of these."""
 

@@ -598,6 +598,10 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
             named = it.kind in last.query or it.kind in last.answer_raw
             if len(others) == 1 and named and not compared:
                 asks += [lambda: _show(voice, table, voice.say(THE_OTHER), 'other', others[0])] * 4
+            alone = sum(o.kind == it.kind for o in table.there) == 1
+            if alone and named and not compared:
+                gone = f'There is no other {it.kind} here.'
+                asks += [lambda: _none('dialogue', voice.say(THE_OTHER), gone)] * 2
             if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
                 asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:

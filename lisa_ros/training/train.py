@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -61,6 +61,8 @@ WEIGHTS = {
 _EYES = ('clip.', 'mm_projector.', 'sam.')
 _STANDING = ('sam.vision_encoder.', 'sam.prompt_encoder.')  # under additions
 ADDED = ('[SEG]', '<im_start>', '<im_end>')
+_PATCH, _PLACES = 16, 1024  # of CLIP [px], of the language model
+_CLIP_SIDES = range(_PATCH, 352 + 1, _PATCH)  # words have half of the places at least
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Recipe:
     without: tuple[str, ...] = ()  # sorts of requests that are not learnt
     pairs: int = 0  # pictures with one reasoning request each, which are half of every lesson
     start: Path | None = None  # a model folder to start from, rather than from nothing
+    clip_side: int | None = None  # of the square that CLIP sees, if not as a start has it [px]
     new_words: bool = False  # the start's words make room for those of today's grammar
     additions: int = 0  # rank of what is learnt beside a start's weights, which stand
     eyes: Path | None = None  # or one whose vision parts, tokenizer and sizes alone are taken
@@ -149,8 +152,18 @@ def reworded(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> 
     return {**state, **{name: spread @ state[name].float() for name in tables}}
 
 
+def resized(state: dict[str, torch.Tensor], patches: int) -> dict:
+    """Return weights whose CLIP sees so many patches; their places lie between the old ones."""
+    name = 'clip.embeddings.position_embedding.weight'
+    picture, places = state[name][:1], state[name][1:]  # the class token has the first row
+    before, side = round(len(places) ** 0.5), round(patches**0.5)
+    grid = places.float().T.unflatten(1, (before, before))[None]  # (1, W, before, before)
+    grid = nn.functional.interpolate(grid, (side, side), mode='bicubic', align_corners=False)
+    return {**state, name: torch.cat([picture, grid[0].flatten(1).T.to(places)])}
+
+
 def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
-    """Return the sizes of `lisa-tabletop`: twelve million weights."""
+    """Return the sizes that `lisa-tabletop` began with: twelve million weights."""
     return LisaConfig(
         clip=CLIPVisionConfig(
             hidden_size=256,
@@ -158,7 +171,7 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
             num_hidden_layers=5,
             num_attention_heads=4,
             image_size=224,
-            patch_size=16,
+            patch_size=_PATCH,
             projection_dim=256,
         ),
         llama=LlamaConfig(
@@ -168,7 +181,7 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=1024,
+            max_position_embeddings=_PLACES,
             rms_norm_eps=1e-5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -196,7 +209,10 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
     )
 
 
-CLIP_RECIPE = images.ClipRecipe(size=(224, 224), crop=None)  # the whole picture, squeezed
+def clip_recipe(config: LisaConfig) -> images.ClipRecipe:
+    """Return how CLIP gets its pictures: whole, squeezed to a square."""
+    side = config.clip.image_size
+    return images.ClipRecipe(size=(side, side), crop=None)
 
 
 class Tabletop:
@@ -225,6 +241,13 @@ class Tabletop:
             )
         if recipe.additions and (not recipe.start or recipe.new_words):
             raise SettingsError('additions are made to a start and its words: give --start alone')
+        if recipe.additions and recipe.clip_side:
+            raise SettingsError('additions leave the sizes as they are: give no --clip-side')
+        if recipe.clip_side is not None and recipe.clip_side not in _CLIP_SIDES:
+            raise SettingsError(
+                f'CLIP cannot see {recipe.clip_side} px: expected a multiple of {_PATCH} up to '
+                f'{_CLIP_SIDES[-1]}'
+            )
         if recipe.start and recipe.eyes:
             raise SettingsError('a start has eyes of its own: give --start or --eyes')
         given = recipe.start or recipe.eyes
@@ -239,10 +262,13 @@ class Tabletop:
                 made.replace(words)
         self.tokenizer = start.tokenizer if told else Tokenizer.load(words)
         self.config = start.model.config if told else tabletop_config(self.tokenizer)
+        sees = start.model.config if start else self.config
+        self.config.clip.image_size = recipe.clip_side or sees.clip.image_size
+        self.clip = clip_recipe(self.config)
         # eager attention: on a CPU its backward pass takes a third of the time
         self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
+        state = resized(start.model.state_dict(), self.config.image_tokens) if start else {}
         if recipe.start:
-            state = start.model.state_dict()
             self.lisa.load_state_dict(
                 state if told else reworded(state, start.tokenizer, self.tokenizer)
             )
@@ -251,7 +277,7 @@ class Tabletop:
         if not recipe.start or not can_count(start.tokenizer):
             start_counting(self.lisa, self.tokenizer)
         if recipe.eyes:
-            seeing = {n: t for n, t in start.model.state_dict().items() if n.startswith(_EYES)}
+            seeing = {n: t for n, t in state.items() if n.startswith(_EYES)}
             self.lisa.load_state_dict(seeing, strict=False)
         if recipe.additions:
             given = additions.read(recipe.start)
@@ -265,7 +291,7 @@ class Tabletop:
                 self.memory = memory.remember(
                     recipe.memory,
                     self.lisa,
-                    CLIP_RECIPE,
+                    self.clip,
                     self.train_set,
                     recipe.views,
                     bf16=recipe.pace.bf16,
@@ -290,19 +316,24 @@ class Tabletop:
                     some = self._requests(rng, self.memory.tables[i], step)
                 views.append(i)
                 asked.append(some)
-            return self.memory.lesson(self.lisa, self.tokenizer, views, asked)
+            return self._looked(self.memory.lesson(self.lisa, self.tokenizer, views, asked))
         scenes, seen = self.train_set, []
         for place in range(recipe.pictures):
             if place < paired:
                 i, some = self._pair(int(rng.integers(recipe.pairs)), scenes.tables)
-                whole = scenes.ids[i].shape[::-1]
-                colour, ids = data.shrunk(scenes.colour[i], scenes.ids[i], whole)
-                seen.append((colour, ids, scenes.tables[i], some))
+                seen.append((scenes.colour[i], scenes.ids[i], scenes.tables[i], some))
                 continue
             i = rng.integers(len(scenes))
             view = data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])
             seen.append((*view, self._requests(rng, view[2], step)))
-        return data.lesson(self.config, self.tokenizer, CLIP_RECIPE, seen)
+        return self._looked(data.lesson(self.config, self.tokenizer, self.clip, seen))
+
+    def _looked(self, lesson: data.Asked) -> data.Asked:
+        """Return a lesson that says what is to be looked at; found here, where no GPU waits."""
+        if self.looking is None:
+            return lesson
+        side = round(self.config.image_tokens**0.5)
+        return replace(lesson, spots=self.looking.spots(lesson, side))
 
     def _requests(
         self, rng: np.random.Generator, table: Table, step: int
@@ -357,9 +388,9 @@ class Tabletop:
         """Return the losses of SAM's features and of the image tokens."""
         heads = self.heads
         words, inventory = heads.words(self.lisa, tokens, lesson)
-        learns = embeddings.requires_grad  # under additions SAM's encoder stands
         return {
-            **({'pixels': heads.pixels(embeddings, lesson)} if learns else {}),
+            # under additions SAM's encoder stands
+            **({} if self.recipe.additions else {'pixels': heads.pixels(embeddings, lesson)}),
             'patches': heads.patches(tokens, lesson),
             'words': words,
             'inventory': inventory,
@@ -374,10 +405,11 @@ class Tabletop:
     def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
         out = self.lisa(lesson.batch, packed=True, inner=looking.layer(self.lisa))
-        tokens = out.clip_tokens
-        if self.recipe.additions and step < self.recipe.pace.warm_up:
-            tokens = tokens.detach()  # heads that begin at random first learn to read good eyes
-        seeing = self._seeing(out.image_embeddings, tokens, lesson)
+        tokens, embeddings = out.clip_tokens, out.image_embeddings
+        if self.recipe.start and step < self.recipe.pace.warm_up:
+            # heads that begin at random first learn to read good eyes
+            tokens, embeddings = tokens.detach(), embeddings.detach()
+        seeing = self._seeing(embeddings, tokens, lesson)
         return {**seeing, **self._answering(out, lesson, step)}
 
     def _answering(
@@ -385,7 +417,7 @@ class Tabletop:
     ) -> dict[str, torch.Tensor]:
         """Return the losses of answering and pointing."""
         measuring = {'numbers': self.heads.measures(self.lisa, out, lesson)}
-        if self.looking is not None:
+        if lesson.spots is not None:
             measuring |= self.looking.losses(self.lisa, out, lesson)
         if self._measures(step):
             return {'ce': out.ce_loss, **measuring}
@@ -440,7 +472,7 @@ class Tabletop:
             Masks and their truth, (N, h, w) bool in SAM's square without its padding; the request
             of each; the share of the words that tell what is there that are right.
         """
-        lesson = data.lesson(self.config, self.tokenizer, CLIP_RECIPE, views).to(self.device)
+        lesson = data.lesson(self.config, self.tokenizer, self.clip, views).to(self.device)
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.pace.bf16):
             out = self.lisa(lesson.batch, packed=True)
@@ -453,7 +485,7 @@ class Tabletop:
     def export(self, run: Path) -> None:
         """Write the weights in our own layout to `model/`; additions beside the start's own."""
         if not self.recipe.additions:
-            export.save(self.lisa, self.tokenizer, CLIP_RECIPE, run / 'model', bits=8)
+            export.save(self.lisa, self.tokenizer, self.clip, run / 'model', bits=8)
             return
         shutil.copytree(self.recipe.start, run / 'model', dirs_exist_ok=True)
         added = additions.read(self.recipe.start) | additions.of(self.lisa)
