@@ -146,7 +146,8 @@ Loop(Path(sys.argv[1]), pace, Slow()).train()
 
 
 @pytest.mark.parametrize(
-    ('number', 'workers'), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGINT, 2)]
+    ('number', 'workers'),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)],
 )
 def test_a_signal_ends_it_after_the_step_and_nothing_is_lost(tmp_path, number, workers):
     """With workers it comes to all of them, as a terminal's Ctrl-C does."""

@@ -351,7 +351,7 @@ def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangl
     split = data.SceneSet.load(rectangles / 'train')
     request = requests.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     side = pupil.config.sam_size
     assert lesson.truth.shape == (1, side, side)
     share = (split.ids[0] == request.targets[0][0]).mean()  # of the picture; 3/4 of the square
@@ -401,7 +401,7 @@ def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles
     split = data.SceneSet.load(rectangles / 'train')
     request = requests.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     tokens = torch.zeros(1, pupil.config.image_tokens, pupil.config.llama.hidden_size)
     tokens[..., 0] = 1.0
     heads = pupil.heads
@@ -473,7 +473,7 @@ def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles
         i = int(rng.integers(len(pupil.memory)))
         assert pupil.memory.tables[i] == view(i)[2]
         views.append((*view(i), pupil._requests(rng, view(i)[2], step=99)))
-    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, views)
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     assert torch.equal(lesson.batch.input_ids, seen.batch.input_ids)
     assert torch.equal(lesson.truth, seen.truth)
     fresh = pupil._all(pupil._looked(lesson), 99)
@@ -543,7 +543,7 @@ def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangl
     ]
     split = data.SceneSet.load(rectangles / 'train', limit=1)
     view = split.colour[0], split.ids[0], split.tables[0], asked
-    lesson = data.lesson(pupil.config, tokenizer, pupil.clip, [view])
+    lesson = data.lesson(pupil.config, tokenizer, pupil.clip_recipe, [view])
     labels = lesson.batch.labels
     with torch.no_grad():
         out = pupil.lisa(lesson.batch, packed=True)
@@ -1059,7 +1059,7 @@ def test_clip_can_be_given_larger_pictures(trained, rectangles, tmp_path):
     recipe = replace(RECIPE, start=start, looks=0, clip_side=320)
     pupil = Tabletop(tmp_path, rectangles, recipe)
     view = pupil._examined(0)
-    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip, [view])
+    lesson = data.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, [view])
     assert lesson.batch.clip_pixels.shape[-2:] == (320, 320)
     pupil.export(tmp_path)
     other = Segmenter.load(tmp_path / 'model', device='cpu')

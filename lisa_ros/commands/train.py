@@ -8,7 +8,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.given import pace_arguments, pace_of
+from lisa_ros.commands.given import count, pace_arguments, pace_of
 from lisa_ros.errors import SettingsError
 
 
@@ -82,7 +82,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     school.add_argument('--views', type=int, help='of each scene in the memory (default: 1)')
     school.add_argument('--weight-decay', type=float)
     school.add_argument(
-        '--workers', type=int, help='processes that make lessons ready, for a GPU (default: none)'
+        '--workers', type=count, help='processes that make lessons ready, as a GPU wants'
     )
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
     school.add_argument('--better', help='figure that must rise, such as val_explicit')

@@ -12,24 +12,28 @@ import contextlib
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Generator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lisa_ros.errors import LisaError
+
+Made = Generator[Any | Exception, None, None]
 
 _TOO_LONG = 600  # for one lesson [s]
 
 
-def made_ready(
-    draw: Callable[[int], Any], steps: range, workers: int = 0
-) -> Iterator[Any | Exception]:
-    """Yield the lesson of each step, or the error that drawing it raised; close it when done.
+def made_ready(draw: Callable[[int], Any], steps: range, workers: int = 0) -> Made:
+    """Yield the lesson of each step, or the error that it failed with; close it when done.
 
     Args:
         draw: returns a step's lesson, which depends on nothing else. It is called elsewhere: in
-            forked processes it must not touch a GPU, and tensors come back in shared memory.
+            forked processes it must not touch a GPU.
         steps: in their order.
-        workers: processes; 0: a thread.
+        workers: processes; 0: a thread. Tensors come from them in shared memory (/dev/shm), two
+            lessons of each.
     """
     lessons = _Lessons(draw, steps)
     return _by_processes(lessons, workers) if workers else _by_thread(lessons)
@@ -48,10 +52,12 @@ class _Lessons(Dataset):
         try:
             return self._draw(self._steps[index])
         except Exception as error:  # noqa: BLE001  # raised again where lessons are taken
+            if get_worker_info() and not isinstance(error, LisaError):
+                traceback.print_exc()  # which does not come along from another process
             return error
 
 
-def _by_thread(lessons: _Lessons) -> Iterator[Any | Exception]:
+def _by_thread(lessons: _Lessons) -> Made:
     ready: queue.Queue[Any | Exception] = queue.Queue(maxsize=3)
     over = threading.Event()
 
@@ -75,22 +81,27 @@ def _by_thread(lessons: _Lessons) -> Iterator[Any | Exception]:
         thread.join()
 
 
-def _by_processes(lessons: _Lessons, count: int) -> Iterator[Any | Exception]:
-    yield from DataLoader(
+def _by_processes(lessons: _Lessons, count: int) -> Made:
+    loader = DataLoader(
         lessons,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=count,
         multiprocessing_context='fork',  # all share the pictures in memory
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_leave_signals,
         timeout=_TOO_LONG,  # a lesson that cannot be handed over never comes
     )
+    try:
+        yield from loader
+    except Exception as error:  # noqa: BLE001  # a worker was killed, or is late
+        yield error
 
 
 def _as_it_is(lesson: Any) -> Any:
     return lesson
 
 
-def _leave_interrupts(worker: int) -> None:
+def _leave_signals(worker: int) -> None:
     """Ctrl-C goes to all processes of a terminal: the one that learns ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -101,7 +101,7 @@ class Recipe:
 class Finetuning:
     """The pupil of the loop: a LISA of which little learns, and pictures to learn from.
 
-    `draw` may be called from another thread; all else from one.
+    `draw` may be called from another thread or a forked process; all else from one thread.
     """
 
     weights = lessons.WEIGHTS

@@ -49,7 +49,10 @@ class Looking:
         self._comma, self._the = tokenizer.encode('86 42, the')[2:]
 
     def spots(self, lesson: Asked, side: int) -> Spots:
-        """Return what the answers of a lesson say by looking at side x side image tokens."""
+        """Return what the answers of a lesson say by looking at side x side image tokens.
+
+        On the CPU, where lessons are drawn: it reads their words one by one.
+        """
         places, sizes, names = self._said(lesson)
         near = self._near(torch.tensor([where for *_, where in places]).reshape(-1, 2), side)
         listed = [
@@ -70,11 +73,10 @@ class Looking:
             ]
         )
         words = [*places, *(each for _, some in of_things for each in some)]
-        found = torch.tensor([each[:2] for each in words], dtype=torch.long)
-        found = found.reshape(-1, 2).to(shown.device)
-        wanted = torch.cat([near.to(shown), shown])
+        found = torch.tensor([each[:2] for each in words], dtype=torch.long).reshape(-1, 2)
+        wanted = torch.cat([near, shown])
         unnamed = len(words) - len(names) - len(listed)
-        named = torch.arange(len(found), device=shown.device) >= unnamed
+        named = torch.arange(len(found)) >= unnamed
         clear = wanted.sum(1) > 0  # in this view something of it shows
         return Spots(*found[clear].unbind(1), wanted[clear], named[clear])
 

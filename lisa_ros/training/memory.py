@@ -93,7 +93,12 @@ def remember(
     Raises:
         DataError: what lies there was seen by other eyes, or is of other scenes.
     """
-    about = {'eyes': _eyes(lisa), 'scenes': _scenes(scenes), 'views': views}
+    about = {
+        'eyes': _eyes(lisa),
+        'scenes': _scenes(scenes),
+        'views': views,
+        'shape': list(scenes.ids.shape[1:]),  # of each view
+    }
     if not (folder / 'tables.json').exists():
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f'{folder} holds something else: give --memory a folder of its own')
@@ -159,8 +164,7 @@ def _look(
         tables += [[dataclasses.asdict(o) for o in table.there] for *_, table in views]
     for file in files.values():
         file.flush()
-    shape = views[0][1].shape
-    (new / 'tables.json').write_text(json.dumps({**about, 'shape': shape, 'tables': tables}))
+    (new / 'tables.json').write_text(json.dumps({**about, 'tables': tables}))
     new.replace(folder)
 
 

@@ -598,16 +598,21 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
             named = it.kind in last.query or it.kind in last.answer_raw
             if len(others) == 1 and named and not compared:
                 asks += [lambda: _show(voice, table, voice.say(THE_OTHER), 'other', others[0])] * 4
-            alone = sum(o.kind == it.kind for o in table.there) == 1
-            if alone and named and not compared:
+            if _alone(table, it, last.query) and not voice.exam:  # exams are as they were drawn
                 gone = f'There is no other {it.kind} here.'
-                asks += [lambda: _none('dialogue', voice.say(THE_OTHER), gone)] * 2
+                asks.append(lambda: _none('dialogue', voice.say(THE_OTHER), gone))
             if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
                 asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:
             asks += [lambda: _which(voice, table, alike)] * 5
     ask = voice.one(asks)
     return ask and ask()
+
+
+def _alone(table: Table, it: Seen, query: str) -> bool:
+    """Return whether a thing that was asked for by its kind is the only one of it."""
+    asked = it.kind in query and f' of the {it.kind}' not in query and ' one of ' not in query
+    return asked and sum(o.kind == it.kind for o in table.there) == 1
 
 
 def _coloured(voice: Voice, it: Seen) -> Request:

@@ -264,7 +264,7 @@ class Tabletop:
         self.config = start.model.config if told else tabletop_config(self.tokenizer)
         sees = start.model.config if start else self.config
         self.config.clip.image_size = recipe.clip_side or sees.clip.image_size
-        self.clip = clip_recipe(self.config)
+        self.clip_recipe = clip_recipe(self.config)
         # eager attention: on a CPU its backward pass takes a third of the time
         self.lisa = LISA(self.config, 'eager' if device == 'cpu' else 'sdpa')
         state = resized(start.model.state_dict(), self.config.image_tokens) if start else {}
@@ -291,7 +291,7 @@ class Tabletop:
                 self.memory = memory.remember(
                     recipe.memory,
                     self.lisa,
-                    self.clip,
+                    self.clip_recipe,
                     self.train_set,
                     recipe.views,
                     bf16=recipe.pace.bf16,
@@ -316,7 +316,8 @@ class Tabletop:
                     some = self._requests(rng, self.memory.tables[i], step)
                 views.append(i)
                 asked.append(some)
-            return self._looked(self.memory.lesson(self.lisa, self.tokenizer, views, asked))
+            lesson = self.memory.lesson(self.lisa, self.tokenizer, views, asked)
+            return self._looked(lesson)
         scenes, seen = self.train_set, []
         for place in range(recipe.pictures):
             if place < paired:
@@ -326,7 +327,8 @@ class Tabletop:
             i = rng.integers(len(scenes))
             view = data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])
             seen.append((*view, self._requests(rng, view[2], step)))
-        return self._looked(data.lesson(self.config, self.tokenizer, self.clip, seen))
+        lesson = data.lesson(self.config, self.tokenizer, self.clip_recipe, seen)
+        return lesson if step < recipe.looks else self._looked(lesson)
 
     def _looked(self, lesson: data.Asked) -> data.Asked:
         """Return a lesson that says what is to be looked at; found here, where no GPU waits."""
@@ -374,19 +376,22 @@ class Tabletop:
                 inner=looking.layer(self.lisa),
             )
             return self._answering(out, lesson, step)
-        return self._looks(lesson) if step < self.recipe.looks else self._all(lesson, step)
+        return (self._looks if step < self.recipe.looks else self._all)(lesson, step)
 
-    def _looks(self, lesson: data.Lesson) -> dict[str, torch.Tensor]:
+    def _looks(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, without a word."""
         embeddings = self.lisa.encode_sam(lesson.batch.sam_pixels)
         tokens = self.lisa.encode_clip(lesson.batch.clip_pixels)
-        return self._seeing(embeddings, tokens, lesson)
+        return self._seeing(embeddings, tokens, lesson, step)
 
     def _seeing(
-        self, embeddings: torch.Tensor, tokens: torch.Tensor, lesson: data.Lesson
+        self, embeddings: torch.Tensor, tokens: torch.Tensor, lesson: data.Lesson, step: int
     ) -> dict[str, torch.Tensor]:
         """Return the losses of SAM's features and of the image tokens."""
         heads = self.heads
+        if self.recipe.start and step < self.recipe.pace.warm_up:
+            # heads that begin at random first learn to read good eyes
+            tokens, embeddings = tokens.detach(), embeddings.detach()
         words, inventory = heads.words(self.lisa, tokens, lesson)
         return {
             # under additions SAM's encoder stands
@@ -405,11 +410,7 @@ class Tabletop:
     def _all(self, lesson: data.Lesson, step: int) -> dict[str, torch.Tensor]:
         """Return the losses of seeing, answering and pointing."""
         out = self.lisa(lesson.batch, packed=True, inner=looking.layer(self.lisa))
-        tokens, embeddings = out.clip_tokens, out.image_embeddings
-        if self.recipe.start and step < self.recipe.pace.warm_up:
-            # heads that begin at random first learn to read good eyes
-            tokens, embeddings = tokens.detach(), embeddings.detach()
-        seeing = self._seeing(embeddings, tokens, lesson)
+        seeing = self._seeing(out.image_embeddings, out.clip_tokens, lesson, step)
         return {**seeing, **self._answering(out, lesson, step)}
 
     def _answering(
@@ -472,7 +473,7 @@ class Tabletop:
             Masks and their truth, (N, h, w) bool in SAM's square without its padding; the request
             of each; the share of the words that tell what is there that are right.
         """
-        lesson = data.lesson(self.config, self.tokenizer, self.clip, views).to(self.device)
+        lesson = data.lesson(self.config, self.tokenizer, self.clip_recipe, views).to(self.device)
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.pace.bf16):
             out = self.lisa(lesson.batch, packed=True)
@@ -485,7 +486,7 @@ class Tabletop:
     def export(self, run: Path) -> None:
         """Write the weights in our own layout to `model/`; additions beside the start's own."""
         if not self.recipe.additions:
-            export.save(self.lisa, self.tokenizer, self.clip, run / 'model', bits=8)
+            export.save(self.lisa, self.tokenizer, self.clip_recipe, run / 'model', bits=8)
             return
         shutil.copytree(self.recipe.start, run / 'model', dirs_exist_ok=True)
         added = additions.read(self.recipe.start) | additions.of(self.lisa)

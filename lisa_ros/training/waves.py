@@ -51,7 +51,7 @@ class Waving:
         loaded = checkpoint.load(start)
         self.lisa, self.tokenizer = loaded.model.float(), loaded.tokenizer
         self.scenes, self.seed = scenes, seed
-        self.clip = clip_recipe(self.lisa.config)
+        self.clip_recipe = clip_recipe(self.lisa.config)
         self.teacher = copy.deepcopy(self.lisa.clip).requires_grad_(False).eval()
         self.module = nn.ModuleDict({'clip': self.lisa.clip})
         self.waves = waves(self.lisa.config.image_tokens)  # (P, 2 WAVES)
@@ -92,7 +92,7 @@ class Waving:
             data.augment(rng, scenes.colour[i], scenes.ids[i], scenes.tables[i])[0]
             for i in rng.integers(len(scenes), size=count)
         ]
-        return torch.from_numpy(np.stack([images.clip_pixels(v, self.clip) for v in views]))
+        return torch.from_numpy(np.stack([images.clip_pixels(v, self.clip_recipe) for v in views]))
 
     def losses(self, lesson: Tensor, step: int) -> dict[str, Tensor]:
         """Return how far the states are from what they were, and from clean waves."""
@@ -122,7 +122,7 @@ class Waving:
 
     def export(self, run: Path) -> None:
         """Write the model to `model/`."""
-        export.save(self.lisa, self.tokenizer, self.clip, run / 'model')
+        export.save(self.lisa, self.tokenizer, self.clip_recipe, run / 'model')
 
 
 def waves(patches: int) -> Tensor:
