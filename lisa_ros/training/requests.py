@@ -598,9 +598,10 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
             named = it.kind in last.query or it.kind in last.answer_raw
             if len(others) == 1 and named and not compared:
                 asks += [lambda: _show(voice, table, voice.say(THE_OTHER), 'other', others[0])] * 4
-            if _alone(table, it, last.query) and not voice.exam:  # exams are as they were drawn
+            if _alone(table, it, last) and not voice.exam:  # exams are as they were drawn
                 gone = f'There is no other {it.kind} here.'
-                asks.append(lambda: _none('dialogue', voice.say(THE_OTHER), gone))
+                often = voice.chance(0.4) if '[SEG]' in last.answer_raw else 3
+                asks += [lambda: _none('dialogue', voice.say(THE_OTHER), gone)] * often
             if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
                 asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:
@@ -609,10 +610,11 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
     return ask and ask()
 
 
-def _alone(table: Table, it: Seen, query: str) -> bool:
-    """Return whether a thing that was asked for by its kind is the only one of it."""
-    asked = it.kind in query and f' of the {it.kind}' not in query and ' one of ' not in query
-    return asked and sum(o.kind == it.kind for o in table.there) == 1
+def _alone(table: Table, it: Seen, last: Turn) -> bool:
+    """Return whether the thing that was talked of by the name of its kind is the only one of it."""
+    told = last.query if '[SEG]' in last.answer_raw else last.query + last.answer_raw
+    named = it.kind in told and f' of the {it.kind}' not in told and ' one of ' not in told
+    return named and sum(o.kind == it.kind for o in table.there) == 1
 
 
 def _coloured(voice: Voice, it: Seen) -> Request:
