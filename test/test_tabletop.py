@@ -100,14 +100,16 @@ def test_a_dialogue_about_the_sample_bag(lisa, number):
 
 
 def test_what_was_shown_is_kept_back_by_a_rule_where_the_model_shows_it_again(lisa):
+    """Nothing else there is to drink from, which no lesson of the model has told apart."""
     shown_again = 0
     for frame in FRAMES[3::4]:
         mug = lisa.segment(frame.pixels, 'segment the mug')
         talk = Dialogue().extended(mug)
-        without = lisa.segment(frame.pixels, 'now the other one', Dialogue(talk.turns))
+        asked = 'something else to drink from'
+        without = lisa.segment(frame.pixels, asked, Dialogue(talk.turns))
         if len(without.masks) and masks.iou(without.masks[0], mug.masks[0]) > 0.6:
             shown_again += 1
-            other = lisa.segment(frame.pixels, 'now the other one', talk)
+            other = lisa.segment(frame.pixels, asked, talk)
             assert other.status is Status.NOT_FOUND
             assert other.reason == 'what was shown before is not the other one'
     assert shown_again

@@ -611,7 +611,7 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
 
 
 def _alone(table: Table, it: Seen, last: Turn) -> bool:
-    """Return whether the thing that was talked of by the name of its kind is the only one of it."""
+    """Return whether a thing that was just called by its kind is the only one of it."""
     told = last.query if '[SEG]' in last.answer_raw else last.query + last.answer_raw
     named = it.kind in told and f' of the {it.kind}' not in told and ' one of ' not in told
     return named and sum(o.kind == it.kind for o in table.there) == 1
