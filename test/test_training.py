@@ -888,7 +888,7 @@ def test_names_are_scored_by_the_state_before_each_word(trained):
     """As a plain run of the language model over picture and words has it."""
     pupil = trained.pupil
     lisa, inner = pupil.lisa.eval(), looking.layer(pupil.lisa)
-    for step in range(20):
+    for step in range(RECIPE.looks, 20):
         lesson = pupil.draw(step, 0)
         spots = lesson.spots
         if spots.names.any():
