@@ -28,9 +28,10 @@ PACE = Pace(steps=8, rate=0.05, warm_up=2, average=0.9, validate_every=4, save_e
 class Lesson:
     x: torch.Tensor
     frozen: bool = False
+    by: int = 0  # the process that drew it
 
     def to(self, device):
-        return Lesson(self.x.to(device), self.frozen)
+        return replace(self, x=self.x.to(device))
 
 
 class Line:
@@ -86,10 +87,10 @@ class Signed(Line):
         self.drawn_by = []
 
     def draw(self, step, part):
-        return Lesson(super().draw(step, part).x, os.getpid())
+        return replace(super().draw(step, part), by=os.getpid())
 
     def losses(self, lesson, step):
-        self.drawn_by.append(lesson.frozen)
+        self.drawn_by.append(lesson.by)
         return super().losses(lesson, step)
 
 

@@ -14,6 +14,7 @@ With `torchrun` every process takes lessons of its own and gradients are average
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
 import datetime
@@ -364,6 +365,7 @@ def join(device: str) -> tuple[int, int, str]:
         backend = 'nccl' if device.startswith('cuda') else 'gloo'
         # the first process validates and writes alone, which may take long
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=3))
+        atexit.register(dist.destroy_process_group)  # or its threads may abort the process
     return dist.get_rank(), world, device
 
 
