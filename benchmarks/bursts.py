@@ -6,7 +6,7 @@
 A burst is what a node says on three topics about a dozen pictures: 36 masks of 320 x 240 pixels,
 reliable, depth 10. Another process acknowledges the last one of each topic. What did not come
 whole comes again when the writer's next heartbeat asks for it, in up to three seconds.
-The receiver has the default in both rows (`lisa_ros/ros/transport.py` says why).
+The receiver has the default in both rows (`lisa_ros/ros/fastdds.py` says why).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros.ros import transport  # found by the line above
+from lisa_ros.ros import fastdds  # found by the line above
 
 TOPICS, IMAGES, LATE = ('mask', 'confidence', 'segmentation'), 12, 1.0  # [s]
 
@@ -51,7 +51,7 @@ def receive() -> None:
 
 def send(bursts: int, room: bool) -> None:
     """Publish bursts and print how long they took, and how many of them came late."""
-    if room and not transport.make_room():
+    if room and not fastdds.make_room():
         raise SystemExit('transports are chosen by the environment already')
     rclpy.init()
     node = rclpy.create_node('sender')

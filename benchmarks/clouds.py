@@ -25,8 +25,9 @@ from std_msgs.msg import Header
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros.geometry import Camera, scene_cloud  # found by the line above
-from lisa_ros.ros import messages
+from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.rgbd import scene_cloud  # found by the line above
+from lisa_ros.ros import message_types
 
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
@@ -56,7 +57,7 @@ def main() -> None:
     k = np.array([[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1]])
     camera, header = Camera(k, (width, height)), Header(frame_id='camera')
     cloud = scene_cloud(image, depth, camera)
-    message = messages.make.cloud(header, cloud)
+    message = message_types.make.cloud(header, cloud)
 
     rclpy.init()
     node = rclpy.create_node('cloud_benchmark')
@@ -66,11 +67,11 @@ def main() -> None:
         time.sleep(0.01)
 
     def all_of_it() -> None:
-        publisher.publish(messages.make.cloud(header, scene_cloud(image, depth, camera)))
+        publisher.publish(message_types.make.cloud(header, scene_cloud(image, depth, camera)))
 
     rows = {
         'points and colours': lambda: scene_cloud(image, depth, camera),
-        'PointCloud2': lambda: messages.make.cloud(header, cloud),
+        'PointCloud2': lambda: message_types.make.cloud(header, cloud),
         'published': lambda: publisher.publish(message),
         'all of it': all_of_it,
     }
@@ -81,7 +82,7 @@ def main() -> None:
     except ImportError:
         return
     theirs = milliseconds(lambda: create_cloud(header, message.fields, cloud), given.times)
-    ours = milliseconds(lambda: messages.make.cloud(header, cloud), given.times)
+    ours = milliseconds(lambda: message_types.make.cloud(header, cloud), given.times)
     print(f"{'create_cloud':20} {theirs:6.1f} ms, {theirs / ours:.1f} times PointCloud2's")
 
 

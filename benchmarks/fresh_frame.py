@@ -20,17 +20,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros.evaluation.scenes import (  # found by the line above
-    OWN_EXAMS,
-    read_exam,
-)
-from lisa_ros.segmenter import Segmenter
+from lisa_ros.evaluation.tabletop import read_exam
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import TEST_SETS
 
 
 def pictures(count: int, size: tuple[int, int]) -> list[tuple[np.ndarray, str]]:
     """Return RGB pictures of `size` (width, height), each with a question that is about it."""
     drawn: dict[str, tuple[np.ndarray, str]] = {}
-    for question in read_exam(OWN_EXAMS / 'test.zip'):
+    for question in read_exam(TEST_SETS / 'test.zip'):
         if question.targets and question.sort == 'use' and question.picture.name not in drawn:
             data = np.frombuffer(question.picture.read_bytes(), np.uint8)
             colour = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]

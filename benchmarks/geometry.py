@@ -30,10 +30,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros import masks  # found by the line above
-from lisa_ros.boxes import Box
-from lisa_ros.geometry import Camera, Thing, scene_cloud, scene_points, thing
-from lisa_ros.surfaces import noise
+from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.depth_filter import noise
+from lisa_ros.geometry.object_3d import Thing, thing
+from lisa_ros.geometry.oriented_box import Box
+from lisa_ros.geometry.rgbd import scene_cloud, scene_points
+from lisa_ros.perception import overlay  # found by the line above
 
 CUBOIDS = (
     'cereal', 'popcorn', 'macaroni', 'butter', 'cream_cheese', 'chocolate_pudding', 'sponge',
@@ -82,13 +84,13 @@ def off(mask: np.ndarray, rng: np.random.Generator, most: float = 2.0) -> np.nda
 
 def truth_box(placed, boxes: dict, pose: np.ndarray, cache: Path) -> Box:
     """Return the box of a placed mesh in the optical frame that is `pose` in the world."""
-    from lisa_ros.training import scenes
+    from lisa_ros.tabletop import scene_sampling
 
     low, high = np.array(boxes[placed.thing.name])
     if placed.thing.name in CANS:
         low, high = can_box(cache, placed.thing.name, low, high)
-    scale = scenes._scale(placed.thing, placed.size, boxes[placed.thing.name])
-    turn = scenes._rotation(placed.quaternion)
+    scale = scene_sampling._scale(placed.thing, placed.size, boxes[placed.thing.name])
+    turn = scene_sampling._rotation(placed.quaternion)
     middle = turn @ ((low + high) / 2 * scale) + placed.position
     into = pose[:3, :3].T
     return Box(into @ (middle - pose[:3, 3]), into @ turn, (high - low) * scale)
@@ -132,9 +134,9 @@ def can_box(cache: Path, name: str, low: np.ndarray, high: np.ndarray) -> tuple:
 
 def cases(scene, frame, boxes: dict, pose: np.ndarray, cache: Path) -> list[Case]:
     """Return the visible things of a rendered frame."""
-    from lisa_ros.training import scenes
+    from lisa_ros.tabletop import rendering
 
-    ids = frame.ids & ~np.uint8(scenes.PART)
+    ids = frame.ids & ~np.uint8(rendering.PART)
     found = []
     for number, placed in enumerate(scene.placed, start=1):
         mask = ids == number
@@ -159,14 +161,14 @@ def cases(scene, frame, boxes: dict, pose: np.ndarray, cache: Path) -> list[Case
 
 def rendered(cache: Path, count: int):
     """Yield colour, depth as rendered, camera, up and cases of scenes of the test split."""
-    from lisa_ros.training import scenes
+    from lisa_ros.tabletop import rendering, scene_sampling
 
-    renderer = scenes.Renderer(cache, *SIZE)
+    renderer = rendering.Renderer(cache, *SIZE)
     for number in range(count):
-        rng = scenes.scene_rng('test', number)
-        scene = scenes.draw_scene(rng, renderer.boxes)
+        rng = scene_sampling.scene_rng('test', number)
+        scene = scene_sampling.draw_scene(rng, renderer.boxes)
         renderer.set_scene(scene)
-        pose = scenes.camera_matrix(*scenes.draw_camera(rng))
+        pose = scene_sampling.camera_matrix(*scene_sampling.draw_camera(rng))
         frame = renderer.frame(pose)
         camera = Camera(frame.k, SIZE)
         yield (
@@ -264,7 +266,7 @@ def measure_rendered(cache: Path, count: int, model: str | None) -> None:
     """Print the tables of errors in rendered scenes."""
     lisa = None
     if model:
-        from lisa_ros.segmenter import Segmenter
+        from lisa_ros.perception.segmenter import Segmenter
 
         lisa = Segmenter.load(model)
     tables: dict[str, list] = {}
@@ -462,7 +464,7 @@ def side_view(things: list[Thing], yaw: float, pitch: float, size: tuple[int, in
             for bit in (1, 2, 4):
                 if one & bit == 0:
                     line = [tuple(int(x) for x in np.rint(ends[i])) for i in (one, one | bit)]
-                    cv2.line(picture, *line, masks.colour(number), 2, cv2.LINE_AA)
+                    cv2.line(picture, *line, overlay.colour(number), 2, cv2.LINE_AA)
     return picture
 
 
@@ -476,7 +478,7 @@ def draw(folder: Path, out: Path, name: str) -> None:
     part = np.s_[
         max(0, rows.min() - 40) : rows.max() + 40, max(0, columns.min() - 60) : columns.max() + 60
     ]
-    left = masks.overlay(colour[part], np.stack(grown)[(slice(None), *part)], opacity=0.25)
+    left = overlay.overlay(colour[part], np.stack(grown)[(slice(None), *part)], opacity=0.25)
     height = left.shape[0]
     views = [side_view(things, yaw, pitch, (560, height)) for yaw, pitch in ((35, 20), (-45, 35))]
     sheet = np.concatenate([left, *views], axis=1)

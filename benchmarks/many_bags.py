@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-SAMPLE = Path(__file__).parents[1] / 'lisa_ros' / 'samples' / 'tabletop'
+from lisa_ros.resources import SAMPLE
 
 
 def run(bags: list[Path], out: Path, workers: int, every: int) -> subprocess.Popen:

@@ -35,10 +35,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros import masks
-from lisa_ros.tracking import FlowTracker
-from lisa_ros.training import scenes
-from lisa_ros.training.sample import camera_path
+from lisa_ros.perception import masks, overlay
+from lisa_ros.tabletop import rendering, scene_sampling
+from lisa_ros.tabletop.sample_bag import camera_path
+from lisa_ros.tracking.optical_flow import FlowTracker
 
 SIZE, RATE = (640, 480), 30
 SECONDS = {'arc': 3.1, 'pan': 2.6, 'occluder': 2.2}
@@ -57,9 +57,9 @@ class View:
     ids: np.ndarray  # (H, W) uint8: the thing that shows, 0 none
 
 
-def render(renderer: scenes.Renderer, sort: str, number: int, folder: Path) -> None:
+def render(renderer: rendering.Renderer, sort: str, number: int, folder: Path) -> None:
     """Render one sequence into `folder`."""
-    scene = scenes.draw_scene(scenes.scene_rng('test', number), renderer.boxes)
+    scene = scene_sampling.draw_scene(scene_sampling.scene_rng('test', number), renderer.boxes)
     renderer.set_scene(scene)
     rng = np.random.default_rng((7, number))
     count = round(SECONDS[sort] * RATE)
@@ -82,7 +82,7 @@ def render(renderer: scenes.Renderer, sort: str, number: int, folder: Path) -> N
         quick = [cv2.IMWRITE_PNG_COMPRESSION, 1]
         cv2.imwrite(str(folder / f'{i:03d}.colour.png'), frame.colour[..., ::-1], quick)
         cv2.imwrite(str(folder / f'{i:03d}.depth.png'), millimetres, quick)
-        cv2.imwrite(str(folder / f'{i:03d}.ids.png'), frame.ids % scenes.PART, quick)
+        cv2.imwrite(str(folder / f'{i:03d}.ids.png'), frame.ids % rendering.PART, quick)
     (folder / 'done').touch()
 
 
@@ -106,7 +106,7 @@ def _pan(count: int, rng: np.random.Generator) -> list[np.ndarray]:
     return poses
 
 
-def _occluder(scene: scenes.Scene, pose: np.ndarray, rng: np.random.Generator):
+def _occluder(scene: scene_sampling.Scene, pose: np.ndarray, rng: np.random.Generator):
     """Return the body that flies, from where and to where, so that it hides another thing."""
     if len(scene.placed) < 2:
         return None  # nothing that could hide another
@@ -123,7 +123,7 @@ def _occluder(scene: scenes.Scene, pose: np.ndarray, rng: np.random.Generator):
     flies = scene.placed[broadest]
     cover = pose[:3, 3] + left * (middle[0] - pose[:3, 3])
     start = np.array(flies.position)
-    return scenes.body_name(flies.thing, flies.size), start, start + cover - middle[1]
+    return scene_sampling.body_name(flies.thing, flies.size), start, start + cover - middle[1]
 
 
 def views(folder: Path) -> Iterator[View]:
@@ -189,7 +189,7 @@ def follow(folder: Path, sort: str, scores: Scores, *, depth: bool) -> list[np.n
                 scores.iou[i / RATE].append(overlap)
         if i in (0, count // 2, count - 1):
             words = ['' if one else 'lost' for one in now.tracked]
-            pictures.append(masks.overlay(view.colour, now.masks, words, opacity=0.3))
+            pictures.append(overlay.overlay(view.colour, now.masks, words, opacity=0.3))
     scores.things += len(things)
     _losses(np.array(shows), np.array(tracked), sort, scores)
     return pictures
@@ -224,7 +224,7 @@ def main() -> None:
                 sheet += pictures if not depth else []
             report(scores, 'with depth' if depth else 'without depth')
     if options.sheet:
-        picture = masks.contact_sheet(sheet, columns=3, width=400)
+        picture = overlay.contact_sheet(sheet, columns=3, width=400)
         cv2.imwrite(str(options.sheet), picture[..., ::-1])
 
 
@@ -236,7 +236,7 @@ def rendered(cache: Path, frames: Path, count: int) -> list[tuple[str, Path]]:
         for number in range(first, first + count):
             folder = frames / f'{sort}-{number}'
             if not (folder / 'done').is_file():
-                renderer = renderer or scenes.Renderer(cache, *SIZE)
+                renderer = renderer or rendering.Renderer(cache, *SIZE)
                 render(renderer, sort, number, folder)
             sequences.append((sort, folder))
     return sequences

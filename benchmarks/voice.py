@@ -31,8 +31,8 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from lisa_ros.voice import engines
+from lisa_ros.voice.audio import RATE, read_wav
 from lisa_ros.voice.listener import Listener, Outcome
-from lisa_ros.voice.sound import RATE, read_wav
 from lisa_ros.voice.vocabulary import Vocabulary, plainly
 
 VOCABULARY = Path(__file__).parents[1] / 'lisa_ros/weights/lisa-tabletop/vocabulary.yaml'

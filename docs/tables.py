@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lisa_ros.settings import Settings, about  # noqa: E402  # found by the line above
+from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
+from lisa_ros.settings_schema import about  # noqa: E402
 
 
 def parameters() -> str:

@@ -8,6 +8,7 @@ threshold and those after the first 254; H, W the picture's own pixels.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,3 +122,23 @@ def _hundredths(mask: np.ndarray) -> tuple[int, int, int, int]:
     sizes = mask.shape[::-1] * 2
     left, top, right, bottom = (round(100 * e / size) for e, size in zip(ends, sizes, strict=True))
     return left, top, right, bottom
+
+
+def readable(answer_raw: str) -> str:
+    """Return an answer for people: no [SEG], no gaps where they stood.
+
+    "It is [SEG] . It holds a drink." becomes "It is here. It holds a drink."; "Sure, [SEG] ."
+    becomes "Sure."; an answer of nothing but masks becomes "Here."
+    """
+    seg = re.escape(SEG)
+    several = rf'{seg}(?:\s*(?:,\s*)?(?:and\s*)?{seg})*'
+    text = re.sub(rf'\b(is|are)\s*{several}', r'\1 here', answer_raw)
+    text = re.sub(several, ' ', text)
+    text = re.sub(r'\s+', ' ', text)
+    text = re.sub(r' ([.,;:!?])', r'\1', text)  # no space before a mark
+    text = re.sub(r'[,;:]+(?=[.,;:!?])', '', text)  # of two marks side by side, the latter
+    text = text.strip().lstrip('.,;:!? ')
+    return text or ('Here.' if SEG in answer_raw else '')
+
+
+SEG = '[SEG]'

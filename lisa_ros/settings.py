@@ -7,45 +7,13 @@ compared with them by a test.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from lisa_ros.errors import SettingsError
-
-
-@dataclass(frozen=True)
-class About:
-    """What is to know about a setting besides its name, type and default."""
-
-    sentence: str  # what it does, with the unit in brackets
-    low: float | None = None  # both ends belong to the range
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    read_only: bool = False  # fixed when the node starts
-    at_configure: bool = False  # read on configure: it may change only while unconfigured
-
-
-class Checked:
-    """A dataclass of settings; building one checks every value."""
-
-    def __post_init__(self) -> None:
-        """Check every value; integers are taken where a float is asked for, lists as tuples."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            check(field, value)
-            if isinstance(value, list):  # [''] is ROS's way to say an empty list
-                object.__setattr__(self, field.name, tuple(filter(None, value)))
-
-
-def setting(default: Any, sentence: str, **about: Any) -> Any:
-    """Return a dataclass field that carries an `About`; the keywords are its fields."""
-    return dataclasses.field(default=default, metadata={'about': About(sentence, **about)})
+from lisa_ros.settings_schema import Checked, as_yaml, setting
+from lisa_ros.voice.settings import VoiceSettings
 
 
 @dataclass(frozen=True)
@@ -55,6 +23,13 @@ class Settings(Checked):
     Raises:
         SettingsError: a value of another type, outside its range or not among its choices.
     """
+
+    YAML_NOTES: ClassVar[tuple[str, ...]] = (
+        "QoS of an input (sensor data: best effort, keep last 5), by the topic's full name:",
+        'qos_overrides:',
+        '  /image:',
+        '    subscription: {reliability: reliable, history: keep_last, depth: 1}',
+    )
 
     model: str = setting(
         'lisa-tabletop',
@@ -245,169 +220,6 @@ class Settings(Checked):
         high=60.0,
         read_only=True,
     )
-
-
-@dataclass(frozen=True)
-class VoiceSettings(Checked):
-    """The settings of voice_node.
-
-    Raises:
-        SettingsError: a value of another type, outside its range or not among its choices.
-    """
-
-    source: str = setting(
-        'topic',
-        'Where sound comes from: topic (audio), microphone, or a WAV file, played once',
-        read_only=True,
-    )
-    audio_type: str = setting(
-        'auto',
-        'Messages on audio, 16-bit samples, one channel, 16 kHz: AudioData (audio_common_msgs) or '
-        'UInt8MultiArray (std_msgs); auto: AudioData where audio_common_msgs is installed',
-        choices=('auto', 'AudioData', 'UInt8MultiArray'),
-        read_only=True,
-    )
-    microphone: str = setting(
-        '',
-        'Which microphone, by name or part of it (python -m sounddevice lists them); empty: the '
-        "system's",
-        read_only=True,
-    )
-    engine: str = setting(
-        'pocketsphinx',
-        'What makes words of speech',
-        choices=('pocketsphinx', 'moonshine', 'whisper'),
-        read_only=True,
-    )
-    speech_model: str = setting(
-        '',
-        'Model of engine whisper, folder or hub id (openai/whisper-small.en)',
-        read_only=True,
-    )
-    device: str = setting(
-        'auto',
-        'Where whisper runs: cpu or cuda; auto: the GPU where there is one',
-        read_only=True,
-    )
-    vocabulary: str = setting(
-        'lisa-tabletop',
-        'What can be said: a YAML file, or a model folder that has one (vocabulary.yaml); empty: '
-        'anything (moonshine and whisper alone)',
-        read_only=True,
-    )
-    confidence_threshold: float = setting(
-        0.7,
-        'Confidence from which words are a command; below they are told on ~/heard alone [0..1]',
-        low=0.0,
-        high=1.0,
-        read_only=True,
-    )
-    wake_phrase: str = setting(
-        '',
-        'What must be said first ("hey lisa"); empty: everything said is meant for the robot',
-        read_only=True,
-    )
-    awake: float = setting(
-        8.0,
-        'How long the wake phrase alone makes it listen [s]',
-        low=0.5,
-        high=3600.0,
-        read_only=True,
-    )
-    pause: float = setting(
-        0.5,
-        'Silence that ends what is said [s]',
-        low=0.1,
-        high=5.0,
-        read_only=True,
-    )
-    partial_every: float = setting(
-        0.7,
-        'Time between two guesses at what is being said; 0: none before its end [s]',
-        low=0.0,
-        high=10.0,
-        read_only=True,
-    )
-    say: bool = setting(
-        False,
-        'Speak what comes on say, by espeak-ng; it does not listen meanwhile',
-        read_only=True,
-    )
-
-
-def about(field: dataclasses.Field) -> About:
-    """Return what is to know about one of `dataclasses.fields(Settings)`."""
-    return field.metadata['about']
-
-
-def check(field: dataclasses.Field, value: Any) -> None:
-    """Raise a SettingsError if the value is not one that the field takes."""
-    known = about(field)
-    kind = type(field.default)
-    if kind is tuple:
-        _check_names(field.name, value)
-        return
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        raise SettingsError(f'{field.name} is {value!r}; expected a {kind.__name__}')
-    if known.choices and value not in known.choices:
-        choices = ', '.join(repr(choice) for choice in known.choices)
-        raise SettingsError(f'{field.name} is {value!r}; expected one of {choices}')
-    # Not "value < low": a NaN is in no range and must not slip through.
-    if known.low is not None and not known.low <= value <= known.high:
-        raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')
-
-
-def _check_names(name: str, value: Any) -> None:
-    """Raise a SettingsError if the value is no list of names that topics can have."""
-    if value in ([''], ('',)):  # none: ROS cannot tell what an empty list is of
-        return
-    named = isinstance(value, list | tuple) and all(
-        isinstance(one, str) and re.fullmatch('[A-Za-z][A-Za-z0-9_]*', one) for one in value
-    )
-    if not named or len(set(value)) < len(value) or 'tracked' in value:
-        raise SettingsError(
-            f'{name} is {value!r}; expected names that differ, of letters, digits and _, none of '
-            'them "tracked"'
-        )
-
-
-def as_yaml(kind: type[Checked], node: str) -> str:
-    """Return the file in config/ that has every parameter of a node with its default."""
-    lines = [
-        '# SPDX-License-Identifier: Apache-2.0',
-        f'# Every parameter of {node} with its default; made from lisa_ros/settings.py.',
-    ]
-    if any(about(field).at_configure for field in dataclasses.fields(kind)):
-        lines += [
-            '# Those marked * are read on configure: change them while the node is unconfigured.'
-        ]
-    lines += ['/**:', '  ros__parameters:']
-    for field in dataclasses.fields(kind):
-        known = about(field)
-        notes = []
-        if known.choices:
-            notes.append('one of ' + ', '.join(choice or "''" for choice in known.choices))
-        if known.low is not None:
-            notes.append(f'{known.low:g} to {known.high:g}')
-        notes += ['*'] * known.at_configure + ['read-only'] * known.read_only
-        sentence = f'{known.sentence} ({"; ".join(notes)})' if notes else known.sentence
-        lines += [f'    # {line}' for line in textwrap.wrap(sentence, 92)]
-        # JSON of a number or a truth value is YAML too; words need no quotes unless empty.
-        value = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        if field.default == ():
-            value = "['']"
-        lines.append(f'    {field.name}: {value or repr("")}')
-    if kind is not Settings:
-        return '\n'.join(lines) + '\n'
-    lines += [
-        '',
-        "    # QoS of an input (sensor data: best effort, keep last 5), by the topic's full name:",
-        '    # qos_overrides:',
-        '    #   /image:',
-        '    #     subscription: {reliability: reliable, history: keep_last, depth: 1}',
-    ]
-    return '\n'.join(lines) + '\n'
 
 
 if __name__ == '__main__':  # python -m lisa_ros.settings config

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lisa_ros.segmenter import Segmenter
+from lisa_ros.perception.segmenter import Segmenter
 
 DATA = Path(__file__).parent / 'data' / 'reference'
 SIZES = (256, 1024)

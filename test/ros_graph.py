@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.ros import transport
+from lisa_ros.ros import fastdds
 
 DOMAIN = str(1 + os.getpid() % 100)  # a graph for each test process
 REFERENCE = Path(__file__).parent / 'data' / 'reference'  # LISA at toy size, random weights
@@ -84,7 +84,7 @@ class Peer:
         from sensor_msgs.msg import CameraInfo, Image
         from std_msgs.msg import String
 
-        transport.make_room()
+        fastdds.make_room()
         self.context = rclpy.Context()
         self.context.init(domain_id=int(DOMAIN))
         self.node = rclpy.create_node('tester', context=self.context)

@@ -24,14 +24,14 @@ from ros_graph import NodeProcess, Peer, image
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
-from lisa_ros import bags
 from lisa_ros.client import LisaClient, Status
-from lisa_ros.ros.replay import Replay, camera_topics
+from lisa_ros.messages import bag
+from lisa_ros.resources import SAMPLE
+from lisa_ros.ros.bag_player import Replay, camera_topics
 
 pytestmark = pytest.mark.ros
 
 SLOW = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
-SAMPLE = Path(bags.__file__).parent / 'samples' / 'tabletop'
 OUTPUTS = {
     'segmentation': Segmentation,
     'mask': Image,
@@ -202,7 +202,7 @@ def test_the_same_while_the_sample_bag_plays_at_30_hz(tmp_path):
         say(peer, 'bright things')
         peer.wait(lambda: all(heard.values()), what='every output')
         (answer,) = heard['segmentation']
-        frames = {frame.stamp: frame for frame in bags.pictures(SAMPLE / 'bag', topics['image'])}
+        frames = {frame.stamp: frame for frame in bag.pictures(SAMPLE / 'bag', topics['image'])}
         frame = frames[stamp_of(answer)]
         for name, messages in heard.items():
             said = [(stamp_of(m), m.header.frame_id) for m in messages]

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from lisa_ros.errors import CheckpointError, SettingsError
-from lisa_ros.images import ClipRecipe
-from lisa_ros.model import checkpoint, export
-from lisa_ros.model.checkpoint import check_keys
+from lisa_ros.model import checkpoint, export, from_llava, quantization
+from lisa_ros.model.checkpoint_checks import check_keys
+from lisa_ros.model.config_inference import infer_config
+from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.key_mapping import map_clip_key, map_key, unmap_key
 from lisa_ros.model.lisa import LISA
-from lisa_ros.model.names import map_clip_key, map_key, unmap_key
-from lisa_ros.model.sizes import infer_config
-from lisa_ros.segmenter import Segmenter
+from lisa_ros.perception.segmenter import Segmenter
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
 CASE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
@@ -346,15 +346,15 @@ def parts_of_llava(folder, words=704):
 def test_a_llava_with_marks_of_its_own_gets_seg_after_them(tmp_path):
     folder, sam = parts_of_llava(tmp_path / 'llava', words=706)
     (folder / 'added_tokens.json').write_text('{"<im_start>": 704, "<im_end>": 705}')
-    begun = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP)
+    begun = from_llava.load_llava(folder, sam=sam, vision_tower=CLIP)
     assert begun.tokenizer.encode('<im_start>[SEG]', specials=True) == [704, 706]
     assert begun.model.config.llama.vocab_size == 707
     words = begun.model.llm.model.embed_tokens.weight
     assert torch.equal(words[:706], weights()['model.embed_tokens.weight'][:706].float())
     mean = words[:706].mean(0)
     torch.testing.assert_close(words[706], mean, atol=1e-3, rtol=1e-2)
-    same = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP).model.state_dict()
-    other = checkpoint.load_llava(folder, sam=sam, vision_tower=CLIP, seed=1).model.state_dict()
+    same = from_llava.load_llava(folder, sam=sam, vision_tower=CLIP).model.state_dict()
+    other = from_llava.load_llava(folder, sam=sam, vision_tower=CLIP, seed=1).model.state_dict()
     for name, tensor in begun.model.state_dict().items():
         assert torch.equal(same[name], tensor)
         assert torch.equal(other[name], tensor) != name.startswith('text_hidden_fcs')
@@ -363,14 +363,14 @@ def test_a_llava_with_marks_of_its_own_gets_seg_after_them(tmp_path):
 def test_what_is_no_llava_or_no_sam_is_refused(tmp_path):
     folder, sam = parts_of_llava(tmp_path / 'llava')
     with pytest.raises(CheckpointError, match='is a LISA already'):
-        checkpoint.load_llava(CKPT, sam=sam, vision_tower=CLIP)
+        from_llava.load_llava(CKPT, sam=sam, vision_tower=CLIP)
     with pytest.raises(CheckpointError, match=r'no model\.mm_projector'):
-        checkpoint.load_llava(CLIP, sam=sam)
+        from_llava.load_llava(CLIP, sam=sam)
     with pytest.raises(CheckpointError, match='expected a SAM'):
-        checkpoint.load_llava(folder, sam=tmp_path / 'none.pth', vision_tower=CLIP)
+        from_llava.load_llava(folder, sam=tmp_path / 'none.pth', vision_tower=CLIP)
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='no SAM in'):
-        checkpoint.load_llava(folder, sam=tmp_path / 'other.pth', vision_tower=CLIP)
+        from_llava.load_llava(folder, sam=tmp_path / 'other.pth', vision_tower=CLIP)
 
 
 # ---- precision and memory
@@ -382,7 +382,7 @@ def test_half_precision_spares_what_draws_the_edges(precision):
         CKPT, vision_tower=CLIP, device='cpu', precision=precision, template=CASE['template']
     )
     dtypes = {name: weight.dtype for name, weight in lisa.model.named_parameters()}
-    assert dtypes['llm.lm_head.weight'] == checkpoint.PRECISIONS[precision]
+    assert dtypes['llm.lm_head.weight'] == quantization.PRECISIONS[precision]
     assert dtypes['sam.vision_encoder.layers.0.attn.qkv.weight'] == dtypes['llm.lm_head.weight']
     assert dtypes['sam.mask_decoder.iou_token.weight'] == torch.float32
     assert dtypes['sam.vision_encoder.neck.conv1.weight'] == torch.float32

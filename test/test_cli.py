@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lisa_ros import cli, masks
+from lisa_ros import cli
+from lisa_ros.perception import masks
 
 
 def arguments(size, case, tmp_path):

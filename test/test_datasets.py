@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.datasets import named
+from lisa_ros.datasets import registry
 from lisa_ros.datasets.coco import Instance, read_coco
 from lisa_ros.datasets.label_maps import read_ade20k, read_cocostuff, read_mapillary
 from lisa_ros.datasets.llava import read_llava
 from lisa_ros.datasets.refer import read_refer
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.results import Turn
-from lisa_ros.training.sources import source
+from lisa_ros.training.finetune.samplers import source
 
 H, W = 30, 40
 
@@ -314,15 +314,15 @@ def test_a_talk_in_which_one_speaks_alone_is_named(speakers, tmp_path):
 
 def test_a_data_set_is_named_by_kind_and_parts(tmp_path):
     root = refer(tmp_path)
-    assert len(named.read(f'refer:{root}:val')[0].queries) == 2
-    assert named.usage('refer') == 'refer:ROOT[:SPLIT[:BY]]'
-    assert named.usage('llava') == 'llava:FILE:PICTURES'
+    assert len(registry.read(f'refer:{root}:val')[0].queries) == 2
+    assert registry.usage('refer') == 'refer:ROOT[:SPLIT[:BY]]'
+    assert registry.usage('llava') == 'llava:FILE:PICTURES'
     with pytest.raises(SettingsError, match=r'expected refer:ROOT\[:SPLIT\[:BY\]\]'):
-        named.read(f'refer:{root}:val:unc:more')
+        registry.read(f'refer:{root}:val:unc:more')
     with pytest.raises(SettingsError, match="missing a required argument: 'pictures'"):
-        named.read('coco:instances.json')
+        registry.read('coco:instances.json')
     with pytest.raises(DataError, match='nowhere: there is no such folder'):
-        named.read('nowhere')
+        registry.read('nowhere')
 
 
 def test_a_lisa_learns_from_several_sets_at_their_rates(tmp_path, capsys):

@@ -17,8 +17,8 @@ from ros_graph import MODEL, Peer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from lisa_ros.conversions import image_fields, mask_fields
 from lisa_ros.errors import DataError
+from lisa_ros.messages.image import image_fields, mask_fields
 from lisa_ros.ros import demo
 
 STORE = get_typestore(Stores.LATEST)
@@ -129,7 +129,7 @@ def test_what_a_sample_lacks_is_named(tmp_path, sample):
 @pytest.mark.ros
 def test_the_topics_of_a_bag_are_known_by_their_encodings(sample, tmp_path):
     pytest.importorskip('lisa_ros.msg', reason='needs ROS 2: make setup')
-    from lisa_ros.ros.replay import camera_topics
+    from lisa_ros.ros.bag_player import camera_topics
 
     assert camera_topics(sample / 'bag') == {'image': '/camera/image', 'depth': '/camera/depth'}
     with pytest.raises(DataError, match=r'there is no bag at'):
@@ -144,7 +144,7 @@ def test_a_replayed_bag_arrives_as_it_was_recorded_and_begins_anew(sample):
     pytest.importorskip('lisa_ros.msg', reason='needs ROS 2: make setup')
     from sensor_msgs.msg import Image
 
-    from lisa_ros.ros.replay import Replay
+    from lisa_ros.ros.bag_player import Replay
 
     peer = Peer()
     peer.listen('/camera/image', Image, 'image')

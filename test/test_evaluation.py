@@ -16,27 +16,28 @@ from golden import segmenter
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.datasets.asking import examined
+from lisa_ros.datasets.lisa_templates import examined
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import QueryError
-from lisa_ros.evaluation import benchmarks, report, scenes
+from lisa_ros.evaluation import benchmarks, report, tabletop
 from lisa_ros.evaluation.cases import case_of, draw
 from lisa_ros.model.lisa import Batch
-from lisa_ros.prompts import training_ids
+from lisa_ros.perception.prompts import training_ids
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import TEST_SETS
 from lisa_ros.results import Turn
-from lisa_ros.segmenter import Segmenter
 
-EXAM = scenes.OWN_EXAMS / 'test.zip'
+EXAM = TEST_SETS / 'test.zip'
 
 
 @pytest.fixture(scope='module')
 def labelled(tmp_path_factory):
     """Four rendered tables as a folder of pictures with masks, and one in ReasonSeg's form."""
     folder = tmp_path_factory.mktemp('tables')
-    questions = [q for q in scenes.read_exam(EXAM) if q.sort == 'explicit' and q.targets]
+    questions = [q for q in tabletop.read_exam(EXAM) if q.sort == 'explicit' and q.targets]
     for number, question in enumerate(questions[:4]):
         (folder / f't{number}.jpg').write_bytes(question.picture.read_bytes())
-        ids = scenes._read(question.ids, 0)
+        ids = tabletop._read(question.ids, 0)
         (folder / f't{number}').mkdir()
         mask = np.isin(ids, question.targets).astype(np.uint8) * 255
         name = question.text.removesuffix('.').removesuffix('?').split(' the ')[-1]
@@ -92,7 +93,7 @@ def test_a_given_answers_mask_is_that_of_the_forward_pass():
 
 
 def benchmarks_clip(lisa, image):
-    from lisa_ros.images import clip_pixels
+    from lisa_ros.model.image_processing import clip_pixels
 
     return clip_pixels(image, lisa.clip_recipe)
 

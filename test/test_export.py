@@ -2,7 +2,6 @@
 """`lisa-ros export`: the files of grasp planners hold what was found, to the point."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,16 +10,15 @@ from bag_kinds import STORE, TOPIC, write
 from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-import lisa_ros
 from lisa_ros import cli
-from lisa_ros.bags import Frame, opened
-from lisa_ros.commands import grasp_files
+from lisa_ros.commands import grasp_formats
 from lisa_ros.commands.export import read_masks
-from lisa_ros.commands.shots import from_bag, from_files, read_depth
+from lisa_ros.commands.rgbd_input import from_bag, from_files, read_depth
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.geometry import thing
+from lisa_ros.geometry.object_3d import thing
+from lisa_ros.messages.bag import Frame, opened
+from lisa_ros.resources import SAMPLE
 
-SAMPLE = Path(lisa_ros.__file__).parent / 'samples' / 'tabletop'
 BAG = SAMPLE / 'bag'
 MUG = 4
 MCAP = StoragePlugin.MCAP
@@ -104,7 +102,7 @@ def test_the_mug_that_the_model_finds_lies_where_the_truth_does(asked, shot):
     assert min(red, green) > 1.5 * blue  # it is yellow, so red and blue are not swapped
     assert Image.open(asked / 'overlay.png').size[0] >= 640
     assert {path.name for path in asked.iterdir()} == {
-        *grasp_files.NAMES, 'answer.json', 'overlay.png',
+        *grasp_formats.NAMES, 'answer.json', 'overlay.png',
     }  # fmt: skip
 
 

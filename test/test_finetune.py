@@ -16,17 +16,17 @@ from lisa_ros import cli
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import CheckpointError, DataError, SettingsError
 from lisa_ros.model import checkpoint, export
-from lisa_ros.model.sizes import infer_config
-from lisa_ros.own_models import OWN_MODELS
+from lisa_ros.model.config_inference import infer_config
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import WEIGHTS
 from lisa_ros.results import Turn
-from lisa_ros.segmenter import Segmenter
-from lisa_ros.training import estimate, finetune, lessons
-from lisa_ros.training.loop import Loop, Pace
-from lisa_ros.training.mixture import Mixture
-from lisa_ros.training.sources import Asked
+from lisa_ros.training.finetune import batches, memory_estimate, task
+from lisa_ros.training.finetune.mixture import Mixture
+from lisa_ros.training.finetune.samplers import Asked
+from lisa_ros.training.trainer import Loop, Pace
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
-ORIGIN = finetune.Origin(CKPT, vision_tower=CLIP, template='llava_v1')
+ORIGIN = task.Origin(CKPT, vision_tower=CLIP, template='llava_v1')
 PACE = Pace(
     steps=10,
     rate=3e-3,
@@ -37,7 +37,7 @@ PACE = Pace(
     better='val_giou',
     bf16=False,
 )
-RECIPE = finetune.Recipe(pace=PACE)
+RECIPE = task.Recipe(pace=PACE)
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def labelled(tmp_path_factory):
 def pupil_of(folder, recipe=RECIPE, origin=ORIGIN):
     pictures = read_folder(folder)
     source = Asked(pictures, recipe.queries)
-    return finetune.Finetuning(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
+    return task.Finetuning(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,7 @@ def trained(labelled, tmp_path_factory):
 
 
 def total(losses):
-    return sum(lessons.WEIGHTS[name] * float(value) for name, value in losses.items())
+    return sum(batches.WEIGHTS[name] * float(value) for name, value in losses.items())
 
 
 # ---- what learns
@@ -128,7 +128,7 @@ def test_a_new_lora_changes_nothing(labelled):
     lesson = pupil.draw(0, 0)
     pupil.module.eval()
     with torch.no_grad():
-        ours, wanted = pupil.losses(lesson, 0), lessons.losses(whole, lesson)
+        ours, wanted = pupil.losses(lesson, 0), batches.losses(whole, lesson)
     for name, value in wanted.items():
         torch.testing.assert_close(ours[name], value)
 
@@ -164,13 +164,13 @@ def test_ignored_pixels_count_neither_way(labelled):
     pupil = pupil_of(labelled)
     sample = Asked(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
     lisa, given = pupil.lisa.eval(), pupil._lesson([sample])
-    unsure = given.truth[0] == lessons.UNSURE
+    unsure = given.truth[0] == batches.UNSURE
     assert unsure.any()
     assert not unsure.all()
 
     def of(truth):
         with torch.no_grad():
-            return lessons.losses(lisa, replace(given, truth=(truth,)))
+            return batches.losses(lisa, replace(given, truth=(truth,)))
 
     wanted = of(given.truth[0])
     out = lisa(given.batch)
@@ -283,7 +283,7 @@ def test_the_original_layout_names_the_clip_that_the_weights_were_trained_with(l
         own = checkpoint.load(tmp_path / 'a' / 'model')
         own.model.clip.embeddings.patch_embedding.weight += 1
     export.save(own.model, own.tokenizer, own.clip_recipe, tmp_path / 'own', dtype=None)
-    pupil, second = original_of(finetune.Origin(tmp_path / 'own'), 'b')
+    pupil, second = original_of(task.Origin(tmp_path / 'own'), 'b')
     again = checkpoint.load(second, template='llava_v1')
     assert again.clip_recipe == own.clip_recipe
     wanted, found = pupil.merged().state_dict(), again.model.state_dict()
@@ -291,7 +291,7 @@ def test_the_original_layout_names_the_clip_that_the_weights_were_trained_with(l
 
 
 def test_a_model_that_the_released_layout_cannot_hold_is_written_in_ours_alone(labelled, tmp_path):
-    pupil = pupil_of(labelled, origin=finetune.Origin(OWN_MODELS / 'lisa-tabletop'))
+    pupil = pupil_of(labelled, origin=task.Origin(WEIGHTS / 'lisa-tabletop'))
     pupil.export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['model']
     with pytest.raises(CheckpointError, match='cannot hold a SAM without relative positions'):
@@ -325,7 +325,7 @@ def llava_of(folder):
 
 def test_a_lisa_begins_with_a_llava_and_a_sam(labelled, tmp_path):
     folder = llava_of(tmp_path / 'llava')
-    origin = finetune.Origin(
+    origin = task.Origin(
         folder, vision_tower=CLIP, sam=folder / 'sam.pth', is_llava=True, template='llava_v1'
     )
     pupil = pupil_of(labelled, origin=origin)
@@ -358,22 +358,24 @@ def lisa_7b():
 
 
 def test_seven_billion_weights_in_four_bits_fit_into_24_gb():
-    found = estimate.estimate(lisa_7b(), estimate.Plan())
+    found = memory_estimate.estimate(lisa_7b(), memory_estimate.Plan())
     assert found.total() < 24e9
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found.frozen['nf4'] == pytest.approx(linear * 4.127 / 8, rel=1e-3)
     assert found.trained['LoRA'] == 32 * 2 * 8 * (4096 + 4096) * 4
     assert found.trained['embed_tokens'] == found.trained['lm_head'] == 32004 * 4096 * 4
     assert found.optimizer == 2 * found.gradients == 2 * sum(found.trained.values())
-    whole = estimate.estimate(lisa_7b(), estimate.Plan(precision='fp32', bf16=False))
+    whole = memory_estimate.estimate(lisa_7b(), memory_estimate.Plan(precision='fp32', bf16=False))
     assert whole.total() > 32e9
-    table = estimate.table(lisa_7b(), estimate.Plan())
+    table = memory_estimate.table(lisa_7b(), memory_estimate.Plan())
     assert table in (DATA.parents[2] / 'docs' / 'finetuning.md').read_text()
 
 
 def test_what_is_counted_is_what_learns(labelled):
     pupil = pupil_of(labelled)
-    found = estimate.estimate(pupil.config, estimate.Plan(precision='fp32', bf16=False))
+    found = memory_estimate.estimate(
+        pupil.config, memory_estimate.Plan(precision='fp32', bf16=False)
+    )
     learns = [p for p in pupil.lisa.parameters() if p.requires_grad]
     stays = [p for p in pupil.lisa.parameters() if not p.requires_grad]
     assert sum(found.trained.values()) == sum(4 * p.numel() for p in learns)
@@ -401,11 +403,11 @@ def test_the_estimate_of_activations_is_above_what_autograd_keeps(labelled):
     plain = pupil_of(labelled, replace(RECIPE, recompute=False))
     lesson = plain.draw(0, 0)
     asked, length = lesson.batch.input_ids.shape
-    plan = estimate.Plan(
+    plan = memory_estimate.Plan(
         precision='fp32', bf16=False, picture_size=(80, 120), queries=asked, words=length - 50
     )  # 50 are the template's, which all queries share
-    whole, again = estimate._language(plain.config, plan)
-    rest = estimate._words(plain.config, plan) + estimate._masks(plain.config, plan)
+    whole, again = memory_estimate._language(plain.config, plan)
+    rest = memory_estimate._words(plain.config, plan) + memory_estimate._masks(plain.config, plan)
     kept = kept_by_autograd(plain, lesson)
     assert 1.0 < (whole + rest) / kept < 3.0
     less = kept_by_autograd(pupil_of(labelled), lesson)

@@ -8,17 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from lisa_ros.boxes import box_along, principal_axes
 from lisa_ros.errors import ImageError
-from lisa_ros.geometry import (
-    Camera,
-    fitted,
-    scene_cloud,
-    scene_points,
-    support_plane,
-    thing,
-)
-from lisa_ros.surfaces import View, noise, own_surface
+from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.depth_filter import View, noise, own_surface
+from lisa_ros.geometry.object_3d import thing
+from lisa_ros.geometry.oriented_box import box_along, principal_axes
+from lisa_ros.geometry.rgbd import fitted, scene_cloud, scene_points
+from lisa_ros.geometry.support_plane import support_plane
 
 K = np.array([[100.0, 0, 4], [0, 50, 3], [0, 0, 1]])
 SMALL = Camera(K, (8, 6))

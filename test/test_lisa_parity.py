@@ -19,10 +19,10 @@ from golden import (
     view,
 )
 
-from lisa_ros.images import clip_pixels, sam_input
 from lisa_ros.model.checkpoint import Checkpoint
+from lisa_ros.model.image_processing import clip_pixels, sam_input
 from lisa_ros.model.lisa import Batch
-from lisa_ros.training import check
+from lisa_ros.training.finetune import parity_check
 
 pytestmark = pytest.mark.parity
 
@@ -84,7 +84,9 @@ def whole(size: int) -> Checkpoint:
 @pytest.mark.parametrize('index', range(3))
 def test_losses_and_gradients_are_the_originals(size, index):
     train = texts(size)['train'][index]
-    report = check.check_case(DATA, train, check.arrays_of(train, arrays(size)), whole(size))
+    report = parity_check.check_case(
+        DATA, train, parity_check.arrays_of(train, arrays(size)), whole(size)
+    )
     assert report['tokens']
     for group in ('losses', 'gradient_norms'):
         wrong = {name: row for name, row in report[group].items() if not row['ok']}
@@ -109,8 +111,8 @@ def test_each_conversation_has_the_prompts_of_its_own_segs(index):
 
 
 def training_batch(size: int, train: dict) -> Batch:
-    own = check.arrays_of(train, arrays(size))
-    return check.golden_lesson(DATA / 'images', train, own, whole(size)).batch
+    own = parity_check.arrays_of(train, arrays(size))
+    return parity_check.golden_lesson(DATA / 'images', train, own, whole(size)).batch
 
 
 def test_a_conversation_may_have_no_seg():

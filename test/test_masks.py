@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from lisa_ros import masks
+from lisa_ros.perception import masks, overlay
 
 SHAPE = (40, 60)
 
@@ -74,7 +74,7 @@ def test_confidence_is_the_probability_of_the_surest_mask():
 def test_the_overlay_tints_only_the_mask_and_keeps_the_picture():
     image = np.full((480, 640, 3), 100, np.uint8)
     mask = disc(300, 200, 60, (480, 640))
-    drawn = masks.overlay(image, mask[None])
+    drawn = overlay.overlay(image, mask[None])
     assert drawn.shape == image.shape
     assert (drawn[400:] == 100).all()
     assert (drawn[200, 300] != 100).any()
@@ -83,8 +83,8 @@ def test_the_overlay_tints_only_the_mask_and_keeps_the_picture():
 
 def test_long_words_are_wrapped_below_the_picture():
     image = np.zeros((240, 320, 3), np.uint8)
-    short = masks.overlay(image, np.zeros((0, 240, 320), bool), caption=['the mug'])
-    long = masks.overlay(
+    short = overlay.overlay(image, np.zeros((0, 240, 320), bool), caption=['the mug'])
+    long = overlay.overlay(
         image, np.zeros((0, 240, 320), bool), caption=['the mug', 'because ' * 60, 'x' * 400]
     )
     assert short.shape[1] == long.shape[1] == 640
@@ -93,13 +93,13 @@ def test_long_words_are_wrapped_below_the_picture():
 
 def test_a_label_at_the_border_stays_inside():
     mask = disc(639, 0, 5, (480, 640))
-    drawn = masks.overlay(np.zeros((480, 640, 3), np.uint8), mask[None], ['the red mug 0.93'])
+    drawn = overlay.overlay(np.zeros((480, 640, 3), np.uint8), mask[None], ['the red mug 0.93'])
     assert drawn.shape == (480, 640, 3)
 
 
 def test_the_contact_sheet_holds_every_picture():
     pictures = [np.full((240, 320, 3), 40 * k + 40, np.uint8) for k in range(3)]
-    sheet = masks.contact_sheet(pictures, ['one', 'two', 'three'], columns=2, width=320)
+    sheet = overlay.contact_sheet(pictures, ['one', 'two', 'three'], columns=2, width=320)
     assert sheet.shape[1] == 2 * 320 + 3 * 8
     for k in range(3):
         assert (sheet == 40 * k + 40).all(axis=2).sum() >= 240 * 320

@@ -26,8 +26,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from lisa_ros.geometry import Camera, thing
-from lisa_ros.settings import Settings, about
+from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.object_3d import thing
+from lisa_ros.settings import Settings
+from lisa_ros.settings_schema import about
 
 pytestmark = pytest.mark.ros
 
@@ -554,7 +556,7 @@ SPINS = """
 import sys
 import rclpy
 from std_msgs.msg import String
-from lisa_ros.ros.spinning import spin
+from lisa_ros.ros.runtime import spin
 
 def tick():
     if sys.argv[1] == 'told to stop':

@@ -107,7 +107,8 @@ def test_every_import_is_declared(package, setup):
 @pytest.mark.parametrize('first', ['', str(ROOT)], ids=['installed', 'source-first'])
 def test_messages_import(first):
     code = (
-        'import sys; sys.path[:0] = filter(None, sys.argv[1:]); import lisa_ros.session; '
+        'import sys; sys.path[:0] = filter(None, sys.argv[1:]); '
+        'import lisa_ros.session.scheduler; '
         'from lisa_ros.msg import Segmentation as Message; '
         'print(lisa_ros.__file__, type(Message().header).__name__)'
     )

@@ -5,8 +5,8 @@ from golden import SIZES, arrays, case_id, cases, of_case, segmenter, texts
 
 from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
-from lisa_ros.prompts import TEMPLATES, prompt_ids, readable, training_ids, with_boxes
-from lisa_ros.results import Dialogue, Segmentation, Status, Turn
+from lisa_ros.perception.prompts import TEMPLATES, prompt_ids, training_ids, with_boxes
+from lisa_ros.results import Dialogue, Segmentation, Status, Turn, readable
 
 ONE_TURN = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .'),))
 TOKENS_TYPED = ('SEG_typed_by_the_user', 'odd_text')

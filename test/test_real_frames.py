@@ -15,8 +15,9 @@ import yaml
 from bag_kinds import KINDS
 from PIL import Image
 
-from lisa_ros import bags, cli
+from lisa_ros import cli
 from lisa_ros.evaluation import report
+from lisa_ros.messages import bag as bags
 
 REAL = os.environ.get('LISA_ROS_REAL_FRAMES')
 pytestmark = pytest.mark.skipif(

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.datasets.asking import ANSWERS
-from lisa_ros.datasets.labelled import UNSURE
+from lisa_ros.datasets import bag_frames
+from lisa_ros.datasets.annotations import UNSURE
+from lisa_ros.datasets.lisa_templates import ANSWERS
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.training import frames
-from lisa_ros.training.mixture import Mixture
-from lisa_ros.training.sources import Asked, examination
+from lisa_ros.training.finetune.mixture import Mixture
+from lisa_ros.training.finetune.samplers import Asked, examination
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
 SIZE = (40, 60)  # height, width
@@ -309,12 +309,12 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
     expected = '/camera/aligned_depth_to_color/image_raw, /camera/color/image_raw'
     for topic in (None, '/image'):
         with pytest.raises(DataError, match=expected):
-            frames.take(BAG, tmp_path, topic)
+            bag_frames.take(BAG, tmp_path, topic)
     with pytest.raises(DataError, match='no bag at'):
-        frames.take(tmp_path / 'none', tmp_path)
+        bag_frames.take(tmp_path / 'none', tmp_path)
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
     with pytest.raises(DataError, match='no rosbag2 bag that can be read'):
-        frames.take(tmp_path / 'broken.mcap', tmp_path)
+        bag_frames.take(tmp_path / 'broken.mcap', tmp_path)
 
 
 # ---- what is there twice, or not

@@ -5,9 +5,10 @@ from original_sam import SIZES, build, masks
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checkpoint import check_keys, load_sam_pth
+from lisa_ros.model.checkpoint import load_sam_pth
+from lisa_ros.model.checkpoint_checks import check_keys
+from lisa_ros.model.key_mapping import map_sam_key, unmap_sam_key
 from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
-from lisa_ros.model.names import map_sam_key, unmap_sam_key
 
 pytestmark = pytest.mark.parity
 

@@ -2,7 +2,6 @@
 """What is shipped beside the code: the bag with its truth, and the exam."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,13 +9,11 @@ import pytest
 import yaml
 from rosbags.highlevel import AnyReader
 
-import lisa_ros
-from lisa_ros import places
-from lisa_ros.conversions import camera, depth_to_metres, image_to_rgb
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation import scenes
-
-SAMPLE = Path(lisa_ros.__file__).parent / 'samples' / 'tabletop'
+from lisa_ros.evaluation import tabletop
+from lisa_ros.messages import rgbd
+from lisa_ros.messages.image import camera, depth_to_metres, image_to_rgb
+from lisa_ros.resources import SAMPLE, TEST_SETS
 
 
 @pytest.fixture(scope='module')
@@ -91,15 +88,15 @@ def test_the_commands_ask_for_things_that_are_there_and_one_that_is_not():
 
 
 def test_the_exam_asks_of_500_scenes_present_and_absent_alike():
-    questions = scenes.read_exam(scenes.OWN_EXAMS / 'test.zip')
-    for sort in scenes.PRESENCE:
+    questions = tabletop.read_exam(TEST_SETS / 'test.zip')
+    for sort in tabletop.PRESENCE:
         of_sort = [q for q in questions if q.sort == sort]
         assert len({q.picture.name for q in of_sort}) == 500
         assert sum(bool(q.targets) for q in of_sort) == pytest.approx(len(of_sort) / 2, abs=10)
     for sort in ('relations', 'several', 'two_step', 'dialogue', 'part'):
         assert sum(q.sort == sort and bool(q.targets) for q in questions) > 150
     assert all(q.before for q in questions if q.sort == 'dialogue')
-    assert all(q.expects for q in questions if q.sort in scenes.IMPLICIT and q.targets)
+    assert all(q.expects for q in questions if q.sort in tabletop.IMPLICIT and q.targets)
     new = [q for q in questions if q.sort == 'unseen_objects']
     assert len(new) > 100
     assert all(q.targets for q in new)
@@ -107,23 +104,23 @@ def test_the_exam_asks_of_500_scenes_present_and_absent_alike():
 
 def test_an_exam_that_is_none_is_named(tmp_path):
     with pytest.raises(DataError, match='no exam here'):
-        scenes.read_exam(tmp_path)
+        tabletop.read_exam(tmp_path)
     (tmp_path / 'exam.json').write_text('[{"picture": "a.png"}]')
     with pytest.raises(DataError, match='no exam here'):
-        scenes.read_exam(tmp_path)
+        tabletop.read_exam(tmp_path)
 
 
 def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
     asked = {'sort': 'use', 'text': 'x', 'targets': [1], 'expects': ['milk', ['red', 'blue']]}
     page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [asked]}
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
-    (question,) = scenes.read_exam(tmp_path)
+    (question,) = tabletop.read_exam(tmp_path)
     for none in ('milk', [[]], 3):
         asked['expects'] = none
         (tmp_path / 'exam.json').write_text(json.dumps([page]))
         with pytest.raises(DataError, match='no exam here'):
-            scenes.read_exam(tmp_path)
-    nothing = scenes.Overlap(0, 1)
+            tabletop.read_exam(tmp_path)
+    nothing = tabletop.Overlap(0, 1)
     for answer, right in {
         'It is blue. It is the milk.': True,
         'It is the milk. It is red.': True,
@@ -131,7 +128,7 @@ def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
         'It is red.': False,
         'It is red. It is the milk, but there is no milk here.': False,  # and so denied
     }.items():
-        assert scenes.Graded(question, answer, True, nothing, (), ()).explained == right
+        assert tabletop.Graded(question, answer, True, nothing, (), ()).explained == right
 
 
 def test_an_unreadable_picture_is_named(tmp_path):
@@ -139,17 +136,17 @@ def test_an_unreadable_picture_is_named(tmp_path):
         {'sort': 'explicit', 'text': 'the mug', 'targets': [1]}]}  # fmt: skip
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
     with pytest.raises(DataError, match=r'a\.png'):
-        list(scenes.sit(None, scenes.read_exam(tmp_path)))
+        list(tabletop.sit(None, tabletop.read_exam(tmp_path)))
 
 
 def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere():
     def graded(sort, targets, found, intersection=0, union=100, answer='', expects=()):
-        question = scenes.Question(SAMPLE, SAMPLE, sort, 'the mug', targets, (), expects)
+        question = tabletop.Question(SAMPLE, SAMPLE, sort, 'the mug', targets, (), expects)
         scores = (0.9,) if found else ()
-        covered = scenes.Overlap(intersection, union)
-        return scenes.Graded(question, answer, found, covered, scores, ())
+        covered = tabletop.Overlap(intersection, union)
+        return tabletop.Graded(question, answer, found, covered, scores, ())
 
-    figures = scenes.report(
+    figures = tabletop.report(
         [
             graded('explicit', (1,), True, 90, 100),
             graded('explicit', (2,), False, 0, 50),
@@ -191,7 +188,7 @@ def test_the_places_of_the_bag_s_things_are_those_of_their_surfaces(bag):
     depths = {stamp(m): m for _, m in bag['/camera/aligned_depth_to_color/image_raw']}
     for _, message in bag['/camera/color/image_raw'][::5]:
         at = stamp(message)
-        there = places.space(image_to_rgb(message), message, depths[at], infos[at])
+        there = rgbd.space(image_to_rgb(message), message, depths[at], infos[at])
         ids = cv2.imread(str(SAMPLE / 'truth' / f'{at}.png'), cv2.IMREAD_UNCHANGED)
         masks = np.stack([ids == i for i in np.unique(ids)[1:]])
         rays = there.camera.rays()

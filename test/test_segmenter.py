@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 
+import lisa_ros.segmenter
 import numpy as np
 import pytest
 import torch
 from golden import DATA, cases, new_ids, of_case, picture, segmenter, view
 
-import lisa_ros.segmenter
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
+from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
-from lisa_ros.segmenter import Segmenter
 
 THREE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
 NONE = next(case for _, case in cases(256) if case['case'] == 9)  # an answer without a mask

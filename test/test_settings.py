@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.settings import Settings, VoiceSettings, about, as_yaml
+from lisa_ros.settings import Settings
+from lisa_ros.settings_schema import about, as_yaml
+from lisa_ros.voice.settings import VoiceSettings
 
 CONFIG = Path(__file__).parents[1] / 'config'
 NODES = [(Settings, 'lisa_node', 'lisa.yaml'), (VoiceSettings, 'voice_node', 'voice.yaml')]

@@ -4,22 +4,22 @@
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from lisa_ros import bags, cli, masks, segmenter
-from lisa_ros.evaluation import scenes
-from lisa_ros.model import decoding
-from lisa_ros.own_models import OWN_MODELS
-from lisa_ros.prompts import prompt_ids
+from lisa_ros import cli
+from lisa_ros.evaluation import tabletop
+from lisa_ros.messages import bag
+from lisa_ros.model import generation
+from lisa_ros.perception import image_encoder, masks
+from lisa_ros.perception.prompts import prompt_ids
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import SAMPLE, TEST_SETS, WEIGHTS
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
-from lisa_ros.segmenter import Segmenter
 
-SAMPLE = Path(bags.__file__).parent / 'samples' / 'tabletop'
-EXAM = scenes.OWN_EXAMS / 'test.zip'
+EXAM = TEST_SETS / 'test.zip'
 
 
 @pytest.fixture(scope='module')
@@ -30,25 +30,25 @@ def lisa():
 @pytest.fixture(scope='module')
 def graded(lisa):
     """Every 25th scene of the exam: 20 scenes with all their questions."""
-    questions = [q for q in scenes.read_exam(EXAM) if q.sort != 'unseen_objects']
+    questions = [q for q in tabletop.read_exam(EXAM) if q.sort != 'unseen_objects']
     names = sorted({q.picture.name for q in questions})[::25]
-    return list(scenes.sit(lisa, [q for q in questions if q.picture.name in names]))
+    return list(tabletop.sit(lisa, [q for q in questions if q.picture.name in names]))
 
 
 @pytest.fixture(scope='module')
 def picture():
-    question = scenes.read_exam(EXAM)[0]
+    question = tabletop.read_exam(EXAM)[0]
     data = np.frombuffer(question.picture.read_bytes(), np.uint8)
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
 def test_it_is_small_and_half_precision():
-    files = list((OWN_MODELS / 'lisa-tabletop').iterdir())
+    files = list((WEIGHTS / 'lisa-tabletop').iterdir())
     assert sum(file.stat().st_size for file in files) < 25e6
 
 
 def test_it_finds_what_is_named_and_what_is_needed(graded):
-    figures = scenes.report(graded)
+    figures = tabletop.report(graded)
     assert figures['explicit']['count'] == 20
     assert figures['implicit']['count'] > 50
     # A coarse net for broken weights or pixels: docs/lisa-tabletop.md has the figures of all 500.
@@ -78,7 +78,7 @@ def test_a_dialogue_is_remembered(graded):
     assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
 
 
-FRAMES = list(bags.pictures(SAMPLE / 'bag', '/camera/color/image_raw'))
+FRAMES = list(bag.pictures(SAMPLE / 'bag', '/camera/color/image_raw'))
 
 
 @pytest.mark.parametrize('number', range(3, len(FRAMES), 4))
@@ -198,7 +198,7 @@ def test_examples_are_printed_with_what_was_to_be_said(capsys):
 
 def test_calibrate_writes_what_the_scores_are_made_of(tmp_path, capsys):
     own, exam = tmp_path / 'model', tmp_path / 'exam.zip'
-    shutil.copytree(OWN_MODELS / 'lisa-tabletop', own)
+    shutil.copytree(WEIGHTS / 'lisa-tabletop', own)
     with zipfile.ZipFile(EXAM) as whole, zipfile.ZipFile(exam, 'w') as part:
         pages = json.loads(whole.read('exam.json'))[:12]
         for name in (p[key] for p in pages for key in ('picture', 'ids')):
@@ -219,11 +219,11 @@ def test_numbers_say_nothing_about_how_sure_the_words_are(lisa, graded):
         result = lisa.segment(colour, question.text)
         if len(result.evidence) == 1 and any(c.isdigit() for c in result.answer):
             break
-    clock = segmenter._Clock(lisa.device)
+    clock = image_encoder._Clock(lisa.device)
     prompt = lisa._read(
         prompt_ids(lisa.tokenizer, lisa.template, question.text), lisa._look(colour, clock)
     )
-    steps = decoding.write(
+    steps = generation.write(
         lisa.model, prompt, stop_id=lisa.tokenizer.eos_token_id, max_new_tokens=60
     )
     words = everything = 1.0

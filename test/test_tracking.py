@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lisa_ros.errors import ImageError, TrackingError
-from lisa_ros.masks import iou
-from lisa_ros.tracking import FlowTracker
+from lisa_ros.perception.masks import iou
+from lisa_ros.tracking.optical_flow import FlowTracker
 
 SIZE = (240, 320)  # H, W
 STEP = 33_333_333  # between two frames [ns]

@@ -14,17 +14,17 @@ pytest.importorskip('rapidfuzz', reason="needs pip install 'lisa_ros[voice]'")
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.orders import STOP
-from lisa_ros.settings import VoiceSettings
-from lisa_ros.training.things import COLOURS, KINDS, SIZES
-from lisa_ros.voice import engines, sound
+from lisa_ros.session.command_parser import STOP
+from lisa_ros.tabletop.objects import COLOURS, KINDS, SIZES
+from lisa_ros.voice import audio, engines
 from lisa_ros.voice.engines import Words
 from lisa_ros.voice.listener import Listener, Outcome, listener_of
-from lisa_ros.voice.speech import Speech
+from lisa_ros.voice.settings import VoiceSettings
+from lisa_ros.voice.vad import Speech
 from lisa_ros.voice.vocabulary import Vocabulary, plainly, plural
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
-RATE = sound.RATE
+RATE = audio.RATE
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def sphinx(vocabulary):
 
 def said(name):
     """A WAV file's sound between half seconds of a room's quiet hiss."""
-    samples = np.pad(sound.read_wav(SOUNDS / f'{name}.wav'), RATE)
+    samples = np.pad(audio.read_wav(SOUNDS / f'{name}.wav'), RATE)
     hiss = 5e-4 * np.random.default_rng(0).standard_normal(len(samples))
     return (samples + hiss).astype(np.float32)
 
@@ -69,12 +69,12 @@ class Parrot:
 
 def test_sixteen_bit_samples_come_back():
     samples = np.array([0.0, 0.5, -0.5, -1.0, 0.999], np.float32)
-    assert np.allclose(sound.from_pcm16(sound.to_pcm16(samples)), samples, atol=1e-4)
+    assert np.allclose(audio.from_pcm16(audio.to_pcm16(samples)), samples, atol=1e-4)
 
 
 def test_half_a_sample_is_named():
     with pytest.raises(DataError, match='3 bytes of sound'):
-        sound.from_pcm16(b'abc')
+        audio.from_pcm16(b'abc')
 
 
 def test_a_wav_file_of_another_rate_and_two_channels_is_heard_at_ours(tmp_path):
@@ -87,7 +87,7 @@ def test_a_wav_file_of_another_rate_and_two_channels_is_heard_at_ours(tmp_path):
         file.setsampwidth(2)
         file.setframerate(44100)
         file.writeframes(np.stack([tone, tone], 1).tobytes())
-    samples = sound.read_wav(tmp_path / 'tone.wav')
+    samples = audio.read_wav(tmp_path / 'tone.wav')
     assert len(samples) == pytest.approx(RATE, abs=2)
     spectrum = np.abs(np.fft.rfft(samples))
     assert spectrum.argmax() * RATE / len(samples) == pytest.approx(440, abs=1.5)
@@ -97,7 +97,7 @@ def test_a_wav_file_of_another_rate_and_two_channels_is_heard_at_ours(tmp_path):
 def test_what_is_no_wav_file_is_one_line(tmp_path, content):
     (tmp_path / 'x.wav').write_bytes(content)
     with pytest.raises(DataError, match=r'x\.wav: no WAV file'):
-        sound.read_wav(tmp_path / 'x.wav')
+        audio.read_wav(tmp_path / 'x.wav')
 
 
 # ---- what can be said
@@ -143,9 +143,9 @@ def test_what_was_misspelt_becomes_the_nearest_thing_and_less_sure(vocabulary):
 
 
 def test_plurals_are_those_of_the_grammar_that_the_model_learnt():
-    from lisa_ros.training import requests
+    from lisa_ros.tabletop import answer_text
 
-    assert all(plural(kind) == requests._plural(kind) for kind in KINDS)
+    assert all(plural(kind) == answer_text._plural(kind) for kind in KINDS)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_other_talk_is_told_and_does_nothing(sphinx, vocabulary):
 def test_stop_acts_while_it_is_being_said(sphinx, vocabulary):
     listener = Listener(sphinx, vocabulary, partial=0.1)
     row = said('stop')
-    spoken = RATE + len(sound.read_wav(SOUNDS / 'stop.wav'))  # where the word ends
+    spoken = RATE + len(audio.read_wav(SOUNDS / 'stop.wav'))  # where the word ends
     first = []
     for start in range(0, len(row), 800):
         first += [(start + 800, h) for h in listener.feed(row[start : start + 800])]
@@ -371,7 +371,7 @@ def test_the_command_line_tells_what_it_understands(capsys):
 
 
 def test_a_file_without_speech_is_said_so(tmp_path, capsys):
-    sound.write_wav(tmp_path / 'quiet.wav', np.zeros(RATE, np.float32))
+    audio.write_wav(tmp_path / 'quiet.wav', np.zeros(RATE, np.float32))
     assert cli.main(['listen', str(tmp_path / 'quiet.wav')]) == 0
     assert 'no speech in 1.0 s' in capsys.readouterr().out
 

@@ -17,14 +17,15 @@ from lisa_ros.msg import Heard
 from ros_graph import START, NodeProcess, Peer, executable, image
 from std_msgs.msg import String, UInt8MultiArray
 
-from lisa_ros import bags, masks
-from lisa_ros.messages import mask_of
-from lisa_ros.voice import sound
+from lisa_ros.messages import bag
+from lisa_ros.messages.segmentation import mask_of
+from lisa_ros.perception import masks
+from lisa_ros.resources import SAMPLE
+from lisa_ros.voice import audio as sound
 
 pytestmark = pytest.mark.ros
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
-SAMPLE = Path(bags.__file__).parent / 'samples' / 'tabletop'
 VOICE = executable('voice_node', 'lisa_ros.ros.voice_node')
 LISTENS = 'listens for'
 
@@ -169,7 +170,7 @@ def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
     try:
         peer.wait_until_active(lisa)
         answers = peer.heard['segmentation']
-        for frame in itertools.cycle(bags.pictures(SAMPLE / 'bag', '/camera/color/image_raw')):
+        for frame in itertools.cycle(bag.pictures(SAMPLE / 'bag', '/camera/color/image_raw')):
             assert voice.process.poll() is None, voice.said()
             peer.show(image(frame.pixels, stamp=divmod(frame.stamp, 10**9)), settle=False)
             peer.settle(0.1)  # as fast as it was recorded

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros import masks, terminal
-from lisa_ros.commands.given import load, model_arguments
+from lisa_ros import chat_ui
+from lisa_ros.chat_ui import Partner, Reply
+from lisa_ros.commands.arguments import load, model_arguments
 from lisa_ros.errors import DataError, LisaError, SettingsError
-from lisa_ros.images import read_rgb
-from lisa_ros.prompts import readable
-from lisa_ros.results import Dialogue, Done, Status, Token
-from lisa_ros.terminal import Partner, Reply
+from lisa_ros.model.image_processing import read_rgb
+from lisa_ros.perception import overlay
+from lisa_ros.results import Dialogue, Done, Status, Token, readable
 
 _HELP = """\
   /image FILE   talk about another picture (with --image)
@@ -77,7 +77,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def _answer(partner: Partner, line: str, path: Path) -> np.ndarray | None:
     """Ask, write the answer and its picture; return that."""
-    words = terminal.Words(lambda text: print(text, end='', flush=True))
+    words = chat_ui.Words(lambda text: print(text, end='', flush=True))
     reply = partner.ask(line, words.so_far)
     words.end(reply.answer)
     where = ''
@@ -125,7 +125,7 @@ def _history() -> Callable[[], None]:
 
 def _shown(image: np.ndarray) -> str:
     size, (height, width) = shutil.get_terminal_size(), image.shape[:2]
-    return terminal.blocks(image, min(size.columns, 2 * (size.lines - 4) * width // height))
+    return chat_ui.blocks(image, min(size.columns, 2 * (size.lines - 4) * width // height))
 
 
 def _save(image: np.ndarray, path: Path) -> None:
@@ -173,7 +173,7 @@ class Model:
         result = event.result
         self._dialogue = self._dialogue.extended(result)
         labels = [f'{score:.2f}' for score in result.scores]
-        shown = masks.overlay(self._image, result.masks, labels, [text, result.answer])
+        shown = overlay.overlay(self._image, result.masks, labels, [text, result.answer])
         return Reply(
             result.status,
             result.answer,

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lisa_ros.commands import evaluate_bag
-from lisa_ros.commands.given import MODEL_SETTINGS, count, load, model_arguments
-from lisa_ros.commands.told import print_report
+from lisa_ros.commands.arguments import MODEL_SETTINGS, count, load, model_arguments
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.evaluation.report import print_report
+from lisa_ros.resources import TEST_SETS
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -80,10 +81,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def evaluate_scenes(options: argparse.Namespace) -> None:
     """Ask a model the exam of a split; print its figures."""
-    from lisa_ros.evaluation import scenes
+    from lisa_ros.evaluation import tabletop
 
-    exam = options.exam or scenes.OWN_EXAMS / f'{options.split}.zip'
-    questions = scenes.read_exam(exam)
+    exam = options.exam or TEST_SETS / f'{options.split}.zip'
+    questions = tabletop.read_exam(exam)
     if options.only:
         sorts = dict.fromkeys(question.sort for question in questions)
         unknown = [sort for sort in options.only if sort not in sorts]
@@ -91,8 +92,8 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
             raise SettingsError(f'no {unknown[0]} in {exam}: its sorts are {", ".join(sorts)}')
         questions = [question for question in questions if question.sort in options.only]
     questions = questions[: options.limit]
-    graded = list(scenes.sit(load(options), questions))
-    figures = scenes.report(graded)
+    graded = list(tabletop.sit(load(options), questions))
+    figures = tabletop.report(graded)
     for one in [g for g in graded if g.question.expects][: options.examples]:
         wanted = ' ... '.join(wordings[0] for wordings in one.question.expects)
         mark = 'right' if one.explained else f'WRONG, not: {wanted}'
@@ -118,11 +119,11 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
 
 def evaluate_pictures(options: argparse.Namespace) -> None:
     """Ask a model about labelled pictures; print its figures and leave a report."""
-    from lisa_ros.datasets import named
-    from lisa_ros.datasets.asking import examined
-    from lisa_ros.datasets.labelled import Query
+    from lisa_ros.datasets import registry
+    from lisa_ros.datasets.annotations import Query
+    from lisa_ros.datasets.json_io import fatal
+    from lisa_ros.datasets.lisa_templates import examined
     from lisa_ros.datasets.llava import Talk
-    from lisa_ros.datasets.reading import fatal
     from lisa_ros.evaluation import benchmarks, report
 
     if options.ask and '{}' not in options.ask:
@@ -133,7 +134,7 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
 
     broken: list[DataError] = []
     note = broken.append if options.skip_broken else fatal
-    pictures = named.read(options.data, note)
+    pictures = registry.read(options.data, note)
     if isinstance(pictures[0], Talk):
         raise SettingsError(f'{options.data}: talks have no masks to compare with')
     report.made(options.out)
@@ -190,9 +191,9 @@ def evaluate_compare(options: argparse.Namespace) -> None:
 
 def calibrate(options: argparse.Namespace) -> None:
     """Make a model's scores honest on an exam: fit them, choose the threshold, note both."""
-    from lisa_ros import confidence
-    from lisa_ros.evaluation import calibration, scenes
-    from lisa_ros.segmenter import Segmenter
+    from lisa_ros.evaluation import calibration, tabletop
+    from lisa_ros.perception import mask_scores
+    from lisa_ros.perception.segmenter import Segmenter
 
     calibration.own_config(options.folder)  # before the exam, which takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
@@ -204,14 +205,14 @@ def calibrate(options: argparse.Namespace) -> None:
         confidence_threshold=0.0,
         refine=options.refine or None,
     )
-    graded = list(scenes.sit(lisa, scenes.read_exam(options.exam)))
+    graded = list(tabletop.sit(lisa, tabletop.read_exam(options.exam)))
     weights = calibration.fit(graded)
     curve = calibration.straighten(graded, weights)
     graded = [
-        replace(g, scores=tuple(confidence.score(e, weights, curve) for e in g.evidence))
+        replace(g, scores=tuple(mask_scores.score(e, weights, curve) for e in g.evidence))
         for g in graded
     ]
-    asked = [g for g in graded if g.question.sort in scenes.PRESENCE]
+    asked = [g for g in graded if g.question.sort in tabletop.PRESENCE]
     threshold = calibration.best_threshold(
         [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
     )

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lisa_ros.commands.given import (
+from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
     count,
     load,
@@ -16,8 +16,8 @@ from lisa_ros.commands.given import (
     model_arguments,
     positive,
 )
-from lisa_ros.commands.told import print_report
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.evaluation.report import print_report
 from lisa_ros.settings import Settings
 
 
@@ -76,8 +76,8 @@ def add(kinds: argparse._SubParsersAction) -> None:
 def evaluate_bag(options: argparse.Namespace) -> None:
     """Ask models about frames of bags; print their figures and leave reports."""
     from lisa_ros.evaluation import report
-    from lisa_ros.evaluation.commands import read_commands
-    from lisa_ros.evaluation.truth import open_truth
+    from lisa_ros.evaluation.command_file import read_commands
+    from lisa_ros.evaluation.ground_truth import open_truth
 
     _check(options)
     commands = read_commands(options.commands)
@@ -135,7 +135,7 @@ def _short(names: list[str]) -> list[str]:
 
 def _offline(options: argparse.Namespace, commands, truth) -> dict:
     """Ask about one bag, here."""
-    from lisa_ros.evaluation import many
+    from lisa_ros.evaluation import batch as many
 
     _make_room(options.out)
     plan = _plan(options, commands)
@@ -144,7 +144,7 @@ def _offline(options: argparse.Namespace, commands, truth) -> dict:
 
 def _many(options: argparse.Namespace, commands) -> dict:
     """Ask about several bags, here or on a cluster."""
-    from lisa_ros.evaluation import many
+    from lisa_ros.evaluation import batch as many
 
     names = _short([str(bag) for bag in options.bags])
     tasks = [many.Task(name, bag) for name, bag in zip(names, options.bags, strict=True)]
@@ -156,8 +156,8 @@ def _many(options: argparse.Namespace, commands) -> dict:
 
 def _plan(options: argparse.Namespace, commands):
     """Return what every bag is asked."""
-    from lisa_ros.evaluation.many import Plan
-    from lisa_ros.segmenter import device_named
+    from lisa_ros.evaluation.batch import Plan
+    from lisa_ros.model.device import device_named
 
     batch = options.batch or (4 if device_named(options.device).type == 'cuda' else 1)
     return Plan(
@@ -189,7 +189,8 @@ def _make_room(out: Path) -> None:
 
 def _live(options: argparse.Namespace, commands, truth) -> dict:
     """Ask a node about one bag, while it is played."""
-    from lisa_ros.evaluation import replay, report
+    from lisa_ros.evaluation import bag as replay
+    from lisa_ros.evaluation import report
     from lisa_ros.evaluation.result_bag import ResultBag
 
     (bag,) = options.bags
@@ -221,8 +222,8 @@ def _live(options: argparse.Namespace, commands, truth) -> dict:
 def _played(options: argparse.Namespace, commands):
     """Return what a node said while a bag was played to it, and the topic of its pictures."""
     try:
-        from lisa_ros.ros.live import live
-        from lisa_ros.ros.replay import camera_topics
+        from lisa_ros.ros.bag_player import camera_topics
+        from lisa_ros.ros.live_evaluation import live
     except ImportError as error:
         raise SettingsError(
             f'--live needs ROS 2 and the built package ({error}): `make setup`, or source '

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros import masks
-from lisa_ros.commands import grasp_files
-from lisa_ros.commands.given import load, model_arguments
-from lisa_ros.commands.shots import Shot, from_bag, from_files
+from lisa_ros.commands import grasp_formats
+from lisa_ros.commands.arguments import load, model_arguments
+from lisa_ros.commands.rgbd_input import Shot, from_bag, from_files
 from lisa_ros.errors import DataError, ImageError, SettingsError
-from lisa_ros.geometry import Thing
+from lisa_ros.geometry.object_3d import Thing
+from lisa_ros.perception import masks, overlay
 from lisa_ros.results import Segmentation, Status
 
 _TOLD = ('answer.json', 'overlay.png')
@@ -68,13 +68,13 @@ def export(options: argparse.Namespace) -> None:
     things = shot.space.things(found.masks)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        for name in (*grasp_files.NAMES, *_TOLD):
+        for name in (*grasp_formats.NAMES, *_TOLD):
             (options.out / name).unlink(missing_ok=True)  # of another answer
         _tell(shot, found, things, options)
         if any(things):
             ids = _ids(things, size)
-            scene = grasp_files.scene_of(shot.space, ids, found.masks)
-            grasp_files.write_all(options.out, shot.space, ids, scene)
+            scene = grasp_formats.scene_of(shot.space, ids, found.masks)
+            grasp_formats.write_all(options.out, shot.space, ids, scene)
     except OSError as error:
         raise DataError(
             f'{options.out}: cannot be written to ({error}); give another with --out'
@@ -106,7 +106,7 @@ def read_masks(path: Path, size: tuple[int, int]) -> np.ndarray:
     """
     from PIL import Image
 
-    from lisa_ros.images import UNREADABLE
+    from lisa_ros.model.image_processing import UNREADABLE
 
     try:
         with Image.open(path) as picture:
@@ -207,7 +207,7 @@ def _tell(
     (options.out / 'answer.json').write_text(json.dumps(plain, indent=1) + '\n', encoding='utf-8')
     words = [answer.query, answer.answer] if answer else [options.mask.name]
     labels = [str(number) for number in range(1, len(found.masks) + 1)]
-    shown = masks.overlay(shot.space.image, found.masks, labels, words)
+    shown = overlay.overlay(shot.space.image, found.masks, labels, words)
     Image.fromarray(shown).save(options.out / 'overlay.png')
 
 

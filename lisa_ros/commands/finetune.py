@@ -7,9 +7,9 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.given import pace_arguments, pace_of
+from lisa_ros.commands.arguments import pace_arguments, pace_of
 from lisa_ros.errors import SettingsError
-from lisa_ros.own_models import located
+from lisa_ros.model.registry import located
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def frames(options: argparse.Namespace) -> None:
     """Take pictures out of a bag."""
-    from lisa_ros.training.frames import take
+    from lisa_ros.datasets.bag_frames import take
 
     written = take(options.bag, options.out, options.topic, options.every)
     print(f'{len(written)} frames in {options.out}/: label them with `labelme {options.out}`')
@@ -44,12 +44,12 @@ def frames(options: argparse.Namespace) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a LISA on labelled pictures, or go on with a run."""
-    from lisa_ros.datasets import named
+    from lisa_ros.datasets import registry
     from lisa_ros.datasets.llava import Talk
-    from lisa_ros.segmenter import device_named
-    from lisa_ros.training import finetune as school
-    from lisa_ros.training.mixture import Mixture
-    from lisa_ros.training.sources import source
+    from lisa_ros.model.device import device_named
+    from lisa_ros.training.finetune import task as school
+    from lisa_ros.training.finetune.mixture import Mixture
+    from lisa_ros.training.finetune.samplers import source
 
     device = str(device_named(options.device))
     recipe = school.Recipe()
@@ -66,7 +66,8 @@ def finetune(options: argparse.Namespace) -> int:
     )
     recipe = replace(recipe, pace=pace)
     sources = {
-        data: source(named.read(data), recipe.queries, options.words_only) for data in options.data
+        data: source(registry.read(data), recipe.queries, options.words_only)
+        for data in options.data
     }
     rates = options.rates or [1.0] * len(sources)
     if len(rates) != len(sources):
@@ -74,7 +75,7 @@ def finetune(options: argparse.Namespace) -> int:
             f'{len(rates)} --rates for {len(sources)} data sets of --data: give one for each'
         )
     mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
-    validation = named.read(options.val) if options.val else []
+    validation = registry.read(options.val) if options.val else []
     if validation and isinstance(validation[0], Talk):
         raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
     origin = school.Origin(

@@ -8,8 +8,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from lisa_ros.commands.given import setting_arguments
-from lisa_ros.settings import VoiceSettings
+from lisa_ros.commands.arguments import setting_arguments
+from lisa_ros.voice.settings import VoiceSettings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,8 +29,8 @@ _USED = (
 
 def listen(options: argparse.Namespace) -> None:
     """Print what is heard in each file, a line for each utterance."""
+    from lisa_ros.voice.audio import RATE, read_wav
     from lisa_ros.voice.listener import listener_of
-    from lisa_ros.voice.sound import RATE, read_wav
 
     given = {name: getattr(options, name) for name in _USED}
     listener, _ = listener_of(VoiceSettings(**given, partial_every=0.0))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros import masks
-from lisa_ros.commands.given import load, model_arguments
+from lisa_ros.commands.arguments import load, model_arguments
 from lisa_ros.errors import DataError
-from lisa_ros.images import read_rgb
+from lisa_ros.model.image_processing import read_rgb
+from lisa_ros.perception import masks, overlay
 from lisa_ros.results import Segmentation
 
 
@@ -78,7 +78,7 @@ def _save(result: Segmentation, image: np.ndarray, out: Path) -> None:
         for i, mask in enumerate(result.masks):
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f'mask_{i + 1}.png')
         labels = [f'{score:.2f}' for score in result.scores]
-        shown = masks.overlay(image, result.masks, labels, [result.query, result.answer])
+        shown = overlay.overlay(image, result.masks, labels, [result.query, result.answer])
         Image.fromarray(shown).save(out / 'overlay.png')
     except OSError as error:
         raise DataError(

@@ -8,7 +8,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.given import count, pace_arguments, pace_of
+from lisa_ros.commands.arguments import count, pace_arguments, pace_of
 from lisa_ros.errors import SettingsError
 
 
@@ -94,12 +94,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def scenes(options: argparse.Namespace) -> None:
     """Render the scenes of a split, or a bag of one of them; write its exam."""
-    from lisa_ros.training import exams, sample
-    from lisa_ros.training import scenes as rendering
+    from lisa_ros.tabletop import assets, rendering, sample_bag, test_sets
 
     if options.bag is not None:
-        cache = rendering.prepare_assets(options.assets, options.out / 'assets')
-        sample.write_sample(cache, options.out / 'sample', options.split, options.bag)
+        cache = assets.prepare_assets(options.assets, options.out / 'assets')
+        sample_bag.write_sample(cache, options.out / 'sample', options.split, options.bag)
         return
     rendering.render_split(
         options.assets,
@@ -109,9 +108,9 @@ def scenes(options: argparse.Namespace) -> None:
         first=options.first,
         workers=options.workers,
     )
-    exams.write_exam(options.out / options.split)
+    test_sets.write_exam(options.out / options.split)
     if options.pack:
-        exams.pack([options.out / split for split in options.pack], options.out / 'exam.zip')
+        test_sets.pack([options.out / split for split in options.pack], options.out / 'exam.zip')
 
 
 def train(options: argparse.Namespace) -> int:
@@ -122,8 +121,8 @@ def train(options: argparse.Namespace) -> int:
         raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
     if options.waves:
         return _waves(options)
-    from lisa_ros.segmenter import device_named
-    from lisa_ros.training import train as tabletop
+    from lisa_ros.model.device import device_named
+    from lisa_ros.training.tabletop import pretrain as tabletop
 
     device = str(device_named(options.device or 'cpu'))  # before the scenes are read
     given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.Recipe)}
@@ -136,15 +135,15 @@ def _waves(options: argparse.Namespace) -> int:
     """Give a model's CLIP the places of its patches."""
     if options.start is None:
         raise SettingsError('--waves are given to a model: name its folder with --start')
-    from lisa_ros.training import waves
+    from lisa_ros.training.tabletop import position_codes
 
-    pace = pace_of(options, waves.PACE)
-    return 0 if waves.learn(options.out, options.scenes, options.start, pace) else 130
+    pace = pace_of(options, position_codes.PACE)
+    return 0 if position_codes.learn(options.out, options.scenes, options.start, pace) else 130
 
 
 def _check(options: argparse.Namespace) -> int:
     """Hold losses and gradients against the original's; return 1 if they differ."""
-    from lisa_ros.training.check import check
+    from lisa_ros.training.finetune.parity_check import check
 
     report = check(options.check, options.device or 'cpu')
     if options.json:

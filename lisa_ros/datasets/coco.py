@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.labelled import Labelled, Query
-from lisa_ros.datasets.reading import entries, read_json
+from lisa_ros.datasets.annotations import Labelled, Query
+from lisa_ros.datasets.json_io import entries, read_json
 from lisa_ros.errors import DataError
 
 

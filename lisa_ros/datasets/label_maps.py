@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lisa_ros.datasets.labelled import Query
-from lisa_ros.datasets.reading import entries, folder, read_json
+from lisa_ros.datasets.annotations import Query
+from lisa_ros.datasets.json_io import entries, folder, read_json
 from lisa_ros.errors import DataError
-from lisa_ros.images import UNREADABLE
+from lisa_ros.model.image_processing import UNREADABLE
 
 
 @dataclass(frozen=True)

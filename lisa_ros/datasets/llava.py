@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lisa_ros.datasets.reading import entries, folder, read_json
+from lisa_ros.datasets.json_io import entries, folder, read_json
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 

@@ -31,11 +31,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lisa_ros.datasets import reading
-from lisa_ros.datasets.labelled import PICTURES, Labelled, Query, Shape, size_of
-from lisa_ros.datasets.reading import Broken, fatal, read_json
+from lisa_ros.datasets import json_io
+from lisa_ros.datasets.annotations import PICTURES, Labelled, Query, Shape, size_of
+from lisa_ros.datasets.json_io import Broken, fatal, read_json
 from lisa_ros.errors import DataError
-from lisa_ros.images import UNREADABLE
+from lisa_ros.model.image_processing import UNREADABLE
 
 _EXPLANATIONS = 'explanations.json'
 _Asked = tuple[Path, tuple[Query, ...]]
@@ -57,7 +57,7 @@ def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
     Raises:
         DataError: no picture is labelled; or a file is broken: the message names it.
     """
-    folder = reading.folder(folder, 'pictures with labels')
+    folder = json_io.folder(folder, 'pictures with labels')
     why = _read_explanations(folder)
     pictures: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

@@ -14,9 +14,9 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+from lisa_ros.datasets.annotations import Labelled, Query
 from lisa_ros.datasets.coco import read_instances
-from lisa_ros.datasets.labelled import Labelled, Query
-from lisa_ros.datasets.reading import entries, folder, read_json
+from lisa_ros.datasets.json_io import entries, folder, read_json
 from lisa_ros.errors import DataError
 
 _PICTURES = {

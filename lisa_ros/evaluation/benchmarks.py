@@ -16,12 +16,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lisa_ros.datasets.asking import GIVEN_ANSWER, examined
-from lisa_ros.datasets.labelled import Picture, Query, read_picture
-from lisa_ros.datasets.reading import Broken, fatal
+from lisa_ros.datasets.annotations import Picture, Query, read_picture
+from lisa_ros.datasets.json_io import Broken, fatal
+from lisa_ros.datasets.lisa_templates import GIVEN_ANSWER, examined
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case, case_of, draw
-from lisa_ros.segmenter import Segmenter
+from lisa_ros.perception.segmenter import Segmenter
 
 MODES = ('generate', 'teacher_forced')
 

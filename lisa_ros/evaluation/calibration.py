@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from lisa_ros import confidence
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.metrics import Overlap
+from lisa_ros.perception import mask_scores
 from lisa_ros.results import Evidence
 
 BINS = 10
@@ -40,7 +40,7 @@ def outcomes(graded: Iterable[Answered]) -> np.ndarray:
 
 def is_right(answered: Answered) -> bool:
     """Return whether there was something to find and the mask is it."""
-    return answered.overlap.iou >= confidence.RIGHT and answered.overlap.intersection > 0
+    return answered.overlap.iou >= mask_scores.RIGHT and answered.overlap.intersection > 0
 
 
 def binned(scores_right: np.ndarray) -> list[tuple[float, float, int]]:
@@ -77,7 +77,7 @@ def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
             f'{len(one)} masks, {int(right.sum())} of them right: a calibration needs at least 20 '
             'and both sorts: sit an exam with more questions'
         )
-    x = np.stack([confidence.features(g.evidence[0]) for g in one])
+    x = np.stack([mask_scores.features(g.evidence[0]) for g in one])
     weights = np.zeros(x.shape[1])
     ridge = penalty * len(x) * np.diag([0.0, 1.0, 1.0, 1.0])
     for _ in range(50):
@@ -106,7 +106,7 @@ def straighten(
         knots: groups before pooling; each wants 50 masks or so.
     """
     one = _weighed(graded)
-    rows = sorted((confidence.score(g.evidence[0], weights), is_right(g)) for g in one)
+    rows = sorted((mask_scores.score(g.evidence[0], weights), is_right(g)) for g in one)
     pools: list[tuple[float, float, int]] = []  # (sum of probabilities, of right ones, count)
     for group in np.array_split(np.array(rows, float), knots):
         if len(group) == 0:
@@ -190,7 +190,9 @@ def plot(scores_right: np.ndarray, path: Path, title: str) -> None:
     )
     above.plot([0, 1], [0, 1], color='0.7', linestyle='--', label='honest')
     above.plot([b[0] for b in bins], [b[1] for b in bins], 'o-', color='#d1495b', label='measured')
-    above.set(ylabel=f'share right (IoU at least {confidence.RIGHT})', ylim=(0, 1.02), title=title)
+    above.set(
+        ylabel=f'share right (IoU at least {mask_scores.RIGHT})', ylim=(0, 1.02), title=title
+    )
     above.legend(loc='upper left')
     below.bar([b[0] for b in bins], [b[2] for b in bins], width=0.07, color='#30638e')
     below.set(xlabel='score', ylabel='masks', xlim=(0, 1))

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lisa_ros import masks
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import metrics
 from lisa_ros.evaluation.metrics import Overlap
+from lisa_ros.perception import overlay
 from lisa_ros.results import Segmentation
 
 
@@ -198,7 +198,7 @@ def draw(
     def small(pixels: np.ndarray, how: int) -> np.ndarray:
         return cv2.resize(pixels, size, interpolation=how)
 
-    shown = masks.compared(
+    shown = overlay.compared(
         small(image, cv2.INTER_AREA),
         *(small(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0 for mask in (found, real)),
     )

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import platform
@@ -23,7 +24,7 @@ import numpy as np
 
 from lisa_ros import __version__
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation import metrics, page
+from lisa_ros.evaluation import html_report, metrics
 from lisa_ros.evaluation.cases import Case, delays, figures
 from lisa_ros.evaluation.metrics import Overlap
 
@@ -92,7 +93,7 @@ def write(run: Run, out: Path) -> dict:
         'cases': {case.name: case.seconds for case in run.cases},
         'to_mask': {case.name: case.to_mask for case in run.cases},
     }
-    for_people = page.of_run(plain, timings, out, MOST_PICTURES)
+    for_people = html_report.of_run(plain, timings, out, MOST_PICTURES)
     made(out)
     try:
         _write_json(out / 'report.json', plain)
@@ -283,7 +284,7 @@ def compare(first: Path, second: Path, out: Path) -> dict:
             key=lambda row: row[1],
         ),
     }
-    told = page.of_two(plain, (one, other), (first, second), MOST_PICTURES)
+    told = html_report.of_two(plain, (one, other), (first, second), MOST_PICTURES)
     made(out)
     try:
         _write_json(out / 'compare.json', plain)
@@ -291,3 +292,22 @@ def compare(first: Path, second: Path, out: Path) -> dict:
     except OSError as error:
         raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
     return plain
+
+
+def print_report(plain: dict, options: argparse.Namespace) -> None:
+    """Print the figures of a report, as a table or as one JSON object."""
+    if options.json:
+        print(json.dumps({name: plain[name] for name in ('title', 'mode', 'figures', 'broken')}))
+        return
+    print(f'{plain["title"]}, mode {plain["mode"]}')
+    print(f'{"":16}{"gIoU":>8}{"95 %":>16}{"cIoU":>8}{"P@0.5":>8}{"count":>8}')
+    for sort, row in plain['figures'].items():
+        if row['count']:
+            sure = ' - '.join(f'{value:.3f}' for value in row['giou_interval'] or ())
+            whole, half = (
+                '' if row[name] is None else f'{row[name]:.3f}' for name in ('ciou', 'p@0.5')
+            )
+            print(f'{sort:16}{row["giou"]:8.3f}{sure:>16}{whole:>8}{half:>8}{row["count"]:8d}')
+    for one in plain['broken']:
+        print(f'not used: {one}')
+    print(f'report: {options.out}/report.html')

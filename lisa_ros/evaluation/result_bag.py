@@ -22,10 +22,11 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.rosbag2.errors import WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from lisa_ros import masks
-from lisa_ros.bags import Frame
 from lisa_ros.errors import DataError
-from lisa_ros.messages import Messages
+from lisa_ros.messages.bag import Frame
+from lisa_ros.messages.segmentation import Messages
+from lisa_ros.perception import overlay as overlay_module
+from lisa_ros.resources import SOURCE_ROOT
 from lisa_ros.results import Segmentation
 
 _OURS = ('Instance', 'Segmentation')
@@ -82,7 +83,9 @@ class ResultBag:
         """Write an answer about a frame, at the frame's stamp."""
         stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
         header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)
-        shown = masks.overlay(frame.pixels, result.masks, caption=[result.query, result.answer])
+        shown = overlay_module.overlay(
+            frame.pixels, result.masks, caption=[result.query, result.answer]
+        )
         coded = cv2.imencode('.jpg', np.ascontiguousarray(shown[..., ::-1]))[1].ravel()
         overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', coded)
         for topic, message in (
@@ -112,7 +115,7 @@ def definitions() -> Path:
         DataError: it is nowhere.
     """
     prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
-    places = [Path(__file__).parents[2] / 'msg']
+    places = [SOURCE_ROOT / 'msg']
     places += [Path(prefix) / 'share' / 'lisa_ros' / 'msg' for prefix in prefixes if prefix]
     for place in places:
         if all((place / f'{name}.msg').is_file() for name in _OURS):

@@ -21,9 +21,7 @@ in the wanted precision.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +32,20 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.sam.configuration_sam import SamConfig
 
 from lisa_ros.errors import CheckpointError, SettingsError
-from lisa_ros.images import ClipRecipe
-from lisa_ros.model.additions import OnTop
-from lisa_ros.model.files import (
+from lisa_ros.model.checkpoint_checks import (
+    _check_agreement,
+    _check_marks,
+    _check_sizes,
+    check_keys,
+)
+from lisa_ros.model.config_inference import Shapes, clip_config, infer_config, infer_sam
+from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.key_mapping import map_clip_key, map_key, map_sam_key, unmap_key
+from lisa_ros.model.lisa import LISA, LisaConfig
+from lisa_ros.model.lora import OnTop
+from lisa_ros.model.quantization import _quantised, check_precision, is_quantised, kept_dtype
+from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.weight_files import (
     Files,
     Weights,
     listing,
@@ -45,29 +54,8 @@ from lisa_ros.model.files import (
     read_json,
     unpickle,
 )
-from lisa_ros.model.lisa import LISA, LisaConfig
-from lisa_ros.model.names import map_clip_key, map_key, map_sam_key, unmap_key
-from lisa_ros.model.sizes import Shapes, clip_config, infer_config, infer_sam
-from lisa_ros.model.tokenizer import SEG, Tokenizer
 
 _Source = tuple[Weights, Callable[[str], str | None]]  # weights, and their names to ours
-
-PRECISIONS = {
-    'fp32': torch.float32,
-    'bf16': torch.bfloat16,
-    'fp16': torch.float16,
-    'int8': torch.float16,  # of what is not quantised
-    'nf4': torch.bfloat16,
-}
-
-# A few million weights that decide where a mask's edge runs: float32 whatever the rest is in.
-# SAM's neck among them, because its sums overflow in fp16.
-_FULL_PRECISION = (
-    'text_hidden_fcs.',
-    'sam.prompt_encoder.',
-    'sam.mask_decoder.',
-    'sam.vision_encoder.neck.',
-)
 
 
 @dataclass(frozen=True)
@@ -235,104 +223,6 @@ def _guess_template(plain: dict) -> str:
     return 'llava_llama_2' if 'llama-2' in base else 'llava_v1'
 
 
-def _check_sizes(config: LisaConfig, where: Path) -> None:
-    """Refuse sizes that make a model whose weights fit, and which fails at the first picture."""
-    llama, clip = config.llama, config.clip
-    heads, shared = llama.num_attention_heads, llama.num_key_value_heads
-    layers, chosen = clip.num_hidden_layers, config.mm_vision_select_layer
-    wrong = None
-    if shared < 1 or heads % shared:
-        wrong = f'num_key_value_heads is {shared}; it must divide num_attention_heads, {heads}'
-    elif llama.head_dim < 2 or llama.head_dim % 2:
-        wrong = f'head_dim is {llama.head_dim}; it must be even, for positions turn pairs'
-    elif type(chosen) is not int or not -layers - 1 <= chosen <= layers:
-        wrong = (
-            f'mm_vision_select_layer is {chosen!r}; this CLIP has {layers} layers: '
-            f'expected {-layers - 1} to {layers}'
-        )
-    elif llama.max_position_embeddings <= config.image_tokens:
-        wrong = (
-            f'max_position_embeddings is {llama.max_position_embeddings}; a picture alone takes '
-            f'{config.image_tokens} places'
-        )
-    if wrong:
-        raise CheckpointError(f'{where}/config.json: {wrong}')
-
-
-def _check_marks(plain: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse a tokenizer that lost the picture's marks: prompts without them mean nothing here.
-
-    The model may have more words than the tokenizer (libraries round their number up), so that
-    the sizes alone do not tell.
-    """
-    lost = [mark for mark in ('<im_start>', '<im_end>') if mark not in tokenizer]
-    if plain.get('mm_use_im_start_end') and lost:
-        raise CheckpointError(
-            f'{folder}: the model was trained with <im_start> and <im_end>, and the tokenizer '
-            f'lacks {" and ".join(lost)}: added_tokens.json is cut, or of another checkpoint'
-        )
-
-
-def _check_agreement(
-    config: LisaConfig, tokenizer: Tokenizer, recipe: ClipRecipe, folder: Path
-) -> None:
-    """Refuse parts that were not made for each other, before they give nonsense."""
-    size = config.clip.image_size
-    if recipe.output != (size, size):
-        raise CheckpointError(
-            f'{folder}: CLIP wants pictures of {size} x {size} pixels, but its '
-            f'preprocessor_config.json makes {recipe.output or "another size for each shape"}'
-        )
-    if config.seg_token_id != tokenizer.seg_token_id:
-        raise CheckpointError(
-            f'{folder}: config.json says that [SEG] is {config.seg_token_id}, the tokenizer that '
-            f'it is {tokenizer.seg_token_id}: files of two checkpoints are mixed'
-        )
-    if len(tokenizer) > config.llama.vocab_size:
-        raise CheckpointError(
-            f'{folder}: the tokenizer has {len(tokenizer)} tokens, the model only '
-            f'{config.llama.vocab_size}: files of two checkpoints are mixed'
-        )
-    if config.out_dim != config.sam.prompt_encoder_config.hidden_size:
-        raise CheckpointError(
-            f'{folder}: [SEG] is projected to {config.out_dim} numbers, SAM takes '
-            f'{config.sam.prompt_encoder_config.hidden_size}'
-        )
-
-
-def check_keys(
-    model: nn.Module,
-    shapes: Shapes,
-    where: str | Path,
-    tied: Iterable[str] = (),
-    named: Callable[[str], str] = str,
-) -> None:
-    """Compare the weights that a model needs with those that there are, under our names.
-
-    Args:
-        model: what the weights are for.
-        shapes: of the weights that there are.
-        where: they are, for the message.
-        tied: weights that need not be there.
-        named: from our names to those in the user's files, for the message.
-
-    Raises:
-        CheckpointError: naming every missing weight, every unexpected one and every other shape.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(map(named, set(wanted) - set(shapes) - set(tied)))
-    unexpected = sorted(map(named, set(shapes) - set(wanted)))
-    other = [
-        f'{named(name)} {shapes[name]} instead of {wanted[name]}'
-        for name in sorted(set(wanted) & set(shapes))
-        if shapes[name] != wanted[name]
-    ]
-    groups = {'missing': missing, 'unexpected': unexpected, 'of another shape': other}
-    found = [f'{len(names)} {what}: {", ".join(names)}' for what, names in groups.items() if names]
-    if found:
-        raise CheckpointError(f'{where}: the weights do not fit. ' + '; '.join(found))
-
-
 def _fill(
     config: LisaConfig,
     sources: list[_Source],
@@ -397,11 +287,6 @@ def assemble(config: LisaConfig, state: Mapping[str, Tensor]) -> LISA:
     return _completed(model, next(iter(state.values())).device)
 
 
-def kept_dtype(name: str, precision: str) -> torch.dtype:
-    """Return the type in which a weight of ours is kept, unless it is quantised."""
-    return torch.float32 if name.startswith(_FULL_PRECISION) else PRECISIONS[precision]
-
-
 def _put(
     model: LISA, name: str, tensor: Tensor, device: str | torch.device, precision: str
 ) -> None:
@@ -421,183 +306,8 @@ def _put(
 
 # ---- a LISA that begins: LLaVA, a SAM, and a way from words to masks that is still to be learnt
 
-_MARKS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
-
-
-class _Memory:
-    """Weights that are there already."""
-
-    def __init__(self, state: dict[str, Tensor]):
-        self._state = state
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every weight's shape."""
-        return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight."""
-        yield from self._state.items()
-
-
-class _Grown:
-    """Weights whose words are more than they were: new ones begin as the mean of the old."""
-
-    def __init__(self, files: Files, words: int):
-        self._files, self._words = files, words
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every weight's shape, with all words."""
-        return {
-            name: (max(self._words, shape[0]), *shape[1:]) if name in _PER_WORD else shape
-            for name, shape in self._files.shapes().items()
-        }
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight, with all words."""
-        for name, tensor in self._files.tensors():
-            more = self._words - len(tensor) if name in _PER_WORD else 0
-            if more > 0:
-                mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-                yield name, torch.cat([tensor, mean.expand(more, -1)])
-            else:
-                yield name, tensor
-
-
-_PER_WORD = ('model.embed_tokens.weight', 'lm_head.weight')
-
-
-def load_llava(
-    name: str | Path,
-    *,
-    sam: str | Path,
-    vision_tower: str | Path | None = None,
-    template: str | None = None,
-    device: str | torch.device = 'cpu',
-    precision: str = 'fp32',
-    seed: int = 0,
-) -> Checkpoint:
-    """Begin a LISA with a LLaVA and a SAM, as the original's train_ds.py does.
-
-    [SEG], <im_start> and <im_end> become words where the tokenizer lacks them, each beginning as
-    the mean of all others; text_hidden_fcs is random. It finds nothing before it is trained.
-
-    Args:
-        name: LLaVA's folder or hub id, with a linear mm_projector.
-        sam: a .pth file of segment-anything.
-        vision_tower: CLIP's folder or hub id; by default the one that config.json names.
-        template: the conversation template; by default the one of that LLaVA.
-        device: where the weights go.
-        precision: as `load`'s.
-        seed: of text_hidden_fcs.
-
-    Raises:
-        CheckpointError: a folder or file is not what it should be; the message names it.
-        SettingsError: there is no such precision, or it cannot be had here.
-    """
-    check_precision(precision, device)
-    folder = local_folder(name, 'model')
-    plain = read_json(folder / 'config.json')
-    files, sam_files = Files.of_folder(folder), Files([_sam_file(sam)])
-    shapes = files.shapes()
-    if any(key.startswith('model.text_hidden_fcs.') for key in shapes):
-        raise CheckpointError(f'{folder} is a LISA already: give it as the model, not as a LLaVA')
-    if 'model.mm_projector.weight' not in shapes:
-        raise CheckpointError(
-            f'{folder} is not a LLaVA with a linear projector: it has no '
-            'model.mm_projector.weight; expected one of version 1, as '
-            'liuhaotian/llava-llama-2-13b-chat-lightning-preview'
-        )
-    tokenizer = _with_marks(Tokenizer.load(folder))
-    grown = _Grown(files, len(tokenizer))
-    sam_shapes = sam_files.shapes()
-    width = shapes['model.mm_projector.weight'][0]
-    if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
-        raise CheckpointError(f"{sam}: no SAM in segment-anything's layout")
-    out = sam_shapes['prompt_encoder.no_mask_embed.weight'][-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-    fresh = _Memory({f'model.text_hidden_fcs.0.{k}': t for k, t in head.state_dict().items()})
-    prefixed = {f'model.visual_model.{key}': shape for key, shape in sam_shapes.items()}
-    shapes = {**grown.shapes(), **prefixed, **fresh.shapes()}
-    sources: list[_Source] = [
-        (grown, _without_clip),
-        (fresh, map_key),
-        (sam_files, lambda key: _of_sam(key, frozenset())),
-    ]
-    return _assembled(
-        folder, plain, shapes, sources, tokenizer, vision_tower, template, device, precision
-    )
-
-
-def _with_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with LISA's own tokens after all others, if it has them not yet."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        path = Path(folder) / 'added_tokens.json'
-        added, next_id = read_json(path), len(tokenizer)
-        for mark in _MARKS:
-            if mark not in added:
-                added[mark], next_id = next_id, next_id + 1
-        path.write_text(json.dumps(added), encoding='utf-8')
-        return Tokenizer.load(folder)
-
 
 # ---- fewer bits
-
-
-def check_precision(precision: str, device: str | torch.device) -> None:
-    """Refuse a precision that there is not, or not here.
-
-    Raises:
-        SettingsError: with what would be needed.
-    """
-    if precision not in PRECISIONS:
-        raise SettingsError(f'no precision {precision!r}: it is one of {", ".join(PRECISIONS)}')
-    if precision not in ('int8', 'nf4'):
-        return
-    if torch.device(device).type != 'cuda':
-        raise SettingsError(
-            f'{precision} needs a CUDA GPU, and the device is {device}: take fp32 or bf16 here'
-        )
-    try:
-        import bitsandbytes  # noqa: F401  is it there?
-    except ImportError as error:
-        raise SettingsError(
-            f'{precision} needs the package bitsandbytes: pip install bitsandbytes, or take bf16'
-        ) from error
-
-
-def is_quantised(name: str, module: nn.Module) -> bool:
-    """Return whether int8 and nf4 quantise a weight, of this module.
-
-    Only the language model's layers; the original, too, spares all that touches pictures.
-    """
-    is_linear = isinstance(module, nn.Linear) and name.endswith('.weight')
-    return is_linear and module.bias is None and name.startswith('llm.model.layers.')
-
-
-def _quantised(
-    linear: nn.Linear, tensor: Tensor, device: str | torch.device, precision: str
-) -> nn.Module:
-    import bitsandbytes as bnb
-
-    size = (linear.in_features, linear.out_features)
-    half = tensor.to(torch.float16 if precision == 'int8' else torch.bfloat16)
-    with torch.device('meta'):
-        if precision == 'int8':
-            layer = bnb.nn.Linear8bitLt(*size, bias=False, has_fp16_weights=False, threshold=6.0)
-        else:
-            layer = bnb.nn.Linear4bit(
-                *size, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
-            )
-    if precision == 'int8':
-        layer.weight = bnb.nn.Int8Params(half, requires_grad=False, has_fp16_weights=False)
-    else:
-        layer.weight = bnb.nn.Params4bit(
-            half, requires_grad=False, quant_type='nf4', compress_statistics=True
-        )
-    return layer.to(device)  # the move is what quantises
 
 
 # ---- SAM alone

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.images import ClipRecipe
-from lisa_ros.model import additions
+from lisa_ros.model import lora
+from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.key_mapping import unmap_key
 from lisa_ros.model.lisa import LISA, LisaConfig
-from lisa_ros.model.names import unmap_key
 from lisa_ros.model.tokenizer import Tokenizer
 
 # ---- our own layout
@@ -53,7 +53,7 @@ def save(
     if bits is not None:
         state = {k: t if k == kept else rounded(t, bits) for k, t in state.items()}
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
-    (folder / additions.FILE).unlink(missing_ok=True)  # of a model that was there before
+    (folder / lora.FILE).unlink(missing_ok=True)  # of a model that was there before
     texts = {'config.json': model.config.to_dict(), 'preprocessor_config.json': recipe.to_dict()}
     for name, plain in texts.items():
         (folder / name).write_text(json.dumps(plain, indent=2) + '\n', encoding='utf-8')

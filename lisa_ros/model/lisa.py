@@ -335,7 +335,8 @@ class LISA(nn.Module):
         if (counts != 1).any():
             raise QueryError(
                 f'the prompt has {int(counts[counts != 1][0])} places for a picture, LISA needs '
-                'exactly one: build it with lisa_ros.prompts, and ask about one picture at a time'
+                'exactly one: build it with lisa_ros.perception.prompts, and ask about one '
+                'picture at a time'
             )
         return is_picture.long().argmax(1)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.results import SEG
 
-SEG = '[SEG]'
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # how SentencePiece writes it
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _FILES = ('added_tokens.json', 'special_tokens_map.json', 'tokenizer_config.json')

@@ -13,13 +13,13 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from lisa_ros.conversions import image_to_rgb
+from lisa_ros.chat_ui import Reply
 from lisa_ros.errors import SettingsError
+from lisa_ros.messages.image import image_to_rgb
 from lisa_ros.results import Status
-from lisa_ros.ros import transport
-from lisa_ros.ros.client import LisaClient
-from lisa_ros.ros.messages import stamp_ns
-from lisa_ros.terminal import Reply
+from lisa_ros.ros import fastdds
+from lisa_ros.ros.action_client import LisaClient
+from lisa_ros.ros.message_types import stamp_ns
 
 _START = 10.0  # how long the node may take to be found [s]
 _LATE = 3.0  # how much later than the answer its picture may come [s]
@@ -37,7 +37,7 @@ class Node:
         Raises:
             LisaError: no such node within ten seconds.
         """
-        transport.make_room()
+        fastdds.make_room()
         # Ctrl-C is to stop an answer, not the talk
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f'lisa_chat_{os.getpid()}')

@@ -21,14 +21,14 @@ import cv2
 import numpy as np
 import yaml
 
-from lisa_ros import masks
-from lisa_ros.bags import pictures
 from lisa_ros.errors import DataError, LisaError
-from lisa_ros.messages import mask_of
+from lisa_ros.messages.bag import pictures
+from lisa_ros.messages.segmentation import mask_of
+from lisa_ros.perception import masks, overlay
+from lisa_ros.resources import SAMPLE
 from lisa_ros.results import Status
-from lisa_ros.ros.own_node import Asker, node_command, own_graph, running
+from lisa_ros.ros.node_process import Asker, node_command, own_graph, running
 
-SAMPLE = Path(__file__).parents[1] / 'samples' / 'tabletop'
 LEAST_IOU = {'explicit': 0.6, 'implicit': 0.6}  # what the sample's frames must reach
 
 
@@ -112,7 +112,7 @@ def judged(
         labels = [f'{instance.id}  {instance.score:.2f}' for instance in message.instances]
         shown = np.array(found, dtype=bool).reshape(-1, *image.shape[:2])
         words = [given['text'], message.answer or message.reason]
-        picture = masks.overlay(image, shown, labels, words)
+        picture = overlay.overlay(image, shown, labels, words)
     spoken = message.answer or message.reason
     points = [instance.centroid for instance in message.instances]
     places = tuple((p.x, p.y, p.z) for p in points if math.isfinite(p.z))
@@ -150,7 +150,7 @@ def save(answers: list[Answer], out: Path) -> None:
             + f', {answer.seconds:.1f} s'
             for answer in shown
         ]
-        sheet = masks.contact_sheet([answer.picture for answer in shown], captions, columns=3)
+        sheet = overlay.contact_sheet([answer.picture for answer in shown], captions, columns=3)
         _write(out / 'contact_sheet.png', sheet)
     figures = [
         {key: value for key, value in vars(answer).items() if key != 'picture'}
@@ -175,8 +175,8 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
     """
     import rclpy
 
-    from lisa_ros.ros.messages import stamp_ns
-    from lisa_ros.ros.replay import Replay, camera_topics
+    from lisa_ros.ros.bag_player import Replay, camera_topics
+    from lisa_ros.ros.message_types import stamp_ns
 
     topics = camera_topics(sample.bag)
     parameters, log = out / 'parameters.yaml', out / 'node.log'

@@ -16,7 +16,8 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from lisa_ros.session import Counts, Session
+from lisa_ros.session.request import Counts
+from lisa_ros.session.scheduler import Session
 from lisa_ros.settings import Settings
 
 OK, WARN, ERROR, STALE = (

@@ -35,24 +35,26 @@ from rclpy.task import Future
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
-from lisa_ros.conversions import image_fields
 from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.orders import addressed, order
 from lisa_ros.results import Event, Segmentation, Status
-from lisa_ros.ros import diagnostics, messages, parameters, transport
-from lisa_ros.ros.camera import RobotCamera, Shared
-from lisa_ros.ros.complaints import Complaints
-from lisa_ros.ros.goals import Asker, Goals
-from lisa_ros.ros.spinning import spin
+from lisa_ros.ros import diagnostics, fastdds, message_types, parameters
+from lisa_ros.ros.action_server import Asker, Goals
+from lisa_ros.ros.camera_pipeline import RobotCamera, Shared
+from lisa_ros.ros.runtime import spin
+from lisa_ros.ros.throttled_log import Complaints
 from lisa_ros.ros.transforms import Transforms
-from lisa_ros.session import Frame, Session
+from lisa_ros.session.command_parser import addressed, order
+from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.model_lock import Turns
+from lisa_ros.session.scheduler import Session
 from lisa_ros.settings import Settings
-from lisa_ros.tracking import FlowTracker, Tracker
-from lisa_ros.turns import Turns
+from lisa_ros.tracking.optical_flow import FlowTracker
+from lisa_ros.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from lisa_ros.segmenter import Segmenter
+    from lisa_ros.perception.segmenter import Segmenter
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that begins anew or is paused would hold a ROS timer back.
@@ -311,7 +313,7 @@ class LisaNode(LifecycleNode):
             response.message = 'busy with a command: ask again when it is answered'
             return response
         picture = np.full((240, 320, 3), 128, np.uint8)
-        source = messages.make.image(Header(), image_fields(picture, 'rgb8'))
+        source = message_types.make.image(Header(), image_fields(picture, 'rgb8'))
         executor = self.executor
         answered = Future(executor=executor)
 
@@ -365,8 +367,8 @@ def _tracker(settings: Settings) -> Tracker | None:
         return None
     if settings.tracker == 'flow':
         return FlowTracker()
-    from lisa_ros.model.video import load_video_tracker
-    from lisa_ros.segmenter import device_named
+    from lisa_ros.model.device import device_named
+    from lisa_ros.tracking.video_model import load_video_tracker
 
     device = device_named(settings.device)
     return load_video_tracker(settings.tracker, settings.tracker_model, device)
@@ -376,7 +378,9 @@ def _load(settings: Settings) -> Segmenter:
     """Load the model that the settings name, within their threads."""
     import torch  # here, not above: torch and transformers take seconds to import, and the
 
-    from lisa_ros.segmenter import Segmenter  # node is to be seen in the graph before that
+    from lisa_ros.perception.segmenter import (
+        Segmenter,  # node is to be seen in the graph before that
+    )
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -391,7 +395,7 @@ def _load(settings: Settings) -> Segmenter:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop."""
-    transport.make_room()
+    fastdds.make_room()
     rclpy.init(args=args)
     try:
         node = LisaNode()

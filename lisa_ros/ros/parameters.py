@@ -19,7 +19,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.settings import Checked, about, check
+from lisa_ros.settings_schema import Checked, about, check
 
 if TYPE_CHECKING:
     from rclpy.node import Node

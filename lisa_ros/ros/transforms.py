@@ -19,7 +19,7 @@ from rclpy.time import Time
 from std_msgs.msg import Header
 
 from lisa_ros.errors import TransformError
-from lisa_ros.places import quaternion, rotation
+from lisa_ros.geometry.rotation import quaternion, rotation
 
 try:
     import tf2_ros

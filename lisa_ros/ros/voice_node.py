@@ -29,11 +29,11 @@ from std_msgs.msg import String, UInt8MultiArray
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameters
-from lisa_ros.ros.complaints import Complaints
-from lisa_ros.ros.spinning import spin
-from lisa_ros.settings import VoiceSettings
-from lisa_ros.voice import listener, sound
+from lisa_ros.ros.runtime import spin
+from lisa_ros.ros.throttled_log import Complaints
+from lisa_ros.voice import audio, listener
 from lisa_ros.voice.listener import Outcome, listener_of
+from lisa_ros.voice.settings import VoiceSettings
 
 _BEHIND = 10.0  # sound that may wait to be heard [s]; more is left out
 _PIECE = 0.1  # of a WAV file at a time [s]
@@ -82,7 +82,7 @@ class VoiceNode(Node):
             )
         if settings.source == 'microphone':
             return _microphone(settings.microphone, self._hear, self._lost)
-        samples = sound.read_wav(Path(settings.source).expanduser())
+        samples = audio.read_wav(Path(settings.source).expanduser())
         player = threading.Thread(target=self._play, args=(samples,), daemon=True)
         player.start()
         return player
@@ -90,7 +90,7 @@ class VoiceNode(Node):
     def _take(self, data: np.ndarray) -> None:
         """Hear a message's samples; a broken one is told and loses nothing else."""
         try:
-            self._hear(sound.from_pcm16(data))
+            self._hear(audio.from_pcm16(data))
         except LisaError as error:
             self._complain(f'audio: {error}', 'audio')
 
@@ -102,7 +102,7 @@ class VoiceNode(Node):
         """Put samples in the queue of the thread that listens; any thread may call this."""
         if self._speaking.is_set():
             return  # its own voice
-        waiting = self._sounds.qsize() * len(samples) / sound.RATE
+        waiting = self._sounds.qsize() * len(samples) / audio.RATE
         if waiting > _BEHIND:
             late = f'{waiting:.0f} s of sound wait: the engine is too slow; some is left out'
             self._complain(late, 'late')
@@ -115,11 +115,11 @@ class VoiceNode(Node):
         while not self._command.get_subscription_count() and time.monotonic() < end:
             if self._over.wait(0.1):
                 return
-        step = int(_PIECE * sound.RATE)
-        samples = np.pad(samples, (0, sound.RATE))  # the silence that ends what is said
+        step = int(_PIECE * audio.RATE)
+        samples = np.pad(samples, (0, audio.RATE))  # the silence that ends what is said
         began = time.monotonic()
         for start in range(0, len(samples), step):
-            if self._over.wait(max(0.0, began + start / sound.RATE - time.monotonic())):
+            if self._over.wait(max(0.0, began + start / audio.RATE - time.monotonic())):
                 return
             self._hear(samples[start : start + step])
         self._sounds.put(None)
@@ -229,7 +229,7 @@ def _microphone(name: str, hear: Callable[[np.ndarray], None], lost: Callable[[]
 
     try:
         stream = sounddevice.InputStream(
-            samplerate=sound.RATE, channels=1, dtype='float32', device=name or None, callback=told
+            samplerate=audio.RATE, channels=1, dtype='float32', device=name or None, callback=told
         )
         stream.start()
     except (sounddevice.PortAudioError, ValueError) as error:

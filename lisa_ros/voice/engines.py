@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.voice.sound import RATE
+from lisa_ros.voice.audio import RATE
 from lisa_ros.voice.vocabulary import Vocabulary
 
 ENGINES = ('pocketsphinx', 'moonshine', 'whisper')

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lisa_ros.orders import Kind, order
-from lisa_ros.settings import VoiceSettings
+from lisa_ros.session.command_parser import Kind, order
 from lisa_ros.voice import engines
+from lisa_ros.voice.audio import RATE
 from lisa_ros.voice.engines import Engine, Words
-from lisa_ros.voice.sound import RATE
-from lisa_ros.voice.speech import Speech, Utterance
+from lisa_ros.voice.settings import VoiceSettings
+from lisa_ros.voice.vad import Speech, Utterance
 from lisa_ros.voice.vocabulary import Vocabulary, plainly
 
 _FIRST = 0.6  # of an utterance before the first guess at what is being said [s]

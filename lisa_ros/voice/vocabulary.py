@@ -13,7 +13,7 @@ A vocabulary is a YAML file of words (`weights/lisa-tabletop/vocabulary.yaml` is
     sounds  ramekin: R AE M AH K IH N    pronunciations that an engine's dictionary lacks
 
 Two commands mean the same when they differ in verb, article or courtesy alone: "find the mug" and
-"please hand me a mug". Orders of `lisa_ros.orders` ("stop") need not be listed.
+"please hand me a mug". Orders of `lisa_ros.session.command_parser` ("stop") need not be listed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 import yaml
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.orders import STOP
-from lisa_ros.own_models import located
+from lisa_ros.model.registry import located
+from lisa_ros.session.command_parser import STOP
 
 _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
 _COURTESY = ('please',)

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera of the node: its images in, its session, its answers out, and what follows them.
+
+A node has one of these, or one for each name in `cameras`. They share the model, by turns.
+
+Threads: callbacks of inputs run on the executor's thread and return at once. `_segment` and
+`_finished` run on the session's thread, `_show` and `_track` on the follower's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_policy_name_from_kind
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header, String
+
+from lisa_ros.errors import ImageError, SettingsError
+from lisa_ros.messages.image import depth_to_metres
+from lisa_ros.msg import Segmentation as SegmentationMessage
+from lisa_ros.perception import roi
+from lisa_ros.results import Dialogue, Done, MaskReady, Segmentation, Status
+from lisa_ros.ros import diagnostics, message_types, parameters
+from lisa_ros.ros.action_server import Asker
+from lisa_ros.ros.publishers import Outputs, Placed, picture
+from lisa_ros.ros.transforms import Transforms
+from lisa_ros.session.command_parser import Kind, Order
+from lisa_ros.session.dialogue_history import Dialogues
+from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.model_lock import Turns
+from lisa_ros.session.request import Request
+from lisa_ros.session.scheduler import Session
+from lisa_ros.settings import Settings
+from lisa_ros.tracking.tracker import Tracked, Tracker
+from lisa_ros.tracking.worker import Follower, Requery, Shown
+
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
+_TOPICS = Asker(lambda result, message: None, public=True)  # who is told where nobody else asked
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the cameras of a node have in common."""
+
+    node: LifecycleNode
+    settings: Callable[[], Settings]  # the present ones
+    stream: Callable[..., Any]  # of the model, as Segmenter.stream; on one thread at a time
+    explained: Callable[[str], str]  # a question that asks for the reason, too
+    tracker: Callable[[], Tracker | None]  # a new one, None where tracking is off
+    transforms: Transforms
+    turns: Turns
+    complain: Callable[..., None]
+
+
+class RobotCamera:
+    """One camera; the module's docstring has its threads."""
+
+    def __init__(self, shared: Shared, name: str):
+        """Make a camera that neither hears nor says anything yet; its name may be empty."""
+        self.name = name
+        self._shared, self._node = shared, shared.node
+        self._dialogues = Dialogues()  # they outlive a deactivate, and end with a cleanup
+        self.session: Session | None = None  # there while active
+        self._tracker: Tracker | None = None
+        self._outputs = self._tracked = self._explanation = self._labels = None  # configured
+        self._question: tuple[str, Dialogue, Asker] | None = None  # the last one, to ask it again
+        self._follower: Follower | None = None
+        self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
+        self.seconds = 0.0  # how long the last answer took
+        self._asked = 0.0  # when the last answer came, or was asked for again [s, monotonic]
+
+    # ---- lifecycle
+
+    def configure(self) -> None:
+        """Make the publishers and the tracker.
+
+        Raises:
+            LisaError: the tracker's weights cannot be loaded.
+        """
+        self._tracker = self._shared.tracker()
+        own = f'~/{self.name}/' if self.name else '~/'
+        shared = self._shared
+        common = (shared.settings, shared.transforms, shared.complain)
+        self._outputs = Outputs(self._node, own, *common)
+        self._tracked = Outputs(self._node, f'{own}tracked/', *common)
+        create = self._node.create_lifecycle_publisher
+        self._explanation = create(String, f'{own}explanation', 10)
+        if message_types.vision is not None:
+            self._labels = create(message_types.vision.LabelInfo, f'{own}label_info', _LATCHED)
+
+    def activate(self) -> None:
+        """Start the session and hear the inputs.
+
+        Raises:
+            SettingsError: an input cannot be subscribed to.
+        """
+        shared, settings = self._shared, self._shared.settings()
+        if settings.target_frame or settings.gravity_frame:
+            shared.transforms.listen()
+        if self._labels is not None:  # latched: before the first mask, for whoever comes
+            header = Header(stamp=self._node.get_clock().now().to_msg())
+            self._labels.publish(message_types.make.label_info(header))
+        self.session = session = Session(
+            self._segment,
+            self._finished,
+            report=self._node.get_logger().error,
+            frames_kept=settings.frames_kept,
+            image_timeout=settings.image_timeout,
+            dialogues=self._dialogues,
+            now=lambda: self._node.get_clock().now().nanoseconds,
+            turns=shared.turns,
+        )
+        self.take_over(settings)
+        if self._tracker is not None:
+            self._tracker.forget()
+            self._follower = Follower(
+                self._tracker,
+                newest=session.newest_frame,
+                show=self._show,
+                tell=self._track,
+                wanted=self._tracked.wanted,
+                checked=self._ask_again,
+                report=lambda line: shared.complain(line, 'tracking'),
+            )
+            self._follower.start()
+        session.start()
+        prefix = f'{self.name}/' if self.name else ''
+        if settings.image_transport == 'compressed':
+            # As image_transport names it: /compressed goes behind the name after remapping.
+            topic = self._node.resolve_topic_name(f'{prefix}image') + '/compressed'
+            self._hear(CompressedImage, topic, session.offer_image, needed=True)
+        else:
+            self._hear(Image, f'{prefix}image', session.offer_image, needed=True)
+        self._hear(Image, f'{prefix}depth', session.offer_depth)
+        self._hear(CameraInfo, f'{prefix}camera_info', session.offer_camera_info)
+
+    def close(self, patience: float) -> bool:
+        """End session and follower; False if model or tracker are still busy after so long [s]."""
+        if self.session is not None and not self.session.close(patience):
+            return False
+        return self._follower is None or self._follower.close(patience)
+
+    def unhear(self) -> None:
+        """Hear the inputs no more; the session is closed."""
+        self.session = self._follower = None
+        for subscription, _ in self._inputs:
+            self._node.destroy_subscription(subscription)
+        self._inputs = []
+
+    def release(self) -> None:
+        """Free publishers and tracker, and forget what was said, in whatever state they are."""
+        self._dialogues.forget()
+        for outputs in (self._outputs, self._tracked):
+            if outputs is not None:
+                outputs.destroy()
+        for publisher in (self._explanation, self._labels):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+        self._outputs = self._tracked = self._explanation = self._labels = self._tracker = None
+
+    def take_over(self, settings: Settings) -> None:
+        """Take over what may change while the node runs."""
+        if self.session:
+            self.session.depth_tolerance = settings.depth_tolerance
+            self.session.image_timeout = settings.image_timeout
+            self.session.dialogue_turns = settings.dialogue_turns
+            self.session.goals_kept = settings.goals_kept
+            self.session.watch_rate = settings.watch_rate
+
+    # ---- inputs
+
+    @property
+    def topics(self) -> list[diagnostics.TopicWatch]:
+        """The inputs, the image first."""
+        return [watch for _, watch in self._inputs]
+
+    def _hear(
+        self, kind: type, topic: str, offer: Callable[[int, Any], None], needed: bool = False
+    ) -> None:
+        """Subscribe to an input; the callback keeps the message as it is and returns."""
+        watch = diagnostics.TopicWatch(self._node.resolve_topic_name(topic), needed)
+
+        def keep(message: Any) -> None:
+            watch.heard()
+            offer(message_types.stamp_ns(message.header), message)
+            follower = self._follower
+            if follower is not None:
+                follower.notify()
+
+        def incompatible(event: Any) -> None:
+            watch.incompatible = qos_policy_name_from_kind(event.last_policy_kind)
+            self._node.get_logger().warning(
+                f'a publisher of {watch.topic} offers a QoS that does not fit '
+                f'({watch.incompatible}): set qos_overrides.{watch.topic}.subscription.*'
+            )
+
+        try:
+            subscription = self._node.create_subscription(
+                kind,
+                topic,
+                keep,
+                parameters.sensor_qos(),
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+                qos_overriding_options=parameters.qos_overrides(),
+            )
+        except Exception as error:  # of many kinds: rclpy has one for each way to be wrong
+            raise SettingsError(
+                f'no subscription to {watch.topic}: {error}; qos_overrides are read at start: '
+                'start the node anew with others'
+            ) from error
+        self._inputs.append((subscription, watch))
+
+    def obey(self, order: Order, said: str) -> None:
+        """Do what was said on `~/command`."""
+        session, log = self.session, self._node.get_logger()
+        own = f'{self.name}: ' if self.name else ''
+        if session is None:
+            return
+        if order.kind is Kind.STOP:
+            following = self._follower is not None and self._follower.stop()
+            stopped = session.stop() or following
+            log.info(f'{own}stopped' if stopped else f'{own}{said!r}: there is nothing to stop')
+        elif order.kind is Kind.WATCH and order.text:
+            session.watch(order.text)
+            log.info(f'{own}watching {order.text!r} until "stop"')
+        else:
+            session.command(order.text)
+
+    # ---- requests, on the session's thread
+
+    def _segment(self, frame: Frame, request: Request, dialogue: Dialogue) -> Segmentation:
+        asker = request.tag or _TOPICS
+        asker.began(frame)
+        if self._follower is not None and asker.public:
+            self._follower.asked(frame)
+            again = dataclasses.replace(_TOPICS, region=asker.region, explain=asker.explain)
+            self._question = request.text, dialogue, again
+        began = time.monotonic()
+        whole = seen = picture(frame)
+        if asker.region:
+            seen = roi.cropped(whole, asker.region)
+            dialogue = roi.dialogue_within(dialogue, asker.region)
+        converted = time.monotonic() - began
+        text = self._shared.explained(request.text) if asker.explain else request.text
+        for event in self._shared.stream(seen, text, dialogue=dialogue, cancel=request.cancelled):
+            if isinstance(event, Done):
+                result = event.result
+            elif asker.region and isinstance(event, MaskReady):
+                asker.heard(roi.mask_in_whole(event, asker.region, whole.shape[:2]))
+            else:
+                asker.heard(event)
+        if asker.region:
+            result = roi.result_in_whole(result, asker.region, whole.shape[:2])
+        timings = {'convert': converted, **result.timings}
+        return dataclasses.replace(result, query=request.text, timings=timings)
+
+    def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+        """Tell the end of a request to whoever waits for it, and to the topics."""
+        asker = request.tag or _TOPICS
+        if request.standing and result.status is Status.CANCELLED:
+            return  # it made room, and will be asked again
+        self.seconds = time.monotonic() - request.since
+        try:
+            placed = self._outputs.place(frame, result, always=True)
+            message = self._outputs.message(frame, result, placed)
+        except Exception as error:  # a bug: who asked is told, or would wait for ever
+            result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
+            failed = SegmentationMessage(
+                query=result.query, status=int(result.status), reason=result.reason
+            )
+            asker.answered(result, failed)
+            if asker.public:
+                self._outputs.say(failed)
+            raise
+        asker.answered(result, message)
+        if not asker.public or not self._node.context.ok():
+            return  # after Ctrl-C during an answer there is nobody to tell any more
+        if self._follower is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
+            self._follower.answered(frame, result)
+            self._asked = time.monotonic()
+        self._log(result)
+        self._publish(frame, result, placed, message)
+
+    def _publish(
+        self,
+        frame: Frame | None,
+        result: Segmentation,
+        placed: Placed,
+        message: SegmentationMessage,
+    ) -> None:
+        """Publish an answer."""
+        unanswered = result.status not in (Status.FOUND, Status.NOT_FOUND)
+        if unanswered and not len(result.masks):  # no mask is not a mask of nothing
+            self._outputs.say(message)
+            return
+        self._outputs.publish(frame, result, placed, lambda: message)
+        # where a mask was left out, the words name what is not
+        left_out = result.status is Status.NOT_FOUND and result.reason
+        if result.answer:
+            self._outputs.send(self._explanation, String(data=left_out or result.answer))
+
+    def _log(self, result: Segmentation) -> None:
+        name = f'{self.name}: ' if self.name else ''
+        if result.status is Status.FAILED:
+            line = f'{name}{result.query!r} failed: {result.reason}'
+            self._shared.complain(line, name + result.reason)
+            return
+        because = f', {result.reason}' if result.answer and result.reason else ''
+        self._node.get_logger().info(
+            f'{name}{result.query!r}: {result.status.name}, {result.answer or result.reason!r}'
+            f'{because} ({self.seconds:.2f} s)'
+        )
+
+    # ---- what follows the answers, on the follower's thread
+
+    def _show(self, frame: Frame) -> Shown:
+        image = picture(frame)
+        return Shown(frame.stamp, image, self._depth_for_tracker(frame, image.shape[:2]))
+
+    @staticmethod
+    def _depth_for_tracker(frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
+        """Return the frame's depth [m], None where it is not the image's own, pixel by pixel."""
+        if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
+            return None
+        try:
+            depth = depth_to_metres(frame.depth)
+        except ImageError:  # it helps, but is not needed
+            return None
+        return depth if depth.shape == size else None
+
+    def _track(self, frame: Frame, shown: Shown, result: Segmentation, now: Tracked) -> None:
+        """Tell where the things are on a newer frame."""
+        placed = Placed(None, [None] * len(result.masks))
+        if self._tracked.tells_places():
+            placed = self._tracked.place(frame, result, shown.image)
+        lost = [number for number, seen in enumerate(now.tracked, 1) if not seen]
+        if lost:
+            reason = f'instance {", ".join(map(str, lost))} is lost'
+            placed = dataclasses.replace(placed, reason=reason)
+
+        def message() -> SegmentationMessage:
+            return self._tracked.message(frame, result, placed, now)
+
+        since = f'{now.age:.1f} s after the answer, drift {now.drift.max(initial=0):.2f}'
+        self._tracked.publish(frame, result, placed, message, shown.image, since)
+
+    def _ask_again(self, now: Tracked | None) -> None:
+        """Ask the last question again, with the turns it followed, where that is due."""
+        settings, session = self._shared.settings(), self.session
+        rule = Requery(settings.requery, settings.requery_period, settings.requery_drift)
+        if session is None or self._question is None or not rule.due(now, self._asked):
+            return
+        self._asked = time.monotonic()
+        text, turns, asker = self._question
+        session.ask_again(text, turns, asker)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kind of thing was said on ~/command."""
+
+import pytest
+
+from lisa_ros.perception.prompts import asks_for_another
+from lisa_ros.session.command_parser import Kind, Order, addressed, order
+
+
+@pytest.mark.parametrize(
+    ('said', 'kind', 'text'),
+    [
+        ('find the red mug', Kind.ASK, 'find the red mug'),
+        ('find the stop sign', Kind.ASK, 'find the stop sign'),
+        ('watch the mug', Kind.ASK, 'watch the mug'),
+        ('', Kind.ASK, ''),
+        ('watch: the red mug', Kind.WATCH, 'the red mug'),
+        (' Watch:find it ', Kind.WATCH, 'find it'),
+        ('watch:', Kind.WATCH, ''),
+        ('stop', Kind.STOP, 'stop'),
+        (' Stop. ', Kind.STOP, 'Stop.'),
+        ('CANCEL!', Kind.STOP, 'CANCEL!'),
+        ('never mind', Kind.STOP, 'never mind'),
+    ],
+)
+def test_the_kind_of_an_order(said, kind, text):
+    assert order(said) == Order(kind, text)
+
+
+@pytest.mark.parametrize(
+    ('query', 'another'),
+    [
+        ('now the other one', True),
+        ('No, the other mug.', True),
+        ('another', True),
+        ('The others, please', True),
+        ('something else to drink from', True),
+        ('the mug', False),
+        ('the mug on the other side of the table', False),
+        ('my mother', False),
+    ],
+)
+def test_whether_another_thing_is_asked_for(query, another):
+    assert asks_for_another(query) is another
+
+
+@pytest.mark.parametrize(
+    ('said', 'cameras', 'text'),
+    [
+        ('the mug', ('front', 'Wrist'), 'the mug'),
+        ('all: the mug', ('front', 'Wrist'), 'the mug'),
+        ('front: the mug', ('front',), 'the mug'),
+        (' WRIST : the mug', ('Wrist',), 'the mug'),
+        ('front: watch: the mug', ('front',), 'watch: the mug'),
+        ('watch: front: the mug', ('front',), 'watch: the mug'),
+        ('watch: the mug', ('front', 'Wrist'), 'watch: the mug'),
+        ('front: stop', ('front',), 'stop'),
+        ('rear: the mug', (), 'the mug'),
+        ('what is this: a mug?', ('front', 'Wrist'), 'what is this: a mug?'),
+    ],
+)
+def test_which_cameras_are_meant(said, cameras, text):
+    assert addressed(said, ('front', 'Wrist')) == (cameras, text)
