@@ -51,7 +51,7 @@ def receive() -> None:
 
 def send(bursts: int, room: bool) -> None:
     """Publish bursts and print how long they took, and how many of them came late."""
-    if room and not fastdds.make_room():
+    if room and not fastdds.configure_shared_memory():
         raise SystemExit('transports are chosen by the environment already')
     rclpy.init()
     node = rclpy.create_node('sender')

@@ -26,7 +26,7 @@ from std_msgs.msg import Header
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.rgbd import scene_cloud  # found by the line above
+from lisa_ros.geometry.rgbd import depth_to_cloud  # found by the line above
 from lisa_ros.ros import message_types
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     focal = 0.7 * width
     k = np.array([[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1]])
     camera, header = Camera(k, (width, height)), Header(frame_id='camera')
-    cloud = scene_cloud(image, depth, camera)
+    cloud = depth_to_cloud(image, depth, camera)
     message = message_types.make.cloud(header, cloud)
 
     rclpy.init()
@@ -67,10 +67,10 @@ def main() -> None:
         time.sleep(0.01)
 
     def all_of_it() -> None:
-        publisher.publish(message_types.make.cloud(header, scene_cloud(image, depth, camera)))
+        publisher.publish(message_types.make.cloud(header, depth_to_cloud(image, depth, camera)))
 
     rows = {
-        'points and colours': lambda: scene_cloud(image, depth, camera),
+        'points and colours': lambda: depth_to_cloud(image, depth, camera),
         'PointCloud2': lambda: message_types.make.cloud(header, cloud),
         'published': lambda: publisher.publish(message),
         'all of it': all_of_it,

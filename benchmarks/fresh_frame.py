@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lisa_ros.evaluation.tabletop import read_exam
+from lisa_ros.evaluation.tabletop import read_test_set
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import TEST_SETS
 
@@ -28,11 +28,11 @@ from lisa_ros.resources import TEST_SETS
 def pictures(count: int, size: tuple[int, int]) -> list[tuple[np.ndarray, str]]:
     """Return RGB pictures of `size` (width, height), each with a question that is about it."""
     drawn: dict[str, tuple[np.ndarray, str]] = {}
-    for question in read_exam(TEST_SETS / 'test.zip'):
-        if question.targets and question.sort == 'use' and question.picture.name not in drawn:
-            data = np.frombuffer(question.picture.read_bytes(), np.uint8)
+    for question in read_test_set(TEST_SETS / 'test.zip'):
+        if question.targets and question.category == 'use' and question.image.name not in drawn:
+            data = np.frombuffer(question.image.read_bytes(), np.uint8)
             colour = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
-            drawn[question.picture.name] = (cv2.resize(colour, size), question.text)
+            drawn[question.image.name] = (cv2.resize(colour, size), question.text)
         if len(drawn) == count:
             break
     return list(drawn.values())

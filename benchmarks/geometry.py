@@ -31,10 +31,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import noise
-from lisa_ros.geometry.object_3d import Thing, thing
+from lisa_ros.geometry.depth_filter import depth_noise_std
+from lisa_ros.geometry.object_3d import Object3D, localize_object
 from lisa_ros.geometry.oriented_box import Box
-from lisa_ros.geometry.rgbd import scene_cloud, scene_points
+from lisa_ros.geometry.rgbd import depth_to_cloud, depth_to_points
 from lisa_ros.perception import overlay  # found by the line above
 
 CUBOIDS = (
@@ -67,7 +67,7 @@ def worse(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mixed = jumps & (rng.random(depth.shape) < 0.5)
     share = rng.random(depth.shape)
     seen = np.where(mixed, near + share * (far - near), depth)
-    seen = seen + noise(seen) * rng.standard_normal(depth.shape)
+    seen = seen + depth_noise_std(seen) * rng.standard_normal(depth.shape)
     seen = np.rint(seen * 1000) / 1000
     lost = rng.random(depth.shape) < np.where(jumps, 0.25, 0.01)
     return np.where(lost, np.nan, seen).astype(np.float32)
@@ -136,7 +136,7 @@ def cases(scene, frame, boxes: dict, pose: np.ndarray, cache: Path) -> list[Case
     """Return the visible things of a rendered frame."""
     from lisa_ros.tabletop import rendering
 
-    ids = frame.ids & ~np.uint8(rendering.PART)
+    ids = frame.ids & ~np.uint8(rendering.PART_FLAG)
     found = []
     for number, placed in enumerate(scene.placed, start=1):
         mask = ids == number
@@ -208,9 +208,9 @@ def can_axis(box: Box) -> int:
     return int(np.argmax(np.abs(3 * box.extent - box.extent.sum())))
 
 
-def errors(case: Case, found: Thing, depth: np.ndarray, camera: Camera) -> dict[str, float]:
+def errors(case: Case, found: Object3D, depth: np.ndarray, camera: Camera) -> dict[str, float]:
     """Return how far a thing is from the truth [mm, degrees]."""
-    surface = scene_points(depth, camera)[case.mask].mean(axis=0, dtype=np.float64)
+    surface = depth_to_points(depth, camera)[case.mask].mean(axis=0, dtype=np.float64)
     is_can = case.name in CANS
     sizes = extents_off(found.box, case.box)
     return {
@@ -286,7 +286,7 @@ def measure_rendered(cache: Path, count: int, model: str | None) -> None:
                 if len(masks):
                     given[f'masks of {model}, gravity known'] = (masks[0], up)
             for title, (mask, upwards) in given.items():
-                found = thing(colour, measured, mask, camera, upwards)
+                found = localize_object(colour, measured, mask, camera, upwards)
                 if found is None:
                     lost += 1
                     continue
@@ -354,13 +354,13 @@ def measure_osd(folder: Path) -> None:
     names = sorted(path.name.removesuffix('_color.jpg') for path in folder.glob('*_color.jpg'))
     for name in names:
         colour, depth, labels = read_osd(folder, name)
-        points = scene_points(depth, OSD)
+        points = depth_to_points(depth, OSD)
         all_held = True
         for number in np.unique(labels[labels >= 2]):
             label = labels == number
             reference = label_points(points, label)
             mask = cv2.dilate(label.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
-            found = thing(colour, depth, mask, OSD)
+            found = localize_object(colour, depth, mask, OSD)
             if found is None or not len(reference):
                 continue
             objects += 1
@@ -400,9 +400,9 @@ def measure_time() -> None:
         points = np.empty((*depth.shape, 3), np.float32)
         cloud = np.empty((*depth.shape, 4), np.float32)
         runs = {
-            'scene_points': lambda d=depth, c=camera, o=points: scene_points(d, c, o),
-            'scene_cloud': lambda i=image, d=depth, c=camera, o=cloud: scene_cloud(i, d, c, o),
-            f'thing, {mask.sum()} px': lambda i=image, d=depth, m=mask, c=camera: thing(
+            'scene_points': lambda d=depth, c=camera, o=points: depth_to_points(d, c, o),
+            'scene_cloud': lambda i=image, d=depth, c=camera, o=cloud: depth_to_cloud(i, d, c, o),
+            f'thing, {mask.sum()} px': lambda i=image, d=depth, m=mask, c=camera: localize_object(
                 i, d, m, c
             ),
         }
@@ -443,7 +443,9 @@ def turned(points: np.ndarray, box: Box, yaw: float, pitch: float) -> np.ndarray
     return level @ (about_x @ about_y).T
 
 
-def side_view(things: list[Thing], yaw: float, pitch: float, size: tuple[int, int]) -> np.ndarray:
+def side_view(
+    things: list[Object3D], yaw: float, pitch: float, size: tuple[int, int]
+) -> np.ndarray:
     """Return the things' points with their boxes, seen from beside, (H, W, 3) uint8 RGB."""
     corners = np.concatenate([found.box.corners() for found in things])
     level = things[0].box
@@ -473,7 +475,7 @@ def draw(folder: Path, out: Path, name: str) -> None:
     colour, depth, labels = read_osd(folder, name)
     shown = np.stack([labels == number for number in np.unique(labels[labels >= 2])])
     grown = [cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0 for mask in shown]
-    things = [found for mask in grown if (found := thing(colour, depth, mask, OSD))]
+    things = [found for mask in grown if (found := localize_object(colour, depth, mask, OSD))]
     rows, columns = np.nonzero(np.any(grown, axis=0))
     part = np.s_[
         max(0, rows.min() - 40) : rows.max() + 40, max(0, columns.min() - 60) : columns.max() + 60

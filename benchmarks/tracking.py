@@ -82,7 +82,7 @@ def render(renderer: rendering.Renderer, sort: str, number: int, folder: Path) -
         quick = [cv2.IMWRITE_PNG_COMPRESSION, 1]
         cv2.imwrite(str(folder / f'{i:03d}.colour.png'), frame.colour[..., ::-1], quick)
         cv2.imwrite(str(folder / f'{i:03d}.depth.png'), millimetres, quick)
-        cv2.imwrite(str(folder / f'{i:03d}.ids.png'), frame.ids % rendering.PART, quick)
+        cv2.imwrite(str(folder / f'{i:03d}.ids.png'), frame.ids % rendering.PART_FLAG, quick)
     (folder / 'done').touch()
 
 
@@ -170,15 +170,15 @@ def follow(folder: Path, sort: str, scores: Scores, *, depth: bool) -> list[np.n
             if not things:
                 return []
             first = np.stack([view.ids == t for t in things])
-            tracker.begin(view.stamp, view.colour, known)
-            tracker.answered(view.stamp, first)
+            tracker.set_reference(view.stamp, view.colour, known)
+            tracker.set_masks(view.stamp, first)
         else:
             began, busy = time.perf_counter(), time.process_time()
-            tracker.advance(view.stamp, view.colour, known)
+            tracker.update(view.stamp, view.colour, known)
             scores.seconds += time.perf_counter() - began
             scores.busy += time.process_time() - busy
             scores.frames += 1
-        now = tracker.now()
+        now = tracker.state()
         truth = np.stack([view.ids == t for t in things])
         shows.append(truth.sum((1, 2)) / first.sum((1, 2)))
         tracked.append(now.tracked)

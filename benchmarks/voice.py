@@ -33,7 +33,7 @@ from tqdm import tqdm
 from lisa_ros.voice import engines
 from lisa_ros.voice.audio import RATE, read_wav
 from lisa_ros.voice.listener import Listener, Outcome
-from lisa_ros.voice.vocabulary import Vocabulary, plainly
+from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
 VOCABULARY = Path(__file__).parents[1] / 'lisa_ros/weights/lisa-tabletop/vocabulary.yaml'
 COMMANDS = (
@@ -126,7 +126,7 @@ def judge(engine, vocabulary: Vocabulary, noise: float | None, synthesiser: str)
         outcome, text, meant, confidence = listener.judge(words)
         sure = outcome is Outcome.COMMAND
         right = vocabulary.meaning(meant.replace(':', '')) == vocabulary.meaning(command)
-        errors = Levenshtein.distance(command.split(), plainly(text).split())
+        errors = Levenshtein.distance(command.split(), normalize(text).split())
         rows.append(
             {
                 'voice': voice, 'command': command, 'text': text, 'meant': meant,

@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
-from lisa_ros.settings_schema import about  # noqa: E402
+from lisa_ros.settings_schema import parameter_info  # noqa: E402
 
 
 def parameters() -> str:
     """Return the node's parameters: name, default, what it does, range, when it may change."""
     rows = []
     for field in fields(Settings):
-        known = about(field)
+        known = parameter_info(field)
         if known.choices:
             values = ', '.join(f'`{choice}`' for choice in known.choices if choice)
         elif known.low is not None:

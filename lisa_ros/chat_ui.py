@@ -26,7 +26,7 @@ class Reply:
     overlay: np.ndarray | None  # (H, W, 3) uint8 RGB; None: there is no picture of it
 
 
-class Partner(Protocol):
+class ChatBackend(Protocol):
     """Who is talked with."""
 
     about: str  # one line about it
@@ -45,7 +45,7 @@ class Partner(Protocol):
         """
 
 
-def blocks(image: np.ndarray, columns: int = 80) -> str:
+def render_half_blocks(image: np.ndarray, columns: int = 80) -> str:
     """Return a picture as lines of half blocks in 24-bit colours, two rows of pixels a line.
 
     Args:
@@ -66,7 +66,7 @@ def blocks(image: np.ndarray, columns: int = 80) -> str:
     return '\n'.join(lines)
 
 
-class Words:
+class StreamPrinter:
     """Writes an answer while it grows, each part once.
 
     Marks at its end wait: "Sure, [SEG]." is read as "Sure," first and as "Sure." at last.
@@ -75,7 +75,7 @@ class Words:
     def __init__(self, write: Callable[[str], None]):
         self._write, self._written = write, ''
 
-    def so_far(self, text: str) -> None:
+    def update(self, text: str) -> None:
         """Write what is new in the answer so far."""
         sure = text.rstrip(' .,;:!?')
         if sure.startswith(self._written):

@@ -5,6 +5,6 @@ docs/commands.md shows how.
 """
 
 from lisa_ros.results import Status
-from lisa_ros.ros.action_client import Answer, LisaClient, Pending
+from lisa_ros.ros.action_client import Answer, GoalFuture, LisaClient
 
-__all__ = ['Answer', 'LisaClient', 'Pending', 'Status']
+__all__ = ['Answer', 'GoalFuture', 'LisaClient', 'Status']

@@ -56,15 +56,15 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ScoreFeatures:
     """What speaks for a mask, each 0..1; `confidence.py` makes one score of it."""
 
-    words: (
+    text_prob: (
         float  # probability of all that the model wrote up to and with this [SEG], numbers apart
     )
-    seg: float  # probability of the [SEG] itself
-    certainty: float  # mean probability of the mask's own pixels; 0 of an empty mask
-    guessed_iou: float  # SAM's own guess of the mask's IoU with the truth
+    seg_prob: float  # probability of the [SEG] itself
+    mean_mask_prob: float  # mean probability of the mask's own pixels; 0 of an empty mask
+    predicted_iou: float  # SAM's own guess of the mask's IoU with the truth
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,12 @@ class Segmentation:
     mask_logits: np.ndarray  # (N, H, W) float32, on the picture's pixels
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
-    evidence: tuple[Evidence, ...] = ()  # N, what the scores were made of
+    score_features: tuple[ScoreFeatures, ...] = ()  # N, what the scores were made of
     reason: str = ''  # why it was CANCELLED, FAILED or had STALE_INPUT, or a mask was left out
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
-    to_mask: float | None = None  # seconds from the command to the first mask; None without one
+    time_to_first_mask: float | None = (
+        None  # seconds from the command to the first mask; None without one
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _hundredths(mask: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def readable(answer_raw: str) -> str:
+def answer_text(answer_raw: str) -> str:
     """Return an answer for people: no [SEG], no gaps where they stood.
 
     "It is [SEG] . It holds a drink." becomes "It is here. It holds a drink."; "Sure, [SEG] ."

@@ -14,7 +14,7 @@ from lisa_ros.errors import SettingsError
 
 
 @dataclass(frozen=True)
-class About:
+class ParameterInfo:
     """What is to know about a setting besides its name, type and default."""
 
     sentence: str  # what it does, with the unit in brackets
@@ -25,7 +25,7 @@ class About:
     at_configure: bool = False  # read on configure: it may change only while unconfigured
 
 
-class Checked:
+class ValidatedSettings:
     """A dataclass of settings; building one checks every value."""
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = ()  # comment lines below the parameters in YAML
@@ -34,24 +34,24 @@ class Checked:
         """Check every value; integers are taken where a float is asked for, lists as tuples."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            check(field, value)
+            validate(field, value)
             if isinstance(value, list):  # [''] is ROS's way to say an empty list
                 object.__setattr__(self, field.name, tuple(filter(None, value)))
 
 
-def setting(default: Any, sentence: str, **about: Any) -> Any:
+def parameter(default: Any, sentence: str, **about: Any) -> Any:
     """Return a dataclass field that carries an `About`; the keywords are its fields."""
-    return dataclasses.field(default=default, metadata={'about': About(sentence, **about)})
+    return dataclasses.field(default=default, metadata={'about': ParameterInfo(sentence, **about)})
 
 
-def about(field: dataclasses.Field) -> About:
+def parameter_info(field: dataclasses.Field) -> ParameterInfo:
     """Return what is to know about one of `dataclasses.fields(Settings)`."""
     return field.metadata['about']
 
 
-def check(field: dataclasses.Field, value: Any) -> None:
+def validate(field: dataclasses.Field, value: Any) -> None:
     """Raise a SettingsError if the value is not one that the field takes."""
-    known = about(field)
+    known = parameter_info(field)
     kind = type(field.default)
     if kind is tuple:
         _check_names(field.name, value)
@@ -81,19 +81,19 @@ def _check_names(name: str, value: Any) -> None:
         )
 
 
-def as_yaml(kind: type[Checked], node: str) -> str:
+def as_yaml(kind: type[ValidatedSettings], node: str) -> str:
     """Return the file in config/ that has every parameter of a node with its default."""
     lines = [
         '# SPDX-License-Identifier: Apache-2.0',
         f'# Every parameter of {node} with its default; made from lisa_ros/settings.py.',
     ]
-    if any(about(field).at_configure for field in dataclasses.fields(kind)):
+    if any(parameter_info(field).at_configure for field in dataclasses.fields(kind)):
         lines += [
             '# Those marked * are read on configure: change them while the node is unconfigured.'
         ]
     lines += ['/**:', '  ros__parameters:']
     for field in dataclasses.fields(kind):
-        known = about(field)
+        known = parameter_info(field)
         notes = []
         if known.choices:
             notes.append('one of ' + ', '.join(choice or "''" for choice in known.choices))

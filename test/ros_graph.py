@@ -84,7 +84,7 @@ class Peer:
         from sensor_msgs.msg import CameraInfo, Image
         from std_msgs.msg import String
 
-        fastdds.make_room()
+        fastdds.configure_shared_memory()
         self.context = rclpy.Context()
         self.context.init(domain_id=int(DOMAIN))
         self.node = rclpy.create_node('tester', context=self.context)

@@ -23,14 +23,14 @@ from std_msgs.msg import String
 from lisa_ros.client import LisaClient, Status
 from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.messages import bag
-from lisa_ros.messages.segmentation import mask_of
+from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.model import export
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SAMPLE
 
 pytestmark = pytest.mark.ros
 
-FRAME = next(bag.pictures(SAMPLE / 'bag', '/camera/color/image_raw'))
+FRAME = next(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))
 MUG, BOWL = 'segment the yellow mug', 'segment the red bowl'
 
 
@@ -124,7 +124,7 @@ def test_feedback_has_the_words_in_order_and_the_mask_before_the_result(tester, 
     assert [len(some) for _, some in masks] == [1]
     number, (early,) = masks[0]
     assert number < len(told) - 1  # words came after it
-    np.testing.assert_array_equal(mask_of(early.mask), answer.masks[0])
+    np.testing.assert_array_equal(mask_from_message(early.mask), answer.masks[0])
 
 
 def test_a_picture_of_the_goals_own_is_answered_and_told_to_nobody_else(tester, client):

@@ -13,7 +13,12 @@ from lisa_ros import cli
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.command_file import Command, read_commands
-from lisa_ros.evaluation.ground_truth import IdFolder, IdTopic, Labels, open_truth
+from lisa_ros.evaluation.ground_truth import (
+    AnnotationTruth,
+    InstanceFolder,
+    InstanceTopic,
+    open_ground_truth,
+)
 from lisa_ros.messages import bag as bags
 from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
 from lisa_ros.resources import SAMPLE
@@ -29,7 +34,7 @@ COMMANDS = [
 @pytest.fixture(scope='module')
 def frames():
     """The first frames of the sample bag."""
-    found = bags.pictures(SAMPLE / 'bag', TOPIC)
+    found = bags.read_images(SAMPLE / 'bag', TOPIC)
     return [frame for frame, _ in zip(found, range(4), strict=False)]
 
 
@@ -59,7 +64,7 @@ def first(frames, commands, tmp_path_factory):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_frames_come_out_of_every_kind_of_bag_alike(kind, frames, tmp_path):
-    found = list(bags.pictures(KINDS[kind](tmp_path / kind, frames)))
+    found = list(bags.read_images(KINDS[kind](tmp_path / kind, frames)))
     assert [frame.stamp for frame in found] == [frame.stamp for frame in frames]
     for one, other in zip(found, frames, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
@@ -102,7 +107,7 @@ def test_every_command_is_asked_about_its_frames(first, frames):
 
 
 def test_answers_are_a_bag_with_definitions_and_the_frames_stamps(first, frames):
-    with bags.opened(first / 'answers_bag') as reader:
+    with bags.open_bag(first / 'answers_bag') as reader:
         found = [
             (connection.topic, when, reader.deserialize(data, connection.msgtype))
             for connection, when, data in reader.messages()
@@ -140,11 +145,11 @@ def test_what_is_not_of_an_earlier_run_is_never_removed(first, frames, commands,
     again = tmp_path / 'again'
     for _ in range(2):
         assert evaluate(bag, commands, again) == 0
-    assert len(list(bags.pictures(bag))) == len(frames)
+    assert len(list(bags.read_images(bag))) == len(frames)
 
 
 def test_every_definition_is_in_the_bag_itself(first):
-    with bags.opened(first / 'answers_bag') as reader:
+    with bags.open_bag(first / 'answers_bag') as reader:
         texts = {c.topic: c.msgdef.data for c in reader.connections}
     for part in ('lisa_ros/Instance', 'sensor_msgs/RegionOfInterest', 'std_msgs/Header'):
         assert f'MSG: {part}' in texts['/lisa/segmentation'].replace('/msg/', '/')
@@ -182,11 +187,11 @@ def test_labelled_frames_are_a_truth(first, frames, commands, tmp_path):
         (tmp_path / str(frame.stamp)).mkdir()
         mask = Image.fromarray((ids == 6).astype(np.uint8) * 255)
         mask.save(tmp_path / str(frame.stamp) / 'Red bowl.png')
-    truth = open_truth(str(tmp_path), tmp_path)
-    assert isinstance(truth, Labels)
+    truth = open_ground_truth(str(tmp_path), tmp_path)
+    assert isinstance(truth, AnnotationTruth)
     shape, stamp = frames[0].pixels.shape[:2], frames[0].stamp
     bowl = truth.mask(stamp, shape, Command(0, 'x', label='red bowl'))
-    wanted = IdFolder(SAMPLE / 'truth').mask(stamp, shape, Command(0, 'x', targets=(6,)))
+    wanted = InstanceFolder(SAMPLE / 'truth').mask(stamp, shape, Command(0, 'x', targets=(6,)))
     np.testing.assert_array_equal(bowl, wanted)
     assert not truth.mask(stamp, shape, Command(0, 'x', targets=())).any()
     with pytest.raises(DataError, match="nothing is called 'pan'; it has Red bowl"):
@@ -198,7 +203,7 @@ def test_labelled_frames_are_a_truth(first, frames, commands, tmp_path):
 
 
 def test_a_truth_that_does_not_fit_is_named(frames, tmp_path):
-    truth = IdFolder(SAMPLE / 'truth')
+    truth = InstanceFolder(SAMPLE / 'truth')
     with pytest.raises(DataError, match="nothing is called 'pan'; names are milk, white plate"):
         truth.mask(frames[0].stamp, (240, 320), Command(0, 'x', label='pan'))
     with pytest.raises(DataError, match=r'is 320 x 240, its frame 80 x 60 pixels'):
@@ -207,9 +212,9 @@ def test_a_truth_that_does_not_fit_is_named(frames, tmp_path):
         truth.mask(5, (60, 80), Command(0, 'x', targets=(1,)))
     bag = write(tmp_path / 'bag', frames[:1])
     with pytest.raises(DataError, match='no Image on /truth'):
-        open_truth('/truth', bag)
+        open_ground_truth('/truth', bag)
     with pytest.raises(DataError, match='encoding rgb8 has no ids'):
-        IdTopic(bag, TOPIC)
+        InstanceTopic(bag, TOPIC)
 
 
 def test_labels_of_another_size_than_the_frame_are_named(tmp_path):
@@ -217,7 +222,7 @@ def test_labels_of_another_size_than_the_frame_are_named(tmp_path):
     (tmp_path / '7').mkdir()
     Image.new('L', (9, 9)).save(tmp_path / '7' / 'mug.png')
     with pytest.raises(DataError, match='labels of another size than its frame, 80 x 60'):
-        open_truth(str(tmp_path), tmp_path).mask(7, (60, 80), Command(0, 'x', label='mug'))
+        open_ground_truth(str(tmp_path), tmp_path).mask(7, (60, 80), Command(0, 'x', label='mug'))
 
 
 # ---- commands.yaml
@@ -277,4 +282,4 @@ def test_commands_after_the_bags_end_are_named(frames, tmp_path, capsys):
 def test_a_bag_that_cannot_be_read_without_its_metadata_says_how(mode, frames, tmp_path):
     bag = without_metadata(write(tmp_path / 'bag', frames[:1], StoragePlugin.SQLITE3, mode))
     with pytest.raises(DataError, match='ros2 bag reindex'):
-        next(bags.pictures(bag))
+        next(bags.read_images(bag))

@@ -30,7 +30,7 @@ COMMANDS = [
 @pytest.fixture(scope='module')
 def frames():
     return [
-        frame for frame, _ in zip(bags.pictures(SAMPLE / 'bag', TOPIC), range(4), strict=False)
+        frame for frame, _ in zip(bags.read_images(SAMPLE / 'bag', TOPIC), range(4), strict=False)
     ]
 
 
@@ -89,10 +89,10 @@ def test_what_is_done_is_not_asked_again(asked, first, tmp_path, monkeypatch):
     shutil.rmtree(out / 'b3')
     (out / '.part-b3-of_a_worker_that_died').mkdir()
     done = []
-    examine = many.examine
+    examine = many.evaluate_bag
     monkeypatch.setattr(
         many,
-        'examine',
+        'evaluate_bag',
         lambda lisa, bag, *more, **m: done.append(bag.name) or examine(lisa, bag, *more, **m),
     )
     assert evaluate(asked, out) == 0
@@ -136,10 +136,12 @@ def test_a_bag_over_which_workers_die_again_and_again_is_broken(asked, tmp_path)
     commands, (bag, *_) = asked
     for number in range(3):
         (tmp_path / f'.part-{bag.name}-{number}').mkdir()
-    plan = many.Plan({'name': 'lisa-tabletop'}, read_commands(commands))
+    plan = many.BatchPlan({'name': 'lisa-tabletop'}, read_commands(commands))
     lisa = Segmenter.load()
-    assert '3 workers died over it' in many._answer(lisa, many.Task(bag.name, bag), plan, tmp_path)
-    assert many._answer(lisa, many.Task('other', bag), plan, tmp_path) == ''
+    assert '3 workers died over it' in many._answer(
+        lisa, many.BagJob(bag.name, bag), plan, tmp_path
+    )
+    assert many._answer(lisa, many.BagJob('other', bag), plan, tmp_path) == ''
 
 
 @pytest.mark.parametrize(
@@ -174,8 +176,8 @@ def test_frames_seen_together_are_answered_as_alone(asked, tmp_path):
 
 
 def test_frames_that_are_read_ahead_come_in_their_order(frames):
-    assert [f.stamp for f in bags.ahead(frame for frame in frames)] == [f.stamp for f in frames]
-    some = bags.ahead(bags.pictures(SAMPLE / 'bag', TOPIC))
+    assert [f.stamp for f in bags.prefetch(frame for frame in frames)] == [f.stamp for f in frames]
+    some = bags.prefetch(bags.read_images(SAMPLE / 'bag', TOPIC))
     assert next(some).stamp == frames[0].stamp
     some.close()
 
@@ -183,7 +185,7 @@ def test_frames_that_are_read_ahead_come_in_their_order(frames):
         yield frames[0]
         raise OSError('the disk is gone')
 
-    some = bags.ahead(broken())
+    some = bags.prefetch(broken())
     assert next(some) is frames[0]
     with pytest.raises(OSError, match='the disk is gone'):
         next(some)

@@ -27,7 +27,7 @@ from std_msgs.msg import String
 from lisa_ros.client import LisaClient, Status
 from lisa_ros.messages import bag
 from lisa_ros.resources import SAMPLE
-from lisa_ros.ros.bag_player import Replay, camera_topics
+from lisa_ros.ros.bag_player import BagPlayer, camera_topics
 
 pytestmark = pytest.mark.ros
 
@@ -193,7 +193,7 @@ def test_the_same_while_the_sample_bag_plays_at_30_hz(tmp_path):
     given = {'model': tmp_path / 'model'}
     node = NodeProcess(tmp_path / 'node.log', given, *remaps, program=SLOW)
     peer = Peer()
-    replay = Replay(peer.node, SAMPLE / 'bag', rate=3.0, loop=True, topics=topics.values())
+    replay = BagPlayer(peer.node, SAMPLE / 'bag', rate=3.0, loop=True, topics=topics.values())
     try:
         peer.wait(peer.commands.get_subscription_count, 60, 'the node')
         heard = listen(peer, '')
@@ -202,7 +202,7 @@ def test_the_same_while_the_sample_bag_plays_at_30_hz(tmp_path):
         say(peer, 'bright things')
         peer.wait(lambda: all(heard.values()), what='every output')
         (answer,) = heard['segmentation']
-        frames = {frame.stamp: frame for frame in bag.pictures(SAMPLE / 'bag', topics['image'])}
+        frames = {frame.stamp: frame for frame in bag.read_images(SAMPLE / 'bag', topics['image'])}
         frame = frames[stamp_of(answer)]
         for name, messages in heard.items():
             said = [(stamp_of(m), m.header.frame_id) for m in messages]

@@ -20,7 +20,7 @@ from lisa_ros import chat_ui, cli
 from lisa_ros.messages import bag
 
 FRAME = next(
-    bag.pictures(
+    bag.read_images(
         Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag', '/camera/color/image_raw'
     )
 )
@@ -126,10 +126,10 @@ def test_ctrl_c_ends_a_line_and_ctrl_d_the_talk(tmp_path):
 def test_half_blocks_have_the_colours_of_the_picture():
     image = np.zeros((4, 2, 3), np.uint8)
     image[0], image[1] = (255, 0, 0), (0, 255, 0)
-    first, second = chat_ui.blocks(image).splitlines()
+    first, second = chat_ui.render_half_blocks(image).splitlines()
     assert first == '\x1b[38;2;255;0;0;48;2;0;255;0m\u2580' * 2 + '\x1b[0m'
     assert second.count('38;2;0;0;0;48;2;0;0;0') == 2
-    assert chat_ui.blocks(np.zeros((1000, 2000, 3), np.uint8), 10).count('\n') == 1
+    assert chat_ui.render_half_blocks(np.zeros((1000, 2000, 3), np.uint8), 10).count('\n') == 1
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_half_blocks_have_the_colours_of_the_picture():
 )
 def test_each_part_of_an_answer_is_written_once(parts, whole, written):
     said = []
-    words = chat_ui.Words(said.append)
+    words = chat_ui.StreamPrinter(said.append)
     for part in parts:
-        words.so_far(part)
+        words.update(part)
     words.end(whole)
     assert said == written

@@ -19,7 +19,7 @@ from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.model import checkpoint, export, from_llava, quantization
 from lisa_ros.model.checkpoint_checks import check_keys
 from lisa_ros.model.config_inference import infer_config
-from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.key_mapping import map_clip_key, map_key, unmap_key
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception.segmenter import Segmenter
@@ -194,7 +194,7 @@ def test_every_size_is_read_off_the_checkpoint(name, tmp_path):
     }
     (folder / 'config.json').write_text(json.dumps(plain))
     clip.save_pretrained(tmp_path / 'clip')
-    recipe = ClipRecipe.of_size(336).to_dict()
+    recipe = ClipPreprocessing.of_size(336).to_dict()
     (tmp_path / 'clip' / 'preprocessor_config.json').write_text(json.dumps(recipe))
 
     loaded = checkpoint.load(folder)
@@ -319,13 +319,13 @@ def test_a_model_in_the_released_layout_loads_again_bit_by_bit(tmp_path, monkeyp
 def test_tensors_are_put_together_without_a_copy_and_all_of_them():
     model = segmenter(256).model
     state = model.state_dict()
-    again = checkpoint.assemble(model.config, state)
+    again = checkpoint.model_from_state_dict(model.config, state)
     weight = again.llm.lm_head.weight
     assert weight.data_ptr() == model.llm.lm_head.weight.data_ptr()
     assert not [name for name, tensor in again.named_buffers() if tensor.is_meta]
     del state['llm.lm_head.weight']
     with pytest.raises(CheckpointError, match=r'1 missing: llm\.lm_head\.weight'):
-        checkpoint.assemble(model.config, state)
+        checkpoint.model_from_state_dict(model.config, state)
 
 
 # ---- a LISA that begins
@@ -573,7 +573,7 @@ def test_parts_of_two_checkpoints_are_not_mixed(tmp_path):
     with pytest.raises(CheckpointError, match=r'\[SEG\] is 704, the tokenizer that it is 705'):
         checkpoint.load(tmp_path)
     lisa.tokenizer.save(tmp_path)
-    recipe = ClipRecipe.of_size(336).to_dict()
+    recipe = ClipPreprocessing.of_size(336).to_dict()
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r'224 x 224.*336'):
         checkpoint.load(tmp_path)

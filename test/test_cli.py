@@ -43,7 +43,7 @@ def test_json_holds_the_golden_ids_and_masks(size, case, tmp_path, capsys):
     assert len(told['masks']) == case['n_seg']
     height, width = case['original_size']
     for i, found in enumerate(told['masks']):
-        mask = masks.from_rle(found['rle'])
+        mask = masks.decode_rle(found['rle'])
         truth = golden.unpack_runs(golden.of_case(size, case, f'mask_rle_{i}'), height, width)
         assert masks.iou(mask, truth) >= 0.999
         assert found['area'] == mask.sum()

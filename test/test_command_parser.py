@@ -3,28 +3,33 @@
 
 import pytest
 
-from lisa_ros.perception.prompts import asks_for_another
-from lisa_ros.session.command_parser import Kind, Order, addressed, order
+from lisa_ros.perception.prompts import asks_for_other_object
+from lisa_ros.session.command_parser import (
+    CommandKind,
+    ParsedCommand,
+    parse_command,
+    select_cameras,
+)
 
 
 @pytest.mark.parametrize(
     ('said', 'kind', 'text'),
     [
-        ('find the red mug', Kind.ASK, 'find the red mug'),
-        ('find the stop sign', Kind.ASK, 'find the stop sign'),
-        ('watch the mug', Kind.ASK, 'watch the mug'),
-        ('', Kind.ASK, ''),
-        ('watch: the red mug', Kind.WATCH, 'the red mug'),
-        (' Watch:find it ', Kind.WATCH, 'find it'),
-        ('watch:', Kind.WATCH, ''),
-        ('stop', Kind.STOP, 'stop'),
-        (' Stop. ', Kind.STOP, 'Stop.'),
-        ('CANCEL!', Kind.STOP, 'CANCEL!'),
-        ('never mind', Kind.STOP, 'never mind'),
+        ('find the red mug', CommandKind.ASK, 'find the red mug'),
+        ('find the stop sign', CommandKind.ASK, 'find the stop sign'),
+        ('watch the mug', CommandKind.ASK, 'watch the mug'),
+        ('', CommandKind.ASK, ''),
+        ('watch: the red mug', CommandKind.WATCH, 'the red mug'),
+        (' Watch:find it ', CommandKind.WATCH, 'find it'),
+        ('watch:', CommandKind.WATCH, ''),
+        ('stop', CommandKind.STOP, 'stop'),
+        (' Stop. ', CommandKind.STOP, 'Stop.'),
+        ('CANCEL!', CommandKind.STOP, 'CANCEL!'),
+        ('never mind', CommandKind.STOP, 'never mind'),
     ],
 )
 def test_the_kind_of_an_order(said, kind, text):
-    assert order(said) == Order(kind, text)
+    assert parse_command(said) == ParsedCommand(kind, text)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_the_kind_of_an_order(said, kind, text):
     ],
 )
 def test_whether_another_thing_is_asked_for(query, another):
-    assert asks_for_another(query) is another
+    assert asks_for_other_object(query) is another
 
 
 @pytest.mark.parametrize(
@@ -60,4 +65,4 @@ def test_whether_another_thing_is_asked_for(query, another):
     ],
 )
 def test_which_cameras_are_meant(said, cameras, text):
-    assert addressed(said, ('front', 'Wrist')) == (cameras, text)
+    assert select_cameras(said, ('front', 'Wrist')) == (cameras, text)

@@ -16,7 +16,7 @@ from lisa_ros.datasets.llava import read_llava
 from lisa_ros.datasets.refer import read_refer
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.results import Turn
-from lisa_ros.training.finetune.samplers import source
+from lisa_ros.training.finetune.samplers import make_sampler
 
 H, W = 30, 40
 
@@ -274,11 +274,11 @@ def test_maps_that_name_nothing_are_passed_over(tmp_path):
         picture(tmp_path / f'{name}.jpg')
     maps = read_cocostuff(tmp_path / 'maps', tmp_path, tmp_path / 'labels.txt')
     for seed in range(8):
-        sample = source(maps).draw(np.random.default_rng(seed))
+        sample = make_sampler(maps).draw(np.random.default_rng(seed))
         assert sample.name.endswith('b.jpg')
         assert sample.truth.all()
     with pytest.raises(DataError, match='nothing in them is labelled'):
-        source(maps[:1]).draw(np.random.default_rng(0))
+        make_sampler(maps[:1]).draw(np.random.default_rng(0))
 
 
 # ---- talks
@@ -295,7 +295,7 @@ def test_talks_are_dialogues_without_masks(tmp_path):
     talks = read_llava(write(tmp_path / 'talks.json', said), tmp_path)
     assert talks[0].turns == (Turn('line 0', 'line 1'), Turn('line 2', 'line 3'))
     assert talks[1].turns == (Turn('line 1', 'line 2'),)
-    sample = source(talks[:1]).draw(np.random.default_rng(0))
+    sample = make_sampler(talks[:1]).draw(np.random.default_rng(0))
     assert sample.truth.shape == (0, H, W)
     assert sample.dialogues == (talks[0].turns,)
 

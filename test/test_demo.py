@@ -144,11 +144,11 @@ def test_a_replayed_bag_arrives_as_it_was_recorded_and_begins_anew(sample):
     pytest.importorskip('lisa_ros.msg', reason='needs ROS 2: make setup')
     from sensor_msgs.msg import Image
 
-    from lisa_ros.ros.bag_player import Replay
+    from lisa_ros.ros.bag_player import BagPlayer
 
     peer = Peer()
     peer.listen('/camera/image', Image, 'image')
-    replay = Replay(peer.node, sample / 'bag', rate=10.0, loop=True, topics=['/camera/image'])
+    replay = BagPlayer(peer.node, sample / 'bag', rate=10.0, loop=True, topics=['/camera/image'])
     replay.start()
     try:
         peer.wait(lambda: len(peer.heard['image']) > 15)

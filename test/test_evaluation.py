@@ -16,12 +16,12 @@ from golden import segmenter
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.datasets.lisa_templates import examined
+from lisa_ros.datasets.lisa_templates import validation_question
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import QueryError
 from lisa_ros.evaluation import benchmarks, report, tabletop
 from lisa_ros.evaluation.cases import case_of, draw
-from lisa_ros.model.lisa import Batch
+from lisa_ros.model.lisa import LisaBatch
 from lisa_ros.perception.prompts import training_ids
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import TEST_SETS
@@ -34,9 +34,9 @@ EXAM = TEST_SETS / 'test.zip'
 def labelled(tmp_path_factory):
     """Four rendered tables as a folder of pictures with masks, and one in ReasonSeg's form."""
     folder = tmp_path_factory.mktemp('tables')
-    questions = [q for q in tabletop.read_exam(EXAM) if q.sort == 'explicit' and q.targets]
+    questions = [q for q in tabletop.read_test_set(EXAM) if q.category == 'explicit' and q.targets]
     for number, question in enumerate(questions[:4]):
-        (folder / f't{number}.jpg').write_bytes(question.picture.read_bytes())
+        (folder / f't{number}.jpg').write_bytes(question.image.read_bytes())
         ids = tabletop._read(question.ids, 0)
         (folder / f't{number}').mkdir()
         mask = np.isin(ids, question.targets).astype(np.uint8) * 255
@@ -77,7 +77,7 @@ def test_a_given_answers_mask_is_that_of_the_forward_pass():
     turns = [Turn(' What is it in this image?', '[SEG] and [SEG].')]
     ids, labels = training_ids(lisa.tokenizer, lisa.template, turns)
     picture = lisa._picture
-    batch = Batch(
+    batch = LisaBatch(
         clip_pixels=torch.from_numpy(benchmarks_clip(lisa, image))[None],
         sam_pixels=torch.from_numpy(picture.sam.pixels)[None],
         input_ids=torch.tensor([ids]),
@@ -111,10 +111,13 @@ def test_no_threshold_is_put_to_a_given_answer():
 def test_questions_are_those_of_the_original_evaluation(labelled):
     """utils/dataset.py, ValDataset: the space after the picture is theirs."""
     empty, table, *_ = sorted(read_folder(labelled), key=lambda one: one.path.stem)
-    assert examined(empty.queries[0]) == ' Where is the wall? Please output segmentation mask.'
+    assert (
+        validation_question(empty.queries[0])
+        == ' Where is the wall? Please output segmentation mask.'
+    )
     name = table.queries[0].text
     wanted = f' What is {name} in this image? Please output segmentation mask.'
-    assert examined(table.queries[0]) == wanted
+    assert validation_question(table.queries[0]) == wanted
 
 
 # ---- reports

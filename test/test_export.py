@@ -15,8 +15,8 @@ from lisa_ros.commands import grasp_formats
 from lisa_ros.commands.export import read_masks
 from lisa_ros.commands.rgbd_input import from_bag, from_files, read_depth
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.geometry.object_3d import thing
-from lisa_ros.messages.bag import Frame, opened
+from lisa_ros.geometry.object_3d import localize_object
+from lisa_ros.messages.bag import BagImage, open_bag
 from lisa_ros.resources import SAMPLE
 
 BAG = SAMPLE / 'bag'
@@ -51,7 +51,7 @@ def truth(shot, number):
 def own(shot, number):
     """What the truth mask of a thing shows in space."""
     space = shot.space
-    return thing(space.image, space.depth, truth(shot, number), space.camera)
+    return localize_object(space.image, space.depth, truth(shot, number), space.camera)
 
 
 @pytest.fixture(scope='module')
@@ -266,7 +266,7 @@ def test_a_bag_that_has_not_what_is_asked_for_is_named(asked, says):
 
 
 def test_a_bag_without_depth_is_named(tmp_path):
-    bag = write(tmp_path / 'bag', [Frame(1, np.zeros((4, 6, 3), np.uint8))])
+    bag = write(tmp_path / 'bag', [BagImage(1, np.zeros((4, 6, 3), np.uint8))])
     with pytest.raises(DataError, match='expected --depth-topic to be one of none'):
         from_bag(bag, image_topic=TOPIC)
 
@@ -308,7 +308,7 @@ def recorded(shot, tmp_path):
             '/camera/aligned_depth_to_color/image_raw': '/camera/depth',
             '/camera/color/camera_info': '/camera/camera_info',
         }
-        with opened(BAG) as reader, Writer(path, version=9, storage_plugin=MCAP) as writer:
+        with open_bag(BAG) as reader, Writer(path, version=9, storage_plugin=MCAP) as writer:
             for connection, when, data in reader.messages():
                 name = topics.pop(connection.topic, None)
                 if name is None:

@@ -42,25 +42,25 @@ def nothing_chosen(monkeypatch, tmp_path):
 @pytest.mark.parametrize(('distribution', 'name'), [('kilted', CHOICES[0]), ('jazzy', CHOICES[1])])
 def test_room_is_made_where_nobody_has_chosen(distribution, name, monkeypatch):
     monkeypatch.setenv('ROS_DISTRO', distribution)
-    assert fastdds.make_room()
+    assert fastdds.configure_shared_memory()
     assert {one: os.environ[one] for one in CHOICES if os.environ[one]} == {
         name: str(fastdds.PROFILE)
     }
-    assert not fastdds.make_room()  # it is made already
+    assert not fastdds.configure_shared_memory()  # it is made already
 
 
 @pytest.mark.usefixtures('nothing_chosen')
 @pytest.mark.parametrize('name', CHOICES)
 def test_what_the_user_has_chosen_stays(name, monkeypatch):
     monkeypatch.setenv(name, 'mine')
-    assert not fastdds.make_room()
+    assert not fastdds.configure_shared_memory()
     assert [one for one in CHOICES if os.environ[one]] == [name]
 
 
 @pytest.mark.usefixtures('nothing_chosen')
 def test_a_profile_in_the_working_directory_stays(tmp_path):
     (tmp_path / 'DEFAULT_FASTDDS_PROFILES.xml').touch()
-    assert not fastdds.make_room()
+    assert not fastdds.configure_shared_memory()
 
 
 @pytest.mark.ros
@@ -93,18 +93,18 @@ def test_a_message_that_dds_refuses_is_told_and_ends_nothing():
     pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
     from rclpy.lifecycle import LifecycleNode
 
-    from lisa_ros.ros.publishers import Outputs
+    from lisa_ros.ros.publishers import AnswerPublishers
     from lisa_ros.settings import Settings
 
     context = rclpy.Context()
     context.init()
     node = LifecycleNode('outputs', context=context)
     told = []
-    outputs = Outputs(node, '~/', Settings, None, lambda *said: told.append(said))
-    outputs.send(Refusing(), None)
+    outputs = AnswerPublishers(node, '~/', Settings, None, lambda *said: told.append(said))
+    outputs.publish_safely(Refusing(), None)
     ((line, cause),) = told
     assert line == '/lisa/mask has lost a message: Failed to publish: cannot publish data'
     assert cause == 'lost on /lisa/mask'
     context.shutdown()
-    outputs.send(Refusing(), None)  # after Ctrl-C there is nobody to tell
+    outputs.publish_safely(Refusing(), None)  # after Ctrl-C there is nobody to tell
     assert len(told) == 1

@@ -22,22 +22,22 @@ from lisa_ros.resources import WEIGHTS
 from lisa_ros.results import Turn
 from lisa_ros.training.finetune import batches, memory_estimate, task
 from lisa_ros.training.finetune.mixture import Mixture
-from lisa_ros.training.finetune.samplers import Asked
-from lisa_ros.training.trainer import Loop, Pace
+from lisa_ros.training.finetune.samplers import AnnotatedImageSampler
+from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
-ORIGIN = task.Origin(CKPT, vision_tower=CLIP, template='llava_v1')
-PACE = Pace(
+ORIGIN = task.BaseCheckpoint(CKPT, vision_tower=CLIP, template='llava_v1')
+PACE = TrainerConfig(
     steps=10,
-    rate=3e-3,
-    warm_up=1,
+    learning_rate=3e-3,
+    warmup_steps=1,
     accumulate=1,
     validate_every=10,
     save_every=10,
-    better='val_giou',
+    monitor='val_giou',
     bf16=False,
 )
-RECIPE = task.Recipe(pace=PACE)
+RECIPE = task.FinetuneConfig(pace=PACE)
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +61,8 @@ def labelled(tmp_path_factory):
 
 def pupil_of(folder, recipe=RECIPE, origin=ORIGIN):
     pictures = read_folder(folder)
-    source = Asked(pictures, recipe.queries)
-    return task.Finetuning(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
+    source = AnnotatedImageSampler(pictures, recipe.queries_per_image)
+    return task.FinetuneTask(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +75,7 @@ def trained(labelled, tmp_path_factory):
     pupil.module.eval()
     with torch.no_grad():
         first = pupil.losses(lesson, 0)
-    Loop(run, PACE, pupil).train()
+    Trainer(run, PACE, pupil).train()
     pupil.module.eval()
     with torch.no_grad():
         last = pupil.losses(lesson, 0)
@@ -162,7 +162,7 @@ def test_recomputing_activations_gives_the_same_gradients(labelled):
 
 def test_ignored_pixels_count_neither_way(labelled):
     pupil = pupil_of(labelled)
-    sample = Asked(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
+    sample = AnnotatedImageSampler(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
     lisa, given = pupil.lisa.eval(), pupil._lesson([sample])
     unsure = given.truth[0] == batches.UNSURE
     assert unsure.any()
@@ -188,7 +188,7 @@ def test_ignored_pixels_count_neither_way(labelled):
 
 def test_an_answer_without_a_mask_teaches_words_alone(labelled):
     pupil = pupil_of(labelled)
-    sample = Asked(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
+    sample = AnnotatedImageSampler(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
     quiet = replace(sample, dialogues=((Turn('Is it warm?', 'Yes.'),),), truth=sample.truth[:0])
     losses = pupil.losses(pupil._lesson([quiet]), 0)
     assert float(losses['bce']) == float(losses['dice']) == 0
@@ -262,10 +262,10 @@ def test_exporting_does_not_disturb_what_learns(trained):
 def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(labelled, tmp_path):
     pace = replace(PACE, steps=3, accumulate=2, save_every=2)
     whole, parts = pupil_of(labelled), pupil_of(labelled)
-    Loop(tmp_path / 'a', pace, whole).train()
-    Loop(tmp_path / 'b', pace, parts).train(until=2)
+    Trainer(tmp_path / 'a', pace, whole).train()
+    Trainer(tmp_path / 'b', pace, parts).train(until=2)
     resumed = pupil_of(labelled)
-    Loop(tmp_path / 'b', pace, resumed).train()
+    Trainer(tmp_path / 'b', pace, resumed).train()
     state = resumed.lisa.state_dict()
     assert all(torch.equal(state[name], t) for name, t in whole.lisa.state_dict().items())
 
@@ -283,19 +283,19 @@ def test_the_original_layout_names_the_clip_that_the_weights_were_trained_with(l
         own = checkpoint.load(tmp_path / 'a' / 'model')
         own.model.clip.embeddings.patch_embedding.weight += 1
     export.save(own.model, own.tokenizer, own.clip_recipe, tmp_path / 'own', dtype=None)
-    pupil, second = original_of(task.Origin(tmp_path / 'own'), 'b')
+    pupil, second = original_of(task.BaseCheckpoint(tmp_path / 'own'), 'b')
     again = checkpoint.load(second, template='llava_v1')
     assert again.clip_recipe == own.clip_recipe
-    wanted, found = pupil.merged().state_dict(), again.model.state_dict()
+    wanted, found = pupil.merge_lora().state_dict(), again.model.state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_model_that_the_released_layout_cannot_hold_is_written_in_ours_alone(labelled, tmp_path):
-    pupil = pupil_of(labelled, origin=task.Origin(WEIGHTS / 'lisa-tabletop'))
+    pupil = pupil_of(labelled, origin=task.BaseCheckpoint(WEIGHTS / 'lisa-tabletop'))
     pupil.export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['model']
     with pytest.raises(CheckpointError, match='cannot hold a SAM without relative positions'):
-        export.save_original(pupil.merged(), pupil.tokenizer, tmp_path / 'original')
+        export.save_original(pupil.merge_lora(), pupil.tokenizer, tmp_path / 'original')
 
 
 # ---- from LLaVA and SAM
@@ -325,7 +325,7 @@ def llava_of(folder):
 
 def test_a_lisa_begins_with_a_llava_and_a_sam(labelled, tmp_path):
     folder = llava_of(tmp_path / 'llava')
-    origin = task.Origin(
+    origin = task.BaseCheckpoint(
         folder, vision_tower=CLIP, sam=folder / 'sam.pth', is_llava=True, template='llava_v1'
     )
     pupil = pupil_of(labelled, origin=origin)
@@ -336,7 +336,7 @@ def test_a_lisa_begins_with_a_llava_and_a_sam(labelled, tmp_path):
     given, whole = pupil.lisa.state_dict(), segmenter(256).model.state_dict()
     for name in ('sam.vision_encoder.neck.conv1.weight', 'llm.model.norm.weight'):
         assert torch.equal(given[name], whole[name])
-    Loop(tmp_path / 'run', replace(PACE, steps=2), pupil).train()
+    Trainer(tmp_path / 'run', replace(PACE, steps=2), pupil).train()
     again = checkpoint.load(tmp_path / 'run' / 'original', vision_tower=CLIP)
     assert again.tokenizer.seg_token_id == 704
     keys = torch.load(CKPT / 'pytorch_model.bin', weights_only=True).keys()
@@ -358,23 +358,25 @@ def lisa_7b():
 
 
 def test_seven_billion_weights_in_four_bits_fit_into_24_gb():
-    found = memory_estimate.estimate(lisa_7b(), memory_estimate.Plan())
+    found = memory_estimate.estimate(lisa_7b(), memory_estimate.StepShape())
     assert found.total() < 24e9
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found.frozen['nf4'] == pytest.approx(linear * 4.127 / 8, rel=1e-3)
     assert found.trained['LoRA'] == 32 * 2 * 8 * (4096 + 4096) * 4
     assert found.trained['embed_tokens'] == found.trained['lm_head'] == 32004 * 4096 * 4
     assert found.optimizer == 2 * found.gradients == 2 * sum(found.trained.values())
-    whole = memory_estimate.estimate(lisa_7b(), memory_estimate.Plan(precision='fp32', bf16=False))
+    whole = memory_estimate.estimate(
+        lisa_7b(), memory_estimate.StepShape(precision='fp32', bf16=False)
+    )
     assert whole.total() > 32e9
-    table = memory_estimate.table(lisa_7b(), memory_estimate.Plan())
+    table = memory_estimate.table(lisa_7b(), memory_estimate.StepShape())
     assert table in (DATA.parents[2] / 'docs' / 'finetuning.md').read_text()
 
 
 def test_what_is_counted_is_what_learns(labelled):
     pupil = pupil_of(labelled)
     found = memory_estimate.estimate(
-        pupil.config, memory_estimate.Plan(precision='fp32', bf16=False)
+        pupil.config, memory_estimate.StepShape(precision='fp32', bf16=False)
     )
     learns = [p for p in pupil.lisa.parameters() if p.requires_grad]
     stays = [p for p in pupil.lisa.parameters() if not p.requires_grad]
@@ -403,8 +405,12 @@ def test_the_estimate_of_activations_is_above_what_autograd_keeps(labelled):
     plain = pupil_of(labelled, replace(RECIPE, recompute=False))
     lesson = plain.draw(0, 0)
     asked, length = lesson.batch.input_ids.shape
-    plan = memory_estimate.Plan(
-        precision='fp32', bf16=False, picture_size=(80, 120), queries=asked, words=length - 50
+    plan = memory_estimate.StepShape(
+        precision='fp32',
+        bf16=False,
+        image_size=(80, 120),
+        queries_per_image=asked,
+        text_tokens=length - 50,
     )  # 50 are the template's, which all queries share
     whole, again = memory_estimate._language(plain.config, plan)
     rest = memory_estimate._words(plain.config, plan) + memory_estimate._masks(plain.config, plan)

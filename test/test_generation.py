@@ -17,17 +17,19 @@ def lisa():
 
 
 @pytest.fixture
-def prompt(lisa) -> generation.Prompt:
+def prompt(lisa) -> generation.Prefill:
     pixels = torch.from_numpy(clip_pixels(picture(CASE['image']), lisa.clip_recipe))
     ids = torch.from_numpy(of_case(256, CASE, 'input_ids')).long()
     with torch.inference_mode():
         places = lisa.model.embed(ids, lisa.model.encode_clip(pixels[None])[0])
-    return generation.read(lisa.model, places)
+    return generation.prefill(lisa.model, places)
 
 
-def write(lisa, prompt, limit=512, **more) -> list[generation.Step]:
+def write(lisa, prompt, limit=512, **more) -> list[generation.GeneratedToken]:
     stop = lisa.tokenizer.eos_token_id
-    return list(generation.write(lisa.model, prompt, stop_id=stop, max_new_tokens=limit, **more))
+    return list(
+        generation.generate(lisa.model, prompt, stop_id=stop, max_new_tokens=limit, **more)
+    )
 
 
 @pytest.mark.parity

@@ -10,11 +10,11 @@ import pytest
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import View, noise, own_surface
-from lisa_ros.geometry.object_3d import thing
-from lisa_ros.geometry.oriented_box import box_along, principal_axes
-from lisa_ros.geometry.rgbd import fitted, scene_cloud, scene_points
-from lisa_ros.geometry.support_plane import support_plane
+from lisa_ros.geometry.depth_filter import DepthPatch, depth_noise_std, object_surface_mask
+from lisa_ros.geometry.object_3d import localize_object
+from lisa_ros.geometry.oriented_box import box_in_axes, principal_axes
+from lisa_ros.geometry.rgbd import depth_to_cloud, depth_to_points, resize_registered_depth
+from lisa_ros.geometry.support_plane import fit_support_plane
 
 K = np.array([[100.0, 0, 4], [0, 50, 3], [0, 0, 1]])
 SMALL = Camera(K, (8, 6))
@@ -88,7 +88,7 @@ class Table:
         near, far = cv2.erode(self.depth, around), cv2.dilate(self.depth, around)
         mixed = (far - near > 0.015) & (rng.random(near.shape) < 0.5)
         z = np.where(mixed, near + rng.random(near.shape) * (far - near), self.depth)
-        z = z + noise(z) * rng.standard_normal(z.shape)
+        z = z + depth_noise_std(z) * rng.standard_normal(z.shape)
         return (np.rint(z * 1000) / 1000).astype(np.float32)
 
     @property
@@ -98,7 +98,7 @@ class Table:
     def thing(self, depth=None, mask=None, up=None):
         depth = self.measured() if depth is None else depth
         mask = self.mask if mask is None else mask
-        return thing(self.picture, depth, mask, self.camera, up)
+        return localize_object(self.picture, depth, mask, self.camera, up)
 
 
 def grown(mask, pixels):
@@ -121,7 +121,7 @@ def sizes(found, truth):
 
 def test_rays_times_depth_is_the_scene_and_is_computed_once():
     depth = np.full((6, 8), 2.0, np.float32)
-    points = scene_points(depth, SMALL)
+    points = depth_to_points(depth, SMALL)
     assert points.dtype == np.float32
     assert points[5, 6] == pytest.approx([2 / 100 * 2, 2 / 50 * 2, 2])
     assert SMALL.rays().base is Camera(K.copy(), (8, 6)).rays().base
@@ -133,7 +133,7 @@ def test_rays_times_depth_is_the_scene_and_is_computed_once():
 def test_what_is_no_distance_is_no_point(nothing):
     depth = np.ones((6, 8), np.float32)
     depth[2, 3] = nothing
-    points = scene_points(depth, SMALL)
+    points = depth_to_points(depth, SMALL)
     assert np.isnan(points[2, 3]).all()
     assert np.isfinite(points).sum() == 3 * 47
 
@@ -143,10 +143,10 @@ def test_a_cloud_is_xyz_and_the_colour_in_the_bits_of_a_float():
     image[1, 2] = 0x12, 0x34, 0x56
     depth = np.ones((6, 8), np.float32)
     out = np.full((6, 8, 4), 7, np.float32)
-    cloud = scene_cloud(image, depth, SMALL, out)
+    cloud = depth_to_cloud(image, depth, SMALL, out)
     assert cloud is out
     assert cloud[1, 2, 3].view(np.uint32) == 0x00123456
-    np.testing.assert_array_equal(cloud[..., :3], scene_points(depth, SMALL))
+    np.testing.assert_array_equal(cloud[..., :3], depth_to_points(depth, SMALL))
 
 
 LENSES = {
@@ -190,10 +190,10 @@ def test_where_the_lens_model_folds_over_there_is_no_ray():
 
 def test_depth_of_half_the_size_falls_on_the_pixels_that_saw_it():
     depth = np.arange(12, dtype=np.float32).reshape(3, 4)
-    wide = fitted(depth, SMALL)
+    wide = resize_registered_depth(depth, SMALL)
     assert wide.shape == (6, 8)
     np.testing.assert_array_equal(wide, depth.repeat(2, axis=0).repeat(2, axis=1))
-    assert fitted(wide, SMALL) is wide
+    assert resize_registered_depth(wide, SMALL) is wide
 
 
 def test_a_scaled_camera_sees_the_same_directions():
@@ -204,14 +204,14 @@ def test_a_scaled_camera_sees_the_same_directions():
 
 def test_depth_that_is_not_registered_is_refused_with_the_cure():
     with pytest.raises(ImageError, match=r'depth is 6 x 6 pixels, the image 8 x 6.*align_depth'):
-        fitted(np.ones((6, 6), np.float32), SMALL)
+        resize_registered_depth(np.ones((6, 6), np.float32), SMALL)
     depth = np.ones((6, 8), np.float32)
     with pytest.raises(ImageError, match=r'in frame depth_optical, the image in colour_optical'):
-        fitted(depth, SMALL, frame='colour_optical', depth_frame='depth_optical')
+        resize_registered_depth(depth, SMALL, frame='colour_optical', depth_frame='depth_optical')
     other = Camera(K * [[0.8], [0.8], [1]], (8, 6))
     with pytest.raises(ImageError, match=r'the camera of the depth has fx 80.*register'):
-        fitted(depth, SMALL, depth_camera=other)
-    assert fitted(depth, SMALL, depth_camera=SMALL.scaled((16, 12))) is depth
+        resize_registered_depth(depth, SMALL, depth_camera=other)
+    assert resize_registered_depth(depth, SMALL, depth_camera=SMALL.scaled((16, 12))) is depth
 
 
 # ---------------------------------------------------------------- centroid
@@ -222,8 +222,8 @@ def test_the_centroid_is_the_mean_of_the_valid_points():
     mask = np.zeros((6, 8), bool)
     mask[1:6, 1:8] = True
     depth[1, 1] = np.nan
-    valid = scene_points(depth, SMALL)[mask & np.isfinite(depth)]
-    found = thing(np.zeros((6, 8, 3), np.uint8), depth, mask, SMALL)
+    valid = depth_to_points(depth, SMALL)[mask & np.isfinite(depth)]
+    found = localize_object(np.zeros((6, 8, 3), np.uint8), depth, mask, SMALL)
     assert len(found.points) == 34
     assert found.centroid == pytest.approx(valid.mean(axis=0))
 
@@ -236,8 +236,8 @@ def test_no_valid_point_is_none():
         (np.zeros((6, 8), np.float32), mask),
         (np.ones((6, 8), np.float32), ~mask),
     ):
-        assert thing(picture, depth, some, SMALL) is None
-        assert support_plane(depth, some, SMALL) is None
+        assert localize_object(picture, depth, some, SMALL) is None
+        assert fit_support_plane(depth, some, SMALL) is None
 
 
 def test_sizes_that_differ_are_named():
@@ -245,9 +245,9 @@ def test_sizes_that_differ_are_named():
     small = np.ones((3, 4), np.float32)
     picture = np.zeros((6, 8, 3), np.uint8)
     with pytest.raises(ImageError, match=r'depth is 4 x 3 pixels, the image 8 x 6'):
-        scene_points(small, SMALL)
+        depth_to_points(small, SMALL)
     with pytest.raises(ImageError, match=r'4 x 3 pixels, the image 8 x 6'):
-        thing(picture, small, mask, SMALL)
+        localize_object(picture, small, mask, SMALL)
 
 
 def test_a_single_pixel_is_a_thing_of_one_point_and_little_confidence():
@@ -255,7 +255,7 @@ def test_a_single_pixel_is_a_thing_of_one_point_and_little_confidence():
     mask[5, 6] = True
     picture = np.zeros((6, 8, 3), np.uint8)
     picture[5, 6] = 1, 2, 3
-    found = thing(picture, np.full((6, 8), 2, np.float32), mask, SMALL)
+    found = localize_object(picture, np.full((6, 8), 2, np.float32), mask, SMALL)
     np.testing.assert_allclose(found.points, [[0.04, 0.08, 2]])
     assert found.colours.tolist() == [[1, 2, 3]]
     assert found.pixels.tolist() == [[6, 5]]
@@ -306,7 +306,7 @@ def test_a_lying_can_has_its_axis_level():
 def test_the_centroid_is_that_of_the_surface_within_3_mm(pixels):
     table = Table()
     table.box([0, 0, 0.04], [0.1, 0.1, 0.08], 0.5)
-    truth = scene_points(table.depth.astype(np.float32), table.camera)[table.mask].mean(axis=0)
+    truth = depth_to_points(table.depth.astype(np.float32), table.camera)[table.mask].mean(axis=0)
     mask = grown(table.mask, pixels) if pixels > 0 else ~grown(~table.mask, -pixels)
     assert np.linalg.norm(table.thing(mask=mask).centroid - truth) < 0.003
 
@@ -330,7 +330,7 @@ def test_principal_axes_do_not_depend_on_the_order_of_points():
     points = np.random.default_rng(0).normal(size=(500, 3)) * [3, 2, 1]
     np.testing.assert_allclose(principal_axes(points), principal_axes(points[::-1]), atol=1e-9)
     np.testing.assert_allclose(np.abs(principal_axes(points)), np.eye(3), atol=0.15)
-    box = box_along(points, np.eye(3))
+    box = box_in_axes(points, np.eye(3))
     assert box.corners().min(axis=0) == pytest.approx(points.min(axis=0))
     assert box.corners().max(axis=0) == pytest.approx(points.max(axis=0))
 
@@ -338,11 +338,11 @@ def test_principal_axes_do_not_depend_on_the_order_of_points():
 def test_the_plane_is_the_table():
     table = Table()
     table.box([0, 0, 0.05], [0.1, 0.1, 0.1], 0.2)
-    plane = support_plane(table.measured(), table.mask, table.camera)
+    plane = fit_support_plane(table.measured(), table.mask, table.camera)
     assert np.degrees(np.arccos(plane.up @ table.up)) < 0.5
     assert plane.height(table.into([0.1, 0.1, 0.0])) == pytest.approx(0, abs=0.001)
     sideways = table.turn.T @ [1.0, 0, 0]
-    assert support_plane(table.measured(), table.mask, table.camera, sideways) is None
+    assert fit_support_plane(table.measured(), table.mask, table.camera, sideways) is None
 
 
 # ---------------------------------------------------------------- bleeding
@@ -351,7 +351,7 @@ def test_the_plane_is_the_table():
 def test_a_mask_that_spills_gives_no_point_off_the_thing():
     table = Table(down=35)
     table.box([0, 0, 0.1], [0.12, 0.06, 0.2], 0.3)
-    true = scene_points(table.depth.astype(np.float32), table.camera)[table.mask]
+    true = depth_to_points(table.depth.astype(np.float32), table.camera)[table.mask]
     found = table.thing(mask=grown(table.mask, 4))
     away = np.array([np.linalg.norm(true - point, axis=1).min() for point in found.points])
     assert away.max() < 0.03
@@ -369,7 +369,7 @@ def test_a_ramp_at_the_edge_goes_and_a_handle_stays(rows, stays):
     points = np.concatenate([rays * z[..., None], z[..., None]], axis=-1)
     mask = np.zeros((60, 60), bool)
     mask[4:56, 6:54] = True
-    kept = own_surface(View(points, mask, (300, 200), 1 / 525), None)
+    kept = object_surface_mask(DepthPatch(points, mask, (300, 200), 1 / 525), None)
     assert kept[30, 30]
     assert kept[10 : 10 + rows, 52:54].any() == stays
 
@@ -428,10 +428,10 @@ def test_real_things_do_not_bleed(name):
     depth = cv2.imread(str(folder / f'{name}_depth.png'), cv2.IMREAD_UNCHANGED) * np.float32(0.001)
     labels = cv2.imread(str(folder / f'{name}_label.png'), cv2.IMREAD_UNCHANGED)
     image = cv2.imread(str(folder / f'{name}_color.jpg'))[..., ::-1]
-    points = scene_points(depth, KINECT)
+    points = depth_to_points(depth, KINECT)
     for number in np.unique(labels[labels >= 2]):
         label = labels == number
-        found = thing(image, depth, grown(label, 3), KINECT)
+        found = localize_object(image, depth, grown(label, 3), KINECT)
         true = points[label & (depth > 0)][::5]
         away = [np.linalg.norm(true - point, axis=1).min() for point in found.points[::7]]
         assert max(away) < 0.03

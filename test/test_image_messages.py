@@ -11,7 +11,7 @@ import pytest
 from lisa_ros.errors import ImageError
 from lisa_ros.messages.image import (
     SUPPORTED_ENCODINGS,
-    camera,
+    camera_from_info,
     compressed_to_rgb,
     depth_to_metres,
     image_fields,
@@ -261,20 +261,20 @@ K = [500.0, 0, 320, 0, 510, 240, 0, 0, 1]
 
 
 def test_the_camera_fits_the_published_picture():
-    whole = camera(info(K))
+    whole = camera_from_info(info(K))
     assert whole.k.tolist() == [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
     assert whole.size == (640, 480)
     region = SimpleNamespace(x_offset=20, y_offset=40, width=600, height=400)
-    cropped = camera(info(K, roi=region, binning_x=2, binning_y=2))
+    cropped = camera_from_info(info(K, roi=region, binning_x=2, binning_y=2))
     assert cropped.k.tolist() == [[250, 0, 150], [0, 255, 100], [0, 0, 1]]
     assert cropped.size == (300, 200)
 
 
 def test_a_rectified_picture_has_the_projection_s_camera_and_no_lens():
     lens = {'d': [0.1, 0, 0, 0, 0], 'distortion_model': 'plumb_bob'}
-    assert camera(info(K, **lens)).distortion.tolist() == [0.1, 0, 0, 0, 0]
-    assert camera(info(K, **lens)).model == 'plumb_bob'
-    straight = camera(info(K, **lens), rectified=True)
+    assert camera_from_info(info(K, **lens)).distortion.tolist() == [0.1, 0, 0, 0, 0]
+    assert camera_from_info(info(K, **lens)).model == 'plumb_bob'
+    straight = camera_from_info(info(K, **lens), rectified=True)
     assert straight.k.tolist() == [[400, 0, 300], [0, 410, 200], [0, 0, 1]]
     assert len(straight.distortion) == 0
 
@@ -282,12 +282,14 @@ def test_a_rectified_picture_has_the_projection_s_camera_and_no_lens():
 def test_a_camera_info_of_ros_1_is_read():
     old = info(K)
     fields = {name.upper() if name in 'kpd' else name: v for name, v in vars(old).items()}
-    assert camera(SimpleNamespace(**fields)).k.tolist() == camera(old).k.tolist()
+    assert (
+        camera_from_info(SimpleNamespace(**fields)).k.tolist() == camera_from_info(old).k.tolist()
+    )
 
 
 def test_an_uncalibrated_camera_is_named():
     with pytest.raises(ImageError, match=r'not calibrated: fx 0'):
-        camera(info([0.0] * 9))
+        camera_from_info(info([0.0] * 9))
 
 
 def of_cv_bridge(encoding, stored, wanted):

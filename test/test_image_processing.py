@@ -8,7 +8,7 @@ from golden import DATA, SIZES, picture, texts
 
 from lisa_ros.errors import CheckpointError, ImageError
 from lisa_ros.model.image_processing import (
-    ClipRecipe,
+    ClipPreprocessing,
     clip_pixels,
     clip_view,
     sam_input,
@@ -22,8 +22,8 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def recipe(size: int) -> ClipRecipe:
-    return ClipRecipe.from_dict(
+def recipe(size: int) -> ClipPreprocessing:
+    return ClipPreprocessing.from_dict(
         json.loads((DATA / f'clip_{size}' / 'preprocessor_config.json').read_text())
     )
 
@@ -52,7 +52,7 @@ def test_the_longer_side_becomes_sams(case):
 @pytest.mark.parametrize('shape', [(1, 1), (7, 300), (300, 7), (50, 60)])
 def test_a_picture_of_any_shape_fits(shape):
     image = np.full((*shape, 3), 200, np.uint8)
-    assert clip_pixels(image, ClipRecipe.of_size(28)).shape == (3, 28, 28)
+    assert clip_pixels(image, ClipPreprocessing.of_size(28)).shape == (3, 28, 28)
     assert sam_input(image, 64).pixels.shape == (3, 64, 64)
 
 
@@ -64,7 +64,9 @@ def test_around_the_picture_sam_sees_zeros():
 
 
 def test_a_crop_larger_than_the_picture_is_filled_with_black():
-    view = clip_view(np.full((10, 10, 3), 255, np.uint8), ClipRecipe(size=10, crop=(14, 14)))
+    view = clip_view(
+        np.full((10, 10, 3), 255, np.uint8), ClipPreprocessing(size=10, crop=(14, 14))
+    )
     assert view.shape == (14, 14, 3)
     assert view[2:12, 2:12].all()
     assert view.sum() == 255 * 3 * 100
@@ -84,24 +86,24 @@ def test_a_crop_larger_than_the_picture_is_filled_with_black():
     ],
 )
 def test_sizes_are_read_in_all_their_forms(config, output, seen):
-    read = ClipRecipe.from_dict(config)
+    read = ClipPreprocessing.from_dict(config)
     assert read.output == output
     assert clip_view(np.zeros((50, 100, 3), np.uint8), read).shape[:2] == seen
-    assert ClipRecipe.from_dict(read.to_dict()) == read
+    assert ClipPreprocessing.from_dict(read.to_dict()) == read
 
 
 def test_without_a_crop_clip_sees_the_ends_of_a_wide_picture():
     image = np.zeros((10, 40, 3), np.uint8)
     image[:, :10] = 255
-    cropped = clip_view(image, ClipRecipe(size=10, crop=(10, 10)))
-    squeezed = clip_view(image, ClipRecipe(size=(10, 10), crop=None))
+    cropped = clip_view(image, ClipPreprocessing(size=10, crop=(10, 10)))
+    squeezed = clip_view(image, ClipPreprocessing(size=(10, 10), crop=None))
     assert not cropped.any()
     assert squeezed[:, 0].all()
 
 
 def test_an_unreadable_recipe_is_refused():
     with pytest.raises(CheckpointError, match='shortest_edge'):
-        ClipRecipe.from_dict({'size': {'longest_edge': 224}})
+        ClipPreprocessing.from_dict({'size': {'longest_edge': 224}})
 
 
 @pytest.mark.parametrize(
@@ -118,4 +120,4 @@ def test_what_is_no_picture_is_refused_with_the_cure(image, match):
     with pytest.raises(ImageError, match=match):
         sam_input(image, 64)
     with pytest.raises(ImageError, match=match):
-        clip_pixels(image, ClipRecipe.of_size(28))
+        clip_pixels(image, ClipPreprocessing.of_size(28))

@@ -21,7 +21,7 @@ from golden import (
 
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.image_processing import clip_pixels, sam_input
-from lisa_ros.model.lisa import Batch
+from lisa_ros.model.lisa import LisaBatch
 from lisa_ros.training.finetune import parity_check
 
 pytestmark = pytest.mark.parity
@@ -110,7 +110,7 @@ def test_each_conversation_has_the_prompts_of_its_own_segs(index):
     ]
 
 
-def training_batch(size: int, train: dict) -> Batch:
+def training_batch(size: int, train: dict) -> LisaBatch:
     own = parity_check.arrays_of(train, arrays(size))
     return parity_check.golden_lesson(DATA / 'images', train, own, whole(size)).batch
 
@@ -120,7 +120,7 @@ def test_a_conversation_may_have_no_seg():
     model = segmenter(size).model
     batch = training_batch(size, train)
     seg = model.config.seg_token_id
-    quiet = Batch(
+    quiet = LisaBatch(
         **{**vars(batch), 'input_ids': batch.input_ids.masked_fill(batch.input_ids == seg, 5)}
     )
     with torch.no_grad():

@@ -14,11 +14,11 @@ from test_bag_evaluation import SAMPLE, TOPIC, write
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.bag import judged
+from lisa_ros.evaluation.bag import evaluate_live_answers
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.messages import bag as bags
 from lisa_ros.messages.image import image_to_rgb, mask_fields
-from lisa_ros.messages.segmentation import result_of
+from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Status
 
@@ -33,7 +33,7 @@ COMMANDS = [
 
 @pytest.fixture(scope='module')
 def frames():
-    found = bags.pictures(SAMPLE / 'bag', TOPIC)
+    found = bags.read_images(SAMPLE / 'bag', TOPIC)
     return [frame for frame, _ in zip(found, range(12), strict=False)]
 
 
@@ -62,7 +62,7 @@ def test_live_masks_are_those_of_the_same_frames_offline(played, frames):
     lisa = Segmenter.load('lisa-tabletop', device='cpu')
     by_stamp = {frame.stamp: frame for frame in frames}
     compared = set()
-    with bags.opened(played / 'answers_bag') as reader:
+    with bags.open_bag(played / 'answers_bag') as reader:
         for connection, stamp, data in reader.messages():
             if not connection.topic.endswith('segmentation'):
                 continue
@@ -121,8 +121,8 @@ def test_pictures_that_share_a_stamp_cannot_be_told_apart_live(frames, tmp_path)
     same = [frames[0], frames[0]]
     bag = write(tmp_path / 'bag', same)
     with pytest.raises(DataError, match='evaluate it offline'):
-        bags.times_of(bag, TOPIC)
-    times = bags.times_of(write(tmp_path / 'other', frames), TOPIC)
+        bags.image_times(bag, TOPIC)
+    times = bags.image_times(write(tmp_path / 'other', frames), TOPIC)
     assert list(times.values()) == pytest.approx([0.1 * n for n in range(12)])
 
 
@@ -145,7 +145,7 @@ def answered(command, stamp, status=1):
         query='find it', answer='Sure.', answer_raw='Sure, [SEG].', status=status, reason='',
         instances=instances if status == 1 else [], stages=['clip'], seconds=[0.5],
     )  # fmt: skip
-    return SimpleNamespace(command=command, stamp=stamp, result=result_of(message))
+    return SimpleNamespace(command=command, stamp=stamp, result=result_from_message(message))
 
 
 def test_a_result_comes_back_from_its_message():
@@ -160,7 +160,7 @@ def test_answers_of_a_second_lap_and_of_no_frame_have_names_of_their_own(frames,
     bag = write(tmp_path / 'bag', frames[:3])
     commands = [Command(0, 'find it', targets=(6,))]
     heard = [answered(0, frames[1].stamp), answered(0, frames[1].stamp), answered(0, 0, status=4)]
-    cases = list(judged(heard, bag, commands, topic=TOPIC))
+    cases = list(evaluate_live_answers(heard, bag, commands, topic=TOPIC))
     stamp = frames[1].stamp
     assert [case.name for case in cases] == [f'{stamp}.0', f'{stamp}.0.2', 'no frame.0.0']
     assert [case.status for case in cases] == ['FOUND', 'FOUND', 'FAILED']

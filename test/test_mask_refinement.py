@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lisa_ros.perception.mask_refinement import refined
+from lisa_ros.perception.mask_refinement import refine_mask_logits
 from lisa_ros.perception.masks import iou
 
 CELL = 5.0
@@ -35,7 +35,7 @@ def test_a_coarse_mask_is_brought_to_the_edges(shift):
     picture, truth = scene()
     logits = coarse(truth, shift)
     before = iou(logits > 0, truth)
-    after = iou(refined(picture, logits, CELL) > 0, truth)
+    after = iou(refine_mask_logits(picture, logits, CELL) > 0, truth)
     assert after > 0.985
     assert after > before
     assert shift == 0 or 1 - after < (1 - before) / 2
@@ -45,7 +45,7 @@ def test_logits_far_from_the_mask_stay_as_they_are():
     picture, truth = scene()
     logits = coarse(truth) + np.random.default_rng(1).normal(0, 0.1, truth.shape)
     logits = logits.astype(np.float32)
-    after = refined(picture, logits, CELL)
+    after = refine_mask_logits(picture, logits, CELL)
     assert after.dtype == np.float32
     np.testing.assert_array_equal(after[:, 250:], logits[:, 250:])
     np.testing.assert_array_equal(logits, logits)
@@ -54,13 +54,15 @@ def test_logits_far_from_the_mask_stay_as_they_are():
 def test_the_same_picture_gives_the_same_mask():
     picture, truth = scene(noise=30)
     logits = coarse(truth)
-    np.testing.assert_array_equal(refined(picture, logits, CELL), refined(picture, logits, CELL))
+    np.testing.assert_array_equal(
+        refine_mask_logits(picture, logits, CELL), refine_mask_logits(picture, logits, CELL)
+    )
 
 
 def test_a_thing_at_the_border_is_cut_as_well():
     picture, truth = scene()
     picture, truth = picture[90:, 120:].copy(), truth[90:, 120:]
-    after = refined(picture, coarse(truth)[: truth.shape[0], : truth.shape[1]], CELL)
+    after = refine_mask_logits(picture, coarse(truth)[: truth.shape[0], : truth.shape[1]], CELL)
     assert iou(after > 0, truth) > 0.97
 
 
@@ -69,22 +71,22 @@ def test_a_mask_of_next_to_nothing_stays_as_it_is(size):
     picture, _ = scene()
     logits = np.full((240, 320), -3, np.float32)
     logits[50 : 50 + size, 50 : 50 + size] = 3
-    np.testing.assert_array_equal(refined(picture, logits, CELL), logits)
+    np.testing.assert_array_equal(refine_mask_logits(picture, logits, CELL), logits)
 
 
 @pytest.mark.parametrize('value', [0, 127])
 def test_a_picture_without_edges_and_a_mask_of_all_end_in_no_error(value):
     flat = np.full((60, 80, 3), value, np.uint8)
     everything = np.full((60, 80), 4, np.float32)
-    assert (refined(flat, everything, CELL) > 0).all()
+    assert (refine_mask_logits(flat, everything, CELL) > 0).all()
     half = everything.copy()
     half[:, 40:] = -4
-    assert iou(refined(flat, half, CELL) > 0, half > 0) > 0.85
+    assert iou(refine_mask_logits(flat, half, CELL) > 0, half > 0) > 0.85
 
 
 def test_the_answer_has_what_a_mask_has():
     """The sign is the mask, and no logit is zero or not a number."""
     picture, truth = scene()
-    after = refined(picture, coarse(truth), CELL)
+    after = refine_mask_logits(picture, coarse(truth), CELL)
     assert np.isfinite(after).all()
     assert (after != 0).all()

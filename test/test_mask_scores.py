@@ -10,14 +10,14 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation import calibration
 from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.perception import mask_scores
-from lisa_ros.results import Evidence
+from lisa_ros.results import ScoreFeatures
 
 
 @dataclass(frozen=True)
 class Answer:
     overlap: Overlap
     scores: tuple[float, ...]
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[ScoreFeatures, ...]
 
 
 def answers(count=4000, seed=0):
@@ -25,7 +25,7 @@ def answers(count=4000, seed=0):
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(count):
-        one = Evidence(*rng.uniform(0.05, 0.99, 4))
+        one = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
         right = rng.random() < mask_scores.score(one, LAW)
         overlap = Overlap(80, 100) if right else Overlap(10, 100)
         drawn.append(Answer(overlap, (mask_scores.score(one),), (one,)))
@@ -36,23 +36,23 @@ LAW = (-1.5, 0.8, 0.4, 2.0)
 
 
 def test_without_calibration_the_score_is_seg_times_certainty():
-    one = Evidence(words=0.2, seg=0.9, certainty=0.8, guessed_iou=0.3)
+    one = ScoreFeatures(text_prob=0.2, seg_prob=0.9, mean_mask_prob=0.8, predicted_iou=0.3)
     assert mask_scores.score(one) == pytest.approx(0.72)
-    assert mask_scores.score(Evidence(1, 1, 0, 1), LAW) == 0  # an empty mask
+    assert mask_scores.score(ScoreFeatures(1, 1, 0, 1), LAW) == 0  # an empty mask
 
 
 def test_more_evidence_never_lowers_a_calibrated_score():
-    low, high = Evidence(0.5, 0.5, 0.6, 0.4), Evidence(0.9, 0.9, 0.9, 0.9)
+    low, high = ScoreFeatures(0.5, 0.5, 0.6, 0.4), ScoreFeatures(0.9, 0.9, 0.9, 0.9)
     assert 0 < mask_scores.score(low, LAW) < mask_scores.score(high, LAW) < 1
-    assert mask_scores.score(Evidence(0, 0, 1e-9, 0), LAW) > 0  # finite at the ends
-    assert mask_scores.score(Evidence(1, 1, 1, 1), LAW) < 1
+    assert mask_scores.score(ScoreFeatures(0, 0, 1e-9, 0), LAW) > 0  # finite at the ends
+    assert mask_scores.score(ScoreFeatures(1, 1, 1, 1), LAW) < 1
 
 
 def test_the_fit_finds_the_law_and_makes_scores_honest():
     learnt, fresh = answers(seed=0), answers(seed=1)
     weights = calibration.fit(learnt)
     assert weights == pytest.approx(LAW, abs=0.35)
-    before = calibration.expected_error(calibration.outcomes(fresh))
+    before = calibration.expected_error(calibration.scored_outcomes(fresh))
     scores = [(mask_scores.score(a.evidence[0], weights), calibration.is_right(a)) for a in fresh]
     after = calibration.expected_error(np.array(scores, float))
     assert after < 0.03 < before
@@ -64,13 +64,13 @@ def test_a_curve_straightens_what_the_regression_cannot():
     def bent(count, seed):
         rng = np.random.default_rng(seed)
         for _ in range(count):
-            one = Evidence(*rng.uniform(0.05, 0.99, 4))
+            one = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
             right = rng.random() < 0.3 + 1.4 * max(0, mask_scores.score(one, LAW) - 0.6)
             yield Answer(Overlap(80 if right else 10, 100), (0.5,), (one,))
 
     learnt, fresh = list(bent(3000, 0)), list(bent(3000, 1))
     weights = calibration.fit(learnt)
-    curve = calibration.straighten(learnt, weights)
+    curve = calibration.fit_isotonic_curve(learnt, weights)
     assert np.all(np.diff(np.array(curve), axis=0) >= 0)
 
     def error(knots):
@@ -91,7 +91,7 @@ def test_the_error_is_the_mean_gap_by_counting():
 def test_only_answers_of_one_mask_count():
     one = answers(3)[0]
     two = Answer(one.overlap, (0.5, 0.6), one.evidence * 2)
-    assert calibration.outcomes([one, two]).shape == (1, 2)
+    assert calibration.scored_outcomes([one, two]).shape == (1, 2)
 
 
 def test_a_fit_needs_right_and_wrong_masks():

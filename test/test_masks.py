@@ -15,12 +15,12 @@ def disc(x, y, radius, shape=SHAPE):
 def test_box_and_area_are_tight():
     mask = np.zeros(SHAPE, bool)
     mask[3:10, 20:25] = True
-    assert masks.box(mask) == (20, 3, 5, 7)
+    assert masks.bounding_box(mask) == (20, 3, 5, 7)
     assert masks.area(mask) == 35
 
 
 def test_an_empty_mask_has_an_empty_box():
-    assert masks.box(np.zeros(SHAPE, bool)) == (0, 0, 0, 0)
+    assert masks.bounding_box(np.zeros(SHAPE, bool)) == (0, 0, 0, 0)
     assert masks.area(np.zeros(SHAPE, bool)) == 0
 
 
@@ -30,15 +30,15 @@ def test_an_empty_mask_has_an_empty_box():
     ids=['disc', 'corner', 'empty', 'full'],
 )
 def test_rle_reads_back(mask):
-    encoded = masks.rle(mask)
+    encoded = masks.encode_rle(mask)
     assert encoded['size'] == [40, 60]
     assert sum(encoded['counts']) == mask.size
-    assert np.array_equal(masks.from_rle(encoded), mask)
+    assert np.array_equal(masks.decode_rle(encoded), mask)
 
 
 def test_rle_runs_down_the_columns_and_begins_with_zeros():
     mask = np.array([[True, False], [True, True]])
-    assert masks.rle(mask) == {'size': [2, 2], 'counts': [0, 2, 1, 1]}
+    assert masks.encode_rle(mask) == {'size': [2, 2], 'counts': [0, 2, 1, 1]}
 
 
 def test_iou():

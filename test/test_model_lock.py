@@ -9,9 +9,9 @@ import pytest
 from test_scheduler import found
 
 from lisa_ros.results import Status
-from lisa_ros.session.model_lock import Turns
+from lisa_ros.session.model_lock import ModelLock
 from lisa_ros.session.request import Request
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.scheduler import RequestScheduler
 
 
 class Model:
@@ -38,9 +38,9 @@ class Model:
 @pytest.fixture
 def cameras():
     """Three started sessions with one model; names to sessions, and the model."""
-    model, turns, ended = Model(), Turns(), []
+    model, turns, ended = Model(), ModelLock(), []
     sessions = {
-        name: Session(
+        name: RequestScheduler(
             model.segment_for(name),
             lambda request, frame, result, name=name: ended.append((name, request.text)),
             turns=turns,
@@ -50,7 +50,7 @@ def cameras():
     }
     for session in sessions.values():
         session.start()
-        session.offer_image(1, 'picture')
+        session.add_image(1, 'picture')
     yield sessions, model, ended
     for session in sessions.values():
         session.close(0)
@@ -133,16 +133,16 @@ def test_a_stop_ends_what_is_asked_again(cameras):
 
 def test_who_becomes_urgent_while_waiting_is_seen():
     """Nobody tells the turns that a session has got a request meanwhile."""
-    turns, urgent = Turns(), {'a': False, 'b': True}
+    turns, urgent = ModelLock(), {'a': False, 'b': True}
     played, inside = [], threading.Event()
     over = threading.Event()
 
     def play(name):
-        with turns.turn(lambda: urgent[name], lambda: None):
+        with turns.acquire(lambda: urgent[name], lambda: None):
             played.append(name)
 
     def hold():
-        with turns.turn(lambda: True, lambda: None):
+        with turns.acquire(lambda: True, lambda: None):
             inside.set()
             over.wait(10)
 
@@ -165,11 +165,11 @@ def test_who_becomes_urgent_while_waiting_is_seen():
 
 def test_a_request_without_a_frame_does_not_hold_the_model(cameras):
     sessions, model, ended = cameras
-    blind = Session(
+    blind = RequestScheduler(
         model.segment_for('blind'), lambda *_: None, turns=sessions['a']._turns, image_timeout=5.0
     )
     blind.start()
-    blind.command('what do you see?')
+    blind.submit_command('what do you see?')
     model.go.release(1)
     sessions['a'].command('the mug')
     wait(lambda: ended == [('a', 'the mug')])

@@ -27,9 +27,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.object_3d import thing
+from lisa_ros.geometry.object_3d import localize_object
 from lisa_ros.settings import Settings
-from lisa_ros.settings_schema import about
+from lisa_ros.settings_schema import parameter_info
 
 pytestmark = pytest.mark.ros
 
@@ -113,7 +113,7 @@ def test_places_come_from_the_depth_at_the_same_stamp(tester):
     camera = Camera(np.array([[100.0, 0, 80], [0, 100, 60], [0, 0, 1]]), (160, 120))
     for instance in filled:
         mask = np.frombuffer(instance.mask.data, np.uint8).reshape(120, 160) > 0
-        there = thing(PICTURE, ramp.astype(np.float32) / 1000, mask, camera)
+        there = localize_object(PICTURE, ramp.astype(np.float32) / 1000, mask, camera)
         assert 1.5 < instance.centroid.z < 2.0
         assert xyz(instance.centroid) == pytest.approx(there.centroid, abs=1e-6)
         assert xyz(instance.box_pose.position) == pytest.approx(there.box.centre, abs=1e-5)
@@ -229,7 +229,7 @@ def test_parameters_are_described_as_the_settings_say(tester):
     names = [field.name for field in fields]
     described = tester.call(DescribeParameters, 'describe_parameters', names=names).descriptors
     for field, got in zip(fields, described, strict=True):
-        known = about(field)
+        known = parameter_info(field)
         assert (got.name, got.description) == (field.name, known.sentence)
         assert got.read_only == known.read_only
         ranges = [*got.integer_range, *got.floating_point_range]

@@ -6,14 +6,14 @@ import struct
 import numpy as np
 import pytest
 
-from lisa_ros.geometry.rgbd import FIELDS, cloud_fields, packed
+from lisa_ros.geometry.rgbd import FIELDS, pack_xyzrgb, point_cloud2_fields
 
 POINTS = np.array([[0.5, -1, 2], [3, 4, 5], [np.nan, 0, 0]], np.float32)
 COLOURS = np.array([[255, 128, 1], [0, 0, 0], [9, 8, 7]], np.uint8)
 
 
 def test_a_point_is_sixteen_bytes_with_its_colour_in_a_float():
-    fields = cloud_fields(packed(POINTS, COLOURS))
+    fields = point_cloud2_fields(pack_xyzrgb(POINTS, COLOURS))
     assert (fields['height'], fields['width']) == (1, 3)
     assert (fields['point_step'], fields['row_step']) == (16, 48)
     assert fields['is_dense']
@@ -23,14 +23,14 @@ def test_a_point_is_sixteen_bytes_with_its_colour_in_a_float():
 
 def test_an_organized_cloud_keeps_rows_and_columns():
     cloud = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
-    fields = cloud_fields(cloud)
+    fields = point_cloud2_fields(cloud)
     assert (fields['height'], fields['width'], fields['row_step']) == (2, 3, 48)
     assert not fields['is_dense']
     assert struct.unpack_from('<f', fields['data'], fields['row_step'] + 16) == (16.0,)
 
 
 def test_a_cloud_without_points_is_one():
-    fields = cloud_fields(np.empty((0, 4), np.float32))
+    fields = point_cloud2_fields(np.empty((0, 4), np.float32))
     assert (fields['width'], fields['row_step'], len(fields['data'])) == (0, 0, 0)
 
 
@@ -44,7 +44,7 @@ def test_sensor_msgs_py_makes_the_same_bytes():
     from lisa_ros.ros import message_types
 
     generator = np.random.default_rng(0)
-    cloud = packed(
+    cloud = pack_xyzrgb(
         generator.normal(size=(1000, 3)).astype(np.float32),
         generator.integers(0, 256, (1000, 3), dtype=np.uint8),
     )

@@ -5,8 +5,8 @@ from golden import SIZES, arrays, case_id, cases, of_case, segmenter, texts
 
 from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
-from lisa_ros.perception.prompts import TEMPLATES, prompt_ids, training_ids, with_boxes
-from lisa_ros.results import Dialogue, Segmentation, Status, Turn, readable
+from lisa_ros.perception.prompts import TEMPLATES, append_boxes, prompt_ids, training_ids
+from lisa_ros.results import Dialogue, Segmentation, Status, Turn, answer_text
 
 ONE_TURN = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .'),))
 TOKENS_TYPED = ('SEG_typed_by_the_user', 'odd_text')
@@ -193,7 +193,7 @@ def test_an_unknown_template_is_named(tokenizer):
     ],
 )
 def test_an_answer_for_people_has_no_seg(raw, people):
-    assert readable(raw) == people
+    assert answer_text(raw) == people
 
 
 def test_earlier_masks_are_told_as_boxes_where_all_of_them_are_known():
@@ -204,11 +204,11 @@ def test_earlier_masks_are_told_as_boxes_where_all_of_them_are_known():
         'the mugs', '', 'Sure, [SEG] and [SEG] .', (), mask, mask * 1.0, np.ones(2), Status.FOUND
     )
     talk = Dialogue().extended(result)
-    assert with_boxes(talk).turns[0].answer_raw == (
+    assert append_boxes(talk).turns[0].answer_raw == (
         'Sure, [SEG] (10, 10, 30, 50) and [SEG] (100, 99, 100, 100) .'
     )
-    assert with_boxes(talk).shown is talk.shown
+    assert append_boxes(talk).shown is talk.shown
     left_out = Dialogue((Turn('the mugs', 'Sure, [SEG] and [SEG] .', ((1, 2, 3, 4),)),))
-    assert with_boxes(left_out) == left_out
+    assert append_boxes(left_out) == left_out
     words = Dialogue((Turn('why?', 'It holds a drink.'),))
-    assert with_boxes(words) == words
+    assert append_boxes(words) == words

@@ -34,7 +34,7 @@ COMMANDS = [
 def frame(number, path):
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert('RGB'))
-    return bags.Frame(1_700_000_000_000_000_000 + number * 100_000_000, pixels, 'camera')
+    return bags.BagImage(1_700_000_000_000_000_000 + number * 100_000_000, pixels, 'camera')
 
 
 @pytest.fixture(scope='module')

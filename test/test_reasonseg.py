@@ -18,7 +18,7 @@ from lisa_ros.datasets.lisa_templates import ANSWERS
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.training.finetune.mixture import Mixture
-from lisa_ros.training.finetune.samplers import Asked, examination
+from lisa_ros.training.finetune.samplers import AnnotatedImageSampler, validation_sample
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
 SIZE = (40, 60)  # height, width
@@ -96,7 +96,7 @@ def test_each_text_asks_for_the_same_target(tmp_path):
     )
     (one,) = read_folder(folder)
     assert [query.is_sentence for query in one.queries] == [True, True]
-    sample = examination(one)
+    sample = validation_sample(one)
     assert [turns[0].query for turns in sample.dialogues] == [
         ' What holds the drink? Please output segmentation mask.',
         ' the cup Please output segmentation mask.',
@@ -168,7 +168,7 @@ def test_a_turned_photograph_is_seen_upright(tmp_path):
     exif = picture.getexif()
     exif[0x112] = 6  # turned by a quarter
     picture.save(folder / 'one.jpg', exif=exif)
-    sample = examination(read_folder(folder)[0])
+    sample = validation_sample(read_folder(folder)[0])
     assert sample.image.shape[:2] == SIZE[::-1] == sample.truth.shape[1:]
 
 
@@ -188,7 +188,7 @@ def test_explanations_are_asked_for_in_three_forms(tmp_path):
     (tmp_path / 'explanatory').mkdir()
     entry = {'image': 'one.png', 'query': 'Why so?', 'outputs': 'Because it is warm.'}
     (tmp_path / 'explanatory' / 'train.json').write_text(json.dumps([entry]))
-    source, forms = Asked(read_folder(folder), words_only=0.3), set()
+    source, forms = AnnotatedImageSampler(read_folder(folder), words_only=0.3), set()
     for seed in range(40):
         sample = source.draw(np.random.default_rng(seed))
         ((turn,),) = sample.dialogues
@@ -201,7 +201,9 @@ def test_explanations_are_asked_for_in_three_forms(tmp_path):
 
 
 def test_a_name_is_asked_for_by_the_originals_questions(tmp_path):
-    source = Asked(read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)])))
+    source = AnnotatedImageSampler(
+        read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)]))
+    )
     turns = [source.draw(np.random.default_rng(seed)).dialogues[0][0] for seed in range(40)]
     assert {turn.answer_raw for turn in turns} == set(ANSWERS)
     assert len({turn.query for turn in turns}) == 4
@@ -284,7 +286,7 @@ def test_a_broken_picture_is_named(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 1, 1, 5)])
     (folder / 'one.png').write_bytes(b'no picture')
     with pytest.raises(DataError, match=r'one\.png cannot be read as a picture'):
-        examination(read_folder(folder)[0])
+        validation_sample(read_folder(folder)[0])
 
 
 # ---- frames of a bag
@@ -309,12 +311,12 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
     expected = '/camera/aligned_depth_to_color/image_raw, /camera/color/image_raw'
     for topic in (None, '/image'):
         with pytest.raises(DataError, match=expected):
-            bag_frames.take(BAG, tmp_path, topic)
+            bag_frames.extract_frames(BAG, tmp_path, topic)
     with pytest.raises(DataError, match='no bag at'):
-        bag_frames.take(tmp_path / 'none', tmp_path)
+        bag_frames.extract_frames(tmp_path / 'none', tmp_path)
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
     with pytest.raises(DataError, match='no rosbag2 bag that can be read'):
-        bag_frames.take(tmp_path / 'broken.mcap', tmp_path)
+        bag_frames.extract_frames(tmp_path / 'broken.mcap', tmp_path)
 
 
 # ---- what is there twice, or not

@@ -12,7 +12,7 @@ from rosbags.highlevel import AnyReader
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import tabletop
 from lisa_ros.messages import rgbd
-from lisa_ros.messages.image import camera, depth_to_metres, image_to_rgb
+from lisa_ros.messages.image import camera_from_info, depth_to_metres, image_to_rgb
 from lisa_ros.resources import SAMPLE, TEST_SETS
 
 
@@ -73,7 +73,7 @@ def test_the_truth_lies_on_the_things_in_depth_too(bag):
         mask = (ids == i).astype(np.uint8)
         ring = (cv2.dilate(mask, np.ones((9, 9))) > 0) & (ids == 0)
         assert np.nanmedian(depth[mask > 0]) < np.nanmedian(depth[ring])
-    k = camera(bag['/camera/color/camera_info'][0][1]).k
+    k = camera_from_info(bag['/camera/color/camera_info'][0][1]).k
     assert k[0, 0] == k[1, 1] > 200
 
 
@@ -88,38 +88,40 @@ def test_the_commands_ask_for_things_that_are_there_and_one_that_is_not():
 
 
 def test_the_exam_asks_of_500_scenes_present_and_absent_alike():
-    questions = tabletop.read_exam(TEST_SETS / 'test.zip')
+    questions = tabletop.read_test_set(TEST_SETS / 'test.zip')
     for sort in tabletop.PRESENCE:
-        of_sort = [q for q in questions if q.sort == sort]
-        assert len({q.picture.name for q in of_sort}) == 500
+        of_sort = [q for q in questions if q.category == sort]
+        assert len({q.image.name for q in of_sort}) == 500
         assert sum(bool(q.targets) for q in of_sort) == pytest.approx(len(of_sort) / 2, abs=10)
     for sort in ('relations', 'several', 'two_step', 'dialogue', 'part'):
-        assert sum(q.sort == sort and bool(q.targets) for q in questions) > 150
-    assert all(q.before for q in questions if q.sort == 'dialogue')
-    assert all(q.expects for q in questions if q.sort in tabletop.IMPLICIT and q.targets)
-    new = [q for q in questions if q.sort == 'unseen_objects']
+        assert sum(q.category == sort and bool(q.targets) for q in questions) > 150
+    assert all(q.history for q in questions if q.category == 'dialogue')
+    assert all(
+        q.expected_phrases for q in questions if q.category in tabletop.IMPLICIT and q.targets
+    )
+    new = [q for q in questions if q.category == 'unseen_objects']
     assert len(new) > 100
     assert all(q.targets for q in new)
 
 
 def test_an_exam_that_is_none_is_named(tmp_path):
     with pytest.raises(DataError, match='no exam here'):
-        tabletop.read_exam(tmp_path)
+        tabletop.read_test_set(tmp_path)
     (tmp_path / 'exam.json').write_text('[{"picture": "a.png"}]')
     with pytest.raises(DataError, match='no exam here'):
-        tabletop.read_exam(tmp_path)
+        tabletop.read_test_set(tmp_path)
 
 
 def test_what_an_answer_must_say_is_a_text_or_one_of_several(tmp_path):
     asked = {'sort': 'use', 'text': 'x', 'targets': [1], 'expects': ['milk', ['red', 'blue']]}
     page = {'picture': 'a.png', 'ids': 'b.png', 'questions': [asked]}
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
-    (question,) = tabletop.read_exam(tmp_path)
+    (question,) = tabletop.read_test_set(tmp_path)
     for none in ('milk', [[]], 3):
         asked['expects'] = none
         (tmp_path / 'exam.json').write_text(json.dumps([page]))
         with pytest.raises(DataError, match='no exam here'):
-            tabletop.read_exam(tmp_path)
+            tabletop.read_test_set(tmp_path)
     nothing = tabletop.Overlap(0, 1)
     for answer, right in {
         'It is blue. It is the milk.': True,
@@ -136,12 +138,14 @@ def test_an_unreadable_picture_is_named(tmp_path):
         {'sort': 'explicit', 'text': 'the mug', 'targets': [1]}]}  # fmt: skip
     (tmp_path / 'exam.json').write_text(json.dumps([page]))
     with pytest.raises(DataError, match=r'a\.png'):
-        list(tabletop.sit(None, tabletop.read_exam(tmp_path)))
+        list(tabletop.run_test_set(None, tabletop.read_test_set(tmp_path)))
 
 
 def test_a_report_counts_masks_where_there_is_something_and_presence_everywhere():
     def graded(sort, targets, found, intersection=0, union=100, answer='', expects=()):
-        question = tabletop.Question(SAMPLE, SAMPLE, sort, 'the mug', targets, (), expects)
+        question = tabletop.TabletopTestQuery(
+            SAMPLE, SAMPLE, sort, 'the mug', targets, (), expects
+        )
         scores = (0.9,) if found else ()
         covered = tabletop.Overlap(intersection, union)
         return tabletop.Graded(question, answer, found, covered, scores, ())
@@ -188,12 +192,12 @@ def test_the_places_of_the_bag_s_things_are_those_of_their_surfaces(bag):
     depths = {stamp(m): m for _, m in bag['/camera/aligned_depth_to_color/image_raw']}
     for _, message in bag['/camera/color/image_raw'][::5]:
         at = stamp(message)
-        there = rgbd.space(image_to_rgb(message), message, depths[at], infos[at])
+        there = rgbd.rgbd_from_messages(image_to_rgb(message), message, depths[at], infos[at])
         ids = cv2.imread(str(SAMPLE / 'truth' / f'{at}.png'), cv2.IMREAD_UNCHANGED)
         masks = np.stack([ids == i for i in np.unique(ids)[1:]])
         rays = there.camera.rays()
         points = np.concatenate([rays, np.ones_like(rays[..., :1])], -1) * there.depth[..., None]
-        for mask, thing in zip(masks, there.things(masks), strict=True):
+        for mask, thing in zip(masks, there.localize(masks), strict=True):
             off.append(np.linalg.norm(thing.centroid - np.nanmean(points[mask], axis=0)))
     assert len(off) > 40
     assert np.median(off) < 0.003

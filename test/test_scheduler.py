@@ -9,10 +9,10 @@ import pytest
 
 from lisa_ros.errors import ImageError
 from lisa_ros.results import Dialogue, Segmentation, Status, Turn
-from lisa_ros.session.dialogue_history import Dialogues
-from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.dialogue_history import DialogueStore
+from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.request import Request
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.scheduler import RequestScheduler
 
 MS = 1_000_000  # ns
 
@@ -80,7 +80,7 @@ def run():
         ends, reports = Ends(), []
         model = model or Model()
         options = {'report': reports.append, **options}
-        session = Session(model, ends, **options)
+        session = RequestScheduler(model, ends, **options)
         sessions.append((session, model))
         session.start()
         return session, model, ends, reports
@@ -186,11 +186,11 @@ def test_a_failing_listener_does_not_end_the_session():
         done.release()
         raise RuntimeError('publisher is gone')
 
-    session = Session(Model(), listener, report=reports.append)
+    session = RequestScheduler(Model(), listener, report=reports.append)
     session.start()
-    session.offer_image(1, 'image')
+    session.add_image(1, 'image')
     for _ in range(2):
-        session.command('the mug')
+        session.submit_command('the mug')
         assert done.acquire(timeout=5)
     assert session.close(5)
     assert 'publisher is gone' in reports[0]
@@ -249,7 +249,7 @@ def test_depth_that_is_another_image_s_is_not_taken(run):
 def test_a_request_with_a_frame_of_its_own_waits_for_no_camera(run):
     session, _, ends, _ = run(image_timeout=30.0)
     session.command('the mug')  # there is no image yet
-    session.goal(Request('the bowl', frame=Frame(1, 'its own'), patient=True))
+    session.goal(Request('the bowl', frame=SyncedMessages(1, 'its own'), patient=True))
     assert ends.wait(1) == [('the bowl', Status.FOUND)]
     session.offer_image(2, 'the camera')
     assert ends.wait(2)[1] == ('the mug', Status.FOUND)
@@ -297,7 +297,7 @@ def test_of_equal_stamps_the_newest_message_is_taken(run):
         session.offer_depth(0, f'{which} depth')
         session.offer_camera_info(0, f'{which} info')
         session.offer_image(0, f'{which} image')
-    assert session.newest_frame() == Frame(0, 'new image', 'new depth', 'new info')
+    assert session.newest_frame() == SyncedMessages(0, 'new image', 'new depth', 'new info')
 
 
 def test_depth_that_stopped_does_not_hold_the_image_back(run):
@@ -357,7 +357,7 @@ def test_a_reset_also_keeps_out_the_answer_on_its_way(run):
 
 def test_a_request_with_its_own_frame_needs_no_image_and_is_no_turn(run):
     session, model, ends, _ = run()
-    request = session.command('self test', Frame(5, 'own'), tag='mine')
+    request = session.command('self test', SyncedMessages(5, 'own'), tag='mine')
     ends.wait(1)
     assert (model.frames[0].image, request.tag) == ('own', 'mine')
     session.offer_image(1, 'image')
@@ -368,14 +368,14 @@ def test_a_request_with_its_own_frame_needs_no_image_and_is_no_turn(run):
 
 def test_closing_cancels_all_and_ends_the_thread():
     model, ends = Model(blocking=True), Ends()
-    session = Session(model, ends)
+    session = RequestScheduler(model, ends)
     session.start()
-    session.offer_image(1, 'image')
-    session.command('runs')
+    session.add_image(1, 'image')
+    session.submit_command('runs')
     assert model.started.acquire(timeout=5)
-    session.command('waits')
+    session.submit_command('waits')
     assert session.close(5)
-    session.command('too late')
+    session.submit_command('too late')
     assert {status for _, status in ends.wait(3)} == {Status.CANCELLED}
     assert 'lisa-session' not in {thread.name for thread in threading.enumerate()}
 
@@ -456,7 +456,7 @@ def test_a_frame_that_is_too_old_is_stale_and_one_of_the_goals_own_is_not(run):
     session.goal(goal('old', max_age=0.5))
     session.goal(goal('fresh', max_age=1.5))
     session.goal(goal('any'))
-    session.goal(goal('own', max_age=0.5, frame=Frame(1, 'picture')))
+    session.goal(goal('own', max_age=0.5, frame=SyncedMessages(1, 'picture')))
     told = dict(ends.wait(4))
     assert told.pop('old') is Status.STALE_INPUT
     assert set(told.values()) == {Status.FOUND}
@@ -479,7 +479,7 @@ def test_goals_of_one_dialogue_see_its_turns_alone(run):
 
 
 def test_dialogues_outlive_a_session_that_was_given_them(run):
-    dialogues = Dialogues(most=2)
+    dialogues = DialogueStore(most=2)
     for text in ('one', 'two'):
         session, model, ends, _ = run(dialogues=dialogues)
         session.offer_image(1, 'image')
@@ -488,9 +488,9 @@ def test_dialogues_outlive_a_session_that_was_given_them(run):
         session.close()
     assert [turn.query for turn in model.dialogues[0].turns] == ['one']
     for key in ('b', 'c'):  # of three, the one that was not used for the longest is forgotten
-        dialogues.extend(key, dialogues.begin(key)[1], found('x'))
-    assert not dialogues.begin('a')[0].turns
-    assert dialogues.begin('b')[0].turns
+        dialogues.append(key, dialogues.get(key)[1], found('x'))
+    assert not dialogues.get('a')[0].turns
+    assert dialogues.get('b')[0].turns
 
 
 def test_a_standing_query_is_asked_about_every_newest_frame_until_it_ends(run):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 
-import lisa_ros.segmenter
 import numpy as np
 import pytest
 import torch
 from golden import DATA, cases, new_ids, of_case, picture, segmenter, view
 
+import lisa_ros.perception.segmenter
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
@@ -88,9 +88,9 @@ def test_masks_below_the_threshold_are_left_out():
 
 
 def test_after_the_last_number_a_seg_is_a_word_only(monkeypatch):
-    assert lisa_ros.segmenter.MOST_MASKS == 254  # of ~/mask
+    assert lisa_ros.perception.segmenter.MAX_MASKS == 254  # of ~/mask
     wanted = result_of(THREE)
-    monkeypatch.setattr(lisa_ros.segmenter, 'MOST_MASKS', 2)
+    monkeypatch.setattr(lisa_ros.perception.segmenter, 'MAX_MASKS', 2)
     events = list(ask(THREE))
     result = events[-1].result
     assert sum(isinstance(event, MaskReady) for event in events) == 2

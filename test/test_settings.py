@@ -9,7 +9,7 @@ import yaml
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.settings import Settings
-from lisa_ros.settings_schema import about, as_yaml
+from lisa_ros.settings_schema import as_yaml, parameter_info
 from lisa_ros.voice.settings import VoiceSettings
 
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -50,7 +50,7 @@ def test_an_integer_does_where_a_float_is_asked_for():
 
 @pytest.mark.parametrize('field', FIELDS, ids=lambda field: field.name)
 def test_every_setting_has_a_sentence_and_numbers_a_range(field):
-    known = about(field)
+    known = parameter_info(field)
     assert len(known.sentence) > 15
     if type(field.default) in (int, float):
         assert known.low < known.high

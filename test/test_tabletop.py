@@ -30,15 +30,15 @@ def lisa():
 @pytest.fixture(scope='module')
 def graded(lisa):
     """Every 25th scene of the exam: 20 scenes with all their questions."""
-    questions = [q for q in tabletop.read_exam(EXAM) if q.sort != 'unseen_objects']
-    names = sorted({q.picture.name for q in questions})[::25]
-    return list(tabletop.sit(lisa, [q for q in questions if q.picture.name in names]))
+    questions = [q for q in tabletop.read_test_set(EXAM) if q.category != 'unseen_objects']
+    names = sorted({q.image.name for q in questions})[::25]
+    return list(tabletop.run_test_set(lisa, [q for q in questions if q.image.name in names]))
 
 
 @pytest.fixture(scope='module')
 def picture():
-    question = tabletop.read_exam(EXAM)[0]
-    data = np.frombuffer(question.picture.read_bytes(), np.uint8)
+    question = tabletop.read_test_set(EXAM)[0]
+    data = np.frombuffer(question.image.read_bytes(), np.uint8)
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
@@ -78,7 +78,7 @@ def test_a_dialogue_is_remembered(graded):
     assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
 
 
-FRAMES = list(bag.pictures(SAMPLE / 'bag', '/camera/color/image_raw'))
+FRAMES = list(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))
 
 
 @pytest.mark.parametrize('number', range(3, len(FRAMES), 4))
@@ -219,11 +219,11 @@ def test_numbers_say_nothing_about_how_sure_the_words_are(lisa, graded):
         result = lisa.segment(colour, question.text)
         if len(result.evidence) == 1 and any(c.isdigit() for c in result.answer):
             break
-    clock = image_encoder._Clock(lisa.device)
+    clock = image_encoder.StageTimer(lisa.device)
     prompt = lisa._read(
         prompt_ids(lisa.tokenizer, lisa.template, question.text), lisa._look(colour, clock)
     )
-    steps = generation.write(
+    steps = generation.generate(
         lisa.model, prompt, stop_id=lisa.tokenizer.eos_token_id, max_new_tokens=60
     )
     words = everything = 1.0

@@ -12,11 +12,11 @@ import re
 import numpy as np
 import pytest
 
-from lisa_ros.tabletop import answer_text, queries, query_sampling
-from lisa_ros.tabletop.objects import ALSO, COLOURS, KINDS, SIZES, THINGS
-from lisa_ros.tabletop.rendering import PART
-from lisa_ros.tabletop.scene_graph import VISIBLE, Seen, Table
-from lisa_ros.tabletop.templates import Voice
+from lisa_ros.tabletop import answer_text, queries, query_sampling, templates
+from lisa_ros.tabletop.objects import ALSO, COLOURS, OBJECT_CATEGORIES, OBJECTS, SIZES
+from lisa_ros.tabletop.rendering import PART_FLAG
+from lisa_ros.tabletop.scene_graph import VISIBLE, SceneGraph, SceneObject
+from lisa_ros.tabletop.templates import PhraseSampler
 
 MEASURES = {
     'tall': lambda o: o.height, 'low': lambda o: -o.height, 'big': lambda o: o.longest,
@@ -30,14 +30,14 @@ WORDS = {
 }  # fmt: skip
 PLACE = 'left of|right of|behind|in front of|next to'
 SORTS = ('drink', 'food', 'toy', 'dish')
-NAMES = sorted(KINDS, key=len, reverse=True)
+NAMES = sorted(OBJECT_CATEGORIES, key=len, reverse=True)
 
 
 def a_table(seed):
     """Some things at random places, a few of them hidden."""
     rng = np.random.default_rng(seed)
     there, looks = [], set()
-    things = [t for t in THINGS.values() if not t.held_out]
+    things = [t for t in OBJECTS.values() if not t.held_out]
     favourite = things[rng.integers(len(things))]
     for number in range(1, 4 + int(rng.integers(6))):
         thing = favourite if rng.random() < 0.35 else things[rng.integers(len(things))]
@@ -54,7 +54,7 @@ def a_table(seed):
         right, away = rng.uniform(-0.3, 0.3), rng.uniform(0.5, 1.1)
         height, longest = rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.3)
         there.append(
-            Seen(
+            SceneObject(
                 number,
                 thing.kind,
                 thing.name,
@@ -69,7 +69,7 @@ def a_table(seed):
                 *rng.uniform(0, 1, 2),
             )
         )
-    return Table(tuple(there))
+    return SceneGraph(tuple(there))
 
 
 TABLES = [a_table(seed) for seed in range(150)]
@@ -80,10 +80,10 @@ def asked(ask, *how, tables=TABLES):
     for number, table in enumerate(tables):
         for exam in (False, True):
             for seed in range(6):
-                voice = Voice(np.random.default_rng((number, seed)), exam=exam)
+                voice = PhraseSampler(np.random.default_rng((number, seed)), exam=exam)
                 try:
                     request = ask(voice, table, *how)
-                except queries.Unsaid:
+                except templates.NoHeldOutTemplate:
                     continue
                 if request is not None:
                     yield table, request
@@ -121,7 +121,7 @@ def group(table, noun):
     if noun == 'thing':
         return list(table.there)
     if noun in SORTS:
-        return [o for o in table.there if KINDS[o.kind].sort == noun]
+        return [o for o in table.there if OBJECT_CATEGORIES[o.kind].sort == noun]
     return named(table, noun)
 
 
@@ -152,7 +152,7 @@ def first(things, word):
 
 
 def targets(request, which=-1):
-    return {i % PART for i in request.targets[which]}
+    return {i % PART_FLAG for i in request.targets[which]}
 
 
 def said_right(table, request, one):
@@ -199,7 +199,7 @@ def test_a_name_means_all_that_may_be_called_so(present):
             ][:1]
             words = name[1]
             while words.split()[0] not in {*COLOURS, *SIZES} | {
-                w for k in KINDS for w in k.split()
+                w for k in OBJECT_CATEGORIES for w in k.split()
             }:
                 words = words.split(' ', 1)[1]
             things = named(table, words)
@@ -252,7 +252,7 @@ def test_nothing_is_where_nothing_is_said_to_be():
 
 @pytest.mark.parametrize('sort', ['use', 'knowledge'])
 def test_a_need_means_the_kind_that_meets_it_and_no_other_is_there_that_would(sort):
-    kind_of = {plain(need): kind for kind in KINDS.values() for need in kind.needs}
+    kind_of = {plain(need): kind for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
     count = 0
     for present, ask in itertools.product((True, False), (queries._need,)):
         for table, request in asked(ask, present, sort):
@@ -260,12 +260,14 @@ def test_a_need_means_the_kind_that_meets_it_and_no_other_is_there_that_would(so
             need = max((n for n in kind_of if n in query), key=len)
             kind = kind_of[need]
             others = {k for n, also in ALSO.items() if plain(n) == need for k in also}
-            assert not any(o.kind in others for o in table.there)
+            assert not any(o.kind in others for o in table.objects)
             if present:
-                assert targets(request) == {o.id for o in seen(table.there) if o.kind == kind.name}
+                assert targets(request) == {
+                    o.id for o in seen(table.objects) if o.kind == kind.name
+                }
                 assert request.turns[0].answer_raw == f'The {kind.name} {kind.does}, [SEG].'
             else:
-                assert all(o.kind != kind.name for o in table.there)
+                assert all(o.kind != kind.name for o in table.objects)
                 assert not request.targets
                 said = f'The {kind.name} {kind.does}, but there is no {kind.name} here.'
                 assert request.turns[0].answer_raw == said
@@ -274,17 +276,17 @@ def test_a_need_means_the_kind_that_meets_it_and_no_other_is_there_that_would(so
 
 
 def test_two_steps_lead_to_one_thing():
-    kind_of = {plain(need): kind for kind in KINDS.values() for need in kind.needs}
+    kind_of = {plain(need): kind for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
     count = dict.fromkeys(('does', 'need', 'sort', 'look'), 0)
     for table, request in asked(queries.two_step):
         query = plain(request.turns[0].query)
         needs = [n for n in kind_of if n in query]
         if found := re.search(rf'the (\w+) ({PLACE}) the thing that ([a-z ]+)$', query):
-            (kind,) = [k.name for k in KINDS.values() if k.does == found[3]]
+            (kind,) = [k.name for k in OBJECT_CATEGORIES.values() if k.does == found[3]]
             (anchor,) = seen(named(table, kind))
             one, sort = beside(table, found[1], found[2], anchor), 'does'
             if found[1] in SORTS:
-                assert KINDS[one.kind].sort == found[1]
+                assert OBJECT_CATEGORIES[one.kind].sort == found[1]
             said_right(table, request, one)
         elif needs and (found := re.search(PLACE, query)):
             kind = kind_of[max(needs, key=len)].name
@@ -333,43 +335,45 @@ def test_dialogues_lean_on_what_was_shown_last():
     count = dict.fromkeys(('it', 'other', 'no other', 'which', 'and'), 0)
     for table in TABLES:
         for seed in range(60):
-            talk = query_sampling.dialogue(Voice(np.random.default_rng(seed)), table, 2)
+            talk = query_sampling.dialogue(PhraseSampler(np.random.default_rng(seed)), table, 2)
             before, turn = talk.turns
             query = plain(turn.query)
             earlier, later = talk.targets[: talk.first], talk.targets[talk.first :]
-            shown = {i % PART for ids in earlier for i in ids}
+            shown = {i % PART_FLAG for ids in earlier for i in ids}
             names = re.findall(r'The ([a-z ]+) is ', before.answer_raw)  # or told the colour of
             about = shown or {o.id for n in names for o in seen(named(table, n))}
             if re.search(r'\bit\b', query) and (found := re.search(PLACE, query)):
-                if any(plain(n) in query for kind in KINDS.values() for n in kind.needs):
+                if any(
+                    plain(n) in query for kind in OBJECT_CATEGORIES.values() for n in kind.needs
+                ):
                     continue  # "find something to ... and show me what is left of it"
-                (anchor,) = [o for o in table.there if o.id in about]
+                (anchor,) = [o for o in table.objects if o.id in about]
                 one = beside(table, 'thing', found[0], anchor)
-                assert {i % PART for i in later[0]} == {one.id}
+                assert {i % PART_FLAG for i in later[0]} == {one.id}
                 count['it'] += 1
             elif query.endswith('the other one'):
-                (one,) = [o for o in table.there if o.id in about]
-                rest = [o for o in table.there if o.kind == one.kind and o.id != one.id]
+                (one,) = [o for o in table.objects if o.id in about]
+                rest = [o for o in table.objects if o.kind == one.kind and o.id != one.id]
                 if later:
                     seen_well = [o for o in rest if o.area >= VISIBLE]
-                    assert [{o.id} for o in seen_well] == [{i % PART for i in later[0]}]
+                    assert [{o.id} for o in seen_well] == [{i % PART_FLAG for i in later[0]}]
                     count['other'] += 1
                 else:
                     assert not rest
                     assert turn.answer_raw == f'There is no other {one.kind} here.'
                     count['no other'] += 1
             elif found := re.search(r'the (\w+) one$', query):
-                alike = [o for o in table.there if o.id in shown]
+                alike = [o for o in table.objects if o.id in shown]
                 if found[1] in COLOURS:
                     (one,) = [o for o in alike if o.colour == found[1]]
                 else:
                     one = first(alike, found[1])
-                assert {i % PART for i in later[0]} == {one.id}
+                assert {i % PART_FLAG for i in later[0]} == {one.id}
                 count['which'] += 1
             elif query.startswith(('and the', 'what about the', 'also the')):
                 things = named(table, query[query.index('the ') + 4 :])
                 if later:
-                    assert [{o.id for o in seen(things)}] == [{i % PART for i in later[0]}]
+                    assert [{o.id for o in seen(things)}] == [{i % PART_FLAG for i in later[0]}]
                 else:
                     assert not things
                 count['and'] += 1
@@ -380,7 +384,7 @@ def test_words_about_the_table_are_true():
     count = dict.fromkeys(('list', 'many', 'colour', 'there'), 0)
     for table, request in asked(queries.question):
         query, answer = plain(request.turns[0].query), request.turns[0].answer_raw
-        kinds = {o.kind for o in table.seen}
+        kinds = {o.kind for o in table.visible}
         if answer.startswith('I see the'):
             told = re.findall(r'the ([a-z ]+?)(?=,| and the|\.)', answer)
             assert sorted(told) == sorted(kinds)
@@ -388,7 +392,7 @@ def test_words_about_the_table_are_true():
         elif found := re.match(r'There (?:is|are) (\w+) ([a-z ]+) here\.', answer):
             kind = next(k for k in NAMES if found[2] in (k, answer_text._plural(k)))
             number = answer_text._NUMBERS.index(found[1])
-            assert sum(o.kind == kind for o in table.there) == number
+            assert sum(o.kind == kind for o in table.objects) == number
             count['many' if 'many' in query or 'count' in query else 'there'] += 1
         elif found := re.match(r'The ([a-z ]+) is (\w+)\.', answer):
             (one,) = seen(named(table, found[1]))

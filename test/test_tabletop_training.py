@@ -20,7 +20,7 @@ import torch
 
 from lisa_ros import cli
 from lisa_ros.errors import CheckpointError, DataError, QueryError, SettingsError
-from lisa_ros.geometry.rotation import quaternion
+from lisa_ros.geometry.rotation import matrix_to_quaternion
 from lisa_ros.model import checkpoint, lora
 from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
 from lisa_ros.perception.segmenter import Segmenter
@@ -36,20 +36,20 @@ from lisa_ros.tabletop import (
     templates,
     test_sets,
 )
-from lisa_ros.tabletop.answer_noise import slip
-from lisa_ros.tabletop.objects import COLOURS, KINDS, THINGS
-from lisa_ros.tabletop.rendering import PART
+from lisa_ros.tabletop.answer_noise import corrupt_object_name
+from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, OBJECTS
+from lisa_ros.tabletop.rendering import PART_FLAG
 from lisa_ros.tabletop.scene_graph import (
     PLACES,
     SUPERLATIVES,
-    Seen,
-    Table,
-    empty,
-    lies,
-    most,
-    nearest_in,
+    SceneGraph,
+    SceneObject,
+    in_relation,
+    nearest_in_relation,
+    side_is_empty,
+    superlative,
 )
-from lisa_ros.tabletop.templates import Voice
+from lisa_ros.tabletop.templates import PhraseSampler
 from lisa_ros.training.tabletop import (
     attention_supervision,
     batches,
@@ -58,25 +58,25 @@ from lisa_ros.training.tabletop import (
     initialization,
     position_codes,
 )
-from lisa_ros.training.tabletop.attention_supervision import Looking
-from lisa_ros.training.tabletop.initialization import resized
-from lisa_ros.training.tabletop.pretrain import Recipe, Tabletop
-from lisa_ros.training.trainer import Loop, Pace
+from lisa_ros.training.tabletop.attention_supervision import AttentionSupervision
+from lisa_ros.training.tabletop.initialization import resize_position_embedding
+from lisa_ros.training.tabletop.pretrain import PretrainConfig, PretrainTask
+from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 # From above, the camera at the bottom:      book (hardly seen)
 #                                     plate
 #                      red mug   banana   white mug
-TABLE = Table(
+TABLE = SceneGraph(
     (
-        Seen(1, 'mug', 'coffee_mug', 'red', 'big', 900, 90, -0.2, 0.5, 0.12, 0.15),
-        Seen(2, 'mug', 'porcelain_mug', 'white', 'small', 800, 80, 0.2, 0.5, 0.08, 0.10),
-        Seen(3, 'banana', 'banana', None, None, 700, 0, 0.0, 0.5, 0.04, 0.19),
-        Seen(4, 'plate', 'plate', 'blue', 'big', 3000, 0, -0.01, 0.8, 0.02, 0.24),
-        Seen(5, 'book', 'black_book', None, None, 20, 0, 0.1, 1.3, 0.2, 0.24),
+        SceneObject(1, 'mug', 'coffee_mug', 'red', 'big', 900, 90, -0.2, 0.5, 0.12, 0.15),
+        SceneObject(2, 'mug', 'porcelain_mug', 'white', 'small', 800, 80, 0.2, 0.5, 0.08, 0.10),
+        SceneObject(3, 'banana', 'banana', None, None, 700, 0, 0.0, 0.5, 0.04, 0.19),
+        SceneObject(4, 'plate', 'plate', 'blue', 'big', 3000, 0, -0.01, 0.8, 0.02, 0.24),
+        SceneObject(5, 'book', 'black_book', None, None, 20, 0, 0.1, 1.3, 0.2, 0.24),
     )
 )
-RED, WHITE, BANANA, PLATE, BOOK = TABLE.there
-BOXES = {name: [[-0.5, -0.3, -0.4], [0.5, 0.3, 0.4]] for name in THINGS}
+RED, WHITE, BANANA, PLATE, BOOK = TABLE.objects
+BOXES = {name: [[-0.5, -0.3, -0.4], [0.5, 0.3, 0.4]] for name in OBJECTS}
 
 
 # ---- scenes
@@ -92,7 +92,7 @@ def test_a_scene_is_its_split_and_number():
 
 
 def test_held_out_things_are_seen_in_the_unseen_split_alone():
-    held = {name for name, thing in THINGS.items() if thing.held_out}
+    held = {name for name, thing in OBJECTS.items() if thing.held_out}
     assert held
     for number in range(40):
         usual = scene_sampling.draw_scene(scene_sampling.scene_rng('train', number), BOXES)
@@ -138,15 +138,15 @@ def test_a_description_tells_what_words_need():
     scene = scene_sampling.draw_scene(scene_sampling.scene_rng('val', 3), BOXES)
     pose = scene_sampling.camera_matrix(np.array([0.0, -0.8, 0.5]), np.array([0.0, 0.0, 0.0]))
     ids = np.zeros((240, 320), np.uint8)
-    ids[:10, :10], ids[:10, 10:12] = 1, 1 + PART
-    first, *_ = rendering.describe(scene, pose, ids)
+    ids[:10, :10], ids[:10, 10:12] = 1, 1 + PART_FLAG
+    first, *_ = rendering.scene_metadata(scene, pose, ids)
     placed = scene.placed[0]
     middle = (np.array(placed.low) + placed.high) / 2
     assert (first['area'], first['part_area']) == (120, 20)
     assert first['right'] == pytest.approx(middle[0], abs=1e-3)  # this camera looks along y
     assert first['away'] == pytest.approx(middle[1] + 0.8, abs=1e-3)
     assert first['height'] == pytest.approx(placed.high[2] - placed.low[2], abs=1e-3)
-    assert Seen(**first)
+    assert SceneObject(**first)
 
 
 def test_the_camera_looks_along_its_z_axis_with_the_horizon_level():
@@ -165,7 +165,7 @@ def test_the_path_of_the_sample_bag_is_smooth():
     steps = [np.linalg.norm(b[:3, 3] - a[:3, 3]) for a, b in itertools.pairwise(poses)]
     assert min(steps) > 0.005
     assert max(steps) < 0.05
-    x, y, z, w = quaternion(poses[3][:3, :3])
+    x, y, z, w = matrix_to_quaternion(poses[3][:3, :3])
     assert scene_sampling._rotation((w, x, y, z)) == pytest.approx(poses[3][:3, :3])
 
 
@@ -173,32 +173,37 @@ def test_the_path_of_the_sample_bag_is_smooth():
 
 
 def test_names_tell_alike_things_apart():
-    assert [TABLE.name(o) for o in TABLE.seen] == ['red mug', 'white mug', 'banana', 'plate']
-    twins = Table((RED, Seen(6, 'mug', 'round_mug', 'red', 'small', 500, 0, 0, 0, 0.1, 0.1)))
-    assert [twins.name(o) for o in twins.seen] == ['big mug', 'small mug']
+    assert [TABLE.name(o) for o in TABLE.visible] == ['red mug', 'white mug', 'banana', 'plate']
+    twins = SceneGraph(
+        (RED, SceneObject(6, 'mug', 'round_mug', 'red', 'small', 500, 0, 0, 0, 0.1, 0.1))
+    )
+    assert [twins.name(o) for o in twins.visible] == ['big mug', 'small mug']
 
 
 def test_places_are_those_of_the_one_who_looks():
-    assert lies(RED, 'left of', BANANA)
-    assert lies(WHITE, 'right of', BANANA)
-    assert lies(PLATE, 'behind', BANANA)
-    assert lies(BANANA, 'in front of', PLATE)
-    assert not lies(PLATE, 'left of', BANANA)  # a little to the left, but far behind
-    assert nearest_in(TABLE.there, 'left of', BANANA) is RED
-    assert nearest_in(TABLE.there, 'right of', RED) is BANANA
-    assert nearest_in(TABLE.there, 'in front of', RED) is None
-    assert nearest_in(TABLE.there, 'next to', BANANA) is None  # two mugs are as near
-    assert empty(TABLE, 'left of', RED)
-    assert not empty(TABLE, 'left of', PLATE)  # the mug is left of it, if not only
-    assert nearest_in(TABLE.mirrored().there, 'right of', TABLE.mirrored().there[2]).id == RED.id
+    assert in_relation(RED, 'left of', BANANA)
+    assert in_relation(WHITE, 'right of', BANANA)
+    assert in_relation(PLATE, 'behind', BANANA)
+    assert in_relation(BANANA, 'in front of', PLATE)
+    assert not in_relation(PLATE, 'left of', BANANA)  # a little to the left, but far behind
+    assert nearest_in_relation(TABLE.objects, 'left of', BANANA) is RED
+    assert nearest_in_relation(TABLE.objects, 'right of', RED) is BANANA
+    assert nearest_in_relation(TABLE.objects, 'in front of', RED) is None
+    assert nearest_in_relation(TABLE.objects, 'next to', BANANA) is None  # two mugs are as near
+    assert side_is_empty(TABLE, 'left of', RED)
+    assert not side_is_empty(TABLE, 'left of', PLATE)  # the mug is left of it, if not only
+    assert (
+        nearest_in_relation(TABLE.mirrored().objects, 'right of', TABLE.mirrored().objects[2]).id
+        == RED.id
+    )
 
 
 def test_superlatives_are_said_where_they_are_clear():
-    assert most(TABLE.seen, 'tallest') is RED
-    assert most(TABLE.seen, 'leftmost') is RED
-    assert most(TABLE.seen, 'farthest') is PLATE
-    assert most(TABLE.seen, 'nearest') is None
-    assert most([RED], 'tallest') is None
+    assert superlative(TABLE.visible, 'tallest') is RED
+    assert superlative(TABLE.visible, 'leftmost') is RED
+    assert superlative(TABLE.visible, 'farthest') is PLATE
+    assert superlative(TABLE.visible, 'nearest') is None
+    assert superlative([RED], 'tallest') is None
 
 
 # ---- requests
@@ -206,25 +211,25 @@ def test_superlatives_are_said_where_they_are_clear():
 
 @pytest.mark.parametrize('seed', range(300))
 def test_a_request_points_at_what_its_words_mean(seed):
-    request = query_sampling.draw_request(np.random.default_rng(seed), TABLE)
+    request = query_sampling.sample_query(np.random.default_rng(seed), TABLE)
     answers = [turn.answer_raw for turn in request.turns]
     assert 1 <= len(request.turns) <= 4
     assert sum(answer.count('[SEG]') for answer in answers) == len(request.targets)
     if request.insisted:
         assert request.targets == ((),)
         return
-    assert all(ids and {i % PART for i in ids} <= {1, 2, 3, 4} for ids in request.targets)
+    assert all(ids and {i % PART_FLAG for i in ids} <= {1, 2, 3, 4} for ids in request.targets)
     assert all(turn.query.strip() for turn in request.turns)
-    if request.sort == 'attributes' and request.targets:
+    if request.category == 'attributes' and request.targets:
         words = request.turns[0].query
         colour = next((c for c in COLOURS if c in words), None)
-        chosen = [o for o in TABLE.there if o.id in request.targets[0]]
+        chosen = [o for o in TABLE.objects if o.id in request.targets[0]]
         assert colour is None or {o.looks_coloured for o in chosen} == {colour}
 
 
 def test_what_can_hardly_be_seen_is_neither_asked_for_nor_called_absent():
     for seed in range(300):
-        request = query_sampling.draw_request(
+        request = query_sampling.sample_query(
             np.random.default_rng(seed), TABLE, without=('lore',)
         )
         for turn in request.turns:
@@ -232,20 +237,22 @@ def test_what_can_hardly_be_seen_is_neither_asked_for_nor_called_absent():
 
 
 def test_reasons_come_before_the_mask_and_name_the_thing():
-    request = queries.use(Voice(np.random.default_rng(1)), Table((BANANA,)), True)
+    request = queries.use(PhraseSampler(np.random.default_rng(1)), SceneGraph((BANANA,)), True)
     (turn,) = request.turns
     assert turn.answer_raw.endswith(', [SEG].')
     assert 'banana' in turn.answer_raw
-    assert request.expects
-    assert all(wordings[0] in turn.answer_raw for wordings in request.expects)
+    assert request.expected_phrases
+    assert all(wordings[0] in turn.answer_raw for wordings in request.expected_phrases)
 
 
 def test_every_right_name_and_order_is_as_good():
     red, blue = (replace(RED, id=i, colour=c, size=None) for i, c in ((1, 'red'), (2, 'blue')))
-    assert Table((red,)).names(red) == ('mug', 'red mug')
-    assert Table((red, blue)).names(red) == ('red mug',)
-    assert Table((red, replace(red, id=2))).names(red) == ('red mug',)  # nothing tells them apart
-    first, *rest = answer_text._alternatives(Table((red, BANANA)), [red, BANANA])
+    assert SceneGraph((red,)).names(red) == ('mug', 'red mug')
+    assert SceneGraph((red, blue)).names(red) == ('red mug',)
+    assert SceneGraph((red, replace(red, id=2))).names(red) == (
+        'red mug',
+    )  # nothing tells them apart
+    first, *rest = answer_text._alternatives(SceneGraph((red, BANANA)), [red, BANANA])
     assert first == 'the mug and the banana'
     assert set(rest) == {
         'the red mug and the banana',
@@ -256,31 +263,35 @@ def test_every_right_name_and_order_is_as_good():
 
 def test_two_alike_are_both_shown_and_asked_back():
     for seed in range(50):
-        request = queries.explicit(Voice(np.random.default_rng(seed)), TABLE, True)
+        request = queries.explicit(PhraseSampler(np.random.default_rng(seed)), TABLE, True)
         if 'mug' in request.turns[0].query:
             assert request.turns[0].answer_raw == 'I see two, [SEG]. Which one?'
-            assert {i % PART for i in request.targets[0]} == {1, 2}
+            assert {i % PART_FLAG for i in request.targets[0]} == {1, 2}
 
 
 def test_the_part_of_a_thing_is_less_than_the_thing():
-    request = queries.part(Voice(np.random.default_rng(0)), Table((RED,)), True)
-    assert request.targets == ((1 + PART,),)
-    request = queries.part(Voice(np.random.default_rng(0)), Table((BANANA,)), False)
+    request = queries.part(PhraseSampler(np.random.default_rng(0)), SceneGraph((RED,)), True)
+    assert request.targets == ((1 + PART_FLAG,),)
+    request = queries.part(PhraseSampler(np.random.default_rng(0)), SceneGraph((BANANA,)), False)
     assert request.turns[0].answer_raw == 'The banana has no handle.'
 
 
 def test_sorts_can_be_kept_out_of_lessons():
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        request = query_sampling.draw_request(rng, TABLE, without=(*queries.IMPLICIT, 'lore'))
+        request = query_sampling.sample_query(rng, TABLE, without=(*queries.IMPLICIT, 'lore'))
         for turn in request.turns:
-            assert not any(kind.does in turn.answer_raw for kind in KINDS.values())
+            assert not any(kind.does in turn.answer_raw for kind in OBJECT_CATEGORIES.values())
 
 
 def test_lessons_and_exams_never_share_a_wording():
-    lesson, exam = (Voice(np.random.default_rng(0), exam=e) for e in (False, True))
+    lesson, exam = (PhraseSampler(np.random.default_rng(0), exam=e) for e in (False, True))
     said = {
-        name: {v.say(templates.NAMED, f'the {k}').lower() for k in KINDS for _ in range(60)}
+        name: {
+            v.fill_template(templates.NAMED, f'the {k}').lower()
+            for k in OBJECT_CATEGORIES
+            for _ in range(60)
+        }
         for name, v in (('lesson', lesson), ('exam', exam))
     }
     assert not said['lesson'] & said['exam']
@@ -289,13 +300,15 @@ def test_lessons_and_exams_never_share_a_wording():
 
 
 def test_every_need_belongs_to_one_kind():
-    needs = [need for kind in KINDS.values() for need in kind.needs]
+    needs = [need for kind in OBJECT_CATEGORIES.values() for need in kind.needs]
     assert len(set(needs)) == len(needs)
-    assert all(any(n.startswith('something') for n in kind.needs) for kind in KINDS.values())
+    assert all(
+        any(n.startswith('something') for n in kind.needs) for kind in OBJECT_CATEGORIES.values()
+    )
 
 
 def test_an_exam_asks_for_what_is_there_and_what_is_not():
-    asked = test_sets.questions('test', 3, TABLE)
+    asked = test_sets.make_test_queries('test', 3, TABLE)
     sorts = [(q['sort'], bool(q['targets'])) for q in asked]
     for sort in ('explicit', 'attributes', 'use', 'knowledge'):
         assert (sort, True) in sorts
@@ -305,7 +318,7 @@ def test_an_exam_asks_for_what_is_there_and_what_is_not():
     (talk,) = [q for q in asked if q['sort'] == 'dialogue']
     assert 1 <= len(talk['before']) <= 3
     assert all(q['expects'] for q in asked if q['sort'] == 'use' and q['targets'])
-    assert asked == test_sets.questions('test', 3, TABLE)
+    assert asked == test_sets.make_test_queries('test', 3, TABLE)
 
 
 # ---- lessons and the trainer
@@ -345,14 +358,14 @@ def rectangles(tmp_path_factory):
     return root
 
 
-PACE = Pace(steps=6, warm_up=2, average=0.9, validate_every=6, save_every=3)
-RECIPE = Recipe(PACE, looks=2, pictures=2, requests=2, threads=1)
+PACE = TrainerConfig(steps=6, warmup_steps=2, ema_decay=0.9, validate_every=6, save_every=3)
+RECIPE = PretrainConfig(PACE, vision_warmup_steps=2, batch_size=2, queries_per_image=2, threads=1)
 
 
 @pytest.fixture(scope='module')
 def trained(rectangles, tmp_path_factory):
     run = tmp_path_factory.mktemp('run')
-    loop = Loop(run, PACE, Tabletop(run, rectangles, RECIPE))
+    loop = Trainer(run, PACE, PretrainTask(run, rectangles, RECIPE))
     loop.train()
     return loop
 
@@ -360,9 +373,11 @@ def trained(rectangles, tmp_path_factory):
 def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangles):
     pupil = trained.pupil
     split = dataset.SceneSet.load(rectangles / 'train')
-    request = queries.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
+    request = queries.explicit(
+        PhraseSampler(np.random.default_rng(0)), split.tables[0], present=True
+    )
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = batches.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
+    lesson = batches.make_batch(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     side = pupil.config.sam_size
     assert lesson.truth.shape == (1, side, side)
     share = (split.ids[0] == request.targets[0][0]).mean()  # of the picture; 3/4 of the square
@@ -375,7 +390,7 @@ def test_a_lesson_supervises_answers_and_points_at_their_truth(trained, rectangl
 
 
 def test_a_layout_tells_who_stands_beside_whom_and_who_comes_first():
-    there, standing, beside, firsts = batches.layout(TABLE)
+    there, standing, beside, firsts = batches.auxiliary_targets(TABLE)
     index = batches.KIND_INDEX
     assert there[index['mug'] - 1] == there[index['plate'] - 1] == 1
     assert np.isnan(there[index['book'] - 1])  # too little of it is seen
@@ -410,9 +425,11 @@ def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles
     """Patches without a thing say nothing, and what is not clear does not count."""
     pupil = trained.pupil
     split = dataset.SceneSet.load(rectangles / 'train')
-    request = queries.explicit(Voice(np.random.default_rng(0)), split.tables[0], present=True)
+    request = queries.explicit(
+        PhraseSampler(np.random.default_rng(0)), split.tables[0], present=True
+    )
     views = [(split.colour[0], split.ids[0], split.tables[0], [request])]
-    lesson = batches.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
+    lesson = batches.make_batch(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     tokens = torch.zeros(1, pupil.config.image_tokens, pupil.config.llama.hidden_size)
     tokens[..., 0] = 1.0
     heads = pupil.heads
@@ -432,13 +449,13 @@ def test_the_lesson_of_places_is_about_each_patchs_own_thing(trained, rectangles
 def test_a_view_tells_where_its_things_show():
     ids = np.zeros((100, 200), np.uint8)
     ids[20:60, 40:60] = BANANA.id
-    ids[50:60, 40:60] |= PART
-    view = dataset.in_view(TABLE, ids)
-    (banana,) = [o for o in view.there if o.id == BANANA.id]
+    ids[50:60, 40:60] |= PART_FLAG
+    view = dataset.with_visibility(TABLE, ids)
+    (banana,) = [o for o in view.objects if o.id == BANANA.id]
     assert (banana.area, banana.part_area) == (800 * 3.84, 768)
     assert (banana.across, banana.down) == (0.25, 0.5)  # the lower half is rows 40 to 59
-    assert [o.area for o in view.there if o.id != BANANA.id] == [0] * 4
-    assert view.mirrored().there[2].across == 0.75
+    assert [o.area for o in view.objects if o.id != BANANA.id] == [0] * 4
+    assert view.mirrored().objects[2].across == 0.75
 
 
 def test_augmentation_keeps_picture_truth_and_places_together():
@@ -448,29 +465,38 @@ def test_augmentation_keeps_picture_truth_and_places_together():
     colour = np.where(ids[..., None] > 0, 230, 20).astype(np.uint8).repeat(3, axis=2)
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        seen, where, table = dataset.augment(rng, colour, ids, Table((RED, WHITE)))
+        seen, where, table = dataset.augment(rng, colour, ids, SceneGraph((RED, WHITE)))
         bright = seen.mean(axis=2) > 110
         assert (bright == (where > 0)).mean() > 0.97
         first, second = (np.argwhere(where == i)[:, 1].mean() for i in (1, 2))
-        assert (first < second) == (table.there[0].right < table.there[1].right)
-        assert table.there[0].area == pytest.approx((where == 1).sum() * 76800 / where.size, abs=1)
+        assert (first < second) == (table.objects[0].right < table.objects[1].right)
+        assert table.objects[0].area == pytest.approx(
+            (where == 1).sum() * 76800 / where.size, abs=1
+        )
 
 
 def test_reasoning_pairs_are_the_same_whenever_they_come(rectangles, tmp_path):
-    recipe = Recipe(PACE, pictures=2, requests=1, pairs=3, without=queries.IMPLICIT, threads=1)
-    pupil = Tabletop(tmp_path, rectangles, recipe)
+    recipe = PretrainConfig(
+        PACE,
+        batch_size=2,
+        queries_per_image=1,
+        fixed_reasoning_pairs=3,
+        exclude_categories=queries.IMPLICIT,
+        threads=1,
+    )
+    pupil = PretrainTask(tmp_path, rectangles, recipe)
     tables = pupil.train_set.tables
     pairs = [pupil._pair(n % 3, tables) for n in range(12)]
     assert pairs[:3] * 4 == pairs
-    assert all(request.sort in queries.IMPLICIT for _, (request,) in pairs)
+    assert all(request.category in queries.IMPLICIT for _, (request,) in pairs)
 
 
 def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles, tmp_path):
-    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
-    pupil = Tabletop(tmp_path / 'run', rectangles, recipe)
+    recipe = replace(RECIPE, init_from=trained.run / 'model', feature_cache=tmp_path / 'memory')
+    pupil = PretrainTask(tmp_path / 'run', rectangles, recipe)
     pupil.module.eval()
     seen = pupil.draw(0, 0)
-    assert isinstance(seen, feature_cache.Remembered)
+    assert isinstance(seen, feature_cache.CachedBatch)
     told = pupil.losses(seen, 0)
 
     def view(i):  # as the memory drew it
@@ -480,11 +506,11 @@ def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles
 
     rng = np.random.default_rng((PACE.seed, 0, 0))
     views = []
-    for _ in range(RECIPE.pictures):
+    for _ in range(RECIPE.batch_size):
         i = int(rng.integers(len(pupil.memory)))
         assert pupil.memory.tables[i] == view(i)[2]
         views.append((*view(i), pupil._requests(rng, view(i)[2], step=99)))
-    lesson = batches.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
+    lesson = batches.make_batch(pupil.config, pupil.tokenizer, pupil.clip_recipe, views)
     assert torch.equal(lesson.batch.input_ids, seen.batch.input_ids)
     assert torch.equal(lesson.truth, seen.truth)
     fresh = pupil._all(pupil._looked(lesson), 99)
@@ -494,7 +520,7 @@ def test_what_the_eyes_saw_is_kept_and_gives_the_same_losses(trained, rectangles
 
 def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained, rectangles):
     pupil = trained.pupil
-    pupil.recipe, before = replace(RECIPE, places=2), pupil.recipe
+    pupil.recipe, before = replace(RECIPE, number_warmup_steps=2), pupil.recipe
     try:
         told = pupil.losses(pupil.draw(3, 0), 3)
         looks = set(pupil.losses(pupil.draw(1, 0), 1))
@@ -507,7 +533,7 @@ def test_the_first_answers_may_all_measure_and_not_count_by_their_masks(trained,
 
 def test_some_requests_about_each_picture_may_always_measure(trained):
     pupil = trained.pupil
-    pupil.recipe, before = replace(RECIPE, measured=2, requests=3), pupil.recipe
+    pupil.recipe, before = replace(RECIPE, measured_per_image=2, queries_per_image=3), pupil.recipe
     try:
         for seed in range(20):
             asked = pupil._requests(np.random.default_rng(seed), TABLE, 99)
@@ -523,7 +549,12 @@ def test_and_some_may_always_take_reasoning(trained, rectangles, tmp_path):
     before = pupil.recipe
     try:
         for measured, reasoned in ((1, 1), (0, 2), (2, 5), (5, 1)):
-            pupil.recipe = replace(RECIPE, measured=measured, reasoned=reasoned, requests=3)
+            pupil.recipe = replace(
+                RECIPE,
+                measured_per_image=measured,
+                reasoning_per_image=reasoned,
+                queries_per_image=3,
+            )
             thought = slice(measured, measured + reasoned)
             for seed in range(20):
                 asked = pupil._requests(np.random.default_rng(seed), TABLE, 99)
@@ -532,11 +563,11 @@ def test_and_some_may_always_take_reasoning(trained, rectangles, tmp_path):
     finally:
         pupil.recipe = before
     for recipe in (
-        replace(RECIPE, reasoned=1, without=('use',)),
-        replace(RECIPE, measured=1, without=('relations', 'use')),
+        replace(RECIPE, reasoning_per_image=1, exclude_categories=('use',)),
+        replace(RECIPE, measured_per_image=1, exclude_categories=('relations', 'use')),
     ):
         with pytest.raises(SettingsError, match='cannot be left out'):
-            Tabletop(tmp_path, rectangles, recipe)
+            PretrainTask(tmp_path, rectangles, recipe)
 
 
 def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangles):
@@ -549,12 +580,12 @@ def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangl
         'The pan fries food, but there is no pan here.': (),
     }
     asked = [
-        queries.Request('use', (Turn('find it', said),), targets)
+        queries.TabletopQuery('use', (Turn('find it', said),), targets)
         for said, targets in answers.items()
     ]
     split = dataset.SceneSet.load(rectangles / 'train', limit=1)
     view = split.colour[0], split.ids[0], split.tables[0], asked
-    lesson = batches.lesson(pupil.config, tokenizer, pupil.clip_recipe, [view])
+    lesson = batches.make_batch(pupil.config, tokenizer, pupil.clip_recipe, [view])
     labels = lesson.batch.labels
     with torch.no_grad():
         out = pupil.lisa(lesson.batch, packed=True)
@@ -584,7 +615,7 @@ def test_what_tells_whether_a_thing_is_there_counts_for_itself(trained, rectangl
 def test_numbers_begin_beside_their_neighbours(trained):
     """Six steps have not moved them far from where they began."""
     lisa, heads = trained.pupil.lisa, trained.pupil.heads
-    assert len(heads.numbers) == len(answer_text.MEASURES)
+    assert len(heads.numbers) == len(answer_text.NUMBER_WORDS)
     rows = lisa.llm.get_input_embeddings().weight[heads.numbers]
     near = (rows[1:] - rows[:-1]).norm(dim=1)
     far = (rows[10:] - rows[:-10]).norm(dim=1)
@@ -645,21 +676,25 @@ def test_what_is_said_by_looking_is_found_in_answers(trained):
     ids[60:120, 80:160] = 2  # and its at 75 75
     # of a turn before it, and of a request whose words are not learnt, [SEG] count as well
     first = Turn('segment the milk', 'Sure, [SEG].')
-    insisted = queries.Request('explicit', (first,), ((),), insisted=True)
+    insisted = queries.TabletopQuery('explicit', (first,), ((),), insisted=True)
     asked = [
-        queries.Request(
+        queries.TabletopQuery(
             'relations',
             (first, Turn('and?', answer)),
             ((3,), *targets),
             sized=sized,
-            listed=tuple(answer_text.Listed(1, name, (number,)) for name, number in listed),
+            listed=tuple(answer_text.ListedName(1, name, (number,)) for name, number in listed),
         )
         for answer, targets, sized, listed, _ in LOOKS
     ]
-    lesson = batches.asked(
-        config, tokenizer, ids.shape, [dataset.squared(ids, config.sam_size)], [[insisted, *asked]]
+    lesson = batches.make_query_batch(
+        config,
+        tokenizer,
+        ids.shape,
+        [dataset.to_sam_square(ids, config.sam_size)],
+        [[insisted, *asked]],
     )
-    found = Looking(tokenizer).spots(lesson, 14)
+    found = AttentionSupervision(tokenizer).attention_targets(lesson, 14)
     assert torch.allclose(found.wanted.sum(1), torch.ones(len(found.rows)))
     side = (torch.arange(14) + 0.5) / 14 * 100
     grids = found.wanted.unflatten(1, (14, 14))
@@ -681,10 +716,10 @@ def slipped(count):
     """Requests whose answers measure, and talks, each with what it becomes if its answer slips."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
-        request = query_sampling.placing(rng, TABLE)
-        yield request, slip(rng, request, TABLE)
-        talk = query_sampling.dialogue(Voice(rng), TABLE, 3)
-        yield talk, slip(rng, talk, TABLE)
+        request = query_sampling.sample_measured(rng, TABLE)
+        yield request, corrupt_object_name(rng, request, TABLE)
+        talk = query_sampling.dialogue(PhraseSampler(rng), TABLE, 3)
+        yield talk, corrupt_object_name(rng, talk, TABLE)
 
 
 def test_a_slip_is_a_wrong_name_at_the_right_place():
@@ -706,7 +741,9 @@ def test_a_slip_is_a_wrong_name_at_the_right_place():
     assert kept > 20
     assert 'banana' in names  # which is there, and called so where it is something else
     assert {'mug', 'white mug'} <= names  # which do not tell it from the other one
-    assert names & (set(KINDS) - {'mug', 'plate', 'banana'})  # which are not there at all
+    assert names & (
+        set(OBJECT_CATEGORIES) - {'mug', 'plate', 'banana'}
+    )  # which are not there at all
     assert 'book' not in names  # which is hidden
 
 
@@ -718,7 +755,7 @@ def test_of_a_slip_the_wrong_name_is_read_and_not_learnt(trained):
     assert sum(len(read.turns) > 1 for _, read in pairs) > 5
     for right, read in pairs:
         true, slip_of = (
-            batches.asked(config, tokenizer, (120, 160), [square], [[one]])
+            batches.make_query_batch(config, tokenizer, (120, 160), [square], [[one]])
             for one in (right, read)
         )
         words, labels = slip_of.batch.input_ids[0], slip_of.batch.labels[0]
@@ -734,9 +771,12 @@ def test_of_a_slip_the_wrong_name_is_read_and_not_learnt(trained):
         assert read.slip.replace(', [SEG].', '') in tokenizer.decode(words.tolist())
         assert torch.equal(slip_of.truth, true.truth)
         assert torch.equal(slip_of.first_words, true.first_words)
-        for one in Looking(tokenizer)._said(slip_of):
+        for one in AttentionSupervision(tokenizer)._said(slip_of):
             assert all(slip_of.batch.labels[row, word] != IGNORED for row, word, _ in one)
-        assert Looking(tokenizer)._said(slip_of)[:2] == Looking(tokenizer)._said(true)[:2]
+        assert (
+            AttentionSupervision(tokenizer)._said(slip_of)[:2]
+            == AttentionSupervision(tokenizer)._said(true)[:2]
+        )
 
 
 def shared(*answers):
@@ -751,7 +791,13 @@ def test_answers_slip_as_often_as_they_are_told_to_where_masks_count(trained):
     try:
         shares = {}
         for slips, places in ((0.0, 0), (0.5, 0), (1.0, 0), (1.0, 100)):
-            pupil.recipe = replace(RECIPE, measured=3, requests=3, slips=slips, places=places)
+            pupil.recipe = replace(
+                RECIPE,
+                measured_per_image=3,
+                queries_per_image=3,
+                name_noise_rate=slips,
+                number_warmup_steps=places,
+            )
             asked = [
                 one
                 for seed in range(20)
@@ -769,7 +815,7 @@ def test_an_answer_calls_a_thing_by_its_colour_unless_it_compares():
     """As `TABLE.look` has it; of two that are compared, as the request has it."""
     names = set()
     for seed in range(200):
-        voice = Voice(np.random.default_rng(seed))
+        voice = PhraseSampler(np.random.default_rng(seed))
         for ask in (queries._place, queries._superlative):
             request = ask(voice, TABLE)
             if request is not None:
@@ -785,7 +831,7 @@ def test_an_answer_calls_a_thing_by_its_colour_unless_it_compares():
 
 def test_lessons_draw_next_to_twice_as_often_as_another_place():
     for exam, shares in ((False, (1, 1, 1, 1, 2)), (True, (1, 1, 1, 1, 1))):
-        voice = Voice(np.random.default_rng(0), exam=exam)
+        voice = PhraseSampler(np.random.default_rng(0), exam=exam)
         drawn = [queries._somewhere(voice) for _ in range(3000)]
         counts = [drawn.count(place) / len(drawn) for place in PLACES]
         assert np.allclose(counts, np.array(shares) / sum(shares), atol=0.03)
@@ -793,20 +839,20 @@ def test_lessons_draw_next_to_twice_as_often_as_another_place():
 
 def test_the_look_of_a_thing_is_what_tells_it_apart_with_its_colour():
     """Of one mug, too: "the mug" is not enough where there are two, "the red mug" may be."""
-    assert TABLE.look(RED) == 'red mug'
-    assert TABLE.look(PLATE) == 'blue plate'
-    assert TABLE.look(BANANA) == 'banana'
+    assert TABLE.name_with_colour(RED) == 'red mug'
+    assert TABLE.name_with_colour(PLATE) == 'blue plate'
+    assert TABLE.name_with_colour(BANANA) == 'banana'
     twins = replace(WHITE, id=6, size='big')
-    assert Table((*TABLE.there, twins)).look(WHITE) == 'small white mug'
+    assert SceneGraph((*TABLE.objects, twins)).name_with_colour(WHITE) == 'small white mug'
 
 
 def test_every_size_that_is_told_has_its_thing():
     """In the order in which they are told: by that alone they are matched."""
-    heights = {o.id: o.height for o in TABLE.there}
-    longest = {o.id: o.longest for o in TABLE.there}
+    heights = {o.id: o.height for o in TABLE.objects}
+    longest = {o.id: o.longest for o in TABLE.objects}
     told = 0
     for seed in range(60):
-        request = queries._comparative(Voice(np.random.default_rng(seed)), TABLE)
+        request = queries._comparative(PhraseSampler(np.random.default_rng(seed)), TABLE)
         if request is None:
             continue
         (turn,) = request.turns
@@ -820,7 +866,7 @@ def test_every_size_that_is_told_has_its_thing():
 def test_a_dialogue_keeps_the_sizes_of_all_its_turns():
     early = 0
     for seed in range(200):
-        talk = query_sampling.dialogue(Voice(np.random.default_rng(seed)), TABLE, 4)
+        talk = query_sampling.dialogue(PhraseSampler(np.random.default_rng(seed)), TABLE, 4)
         told = [turn.answer_raw.count(' cm') for turn in talk.turns]
         assert len(talk.sized) == sum(told)
         early += sum(told[:-1]) > 0
@@ -829,11 +875,11 @@ def test_a_dialogue_keeps_the_sizes_of_all_its_turns():
 
 def test_lists_go_from_left_to_right_and_know_what_each_name_means():
     across = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.3, 5: 0.6}
-    table = Table(tuple(replace(o, across=across[o.id]) for o in TABLE.there))
+    table = SceneGraph(tuple(replace(o, across=across[o.id]) for o in TABLE.objects))
     orders = {'dish': 'red mug, blue plate, white mug', 'list': 'mug, plate, banana'}
     told = dict.fromkeys((*orders, 'later'), 0)
     for seed in range(200):
-        voice = Voice(np.random.default_rng(seed))
+        voice = PhraseSampler(np.random.default_rng(seed))
         for request in (queries._sort(voice, table, True), queries.question(voice, table)):
             if request is None or not request.listed:
                 continue
@@ -842,8 +888,10 @@ def test_lists_go_from_left_to_right_and_know_what_each_name_means():
             assert names == [one.name for one in request.listed]
             assert {one.turn for one in request.listed} == {0}
             for one in request.listed:
-                meant = [o for o in table.seen if one.name in (table.look(o), o.kind)]
-                assert {i % PART for i in one.ids} == {o.id for o in meant}
+                meant = [
+                    o for o in table.visible if one.name in (table.name_with_colour(o), o.kind)
+                ]
+                assert {i % PART_FLAG for i in one.ids} == {o.id for o in meant}
             for name, order in orders.items():
                 told[name] += ', '.join(names) == order
         talk = query_sampling.dialogue(voice, table, 3)
@@ -857,10 +905,12 @@ def test_each_name_of_each_list_of_a_talk_is_found_in_its_own_answer(trained):
     pupil = trained.pupil
     square, twice = np.zeros((pupil.config.sam_size,) * 2, np.uint8), 0
     for seed in range(800):
-        talk = query_sampling.dialogue(Voice(np.random.default_rng(seed)), TABLE, 4)
+        talk = query_sampling.dialogue(PhraseSampler(np.random.default_rng(seed)), TABLE, 4)
         if not talk.listed:
             continue
-        lesson = batches.asked(pupil.config, pupil.tokenizer, (120, 160), [square], [[talk]])
+        lesson = batches.make_query_batch(
+            pupil.config, pupil.tokenizer, (120, 160), [square], [[talk]]
+        )
         ids, labels = lesson.batch.input_ids[0].tolist(), lesson.batch.labels[0].tolist()
         before = [IGNORED, *labels]
         for one, (row, first, end) in zip(talk.listed, lesson.listed_words.tolist(), strict=True):
@@ -877,30 +927,31 @@ def test_each_name_of_each_list_of_a_talk_is_found_in_its_own_answer(trained):
 def test_thinking_asks_for_what_takes_reasoning_and_is_there_or_not():
     there = dict.fromkeys(((s, p) for s in queries.IMPLICIT for p in (True, False)), 0)
     for seed in range(200):
-        request = query_sampling.thinking(np.random.default_rng(seed), TABLE)
-        there[request.sort, request.present] += 1
+        request = query_sampling.sample_reasoning(np.random.default_rng(seed), TABLE)
+        there[request.category, request.present] += 1
     assert there.pop(('two_step', False)) == 0
     assert min(there.values()) > 15, there
 
 
 def test_more_wordings_of_lessons_are_none_of_an_exam():
     for _, exam, more in templates.OF_SORTS.values():
-        assert not {templates.bare(f) for f in exam} & {templates.bare(f) for f in more}
+        assert not {templates.normalize(f) for f in exam} & {templates.normalize(f) for f in more}
     for exam in (True, False):
         said = {
-            Voice(np.random.default_rng(i), exam).say(('a', 'b'), more=('c',)) for i in range(40)
+            PhraseSampler(np.random.default_rng(i), exam).fill_template(('a', 'b'), more=('c',))
+            for i in range(40)
         }
         assert ('c' in said) == (not exam)
     sorts = templates.OF_SORTS.values()
-    heard = {w for *_, more in sorts for f in more for w in templates.bare(f).split()}
+    heard = {w for *_, more in sorts for f in more for w in templates.normalize(f).split()}
     assert {'hungry', 'thirsty', 'dishwasher', 'bored', 'play'} <= heard
 
 
 def test_names_are_scored_by_the_state_before_each_word(trained):
     """As a plain run of the language model over picture and words has it."""
     pupil = trained.pupil
-    lisa, inner = pupil.lisa.eval(), attention_supervision.layer(pupil.lisa)
-    for step in range(RECIPE.looks, 20):
+    lisa, inner = pupil.lisa.eval(), attention_supervision.supervised_layer(pupil.lisa)
+    for step in range(RECIPE.vision_warmup_steps, 20):
         lesson = pupil.draw(step, 0)
         spots = lesson.spots
         if spots.names.any():
@@ -921,8 +972,8 @@ def test_names_are_scored_by_the_state_before_each_word(trained):
 
 def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
     pupil = trained.pupil
-    lisa, inner = pupil.lisa.eval(), attention_supervision.layer(pupil.lisa)
-    pupil.recipe, before = replace(RECIPE, places=9), pupil.recipe
+    lisa, inner = pupil.lisa.eval(), attention_supervision.supervised_layer(pupil.lisa)
+    pupil.recipe, before = replace(RECIPE, number_warmup_steps=9), pupil.recipe
     try:
         lesson = pupil.draw(3, 0)
     finally:
@@ -952,7 +1003,7 @@ def test_the_attention_that_is_held_against_places_is_the_models_own(trained):
 
 def test_to_look_is_learnt_within_steps(trained):
     pupil = trained.pupil
-    pupil.recipe, before = replace(RECIPE, places=99), pupil.recipe
+    pupil.recipe, before = replace(RECIPE, number_warmup_steps=99), pupil.recipe
     try:
         lesson = pupil.draw(3, 0)
         trained.step = 3
@@ -970,7 +1021,9 @@ def test_to_look_is_learnt_within_steps(trained):
 @pytest.fixture(scope='module')
 def waving(trained, rectangles):
     start = trained.run / 'model'
-    return position_codes.Waving(start, dataset.SceneSet.load(rectangles / 'train'))
+    return position_codes.PositionDistillationTask(
+        start, dataset.SceneSet.load(rectangles / 'train')
+    )
 
 
 def test_waves_come_out_of_clip_as_they_went_in_and_it_sees_as_before(waving):
@@ -990,7 +1043,14 @@ def test_waves_come_out_of_clip_as_they_went_in_and_it_sees_as_before(waving):
 
 
 def test_clean_waves_are_learnt_and_the_model_is_written(waving, tmp_path):
-    pace = Pace(steps=8, rate=2e-4, warm_up=1, validate_every=8, save_every=8, clip=5.0)
+    pace = TrainerConfig(
+        steps=8,
+        learning_rate=2e-4,
+        warmup_steps=1,
+        validate_every=8,
+        save_every=8,
+        max_grad_norm=5.0,
+    )
     pixels = waving.draw(1, 0)
 
     def off():
@@ -999,7 +1059,7 @@ def test_clean_waves_are_learnt_and_the_model_is_written(waving, tmp_path):
         return float(sum(waving.weights[name] * loss for name, loss in told.items()))
 
     before = off()
-    assert Loop(tmp_path, pace, waving).train()
+    assert Trainer(tmp_path, pace, waving).train()
     assert off() < before
     model = checkpoint.load(tmp_path / 'model').model
     with torch.no_grad():
@@ -1008,14 +1068,17 @@ def test_clean_waves_are_learnt_and_the_model_is_written(waving, tmp_path):
 
 
 def test_waves_want_a_model_that_they_are_given_to(rectangles, tmp_path, capsys):
-    given = ['train', '--scenes', str(rectangles), '--out', str(tmp_path), '--waves']
+    given = ['train', '--scenes', str(rectangles), '--out', str(tmp_path), '--position-codes']
     assert cli.main(given) == 1
-    assert '--waves are given to a model: name its folder with --start' in capsys.readouterr().err
+    assert (
+        '--position-codes are given to a model: name its folder with --init-from'
+        in capsys.readouterr().err
+    )
 
 
 def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectangles, tmp_path):
-    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
-    loop = Loop(tmp_path / 'run', PACE, Tabletop(tmp_path / 'run', rectangles, recipe))
+    recipe = replace(RECIPE, init_from=trained.run / 'model', feature_cache=tmp_path / 'memory')
+    loop = Trainer(tmp_path / 'run', PACE, PretrainTask(tmp_path / 'run', rectangles, recipe))
     before = {n: t.clone() for n, t in loop.pupil.lisa.state_dict().items()}
     loop.train(until=2)
     moved = {n for n, t in loop.pupil.lisa.state_dict().items() if not torch.equal(t, before[n])}
@@ -1025,12 +1088,12 @@ def test_with_a_memory_the_eyes_stand_still_and_the_rest_learns(trained, rectang
 
 
 def test_a_memory_of_other_eyes_or_scenes_is_refused(trained, rectangles, tmp_path):
-    recipe = replace(RECIPE, start=trained.run / 'model', memory=tmp_path / 'memory')
-    Tabletop(tmp_path / 'run', rectangles, recipe)
+    recipe = replace(RECIPE, init_from=trained.run / 'model', feature_cache=tmp_path / 'memory')
+    PretrainTask(tmp_path / 'run', rectangles, recipe)
     with pytest.raises(DataError, match=r'views 1, not 2'):
-        Tabletop(tmp_path / 'run', rectangles, replace(recipe, views=2))
+        PretrainTask(tmp_path / 'run', rectangles, replace(recipe, views_per_scene=2))
     with pytest.raises(DataError, match=r'eyes \w+, not'):
-        Tabletop(tmp_path / 'run', rectangles, replace(recipe, start=None))
+        PretrainTask(tmp_path / 'run', rectangles, replace(recipe, init_from=None))
 
 
 def test_new_words_keep_the_rows_of_old_ones(rectangles, tmp_path):
@@ -1039,7 +1102,7 @@ def test_new_words_keep_the_rows_of_old_ones(rectangles, tmp_path):
     assert len(old) < len(new)
     names = ('llm.model.embed_tokens.weight', 'llm.lm_head.weight')
     state = {name: torch.randn(len(old), 8) for name in names}
-    made = initialization.reworded({**state, 'other': torch.ones(3)}, old, new)
+    made = initialization.remap_vocabulary({**state, 'other': torch.ones(3)}, old, new)
     assert torch.equal(made['other'], torch.ones(3))
     known = {old.token(i): i for i in range(len(old))}
     words = [i for i in range(len(new)) if new.token(i) not in known]
@@ -1056,24 +1119,24 @@ def test_new_words_keep_the_rows_of_old_ones(rectangles, tmp_path):
 
 def test_eyes_are_taken_without_the_words(trained, rectangles, tmp_path):
     taken = trained.run / 'model'
-    recipe = replace(RECIPE, eyes=taken)
-    lisa = Tabletop(tmp_path, rectangles, recipe).lisa.state_dict()
+    recipe = replace(RECIPE, init_vision_from=taken)
+    lisa = PretrainTask(tmp_path, rectangles, recipe).lisa.state_dict()
     given = Segmenter.load(taken, device='cpu').model.state_dict()
     for name, tensor in given.items():
         if name.startswith(('clip.', 'mm_projector.', 'sam.')):
             assert torch.equal(lisa[name], tensor), name
         elif tensor.ndim > 1:
             assert not torch.equal(lisa[name], tensor), name
-    with pytest.raises(SettingsError, match='--start or --eyes'):
-        Tabletop(tmp_path, rectangles, replace(recipe, start=taken))
+    with pytest.raises(SettingsError, match='--init-from or --init-vision-from'):
+        PretrainTask(tmp_path, rectangles, replace(recipe, init_from=taken))
 
 
 def test_clip_can_be_given_larger_pictures(trained, rectangles, tmp_path):
     start = trained.run / 'model'
-    recipe = replace(RECIPE, start=start, looks=0, clip_side=320)
-    pupil = Tabletop(tmp_path, rectangles, recipe)
+    recipe = replace(RECIPE, init_from=start, vision_warmup_steps=0, clip_image_size=320)
+    pupil = PretrainTask(tmp_path, rectangles, recipe)
     view = pupil._examined(0)
-    lesson = batches.lesson(pupil.config, pupil.tokenizer, pupil.clip_recipe, [view])
+    lesson = batches.make_batch(pupil.config, pupil.tokenizer, pupil.clip_recipe, [view])
     assert lesson.batch.clip_pixels.shape[-2:] == (320, 320)
     pupil.export(tmp_path)
     other = Segmenter.load(tmp_path / 'model', device='cpu')
@@ -1082,19 +1145,19 @@ def test_clip_can_be_given_larger_pictures(trained, rectangles, tmp_path):
     for change, message in (
         ({'clip_side': 300}, 'multiple of 16 up to 352'),
         ({'clip_side': 368}, 'multiple of 16 up to 352'),
-        ({'additions': 4}, 'give no --clip-side'),
+        ({'additions': 4}, 'give no --clip-image-size'),
     ):
         with pytest.raises(SettingsError, match=message):
-            Tabletop(tmp_path, rectangles, replace(recipe, **change))
-    eyes = replace(RECIPE, eyes=tmp_path / 'model')
-    assert Tabletop(tmp_path / 'eyes', rectangles, eyes).config.clip.image_size == 320
+            PretrainTask(tmp_path, rectangles, replace(recipe, **change))
+    eyes = replace(RECIPE, init_vision_from=tmp_path / 'model')
+    assert PretrainTask(tmp_path / 'eyes', rectangles, eyes).config.clip.image_size == 320
 
 
 def test_a_finer_table_of_places_has_the_old_ones_where_it_has_their_patches_middles(trained):
     name = 'clip.embeddings.position_embedding.weight'
     small = trained.pupil.lisa.state_dict()
     side = round(len(small[name][1:]) ** 0.5)
-    large = resized(small, (3 * side) ** 2)[name]
+    large = resize_position_embedding(small, (3 * side) ** 2)[name]
     assert torch.equal(large[0], small[name][0])
     middles = large[1:].unflatten(0, (3 * side, 3 * side))[1::3, 1::3].flatten(0, 1)
     assert torch.allclose(middles, small[name][1:], atol=1e-5)
@@ -1102,7 +1165,7 @@ def test_a_finer_table_of_places_has_the_old_ones_where_it_has_their_patches_mid
 
 def test_a_start_keeps_its_eyes_until_the_lessons_heads_can_read_them(trained, rectangles):
     pupil = trained.pupil
-    pupil.recipe, before = replace(pupil.recipe, start=trained.run / 'model'), pupil.recipe
+    pupil.recipe, before = replace(pupil.recipe, init_from=trained.run / 'model'), pupil.recipe
     try:
         for step, learns in ((1, False), (2, True)):  # a warm-up of two steps
             lesson = replace(pupil.draw(5, 0), spots=None)
@@ -1119,14 +1182,19 @@ def test_a_start_keeps_its_eyes_until_the_lessons_heads_can_read_them(trained, r
 
 
 def test_lore_is_of_the_world_and_tells_nothing_of_the_picture():
-    empty_table = Table(())
-    asked = [queries.lore(Voice(np.random.default_rng(n)), empty_table) for n in range(60)]
+    empty_table = SceneGraph(())
+    asked = [
+        queries.general_knowledge(PhraseSampler(np.random.default_rng(n)), empty_table)
+        for n in range(60)
+    ]
     assert len({request.turns[0].answer_raw for request in asked}) > 20
     for request in asked:
         assert not request.targets
         name = request.turns[0].answer_raw.removeprefix('The ')
-        kind = next(k for k in sorted(KINDS, key=len, reverse=True) if name.startswith(k))
-        assert any(need in request.turns[0].query for need in KINDS[kind].needs)
+        kind = next(
+            k for k in sorted(OBJECT_CATEGORIES, key=len, reverse=True) if name.startswith(k)
+        )
+        assert any(need in request.turns[0].query for need in OBJECT_CATEGORIES[kind].needs)
 
 
 def test_conversations_read_packed_give_the_same_numbers(trained):
@@ -1190,7 +1258,7 @@ def test_the_command_trains_with_the_numbers_given(rectangles, tmp_path, capsys)
     given = {'steps': 2, 'looks': 1, 'pictures': 2, 'requests': 1, 'threads': 1, 'warm_up': 1}
     numbers = [w for k, v in given.items() for w in (f'--{k.replace("_", "-")}', str(v))]
     command = ['train', '--scenes', str(rectangles), '--out', str(tmp_path / 'run'), *numbers]
-    assert cli.main([*command, '--without', 'use', 'knowledge', 'two_step']) == 0
+    assert cli.main([*command, '--exclude-categories', 'use', 'knowledge', 'two_step']) == 0
     assert (tmp_path / 'run' / 'model' / 'model.safetensors').is_file()
     rows = (tmp_path / 'run' / 'curves.csv').read_text().splitlines()
     assert rows[-1].startswith('2.0000,')
@@ -1207,8 +1275,14 @@ def added(trained, rectangles, tmp_path_factory):
     start = tmp_path_factory.mktemp('start') / 'model'
     shutil.copytree(trained.run / 'model', start)
     run = tmp_path_factory.mktemp('added')
-    recipe = replace(RECIPE, start=start, additions=4, looks=0, pace=replace(PACE, average=0.0))
-    loop = Loop(run, recipe.pace, Tabletop(run, rectangles, recipe))
+    recipe = replace(
+        RECIPE,
+        init_from=start,
+        lora_rank=4,
+        vision_warmup_steps=0,
+        pace=replace(PACE, ema_decay=0.0),
+    )
+    loop = Trainer(run, recipe.pace, PretrainTask(run, rectangles, recipe))
     loop.train()
     return loop, start
 
@@ -1234,11 +1308,11 @@ def test_additions_lie_beside_weights_that_stand_and_load_on_top(added):
 
 def test_additions_are_gone_on_with(added, rectangles, tmp_path):
     loop, _ = added
-    recipe = replace(RECIPE, start=loop.run / 'model', additions=4)
-    pupil = Tabletop(tmp_path, rectangles, recipe)
+    recipe = replace(RECIPE, init_from=loop.run / 'model', lora_rank=4)
+    pupil = PretrainTask(tmp_path, rectangles, recipe)
     name = 'llm.model.layers.0.mlp.up_proj'
     layer = pupil.lisa.get_submodule(name)
-    given = lora.read(loop.run / 'model')
+    given = lora.load_lora(loop.run / 'model')
     assert torch.equal(layer.parametrizations.weight[0].up, given[f'{name}.weight.up'])
     merged = checkpoint.load(loop.run / 'model').model.get_parameter(f'{name}.weight')
     assert torch.allclose(layer.weight, merged, atol=1e-6)
@@ -1256,14 +1330,14 @@ def test_additions_of_another_model_are_named(added, tmp_path, change, message):
     _, start = added
     model = tmp_path / 'model'
     shutil.copytree(start, model)
-    lora.write(change, model)
+    lora.save_lora(change, model)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(model)
 
 
 def test_additions_want_a_start(rectangles, tmp_path):
-    with pytest.raises(SettingsError, match='give --start'):
-        Tabletop(tmp_path, rectangles, replace(RECIPE, additions=4))
+    with pytest.raises(SettingsError, match='give --init-from'):
+        PretrainTask(tmp_path, rectangles, replace(RECIPE, lora_rank=4))
 
 
 def test_a_broken_file_of_additions_is_named(added, tmp_path):

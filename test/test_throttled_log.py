@@ -11,7 +11,7 @@ from lisa_ros.ros import throttled_log
 def test_each_cause_is_said_once_in_five_seconds(monkeypatch):
     now, said = [100.0], []
     monkeypatch.setattr(throttled_log.time, 'monotonic', lambda: now[0])
-    complain = throttled_log.Complaints(said.append)
+    complain = throttled_log.ThrottledLog(said.append)
     complain('no depth')
     complain('no depth')
     complain('another')

@@ -71,18 +71,18 @@ def moving(count, speed=1.5, **more):
 
 def begun(first, depth=False):
     tracker = FlowTracker()
-    tracker.begin(first.stamp, first.image, first.depth if depth else None)
+    tracker.set_reference(first.stamp, first.image, first.depth if depth else None)
     return tracker
 
 
 def followed(shots, depth=False):
     """A tracker that had its answer at once, and where the thing was in each frame."""
     tracker = begun(shots[0], depth)
-    tracker.answered(shots[0].stamp, shots[0].truth[None])
-    found = [tracker.now()]
+    tracker.set_masks(shots[0].stamp, shots[0].truth[None])
+    found = [tracker.state()]
     for one in shots[1:]:
-        tracker.advance(one.stamp, one.image, one.depth if depth else None)
-        found.append(tracker.now())
+        tracker.update(one.stamp, one.image, one.depth if depth else None)
+        found.append(tracker.state())
     return tracker, found
 
 
@@ -104,49 +104,49 @@ def test_a_mask_moves_with_its_thing_and_not_with_the_camera(depth):
 def test_before_an_answer_there_is_nothing():
     first, second = moving(2)
     tracker = begun(first)
-    tracker.advance(second.stamp, second.image)
-    assert tracker.now() is None
+    tracker.update(second.stamp, second.image)
+    assert tracker.state() is None
 
 
 def test_a_late_answer_is_carried_to_where_an_early_one_is():
     shots = moving(40)
     late = begun(shots[0])
     for one in shots[1:]:
-        late.advance(one.stamp, one.image)
-    late.answered(shots[0].stamp, shots[0].truth[None])
+        late.update(one.stamp, one.image)
+    late.set_masks(shots[0].stamp, shots[0].truth[None])
     _, found = followed(shots)
-    assert np.array_equal(late.now().masks, found[-1].masks)
-    assert late.now().age == found[-1].age
-    assert iou(late.now().masks[0], shots[-1].truth) > GOOD
+    assert np.array_equal(late.state().masks, found[-1].masks)
+    assert late.state().age == found[-1].age
+    assert iou(late.state().masks[0], shots[-1].truth) > GOOD
 
 
 def test_a_second_question_opens_while_the_first_answer_is_followed():
     shots = moving(40)
     tracker = begun(shots[0])
-    tracker.answered(shots[0].stamp, shots[0].truth[None])
+    tracker.set_masks(shots[0].stamp, shots[0].truth[None])
     for one in shots[1:15]:
-        tracker.advance(one.stamp, one.image)
-    tracker.begin(shots[15].stamp, shots[15].image)
-    assert tracker.now().stamp == shots[15].stamp  # a begun frame is a newer frame too
+        tracker.update(one.stamp, one.image)
+    tracker.set_reference(shots[15].stamp, shots[15].image)
+    assert tracker.state().stamp == shots[15].stamp  # a begun frame is a newer frame too
     for one in shots[16:30]:
-        tracker.advance(one.stamp, one.image)
-    assert tracker.now().age == pytest.approx(29 / 30, abs=1e-3)
-    assert iou(tracker.now().masks[0], shots[29].truth) > GOOD
-    tracker.answered(shots[15].stamp, shots[15].truth[None])
-    assert tracker.now().age == pytest.approx(14 / 30, abs=1e-3)
-    assert iou(tracker.now().masks[0], shots[29].truth) > GOOD
+        tracker.update(one.stamp, one.image)
+    assert tracker.state().age == pytest.approx(29 / 30, abs=1e-3)
+    assert iou(tracker.state().masks[0], shots[29].truth) > GOOD
+    tracker.set_masks(shots[15].stamp, shots[15].truth[None])
+    assert tracker.state().age == pytest.approx(14 / 30, abs=1e-3)
+    assert iou(tracker.state().masks[0], shots[29].truth) > GOOD
 
 
 def test_a_question_about_a_frame_just_before_the_newest_one_is_taken():
     shots = moving(20)
     tracker = begun(shots[0])
     for one in shots[1:10]:
-        tracker.advance(one.stamp, one.image)
-    tracker.begin(shots[6].stamp, shots[6].image)
+        tracker.update(one.stamp, one.image)
+    tracker.set_reference(shots[6].stamp, shots[6].image)
     for one in shots[10:]:
-        tracker.advance(one.stamp, one.image)
-    tracker.answered(shots[6].stamp, shots[6].truth[None])
-    assert iou(tracker.now().masks[0], shots[-1].truth) > 0.9
+        tracker.update(one.stamp, one.image)
+    tracker.set_masks(shots[6].stamp, shots[6].truth[None])
+    assert iou(tracker.state().masks[0], shots[-1].truth) > 0.9
 
 
 @pytest.mark.parametrize('depth', [False, True])
@@ -182,12 +182,12 @@ def test_depth_sees_what_has_the_same_colours():
     """What comes nearer without a seam in colour is seen by its depth alone."""
     shots = [shot(0, (160, 120)) for _ in range(30)]
     tracker = begun(shots[0], depth=True)
-    tracker.answered(shots[0].stamp, shots[0].truth[None])
+    tracker.set_masks(shots[0].stamp, shots[0].truth[None])
     for i, one in enumerate(shots[1:], 1):
         depth = one.depth.copy()
         depth[:, : 14 * i] = 0.4
-        tracker.advance(START + i * STEP, one.image, depth)
-    assert not tracker.now().tracked[0]
+        tracker.update(START + i * STEP, one.image, depth)
+    assert not tracker.state().tracked[0]
 
 
 @pytest.mark.parametrize(('frames', 'found'), [(4, True), (12, False)])
@@ -242,45 +242,45 @@ def test_several_things_keep_their_order():
     other = np.zeros(SIZE, bool)
     other[180:220, 20:80] = True
     tracker = begun(shots[0])
-    tracker.answered(shots[0].stamp, np.stack([other, shots[0].truth]))
+    tracker.set_masks(shots[0].stamp, np.stack([other, shots[0].truth]))
     for one in shots[1:]:
-        tracker.advance(one.stamp, one.image)
-    assert tracker.now().masks.shape == (2, *SIZE) and tracker.now().masks.dtype == bool
-    assert iou(tracker.now().masks[1], shots[-1].truth) > GOOD
-    assert not (tracker.now().masks[0] & shots[-1].truth).any()
+        tracker.update(one.stamp, one.image)
+    assert tracker.state().masks.shape == (2, *SIZE) and tracker.state().masks.dtype == bool
+    assert iou(tracker.state().masks[1], shots[-1].truth) > GOOD
+    assert not (tracker.state().masks[0] & shots[-1].truth).any()
 
 
 def test_an_empty_mask_is_lost_and_no_mask_is_no_thing():
     first, second = moving(2)
     tracker = begun(first)
-    tracker.answered(first.stamp, np.zeros((1, *SIZE), bool))
-    tracker.advance(second.stamp, second.image)
-    assert tracker.now().tracked.tolist() == [False] and tracker.now().drift.tolist() == [1]
-    tracker.answered(first.stamp, np.zeros((0, *SIZE), bool))
-    assert tracker.now().masks.shape == (0, *SIZE) and tracker.now().tracked.shape == (0,)
-    tracker.answered(first.stamp, np.zeros((0, 0, 0), bool))  # as a failed answer has them
-    assert tracker.now().masks.shape == (0, *SIZE)
+    tracker.set_masks(first.stamp, np.zeros((1, *SIZE), bool))
+    tracker.update(second.stamp, second.image)
+    assert tracker.state().tracked.tolist() == [False] and tracker.state().drift.tolist() == [1]
+    tracker.set_masks(first.stamp, np.zeros((0, *SIZE), bool))
+    assert tracker.state().masks.shape == (0, *SIZE) and tracker.state().tracked.shape == (0,)
+    tracker.set_masks(first.stamp, np.zeros((0, 0, 0), bool))  # as a failed answer has them
+    assert tracker.state().masks.shape == (0, *SIZE)
 
 
 def test_an_answer_about_an_unknown_frame_is_an_error_of_its_own():
     first, second = moving(2)
     tracker = begun(first)
-    tracker.advance(second.stamp, second.image)
+    tracker.update(second.stamp, second.image)
     with pytest.raises(TrackingError, match=f'{second.stamp} ns'):
-        tracker.answered(second.stamp, second.truth[None])
+        tracker.set_masks(second.stamp, second.truth[None])
 
 
 def test_masks_of_another_size_are_refused():
     first = moving(1)[0]
     tracker = begun(first)
     with pytest.raises(ImageError, match='240, 320'):
-        tracker.answered(first.stamp, np.zeros((1, 24, 32), bool))
+        tracker.set_masks(first.stamp, np.zeros((1, 24, 32), bool))
 
 
 def test_depth_of_another_size_is_refused():
     first = moving(1)[0]
     with pytest.raises(ImageError, match='depth'):
-        FlowTracker().begin(first.stamp, first.image, first.depth[::2])
+        FlowTracker().set_reference(first.stamp, first.image, first.depth[::2])
 
 
 @pytest.mark.parametrize('change', ['size', 'time'])
@@ -288,19 +288,19 @@ def test_another_size_and_an_older_frame_forget_all(change):
     shots = moving(5)
     tracker, _ = followed(shots)
     if change == 'size':
-        tracker.advance(shots[-1].stamp + STEP, shots[-1].image[:200, :300])
+        tracker.update(shots[-1].stamp + STEP, shots[-1].image[:200, :300])
     else:
-        tracker.advance(shots[0].stamp - STEP, shots[0].image)
-    assert tracker.now() is None
+        tracker.update(shots[0].stamp - STEP, shots[0].image)
+    assert tracker.state() is None
     with pytest.raises(TrackingError, match='asked about are: none'):
-        tracker.answered(shots[0].stamp, shots[0].truth[None])
+        tracker.set_masks(shots[0].stamp, shots[0].truth[None])
 
 
 def test_the_same_frame_again_changes_nothing():
     shots = moving(5)
     tracker, found = followed(shots)
-    tracker.advance(shots[-1].stamp, shots[0].image)
-    assert tracker.now() is found[-1]
+    tracker.update(shots[-1].stamp, shots[0].image)
+    assert tracker.state() is found[-1]
 
 
 def test_a_large_picture_is_followed_on_a_smaller_one():
@@ -310,19 +310,19 @@ def test_a_large_picture_is_followed_on_a_smaller_one():
         for one in shots
     ]
     tracker = FlowTracker()
-    tracker.begin(*grown[0][:2])
-    tracker.answered(grown[0][0], grown[0][2][None] > 0.5)
+    tracker.set_reference(*grown[0][:2])
+    tracker.set_masks(grown[0][0], grown[0][2][None] > 0.5)
     for stamp, image, _ in grown[1:]:
-        tracker.advance(stamp, image)
-    assert tracker.now().masks.shape == (1, 960, 1280)
-    assert iou(tracker.now().masks[0], grown[-1][2] > 0.5) > 0.9
+        tracker.update(stamp, image)
+    assert tracker.state().masks.shape == (1, 960, 1280)
+    assert iou(tracker.state().masks[0], grown[-1][2] > 0.5) > 0.9
 
 
 def test_questions_that_nobody_answers_do_not_pile_up():
     shots = moving(8)
     tracker = FlowTracker()
     for one in shots:
-        tracker.begin(one.stamp, one.image)
+        tracker.set_reference(one.stamp, one.image)
     with pytest.raises(TrackingError):
-        tracker.answered(shots[0].stamp, shots[0].truth[None])
-    tracker.answered(shots[-1].stamp, shots[-1].truth[None])
+        tracker.set_masks(shots[0].stamp, shots[0].truth[None])
+    tracker.set_masks(shots[-1].stamp, shots[-1].truth[None])

@@ -12,8 +12,8 @@ from test_scheduler import found
 
 from lisa_ros.errors import ImageError
 from lisa_ros.tracking.optical_flow import FlowTracker
-from lisa_ros.tracking.tracker import Tracked
-from lisa_ros.tracking.worker import Follower, Requery, Shown, carried
+from lisa_ros.tracking.tracker import TrackingState
+from lisa_ros.tracking.worker import RequeryPolicy, TrackerFrame, TrackingWorker, propagate_result
 
 TEXTURE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
 TEXTURE = cv2.GaussianBlur(TEXTURE, (0, 0), 2)
@@ -29,7 +29,7 @@ class Frame:
 def show(frame):
     if frame.broken:
         raise ImageError('a broken picture')
-    return Shown(frame.stamp, np.roll(TEXTURE, frame.shift, axis=1))
+    return TrackerFrame(frame.stamp, np.roll(TEXTURE, frame.shift, axis=1))
 
 
 def answer(shift=0):
@@ -44,7 +44,7 @@ class Rig:
     def __init__(self):
         self.newest, self.told, self.reports = None, [], []
         self.wanted = True
-        self.follower = Follower(
+        self.follower = TrackingWorker(
             FlowTracker(),
             newest=lambda: self.newest,
             show=show,
@@ -203,8 +203,8 @@ def test_the_confidence_that_is_left_falls_with_the_drift():
     result = answer()
     moved = np.roll(result.masks, 5, axis=2)
     for drift in (0.0, 0.5, 1.0):
-        now = Tracked(1, moved, np.array([True]), np.array([drift], np.float32), 0.1)
-        logits = carried(result, now).mask_logits[0]
+        now = TrackingState(1, moved, np.array([True]), np.array([drift], np.float32), 0.1)
+        logits = propagate_result(result, now).mask_logits[0]
         sure = 1 / (1 + np.exp(-2.0))
         inside = 1 / (1 + np.exp(-logits[moved[0]]))
         assert inside == pytest.approx(max(sure * (1 - drift), 1e-3), rel=1e-4)
@@ -215,9 +215,9 @@ def now_with(drift, tracked=True):
     if drift is None:
         return None
     if tracked == 'none':
-        return Tracked(1, np.zeros((0, 2, 2), bool), *np.zeros((2, 0), np.float32), 1.0)
+        return TrackingState(1, np.zeros((0, 2, 2), bool), *np.zeros((2, 0), np.float32), 1.0)
     mask = np.zeros((1, 2, 2), bool)
-    return Tracked(1, mask, np.array([tracked]), np.array([drift], np.float32), 1.0)
+    return TrackingState(1, mask, np.array([tracked]), np.array([drift], np.float32), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -236,5 +236,5 @@ def now_with(drift, tracked=True):
     ],
 )
 def test_when_a_question_is_due_again(rule, drift, tracked, since, due):
-    rule = Requery(rule, period=2.0, drift=0.5)
+    rule = RequeryPolicy(rule, period=2.0, drift=0.5)
     assert rule.due(now_with(drift, tracked), time.monotonic() - since) is due

@@ -18,10 +18,18 @@ from torch import nn
 
 from lisa_ros.errors import DataError
 from lisa_ros.training.muon import Muon
-from lisa_ros.training.trainer import Loop, Pace
+from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 HERE = str(Path(__file__).parent)
-PACE = Pace(steps=8, rate=0.05, warm_up=2, average=0.9, validate_every=4, save_every=3, bf16=False)
+PACE = TrainerConfig(
+    steps=8,
+    learning_rate=0.05,
+    warmup_steps=2,
+    ema_decay=0.9,
+    validate_every=4,
+    save_every=3,
+    bf16=False,
+)
 
 
 @dataclass
@@ -115,11 +123,11 @@ def weights(loop):
 
 @pytest.mark.parametrize('stop', [1, 3, 5])
 def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(tmp_path, stop):
-    whole = Loop(tmp_path / 'whole', PACE, Line())
+    whole = Trainer(tmp_path / 'whole', PACE, Line())
     whole.train()
-    first = Loop(tmp_path / 'parts', PACE, Line())
+    first = Trainer(tmp_path / 'parts', PACE, Line())
     first.train(until=stop)
-    then = Loop(tmp_path / 'parts', PACE, Line())
+    then = Trainer(tmp_path / 'parts', PACE, Line())
     assert then.step == stop
     then.train()
     assert torch.equal(weights(whole), weights(then))
@@ -166,7 +174,7 @@ def test_a_signal_ends_it_after_the_step_and_nothing_is_lost(tmp_path, number, w
     step = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)['step']
     assert 0 < step < 40
     pace = replace(PACE, steps=40, save_every=1000)
-    resumed, whole = (Loop(tmp_path / name, pace, Line()) for name in ('run', 'whole'))
+    resumed, whole = (Trainer(tmp_path / name, pace, Line()) for name in ('run', 'whole'))
     assert resumed.step == step
     resumed.train()
     whole.train()
@@ -184,8 +192,8 @@ def test_accumulated_parts_are_one_big_batch(tmp_path):
             parts = [super(Big, self).draw(step, p).x for p in (2 * part, 2 * part + 1)]
             return Lesson(torch.cat(parts))
 
-    two = Loop(tmp_path / 'two', replace(PACE, accumulate=2), Plain())
-    one = Loop(tmp_path / 'one', PACE, Big())
+    two = Trainer(tmp_path / 'two', replace(PACE, accumulate=2), Plain())
+    one = Trainer(tmp_path / 'one', PACE, Big())
     two.train()
     one.train()
     assert torch.allclose(weights(two), weights(one), atol=1e-5)
@@ -193,8 +201,8 @@ def test_accumulated_parts_are_one_big_batch(tmp_path):
 
 def test_lessons_that_processes_make_ready_are_the_same(tmp_path):
     alone, many = Line(), Signed()
-    Loop(tmp_path / 'alone', PACE, alone).train()
-    Loop(tmp_path / 'many', replace(PACE, workers=2), many).train()
+    Trainer(tmp_path / 'alone', PACE, alone).train()
+    Trainer(tmp_path / 'many', replace(PACE, workers=2), many).train()
     assert len(many.drawn_by) == PACE.steps
     assert len(set(many.drawn_by)) == 2
     assert os.getpid() not in many.drawn_by
@@ -203,7 +211,7 @@ def test_lessons_that_processes_make_ready_are_the_same(tmp_path):
 
 
 def test_frozen_parameters_stay(tmp_path):
-    loop = Loop(tmp_path, PACE, Line())
+    loop = Trainer(tmp_path, PACE, Line())
     frozen = loop.pupil.module[2].bias.clone()
     before = weights(loop)
     loop.train()
@@ -212,8 +220,8 @@ def test_frozen_parameters_stay(tmp_path):
 
 
 def test_the_best_weights_are_kept_and_a_run_that_gets_no_better_ends(tmp_path):
-    pace = replace(PACE, steps=40, validate_every=2, better='figure', patience=2)
-    loop = Loop(tmp_path, pace, Line(figures=[0.1, 0.5, 0.4, 0.3, 0.9]))
+    pace = replace(PACE, steps=40, validate_every=2, monitor='figure', patience=2)
+    loop = Trainer(tmp_path, pace, Line(figures=[0.1, 0.5, 0.4, 0.3, 0.9]))
     loop.train()
     assert loop.step == 8
     assert loop.pupil.exported == 2
@@ -221,7 +229,7 @@ def test_the_best_weights_are_kept_and_a_run_that_gets_no_better_ends(tmp_path):
 
 
 def test_the_average_is_what_is_validated_and_exported(tmp_path):
-    loop = Loop(tmp_path, PACE, Line())
+    loop = Trainer(tmp_path, PACE, Line())
     loop.train()
     kept = torch.load(tmp_path / 'model.pt', weights_only=True)
     assert torch.equal(kept['0.weight'], loop.average['0.weight'])
@@ -229,8 +237,8 @@ def test_the_average_is_what_is_validated_and_exported(tmp_path):
 
 
 def test_curves_have_a_row_for_each_validation_even_if_resumed(tmp_path):
-    Loop(tmp_path, PACE, Line()).train(until=4)
-    Loop(tmp_path, PACE, Line()).train()
+    Trainer(tmp_path, PACE, Line()).train(until=4)
+    Trainer(tmp_path, PACE, Line()).train()
     rows = (tmp_path / 'curves.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows] == ['step', '4.0000', '8.0000']
     if importlib.util.find_spec('matplotlib'):
@@ -239,7 +247,10 @@ def test_curves_have_a_row_for_each_validation_even_if_resumed(tmp_path):
 
 def test_muon_has_the_matrices_of_layers_and_goes_on_where_it_stopped(tmp_path):
     pace = replace(PACE, muon=True)
-    whole, first = Loop(tmp_path / 'whole', pace, Layered()), Loop(tmp_path / 'a', pace, Layered())
+    whole, first = (
+        Trainer(tmp_path / 'whole', pace, Layered()),
+        Trainer(tmp_path / 'a', pace, Layered()),
+    )
     muon, adam = whole.optimizers
     (matrix,) = (p for group in muon.param_groups for p in group['params'])
     assert matrix is whole.trained['3.layers.0.weight']
@@ -248,36 +259,36 @@ def test_muon_has_the_matrices_of_layers_and_goes_on_where_it_stopped(tmp_path):
     before = matrix.detach().clone()
     whole.train(until=1)
     # one output, so a gradient of rank one, whose nearest orthogonal matrix has norm one
-    length = float((before - matrix.detach()).norm()) / (whole.rate(0) * 0.2 * 8**0.5)
+    length = float((before - matrix.detach()).norm()) / (whole.learning_rate(0) * 0.2 * 8**0.5)
     assert 0.6 < length < 1.3
     whole.train()
     first.train(until=3)
-    then = Loop(tmp_path / 'a', pace, Layered())
+    then = Trainer(tmp_path / 'a', pace, Layered())
     then.train()
     assert torch.equal(weights(whole), weights(then))
-    plain = Loop(tmp_path / 'plain', PACE, Layered())
+    plain = Trainer(tmp_path / 'plain', PACE, Layered())
     assert len(plain.optimizers) == 1
 
 
 def test_another_training_in_the_folder_is_named(tmp_path):
-    Loop(tmp_path, PACE, Line()).train(until=1)
+    Trainer(tmp_path, PACE, Line()).train(until=1)
     other = Line()
     other.module[2].bias.requires_grad_(True)
     with pytest.raises(DataError, match='another training'):
-        Loop(tmp_path, PACE, other)
+        Trainer(tmp_path, PACE, other)
     with pytest.raises(DataError, match='begun with seed 0, not 1'):
-        Loop(tmp_path, replace(PACE, seed=1), Line())
+        Trainer(tmp_path, replace(PACE, seed=1), Line())
 
 
 def test_what_an_older_version_or_another_optimizer_left_is_named(tmp_path):
-    Loop(tmp_path, PACE, Layered()).train(until=1)
+    Trainer(tmp_path, PACE, Layered()).train(until=1)
     with pytest.raises(DataError, match='has not the optimizers of this'):
-        Loop(tmp_path, replace(PACE, muon=True), Layered())
+        Trainer(tmp_path, replace(PACE, muon=True), Layered())
     state = torch.load(tmp_path / 'last.pt', weights_only=True)
     del state['seed']
     torch.save(state, tmp_path / 'last.pt')
     with pytest.raises(DataError, match='left by an older version'):
-        Loop(tmp_path, PACE, Layered())
+        Trainer(tmp_path, PACE, Layered())
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -289,16 +300,16 @@ def test_an_error_while_drawing_ends_it_and_what_was_learnt_is_kept(tmp_path, wo
             return super().draw(step, part)
 
     with pytest.raises(DataError, match=r'picture 5 is broken$'):
-        Loop(tmp_path, replace(PACE, workers=workers), Short()).train()
-    assert Loop(tmp_path, PACE, Line()).step == 5
+        Trainer(tmp_path, replace(PACE, workers=workers), Short()).train()
+    assert Trainer(tmp_path, PACE, Line()).step == 5
 
 
 def test_the_minutes_go_on_after_a_stop(tmp_path):
-    first = Loop(tmp_path, PACE, Line())
+    first = Trainer(tmp_path, PACE, Line())
     first.train(until=2)
     first.minutes = 30.0
     first.save()
-    then = Loop(tmp_path, PACE, Line())
+    then = Trainer(tmp_path, PACE, Line())
     then.train()
     assert 30 <= then.minutes < 31
 
@@ -309,7 +320,7 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path):
             return {'square': super().losses(lesson, step)['square'] * float('nan')}
 
     with pytest.raises(DataError, match='lower the rate'):
-        Loop(tmp_path, PACE, Broken()).train()
+        Trainer(tmp_path, PACE, Broken()).train()
 
 
 def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
@@ -333,7 +344,7 @@ def test_two_processes_learn_the_mean_of_their_lessons(tmp_path):
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
     subprocess.run([*command, program, tmp_path], check=True, timeout=120, capture_output=True)
     ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
-    alone = Loop(tmp_path / 'alone', replace(PACE, accumulate=2), Uneven())
+    alone = Trainer(tmp_path / 'alone', replace(PACE, accumulate=2), Uneven())
     alone.train()
     assert ranks[0] == ranks[1]
     assert torch.allclose(torch.tensor(ranks[0]), weights(alone), atol=1e-5)

@@ -174,13 +174,13 @@ def test_what_is_forgotten_is_not_looked_at(saved, tracker, monkeypatch):
 def test_frames_that_wait_for_an_answer_are_bounded_and_the_newest_is_among_them(saved):
     loaded = load_video_tracker(*saved, 'cpu')
     tracker = VideoTracker(loaded._model, loaded._new_session, kept=4)
-    tracker.begin(0, frame(0))
+    tracker.set_reference(0, frame(0))
     for i in range(1, 30):
-        tracker.advance(i, frame(i))
+        tracker.update(i, frame(i))
         assert len(tracker._since) <= 4 and tracker._since[-1].stamp == i
     assert tracker._since[0].stamp < 25  # left out evenly, not all of the old ones
-    tracker.answered(0, things())
-    assert tracker.now().stamp == 29
+    tracker.set_masks(0, things())
+    assert tracker.state().stamp == 29
 
 
 def test_a_second_question_while_the_first_answer_is_followed(tracker):

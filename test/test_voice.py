@@ -15,13 +15,13 @@ pytest.importorskip('rapidfuzz', reason="needs pip install 'lisa_ros[voice]'")
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.session.command_parser import STOP
-from lisa_ros.tabletop.objects import COLOURS, KINDS, SIZES
+from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
 from lisa_ros.voice import audio, engines
-from lisa_ros.voice.engines import Words
+from lisa_ros.voice.engines import Transcript
 from lisa_ros.voice.listener import Listener, Outcome, listener_of
 from lisa_ros.voice.settings import VoiceSettings
-from lisa_ros.voice.vad import Speech
-from lisa_ros.voice.vocabulary import Vocabulary, plainly, plural
+from lisa_ros.voice.vad import UtteranceDetector
+from lisa_ros.voice.vocabulary import Vocabulary, normalize, plural
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
 RATE = audio.RATE
@@ -104,9 +104,9 @@ def test_what_is_no_wav_file_is_one_line(tmp_path, content):
 
 
 def test_the_vocabulary_of_lisa_tabletop_has_its_things_looks_and_needs(vocabulary):
-    assert list(vocabulary.things) == list(KINDS)
+    assert list(vocabulary.things) == list(OBJECT_CATEGORIES)
     assert {*COLOURS, *SIZES} <= set(vocabulary.looks)
-    needs = {plainly(need) for kind in KINDS.values() for need in kind.needs}
+    needs = {normalize(need) for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
     assert needs <= set(vocabulary.needs)
 
 
@@ -145,7 +145,7 @@ def test_what_was_misspelt_becomes_the_nearest_thing_and_less_sure(vocabulary):
 def test_plurals_are_those_of_the_grammar_that_the_model_learnt():
     from lisa_ros.tabletop import answer_text
 
-    assert all(plural(kind) == answer_text._plural(kind) for kind in KINDS)
+    assert all(plural(kind) == answer_text._plural(kind) for kind in OBJECT_CATEGORIES)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_small_vocabulary_will_do(tmp_path):
     (tmp_path / 'v.yaml').write_text('things: [drill, wrench]\nverbs: [get]\n')
     small = Vocabulary.load(tmp_path / 'v.yaml')
     engine = engines.load('pocketsphinx', small, '', '', 'cpu')
-    assert engine.hear(said('find_the_yellow_mug')).confidence < 0.5
+    assert engine.transcribe(said('find_the_yellow_mug')).confidence < 0.5
 
 
 def test_a_word_without_a_pronunciation_is_named(tmp_path):
@@ -207,7 +207,7 @@ def test_whisper_of_a_folder_hears(tmp_path):
     """A tiny one with random weights: it says nothing sensible, through the whole real path."""
     whisper_of_toy_size(tmp_path)
     engine = engines.load('whisper', None, '', str(tmp_path), 'cpu')
-    words = engine.hear(said('stop'))
+    words = engine.transcribe(said('stop'))
     assert isinstance(words.text, str)
     assert 0 <= words.confidence <= 1
 
@@ -243,9 +243,9 @@ def whisper_of_toy_size(folder):
 def test_moonshine_hears_any_english():
     pytest.importorskip('moonshine_voice', reason="needs pip install 'lisa_ros[moonshine]'")
     engine = engines.load('moonshine', None, '', '', 'cpu')
-    assert 'yellow' in engine.hear(said('find_the_yellow_mug')).text.lower()
+    assert 'yellow' in engine.transcribe(said('find_the_yellow_mug')).text.lower()
     vocabulary = Vocabulary.named('lisa-tabletop')
-    assert vocabulary.meaning(engine.hear(said('stop')).text) == 'stop'
+    assert vocabulary.meaning(engine.transcribe(said('stop')).text) == 'stop'
 
 
 # ---- utterances
@@ -253,7 +253,7 @@ def test_moonshine_hears_any_english():
 
 def test_utterances_are_cut_out_and_torch_keeps_its_threads():
     torch.set_num_threads(2)
-    speech = Speech()
+    speech = UtteranceDetector()
     assert torch.get_num_threads() == 2
     row = np.concatenate([said('stop'), said('find_the_yellow_mug')])
     ended = [u for u in speech.feed(row) if u.ended]
@@ -266,7 +266,7 @@ def test_how_sound_is_cut_into_pieces_does_not_matter():
     row = said('find_the_yellow_mug')
 
     def utterance(piece):
-        speech = Speech()
+        speech = UtteranceDetector()
         ends = []
         for start in range(0, len(row), piece):
             ends += [u for u in speech.feed(row[start : start + piece]) if u.ended]
@@ -277,14 +277,14 @@ def test_how_sound_is_cut_into_pieces_does_not_matter():
 
 
 def test_the_end_of_the_sound_ends_an_utterance():
-    speech = Speech()
+    speech = UtteranceDetector()
     row = said('find_the_yellow_mug')[: int(2.0 * RATE)]
     assert not any(u.ended for u in speech.feed(row))
     assert [u.ended for u in speech.finish()] == [True]
 
 
 def test_noise_alone_is_no_utterance():
-    speech = Speech()
+    speech = UtteranceDetector()
     hiss = 0.05 * np.random.default_rng(0).standard_normal(5 * RATE).astype(np.float32)
     assert not list(speech.feed(hiss))
 
@@ -321,15 +321,15 @@ def test_stop_acts_while_it_is_being_said(sphinx, vocabulary):
 
 
 def test_speech_without_words_is_said_so(vocabulary):
-    listener = Listener(Parrot(Words('', 0.0)), vocabulary, partial=0)
+    listener = Listener(Parrot(Transcript('', 0.0)), vocabulary, partial=0)
     (found,) = heard(listener, said('stop'))
     assert (found.outcome, found.command) == (Outcome.EMPTY, '')
 
 
 def test_any_words_are_a_command_without_a_vocabulary():
     listener = Listener(Parrot(), None)
-    assert listener.judge(Words('Find the wrench.', 0.9))[:1] == (Outcome.COMMAND,)
-    assert listener.judge(Words('Find the wrench.', 0.3))[:1] == (Outcome.UNSURE,)
+    assert listener.judge(Transcript('Find the wrench.', 0.9))[:1] == (Outcome.COMMAND,)
+    assert listener.judge(Transcript('Find the wrench.', 0.3))[:1] == (Outcome.UNSURE,)
 
 
 def test_the_wake_phrase_opens_the_ear_for_a_while(vocabulary):
@@ -339,7 +339,7 @@ def test_the_wake_phrase_opens_the_ear_for_a_while(vocabulary):
     )  # fmt: skip
 
     def judged(text):
-        outcome, _, command, _ = listener.judge(Words(text, 1.0))
+        outcome, _, command, _ = listener.judge(Transcript(text, 1.0))
         return outcome, command
 
     assert judged('find the mug') == (Outcome.ASLEEP, '')

@@ -18,7 +18,7 @@ from ros_graph import START, NodeProcess, Peer, executable, image
 from std_msgs.msg import String, UInt8MultiArray
 
 from lisa_ros.messages import bag
-from lisa_ros.messages.segmentation import mask_of
+from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.perception import masks
 from lisa_ros.resources import SAMPLE
 from lisa_ros.voice import audio as sound
@@ -170,7 +170,7 @@ def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
     try:
         peer.wait_until_active(lisa)
         answers = peer.heard['segmentation']
-        for frame in itertools.cycle(bag.pictures(SAMPLE / 'bag', '/camera/color/image_raw')):
+        for frame in itertools.cycle(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw')):
             assert voice.process.poll() is None, voice.said()
             peer.show(image(frame.pixels, stamp=divmod(frame.stamp, 10**9)), settle=False)
             peer.settle(0.1)  # as fast as it was recorded
@@ -181,7 +181,7 @@ def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
         assert answer.query == 'find the yellow mug'
         assert answer.status == answer.FOUND
         ids = cv2.imread(str(SAMPLE / 'truth' / f'{stamp}.png'), cv2.IMREAD_UNCHANGED)
-        assert masks.iou(mask_of(answer.instances[0].mask), ids == 4) > 0.8
+        assert masks.iou(mask_from_message(answer.instances[0].mask), ids == 4) > 0.8
     finally:
         peer.close()
         assert voice.stop() == 0

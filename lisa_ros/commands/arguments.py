@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from lisa_ros.settings import Settings
-from lisa_ros.settings_schema import Checked, about
+from lisa_ros.settings_schema import ValidatedSettings, parameter_info
 
 
 def load(options: argparse.Namespace):
@@ -17,10 +17,10 @@ def load(options: argparse.Namespace):
         Segmenter,  # torch and transformers take seconds to import
     )
 
-    return Segmenter.load(**loading(options))
+    return Segmenter.load(**segmenter_arguments(options))
 
 
-def loading(options: argparse.Namespace) -> dict[str, object]:
+def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
     """Return what `Segmenter.load` wants, as the options have it."""
     named = ('device', 'precision', 'vision_tower', 'template', 'max_new_tokens')
     more = {name: getattr(options, name) for name in (*named, 'typed_specials')}
@@ -30,14 +30,14 @@ def loading(options: argparse.Namespace) -> dict[str, object]:
 MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """Return a number of 1 or more."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is no number of 1 or more')
     return int(text)
 
 
-def positive(text: str) -> float:
+def positive_float(text: str) -> float:
     """Return a number above 0."""
     try:
         value = float(text)
@@ -49,12 +49,15 @@ def positive(text: str) -> float:
 
 
 def setting_arguments(
-    parser: argparse.ArgumentParser, kind: type[Checked], names: Sequence[str], **others: dict
+    parser: argparse.ArgumentParser,
+    kind: type[ValidatedSettings],
+    names: Sequence[str],
+    **others: dict,
 ) -> None:
     """Add some of a class of settings, with their own words; `others` are by setting's name."""
     for field in fields(kind):
         if field.name in names:
-            known = about(field)
+            known = parameter_info(field)
             given = {
                 'type': type(field.default),
                 'default': field.default,
@@ -80,7 +83,7 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
     )
 
 
-def pace_of(options: argparse.Namespace, usual):
+def trainer_config(options: argparse.Namespace, usual):
     """Return the usual pace with what was given on the command line."""
     given = {f.name: getattr(options, f.name, None) for f in fields(usual)}
     return replace(usual, **{name: value for name, value in given.items() if value is not None})
@@ -90,9 +93,9 @@ def pace_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the numbers of training.loop.Pace; the defaults are with each training."""
     for name, kind, what in (
         ('--steps', int, 'of the optimizer'),
-        ('--rate', float, 'peak learning rate'),
-        ('--warm-up', int, 'steps in which it rises'),
-        ('--cool-down', float, 'share of the steps in which it falls'),
+        ('--learning-rate', float, 'peak learning rate'),
+        ('--warmup-steps', int, 'steps in which it rises'),
+        ('--decay-fraction', float, 'share of the steps in which it falls'),
         ('--validate-every', int, 'steps'),
         ('--save-every', int, 'steps'),
         ('--seed', int, 'of all that is drawn'),

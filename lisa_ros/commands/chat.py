@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from lisa_ros import chat_ui
-from lisa_ros.chat_ui import Partner, Reply
+from lisa_ros.chat_ui import ChatBackend, Reply
 from lisa_ros.commands.arguments import load, model_arguments
 from lisa_ros.errors import DataError, LisaError, SettingsError
 from lisa_ros.model.image_processing import read_rgb
 from lisa_ros.perception import overlay
-from lisa_ros.results import Dialogue, Done, Status, Token, readable
+from lisa_ros.results import Dialogue, Done, Status, Token, answer_text
 
 _HELP = """\
   /image FILE   talk about another picture (with --image)
@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Read what is asked, line by line, and answer it, until the end of the input."""
-    partner = Model(options) if options.image else _node(options.node)
+    partner = LocalChat(options) if options.image else _node(options.node)
     print(f'{partner.about}. /help says what else there is.')
     keep_history = _history()
     last: np.ndarray | None = None
@@ -75,10 +75,10 @@ def chat(options: argparse.Namespace) -> None:
         keep_history()
 
 
-def _answer(partner: Partner, line: str, path: Path) -> np.ndarray | None:
+def _answer(partner: ChatBackend, line: str, path: Path) -> np.ndarray | None:
     """Ask, write the answer and its picture; return that."""
-    words = chat_ui.Words(lambda text: print(text, end='', flush=True))
-    reply = partner.ask(line, words.so_far)
+    words = chat_ui.StreamPrinter(lambda text: print(text, end='', flush=True))
+    reply = partner.ask(line, words.update)
     words.end(reply.answer)
     where = ''
     if reply.overlay is not None:
@@ -125,7 +125,9 @@ def _history() -> Callable[[], None]:
 
 def _shown(image: np.ndarray) -> str:
     size, (height, width) = shutil.get_terminal_size(), image.shape[:2]
-    return chat_ui.blocks(image, min(size.columns, 2 * (size.lines - 4) * width // height))
+    return chat_ui.render_half_blocks(
+        image, min(size.columns, 2 * (size.lines - 4) * width // height)
+    )
 
 
 def _save(image: np.ndarray, path: Path) -> None:
@@ -138,7 +140,7 @@ def _save(image: np.ndarray, path: Path) -> None:
         raise DataError(f'{path}: cannot be written ({error}); give another --out') from error
 
 
-class Model:
+class LocalChat:
     """The model itself, about a picture."""
 
     def __init__(self, options: argparse.Namespace):
@@ -165,11 +167,11 @@ class Model:
                     break
                 if isinstance(event, Token):
                     raw += event.text
-                    so_far(readable(raw))
+                    so_far(answer_text(raw))
             except KeyboardInterrupt:
                 stop.set()
                 events.close()
-                return Reply(Status.CANCELLED, readable(raw), 'stopped', (), 0.0, None)
+                return Reply(Status.CANCELLED, answer_text(raw), 'stopped', (), 0.0, None)
         result = event.result
         self._dialogue = self._dialogue.extended(result)
         labels = [f'{score:.2f}' for score in result.scores]
@@ -184,12 +186,12 @@ class Model:
         )
 
 
-def _node(name: str) -> Partner:
+def _node(name: str) -> ChatBackend:
     try:
-        from lisa_ros.ros.chat import Node
+        from lisa_ros.ros.chat import NodeChat
     except ImportError as error:
         raise SettingsError(
             f'a talk with a node needs ROS 2 and the built package ({error}): `make setup`, or '
             'source install/setup.bash; with --image FILE no ROS is needed'
         ) from error
-    return Node(name)
+    return NodeChat(name)

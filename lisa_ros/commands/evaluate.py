@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lisa_ros.commands import evaluate_bag
-from lisa_ros.commands.arguments import MODEL_SETTINGS, count, load, model_arguments
+from lisa_ros.commands.arguments import MODEL_SETTINGS, load, model_arguments, positive_int
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.evaluation.report import print_report
+from lisa_ros.evaluation.report import print_summary
 from lisa_ros.resources import TEST_SETS
 
 
@@ -55,7 +55,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     labelled.add_argument(
         '--skip-broken', action='store_true', help='leave out what cannot be read, and say so'
     )
-    labelled.add_argument('--limit', type=count, help='only the first pictures')
+    labelled.add_argument('--limit', type=positive_int, help='only the first pictures')
     labelled.add_argument('--json', action='store_true', help='print one JSON object')
     model_arguments(labelled)
     labelled.set_defaults(run=evaluate_pictures)
@@ -84,20 +84,20 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     from lisa_ros.evaluation import tabletop
 
     exam = options.exam or TEST_SETS / f'{options.split}.zip'
-    questions = tabletop.read_exam(exam)
+    questions = tabletop.read_test_set(exam)
     if options.only:
-        sorts = dict.fromkeys(question.sort for question in questions)
+        sorts = dict.fromkeys(question.category for question in questions)
         unknown = [sort for sort in options.only if sort not in sorts]
         if unknown:
             raise SettingsError(f'no {unknown[0]} in {exam}: its sorts are {", ".join(sorts)}')
-        questions = [question for question in questions if question.sort in options.only]
+        questions = [question for question in questions if question.category in options.only]
     questions = questions[: options.limit]
-    graded = list(tabletop.sit(load(options), questions))
+    graded = list(tabletop.run_test_set(load(options), questions))
     figures = tabletop.report(graded)
-    for one in [g for g in graded if g.question.expects][: options.examples]:
-        wanted = ' ... '.join(wordings[0] for wordings in one.question.expects)
+    for one in [g for g in graded if g.question.expected_phrases][: options.examples]:
+        wanted = ' ... '.join(wordings[0] for wordings in one.question.expected_phrases)
         mark = 'right' if one.explained else f'WRONG, not: {wanted}'
-        said = ' / '.join((*one.question.before, one.question.text))
+        said = ' / '.join((*one.question.history, one.question.text))
         print(f'{said}\n    {one.answer}  ({mark}, IoU {one.overlap.iou:.2f})', file=sys.stderr)
     if options.json:
         print(json.dumps({'model': options.model, 'split': options.split, **figures}))
@@ -121,25 +121,25 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
     """Ask a model about labelled pictures; print its figures and leave a report."""
     from lisa_ros.datasets import registry
     from lisa_ros.datasets.annotations import Query
-    from lisa_ros.datasets.json_io import fatal
-    from lisa_ros.datasets.lisa_templates import examined
-    from lisa_ros.datasets.llava import Talk
+    from lisa_ros.datasets.json_io import raise_error
+    from lisa_ros.datasets.lisa_templates import validation_question
+    from lisa_ros.datasets.llava import TextDialogue
     from lisa_ros.evaluation import benchmarks, report
 
     if options.ask and '{}' not in options.ask:
         raise SettingsError(f'--ask {options.ask!r} has no {{}} for what is asked for')
 
     def question(query: Query) -> str:
-        return options.ask.replace('{}', query.text) if options.ask else examined(query)
+        return options.ask.replace('{}', query.text) if options.ask else validation_question(query)
 
     broken: list[DataError] = []
-    note = broken.append if options.skip_broken else fatal
+    note = broken.append if options.skip_broken else raise_error
     pictures = registry.read(options.data, note)
-    if isinstance(pictures[0], Talk):
+    if isinstance(pictures[0], TextDialogue):
         raise SettingsError(f'{options.data}: talks have no masks to compare with')
-    report.made(options.out)
+    report.ensure_folder(options.out)
     cases = list(
-        benchmarks.examine(
+        benchmarks.evaluate_dataset(
             load(options),
             pictures[: options.limit],
             options.mode,
@@ -163,7 +163,7 @@ def evaluate_pictures(options: argparse.Namespace) -> None:
         broken=[str(error) for error in broken],
         published=benchmarks.published(options.data) if _as_the_paper(options) else {},
     )
-    print_report(report.write(run, options.out), options)
+    print_summary(report.write(run, options.out), options)
 
 
 def _as_the_paper(options: argparse.Namespace) -> bool:
@@ -195,7 +195,7 @@ def calibrate(options: argparse.Namespace) -> None:
     from lisa_ros.perception import mask_scores
     from lisa_ros.perception.segmenter import Segmenter
 
-    calibration.own_config(options.folder)  # before the exam, which takes minutes
+    calibration.read_config(options.folder)  # before the exam, which takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError("--plot needs matplotlib: pip install '.[train]'")
     lisa = Segmenter.load(
@@ -205,19 +205,19 @@ def calibrate(options: argparse.Namespace) -> None:
         confidence_threshold=0.0,
         refine=options.refine or None,
     )
-    graded = list(tabletop.sit(lisa, tabletop.read_exam(options.exam)))
+    graded = list(tabletop.run_test_set(lisa, tabletop.read_test_set(options.exam)))
     weights = calibration.fit(graded)
-    curve = calibration.straighten(graded, weights)
+    curve = calibration.fit_isotonic_curve(graded, weights)
     graded = [
         replace(g, scores=tuple(mask_scores.score(e, weights, curve) for e in g.evidence))
         for g in graded
     ]
-    asked = [g for g in graded if g.question.sort in tabletop.PRESENCE]
+    asked = [g for g in graded if g.question.category in tabletop.PRESENCE]
     threshold = calibration.best_threshold(
         [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
     )
-    calibration.note(options.folder, weights, curve, threshold, refine=options.refine)
-    rows = calibration.outcomes(graded)
+    calibration.save_calibration(options.folder, weights, curve, threshold, refine=options.refine)
+    rows = calibration.scored_outcomes(graded)
     if options.plot:
         calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')
     error = calibration.expected_error(rows)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
-    count,
     load,
-    loading,
     model_arguments,
-    positive,
+    positive_float,
+    positive_int,
+    segmenter_arguments,
 )
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.evaluation.report import print_report
+from lisa_ros.evaluation.report import print_summary
 from lisa_ros.settings import Settings
 
 
@@ -36,7 +36,10 @@ def add(kinds: argparse._SubParsersAction) -> None:
     )
     replayed.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
     replayed.add_argument(
-        '--every', type=count, default=10, help='frames between questions without a time (10)'
+        '--every',
+        type=positive_int,
+        default=10,
+        help='frames between questions without a time (10)',
     )
     replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
     replayed.add_argument(
@@ -48,7 +51,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
     fast = replayed.add_argument_group('offline, faster')
     fast.add_argument(
         '--batch',
-        type=count,
+        type=positive_int,
         help='frames that go through CLIP and SAM at once (default: 4 on a GPU, 1 on a CPU)',
     )
     fast.add_argument(
@@ -58,8 +61,12 @@ def add(kinds: argparse._SubParsersAction) -> None:
         metavar='ADDRESS',
         help='many bags on a cluster; without an address on one begun here (needs Ray)',
     )
-    fast.add_argument('--workers', type=count, help='of --ray, each with a model (default: all)')
-    fast.add_argument('--threads', type=count, help='of a worker of --ray, on a CPU (default: 1)')
+    fast.add_argument(
+        '--workers', type=positive_int, help='of --ray, each with a model (default: all)'
+    )
+    fast.add_argument(
+        '--threads', type=positive_int, help='of a worker of --ray, on a CPU (default: 1)'
+    )
 
     live = replayed.add_argument_group('live')
     live.add_argument(
@@ -67,8 +74,8 @@ def add(kinds: argparse._SubParsersAction) -> None:
         action='store_true',
         help="through the node, on the bag's clock (needs ROS 2; default: offline)",
     )
-    live.add_argument('--rate', type=positive, default=1.0, help='times real time')
-    live.add_argument('--laps', type=count, default=1, help='plays of the bag')
+    live.add_argument('--rate', type=positive_float, default=1.0, help='times real time')
+    live.add_argument('--laps', type=positive_int, default=1, help='plays of the bag')
     live.add_argument('--sim-time', action='store_true', help="the node runs on the bag's time")
     replayed.set_defaults(run=evaluate_bag)
 
@@ -77,25 +84,27 @@ def evaluate_bag(options: argparse.Namespace) -> None:
     """Ask models about frames of bags; print their figures and leave reports."""
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.command_file import read_commands
-    from lisa_ros.evaluation.ground_truth import open_truth
+    from lisa_ros.evaluation.ground_truth import open_ground_truth
 
     _check(options)
     commands = read_commands(options.commands)
     if len(options.bags) == 1:  # what is wrong with it is said before a model is loaded
         options.truth = options.truth and options.truth.replace('{}', options.bags[0].stem)
-        truth = open_truth(options.truth, options.bags[0]) if options.truth else None
-    models, out = options.model or [Settings.model], report.made(options.out)
+        truth = open_ground_truth(options.truth, options.bags[0]) if options.truth else None
+    models, out = options.model or [Settings.model], report.ensure_folder(options.out)
     folders = [out] if len(models) == 1 else [out / name for name in _short(models)]
     broken = False
     for model, folder in zip(models, folders, strict=True):
-        one = argparse.Namespace(**{**vars(options), 'model': model, 'out': report.made(folder)})
+        one = argparse.Namespace(
+            **{**vars(options), 'model': model, 'out': report.ensure_folder(folder)}
+        )
         if options.live:
             told = _live(one, commands, truth)
         elif len(options.bags) > 1 or options.ray is not None:
             told = _many(one, commands)
         else:
             told = _offline(one, commands, truth)
-        print_report(told, one)
+        print_summary(told, one)
         broken = broken or bool(told['broken'])
     for folder in folders[1:]:
         against = out / f'{folders[0].name}_{folder.name}'
@@ -139,7 +148,7 @@ def _offline(options: argparse.Namespace, commands, truth) -> dict:
 
     _make_room(options.out)
     plan = _plan(options, commands)
-    return many.examine(load(options), options.bags[0], plan, truth, options.out)
+    return many.evaluate_bag(load(options), options.bags[0], plan, truth, options.out)
 
 
 def _many(options: argparse.Namespace, commands) -> dict:
@@ -147,21 +156,21 @@ def _many(options: argparse.Namespace, commands) -> dict:
     from lisa_ros.evaluation import batch as many
 
     names = _short([str(bag) for bag in options.bags])
-    tasks = [many.Task(name, bag) for name, bag in zip(names, options.bags, strict=True)]
+    tasks = [many.BagJob(name, bag) for name, bag in zip(names, options.bags, strict=True)]
     pool = None
     if options.ray is not None:
-        pool = many.Pool(options.ray or None, options.workers, options.threads or 1)
-    return many.examine_all(tasks, _plan(options, commands), options.out, pool)
+        pool = many.RayPool(options.ray or None, options.workers, options.threads or 1)
+    return many.evaluate_bags(tasks, _plan(options, commands), options.out, pool)
 
 
 def _plan(options: argparse.Namespace, commands):
     """Return what every bag is asked."""
-    from lisa_ros.evaluation.batch import Plan
-    from lisa_ros.model.device import device_named
+    from lisa_ros.evaluation.batch import BatchPlan
+    from lisa_ros.model.device import resolve_device
 
-    batch = options.batch or (4 if device_named(options.device).type == 'cuda' else 1)
-    return Plan(
-        model=loading(options),
+    batch = options.batch or (4 if resolve_device(options.device).type == 'cuda' else 1)
+    return BatchPlan(
+        model=segmenter_arguments(options),
         commands=tuple(commands),
         truth=options.truth,
         topic=options.topic,
@@ -198,7 +207,7 @@ def _live(options: argparse.Namespace, commands, truth) -> dict:
     with ResultBag(options.out / 'answers_bag') as answers:
         heard, topic = _played(options, commands)
         cases = list(
-            replay.judged(
+            replay.evaluate_live_answers(
                 heard.answers,
                 bag,
                 commands,

@@ -13,9 +13,9 @@ import numpy as np
 
 from lisa_ros.commands import grasp_formats
 from lisa_ros.commands.arguments import load, model_arguments
-from lisa_ros.commands.rgbd_input import Shot, from_bag, from_files
+from lisa_ros.commands.rgbd_input import RgbdInput, from_bag, from_files
 from lisa_ros.errors import DataError, ImageError, SettingsError
-from lisa_ros.geometry.object_3d import Thing
+from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.perception import masks, overlay
 from lisa_ros.results import Segmentation, Status
 
@@ -65,7 +65,7 @@ def export(options: argparse.Namespace) -> None:
     size = shot.space.image.shape[:2]
     given = None if options.mask is None else read_masks(options.mask, size)
     found = _asked(options, shot) if given is None else _Found(given, None)
-    things = shot.space.things(found.masks)
+    things = shot.space.localize(found.masks)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for name in (*grasp_formats.NAMES, *_TOLD):
@@ -128,7 +128,7 @@ def read_masks(path: Path, size: tuple[int, int]) -> np.ndarray:
     return values[None] == found[:, None, None]
 
 
-def _shot(options: argparse.Namespace) -> Shot:
+def _shot(options: argparse.Namespace) -> RgbdInput:
     """Return the picture that is asked for."""
     of_files = {'--depth': options.depth, '--k': options.k}
     of_bags = {
@@ -153,13 +153,13 @@ def _shot(options: argparse.Namespace) -> Shot:
     return from_files(options.image, options.depth, options.k)
 
 
-def _asked(options: argparse.Namespace, shot: Shot) -> _Found:
+def _asked(options: argparse.Namespace, shot: RgbdInput) -> _Found:
     """Return what the model finds."""
     answer = load(options).segment(shot.space.image, options.find)
     return _Found(answer.masks[:254], answer)
 
 
-def _ids(things: list[Thing | None], size: tuple[int, int]) -> np.ndarray:
+def _ids(things: list[Object3D | None], size: tuple[int, int]) -> np.ndarray:
     """Return which instance each pixel's depth is of, (H, W) uint8; where two meet, the first."""
     ids = np.zeros(size, np.uint8)
     for number, thing in reversed(list(enumerate(things, 1))):
@@ -170,7 +170,7 @@ def _ids(things: list[Thing | None], size: tuple[int, int]) -> np.ndarray:
 
 
 def _tell(
-    shot: Shot, found: _Found, things: list[Thing | None], options: argparse.Namespace
+    shot: RgbdInput, found: _Found, things: list[Object3D | None], options: argparse.Namespace
 ) -> None:
     """Write answer.json and overlay.png."""
     from PIL import Image
@@ -197,7 +197,9 @@ def _tell(
             {
                 'id': number,
                 'score': _score(found, number),
-                'box': dict(zip(('x', 'y', 'width', 'height'), masks.box(mask), strict=True)),
+                'box': dict(
+                    zip(('x', 'y', 'width', 'height'), masks.bounding_box(mask), strict=True)
+                ),
                 'area': masks.area(mask),
                 'place': thing and _place(thing),
             }
@@ -215,7 +217,7 @@ def _score(found: _Found, number: int) -> float | None:
     return None if found.answer is None else round(float(found.answer.scores[number - 1]), 4)
 
 
-def _place(thing: Thing) -> dict:
+def _place(thing: Object3D) -> dict:
     """Return where a thing is as plain data, metres in the optical frame."""
     box = {
         'centre': thing.box.centre.tolist(),
@@ -231,7 +233,7 @@ def _place(thing: Thing) -> dict:
     }
 
 
-def _print(found: _Found, things: list[Thing | None], options: argparse.Namespace) -> None:
+def _print(found: _Found, things: list[Object3D | None], options: argparse.Namespace) -> None:
     """Print the answer, and a line for each instance."""
     if found.answer:
         print(found.answer.answer)

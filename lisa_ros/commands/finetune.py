@@ -7,9 +7,9 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.arguments import pace_arguments, pace_of
+from lisa_ros.commands.arguments import pace_arguments, trainer_config
 from lisa_ros.errors import SettingsError
-from lisa_ros.model.registry import located
+from lisa_ros.model.registry import resolve_bundled_model
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,37 +36,37 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def frames(options: argparse.Namespace) -> None:
     """Take pictures out of a bag."""
-    from lisa_ros.datasets.bag_frames import take
+    from lisa_ros.datasets.bag_frames import extract_frames
 
-    written = take(options.bag, options.out, options.topic, options.every)
+    written = extract_frames(options.bag, options.out, options.topic, options.every)
     print(f'{len(written)} frames in {options.out}/: label them with `labelme {options.out}`')
 
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a LISA on labelled pictures, or go on with a run."""
     from lisa_ros.datasets import registry
-    from lisa_ros.datasets.llava import Talk
-    from lisa_ros.model.device import device_named
+    from lisa_ros.datasets.llava import TextDialogue
+    from lisa_ros.model.device import resolve_device
     from lisa_ros.training.finetune import task as school
     from lisa_ros.training.finetune.mixture import Mixture
-    from lisa_ros.training.finetune.samplers import source
+    from lisa_ros.training.finetune.samplers import make_sampler
 
-    device = str(device_named(options.device))
-    recipe = school.Recipe()
+    device = str(resolve_device(options.device))
+    recipe = school.FinetuneConfig()
     given = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
     if options.precision is None:
         recipe = replace(recipe, precision='bf16' if device.startswith('cuda') else 'fp32')
-    pace = pace_of(options, recipe.pace)
+    pace = trainer_config(options, recipe.pace)
     pace = replace(
         pace,
         bf16=recipe.precision != 'fp32',
-        better='val_giou' if options.val else None,
-        warm_up=min(pace.warm_up, max(1, pace.steps // 5)),
+        monitor='val_giou' if options.val else None,
+        warmup_steps=min(pace.warmup_steps, max(1, pace.steps // 5)),
     )
     recipe = replace(recipe, pace=pace)
     sources = {
-        data: source(registry.read(data), recipe.queries, options.words_only)
+        data: make_sampler(registry.read(data), recipe.queries_per_image, options.words_only)
         for data in options.data
     }
     rates = options.rates or [1.0] * len(sources)
@@ -76,10 +76,10 @@ def finetune(options: argparse.Namespace) -> int:
         )
     mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
     validation = registry.read(options.val) if options.val else []
-    if validation and isinstance(validation[0], Talk):
+    if validation and isinstance(validation[0], TextDialogue):
         raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
-    origin = school.Origin(
-        options.llava or located(options.model),
+    origin = school.BaseCheckpoint(
+        options.llava or resolve_bundled_model(options.model),
         options.vision_tower,
         options.sam,
         is_llava=options.llava is not None,
@@ -119,8 +119,8 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind, what in (
         ('--accumulate', int, 'micro-batches of a step (default: 10)'),
         ('--patience', int, 'end after so many validations without a rise'),
-        ('--pictures', int, 'in a micro-batch (default: 1)'),
-        ('--queries', int, 'about each picture at most (default: 3)'),
+        ('--batch-size', int, 'in a micro-batch (default: 1)'),
+        ('--queries-per-image', int, 'about each picture at most (default: 3)'),
         ('--rank', int, 'of LoRA (default: 8)'),
         ('--alpha', int, 'of LoRA (default: 16)'),
         ('--dropout', float, 'of LoRA (default: 0.05)'),

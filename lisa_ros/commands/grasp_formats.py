@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lisa_ros.geometry.rgbd import packed, scene_points
-from lisa_ros.messages.rgbd import Space
+from lisa_ros.geometry.rgbd import depth_to_points, pack_xyzrgb
+from lisa_ros.messages.rgbd import RgbdFrame
 
 NAMES = (
     'contact_graspnet.npz',
@@ -31,7 +31,7 @@ _RIM = 2  # what masks leave of a thing at its edge would be in the gripper's wa
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class LabelledCloud:
     """The valid points of a picture, row by row."""
 
     points: np.ndarray  # (M, 3) float32
@@ -40,7 +40,7 @@ class Scene:
     masked: np.ndarray  # (M,) bool, whether it lies in a mask or right beside it
 
 
-def scene_of(space: Space, ids: np.ndarray, masks: np.ndarray) -> Scene:
+def scene_of(space: RgbdFrame, ids: np.ndarray, masks: np.ndarray) -> LabelledCloud:
     """Return the points of a picture.
 
     Args:
@@ -48,14 +48,14 @@ def scene_of(space: Space, ids: np.ndarray, masks: np.ndarray) -> Scene:
         ids: (H, W) uint8, 1..254 where a pixel's depth is of that instance, 0 elsewhere.
         masks: (N, H, W) bool.
     """
-    points = scene_points(space.depth, space.camera)
+    points = depth_to_points(space.depth, space.camera)
     valid = np.isfinite(points).all(axis=-1)
     together = masks.any(axis=0).astype(np.uint8)
     beside = cv2.dilate(together, np.ones((2 * _RIM + 1, 2 * _RIM + 1), np.uint8)) > 0
-    return Scene(points[valid], space.image[valid], ids[valid], beside[valid])
+    return LabelledCloud(points[valid], space.image[valid], ids[valid], beside[valid])
 
 
-def write_all(folder: Path, space: Space, ids: np.ndarray, scene: Scene) -> None:
+def write_all(folder: Path, space: RgbdFrame, ids: np.ndarray, scene: LabelledCloud) -> None:
     """Write the files of NAMES; `ids` as `scene_of` takes them.
 
     Raises:
@@ -104,7 +104,7 @@ def write_pcd(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
         f'SIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH {count}\nHEIGHT 1\n'
         f'VIEWPOINT 0 0 0 1 0 0 0\nPOINTS {count}\nDATA binary\n'
     )
-    path.write_bytes(head.encode('ascii') + packed(points, colours).astype('<f4').tobytes())
+    path.write_bytes(head.encode('ascii') + pack_xyzrgb(points, colours).astype('<f4').tobytes())
 
 
 def _limits(points: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from rosbags.highlevel import AnyReader
 
 from lisa_ros.errors import DataError, ImageError, SettingsError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.rgbd import fitted
-from lisa_ros.messages.bag import opened
+from lisa_ros.geometry.rgbd import resize_registered_depth
+from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.image import DEPTH_ENCODINGS, compressed_to_rgb, image_to_rgb
-from lisa_ros.messages.rgbd import Space, space
+from lisa_ros.messages.rgbd import RgbdFrame, rgbd_from_messages
 from lisa_ros.model.image_processing import read_rgb
 from lisa_ros.settings import Settings
 
@@ -29,15 +29,15 @@ _LATE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class RgbdInput:
     """A picture with its depth, and where it is from."""
 
-    space: Space
+    space: RgbdFrame
     stamp: int | None = None  # of its header [ns]; None: of a file
     frame_id: str = ''  # of its header
 
 
-def from_files(image: Path, depth: Path, k: Sequence[float]) -> Shot:
+def from_files(image: Path, depth: Path, k: Sequence[float]) -> RgbdInput:
     """Return a picture with depth of two files.
 
     Args:
@@ -56,7 +56,7 @@ def from_files(image: Path, depth: Path, k: Sequence[float]) -> Shot:
         raise SettingsError(f'--k {fx:g} {fy:g} {cx:g} {cy:g}: expected fx and fy above 0 [px]')
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
     camera = Camera(matrix, (pixels.shape[1], pixels.shape[0]))
-    return Shot(Space(pixels, fitted(read_depth(depth), camera), camera))
+    return RgbdInput(RgbdFrame(pixels, resize_registered_depth(read_depth(depth), camera), camera))
 
 
 def read_depth(path: Path) -> np.ndarray:
@@ -90,7 +90,7 @@ def from_bag(
     depth_topic: str | None = None,
     info_topic: str | None = None,
     at: float = 0.0,
-) -> Shot:
+) -> RgbdInput:
     """Return a picture of a bag with its depth.
 
     Args:
@@ -105,7 +105,7 @@ def from_bag(
             time.
         ImageError: a message that cannot be read, or picture, depth and camera do not fit.
     """
-    with opened(bag) as reader:
+    with open_bag(bag) as reader:
         kinds = _kinds(reader)
         image_topic = _chosen(bag, '--image-topic', kinds['picture'], image_topic)
         depth_topic = _chosen(bag, '--depth-topic', kinds['depth'], depth_topic)
@@ -133,8 +133,8 @@ def from_bag(
         )
     read = compressed_to_rgb if hasattr(message, 'format') else image_to_rgb
     rectified = 'image_rect' in image_topic  # as image_proc names it
-    place = space(read(message), message, depth[1], info[1], rectified=rectified)
-    return Shot(place, stamp, message.header.frame_id)
+    place = rgbd_from_messages(read(message), message, depth[1], info[1], rectified=rectified)
+    return RgbdInput(place, stamp, message.header.frame_id)
 
 
 def _kinds(reader: AnyReader) -> dict[str, list[str]]:

@@ -39,7 +39,7 @@ def segment(options: argparse.Namespace) -> None:
         return
     print(result.answer)
     for i, mask in enumerate(result.masks):
-        x, y, width, height = masks.box(mask)
+        x, y, width, height = masks.bounding_box(mask)
         print(
             f'mask {i + 1}: score {result.scores[i]:.2f}, {masks.area(mask)} pixels '
             f'in {width} x {height} at ({x}, {y})'
@@ -58,9 +58,11 @@ def as_json(result: Segmentation) -> dict:
         'masks': [
             {
                 'score': round(float(score), 4),
-                'box': dict(zip(('x', 'y', 'width', 'height'), masks.box(mask), strict=True)),
+                'box': dict(
+                    zip(('x', 'y', 'width', 'height'), masks.bounding_box(mask), strict=True)
+                ),
                 'area': masks.area(mask),
-                'rle': masks.rle(mask),
+                'rle': masks.encode_rle(mask),
             }
             for mask, score in zip(result.masks, result.scores, strict=True)
         ],

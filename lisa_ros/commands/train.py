@@ -8,7 +8,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from lisa_ros.commands.arguments import count, pace_arguments, pace_of
+from lisa_ros.commands.arguments import pace_arguments, positive_int, trainer_config
 from lisa_ros.errors import SettingsError
 
 
@@ -40,54 +40,59 @@ def add(commands: argparse._SubParsersAction) -> None:
     school.add_argument('--json', action='store_true', help='of --check: print one JSON object')
     pace_arguments(school)
     for name in (
-        'looks', 'places', 'measured', 'reasoned', 'pictures', 'requests', 'pairs', 'threads',
+        'vision-warmup-steps', 'number-warmup-steps', 'measured-per-image', 'reasoning-per-image',
+        'batch-size', 'queries-per-image', 'fixed-reasoning-pairs', 'threads',
     ):  # fmt: skip
         school.add_argument(f'--{name}', type=int)
     school.add_argument(
-        '--slips',
+        '--name-noise-rate',
         type=float,
         help='of the answers with a name behind a place, those read with a wrong one (default: 0)',
     )
     school.add_argument(
-        '--without', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
+        '--exclude-categories', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
     )
-    school.add_argument('--start', type=Path, help='a model folder to start from')
+    school.add_argument('--init-from', type=Path, help='a model folder to start from')
     school.add_argument(
-        '--new-words',
+        '--rebuild-tokenizer',
         action='store_true',
         default=None,
-        help="with --start: a vocabulary made anew from today's grammar",
+        help="with --init-from: a vocabulary made anew from today's grammar",
     )
     school.add_argument(
-        '--additions',
+        '--lora-rank',
         type=int,
         metavar='RANK',
-        help='with --start: its weights stand, and what is learnt is kept beside them',
+        help='with --init-from: its weights stand, and what is learnt is kept beside them',
     )
     school.add_argument(
-        '--clip-side', type=int, metavar='PIXELS', help='CLIP sees pictures of another size'
+        '--clip-image-size', type=int, metavar='PIXELS', help='CLIP sees pictures of another size'
     )
-    school.add_argument('--eyes', type=Path, help='or one whose vision parts alone are taken')
     school.add_argument(
-        '--memory',
+        '--init-vision-from', type=Path, help='or one whose vision parts alone are taken'
+    )
+    school.add_argument(
+        '--feature-cache',
         type=Path,
         metavar='FOLDER',
         help='keep what the vision parts see there; they stand still and steps are faster',
     )
     school.add_argument(
-        '--waves',
+        '--position-codes',
         action='store_true',
-        help="with --start: teach its CLIP to tell each patch's place, and nothing else",
+        help="with --init-from: teach its CLIP to tell each patch's place, and nothing else",
     )
-    school.add_argument('--views', type=int, help='of each scene in the memory (default: 1)')
+    school.add_argument(
+        '--views-per-scene', type=int, help='of each scene in the memory (default: 1)'
+    )
     school.add_argument('--weight-decay', type=float)
     school.add_argument(
-        '--workers', type=count, help='processes that make lessons ready, as a GPU wants'
+        '--workers', type=positive_int, help='processes that make lessons ready, as a GPU wants'
     )
     school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
-    school.add_argument('--better', help='figure that must rise, such as val_explicit')
+    school.add_argument('--monitor', help='figure that must rise, such as val_explicit')
     school.add_argument('--patience', type=int, help='end after so many validations without it')
-    school.add_argument('--average', type=float, help="decay of the weights' moving average")
+    school.add_argument('--ema-decay', type=float, help="decay of the weights' moving average")
     school.add_argument('--bf16', action=argparse.BooleanOptionalAction, default=None)
     school.set_defaults(run=train)
 
@@ -108,9 +113,11 @@ def scenes(options: argparse.Namespace) -> None:
         first=options.first,
         workers=options.workers,
     )
-    test_sets.write_exam(options.out / options.split)
+    test_sets.write_test_set(options.out / options.split)
     if options.pack:
-        test_sets.pack([options.out / split for split in options.pack], options.out / 'exam.zip')
+        test_sets.pack_test_set(
+            [options.out / split for split in options.pack], options.out / 'exam.zip'
+        )
 
 
 def train(options: argparse.Namespace) -> int:
@@ -119,26 +126,30 @@ def train(options: argparse.Namespace) -> int:
         return _check(options)
     if options.scenes is None or options.out is None:
         raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
-    if options.waves:
+    if options.position_codes:
         return _waves(options)
-    from lisa_ros.model.device import device_named
+    from lisa_ros.model.device import resolve_device
     from lisa_ros.training.tabletop import pretrain as tabletop
 
-    device = str(device_named(options.device or 'cpu'))  # before the scenes are read
-    given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.Recipe)}
-    recipe = tabletop.Recipe(**{k: v for k, v in given.items() if v is not None})
-    recipe = replace(recipe, pace=pace_of(options, recipe.pace))
+    device = str(resolve_device(options.device or 'cpu'))  # before the scenes are read
+    given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.PretrainConfig)}
+    recipe = tabletop.PretrainConfig(**{k: v for k, v in given.items() if v is not None})
+    recipe = replace(recipe, pace=trainer_config(options, recipe.pace))
     return 0 if tabletop.train(options.out, options.scenes, recipe, device) else 130
 
 
 def _waves(options: argparse.Namespace) -> int:
     """Give a model's CLIP the places of its patches."""
-    if options.start is None:
-        raise SettingsError('--waves are given to a model: name its folder with --start')
+    if options.init_from is None:
+        raise SettingsError(
+            '--position-codes are given to a model: name its folder with --init-from'
+        )
     from lisa_ros.training.tabletop import position_codes
 
-    pace = pace_of(options, position_codes.PACE)
-    return 0 if position_codes.learn(options.out, options.scenes, options.start, pace) else 130
+    pace = trainer_config(options, position_codes.PACE)
+    return (
+        0 if position_codes.distill(options.out, options.scenes, options.init_from, pace) else 130
+    )
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.model.image_processing import UNREADABLE, read_rgb
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 UNSURE = 255  # a truth of this value leaves its pixel out of losses and figures
 
 
@@ -32,7 +32,7 @@ class Region(Protocol):
 
 
 @dataclass(frozen=True)
-class Shape:
+class Polygon:
     """A region that a person drew: a filled outline, or a mask in a box."""
 
     label: str
@@ -88,7 +88,7 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class AnnotatedImage:
     """A picture whose queries are known."""
 
     path: Path
@@ -110,7 +110,7 @@ def size_of(path: Path) -> tuple[int, int]:
         raise DataError(f'{path} cannot be read as a picture: {error}; copy it again') from error
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Return a picture as a person sees it, (H, W, 3) uint8 RGB, turned as its EXIF says.
 
     Raises:

@@ -16,10 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 from lisa_ros.errors import DataError
-from lisa_ros.messages.bag import pictures
+from lisa_ros.messages.bag import read_images
 
 
-def take(bag: Path, out: Path, topic: str | None = None, every: float = 0.0) -> list[Path]:
+def extract_frames(
+    bag: Path, out: Path, topic: str | None = None, every: float = 0.0
+) -> list[Path]:
     """Write frames of a bag as PNG into a folder; return the files, in the bag's order.
 
     Args:
@@ -32,7 +34,7 @@ def take(bag: Path, out: Path, topic: str | None = None, every: float = 0.0) -> 
         DataError: as `bags.pictures`; or a folder that cannot be written to.
     """
     written: list[Path] = []
-    for frame in pictures(bag, topic, every):
+    for frame in read_images(bag, topic, every):
         path = out / f'{frame.stamp}.png'
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import Labelled, Query
-from lisa_ros.datasets.json_io import entries, read_json
+from lisa_ros.datasets.annotations import AnnotatedImage, Query
+from lisa_ros.datasets.json_io import read_json, validated_entries
 from lisa_ros.errors import DataError
 
 
@@ -87,13 +87,15 @@ def read_instances(file: str | Path, pictures: str | Path) -> Instances:
     plain = read_json(file)
     found: Instances = Instances({}, {}, {}, {})
     sizes: dict[int, tuple[int, int] | None] = {}
-    for one in entries(file, plain, 'images', id=int):
+    for one in validated_entries(file, plain, 'images', id=int):
         found.pictures[one['id']] = pictures / _file_name(file, one)
         told = one.get('height'), one.get('width')
         sizes[one['id']] = told if all(isinstance(side, int) for side in told) else None
-    for one in entries(file, plain, 'categories', id=int, name=str):
-        found.names[one['id']] = spoken(one['name'])
-    for one in entries(file, plain, 'annotations', id=int, image_id=int, category_id=int):
+    for one in validated_entries(file, plain, 'categories', id=int, name=str):
+        found.names[one['id']] = category_phrase(one['name'])
+    for one in validated_entries(
+        file, plain, 'annotations', id=int, image_id=int, category_id=int
+    ):
         if one['image_id'] not in found.pictures:
             raise DataError(
                 f'{file}: annotation {one["id"]} is about picture {one["image_id"]}, which is '
@@ -105,7 +107,7 @@ def read_instances(file: str | Path, pictures: str | Path) -> Instances:
     return found
 
 
-def read_coco(file: str | Path, pictures: str | Path) -> list[Labelled]:
+def read_coco(file: str | Path, pictures: str | Path) -> list[AnnotatedImage]:
     """Return pictures with a query for each category in them, all its instances together.
 
     Raises:
@@ -121,7 +123,7 @@ def read_coco(file: str | Path, pictures: str | Path) -> list[Labelled]:
     if not grouped:
         raise DataError(f'{file}: no annotations; expected instances as COCO has them')
     return [
-        Labelled(
+        AnnotatedImage(
             found.pictures[picture],
             tuple(Query(name, False, tuple(regions)) for name, regions in groups.items()),
         )
@@ -138,7 +140,7 @@ def _file_name(file: Path, image: dict) -> str:
     raise DataError(f'{file}: picture {image["id"]} has no file_name')
 
 
-def spoken(name: str) -> str:
+def category_phrase(name: str) -> str:
     """Return a category's name as one says it: "mug:handle" is "mug handle"."""
     parts = [part.split('_(')[0] for part in name.split(':')]
     return ' '.join(parts).replace('_', ' ')

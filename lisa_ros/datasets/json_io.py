@@ -12,7 +12,7 @@ from lisa_ros.errors import DataError
 Broken = Callable[[DataError], None]
 
 
-def fatal(error: DataError) -> None:
+def raise_error(error: DataError) -> None:
     """End the reading at what is broken; the other way is to note it, as `list.append` does."""
     raise error
 
@@ -35,7 +35,9 @@ def read_json(path: Path) -> object:
         ) from error
 
 
-def entries(path: Path, plain: object, name: str | None, /, **wanted: type | tuple) -> list[dict]:
+def validated_entries(
+    path: Path, plain: object, name: str | None, /, **wanted: type | tuple
+) -> list[dict]:
     """Return the list `name` of a file, or the file itself if it is one.
 
     Args:

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from lisa_ros.datasets.annotations import Query
-from lisa_ros.datasets.json_io import entries, folder, read_json
+from lisa_ros.datasets.json_io import folder, read_json, validated_entries
 from lisa_ros.errors import DataError
 from lisa_ros.model.image_processing import UNREADABLE
 
 
 @dataclass(frozen=True)
-class Class:
+class LabelMapRegion:
     """All pixels of a map that have one number."""
 
     numbers: np.ndarray  # (H, W), shared by all classes of a map
@@ -46,7 +46,7 @@ class Class:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class LabelMapImage:
     """A picture beside its map; the map is read when its queries are asked for."""
 
     path: Path
@@ -72,13 +72,13 @@ class Mapped:
             )
         where = str(self.labels)
         return tuple(
-            Query(self.names[n], False, (Class(numbers, n, where),))
+            Query(self.names[n], False, (LabelMapRegion(numbers, n, where),))
             for n in np.unique(numbers).tolist()
             if n in self.names
         )
 
 
-def read_ade20k(root: str | Path, split: str = 'training') -> list[Mapped]:
+def read_ade20k(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
     """Return the pictures of ADEChallengeData2016; its maps say 0 where nothing is named.
 
     Raises:
@@ -93,7 +93,9 @@ def read_ade20k(root: str | Path, split: str = 'training') -> list[Mapped]:
     return _beside(root / 'images' / split, root / 'annotations' / split, names, file)
 
 
-def read_cocostuff(labels: str | Path, pictures: str | Path, names: str | Path) -> list[Mapped]:
+def read_cocostuff(
+    labels: str | Path, pictures: str | Path, names: str | Path
+) -> list[LabelMapImage]:
     """Return COCO's pictures; things that are seen as material ("wall-brick") are not asked for.
 
     Args:
@@ -111,7 +113,7 @@ def read_cocostuff(labels: str | Path, pictures: str | Path, names: str | Path) 
     return _beside(folder(pictures, 'pictures'), folder(labels, 'maps'), known, file)
 
 
-def read_mapillary(root: str | Path, split: str = 'training') -> list[Mapped]:
+def read_mapillary(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
     """Return the pictures of Mapillary Vistas 2.0.
 
     Raises:
@@ -120,7 +122,8 @@ def read_mapillary(root: str | Path, split: str = 'training') -> list[Mapped]:
     root = folder(root, 'config_v2.0.json and training')
     file = root / 'config_v2.0.json'
     said = [
-        one['readable'].lower() for one in entries(file, read_json(file), 'labels', readable=str)
+        one['readable'].lower()
+        for one in validated_entries(file, read_json(file), 'labels', readable=str)
     ]
     maps = root / split / 'v2.0' / 'labels'
     return _beside(root / split / 'images', maps, dict(enumerate(said)), file)
@@ -133,7 +136,9 @@ def _lines(file: Path) -> list[str]:
         raise DataError(f'{file}: no names of classes that can be read ({error})') from error
 
 
-def _beside(pictures: Path, maps: Path, names: dict[int, str], source: Path) -> list[Mapped]:
+def _beside(
+    pictures: Path, maps: Path, names: dict[int, str], source: Path
+) -> list[LabelMapImage]:
     """Return every map with its picture."""
     if not names:
         raise DataError(f'{source}: names no classes')
@@ -142,7 +147,7 @@ def _beside(pictures: Path, maps: Path, names: dict[int, str], source: Path) -> 
         picture = pictures / f'{labels.stem}.jpg'
         if not picture.is_file():
             raise DataError(f'{labels}: its picture {picture} is not there; copy it, too')
-        found.append(Mapped(picture, labels, names))
+        found.append(LabelMapImage(picture, labels, names))
     if not found:
         raise DataError(f'{maps}: no maps; expected *.png of class numbers')
     return found

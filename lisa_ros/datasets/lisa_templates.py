@@ -31,10 +31,12 @@ ANSWERS = (
     'Sure, the segmentation result is [SEG].',
     '[SEG].',
 )
-GIVEN_ANSWER = '[SEG].'  # what is put into the model's mouth where only its masks are compared
+TEACHER_FORCED_ANSWER = (
+    '[SEG].'  # what is put into the model's mouth where only its masks are compared
+)
 
 
-def examined(query: Query) -> str:
+def validation_question(query: Query) -> str:
     """Return the question of LISA's evaluation, with the space that it has after the picture."""
     if query.is_sentence:
         return f' {query.text.strip()} Please output segmentation mask.'

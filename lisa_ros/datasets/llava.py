@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lisa_ros.datasets.json_io import entries, folder, read_json
+from lisa_ros.datasets.json_io import folder, read_json, validated_entries
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 
@@ -19,14 +19,14 @@ _SAID = {'from': str, 'value': str}
 
 
 @dataclass(frozen=True)
-class Talk:
+class TextDialogue:
     """A picture and a dialogue about it in words alone."""
 
     path: Path
     turns: tuple[Turn, ...]
 
 
-def read_llava(file: str | Path, pictures: str | Path) -> list[Talk]:
+def read_llava(file: str | Path, pictures: str | Path) -> list[TextDialogue]:
     """Return the dialogues of a file.
 
     Args:
@@ -38,8 +38,10 @@ def read_llava(file: str | Path, pictures: str | Path) -> list[Talk]:
     """
     file, pictures = Path(file), folder(pictures, 'pictures')
     talks, plain = [], read_json(file)
-    for place, one in enumerate(entries(file, plain, None, image=str, conversations=list)):
-        said = entries(file, one, 'conversations', **_SAID)
+    for place, one in enumerate(
+        validated_entries(file, plain, None, image=str, conversations=list)
+    ):
+        said = validated_entries(file, one, 'conversations', **_SAID)
         if said and said[0]['from'] != 'human':
             said = said[1:]  # as the original does
         speakers = [line['from'] for line in said]
@@ -50,7 +52,7 @@ def read_llava(file: str | Path, pictures: str | Path) -> list[Talk]:
             )
         values = [line['value'].replace(_IMAGE, '').strip() for line in said]
         turns = tuple(Turn(*pair) for pair in zip(values[::2], values[1::2], strict=True))
-        talks.append(Talk(pictures / one['image'], turns))
+        talks.append(TextDialogue(pictures / one['image'], turns))
     if not talks:
         raise DataError(f'{file}: no dialogues')
     return talks

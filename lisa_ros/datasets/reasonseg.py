@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from lisa_ros.datasets import json_io
-from lisa_ros.datasets.annotations import PICTURES, Labelled, Query, Shape, size_of
-from lisa_ros.datasets.json_io import Broken, fatal, read_json
+from lisa_ros.datasets.annotations import IMAGE_SUFFIXES, AnnotatedImage, Polygon, Query, size_of
+from lisa_ros.datasets.json_io import Broken, raise_error, read_json
 from lisa_ros.errors import DataError
 from lisa_ros.model.image_processing import UNREADABLE
 
@@ -43,7 +43,7 @@ _Asked = tuple[Path, tuple[Query, ...]]
 # ---- folders
 
 
-def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
+def read_folder(folder: str | Path, broken: Broken = raise_error) -> list[AnnotatedImage]:
     """Return the labelled pictures of a folder, by name; those without labels are left out.
 
     Every JSON file is read and checked here, and every picture's size, so that what is broken is
@@ -61,14 +61,16 @@ def read_folder(folder: str | Path, broken: Broken = fatal) -> list[Labelled]:
     why = _read_explanations(folder)
     pictures: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURES and pictures.setdefault(path.stem, path) != path:
+        if path.suffix.lower() in IMAGE_SUFFIXES and pictures.setdefault(path.stem, path) != path:
             broken(DataError(f'{path}: {pictures[path.stem].name} has the same name; rename one'))
     labels = [p for p in sorted(folder.glob('*.json')) if p.name != _EXPLANATIONS]
     queries = dict(one for path in labels for one in _kept(broken, _of_json, path, pictures))
     for picture in pictures.values():
         for _, asked in _kept(broken, _of_masks, picture):
             queries[picture] = (*queries.get(picture, ()), *asked)
-    labelled = [Labelled(p, asked, why.get(p.name, '')) for p, asked in sorted(queries.items())]
+    labelled = [
+        AnnotatedImage(p, asked, why.get(p.name, '')) for p, asked in sorted(queries.items())
+    ]
     if not labelled:
         raise DataError(
             f'{folder}: {len(pictures)} pictures, none of them labelled; expected beside each a '
@@ -90,7 +92,7 @@ def _of_json(path: Path, pictures: dict[str, Path]) -> list[_Asked]:
     """Return the picture that a JSON file is about, or nothing if it asks nothing."""
     if path.stem not in pictures:
         raise DataError(
-            f'{path}: no picture {path.stem} ({", ".join(PICTURES)}) lies beside it; put it '
+            f'{path}: no picture {path.stem} ({", ".join(IMAGE_SUFFIXES)}) lies beside it; put it '
             'there or take the file away'
         )
     queries = read_labels(path)
@@ -202,7 +204,7 @@ def _read_explanations(folder: Path) -> dict[str, str]:
 # ---- shapes
 
 
-def _shape(path: Path, entry: object) -> Shape:
+def _shape(path: Path, entry: object) -> Polygon:
     """Return a shape of a JSON file: polygon, rectangle, circle or mask."""
     try:
         label, kind = entry['label'], entry.get('shape_type') or 'polygon'
@@ -211,8 +213,8 @@ def _shape(path: Path, entry: object) -> Shape:
             raise ValueError(f'label {label!r}, points {entry["points"]!r}')
         ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
         if kind == 'mask' and len(points):
-            return Shape(label, points, _decoded(entry['mask']), ignored)
-        return Shape(label, _outline(kind, points), ignored=ignored)
+            return Polygon(label, points, _decoded(entry['mask']), ignored)
+        return Polygon(label, _outline(kind, points), ignored=ignored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f'{path}: a shape that cannot be read ({type(error).__name__}: {error}); expected '
@@ -246,7 +248,7 @@ def _decoded(text: str) -> np.ndarray:
         raise ValueError(f'a mask that is no PNG: {error}') from error
 
 
-def _mask_file(path: Path) -> Shape:
+def _mask_file(path: Path) -> Polygon:
     """Return a mask of a folder of masks.
 
     Raises:
@@ -257,4 +259,4 @@ def _mask_file(path: Path) -> Shape:
             mask = np.asarray(picture.convert('L')) > 0
     except UNREADABLE as error:
         raise DataError(f'{path}: no mask that can be read ({error}); save it again') from error
-    return Shape(path.stem, np.zeros((1, 2)), mask)
+    return Polygon(path.stem, np.zeros((1, 2)), mask)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from lisa_ros.datasets.annotations import Labelled, Query
+from lisa_ros.datasets.annotations import AnnotatedImage, Query
 from lisa_ros.datasets.coco import read_instances
-from lisa_ros.datasets.json_io import entries, folder, read_json
+from lisa_ros.datasets.json_io import folder, read_json, validated_entries
 from lisa_ros.errors import DataError
 
 _PICTURES = {
@@ -34,7 +34,9 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it wants {module}.{name}, which refs have no need of')
 
 
-def read_refer(root: str | Path, split: str = 'train', by: str | None = None) -> list[Labelled]:
+def read_refer(
+    root: str | Path, split: str = 'train', by: str | None = None
+) -> list[AnnotatedImage]:
     """Return the pictures of a split, with a query for each sentence.
 
     Args:
@@ -73,7 +75,7 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
         told = queries.setdefault(ref['image_id'], [])
         texts = [text.strip().lower() for text in _texts(file, ref)]  # so does the original
         told += [Query(text, False, regions) for text in texts if text]
-    told = [Labelled(found.pictures[n], tuple(said)) for n, said in queries.items() if said]
+    told = [AnnotatedImage(found.pictures[n], tuple(said)) for n, said in queries.items() if said]
     if not told:
         raise DataError(f'{file}: nothing is said in the split {split!r}')
     return told
@@ -81,7 +83,7 @@ def read_refer(root: str | Path, split: str = 'train', by: str | None = None) ->
 
 def _texts(file: Path, ref: dict) -> list[str]:
     """Return what was said of it; gRefCOCO says [""] or more where nothing is meant, too."""
-    return [one['sent'] for one in entries(file, ref, 'sentences', sent=str)]
+    return [one['sent'] for one in validated_entries(file, ref, 'sentences', sent=str)]
 
 
 def _refs(root: Path, by: str) -> tuple[Path, list[dict]]:
@@ -100,6 +102,6 @@ def _refs(root: Path, by: str) -> tuple[Path, list[dict]]:
             raise DataError(
                 f'{file}: no refs that can be read ({type(error).__name__}: {error})'
             ) from error
-    return file, entries(
+    return file, validated_entries(
         file, plain, None, image_id=int, ann_id=(int, list), split=str, sentences=list
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lisa_ros.datasets.annotations import Picture
 from lisa_ros.datasets.coco import read_coco
-from lisa_ros.datasets.json_io import Broken, fatal
+from lisa_ros.datasets.json_io import Broken, raise_error
 from lisa_ros.datasets.label_maps import read_ade20k, read_cocostuff, read_mapillary
-from lisa_ros.datasets.llava import Talk, read_llava
+from lisa_ros.datasets.llava import TextDialogue, read_llava
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.datasets.refer import read_refer
 from lisa_ros.errors import SettingsError
@@ -26,7 +26,7 @@ READERS: dict[str, Callable[..., list]] = {
 }
 
 
-def read(text: str | Path, broken: Broken = fatal) -> list[Picture] | list[Talk]:
+def read(text: str | Path, broken: Broken = raise_error) -> list[Picture] | list[TextDialogue]:
     """Return a data set's pictures, or its talks.
 
     Args:

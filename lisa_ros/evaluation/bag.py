@@ -22,20 +22,20 @@ from tqdm import tqdm
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.evaluation.ground_truth import Truth
+from lisa_ros.evaluation.ground_truth import GroundTruth
 from lisa_ros.evaluation.result_bag import ResultBag
-from lisa_ros.messages.bag import Frame, ahead, pictures
+from lisa_ros.messages.bag import BagImage, prefetch, read_images
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Segmentation
 
 
-def offline(
+def evaluate_offline(
     segmenter: Segmenter,
     bag: Path,
     commands: Sequence[Command],
     *,
     topic: str | None = None,
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
     every: int = 10,
     batch: int = 1,
     out: Path | None = None,
@@ -60,19 +60,19 @@ def offline(
         DataError: the bag, its pictures or the truth are not what they should be; or a command is
             for a time after the last frame.
     """
-    frames = ahead(pictures(bag, topic))
+    frames = prefetch(read_images(bag, topic))
     frames = tqdm(frames, desc=bag.name, unit='frame', disable=not progress)
     asked = _with_their_commands(frames, bag, commands, every)
     while some := list(itertools.islice(asked, batch)):
         if batch > 1:
-            segmenter.look([frame.pixels for frame, _ in some])
+            segmenter.encode_images([frame.pixels for frame, _ in some])
         for frame, due in some:
             yield from _asked(segmenter, frame, due, truth, out, results)
 
 
 def _with_their_commands(
-    frames: Iterable[Frame], bag: Path, commands: Sequence[Command], every: int
-) -> Iterator[tuple[Frame, list[Command]]]:
+    frames: Iterable[BagImage], bag: Path, commands: Sequence[Command], every: int
+) -> Iterator[tuple[BagImage, list[Command]]]:
     """Yield each frame that anything is asked about, with the commands that are due then."""
     waiting = {c.number for c in commands if c.at is not None or c.frame is not None}
     start, count, since = None, 0, 0.0
@@ -103,9 +103,9 @@ def _is_due(command: Command, number: int, since: float) -> bool:
 
 def _asked(
     segmenter: Segmenter,
-    frame: Frame,
+    frame: BagImage,
     due: Sequence[Command],
-    truth: Truth | None,
+    truth: GroundTruth | None,
     out: Path | None,
     results: ResultBag | None,
 ) -> Iterator[Case]:
@@ -119,7 +119,7 @@ def _asked(
         yield _judged(frame, command, command.number, result, truth, out, results)
 
 
-class Answered(Protocol):
+class LiveAnswer(Protocol):
     """What a node said to a command, as `ros.live` has it."""
 
     command: int  # its number
@@ -127,13 +127,13 @@ class Answered(Protocol):
     result: Segmentation
 
 
-def judged(
-    answers: Sequence[Answered],
+def evaluate_live_answers(
+    answers: Sequence[LiveAnswer],
     bag: Path,
     commands: Sequence[Command],
     *,
     topic: str,
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
     out: Path | None = None,
     results: ResultBag | None = None,
 ) -> Iterator[Case]:
@@ -143,11 +143,11 @@ def judged(
     its own. Answers about no frame of the bag, such as those that failed, have no truth.
     Arguments and errors as `offline`.
     """
-    by_frame: dict[int, list[Answered]] = {}
+    by_frame: dict[int, list[LiveAnswer]] = {}
     for answer in answers:
         by_frame.setdefault(answer.stamp, []).append(answer)
     seen: Counter[tuple[int, int]] = Counter()
-    for frame in pictures(bag, topic):
+    for frame in read_images(bag, topic):
         for answer in by_frame.pop(frame.stamp, ()):
             command = commands[answer.command]
             again = seen[frame.stamp, command.number]
@@ -161,11 +161,11 @@ def judged(
 
 
 def _judged(
-    frame: Frame,
+    frame: BagImage,
     command: Command,
     place: int | str,
     result: Segmentation,
-    truth: Truth | None,
+    truth: GroundTruth | None,
     out: Path | None,
     results: ResultBag | None,
 ) -> Case:

@@ -33,7 +33,7 @@ from lisa_ros.evaluation import bag as replay
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.evaluation.ground_truth import Truth, open_truth
+from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
 from lisa_ros.evaluation.result_bag import ResultBag
 from lisa_ros.perception.segmenter import Segmenter
 
@@ -42,7 +42,7 @@ _DEATHS = 3  # of workers over one bag, until it counts as broken: Ray would try
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What every bag is asked, and of which model; it travels to the workers."""
 
     model: Mapping[str, object]  # arguments of Segmenter.load, the `name` among them
@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Task:
+class BagJob:
     """A bag to ask about."""
 
     name: str  # of its folder; no other task has it
@@ -63,7 +63,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Pool:
+class RayPool:
     """Where many bags are asked about: a Ray cluster."""
 
     address: str | None = None  # None: one on this machine, for as long as it takes
@@ -71,11 +71,11 @@ class Pool:
     threads: int = 1  # of each, where no GPU is
 
 
-def examine(
+def evaluate_bag(
     segmenter: Segmenter,
     bag: Path,
-    plan: Plan,
-    truth: Truth | None,
+    plan: BatchPlan,
+    truth: GroundTruth | None,
     out: Path,
     progress: bool = True,
 ) -> dict:
@@ -86,10 +86,10 @@ def examine(
     Raises:
         DataError: the bag, its pictures or the truth are not what they should be.
     """
-    report.made(out)
+    report.ensure_folder(out)
     with ResultBag(out / 'answers_bag') as answers:
         cases = list(
-            replay.offline(
+            replay.evaluate_offline(
                 segmenter,
                 bag,
                 plan.commands,
@@ -112,7 +112,9 @@ def examine(
     return report.write(run, out)
 
 
-def examine_all(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool | None = None) -> dict:
+def evaluate_bags(
+    tasks: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool | None = None
+) -> dict:
     """Ask about several bags; write a report of each and one of all; return the latter.
 
     Bags that an earlier run with the same plan has finished are not asked again. What is wrong
@@ -149,10 +151,10 @@ def examine_all(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool | None 
     return _all_together(done, broken, plan, out)
 
 
-def _begin(plan: Plan, out: Path) -> None:
+def _begin(plan: BatchPlan, out: Path) -> None:
     """Note the plan in the folder, or see that it is the one that is noted there."""
     noted = json.loads(json.dumps(asdict(plan)))
-    path = report.made(out) / 'plan.json'
+    path = report.ensure_folder(out) / 'plan.json'
     try:
         if path.exists() and json.loads(path.read_text(encoding='utf-8')) != noted:
             raise DataError(
@@ -178,7 +180,7 @@ def _is_done(folder: Path) -> bool:
     return (folder / 'report.json').is_file()
 
 
-def _same_bag(task: Task, out: Path) -> None:
+def _same_bag(task: BagJob, out: Path) -> None:
     """See that what is done under a task's name is about its bag.
 
     Raises:
@@ -193,18 +195,18 @@ def _same_bag(task: Task, out: Path) -> None:
             )
 
 
-def _answer(segmenter: Segmenter, task: Task, plan: Plan, out: Path) -> str:
+def _answer(segmenter: Segmenter, task: BagJob, plan: BatchPlan, out: Path) -> str:
     """Ask about one bag; return what was wrong with it, or nothing."""
     if _is_done(out / task.name):  # its worker died before it could say so
         return ''
     deaths = [part for part in _parts(out) if part.name.rpartition('-')[0] == _PART + task.name]
     if len(deaths) >= _DEATHS:
         return f'{task.bag}: {len(deaths)} workers died over it; is there memory enough for it?'
-    part = report.made(out / f'{_PART}{task.name}-{uuid.uuid4().hex}')
+    part = report.ensure_folder(out / f'{_PART}{task.name}-{uuid.uuid4().hex}')
     own = replace(plan, truth=plan.truth and plan.truth.replace('{}', task.bag.stem))
     try:
-        truth = open_truth(own.truth, task.bag) if own.truth else None
-        examine(segmenter, task.bag, own, truth, part, progress=False)
+        truth = open_ground_truth(own.truth, task.bag) if own.truth else None
+        evaluate_bag(segmenter, task.bag, own, truth, part, progress=False)
     except DataError as error:
         shutil.rmtree(part, ignore_errors=True)
         return str(error)
@@ -217,7 +219,7 @@ def _answer(segmenter: Segmenter, task: Task, plan: Plan, out: Path) -> str:
     return ''
 
 
-def _here(tasks: Sequence[Task], plan: Plan, out: Path) -> Iterator[tuple[str, str]]:
+def _here(tasks: Sequence[BagJob], plan: BatchPlan, out: Path) -> Iterator[tuple[str, str]]:
     """Yield each bag's name and what was wrong with it, asked one after another."""
     segmenter = Segmenter.load(**plan.model) if tasks else None
     for task in tasks:
@@ -227,7 +229,7 @@ def _here(tasks: Sequence[Task], plan: Plan, out: Path) -> Iterator[tuple[str, s
 class _Worker:
     """A process of the cluster with a model of its own."""
 
-    def __init__(self, plan: Plan, out: Path, threads: int, folder: str):
+    def __init__(self, plan: BatchPlan, out: Path, threads: int, folder: str):
         import torch
 
         torch.set_num_threads(threads)
@@ -242,12 +244,14 @@ class _Worker:
     def __call__(self, row: dict) -> dict:
         if self._fault:
             return {'name': row['name'], 'error': '', 'fault': self._fault}
-        task = Task(row['name'], Path(row['bag']))
+        task = BagJob(row['name'], Path(row['bag']))
         error = _answer(self._segmenter, task, self._plan, self._out)
         return {'name': task.name, 'error': error, 'fault': ''}
 
 
-def _on_ray(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool) -> Iterator[tuple[str, str]]:
+def _on_ray(
+    tasks: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool
+) -> Iterator[tuple[str, str]]:
     """Yield as `_here`, as the bags are done, whichever comes first."""
     if not tasks:
         return
@@ -274,7 +278,7 @@ def _on_ray(tasks: Sequence[Task], plan: Plan, out: Path, pool: Pool) -> Iterato
 
 
 @contextlib.contextmanager
-def _cluster(pool: Pool) -> Iterator[ModuleType]:
+def _cluster(pool: RayPool) -> Iterator[ModuleType]:
     """Give Ray, joined to a cluster, or with one begun on this machine.
 
     Raises:
@@ -305,7 +309,7 @@ def _cluster(pool: Pool) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _join(ray: ModuleType, pool: Pool) -> None:
+def _join(ray: ModuleType, pool: RayPool) -> None:
     """Join a cluster, or begin one on this machine."""
     quiet = {'log_to_driver': False, 'logging_level': 'error'}
     if pool.address:
@@ -318,7 +322,9 @@ def _join(ray: ModuleType, pool: Pool) -> None:
     ray.init(address='local', num_cpus=wanted, include_dashboard=False, **quiet)
 
 
-def _all_together(names: Sequence[str], broken: Mapping[str, str], plan: Plan, out: Path) -> dict:
+def _all_together(
+    names: Sequence[str], broken: Mapping[str, str], plan: BatchPlan, out: Path
+) -> dict:
     """Write the report of all bags, from those of each."""
     cases: list[Case] = []
     by_bag = {}

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lisa_ros.datasets.annotations import Picture, Query, read_picture
-from lisa_ros.datasets.json_io import Broken, fatal
-from lisa_ros.datasets.lisa_templates import GIVEN_ANSWER, examined
+from lisa_ros.datasets.annotations import Picture, Query, read_image
+from lisa_ros.datasets.json_io import Broken, raise_error
+from lisa_ros.datasets.lisa_templates import TEACHER_FORCED_ANSWER, validation_question
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case, case_of, draw
 from lisa_ros.perception.segmenter import Segmenter
@@ -65,14 +65,14 @@ def published(data: str) -> dict[str, tuple[float | None, float]]:
     return PUBLISHED.get(name, {})
 
 
-def examine(
+def evaluate_dataset(
     segmenter: Segmenter,
     pictures: Sequence[Picture],
     mode: str = 'generate',
     *,
-    question: Callable[[Query], str] = examined,
+    question: Callable[[Query], str] = validation_question,
     first_only: bool = False,
-    broken: Broken = fatal,
+    broken: Broken = raise_error,
     out: Path | None = None,
 ) -> Iterator[Case]:
     """Yield a case for each query of each picture.
@@ -105,11 +105,11 @@ def _of_picture(
     """Return the cases of a picture, all of them or, if it is broken, none."""
     found = []
     try:
-        image = read_picture(one.path)
+        image = read_image(one.path)
         for place, query in enumerate(one.queries[: 1 if first_only else None]):
             truth, text = query.truth(*image.shape[:2]), question(query)
             result = (
-                segmenter.teacher_forced(image, text, GIVEN_ANSWER)
+                segmenter.teacher_forced(image, text, TEACHER_FORCED_ANSWER)
                 if mode == 'teacher_forced'
                 else segmenter.segment(image, text)
             )

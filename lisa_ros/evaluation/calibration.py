@@ -19,7 +19,7 @@ import numpy as np
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.perception import mask_scores
-from lisa_ros.results import Evidence
+from lisa_ros.results import ScoreFeatures
 
 BINS = 10
 
@@ -29,10 +29,10 @@ class Answered(Protocol):
 
     overlap: Overlap
     scores: tuple[float, ...]
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[ScoreFeatures, ...]
 
 
-def outcomes(graded: Iterable[Answered]) -> np.ndarray:
+def scored_outcomes(graded: Iterable[Answered]) -> np.ndarray:
     """Return score and whether the mask is right, of each answer with one mask: (n, 2)."""
     rows = [(g.scores[0], is_right(g)) for g in graded if len(g.scores) == 1]
     return np.array(rows, float).reshape(-1, 2)
@@ -91,7 +91,7 @@ def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
     return tuple(round(float(w), 5) for w in weights)
 
 
-def straighten(
+def fit_isotonic_curve(
     graded: Sequence[Answered], weights: Sequence[float], knots: int = 8
 ) -> tuple[tuple[float, float], ...]:
     """Return the curve from the regression's probability to the share that is right.
@@ -122,7 +122,7 @@ def straighten(
 
 def _weighed(graded: Sequence[Answered]) -> list[Answered]:
     """Return the answers that have evidence of just one mask, which is not empty."""
-    return [g for g in graded if len(g.evidence) == 1 and g.evidence[0].certainty > 0]
+    return [g for g in graded if len(g.evidence) == 1 and g.evidence[0].mean_mask_prob > 0]
 
 
 def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
@@ -139,7 +139,7 @@ def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
     return float(good[len(good) // 2])
 
 
-def own_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
     """Return the config.json of a checkpoint of our own layout.
 
     Raises:
@@ -158,7 +158,7 @@ def own_config(folder: Path) -> dict:
     return config
 
 
-def note(
+def save_calibration(
     folder: Path,
     weights: Sequence[float],
     curve: Sequence[tuple[float, float]],
@@ -167,7 +167,7 @@ def note(
     refine: bool = False,
 ) -> None:
     """Write calibration and threshold into a checkpoint of our own layout; refine: that, too."""
-    config = own_config(folder)
+    config = read_config(folder)
     config |= {
         'refine': refine or config.get('refine', False),
         'calibration': list(weights),

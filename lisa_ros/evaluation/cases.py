@@ -24,7 +24,7 @@ class Case:
 
     name: str
     group: str  # the picture or frame: its questions succeed or fail together
-    sort: str  # kind of query
+    category: str  # kind of query
     about: str  # what is asked for, however it is put
     query: str  # as it was put
     answer: str
@@ -35,8 +35,8 @@ class Case:
     boundary: float | None  # F of the outlines
     scores: tuple[float, ...]  # of the masks
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, in the order run
-    to_mask: float | None = None  # [s] until the first mask
-    picture: Path | None = None  # an overlay for people to look at
+    time_to_first_mask: float | None = None  # [s] until the first mask
+    image: Path | None = None  # an overlay for people to look at
 
     @property
     def iou(self) -> float | None:
@@ -74,12 +74,12 @@ def case_of(
         truth: (H, W) bool or uint8 0, 1 and metrics.IGNORED; None: nobody knows.
         picture: an overlay.
     """
-    found = together(result)
+    found = union_mask(result)
     known = truth is not None
     return Case(
         name=f'{group}.{place}',
         group=group,
-        sort=sort,
+        category=sort,
         about=about,
         query=result.query.strip(),
         answer=result.answer,
@@ -90,12 +90,12 @@ def case_of(
         boundary=metrics.boundary_f(found, truth) if known else None,
         scores=tuple(map(float, result.scores)),
         seconds=dict(result.timings),
-        to_mask=result.to_mask,
-        picture=picture,
+        time_to_first_mask=result.time_to_first_mask,
+        image=picture,
     )
 
 
-def together(result: Segmentation) -> np.ndarray:
+def union_mask(result: Segmentation) -> np.ndarray:
     """Return where any mask of an answer is, (H, W) bool."""
     return result.masks.any(axis=0)
 
@@ -151,7 +151,9 @@ def delays(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     fresh = [case for case in cases if 'clip' in case.seconds]
     stages = dict.fromkeys(stage for case in fresh for stage in case.seconds)
     spent = {
-        'to the first mask [s]': [c.to_mask for c in fresh if c.to_mask is not None],
+        'to the first mask [s]': [
+            c.time_to_first_mask for c in fresh if c.time_to_first_mask is not None
+        ],
         'to the answer [s]': [case.total for case in fresh],
         **{f'{s} [s]': [c.seconds[s] for c in fresh if s in c.seconds] for s in stages},
     }
@@ -190,7 +192,7 @@ def draw(
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = (round(width * scale), round(height * scale))
-    found = together(result)
+    found = union_mask(result)
     real = found if truth is None else truth == 1
     if truth is not None:
         found = found & (truth != metrics.IGNORED)
@@ -198,7 +200,7 @@ def draw(
     def small(pixels: np.ndarray, how: int) -> np.ndarray:
         return cv2.resize(pixels, size, interpolation=how)
 
-    shown = overlay.compared(
+    shown = overlay.draw_errors(
         small(image, cv2.INTER_AREA),
         *(small(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0 for mask in (found, real)),
     )

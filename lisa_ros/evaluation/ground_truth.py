@@ -21,14 +21,14 @@ from PIL import Image
 
 from lisa_ros.datasets import registry
 from lisa_ros.datasets.annotations import Picture, size_of
-from lisa_ros.datasets.llava import Talk
+from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.messages.bag import opened
+from lisa_ros.messages.bag import open_bag
 from lisa_ros.model.image_processing import UNREADABLE
 
 
-class Truth(Protocol):
+class GroundTruth(Protocol):
     """Masks by stamp."""
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
@@ -39,7 +39,7 @@ class Truth(Protocol):
         """
 
 
-class Ids(ABC):
+class InstanceMasks(ABC):
     """Pictures of instance ids."""
 
     def __init__(self, where: str, names: Mapping[str, Sequence[int]]):
@@ -68,7 +68,7 @@ class Ids(ABC):
         return np.isin(ids, targets).astype(np.uint8)
 
 
-class IdFolder(Ids):
+class InstanceFolder(InstanceMasks):
     """A folder of <stamp>.png."""
 
     def __init__(self, folder: Path):
@@ -85,13 +85,13 @@ class IdFolder(Ids):
             raise DataError(f'{path}: no truth that can be read ({error})') from error
 
 
-class IdTopic(Ids):
+class InstanceTopic(InstanceMasks):
     """An Image topic of ids."""
 
     def __init__(self, bag: Path, topic: str):
         super().__init__(f'{bag}, {topic}', {})
         self._ids: dict[int, np.ndarray] = {}
-        with opened(bag) as reader:
+        with open_bag(bag) as reader:
             chosen = [c for c in reader.connections if c.topic == topic]
             if not chosen or any(c.msgtype != 'sensor_msgs/msg/Image' for c in chosen):
                 raise DataError(f'{bag}: no Image on {topic} to take the truth from')
@@ -107,7 +107,7 @@ class IdTopic(Ids):
         return self._ids[stamp]
 
 
-class Labels:
+class AnnotationTruth:
     """A labelled data set: a command's label is a query of the picture."""
 
     def __init__(self, where: str, pictures: Sequence[Picture]):
@@ -136,7 +136,7 @@ class Labels:
         return asked[0].truth(*shape)
 
 
-def open_truth(text: str, bag: Path) -> Truth:
+def open_ground_truth(text: str, bag: Path) -> GroundTruth:
     """Return the truth by one text: a folder, a topic of the bag, or a data set.
 
     Raises:
@@ -146,13 +146,13 @@ def open_truth(text: str, bag: Path) -> Truth:
     if folder.is_dir() and any(path.stem.isdigit() for path in folder.glob('*.png')):
         labelled = any(path.stem.isdigit() for path in folder.glob('*.json'))
         if not labelled and not any(path.is_dir() for path in folder.iterdir()):
-            return IdFolder(folder)
+            return InstanceFolder(folder)
     if text.startswith('/') and not folder.exists():
-        return IdTopic(bag, text)
+        return InstanceTopic(bag, text)
     pictures = registry.read(text)
-    if isinstance(pictures[0], Talk):
+    if isinstance(pictures[0], TextDialogue):
         raise DataError(f'{text}: talks have no masks to be a truth')
-    return Labels(text, pictures)
+    return AnnotationTruth(text, pictures)
 
 
 def _names(path: Path) -> dict[str, list[int]]:

@@ -89,7 +89,7 @@ def _page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def of_run(plain: dict, timings: dict, folder: Path, most: int) -> str:
+def run_page(plain: dict, timings: dict, folder: Path, most: int) -> str:
     """Return the page of one run.
 
     Args:
@@ -120,7 +120,7 @@ def of_run(plain: dict, timings: dict, folder: Path, most: int) -> str:
     )
 
 
-def of_two(plain: dict, runs: Sequence[dict], folders: Sequence[Path], most: int) -> str:
+def comparison_page(plain: dict, runs: Sequence[dict], folders: Sequence[Path], most: int) -> str:
     """Return the page of two runs, the second held against the first."""
     names = ' and '.join(plain['titles'])
     head = '<th>kind</th><th>questions</th><th>gIoU A</th><th>gIoU B</th><th>B &minus; A</th>'

@@ -28,7 +28,7 @@ from lisa_ros.evaluation import html_report, metrics
 from lisa_ros.evaluation.cases import Case, delays, figures
 from lisa_ros.evaluation.metrics import Overlap
 
-MOST_PICTURES = 300  # in a page: the worst; files hold them all
+MAX_IMAGES = 300  # in a page: the worst; files hold them all
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Run:
     by_bag: Mapping[str, Mapping] = field(default_factory=dict)  # figures of each of several bags
 
 
-def by_sort(cases: Sequence[Case], forced: bool = False) -> dict[str, dict]:
+def by_category(cases: Sequence[Case], forced: bool = False) -> dict[str, dict]:
     """Return the figures of each kind of query, `all` first."""
-    sorts = list(dict.fromkeys(case.sort for case in cases))
+    sorts = list(dict.fromkeys(case.category for case in cases))
     told = {'all': figures(cases, forced)}
     if len(sorts) > 1:
-        told |= {sort: figures([c for c in cases if c.sort == sort], forced) for sort in sorts}
+        told |= {sort: figures([c for c in cases if c.category == sort], forced) for sort in sorts}
     return told
 
 
-def made(out: Path) -> Path:
+def ensure_folder(out: Path) -> Path:
     """Return the folder of a report, made: before a model is loaded, not after it has answered.
 
     Raises:
@@ -73,7 +73,7 @@ def write(run: Run, out: Path) -> dict:
     Raises:
         DataError: the folder cannot be written to.
     """
-    told = by_sort(run.cases, run.mode == 'teacher_forced')
+    told = by_category(run.cases, run.mode == 'teacher_forced')
     seconds = {sort: row.pop('seconds', None) for sort, row in told.items()}
     plain = {
         'title': run.title,
@@ -91,10 +91,10 @@ def write(run: Run, out: Path) -> dict:
         'percentiles': seconds,
         'delays': delays(run.cases),
         'cases': {case.name: case.seconds for case in run.cases},
-        'to_mask': {case.name: case.to_mask for case in run.cases},
+        'to_mask': {case.name: case.time_to_first_mask for case in run.cases},
     }
-    for_people = html_report.of_run(plain, timings, out, MOST_PICTURES)
-    made(out)
+    for_people = html_report.run_page(plain, timings, out, MAX_IMAGES)
+    ensure_folder(out)
     try:
         _write_json(out / 'report.json', plain)
         _write_json(out / 'timings.json', timings)
@@ -131,11 +131,11 @@ def peak_memory() -> float:
 
 
 def _plain(case: Case, out: Path) -> dict:
-    picture = case.picture
+    picture = case.image
     return {
         'name': case.name,
         'group': case.group,
-        'sort': case.sort,
+        'sort': case.category,
         'about': case.about,
         'query': case.query,
         'answer': case.answer,
@@ -218,8 +218,8 @@ def cases(kept: dict, folder: Path, before: str) -> list[Case]:
             else Overlap(one['intersection'], one['union']),
             scores=tuple(one['scores']),
             seconds=kept['timings']['cases'][one['name']],
-            to_mask=kept['timings']['to_mask'][one['name']],
-            picture=one['picture'] and folder / one['picture'],
+            time_to_first_mask=kept['timings']['to_mask'][one['name']],
+            image=one['picture'] and folder / one['picture'],
             **{name: one[name] for name in _AS_THEY_ARE},
         )
         for one in kept['cases']
@@ -284,8 +284,8 @@ def compare(first: Path, second: Path, out: Path) -> dict:
             key=lambda row: row[1],
         ),
     }
-    told = html_report.of_two(plain, (one, other), (first, second), MOST_PICTURES)
-    made(out)
+    told = html_report.comparison_page(plain, (one, other), (first, second), MAX_IMAGES)
+    ensure_folder(out)
     try:
         _write_json(out / 'compare.json', plain)
         (out / 'report.html').write_text(told, 'utf-8')
@@ -294,7 +294,7 @@ def compare(first: Path, second: Path, out: Path) -> dict:
     return plain
 
 
-def print_report(plain: dict, options: argparse.Namespace) -> None:
+def print_summary(plain: dict, options: argparse.Namespace) -> None:
     """Print the figures of a report, as a table or as one JSON object."""
     if options.json:
         print(json.dumps({name: plain[name] for name in ('title', 'mode', 'figures', 'broken')}))

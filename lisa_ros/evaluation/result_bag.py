@@ -23,8 +23,8 @@ from rosbags.rosbag2.errors import WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from lisa_ros.errors import DataError
-from lisa_ros.messages.bag import Frame
-from lisa_ros.messages.segmentation import Messages
+from lisa_ros.messages.bag import BagImage
+from lisa_ros.messages.segmentation import MessageFactory
 from lisa_ros.perception import overlay as overlay_module
 from lisa_ros.resources import SOURCE_ROOT
 from lisa_ros.results import Segmentation
@@ -53,7 +53,7 @@ class ResultBag:
             text = (folder / f'{name}.msg').read_text(encoding='utf-8')
             self._store.register(get_types_from_msg(text, f'lisa_ros/msg/{name}'))
         self._types = self._store.types
-        self._make = Messages(
+        self._make = MessageFactory(
             {
                 **self._types,
                 'sensor_msgs/msg/Image': self._image,
@@ -79,7 +79,7 @@ class ResultBag:
     ) -> None:
         self._writer.close()
 
-    def put(self, frame: Frame, result: Segmentation) -> None:
+    def put(self, frame: BagImage, result: Segmentation) -> None:
         """Write an answer about a frame, at the frame's stamp."""
         stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
         header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)

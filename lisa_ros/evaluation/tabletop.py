@@ -23,36 +23,36 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation import calibration
 from lisa_ros.evaluation.metrics import Overlap, ciou, giou, overlap
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue, Evidence
+from lisa_ros.results import Dialogue, ScoreFeatures
 
 File = Path | zipfile.Path
 
 
 @dataclass(frozen=True)
-class Question:
+class TabletopTestQuery:
     """A request about a picture and the ids of the things that it means; none: not there."""
 
-    picture: File
+    image: File
     ids: File  # (H, W) uint8 image of instance ids
-    sort: str  # explicit, attributes, relations, several, part, use, knowledge, two_step, ...
+    category: str  # explicit, attributes, relations, several, part, use, knowledge, two_step, ...
     text: str
     targets: tuple[int, ...]
-    before: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
+    history: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
     # what sentences of the answer must end in to name the right thing and reason, without the
     # full stop: wordings of which one is enough
-    expects: tuple[tuple[str, ...], ...] = ()
+    expected_phrases: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Graded:
     """A question with what became of it."""
 
-    question: Question
+    question: TabletopTestQuery
     answer: str
     found: bool  # at least one mask came
     overlap: Overlap  # of all masks together with all targets together
     scores: tuple[float, ...]  # of its masks
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[ScoreFeatures, ...]
 
     @property
     def explained(self) -> bool:
@@ -62,11 +62,11 @@ class Graded:
         """
         return all(
             any(f'{words}.' in self.answer for words in wordings)
-            for wordings in self.question.expects
+            for wordings in self.question.expected_phrases
         )
 
 
-def read_exam(path: Path) -> list[Question]:
+def read_test_set(path: Path) -> list[TabletopTestQuery]:
     """Return the questions of an exam, those about one picture side by side.
 
     exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
@@ -81,7 +81,7 @@ def read_exam(path: Path) -> list[Question]:
         folder: File = zipfile.Path(path) if path.suffix == '.zip' else path
         pages = json.loads((folder / 'exam.json').read_text())
         return [
-            Question(
+            TabletopTestQuery(
                 folder / page['picture'],
                 folder / page['ids'],
                 question['sort'],
@@ -107,7 +107,7 @@ def _wordings(expects: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
     return wordings
 
 
-def sit(segmenter: Segmenter, questions: list[Question]) -> Iterator[Graded]:
+def run_test_set(segmenter: Segmenter, questions: list[TabletopTestQuery]) -> Iterator[Graded]:
     """Yield each question answered and compared with its truth.
 
     Raises:
@@ -115,12 +115,12 @@ def sit(segmenter: Segmenter, questions: list[Question]) -> Iterator[Graded]:
     """
     shown, colour, ids = None, None, None
     for question in tqdm(questions, desc='exam', unit='question'):
-        if question.picture != shown:
-            shown = question.picture
-            colour = _read(question.picture, cv2.IMREAD_COLOR)[..., ::-1]
+        if question.image != shown:
+            shown = question.image
+            colour = _read(question.image, cv2.IMREAD_COLOR)[..., ::-1]
             ids = _read(question.ids, cv2.IMREAD_GRAYSCALE)
         picture, dialogue = np.ascontiguousarray(colour), Dialogue()
-        for text in question.before:
+        for text in question.history:
             dialogue = dialogue.extended(segmenter.segment(picture, text, dialogue))
         result = segmenter.segment(picture, question.text, dialogue)
         truth = np.isin(ids, question.targets)
@@ -130,7 +130,7 @@ def sit(segmenter: Segmenter, questions: list[Question]) -> Iterator[Graded]:
             bool(result.masks.any()),
             overlap(result.masks.any(axis=0), truth),
             tuple(result.scores.tolist()),
-            result.evidence,
+            result.score_features,
         )
 
 
@@ -149,31 +149,31 @@ def report(graded: list[Graded]) -> dict:
     """
     figures: dict = {}
     present = [g for g in graded if g.question.targets]
-    groups = {sort: (sort,) for sort in dict.fromkeys(g.question.sort for g in graded)}
-    if any(g.question.sort in IMPLICIT for g in graded):
+    groups = {sort: (sort,) for sort in dict.fromkeys(g.question.category for g in graded)}
+    if any(g.question.category in IMPLICIT for g in graded):
         groups['implicit'] = IMPLICIT
     for name, sorts in groups.items():
-        overlaps = [g.overlap for g in present if g.question.sort in sorts]
+        overlaps = [g.overlap for g in present if g.question.category in sorts]
         if overlaps:
             figures[name] = {
                 'giou': giou(overlaps),
                 'ciou': ciou(overlaps),
                 'count': len(overlaps),
             }
-    asked = [g for g in graded if g.question.sort in PRESENCE]
+    asked = [g for g in graded if g.question.category in PRESENCE]
     figures['presence_accuracy'] = _share([g.found == bool(g.question.targets) for g in asked])
     figures['presence'] = {
         name: _row([g.found == there for g in asked if bool(g.question.targets) == there])
         for name, there in (('present', True), ('absent', False))
     }
-    explaining = [g for g in graded if g.question.expects]
+    explaining = [g for g in graded if g.question.expected_phrases]
     figures['explanation_accuracy'] = _share([g.explained for g in explaining])
     figures['explanations'] = len(explaining)
     figures['explanation'] = {
-        sort: _row([g.explained for g in explaining if g.question.sort == sort])
-        for sort in dict.fromkeys(g.question.sort for g in explaining)
+        sort: _row([g.explained for g in explaining if g.question.category == sort])
+        for sort in dict.fromkeys(g.question.category for g in explaining)
     }
-    figures['ece'] = calibration.expected_error(calibration.outcomes(graded))
+    figures['ece'] = calibration.expected_error(calibration.scored_outcomes(graded))
     return figures
 
 

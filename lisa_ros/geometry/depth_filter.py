@@ -23,7 +23,7 @@ SPECK = 5  # pixels below which a piece apart is noise
 
 
 @dataclass(frozen=True)
-class View:
+class DepthPatch:
     """The part of the picture round a mask, with a margin."""
 
     points: np.ndarray  # (h, w, 3) float32, NaN where invalid
@@ -37,7 +37,7 @@ class View:
         return self.points[..., 2]
 
 
-def noise(z: np.ndarray) -> np.ndarray:
+def depth_noise_std(z: np.ndarray) -> np.ndarray:
     """Return the standard deviation of depth at z [m], of the Kinect kind: 1.2 mm and more.
 
     Nguyen, Izadi and Lovell, "Modeling Kinect Sensor Noise for Improved 3D Reconstruction and
@@ -47,7 +47,7 @@ def noise(z: np.ndarray) -> np.ndarray:
     return 0.0012 + 0.0019 * (z - 0.4) ** 2
 
 
-def own_surface(view: View, plane: Plane | None) -> np.ndarray:
+def object_surface_mask(view: DepthPatch, plane: Plane | None) -> np.ndarray:
     """Return the pixels of the mask that are the thing's own, (h, w) bool.
 
     What flies goes; then what lies in the supporting plane at the mask's edge (unless the middle
@@ -57,7 +57,7 @@ def own_surface(view: View, plane: Plane | None) -> np.ndarray:
     kept = view.mask & ~_flying(view)
     if plane is not None and kept.any():
         height = np.abs(plane.height(view.points))
-        level = height < 2.2 * abs(float(plane.up[2])) * noise(view.z)
+        level = height < 2.2 * abs(float(plane.up[2])) * depth_noise_std(view.z)
         edge = _edge(view.mask, 6)
         inner = kept & ~edge
         if np.mean(level[inner if inner.any() else kept]) < 0.5:
@@ -77,10 +77,10 @@ def _edge(mask: np.ndarray, width: int) -> np.ndarray:
 
 def _jump(z: np.ndarray, pitch: float) -> np.ndarray:
     """Return the difference of depth between neighbours that no surface explains [m]."""
-    return 3 * math.sqrt(2) * noise(z) + _STEEP * pitch * z
+    return 3 * math.sqrt(2) * depth_noise_std(z) + _STEEP * pitch * z
 
 
-def _flying(view: View) -> np.ndarray:
+def _flying(view: DepthPatch) -> np.ndarray:
     """Return where depth is a mixture of front and back, (h, w) bool.
 
     Such a pixel has something nearer on one side, and something farther, or nothing, on the
@@ -99,7 +99,7 @@ def _flying(view: View) -> np.ndarray:
     return flying
 
 
-def _beside(view: View, kept: np.ndarray) -> np.ndarray:
+def _beside(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
     """Return the strips at the mask's edge that a jump cuts off from what is within, (h, w) bool.
 
     Where two things touch, such a strip of the other one hangs together with the thing; so it is
@@ -135,7 +135,7 @@ def _beside(view: View, kept: np.ndarray) -> np.ndarray:
 _RING, _AWAY, _MOST = 5, 0.025, 60  # pixels from the mask's edge; [m]; pixels of a speck
 
 
-def _specks(view: View, kept: np.ndarray) -> np.ndarray:
+def _specks(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
     """Return small groups at the mask's edge that are far from all that is within, (h, w) bool.
 
     Some pixels of a ramp from one surface to the next make no jump. What is as large as a handle
@@ -161,7 +161,7 @@ def _specks(view: View, kept: np.ndarray) -> np.ndarray:
 _PIECES = 60  # largest ones that are looked at; a surface in more of them is noise
 
 
-def _own_pieces(view: View, kept: np.ndarray) -> np.ndarray:
+def _own_pieces(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
     """Return the main piece of a surface and those that belong to it, (h, w) bool.
 
     The main one has the most pixels, those at the mask's edge counting least. A thin piece, as of
@@ -195,7 +195,7 @@ def _own_pieces(view: View, kept: np.ndarray) -> np.ndarray:
     return kept & belongs[labels]
 
 
-def _pieces(view: View, kept: np.ndarray) -> tuple[np.ndarray, int]:
+def _pieces(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the connected pieces of a surface, (h, w) int32 from 1, 0 outside, and their count+1.
 
     Drawn at twice the size, with a pixel between any two neighbours that hang together, OpenCV's
@@ -208,7 +208,7 @@ def _pieces(view: View, kept: np.ndarray) -> tuple[np.ndarray, int]:
     return labels[::2, ::2], count
 
 
-def _links(view: View, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _links(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what is surface, (h, w) bool, and which neighbours hang together.
 
     To the right, (h, w - 1), and below, (h - 1, w), bool: no jump is between them. Over holes of
@@ -224,7 +224,7 @@ def _links(view: View, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.isfinite(z), right, down
 
 
-def smoothed(view: View, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def smooth_points_and_normals(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return means of points, and unit normals towards the camera, (h, w, 3) float32 each.
 
     Over some 4 mm to each side, so that noise is small beside the slope; NaN where unknown.

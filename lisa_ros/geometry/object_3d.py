@@ -14,10 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import SPECK, View, own_surface, smoothed
-from lisa_ros.geometry.oriented_box import Box, box_along, principal_axes, standing_box
+from lisa_ros.geometry.depth_filter import (
+    SPECK,
+    DepthPatch,
+    object_surface_mask,
+    smooth_points_and_normals,
+)
+from lisa_ros.geometry.oriented_box import Box, box_in_axes, fit_upright_box, principal_axes
 from lisa_ros.geometry.rgbd import _same_size
-from lisa_ros.geometry.support_plane import _floor_under, support_plane
+from lisa_ros.geometry.support_plane import _floor_under, fit_support_plane
 
 # ---------------------------------------------------------------- the camera
 
@@ -29,7 +34,7 @@ from lisa_ros.geometry.support_plane import _floor_under, support_plane
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
+class Object3D:
     """One mask in space."""
 
     points: np.ndarray  # (M, 3) float32 [m]
@@ -43,13 +48,13 @@ class Thing:
     confidence: float  # 0..1, share of the mask that became points, less where they are few
 
 
-def thing(
+def localize_object(
     image: np.ndarray,
     depth: np.ndarray,
     mask: np.ndarray,
     camera: Camera,
     up: np.ndarray | None = None,
-) -> Thing | None:
+) -> Object3D | None:
     """Return what a mask shows, in space; None if no valid point is left.
 
     Args:
@@ -68,30 +73,30 @@ def thing(
     view = _around(depth, mask, camera)
     if view is None or not view.mask.any():
         return None
-    plane = support_plane(depth, mask, camera, up)
-    kept = own_surface(view, plane)
+    plane = fit_support_plane(depth, mask, camera, up)
+    kept = object_surface_mask(view, plane)
     v, u = np.nonzero(kept)
     if not v.size:
         return None
     points = view.points[v, u]
-    smooth, normals = (rows[v, u] for rows in smoothed(view, kept))
+    smooth, normals = (rows[v, u] for rows in smooth_points_and_normals(view, kept))
     upwards = up if up is not None else None if plane is None else plane.up
     if upwards is None:
-        box = box_along(points, principal_axes(points))
+        box = box_in_axes(points, principal_axes(points))
     else:
         spacing = view.pitch * float(np.median(points[:, 2]))
         floor = _floor_under(points, plane, upwards)
-        box = standing_box(points, smooth, normals, upwards, floor, spacing)
+        box = fit_upright_box(points, smooth, normals, upwards, floor, spacing)
     axes = principal_axes(points)
     rows, columns = v + view.corner[1], u + view.corner[0]
-    return Thing(
+    return Object3D(
         points=points,
         colours=image[rows, columns],
         pixels=np.stack([columns, rows], axis=1).astype(np.int32),
         centroid=points.mean(axis=0, dtype=np.float64),
         box=box,
         axes=axes,
-        extent=box_along(points, axes).extent,
+        extent=box_in_axes(points, axes).extent,
         nearest=points[(points**2).sum(axis=1).argmin()],
         confidence=float(v.size / np.count_nonzero(mask) * v.size / (v.size + SPECK)),
     )
@@ -100,7 +105,7 @@ def thing(
 _MARGIN = 4  # pixels of the surroundings that tell a mask's edge from what lies behind
 
 
-def _around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> View | None:
+def _around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> DepthPatch | None:
     """Return the part of the picture that holds the mask; None if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -111,7 +116,7 @@ def _around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> View | None:
     z = np.where((z > 0) & (z < np.inf), z, np.float32(np.nan))
     points = np.concatenate([camera.rays()[part] * z[..., None], z[..., None]], axis=-1)
     inside = mask[part] & np.isfinite(points).all(axis=-1)
-    return View(points, inside, (int(left), int(top)), float(1 / camera.k[0, 0]))
+    return DepthPatch(points, inside, (int(left), int(top)), float(1 / camera.k[0, 0]))
 
 
 # ---------------------------------------------------------------- what it stands on

@@ -66,14 +66,14 @@ def principal_axes(points: np.ndarray) -> np.ndarray:
     return axes
 
 
-def box_along(points: np.ndarray, axes: np.ndarray) -> Box:
+def box_in_axes(points: np.ndarray, axes: np.ndarray) -> Box:
     """Return the tight box of (M, 3) points along the given axes, columns of (3, 3)."""
     along = points.astype(np.float64) @ axes
     low, high = along.min(axis=0), along.max(axis=0)
     return Box(axes @ ((low + high) / 2), axes, high - low)
 
 
-def standing_box(
+def fit_upright_box(
     points: np.ndarray,
     smooth: np.ndarray,
     normals: np.ndarray,
@@ -94,17 +94,17 @@ def standing_box(
     """
     base = _level_frame(up)
     if len(points) < _FEW:
-        return box_along(points, base)
+        return box_in_axes(points, base)
     step = -(-len(points) // _USED)
     level = (rows[::step].astype(np.float64) @ base for rows in (points, smooth, normals))
-    seen = _Seen(*level, floor, spacing)
+    seen = _SurfacePoints(*level, floor, spacing)
     shapes = [_cuboid(seen), _upright(seen), _lying(seen)]
     box, _ = min((shape for shape in shapes if shape is not None), key=lambda shape: shape[1])
     return Box(base @ box.centre, base @ box.rotation, box.extent)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SurfacePoints:
     """Surface in the level frame: x right, y away from the camera, z up [m]."""
 
     points: np.ndarray  # (M, 3)
@@ -133,7 +133,7 @@ def _level_frame(up: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(away, up), away, up], axis=1)
 
 
-def _ends(seen: _Seen, turn: np.ndarray, axis: int) -> tuple[float, float]:
+def _ends(seen: _SurfacePoints, turn: np.ndarray, axis: int) -> tuple[float, float]:
     """Return where a thing ends along a column of `turn`, low and high [m].
 
     An end whose face is seen lies where the face's smoothed points are outmost. Another one is an
@@ -179,7 +179,7 @@ def _turn(yaw: float) -> np.ndarray:
 # ---------------------------------------------------------------- a cuboid
 
 
-def _cuboid(seen: _Seen) -> tuple[Box, float]:
+def _cuboid(seen: _SurfacePoints) -> tuple[Box, float]:
     """Return the upright cuboid and its misfit [m]."""
     sides = seen.points[seen.sides, :2]
     if len(sides) >= _SEEN:
@@ -243,7 +243,7 @@ def _misfit(distances: np.ndarray) -> float:
 # ---------------------------------------------------------------- a can
 
 
-def _upright(seen: _Seen) -> tuple[Box, float] | None:
+def _upright(seen: _SurfacePoints) -> tuple[Box, float] | None:
     """Return the box of an upright cylinder and its misfit [m]; None if nothing is round."""
     sides = seen.points[seen.sides, :2]
     circle = _circle(sides)
@@ -260,7 +260,7 @@ def _upright(seen: _Seen) -> tuple[Box, float] | None:
     return box, _misfit(np.minimum(to_shell, to_lid))
 
 
-def _lying(seen: _Seen) -> tuple[Box, float] | None:
+def _lying(seen: _SurfacePoints) -> tuple[Box, float] | None:
     """Return the box of a lying cylinder and its misfit [m]; None if nothing is round.
 
     All normals of its shell are perpendicular to its axis; those along it are of its lids.

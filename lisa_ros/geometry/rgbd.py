@@ -14,7 +14,7 @@ from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
 
 
-def fitted(
+def resize_registered_depth(
     depth: np.ndarray,
     camera: Camera,
     *,
@@ -60,7 +60,9 @@ def fitted(
     return cv2.resize(depth, tuple(camera.size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def scene_points(depth: np.ndarray, camera: Camera, out: np.ndarray | None = None) -> np.ndarray:
+def depth_to_points(
+    depth: np.ndarray, camera: Camera, out: np.ndarray | None = None
+) -> np.ndarray:
     """Return the point of each pixel, (H, W, 3) float32 metres, NaN where there is none.
 
     Args:
@@ -82,7 +84,7 @@ def scene_points(depth: np.ndarray, camera: Camera, out: np.ndarray | None = Non
     return out
 
 
-def scene_cloud(
+def depth_to_cloud(
     image: np.ndarray, depth: np.ndarray, camera: Camera, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the organized, coloured cloud of a picture, (H, W, 4) float32: x, y, z, rgb.
@@ -102,7 +104,7 @@ def scene_cloud(
     _same_size(image[..., 0], camera)
     if out is None:
         out = np.empty((*depth.shape, 4), np.float32)
-    scene_points(depth, camera, out)
+    depth_to_points(depth, camera, out)
     bytes_ = out.view(np.uint8).reshape(*depth.shape, 16)
     order = slice(14, 11, -1) if sys.byteorder == 'little' else slice(13, 16)
     bytes_[..., order] = image
@@ -127,7 +129,7 @@ FLOAT32 = 7  # PointField.FLOAT32
 STEP = 16  # bytes of a point
 
 
-def packed(points: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def pack_xyzrgb(points: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Return points with their colours in one array, (M, 4) float32.
 
     Args:
@@ -141,7 +143,7 @@ def packed(points: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return cloud
 
 
-def cloud_fields(cloud: np.ndarray) -> dict[str, Any]:
+def point_cloud2_fields(cloud: np.ndarray) -> dict[str, Any]:
     """Return the fields of a sensor_msgs/PointCloud2 but its header and its PointFields.
 
     Args:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
+def matrix_to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
     """Return x, y, z, w of a rotation matrix (3, 3), w not negative."""
     # The eigenvector of Bar-Itzhack's matrix (2000): no case distinction.
     (a, b, c), (d, e, f), (g, h, i) = rotation
@@ -23,7 +23,7 @@ def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
     return x, y, z, w
 
 
-def rotation(x: float, y: float, z: float, w: float) -> np.ndarray:
+def quaternion_to_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:
     """Return the rotation matrix (3, 3) of a quaternion of length one."""
     return np.array(
         [

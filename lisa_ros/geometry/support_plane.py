@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import noise
+from lisa_ros.geometry.depth_filter import depth_noise_std
 from lisa_ros.geometry.oriented_box import Plane
 from lisa_ros.geometry.rgbd import _same_size
 
 
-def support_plane(
+def fit_support_plane(
     depth: np.ndarray, mask: np.ndarray, camera: Camera, up: np.ndarray | None = None
 ) -> Plane | None:
     """Return the plane that a thing stands on, None if there is none round the mask.
@@ -45,7 +45,7 @@ def support_plane(
         normals, offsets = normals[level], offsets[level]
     if not len(normals):
         return None
-    near = np.abs(some @ normals.T - offsets) < 3 * noise(some[:, 2:])
+    near = np.abs(some @ normals.T - offsets) < 3 * depth_noise_std(some[:, 2:])
     for best in np.argsort(-near.sum(axis=0))[:20]:
         plane = _refined(Plane(normals[best], float(offsets[best])), some)
         if plane is not None and _carries(plane, inside):
@@ -79,7 +79,7 @@ def _ring(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> tuple[np.ndarr
 def _refined(plane: Plane, points: np.ndarray) -> Plane | None:
     """Return the plane by least squares of the (M, 3) points near it; None if they are few."""
     for _ in range(3):
-        near = points[np.abs(plane.height(points)) < 3 * noise(points[:, 2])]
+        near = points[np.abs(plane.height(points)) < 3 * depth_noise_std(points[:, 2])]
         if len(near) < max(50, 0.15 * len(points)):
             return None
         middle = near.mean(axis=0)

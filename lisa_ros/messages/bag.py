@@ -26,7 +26,7 @@ _ZSTD = b'\x28\xb5\x2f\xfd'  # how its frames begin (RFC 8878); a CDR message be
 
 
 @dataclass(frozen=True)
-class Frame:
+class BagImage:
     """A picture of a bag."""
 
     stamp: int  # of its header, or, where that says nothing, of the bag [ns]; no other has it
@@ -35,7 +35,7 @@ class Frame:
 
 
 @contextlib.contextmanager
-def opened(bag: Path) -> Iterator[AnyReader]:
+def open_bag(bag: Path) -> Iterator[AnyReader]:
     """Give a rosbags reader of the bag.
 
     Args:
@@ -67,7 +67,7 @@ def opened(bag: Path) -> Iterator[AnyReader]:
         reader.close()
 
 
-def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Generator[Frame]:
+def read_images(bag: Path, topic: str | None = None, every: float = 0.0) -> Generator[BagImage]:
     """Yield the pictures of a topic, in the bag's order.
 
     Args:
@@ -80,7 +80,7 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Generat
             that is no picture.
     """
     last, seen = None, set()
-    with opened(bag) as reader:
+    with open_bag(bag) as reader:
         for connection, when, data in reader.messages(_connections(reader, bag, topic)):
             if data[:4] == _ZSTD:
                 raise DataError(
@@ -100,10 +100,10 @@ def pictures(bag: Path, topic: str | None = None, every: float = 0.0) -> Generat
                 pixels = _READERS[connection.msgtype](message)
             except ImageError as error:
                 raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
-            yield Frame(stamp, pixels, message.header.frame_id)
+            yield BagImage(stamp, pixels, message.header.frame_id)
 
 
-def ahead(frames: Generator[Frame], depth: int = 4) -> Iterator[Frame]:
+def prefetch(frames: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
     """Yield the same frames in the same order, the next few being read and decoded meanwhile.
 
     Args:
@@ -125,14 +125,14 @@ def ahead(frames: Generator[Frame], depth: int = 4) -> Iterator[Frame]:
             decoder.submit(frames.close)  # a bag is closed where it was read
 
 
-def times_of(bag: Path, topic: str) -> dict[int, float]:
+def image_times(bag: Path, topic: str) -> dict[int, float]:
     """Return when each picture of a topic comes, [s from the bag's start] by its stamp [ns].
 
     Raises:
         DataError: as `pictures`; or a picture's stamp is not its own.
     """
     times: dict[int, float] = {}
-    with opened(bag) as reader:
+    with open_bag(bag) as reader:
         for connection, when, data in reader.messages(_connections(reader, bag, topic)):
             stamp = reader.deserialize(data, connection.msgtype).header.stamp
             key = stamp.sec * 1_000_000_000 + stamp.nanosec

@@ -180,7 +180,7 @@ def mask_fields(mask: np.ndarray) -> dict[str, Any]:
     return image_fields(mask.astype(np.uint8) * np.uint8(255), 'mono8')
 
 
-def camera(message: Any, rectified: bool = False) -> Camera:
+def camera_from_info(message: Any, rectified: bool = False) -> Camera:
     """Return the camera that a sensor_msgs/CameraInfo tells of, on the pixels that were published.
 
     CameraInfo gives K for the full sensor; a region of interest moves the centre and binning

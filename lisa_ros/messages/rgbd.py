@@ -15,36 +15,36 @@ import numpy as np
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.object_3d import Thing, thing
-from lisa_ros.geometry.rgbd import fitted, packed, scene_cloud
-from lisa_ros.messages.image import camera, depth_to_metres
+from lisa_ros.geometry.object_3d import Object3D, localize_object
+from lisa_ros.geometry.rgbd import depth_to_cloud, pack_xyzrgb, resize_registered_depth
+from lisa_ros.messages.image import camera_from_info, depth_to_metres
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class RgbdFrame:
     """A picture with its depth, pixel by pixel."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     depth: np.ndarray  # (H, W) float32 metres, NaN where invalid
     camera: Camera
 
-    def things(self, masks: np.ndarray, up: np.ndarray | None = None) -> list[Thing | None]:
+    def localize(self, masks: np.ndarray, up: np.ndarray | None = None) -> list[Object3D | None]:
         """Return what each of (N, H, W) masks shows in space, None where no depth is valid.
 
         Args:
             masks: bool.
             up: (3,) away from gravity, in the optical frame; None: unknown.
         """
-        return [thing(self.image, self.depth, mask, self.camera, up) for mask in masks]
+        return [localize_object(self.image, self.depth, mask, self.camera, up) for mask in masks]
 
     def cloud(self) -> np.ndarray:
         """Return the organized cloud of the whole picture, (H, W, 4) float32, see clouds.py."""
-        return scene_cloud(self.image, self.depth, self.camera)
+        return depth_to_cloud(self.image, self.depth, self.camera)
 
 
-def space(
+def rgbd_from_messages(
     image: np.ndarray, image_message: Any, depth: Any, info: Any, *, rectified: bool = False
-) -> Space:
+) -> RgbdFrame:
     """Return the space that a picture shows.
 
     Args:
@@ -62,7 +62,7 @@ def space(
     if info is None:
         raise ImageError('there is depth, but no camera_info: is camera_info remapped?')
     height, width = image.shape[:2]
-    known = camera(info, rectified)
+    known = camera_from_info(info, rectified)
     if 0 in known.size:  # a driver that says no size
         known = Camera(known.k, (width, height), known.distortion, known.model)
     if known.size != (width, height):
@@ -70,17 +70,17 @@ def space(
             f'camera_info is of pictures of {known.size[0]} x {known.size[1]} pixels, the image '
             f'has {width} x {height}: take the camera_info that is published beside this image'
         )
-    metres = fitted(
+    metres = resize_registered_depth(
         depth_to_metres(depth),
         known,
         frame=image_message.header.frame_id,
         depth_frame=depth.header.frame_id,
     )
     known.rays()  # a lens that is not supported is said here
-    return Space(image, metres, known)
+    return RgbdFrame(image, metres, known)
 
 
-def cloud_of(things: Sequence[Thing | None]) -> np.ndarray:
+def objects_cloud(things: Sequence[Object3D | None]) -> np.ndarray:
     """Return the points of all things in one cloud, (M, 4) float32, see clouds.py."""
-    there = [packed(one.points, one.colours) for one in things if one is not None]
+    there = [pack_xyzrgb(one.points, one.colours) for one in things if one is not None]
     return np.concatenate(there) if there else np.empty((0, 4), np.float32)

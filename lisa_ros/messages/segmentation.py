@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lisa_ros.geometry import rgbd
-from lisa_ros.geometry.object_3d import Thing
-from lisa_ros.geometry.rotation import quaternion
+from lisa_ros.geometry.object_3d import Object3D
+from lisa_ros.geometry.rotation import matrix_to_quaternion
 from lisa_ros.messages.image import image_fields, image_to_rgb, mask_fields
 from lisa_ros.perception import masks
 from lisa_ros.results import Segmentation, Status
-from lisa_ros.tracking.tracker import Tracked
+from lisa_ros.tracking.tracker import TrackingState
 
 # What the values of ~/mask are called: the background, then the answer's things in their order. Of
 # more things than have a name Nav2's layer takes no notice; and it logs an error for every name
@@ -28,7 +28,7 @@ LABELS = ('background', *(f'target_{number}' for number in range(1, 17)))
 
 
 @dataclass(frozen=True)
-class Messages:
+class MessageFactory:
     """Makes messages of given types."""
 
     types: Mapping[str, Callable[..., Any]]  # by name, as sensor_msgs/msg/Image; fields by name
@@ -45,15 +45,15 @@ class Messages:
             for name, offset in rgbd.FIELDS.items()
         ]
         make = self.types['sensor_msgs/msg/PointCloud2']
-        return make(header=header, fields=fields, **rgbd.cloud_fields(points))
+        return make(header=header, fields=fields, **rgbd.point_cloud2_fields(points))
 
     def segmentation(
         self,
         header: Any,
         result: Segmentation,
-        things: Sequence[Thing | None] = (),
+        things: Sequence[Object3D | None] = (),
         place_reason: str = '',
-        tracked: Tracked | None = None,
+        tracked: TrackingState | None = None,
     ) -> Any:
         """Return a result as lisa_ros/msg/Segmentation.
 
@@ -97,13 +97,13 @@ class Messages:
         number: int,
         mask: np.ndarray,
         score: float,
-        thing: Thing | None = None,
+        thing: Object3D | None = None,
         *,
         tracked: bool = True,
         drift: float = 0.0,
     ) -> Any:
         """Return one mask, (H, W) bool, as lisa_ros/msg/Instance; the rest as `segmentation`."""
-        x, y, width, height = masks.box(mask)
+        x, y, width, height = masks.bounding_box(mask)
         nowhere = np.full(3, math.nan)
         return self.types['lisa_ros/msg/Instance'](
             id=number,
@@ -136,7 +136,7 @@ class Messages:
 
     def pose(self, position: np.ndarray, rotation: np.ndarray) -> Any:
         """Return (3,) metres and (3, 3), whose columns are the axes, as geometry_msgs/Pose."""
-        x, y, z, w = quaternion(rotation)
+        x, y, z, w = matrix_to_quaternion(rotation)
         turned = self.types['geometry_msgs/msg/Quaternion'](x=x, y=y, z=z, w=w)
         return self.types['geometry_msgs/msg/Pose'](
             position=self.point(position), orientation=turned
@@ -153,7 +153,7 @@ class Messages:
             header, image_fields(masks.confidence_image(result.mask_logits), 'mono8')
         )
 
-    def target(self, header: Any, thing: Thing) -> Any:
+    def target(self, header: Any, thing: Object3D) -> Any:
         """Return centroid and principal axes, the longest as x, as geometry_msgs/PoseStamped."""
         make = self.types['geometry_msgs/msg/PoseStamped']
         return make(header=header, pose=self.pose(thing.centroid, thing.axes))
@@ -162,7 +162,7 @@ class Messages:
         """Return the masks' boxes as vision_msgs/Detection2DArray [pixels of the image]."""
         found = []
         for i, mask in enumerate(result.masks[:254]):
-            x, y, width, height = masks.box(mask)
+            x, y, width, height = masks.bounding_box(mask)
             if not width:
                 continue  # lost by the tracker
             middle = self.types['vision_msgs/msg/Point2D'](x=x + width / 2, y=y + height / 2)
@@ -183,7 +183,7 @@ class Messages:
         return make(header=header, detections=found)
 
     def detections_3d(
-        self, header: Any, result: Segmentation, things: Sequence[Thing | None]
+        self, header: Any, result: Segmentation, things: Sequence[Object3D | None]
     ) -> Any:
         """Return the boxes of the things whose place is known as vision_msgs/Detection3DArray."""
         make = self.types['vision_msgs/msg/Detection3DArray']
@@ -202,7 +202,7 @@ class Messages:
         ]
         return make(header=header, detections=found)
 
-    def _hypothesis(self, index: int, result: Segmentation, thing: Thing | None = None) -> Any:
+    def _hypothesis(self, index: int, result: Segmentation, thing: Object3D | None = None) -> Any:
         """Return class (as ~/label_info names the mask's number), score and, if known, pose."""
         made = self.types['vision_msgs/msg/ObjectHypothesisWithPose']()
         number = index + 1
@@ -221,12 +221,12 @@ class Messages:
         )
 
 
-def result_of(message: Any) -> Segmentation:
+def result_from_message(message: Any) -> Segmentation:
     """Return the result that a lisa_ros/msg/Segmentation tells.
 
     Of logits only the sign travels: they are infinite here. Tokens and evidence do not travel.
     """
-    found = [mask_of(instance.mask) for instance in message.instances]
+    found = [mask_from_message(instance.mask) for instance in message.instances]
     together = np.stack(found) if found else np.zeros((0, 0, 0), bool)
     return Segmentation(
         query=message.query,
@@ -242,7 +242,7 @@ def result_of(message: Any) -> Segmentation:
     )
 
 
-def mask_of(image: Any) -> np.ndarray:
+def mask_from_message(image: Any) -> np.ndarray:
     """Return the mask of an Instance, (H, W) bool.
 
     Raises:

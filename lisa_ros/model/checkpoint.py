@@ -39,23 +39,23 @@ from lisa_ros.model.checkpoint_checks import (
     check_keys,
 )
 from lisa_ros.model.config_inference import Shapes, clip_config, infer_config, infer_sam
-from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.key_mapping import map_clip_key, map_key, map_sam_key, unmap_key
 from lisa_ros.model.lisa import LISA, LisaConfig
-from lisa_ros.model.lora import OnTop
-from lisa_ros.model.quantization import _quantised, check_precision, is_quantised, kept_dtype
+from lisa_ros.model.lora import WeightsWithLora
+from lisa_ros.model.quantization import _quantized, check_precision, is_quantized, storage_dtype
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.model.weight_files import (
-    Files,
-    Weights,
-    listing,
-    local_folder,
-    one_line,
+    WeightFiles,
+    WeightSource,
+    describe_folder,
+    error_summary,
+    load_pickle,
     read_json,
-    unpickle,
+    resolve_model_folder,
 )
 
-_Source = tuple[Weights, Callable[[str], str | None]]  # weights, and their names to ours
+_Source = tuple[WeightSource, Callable[[str], str | None]]  # weights, and their names to ours
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Checkpoint:
 
     model: LISA  # in eval mode, on the device asked for
     tokenizer: Tokenizer
-    clip_recipe: ClipRecipe
+    clip_recipe: ClipPreprocessing
     vision_tower: str | None = None  # where CLIP came from; None: from the folder itself
 
 
@@ -98,10 +98,11 @@ def load(
             a checkpoint of our own layout, which is whole.
     """
     check_precision(precision, device)
-    folder = local_folder(name, 'model')
+    folder = resolve_model_folder(name, 'model')
     if not (folder / 'config.json').is_file():
         raise CheckpointError(
-            f'{folder} is not a LISA checkpoint: it has no config.json; found {listing(folder)}'
+            f'{folder} is not a LISA checkpoint: it has no config.json; found '
+            f'{describe_folder(folder)}'
         )
     plain = read_json(folder / 'config.json')
     if plain.get('model_type') == 'lisa_ros':
@@ -118,12 +119,12 @@ def _load_own(
         config = LisaConfig.from_dict({**plain, **({'template': template} if template else {})})
     except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise CheckpointError(
-            f'{folder / "config.json"}: not what lisa_ros writes ({one_line(error)}); it may '
+            f'{folder / "config.json"}: not what lisa_ros writes ({error_summary(error)}); it may '
             'be of another version'
         ) from error
     tokenizer = Tokenizer.load(folder)
-    recipe = ClipRecipe.from_dict(read_json(folder / 'preprocessor_config.json'))
-    sources = [(OnTop(Files.of_folder(folder), folder), lambda key: key)]
+    recipe = ClipPreprocessing.from_dict(read_json(folder / 'preprocessor_config.json'))
+    sources = [(WeightsWithLora(WeightFiles.of_folder(folder), folder), lambda key: key)]
     model = _fill(config, sources, device, precision, folder, str)
     _check_agreement(config, tokenizer, recipe, folder)
     return Checkpoint(model, tokenizer, recipe)
@@ -138,11 +139,11 @@ def _load_released(
     device: str | torch.device,
     precision: str,
 ) -> Checkpoint:
-    files = Files.of_folder(folder)
+    files = WeightFiles.of_folder(folder)
     shapes = files.shapes()
     sam_files, own = None, frozenset(shapes)
     if sam is not None:
-        sam_files = Files([_sam_file(sam)])
+        sam_files = WeightFiles([_sam_file(sam)])
         shapes = {f'model.visual_model.{k}': v for k, v in sam_files.shapes().items()} | shapes
     signs = ('model.text_hidden_fcs.', 'model.visual_model.', 'model.mm_projector.')
     absent = [sign for sign in signs if not any(key.startswith(sign) for key in shapes)]
@@ -181,14 +182,14 @@ def _assembled(
         raise CheckpointError(f'{folder}/config.json names no vision tower: give one by hand')
     within = folder / named  # as `export.save_clip` puts it there
     is_within = not Path(named).is_absolute() and within.is_dir()
-    tower = within if is_within else local_folder(named, 'vision tower')
-    clip_files, clip_plain = Files.of_folder(tower), read_json(tower / 'config.json')
+    tower = within if is_within else resolve_model_folder(named, 'vision tower')
+    clip_files, clip_plain = WeightFiles.of_folder(tower), read_json(tower / 'config.json')
     clip = clip_config(clip_plain, tower)
     recipe_file = tower / 'preprocessor_config.json'
     recipe = (
-        ClipRecipe.from_dict(read_json(recipe_file))
+        ClipPreprocessing.from_dict(read_json(recipe_file))
         if recipe_file.is_file()
-        else ClipRecipe.of_size(clip.image_size)
+        else ClipPreprocessing.of_size(clip.image_size)
     )
     config = infer_config(
         shapes, plain, clip, tokenizer.seg_token_id, template or _guess_template(plain)
@@ -240,7 +241,7 @@ def _fill(
         raise
     except Exception as error:  # the libraries raise all sorts of things at sizes they refuse
         raise CheckpointError(
-            f'{where}/config.json describes no model that can be built ({one_line(error)})'
+            f'{where}/config.json describes no model that can be built ({error_summary(error)})'
         ) from error
     shapes = {
         ours: shape
@@ -269,7 +270,7 @@ def _completed(model: LISA, device: str | torch.device) -> LISA:
     return model.eval()
 
 
-def assemble(config: LisaConfig, state: Mapping[str, Tensor]) -> LISA:
+def model_from_state_dict(config: LisaConfig, state: Mapping[str, Tensor]) -> LISA:
     """Return a LISA, in eval mode, that shares the tensors of `state`: nothing is copied.
 
     Raises:
@@ -293,14 +294,14 @@ def _put(
     """Set one weight of the model, in the precision for its place."""
     path, _, leaf = name.rpartition('.')
     module = model.get_submodule(path)
-    if precision in ('int8', 'nf4') and is_quantised(name, module):
+    if precision in ('int8', 'nf4') and is_quantized(name, module):
         parent, _, child = path.rpartition('.')
-        linear = _quantised(module, tensor, device, precision)
+        linear = _quantized(module, tensor, device, precision)
         setattr(model.get_submodule(parent), child, linear)
         return
     learns = getattr(module, leaf).requires_grad
     # a copy in any case: the file may be mapped, and may change under us
-    weight = tensor.to(device=device, dtype=kept_dtype(name, precision), copy=True)
+    weight = tensor.to(device=device, dtype=storage_dtype(name, precision), copy=True)
     module.register_parameter(leaf, nn.Parameter(weight, requires_grad=learns))
 
 
@@ -323,7 +324,7 @@ def load_sam_pth(path: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: the file is not one of SAM's, or cannot be read.
     """
-    state = unpickle(_sam_file(path))
+    state = load_pickle(_sam_file(path))
     config = infer_sam({key: tuple(tensor.shape) for key, tensor in state.items()})
     named = {map_sam_key(key): tensor for key, tensor in state.items()}
     return config, {key: tensor for key, tensor in named.items() if key is not None}

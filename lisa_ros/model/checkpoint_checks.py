@@ -10,7 +10,7 @@ from torch import nn
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.config_inference import Shapes
-from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.lisa import LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def _check_marks(plain: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _check_agreement(
-    config: LisaConfig, tokenizer: Tokenizer, recipe: ClipRecipe, folder: Path
+    config: LisaConfig, tokenizer: Tokenizer, recipe: ClipPreprocessing, folder: Path
 ) -> None:
     """Refuse parts that were not made for each other, before they give nonsense."""
     size = config.clip.image_size

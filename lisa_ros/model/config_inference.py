@@ -13,7 +13,7 @@ from transformers.models.sam.configuration_sam import SamConfig
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.lisa import LisaConfig, sam_config
-from lisa_ros.model.weight_files import one_line
+from lisa_ros.model.weight_files import error_summary
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -136,8 +136,8 @@ def infer_config(
         ) from error
     except (IndexError, ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
-            f'config.json and the weights make no language model ({one_line(error)}): one of them '
-            'is damaged, or of another model'
+            f'config.json and the weights make no language model ({error_summary(error)}): '
+            'one of them is damaged, or of another model'
         ) from error
     if config.get('mm_vision_select_feature', 'patch') != 'patch':
         raise CheckpointError(
@@ -167,5 +167,5 @@ def clip_config(plain: dict, tower: Path) -> CLIPVisionConfig:
         return CLIPVisionConfig(**{key: plain[key] for key in _CLIP_FIELDS if key in plain})
     except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise CheckpointError(
-            f'{tower}: its config.json is not that of a CLIP ({one_line(error)})'
+            f'{tower}: its config.json is not that of a CLIP ({error_summary(error)})'
         ) from error

@@ -8,7 +8,7 @@ import torch
 from lisa_ros.errors import SettingsError
 
 
-def device_named(name: str | None) -> torch.device:
+def resolve_device(name: str | None) -> torch.device:
     """Return the device, the GPU where there is one and none was named; or say why not.
 
     Raises:

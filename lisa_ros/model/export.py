@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model import lora
-from lisa_ros.model.image_processing import ClipRecipe
+from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.key_mapping import unmap_key
 from lisa_ros.model.lisa import LISA, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ from lisa_ros.model.tokenizer import Tokenizer
 def save(
     model: LISA,
     tokenizer: Tokenizer,
-    recipe: ClipRecipe,
+    recipe: ClipPreprocessing,
     folder: str | Path,
     dtype: torch.dtype | None = torch.float16,
     bits: int | None = None,
@@ -51,7 +51,7 @@ def save(
         for key, tensor in state.items()
     }
     if bits is not None:
-        state = {k: t if k == kept else rounded(t, bits) for k, t in state.items()}
+        state = {k: t if k == kept else quantize_rows(t, bits) for k, t in state.items()}
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
     (folder / lora.FILE).unlink(missing_ok=True)  # of a model that was there before
     texts = {'config.json': model.config.to_dict(), 'preprocessor_config.json': recipe.to_dict()}
@@ -60,7 +60,7 @@ def save(
     tokenizer.save(folder)
 
 
-def rounded(tensor: Tensor, bits: int) -> Tensor:
+def quantize_rows(tensor: Tensor, bits: int) -> Tensor:
     """Return a matrix on a grid of its own for each row, whose step is a power of two."""
     if tensor.ndim < 2:
         return tensor
@@ -89,7 +89,7 @@ def has_original_form(config: LisaConfig) -> bool:
     return bool(vision.use_rel_pos and vision.use_abs_pos)
 
 
-def save_clip(model: LISA, recipe: ClipRecipe, folder: str | Path) -> None:
+def save_clip(model: LISA, recipe: ClipPreprocessing, folder: str | Path) -> None:
     """Write the model's CLIP as a folder that `vision_tower` may name, here and upstream.
 
     Args:

@@ -23,13 +23,13 @@ from lisa_ros.model.checkpoint import (
 from lisa_ros.model.key_mapping import map_key
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.model.weight_files import Files, local_folder, read_json
+from lisa_ros.model.weight_files import WeightFiles, read_json, resolve_model_folder
 from lisa_ros.results import SEG
 
 _MARKS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
 
 
-class _Memory:
+class _InMemoryWeights:
     """Weights that are there already."""
 
     def __init__(self, state: dict[str, Tensor]):
@@ -44,10 +44,10 @@ class _Memory:
         yield from self._state.items()
 
 
-class _Grown:
+class _ExtendedVocabulary:
     """Weights whose words are more than they were: new ones begin as the mean of the old."""
 
-    def __init__(self, files: Files, words: int):
+    def __init__(self, files: WeightFiles, words: int):
         self._files, self._words = files, words
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -100,9 +100,9 @@ def load_llava(
         SettingsError: there is no such precision, or it cannot be had here.
     """
     check_precision(precision, device)
-    folder = local_folder(name, 'model')
+    folder = resolve_model_folder(name, 'model')
     plain = read_json(folder / 'config.json')
-    files, sam_files = Files.of_folder(folder), Files([_sam_file(sam)])
+    files, sam_files = WeightFiles.of_folder(folder), WeightFiles([_sam_file(sam)])
     shapes = files.shapes()
     if any(key.startswith('model.text_hidden_fcs.') for key in shapes):
         raise CheckpointError(f'{folder} is a LISA already: give it as the model, not as a LLaVA')
@@ -113,7 +113,7 @@ def load_llava(
             'liuhaotian/llava-llama-2-13b-chat-lightning-preview'
         )
     tokenizer = _with_marks(Tokenizer.load(folder))
-    grown = _Grown(files, len(tokenizer))
+    grown = _ExtendedVocabulary(files, len(tokenizer))
     sam_shapes = sam_files.shapes()
     width = shapes['model.mm_projector.weight'][0]
     if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
@@ -122,7 +122,9 @@ def load_llava(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-    fresh = _Memory({f'model.text_hidden_fcs.0.{k}': t for k, t in head.state_dict().items()})
+    fresh = _InMemoryWeights(
+        {f'model.text_hidden_fcs.0.{k}': t for k, t in head.state_dict().items()}
+    )
     prefixed = {f'model.visual_model.{key}': shape for key, shape in sam_shapes.items()}
     shapes = {**grown.shapes(), **prefixed, **fresh.shapes()}
     sources: list[_Source] = [

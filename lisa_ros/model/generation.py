@@ -21,7 +21,7 @@ from lisa_ros.model.lisa import LISA
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prefill:
     """A prompt that the language model has read."""
 
     states: Tensor  # (L, D) after the final norm; the one at place i predicts place i + 1
@@ -29,7 +29,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Step:
+class GeneratedToken:
     """One token of the answer."""
 
     token_id: int
@@ -38,24 +38,24 @@ class Step:
 
 
 @torch.inference_mode()
-def read(model: LISA, places: Tensor) -> Prompt:
+def prefill(model: LISA, places: Tensor) -> Prefill:
     """Run the language model over a prompt, (L, D), as `LISA.embed` makes it."""
     cache = DynamicCache(config=model.llm.config)
     states = model.llm.model(
         inputs_embeds=places[None], past_key_values=cache, use_cache=True
     ).last_hidden_state[0]
-    return Prompt(states, cache)
+    return Prefill(states, cache)
 
 
 @torch.inference_mode()
-def write(
+def generate(
     model: LISA,
-    prompt: Prompt,
+    prompt: Prefill,
     *,
     stop_id: int,
     max_new_tokens: int,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Step]:
+) -> Iterator[GeneratedToken]:
     """Yield the answer's tokens; the last is `stop_id` unless the limit or a cancel came first.
 
     Args:
@@ -71,7 +71,7 @@ def write(
             return
         scores = model.llm.lm_head(state).float()
         token = int(scores.argmax())
-        yield Step(token, float(scores.softmax(-1)[token]), state)
+        yield GeneratedToken(token, float(scores.softmax(-1)[token]), state)
         if token == stop_id:
             return
         place = model.llm.get_input_embeddings()(torch.tensor([[token]], device=state.device))

@@ -64,7 +64,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ClipRecipe:
+class ClipPreprocessing:
     """How a CLIP wants its pictures, as its preprocessor_config.json says."""
 
     size: int | tuple[int, int]  # the shorter side, or (height, width) regardless of shape [px]
@@ -75,12 +75,12 @@ class ClipRecipe:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @classmethod
-    def of_size(cls, size: int) -> ClipRecipe:
+    def of_size(cls, size: int) -> ClipPreprocessing:
         """Return CLIP's usual recipe for a square input of `size` [px]."""
         return cls(size=size, crop=(size, size))
 
     @classmethod
-    def from_dict(cls, config: Mapping) -> ClipRecipe:
+    def from_dict(cls, config: Mapping) -> ClipPreprocessing:
         """Return the recipe of a preprocessor_config.json, read as a dict.
 
         Raises:
@@ -129,7 +129,7 @@ class ClipRecipe:
         return self.crop or (None if isinstance(self.size, int) else self.size)
 
 
-def clip_pixels(image: np.ndarray, recipe: ClipRecipe) -> np.ndarray:
+def clip_pixels(image: np.ndarray, recipe: ClipPreprocessing) -> np.ndarray:
     """Return CLIP's view of a picture (H, W, 3) uint8 RGB: (3, h, w) float32, normalised.
 
     Raises:
@@ -142,7 +142,7 @@ def clip_pixels(image: np.ndarray, recipe: ClipRecipe) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def clip_view(image: np.ndarray, recipe: ClipRecipe) -> np.ndarray:
+def clip_view(image: np.ndarray, recipe: ClipPreprocessing) -> np.ndarray:
     """Return what CLIP gets to see, resized and cropped: (h, w, 3) uint8 RGB."""
     height, width = check_rgb(image).shape[:2]
     if isinstance(recipe.size, int):

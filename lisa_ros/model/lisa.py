@@ -185,7 +185,7 @@ class Conversations:
 
 
 @dataclass(frozen=True)
-class Batch(Conversations):
+class LisaBatch(Conversations):
     """The same with their pictures."""
 
     clip_pixels: Tensor  # (B, 3, hc, wc) float, normalised
@@ -193,7 +193,7 @@ class Batch(Conversations):
 
 
 @dataclass(frozen=True)
-class TeacherForced:
+class LisaOutput:
     """What LISA makes of a Batch. [SEG] come row by row, each row from left to right."""
 
     ce_loss: Tensor  # () mean over the supervised tokens
@@ -207,7 +207,7 @@ class TeacherForced:
     llm_states: Tensor  # (Q, L, D), after the final norm
     llm_inner: Tensor | None = None  # (Q, L, D), what the layer that was asked for is given
 
-    def says(self, places: Tensor) -> Tensor:
+    def predicting_positions(self, places: Tensor) -> Tensor:
         """Return where in `llm_states` the words at some places of `input_ids` are predicted.
 
         For words behind the picture, whose one token in `input_ids` has become P.
@@ -402,8 +402,8 @@ class LISA(nn.Module):
     # ---- all of it, with the answers known
 
     def forward(
-        self, batch: Batch, packed: bool = False, inner: int | None = None
-    ) -> TeacherForced:
+        self, batch: LisaBatch, packed: bool = False, inner: int | None = None
+    ) -> LisaOutput:
         """Run every part on conversations whose answers are known; see Batch and TeacherForced.
 
         Args:
@@ -417,16 +417,16 @@ class LISA(nn.Module):
                 picture differ before it.
         """
         seen = self.encode_clip(batch.clip_pixels), self.encode_sam(batch.sam_pixels)
-        return self.answer(batch, *seen, packed, inner)
+        return self.forward_from_features(batch, *seen, packed, inner)
 
-    def answer(
+    def forward_from_features(
         self,
         batch: Conversations,
         clip_tokens: Tensor,
         image_embeddings: Tensor,
         packed: bool = False,
         inner: int | None = None,
-    ) -> TeacherForced:
+    ) -> LisaOutput:
         """Do what `forward` does after the vision parts have seen the pictures.
 
         Args:
@@ -457,7 +457,7 @@ class LISA(nn.Module):
         seg_query = predicts_seg.nonzero()[:, 0]  # (N,)
         prompts = self.project_seg(seg_hidden)  # (N, C)
         mask_logits, mask_iou = self.decode_masks(image_embeddings[images[seg_query]], prompts)
-        return TeacherForced(
+        return LisaOutput(
             ce_loss=ce_loss,
             mask_logits=mask_logits,
             mask_iou=mask_iou,

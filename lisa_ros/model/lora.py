@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.weight_files import Files
+from lisa_ros.model.weight_files import WeightFiles
 
 FILE = 'model_additions.safetensors'
 _MATRICES = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -29,7 +29,7 @@ _WHOLE = 'position_embedding'  # tables of places are small, and no two rows are
 _UNDER, _UP, _DOWN = (f'.parametrizations.weight.{end}' for end in ('original', '0.up', '0.down'))
 
 
-class _Low(nn.Module):
+class _LowRank(nn.Module):
     """A matrix of low rank, added to one that stands."""
 
     def __init__(self, up: Tensor, down: Tensor):
@@ -40,7 +40,9 @@ class _Low(nn.Module):
         return weight + (self.up @ self.down).view_as(weight)
 
 
-def begin(module: nn.Module, rank: int, stand: tuple[str, ...], given: dict[str, Tensor]) -> None:
+def add_lora(
+    module: nn.Module, rank: int, stand: tuple[str, ...], given: dict[str, Tensor]
+) -> None:
     """Let a module's matrices stand, each with an addition to be trained; all else is trained.
 
     Args:
@@ -67,11 +69,11 @@ def begin(module: nn.Module, rank: int, stand: tuple[str, ...], given: dict[str,
         else:
             with torch.no_grad():
                 weight -= (up @ down).view_as(weight)
-        parametrize.register_parametrization(layer, 'weight', _Low(up, down))
+        parametrize.register_parametrization(layer, 'weight', _LowRank(up, down))
         layer.parametrizations.weight.original.requires_grad_(False)
 
 
-def of(module: nn.Module) -> dict[str, Tensor]:
+def lora_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return what was added so far, and every other tensor that is trained, float32."""
     found = {}
     for name, parameter in module.named_parameters():
@@ -85,13 +87,13 @@ def of(module: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in found.items() if n.rpartition('.')[0] not in idle}
 
 
-def write(added: dict[str, Tensor], folder: Path) -> None:
+def save_lora(added: dict[str, Tensor], folder: Path) -> None:
     """Write additions into a model's folder, in float16."""
     halves = {name: tensor.half() for name, tensor in added.items()}
     save_file(halves, folder / FILE, metadata={'format': 'pt'})
 
 
-def read(folder: Path) -> dict[str, Tensor]:
+def load_lora(folder: Path) -> dict[str, Tensor]:
     """Return the additions in a model's folder, float32; empty if there are none.
 
     Raises:
@@ -100,18 +102,18 @@ def read(folder: Path) -> dict[str, Tensor]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    return {name: tensor.float() for name, tensor in Files([path]).tensors()}
+    return {name: tensor.float() for name, tensor in WeightFiles([path]).tensors()}
 
 
-class OnTop:
+class WeightsWithLora:
     """A folder's weights with the additions that lie beside them, as `Files` gives weights.
 
     Raises:
         CheckpointError: the additions are another model's.
     """
 
-    def __init__(self, files: Files, folder: Path):
-        self._files, self._added = files, read(folder)
+    def __init__(self, files: WeightFiles, folder: Path):
+        self._files, self._added = files, load_lora(folder)
         shapes = files.shapes()
         for name, tensor in self._added.items():
             whole = name.removesuffix('.up').removesuffix('.down')

@@ -27,7 +27,7 @@ _FULL_PRECISION = (
 )
 
 
-def kept_dtype(name: str, precision: str) -> torch.dtype:
+def storage_dtype(name: str, precision: str) -> torch.dtype:
     """Return the type in which a weight of ours is kept, unless it is quantised."""
     return torch.float32 if name.startswith(_FULL_PRECISION) else PRECISIONS[precision]
 
@@ -54,7 +54,7 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         ) from error
 
 
-def is_quantised(name: str, module: nn.Module) -> bool:
+def is_quantized(name: str, module: nn.Module) -> bool:
     """Return whether int8 and nf4 quantise a weight, of this module.
 
     Only the language model's layers; the original, too, spares all that touches pictures.
@@ -63,7 +63,7 @@ def is_quantised(name: str, module: nn.Module) -> bool:
     return is_linear and module.bias is None and name.startswith('llm.model.layers.')
 
 
-def _quantised(
+def _quantized(
     linear: nn.Linear, tensor: Tensor, device: str | torch.device, precision: str
 ) -> nn.Module:
     import bitsandbytes as bnb

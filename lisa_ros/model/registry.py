@@ -8,7 +8,7 @@ from pathlib import Path
 from lisa_ros.resources import WEIGHTS
 
 
-def located(name: str | Path) -> str | Path:
+def resolve_bundled_model(name: str | Path) -> str | Path:
     """Return the folder of one of our own models; any other name as it is."""
     own = WEIGHTS / str(name)
     return own if (own / 'config.json').is_file() else name

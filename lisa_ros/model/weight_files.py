@@ -21,7 +21,7 @@ from torch import Tensor
 from lisa_ros.errors import CheckpointError
 
 
-class Weights(Protocol):
+class WeightSource(Protocol):
     """Weights by name, wherever they come from."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -31,14 +31,14 @@ class Weights(Protocol):
         """Yield every weight."""
 
 
-class Files:
+class WeightFiles:
     """The weights of one folder (or file), which may lie in several files; read one at a time."""
 
     def __init__(self, paths: list[Path]):
         self._paths = paths
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Files:
+    def of_folder(cls, folder: Path) -> WeightFiles:
         """Return the weights of a folder; safetensors where there are both kinds.
 
         Raises:
@@ -61,7 +61,7 @@ class Files:
                 return cls([folder / single])
         raise CheckpointError(
             f'{folder}: no weights; expected model.safetensors or pytorch_model.bin, whole or in '
-            f'shards with an index; found {listing(folder)}'
+            f'shards with an index; found {describe_folder(folder)}'
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -69,30 +69,30 @@ class Files:
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self._paths:
             if path.suffix == '.safetensors':
-                with _reading(path), safe_open(path, 'pt') as file:
+                with _translate_errors(path), safe_open(path, 'pt') as file:
                     shapes |= {k: tuple(file.get_slice(k).get_shape()) for k in _keys(file)}
             else:
-                shapes |= {k: tuple(t.shape) for k, t in unpickle(path, mapped=True).items()}
+                shapes |= {k: tuple(t.shape) for k, t in load_pickle(path, mapped=True).items()}
         return shapes
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every weight, and let go of it: copy what is to be kept."""
         for path in self._paths:
             if path.suffix == '.safetensors':
-                with _reading(path), safe_open(path, 'pt') as file:
+                with _translate_errors(path), safe_open(path, 'pt') as file:
                     keys = _keys(file)
                 for key in keys:  # opened for each: pages of an open file count as memory of ours
-                    with _reading(path), safe_open(path, 'pt') as file:
+                    with _translate_errors(path), safe_open(path, 'pt') as file:
                         tensor = file.get_tensor(key)
                     yield key, tensor
                     del tensor
             else:
-                state = unpickle(path)
+                state = load_pickle(path)
                 while state:
                     yield state.popitem()
 
 
-class _reading:  # noqa: N801  a context manager, read as a verb
+class _translate_errors:  # noqa: N801  a context manager, read as a verb
     """Turns the errors of a broken safetensors file into ours."""
 
     def __init__(self, path: Path):
@@ -112,7 +112,7 @@ def _keys(file: safe_open) -> list[str]:
     return file.keys()  # it is no dict, and cannot be iterated
 
 
-def unpickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
+def load_pickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
     """Return the tensors of a .bin or .pth file; code in it is refused.
 
     Mapped, nothing is read before it is used; but what was used counts as memory of ours until
@@ -135,11 +135,11 @@ def unpickle(path: Path, mapped: bool = False) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'{path}: has more in it than weights, and was not read, for it could run code '
-            f'({one_line(error)}); get a safetensors file, or one of plain tensors'
+            f'({error_summary(error)}); get a safetensors file, or one of plain tensors'
         ) from error
     except Exception as error:  # at broken bytes torch and its unpickler raise all sorts of things
         raise CheckpointError(
-            f'{path}: not a file of weights that can be read ({one_line(error)}); '
+            f'{path}: not a file of weights that can be read ({error_summary(error)}); '
             'download it again'
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -164,13 +164,13 @@ def read_json(path: Path) -> dict:
     return plain
 
 
-def one_line(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Return what an error says, on one line; the libraries' own may have many, or none."""
     said = ' '.join(str(error).split())
     return f'{type(error).__name__}: {said}' if said else type(error).__name__
 
 
-def listing(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """Return what lies in a folder, for messages."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '') or (
@@ -178,7 +178,7 @@ def listing(folder: Path) -> str:
     )
 
 
-def local_folder(name: str | Path, what: str) -> Path:
+def resolve_model_folder(name: str | Path, what: str) -> Path:
     """Return the folder that `name` is, or the hub repository's files, downloaded."""
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -17,7 +17,7 @@ from lisa_ros.model.image_processing import SamInput
 
 
 @dataclass
-class _Picture:
+class EncodedImage:
     """What is known of a picture; SAM looks at it only when the first [SEG] is said."""
 
     key: tuple
@@ -28,7 +28,7 @@ class _Picture:
     seconds: dict[str, float] = field(default_factory=dict)  # that no answer has told yet
 
 
-class _Clock:
+class StageTimer:
     """Seconds by stage, in the order in which stages first ran."""
 
     def __init__(self, device: torch.device):
@@ -37,10 +37,11 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time a block; on a GPU wait for its kernels, which the next stage would pay for."""
         start = time.perf_counter()
         yield
         if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)  # or the next stage would pay for this one
+            torch.cuda.synchronize(self._device)
         self.add({name: time.perf_counter() - start})
 
     def add(self, seconds: dict[str, float]) -> None:
@@ -49,6 +50,6 @@ class _Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
-def _key(image: np.ndarray) -> tuple:
+def image_key(image: np.ndarray) -> tuple:
     """Return what a picture is known by again."""
     return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()

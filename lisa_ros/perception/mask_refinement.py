@@ -23,7 +23,7 @@ _SMOOTH = 1e-4  # eps of the guided filter, of colours 0..1: below it is no edge
 _LEAST = 20  # pixels that a mask must have, or there is nothing to learn from
 
 
-def refined(image: np.ndarray, logits: np.ndarray, cell: float) -> np.ndarray:
+def refine_mask_logits(image: np.ndarray, logits: np.ndarray, cell: float) -> np.ndarray:
     """Return the logits of a mask that follows the picture's edges, (H, W) float32.
 
     Those far from the mask stay as they are; near it the sign is new, and the size is that of the

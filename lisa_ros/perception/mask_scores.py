@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lisa_ros.results import Evidence
+from lisa_ros.results import ScoreFeatures
 
 RIGHT = 0.5  # the IoU from which on a mask counts as right
 _NEVER = 1e-4  # logits are taken of probabilities at least so far from 0 and 1
 
 
 def score(
-    evidence: Evidence,
+    evidence: ScoreFeatures,
     calibration: Sequence[float] = (),
     curve: Sequence[tuple[float, float]] = (),
 ) -> float:
@@ -35,19 +35,19 @@ def score(
         curve: (regression's probability, score) knots in rising order, straight in between; none:
             the regression's probability is the score.
     """
-    if evidence.certainty == 0:
+    if evidence.mean_mask_prob == 0:
         return 0.0
     if not calibration:
-        return evidence.seg * evidence.certainty
+        return evidence.seg_prob * evidence.mean_mask_prob
     total = float(np.dot(calibration, features(evidence)))
     probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
     return float(np.interp(probability, *zip(*curve, strict=True))) if curve else probability
 
 
-def features(evidence: Evidence) -> np.ndarray:
+def features(evidence: ScoreFeatures) -> np.ndarray:
     """Return what the regression weighs, (4,): 1, then words, certainty and guessed IoU."""
     return np.array(
-        [1.0, _logit(evidence.words), _logit(evidence.certainty), evidence.guessed_iou]
+        [1.0, _logit(evidence.text_prob), _logit(evidence.mean_mask_prob), evidence.predicted_iou]
     )
 
 

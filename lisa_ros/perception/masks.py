@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return the tight box of a (H, W) bool mask as (x, y, width, height) pixels; empty: zeros."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -29,7 +29,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.count_nonzero(one & other) / union) if union else 1.0
 
 
-def rle(mask: np.ndarray) -> dict[str, list[int]]:
+def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     """Return a (H, W) bool mask as COCO's uncompressed RLE: {'size': [H, W], 'counts': [...]}.
 
     The counts run down the columns and begin with the zeros, so that the first may be 0;
@@ -43,7 +43,7 @@ def rle(mask: np.ndarray) -> dict[str, list[int]]:
     return {'size': list(mask.shape), 'counts': counts}
 
 
-def from_rle(encoded: dict[str, list[int]]) -> np.ndarray:
+def decode_rle(encoded: dict[str, list[int]]) -> np.ndarray:
     """Return the (H, W) bool mask of COCO's uncompressed RLE."""
     counts = encoded['counts']
     values = np.arange(len(counts)) % 2 == 1

@@ -80,7 +80,7 @@ def overlay(
 RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `compared`, RGB
 
 
-def compared(
+def draw_errors(
     image: np.ndarray, found: np.ndarray, truth: np.ndarray, *, opacity: float = 0.55
 ) -> np.ndarray:
     """Return the picture with what was found rightly, wrongly and not, (H, W, 3) uint8 RGB.

@@ -17,7 +17,7 @@ from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
 from lisa_ros.model.tokenizer import Special, Tokenizer
 from lisa_ros.results import SEG, Dialogue, Turn
 
-PICTURE = '<image>'  # how the original writes the picture's place
+IMAGE_PLACEHOLDER = '<image>'  # how the original writes the picture's place
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def prompt_ids(
     )
 
 
-def with_boxes(dialogue: Dialogue) -> Dialogue:
+def append_boxes(dialogue: Dialogue) -> Dialogue:
     """Return the dialogue with the place of each [SEG] of its answers in words behind it.
 
     "[SEG] (12, 40, 30, 66)": left, top, right and bottom in hundredths of the picture. Answers of
@@ -171,10 +171,10 @@ def _parts(
             if not form.bos_each_turn:
                 parts.append(before)
             parts += [*_picture(tokenizer), '\n']
-        if typed_specials and PICTURE in turn.query:
+        if typed_specials and IMAGE_PLACEHOLDER in turn.query:
             raise QueryError(
-                f'the command has {PICTURE} in it, but the picture is put into the prompt by '
-                f'itself: leave {PICTURE} out'
+                f'the command has {IMAGE_PLACEHOLDER} in it, but the picture is put into the '
+                f'prompt by itself: leave {IMAGE_PLACEHOLDER} out'
             )
         parts += tokenizer.split(turn.query) if typed_specials else [turn.query]
         parts.append(after)
@@ -188,12 +188,12 @@ def _picture(tokenizer: Tokenizer) -> list[Special]:
     """Return the picture's place, between its marks if the checkpoint was trained with them."""
     marks = [mark for mark in ('<im_start>', '<im_end>') if mark in tokenizer]
     if len(marks) < 2:
-        return [Special(PICTURE)]
-    return [Special(marks[0]), Special(PICTURE), Special(marks[1])]
+        return [Special(IMAGE_PLACEHOLDER)]
+    return [Special(marks[0]), Special(IMAGE_PLACEHOLDER), Special(marks[1])]
 
 
 def _ids(tokenizer: Tokenizer, parts: list[str | Special]) -> list[int]:
-    place = parts.index(Special(PICTURE))  # a typed one is text, or was refused
+    place = parts.index(Special(IMAGE_PLACEHOLDER))  # a typed one is text, or was refused
     before, after = parts[:place], parts[place + 1 :]
     return [
         tokenizer.bos_token_id,
@@ -208,6 +208,6 @@ _ANOTHER = re.compile(
 )
 
 
-def asks_for_another(query: str) -> bool:
+def asks_for_other_object(query: str) -> bool:
     """Return whether a question is about something else than what was shown before."""
     return _ANOTHER.search(query.lower()) is not None

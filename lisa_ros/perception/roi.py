@@ -15,10 +15,10 @@ from lisa_ros.results import Dialogue, MaskReady, Segmentation
 
 Region = tuple[int, int, int, int]
 
-NOWHERE = -100.0  # logit of what was not looked at
+OUTSIDE_LOGIT = -100.0  # logit of what was not looked at
 
 
-def cropped(image: np.ndarray, region: Region) -> np.ndarray:
+def crop(image: np.ndarray, region: Region) -> np.ndarray:
     """Return the part of a picture, (h, w, 3), that lies in a region.
 
     Raises:
@@ -34,7 +34,7 @@ def cropped(image: np.ndarray, region: Region) -> np.ndarray:
     return image[y : y + height, x : x + width]
 
 
-def dialogue_within(dialogue: Dialogue, region: Region) -> Dialogue:
+def crop_dialogue(dialogue: Dialogue, region: Region) -> Dialogue:
     """Return the dialogue with what it has shown of the whole picture cropped to a region."""
     if dialogue.shown is None:
         return dialogue
@@ -43,13 +43,13 @@ def dialogue_within(dialogue: Dialogue, region: Region) -> Dialogue:
     return dataclasses.replace(dialogue, shown=shown)
 
 
-def mask_in_whole(event: MaskReady, region: Region, shape: tuple[int, int]) -> MaskReady:
+def paste_mask(event: MaskReady, region: Region, shape: tuple[int, int]) -> MaskReady:
     """Return a mask of a region as one of the whole picture, (H, W)."""
     logits = _in_whole(event.mask_logits[None], region, shape)[0]
     return dataclasses.replace(event, mask=logits > 0, mask_logits=logits)
 
 
-def result_in_whole(result: Segmentation, region: Region, shape: tuple[int, int]) -> Segmentation:
+def paste_result(result: Segmentation, region: Region, shape: tuple[int, int]) -> Segmentation:
     """Return an answer about a region as one about the whole picture, (N, H, W)."""
     logits = _in_whole(result.mask_logits, region, shape)
     return dataclasses.replace(result, masks=logits > 0, mask_logits=logits)
@@ -57,6 +57,6 @@ def result_in_whole(result: Segmentation, region: Region, shape: tuple[int, int]
 
 def _in_whole(logits: np.ndarray, region: Region, shape: tuple[int, int]) -> np.ndarray:
     x, y, width, height = region
-    whole = np.full((len(logits), *shape), NOWHERE, np.float32)
+    whole = np.full((len(logits), *shape), OUTSIDE_LOGIT, np.float32)
     whole[:, y : y + height, x : x + width] = logits
     return whole

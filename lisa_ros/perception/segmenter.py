@@ -23,38 +23,45 @@ from torch import Tensor
 
 from lisa_ros.errors import QueryError
 from lisa_ros.model import checkpoint, generation
-from lisa_ros.model.device import device_named
-from lisa_ros.model.image_processing import ClipRecipe, check_rgb, clip_pixels, sam_input
+from lisa_ros.model.device import resolve_device
+from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb, clip_pixels, sam_input
 from lisa_ros.model.lisa import IMAGE_TOKEN, LISA
-from lisa_ros.model.registry import located
+from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.perception import mask_scores
-from lisa_ros.perception.image_encoder import _Clock, _key, _Picture
-from lisa_ros.perception.mask_refinement import refined
+from lisa_ros.perception.image_encoder import EncodedImage, StageTimer, image_key
+from lisa_ros.perception.mask_refinement import refine_mask_logits
 from lisa_ros.perception.masks import iou
-from lisa_ros.perception.prompts import asks_for_another, prompt_ids, training_ids, with_boxes
+from lisa_ros.perception.prompts import (
+    append_boxes,
+    asks_for_other_object,
+    prompt_ids,
+    training_ids,
+)
 from lisa_ros.results import (
     Dialogue,
     Done,
     Event,
-    Evidence,
     MaskReady,
+    ScoreFeatures,
     Segmentation,
     Status,
     Token,
     Turn,
-    readable,
+    answer_text,
 )
 
-ROOM_TO_ANSWER = 64  # places that a prompt leaves free at least [tokens]
-SAME = 0.6  # IoU from which two masks show one thing; two things in one mask and one of them: 0.5
-MOST_MASKS = 254  # of one answer: what ~/mask can number; each has H x W floats, too
+MIN_ANSWER_TOKENS = 64  # places that a prompt leaves free at least [tokens]
+SAME_OBJECT_IOU = (
+    0.6  # IoU from which two masks show one thing; two things in one mask and one of them: 0.5
+)
+MAX_MASKS = 254  # of one answer: what ~/mask can number; each has H x W floats, too
 
 Cancel = threading.Event | Callable[[], bool]
 
 
 @dataclass
-class _Answer:
+class _AnswerBuilder:
     """An answer while it is being written."""
 
     ids: list[int] = field(default_factory=list)
@@ -62,7 +69,7 @@ class _Answer:
     to_mask: float | None = None  # seconds
     logits: list[np.ndarray] = field(default_factory=list)  # each (H, W) float32
     scores: list[float] = field(default_factory=list)
-    evidence: list[Evidence] = field(default_factory=list)
+    evidence: list[ScoreFeatures] = field(default_factory=list)
     shown: Sequence[np.ndarray] = ()  # each (H, W) bool: not to be shown again
     repeated: bool = False  # whether one of them would have been
 
@@ -78,7 +85,7 @@ class Segmenter:
         self,
         model: LISA,
         tokenizer: Tokenizer,
-        clip_recipe: ClipRecipe,
+        clip_recipe: ClipPreprocessing,
         *,
         template: str | None = None,
         max_new_tokens: int = 512,
@@ -111,8 +118,8 @@ class Segmenter:
         self.typed_specials = typed_specials
         self.dialogue_boxes = dialogue_boxes
         self.refine = refine
-        self._picture: _Picture | None = None
-        self._ahead: dict[tuple, _Picture] = {}
+        self._picture: EncodedImage | None = None
+        self._ahead: dict[tuple, EncodedImage] = {}
 
     @classmethod
     def load(
@@ -148,11 +155,11 @@ class Segmenter:
             CheckpointError: what is there is no LISA, or not whole.
             SettingsError: the device, the precision or the template is not to be had.
         """
-        where = device_named(device)
+        where = resolve_device(device)
         if precision in (None, '', 'auto'):
             precision = 'bf16' if where.type == 'cuda' else 'fp32'
         loaded = checkpoint.load(
-            located(name),
+            resolve_bundled_model(name),
             vision_tower=vision_tower or None,
             sam=sam or None,
             template=template or None,
@@ -183,7 +190,7 @@ class Segmenter:
         """Where the model runs."""
         return self.model.mm_projector.weight.device
 
-    def look(self, images: Sequence[np.ndarray]) -> None:
+    def encode_images(self, images: Sequence[np.ndarray]) -> None:
         """Let CLIP and SAM look at several pictures at once, as a GPU likes it.
 
         They are kept until the next `look`; questions about them cost only the words. The first
@@ -195,9 +202,9 @@ class Segmenter:
         Raises:
             ImageError: one is not.
         """
-        clock, size = _Clock(self.device), self.model.config.sam_size
+        clock, size = StageTimer(self.device), self.model.config.sam_size
         with clock.stage('preprocess'):
-            several = {_key(check_rgb(image)): image for image in images}
+            several = {image_key(check_rgb(image)): image for image in images}
             sam = [sam_input(image, size) for image in several.values()]
             clip = [clip_pixels(image, self.clip_recipe) for image in several.values()]
         self._ahead = {}
@@ -211,7 +218,7 @@ class Segmenter:
                 features = self.model.encode_sam(pixels.to(self.device))
         share = {name: spent / len(several) for name, spent in clock.seconds.items()}
         self._ahead = {
-            key: _Picture(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
+            key: EncodedImage(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
             for i, (key, image) in enumerate(several.items())
         }
 
@@ -256,16 +263,16 @@ class Segmenter:
         """
         check_rgb(image)
         places = self.model.config.llama.max_position_embeddings
-        room = min(ROOM_TO_ANSWER, self.max_new_tokens)
+        room = min(MIN_ANSWER_TOKENS, self.max_new_tokens)
         ids = prompt_ids(
             self.tokenizer,
             self.template,
             text,
-            with_boxes(dialogue) if dialogue and self.dialogue_boxes else dialogue,
+            append_boxes(dialogue) if dialogue and self.dialogue_boxes else dialogue,
             typed_specials=self.typed_specials,
             max_length=places + 1 - self.model.config.image_tokens - room,
         )
-        answer = _Answer(shown=_not_again(text, dialogue, image.shape[:2]))
+        answer = _AnswerBuilder(shown=_not_again(text, dialogue, image.shape[:2]))
         return self._events(image, text, ids, _asker(cancel), answer)
 
     def _events(
@@ -274,9 +281,9 @@ class Segmenter:
         text: str,
         ids: list[int],
         cancelled: Callable[[], bool],
-        answer: _Answer,
+        answer: _AnswerBuilder,
     ) -> Iterator[Event]:
-        clock = _Clock(self.device)
+        clock = StageTimer(self.device)
         picture = self._look(image, clock)
         with clock.stage('prompt'):
             prompt = self._read(ids, picture)
@@ -286,7 +293,7 @@ class Segmenter:
             yield from self._mask(state, 1.0, 1.0, picture, answer, clock)
 
         config, words = self.model.config, self.tokenizer.stream()
-        steps = generation.write(
+        steps = generation.generate(
             self.model,
             prompt,
             stop_id=self.tokenizer.eos_token_id,
@@ -336,7 +343,7 @@ class Segmenter:
             raise QueryError(
                 f'question and answer take {places} places, this model has {most}: shorten them'
             )
-        clock, known = _Clock(self.device), _Answer()
+        clock, known = StageTimer(self.device), _AnswerBuilder()
         known.ids = self.tokenizer.encode(answer, specials=True)
         picture = self._look(image, clock)
         with clock.stage('prompt'):
@@ -349,10 +356,10 @@ class Segmenter:
 
     # ---- the steps
 
-    def _look(self, image: np.ndarray, clock: _Clock) -> _Picture:
+    def _look(self, image: np.ndarray, clock: StageTimer) -> EncodedImage:
         """Return CLIP's view of the picture, from the last request if it is the same one."""
         with clock.stage('preprocess'):
-            key = _key(image)
+            key = image_key(image)
             known = self._picture  # read once: a thread out of turn may put another one there
             if known is not None and known.key == key:
                 return known
@@ -366,16 +373,16 @@ class Segmenter:
             sam = sam_input(image, self.model.config.sam_size)
         with clock.stage('clip'), torch.inference_mode():
             clip_tokens = self.model.encode_clip(small[None].to(self.device))[0]
-        picture = self._picture = _Picture(key, image, clip_tokens, sam)
+        picture = self._picture = EncodedImage(key, image, clip_tokens, sam)
         return picture
 
-    def _read(self, ids: list[int], picture: _Picture) -> generation.Prompt:
+    def _read(self, ids: list[int], picture: EncodedImage) -> generation.Prefill:
         with torch.inference_mode():
             input_ids = torch.tensor(ids, device=self.device)
             places = self.model.embed(input_ids, picture.clip_tokens)
-        return generation.read(self.model, places)
+        return generation.prefill(self.model, places)
 
-    def _typed_states(self, text: str, ids: list[int], prompt: generation.Prompt) -> list[Tensor]:
+    def _typed_states(self, text: str, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
         """Return the states that predict the [SEG] that the user typed, if those count."""
         if not self.typed_specials:
             return []
@@ -384,7 +391,7 @@ class Segmenter:
         # earlier turns have [SEG] of their own, but their masks were given with their answers
         return states[len(states) - typed :]
 
-    def _seg_states(self, ids: list[int], prompt: generation.Prompt) -> list[Tensor]:
+    def _seg_states(self, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
         """Return the states that predict the [SEG] that a prompt has, in their order."""
         seg, after_picture = self.model.config.seg_token_id, ids.index(IMAGE_TOKEN)
         shift = self.model.config.image_tokens - 1  # the picture takes P places for one id
@@ -400,13 +407,13 @@ class Segmenter:
         state: Tensor,
         seg: float,
         words: float,
-        picture: _Picture,
-        answer: _Answer,
-        clock: _Clock,
+        picture: EncodedImage,
+        answer: _AnswerBuilder,
+        clock: StageTimer,
         threshold: float | None = None,
     ) -> Iterator[MaskReady]:
         """Make one mask and note it, unless its score is below the threshold or there are 254."""
-        if len(answer.logits) >= MOST_MASKS:
+        if len(answer.logits) >= MAX_MASKS:
             return
         with torch.inference_mode():
             if picture.sam_features is None:
@@ -419,19 +426,19 @@ class Segmenter:
                 logits = self.model.postprocess(
                     low_res, picture.sam.resized, picture.sam.original
                 )[0]
-                evidence = Evidence(
+                evidence = ScoreFeatures(
                     words, seg, _certainty(logits), float(guess[0].float().clamp(0, 1))
                 )
                 pixels_logits = logits.cpu().numpy()
         if self._refines:
             with clock.stage('refine'):
                 cell = max(pixels_logits.shape) / max(low_res.shape[-2:])
-                pixels_logits = refined(picture.image, pixels_logits, cell)
+                pixels_logits = refine_mask_logits(picture.image, pixels_logits, cell)
         config = self.model.config
         score = mask_scores.score(evidence, config.calibration, config.calibration_curve)
         if score < (self._threshold if threshold is None else threshold):
             return
-        if any(iou(pixels_logits > 0, before) > SAME for before in answer.shown):
+        if any(iou(pixels_logits > 0, before) > SAME_OBJECT_IOU for before in answer.shown):
             answer.repeated = True
             return
         if answer.to_mask is None:
@@ -442,7 +449,12 @@ class Segmenter:
         yield MaskReady(len(answer.logits) - 1, pixels_logits > 0, pixels_logits, score)
 
     def _result(
-        self, text: str, image: np.ndarray, answer: _Answer, stopped: bool, clock: _Clock
+        self,
+        text: str,
+        image: np.ndarray,
+        answer: _AnswerBuilder,
+        stopped: bool,
+        clock: StageTimer,
     ) -> Segmentation:
         shape = (len(answer.logits), *image.shape[:2])
         logits = np.stack(answer.logits) if answer.logits else np.zeros(shape, np.float32)
@@ -455,17 +467,17 @@ class Segmenter:
             reason = 'what was shown before is not the other one' if answer.repeated else ''
         return Segmentation(
             query=text,
-            answer=readable(raw),
+            answer=answer_text(raw),
             answer_raw=raw,
             token_ids=tuple(answer.ids),
             masks=masks,
             mask_logits=logits,
             scores=np.asarray(answer.scores, np.float32),
             status=Status.CANCELLED if stopped else status,
-            evidence=tuple(answer.evidence),
+            score_features=tuple(answer.evidence),
             reason=reason,
             timings=clock.seconds,
-            to_mask=answer.to_mask,
+            time_to_first_mask=answer.to_mask,
         )
 
 
@@ -473,7 +485,7 @@ def _not_again(
     text: str, dialogue: Dialogue | None, size: tuple[int, int]
 ) -> Sequence[np.ndarray]:
     """Return the masks that the answer may not show again, each (H, W) bool."""
-    if dialogue is None or dialogue.shown is None or not asks_for_another(text):
+    if dialogue is None or dialogue.shown is None or not asks_for_other_object(text):
         return ()
     return dialogue.shown if dialogue.shown.shape[1:] == size else ()
 

@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 
 from lisa_ros.action import Segment
 from lisa_ros.errors import LisaError, QueryError
-from lisa_ros.messages.segmentation import result_of
+from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Status
 from lisa_ros.ros.action_server import CALLS
@@ -48,7 +48,7 @@ class Answer:
     message: SegmentationMessage  # all of it, with boxes and centroids
 
 
-class Pending:
+class GoalFuture:
     """A goal on its way."""
 
     def __init__(self, client: LisaClient, sent: Future):
@@ -99,7 +99,7 @@ class Pending:
     def _answered(self, got: Future) -> None:
         try:
             message = got.result().result.segmentation
-            result = result_of(message)
+            result = result_from_message(message)
         except Exception as error:  # noqa: BLE001  # of whatever kind: who waits is told
             self.future.set_exception(LisaError(f'the node ended the goal without one: {error}'))
             return
@@ -175,7 +175,7 @@ class LisaClient:
         timeout: float = 10.0,
         on_feedback: Feedback | None = None,
         **goal: Any,
-    ) -> Pending:
+    ) -> GoalFuture:
         """Ask, and come back at once, or as soon as the node is there.
 
         Arguments as `segment`; `timeout` is for the node to be there.
@@ -195,7 +195,7 @@ class LisaClient:
                 f'that is no goal: {error}; image is a sensor_msgs/Image, region a '
                 'sensor_msgs/RegionOfInterest, the others are as in lisa_ros/action/Segment'
             ) from error
-        return Pending(self, sent)
+        return GoalFuture(self, sent)
 
     def find(self, timeout: float) -> None:
         """Wait until the node is there.

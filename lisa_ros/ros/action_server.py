@@ -28,11 +28,11 @@ from lisa_ros.action import Segment
 from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.perception.roi import Region
-from lisa_ros.results import Event, MaskReady, Segmentation, Status, Token, readable
+from lisa_ros.results import Event, MaskReady, Segmentation, Status, Token, answer_text
 from lisa_ros.ros import message_types
-from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.request import Request
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.scheduler import RequestScheduler
 
 _ANSWERED = (Status.FOUND, Status.NOT_FOUND)
 # Room for all that may be asked at once: with the usual depth of 10 a burst of goals loses some,
@@ -41,11 +41,11 @@ CALLS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 @dataclass
-class Asker:
+class RequestListener:
     """Who asked, where it is not a topic: what is wanted beside the answer, and who is told."""
 
     answered: Callable[[Segmentation, SegmentationMessage], None]
-    began: Callable[[Frame], None] = lambda frame: None
+    began: Callable[[SyncedMessages], None] = lambda frame: None
     heard: Callable[[Event], None] = lambda event: None
     region: Region | None = None  # None: the whole picture
     explain: bool = False
@@ -53,21 +53,21 @@ class Asker:
 
 
 @dataclass
-class _Told:
+class _Feedback:
     """What a goal's client was told so far."""
 
     goal: ServerGoalHandle
-    frame: Frame | None = None
+    frame: SyncedMessages | None = None
     raw: str = ''
     count: int = 0  # of masks
 
     def tell(self, stage: str, instances: list[Any] = ()) -> None:
         """Publish feedback."""
         self.goal.publish_feedback(
-            Segment.Feedback(stage=stage, text=readable(self.raw), instances=list(instances))
+            Segment.Feedback(stage=stage, text=answer_text(self.raw), instances=list(instances))
         )
 
-    def began(self, frame: Frame) -> None:
+    def began(self, frame: SyncedMessages) -> None:
         """The model begins."""
         self.frame = frame
         self.tell('looking')
@@ -85,14 +85,14 @@ class _Told:
 
 
 @dataclass
-class Goals:
+class SegmentActionServer:
     """The server of the action."""
 
     node: LifecycleNode
     # of a camera by its name; None while the node is not active; raises a LisaError
-    session: Callable[[str], Session | None]
+    session: Callable[[str], RequestScheduler | None]
     complain: Callable[[str], None]
-    _requests: dict[bytes, tuple[Session, Request]] = field(default_factory=dict)
+    _requests: dict[bytes, tuple[RequestScheduler, Request]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Offer the action."""
@@ -118,7 +118,7 @@ class Goals:
         if session is None:
             self.complain('a goal was rejected: the node is not active')
             return GoalResponse.REJECT
-        if not session.has_room:
+        if not session.accepts_goals:
             self.complain('a goal was rejected: goals_kept of them wait already')
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
@@ -163,7 +163,7 @@ class Goals:
         return Segment.Result(segmentation=message)
 
     async def _answer(
-        self, goal: ServerGoalHandle, session: Session
+        self, goal: ServerGoalHandle, session: RequestScheduler
     ) -> tuple[Status, SegmentationMessage]:
         """Wait for one answer.
 
@@ -172,17 +172,17 @@ class Goals:
         """
         wanted, executor = goal.request, self.node.executor
         key = bytes(goal.goal_id.uuid)
-        answer, told = Future(executor=executor), _Told(goal)
+        answer, told = Future(executor=executor), _Feedback(goal)
 
         def answered(result: Segmentation, message: SegmentationMessage) -> None:
             answer.set_result((result.status, message))
             executor.wake()  # not every rclpy looks at what awaits the future by itself
 
-        own = Frame(message_types.stamp_ns(wanted.image.header), wanted.image)
+        own = SyncedMessages(message_types.stamp_ns(wanted.image.header), wanted.image)
         request = Request(
             wanted.query,
             frame=own if wanted.image.width else None,
-            tag=Asker(
+            tag=RequestListener(
                 answered,
                 told.began,
                 told.heard,
@@ -197,7 +197,7 @@ class Goals:
         told.tell('queued')
         self._requests[key] = session, request
         try:
-            if not session.goal(request):
+            if not session.submit_goal(request):
                 raise QueryError('the node stops, or goals_kept of them wait already')
             if goal.is_cancel_requested:  # before it was noted
                 session.cancel(request)
@@ -206,7 +206,7 @@ class Goals:
             del self._requests[key]
 
     async def _pause(
-        self, goal: ServerGoalHandle, session: Session, stamp: int, since: float
+        self, goal: ServerGoalHandle, session: RequestScheduler, stamp: int, since: float
     ) -> None:
         """Wait for another frame and until `watch_rate` allows it, or for the end of the goal.
 
@@ -231,7 +231,7 @@ class Goals:
                 return
 
 
-def _check(wanted: Segment.Goal, session: Session | None) -> None:
+def _check(wanted: Segment.Goal, session: RequestScheduler | None) -> None:
     """Raise a QueryError that says why a goal cannot be tried, if it cannot."""
     if session is None:
         raise QueryError('the node is not active')

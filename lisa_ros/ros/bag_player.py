@@ -27,11 +27,11 @@ from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from lisa_ros.errors import DataError, LisaError
-from lisa_ros.messages.bag import opened
+from lisa_ros.messages.bag import open_bag
 from lisa_ros.ros import fastdds
 
 
-class Replay:
+class BagPlayer:
     """A bag on its way into the graph, on a thread of its own.
 
     `start` and `stop` may be called from any thread; publishers are made by `start`, so that
@@ -90,7 +90,7 @@ class Replay:
         Raises:
             DataError: no bag, or one that cannot be read.
         """
-        with opened(self._bag) as reader:
+        with open_bag(self._bag) as reader:
             for connection in reader.connections:
                 if self._topics and connection.topic not in self._topics:
                     continue
@@ -134,7 +134,7 @@ class Replay:
                 return
 
     def _play_once(self, wait: Callable[[float], bool]) -> None:
-        with opened(self._bag) as reader:
+        with open_bag(self._bag) as reader:
             self._start, began = reader.start_time, time.monotonic()
             self._lap = (self._lap[0], began)
             for connection, when, data in reader.messages():
@@ -175,7 +175,7 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
     compressed = ''
     kinds = {}
     topics: dict[str, str] = {}
-    with opened(bag) as reader:
+    with open_bag(bag) as reader:
         for connection in reader.connections:
             kind = connection.msgtype
             if kind == 'sensor_msgs/msg/CameraInfo':
@@ -230,10 +230,10 @@ def main(args: list[str] | None = None) -> int:
     given, ros = parser.parse_known_args(args)
     if given.rate <= 0:
         parser.error(f'--rate is {given.rate}; expected more than 0')
-    fastdds.make_room()
+    fastdds.configure_shared_memory()
     rclpy.init(args=ros)
     node = Node('lisa_replay')
-    replay = Replay(node, given.bag, given.rate, given.loop, clock=given.clock)
+    replay = BagPlayer(node, given.bag, given.rate, given.loop, clock=given.clock)
     try:
         replay.start()
     except LisaError as error:

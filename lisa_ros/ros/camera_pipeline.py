@@ -29,25 +29,27 @@ from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.perception import roi
 from lisa_ros.results import Dialogue, Done, MaskReady, Segmentation, Status
 from lisa_ros.ros import diagnostics, message_types, parameters
-from lisa_ros.ros.action_server import Asker
-from lisa_ros.ros.publishers import Outputs, Placed, picture
+from lisa_ros.ros.action_server import RequestListener
+from lisa_ros.ros.publishers import AnswerPublishers, LocalizedResult, rgb_image
 from lisa_ros.ros.transforms import Transforms
-from lisa_ros.session.command_parser import Kind, Order
-from lisa_ros.session.dialogue_history import Dialogues
-from lisa_ros.session.frame_buffer import Frame
-from lisa_ros.session.model_lock import Turns
+from lisa_ros.session.command_parser import CommandKind, ParsedCommand
+from lisa_ros.session.dialogue_history import DialogueStore
+from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.model_lock import ModelLock
 from lisa_ros.session.request import Request
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
-from lisa_ros.tracking.tracker import Tracked, Tracker
-from lisa_ros.tracking.worker import Follower, Requery, Shown
+from lisa_ros.tracking.tracker import Tracker, TrackingState
+from lisa_ros.tracking.worker import RequeryPolicy, TrackerFrame, TrackingWorker
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
-_TOPICS = Asker(lambda result, message: None, public=True)  # who is told where nobody else asked
+_TOPICS = RequestListener(
+    lambda result, message: None, public=True
+)  # who is told where nobody else asked
 
 
 @dataclass(frozen=True)
-class Shared:
+class NodeContext:
     """What the cameras of a node have in common."""
 
     node: LifecycleNode
@@ -56,23 +58,25 @@ class Shared:
     explained: Callable[[str], str]  # a question that asks for the reason, too
     tracker: Callable[[], Tracker | None]  # a new one, None where tracking is off
     transforms: Transforms
-    turns: Turns
+    turns: ModelLock
     complain: Callable[..., None]
 
 
-class RobotCamera:
+class CameraPipeline:
     """One camera; the module's docstring has its threads."""
 
-    def __init__(self, shared: Shared, name: str):
+    def __init__(self, shared: NodeContext, name: str):
         """Make a camera that neither hears nor says anything yet; its name may be empty."""
         self.name = name
         self._shared, self._node = shared, shared.node
-        self._dialogues = Dialogues()  # they outlive a deactivate, and end with a cleanup
-        self.session: Session | None = None  # there while active
+        self._dialogues = DialogueStore()  # they outlive a deactivate, and end with a cleanup
+        self.session: RequestScheduler | None = None  # there while active
         self._tracker: Tracker | None = None
         self._outputs = self._tracked = self._explanation = self._labels = None  # configured
-        self._question: tuple[str, Dialogue, Asker] | None = None  # the last one, to ask it again
-        self._follower: Follower | None = None
+        self._question: tuple[str, Dialogue, RequestListener] | None = (
+            None  # the last one, to ask it again
+        )
+        self._follower: TrackingWorker | None = None
         self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
         self.seconds = 0.0  # how long the last answer took
         self._asked = 0.0  # when the last answer came, or was asked for again [s, monotonic]
@@ -89,8 +93,8 @@ class RobotCamera:
         own = f'~/{self.name}/' if self.name else '~/'
         shared = self._shared
         common = (shared.settings, shared.transforms, shared.complain)
-        self._outputs = Outputs(self._node, own, *common)
-        self._tracked = Outputs(self._node, f'{own}tracked/', *common)
+        self._outputs = AnswerPublishers(self._node, own, *common)
+        self._tracked = AnswerPublishers(self._node, f'{own}tracked/', *common)
         create = self._node.create_lifecycle_publisher
         self._explanation = create(String, f'{own}explanation', 10)
         if message_types.vision is not None:
@@ -108,7 +112,7 @@ class RobotCamera:
         if self._labels is not None:  # latched: before the first mask, for whoever comes
             header = Header(stamp=self._node.get_clock().now().to_msg())
             self._labels.publish(message_types.make.label_info(header))
-        self.session = session = Session(
+        self.session = session = RequestScheduler(
             self._segment,
             self._finished,
             report=self._node.get_logger().error,
@@ -118,15 +122,15 @@ class RobotCamera:
             now=lambda: self._node.get_clock().now().nanoseconds,
             turns=shared.turns,
         )
-        self.take_over(settings)
+        self.apply_settings(settings)
         if self._tracker is not None:
-            self._tracker.forget()
-            self._follower = Follower(
+            self._tracker.reset()
+            self._follower = TrackingWorker(
                 self._tracker,
                 newest=session.newest_frame,
                 show=self._show,
                 tell=self._track,
-                wanted=self._tracked.wanted,
+                wanted=self._tracked.has_subscribers,
                 checked=self._ask_again,
                 report=lambda line: shared.complain(line, 'tracking'),
             )
@@ -136,11 +140,11 @@ class RobotCamera:
         if settings.image_transport == 'compressed':
             # As image_transport names it: /compressed goes behind the name after remapping.
             topic = self._node.resolve_topic_name(f'{prefix}image') + '/compressed'
-            self._hear(CompressedImage, topic, session.offer_image, needed=True)
+            self._hear(CompressedImage, topic, session.add_image, needed=True)
         else:
-            self._hear(Image, f'{prefix}image', session.offer_image, needed=True)
-        self._hear(Image, f'{prefix}depth', session.offer_depth)
-        self._hear(CameraInfo, f'{prefix}camera_info', session.offer_camera_info)
+            self._hear(Image, f'{prefix}image', session.add_image, needed=True)
+        self._hear(Image, f'{prefix}depth', session.add_depth)
+        self._hear(CameraInfo, f'{prefix}camera_info', session.add_camera_info)
 
     def close(self, patience: float) -> bool:
         """End session and follower; False if model or tracker are still busy after so long [s]."""
@@ -148,7 +152,7 @@ class RobotCamera:
             return False
         return self._follower is None or self._follower.close(patience)
 
-    def unhear(self) -> None:
+    def unsubscribe(self) -> None:
         """Hear the inputs no more; the session is closed."""
         self.session = self._follower = None
         for subscription, _ in self._inputs:
@@ -157,7 +161,7 @@ class RobotCamera:
 
     def release(self) -> None:
         """Free publishers and tracker, and forget what was said, in whatever state they are."""
-        self._dialogues.forget()
+        self._dialogues.clear()
         for outputs in (self._outputs, self._tracked):
             if outputs is not None:
                 outputs.destroy()
@@ -166,7 +170,7 @@ class RobotCamera:
                 self._node.destroy_lifecycle_publisher(publisher)
         self._outputs = self._tracked = self._explanation = self._labels = self._tracker = None
 
-    def take_over(self, settings: Settings) -> None:
+    def apply_settings(self, settings: Settings) -> None:
         """Take over what may change while the node runs."""
         if self.session:
             self.session.depth_tolerance = settings.depth_tolerance
@@ -218,58 +222,62 @@ class RobotCamera:
             ) from error
         self._inputs.append((subscription, watch))
 
-    def obey(self, order: Order, said: str) -> None:
+    def handle_command(self, order: ParsedCommand, said: str) -> None:
         """Do what was said on `~/command`."""
         session, log = self.session, self._node.get_logger()
         own = f'{self.name}: ' if self.name else ''
         if session is None:
             return
-        if order.kind is Kind.STOP:
+        if order.kind is CommandKind.STOP:
             following = self._follower is not None and self._follower.stop()
             stopped = session.stop() or following
             log.info(f'{own}stopped' if stopped else f'{own}{said!r}: there is nothing to stop')
-        elif order.kind is Kind.WATCH and order.text:
-            session.watch(order.text)
+        elif order.kind is CommandKind.WATCH and order.text:
+            session.set_standing_query(order.text)
             log.info(f'{own}watching {order.text!r} until "stop"')
         else:
-            session.command(order.text)
+            session.submit_command(order.text)
 
     # ---- requests, on the session's thread
 
-    def _segment(self, frame: Frame, request: Request, dialogue: Dialogue) -> Segmentation:
+    def _segment(
+        self, frame: SyncedMessages, request: Request, dialogue: Dialogue
+    ) -> Segmentation:
         asker = request.tag or _TOPICS
         asker.began(frame)
         if self._follower is not None and asker.public:
-            self._follower.asked(frame)
+            self._follower.on_query(frame)
             again = dataclasses.replace(_TOPICS, region=asker.region, explain=asker.explain)
             self._question = request.text, dialogue, again
         began = time.monotonic()
-        whole = seen = picture(frame)
+        whole = seen = rgb_image(frame)
         if asker.region:
-            seen = roi.cropped(whole, asker.region)
-            dialogue = roi.dialogue_within(dialogue, asker.region)
+            seen = roi.crop(whole, asker.region)
+            dialogue = roi.crop_dialogue(dialogue, asker.region)
         converted = time.monotonic() - began
         text = self._shared.explained(request.text) if asker.explain else request.text
         for event in self._shared.stream(seen, text, dialogue=dialogue, cancel=request.cancelled):
             if isinstance(event, Done):
                 result = event.result
             elif asker.region and isinstance(event, MaskReady):
-                asker.heard(roi.mask_in_whole(event, asker.region, whole.shape[:2]))
+                asker.heard(roi.paste_mask(event, asker.region, whole.shape[:2]))
             else:
                 asker.heard(event)
         if asker.region:
-            result = roi.result_in_whole(result, asker.region, whole.shape[:2])
+            result = roi.paste_result(result, asker.region, whole.shape[:2])
         timings = {'convert': converted, **result.timings}
         return dataclasses.replace(result, query=request.text, timings=timings)
 
-    def _finished(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+    def _finished(
+        self, request: Request, frame: SyncedMessages | None, result: Segmentation
+    ) -> None:
         """Tell the end of a request to whoever waits for it, and to the topics."""
         asker = request.tag or _TOPICS
         if request.standing and result.status is Status.CANCELLED:
             return  # it made room, and will be asked again
         self.seconds = time.monotonic() - request.since
         try:
-            placed = self._outputs.place(frame, result, always=True)
+            placed = self._outputs.localize(frame, result, always=True)
             message = self._outputs.message(frame, result, placed)
         except Exception as error:  # a bug: who asked is told, or would wait for ever
             result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
@@ -278,34 +286,34 @@ class RobotCamera:
             )
             asker.answered(result, failed)
             if asker.public:
-                self._outputs.say(failed)
+                self._outputs.publish_status(failed)
             raise
         asker.answered(result, message)
         if not asker.public or not self._node.context.ok():
             return  # after Ctrl-C during an answer there is nobody to tell any more
         if self._follower is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
-            self._follower.answered(frame, result)
+            self._follower.on_answer(frame, result)
             self._asked = time.monotonic()
         self._log(result)
         self._publish(frame, result, placed, message)
 
     def _publish(
         self,
-        frame: Frame | None,
+        frame: SyncedMessages | None,
         result: Segmentation,
-        placed: Placed,
+        placed: LocalizedResult,
         message: SegmentationMessage,
     ) -> None:
         """Publish an answer."""
         unanswered = result.status not in (Status.FOUND, Status.NOT_FOUND)
         if unanswered and not len(result.masks):  # no mask is not a mask of nothing
-            self._outputs.say(message)
+            self._outputs.publish_status(message)
             return
         self._outputs.publish(frame, result, placed, lambda: message)
         # where a mask was left out, the words name what is not
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
-            self._outputs.send(self._explanation, String(data=left_out or result.answer))
+            self._outputs.publish_safely(self._explanation, String(data=left_out or result.answer))
 
     def _log(self, result: Segmentation) -> None:
         name = f'{self.name}: ' if self.name else ''
@@ -321,12 +329,12 @@ class RobotCamera:
 
     # ---- what follows the answers, on the follower's thread
 
-    def _show(self, frame: Frame) -> Shown:
-        image = picture(frame)
-        return Shown(frame.stamp, image, self._depth_for_tracker(frame, image.shape[:2]))
+    def _show(self, frame: SyncedMessages) -> TrackerFrame:
+        image = rgb_image(frame)
+        return TrackerFrame(frame.stamp, image, self._depth_for_tracker(frame, image.shape[:2]))
 
     @staticmethod
-    def _depth_for_tracker(frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
+    def _depth_for_tracker(frame: SyncedMessages, size: tuple[int, int]) -> np.ndarray | None:
         """Return the frame's depth [m], None where it is not the image's own, pixel by pixel."""
         if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
             return None
@@ -336,11 +344,13 @@ class RobotCamera:
             return None
         return depth if depth.shape == size else None
 
-    def _track(self, frame: Frame, shown: Shown, result: Segmentation, now: Tracked) -> None:
+    def _track(
+        self, frame: SyncedMessages, shown: TrackerFrame, result: Segmentation, now: TrackingState
+    ) -> None:
         """Tell where the things are on a newer frame."""
-        placed = Placed(None, [None] * len(result.masks))
-        if self._tracked.tells_places():
-            placed = self._tracked.place(frame, result, shown.image)
+        placed = LocalizedResult(None, [None] * len(result.masks))
+        if self._tracked.needs_depth():
+            placed = self._tracked.localize(frame, result, shown.image)
         lost = [number for number, seen in enumerate(now.tracked, 1) if not seen]
         if lost:
             reason = f'instance {", ".join(map(str, lost))} is lost'
@@ -352,12 +362,12 @@ class RobotCamera:
         since = f'{now.age:.1f} s after the answer, drift {now.drift.max(initial=0):.2f}'
         self._tracked.publish(frame, result, placed, message, shown.image, since)
 
-    def _ask_again(self, now: Tracked | None) -> None:
+    def _ask_again(self, now: TrackingState | None) -> None:
         """Ask the last question again, with the turns it followed, where that is due."""
         settings, session = self._shared.settings(), self.session
-        rule = Requery(settings.requery, settings.requery_period, settings.requery_drift)
+        rule = RequeryPolicy(settings.requery, settings.requery_period, settings.requery_drift)
         if session is None or self._question is None or not rule.due(now, self._asked):
             return
         self._asked = time.monotonic()
         text, turns, asker = self._question
-        session.ask_again(text, turns, asker)
+        session.requery(text, turns, asker)

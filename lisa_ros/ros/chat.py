@@ -25,7 +25,7 @@ _START = 10.0  # how long the node may take to be found [s]
 _LATE = 3.0  # how much later than the answer its picture may come [s]
 
 
-class Node:
+class NodeChat:
     """A node as the partner of a talk."""
 
     def __init__(self, name: str):
@@ -37,7 +37,7 @@ class Node:
         Raises:
             LisaError: no such node within ten seconds.
         """
-        fastdds.make_room()
+        fastdds.configure_shared_memory()
         # Ctrl-C is to stop an answer, not the talk
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f'lisa_chat_{os.getpid()}')

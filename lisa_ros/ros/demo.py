@@ -22,12 +22,12 @@ import numpy as np
 import yaml
 
 from lisa_ros.errors import DataError, LisaError
-from lisa_ros.messages.bag import pictures
-from lisa_ros.messages.segmentation import mask_of
+from lisa_ros.messages.bag import read_images
+from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.perception import masks, overlay
 from lisa_ros.resources import SAMPLE
 from lisa_ros.results import Status
-from lisa_ros.ros.node_process import Asker, node_command, own_graph, running
+from lisa_ros.ros.node_process import NodeClient, isolate_ros_graph, managed_process, node_command
 
 LEAST_IOU = {'explicit': 0.6, 'implicit': 0.6}  # what the sample's frames must reach
 
@@ -95,7 +95,7 @@ def judged(
         image: the frame, (H, W, 3) uint8 RGB, None if it is not in the bag.
     """
     status = Status(message.status).name
-    found = [mask_of(instance.mask) for instance in message.instances]
+    found = [mask_from_message(instance.mask) for instance in message.instances]
     iou, fault = None, ''
     if status not in ('FOUND', 'NOT_FOUND'):
         fault = f'{status}: {message.reason}'
@@ -175,7 +175,7 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
     """
     import rclpy
 
-    from lisa_ros.ros.bag_player import Replay, camera_topics
+    from lisa_ros.ros.bag_player import BagPlayer, camera_topics
     from lisa_ros.ros.message_types import stamp_ns
 
     topics = camera_topics(sample.bag)
@@ -184,15 +184,15 @@ def run(sample: Sample, out: Path, settings: dict[str, Any], rate: float) -> lis
         yaml.safe_dump({'/**': {'ros__parameters': {'autostart': True, **settings}}})
     )
     command = node_command(topics, parameters)
-    images = {frame.stamp: frame.pixels for frame in pictures(sample.bag, topics['image'])}
+    images = {frame.stamp: frame.pixels for frame in read_images(sample.bag, topics['image'])}
     answers = []
     _say(f'starting {Path(command[0]).name}, its log is {log} ...')
-    with running(command, log) as process:
+    with managed_process(command, log) as process:
         rclpy.init(args=[])
         try:
-            asker = Asker(process, log)
+            asker = NodeClient(process, log)
             asker.wait_for_node()
-            replay = Replay(asker.node, sample.bag, rate, loop=True, topics=topics.values())
+            replay = BagPlayer(asker.node, sample.bag, rate, loop=True, topics=topics.values())
             replay.start()
             _say(f'replaying {sample.bag.name} in a loop: {", ".join(topics.values())}')
             for number, given in enumerate(sample.commands, 1):
@@ -232,7 +232,7 @@ def main(args: list[str] | None = None) -> int:
         if not equals:
             parser.error(f'--set {assignment}: expected NAME=VALUE')
         settings[name] = yaml.safe_load(value)
-    own_graph()
+    isolate_ros_graph()
     try:
         given.out.mkdir(parents=True, exist_ok=True)
         answers = run(Sample.open(given.sample), given.out, settings, given.rate)

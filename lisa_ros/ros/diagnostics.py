@@ -16,8 +16,8 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from lisa_ros.session.request import Counts
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.request import RequestCounters
+from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
 
 OK, WARN, ERROR, STALE = (
@@ -88,9 +88,9 @@ def topic_status(node: str, watch: TopicWatch, publishers: int) -> DiagnosticSta
     return _status(node, OK, name, f'{watch.rate():.1f} Hz', values)
 
 
-def request_status(node: str, session: Session, last_seconds: float) -> DiagnosticStatus:
+def request_status(node: str, session: RequestScheduler, last_seconds: float) -> DiagnosticStatus:
     """Return the state of the requests; `last_seconds` is how long the last answer took."""
-    counts: Counts = session.counts
+    counts: RequestCounters = session.counts
     values = {
         'commands': counts.commands,
         'answered': counts.answered,

@@ -25,7 +25,7 @@ _CHOSEN = (_FILE, _FILE_OF_2, 'FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
 _FOUND = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 
 
-def make_room() -> bool:
+def configure_shared_memory() -> bool:
     """Let what this process says over Fast DDS have 32 MB of shared memory; before `rclpy.init`.
 
     Another DDS does not look at it.

@@ -21,12 +21,12 @@ from diagnostic_msgs.msg import DiagnosticArray
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
-from lisa_ros.messages.bag import times_of
-from lisa_ros.messages.segmentation import result_of
+from lisa_ros.messages.bag import image_times
+from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.results import Segmentation
-from lisa_ros.ros.bag_player import Replay
+from lisa_ros.ros.bag_player import BagPlayer
 from lisa_ros.ros.message_types import stamp_ns
-from lisa_ros.ros.node_process import Asker, node_command, own_graph, running
+from lisa_ros.ros.node_process import NodeClient, isolate_ros_graph, managed_process, node_command
 
 
 class Command(Protocol):
@@ -52,7 +52,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveRun:
     """All answers, in the order asked, and what the node met."""
 
     answers: list[Answered]
@@ -73,7 +73,7 @@ def live(
     rate: float = 1.0,
     laps: int = 1,
     sim_time: bool = False,
-) -> Live:
+) -> LiveRun:
     """Play a bag into the node and ask it the commands when they are due.
 
     Args:
@@ -91,7 +91,7 @@ def live(
         DataError: the bag cannot be played; a command is for a time after its end; or the node
             ended, or did not answer, with its last words.
     """
-    times = times_of(bag, topics['image'])  # stamp [ns] -> bag's time [s from its start]
+    times = image_times(bag, topics['image'])  # stamp [ns] -> bag's time [s from its start]
     due = schedule(commands, list(times.values()), every)
     compressed = topics['image'].endswith('/compressed')
     given = {**settings, 'autostart': True, 'use_sim_time': sim_time}
@@ -101,20 +101,20 @@ def live(
     parameters = log.with_suffix('.yaml')
     parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': given}}))
     names = {**topics, 'image': topics['image'].removesuffix('/compressed')}
-    own_graph()
-    with running(node_command(names, parameters), log) as process:
+    isolate_ros_graph()
+    with managed_process(node_command(names, parameters), log) as process:
         rclpy.init(args=[])
         try:
-            asker = Asker(process, log, load=_LOAD, answer=_ANSWER)
+            asker = NodeClient(process, log, load=_LOAD, answer=_ANSWER)
             told: dict[str, str] = {}
             asker.node.create_subscription(
                 DiagnosticArray, '/diagnostics', lambda message: told.update(_values(message)), 10
             )
             asker.wait_for_node()
-            replay = Replay(
+            replay = BagPlayer(
                 asker.node, bag, rate, loop=laps > 1, topics=topics.values(), clock=sim_time
             )
-            talk = _Talk(asker, replay, times, remembers)
+            talk = LiveDriver(asker, replay, times, remembers)
             try:
                 replay.start()
                 for lap in range(laps):
@@ -126,7 +126,7 @@ def live(
             rclpy.try_shutdown()
     heard, memory = (float(told.get(name, 0)) for name in ('images', 'peak memory [MiB]'))
     played = replay.sent[topics['image']]
-    return Live(talk.answers, played, int(heard), talk.not_asked, memory)
+    return LiveRun(talk.answers, played, int(heard), talk.not_asked, memory)
 
 
 _LOAD, _ANSWER = 3600.0, 600.0  # longest waits: weights may be fetched, a CPU is slow [s]
@@ -163,11 +163,15 @@ def schedule(
     return sorted(due, key=lambda one: (one[0], one[2].number))
 
 
-class _Talk:
+class LiveDriver:
     """Asks what is due, one after another, while a bag plays."""
 
     def __init__(
-        self, asker: Asker, replay: Replay, times: dict[int, float], remembers: bool = False
+        self,
+        asker: NodeClient,
+        replay: BagPlayer,
+        times: dict[int, float],
+        remembers: bool = False,
     ):
         self._asker, self._replay, self._times = asker, replay, times
         self._remembers = remembers  # whether the node keeps the turns before a command
@@ -197,7 +201,7 @@ class _Talk:
         taken = self._times.get(stamp, math.nan)
         now = self._now(lap)
         age = now - taken if taken <= now < math.inf else math.nan
-        result = result_of(message)
+        result = result_from_message(message)
         self.answers.append(Answered(command.number, lap, stamp, result, latency, age))
 
     def _now(self, lap: int) -> float:
@@ -211,7 +215,7 @@ class _Talk:
             _listen(self._asker, 0.0)
 
 
-def _listen(asker: Asker, seconds: float) -> None:
+def _listen(asker: NodeClient, seconds: float) -> None:
     """Take what comes for a while."""
     until = time.monotonic() + seconds
     rclpy.spin_once(asker.node, timeout_sec=0.005)

@@ -10,7 +10,7 @@ from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
 from sensor_msgs.msg import Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
-from lisa_ros.messages.segmentation import Messages
+from lisa_ros.messages.segmentation import MessageFactory
 from lisa_ros.msg import Instance, Segmentation
 
 try:
@@ -46,7 +46,7 @@ def _quickly(kind: Any) -> Callable[..., Any]:
     return made
 
 
-make = Messages(
+make = MessageFactory(
     {_named(kind): kind for kind in _TYPES}
     | {_named(kind): _quickly(kind) for kind in (Image, PointCloud2)}
     | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}

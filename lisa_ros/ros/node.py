@@ -40,15 +40,15 @@ from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Event, Segmentation, Status
 from lisa_ros.ros import diagnostics, fastdds, message_types, parameters
-from lisa_ros.ros.action_server import Asker, Goals
-from lisa_ros.ros.camera_pipeline import RobotCamera, Shared
+from lisa_ros.ros.action_server import RequestListener, SegmentActionServer
+from lisa_ros.ros.camera_pipeline import CameraPipeline, NodeContext
 from lisa_ros.ros.runtime import spin
-from lisa_ros.ros.throttled_log import Complaints
+from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
-from lisa_ros.session.command_parser import addressed, order
-from lisa_ros.session.frame_buffer import Frame
-from lisa_ros.session.model_lock import Turns
-from lisa_ros.session.scheduler import Session
+from lisa_ros.session.command_parser import parse_command, select_cameras
+from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.model_lock import ModelLock
+from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
 from lisa_ros.tracking.optical_flow import FlowTracker
 from lisa_ros.tracking.tracker import Tracker
@@ -62,7 +62,7 @@ _STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 _PATIENCE = 10.0  # how long deactivate and the end of the process wait for a busy model [s]
 
 
-def guarded(transition: Callable) -> Callable:
+def log_transition_errors(transition: Callable) -> Callable:
     """Log what a transition raises: rclpy turns it into ERROR and drops the traceback."""
 
     @functools.wraps(transition)
@@ -93,21 +93,21 @@ class LisaNode(LifecycleNode):
         self.loading = False  # whether configure is reading the weights
         self._lisa: Segmenter | None = None  # there while configured
         self._commands: Subscription | None = None  # there while active
-        complain = Complaints(self.get_logger().error)
+        complain = ThrottledLog(self.get_logger().error)
         parameters.declare(self, Settings, lambda: self.loading or self._lisa is not None)
         self._settings = parameters.read(self, Settings)
-        shared = Shared(
+        shared = NodeContext(
             node=self,
             settings=lambda: self._settings,
             stream=self._stream,
             explained=lambda text: f'{text} {self._lisa.model.config.explain}',
             tracker=lambda: _tracker(self._settings),
             transforms=Transforms(self, lambda: self._settings.transform_timeout),
-            turns=Turns(),
+            turns=ModelLock(),
             complain=complain,
         )
         names = self._settings.cameras or ('',)
-        self._cameras = {name: RobotCamera(shared, name) for name in names}
+        self._cameras = {name: CameraPipeline(shared, name) for name in names}
         self.add_post_set_parameters_callback(self._on_parameters)
         self.create_service(Trigger, '~/reset_dialogue', self._on_reset_dialogue)
         self.create_service(
@@ -118,7 +118,7 @@ class LisaNode(LifecycleNode):
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
         # There from the start: one made anew on activate would leave goals of before unanswered.
-        self._goals = Goals(self, self._session_of, complain)
+        self._goals = SegmentActionServer(self, self._session_of, complain)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -140,7 +140,7 @@ class LisaNode(LifecycleNode):
 
     # Transitions
 
-    @guarded
+    @log_transition_errors
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the weights and make the publishers."""
         self.loading = True  # from here on a change of what is read now would be lost
@@ -159,14 +159,14 @@ class LisaNode(LifecycleNode):
         self.get_logger().info(f'{settings.model} loaded in {time.monotonic() - began:.1f} s')
         return super().on_configure(state)
 
-    @guarded
+    @log_transition_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the session and hear the inputs; undo both if that fails."""
         super().on_activate(state)  # publishers first: an answer may come at once
         try:
             self._activate()
         except Exception:
-            self._unhear()
+            self._unsubscribe()
             super().on_deactivate(state)
             raise
         return _SUCCESS
@@ -185,40 +185,40 @@ class LisaNode(LifecycleNode):
         """Do what was said on `~/command`; of several cameras, to those that are meant."""
         names, said = tuple(self._cameras), message.data
         if len(names) > 1:
-            names, said = addressed(said, names)
+            names, said = select_cameras(said, names)
             if not names:
                 has = ', '.join(self._cameras)
                 self.get_logger().error(f'{message.data!r}: no such camera; there are {has}')
         for name in names:
-            self._cameras[name].obey(order(said), said)
+            self._cameras[name].handle_command(parse_command(said), said)
 
-    @guarded
+    @log_transition_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Cancel what runs and hear nothing more; fail, and stay active, while the model is busy.
 
         So inactive means that nobody uses model and publishers: cleanup may free them, and
         activate may give the model to a new session.
         """
-        self._unhear()
+        self._unsubscribe()
         return super().on_deactivate(state)
 
-    @guarded
+    @log_transition_errors
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model's memory."""
         self._release()
         return super().on_cleanup(state)
 
-    @guarded
+    @log_transition_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End from whatever state."""
-        self._unhear()
+        self._unsubscribe()
         self._release()
         return super().on_shutdown(state)
 
-    @guarded
+    @log_transition_errors
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Go back to unconfigured, so that a cure can be tried."""
-        self._unhear()
+        self._unsubscribe()
         self._release()
         return _SUCCESS
 
@@ -240,7 +240,7 @@ class LisaNode(LifecycleNode):
                 camera.session.close(0)  # all at once: none begins what another one ended
         return all(camera.close(_PATIENCE) for camera in self._cameras.values())
 
-    def _unhear(self) -> None:
+    def _unsubscribe(self) -> None:
         """Close the sessions and the inputs, from whatever state of theirs.
 
         Raises:
@@ -252,7 +252,7 @@ class LisaNode(LifecycleNode):
                 'that after each token: try again in a while'
             )
         for camera in self._cameras.values():
-            camera.unhear()
+            camera.unsubscribe()
         if self._commands is not None:
             self.destroy_subscription(self._commands)
         self._commands = None
@@ -261,13 +261,13 @@ class LisaNode(LifecycleNode):
         """Take over what may change while the node runs."""
         self._settings = parameters.read(self, Settings)
         for camera in self._cameras.values():
-            camera.take_over(self._settings)
+            camera.apply_settings(self._settings)
 
-    def _sessions(self) -> list[Session]:
+    def _sessions(self) -> list[RequestScheduler]:
         """Return the cameras' sessions, none while the node is not active."""
         return [camera.session for camera in self._cameras.values() if camera.session]
 
-    def _session_of(self, name: str) -> Session | None:
+    def _session_of(self, name: str) -> RequestScheduler | None:
         """Return the session of the camera that a goal names; None while inactive.
 
         Raises:
@@ -321,7 +321,9 @@ class LisaNode(LifecycleNode):
             answered.set_result(result)
             executor.wake()  # not every rclpy looks at what awaits the future by itself
 
-        sessions[0].command('segment the mug', Frame(0, source), Asker(tell))
+        sessions[0].submit_command(
+            'segment the mug', SyncedMessages(0, source), RequestListener(tell)
+        )
         result = await answered  # it comes for sure: a session ends every request
         response.success = result.status in (Status.FOUND, Status.NOT_FOUND)
         inputs = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for watch in self._topics())
@@ -367,10 +369,10 @@ def _tracker(settings: Settings) -> Tracker | None:
         return None
     if settings.tracker == 'flow':
         return FlowTracker()
-    from lisa_ros.model.device import device_named
+    from lisa_ros.model.device import resolve_device
     from lisa_ros.tracking.video_model import load_video_tracker
 
-    device = device_named(settings.device)
+    device = resolve_device(settings.device)
     return load_video_tracker(settings.tracker, settings.tracker_model, device)
 
 
@@ -395,7 +397,7 @@ def _load(settings: Settings) -> Segmenter:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop."""
-    fastdds.make_room()
+    fastdds.configure_shared_memory()
     rclpy.init(args=args)
     try:
         node = LisaNode()

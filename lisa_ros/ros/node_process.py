@@ -21,9 +21,9 @@ from lisa_ros.errors import DataError
 from lisa_ros.ros import fastdds
 
 
-def own_graph() -> None:
+def isolate_ros_graph() -> None:
     """Leave all other nodes of this machine and its network alone, from now on; before `init`."""
-    fastdds.make_room()
+    fastdds.configure_shared_memory()
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
@@ -58,7 +58,7 @@ def node_command(topics: dict[str, str], parameters: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
+def managed_process(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
     """Run a process with its output in a file; at the end it and its children are gone."""
     with (
         log.open('w', encoding='utf-8') as output,
@@ -81,7 +81,7 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
                     break
 
 
-class Asker:
+class NodeClient:
     """Sends commands to the node and waits for their answers."""
 
     def __init__(

@@ -19,16 +19,16 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.settings_schema import Checked, about, check
+from lisa_ros.settings_schema import ValidatedSettings, parameter_info, validate
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-_Kind = TypeVar('_Kind', bound=Checked)
+_Kind = TypeVar('_Kind', bound=ValidatedSettings)
 
 
 def declare(
-    node: Node, kind: type[Checked], is_configured: Callable[[], bool] = lambda: False
+    node: Node, kind: type[ValidatedSettings], is_configured: Callable[[], bool] = lambda: False
 ) -> None:
     """Declare every setting with its default, sentence and range, and check each change.
 
@@ -48,10 +48,10 @@ def declare(
             if field is None:  # use_sim_time, qos_overrides: not ours
                 continue
             try:
-                check(field, change.value)
+                validate(field, change.value)
             except SettingsError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-            if about(field).at_configure and is_configured():
+            if parameter_info(field).at_configure and is_configured():
                 reason = f'{change.name} is read on configure: clean the node up first'
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
@@ -64,7 +64,7 @@ def declare(
 
 def descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     """Return what `ros2 param describe` shows of one of the fields of a class of settings."""
-    known = about(field)
+    known = parameter_info(field)
     constraints = []
     if known.choices:
         constraints.append('one of ' + ', '.join(repr(choice) for choice in known.choices))

@@ -21,7 +21,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from lisa_ros.errors import ImageError, TransformError
-from lisa_ros.geometry.object_3d import Thing
+from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.messages import rgbd
 from lisa_ros.messages.image import compressed_to_rgb, image_fields, image_to_rgb
 from lisa_ros.msg import Segmentation as SegmentationMessage
@@ -29,12 +29,12 @@ from lisa_ros.perception import overlay
 from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.transforms import Transforms
-from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.settings import Settings
-from lisa_ros.tracking.tracker import Tracked
+from lisa_ros.tracking.tracker import TrackingState
 
 
-def picture(frame: Frame) -> np.ndarray:
+def rgb_image(frame: SyncedMessages) -> np.ndarray:
     """Return the frame's image as RGB, (H, W, 3) uint8.
 
     Raises:
@@ -45,16 +45,16 @@ def picture(frame: Frame) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Placed:
+class LocalizedResult:
     """Where a result's things are, or why that is not known."""
 
-    space: rgbd.Space | None
-    things: Sequence[Thing | None]
+    space: rgbd.RgbdFrame | None
+    things: Sequence[Object3D | None]
     reason: str = ''
     target: PoseStamped | None = None
 
 
-class Outputs:
+class AnswerPublishers:
     """The publishers of one camera's answers, or of what the tracker made of them."""
 
     def __init__(
@@ -103,11 +103,11 @@ class Outputs:
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
 
-    def wanted(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Return whether anybody listens to any of them."""
         return any(map(self._heard, self._publishers))
 
-    def tells_places(self) -> bool:
+    def needs_depth(self) -> bool:
         """Return whether anybody listens to one that says where things, or all points, are."""
         return self._heard(self._scene_points) or self._tells_things()
 
@@ -126,10 +126,10 @@ class Outputs:
 
     def message(
         self,
-        frame: Frame | None,
+        frame: SyncedMessages | None,
         result: Segmentation,
-        placed: Placed,
-        tracked: Tracked | None = None,
+        placed: LocalizedResult,
+        tracked: TrackingState | None = None,
     ) -> SegmentationMessage:
         """Return what is said on segmentation; of no image the header is empty."""
         header = frame.image.header if frame else Header()
@@ -137,14 +137,14 @@ class Outputs:
             header, result, placed.things, placed.reason, tracked
         )
 
-    def place(
+    def localize(
         self,
-        frame: Frame | None,
+        frame: SyncedMessages | None,
         result: Segmentation,
         image: np.ndarray | None = None,
         *,
         always: bool = False,
-    ) -> Placed:
+    ) -> LocalizedResult:
         """Return where a result's things are.
 
         Args:
@@ -155,32 +155,32 @@ class Outputs:
         """
         nowhere = [None] * len(result.masks)
         if frame is None or not (nowhere or self._heard(self._scene_points)):
-            return Placed(None, nowhere)
+            return LocalizedResult(None, nowhere)
         try:
-            space = rgbd.space(
-                picture(frame) if image is None else image,
+            space = rgbd.rgbd_from_messages(
+                rgb_image(frame) if image is None else image,
                 frame.image,
                 frame.depth,
                 frame.camera_info,
                 rectified=self._settings().image_is_rectified,
             )
             if not (always or self._tells_things()):
-                return Placed(space, nowhere)  # for the scene's points alone
-            things = space.things(result.masks, self._up(frame))
+                return LocalizedResult(space, nowhere)  # for the scene's points alone
+            things = space.localize(result.masks, self._up(frame))
         except ImageError as error:
             if frame.depth is not None:  # without a depth camera it is no fault
                 self._complain(f'no place in 3D: {error}')
-            return Placed(None, nowhere, str(error))
+            return LocalizedResult(None, nowhere, str(error))
         unseen = [number for number, thing in enumerate(things, 1) if thing is None]
         reason = f'no valid depth on instance {", ".join(map(str, unseen))}' if unseen else ''
         target, missing = self._target_of(frame, things)
-        return Placed(space, things, '; '.join(filter(None, (reason, missing))), target)
+        return LocalizedResult(space, things, '; '.join(filter(None, (reason, missing))), target)
 
-    def say(self, message: SegmentationMessage) -> None:
+    def publish_status(self, message: SegmentationMessage) -> None:
         """Publish a result about no picture."""
-        self.send(self._segmentation, message)
+        self.publish_safely(self._segmentation, message)
 
-    def send(self, publisher: Publisher, message: Any) -> None:
+    def publish_safely(self, publisher: Publisher, message: Any) -> None:
         """Publish a message; if DDS does not take it, complain, and lose no other one."""
         try:
             publisher.publish(message)
@@ -191,9 +191,9 @@ class Outputs:
 
     def publish(
         self,
-        frame: Frame,
+        frame: SyncedMessages,
         result: Segmentation,
-        placed: Placed,
+        placed: LocalizedResult,
         message: Callable[[], SegmentationMessage],
         image: np.ndarray | None = None,
         note: str = '',
@@ -222,17 +222,17 @@ class Outputs:
         space, things = placed.space, placed.things
         if space is not None:
             self._put(self._scene_points, lambda: make.cloud(header, space.cloud()))
-            self._put(self._object_points, lambda: make.cloud(header, rgbd.cloud_of(things)))
+            self._put(self._object_points, lambda: make.cloud(header, rgbd.objects_cloud(things)))
         if placed.target is not None:
             self._put(self._target, lambda: placed.target)
 
     def _put(self, publisher: Publisher, make: Callable[[], Any]) -> None:
         """Make a message and publish it, if somebody listens."""
         if self._heard(publisher):
-            self.send(publisher, make())
+            self.publish_safely(publisher, make())
 
     def _target_of(
-        self, frame: Frame, things: Sequence[Thing | None]
+        self, frame: SyncedMessages, things: Sequence[Object3D | None]
     ) -> tuple[PoseStamped | None, str]:
         """Return the pose of the first thing in target_frame, or why it is not known there."""
         thing = things[0] if things else None  # never another one in its place
@@ -240,18 +240,18 @@ class Outputs:
             return None, ''
         there = message_types.make.target(frame.image.header, thing)
         try:
-            return self._transforms.moved(there, self._settings().target_frame), ''
+            return self._transforms.transform_pose(there, self._settings().target_frame), ''
         except TransformError as error:
             self._complain(f'no target: {error}', 'no target')
             return None, f'no target: {error}'
 
-    def _up(self, frame: Frame) -> np.ndarray | None:
+    def _up(self, frame: SyncedMessages) -> np.ndarray | None:
         """Return where up is in the image's frame, (3,); None where TF does not know."""
         frame_id = self._settings().gravity_frame
         if not frame_id:
             return None
         try:
-            return self._transforms.up(frame_id, frame.image.header)
+            return self._transforms.gravity_direction(frame_id, frame.image.header)
         except TransformError as error:
             self._complain(f'where up is stays a guess: {error}', 'up')
             return None
@@ -259,14 +259,14 @@ class Outputs:
     def _draw(
         self,
         header: Header,
-        frame: Frame,
+        frame: SyncedMessages,
         result: Segmentation,
         image: np.ndarray | None,
         note: str,
     ) -> Image:
         settings = self._settings()
         drawn = overlay.overlay(
-            picture(frame) if image is None else image,
+            rgb_image(frame) if image is None else image,
             result.masks,
             [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)],
             [result.query, ' '.join(filter(None, (result.answer or result.reason, note)))],

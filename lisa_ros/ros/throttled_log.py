@@ -13,7 +13,7 @@ from collections.abc import Callable
 _PAUSE = 5.0  # least time between two complaints of one cause [s]
 
 
-class Complaints:
+class ThrottledLog:
     """Says each cause at most once in five seconds."""
 
     def __init__(self, say: Callable[[str], None]):

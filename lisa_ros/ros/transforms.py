@@ -19,7 +19,7 @@ from rclpy.time import Time
 from std_msgs.msg import Header
 
 from lisa_ros.errors import TransformError
-from lisa_ros.geometry.rotation import quaternion, rotation
+from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
 
 try:
     import tf2_ros
@@ -48,7 +48,7 @@ class Transforms:
                 self._buffer = tf2_ros.Buffer(node=self._node)
                 self._listener = tf2_ros.TransformListener(self._buffer, self._node)
 
-    def moved(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
+    def transform_pose(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
         """Return a pose in another frame, at its own stamp; '' or its own: as it is.
 
         Raises:
@@ -59,14 +59,14 @@ class Transforms:
         turn, shift = self._lookup(frame_id, pose.header)
         at, to = pose.pose.position, pose.pose.orientation
         position = turn @ (at.x, at.y, at.z) + shift
-        x, y, z, w = quaternion(turn @ rotation(to.x, to.y, to.z, to.w))
+        x, y, z, w = matrix_to_quaternion(turn @ quaternion_to_matrix(to.x, to.y, to.z, to.w))
         there = PoseStamped(header=Header(stamp=pose.header.stamp, frame_id=frame_id))
         there.pose.position.x, there.pose.position.y, there.pose.position.z = position.tolist()
         orientation = there.pose.orientation
         orientation.x, orientation.y, orientation.z, orientation.w = x, y, z, w
         return there
 
-    def up(self, gravity_frame: str, header: Header) -> np.ndarray:
+    def gravity_direction(self, gravity_frame: str, header: Header) -> np.ndarray:
         """Return the z axis of a level frame (REP-105: odom, map) in the image's frame, (3,).
 
         Raises:
@@ -95,4 +95,6 @@ class Transforms:
                 f"no transform from {header.frame_id} to {target} at the image's stamp: {error}"
             ) from error
         turn, shift = found.rotation, found.translation
-        return rotation(turn.x, turn.y, turn.z, turn.w), np.array([shift.x, shift.y, shift.z])
+        return quaternion_to_matrix(turn.x, turn.y, turn.z, turn.w), np.array(
+            [shift.x, shift.y, shift.z]
+        )

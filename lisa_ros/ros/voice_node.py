@@ -30,7 +30,7 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameters
 from lisa_ros.ros.runtime import spin
-from lisa_ros.ros.throttled_log import Complaints
+from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.voice import audio, listener
 from lisa_ros.voice.listener import Outcome, listener_of
 from lisa_ros.voice.settings import VoiceSettings
@@ -54,7 +54,7 @@ class VoiceNode(Node):
         self._listener, about = listener_of(settings)
         self._heard = self.create_publisher(Heard, '~/heard', 10)
         self._command = self.create_publisher(String, 'command', 10)
-        self._complain = Complaints(self.get_logger().warning)
+        self._complain = ThrottledLog(self.get_logger().warning)
         self._sounds: queue.Queue[np.ndarray | None] = queue.Queue()  # None: its end
         self._over, self._speaking = threading.Event(), threading.Event()
         self._source = self._listen_to(settings)

@@ -17,7 +17,7 @@ STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind
 _WATCH = 'watch:'
 
 
-class Kind(enum.Enum):
+class CommandKind(enum.Enum):
     """Of what was said."""
 
     ASK = enum.auto()
@@ -26,24 +26,24 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Order:
+class ParsedCommand:
     """A kind, and the question without the word that says it."""
 
-    kind: Kind
+    kind: CommandKind
     text: str
 
 
-def order(said: str) -> Order:
+def parse_command(said: str) -> ParsedCommand:
     """Return what kind of order was said; "watch:" alone has an empty text."""
     words = said.strip()
     if words.lower().rstrip('.! ') in STOP:
-        return Order(Kind.STOP, words)
+        return ParsedCommand(CommandKind.STOP, words)
     if words.lower().startswith(_WATCH):
-        return Order(Kind.WATCH, words[len(_WATCH) :].strip())
-    return Order(Kind.ASK, said)
+        return ParsedCommand(CommandKind.WATCH, words[len(_WATCH) :].strip())
+    return ParsedCommand(CommandKind.ASK, said)
 
 
-def addressed(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
+def select_cameras(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Return which of several cameras are meant, and what is said to them.
 
     "front: the mug" is said to front, "all: the mug" and "the mug" to all of them, and so are
@@ -55,7 +55,7 @@ def addressed(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
     if not colon or not re.fullmatch(r'\w+', named):
         return tuple(cameras), said
     if named + colon == _WATCH:
-        meant, text = addressed(rest.strip(), cameras)
+        meant, text = select_cameras(rest.strip(), cameras)
         return meant, f'{_WATCH} {text}'
     meant = tuple(camera for camera in cameras if named in (camera.lower(), 'all'))
     return meant, rest.strip()

@@ -14,7 +14,7 @@ from lisa_ros.results import Dialogue, Segmentation
 MOST_TURNS = 16  # kept of each; the prompt leaves out what does not fit, oldest first
 
 
-class Dialogues:
+class DialogueStore:
     """Dialogues by key. The least recently used are forgotten beyond `most`.
 
     An answer that was on its way while its dialogue was forgotten stays forgotten, too.
@@ -26,12 +26,12 @@ class Dialogues:
         self._resets = 0
         self._lock = threading.Lock()
 
-    def begin(self, key: str, most: int = MOST_TURNS) -> tuple[Dialogue, int]:
+    def get(self, key: str, most: int = MOST_TURNS) -> tuple[Dialogue, int]:
         """Return the last `most` turns, and a ticket for `extend`."""
         with self._lock:
             return self._turns.get(key, Dialogue()).last(most), self._resets
 
-    def extend(self, key: str, ticket: int, result: Segmentation) -> None:
+    def append(self, key: str, ticket: int, result: Segmentation) -> None:
         """Add a question and its answer, unless all was forgotten since `begin`."""
         with self._lock:
             if ticket != self._resets:
@@ -42,7 +42,7 @@ class Dialogues:
             while len(self._turns) > self._most:
                 self._turns.popitem(last=False)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self._turns.clear()

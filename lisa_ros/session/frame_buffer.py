@@ -10,7 +10,7 @@ _LOOK_BACK = 500_000_000  # how far before the newest image one with depth is lo
 
 
 @dataclass(frozen=True)
-class Frame:
+class SyncedMessages:
     """What one request is answered about: messages as they came, not yet converted."""
 
     stamp: int  # of the image [ns]

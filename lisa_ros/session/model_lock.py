@@ -20,25 +20,25 @@ _LOOK = 0.05  # how often who waits looks whether it is next [s]
 
 
 @dataclass(frozen=True, eq=False)
-class _Player:
+class _Waiter:
     """A session that has the turn, or waits for it."""
 
     urgent: Callable[[], bool]  # whether somebody waits for it
     make_room: Callable[[], None]  # stop what is not urgent, soon
 
 
-class Turns:
+class ModelLock:
     """The turns of one model."""
 
     def __init__(self):
-        self._waiting: list[_Player] = []
-        self._playing: _Player | None = None
+        self._waiting: list[_Waiter] = []
+        self._playing: _Waiter | None = None
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def turn(self, urgent: Callable[[], bool], make_room: Callable[[], None]) -> Iterator[None]:
+    def acquire(self, urgent: Callable[[], bool], make_room: Callable[[], None]) -> Iterator[None]:
         """Wait for the turn, and have it within the block."""
-        player = _Player(urgent, make_room)
+        player = _Waiter(urgent, make_room)
         with self._changed:
             self._waiting.append(player)
             # Who is urgent changes without a notice, so it is looked at again and again.
@@ -53,18 +53,18 @@ class Turns:
                 self._playing = None
                 self._changed.notify_all()
 
-    def hurry(self) -> None:
+    def preempt_background(self) -> None:
         """Somebody waits whom what is not urgent has to make room for."""
         playing = self._playing
         if playing is not None and not playing.urgent():
             playing.make_room()
 
-    def crowded(self) -> bool:
+    def has_urgent_waiter(self) -> bool:
         """Return whether somebody urgent waits for the turn."""
         return any(player.urgent() for player in tuple(self._waiting))
 
-    def _may_play(self, player: _Player) -> bool:
+    def _may_play(self, player: _Waiter) -> bool:
         return self._playing is None and self._next() is player
 
-    def _next(self) -> _Player:
+    def _next(self) -> _Waiter:
         return next((one for one in self._waiting if one.urgent()), self._waiting[0])

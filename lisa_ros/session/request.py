@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lisa_ros.results import Dialogue, Segmentation, Status
-from lisa_ros.session.frame_buffer import Frame
+from lisa_ros.session.frame_buffer import SyncedMessages
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Request:
     """
 
     text: str
-    frame: Frame | None = None
+    frame: SyncedMessages | None = None
     tag: Any = None  # whatever the asker wants back with the answer
     dialogue: str | None = None  # whose turns it follows; None: it stands alone
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: any
@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass
-class Counts:
+class RequestCounters:
     """What has happened since the session began; read by the diagnostics."""
 
     images: int = 0
@@ -47,7 +47,7 @@ class Counts:
     without_depth: int = 0  # requests that found no depth within the tolerance
 
 
-def _unanswered(request: Request, status: Status, reason: str) -> Segmentation:
+def unanswered(request: Request, status: Status, reason: str) -> Segmentation:
     """Return a result without answer and masks."""
     none = np.zeros((0, 0, 0), np.float32)
     return Segmentation(

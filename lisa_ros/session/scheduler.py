@@ -33,20 +33,20 @@ from typing import Any
 
 from lisa_ros.errors import LisaError
 from lisa_ros.results import Dialogue, Segmentation, Status
-from lisa_ros.session.dialogue_history import MOST_TURNS, Dialogues
-from lisa_ros.session.frame_buffer import _LOOK_BACK, Frame
-from lisa_ros.session.model_lock import Turns
-from lisa_ros.session.request import Counts, Request, _unanswered
+from lisa_ros.session.dialogue_history import MOST_TURNS, DialogueStore
+from lisa_ros.session.frame_buffer import _LOOK_BACK, SyncedMessages
+from lisa_ros.session.model_lock import ModelLock
+from lisa_ros.session.request import Request, RequestCounters, unanswered
 
 COMMANDS = ''  # the dialogue that commands follow one another in
 _DAY = 86400.0  # an image older than this is of another clock [s]
 
 
-Segment = Callable[[Frame, Request, Dialogue], Segmentation]
-Finished = Callable[[Request, Frame | None, Segmentation], None]
+Segment = Callable[[SyncedMessages, Request, Dialogue], Segmentation]
+Finished = Callable[[Request, SyncedMessages | None, Segmentation], None]
 
 
-class Session:
+class RequestScheduler:
     """Newest frame wins, one job at a time; the module's docstring has the rules and threads."""
 
     def __init__(
@@ -59,11 +59,11 @@ class Session:
         depth_tolerance: float = 0.05,
         image_timeout: float = 30.0,
         dialogue_turns: int = 1,
-        dialogues: Dialogues | None = None,
+        dialogues: DialogueStore | None = None,
         goals_kept: int = 64,
         watch_rate: float = 2.0,
         now: Callable[[], int] = time.time_ns,
-        turns: Turns | None = None,
+        turns: ModelLock | None = None,
     ) -> None:
         """Make a session that answers once `start` was called.
 
@@ -85,7 +85,7 @@ class Session:
         self.image_timeout = image_timeout
         self.dialogue_turns = dialogue_turns
         self.goals_kept, self.watch_rate = goals_kept, watch_rate
-        self.counts = Counts()
+        self.counts = RequestCounters()
         self._segment, self._finished, self._report = segment, finished, report
         self._images: deque[tuple[int, Any]] = deque(maxlen=frames_kept)
         # Camera infos and depth often come faster or a little later than their images.
@@ -94,12 +94,12 @@ class Session:
         self._now = now
         self._waiting: list[Request] = []  # first come, first served
         self._running: Request | None = None
-        self._turns = turns or Turns()
+        self._turns = turns or ModelLock()
         self._watched: Request | None = None  # the standing query
         self._again: Request | None = None  # to be asked once more, when nobody waits
         self._watched_stamp: int | None = None  # of the frame that it was asked about last [ns]
         self._watched_since = -math.inf  # when that was [s, monotonic]
-        self._dialogues = dialogues or Dialogues()
+        self._dialogues = dialogues or DialogueStore()
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name='lisa-session', daemon=True)
@@ -117,25 +117,27 @@ class Session:
                 self._running.cancelled.set()
             self._changed.notify_all()
         for request in waiting:
-            self._end(request, None, _unanswered(request, Status.CANCELLED, 'shutting down'))
+            self._end(request, None, unanswered(request, Status.CANCELLED, 'shutting down'))
         if self._worker.is_alive() and threading.current_thread() is not self._worker:
             self._worker.join(timeout)
         return not self._worker.is_alive()
 
-    def offer_image(self, stamp: int, message: Any) -> None:
+    def add_image(self, stamp: int, message: Any) -> None:
         """Keep an image as the newest; `stamp` [ns]."""
         self._offer(self._images, stamp, message)
         self.counts.images += 1
 
-    def offer_depth(self, stamp: int, message: Any) -> None:
+    def add_depth(self, stamp: int, message: Any) -> None:
         """Keep a depth image for the image with its stamp [ns]."""
         self._offer(self._depths, stamp, message)
 
-    def offer_camera_info(self, stamp: int, message: Any) -> None:
+    def add_camera_info(self, stamp: int, message: Any) -> None:
         """Keep a camera info for the image with its stamp [ns]."""
         self._offer(self._infos, stamp, message)
 
-    def command(self, text: str, frame: Frame | None = None, tag: Any = None) -> Request:
+    def submit_command(
+        self, text: str, frame: SyncedMessages | None = None, tag: Any = None
+    ) -> Request:
         """Ask for an answer to `text` about the newest frame; it supersedes a waiting command.
 
         Commands follow one another in a dialogue. One with a `frame` is about that, and stands
@@ -151,22 +153,22 @@ class Session:
                 superseded = next((one for one in self._waiting if not one.patient), None)
                 self._enter(request, superseded)
         if closed:
-            self._end(request, None, _unanswered(request, Status.CANCELLED, 'shutting down'))
+            self._end(request, None, unanswered(request, Status.CANCELLED, 'shutting down'))
         elif empty:
             reason = 'the command is empty: say what to look for, such as "segment the red mug"'
-            self._end(request, self.newest_frame(), _unanswered(request, Status.FAILED, reason))
+            self._end(request, self.newest_frame(), unanswered(request, Status.FAILED, reason))
         if superseded:
             self.counts.superseded += 1
             self.counts.cancelled -= 1  # `_end` counts every CANCELLED
             reason = f'superseded by {text!r} before it started'
-            self._end(superseded, None, _unanswered(superseded, Status.CANCELLED, reason))
+            self._end(superseded, None, unanswered(superseded, Status.CANCELLED, reason))
         return request
 
-    def goal(self, request: Request) -> bool:
+    def submit_goal(self, request: Request) -> bool:
         """Let a request wait for its turn; False if there is no room for it, or all is closing."""
         with self._changed:
             self.counts.commands += 1
-            if self._closed or not self.has_room:
+            if self._closed or not self.accepts_goals:
                 self.counts.rejected += 1
                 return False
             self._enter(request)
@@ -178,12 +180,12 @@ class Session:
         return self._closed
 
     @property
-    def has_room(self) -> bool:
+    def accepts_goals(self) -> bool:
         """Whether one more goal may wait."""
         with self._changed:
             return sum(one.patient for one in self._waiting) < self.goals_kept
 
-    def watch(self, text: str) -> None:
+    def set_standing_query(self, text: str) -> None:
         """Ask this about every newest frame from now on, at most `watch_rate` times a second.
 
         It takes the place of an earlier one; `stop` ends it.
@@ -195,7 +197,7 @@ class Session:
                 self._watched = Request(text, standing=True)
             self._changed.notify_all()
 
-    def ask_again(self, text: str, turns: Dialogue | None = None, tag: Any = None) -> None:
+    def requery(self, text: str, turns: Dialogue | None = None, tag: Any = None) -> None:
         """Ask this once about the newest frame when nobody waits, making room for all others.
 
         It follows these turns, and becomes none itself. While a standing query or another one is
@@ -217,7 +219,7 @@ class Session:
             if running:
                 running.cancelled.set()
         for request in waiting:
-            self._end(request, None, _unanswered(request, Status.CANCELLED, 'stopped'))
+            self._end(request, None, unanswered(request, Status.CANCELLED, 'stopped'))
         return bool(stopped or waiting or running)
 
     def cancel(self, request: Request | None = None) -> bool:
@@ -229,12 +231,12 @@ class Session:
             if running:
                 running.cancelled.set()
         for one in waiting:
-            self._end(one, None, _unanswered(one, Status.CANCELLED, 'cancelled'))
+            self._end(one, None, unanswered(one, Status.CANCELLED, 'cancelled'))
         return bool(waiting or running)
 
     def reset_dialogue(self) -> None:
         """Forget all turns; an answer that is still on its way stays forgotten too."""
-        self._dialogues.forget()
+        self._dialogues.clear()
 
     def _enter(self, request: Request, instead: Request | None = None) -> None:
         """Let a request wait, lock held: at the end, or in the place of another one."""
@@ -243,7 +245,7 @@ class Session:
         else:
             self._waiting[self._waiting.index(instead)] = request
         self._make_room()
-        self._turns.hurry()
+        self._turns.preempt_background()
         self._changed.notify_all()
 
     def _stop_watching(self) -> None:
@@ -262,7 +264,7 @@ class Session:
         running = self._running
         return bool(self._waiting) or (running is not None and not running.standing)
 
-    def newest_frame(self) -> Frame | None:
+    def newest_frame(self) -> SyncedMessages | None:
         """Return the newest image that has its depth, with that; None before the first image.
 
         Depth comes a moment after its image. So the newest of the kept images that has some of its
@@ -285,7 +287,7 @@ class Session:
             info = self._nearest(self._infos, stamp)
             if info is None and self._infos:  # on its way, or sent once: a lens does not change
                 info = self._infos[-1][1]
-            return Frame(stamp, image, depth, info)
+            return SyncedMessages(stamp, image, depth, info)
 
     def _own_depth(self, stamp: int) -> Any | None:
         """Return the depth nearest to an image, lock held; None if another image is nearer to it.
@@ -349,27 +351,27 @@ class Session:
             self._wait_until_due()
         if self._closed:
             return
-        with self._turns.turn(self._is_urgent, self._make_room):
+        with self._turns.acquire(self._is_urgent, self._make_room):
             with self._changed:  # anew: the newest frame is frozen now that the model is free
                 request, frame = self._begin()
             result = None if request is None else self._run(request, frame)
         if result is not None:  # told after the turn: others need not wait for that
             self._end(request, frame, result)
 
-    def _run(self, request: Request, frame: Frame | None) -> Segmentation:
+    def _run(self, request: Request, frame: SyncedMessages | None) -> Segmentation:
         """Answer a request about a frame."""
         dialogue, ticket = request.turns or Dialogue(), 0
         if request.dialogue is not None:
             most = MOST_TURNS if request.patient else self.dialogue_turns
-            dialogue, ticket = self._dialogues.begin(request.dialogue, most)
+            dialogue, ticket = self._dialogues.get(request.dialogue, most)
         late = frame and self._too_old(request, frame)
         if frame is None:
             reason = (
                 f'no image within {self.image_timeout:g} s: is the camera on, the topic right?'
             )
-            result = _unanswered(request, Status.FAILED, reason)
+            result = unanswered(request, Status.FAILED, reason)
         elif late:
-            result = _unanswered(request, Status.STALE_INPUT, late)
+            result = unanswered(request, Status.STALE_INPUT, late)
         else:
             result = self._answer(request, frame, dialogue)
         with self._changed:
@@ -379,7 +381,7 @@ class Session:
             elif request is self._again:  # or it was stopped meanwhile
                 self._again = None
         if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
-            self._dialogues.extend(request.dialogue, ticket, result)
+            self._dialogues.append(request.dialogue, ticket, result)
         return result
 
     def _wait_until_due(self) -> None:
@@ -390,7 +392,7 @@ class Session:
                 return
             self._changed.wait(pause)
 
-    def _due(self) -> tuple[Request | None, Frame | None, float | None]:
+    def _due(self) -> tuple[Request | None, SyncedMessages | None, float | None]:
         """Return who is to be answered now about which frame, or how long to wait [s], lock held.
 
         The frame is None where none came in time. With nothing to wait for the pause is None.
@@ -410,7 +412,7 @@ class Session:
             (None, None, pause) if frame is None else (self._watched or self._again, frame, None)
         )
 
-    def _watched_next(self) -> tuple[Frame | None, float | None]:
+    def _watched_next(self) -> tuple[SyncedMessages | None, float | None]:
         """Return the frame that the standing query is due for, or how long to wait [s]."""
         frame = self.newest_frame() if self._watched or self._again else None
         if frame is None or frame.stamp == self._watched_stamp:
@@ -418,10 +420,10 @@ class Session:
         pause = self._watched_since + 1 / self.watch_rate - time.monotonic()
         return (None, pause) if pause > 0 else (frame, None)
 
-    def _begin(self) -> tuple[Request | None, Frame | None]:
+    def _begin(self) -> tuple[Request | None, SyncedMessages | None]:
         """Take the request that is due, lock held; None where it is gone, or has to make room."""
         request, frame, _ = self._due()
-        if request is None or (request.standing and self._turns.crowded()):
+        if request is None or (request.standing and self._turns.has_urgent_waiter()):
             return None, None
         if request.standing:
             request = dataclasses.replace(
@@ -435,7 +437,7 @@ class Session:
         self._running = request
         return request, frame
 
-    def _too_old(self, request: Request, frame: Frame) -> str:
+    def _too_old(self, request: Request, frame: SyncedMessages) -> str:
         """Return why a frame is too old for a request, nothing if it is not."""
         age = (self._now() - frame.stamp) / 1e9
         if request.frame is not None or not request.max_age or age <= request.max_age:
@@ -446,20 +448,20 @@ class Session:
             f'for{clocks}'
         )
 
-    def _answer(self, request: Request, frame: Frame, dialogue: Dialogue) -> Segmentation:
+    def _answer(self, request: Request, frame: SyncedMessages, dialogue: Dialogue) -> Segmentation:
         """Return what `segment` says, or how it failed."""
         if frame.depth is None:
             self.counts.without_depth += 1
         try:
             return self._segment(frame, request, dialogue)
         except LisaError as error:
-            return _unanswered(request, Status.FAILED, str(error))
+            return unanswered(request, Status.FAILED, str(error))
         except Exception as error:  # noqa: BLE001  # a bug: reported whole, and outlived
             self._report(traceback.format_exc())
             reason = f'internal error: {type(error).__name__}: {error}'
-            return _unanswered(request, Status.FAILED, reason)
+            return unanswered(request, Status.FAILED, reason)
 
-    def _end(self, request: Request, frame: Frame | None, result: Segmentation) -> None:
+    def _end(self, request: Request, frame: SyncedMessages | None, result: Segmentation) -> None:
         """Count the end of a request and tell it."""
         if result.status is Status.FAILED:
             self.counts.failed += 1

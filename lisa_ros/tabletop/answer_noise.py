@@ -16,9 +16,9 @@ import re
 
 import numpy as np
 
-from lisa_ros.tabletop.objects import COLOURS, KINDS
-from lisa_ros.tabletop.queries import Request
-from lisa_ros.tabletop.scene_graph import Table
+from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES
+from lisa_ros.tabletop.queries import TabletopQuery
+from lisa_ros.tabletop.scene_graph import SceneGraph
 
 # One thing's name right behind a place; ", the" before it compares (looking.py reads it so, too).
 _PLACED = re.compile(
@@ -26,7 +26,9 @@ _PLACED = re.compile(
 )
 
 
-def slip(rng: np.random.Generator, request: Request, table: Table) -> Request:
+def corrupt_object_name(
+    rng: np.random.Generator, request: TabletopQuery, table: SceneGraph
+) -> TabletopQuery:
     """Return a request whose last answer calls its thing what it is not.
 
     That is the name of another thing, a name that does not tell it from the others of its kind, or
@@ -37,10 +39,10 @@ def slip(rng: np.random.Generator, request: Request, table: Table) -> Request:
     if said is None:
         return request
     (one,) = request.about
-    others = [table.look(o) for o in table.seen if o.id != one.id]
+    others = [table.name_with_colour(o) for o in table.visible if o.id != one.id]
     looks = ('', *(f'{colour} ' for colour in COLOURS)) if one.colour else ()
     alike = [f'{look}{one.kind}' for look in looks]
-    gone = [kind for kind in KINDS if not table.has(kind)]
+    gone = [kind for kind in OBJECT_CATEGORIES if not table.contains(kind)]
     right = {*table.names(one), said['name']}
     wrong = [[name for name in names if name not in right] for names in (others, alike, gone)]
     ways = [names for names in wrong if names]

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
-from lisa_ros.tabletop.objects import THINGS, Thing
+from lisa_ros.tabletop.objects import OBJECTS, ObjectModel
 
 FACES = 2500  # triangles a mesh is decimated to: half the rendering time, no visible change
 
@@ -37,7 +37,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
         DataError: `assets` lacks a mesh or a texture; the message names it.
     """
     done = cache / 'done.json'
-    if done.is_file() and json.loads(done.read_text()).keys() == THINGS.keys():
+    if done.is_file() and json.loads(done.read_text()).keys() == OBJECTS.keys():
         return cache
     try:
         import pymeshlab
@@ -46,7 +46,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
 
     cache.mkdir(parents=True, exist_ok=True)
     boxes = {}
-    for thing in tqdm(THINGS.values(), desc='meshes', unit='thing'):
+    for thing in tqdm(OBJECTS.values(), desc='meshes', unit='thing'):
         corners, pieces = [], []
         for part in thing.parts:
             meshes = pymeshlab.MeshSet()
@@ -145,7 +145,7 @@ def _shrink(source: Path, target: Path, side: int = 512) -> None:
     cv2.imwrite(str(target), picture)
 
 
-def pieces_of(thing: Thing) -> list[tuple[str | tuple, str | None]]:
+def mesh_parts(thing: ObjectModel) -> list[tuple[str | tuple, str | None]]:
     """Return look and part name of each mesh in the cache, `<thing>_<i>.obj`."""
     pieces = []
     for part in thing.parts:

@@ -24,7 +24,7 @@ SORTS = ('dish', 'drink', 'food', 'toy')  # of kinds; the rest has no word for w
 
 
 @dataclass(frozen=True)
-class Kind:
+class ObjectCategory:
     """What one word names, and what a person would ask it for."""
 
     name: str
@@ -40,7 +40,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Part:
+class MeshPart:
     """A mesh of a thing, and what it is of the thing."""
 
     mesh: str  # .obj under meshes/ of the assets folder, or `package:path`
@@ -49,12 +49,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Thing:
+class ObjectModel:
     """One mesh: where its files are, how big it is, how it stands, which looks it may have."""
 
     name: str
     kind: str
-    parts: tuple[Part, ...]
+    parts: tuple[MeshPart, ...]
     size: float  # longest edge of its bounding box [m]
     up: str = 'z'  # mesh axis that points up when it stands
     colours: tuple[str, ...] = ()  # names in COLOURS; empty: it looks as its texture does
@@ -71,115 +71,115 @@ class Thing:
 _ALL = tuple(COLOURS)
 _BOTH = tuple(SIZES)
 
-KINDS = {
+OBJECT_CATEGORIES = {
     kind.name: kind
     for kind in (
-        Kind('mug', 'holds a hot drink',
+        ObjectCategory('mug', 'holds a hot drink',
              ('something to drink from', 'something for my tea', 'what can I drink tea from'),
              ('what do people hold at breakfast', 'what keeps my coffee from running away', 'the thing a tea bag hangs in'), 'dish'),
-        Kind('bowl', 'holds cereal or soup',
+        ObjectCategory('bowl', 'holds cereal or soup',
              ('something to eat soup from', 'something to mix a salad in', 'what can hold my soup'),
              ('what do I eat cereal from', 'the deep round dish', 'what does a cook whisk eggs in'), 'dish'),
-        Kind('plate', 'holds a meal',
+        ObjectCategory('plate', 'holds a meal',
              ('something to serve dinner on', 'something to put a steak on', 'what can I put my meal on'),
              ('the flat round dish', 'what goes under my dinner', 'what does a waiter bring'), 'dish'),
-        Kind('ramekin', 'holds a small dessert',
+        ObjectCategory('ramekin', 'holds a small dessert',
              ('something to bake a souffle in', 'something small for a dip', 'what can hold a dip'),
              ('what does a creme brulee come in', 'the small dish for the oven', 'the smallest of the dishes in a kitchen'), 'dish'),
-        Kind('pan', 'fries food',
+        ObjectCategory('pan', 'fries food',
              ('something to fry an egg in', 'something to cook pancakes in', 'what can I fry bacon in'),
              ('what goes on the stove', 'what gets hot over a flame', 'what does a cook hold by a long handle')),
-        Kind('coffee pot', 'makes coffee',
+        ObjectCategory('coffee pot', 'makes coffee',
              ('something to make coffee with', 'something to brew an espresso', 'what can make coffee'),
              ('what do Italians wake up with', 'what makes beans and water into a drink', 'the thing a barista has at home')),
-        Kind('book', 'can be read',
+        ObjectCategory('book', 'can be read',
              ('something to read', 'something to learn from', 'what can I read in bed'),
              ('what tells a story', 'what does a writer make', 'the thing a library is full of')),
-        Kind('scissors', 'can cut paper',
+        ObjectCategory('scissors', 'can cut paper',
              ('something to cut paper with', 'something to open a bag', 'what can cut a thread'),
              ('what is sharp', 'the thing children must not run with', 'what has two blades')),
-        Kind('sponge', 'soaks up a spill',
+        ObjectCategory('sponge', 'soaks up a spill',
              ('something to clean this spill', 'something to wash the dishes with', 'what can I wipe the table with'),
              ('what soaks up water', 'the soft thing beside a sink', 'what gets wet when I clean')),
-        Kind('candle', 'gives light',
+        ObjectCategory('candle', 'gives light',
              ('something to light a dark room', 'something for a birthday cake', 'what can I burn for light'),
              ('what is made of wax', 'what did people read by long ago', 'the thing that needs a match')),
-        Kind('tray', 'carries many things',
+        ObjectCategory('tray', 'carries many things',
              ('something to carry the dishes on', 'something to bring breakfast to bed', 'what can I carry the cups with'),
              ('what does a waiter carry', 'the board with two grips', 'what goes from kitchen to table and back')),
-        Kind('storage box', 'keeps things together',
+        ObjectCategory('storage box', 'keeps things together',
              ('something to put my things away', 'something to store toys in', 'what can I pack this into'),
              ('what helps to tidy a shelf', 'the open box without food', 'what do people fill when they move')),
-        Kind('desk caddy', 'keeps a desk tidy',
+        ObjectCategory('desk caddy', 'keeps a desk tidy',
              ('something to keep pencils in', 'something to tidy my desk', 'what can hold pencils'),
              ('what stands in an office', 'where would a clerk look for a pen', 'the thing with room for letters')),
-        Kind('milk', 'goes with cereal',
+        ObjectCategory('milk', 'goes with cereal',
              ('something to pour on cereal', 'something to make my coffee white', 'what do I pour on cereal'),
              ('what comes from a cow', 'what makes bones strong', 'what is butter made from'), 'drink'),
-        Kind('orange juice', 'is full of vitamins',
+        ObjectCategory('orange juice', 'is full of vitamins',
              ('something with vitamins to drink', 'some juice for breakfast', 'what drink has vitamins'),
              ('what is made of oranges', 'the drink that fruit is pressed for', 'what do sunny countries send in cartons'), 'drink'),
-        Kind('soda can', 'holds a fizzy drink',
+        ObjectCategory('soda can', 'holds a fizzy drink',
              ('something fizzy', 'something to drink with a burger', 'what can I drink at the movies'),
              ('what is full of bubbles', 'the drink that is bad for teeth', 'what hisses when it is opened'), 'drink'),
-        Kind('water bottle', 'holds water',
+        ObjectCategory('water bottle', 'holds water',
              ('something to drink after a run', 'some water', 'what can I take on a hike'),
              ('what has no sugar at all', 'what do plants want, too', 'the drink without a taste'), 'drink'),
-        Kind('wine bottle', 'holds wine',
+        ObjectCategory('wine bottle', 'holds wine',
              ('something for a party of adults', 'something to drink with a steak', 'what can I toast with'),
              ('what is made of grapes', 'what has a cork', 'the drink that children must not have'), 'drink'),
-        Kind('banana', 'is a fruit to peel',
+        ObjectCategory('banana', 'is a fruit to peel',
              ('something to peel and eat', 'some fruit for a runner', 'what can I slice on my oats'),
              ('what would a monkey eat', 'the long fruit', 'what grows in bunches'), 'food'),
-        Kind('lemon', 'is a sour fruit',
+        ObjectCategory('lemon', 'is a sour fruit',
              ('something to squeeze on fish', 'something sour for my tea', 'what can I make lemonade from'),
              ('what is very sour', 'the small round fruit', 'what did sailors eat against scurvy'), 'food'),
-        Kind('bread', 'makes a sandwich',
+        ObjectCategory('bread', 'makes a sandwich',
              ('something to make a sandwich', 'something to put in the toaster', 'what can I make toast from'),
              ('what does a baker make', 'what is made of flour', 'the thing that crumbs come from'), 'food'),
-        Kind('donut', 'is a sweet ring',
+        ObjectCategory('donut', 'is a sweet ring',
              ('something sweet with a hole', 'something to eat with coffee', 'what can a police officer snack on'),
              ('what is fried and round', 'what has a hole in it', 'the sweet ring'), 'food'),
-        Kind('cereal', 'is a breakfast',
+        ObjectCategory('cereal', 'is a breakfast',
              ('something to eat with milk', 'something for breakfast', 'what do I put milk on'),
              ('what crunches in the morning', 'the box that is on a breakfast table', 'what is made of corn flakes'), 'food'),
-        Kind('ketchup', 'goes on fries',
+        ObjectCategory('ketchup', 'goes on fries',
              ('something to put on fries', 'something red for a hot dog', 'what goes on a hot dog'),
              ('what is made of tomatoes', 'what do children put on everything', 'the red sauce'), 'food'),
-        Kind('barbecue sauce', 'goes on ribs',
+        ObjectCategory('barbecue sauce', 'goes on ribs',
              ('something to put on ribs', 'something for a grill party', 'what do I need for a grill party'),
              ('what tastes of smoke', 'the brown sauce', 'what is ribs best friend'), 'food'),
-        Kind('salad dressing', 'goes on a salad',
+        ObjectCategory('salad dressing', 'goes on a salad',
              ('something to put on lettuce', 'something for my salad', 'what goes on lettuce'),
              ('what makes greens tasty', 'what is made of oil and herbs', 'the white sauce'), 'food'),
-        Kind('soup can', 'is a warm meal',
+        ObjectCategory('soup can', 'is a warm meal',
              ('something to warm up when I am cold', 'something for a can opener', 'what do I open with a can opener'),
              ('what meal is in a can', 'what lasts for years on a shelf', 'what has letters to eat'), 'food'),
-        Kind('butter', 'goes on toast',
+        ObjectCategory('butter', 'goes on toast',
              ('something to spread on toast', 'something to grease a pan', 'what goes on toast'),
              ('what melts in a hot pan', 'what is churned from cream', 'the yellow fat'), 'food'),
-        Kind('cream cheese', 'goes on a bagel',
+        ObjectCategory('cream cheese', 'goes on a bagel',
              ('something to put on a bagel', 'something for a cheesecake', 'what goes on a bagel'),
              ('what do I need for a cheesecake', 'the soft cheese', 'what is named after a city of brothers'), 'food'),
-        Kind('popcorn', 'is a snack for a film',
+        ObjectCategory('popcorn', 'is a snack for a film',
              ('a snack for a film', 'something to heat in the microwave', 'what do I eat at the movies'),
              ('what pops when it is hot', 'what jumps in the microwave', 'the snack that is made of corn'), 'food'),
-        Kind('macaroni', 'is a pasta dinner',
+        ObjectCategory('macaroni', 'is a pasta dinner',
              ('something to boil for dinner', 'some pasta', 'what do I boil for dinner'),
              ('what is made of pasta', 'what comes with cheese sauce', 'the noodles that are short'), 'food'),
-        Kind('pudding', 'is a dessert',
+        ObjectCategory('pudding', 'is a dessert',
              ('something sweet for dessert', 'something with chocolate', 'what is for dessert'),
              ('what tastes of chocolate', 'what is made of cocoa', 'what comes after the main dish'), 'food'),
-        Kind('rubber duck', 'swims in the bath',
+        ObjectCategory('rubber duck', 'swims in the bath',
              ('something for the bath', 'something that can float', 'what can I play with in the bath'),
              ('what looks like a bird', 'what would say quack', 'the toy that is never thirsty'), 'toy'),
-        Kind('ball', 'can be thrown',
+        ObjectCategory('ball', 'can be thrown',
              ('something to throw', 'something to kick', 'what can I play soccer with'),
              ('what rolls away', 'what does a goalkeeper catch', 'the toy of a dog'), 'toy'),
-        Kind('toy brick', 'builds a toy house',
+        ObjectCategory('toy brick', 'builds a toy house',
              ('something to build a tower', 'something to build a toy house', 'what can I build with'),
              ('what hurts under a bare foot', 'what clicks onto another one', 'the toy from Denmark'), 'toy'),
-        Kind('toy rabbit', 'is a toy to cuddle',
+        ObjectCategory('toy rabbit', 'is a toy to cuddle',
              ('something to cuddle', 'something for a child to sleep with', 'what can a baby hug'),
              ('what has long ears', 'what looks like an animal that eats carrots', 'the toy for Easter'), 'toy'),
     )
@@ -267,15 +267,15 @@ ALSO = {
 }
 
 
-def _one(name: str, kind: str, mesh: str, look, size: float, **more) -> Thing:
-    return Thing(name, kind, (Part(mesh, look),), size, **more)
+def _one(name: str, kind: str, mesh: str, look, size: float, **more) -> ObjectModel:
+    return ObjectModel(name, kind, (MeshPart(mesh, look),), size, **more)
 
 
 _PLAIN = (0.95, 0.95, 0.95)
 _ROBOSUITE = 'robosuite:models/assets/'
 _BULLET = 'pybullet_data:'
 
-THINGS = {
+OBJECTS = {
     thing.name: thing
     for thing in (
         _one('porcelain_mug', 'mug', 'porcelain_mug/porcelain_mug.obj', _PLAIN, 0.13, colours=_ALL, sizes=_BOTH, handle=True, material='ceramic'),
@@ -286,9 +286,9 @@ THINGS = {
         _one('plate', 'plate', 'plate/model.obj', _PLAIN, 0.21, colours=_ALL, sizes=_BOTH, material='ceramic'),
         _one('ramekin', 'ramekin', 'glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin.obj', 'glazed_rim_porcelain_ramekin/texture.png', 0.10, material='ceramic', tints=('white',)),
         _one('frypan', 'pan', 'chefmate_8_frypan/chefmate_8_frypan.obj', 'chefmate_8_frypan/texture.png', 0.32, handle=True, material='metal'),
-        Thing('moka_pot', 'coffee pot', (
-            Part('moka_pot/moka_pot_body.obj', 'moka_pot/metal_diff.png'),
-            Part('moka_pot/moka_pot_handle.obj', 'moka_pot/rubber_black.png', 'handle'),
+        ObjectModel('moka_pot', 'coffee pot', (
+            MeshPart('moka_pot/moka_pot_body.obj', 'moka_pot/metal_diff.png'),
+            MeshPart('moka_pot/moka_pot_handle.obj', 'moka_pot/rubber_black.png', 'handle'),
         ), 0.19, material='metal'),
         _one('yellow_book', 'book', 'yellow_book/yellow_book.obj', 'yellow_book/yellow_book.png', 0.23, lies=True, tints=('yellow', 'white')),
         _one('black_book', 'book', 'black_book/black_book.obj', 'black_book/black_book_texture.png', 0.24, lies=True, tints=('white',)),
@@ -303,10 +303,10 @@ THINGS = {
         _one('orange_juice', 'orange juice', 'orange_juice/textured.obj', 'orange_juice/texture_map.png', 0.19, up='y', lies=True, tints=('yellow', 'green', 'red'), material='cardboard'),
         _one('soda_can', 'soda can', f'{_ROBOSUITE}objects/meshes/can.obj', f'{_ROBOSUITE}textures/soda.png', 0.12, lies=True, tints=('red', 'white'), material='metal'),
         _one('water_bottle', 'water bottle', f'{_ROBOSUITE}objects/meshes/bottle.obj', (0.45, 0.62, 0.72), 0.21, lies=True, tints=('blue',)),
-        Thing('wine_bottle', 'wine bottle', (
-            Part('wine_bottle/wine_bottle_red_main.obj', (0.03, 0.07, 0.03)),
-            Part('wine_bottle/wine_bottle_red_logo.obj', 'wine_bottle/label_wine.png'),
-            Part('wine_bottle/wine_bottle_red_cork.obj', 'wine_bottle/cork_texture.png', 'cork'),
+        ObjectModel('wine_bottle', 'wine bottle', (
+            MeshPart('wine_bottle/wine_bottle_red_main.obj', (0.03, 0.07, 0.03)),
+            MeshPart('wine_bottle/wine_bottle_red_logo.obj', 'wine_bottle/label_wine.png'),
+            MeshPart('wine_bottle/wine_bottle_red_cork.obj', 'wine_bottle/cork_texture.png', 'cork'),
         ), 0.27, lies=True, tints=('green',), material='glass'),
         _one('banana', 'banana', 'ycb_banana/textured_simple_reoriented.obj', 'ycb_banana/texture_map.png', 0.19, colour='yellow'),
         _one('lemon', 'lemon', f'{_ROBOSUITE}objects/meshes/lemon.obj', f'{_ROBOSUITE}textures/lemon.png', 0.09, stretch=(1.35, 1.0, 1.0), colour='yellow'),

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from lisa_ros.results import Turn
 from lisa_ros.tabletop.answer_text import (
     _NUMBERS,
-    Listed,
+    ListedName,
     _alternatives,
     _at,
     _cm,
@@ -48,23 +48,23 @@ from lisa_ros.tabletop.answer_text import (
     _plural,
     _the,
 )
-from lisa_ros.tabletop.objects import ALSO, COLOURS, KINDS, SIZES, THINGS
-from lisa_ros.tabletop.rendering import PART
+from lisa_ros.tabletop.objects import ALSO, COLOURS, OBJECT_CATEGORIES, OBJECTS, SIZES
+from lisa_ros.tabletop.rendering import PART_FLAG
 from lisa_ros.tabletop.scene_graph import (
     COMPARATIVES,
     OF_ONE_KIND,
     PLACES,
     SUPERLATIVES,
     VISIBLE,
-    Seen,
-    Table,
-    empty,
-    fits,
+    SceneGraph,
+    SceneObject,
     ids,
-    leans,
-    lies,
-    most,
-    nearest_in,
+    in_relation,
+    matches_phrase,
+    nearest_in_relation,
+    on_side,
+    side_is_empty,
+    superlative,
 )
 from lisa_ros.tabletop.templates import (
     AROUND,
@@ -77,10 +77,10 @@ from lisa_ros.tabletop.templates import (
     OF_SORTS,
     TELL,
     WHAT,
-    Voice,
+    PhraseSampler,
 )
 
-SORTS = (
+CATEGORIES = (
     'explicit', 'attributes', 'relations', 'several', 'part', 'use', 'knowledge', 'two_step',
     'question', 'lore', 'dialogue',
 )  # fmt: skip
@@ -88,19 +88,19 @@ IMPLICIT = ('use', 'knowledge', 'two_step')  # the sorts that take reasoning
 
 
 @dataclass(frozen=True)
-class Request:
+class TabletopQuery:
     """A dialogue of one to four turns about one table, with its truth."""
 
-    sort: str  # one of SORTS
+    category: str  # one of SORTS
     turns: tuple[Turn, ...]
     # for each [SEG] of all turns, what it covers: values of the id image
     targets: tuple[tuple[int, ...], ...]
     # and for each size that the answers tell in cm, what it is of
     sized: tuple[tuple[int, ...], ...] = ()
-    listed: tuple[Listed, ...] = ()  # the names in lists, in the order told
-    about: tuple[Seen, ...] = ()  # what the last turn was about: "it"
+    listed: tuple[ListedName, ...] = ()  # the names in lists, in the order told
+    about: tuple[SceneObject, ...] = ()  # what the last turn was about: "it"
     # what the last answer must say to name object and reason: wordings of which one is enough
-    expects: tuple[tuple[str, ...], ...] = ()
+    expected_phrases: tuple[tuple[str, ...], ...] = ()
     first: int = 0  # targets before this one belong to earlier turns
     insisted: bool = False  # the words are given, not learnt: what counts is the empty mask
     slip: str = ''  # the last answer as it is read, if it names a wrong thing at the right place
@@ -111,35 +111,35 @@ class Request:
         return len(self.targets) > self.first
 
 
-def _found(sort: str, query: str, things, answer: str, **more) -> Request:
-    return Request(sort, (Turn(query, answer),), (ids(things),), about=tuple(things), **more)
+def _found(sort: str, query: str, things, answer: str, **more) -> TabletopQuery:
+    return TabletopQuery(sort, (Turn(query, answer),), (ids(things),), about=tuple(things), **more)
 
 
-def _none(sort: str, query: str, answer: str) -> Request:
-    return Request(sort, (Turn(query, answer),), ())
+def _none(sort: str, query: str, answer: str) -> TabletopQuery:
+    return TabletopQuery(sort, (Turn(query, answer),), ())
 
 
 # ---------------------------------------------------------------- names and looks
 
 
-def explicit(voice: Voice, table: Table, present: bool) -> Request | None:
+def explicit(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for a thing by the name of its kind."""
     if not present:
-        kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(NAMED, f'the {kind}')
+        kind = voice.choice([k for k in OBJECT_CATEGORIES if not table.contains(k)])
+        query = voice.fill_template(NAMED, f'the {kind}')
         return _none('explicit', query, f'There is no {kind} here.')
-    kind = voice.one(sorted({o.kind for o in table.seen}))
+    kind = voice.choice(sorted({o.kind for o in table.visible}))
     if kind is None:
         return None
-    things = table.of(kind)
-    query = voice.say(NAMED, f'the {kind}')
+    things = table.of_category(kind)
+    query = voice.fill_template(NAMED, f'the {kind}')
     if len(things) == 1:
         return _found('explicit', query, things, 'Sure, [SEG].')
     many = _NUMBERS[len(things)]
     return _found('explicit', query, things, f'I see {many}, [SEG]. Which one?')
 
 
-def attributes(voice: Voice, table: Table, present: bool) -> Request | None:
+def attributes(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for a thing by colour, size or material."""
     if voice.chance(0.6):
         return _looks(voice, table, present)
@@ -148,78 +148,84 @@ def attributes(voice: Voice, table: Table, present: bool) -> Request | None:
     return _colour(voice, table, present)
 
 
-def _looks(voice: Voice, table: Table, present: bool) -> Request | None:
+def _looks(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for "the red mug", "the small mug"."""
     if present:
-        one = voice.one([o for o in table.seen if o.colour or o.size])
+        one = voice.choice([o for o in table.visible if o.colour or o.size])
         if one is None:
             return None
-        words = voice.one(
+        words = voice.choice(
             [
                 f'{look} {one.kind}'
                 for look in (one.colour, one.size, f'{one.size} {one.colour}')
                 if look and 'None' not in look
             ]
         )
-        if words.startswith(tuple(SIZES)) and len(table.of(one.kind)) == 1 and voice.chance(0.8):
+        if (
+            words.startswith(tuple(SIZES))
+            and len(table.of_category(one.kind)) == 1
+            and voice.chance(0.8)
+        ):
             return None  # big or small is seldom said of a thing without another beside it
-        things = [o for o in table.seen if fits(o, words)]
-        return _found('attributes', voice.say(NAMED, f'the {words}'), things, 'Sure, [SEG].')
+        things = [o for o in table.visible if matches_phrase(o, words)]
+        return _found(
+            'attributes', voice.fill_template(NAMED, f'the {words}'), things, 'Sure, [SEG].'
+        )
     # Half of what is not there is there in another colour.
-    near = [o.kind for o in table.there if o.colour]
-    kind = voice.one(near) if near and voice.chance(0.6) else voice.one(_PAINTED)
+    near = [o.kind for o in table.objects if o.colour]
+    kind = voice.choice(near) if near and voice.chance(0.6) else voice.choice(_PAINTED)
     colours = [
-        c for c in COLOURS if not any(o.kind == kind and o.colour == c for o in table.there)
+        c for c in COLOURS if not any(o.kind == kind and o.colour == c for o in table.objects)
     ]
     if not colours:
         return None
-    words = f'{voice.one(colours)} {kind}'
-    query = voice.say(NAMED, f'the {words}')
+    words = f'{voice.choice(colours)} {kind}'
+    query = voice.fill_template(NAMED, f'the {words}')
     return _none('attributes', query, f'There is no {words} here.')
 
 
-_PAINTED = sorted({t.kind for t in THINGS.values() if t.colours})
+_PAINTED = sorted({t.kind for t in OBJECTS.values() if t.colours})
 
 
-def _colour(voice: Voice, table: Table, present: bool) -> Request | None:
+def _colour(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for "the red thing", where nothing else shows some red."""
     clear = []
     for colour in COLOURS:
-        if any(colour in THINGS[o.thing].tints for o in table.there):
+        if any(colour in OBJECTS[o.thing].tints for o in table.objects):
             continue
-        things = [o for o in table.there if o.looks_coloured == colour]
+        things = [o for o in table.objects if o.looks_coloured == colour]
         if bool(things) == present and all(o.area >= VISIBLE for o in things):
             clear.append((colour, things))
     if not clear:
         return None
-    colour, things = voice.one(clear)
+    colour, things = voice.choice(clear)
     noun = 'thing' if len(things) < 2 else 'things'
-    query = voice.say(NAMED, f'the {colour} {noun}')
+    query = voice.fill_template(NAMED, f'the {colour} {noun}')
     if not things:
         return _none('attributes', query, f'There is nothing {colour} here.')
     return _found('attributes', query, things, f'{_it_is(table, things)}, [SEG].')
 
 
-def _material(voice: Voice, table: Table, present: bool) -> Request | None:
+def _material(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for "the metal thing"."""
-    there: dict[str, list[Seen]] = {m: [] for m in _MATERIALS}
-    for o in table.there:
-        if THINGS[o.thing].material:
-            there[THINGS[o.thing].material].append(o)
+    there: dict[str, list[SceneObject]] = {m: [] for m in _MATERIALS}
+    for o in table.objects:
+        if OBJECTS[o.thing].material:
+            there[OBJECTS[o.thing].material].append(o)
     clear = [
         (material, things)
         for material, things in there.items()
-        if not any(table.has(kind) for kind in _PERHAPS.get(material, ()))
+        if not any(table.contains(kind) for kind in _PERHAPS.get(material, ()))
         and bool(things) == present
         and len(things) <= 3
         and all(o.area >= VISIBLE for o in things)
     ]
     if not clear:
         return None
-    material, things = voice.one(clear)
+    material, things = voice.choice(clear)
     noun = 'thing' if len(things) < 2 else 'things'
-    words = voice.one((f'the {material} {noun}', f'the {noun} made of {material}'))
-    query = voice.say(NAMED, words)
+    words = voice.choice((f'the {material} {noun}', f'the {noun} made of {material}'))
+    query = voice.fill_template(NAMED, words)
     if not things:
         return _none('attributes', query, f'There is nothing made of {material} here.')
     return _found('attributes', query, things, f'{_it_is(table, things)}, [SEG].')
@@ -231,116 +237,120 @@ _PERHAPS = {
     'wood': ('toy brick',),
     'cardboard': ('book',),
 }
-_MATERIALS = sorted({t.material for t in THINGS.values() if t.material})
+_MATERIALS = sorted({t.material for t in OBJECTS.values() if t.material})
 
 
 _BARE = ('bowl', 'plate', 'ramekin', 'book', 'sponge', 'candle')  # nobody sees a handle there
 
 
-def part(voice: Voice, table: Table, present: bool) -> Request | None:
+def part(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for a handle or a cork."""
     if not present:
-        bare = [o for o in table.seen if o.kind in _BARE or o.sort in ('food', 'drink', 'toy')]
-        one = voice.one([o for o in bare if not o.part and len(table.of(o.kind)) == 1])
+        bare = [o for o in table.visible if o.kind in _BARE or o.sort in ('food', 'drink', 'toy')]
+        one = voice.choice([o for o in bare if not o.part and len(table.of_category(o.kind)) == 1])
         if one is None:
             return None
-        query = voice.say(NAMED, f'the handle of the {one.kind}')
+        query = voice.fill_template(NAMED, f'the handle of the {one.kind}')
         return _none('part', query, f'The {one.kind} has no handle.')
-    one = voice.one([o for o in table.seen if o.part_area >= VISIBLE // 2])
+    one = voice.choice([o for o in table.visible if o.part_area >= VISIBLE // 2])
     if one is None:
         return None
     name = table.name(one)
-    query = voice.say(NAMED, f'the {one.part} of the {name}')
+    query = voice.fill_template(NAMED, f'the {one.part} of the {name}')
     turn = Turn(query, 'Sure, [SEG].')
-    return Request('part', (turn,), ((one.id + PART,),), about=(one,))
+    return TabletopQuery('part', (turn,), ((one.id + PART_FLAG,),), about=(one,))
 
 
 # ---------------------------------------------------------------- places and comparisons
 
 
-def relations(voice: Voice, table: Table, present: bool) -> Request | None:
+def relations(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for a thing by where it is, or by how it compares."""
     if not present:
         return _nowhere(voice, table)
-    ask = voice.one((_place, _place, _superlative, _comparative))
+    ask = voice.choice((_place, _place, _superlative, _comparative))
     return ask(voice, table)
 
 
-def _place(voice: Voice, table: Table) -> Request | None:
+def _place(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Ask for "the thing left of the milk" or "the mug behind the milk"."""
-    anchor = voice.one(table.seen)
+    anchor = voice.choice(table.visible)
     if anchor is None:
         return None
     place = _somewhere(voice)
-    one = nearest_in(table.there, place, anchor)
+    one = nearest_in_relation(table.objects, place, anchor)
     noun = 'thing'
-    kinds = [k for k in {o.kind for o in table.seen if o.id != anchor.id} if len(table.of(k)) > 1]
+    kinds = [
+        k
+        for k in {o.kind for o in table.visible if o.id != anchor.id}
+        if len(table.of_category(k)) > 1
+    ]
     if kinds and voice.chance(0.5):
-        noun = voice.one(sorted(kinds))
-        alike = [o for o in table.there if o.kind == noun and o.id != anchor.id]
-        inside = [o for o in alike if place != 'next to' and lies(o, place, anchor)]
-        outside = [o for o in alike if not leans(o, place, anchor)]
+        noun = voice.choice(sorted(kinds))
+        alike = [o for o in table.objects if o.kind == noun and o.id != anchor.id]
+        inside = [o for o in alike if place != 'next to' and in_relation(o, place, anchor)]
+        outside = [o for o in alike if not on_side(o, place, anchor)]
         if len(inside) != 1 or len(inside) + len(outside) != len(alike):
             return None  # one of them is neither clearly there nor clearly elsewhere
         one = inside[0]
     if one is None or one.area < VISIBLE:
         return None
     name = table.name(anchor)
-    query = voice.say(NAMED, f'the {noun} {place} the {name}')
+    query = voice.fill_template(NAMED, f'the {noun} {place} the {name}')
     steps = f'{_from(name, anchor, place, one)} {_it_is(table, [one])}'
     return _found('relations', query, [one], f'{steps}, [SEG].')
 
 
-def _somewhere(voice: Voice) -> str:
+def _somewhere(voice: PhraseSampler) -> str:
     """Return a place; lessons draw "next to", the hardest, twice as often as any other."""
-    return voice.one(PLACES if voice.exam else (*PLACES, 'next to'))
+    return voice.choice(PLACES if voice.exam else (*PLACES, 'next to'))
 
 
-def _superlative(voice: Voice, table: Table) -> Request | None:
+def _superlative(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Ask for "the tallest thing", "the leftmost mug", "the nearest toy"."""
-    word = voice.one(tuple(SUPERLATIVES))
-    noun, things = voice.one(_groups(table))
+    word = voice.choice(tuple(SUPERLATIVES))
+    noun, things = voice.choice(_groups(table))
     if noun == 'thing' and word in OF_ONE_KIND:
         return None
-    one = most(things, word)
+    one = superlative(things, word)
     if one is None or one.area < VISIBLE:
         return None
-    query = voice.say(NAMED, f'the {word} {noun}')
+    query = voice.fill_template(NAMED, f'the {word} {noun}')
     steps = f'The {word} {noun} {_at(one)}. {_it_is(table, [one])}'
     return _found('relations', query, [one], f'{steps}, [SEG].')
 
 
-def _groups(table: Table) -> list[tuple[str, tuple[Seen, ...]]]:
+def _groups(table: SceneGraph) -> list[tuple[str, tuple[SceneObject, ...]]]:
     """Return the words for a few things of this table, with the things."""
-    groups = [('thing', table.there)]
-    for kind in sorted({o.kind for o in table.there}):
-        things = tuple(o for o in table.there if o.kind == kind)
+    groups = [('thing', table.objects)]
+    for kind in sorted({o.kind for o in table.objects}):
+        things = tuple(o for o in table.objects if o.kind == kind)
         if len(things) > 1:
             groups += [(kind, things)] * 2
     return groups
 
 
-def _comparative(voice: Voice, table: Table) -> Request | None:
+def _comparative(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Ask for "the taller one of the milk and the bowl"."""
-    if len(table.seen) < 2:
+    if len(table.visible) < 2:
         return None
-    i, j = voice.rng.choice(len(table.seen), 2, replace=False)
-    pair = [table.seen[i], table.seen[j]]
-    word = voice.one(tuple(COMPARATIVES))
+    i, j = voice.rng.choice(len(table.visible), 2, replace=False)
+    pair = [table.visible[i], table.visible[j]]
+    word = voice.choice(tuple(COMPARATIVES))
     if pair[0].kind != pair[1].kind and COMPARATIVES[word] in OF_ONE_KIND:
         return None
-    one = most(pair, COMPARATIVES[word])
+    one = superlative(pair, COMPARATIVES[word])
     if one is None:
         return None
     a, b = (table.name(o) for o in pair)
-    query = voice.say(NAMED, f'the {word} one of the {a} and the {b}')
+    query = voice.fill_template(NAMED, f'the {word} one of the {a} and the {b}')
     says = _MEASURED[word]
     steps = f'The {a} {says(pair[0])}, the {b} {says(pair[1])}. It is the {table.name(one)}'
     sized = tuple(ids([o]) for o in pair) if ' cm' in steps else ()
     return _found('relations', query, [one], f'{steps}, [SEG].', sized=sized)
 
 
-_MEASURED: dict[str, Callable[[Seen], str]] = {
+_MEASURED: dict[str, Callable[[SceneObject], str]] = {
     'taller': lambda o: f'{_cm(o.height)} cm',
     'lower': lambda o: f'{_cm(o.height)} cm',
     'bigger': lambda o: f'{_cm(o.longest)} cm',
@@ -350,49 +360,55 @@ _MEASURED: dict[str, Callable[[Seen], str]] = {
 }
 
 
-def _nowhere(voice: Voice, table: Table) -> Request | None:
+def _nowhere(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Ask for what is beside a thing that is not there, or on an empty side of one that is."""
-    place = voice.one(PLACES[:4])
+    place = voice.choice(PLACES[:4])
     if voice.chance(0.5):
-        kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(NAMED, f'the thing {place} the {kind}')
+        kind = voice.choice([k for k in OBJECT_CATEGORIES if not table.contains(k)])
+        query = voice.fill_template(NAMED, f'the thing {place} the {kind}')
         return _none('relations', query, f'There is no {kind} here.')
-    bare = [o for o in table.seen if empty(table, place, o)]
-    one = voice.one(bare)
+    bare = [o for o in table.visible if side_is_empty(table, place, o)]
+    one = voice.choice(bare)
     if one is None:
         return None
     name = table.name(one)
-    query = voice.say(NAMED, f'the thing {place} the {name}')
+    query = voice.fill_template(NAMED, f'the thing {place} the {name}')
     return _none('relations', query, f'There is nothing {place} the {name}.')
 
 
 # ---------------------------------------------------------------- several
 
 
-def several(voice: Voice, table: Table) -> Request | None:
+def several(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Ask for two or three names at once, one may be missing; or for all of a sort."""
     if voice.chance(0.4):
-        kinds = [k for k in sorted({o.kind for o in table.seen}) if len(table.of(k)) > 1]
-        kind = voice.one(kinds)
+        kinds = [
+            k for k in sorted({o.kind for o in table.visible}) if len(table.of_category(k)) > 1
+        ]
+        kind = voice.choice(kinds)
         if kind is None:
             return None
-        query = voice.say(NAMED, voice.one((f'all the {_plural(kind)}', f'the {_plural(kind)}')))
-        return _found('several', query, table.of(kind), 'Sure, [SEG].')
-    wanted: list[tuple[str, tuple[Seen, ...]]] = []
+        query = voice.fill_template(
+            NAMED, voice.choice((f'all the {_plural(kind)}', f'the {_plural(kind)}'))
+        )
+        return _found('several', query, table.of_category(kind), 'Sure, [SEG].')
+    wanted: list[tuple[str, tuple[SceneObject, ...]]] = []
     for _ in range(2 + int(voice.chance(0.3))):
-        one = voice.one(table.seen)
+        one = voice.choice(table.visible)
         if one is not None and voice.chance(0.85):
             name = table.name(one)
             wanted.append((name, (one,)))
         else:
-            wanted.append((voice.one([k for k in KINDS if not table.has(k)]), ()))
+            wanted.append(
+                (voice.choice([k for k in OBJECT_CATEGORIES if not table.contains(k)]), ())
+            )
     if len({name for name, _ in wanted}) < len(wanted):
         return None
-    query = voice.say(NAMED, _join([f'the {name}' for name, _ in wanted]))
+    query = voice.fill_template(NAMED, _join([f'the {name}' for name, _ in wanted]))
     found = [things for _, things in wanted if things]
     missing = [f'There is no {name} here.' for name, things in wanted if not things]
     sure = [f'Sure, {_join(["[SEG]"] * len(found))}.'] if found else []
-    return Request(
+    return TabletopQuery(
         'several', (Turn(query, ' '.join(sure + missing)),), tuple(ids(t) for t in found)
     )
 
@@ -400,47 +416,53 @@ def several(voice: Voice, table: Table) -> Request | None:
 # ---------------------------------------------------------------- reasoning
 
 
-def use(voice: Voice, table: Table, present: bool) -> Request | None:
+def use(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for what one would use for something."""
     if voice.chance(0.2 if voice.exam else 0.5):  # exams draw as the shipped one did
         return _sort(voice, table, present)
     return _need(voice, table, present, 'use')
 
 
-def knowledge(voice: Voice, table: Table, present: bool) -> Request | None:
+def knowledge(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Ask for a thing by what one knows of it."""
     return _need(voice, table, present, 'knowledge')
 
 
-def _need(voice: Voice, table: Table, present: bool, sort: str) -> Request | None:
+def _need(
+    voice: PhraseSampler, table: SceneGraph, present: bool, sort: str
+) -> TabletopQuery | None:
     kinds = (
-        sorted({o.kind for o in table.seen}) if present else [k for k in KINDS if not table.has(k)]
+        sorted({o.kind for o in table.visible})
+        if present
+        else [k for k in OBJECT_CATEGORIES if not table.contains(k)]
     )
-    kind = voice.one(kinds)
+    kind = voice.choice(kinds)
     if kind is None:
         return None
-    kind = KINDS[kind]
-    need = voice.one(kind.use if sort == 'use' else kind.facts)
-    if any(table.has(other) for other in ALSO.get(need, ())):
+    kind = OBJECT_CATEGORIES[kind]
+    need = voice.choice(kind.use if sort == 'use' else kind.facts)
+    if any(table.contains(other) for other in ALSO.get(need, ())):
         return None  # another thing there would do
-    query = voice.say(WHAT if need.startswith('what') else NEED, need)
+    query = voice.fill_template(WHAT if need.startswith('what') else NEED, need)
     reason = f'The {kind.name} {kind.does}'
     if not present:
         return _none(sort, query, f'{reason}, but there is no {kind.name} here.')
-    return _found(sort, query, table.of(kind.name), f'{reason}, [SEG].', expects=((reason,),))
+    return _found(
+        sort, query, table.of_category(kind.name), f'{reason}, [SEG].', expects=((reason,),)
+    )
 
 
-def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
+def _sort(voice: PhraseSampler, table: SceneGraph, present: bool) -> TabletopQuery | None:
     """Say "I am thirsty"."""
-    sort = voice.one(tuple(OF_SORTS))
-    things = [o for o in table.there if o.sort == sort]
+    sort = voice.choice(tuple(OF_SORTS))
+    things = [o for o in table.objects if o.sort == sort]
     if bool(things) != present or any(o.area < VISIBLE for o in things) or len(things) > 3:
         return None
     (one, many), queries, more = OF_SORTS[sort]
-    query = voice.say(queries, more=more)
+    query = voice.fill_template(queries, more=more)
     if not things:
         return _none('use', query, 'There is nothing like that here.')
-    listed = _from_left(things, table.look)
+    listed = _from_left(things, table.name_with_colour)
     is_what = f'is {one}' if len(listed) == 1 else f'are {many}'
 
     def said(names: str) -> str:
@@ -451,86 +473,94 @@ def _sort(voice: Voice, table: Table, present: bool) -> Request | None:
     return _found('use', query, things, answer, expects=expects, listed=listed)
 
 
-def two_step(voice: Voice, table: Table, present: bool = True) -> Request | None:
+def two_step(
+    voice: PhraseSampler, table: SceneGraph, present: bool = True
+) -> TabletopQuery | None:
     """Ask for a thing by its place from another that must be found by reasoning, or the like."""
-    anchor = voice.one([o for o in table.seen if len(table.of(o.kind)) == 1])
+    anchor = voice.choice([o for o in table.visible if len(table.of_category(o.kind)) == 1])
     # mostly no thing of a sort is clearly the first, so lessons try more often
-    ask = voice.one(('place', 'place', 'sort', 'look', *(() if voice.exam else ('sort', 'sort'))))
+    ask = voice.choice(
+        ('place', 'place', 'sort', 'look', *(() if voice.exam else ('sort', 'sort')))
+    )
     if ask == 'place':
         if anchor is None:
             return None
         place = _somewhere(voice)
-        one = nearest_in(table.there, place, anchor)
+        one = nearest_in_relation(table.objects, place, anchor)
         if one is None or one.area < VISIBLE:
             return None
-        kind = KINDS[anchor.kind]
+        kind = OBJECT_CATEGORIES[anchor.kind]
         noun = one.sort if one.sort and voice.chance(0.3) else 'thing'
         words = f'the {noun} {place} the thing that {kind.does}'
-        query = voice.say(NAMED, words)
+        query = voice.fill_template(NAMED, words)
         if voice.chance(0.4):
-            need = voice.one([n for n in kind.needs if n.startswith('something')])
-            query = voice.say(AROUND[place], need)
+            need = voice.choice([n for n in kind.needs if n.startswith('something')])
+            query = voice.fill_template(AROUND[place], need)
         reason = f'The {kind.name} {kind.does}'
         steps = f'{reason}. {_from(kind.name, anchor, place, one)} {_it_is(table, [one])}'
         expects = (reason,), _it_may_be(table, one)
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
     if ask == 'sort':
-        word = voice.one([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
-        sort = voice.one(tuple(OF_SORTS))
-        one = most([o for o in table.there if o.sort == sort], word)
+        word = voice.choice([w for w in SUPERLATIVES if w not in OF_ONE_KIND])
+        sort = voice.choice(tuple(OF_SORTS))
+        one = superlative([o for o in table.objects if o.sort == sort], word)
         if one is None or one.area < VISIBLE:
             return None
-        query = voice.say(NAMED, f'the {word} {sort}')
+        query = voice.fill_template(NAMED, f'the {word} {sort}')
         steps = f'The {word} {sort} {_at(one)}. {_it_is(table, [one])}'
         expects = (_it_may_be(table, one),)
         return _found('two_step', query, [one], f'{steps}, [SEG].', expects=expects)
-    one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) > 1])
+    one = voice.choice(
+        [o for o in table.visible if o.colour and len(table.of_category(o.kind)) > 1]
+    )
     if one is None:
         return None
-    things = [o for o in table.of(one.kind) if o.colour == one.colour]
-    need = voice.one([n for n in KINDS[one.kind].use if n.startswith('something')])
-    query = voice.say(NEED, need.replace('something', f'something {one.colour}', 1))
-    reason = f'The {one.colour} {one.kind} {KINDS[one.kind].does}'
+    things = [o for o in table.of_category(one.kind) if o.colour == one.colour]
+    need = voice.choice([n for n in OBJECT_CATEGORIES[one.kind].use if n.startswith('something')])
+    query = voice.fill_template(NEED, need.replace('something', f'something {one.colour}', 1))
+    reason = f'The {one.colour} {one.kind} {OBJECT_CATEGORIES[one.kind].does}'
     return _found('two_step', query, things, f'{reason}, [SEG].', expects=((reason,),))
 
 
 # ---------------------------------------------------------------- words alone
 
 
-def question(voice: Voice, table: Table) -> Request:
+def question(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery:
     """Ask what there is, how many, of which colour; the answer is words."""
-    ask = voice.one(('list', 'list', 'count', 'colour', 'there'))
+    ask = voice.choice(('list', 'list', 'count', 'colour', 'there'))
     if ask == 'count':
-        kind = voice.one(_PAINTED)
-        if all(o.area >= VISIBLE for o in table.there if o.kind == kind):
-            many = len(table.of(kind))
+        kind = voice.choice(_PAINTED)
+        if all(o.area >= VISIBLE for o in table.objects if o.kind == kind):
+            many = len(table.of_category(kind))
             verb, noun = ('is', kind) if many == 1 else ('are', _plural(kind))
-            query = voice.say(HOW_MANY, _plural(kind))
+            query = voice.fill_template(HOW_MANY, _plural(kind))
             return _none('question', query, f'There {verb} {_NUMBERS[many]} {noun} here.')
     if ask == 'colour':
-        one = voice.one([o for o in table.seen if o.colour and len(table.of(o.kind)) == 1])
+        one = voice.choice(
+            [o for o in table.visible if o.colour and len(table.of_category(o.kind)) == 1]
+        )
         if one is not None:
-            query = voice.say(COLOUR_OF, f'the {one.kind}')
+            query = voice.fill_template(COLOUR_OF, f'the {one.kind}')
             turn = Turn(query, f'The {one.kind} is {one.colour}.')
-            return Request('question', (turn,), (), about=(one,))
+            return TabletopQuery('question', (turn,), (), about=(one,))
     if ask == 'there':
-        kind = voice.one(sorted({o.kind for o in table.seen}) if voice.chance(0.5) else [])
-        gone = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(IS_THERE, f'a {kind or gone}')
+        kind = voice.choice(sorted({o.kind for o in table.visible}) if voice.chance(0.5) else [])
+        gone = voice.choice([k for k in OBJECT_CATEGORIES if not table.contains(k)])
+        query = voice.fill_template(IS_THERE, f'a {kind or gone}')
         return _none('question', query, 'Yes.' if kind else f'There is no {gone} here.')
-    listed = _from_left(table.seen, lambda one: one.kind)
+    listed = _from_left(table.visible, lambda one: one.kind)
     answer = f'I see {_the(x.name for x in listed)}.' if listed else 'I see nothing.'
-    return Request('question', (Turn(voice.say(LIST), answer),), (), listed=listed)
+    return TabletopQuery('question', (Turn(voice.fill_template(LIST), answer),), (), listed=listed)
 
 
-def lore(voice: Voice, table: Table) -> Request:
+def general_knowledge(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery:
     """Ask what one would use, or what one knows, of things in general; the answer is words.
 
     A language model of real size knows it from reading; this one has it from here.
     """
-    kind = KINDS[voice.one(tuple(KINDS))]
+    kind = OBJECT_CATEGORIES[voice.choice(tuple(OBJECT_CATEGORIES))]
     reason = f'The {kind.name} {kind.does}'
-    query = voice.say(TELL, voice.one(kind.needs))
+    query = voice.fill_template(TELL, voice.choice(kind.needs))
     return _none('lore', query, f'{reason}.')
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from lisa_ros.results import Turn
 from lisa_ros.tabletop.answer_text import _at, _from, _it_is
-from lisa_ros.tabletop.objects import COLOURS, KINDS
+from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES
 from lisa_ros.tabletop.queries import (
     IMPLICIT,
-    Request,
+    TabletopQuery,
     _found,
     _need,
     _none,
@@ -22,8 +22,8 @@ from lisa_ros.tabletop.queries import (
     _somewhere,
     attributes,
     explicit,
+    general_knowledge,
     knowledge,
-    lore,
     part,
     question,
     relations,
@@ -31,7 +31,14 @@ from lisa_ros.tabletop.queries import (
     two_step,
     use,
 )
-from lisa_ros.tabletop.scene_graph import COMPARATIVES, VISIBLE, Seen, Table, most, nearest_in
+from lisa_ros.tabletop.scene_graph import (
+    COMPARATIVES,
+    VISIBLE,
+    SceneGraph,
+    SceneObject,
+    nearest_in_relation,
+    superlative,
+)
 from lisa_ros.tabletop.templates import (
     AROUND,
     COLOUR_OF,
@@ -39,22 +46,22 @@ from lisa_ros.tabletop.templates import (
     THE_ONE,
     THE_OTHER,
     WHAT_FOR,
-    Unsaid,
-    Voice,
+    NoHeldOutTemplate,
+    PhraseSampler,
 )
 
 
-def dialogue(voice: Voice, table: Table, turns: int) -> Request:
+def dialogue(voice: PhraseSampler, table: SceneGraph, turns: int) -> TabletopQuery:
     """Return a talk of so many turns, each leaning on what was said, or not.
 
     People do not say when they start anew, so a later turn is often a request that could stand
     alone.
     """
-    talk = single(voice, table)
+    talk = sample_single_turn(voice, table)
     for _ in range(turns - 1):
         then = _lean(voice, table, talk) if voice.chance(0.75) else None
-        then = then or single(voice, table)
-        talk = Request(
+        then = then or sample_single_turn(voice, table)
+        talk = TabletopQuery(
             'dialogue',
             talk.turns + then.turns,
             talk.targets + then.targets,
@@ -62,21 +69,21 @@ def dialogue(voice: Voice, table: Table, turns: int) -> Request:
             talk.listed
             + tuple(dataclasses.replace(x, turn=x.turn + len(talk.turns)) for x in then.listed),
             about=then.about,
-            expects=then.expects,
+            expected_phrases=then.expected_phrases,
             first=len(talk.targets),
         )
     return talk
 
 
-def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
+def _lean(voice: PhraseSampler, table: SceneGraph, talk: TabletopQuery) -> TabletopQuery | None:
     """Return a turn that means something only after the talk so far; None if none came to mind."""
     last = talk.turns[-1]
-    asks: list[Callable[[], Request | None]] = []
+    asks: list[Callable[[], TabletopQuery | None]] = []
     if '[SEG]' in last.answer_raw:  # after "what colour is ...?" it would ask for a colour
         asks.append(lambda: _and(voice, table))
     if talk.about:
         it = talk.about[0]
-        alike = table.of(it.kind)
+        alike = table.of_category(it.kind)
         if len({o.kind for o in talk.about}) == 1 and 'use' not in voice.without:
             asks.append(lambda: _for(voice, talk.about))
         if len(talk.about) == 1:
@@ -85,73 +92,79 @@ def _lean(voice: Voice, table: Table, talk: Request) -> Request | None:
             compared = ' one of ' in last.query  # then the other one is the one it lost to
             named = it.kind in last.query or it.kind in last.answer_raw
             if len(others) == 1 and named and not compared:
-                asks += [lambda: _show(voice, table, voice.say(THE_OTHER), 'other', others[0])] * 4
+                asks += [
+                    lambda: _show(voice, table, voice.fill_template(THE_OTHER), 'other', others[0])
+                ] * 4
             if _alone(table, it, last) and not voice.exam:  # exams are as they were drawn
                 gone = f'There is no other {it.kind} here.'
                 often = voice.chance(0.4) if '[SEG]' in last.answer_raw else 3
-                asks += [lambda: _none('dialogue', voice.say(THE_OTHER), gone)] * often
+                asks += [lambda: _none('dialogue', voice.fill_template(THE_OTHER), gone)] * often
             if it.colour and not last.answer_raw.endswith(f'{it.colour}.'):
                 asks.append(lambda: _coloured(voice, it))
         elif len(talk.about) == len(alike) > 1:
             asks += [lambda: _which(voice, table, alike)] * 5
-    ask = voice.one(asks)
+    ask = voice.choice(asks)
     return ask and ask()
 
 
-def _alone(table: Table, it: Seen, last: Turn) -> bool:
+def _alone(table: SceneGraph, it: SceneObject, last: Turn) -> bool:
     """Return whether a thing that was just called by its kind is the only one of it."""
     told = last.query if '[SEG]' in last.answer_raw else last.query + last.answer_raw
     named = it.kind in told and f' of the {it.kind}' not in told and ' one of ' not in told
-    return named and sum(o.kind == it.kind for o in table.there) == 1
+    return named and sum(o.kind == it.kind for o in table.objects) == 1
 
 
-def _coloured(voice: Voice, it: Seen) -> Request:
+def _coloured(voice: PhraseSampler, it: SceneObject) -> TabletopQuery:
     """Say "what colour is it?"."""
-    turn = Turn(voice.say(COLOUR_OF, 'it'), f'It is {it.colour}.')
-    return Request('dialogue', (turn,), (), about=(it,))
+    turn = Turn(voice.fill_template(COLOUR_OF, 'it'), f'It is {it.colour}.')
+    return TabletopQuery('dialogue', (turn,), (), about=(it,))
 
 
-def _and(voice: Voice, table: Table) -> Request | None:
+def _and(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery | None:
     """Say "and the bowl?"."""
     if voice.chance(0.4):
-        kind = voice.one([k for k in KINDS if not table.has(k)])
-        query = voice.say(MORE, f'the {kind}')
+        kind = voice.choice([k for k in OBJECT_CATEGORIES if not table.contains(k)])
+        query = voice.fill_template(MORE, f'the {kind}')
         return _none('dialogue', query, f'There is no {kind} here.')
-    one = voice.one(table.seen)
+    one = voice.choice(table.visible)
     return one and _found(
-        'dialogue', voice.say(MORE, f'the {table.name(one)}'), [one], 'Sure, [SEG].'
+        'dialogue', voice.fill_template(MORE, f'the {table.name(one)}'), [one], 'Sure, [SEG].'
     )
 
 
-def _for(voice: Voice, about: tuple[Seen, ...]) -> Request:
+def _for(voice: PhraseSampler, about: tuple[SceneObject, ...]) -> TabletopQuery:
     """Say "what is it for?"."""
-    reason = f'The {about[0].kind} {KINDS[about[0].kind].does}'
-    turn = Turn(voice.say(WHAT_FOR), f'{reason}.')
-    return Request('dialogue', (turn,), (), about=about, expects=((reason,),))
+    reason = f'The {about[0].kind} {OBJECT_CATEGORIES[about[0].kind].does}'
+    turn = Turn(voice.fill_template(WHAT_FOR), f'{reason}.')
+    return TabletopQuery('dialogue', (turn,), (), about=about, expected_phrases=((reason,),))
 
 
-def _beside_it(voice: Voice, table: Table, it: Seen) -> Request | None:
+def _beside_it(voice: PhraseSampler, table: SceneGraph, it: SceneObject) -> TabletopQuery | None:
     """Say "what is left of it?"."""
     place = _somewhere(voice)
-    one = nearest_in(table.there, place, it)
+    one = nearest_in_relation(table.objects, place, it)
     if one is None or one.area < VISIBLE:
         return None
     steps = f'{_from(table.name(it), it, place, one)} {_it_is(table, [one])}'
-    return _found('dialogue', voice.say(AROUND[place], 'it'), [one], f'{steps}, [SEG].')
+    return _found('dialogue', voice.fill_template(AROUND[place], 'it'), [one], f'{steps}, [SEG].')
 
 
-def _which(voice: Voice, table: Table, alike: tuple[Seen, ...]) -> Request | None:
+def _which(
+    voice: PhraseSampler, table: SceneGraph, alike: tuple[SceneObject, ...]
+) -> TabletopQuery | None:
     """Say "the red one", "the smaller one" of those that were shown."""
-    word = voice.one((*COMPARATIVES, *COLOURS, *COLOURS))
+    word = voice.choice((*COMPARATIVES, *COLOURS, *COLOURS))
     if word in COLOURS:
         fitting = [o for o in alike if o.colour == word]
         one = fitting[0] if len(fitting) == 1 else None
     else:
-        one = most(alike, COMPARATIVES[word])
-    return one and _show(voice, table, voice.say(THE_ONE, word), word, one)
+        one = superlative(alike, COMPARATIVES[word])
+    return one and _show(voice, table, voice.fill_template(THE_ONE, word), word, one)
 
 
-def _show(voice: Voice, table: Table, query: str, word: str, one: Seen) -> Request:
+def _show(
+    voice: PhraseSampler, table: SceneGraph, query: str, word: str, one: SceneObject
+) -> TabletopQuery:
     steps = f'The {word} one {_at(one)}. {_it_is(table, [one])}'
     return _found('dialogue', query, [one], f'{steps}, [SEG].')
 
@@ -166,11 +179,11 @@ _ASKED = {
     'part': (part, 0.05, 0.25),
     'several': (several, 0.08, None),
     'question': (question, 0.07, None),
-    'lore': (lore, 0.02, None),
+    'lore': (general_knowledge, 0.02, None),
 }
 
 
-def single(voice: Voice, table: Table) -> Request:
+def sample_single_turn(voice: PhraseSampler, table: SceneGraph) -> TabletopQuery:
     """Return one request of any sort but a dialogue."""
     share = np.array([p * (sort not in voice.without) for sort, (_, p, _) in _ASKED.items()])
     for _ in range(30):
@@ -181,7 +194,9 @@ def single(voice: Voice, table: Table) -> Request:
     return question(voice, table)
 
 
-def draw_request(rng: np.random.Generator, table: Table, without: tuple[str, ...] = ()) -> Request:
+def sample_query(
+    rng: np.random.Generator, table: SceneGraph, without: tuple[str, ...] = ()
+) -> TabletopQuery:
     """Return something to learn from: one request, or a dialogue of up to four turns.
 
     Args:
@@ -189,53 +204,53 @@ def draw_request(rng: np.random.Generator, table: Table, without: tuple[str, ...
         table: what the picture shows.
         without: sorts that are not to be learnt.
     """
-    voice = Voice(rng, without=without)
+    voice = PhraseSampler(rng, without=without)
     if 'dialogue' not in without and voice.chance(0.3):
         return dialogue(voice, table, 2 + int(voice.rng.choice(3, p=(0.6, 0.25, 0.15))))
-    request = single(voice, table)
-    return insist(request) if voice.chance(0.3) else request
+    request = sample_single_turn(voice, table)
+    return force_mask_on_absent(request) if voice.chance(0.3) else request
 
 
-def insist(request: Request) -> Request:
+def force_mask_on_absent(request: TabletopQuery) -> TabletopQuery:
     """Return a request for what is not there as if the answer had been "Sure, [SEG]."
 
     A model that says so by mistake shall at least show nothing: the truth of that mask is empty.
     Other requests come back as they are.
     """
-    if request.present or request.sort not in ('explicit', 'attributes'):
+    if request.present or request.category not in ('explicit', 'attributes'):
         return request
     turn = Turn(request.turns[0].query, 'Sure, [SEG].')
-    return Request(request.sort, (turn,), ((),), insisted=True)
+    return TabletopQuery(request.category, (turn,), ((),), insisted=True)
 
 
-def reasoning(rng: np.random.Generator, table: Table) -> Request | None:
+def sample_reasoning_present(rng: np.random.Generator, table: SceneGraph) -> TabletopQuery | None:
     """Return a request of one of the sorts that take reasoning, in a wording of lessons."""
-    voice = Voice(rng)
-    return _try(voice.one((use, knowledge, two_step)), voice, table, True)
+    voice = PhraseSampler(rng)
+    return _try(voice.choice((use, knowledge, two_step)), voice, table, True)
 
 
-def thinking(rng: np.random.Generator, table: Table) -> Request:
+def sample_reasoning(rng: np.random.Generator, table: SceneGraph) -> TabletopQuery:
     """Return a request that takes reasoning, where one can be made, for what is there or not."""
-    voice = Voice(rng)
-    ask, _, gone = _ASKED[voice.one(IMPLICIT)]
-    return _try(ask, voice, table, not voice.chance(gone)) or single(voice, table)
+    voice = PhraseSampler(rng)
+    ask, _, gone = _ASKED[voice.choice(IMPLICIT)]
+    return _try(ask, voice, table, not voice.chance(gone)) or sample_single_turn(voice, table)
 
 
-def placing(rng: np.random.Generator, table: Table) -> Request:
+def sample_measured(rng: np.random.Generator, table: SceneGraph) -> TabletopQuery:
     """Return a request whose answer measures something, where one can be made."""
-    voice = Voice(rng)
+    voice = PhraseSampler(rng)
     asks = (relations, relations, two_step, lambda voice, table, _: _place(voice, table))
     for _ in range(30):
-        request = voice.one(asks)(voice, table, True)
+        request = voice.choice(asks)(voice, table, True)
         if request is not None and any(c.isdigit() for c in request.turns[0].answer_raw):
             return request
-    return single(voice, table)
+    return sample_single_turn(voice, table)
 
 
-def exam(rng: np.random.Generator, table: Table) -> list[Request]:
+def make_test_queries(rng: np.random.Generator, table: SceneGraph) -> list[TabletopQuery]:
     """Return the requests a table is tested with, in wordings that no lesson had."""
-    voice = Voice(rng, exam=True)
-    asked: list[Request | None] = []
+    voice = PhraseSampler(rng, exam=True)
+    asked: list[TabletopQuery | None] = []
     for ask in (explicit, attributes, use, knowledge):
         asked += [_try(ask, voice, table, present) for present in (True, False)]
     asked += [_try(ask, voice, table, True) for ask in (relations, relations, part)]
@@ -248,22 +263,24 @@ def exam(rng: np.random.Generator, table: Table) -> list[Request]:
     return [request for request in asked if request is not None]
 
 
-def _try(ask: Callable[..., Request | None], *how) -> Request | None:
+def _try(ask: Callable[..., TabletopQuery | None], *how) -> TabletopQuery | None:
     """Return the first request that comes of some tries."""
     for _ in range(24):
-        with contextlib.suppress(Unsaid):
+        with contextlib.suppress(NoHeldOutTemplate):
             request = ask(*how)
             if request is not None:
                 return request
     return None
 
 
-def exam_of(rng: np.random.Generator, table: Table, thing: str) -> list[Request]:
+def make_object_test_queries(
+    rng: np.random.Generator, table: SceneGraph, thing: str
+) -> list[TabletopQuery]:
     """Return an explicit and a use request whose target is the one thing named."""
-    voice = Voice(rng, exam=True)
-    target = [o for o in table.seen if o.thing == thing]
-    if not target or len([o for o in table.there if o.kind == target[0].kind]) > 1:
+    voice = PhraseSampler(rng, exam=True)
+    target = [o for o in table.visible if o.thing == thing]
+    if not target or len([o for o in table.objects if o.kind == target[0].kind]) > 1:
         return []  # hidden, or another thing of its kind is there, too
-    alone = Table(tuple(target))
+    alone = SceneGraph(tuple(target))
     asked = [_try(explicit, voice, alone, True), _try(_need, voice, alone, True, 'use')]
     return [request for request in asked if request is not None]

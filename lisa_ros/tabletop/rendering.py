@@ -29,8 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
-from lisa_ros.tabletop.assets import TABLES, WALLS, pieces_of, prepare_assets
-from lisa_ros.tabletop.objects import COLOURS, SIZES, THINGS
+from lisa_ros.tabletop.assets import TABLES, WALLS, mesh_parts, prepare_assets
+from lisa_ros.tabletop.objects import COLOURS, OBJECTS, SIZES
 from lisa_ros.tabletop.scene_sampling import (
     Scene,
     _scale,
@@ -41,12 +41,12 @@ from lisa_ros.tabletop.scene_sampling import (
     scene_rng,
 )
 
-PART = 0x80  # added to the id where a part with a name of its own shows
+PART_FLAG = 0x80  # added to the id where a part with a name of its own shows
 SHOWN, HIDDEN = 0, 4  # MuJoCo's groups of geoms: those of HIDDEN are not drawn
 
 
 @dataclass(frozen=True)
-class Frame:
+class RenderedFrame:
     """One rendered picture of a scene."""
 
     colour: np.ndarray  # (H, W, 3) uint8 RGB
@@ -85,9 +85,9 @@ class Renderer:
             for i in range(self.model.nmat)
         }
         self._part = np.zeros(self.model.ngeom, bool)
-        for thing in THINGS.values():
+        for thing in OBJECTS.values():
             for size in thing.sizes or (None,):
-                for i, (_, part) in enumerate(pieces_of(thing)):
+                for i, (_, part) in enumerate(mesh_parts(thing)):
                     self._part[self.model.geom(f'{body_name(thing, size)}_{i}').id] = bool(part)
 
     def _world(self, cache: Path, width: int, height: int) -> str:
@@ -100,15 +100,15 @@ class Renderer:
                 'specular="0.1"/>'
             )
         shine = 'specular="0.4" shininess="0.6"'
-        for thing in THINGS.values():
-            for i, (look, _) in enumerate(pieces_of(thing)):
+        for thing in OBJECTS.values():
+            for i, (look, _) in enumerate(mesh_parts(thing)):
                 if isinstance(look, str):
                     file = cache / f'{thing.name}_{i}.png'
                     assets.append(f'<texture name="{thing.name}_{i}" type="2d" file="{file}"/>')
             for size in thing.sizes or (None,):
                 name, scale = body_name(thing, size), _scale(thing, size, self.boxes[thing.name])
                 geoms = []
-                for i, (look, _) in enumerate(pieces_of(thing)):
+                for i, (look, _) in enumerate(mesh_parts(thing)):
                     assets.append(
                         f'<mesh name="{name}_{i}" file="{cache / thing.name}_{i}.obj" '
                         f'scale="{scale} {scale} {scale}" inertia="shell"/>'
@@ -159,7 +159,7 @@ class Renderer:
             self.data.mocap_quat[body.mocapid[0]] = placed.quaternion
             model.geom_group[model.geom_bodyid == body.id] = SHOWN
             if placed.colour and placed.thing.colours:
-                for i in range(len(pieces_of(placed.thing))):
+                for i in range(len(mesh_parts(placed.thing))):
                     model.mat_rgba[self._material[f'{name}_{i}'], :3] = COLOURS[placed.colour]
         model.geom('table').matid[:] = self._material[scene.table]
         model.geom('wall').matid[:] = self._material[scene.wall]
@@ -171,7 +171,7 @@ class Renderer:
         model.camera('camera').fovy[:] = scene.fovy
         mujoco.mj_forward(model, self.data)
 
-    def frame(self, pose: np.ndarray) -> Frame:
+    def frame(self, pose: np.ndarray) -> RenderedFrame:
         """Render the scene from a camera whose optical frame in the world is `pose` (4, 4)."""
         mujoco, model, data = self._mujoco, self.model, self.data
         camera = model.camera('camera')
@@ -196,11 +196,11 @@ class Renderer:
         geoms = np.where(segments[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, segments[..., 0], -1)
         for geom in np.unique(geoms[geoms >= 0]):
             id_ = number.get(model.geom_bodyid[geom], 0)
-            ids[geoms == geom] = id_ + (PART if self._part[geom] else 0)
+            ids[geoms == geom] = id_ + (PART_FLAG if self._part[geom] else 0)
         width, height = self._size
         focal = height / 2 / math.tan(math.radians(self._scene.fovy) / 2)
         k = np.array([[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1]])
-        return Frame(colour, depth, ids, k)
+        return RenderedFrame(colour, depth, ids, k)
 
 
 # ---------------------------------------------------------------- splits on disk
@@ -231,11 +231,15 @@ def render_range(
         cv2.imwrite(str(out / 'ids' / f'{name}.png'), frame.ids)
         millimetres = np.clip(np.rint(frame.depth * 1000), 0, 65535).astype(np.uint16)
         cv2.imwrite(str(out / 'depth' / f'{name}.png'), millimetres)
-        note = {'name': name, 'k': frame.k.tolist(), 'objects': describe(scene, pose, frame.ids)}
+        note = {
+            'name': name,
+            'k': frame.k.tolist(),
+            'objects': scene_metadata(scene, pose, frame.ids),
+        }
         meta.write_text(json.dumps(note))
 
 
-def describe(scene: Scene, pose: np.ndarray, ids: np.ndarray) -> list[dict]:
+def scene_metadata(scene: Scene, pose: np.ndarray, ids: np.ndarray) -> list[dict]:
     """Return the objects a person would say are in the picture, as words need them.
 
     id, kind, thing, colour and size (None: has none with a name), area and part_area (of its
@@ -256,8 +260,8 @@ def describe(scene: Scene, pose: np.ndarray, ids: np.ndarray) -> list[dict]:
                 'thing': placed.thing.name,
                 'colour': placed.colour,
                 'size': placed.size,
-                'area': int(counts[i] + counts[i + PART]),
-                'part_area': int(counts[i + PART]),
+                'area': int(counts[i] + counts[i + PART_FLAG]),
+                'part_area': int(counts[i + PART_FLAG]),
                 'right': round(float(foot @ right), 4),
                 'away': round(float(foot @ forward), 4),
                 'height': round(float(high[2] - low[2]), 4),
@@ -267,7 +271,7 @@ def describe(scene: Scene, pose: np.ndarray, ids: np.ndarray) -> list[dict]:
     return objects
 
 
-def collect(out: Path, split: str, size: tuple[int, int]) -> None:
+def write_index(out: Path, split: str, size: tuple[int, int]) -> None:
     """Join the notes of the rendered scenes into scenes.json."""
     scenes = [json.loads(m.read_text()) for m in sorted((out / 'meta').glob('*.json'))]
     note = {'split': split, 'size': list(size), 'scenes': scenes}
@@ -302,4 +306,4 @@ def render_split(
         job.join()
     if any(job.exitcode for job in jobs):
         raise DataError(f'rendering {split} failed: see the error above; call again to resume')
-    collect(out, split, size)
+    write_index(out, split, size)

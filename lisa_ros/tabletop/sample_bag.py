@@ -32,7 +32,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
-from lisa_ros.geometry.rotation import quaternion
+from lisa_ros.geometry.rotation import matrix_to_quaternion
 from lisa_ros.tabletop import rendering, scene_sampling
 
 FRAME = 'camera_color_optical_frame'
@@ -107,11 +107,11 @@ def write_sample(
                 stamp,
             )
             put('/camera/color/camera_info', _camera_info(store, frame.k, size, stamp), stamp)
-            whole = frame.ids % rendering.PART  # parts belong to their things here
+            whole = frame.ids % rendering.PART_FLAG  # parts belong to their things here
             cv2.imwrite(
                 str(out / 'truth' / f'{stamp}.png'), whole, [cv2.IMWRITE_PNG_COMPRESSION, 9]
             )
-            for thing in rendering.describe(scene, pose, frame.ids):
+            for thing in rendering.scene_metadata(scene, pose, frame.ids):
                 if thing['area']:
                     objects[thing['id']] = {
                         'kind': thing['kind'],
@@ -170,7 +170,7 @@ def _transforms(store, edges):
     types = store.types
     messages = []
     for parent, child, rotation, translation, stamp in edges:
-        x, y, z, w = quaternion(rotation)
+        x, y, z, w = matrix_to_quaternion(rotation)
         messages.append(
             types['geometry_msgs/msg/TransformStamped'](
                 _header(store, stamp, parent),

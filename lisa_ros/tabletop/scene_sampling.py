@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lisa_ros.geometry.rotation import rotation
+from lisa_ros.geometry.rotation import quaternion_to_matrix
 from lisa_ros.tabletop.assets import TABLES, WALLS
-from lisa_ros.tabletop.objects import HELD_OUT_TABLES, SIZES, THINGS, Thing
+from lisa_ros.tabletop.objects import HELD_OUT_TABLES, OBJECTS, SIZES, ObjectModel
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2, 'unseen': 3}  # first number of the seed of a scene
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedObject:
     """A thing on the table: which, in what colour and size, where and how it stands."""
 
-    thing: Thing
+    thing: ObjectModel
     colour: str | None
     size: str | None
     low: tuple[float, float, float]  # corners of its box, world [m]
@@ -32,7 +32,7 @@ class Placed:
 class Scene:
     """All that a picture depends on but its camera's pose."""
 
-    placed: tuple[Placed, ...]
+    placed: tuple[PlacedObject, ...]
     table: str
     wall: str
     light_position: tuple[float, float, float]  # [m]
@@ -58,14 +58,14 @@ def _times(a, b):
 
 def _rotation(quaternion) -> np.ndarray:
     w, x, y, z = quaternion
-    return rotation(x, y, z, w)
+    return quaternion_to_matrix(x, y, z, w)
 
 
-def _scale(thing: Thing, size: str | None, box) -> float:
+def _scale(thing: ObjectModel, size: str | None, box) -> float:
     return thing.size * SIZES.get(size, 1.0) / float((np.array(box[1]) - box[0]).max())
 
 
-def body_name(thing: Thing, size: str | None) -> str:
+def body_name(thing: ObjectModel, size: str | None) -> str:
     """Return the name of a thing of one size in MuJoCo's world."""
     return f'{thing.name}.{size}' if size else thing.name
 
@@ -83,10 +83,10 @@ def draw_scene(
     Most tables hold two or three of one kind, in other looks, so that "the red one", "the smaller
     one" and "the one behind the milk" are worth asking.
     """
-    names = [t for t in THINGS.values() if unseen or not t.held_out]
+    names = [t for t in OBJECTS.values() if unseen or not t.held_out]
     held = [t for t in names if t.held_out]
     count = count or int(rng.integers(3, 10))
-    placed: list[Placed] = []
+    placed: list[PlacedObject] = []
     taken: list[tuple[float, float, float]] = []  # x, y, radius
     looks = set()
     twice = rng.random() < 0.6
@@ -124,7 +124,7 @@ def draw_scene(
         middle = (low + high) / 2
         position = np.array([x - middle[0], y - middle[1], -low[2]])
         placed.append(
-            Placed(
+            PlacedObject(
                 thing,
                 colour,
                 size,

@@ -85,17 +85,17 @@ AROUND = {
 }  # fmt: skip
 
 
-class Unsaid(Exception):  # noqa: N818  # no error: something else is asked instead
+class NoHeldOutTemplate(Exception):  # noqa: N818  # no error: something else is asked instead
     """No wording is kept for exams."""
 
 
 @functools.cache
-def bare(form: str) -> str:
+def normalize(form: str) -> str:
     """Return a form without capitals and marks."""
     return ''.join(c for c in form.lower() if c.isalpha() or c in ' {}')
 
 
-class Voice:
+class PhraseSampler:
     """A person: draws what to say, from the wordings of lessons or from those kept for exams."""
 
     def __init__(
@@ -107,25 +107,27 @@ class Voice:
         """Return True with probability p."""
         return self.rng.random() < p
 
-    def one(self, things):
+    def choice(self, things):
         """Return one of a sequence, None of an empty one."""
         return things[self.rng.integers(len(things))] if len(things) else None
 
-    def say(self, forms: tuple[str, ...], x: str = '', more: tuple[str, ...] = ()) -> str:
+    def fill_template(
+        self, forms: tuple[str, ...], x: str = '', more: tuple[str, ...] = ()
+    ) -> str:
         """Return a wording of `x`, of those that are this voice's; lessons have some more.
 
         Raises:
             Unsaid: it is an exam's voice, and no wording of `x` is kept for exams.
         """
-        kept = {bare(f) for f in forms}
+        kept = {normalize(f) for f in forms}
         for f in forms:  # a wording is kept with all that differ in capitals and marks alone
             if zlib.crc32(f'{f}|{x}'.encode()) % 3:
-                kept.discard(bare(f))
-        mine = [f for f in forms if (bare(f) in kept) == self.exam]
+                kept.discard(normalize(f))
+        mine = [f for f in forms if (normalize(f) in kept) == self.exam]
         mine += () if self.exam else more
         if self.exam and not mine:
-            raise Unsaid
-        form = self.one(mine or forms)
+            raise NoHeldOutTemplate
+        form = self.choice(mine or forms)
         text = form.format(x=x)
         # People write as they like; a form that begins in capitals keeps them.
         return text[0].upper() + text[1:] if form.startswith('{') and self.chance(0.5) else text

@@ -15,48 +15,50 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.tabletop import query_sampling
-from lisa_ros.tabletop.objects import THINGS
-from lisa_ros.tabletop.scene_graph import Seen, Table
+from lisa_ros.tabletop.objects import OBJECTS
+from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject
 from lisa_ros.tabletop.scene_sampling import SPLITS
 
 _APART = 1000  # requests of exams draw from other seeds than scenes and lessons
 
 
-def questions(split: str, number: int, table: Table) -> list[dict]:
+def make_test_queries(split: str, number: int, table: SceneGraph) -> list[dict]:
     """Return what a table is asked, as `evaluation.scenes.read_exam` reads it."""
     rng = np.random.default_rng((_APART + SPLITS[split], number))
     if split == 'unseen':
-        new = [o.thing for o in table.seen if THINGS[o.thing].held_out]
-        asked = [r for thing in new for r in query_sampling.exam_of(rng, table, thing)]
+        new = [o.thing for o in table.visible if OBJECTS[o.thing].held_out]
+        asked = [
+            r for thing in new for r in query_sampling.make_object_test_queries(rng, table, thing)
+        ]
     else:
-        asked = query_sampling.exam(rng, table)
+        asked = query_sampling.make_test_queries(rng, table)
     pages = []
     for request in asked:
         *before, last = request.turns
         page = {
-            'sort': 'unseen_objects' if split == 'unseen' else request.sort,
+            'sort': 'unseen_objects' if split == 'unseen' else request.category,
             'text': last.query,
             'targets': sorted({i for ids in request.targets[request.first :] for i in ids}),
         }
         if before:
             page['before'] = [turn.query for turn in before]
-        if request.expects:
-            page['expects'] = [list(wordings) for wordings in request.expects]
+        if request.expected_phrases:
+            page['expects'] = [list(wordings) for wordings in request.expected_phrases]
         pages.append(page)
     return pages
 
 
-def write_exam(folder: Path) -> None:
+def write_test_set(folder: Path) -> None:
     """Write exam.json beside a split's scenes.json."""
     note = json.loads((folder / 'scenes.json').read_text())
     pages = [
         {
             'picture': f'colour/{scene["name"]}.jpg',
             'ids': f'ids/{scene["name"]}.png',
-            'questions': questions(
+            'questions': make_test_queries(
                 note['split'],
                 int(scene['name']),
-                Table(tuple(Seen(**one) for one in scene['objects'])),
+                SceneGraph(tuple(SceneObject(**one) for one in scene['objects'])),
             ),
         }
         for scene in note['scenes']
@@ -64,7 +66,7 @@ def write_exam(folder: Path) -> None:
     (folder / 'exam.json').write_text(json.dumps(pages))
 
 
-def pack(folders: list[Path], out: Path, quality: int = 80) -> None:
+def pack_test_set(folders: list[Path], out: Path, quality: int = 80) -> None:
     """Join the exams of several folders into one zip that is small enough to ship, as WebP."""
     pages = []
     with zipfile.ZipFile(out, 'w') as archive:

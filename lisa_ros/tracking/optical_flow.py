@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 
 from lisa_ros.errors import ImageError
-from lisa_ros.tracking.tracker import LATE, Tracked, check_masks, unknown_frame
+from lisa_ros.tracking.tracker import LATE, TrackingState, check_masks, unknown_frame
 
 _SMALL = 4  # flow pixels for one pixel of the comparison of colours and depths
 _OPEN = 4  # questions that may be open; of more, the oldest is forgotten: nobody answers it
@@ -59,7 +59,7 @@ class _Frame:
 
 
 @dataclass
-class _Chain:
+class _FlowChain:
     """What has moved from a begun frame to the key frame."""
 
     begun: _Frame
@@ -70,7 +70,7 @@ class _Chain:
 
 
 @dataclass
-class _Thing:
+class _TrackedObject:
     distance: np.ndarray  # (h, w) float32 on the begun frame: to the mask's edge, inside > 0 [px]
     small: np.ndarray  # (s, t) float32, the same in small pixels
     area: int  # of the mask there, on h x w
@@ -109,23 +109,25 @@ class FlowTracker:
         # Fine enough at full size, and 5 ms a frame; slower presets measured no better.
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._check = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget frames, questions and things."""
         self._newest: _Frame | None = None
         self._key: _Frame | None = None
         self._to_key = self._from_key = None  # flows: newest to key (h, w, 2); key to newest, half
         self._astray = None  # (h / 2, w / 2) float32: how far off the two flows lead back [px]
-        self._open: dict[int, _Chain] = {}
-        self._followed: _Chain | None = None
-        self._things: list[_Thing] = []
-        self._now: Tracked | None = None
+        self._open: dict[int, _FlowChain] = {}
+        self._followed: _FlowChain | None = None
+        self._things: list[_TrackedObject] = []
+        self._now: TrackingState | None = None
 
-    def begin(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def set_reference(
+        self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None
+    ) -> None:
         """See `Tracker.begin`."""
         if self._newest and not 0 <= self._newest.stamp - stamp <= LATE:
-            self.advance(stamp, image, depth)
+            self.update(stamp, image, depth)
         frame = self._newest
         if frame is None or stamp != frame.stamp:
             frame = self._read(stamp, image, depth)
@@ -138,11 +140,11 @@ class FlowTracker:
             back = self._flow.calc(self._newest.grey, frame.grey, back)
         known = [self._open.get(stamp), self._followed]
         if not any(chain and chain.begun.stamp == stamp for chain in known):
-            self._open[stamp] = _Chain(frame, back, np.zeros(frame.half.shape, np.float32))
+            self._open[stamp] = _FlowChain(frame, back, np.zeros(frame.half.shape, np.float32))
         while len(self._open) > _OPEN:
             del self._open[min(self._open)]
 
-    def advance(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def update(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
         """See `Tracker.advance`. The newest frame again changes nothing."""
         if self._newest and stamp == self._newest.stamp:
             return
@@ -158,7 +160,7 @@ class FlowTracker:
         if aged or np.mean(self._astray > _UNSURE) > 0.3:
             self._rekey()
 
-    def answered(self, stamp: int, masks: np.ndarray) -> None:
+    def set_masks(self, stamp: int, masks: np.ndarray) -> None:
         """See `Tracker.answered`; a second answer about the same frame replaces the first.
 
         Raises:
@@ -176,7 +178,7 @@ class FlowTracker:
         self._things = [_thing(mask, chain.begun.grey.shape) for mask in masks]
         self._follow()
 
-    def now(self) -> Tracked | None:
+    def state(self) -> TrackingState | None:
         """See `Tracker.now`. The arrays are not to be changed."""
         return self._now
 
@@ -206,7 +208,7 @@ class FlowTracker:
 
     def _start(self, frame: _Frame) -> None:
         """Begin with this frame, knowing nothing of others."""
-        self.forget()
+        self.reset()
         self._newest = frame
         finest = 2 if max(frame.grey.shape) > _COARSE else 1
         self._flow.setFinestScale(finest)
@@ -233,7 +235,7 @@ class FlowTracker:
         and_back = there + _at(self._from_key, there)
         self._astray = 2 * cv2.magnitude(and_back[..., 0], and_back[..., 1])
 
-    def _composed(self, chain: _Chain) -> tuple[np.ndarray, np.ndarray]:
+    def _composed(self, chain: _FlowChain) -> tuple[np.ndarray, np.ndarray]:
         """Return `back` and `doubt` of a chain on the newest frame."""
         if self._key is self._newest:
             return chain.back, chain.doubt
@@ -261,9 +263,11 @@ class FlowTracker:
         masks[~found] = False
         drift[~found] = 1
         age = (frame.stamp - chain.begun.stamp) * 1e-9
-        self._now = Tracked(frame.stamp, masks, found, drift, age)
+        self._now = TrackingState(frame.stamp, masks, found, drift, age)
 
-    def _find(self, thing: _Thing, back: np.ndarray, looks: _Looks) -> tuple[np.ndarray, float]:
+    def _find(
+        self, thing: _TrackedObject, back: np.ndarray, looks: _AppearanceDiff
+    ) -> tuple[np.ndarray, float]:
         """Return a thing's mask (H, W) bool on the newest frame, and its drift."""
         small = _at(thing.small, looks.back)
         rows, columns = _range(small > -1, 1), _range(small > -1, 0)
@@ -281,7 +285,7 @@ class FlowTracker:
         corner = (rows[0] * _SMALL, columns[0] * _SMALL)
         return _placed(part, corner, self._newest), 1 - share * sure
 
-    def _note(self, thing: _Thing, share: float) -> None:
+    def _note(self, thing: _TrackedObject, share: float) -> None:
         """Note how much of a thing is seen, as a share of its first area."""
         if share >= self._lost_below:
             thing.hidden_since = None
@@ -290,7 +294,9 @@ class FlowTracker:
         elif self._newest.stamp - thing.hidden_since > self._grace * 1e9:
             thing.lost = True
 
-    def _in_front(self, thing: _Thing, inner: np.ndarray, nearer: np.ndarray) -> np.ndarray:
+    def _in_front(
+        self, thing: _TrackedObject, inner: np.ndarray, nearer: np.ndarray
+    ) -> np.ndarray:
         """Return where (s, t) bool something is in front; learn how the thing itself moved."""
         reach = _DEPTH + _DEPTH_SHARE * self._newest.depth
         known = inner & np.isfinite(nearer)
@@ -304,7 +310,7 @@ class FlowTracker:
 
     def _cut(
         self,
-        thing: _Thing,
+        thing: _TrackedObject,
         back: np.ndarray,
         rows: tuple[int, int],
         columns: tuple[int, int],
@@ -326,7 +332,7 @@ class FlowTracker:
         return distance
 
 
-def _cleaned(mask: np.ndarray, thing: _Thing) -> np.ndarray:
+def _cleaned(mask: np.ndarray, thing: _TrackedObject) -> np.ndarray:
     """Return a (y, x) bool mask without what is too thin or too small to belong to the thing.
 
     Along the edge of a thing that moves before its background, flow leaves such threads behind.
@@ -339,7 +345,7 @@ def _cleaned(mask: np.ndarray, thing: _Thing) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _AppearanceDiff:
     """How the newest frame differs from what the begun one leads to expect, s x t."""
 
     back: np.ndarray  # (s, t, 2) float32: from the newest frame to the begun one, in small pixels
@@ -348,7 +354,7 @@ class _Looks:
     nearer: np.ndarray | None  # (s, t) float32 [m]: how much nearer it is now; NaN unknown
 
 
-def _looks(begun: _Frame, frame: _Frame, back: np.ndarray, doubt: np.ndarray) -> _Looks:
+def _looks(begun: _Frame, frame: _Frame, back: np.ndarray, doubt: np.ndarray) -> _AppearanceDiff:
     """Compare the newest frame with the begun one, looked up through `back` and `doubt`."""
     s, t = frame.colour.shape[:2]
     back = cv2.resize(back, (t, s)) / _SMALL
@@ -369,7 +375,7 @@ def _looks(begun: _Frame, frame: _Frame, back: np.ndarray, doubt: np.ndarray) ->
         was = cv2.remap(nearest, places, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         was[was >= _NO_DEPTH] = np.nan
         nearer = was - frame.depth
-    return _Looks(back, doubt, colour, nearer)
+    return _AppearanceDiff(back, doubt, colour, nearer)
 
 
 def _inside(back: np.ndarray) -> np.ndarray:
@@ -389,7 +395,7 @@ def _gain(expected: np.ndarray, colour: np.ndarray, sure: np.ndarray) -> np.ndar
     return np.median((colour[sure] + 1) / (expected[sure] + 1), axis=0)
 
 
-def _thing(mask: np.ndarray, size: tuple[int, int]) -> _Thing:
+def _thing(mask: np.ndarray, size: tuple[int, int]) -> _TrackedObject:
     """Return what is to be known of a (H, W) bool mask, on h x w = `size`."""
     h, w = size
     if mask.shape != size:
@@ -403,7 +409,7 @@ def _thing(mask: np.ndarray, size: tuple[int, int]) -> _Thing:
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     area, pieces = int(np.count_nonzero(mask)), stats[1:, cv2.CC_STAT_AREA]
     least = int(min(0.1 * area, 0.5 * pieces.min(initial=area)))
-    return _Thing(distance, small / _SMALL, area, least, _brush(mask, area))
+    return _TrackedObject(distance, small / _SMALL, area, least, _brush(mask, area))
 
 
 def _brush(mask: np.ndarray, area: int) -> np.ndarray:

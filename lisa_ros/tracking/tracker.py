@@ -15,7 +15,7 @@ LATE = 1_000_000_000  # how far before the newest frame one may lie that is aske
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackingState:
     """Where the things of an answer are on the newest frame."""
 
     stamp: int  # of that frame [ns]
@@ -32,19 +32,21 @@ class Tracker(Protocol):
     Pictures are (H, W, 3) uint8 RGB, depth is (H, W) float32 metres, NaN where invalid, or None.
     """
 
-    def begin(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def set_reference(
+        self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None
+    ) -> None:
         """Note that the model is asked about this frame, the newest or one shortly before it."""
 
-    def advance(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def update(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
         """Take a newer frame."""
 
-    def answered(self, stamp: int, masks: np.ndarray) -> None:
+    def set_masks(self, stamp: int, masks: np.ndarray) -> None:
         """Follow these from now on: (N, H, W) bool, the answer about the begun frame."""
 
-    def now(self) -> Tracked | None:
+    def state(self) -> TrackingState | None:
         """Return where the things are on the newest frame; None before an answer."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget frames, questions and things."""
 
 

@@ -32,7 +32,7 @@ from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVide
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError
-from lisa_ros.tracking.tracker import LATE, Tracked, check_masks, unknown_frame
+from lisa_ros.tracking.tracker import LATE, TrackingState, check_masks, unknown_frame
 
 MODELS = {  # the model_type in config.json and the classes of transformers, by the tracker's name
     'sam2': ('sam2_video', Sam2VideoModel, Sam2VideoInferenceSession),
@@ -43,7 +43,7 @@ _OPEN = 4  # questions that may be open; of more, the oldest is forgotten
 
 
 @dataclass(frozen=True, order=True)
-class _Kept:
+class _BufferedFrame:
     """A frame that may still have to be looked at."""
 
     stamp: int  # [ns]
@@ -71,23 +71,25 @@ class VideoTracker:
         self._side = int(model.config.image_size)
         # The model looks back no farther; older outputs would only take memory.
         self._memory = max(model.config.num_maskmem, model.config.max_object_pointers_in_encoder)
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget frames, questions and things."""
         self._size: tuple[int, int] | None = None
-        self._newest: _Kept | None = None
-        self._open: list[_Kept] = []  # frames that were asked about, oldest first
-        self._since: list[_Kept] = []  # frames after the oldest of them, oldest first
-        self._begun: _Kept | None = None  # the frame of the answer that is followed
+        self._newest: _BufferedFrame | None = None
+        self._open: list[_BufferedFrame] = []  # frames that were asked about, oldest first
+        self._since: list[_BufferedFrame] = []  # frames after the oldest of them, oldest first
+        self._begun: _BufferedFrame | None = None  # the frame of the answer that is followed
         self._session: Any = None  # None where the answer has no masks
         self._index = 0  # of the last frame that the session has seen
-        self._now: Tracked | None = None
+        self._now: TrackingState | None = None
 
-    def begin(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def set_reference(
+        self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None
+    ) -> None:
         """See `tracking.Tracker.begin`."""
         if self._newest and not 0 <= self._newest.stamp - stamp <= LATE:
-            self.advance(stamp, image, depth)
+            self.update(stamp, image, depth)
         if self._newest is None or self._size != image.shape[:2]:
             self._start(stamp, image)
         if any(one.stamp == stamp for one in self._open):
@@ -98,7 +100,7 @@ class VideoTracker:
         insort(self._open, self._read(stamp, image) if late else self._newest)
         del self._open[:-_OPEN]
 
-    def advance(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
+    def update(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
         """See `tracking.Tracker.advance`; runs the model if something is followed."""
         if self._newest and stamp == self._newest.stamp:
             return
@@ -113,7 +115,7 @@ class VideoTracker:
         if self._begun:
             self._now = self._look(self._newest)
 
-    def answered(self, stamp: int, masks: np.ndarray) -> None:
+    def set_masks(self, stamp: int, masks: np.ndarray) -> None:
         """See `tracking.Tracker.answered`; looks at all frames since, before it returns.
 
         Raises:
@@ -132,17 +134,17 @@ class VideoTracker:
         for frame in [begun, *frames]:
             self._now = self._look(frame)
 
-    def now(self) -> Tracked | None:
+    def state(self) -> TrackingState | None:
         """See `tracking.Tracker.now`. The arrays are not to be changed."""
         return self._now
 
     def _start(self, stamp: int, image: np.ndarray) -> None:
         """Begin with this frame, knowing nothing of others."""
-        self.forget()
+        self.reset()
         self._size = image.shape[:2]
         self._newest = self._read(stamp, image)
 
-    def _read(self, stamp: int, image: np.ndarray) -> _Kept:
+    def _read(self, stamp: int, image: np.ndarray) -> _BufferedFrame:
         """Return the frame at the model's size."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ImageError(
@@ -150,7 +152,7 @@ class VideoTracker:
                 'is (H, W, 3) uint8'
             )
         square = (self._side, self._side)
-        return _Kept(stamp, cv2.resize(image, square, interpolation=cv2.INTER_AREA))
+        return _BufferedFrame(stamp, cv2.resize(image, square, interpolation=cv2.INTER_AREA))
 
     def _prompted(self, masks: np.ndarray) -> Any:
         """Return a new session that knows the masks (N, H, W) bool of its frame 0."""
@@ -171,12 +173,12 @@ class VideoTracker:
         return session
 
     @torch.inference_mode()
-    def _look(self, frame: _Kept) -> Tracked:
+    def _look(self, frame: _BufferedFrame) -> TrackingState:
         """Let the model look at the next frame, and return where the things are on it."""
         age = (frame.stamp - self._begun.stamp) * 1e-9
         if self._session is None:
             none = np.zeros(0, np.float32)
-            return Tracked(
+            return TrackingState(
                 frame.stamp, np.zeros((0, *self._size), bool), none.astype(bool), none, age
             )
         out = self._model(self._session, frame=self._pixels(frame), frame_idx=self._index)
@@ -188,9 +190,9 @@ class VideoTracker:
         tracked = (here > 0.5) & masks.any(axis=(1, 2))
         masks[~tracked] = False
         drift = np.where(tracked, 1 - here, 1).astype(np.float32)
-        return Tracked(frame.stamp, masks, tracked, drift, age)
+        return TrackingState(frame.stamp, masks, tracked, drift, age)
 
-    def _pixels(self, frame: _Kept) -> Tensor:
+    def _pixels(self, frame: _BufferedFrame) -> Tensor:
         """Return a frame as the model wants it, (1, 3, S, S)."""
         pixels = torch.from_numpy(frame.pixels).to(self._model.device).permute(2, 0, 1) / 255
         mean, spread = (pixels.new_tensor(v)[:, None, None] for v in (_MEAN, _SPREAD))

@@ -23,7 +23,7 @@ import numpy as np
 
 from lisa_ros.errors import LisaError, TrackingError
 from lisa_ros.results import Segmentation
-from lisa_ros.tracking.tracker import Tracked, Tracker
+from lisa_ros.tracking.tracker import Tracker, TrackingState
 
 _SURE = 30.0  # logit of what is no mask: its probability is 0
 _BACK = 1_000_000_000  # a frame less far behind the last one is late; beyond: a bag anew [ns]
@@ -31,7 +31,7 @@ _RECENT = 5_000_000_000  # how old an answer may be for a listener who comes aft
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrackerFrame:
     """A frame as the tracker takes it."""
 
     stamp: int  # [ns]
@@ -42,7 +42,7 @@ class Shown:
 _Frame = TypeVar('_Frame')
 
 
-class Follower(Generic[_Frame]):
+class TrackingWorker(Generic[_Frame]):
     """Feeds one tracker; the module's docstring has the rules and threads."""
 
     def __init__(
@@ -50,10 +50,10 @@ class Follower(Generic[_Frame]):
         tracker: Tracker,
         *,
         newest: Callable[[], _Frame | None],
-        show: Callable[[_Frame], Shown],
-        tell: Callable[[_Frame, Shown, Segmentation, Tracked], None],
+        show: Callable[[_Frame], TrackerFrame],
+        tell: Callable[[_Frame, TrackerFrame, Segmentation, TrackingState], None],
         wanted: Callable[[], bool],
-        checked: Callable[[Tracked | None], None] = lambda now: None,
+        checked: Callable[[TrackingState | None], None] = lambda now: None,
         report: Callable[[str], None] = print,
     ):
         """Make a follower that begins once `start` was called.
@@ -95,11 +95,11 @@ class Follower(Generic[_Frame]):
             self._worker.join(timeout)
         return not self._worker.is_alive()
 
-    def asked(self, frame: _Frame) -> None:
+    def on_query(self, frame: _Frame) -> None:
         """Note that the model is asked about this frame."""
         self._hear('asked', frame, None)
 
-    def answered(self, frame: _Frame, result: Segmentation) -> None:
+    def on_answer(self, frame: _Frame, result: Segmentation) -> None:
         """Follow what was found in the frame that was asked about."""
         self._hear('answered', frame, result)
 
@@ -147,7 +147,7 @@ class Follower(Generic[_Frame]):
 
     def _forget(self) -> None:
         if self._begun:
-            self._tracker.forget()
+            self._tracker.reset()
         self._begun, self._result = False, None
 
     def _take(self, what: str, frame: Any, result: Segmentation | None) -> None:
@@ -163,7 +163,7 @@ class Follower(Generic[_Frame]):
 
     def _begin(self, frame: Any) -> None:
         shown = self._show(frame)
-        self._tracker.begin(shown.stamp, shown.image, shown.depth)
+        self._tracker.set_reference(shown.stamp, shown.image, shown.depth)
         self._begun = True
 
     def _follow_answer(self) -> None:
@@ -172,11 +172,11 @@ class Follower(Generic[_Frame]):
             return
         frame, result = self._answer
         try:
-            self._tracker.answered(frame.stamp, result.masks)
+            self._tracker.set_masks(frame.stamp, result.masks)
         except TrackingError:  # nobody listened when it was asked
-            self._tracker.forget()
+            self._tracker.reset()
             self._begin(frame)
-            self._tracker.answered(frame.stamp, result.masks)
+            self._tracker.set_masks(frame.stamp, result.masks)
         self._result, self._told = result, None
 
     def _is_recent(self, frame: Any) -> bool:
@@ -205,17 +205,17 @@ class Follower(Generic[_Frame]):
             self._stamp = frame.stamp
             return
         shown = self._show(frame)
-        self._tracker.advance(shown.stamp, shown.image, shown.depth)
+        self._tracker.update(shown.stamp, shown.image, shown.depth)
         self._stamp = self._told = frame.stamp
         if self._result is None:
             return
-        now = self._tracker.now()
+        now = self._tracker.state()
         if now is not None:
-            self._tell(frame, shown, carried(self._result, now), now)
+            self._tell(frame, shown, propagate_result(self._result, now), now)
         self._checked(now)
 
 
-def carried(result: Segmentation, tracked: Tracked) -> Segmentation:
+def propagate_result(result: Segmentation, tracked: TrackingState) -> Segmentation:
     """Return an answer with its masks where they were carried to.
 
     Logits are those of the share of certainty that is left: the mean probability of the answer's
@@ -231,14 +231,14 @@ def carried(result: Segmentation, tracked: Tracked) -> Segmentation:
 
 
 @dataclass
-class Requery:
+class RequeryPolicy:
     """When a question is due anew, so that tracking does not go astray."""
 
     rule: str  # drift, timer or never
     period: float  # least time from answer to question [s]; of timer: each so long
     drift: float  # from which drift on, 0..1
 
-    def due(self, tracked: Tracked | None, answered: float) -> bool:
+    def due(self, tracked: TrackingState | None, answered: float) -> bool:
         """Return whether the question is to be asked again.
 
         Args:
@@ -249,7 +249,7 @@ class Requery:
             return False
         return self.rule == 'timer' or tracked is None or self._is_astray(tracked)
 
-    def _is_astray(self, tracked: Tracked) -> bool:
+    def _is_astray(self, tracked: TrackingState) -> bool:
         """Tell whether a thing is lost, was not found, or is not sure any more."""
         seen = len(tracked.tracked) > 0 and bool(tracked.tracked.all())
         return not seen or float(tracked.drift.max()) > self.drift

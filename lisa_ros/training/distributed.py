@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 
-def join(device: str) -> tuple[int, int, str]:
+def init_distributed(device: str) -> tuple[int, int, str]:
     """Return (rank, number of processes, device) among those that `torchrun` has started.
 
     Call it before anything is put on the device: with several GPUs each process has its own.
@@ -34,7 +34,7 @@ def join(device: str) -> tuple[int, int, str]:
 
 
 @contextlib.contextmanager
-def first_alone(rank: int, world: int) -> Iterator[None]:
+def rank_zero_first(rank: int, world: int) -> Iterator[None]:
     """Let the first process do what is inside before the others do it, as files that it writes."""
     if rank > 0:
         dist.barrier()

@@ -25,7 +25,7 @@ Made = Generator[Any | Exception, None, None]
 _TOO_LONG = 600  # for one lesson [s]
 
 
-def made_ready(draw: Callable[[int], Any], steps: range, workers: int = 0) -> Made:
+def prefetch_batches(draw: Callable[[int], Any], steps: range, workers: int = 0) -> Made:
     """Yield the lesson of each step, or the error that it failed with; close it when done.
 
     Args:

@@ -30,12 +30,12 @@ from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.training import plots
-from lisa_ros.training.distributed import _any, _share, join
+from lisa_ros.training.distributed import _any, _share, init_distributed
 from lisa_ros.training.muon import Muon
-from lisa_ros.training.prefetch import made_ready
+from lisa_ros.training.prefetch import prefetch_batches
 
 
-class Pupil(Protocol):
+class TrainingTask(Protocol):
     """What learns: a model with its lessons and losses."""
 
     module: nn.Module  # all that is kept; its parameters with requires_grad are trained
@@ -58,49 +58,49 @@ class Pupil(Protocol):
         """Write the weights as they are, to be used, into the run's folder."""
 
 
-def bf16_pays() -> bool:
+def has_fast_bf16() -> bool:
     """Return whether this machine has instructions for bfloat16; without, it is much slower."""
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True)
-class Pace:
+class TrainerConfig:
     """How long and how fast to learn."""
 
     steps: int
-    rate: float = 1e-3  # peak learning rate of AdamW
-    warm_up: int = 100  # steps in which the rate rises
-    cool_down: float = 0.3  # share of the steps in which it falls to nothing, at the end
+    learning_rate: float = 1e-3  # peak learning rate of AdamW
+    warmup_steps: int = 100  # steps in which the rate rises
+    decay_fraction: float = 0.3  # share of the steps in which it falls to nothing, at the end
     weight_decay: float = 0.0  # of matrices; vectors have none
     betas: tuple[float, float] = (0.9, 0.95)
     muon: bool = False  # the matrices of layers learn by Muon, and AdamW has the rest
     accumulate: int = 1  # micro-batches of a step
-    clip: float = 1.0  # most that the gradient's norm may be
-    average: float = 0.0  # decay of the weights' moving average, which is what is validated
+    max_grad_norm: float = 1.0  # most that the gradient's norm may be
+    ema_decay: float = 0.0  # decay of the weights' moving average, which is what is validated
     validate_every: int = 250
     save_every: int = 100
-    better: str | None = None  # the figure that must rise; its best weights are exported
+    monitor: str | None = None  # the figure that must rise; its best weights are exported
     patience: int | None = None  # validations without a rise until the run ends
     seed: int = 0
     bf16: bool = True  # matrix products in bfloat16
     workers: int = 0  # processes that make lessons ready, as a GPU wants; 0: a thread
 
 
-class Loop:
+class Trainer:
     """One run: `train` goes on from wherever its folder stands.
 
     Raises:
         DataError: a loss is not a number; or the folder holds another training, or another seed's.
     """
 
-    def __init__(self, run: Path, pace: Pace, pupil: Pupil, device: str = 'cpu'):
-        self.rank, self.world, self.device = join(device)
+    def __init__(self, run: Path, pace: TrainerConfig, pupil: TrainingTask, device: str = 'cpu'):
+        self.rank, self.world, self.device = init_distributed(device)
         self.run, self.pace, self.pupil = run, pace, pupil
         run.mkdir(parents=True, exist_ok=True)
         self.trained = {n: p for n, p in pupil.module.named_parameters() if p.requires_grad}
         self.optimizers = self._optimizers()
         self.average = (
-            {n: p.detach().clone() for n, p in self.trained.items()} if pace.average else {}
+            {n: p.detach().clone() for n, p in self.trained.items()} if pace.ema_decay else {}
         )
         self.step, self.best, self.worse = 0, float('-inf'), 0
         self.minutes = 0.0  # spent so far, stops left out
@@ -118,7 +118,7 @@ class Loop:
                 {'params': [p for p in rest if p.ndim > 1], 'weight_decay': pace.weight_decay},
                 {'params': [p for p in rest if p.ndim <= 1], 'weight_decay': 0.0},
             ],
-            lr=pace.rate,
+            lr=pace.learning_rate,
             betas=pace.betas,
             fused=True,  # one pass over the weights: a tenth of a step on a CPU
         )
@@ -126,9 +126,9 @@ class Loop:
             return [adam]
         muon = Muon(
             list(inner.values()),
-            lr=pace.rate,
+            lr=pace.learning_rate,
             weight_decay=pace.weight_decay,
-            precision=torch.bfloat16 if bf16_pays() else torch.float32,
+            precision=torch.bfloat16 if has_fast_bf16() else torch.float32,
         )
         return [muon, adam]
 
@@ -144,7 +144,7 @@ class Loop:
         )
         with bar, self._signals():
             for parts in self._lessons(last):
-                for name, value in self.learn(parts).items():
+                for name, value in self.train_step(parts).items():
                     smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
                 self.step += 1
                 self.minutes = (time.monotonic() - began) / 60
@@ -162,7 +162,7 @@ class Loop:
                 if self.step % pace.save_every == 0 or end or over:
                     self.save()
                 if over and tired:
-                    self._say(bar, f'{pace.better} has not risen {self.worse} times: done')
+                    self._say(bar, f'{pace.monitor} has not risen {self.worse} times: done')
                     return True
                 if over:
                     self._say(bar, f'stopped after step {self.step}; call again to go on')
@@ -174,13 +174,13 @@ class Loop:
         if self.rank == 0:
             bar.write(words)
 
-    def rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
         """Return the learning rate: a linear start, level, and a linear end down to nothing."""
         pace = self.pace
-        end = (pace.steps - step) / max(1.0, pace.cool_down * pace.steps)
-        return pace.rate * min(1.0, (step + 1) / max(1, pace.warm_up), end)
+        end = (pace.steps - step) / max(1.0, pace.decay_fraction * pace.steps)
+        return pace.learning_rate * min(1.0, (step + 1) / max(1, pace.warmup_steps), end)
 
-    def learn(self, parts: list[Any]) -> dict[str, float]:
+    def train_step(self, parts: list[Any]) -> dict[str, float]:
         """Make one step of the optimizer from the step's micro-batches; return the losses."""
         pupil, pace = self.pupil, self.pace
         torch.manual_seed(hash((pace.seed, self.step, self.rank)))  # dropout, whenever resumed
@@ -200,13 +200,13 @@ class Loop:
                 told[name] = told.get(name, 0.0) + float(value.detach()) / len(parts)
         parameters = list(self.trained.values())
         _share(parameters, self.world)
-        torch.nn.utils.clip_grad_norm_(parameters, pace.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, pace.max_grad_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = self.rate(self.step)
+                group['lr'] = self.learning_rate(self.step)
             optimizer.step()
         if self.average:
-            keep = min(pace.average, (1 + self.step) / (10 + self.step))
+            keep = min(pace.ema_decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
         return told
@@ -219,7 +219,7 @@ class Loop:
             return [self.pupil.draw(step, part) for part in mine]
 
         with contextlib.closing(
-            made_ready(draw, range(self.step, last), self.pace.workers)
+            prefetch_batches(draw, range(self.step, last), self.pace.workers)
         ) as made:
             for lessons in made:
                 if isinstance(lessons, Exception):
@@ -251,7 +251,7 @@ class Loop:
     # ---- validating and keeping
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Put the moving average in the weights' place for a while."""
         kept = {name: self.trained[name].detach().clone() for name in self.average}
         self._put(self.average)
@@ -269,13 +269,13 @@ class Loop:
         """Return the pupil's figures; export the best weights, if it is told what is better."""
         if self.rank > 0:
             return {}
-        with self.averaged():
+        with self.ema_weights():
             self.pupil.module.eval()
             with torch.no_grad():
                 figures = self.pupil.validate(self.run)
-            if self.pace.better in figures:
-                if figures[self.pace.better] > self.best:
-                    self.best, self.worse = figures[self.pace.better], 0
+            if self.pace.monitor in figures:
+                if figures[self.pace.monitor] > self.best:
+                    self.best, self.worse = figures[self.pace.monitor], 0
                     self.pupil.export(self.run)
                 else:
                     self.worse += 1
@@ -297,8 +297,8 @@ class Loop:
         }
         torch.save(state, self.run / 'last.new')
         (self.run / 'last.new').replace(self.run / 'last.pt')
-        if self.pace.better is None:
-            with self.averaged():
+        if self.pace.monitor is None:
+            with self.ema_weights():
                 self.pupil.export(self.run)
 
     def _resume(self) -> None:

@@ -26,7 +26,7 @@ ENGINES = ('pocketsphinx', 'moonshine', 'whisper')
 
 
 @dataclass(frozen=True)
-class Words:
+class Transcript:
     """What an engine made of an utterance."""
 
     text: str  # lower case or as the engine writes; empty: it made out nothing
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     name: str
 
-    def hear(self, samples: np.ndarray) -> Words:
+    def transcribe(self, samples: np.ndarray) -> Transcript:
         """Return the words of an utterance, (n,) float32 in -1..1 at 16 kHz."""
 
 
@@ -115,12 +115,12 @@ class PocketSphinx:
                 'in the phonemes of CMU (ramekin: R AE M AH K IH N)'
             )
 
-    def hear(self, samples: np.ndarray) -> Words:
+    def transcribe(self, samples: np.ndarray) -> Transcript:
         """Return the most likely sentence of the grammar, and whether it was said."""
         fits = self.fits(samples)
         worst = min((fit for _, fit in fits), default=0.0)
         sure = 1 / (1 + np.exp(-(worst - _DOUBT) / _SLOPE))
-        return Words(' '.join(word for word, _ in fits), float(sure * _clear(samples)))
+        return Transcript(' '.join(word for word, _ in fits), float(sure * _clear(samples)))
 
     def fits(self, samples: np.ndarray) -> list[tuple[str, float]]:
         """Return the words of the most likely sentence, each with how much worse than free
@@ -187,10 +187,10 @@ class Moonshine:
             )
         self._transcriber = Transcriber(str(folder), ModelArch.TINY)
 
-    def hear(self, samples: np.ndarray) -> Words:
+    def transcribe(self, samples: np.ndarray) -> Transcript:
         """Return what was said, with marks and capitals."""
         told = self._transcriber.transcribe_without_streaming(samples.tolist(), RATE)
-        return Words(' '.join(line.text for line in told.lines).strip(), 1.0)
+        return Transcript(' '.join(line.text for line in told.lines).strip(), 1.0)
 
 
 class Whisper:
@@ -214,7 +214,7 @@ class Whisper:
             raise SettingsError(f'speech model {model}: {error}') from error
         self._device = device
 
-    def hear(self, samples: np.ndarray) -> Words:
+    def transcribe(self, samples: np.ndarray) -> Transcript:
         """Return what was said; confident as the mean word is likely."""
         made = self._processor(samples, sampling_rate=RATE, return_tensors='pt')
         with torch.no_grad():
@@ -228,4 +228,4 @@ class Whisper:
         likely = self._model.compute_transition_scores(
             out.sequences, out.scores, normalize_logits=True
         )
-        return Words(text.strip(), float(likely[0].exp().mean()))
+        return Transcript(text.strip(), float(likely[0].exp().mean()))

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lisa_ros.session.command_parser import Kind, order
+from lisa_ros.session.command_parser import CommandKind, parse_command
 from lisa_ros.voice import engines
 from lisa_ros.voice.audio import RATE
-from lisa_ros.voice.engines import Engine, Words
+from lisa_ros.voice.engines import Engine, Transcript
 from lisa_ros.voice.settings import VoiceSettings
-from lisa_ros.voice.vad import Speech, Utterance
-from lisa_ros.voice.vocabulary import Vocabulary, plainly
+from lisa_ros.voice.vad import Utterance, UtteranceDetector
+from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
 _FIRST = 0.6  # of an utterance before the first guess at what is being said [s]
 _SHORTEST = 0.15  # speech in an utterance [s]; less is a click
@@ -78,8 +78,8 @@ class Listener:
             pause: silence that ends an utterance [s].
             clock: seconds.
         """
-        self._speech, self._engine, self._vocabulary = Speech(pause), engine, vocabulary
-        self._sure, self._wake, self._awake = sure, plainly(wake), awake
+        self._speech, self._engine, self._vocabulary = UtteranceDetector(pause), engine, vocabulary
+        self._sure, self._wake, self._awake = sure, normalize(wake), awake
         self._partial, self._clock = partial, clock
         self._until = float('-inf')  # awake
         self._next = _FIRST  # length of the utterance at which the next guess is due [s]
@@ -102,29 +102,31 @@ class Listener:
             if acted or utterance.spoken < _SHORTEST:
                 return
             began = self._clock()
-            heard = self.judge(self._engine.hear(utterance.samples))
+            heard = self.judge(self._engine.transcribe(utterance.samples))
             yield Heard(*heard, self._clock() - began)
         elif self._partial and not self._acted and seconds >= self._next:
             self._next = seconds + self._partial
-            outcome, text, command, confidence = self.judge(self._engine.hear(utterance.samples))
-            stop = outcome is Outcome.COMMAND and order(command).kind is Kind.STOP
+            outcome, text, command, confidence = self.judge(
+                self._engine.transcribe(utterance.samples)
+            )
+            stop = outcome is Outcome.COMMAND and parse_command(command).kind is CommandKind.STOP
             if stop:
                 self._acted = True
                 yield Heard(outcome, text, command, confidence, 0.0)
             elif text:
                 yield Heard(Outcome.PARTIAL, text, '', confidence, seconds)
 
-    def judge(self, words: Words) -> tuple[Outcome, str, str, float]:
+    def judge(self, words: Transcript) -> tuple[Outcome, str, str, float]:
         """Return what becomes of an engine's words: outcome, text, command, confidence."""
         text = words.text
-        if not plainly(text):
+        if not normalize(text):
             return Outcome.EMPTY, text, '', 0.0
-        said, called = self._called(plainly(text))
+        said, called = self._called(normalize(text))
         command, confidence = said, words.confidence
         if said and self._vocabulary is not None:
             command, likeness = self._vocabulary.understand(said)
             confidence *= likeness
-        sure, stop = confidence >= self._sure, order(command).kind is Kind.STOP
+        sure, stop = confidence >= self._sure, parse_command(command).kind is CommandKind.STOP
         if self._wake and not stop:
             if not called and self._clock() > self._until:
                 return Outcome.ASLEEP, text, '', confidence

@@ -27,7 +27,7 @@ class Utterance:
     ended: bool
 
 
-class Speech:
+class UtteranceDetector:
     """Cuts utterances out of a stream of samples. For one thread."""
 
     def __init__(self, pause: float = 0.5):

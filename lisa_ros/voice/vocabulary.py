@@ -29,7 +29,7 @@ from pathlib import Path
 import yaml
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.model.registry import located
+from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.session.command_parser import STOP
 
 _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
@@ -47,11 +47,11 @@ class Vocabulary:
 
     verbs: tuple[str, ...] = ()
     things: tuple[str, ...] = ()
-    looks: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
-    ranks: tuple[str, ...] = ()
+    superlatives: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    talk: tuple[str, ...] = ()
+    dialogue_phrases: tuple[str, ...] = ()
     sounds: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -75,10 +75,10 @@ class Vocabulary:
         for name, words in plain.items():
             if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                 raise SettingsError(f'vocabulary {path}: {name} must be a list of words')
-        lists = {name: tuple(map(plainly, words)) for name, words in plain.items()}
+        lists = {name: tuple(map(normalize, words)) for name, words in plain.items()}
         if not any(lists.get(name) for name in ('things', 'needs', 'talk')):
             raise SettingsError(f'vocabulary {path}: nothing can be said with it')
-        return cls(**lists, sounds={plainly(w): str(s) for w, s in sounds.items()})
+        return cls(**lists, sounds={normalize(w): str(s) for w, s in sounds.items()})
 
     @classmethod
     def named(cls, name: str) -> Vocabulary:
@@ -88,13 +88,15 @@ class Vocabulary:
             SettingsError: see `load`.
         """
         path = Path(name).expanduser()
-        return cls.load(path if path.is_file() else Path(located(name)) / 'vocabulary.yaml')
+        return cls.load(
+            path if path.is_file() else Path(resolve_bundled_model(name)) / 'vocabulary.yaml'
+        )
 
     # ---- what a text means
 
     def meaning(self, text: str) -> str:
         """Return a text without verb, articles and courtesy: what it asks for."""
-        words = plainly(text)
+        words = normalize(text)
         if words in STOP:
             return 'stop'
         words = re.sub(r'\b(in|of) this image\b', '', words)
@@ -113,19 +115,19 @@ class Vocabulary:
     def sayable(self) -> dict[str, str]:
         """Every meaning, with one way to say it."""
         ways = {}
-        for way in (*STOP, *self.talk, *self.needs, *self._things()):
+        for way in (*STOP, *self.dialogue_phrases, *self.needs, *self._things()):
             ways.setdefault(self.meaning(way), way)
         return ways
 
     def _things(self) -> Iterable[str]:
         """Yield every way to name things."""
         nouns = (*self.things, _NOUN) if self.things else ()
-        looks = ['', *(f'{look} ' for look in self.looks)]
+        looks = ['', *(f'{look} ' for look in self.attributes)]
         for look, noun in itertools.product(looks, nouns):
             yield f'the {look}{noun}'
             yield f'the {look}{plural(noun)}'
             yield f'all the {look}{plural(noun)}'
-        yield from (f'the {rank} {noun}' for rank in self.ranks for noun in nouns)
+        yield from (f'the {rank} {noun}' for rank in self.superlatives for noun in nouns)
         for more, look, noun in itertools.product(_MORE, looks, self.things):
             yield f'{more} the {look}{noun}'
         for noun, place, other in itertools.product(nouns, self.places, self.things):
@@ -141,7 +143,7 @@ class Vocabulary:
         """
         meaning = self.meaning(text)
         if meaning in self.sayable:
-            words = plainly(text)
+            words = normalize(text)
             if words.startswith(f'{_WATCH} '):
                 return f'{_WATCH}: {words[len(_WATCH) + 1 :]}', 1.0
             return words, 1.0
@@ -165,23 +167,23 @@ class Vocabulary:
             'thing': _one_of(self.things),
             'noun': _one_of(nouns),
             'nouns': _one_of(map(plural, nouns)),
-            'look': _one_of(self.looks),
-            'rank': _one_of(self.ranks),
+            'look': _one_of(self.attributes),
+            'rank': _one_of(self.superlatives),
             'place': _one_of(self.places),
             'the': _one_of(('the', 'a', 'my')),
             'verb': _one_of(self.verbs),
             'need': _one_of(self.needs),
-            'talk': _one_of(self.talk),
+            'talk': _one_of(self.dialogue_phrases),
             'more': _one_of(_MORE),
             'stop': _one_of(sorted(STOP)),
         }
         rules = {name: words for name, words in rules.items() if words}
         said = ['<stop>', *(f'<{name}>' for name in ('need', 'talk') if name in rules)]
         if self.things:
-            look = '[<look>] ' if self.looks else ''
+            look = '[<look>] ' if self.attributes else ''
             what = [f'/1/ [<the>] {look}<noun>', f'/0.2/ [all] [<the>] {look}<nouns>']
             what.append('/0.02/ [<the>] <thing> and [<the>] <thing>')
-            if self.ranks:
+            if self.superlatives:
                 what.append('/0.2/ <the> <rank> <noun>')
             if self.places:
                 what.append('/0.2/ <the> <noun> <place> [<the>] <thing>')
@@ -190,7 +192,7 @@ class Vocabulary:
         if self.verbs:
             said += [f'[please] <verb> <{name}>' for name in ('what', 'need') if name in rules]
         if wake:
-            rules['wake'] = plainly(wake)
+            rules['wake'] = normalize(wake)
             said = ['<wake>', *(f'[<wake>] {way}' for way in said)]
         lines = [f'<{name}> = {words};' for name, words in rules.items()]
         return '\n'.join(
@@ -206,7 +208,7 @@ class Vocabulary:
         )
 
 
-def plainly(text: str) -> str:
+def normalize(text: str) -> str:
     """Return a text in lower case, without marks, with single spaces."""
     return ' '.join(re.sub(r"[^a-z0-9' ]+", ' ', text.lower()).split())
 

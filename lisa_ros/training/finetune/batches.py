@@ -21,7 +21,7 @@ from torch import Tensor
 from lisa_ros.datasets.annotations import UNSURE
 from lisa_ros.errors import DataError
 from lisa_ros.model import image_processing
-from lisa_ros.model.lisa import IGNORED, LISA, Batch, LisaConfig
+from lisa_ros.model.lisa import IGNORED, LISA, LisaBatch, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception import prompts
 from lisa_ros.results import SEG, Turn
@@ -41,28 +41,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FinetuneBatch:
     """A batch and its truth."""
 
-    batch: Batch
+    batch: LisaBatch
     truth: tuple[Tensor, ...]  # B x (n, H, W) uint8: 0, 1 or UNSURE
     resized: tuple[tuple[int, int], ...]  # B x (height, width) inside SAM's square [px]
 
-    def to(self, device: torch.device | str) -> Lesson:
+    def to(self, device: torch.device | str) -> FinetuneBatch:
         """Return the same lesson on `device`."""
         truth = tuple(one.to(device) for one in self.truth)
         return dataclasses.replace(self, batch=self.batch.to(device), truth=truth)
 
 
-def lesson(
+def make_batch(
     config: LisaConfig,
     tokenizer: Tokenizer,
-    clip: image_processing.ClipRecipe,
+    clip: image_processing.ClipPreprocessing,
     samples: Sequence[Sample],
     *,
     typed_specials: bool = False,
     max_length: int | None = None,
-) -> Lesson:
+) -> FinetuneBatch:
     """Return what LISA sees and should answer.
 
     Args:
@@ -95,7 +95,7 @@ def lesson(
             )
     longest, pad = max(map(len, rows)), tokenizer.pad_token_id
     sams = [image_processing.sam_input(sample.image, config.sam_size) for sample in samples]
-    batch = Batch(
+    batch = LisaBatch(
         clip_pixels=torch.from_numpy(
             np.stack([image_processing.clip_pixels(sample.image, clip) for sample in samples])
         ),
@@ -108,10 +108,10 @@ def lesson(
         image_index=torch.tensor(owners),
     )
     truth = tuple(torch.from_numpy(np.ascontiguousarray(sample.truth)) for sample in samples)
-    return Lesson(batch, truth, tuple(sam.resized for sam in sams))
+    return FinetuneBatch(batch, truth, tuple(sam.resized for sam in sams))
 
 
-def losses(lisa: LISA, given: Lesson) -> dict[str, Tensor]:
+def losses(lisa: LISA, given: FinetuneBatch) -> dict[str, Tensor]:
     """Return `ce`, `bce` and `dice` as the original has them, without their WEIGHTS.
 
     Masks of the whole batch count the same, whatever their size; pixels that are UNSURE do not
@@ -134,13 +134,13 @@ def losses(lisa: LISA, given: Lesson) -> dict[str, Tensor]:
     return {'ce': out.ce_loss, 'bce': bce, 'dice': dice}
 
 
-def found(lisa: LISA, given: Lesson) -> list[np.ndarray]:
+def predict_masks(lisa: LISA, given: FinetuneBatch) -> list[np.ndarray]:
     """Return the masks of a batch whose answers are known, B x (n, H, W) bool."""
     out = lisa(given.batch, packed=True)
     return [(logits > 0).cpu().numpy() for logits in _by_picture(lisa, out, given)]
 
 
-def _by_picture(lisa: LISA, out, given: Lesson) -> list[Tensor]:
+def _by_picture(lisa: LISA, out, given: FinetuneBatch) -> list[Tensor]:
     """Return mask logits on the pictures' own pixels, B x (n, H, W)."""
     images_of = given.batch.image_index[out.seg_query]
     return [

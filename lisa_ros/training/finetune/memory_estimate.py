@@ -43,15 +43,15 @@ _LORA = ('self_attn.q_proj.weight', 'self_attn.v_proj.weight')
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepShape:
     """What a step is asked to do, as `finetune.Recipe` has it."""
 
     precision: str = 'nf4'
     rank: int = 8  # of LoRA
-    pictures: int = 1  # in a micro-batch
-    queries: int = 3  # about each picture
-    words: int = 80  # of a query with its answer [tokens]
-    picture_size: tuple[int, int] = (1080, 1920)  # height, width of a picture [px]
+    batch_size: int = 1  # in a micro-batch
+    queries_per_image: int = 3  # about each picture
+    text_tokens: int = 80  # of a query with its answer [tokens]
+    image_size: tuple[int, int] = (1080, 1920)  # height, width of a picture [px]
     bf16: bool = True  # matrix products
 
 
@@ -73,7 +73,7 @@ class Estimate:
         return weights + self.gradients + self.optimizer + activations + RESERVE
 
 
-def estimate(config: LisaConfig, plan: Plan) -> Estimate:
+def estimate(config: LisaConfig, plan: StepShape) -> Estimate:
     """Return what a step of `plan` takes with a model of `config`'s sizes."""
     with torch.device('meta'):
         lisa = LISA(config)
@@ -84,10 +84,10 @@ def estimate(config: LisaConfig, plan: Plan) -> Estimate:
         whole = next((part for part in _WHOLE if name.startswith(part)), None)
         if whole:
             _add(trained, whole.rstrip('.').rpartition('.')[2], 4 * weight.numel())
-        elif plan.precision == 'nf4' and quantization.is_quantised(name, module):
+        elif plan.precision == 'nf4' and quantization.is_quantized(name, module):
             _add(frozen, 'nf4', weight.numel() * NF4_BITS / 8)
         else:
-            dtype = quantization.kept_dtype(name, plan.precision)
+            dtype = quantization.storage_dtype(name, plan.precision)
             _add(frozen, str(dtype).removeprefix('torch.'), weight.numel() * dtype.itemsize)
         if name.endswith(_LORA) and name.startswith('llm.'):
             _add(trained, 'LoRA', 4 * plan.rank * sum(weight.shape))
@@ -113,10 +113,12 @@ def _add(sums: dict[str, float], key: str, size: float) -> None:
     sums[key] = sums.get(key, 0.0) + size
 
 
-def _language(config: LisaConfig, plan: Plan) -> tuple[float, float]:
+def _language(config: LisaConfig, plan: StepShape) -> tuple[float, float]:
     """Return the language model's activations [bytes]: all kept, and recomputed layer by layer."""
     llama = config.llama
-    places = plan.pictures * (config.image_tokens + 64 + plan.queries * plan.words)
+    places = plan.batch_size * (
+        config.image_tokens + 64 + plan.queries_per_image * plan.text_tokens
+    )
     one = _layer(llama.hidden_size, llama.intermediate_size, plan) * places
     entrance = 4 * llama.hidden_size * places  # what a layer begins with, kept for each
     # one weight of the MLP, out of four bits for the product with it
@@ -126,7 +128,7 @@ def _language(config: LisaConfig, plan: Plan) -> tuple[float, float]:
     return one * (layers + 1) + dequantised, entrance * (layers + 1) + 2 * one + dequantised
 
 
-def _layer(width: int, inner: int, plan: Plan) -> float:
+def _layer(width: int, inner: int, plan: StepShape) -> float:
     """Return what a layer keeps for one place [bytes].
 
     In fp32: two norms, of each the input, its scaled copy and the output: 6 D. In the products'
@@ -139,19 +141,21 @@ def _layer(width: int, inner: int, plan: Plan) -> float:
     return 4 * 6 * width + small * (9 * width + 4 * inner) + 2 * width
 
 
-def _words(config: LisaConfig, plan: Plan) -> float:
+def _words(config: LisaConfig, plan: StepShape) -> float:
     """Return what choosing words takes [bytes].
 
     lm_head as the products want it, and logits of the answers' places: in the products' type, in
     fp32, their softmax and the gradient.
     """
     llama = config.llama
-    learnt = plan.pictures * plan.queries * plan.words  # at most: all but the questions
+    learnt = (
+        plan.batch_size * plan.queries_per_image * plan.text_tokens
+    )  # at most: all but the questions
     copy = 2 * llama.vocab_size * llama.hidden_size if plan.bf16 else 0
     return copy + learnt * llama.vocab_size * (2 + 4 + 4 + 4)
 
 
-def _masks(config: LisaConfig, plan: Plan) -> float:
+def _masks(config: LisaConfig, plan: StepShape) -> float:
     """Return what the mask decoder and the masks' losses keep [bytes].
 
     Of each mask: about 40 maps of grid x C in the decoder's layers, then upscaled maps of C / 4 at
@@ -161,12 +165,12 @@ def _masks(config: LisaConfig, plan: Plan) -> float:
     side = config.sam_size // config.sam.vision_config.patch_size
     cells, width = side * side, config.out_dim
     decoder = 4 * cells * (40 * width + 6 * 4 * width // 4 + 6 * 16 * width // 8)
-    height, across = plan.picture_size
+    height, across = plan.image_size
     pixels = 4 * (2 * config.sam_size**2 + 10 * height * across)
-    return plan.pictures * plan.queries * (decoder + pixels)
+    return plan.batch_size * plan.queries_per_image * (decoder + pixels)
 
 
-def _sam(config: LisaConfig, plan: Plan) -> float:
+def _sam(config: LisaConfig, plan: StepShape) -> float:
     """Return what SAM's encoder takes, of which nothing is kept [bytes].
 
     Its global attention adds relative positions: three matrices of cells x cells for each head.
@@ -175,10 +179,10 @@ def _sam(config: LisaConfig, plan: Plan) -> float:
     side = config.sam_size // vision.patch_size
     size = 2 if plan.precision != 'fp32' or plan.bf16 else 4
     positions = 3 * vision.num_attention_heads * side**4 * size
-    return plan.pictures * (positions + 12 * side**2 * vision.mlp_dim * size)
+    return plan.batch_size * (positions + 12 * side**2 * vision.mlp_dim * size)
 
 
-def table(config: LisaConfig, plan: Plan) -> str:
+def table(config: LisaConfig, plan: StepShape) -> str:
     """Return the estimate for people, in GB (1e9 bytes), as a Markdown table."""
     found = estimate(config, plan)
     rows = [

@@ -149,7 +149,7 @@ def _compared(golden: dict, ours: dict, relative: float, absolute: float) -> dic
 
 def golden_lesson(
     images: Path, train: dict, own: Mapping[str, np.ndarray], loaded: Checkpoint
-) -> batches.Lesson:
+) -> batches.FinetuneBatch:
     """Return a batch of the original's as our trainer makes it of pictures and dialogues.
 
     Args:
@@ -174,7 +174,7 @@ def golden_lesson(
             batches.Sample(picture, tuple(dialogues[start:end]), bits.reshape(shape), name)
         )
     longest = tokenizer.model_max_length
-    return batches.lesson(
+    return batches.make_batch(
         dataclasses.replace(config, template=train['template']),
         tokenizer,
         loaded.clip_recipe,

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import Picture, Query, read_picture
+from lisa_ros.datasets.annotations import Picture, Query, read_image
 from lisa_ros.datasets.lisa_templates import (
     ANSWERS,
-    GIVEN_ANSWER,
     LONG_QUESTIONS,
     SHORT_QUESTIONS,
+    TEACHER_FORCED_ANSWER,
     WHY,
-    examined,
+    validation_question,
 )
-from lisa_ros.datasets.llava import Talk
+from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 from lisa_ros.training.finetune.batches import Sample
 
 
-class Asked:
+class AnnotatedImageSampler:
     """A source of samples (mixture.Source): labelled pictures, asked about as the original asks.
 
     Names ("the red mug") are put into a question, sentences stand alone. Of a picture with an
@@ -58,10 +58,10 @@ class Asked:
         return _sample(one.path, [[turn] for turn in turns], chosen if form != 'words' else [])
 
 
-class Talks:
+class DialogueSampler:
     """A source of samples: dialogues in words, that a model may not forget how to talk."""
 
-    def __init__(self, talks: Sequence[Talk]):
+    def __init__(self, talks: Sequence[TextDialogue]):
         self._talks = talks
 
     def draw(self, rng: np.random.Generator) -> Sample:
@@ -74,9 +74,15 @@ class Talks:
         return _sample(one.path, [one.turns], [])
 
 
-def source(data: Sequence[Picture] | Sequence[Talk], queries: int = 3, words_only: float = 0.1):
+def make_sampler(
+    data: Sequence[Picture] | Sequence[TextDialogue], queries: int = 3, words_only: float = 0.1
+):
     """Return the source of samples of a data set, of pictures or of talks (`datasets.named`)."""
-    return Talks(data) if isinstance(data[0], Talk) else Asked(data, queries, words_only)
+    return (
+        DialogueSampler(data)
+        if isinstance(data[0], TextDialogue)
+        else AnnotatedImageSampler(data, queries, words_only)
+    )
 
 
 def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -> Turn:
@@ -94,16 +100,16 @@ def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -
     return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWERS))
 
 
-def examination(one: Picture) -> Sample:
+def validation_sample(one: Picture) -> Sample:
     """Return a picture with all its queries, asked as the original does in its validation."""
     queries = one.queries  # a map is read for them
-    turns = [Turn(examined(query), GIVEN_ANSWER) for query in queries]
+    turns = [Turn(validation_question(query), TEACHER_FORCED_ANSWER) for query in queries]
     return _sample(one.path, [[turn] for turn in turns], queries)
 
 
 def _sample(path: Path, dialogues: Sequence[Sequence[Turn]], asked: Sequence[Query]) -> Sample:
     """Return a picture with dialogues whose [SEG] stand for the queries, in their order."""
-    picture = read_picture(path)
+    picture = read_image(path)
     height, width = picture.shape[:2]
     truth = [query.truth(height, width) for query in asked]
     return Sample(

@@ -29,19 +29,24 @@ from lisa_ros.model import checkpoint, export, from_llava, quantization
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception import overlay
-from lisa_ros.training.distributed import join
+from lisa_ros.training.distributed import init_distributed
 from lisa_ros.training.finetune import batches, samplers
 from lisa_ros.training.finetune.mixture import Mixture
-from lisa_ros.training.trainer import Loop, Pace
+from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 # Trained whole; what the original trains beside LoRA.
-WHOLE = ('llm.model.embed_tokens.', 'llm.lm_head.', 'text_hidden_fcs.', 'sam.mask_decoder.')
+FULLY_TRAINED = (
+    'llm.model.embed_tokens.',
+    'llm.lm_head.',
+    'text_hidden_fcs.',
+    'sam.mask_decoder.',
+)
 LORA_TARGETS = r'model\.layers\.\d+\.self_attn\.(q_proj|v_proj)'  # within the language model alone
 _LONGEST = 512  # places of a dialogue, the picture's among them; the original's model_max_length
 
 
 @dataclass(frozen=True)
-class Origin:
+class BaseCheckpoint:
     """The weights that a fine-tuning starts from: a LISA, or a LLaVA and a SAM."""
 
     name: str | Path  # a folder or hub id
@@ -75,23 +80,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FinetuneConfig:
     """What a fine-tuning depends on, beside its weights and pictures."""
 
-    pace: Pace = field(
-        default_factory=lambda: Pace(
+    pace: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
             steps=500,
-            rate=3e-4,
-            warm_up=100,
-            cool_down=1.0,
+            learning_rate=3e-4,
+            warmup_steps=100,
+            decay_fraction=1.0,
             accumulate=10,
             validate_every=100,
             save_every=100,
-            better='val_giou',
+            monitor='val_giou',
         )
     )
-    pictures: int = 1  # in a micro-batch
-    queries: int = 3  # about each picture, at most
+    batch_size: int = 1  # in a micro-batch
+    queries_per_image: int = 3  # about each picture, at most
     rank: int = 8  # of LoRA
     alpha: int = 16  # its output counts alpha / rank
     dropout: float = 0.05  # on its input
@@ -99,7 +104,7 @@ class Recipe:
     recompute: bool = True  # activations of the language model, to save memory
 
 
-class Finetuning:
+class FinetuneTask:
     """The pupil of the loop: a LISA of which little learns, and pictures to learn from.
 
     `draw` may be called from another thread or a forked process; all else from one thread.
@@ -109,10 +114,10 @@ class Finetuning:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: BaseCheckpoint,
         mixture: Mixture,
         validation: Sequence[Picture] = (),
-        recipe: Recipe | None = None,
+        recipe: FinetuneConfig | None = None,
         device: str = 'cpu',
     ):
         """Load the weights and make ready what learns.
@@ -128,7 +133,7 @@ class Finetuning:
             CheckpointError, SettingsError: as `Origin.load`; SettingsError also for a precision
                 that cannot be trained with.
         """
-        self.recipe = recipe or Recipe()
+        self.recipe = recipe or FinetuneConfig()
         _check_precision(self.recipe, device)
         self._origin, self._mixture, self._validation = origin, mixture, validation
         self._device = torch.device(device)
@@ -137,21 +142,21 @@ class Finetuning:
         self._tower = start.vision_tower
         self.module = self.lisa = start.model
         self.config = start.model.config
-        learn_by_lora(self.lisa, self.recipe)
+        add_lora(self.lisa, self.recipe)
 
-    def draw(self, step: int, part: int) -> batches.Lesson:
+    def draw(self, step: int, part: int) -> batches.FinetuneBatch:
         """Return the lesson of a micro-batch, the same whenever it is asked for."""
-        samples = self._mixture.draw(step, part, self.recipe.pictures)
+        samples = self._mixture.draw(step, part, self.recipe.batch_size)
         return self._lesson(samples)
 
-    def _lesson(self, samples: Sequence[batches.Sample]) -> batches.Lesson:
+    def _lesson(self, samples: Sequence[batches.Sample]) -> batches.FinetuneBatch:
         places = min(_LONGEST, self.config.llama.max_position_embeddings)
         room = max(places, self.config.image_tokens + 128) - self.config.image_tokens + 1
-        return batches.lesson(
+        return batches.make_batch(
             self.config, self.tokenizer, self.clip_recipe, samples, max_length=room
         )
 
-    def losses(self, lesson: batches.Lesson, step: int) -> dict[str, Tensor]:
+    def losses(self, lesson: batches.FinetuneBatch, step: int) -> dict[str, Tensor]:
         """Return the original's losses; all queries of a picture share one look at it."""
         return batches.losses(self.lisa, lesson)
 
@@ -164,10 +169,10 @@ class Finetuning:
         """
         overlaps, tiles = [], []
         for one in self._validation:
-            sample = samplers.examination(one)
+            sample = samplers.validation_sample(one)
             lesson = self._lesson([sample]).to(self._device)
             with torch.autocast(self._device.type, torch.bfloat16, self.recipe.pace.bf16):
-                seen = batches.found(self.lisa, lesson)[0]
+                seen = batches.predict_masks(self.lisa, lesson)[0]
             for query, mask, truth in zip(one.queries, seen, sample.truth, strict=True):
                 overlaps.append(metrics.overlap(mask, truth))
                 if len(tiles) < 20:
@@ -184,7 +189,7 @@ class Finetuning:
         CLIP lies in `original/` where the origin had it among its own weights; there is none of it
         where the released layout cannot hold the model.
         """
-        merged = self.merged()
+        merged = self.merge_lora()
         export.save(merged, self.tokenizer, self.clip_recipe, run / 'model', dtype=None)
         if not export.has_original_form(self.config):
             return
@@ -195,7 +200,7 @@ class Finetuning:
         export.save_original(merged, self.tokenizer, original, vision_tower=tower)
 
     @torch.no_grad()
-    def merged(self) -> LISA:
+    def merge_lora(self) -> LISA:
         """Return a LISA with LoRA in its weights, in the precision that the origin was loaded in.
 
         What learns goes on unchanged; tensors that stay are shared with it. Of a base in four
@@ -212,15 +217,15 @@ class Finetuning:
         for name, delta in _lora_deltas(self.lisa):
             weight = base[name]
             state[name] = weight.float() + delta.to(weight.device, torch.float32)
-        state = {n: t.to(quantization.kept_dtype(n, precision)) for n, t in state.items()}
+        state = {n: t.to(quantization.storage_dtype(n, precision)) for n, t in state.items()}
         if self.config.llama.tie_word_embeddings:
             state.pop('llm.lm_head.weight', None)
         # scores were calibrated, if they were, with other weights
         config = replace(self.config, confidence_threshold=0.0, calibration=())
-        return checkpoint.assemble(config, state)
+        return checkpoint.model_from_state_dict(config, state)
 
 
-def _check_precision(recipe: Recipe, device: str) -> None:
+def _check_precision(recipe: FinetuneConfig, device: str) -> None:
     """Refuse what cannot be trained with.
 
     Raises:
@@ -239,7 +244,7 @@ def _check_precision(recipe: Recipe, device: str) -> None:
         )
 
 
-def learn_by_lora(lisa: LISA, recipe: Recipe) -> None:
+def add_lora(lisa: LISA, recipe: FinetuneConfig) -> None:
     """Put LoRA into the language model, and let only it and what is trained WHOLE learn.
 
     What learns is kept in float32 whatever the rest is in: AdamW's steps of a thousandth of a
@@ -267,7 +272,7 @@ def learn_by_lora(lisa: LISA, recipe: Recipe) -> None:
         torch.manual_seed(recipe.pace.seed)
         inject_adapter_in_model(lora, lisa.llm)
     for name, parameter in lisa.named_parameters():
-        if name.startswith(WHOLE) or '.lora_' in name:
+        if name.startswith(FULLY_TRAINED) or '.lora_' in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
     if recipe.recompute:
@@ -303,7 +308,7 @@ def _save_picture(rgb: np.ndarray, path: Path) -> None:
 # ---- before the first step
 
 
-def rehearse(pupil: Finetuning) -> dict[str, float]:
+def profile_step(pupil: FinetuneTask) -> dict[str, float]:
     """Do a step's work once and learn nothing from it; return its seconds and its peak memory.
 
     Returns:
@@ -336,10 +341,10 @@ def rehearse(pupil: Finetuning) -> dict[str, float]:
 
 def finetune(
     run: Path,
-    origin: Origin,
+    origin: BaseCheckpoint,
     mixture: Mixture,
     validation: Sequence[Picture] = (),
-    recipe: Recipe | None = None,
+    recipe: FinetuneConfig | None = None,
     device: str = 'cpu',
 ) -> bool:
     """Fine-tune in a folder, or go on with what it holds; memory and time are printed first.
@@ -352,22 +357,22 @@ def finetune(
     """
     from lisa_ros.training.finetune import memory_estimate
 
-    recipe = recipe or Recipe()
+    recipe = recipe or FinetuneConfig()
     if not validation:  # nothing tells which weights are best: keep the last
         if recipe.pace.patience is not None:
             raise SettingsError('patience needs pictures to validate on: give --val')
-        recipe = replace(recipe, pace=replace(recipe.pace, better=None))
-    *_, device = join(device)
-    pupil = Finetuning(origin, mixture, validation, recipe, device)
-    plan = memory_estimate.Plan(
+        recipe = replace(recipe, pace=replace(recipe.pace, monitor=None))
+    *_, device = init_distributed(device)
+    pupil = FinetuneTask(origin, mixture, validation, recipe, device)
+    plan = memory_estimate.StepShape(
         precision=recipe.precision,
         rank=recipe.rank,
-        pictures=recipe.pictures,
-        queries=recipe.queries,
+        batch_size=recipe.batch_size,
+        queries_per_image=recipe.queries_per_image,
         bf16=recipe.pace.bf16,
     )
     print(memory_estimate.table(pupil.config, plan))
-    seen = rehearse(pupil)
+    seen = profile_step(pupil)
     peak = f', {seen["gigabytes"]:.2f} GB at most before AdamW' if 'gigabytes' in seen else ''
     print(f'a step takes about {seen["seconds"]:.1f} s{peak}')
-    return Loop(run, recipe.pace, pupil, device).train()
+    return Trainer(run, recipe.pace, pupil, device).train()

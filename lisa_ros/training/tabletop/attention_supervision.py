@@ -23,32 +23,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN, LISA, TeacherForced
+from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN, LISA, LisaOutput
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.tabletop.answer_text import MEASURES
-from lisa_ros.training.tabletop.auxiliary_losses import extent
-from lisa_ros.training.tabletop.batches import Asked, Spots
+from lisa_ros.tabletop.answer_text import NUMBER_WORDS
+from lisa_ros.training.tabletop.auxiliary_losses import valid_size
+from lisa_ros.training.tabletop.batches import AttentionTargets, QueryBatch
 
 HEADS = 2  # the first ones of the layer
 _SPREAD = 0.06  # of the attention that a place wants [shares of the picture's sides]
 
 
-def layer(lisa: LISA) -> int:
+def supervised_layer(lisa: LISA) -> int:
     """Return the layer that learns to look: the last but one, so that one is left to say it."""
     return max(0, len(lisa.llm.model.layers) - 2)
 
 
-class Looking:
+class AttentionSupervision:
     """Finds what is said by looking, and holds attention and names against the truth."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self._values = {tokenizer.encode(number)[0]: int(number) for number in MEASURES}
+        self._values = {tokenizer.encode(number)[0]: int(number) for number in NUMBER_WORDS}
         self._seg = tokenizer.seg_token_id
         # cut as they are within an answer, not as at its beginning: hence the numbers before them
         self._it_is = tokenizer.encode('86 42. It is the')[3:]
         self._comma, self._the = tokenizer.encode('86 42, the')[2:]
 
-    def spots(self, lesson: Asked, side: int) -> Spots:
+    def attention_targets(self, lesson: QueryBatch, side: int) -> AttentionTargets:
         """Return what the answers of a lesson say by looking at side x side image tokens.
 
         On the CPU, where lessons are drawn: it reads their words one by one.
@@ -78,9 +78,9 @@ class Looking:
         unnamed = len(words) - len(names) - len(listed)
         named = torch.arange(len(found)) >= unnamed
         clear = wanted.sum(1) > 0  # in this view something of it shows
-        return Spots(*found[clear].unbind(1), wanted[clear], named[clear])
+        return AttentionTargets(*found[clear].unbind(1), wanted[clear], named[clear])
 
-    def _pointed(self, lesson: Asked) -> list[tuple[int, int, int]]:
+    def _pointed(self, lesson: QueryBatch) -> list[tuple[int, int, int]]:
         """Return (row, word, number among all) of each [SEG] that is learnt."""
         segs = (lesson.batch.input_ids == self._seg).nonzero().tolist()
         return [
@@ -89,7 +89,7 @@ class Looking:
             if lesson.batch.labels[row, word] == self._seg
         ]
 
-    def _said(self, lesson: Asked) -> tuple[list[tuple], list[tuple], list[tuple]]:
+    def _said(self, lesson: QueryBatch) -> tuple[list[tuple], list[tuple], list[tuple]]:
         """Return the numbers of places, sizes, and words of names, each with its truth.
 
         (row, word, (x, y)); (row, word, the size's number in the lesson); (row, word, the number
@@ -144,7 +144,7 @@ class Looking:
         away = (where[:, None] - patches).square().sum(-1)  # (n, P)
         return (-away / (2 * _SPREAD**2)).softmax(1)
 
-    def losses(self, lisa: LISA, out: TeacherForced, lesson: Asked) -> dict[str, Tensor]:
+    def losses(self, lisa: LISA, out: LisaOutput, lesson: QueryBatch) -> dict[str, Tensor]:
         """Return `looking`, how far attention is from what is to be looked at
         (Kullback-Leibler), and `naming`.
         """
@@ -157,18 +157,18 @@ class Looking:
             told['looking'] = away.sum(1).mean()
         if spots.names.any():
             rows, words = spots.rows[spots.names], spots.words[spots.names]
-            said = lisa.llm.lm_head(out.llm_states[rows, out.says(words)]).float()
+            said = lisa.llm.lm_head(out.llm_states[rows, out.predicting_positions(words)]).float()
             told['naming'] = F.cross_entropy(said, lesson.batch.labels[rows, words])
         return told
 
 
-def _shares(masks: Tensor, lesson: Asked, side: int) -> Tensor:
+def _shares(masks: Tensor, lesson: QueryBatch, side: int) -> Tensor:
     """Return the attention (n, P) that the things of masks (n, S, S) want; zeros where none shows.
 
     CLIP sees the whole picture squeezed to a square, without SAM's padding. Patches that a thing
     fills count more than those at its edge.
     """
-    rows, columns = extent(lesson)
+    rows, columns = valid_size(lesson)
     if len(masks) == 0:
         return torch.zeros(0, side * side)
     shown = masks[:, :rows, :columns].float()
@@ -176,7 +176,7 @@ def _shares(masks: Tensor, lesson: Asked, side: int) -> Tensor:
     return filled / filled.sum(1, keepdim=True).clamp(min=1e-9)
 
 
-def attention(lisa: LISA, out: TeacherForced, spots: Spots, begin: Tensor) -> Tensor:
+def attention(lisa: LISA, out: LisaOutput, spots: AttentionTargets, begin: Tensor) -> Tensor:
     """Return what the heads that look attend to while they say the words of some spots.
 
     Args:
@@ -188,7 +188,7 @@ def attention(lisa: LISA, out: TeacherForced, spots: Spots, begin: Tensor) -> Te
     Returns:
         (n, P), the mean of the heads' attention to each image token; the rest is on words.
     """
-    looks, count = lisa.llm.model.layers[layer(lisa)], out.clip_tokens.shape[1]
+    looks, count = lisa.llm.model.layers[supervised_layer(lisa)], out.clip_tokens.shape[1]
     states = looks.input_layernorm(out.llm_inner)
     rotation = lisa.llm.model.rotary_emb(states, torch.arange(states.shape[1])[None].to(begin))
     size = looks.self_attn.head_dim
@@ -199,7 +199,7 @@ def attention(lisa: LISA, out: TeacherForced, spots: Spots, begin: Tensor) -> Te
     asks, keys = apply_rotary_pos_emb(
         *(each.unflatten(-1, (HEADS, size)).transpose(1, 2).float() for each in heads), *rotation
     )  # (Q, HEADS, L, size)
-    before = out.says(spots.words)
+    before = out.predicting_positions(spots.words)
     likeness = torch.einsum('nhd,nhld->nhl', asks[spots.rows, :, before], keys[spots.rows])
     later = torch.arange(states.shape[1], device=begin.device) > before[:, None]
     likeness = (likeness * looks.self_attn.scaling).masked_fill(later[:, None], float('-inf'))

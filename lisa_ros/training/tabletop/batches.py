@@ -20,25 +20,32 @@ import torch
 from torch import Tensor
 
 from lisa_ros.model import image_processing
-from lisa_ros.model.lisa import IGNORED, Batch, Conversations, LisaConfig
+from lisa_ros.model.lisa import IGNORED, Conversations, LisaBatch, LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception import prompts
-from lisa_ros.tabletop.objects import COLOURS, KINDS
-from lisa_ros.tabletop.queries import Request
-from lisa_ros.tabletop.rendering import PART
-from lisa_ros.tabletop.scene_graph import PLACES, SUPERLATIVES, VISIBLE, Table, leans, nearest_in
-from lisa_ros.training.tabletop.dataset import squared
+from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES
+from lisa_ros.tabletop.queries import TabletopQuery
+from lisa_ros.tabletop.rendering import PART_FLAG
+from lisa_ros.tabletop.scene_graph import (
+    PLACES,
+    SUPERLATIVES,
+    VISIBLE,
+    SceneGraph,
+    nearest_in_relation,
+    on_side,
+)
+from lisa_ros.training.tabletop.dataset import to_sam_square
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
-KIND_INDEX = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is "no thing"
+KIND_INDEX = {name: i + 1 for i, name in enumerate(OBJECT_CATEGORIES)}  # 0 is "no thing"
 COLOUR_INDEX = {name: i + 1 for i, name in enumerate(COLOURS)}  # 0 is "no colour with a name"
-MOST = 16  # ids of things are below it
+MAX_OBJECTS = 16  # ids of things are below it
 
 
 @dataclass(frozen=True)
-class Spots:
+class AttentionTargets:
     """What is said by looking, and where to: n words."""
 
     rows: Tensor  # (n,) long, conversations
@@ -46,13 +53,13 @@ class Spots:
     wanted: Tensor  # (n, P) float, of each image token, summing to one
     names: Tensor  # (n,) bool, words of a name, and of a list between its names
 
-    def to(self, device: torch.device | str) -> Spots:
+    def to(self, device: torch.device | str) -> AttentionTargets:
         """Return the same on `device`."""
-        return Spots(*(part.to(device) for part in vars(self).values()))
+        return AttentionTargets(*(part.to(device) for part in vars(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class QueryBatch:
     """Requests about pictures as LISA reads them, and their truth."""
 
     batch: Conversations
@@ -62,7 +69,7 @@ class Asked:
     listed: Tensor  # (L, S, S) uint8 0 or 1, what each name of a list stands for
     listed_words: Tensor  # (L, 3) long, (row, first, behind the last) of the words of each
     first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
-    spots: Spots | None = None  # of the lesson of looking, if there is one
+    spots: AttentionTargets | None = None  # of the lesson of looking, if there is one
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same on `device`."""
@@ -72,10 +79,10 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson(Asked):
+class TabletopBatch(QueryBatch):
     """The same with the pictures, and with the truth of what is to be seen there."""
 
-    batch: Batch
+    batch: LisaBatch
     kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
     colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
     things: Tensor  # (B, S, S) uint8, id of the thing that each pixel shows, 0 none
@@ -86,33 +93,35 @@ class Lesson(Asked):
     firsts: Tensor  # (B, MOST, 2 * superlatives) float 0 or 1, of all things, of its own kind
 
 
-def lesson(
+def make_batch(
     config: LisaConfig,
     tokenizer: Tokenizer,
-    clip: image_processing.ClipRecipe,
-    views: list[tuple[np.ndarray, np.ndarray, Table, list[Request]]],
-) -> Lesson:
+    clip: image_processing.ClipPreprocessing,
+    views: list[tuple[np.ndarray, np.ndarray, SceneGraph, list[TabletopQuery]]],
+) -> TabletopBatch:
     """Return what LISA sees and should answer, of views: colour, ids, table and requests."""
     clip_pixels, sam_pixels, kinds, colours, squares = [], [], [], [], []
     for colour, ids, table, _ in views:
         clip_pixels.append(image_processing.clip_pixels(colour, clip))
         sam_pixels.append(image_processing.sam_input(colour, config.sam_size).pixels)
-        square = squared(ids, config.sam_size)
+        square = to_sam_square(ids, config.sam_size)
         classes = np.zeros((2, 256), np.uint8)
-        for one in table.there:
+        for one in table.objects:
             values = KIND_INDEX[one.kind], COLOUR_INDEX.get(one.looks_coloured, 0)
-            classes[:, one.id] = classes[:, one.id + PART] = values
+            classes[:, one.id] = classes[:, one.id + PART_FLAG] = values
         kinds.append(classes[0][square])
         colours.append(classes[1][square])
         squares.append(square)
     shapes = {ids.shape for _, ids, _, _ in views}
-    talk = asked(config, tokenizer, shapes.pop(), squares, [requests for *_, requests in views])
-    layouts = [layout(table) for _, _, table, _ in views]
+    talk = make_query_batch(
+        config, tokenizer, shapes.pop(), squares, [requests for *_, requests in views]
+    )
+    layouts = [auxiliary_targets(table) for _, _, table, _ in views]
     there, standing, beside, firsts = (
         torch.from_numpy(np.stack(x)) for x in zip(*layouts, strict=True)
     )
-    return Lesson(
-        batch=Batch(
+    return TabletopBatch(
+        batch=LisaBatch(
             **vars(talk.batch),
             clip_pixels=torch.from_numpy(np.stack(clip_pixels)),
             sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
@@ -125,7 +134,7 @@ def lesson(
         first_words=talk.first_words,
         kinds=torch.from_numpy(np.stack(kinds)),
         colours=torch.from_numpy(np.stack(colours)),
-        things=torch.from_numpy(np.stack(squares) & ~np.uint8(PART)),
+        things=torch.from_numpy(np.stack(squares) & ~np.uint8(PART_FLAG)),
         there=there,
         standing=standing,
         beside=beside,
@@ -133,13 +142,13 @@ def lesson(
     )
 
 
-def asked(
+def make_query_batch(
     config: LisaConfig,
     tokenizer: Tokenizer,
     shape: tuple[int, int],
     squares: Sequence[np.ndarray],
-    requests: Sequence[Sequence[Request]],
-) -> Asked:
+    requests: Sequence[Sequence[TabletopQuery]],
+) -> QueryBatch:
     """Return what is asked about pictures of one shape and what the answers are.
 
     Args:
@@ -175,7 +184,7 @@ def asked(
         image_index=torch.tensor(owners),
     )
     learnt = batch.labels != IGNORED
-    return Asked(
+    return QueryBatch(
         batch=batch,
         truth=torch.cat(truth),
         sized=torch.cat(sized),
@@ -187,7 +196,7 @@ def asked(
 
 
 def _words(
-    config: LisaConfig, tokenizer: Tokenizer, request: Request
+    config: LisaConfig, tokenizer: Tokenizer, request: TabletopQuery
 ) -> tuple[list[int], list[int]]:
     """Return what is read of a request, and what of it is learnt; of a slip, what precedes it."""
     row, label = prompts.training_ids(tokenizer, config.template, request.turns)
@@ -202,7 +211,9 @@ def _words(
     return read, label[:same] + [IGNORED] * (len(read) - same)
 
 
-def _listed(tokenizer: Tokenizer, label: list[int], request: Request) -> list[tuple[int, int]]:
+def _listed(
+    tokenizer: Tokenizer, label: list[int], request: TabletopQuery
+) -> list[tuple[int, int]]:
     """Return (first, behind the last) of the words of each name in the lists of a request.
 
     What stands between two names belongs to the second: whether there is one more is seen there.
@@ -227,18 +238,18 @@ def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:
     return torch.from_numpy(chosen[:, ids])
 
 
-def layout(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def auxiliary_targets(table: SceneGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return what Lesson says of one picture: `there`, `standing`, `beside`, `firsts`."""
-    there = np.zeros(len(KINDS), np.float32)
-    standing = np.full((MOST, 4), np.nan, np.float32)
-    beside = np.full((MOST, len(PLACES), 2), IGNORED, np.int64)
-    firsts = np.full((MOST, 2 * len(SUPERLATIVES)), np.nan, np.float32)
-    for one in sorted(table.there, key=lambda o: o.area):
+    there = np.zeros(len(OBJECT_CATEGORIES), np.float32)
+    standing = np.full((MAX_OBJECTS, 4), np.nan, np.float32)
+    beside = np.full((MAX_OBJECTS, len(PLACES), 2), IGNORED, np.int64)
+    firsts = np.full((MAX_OBJECTS, 2 * len(SUPERLATIVES)), np.nan, np.float32)
+    for one in sorted(table.objects, key=lambda o: o.area):
         there[KIND_INDEX[one.kind] - 1] = 1 if one.area >= VISIBLE else np.nan
         standing[one.id] = one.right, one.away, one.height, one.longest
-        alike = [o for o in table.there if o.kind == one.kind]
+        alike = [o for o in table.objects if o.kind == one.kind]
         for i, (measure, margin) in enumerate(SUPERLATIVES.values()):
-            for group, things in enumerate((table.there, alike)):
+            for group, things in enumerate((table.objects, alike)):
                 rivals = [o for o in things if o.id != one.id]
                 ahead = [measure(one) - measure(o) for o in rivals]
                 seen = [a for a, o in zip(ahead, rivals, strict=True) if o.area >= VISIBLE]
@@ -247,10 +258,10 @@ def layout(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
                 elif ahead and min(ahead) >= margin:
                     firsts[one.id, group * len(SUPERLATIVES) + i] = 1
         for i, place in enumerate(PLACES):
-            other = nearest_in(table.there, place, one)
+            other = nearest_in_relation(table.objects, place, one)
             if other is not None and other.area >= VISIBLE:
                 colour = COLOUR_INDEX.get(other.looks_coloured, 0)
                 beside[one.id, i] = KIND_INDEX[other.kind], colour
-            elif not any(leans(o, place, one) for o in table.there if o.id != one.id):
+            elif not any(on_side(o, place, one) for o in table.objects if o.id != one.id):
                 beside[one.id, i] = 0
     return there, standing, beside, firsts

@@ -15,8 +15,8 @@ import numpy as np
 
 from lisa_ros.errors import DataError
 from lisa_ros.model import image_processing
-from lisa_ros.tabletop.rendering import PART
-from lisa_ros.tabletop.scene_graph import Seen, Table
+from lisa_ros.tabletop.rendering import PART_FLAG
+from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject
 
 if TYPE_CHECKING:
     pass  # from Python 3.11 on
@@ -28,7 +28,7 @@ class SceneSet:
 
     colour: np.ndarray  # (n, H, W, 3) uint8 RGB
     ids: np.ndarray  # (n, H, W) uint8, object's id + PART, see scenes.py
-    tables: list[Table]  # what each shows
+    tables: list[SceneGraph]  # what each shows
 
     def __len__(self) -> int:
         """Return the number of scenes."""
@@ -43,7 +43,9 @@ class SceneSet:
         """
         try:
             scenes = json.loads((folder / 'scenes.json').read_text())['scenes'][:limit]
-            tables = [Table(tuple(Seen(**o) for o in scene['objects'])) for scene in scenes]
+            tables = [
+                SceneGraph(tuple(SceneObject(**o) for o in scene['objects'])) for scene in scenes
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{folder}: no scenes here, or of another version ({error!r}); render some '
@@ -63,7 +65,9 @@ class SceneSet:
 
         with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(read, scenes))
-        tables = [in_view(table, ids) for table, (_, ids) in zip(tables, pictures, strict=True)]
+        tables = [
+            with_visibility(table, ids) for table, (_, ids) in zip(tables, pictures, strict=True)
+        ]
         return cls(
             np.stack([colour for colour, _ in pictures]),
             np.stack([ids for _, ids in pictures]),
@@ -72,8 +76,8 @@ class SceneSet:
 
 
 def augment(
-    rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray, table: Table
-) -> tuple[np.ndarray, np.ndarray, Table]:
+    rng: np.random.Generator, colour: np.ndarray, ids: np.ndarray, table: SceneGraph
+) -> tuple[np.ndarray, np.ndarray, SceneGraph]:
     """Return picture, ids and table cropped, mirrored, in another light and with noise."""
     height, width = ids.shape
     share = rng.uniform(0.7, 1.0)
@@ -91,18 +95,18 @@ def augment(
     colour = values.clip(0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         colour = cv2.GaussianBlur(colour, (3, 3), 0)
-    return np.ascontiguousarray(colour), np.ascontiguousarray(ids), in_view(table, ids)
+    return np.ascontiguousarray(colour), np.ascontiguousarray(ids), with_visibility(table, ids)
 
 
-def in_view(table: Table, ids: np.ndarray) -> Table:
+def with_visibility(table: SceneGraph, ids: np.ndarray) -> SceneGraph:
     """Return the table as this view shows it; areas are as of a 320 x 240 picture."""
     scale = 320 * 240 / ids.size
     height, width = ids.shape
     down, across = np.nonzero(ids)
     shown = ids[down, across]
     things = []
-    for one in table.there:
-        whole, part = (shown & ~np.uint8(PART)) == one.id, shown == one.id + PART
+    for one in table.objects:
+        whole, part = (shown & ~np.uint8(PART_FLAG)) == one.id, shown == one.id + PART_FLAG
         area = np.count_nonzero(whole)
         lower = (a[whole][area // 2 :] for a in (across, down))  # rows come from the top
         place = (float(a.mean() + 0.5) if len(a) else 0.0 for a in lower)
@@ -115,10 +119,10 @@ def in_view(table: Table, ids: np.ndarray) -> Table:
                 down=round(next(place) / height, 3),
             )
         )
-    return Table(tuple(things))
+    return SceneGraph(tuple(things))
 
 
-def squared(ids: np.ndarray, side: int) -> np.ndarray:
+def to_sam_square(ids: np.ndarray, side: int) -> np.ndarray:
     """Return an id image as SAM's square input holds the picture, padded with 0."""
     height, width = image_processing.sam_resized(ids.shape, side)
     square = np.zeros((side, side), np.uint8)

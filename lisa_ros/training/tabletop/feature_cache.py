@@ -32,8 +32,8 @@ from lisa_ros.errors import DataError
 from lisa_ros.model import image_processing
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.tabletop.queries import Request
-from lisa_ros.tabletop.scene_graph import Seen, Table
+from lisa_ros.tabletop.queries import TabletopQuery
+from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject
 from lisa_ros.training.tabletop import batches, dataset
 
 _EYES = ('clip.', 'sam.vision_encoder.')
@@ -41,7 +41,7 @@ _AT_ONCE = 32  # pictures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered(batches.Asked):
+class CachedBatch(batches.QueryBatch):
     """Requests about pictures, and what the eyes made of these."""
 
     clip_states: Tensor  # (B, P, W) float16
@@ -49,13 +49,13 @@ class Remembered(batches.Asked):
 
 
 @dataclass(frozen=True)
-class Memory:
+class FeatureCache:
     """The views of a training set as the eyes saw them; arrays are read from disk as needed."""
 
     clip: np.ndarray
     sam: np.ndarray
     ids: np.ndarray
-    tables: list[Table]
+    tables: list[SceneGraph]
     shape: tuple[int, int]  # (height, width) of every view [px]
 
     def __len__(self) -> int:
@@ -67,27 +67,27 @@ class Memory:
         lisa: LISA,
         tokenizer: Tokenizer,
         views: Sequence[int],
-        requests: Sequence[Sequence[Request]],
-    ) -> Remembered:
+        requests: Sequence[Sequence[TabletopQuery]],
+    ) -> CachedBatch:
         """Return the lesson of some views, with what is asked about each."""
-        asked = batches.asked(
+        asked = batches.make_query_batch(
             lisa.config, tokenizer, self.shape, [self.ids[i] for i in views], requests
         )
-        return Remembered(
+        return CachedBatch(
             **vars(asked),
             clip_states=torch.from_numpy(np.stack([self.clip[i] for i in views])),
             image_embeddings=torch.from_numpy(np.stack([self.sam[i] for i in views])),
         )
 
 
-def remember(
+def load_or_build(
     folder: Path,
     lisa: LISA,
-    clip: image_processing.ClipRecipe,
+    clip: image_processing.ClipPreprocessing,
     scenes: dataset.SceneSet,
     views: int,
     bf16: bool = False,
-) -> Memory:
+) -> FeatureCache:
     """Return the memory in a folder; look at every scene `views` times first if there is none.
 
     Raises:
@@ -101,7 +101,9 @@ def remember(
     }
     if not (folder / 'tables.json').exists():
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(f'{folder} holds something else: give --memory a folder of its own')
+            raise DataError(
+                f'{folder} holds something else: give --feature-cache a folder of its own'
+            )
         _look(folder, lisa, clip, scenes, about, bf16)
     kept = json.loads((folder / 'tables.json').read_text())
     other = [
@@ -109,12 +111,12 @@ def remember(
     ]
     if other:
         raise DataError(
-            f'{folder} remembers another training set ({"; ".join(other)}): give --memory another '
-            'folder, or remove this one'
+            f'{folder} remembers another training set ({"; ".join(other)}): give '
+            '--feature-cache another folder, or remove this one'
         )
     arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r') for name in _ARRAYS}
-    tables = [Table(tuple(Seen(**o) for o in table)) for table in kept['tables']]
-    return Memory(**arrays, tables=tables, shape=tuple(kept['shape']))
+    tables = [SceneGraph(tuple(SceneObject(**o) for o in table)) for table in kept['tables']]
+    return FeatureCache(**arrays, tables=tables, shape=tuple(kept['shape']))
 
 
 _ARRAYS = ('clip', 'sam', 'ids')
@@ -124,7 +126,7 @@ _ARRAYS = ('clip', 'sam', 'ids')
 def _look(
     folder: Path,
     lisa: LISA,
-    clip: image_processing.ClipRecipe,
+    clip: image_processing.ClipPreprocessing,
     scenes: dataset.SceneSet,
     about: dict,
     bf16: bool,
@@ -153,7 +155,7 @@ def _look(
         made = {
             'clip': states.half().cpu().numpy(),
             'sam': features.half().cpu().numpy(),
-            'ids': np.stack([dataset.squared(ids, side) for _, ids, _ in views]),
+            'ids': np.stack([dataset.to_sam_square(ids, side) for _, ids, _ in views]),
         }
         for name, some in made.items():
             if name not in files:

@@ -17,19 +17,19 @@ from lisa_ros.model.lisa import LisaConfig, sam_config
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.results import SEG
 from lisa_ros.tabletop import answer_text, query_sampling
-from lisa_ros.tabletop.scene_graph import Table
+from lisa_ros.tabletop.scene_graph import SceneGraph
 
 ADDED_TOKENS = ('[SEG]', '<im_start>', '<im_end>')
 PATCH_SIZE = 16  # of CLIP [px]
 MAX_POSITIONS = 1024  # of the language model [tokens]
 
 
-def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -> Tokenizer:
+def write_tokenizer(folder: Path, tables: list[SceneGraph], vocabulary: int = 1400) -> Tokenizer:
     """Train a SentencePiece model on our own grammar and write it as LISA's tokenizer folder."""
     rng = np.random.default_rng(0)
     lines = []
     for i in range(30000):
-        request = query_sampling.draw_request(rng, tables[i % len(tables)])
+        request = query_sampling.sample_query(rng, tables[i % len(tables)])
         for turn in request.turns:
             lines += [f'USER: {turn.query} ASSISTANT: {turn.answer_raw.replace(SEG, "")}']
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
         byte_fallback=True,
         character_coverage=1.0,
         hard_vocab_limit=False,
-        user_defined_symbols=[f'{SPACE}{n}' for n in answer_text.MEASURES],
+        user_defined_symbols=[f'{SPACE}{n}' for n in answer_text.NUMBER_WORDS],
         minloglevel=2,
     )
     (folder / 'tokenizer.vocab').unlink()
@@ -63,7 +63,7 @@ def write_tokenizer(folder: Path, tables: list[Table], vocabulary: int = 1400) -
     return Tokenizer.load(folder)
 
 
-def reworded(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> dict:
+def remap_vocabulary(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> dict:
     """Return weights for another vocabulary; a new word begins as the mean of its old pieces."""
     ids = {old.token(i): i for i in range(len(old))}
     spread = torch.zeros(len(new), len(old))
@@ -74,7 +74,7 @@ def reworded(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> 
     return {**state, **{name: spread @ state[name].float() for name in tables}}
 
 
-def resized(state: dict[str, torch.Tensor], patches: int) -> dict:
+def resize_position_embedding(state: dict[str, torch.Tensor], patches: int) -> dict:
     """Return weights whose CLIP sees so many patches; their places lie between the old ones."""
     name = 'clip.embeddings.position_embedding.weight'
     picture, places = state[name][:1], state[name][1:]  # the class token has the first row
@@ -84,7 +84,7 @@ def resized(state: dict[str, torch.Tensor], patches: int) -> dict:
     return {**state, name: torch.cat([picture, grid[0].flatten(1).T.to(places)])}
 
 
-def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
+def default_config(tokenizer: Tokenizer) -> LisaConfig:
     """Return the sizes that `lisa-tabletop` began with: twelve million weights."""
     return LisaConfig(
         clip=CLIPVisionConfig(
@@ -131,7 +131,7 @@ def tabletop_config(tokenizer: Tokenizer) -> LisaConfig:
     )
 
 
-def clip_recipe(config: LisaConfig) -> image_processing.ClipRecipe:
+def clip_preprocessing(config: LisaConfig) -> image_processing.ClipPreprocessing:
     """Return how CLIP gets its pictures: whole, squeezed to a square."""
     side = config.clip.image_size
-    return image_processing.ClipRecipe(size=(side, side), crop=None)
+    return image_processing.ClipPreprocessing(size=(side, side), crop=None)

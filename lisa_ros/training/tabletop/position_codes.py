@@ -27,20 +27,26 @@ from torch import Tensor, nn
 
 from lisa_ros.model import checkpoint, export, image_processing
 from lisa_ros.training.tabletop import dataset
-from lisa_ros.training.tabletop.initialization import clip_recipe
-from lisa_ros.training.trainer import Loop, Pace, bf16_pays
+from lisa_ros.training.tabletop.initialization import clip_preprocessing
+from lisa_ros.training.trainer import Trainer, TrainerConfig, has_fast_bf16
 
 WAVES = 4  # along each side of the picture: cos(k pi x), k = 1 ... WAVES
 _LOUD = 2.2  # amplitude of the waves in CLIP's states; the quiet directions differ by 0.5 there
 _HEARD = 0.7  # the same in an image token whose mean square is one
 _BATCH, _MANY = 16, 64  # pictures: of a step, to know states by
 _SAMPLE, _EXAM = 2**30, 2**30 + 1  # steps that no run comes to
-PACE = Pace(
-    steps=260, rate=2e-3, warm_up=20, cool_down=0.6, betas=(0.9, 0.98), clip=5.0, bf16=bf16_pays()
+PACE = TrainerConfig(
+    steps=260,
+    learning_rate=2e-3,
+    warmup_steps=20,
+    decay_fraction=0.6,
+    betas=(0.9, 0.98),
+    max_grad_norm=5.0,
+    bf16=has_fast_bf16(),
 )
 
 
-class Waving:
+class PositionDistillationTask:
     """The pupil of the loop whose CLIP learns places; nothing else of the model is trained."""
 
     weights = {'seen': 1.0, 'place': 0.7}  # noqa: RUF012  # of the protocol
@@ -50,17 +56,17 @@ class Waving:
         loaded = checkpoint.load(start)
         self.lisa, self.tokenizer = loaded.model.float(), loaded.tokenizer
         self.scenes, self.seed = scenes, seed
-        self.clip_recipe = clip_recipe(self.lisa.config)
+        self.clip_recipe = clip_preprocessing(self.lisa.config)
         self.teacher = copy.deepcopy(self.lisa.clip).requires_grad_(False).eval()
         self.module = nn.ModuleDict({'clip': self.lisa.clip})
-        self.waves = waves(self.lisa.config.image_tokens)  # (P, 2 WAVES)
+        self.waves = position_codes(self.lisa.config.image_tokens)  # (P, 2 WAVES)
         pixels = self.draw(_SAMPLE, 0, _MANY)
         with torch.no_grad():
             states = self._states(self.teacher, pixels).flatten(0, 1)
             self.mean = states.mean(0)
             spread, ways = torch.linalg.eigh(states.double().T.cov())
             self.scale = (ways * (spread + 1).rsqrt() @ ways.T).float()  # errors count by this
-            self.quiet = begin(self.lisa.clip, pixels, self.waves)  # (2 WAVES, W)
+            self.quiet = inject_position_codes(self.lisa.clip, pixels, self.waves)  # (2 WAVES, W)
             self._hand_on(states)
         self.others = torch.eye(len(self.mean)) - self.quiet.T @ self.quiet
 
@@ -126,7 +132,7 @@ class Waving:
         export.save(self.lisa, self.tokenizer, self.clip_recipe, run / 'model')
 
 
-def waves(patches: int) -> Tensor:
+def position_codes(patches: int) -> Tensor:
     """Return the waves at each patch of a square grid, (P, 2 WAVES), of mean square one."""
     side = int(patches**0.5)
     middle = (torch.arange(side) + 0.5) / side
@@ -137,7 +143,7 @@ def waves(patches: int) -> Tensor:
 
 
 @torch.no_grad()
-def begin(clip: nn.Module, pixels: Tensor, told: Tensor) -> Tensor:
+def inject_position_codes(clip: nn.Module, pixels: Tensor, told: Tensor) -> Tensor:
     """Let a CLIP carry waves from its position embedding to its last states, in closed form.
 
     Args:
@@ -200,11 +206,11 @@ def _stop_listening(linear: nn.Linear, norm: nn.LayerNorm, quiet: Tensor, usual:
     linear.weight -= heard @ (quiet / norm.weight)
 
 
-def learn(run: Path, scenes: Path, start: Path, pace: Pace = PACE) -> bool:
+def distill(run: Path, scenes: Path, start: Path, pace: TrainerConfig = PACE) -> bool:
     """Give a model's CLIP the waves, in a folder, or go on with what it holds.
 
     Returns:
         False if a signal stopped it before its end.
     """
-    pupil = Waving(start, dataset.SceneSet.load(scenes / 'train'), pace.seed)
-    return Loop(run, pace, pupil).train()
+    pupil = PositionDistillationTask(start, dataset.SceneSet.load(scenes / 'train'), pace.seed)
+    return Trainer(run, pace, pupil).train()
