@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ros2 launch lisa_ros lisa.launch.py image:=/camera/image_raw; the rest: config/*.yaml."""
+"""Start lisa_node, and if asked for voice_node and RViz.
+
+    ros2 launch lisa_ros lisa.launch.py image:=/camera/image_raw
+
+All other parameters are in config/lisa.yaml and config/voice.yaml.
+"""
 
 from pathlib import Path
 
@@ -7,30 +12,30 @@ from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
 
 CONFIG = Path(get_package_share_directory('lisa_ros')) / 'config'
-ARGUMENTS = {  # name: default, sentence
-    'model': ('', 'lisa-tabletop, a folder or a hub id; empty: as in params_file'),
-    'vision_tower': ('', 'CLIP of the model, folder or hub id; empty: as in params_file'),
-    'template': ('', 'conversation template; empty: as in params_file'),
-    'device': ('', 'cpu, cuda or auto; empty: as in params_file'),
-    'precision': ('', 'fp32, bf16, fp16, int8, nf4 or auto; empty: as in params_file'),
+ARGUMENTS = {  # name: default, description
+    'model': ('', 'lisa-tabletop, a folder or a hub id; empty: from params_file'),
+    'vision_tower': ('', 'CLIP of the model, folder or hub id; empty: from params_file'),
+    'template': ('', 'conversation template of the prompt; empty: from params_file'),
+    'device': ('', 'device: cpu, cuda or auto; empty: from params_file'),
+    'precision': ('', 'weights: fp32, bf16, fp16, int8, nf4 or auto; empty: from params_file'),
     'image': ('image', 'colour image topic, without /compressed'),
-    'depth': ('depth', 'depth topic, registered to the image (optional)'),
+    'depth': ('depth', 'topic of the depth image, registered to the image (optional)'),
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
-    'params_file': (str(CONFIG / 'lisa.yaml'), 'parameters'),
-    'namespace': ('', 'namespace of the node and its relative topics'),
-    'voice': ('false', 'whether voice_node hears commands, too'),
-    'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameters of voice_node'),
-    'audio': ('audio', 'sound topic, 16-bit samples, one channel, 16 kHz'),
-    'rviz': ('false', 'whether to show the overlay in RViz, where rviz2 is installed'),
+    'params_file': (str(CONFIG / 'lisa.yaml'), 'parameter file of lisa_node'),
+    'namespace': ('', 'namespace of the nodes and of their relative topics'),
+    'voice': ('false', 'true: start voice_node, for spoken commands'),
+    'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameter file of voice_node'),
+    'audio': ('audio', 'audio topic: 16-bit samples, one channel, 16 kHz'),
+    'rviz': ('false', 'true: start RViz with config/lisa.rviz; needs rviz2'),
 }
 
-SHOWN = (  # in config/lisa.rviz, of the node's outputs
+SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),
     *('tracked/overlay', 'tracked/object_points', 'tracked/target'),
 )
@@ -44,9 +49,10 @@ def lisa_node(context):
         if given[name]
     }
     return [
-        Node(
+        LifecycleNode(
             package='lisa_ros',
             executable='lisa_node',
+            name='lisa',
             namespace=given['namespace'],
             parameters=[given['params_file'], settings],
             remappings=[(name, given[name]) for name in ('image', 'depth', 'camera_info')],
@@ -61,7 +67,7 @@ def generate_launch_description():
         executable='voice_node',
         namespace=LaunchConfiguration('namespace'),
         parameters=[LaunchConfiguration('voice_params_file')],
-        # relative names: the namespace comes before them as before the node's
+        # relative names, so the namespace applies to them as to the node's
         remappings=[
             ('audio', LaunchConfiguration('audio')),
             ('command', 'lisa/command'),
@@ -75,7 +81,7 @@ def generate_launch_description():
         executable='rviz2',
         namespace=LaunchConfiguration('namespace'),
         arguments=['-d', str(CONFIG / 'lisa.rviz')],
-        # The full names in lisa.rviz, as they are for this node: relative ones get the namespace.
+        # lisa.rviz has absolute names: make them relative, so the namespace applies to them.
         remappings=[
             ('/image', LaunchConfiguration('image')),
             *((f'/lisa/{name}', f'lisa/{name}') for name in SHOWN),
@@ -83,7 +89,7 @@ def generate_launch_description():
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
     arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=sentence)
-        for name, (default, sentence) in ARGUMENTS.items()
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=lisa_node), voice, rviz])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of the action `~/segment`, for planners and scripts; import it as `lisa_ros.client`.
+"""Client of the action `~/segment`, for planners and scripts; import it as `lisa_ros.client`.
 
-Threads: `segment` waits. Where the node is spun by somebody else it waits for that thread, so it
-must not be called from one of its callbacks: there, `segment_async`. Where nobody spins the node,
-the client spins it meanwhile.
+Threads: `segment` blocks. If an executor spins the client's node, `segment` waits for that
+executor's thread, so do not call it from a callback of the node: use `segment_async` there. If
+nothing spins the node, the client spins it while it waits.
 """
 
 from __future__ import annotations
@@ -26,33 +26,32 @@ from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Status
-from lisa_ros.ros.action_server import CALLS
+from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 
 Feedback = Callable[[Segment.Feedback], None]
 
-_DISCOVERY = (
-    0.2  # until a server that was just found has found our ears, too [s] (rmw_fastrtps#842)
-)
+_DISCOVERY_DELAY = 0.2  # for a new server to discover this client, too (rmw_fastrtps#842) [s]
+_SPIN_PERIOD = 0.05  # at which a wait checks its timeout [s]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a goal ended."""
+    """The result of a goal."""
 
     status: Status
-    reason: str  # why it was CANCELLED, FAILED or had STALE_INPUT
-    answer: str
-    header: Header  # of the image that it is about
-    masks: np.ndarray  # (N, H, W) bool
+    reason: str  # why there is no full answer, or why a mask was left out; else empty
+    answer: str  # plain text, without [SEG]
+    header: Header  # of the source image
+    masks: np.ndarray  # (N, H, W) bool, of the size of the source image; (0, 0, 0) without masks
     scores: np.ndarray  # (N,) float32, 0..1
-    message: SegmentationMessage  # all of it, with boxes and centroids
+    message: SegmentationMessage  # with boxes, centroids and timings
 
 
 class GoalFuture:
-    """A goal on its way."""
+    """A goal that was sent. Its methods may be called from any thread."""
 
     def __init__(self, client: LisaClient, sent: Future):
-        self.future = Future()  # of an Answer; may be awaited in a callback that is a coroutine
+        self.future = Future()  # of an Answer; a coroutine callback may await it
         self._client, self._goal = client, None
         self._cancelled = False
         self._ended = threading.Event()
@@ -60,21 +59,24 @@ class GoalFuture:
         sent.add_done_callback(self._accepted)
 
     def done(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the goal has ended."""
         return self._ended.is_set()
 
     def cancel(self) -> None:
-        """Ask the node to stop; the answer then says how it ended."""
+        """Request to cancel the goal; the status of its answer tells how it ended."""
         self._cancelled = True
         if self._goal is not None:
             self._goal.cancel_goal_async()
 
     def result(self, timeout: float | None = 60.0) -> Answer:
-        """Wait for the end.
+        """Wait for the goal to end and return its answer.
+
+        Args:
+            timeout: [s]; None: no limit.
 
         Raises:
-            QueryError: the goal was rejected.
-            LisaError: it has not ended within `timeout` [s]; it goes on, `cancel` stops it.
+            QueryError: the node rejected the goal.
+            LisaError: no answer within `timeout`; the goal continues, `cancel` stops it.
         """
         if not self._client.wait(self._ended, timeout):
             raise LisaError(
@@ -88,7 +90,8 @@ class GoalFuture:
         if not goal.accepted:
             self.future.set_exception(
                 QueryError(
-                    'the node rejected the goal: it is not active, or goals_kept wait already'
+                    'the node rejected the goal: it is not active, or goals_kept goals are '
+                    'waiting already; activate the node, or wait for an answer'
                 )
             )
             return
@@ -96,12 +99,12 @@ class GoalFuture:
             goal.cancel_goal_async()
         goal.get_result_async().add_done_callback(self._answered)
 
-    def _answered(self, got: Future) -> None:
+    def _answered(self, response: Future) -> None:
         try:
-            message = got.result().result.segmentation
+            message = response.result().result.segmentation
             result = result_from_message(message)
-        except Exception as error:  # noqa: BLE001  # of whatever kind: who waits is told
-            self.future.set_exception(LisaError(f'the node ended the goal without one: {error}'))
+        except Exception as error:  # noqa: BLE001  # any error must reach the caller that waits
+            self.future.set_exception(LisaError(f'the goal ended without an answer: {error}'))
             return
         self.future.set_result(
             Answer(
@@ -117,23 +120,23 @@ class GoalFuture:
 
 
 class LisaClient:
-    """Asks a lisa node; one for each node that asks."""
+    """Sends goals to a lisa node. Create one client for each of your nodes."""
 
     def __init__(self, node: Node, name: str = 'lisa'):
-        """Make a client.
+        """Create a client.
 
         Args:
-            node: the asking one.
-            name: of the lisa node, relative to this node's namespace or with its own.
+            node: your node.
+            name: of the lisa node: relative to your node's namespace, or absolute.
         """
         self._node, self._name = node, name
         self._client = ActionClient(
             node,
             Segment,
             f'{name}/segment',
-            goal_service_qos_profile=CALLS,
-            result_service_qos_profile=CALLS,
-            cancel_service_qos_profile=CALLS,
+            goal_service_qos_profile=ACTION_SERVICE_QOS,
+            result_service_qos_profile=ACTION_SERVICE_QOS,
+            cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
         self._found = False
 
@@ -145,25 +148,24 @@ class LisaClient:
         on_feedback: Feedback | None = None,
         **goal: Any,
     ) -> Answer:
-        """Ask, and wait for the answer.
+        """Send a goal and wait for its answer.
 
         Args:
             query: what to find.
-            timeout: for the node to be there and to answer [s]; a goal that takes longer is
-                cancelled.
-            on_feedback: called with each feedback.
-            **goal: other fields of Segment.Goal, as dialogue or max_age.
+            timeout: for the node to appear and to answer [s]; then the goal is cancelled.
+            on_feedback: called with each feedback, on the thread that spins the node.
+            **goal: other fields of Segment.Goal, such as dialogue or max_age.
 
         Raises:
-            LisaError: no node is there, or no answer came in time.
-            QueryError: the goal was rejected, is none, or would not end by itself.
+            LisaError: no node appeared, or no answer came in time.
+            QueryError: the goal was rejected, has wrong fields, or is continuous.
         """
         if goal.get('continuous'):
             raise QueryError('a continuous goal ends when it is cancelled: use segment_async')
-        began = time.monotonic()
+        start = time.monotonic()
         pending = self.segment_async(query, timeout=timeout, on_feedback=on_feedback, **goal)
         try:
-            return pending.result(max(0.0, timeout - (time.monotonic() - began)))
+            return pending.result(max(0.0, timeout - (time.monotonic() - start)))
         except LisaError:
             pending.cancel()
             raise
@@ -176,61 +178,69 @@ class LisaClient:
         on_feedback: Feedback | None = None,
         **goal: Any,
     ) -> GoalFuture:
-        """Ask, and come back at once, or as soon as the node is there.
+        """Send a goal as soon as the node is found, and return without waiting for the answer.
 
-        Arguments as `segment`; `timeout` is for the node to be there.
+        Args:
+            query: what to find.
+            timeout: for the node to appear [s].
+            on_feedback: called with each feedback, on the thread that spins the node.
+            **goal: other fields of Segment.Goal, such as dialogue or max_age.
 
         Raises:
-            LisaError: no node is there.
-            QueryError: a field that the goal does not have, or of another type.
+            LisaError: no node appeared.
+            QueryError: a field that Segment.Goal does not have, or a value of a wrong type.
         """
         self.find(timeout)
-        heard = None if on_feedback is None else lambda message: on_feedback(message.feedback)
+        callback = None if on_feedback is None else lambda message: on_feedback(message.feedback)
         try:
-            if not goal.keys() <= Segment.Goal.get_fields_and_field_types().keys():
-                raise TypeError(f'it has no such field as one of {", ".join(goal)}')
-            sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), heard)
-        except (AssertionError, AttributeError, TypeError) as error:  # rclpy's own checks
+            unknown = goal.keys() - Segment.Goal.get_fields_and_field_types().keys()
+            if unknown:
+                raise TypeError(f'no such field: {", ".join(sorted(unknown))}')
+            sent = self._client.send_goal_async(Segment.Goal(query=query, **goal), callback)
+        except (AssertionError, AttributeError, TypeError) as error:  # from rclpy's type checks
             raise QueryError(
-                f'that is no goal: {error}; image is a sensor_msgs/Image, region a '
-                'sensor_msgs/RegionOfInterest, the others are as in lisa_ros/action/Segment'
+                f'not a valid goal: {error}; expected the fields of lisa_ros/action/Segment: '
+                'image is a sensor_msgs/Image, region a sensor_msgs/RegionOfInterest'
             ) from error
         return GoalFuture(self, sent)
 
     def find(self, timeout: float) -> None:
-        """Wait until the node is there.
+        """Wait until the node offers the action.
+
+        Args:
+            timeout: [s].
 
         Raises:
-            LisaError: it is not, after `timeout` [s].
+            LisaError: no node appeared within `timeout`.
         """
         if self._found:
             return
         if not self._client.wait_for_server(timeout):
             raise LisaError(
-                f'no action {self._name}/segment within {timeout:g} s: does the node run, and is '
-                'its name right?'
+                f'no action {self._name}/segment within {timeout:g} s: check that the node runs '
+                'and has this name'
             )
-        time.sleep(_DISCOVERY)
+        time.sleep(_DISCOVERY_DELAY)
         self._found = True
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
-        """Wait for an event, and spin the node meanwhile if nobody else does."""
-        known = self._node.executor  # also that of an earlier rclpy.spin_once, which has let it go
-        if known is not None and self._node in known.get_nodes():
+        """Wait for an event; spin the node meanwhile if no executor does. False on timeout [s]."""
+        current = self._node.executor  # rclpy.spin_once leaves its executor here without the node
+        if current is not None and self._node in current.get_nodes():
             return event.wait(timeout)
         executor = SingleThreadedExecutor(context=self._node.context)
         executor.add_node(self._node)
-        until = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not event.is_set():
-                if until is not None and time.monotonic() > until:
+                if deadline is not None and time.monotonic() > deadline:
                     return False
-                executor.spin_once(timeout_sec=0.05)
+                executor.spin_once(timeout_sec=_SPIN_PERIOD)
         finally:
             executor.remove_node(self._node)
             executor.shutdown()
         return True
 
     def destroy(self) -> None:
-        """Free what DDS holds for it."""
+        """Destroy the action client."""
         self._client.destroy()

@@ -1,252 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `~/segment`: goals become the session's requests, and their ends become results.
+"""The action server `~/segment`: goals become requests, and their ends become results.
 
-Threads: rclpy's callbacks run on the executor; `execute` is a coroutine that awaits the answer, so
-any number of goals may wait. Feedback is published from the session's thread.
+Threads: rclpy's callbacks run on the executor's thread. `_execute` is a coroutine that awaits the
+answer, so any number of goals may wait. Feedback is published on the camera's delivery thread.
 
-How a goal ends: succeeded with FOUND or NOT_FOUND, canceled with CANCELLED if its client asked for
-that, aborted with STALE_INPUT or FAILED, or with CANCELLED where the node stops. A continuous one
-is answered about ever newer frames, each answer as feedback, until its client cancels it. Goals
-for which there is no room, and those that come while the node is not active, are rejected.
+How a goal ends (state of the action, status of the result):
+
+    succeeded   FOUND, NOT_FOUND
+    canceled    CANCELLED: its client cancelled it
+    aborted     STALE_INPUT, FAILED, or CANCELLED: the node deactivated
+
+A continuous goal is answered again for newer frames until its client cancels it; each answer is
+sent as feedback. Goals beyond `goals_kept` and goals to an inactive node are rejected.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.executors import Executor
 from rclpy.task import Future
+from sensor_msgs.msg import RegionOfInterest
 
 from lisa_ros.action import Segment
 from lisa_ros.errors import LisaError, QueryError
+from lisa_ros.messages.stamp import stamp_ns
+from lisa_ros.msg import Instance
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.perception.roi import Region
-from lisa_ros.results import Event, MaskReady, Segmentation, Status, Token, answer_text
+from lisa_ros.results import (
+    ANSWERED,
+    Event,
+    MaskReady,
+    Region,
+    Segmentation,
+    Status,
+    Token,
+    answer_text,
+)
 from lisa_ros.ros import message_types
+from lisa_ros.ros.camera_pipeline import CameraPipeline
+from lisa_ros.ros.cameras import Cameras
+from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import Request
+from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
 from lisa_ros.session.scheduler import RequestScheduler
 
-_ANSWERED = (Status.FOUND, Status.NOT_FOUND)
-# Room for all that may be asked at once: with the usual depth of 10 a burst of goals loses some,
-# and their clients wait for ever.
-CALLS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
+class _GoalReceiver:
+    """An `AnswerReceiver` for a goal: sends feedback to its client, keeps the final message."""
 
-@dataclass
-class RequestListener:
-    """Who asked, where it is not a topic: what is wanted beside the answer, and who is told."""
+    def __init__(self, goal: ServerGoalHandle, executor: Executor):
+        self.ended = Future(executor=executor)  # done when status and message are set
+        self.status: Status | None = None
+        self.message: SegmentationMessage | None = None
+        self.started_at: float | None = None  # when the model began [s, monotonic]
+        self._goal, self._executor = goal, executor
+        self._frame: SyncedMessages | None = None
+        self._answer_raw = ''
+        self._mask_count = 0
 
-    answered: Callable[[Segmentation, SegmentationMessage], None]
-    began: Callable[[SyncedMessages], None] = lambda frame: None
-    heard: Callable[[Event], None] = lambda event: None
-    region: Region | None = None  # None: the whole picture
-    explain: bool = False
-    public: bool = False  # whether the topics tell the answer, too
-
-
-@dataclass
-class _Feedback:
-    """What a goal's client was told so far."""
-
-    goal: ServerGoalHandle
-    frame: SyncedMessages | None = None
-    raw: str = ''
-    count: int = 0  # of masks
-
-    def tell(self, stage: str, instances: list[Any] = ()) -> None:
-        """Publish feedback."""
-        self.goal.publish_feedback(
-            Segment.Feedback(stage=stage, text=answer_text(self.raw), instances=list(instances))
+    def publish_feedback(self, stage: str, instances: Sequence[Instance] = ()) -> None:
+        """Publish the stage, the text so far, and new instances."""
+        self._goal.publish_feedback(
+            Segment.Feedback(
+                stage=stage, text=answer_text(self._answer_raw), instances=list(instances)
+            )
         )
 
-    def began(self, frame: SyncedMessages) -> None:
-        """The model begins."""
-        self.frame = frame
-        self.tell('looking')
+    def started(self, frame: SyncedMessages) -> None:
+        """Send the feedback that the model begins."""
+        self._frame, self.started_at = frame, time.monotonic()
+        self.publish_feedback('looking')
 
-    def heard(self, event: Event) -> None:
-        """A word or a mask has come."""
+    def event(self, event: Event) -> None:
+        """Send a token or a mask as feedback."""
         if isinstance(event, Token):
-            self.raw += event.text
-            self.tell('answering')
+            self._answer_raw += event.text
+            self.publish_feedback('answering')
         elif isinstance(event, MaskReady):
-            self.count += 1
-            header = self.frame.image.header
-            one = message_types.make.instance(header, self.count, event.mask, event.score)
-            self.tell('answering', [one])
+            self._mask_count += 1
+            header = self._frame.image.header
+            instance = message_types.make.instance(
+                header, self._mask_count, event.mask, event.score
+            )
+            self.publish_feedback('answering', [instance])
+
+    def answered(self, result: Segmentation, message: SegmentationMessage) -> None:
+        """Wake the coroutine that awaits the answer."""
+        self.status, self.message = result.status, message
+        self.ended.set_result(None)
+        self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
 
 
-@dataclass
 class SegmentActionServer:
-    """The server of the action."""
+    """The server of the action; see the module's docstring for threads and rules."""
 
-    node: LifecycleNode
-    # of a camera by its name; None while the node is not active; raises a LisaError
-    session: Callable[[str], RequestScheduler | None]
-    complain: Callable[[str], None]
-    _requests: dict[bytes, tuple[RequestScheduler, Request]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Offer the action."""
-        # with use_sim_time, a bag that is paused would hold a ROS timer back
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+    def __init__(self, context: NodeContext, cameras: Cameras):
+        """Offer the action; it rejects goals while the node is inactive."""
+        self._node, self._log, self._cameras = context.node, context.log, cameras
+        self._requests: dict[bytes, tuple[RequestScheduler, Request]] = {}  # by goal id
         self._server = ActionServer(
-            self.node,
+            self._node,
             Segment,
             '~/segment',
             execute_callback=self._execute,
-            goal_callback=self._offered,
-            cancel_callback=self._cancelled,
-            goal_service_qos_profile=CALLS,
-            result_service_qos_profile=CALLS,
-            cancel_service_qos_profile=CALLS,
+            goal_callback=self._on_goal,
+            cancel_callback=self._on_cancel,
+            goal_service_qos_profile=ACTION_SERVICE_QOS,
+            result_service_qos_profile=ACTION_SERVICE_QOS,
+            cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
 
-    def _offered(self, goal: Segment.Goal) -> GoalResponse:
+    def _on_goal(self, goal: Segment.Goal) -> GoalResponse:
         try:
-            session = self.session(goal.camera)
+            scheduler = self._cameras.named(goal.camera).scheduler
         except LisaError:
-            return GoalResponse.ACCEPT  # to be told why it fails
-        if session is None:
-            self.complain('a goal was rejected: the node is not active')
+            return GoalResponse.ACCEPT  # aborted in `_execute` with a reason; a rejection has none
+        if scheduler is None:
+            self._log.error('a goal was rejected: the node is not active')
             return GoalResponse.REJECT
-        if not session.accepts_goals:
-            self.complain('a goal was rejected: goals_kept of them wait already')
+        if not scheduler.accepts_goals:
+            self._log.error('a goal was rejected: the queue is full, see goals_kept')
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
-    def _cancelled(self, goal: ServerGoalHandle) -> CancelResponse:
-        waiting = self._requests.get(bytes(goal.goal_id.uuid))
-        if waiting is not None:
-            session, request = waiting
-            session.cancel(request)
+    def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
+        scheduler_and_request = self._requests.get(bytes(goal.goal_id.uuid))
+        if scheduler_and_request is not None:
+            scheduler, request = scheduler_and_request
+            scheduler.cancel(request)
         return CancelResponse.ACCEPT
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
-        """Wait for the answer to a goal; other callbacks go on meanwhile."""
-        wanted = goal.request
+        """Wait for the end of a goal and return its result; other callbacks run meanwhile."""
         try:
-            session = self.session(wanted.camera)
-            _check(wanted, session)
-            began = time.monotonic()
-            status, message = await self._answer(goal, session)
-            while wanted.continuous and status in _ANSWERED and not goal.is_cancel_requested:
-                goal.publish_feedback(
-                    Segment.Feedback(
-                        stage='answered', text=message.answer, instances=message.instances
-                    )
-                )
-                await self._pause(goal, session, message_types.stamp_ns(message.header), began)
-                if goal.is_cancel_requested or session.closed:
-                    status = Status.CANCELLED
-                    message.status = int(status)
-                    break
-                began = time.monotonic()
-                status, message = await self._answer(goal, session)
+            camera = self._cameras.named(goal.request.camera)
+            _check_goal(goal.request, camera.scheduler)
+            status, message = await self._answers(goal, camera)
         except LisaError as error:
             goal.abort()
-            return _failed(wanted.query, str(error))
-        if goal.is_cancel_requested and (wanted.continuous or status is Status.CANCELLED):
+            return _failed_result(goal.request.query, str(error))
+        is_continuous = goal.request.continuous
+        if goal.is_cancel_requested and (is_continuous or status is Status.CANCELLED):
             goal.canceled()
-        elif status in _ANSWERED:
+        elif status in ANSWERED:
             goal.succeed()
         else:
             goal.abort()
         return Segment.Result(segmentation=message)
 
-    async def _answer(
-        self, goal: ServerGoalHandle, session: RequestScheduler
+    async def _answers(
+        self, goal: ServerGoalHandle, camera: CameraPipeline
     ) -> tuple[Status, SegmentationMessage]:
-        """Wait for one answer.
+        """Wait for the answer, or for the last one of a continuous goal."""
+        scheduler = camera.scheduler
+        answer = await self._answer(goal, camera, scheduler, None)
+        status, message = answer.status, answer.message
+        while goal.request.continuous and status in ANSWERED and not goal.is_cancel_requested:
+            goal.publish_feedback(
+                Segment.Feedback(
+                    stage='answered', text=message.answer, instances=message.instances
+                )
+            )
+            if scheduler.is_closed:  # the node deactivates
+                status = Status.CANCELLED
+                break
+            stamp = stamp_ns(message.header)
+            previous = PreviousAnswer(stamp, answer.started_at)
+            answer = await self._answer(goal, camera, scheduler, previous)
+            status = answer.status
+            if status is not Status.CANCELLED or answer.started_at is not None:
+                message = answer.message
+        message.status = int(status)  # the message is the last answer if the next had not begun
+        return status, message
+
+    async def _answer(
+        self,
+        goal: ServerGoalHandle,
+        camera: CameraPipeline,
+        scheduler: RequestScheduler,
+        previous: PreviousAnswer | None,
+    ) -> _GoalReceiver:
+        """Wait for one answer; return its receiver.
 
         Raises:
-            QueryError: there is no room for the request.
+            QueryError: the request is not accepted.
         """
-        wanted, executor = goal.request, self.node.executor
-        key = bytes(goal.goal_id.uuid)
-        answer, told = Future(executor=executor), _Feedback(goal)
-
-        def answered(result: Segmentation, message: SegmentationMessage) -> None:
-            answer.set_result((result.status, message))
-            executor.wake()  # not every rclpy looks at what awaits the future by itself
-
-        own = SyncedMessages(message_types.stamp_ns(wanted.image.header), wanted.image)
-        request = Request(
-            wanted.query,
-            frame=own if wanted.image.width else None,
-            tag=RequestListener(
-                answered,
-                told.began,
-                told.heard,
-                region=_region(wanted.region),
-                explain=wanted.want_explanation,
-                public=not wanted.image.width,
-            ),
-            dialogue=wanted.dialogue or None,
-            max_age=float(wanted.max_age),
-            patient=True,
-        )
-        told.tell('queued')
-        self._requests[key] = session, request
+        goal_id = bytes(goal.goal_id.uuid)
+        receiver = _GoalReceiver(goal, self._node.executor)
+        receiver.publish_feedback('queued')
+        request = _make_request(goal.request, camera, receiver, previous)
+        self._requests[goal_id] = scheduler, request
         try:
-            if not session.submit_goal(request):
-                raise QueryError('the node stops, or goals_kept of them wait already')
-            if goal.is_cancel_requested:  # before it was noted
-                session.cancel(request)
-            return await answer  # it comes for sure: a session ends every request
+            if not scheduler.submit_goal(request):
+                raise QueryError('the node is stopping, or the queue is full, see goals_kept')
+            if goal.is_cancel_requested:  # cancelled before the request was registered
+                scheduler.cancel(request)
+            await receiver.ended  # always completes: a scheduler ends every request
+            return receiver
         finally:
-            del self._requests[key]
-
-    async def _pause(
-        self, goal: ServerGoalHandle, session: RequestScheduler, stamp: int, since: float
-    ) -> None:
-        """Wait for another frame and until `watch_rate` allows it, or for the end of the goal.
-
-        Args:
-            goal: the goal.
-            session: that answers it.
-            stamp: of the frame that it was answered about last [ns].
-            since: when that was asked [s, monotonic].
-        """
-        while not goal.is_cancel_requested and not session.closed:
-            over = Future(executor=self.node.executor)
-            timer = self.node.create_timer(
-                min(0.05, 1 / session.watch_rate),
-                lambda over=over: over.done() or over.set_result(None),
-                clock=self._steady,
-            )
-            await over
-            self.node.destroy_timer(timer)
-            frame = session.newest_frame()
-            waited = time.monotonic() - since >= 1 / session.watch_rate
-            if waited and frame is not None and frame.stamp != stamp:
-                return
+            del self._requests[goal_id]
 
 
-def _check(wanted: Segment.Goal, session: RequestScheduler | None) -> None:
-    """Raise a QueryError that says why a goal cannot be tried, if it cannot."""
-    if session is None:
+def _make_request(
+    goal: Segment.Goal,
+    camera: CameraPipeline,
+    receiver: _GoalReceiver,
+    previous: PreviousAnswer | None,
+) -> Request:
+    """Return the request of a goal; answers about the camera's own frames go to its topics."""
+    has_image = bool(goal.image.width)
+    image_stamp = stamp_ns(goal.image.header)
+    return Request(
+        goal.query,
+        RequestKind.GOAL,
+        camera.client_listener(receiver, is_public=not has_image),
+        frame=SyncedMessages(image_stamp, goal.image) if has_image else None,
+        dialogue=goal.dialogue or None,
+        previous=previous,
+        max_age=float(goal.max_age),
+        region=_region(goal.region),
+        explain=goal.want_explanation,
+    )
+
+
+def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None) -> None:
+    """Check a goal before it is queued.
+
+    Raises:
+        QueryError: the goal is not valid, or the node is not active.
+    """
+    if scheduler is None:
         raise QueryError('the node is not active')
-    if not wanted.max_age >= 0:
-        raise QueryError(f'max_age is {wanted.max_age}; expected seconds, or 0 for any age')
-    if wanted.continuous and wanted.image.width:
-        raise QueryError('continuous is about a camera: a picture of its own is answered once')
+    if not goal.max_age >= 0:  # also NaN
+        raise QueryError(f'max_age is {goal.max_age}; expected seconds, or 0 for any age')
+    if goal.continuous and goal.image.width:
+        raise QueryError('continuous needs camera images: leave out the image of the goal')
 
 
-def _region(region: Any) -> Region | None:
-    given = (region.x_offset, region.y_offset, region.width, region.height)
-    return given if region.width or region.height else None
+def _region(region: RegionOfInterest) -> Region | None:
+    """Return x, y, width and height [px]; None for an empty region: the whole image."""
+    values = (region.x_offset, region.y_offset, region.width, region.height)
+    return values if region.width or region.height else None
 
 
-def _failed(query: str, reason: str) -> Segment.Result:
+def _failed_result(query: str, reason: str) -> Segment.Result:
     return Segment.Result(
         segmentation=SegmentationMessage(query=query, status=int(Status.FAILED), reason=reason)
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a rosbag2 bag as live publishers, where `ros2 bag play` is not installed.
+"""Play a rosbag2 bag on live topics, for systems without `ros2 bag play`.
 
     python -m lisa_ros.ros.bag_player BAG [--rate 1.0] [--loop] [--clock]
 
 Topics, messages and stamps are those of the bag, byte by byte: nothing is decoded. When the bag
-begins anew its stamps jump back, as with `ros2 bag play --loop`. With --clock the bag's time is
-on /clock, for nodes with use_sim_time.
+starts again, its stamps jump back, as with `ros2 bag play --loop`. With --clock the bag time is
+published on /clock, for nodes with use_sim_time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
@@ -25,17 +26,29 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.interfaces import Connection
 
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.ros import fastdds
 
+_CLOCK_PERIOD = 0.02  # between two messages on /clock [s]
+_COMPRESSED_SUFFIX = '/compressed'  # of the topics of image_transport
+
+
+@dataclass(frozen=True)
+class _Lap:
+    """One playback of the bag; replaced as a whole, so other threads read consistent values."""
+
+    number: int = 0
+    start: float = math.inf  # [s, time.monotonic]; infinity: not started
+
 
 class BagPlayer:
-    """A bag on its way into the graph, on a thread of its own.
+    """Publishes a bag from a thread of its own.
 
-    `start` and `stop` may be called from any thread; publishers are made by `start`, so that
-    subscribers can be waited for before the first message is a moment old.
+    Threads: any thread may call `start` and `stop` and read the properties. `start` creates all
+    publishers before the first message is played.
     """
 
     def __init__(
@@ -47,69 +60,51 @@ class BagPlayer:
         topics: Collection[str] = (),
         clock: bool = False,
     ) -> None:
-        """Open nothing yet.
+        """Store the arguments; the bag is opened by `start`.
 
         Args:
             node: owner of the publishers.
             bag: rosbag2 folder (mcap or sqlite3) or a bare .mcap file.
-            rate: times real time, above 0.
-            loop: begin anew at the end.
-            topics: those to play; none for all of them.
-            clock: tell the bag's time on /clock, 50 times in a second of ours and at each message.
+            rate: playback speed, 1.0 is real time; above 0.
+            loop: start again at the end.
+            topics: topics to play; empty: all.
+            clock: publish the bag time on /clock, every 20 ms and at each message.
         """
-        self._topics = topics
         self._node, self._bag, self._rate, self._loop = node, bag, rate, loop
+        self._topics, self._clock = topics, clock
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, name='replay', daemon=True)
         self._publishers: dict[str, Publisher] = {}
-        self._clock, self._told = clock, None
-        self._lap = (
-            0,
-            math.inf,
-        )  # how often the bag was played, when this lap began [s, monotonic]
-        self._start = 0  # of the bag's time [ns]
+        self._clock_type: type | None = None
+        self._lap = _Lap()
+        self._bag_start = 0  # [ns]
         self.sent: Counter[str] = Counter()  # messages by topic
 
     @property
     def position(self) -> tuple[int, float]:
-        """How often the bag was played to its end, and how far into it this lap is.
-
-        The latter in seconds of the bag's time, minus infinity before the lap has begun.
-        """
-        laps, began = self._lap  # one read: the thread puts both anew at once
-        return laps, (time.monotonic() - began) * self._rate
+        """Number of finished laps, and bag time in this lap [s]; minus infinity before the lap."""
+        lap = self._lap
+        return lap.number, (time.monotonic() - lap.start) * self._rate
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come; False before `start`."""
+        """Whether nothing more will be published; False before `start`."""
         return self._thread.ident is not None and not self._thread.is_alive()
 
     def start(self) -> None:
-        """Make the publishers and begin to play.
+        """Create the publishers and start to play.
 
         Raises:
-            DataError: no bag, or one that cannot be read.
+            DataError: there is no bag, or it cannot be read.
         """
         with open_bag(self._bag) as reader:
             for connection in reader.connections:
-                if self._topics and connection.topic not in self._topics:
-                    continue
-                kind = _message_class(connection.msgtype)
-                if kind is None:
-                    self._node.get_logger().warning(
-                        f'{connection.topic} is left out: {connection.msgtype} is not installed'
-                    )
-                elif connection.topic not in self._publishers:
-                    qos = QoSProfile(depth=10)
-                    if connection.topic.endswith('tf_static'):
-                        qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
-                    self._publishers[connection.topic] = self._node.create_publisher(
-                        kind, connection.topic, qos
-                    )
+                if not self._topics or connection.topic in self._topics:
+                    self._add_publisher(connection)
         if self._clock:
             from rosgraph_msgs.msg import Clock
 
-            self._told = Clock
+            self._clock_type = Clock
             self._publishers['/clock'] = self._node.create_publisher(Clock, '/clock', 10)
         self._thread.start()
 
@@ -126,96 +121,130 @@ class BagPlayer:
         while self._thread.is_alive() and self._node.context.ok():
             self._thread.join(0.1)
 
+    def _add_publisher(self, connection: Connection) -> None:
+        message_type = _message_class(connection.msgtype)
+        if message_type is None:
+            self._node.get_logger().warning(
+                f'{connection.topic} is not played: {connection.msgtype} is not installed'
+            )
+        elif connection.topic not in self._publishers:
+            qos = QoSProfile(depth=10)
+            if connection.topic.endswith('tf_static'):
+                qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+            self._publishers[connection.topic] = self._node.create_publisher(
+                message_type, connection.topic, qos
+            )
+
+    @property
+    def _ended(self) -> bool:
+        return self._stopped.is_set() or not self._node.context.ok()
+
     def _play(self) -> None:
-        while not self._stopped.is_set() and self._node.context.ok():
-            self._play_once(self._stopped.wait)
-            self._lap = (self._lap[0] + 1, math.inf)
+        while not self._ended:
+            self._play_lap()
+            self._lap = _Lap(self._lap.number + 1)
             if not self._loop:
                 return
 
-    def _play_once(self, wait: Callable[[float], bool]) -> None:
+    def _play_lap(self) -> None:
         with open_bag(self._bag) as reader:
-            self._start, began = reader.start_time, time.monotonic()
-            self._lap = (self._lap[0], began)
-            for connection, when, data in reader.messages():
-                told = self._clock and connection.topic == '/clock'  # by us
-                if told or connection.topic not in self._publishers:
+            self._bag_start = reader.start_time
+            lap = self._lap = _Lap(self._lap.number, time.monotonic())
+            for connection, bag_time, data in reader.messages():
+                is_own_clock = self._clock and connection.topic == '/clock'
+                if is_own_clock or connection.topic not in self._publishers:
                     continue
-                due = began + (when - self._start) * 1e-9 / self._rate
-                while (left := due - time.monotonic()) > 0:
-                    if wait(min(left, _TICK) if self._clock else left):
-                        return
-                    self._tell_time()
-                if self._stopped.is_set() or not self._node.context.ok():
+                self._wait_until(lap.start + (bag_time - self._bag_start) * 1e-9 / self._rate)
+                if self._ended:
                     return
-                self._tell_time()
+                self._publish_clock()
                 self._publishers[connection.topic].publish(bytes(data))
                 self.sent[connection.topic] += 1
 
-    def _tell_time(self) -> None:
-        if self._told is not None and self._node.context.ok():
-            clock = self._told()
-            now = self._start + int(self.position[1] * 1e9)
-            clock.clock.sec, clock.clock.nanosec = divmod(now, 1_000_000_000)
-            self._publishers['/clock'].publish(clock)
+    def _wait_until(self, due: float) -> None:
+        """Wait until a time [s, time.monotonic], or until `stop`; publish the clock meanwhile."""
+        while (remaining := due - time.monotonic()) > 0:
+            timeout = min(remaining, _CLOCK_PERIOD) if self._clock else remaining
+            if self._stopped.wait(timeout):
+                return
+            self._publish_clock()
 
-
-_TICK = 0.02  # between two messages on /clock [s]
+    def _publish_clock(self) -> None:
+        if self._clock_type is not None and self._node.context.ok():
+            message = self._clock_type()
+            now = self._bag_start + int(self.position[1] * 1e9)
+            message.clock.sec, message.clock.nanosec = divmod(now, 1_000_000_000)
+            self._publishers['/clock'].publish(message)
 
 
 def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
-    """Return the bag's topics by our names: image, and depth and camera_info where there are some.
+    """Return the bag's topics as a dict with the keys image, depth and camera_info, if present.
 
-    The first colour Image is image, else the first CompressedImage; the first 16UC1 or 32FC1 one
-    is depth. A topic that is named is image.
+    image is the first colour Image, else the first CompressedImage; depth is the first Image of
+    encoding 16UC1 or 32FC1; camera_info is the first CameraInfo.
+
+    Args:
+        bag: rosbag2 folder or a bare .mcap file.
+        image: topic to use as image; None: choose as above.
 
     Raises:
-        DataError: no colour image in the bag, or not the one that is named.
+        DataError: the bag cannot be played, has no colour image or lacks the given topic.
     """
-    compressed = ''
-    kinds = {}
-    topics: dict[str, str] = {}
     with open_bag(bag) as reader:
+        if not reader.is2:
+            raise DataError(f'{bag} is a ROS 1 bag, whose messages cannot be played: convert it')
+        topics: dict[str, str] = {}
         for connection in reader.connections:
-            kind = connection.msgtype
-            if kind == 'sensor_msgs/msg/CameraInfo':
+            if connection.msgtype == 'sensor_msgs/msg/CameraInfo':
                 topics.setdefault('camera_info', connection.topic)
-            elif kind == 'sensor_msgs/msg/Image' and connection.msgcount:
+            elif connection.msgtype == 'sensor_msgs/msg/Image' and connection.msgcount:
                 _, _, data = next(reader.messages([connection]))
-                encoding = reader.deserialize(data, kind).encoding
+                encoding = reader.deserialize(data, connection.msgtype).encoding
                 name = 'depth' if encoding in ('16UC1', '32FC1') else 'image'
                 topics.setdefault(name, connection.topic)
-            elif kind == 'sensor_msgs/msg/CompressedImage' and connection.topic.endswith(_CODED):
-                compressed = compressed or connection.topic
-        if not reader.is2:
-            raise DataError(f'{bag} is of ROS 1: its messages cannot be played as they are')
-        kinds = {connection.topic: connection.msgtype for connection in reader.connections}
+        types = {connection.topic: connection.msgtype for connection in reader.connections}
+        compressed = [c.topic for c in reader.connections if _is_compressed(c)]
     if image is not None:
         topics['image'] = image
     elif compressed:
-        topics.setdefault('image', compressed)
-    found = kinds.get(topics.get('image'))
-    if found is None:
-        raise DataError(
-            f'{bag} holds no {image or "colour sensor_msgs/Image"}; it has '
-            f'{", ".join(sorted(kinds)) or "no topic"}'
-        )
-    if found.endswith('CompressedImage') and not topics['image'].endswith(_CODED):
-        raise DataError(
-            f'{topics["image"]} is compressed, and the node finds such a topic by its name, which '
-            f'image_transport ends in {_CODED}: evaluate it offline'
-        )
+        topics.setdefault('image', compressed[0])
+    _check_image_topic(bag, image, topics.get('image'), types)
     return topics
 
 
-_CODED = '/compressed'  # how image_transport ends such a topic
+def _is_compressed(connection: Connection) -> bool:
+    """Return whether a connection is a CompressedImage that image_transport would find."""
+    return connection.msgtype == 'sensor_msgs/msg/CompressedImage' and connection.topic.endswith(
+        _COMPRESSED_SUFFIX
+    )
+
+
+def _check_image_topic(
+    bag: Path, requested: str | None, topic: str | None, types: dict[str, str]
+) -> None:
+    """Check that the node can subscribe to the image topic.
+
+    Raises:
+        DataError: the topic is missing, or its name is not one that image_transport uses.
+    """
+    message_type = types.get(topic)
+    if message_type is None:
+        raise DataError(
+            f'{bag} holds no {requested or "colour sensor_msgs/Image"}; it has '
+            f'{", ".join(sorted(types)) or "no topic"}'
+        )
+    if message_type.endswith('CompressedImage') and not topic.endswith(_COMPRESSED_SUFFIX):
+        raise DataError(
+            f'{topic} is compressed, but its name does not end in {_COMPRESSED_SUFFIX} as '
+            'image_transport requires: evaluate the bag offline (without --live)'
+        )
 
 
 def _message_class(name: str) -> type | None:
-    """Return the message class of 'package/msg/Name', None where its package is not installed."""
-    package, _, kind = name.split('/')
+    """Return the message class of 'package/msg/Name'; None if its package is not installed."""
+    package, _, message = name.split('/')
     try:
-        return getattr(importlib.import_module(f'{package}.msg'), kind, None)
+        return getattr(importlib.import_module(f'{package}.msg'), message, None)
     except ModuleNotFoundError:
         return None
 
@@ -224,25 +253,27 @@ def main(args: list[str] | None = None) -> int:
     """Play a bag given on the command line."""
     parser = argparse.ArgumentParser(description='Play a rosbag2 bag as live topics.')
     parser.add_argument('bag', type=Path, help='rosbag2 folder or .mcap file')
-    parser.add_argument('--rate', type=float, default=1.0, help='times real time')
-    parser.add_argument('--loop', action='store_true', help='begin anew at the end')
-    parser.add_argument('--clock', action='store_true', help="tell the bag's time on /clock")
-    given, ros = parser.parse_known_args(args)
-    if given.rate <= 0:
-        parser.error(f'--rate is {given.rate}; expected more than 0')
+    parser.add_argument(
+        '--rate', type=float, default=1.0, help='playback speed, 1 is real time (default: 1)'
+    )
+    parser.add_argument('--loop', action='store_true', help='start again at the end of the bag')
+    parser.add_argument('--clock', action='store_true', help='publish the bag time on /clock')
+    options, ros_args = parser.parse_known_args(args)
+    if options.rate <= 0:
+        parser.error(f'--rate is {options.rate}; expected more than 0')
     fastdds.configure_shared_memory()
-    rclpy.init(args=ros)
+    rclpy.init(args=ros_args)
     node = Node('lisa_replay')
-    replay = BagPlayer(node, given.bag, given.rate, given.loop, clock=given.clock)
+    player = BagPlayer(node, options.bag, options.rate, options.loop, clock=options.clock)
     try:
-        replay.start()
+        player.start()
     except LisaError as error:
         node.get_logger().fatal(str(error))
         rclpy.try_shutdown()
         return 1
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        replay.wait()
-    replay.stop()
+        player.wait()
+    player.stop()
     rclpy.try_shutdown()
     return 0
 

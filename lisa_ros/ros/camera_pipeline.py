@@ -1,85 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One camera of the node: its images in, its session, its answers out, and what follows them.
+"""One camera of the node: connects its inputs, scheduler, answers and tracking.
 
-A node has one of these, or one for each name in `cameras`. They share the model, by turns.
+A node has one of these, or one for each name in `cameras`. They share the inference thread.
 
-Threads: callbacks of inputs run on the executor's thread and return at once. `_segment` and
-`_finished` run on the session's thread, `_show` and `_track` on the follower's.
+Threads: the methods run on the executor's thread or on that of autostart, and return at once,
+except `close`. Answers are published on the scheduler's delivery thread (answers.py), tracked
+masks on the tracking worker's (tracking_output.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_policy_name_from_kind
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header, String
-
-from lisa_ros.errors import ImageError, SettingsError
-from lisa_ros.messages.image import depth_to_metres
-from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.perception import roi
-from lisa_ros.results import Dialogue, Done, MaskReady, Segmentation, Status
-from lisa_ros.ros import diagnostics, message_types, parameters
-from lisa_ros.ros.action_server import RequestListener
-from lisa_ros.ros.publishers import AnswerPublishers, LocalizedResult, rgb_image
-from lisa_ros.ros.transforms import Transforms
+from lisa_ros.ros import configuration
+from lisa_ros.ros.answers import AnswerReceiver, ClientListener, TopicListener
+from lisa_ros.ros.context import NodeClock, NodeContext
+from lisa_ros.ros.inputs import CameraInputs, TopicWatch
+from lisa_ros.ros.publishers import CameraPublishers
+from lisa_ros.ros.tracking_output import TrackingOutput
 from lisa_ros.session.command_parser import CommandKind, ParsedCommand
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.model_lock import ModelLock
-from lisa_ros.session.request import Request
+from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.request import RequestListener
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
-from lisa_ros.tracking.tracker import Tracker, TrackingState
-from lisa_ros.tracking.worker import RequeryPolicy, TrackerFrame, TrackingWorker
-
-_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
-_TOPICS = RequestListener(
-    lambda result, message: None, public=True
-)  # who is told where nobody else asked
+from lisa_ros.tracking.tracker import Tracker
+from lisa_ros.tracking.worker import TrackingWorker
 
 
 @dataclass(frozen=True)
-class NodeContext:
-    """What the cameras of a node have in common."""
+class _ActiveParts:
+    """What a camera has while the node is active."""
 
-    node: LifecycleNode
-    settings: Callable[[], Settings]  # the present ones
-    stream: Callable[..., Any]  # of the model, as Segmenter.stream; on one thread at a time
-    explained: Callable[[str], str]  # a question that asks for the reason, too
-    tracker: Callable[[], Tracker | None]  # a new one, None where tracking is off
-    transforms: Transforms
-    turns: ModelLock
-    complain: Callable[..., None]
+    scheduler: RequestScheduler
+    listener: TopicListener
+    tracking: TrackingWorker[SyncedMessages] | None  # None: tracking is off
+    inputs: CameraInputs
 
 
 class CameraPipeline:
-    """One camera; the module's docstring has its threads."""
+    """One camera; see the module's docstring for threads."""
 
-    def __init__(self, shared: NodeContext, name: str):
-        """Make a camera that neither hears nor says anything yet; its name may be empty."""
+    def __init__(self, context: NodeContext, name: str):
+        """Make a camera without topics; the name of the only camera may be empty."""
         self.name = name
-        self._shared, self._node = shared, shared.node
-        self._dialogues = DialogueStore()  # they outlive a deactivate, and end with a cleanup
-        self.session: RequestScheduler | None = None  # there while active
+        self._context = context
+        self._prefix = f'{name}/' if name else ''
+        self._log_prefix = f'{name}: ' if name else ''
+        self._dialogues = DialogueStore()  # kept while inactive, cleared by cleanup
         self._tracker: Tracker | None = None
-        self._outputs = self._tracked = self._explanation = self._labels = None  # configured
-        self._question: tuple[str, Dialogue, RequestListener] | None = (
-            None  # the last one, to ask it again
-        )
-        self._follower: TrackingWorker | None = None
-        self._inputs: list[tuple[Subscription, diagnostics.TopicWatch]] = []
-        self.seconds = 0.0  # how long the last answer took
-        self._asked = 0.0  # when the last answer came, or was asked for again [s, monotonic]
+        self._publishers: CameraPublishers | None = None  # while configured
+        self._parts: _ActiveParts | None = None  # while active
 
     # ---- lifecycle
 
@@ -89,285 +61,127 @@ class CameraPipeline:
         Raises:
             LisaError: the tracker's weights cannot be loaded.
         """
-        self._tracker = self._shared.tracker()
-        own = f'~/{self.name}/' if self.name else '~/'
-        shared = self._shared
-        common = (shared.settings, shared.transforms, shared.complain)
-        self._outputs = AnswerPublishers(self._node, own, *common)
-        self._tracked = AnswerPublishers(self._node, f'{own}tracked/', *common)
-        create = self._node.create_lifecycle_publisher
-        self._explanation = create(String, f'{own}explanation', 10)
-        if message_types.vision is not None:
-            self._labels = create(message_types.vision.LabelInfo, f'{own}label_info', _LATCHED)
+        self._tracker = configuration.load_tracker(self._context.settings.value)
+        self._publishers = CameraPublishers(self._context, f'~/{self._prefix}')
 
-    def activate(self) -> None:
-        """Start the session and hear the inputs.
+    def activate(self, inference: InferenceThread) -> None:
+        """Start the scheduler and the tracking worker, and subscribe to the inputs.
 
         Raises:
             SettingsError: an input cannot be subscribed to.
         """
-        shared, settings = self._shared, self._shared.settings()
+        settings = self._context.settings.value
         if settings.target_frame or settings.gravity_frame:
-            shared.transforms.listen()
-        if self._labels is not None:  # latched: before the first mask, for whoever comes
-            header = Header(stamp=self._node.get_clock().now().to_msg())
-            self._labels.publish(message_types.make.label_info(header))
-        self.session = session = RequestScheduler(
-            self._segment,
-            self._finished,
-            report=self._node.get_logger().error,
-            frames_kept=settings.frames_kept,
-            image_timeout=settings.image_timeout,
-            dialogues=self._dialogues,
-            now=lambda: self._node.get_clock().now().nanoseconds,
-            turns=shared.turns,
-        )
-        self.apply_settings(settings)
+            self._context.transforms.listen()
+        self._publishers.publish_label_info()
+        self._parts = parts = self._make_parts(inference, settings)
+        if parts.tracking is not None:
+            parts.tracking.start()
+        parts.scheduler.start()
+        parts.inputs.subscribe(self._prefix, settings.image_transport)
+
+    def _make_parts(self, inference: InferenceThread, settings: Settings) -> _ActiveParts:
+        tracking_output = TrackingOutput(self._context, self._publishers.tracked)
+        tracking = None
         if self._tracker is not None:
             self._tracker.reset()
-            self._follower = TrackingWorker(
-                self._tracker,
-                newest=session.newest_frame,
-                show=self._show,
-                tell=self._track,
-                wanted=self._tracked.has_subscribers,
-                checked=self._ask_again,
-                report=lambda line: shared.complain(line, 'tracking'),
-            )
-            self._follower.start()
-        session.start()
-        prefix = f'{self.name}/' if self.name else ''
-        if settings.image_transport == 'compressed':
-            # As image_transport names it: /compressed goes behind the name after remapping.
-            topic = self._node.resolve_topic_name(f'{prefix}image') + '/compressed'
-            self._hear(CompressedImage, topic, session.add_image, needed=True)
-        else:
-            self._hear(Image, f'{prefix}image', session.add_image, needed=True)
-        self._hear(Image, f'{prefix}depth', session.add_depth)
-        self._hear(CameraInfo, f'{prefix}camera_info', session.add_camera_info)
+            policy = configuration.requery_policy(settings)
+            tracking = TrackingWorker(self._tracker, tracking_output, policy)
+        listener = TopicListener(self._context, self.name, self._publishers, tracking)
+        node = self._context.node
+        scheduler = RequestScheduler(
+            inference,
+            listener,
+            configuration.session_options(settings),
+            dialogues=self._dialogues,
+            clock=NodeClock(node),
+            log=node.get_logger(),
+        )
+        tracking_output.connect(scheduler)
+        return _ActiveParts(scheduler, listener, tracking, CameraInputs(node, scheduler, tracking))
 
-    def close(self, patience: float) -> bool:
-        """End session and follower; False if model or tracker are still busy after so long [s]."""
-        if self.session is not None and not self.session.close(patience):
+    def close(self, timeout: float) -> bool:
+        """Cancel all requests and end the threads; False if model or tracker are still busy.
+
+        Args:
+            timeout: how long to wait for each of them [s].
+        """
+        parts = self._parts
+        if parts is None:
+            return True
+        if not parts.scheduler.close(timeout):
             return False
-        return self._follower is None or self._follower.close(patience)
+        return parts.tracking is None or parts.tracking.close(timeout)
 
     def unsubscribe(self) -> None:
-        """Hear the inputs no more; the session is closed."""
-        self.session = self._follower = None
-        for subscription, _ in self._inputs:
-            self._node.destroy_subscription(subscription)
-        self._inputs = []
+        """Remove the inputs; call it after `close` has returned True."""
+        if self._parts is not None:
+            self._parts.inputs.destroy()
+        self._parts = None
 
     def release(self) -> None:
-        """Free publishers and tracker, and forget what was said, in whatever state they are."""
+        """Free publishers and tracker, forget the dialogues; call `unsubscribe` first."""
         self._dialogues.clear()
-        for outputs in (self._outputs, self._tracked):
-            if outputs is not None:
-                outputs.destroy()
-        for publisher in (self._explanation, self._labels):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
-        self._outputs = self._tracked = self._explanation = self._labels = self._tracker = None
+        if self._publishers is not None:
+            self._publishers.destroy()
+        self._publishers = self._tracker = None
 
     def apply_settings(self, settings: Settings) -> None:
-        """Take over what may change while the node runs."""
-        if self.session:
-            self.session.depth_tolerance = settings.depth_tolerance
-            self.session.image_timeout = settings.image_timeout
-            self.session.dialogue_turns = settings.dialogue_turns
-            self.session.goals_kept = settings.goals_kept
-            self.session.watch_rate = settings.watch_rate
+        """Apply parameters that may change while the node is active."""
+        parts = self._parts  # read once: autostart may undo a failed activation meanwhile
+        if parts is None:
+            return
+        parts.scheduler.set_options(configuration.session_options(settings))
+        if parts.tracking is not None:
+            parts.tracking.set_policy(configuration.requery_policy(settings))
 
-    # ---- inputs
+    # ---- while active
 
     @property
-    def topics(self) -> list[diagnostics.TopicWatch]:
-        """The inputs, the image first."""
-        return [watch for _, watch in self._inputs]
+    def scheduler(self) -> RequestScheduler | None:
+        """The camera's scheduler; None while the node is inactive."""
+        parts = self._parts
+        return None if parts is None else parts.scheduler
 
-    def _hear(
-        self, kind: type, topic: str, offer: Callable[[int, Any], None], needed: bool = False
-    ) -> None:
-        """Subscribe to an input; the callback keeps the message as it is and returns."""
-        watch = diagnostics.TopicWatch(self._node.resolve_topic_name(topic), needed)
+    @property
+    def inputs(self) -> list[TopicWatch]:
+        """The input topics, that of the colour image first; none while the node is inactive."""
+        parts = self._parts
+        return [] if parts is None else parts.inputs.watches
 
-        def keep(message: Any) -> None:
-            watch.heard()
-            offer(message_types.stamp_ns(message.header), message)
-            follower = self._follower
-            if follower is not None:
-                follower.notify()
+    def client_listener(self, receiver: AnswerReceiver, is_public: bool) -> RequestListener:
+        """Return the listener of a request whose client waits for the answer.
 
-        def incompatible(event: Any) -> None:
-            watch.incompatible = qos_policy_name_from_kind(event.last_policy_kind)
-            self._node.get_logger().warning(
-                f'a publisher of {watch.topic} offers a QoS that does not fit '
-                f'({watch.incompatible}): set qos_overrides.{watch.topic}.subscription.*'
-            )
+        Args:
+            receiver: the client.
+            is_public: publish the answer on the topics, too.
+        """
+        return ClientListener(self._parts.listener, receiver, is_public)
 
-        try:
-            subscription = self._node.create_subscription(
-                kind,
-                topic,
-                keep,
-                parameters.sensor_qos(),
-                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
-                qos_overriding_options=parameters.qos_overrides(),
-            )
-        except Exception as error:  # of many kinds: rclpy has one for each way to be wrong
-            raise SettingsError(
-                f'no subscription to {watch.topic}: {error}; qos_overrides are read at start: '
-                'start the node anew with others'
-            ) from error
-        self._inputs.append((subscription, watch))
-
-    def handle_command(self, order: ParsedCommand, said: str) -> None:
-        """Do what was said on `~/command`."""
-        session, log = self.session, self._node.get_logger()
-        own = f'{self.name}: ' if self.name else ''
-        if session is None:
+    def handle_command(self, command: ParsedCommand) -> None:
+        """Handle a command from ~/command; no effect while the node is inactive."""
+        scheduler, log = self.scheduler, self._context.node.get_logger()
+        if scheduler is None:
             return
-        if order.kind is CommandKind.STOP:
-            following = self._follower is not None and self._follower.stop()
-            stopped = session.stop() or following
-            log.info(f'{own}stopped' if stopped else f'{own}{said!r}: there is nothing to stop')
-        elif order.kind is CommandKind.WATCH and order.text:
-            session.set_standing_query(order.text)
-            log.info(f'{own}watching {order.text!r} until "stop"')
+        if command.kind is CommandKind.STOP:
+            stopped = ', '.join(self.stop())
+            nothing = f'{command.text!r}: there is nothing to stop'
+            log.info(self._log_prefix + (f'stopped {stopped}' if stopped else nothing))
+        elif command.kind is CommandKind.WATCH and command.text:
+            scheduler.set_standing_query(command.text)
+            log.info(f'{self._log_prefix}watching {command.text!r} until "stop"')
         else:
-            session.submit_command(order.text)
+            scheduler.submit_command(command.text)
 
-    # ---- requests, on the session's thread
-
-    def _segment(
-        self, frame: SyncedMessages, request: Request, dialogue: Dialogue
-    ) -> Segmentation:
-        asker = request.tag or _TOPICS
-        asker.began(frame)
-        if self._follower is not None and asker.public:
-            self._follower.on_query(frame)
-            again = dataclasses.replace(_TOPICS, region=asker.region, explain=asker.explain)
-            self._question = request.text, dialogue, again
-        began = time.monotonic()
-        whole = seen = rgb_image(frame)
-        if asker.region:
-            seen = roi.crop(whole, asker.region)
-            dialogue = roi.crop_dialogue(dialogue, asker.region)
-        converted = time.monotonic() - began
-        text = self._shared.explained(request.text) if asker.explain else request.text
-        for event in self._shared.stream(seen, text, dialogue=dialogue, cancel=request.cancelled):
-            if isinstance(event, Done):
-                result = event.result
-            elif asker.region and isinstance(event, MaskReady):
-                asker.heard(roi.paste_mask(event, asker.region, whole.shape[:2]))
-            else:
-                asker.heard(event)
-        if asker.region:
-            result = roi.paste_result(result, asker.region, whole.shape[:2])
-        timings = {'convert': converted, **result.timings}
-        return dataclasses.replace(result, query=request.text, timings=timings)
-
-    def _finished(
-        self, request: Request, frame: SyncedMessages | None, result: Segmentation
-    ) -> None:
-        """Tell the end of a request to whoever waits for it, and to the topics."""
-        asker = request.tag or _TOPICS
-        if request.standing and result.status is Status.CANCELLED:
-            return  # it made room, and will be asked again
-        self.seconds = time.monotonic() - request.since
-        try:
-            placed = self._outputs.localize(frame, result, always=True)
-            message = self._outputs.message(frame, result, placed)
-        except Exception as error:  # a bug: who asked is told, or would wait for ever
-            result = dataclasses.replace(result, status=Status.FAILED, reason=f'internal: {error}')
-            failed = SegmentationMessage(
-                query=result.query, status=int(result.status), reason=result.reason
-            )
-            asker.answered(result, failed)
-            if asker.public:
-                self._outputs.publish_status(failed)
-            raise
-        asker.answered(result, message)
-        if not asker.public or not self._node.context.ok():
-            return  # after Ctrl-C during an answer there is nobody to tell any more
-        if self._follower is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
-            self._follower.on_answer(frame, result)
-            self._asked = time.monotonic()
-        self._log(result)
-        self._publish(frame, result, placed, message)
-
-    def _publish(
-        self,
-        frame: SyncedMessages | None,
-        result: Segmentation,
-        placed: LocalizedResult,
-        message: SegmentationMessage,
-    ) -> None:
-        """Publish an answer."""
-        unanswered = result.status not in (Status.FOUND, Status.NOT_FOUND)
-        if unanswered and not len(result.masks):  # no mask is not a mask of nothing
-            self._outputs.publish_status(message)
-            return
-        self._outputs.publish(frame, result, placed, lambda: message)
-        # where a mask was left out, the words name what is not
-        left_out = result.status is Status.NOT_FOUND and result.reason
-        if result.answer:
-            self._outputs.publish_safely(self._explanation, String(data=left_out or result.answer))
-
-    def _log(self, result: Segmentation) -> None:
-        name = f'{self.name}: ' if self.name else ''
-        if result.status is Status.FAILED:
-            line = f'{name}{result.query!r} failed: {result.reason}'
-            self._shared.complain(line, name + result.reason)
-            return
-        because = f', {result.reason}' if result.answer and result.reason else ''
-        self._node.get_logger().info(
-            f'{name}{result.query!r}: {result.status.name}, {result.answer or result.reason!r}'
-            f'{because} ({self.seconds:.2f} s)'
-        )
-
-    # ---- what follows the answers, on the follower's thread
-
-    def _show(self, frame: SyncedMessages) -> TrackerFrame:
-        image = rgb_image(frame)
-        return TrackerFrame(frame.stamp, image, self._depth_for_tracker(frame, image.shape[:2]))
-
-    @staticmethod
-    def _depth_for_tracker(frame: SyncedMessages, size: tuple[int, int]) -> np.ndarray | None:
-        """Return the frame's depth [m], None where it is not the image's own, pixel by pixel."""
-        if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
-            return None
-        try:
-            depth = depth_to_metres(frame.depth)
-        except ImageError:  # it helps, but is not needed
-            return None
-        return depth if depth.shape == size else None
-
-    def _track(
-        self, frame: SyncedMessages, shown: TrackerFrame, result: Segmentation, now: TrackingState
-    ) -> None:
-        """Tell where the things are on a newer frame."""
-        placed = LocalizedResult(None, [None] * len(result.masks))
-        if self._tracked.needs_depth():
-            placed = self._tracked.localize(frame, result, shown.image)
-        lost = [number for number, seen in enumerate(now.tracked, 1) if not seen]
-        if lost:
-            reason = f'instance {", ".join(map(str, lost))} is lost'
-            placed = dataclasses.replace(placed, reason=reason)
-
-        def message() -> SegmentationMessage:
-            return self._tracked.message(frame, result, placed, now)
-
-        since = f'{now.age:.1f} s after the answer, drift {now.drift.max(initial=0):.2f}'
-        self._tracked.publish(frame, result, placed, message, shown.image, since)
-
-    def _ask_again(self, now: TrackingState | None) -> None:
-        """Ask the last question again, with the turns it followed, where that is due."""
-        settings, session = self._shared.settings(), self.session
-        rule = RequeryPolicy(settings.requery, settings.requery_period, settings.requery_drift)
-        if session is None or self._question is None or not rule.due(now, self._asked):
-            return
-        self._asked = time.monotonic()
-        text, turns, asker = self._question
-        session.requery(text, turns, asker)
+    def stop(self) -> list[str]:
+        """End the standing query, all commands and the tracking; return what was stopped."""
+        parts = self._parts
+        if parts is None:
+            return []
+        stopped = parts.scheduler.stop()
+        if parts.tracking is None:
+            return stopped
+        was_tracking = parts.tracking.stop()
+        # An answer that is just being published would be tracked again.
+        parts.scheduler.call_after_delivery(parts.tracking.stop)
+        return stopped + ['tracking'] * was_tracking

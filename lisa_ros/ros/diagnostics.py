@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /diagnostics says: model and memory, each input topic, the requests.
+"""The messages on /diagnostics: the model and its memory, each input topic, the requests.
 
-Built by hand, since diagnostic_updater is not there in every install. `TopicWatch.heard` is called
-for every message, the rest once a period, on other threads. `node` is the fully qualified name:
-all nodes of a graph share /diagnostics, and viewers sort it by these names.
+Built by hand, since diagnostic_updater is not in every install.
+
+Threads: any; counters of other threads are read without a lock.
 """
 
 from __future__ import annotations
 
+import platform
 import resource
-import time
-from collections import deque
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from lisa_ros.session.request import RequestCounters
+from lisa_ros.ros.inputs import TopicWatch
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
 
@@ -26,110 +26,102 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.ERROR,
     DiagnosticStatus.STALE,
 )
-_SILENT = 2.0  # an input that says nothing for so long is called silent [s]
+_SILENT_AFTER = 2.0  # an input without a message for this time is called silent [s]
 
 
-@dataclass
-class TopicWatch:
-    """One input: how often it comes, whether anyone publishes it, what its QoS collides with."""
+@dataclass(frozen=True)
+class StatusSource:
+    """Which part of which node reports, and on which hardware."""
 
-    topic: str  # full name
-    needed: bool  # without it nothing is answered
-    incompatible: str = ''  # QoS policy that publisher and node disagree on
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))
+    name: str  # fully qualified node name, with the camera: viewers sort /diagnostics by it
+    hardware_id: str
 
-    def heard(self) -> None:
-        """Note that a message came now."""
-        self.arrivals.append(time.monotonic())
-
-    def rate(self) -> float:
-        """Return the messages a second over the last sixty of them [Hz]."""
-        if len(self.arrivals) < 2:
-            return 0.0
-        return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
-
-    def silence(self) -> float:
-        """Return the time since the last message [s], infinite before the first."""
-        return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
+    def status(
+        self, level: bytes, part: str, message: str, values: dict[str, Any]
+    ) -> DiagnosticStatus:
+        """Return a status of one part of the node."""
+        return DiagnosticStatus(
+            level=level,
+            name=f'{self.name}: {part}',
+            message=message,
+            hardware_id=self.hardware_id,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
 
 
-def model_status(node: str, settings: Settings, device: str) -> DiagnosticStatus:
-    """Return the state of the memory and of the model, on this device ('': not loaded)."""
+def hardware_id(device: str) -> str:
+    """Return the name of the hardware: the host and the device of the model on it."""
+    return f'{platform.node()} {device}'
+
+
+def model_status(source: StatusSource, settings: Settings, device: str) -> DiagnosticStatus:
+    """Return the state of the model and of the memory; an empty device: no model is loaded."""
     values = {
         'model': settings.model,
         'device': device or settings.device,
         'precision': settings.precision,
-        **_memory(loaded=bool(device)),
+        **_memory(is_loaded=bool(device)),
     }
     if device:
-        return _status(node, OK, 'model', f'{settings.model} is loaded', values)
-    return _status(node, WARN, 'model', 'no model: the node is not configured', values)
+        return source.status(OK, 'model', f'{settings.model} is loaded', values)
+    return source.status(WARN, 'model', 'no model: the node is not configured', values)
 
 
-def topic_status(node: str, watch: TopicWatch, publishers: int) -> DiagnosticStatus:
-    """Return the state of one input that `publishers` nodes publish now."""
+def topic_status(source: StatusSource, watch: TopicWatch, publishers: int) -> DiagnosticStatus:
+    """Return the state of an input topic that has this number of publishers now."""
     silence = watch.silence()
     values = {
-        'rate [Hz]': f'{watch.rate() if silence < _SILENT else 0:.1f}',
+        'rate [Hz]': f'{watch.rate() if silence < _SILENT_AFTER else 0:.1f}',
         'publishers': publishers,
         'last message [s ago]': f'{silence:.1f}' if watch.arrivals else 'never',
     }
-    missing = ERROR if watch.needed else OK  # depth and camera info are optional
-    name = f'input {watch.topic}'
-    if watch.incompatible and silence > _SILENT:
+    part = f'input {watch.topic}'
+    if watch.incompatible_qos and silence > _SILENT_AFTER:
         cure = f'set qos_overrides.{watch.topic}.subscription'
-        message = f'QoS of the publisher is incompatible ({watch.incompatible}): {cure}'
-        return _status(node, ERROR, name, message, values)
+        message = f'QoS of the publisher is incompatible ({watch.incompatible_qos}): {cure}'
+        return source.status(ERROR, part, message, values)
     if publishers == 0:
-        message = 'nobody publishes it' + ('' if watch.needed else ' (optional)')
-        return _status(node, missing, name, message, values)
-    if silence > _SILENT:
-        return _status(node, WARN, name, 'there is a publisher, but no message comes', values)
-    return _status(node, OK, name, f'{watch.rate():.1f} Hz', values)
+        level = ERROR if watch.is_required else OK  # depth and camera info are optional
+        message = 'nobody publishes it' + ('' if watch.is_required else ' (optional)')
+        return source.status(level, part, message, values)
+    if silence > _SILENT_AFTER:
+        message = 'there is a publisher, but no message comes'
+        return source.status(WARN, part, message, values)
+    return source.status(OK, part, f'{watch.rate():.1f} Hz', values)
 
 
-def request_status(node: str, session: RequestScheduler, last_seconds: float) -> DiagnosticStatus:
-    """Return the state of the requests; `last_seconds` is how long the last answer took."""
-    counts: RequestCounters = session.counts
+def request_status(source: StatusSource, scheduler: RequestScheduler) -> DiagnosticStatus:
+    """Return the state of a camera's requests."""
+    counters = scheduler.counters
     values = {
-        'commands': counts.commands,
-        'answered': counts.answered,
-        'failed': counts.failed,
-        'cancelled': counts.cancelled,
-        'superseded (dropped)': counts.superseded,
-        'without depth': counts.without_depth,
-        'images': counts.images,
-        'running for [s]': f'{session.seconds_running:.1f}',
-        'waiting for [s]': f'{session.seconds_waiting:.1f}',
-        'last answer took [s]': f'{last_seconds:.2f}',
+        'commands': counters.commands,
+        'answered': counters.answered,
+        'failed': counters.failed,
+        'stale image': counters.stale,
+        'cancelled': counters.cancelled,
+        'superseded (dropped)': counters.superseded,
+        'preempted (asked again)': counters.preempted,
+        'rejected goals': counters.rejected,
+        'without depth': counters.without_depth,
+        'images': counters.images,
+        'running for [s]': f'{scheduler.seconds_running:.1f}',
+        'waiting for [s]': f'{scheduler.seconds_waiting:.1f}',
+        'last answer took [s]': f'{counters.last_seconds:.2f}',
     }
-    if session.seconds_waiting > _SILENT and not counts.images:
-        return _status(node, WARN, 'requests', 'a command waits for the first image', values)
-    if session.seconds_running:
-        return _status(node, OK, 'requests', 'answering', values)
-    return _status(node, OK, 'requests', 'ready', values)
+    if scheduler.seconds_waiting > _SILENT_AFTER and not counters.images:
+        return source.status(WARN, 'requests', 'a command waits for the first image', values)
+    if scheduler.seconds_running:
+        return source.status(OK, 'requests', 'answering', values)
+    return source.status(OK, 'requests', 'ready', values)
 
 
-def _status(
-    node: str, level: bytes, name: str, message: str, values: dict[str, Any]
-) -> DiagnosticStatus:
-    return DiagnosticStatus(
-        level=level,
-        name=f'{node}: {name}',
-        message=message,
-        hardware_id=node,
-        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-    )
-
-
-def _memory(loaded: bool) -> dict[str, str]:
-    """Return the memory of the process and, where the model uses a GPU, of that [MiB]."""
+def _memory(is_loaded: bool) -> dict[str, str]:
+    """Return the memory of the process and, if the model uses a GPU, of that [MiB]."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     values = {'peak memory [MiB]': f'{peak:.0f}'}
-    if loaded:  # before that, another thread may be in the middle of importing torch
-        import torch
-
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            values['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2**20:.0f}'
-            values['GPU memory reserved [MiB]'] = f'{torch.cuda.memory_reserved() / 2**20:.0f}'
+    # Before that, another thread may be in the middle of importing torch.
+    torch = sys.modules.get('torch') if is_loaded else None
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        values['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2**20:.0f}'
+        values['GPU memory reserved [MiB]'] = f'{torch.cuda.memory_reserved() / 2**20:.0f}'
     return values

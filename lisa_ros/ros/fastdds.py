@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large messages leave our processes: whole.
+"""Give Fast DDS enough shared memory for large messages.
 
-By default a process of Fast DDS has half a megabyte of shared memory for all that it says, in
-pieces of 64 kB. A mask of 640 x 480 pixels has five pieces, and an answer with its mask,
-confidence and overlay more than fit at once: pieces are overwritten before they are read. They
-come again, three seconds later, and where several processes want the CPU, later than that
-(`benchmarks/bursts.py` counts it). With room for an answer nothing is overwritten.
+By default a Fast DDS process has 0.5 MB of shared memory for everything it publishes, in segments
+of 64 kB. A mask of 640 x 480 pixels takes five segments, and an answer with mask, confidence and
+overlay needs more than there are: segments are overwritten before they are read. They are sent
+again three seconds later, or more if several processes compete for the CPU (measured by
+`benchmarks/bursts.py`). With 32 MB nothing is overwritten.
 
-The room is the sender's own: whoever hears us needs nothing, and a camera of someone else's has
-what its process is given (docs/commands.md).
+The memory belongs to the sender: receivers need no profile. It does not help the images of a
+camera driver, which is a sender of its own (docs/commands.md).
 """
 
 from __future__ import annotations
@@ -18,23 +18,31 @@ from importlib.resources import files
 from pathlib import Path
 
 PROFILE = Path(str(files('lisa_ros'))) / 'ros' / 'fastdds.xml'
-_FILE, _FILE_OF_2 = 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'
-_WITH_2 = ('humble', 'iron', 'jazzy')  # Fast DDS 2; of 3, rmw_fastrtps warns of the old name
-# whoever set one of these, or put a file there, has chosen
-_CHOSEN = (_FILE, _FILE_OF_2, 'FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
-_FOUND = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
+_PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
+_PROFILE_VARIABLE_2 = 'FASTRTPS_DEFAULT_PROFILES_FILE'  # of Fast DDS 2; with 3, it gives a warning
+_FAST_DDS_2 = ('humble', 'iron', 'jazzy')  # the distributions with Fast DDS 2
+# each of these variables and files means that the user has configured transports
+_USER_VARIABLES = (
+    _PROFILE_VARIABLE,
+    _PROFILE_VARIABLE_2,
+    'FASTDDS_BUILTIN_TRANSPORTS',
+    'SKIP_DEFAULT_XML',
+)
+_USER_FILES = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 
 
 def configure_shared_memory() -> bool:
-    """Let what this process says over Fast DDS have 32 MB of shared memory; before `rclpy.init`.
+    """Give this process 32 MB of shared memory for Fast DDS; call it before `rclpy.init`.
 
-    Another DDS does not look at it.
+    Other DDS implementations ignore it.
 
     Returns:
-        False if the user has chosen transports already: then they stay.
+        False if the user has configured transports: then nothing is changed.
     """
-    if any(os.environ.get(name) for name in _CHOSEN) or any(map(os.path.exists, _FOUND)):
+    if any(os.environ.get(name) for name in _USER_VARIABLES):
         return False
-    old = os.environ.get('ROS_DISTRO') in _WITH_2
-    os.environ[_FILE_OF_2 if old else _FILE] = str(PROFILE)
+    if any(map(os.path.exists, _USER_FILES)):
+        return False
+    has_fast_dds_2 = os.environ.get('ROS_DISTRO') in _FAST_DDS_2
+    os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(PROFILE)
     return True

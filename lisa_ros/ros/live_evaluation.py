@@ -1,228 +1,268 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about a bag, answered live: its clock, the real node over DDS, drops and delays.
+"""Ask the real node commands over DDS while a bag is played to it, with drops and delays.
 
-Nothing waits for the model: while it thinks the bag plays on, and an answer is about the frame
-that was the newest when its command came. A command whose time has come while another is still
-being answered is asked late, or not at all once the same one is due again, as with a robot.
+Nothing waits for the model: while it answers, the bag plays on, and an answer is about the frame
+that was the newest when its command came. A command that becomes due while another one is being
+answered is asked late, or skipped if it is due again by then, as on a robot.
+
+Threads: `BagPlayer` has its own; the caller's thread does all else and spins the client.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import rclpy
-import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.evaluation.command_file import Command
+from lisa_ros.evaluation.live import LiveAnswer, LiveRun
 from lisa_ros.messages.bag import image_times
 from lisa_ros.messages.segmentation import result_from_message
-from lisa_ros.results import Segmentation
+from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.bag_player import BagPlayer
-from lisa_ros.ros.message_types import stamp_ns
-from lisa_ros.ros.node_process import NodeClient, isolate_ros_graph, managed_process, node_command
+from lisa_ros.ros.node_process import (
+    NodeClient,
+    isolate_ros_graph,
+    managed_process,
+    node_command,
+    write_parameters,
+)
 
-
-class Command(Protocol):
-    """What is asked, as `evaluation.commands` reads it."""
-
-    number: int
-    text: str
-    at: float | None  # [s] from the first frame
-    frame: int | None
-    dialogue: str | None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A command with what the node said."""
-
-    command: int  # its number
-    lap: int  # of the bag, from 0
-    stamp: int  # of the frame that it is about [ns], 0 of none
-    result: Segmentation
-    latency: float  # from the command to its answer [s]
-    age: float  # of the frame when the answer came [s of the bag's time], nan where unknown
+_LOAD_TIMEOUT, _ANSWER_TIMEOUT = 3600.0, 600.0  # weights may be downloaded; a CPU is slow [s]
+_DIALOGUE_TURNS = 16  # that the node keeps if commands have dialogues
 
 
 @dataclass(frozen=True)
-class LiveRun:
-    """All answers, in the order asked, and what the node met."""
+class Playback:
+    """How a bag is played."""
 
-    answers: list[Answered]
-    frames_played: int
-    frames_heard: int  # by the node
-    not_asked: int  # commands that were due again before they could be asked
-    peak_memory: float  # of the node [MiB]
+    topics: Mapping[str, str]  # image, depth and camera_info to the bag's topics
+    every: int = 10  # commands without a time run on every n-th frame
+    rate: float = 1.0  # playback speed, 1.0 is real time
+    laps: int = 1  # how often the bag is played; stamps jump back in between
+    sim_time: bool = False  # the node uses bag time (/clock) instead of the machine's
 
 
-def live(
+def run_live(
     bag: Path,
     commands: Sequence[Command],
-    topics: dict[str, str],
-    settings: dict[str, Any],
+    playback: Playback,
+    settings: Mapping[str, Any],
     log: Path,
-    *,
-    every: int = 10,
-    rate: float = 1.0,
-    laps: int = 1,
-    sim_time: bool = False,
 ) -> LiveRun:
-    """Play a bag into the node and ask it the commands when they are due.
+    """Play a bag to the node and ask the commands when they are due.
 
     Args:
-        bag: rosbag2; its messages are played byte by byte, so not one of ROS 1.
-        commands: those without a time are asked about every `every`-th frame, as offline.
-        topics: our names (image, depth, camera_info) to the bag's.
-        settings: parameters of the node that are not to have their defaults.
-        log: a file for what the node says; its parameters go beside it.
-        every: frames between two times that a command without one is asked.
-        rate: of the replay, times real time.
-        laps: how often the bag is played; stamps jump back in between.
-        sim_time: the node runs on the bag's own time (/clock), not on the machine's.
+        bag: rosbag2; its messages are played byte by byte, so ROS 1 does not work.
+        commands: what to ask.
+        playback: how to play the bag.
+        settings: parameters of the node that differ from its defaults.
+        log: file for the node's output; its parameters go to a .yaml file of the same name.
 
     Raises:
-        DataError: the bag cannot be played; a command is for a time after its end; or the node
-            ended, or did not answer, with its last words.
+        DataError: the bag cannot be played, a command is due after its end, or the node ended or
+            did not answer; the message has the end of its log.
     """
-    times = image_times(bag, topics['image'])  # stamp [ns] -> bag's time [s from its start]
-    due = schedule(commands, list(times.values()), every)
-    compressed = topics['image'].endswith('/compressed')
-    given = {**settings, 'autostart': True, 'use_sim_time': sim_time}
-    given['image_transport'] = 'compressed' if compressed else 'raw'
-    remembers = any(command.dialogue for command in commands)
-    given['dialogue_turns'] = 16 if remembers else 0
-    parameters = log.with_suffix('.yaml')
-    parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': given}}))
-    names = {**topics, 'image': topics['image'].removesuffix('/compressed')}
+    times = image_times(bag, playback.topics['image'])
+    due_commands = schedule(commands, list(times.values()), playback.every)
+    has_dialogues = any(command.dialogue for command in commands)
+    with _running_node(playback, settings, has_dialogues, log) as client:
+        diagnostics: dict[str, str] = {}
+        client.node.create_subscription(
+            DiagnosticArray,
+            '/diagnostics',
+            lambda message: diagnostics.update(_diagnostic_values(message)),
+            10,
+        )
+        client.wait_for_node()
+        player = BagPlayer(
+            client.node,
+            bag,
+            playback.rate,
+            loop=playback.laps > 1,
+            topics=playback.topics.values(),
+            clock=playback.sim_time,
+        )
+        driver = LiveDriver(client, player, times, has_dialogues)
+        try:
+            player.start()
+            for lap in range(playback.laps):
+                driver.run_lap(due_commands, lap)
+        finally:
+            player.stop()
+        _spin(client, 1.5)  # diagnostics are published every second
+    received, peak_memory = (
+        float(diagnostics.get(name, 0)) for name in ('images', 'peak memory [MiB]')
+    )
+    played = player.sent[playback.topics['image']]
+    return LiveRun(driver.answers, played, int(received), driver.skipped, peak_memory)
+
+
+@contextlib.contextmanager
+def _running_node(
+    playback: Playback, settings: Mapping[str, Any], has_dialogues: bool, log: Path
+) -> Iterator[NodeClient]:
+    """Start the node, and give a client of it; both end with the context."""
+    image = playback.topics['image']
+    parameters = {
+        **settings,
+        'autostart': True,
+        'use_sim_time': playback.sim_time,
+        'image_transport': 'compressed' if image.endswith('/compressed') else 'raw',
+        'dialogue_turns': _DIALOGUE_TURNS if has_dialogues else 0,
+    }
+    parameter_file = write_parameters(log.with_suffix('.yaml'), parameters)
+    topics = {**playback.topics, 'image': image.removesuffix('/compressed')}
     isolate_ros_graph()
-    with managed_process(node_command(names, parameters), log) as process:
+    with managed_process(node_command(topics, parameter_file), log) as process:
         rclpy.init(args=[])
         try:
-            asker = NodeClient(process, log, load=_LOAD, answer=_ANSWER)
-            told: dict[str, str] = {}
-            asker.node.create_subscription(
-                DiagnosticArray, '/diagnostics', lambda message: told.update(_values(message)), 10
-            )
-            asker.wait_for_node()
-            replay = BagPlayer(
-                asker.node, bag, rate, loop=laps > 1, topics=topics.values(), clock=sim_time
-            )
-            talk = LiveDriver(asker, replay, times, remembers)
-            try:
-                replay.start()
-                for lap in range(laps):
-                    talk.lap(due, lap)
-            finally:
-                replay.stop()
-            _listen(asker, 1.5)  # diagnostics come every second
+            yield NodeClient(process, log, _LOAD_TIMEOUT, _ANSWER_TIMEOUT)
         finally:
             rclpy.try_shutdown()
-    heard, memory = (float(told.get(name, 0)) for name in ('images', 'peak memory [MiB]'))
-    played = replay.sent[topics['image']]
-    return LiveRun(talk.answers, played, int(heard), talk.not_asked, memory)
 
 
-_LOAD, _ANSWER = 3600.0, 600.0  # longest waits: weights may be fetched, a CPU is slow [s]
+@dataclass(frozen=True)
+class DueCommand:
+    """A command at one of its times."""
+
+    time: float  # [s from the bag's start]
+    repetition: int  # of this command, from 0
+    command: Command
 
 
-def schedule(
-    commands: Sequence[Command], times: Sequence[float], every: int
-) -> list[tuple[float, int, Command]]:
-    """Return when each command is due [s from the bag's start], and for which time, in that order.
+def schedule(commands: Sequence[Command], times: Sequence[float], every: int) -> list[DueCommand]:
+    """Return when each command is due, in that order.
 
     Args:
-        commands: with a time, a frame, or neither.
+        commands: each with a time, a frame, or neither.
         times: of the frames [s from the bag's start].
-        every: frames between two times that a command without a time is due.
+        every: commands without a time run on every n-th frame.
 
     Raises:
-        DataError: one is for after the last frame.
+        DataError: a command is due after the last frame.
     """
-    due: list[tuple[float, int, Command]] = []
+    due: list[DueCommand] = []
     late = []
     for command in commands:
         if command.frame is not None:
-            whens = times[command.frame : command.frame + 1]
+            own_times = times[command.frame : command.frame + 1]
         elif command.at is not None:
-            whens = [t for t in times if t - times[0] >= command.at][:1]
+            own_times = [t for t in times if t - times[0] >= command.at][:1]
         else:
-            whens = times[::every]
-        late += [] if whens else [str(command.number + 1)]
-        due += [(when, turn, command) for turn, when in enumerate(whens)]
+            own_times = times[::every]
+        if not own_times:
+            late.append(str(command.number + 1))
+        due += [DueCommand(t, repetition, command) for repetition, t in enumerate(own_times)]
     if late:
         raise DataError(
             f'the bag ends after {len(times)} frames, before commands {", ".join(late)} are due'
         )
-    return sorted(due, key=lambda one: (one[0], one[2].number))
+    return sorted(due, key=lambda entry: (entry.time, entry.command.number))
 
 
 class LiveDriver:
-    """Asks what is due, one after another, while a bag plays."""
+    """Asks the due commands, one after another, while a bag is played. One thread."""
 
     def __init__(
         self,
-        asker: NodeClient,
-        replay: BagPlayer,
-        times: dict[int, float],
-        remembers: bool = False,
+        client: NodeClient,
+        player: BagPlayer,
+        times: Mapping[int, float],
+        has_dialogues: bool = False,
     ):
-        self._asker, self._replay, self._times = asker, replay, times
-        self._remembers = remembers  # whether the node keeps the turns before a command
-        self._dialogue: tuple[int, int, str] | None = None  # lap, for which time, name
-        self.answers: list[Answered] = []
-        self.not_asked = 0
+        """Ask nothing yet.
 
-    def lap(self, due: Sequence[tuple[float, int, Command]], lap: int) -> None:
-        """Ask all that is due in one lap of the bag."""
-        bar = tqdm(due, desc=f'lap {lap + 1}', unit='command')
-        for number, (when, turn, command) in enumerate(bar):
-            again = next((t for t, _, other in due[number + 1 :] if other is command), math.inf)
-            self._until(when, lap)
-            if again <= self._now(lap) and again < math.inf:
-                self.not_asked += 1
+        Args:
+            client: of the node.
+            player: of the bag.
+            times: of the frames [s from the bag's start], by stamp [ns].
+            has_dialogues: the node keeps earlier turns, and must forget them between dialogues.
+        """
+        self._client, self._player, self._times = client, player, times
+        self._has_dialogues = has_dialogues
+        self._dialogue: tuple[int, int, str] | None = None  # lap, repetition, name
+        self.answers: list[LiveAnswer] = []
+        self.skipped = 0  # commands that were due again before they could be asked
+
+    def run_lap(self, due: Sequence[DueCommand], lap: int) -> None:
+        """Ask all that is due in one lap of the bag; return at its end."""
+        for index, entry in enumerate(tqdm(due, desc=f'lap {lap + 1}', unit='command')):
+            next_time = next(
+                (other.time for other in due[index + 1 :] if other.command is entry.command),
+                math.inf,
+            )
+            self._spin_until(entry.time, lap)
+            if next_time <= self._bag_time(lap) and next_time < math.inf:
+                self.skipped += 1
                 continue
-            self._ask(command, lap, turn)
-        self._until(math.inf, lap)
+            self._ask(entry, lap)
+        self._spin_until(math.inf, lap)
 
-    def _ask(self, command: Command, lap: int, turn: int) -> None:
-        dialogue = None if command.dialogue is None else (lap, turn, command.dialogue)
-        if self._remembers and (dialogue is None or dialogue != self._dialogue):
-            self._asker.forget()
+    def _ask(self, due: DueCommand, lap: int) -> None:
+        command = due.command
+        dialogue = None if command.dialogue is None else (lap, due.repetition, command.dialogue)
+        if self._has_dialogues and (dialogue is None or dialogue != self._dialogue):
+            self._client.reset_dialogue()
         self._dialogue = dialogue
-        message, latency = self._asker.ask(command.text)
-        stamp = stamp_ns(message.header)
-        taken = self._times.get(stamp, math.nan)
-        now = self._now(lap)
-        age = now - taken if taken <= now < math.inf else math.nan
-        result = result_from_message(message)
-        self.answers.append(Answered(command.number, lap, stamp, result, latency, age))
+        message, latency = self._client.ask(command.text)
+        now = self._bag_time(lap)
+        captured = self._times.get(stamp_ns(message.header), math.nan)
+        age = now - captured if captured <= now < math.inf else math.nan
+        self.answers.append(live_answer(command.number, message, latency, lap, age))
 
-    def _now(self, lap: int) -> float:
-        """Return how far into a lap it is [s of the bag's time], infinity after it."""
-        laps, since = self._replay.position
-        return since if laps == lap else math.inf
+    def _bag_time(self, lap: int) -> float:
+        """Return the time within a lap [s from the bag's start], infinity after the lap."""
+        current, elapsed = self._player.position
+        return elapsed if current == lap else math.inf
 
-    def _until(self, when: float, lap: int) -> None:
+    def _spin_until(self, bag_time: float, lap: int) -> None:
         """Spin until a time of a lap, or its end."""
-        while self._now(lap) < when and not self._replay.over:
-            _listen(self._asker, 0.0)
+        while self._bag_time(lap) < bag_time and not self._player.over:
+            _spin(self._client, 0.0)
 
 
-def _listen(asker: NodeClient, seconds: float) -> None:
-    """Take what comes for a while."""
-    until = time.monotonic() + seconds
-    rclpy.spin_once(asker.node, timeout_sec=0.005)
-    while time.monotonic() < until:
-        rclpy.spin_once(asker.node, timeout_sec=0.02)
+def live_answer(
+    command: int, message: Any, latency: float, lap: int = 0, age: float = math.nan
+) -> LiveAnswer:
+    """Return a lisa_ros/msg/Segmentation as the answer to a command.
+
+    Args:
+        command: its number.
+        message: the node's answer.
+        latency: from the command to the answer [s].
+        lap: of the bag.
+        age: of the frame when the answer came [s of bag time]; NaN: unknown.
+    """
+    centroids = [instance.centroid for instance in message.instances]
+    return LiveAnswer(
+        command,
+        stamp_ns(message.header),
+        result_from_message(message),
+        latency,
+        lap,
+        age,
+        tuple((p.x, p.y, p.z) for p in centroids if math.isfinite(p.z)),
+    )
 
 
-def _values(message: DiagnosticArray) -> dict[str, str]:
-    """Return all that the node's diagnostics tell."""
+def _spin(client: NodeClient, seconds: float) -> None:
+    """Spin for some time, at least once."""
+    deadline = time.monotonic() + seconds
+    rclpy.spin_once(client.node, timeout_sec=0.005)
+    while time.monotonic() < deadline:
+        rclpy.spin_once(client.node, timeout_sec=0.02)
+
+
+def _diagnostic_values(message: DiagnosticArray) -> dict[str, str]:
+    """Return all keys and values of the node's diagnostics."""
     return {pair.key: pair.value for status in message.status for pair in status.values}

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results to messages of rclpy, see lisa_ros/messages/segmentation.py."""
+"""Message classes of rclpy for the factory in lisa_ros/messages/segmentation.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import array
 from typing import Any
 
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
 from sensor_msgs.msg import Image, PointCloud2, PointField, RegionOfInterest
-from std_msgs.msg import Header
 
-from lisa_ros.messages.segmentation import MessageFactory
-from lisa_ros.msg import Instance, Segmentation
+from lisa_ros.messages.segmentation import MessageFactory, MessageType
+from lisa_ros.msg import Instance, Segmentation, StageTime
 
 try:
     import vision_msgs.msg as vision
-except ImportError:  # not in every install: then there are no detections and no label_info
+except ImportError:  # optional package: without it no detections and no label_info
     vision = None
 
 _TYPES = (
     *(Point, Pose, PoseStamped, Quaternion, Vector3),
     *(Image, PointCloud2, PointField, RegionOfInterest),
-    *(Instance, Segmentation),
+    *(Instance, Segmentation, StageTime),
 )
 _VISION = (
     *('BoundingBox2D', 'BoundingBox3D', 'Detection2D', 'Detection2DArray', 'Detection3D'),
@@ -30,29 +29,24 @@ _VISION = (
 )
 
 
-def _named(kind: Any) -> str:
-    """Return a type's name as sensor_msgs/msg/Image."""
-    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+def _type_name(message_class: type) -> str:
+    """Return the name of a message class, such as sensor_msgs/msg/Image."""
+    return f'{message_class.__module__.split(".")[0]}/msg/{message_class.__name__}'
 
 
-def _quickly(kind: Any) -> Callable[..., Any]:
+def _without_data_check(message_class: type) -> MessageType:
     """Return a constructor that does not check `data` byte by byte (common_interfaces#176)."""
 
-    def made(data: Any, **fields: Any) -> Any:
-        message = kind(**fields)
+    def make_message(data: array.array, **fields: Any) -> Any:
+        message = message_class(**fields)
         message.data = data
         return message
 
-    return made
+    return make_message
 
 
 make = MessageFactory(
-    {_named(kind): kind for kind in _TYPES}
-    | {_named(kind): _quickly(kind) for kind in (Image, PointCloud2)}
+    {_type_name(message_class): message_class for message_class in _TYPES}
+    | {_type_name(large): _without_data_check(large) for large in (Image, PointCloud2)}
     | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}
 )
-
-
-def stamp_ns(header: Header) -> int:
-    """Return a header's stamp as an integer [ns]."""
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

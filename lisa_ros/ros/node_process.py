@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our node as a process of its own, in a graph of its own, and somebody who asks it.
+"""Run the node as a child process in an isolated ROS graph, and ask it commands.
 
-The demo and the live evaluation both do. Nothing but the node itself is imported by it.
+The demo and the live evaluation use it; the node itself does not. rclpy is imported when a client
+is created.
 """
 
 from __future__ import annotations
@@ -13,27 +14,39 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lisa_ros.errors import DataError
 from lisa_ros.ros import fastdds
 
+_SIGNALS = ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5))  # and waits [s]
+_LOG_TAIL = 12  # lines of the log in an error
+
 
 def isolate_ros_graph() -> None:
-    """Leave all other nodes of this machine and its network alone, from now on; before `init`."""
+    """Choose a ROS domain for this process and its children alone; call it before `rclpy.init`."""
     fastdds.configure_shared_memory()
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 
-def node_command(topics: dict[str, str], parameters: Path) -> list[str]:
-    """Return the command line that starts the installed node with the bag's topics.
+def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:
+    """Write ROS parameters, valid for every node, as a YAML file; return its path."""
+    content = {'/**': {'ros__parameters': dict(parameters)}}
+    path.write_text(yaml.safe_dump(content), encoding='utf-8')
+    return path
+
+
+def node_command(topics: Mapping[str, str], parameters: Path) -> list[str]:
+    """Return the command line that starts the installed node.
 
     Args:
-        topics: our names (image, depth, camera_info) to the bag's.
-        parameters: a YAML file of ROS parameters.
+        topics: image, depth and camera_info to the topics of the bag.
+        parameters: YAML file of ROS parameters.
 
     Raises:
         DataError: the package is not installed.
@@ -49,17 +62,17 @@ def node_command(topics: dict[str, str], parameters: Path) -> list[str]:
             'lisa_node is not installed: run `make setup`, or colcon build and source '
             'install/setup.bash'
         )
-    renamed = [f'{name}:={topic}' for name, topic in topics.items()]
+    remappings = [f'{name}:={topic}' for name, topic in topics.items()]
     if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
         launch = ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py']
-        return [*launch, f'params_file:={parameters.resolve()}', *renamed]
-    remaps = [part for rename in renamed for part in ('-r', rename)]
-    return [str(executable), '--ros-args', *remaps, '--params-file', str(parameters)]
+        return [*launch, f'params_file:={parameters.resolve()}', *remappings]
+    arguments = [part for remapping in remappings for part in ('-r', remapping)]
+    return [str(executable), '--ros-args', *arguments, '--params-file', str(parameters)]
 
 
 @contextlib.contextmanager
 def managed_process(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """Run a process with its output in a file; at the end it and its children are gone."""
+    """Run a process with its output in a file; at the end stop it and its children."""
     with (
         log.open('w', encoding='utf-8') as output,
         subprocess.Popen(  # noqa: S603  # our own node, no shell
@@ -69,35 +82,34 @@ def managed_process(command: list[str], log: Path) -> Iterator[subprocess.Popen]
         try:
             yield process
         finally:
-            for number, patience in (
-                (signal.SIGINT, 10),
-                (signal.SIGTERM, 5),
-                (signal.SIGKILL, 5),
-            ):
+            for number, timeout in _SIGNALS:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
+                    process.wait(timeout)
                     break
 
 
 class NodeClient:
-    """Sends commands to the node and waits for their answers."""
+    """Sends commands to the node by topic and waits for the answers.
+
+    Threads: one thread calls all methods; each of them spins `node`.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen,
         log: Path,
-        load: float = 180.0,
-        answer: float = 60.0,
+        load_timeout: float = 180.0,
+        answer_timeout: float = 60.0,
     ) -> None:
-        """Join the graph; rclpy is initialised.
+        """Join the ROS graph; rclpy must be initialized.
 
         Args:
             process: the node's.
-            log: what it says.
-            load: longest wait until it is ready [s].
-            answer: longest wait for an answer [s].
+            log: file with its output, for error messages.
+            load_timeout: longest wait until the node is ready [s].
+            answer_timeout: longest wait for an answer [s].
         """
         from rclpy.node import Node
         from std_msgs.msg import String
@@ -106,63 +118,84 @@ class NodeClient:
         from lisa_ros.msg import Segmentation
 
         self._process, self._log = process, log
-        self._load, self._answer = load, answer
+        self._load_timeout, self._answer_timeout = load_timeout, answer_timeout
         self.node = Node('lisa_asker')
-        self._say, self._string = self.node.create_publisher(String, '/lisa/command', 10), String
-        self._trigger = Trigger
+        self._commands = self.node.create_publisher(String, '/lisa/command', 10)
+        self._string, self._trigger = String, Trigger
         self._answers: list[Segmentation] = []
         self.node.create_subscription(Segmentation, '/lisa/segmentation', self._answers.append, 10)
 
     def wait_for_node(self) -> None:
-        """Wait until the node hears commands, which is when its model is loaded."""
-        self.wait(lambda: self._say.get_subscription_count() > 0, self._load, 'get ready')
-        self.wait(
-            lambda: self.node.count_publishers('/lisa/segmentation') > 0, self._load, 'get ready'
+        """Wait until the node subscribes to commands, which it does once its model is loaded.
+
+        Raises:
+            DataError: it ended, or is not ready in time.
+        """
+        self._wait(
+            lambda: self._commands.get_subscription_count() > 0, self._load_timeout, 'get ready'
+        )
+        self._wait(
+            lambda: self.node.count_publishers('/lisa/segmentation') > 0,
+            self._load_timeout,
+            'get ready',
         )
 
     def ask(self, text: str) -> tuple[Any, float]:
-        """Return the Segmentation message that answers the command, and the seconds it took."""
+        """Send a command; return the Segmentation message that answers it, and the seconds.
+
+        Raises:
+            DataError: the node ended, or does not answer in time.
+        """
         self._answers.clear()
-        began = time.monotonic()
-        self._say.publish(self._string(data=text))
-        self.wait(
+        start = time.monotonic()
+        self._commands.publish(self._string(data=text))
+        self._wait(
             lambda: any(answer.query == text for answer in self._answers),
-            self._answer,
+            self._answer_timeout,
             f'answer {text!r}',
         )
         answer = next(answer for answer in self._answers if answer.query == text)
-        return answer, time.monotonic() - began
+        return answer, time.monotonic() - start
 
-    def forget(self) -> None:
-        """Let the node forget the turns so far."""
-        client = self.node.create_client(self._trigger, '/lisa/reset_dialogue')
-        done: list[Any] = []
-
-        def asked() -> bool:
-            # Fast DDS may drop the first answer to a new client (ros2/rmw_fastrtps#842)
-            if client.service_is_ready() and (not done or time.monotonic() - done[-1][0] > 1):
-                done.append((time.monotonic(), client.call_async(self._trigger.Request())))
-            return any(future.done() for _, future in done)
-
-        self.wait(asked, self._answer, 'reset the dialogue')
-        self.node.destroy_client(client)
-
-    def wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
-        """Spin until something is done.
+    def reset_dialogue(self) -> None:
+        """Make the node forget all earlier turns.
 
         Raises:
-            DataError: it is not done in time [s], or the node has ended; with its last words.
+            DataError: the node ended, or does not answer in time.
+        """
+        client = self.node.create_client(self._trigger, '/lisa/reset_dialogue')
+        calls: list[tuple[float, Any]] = []  # time and future of each
+
+        def is_answered() -> bool:
+            # Fast DDS may drop the first answer to a new client (ros2/rmw_fastrtps#842)
+            if client.service_is_ready() and (not calls or time.monotonic() - calls[-1][0] > 1):
+                calls.append((time.monotonic(), client.call_async(self._trigger.Request())))
+            return any(future.done() for _, future in calls)
+
+        self._wait(is_answered, self._answer_timeout, 'reset the dialogue')
+        self.node.destroy_client(client)
+
+    def _wait(self, is_done: Callable[[], bool], timeout: float, action: str) -> None:
+        """Spin until a condition holds.
+
+        Raises:
+            DataError: it does not within `timeout` [s], or the node ended; with the end of its
+                log.
         """
         import rclpy
 
-        until = time.monotonic() + timeout
-        while not done():
+        deadline = time.monotonic() + timeout
+        while not is_done():
             rclpy.spin_once(self.node, timeout_sec=0.02)
             if self._process.poll() is not None:
-                raise DataError(f'the node ended with {self._process.returncode}: {self._tail()}')
-            if time.monotonic() > until:
-                raise DataError(f'the node did not {what} within {timeout:g} s: {self._tail()}')
+                raise DataError(
+                    f'the node ended with {self._process.returncode}: {self._log_tail()}'
+                )
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f'the node did not {action} within {timeout:g} s: {self._log_tail()}'
+                )
 
-    def _tail(self) -> str:
+    def _log_tail(self) -> str:
         lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()
-        return '\n'.join([f'its last words, from {self._log}:', *lines[-12:]])
+        return '\n'.join([f'end of {self._log}:', *lines[-_LOG_TAIL:]])

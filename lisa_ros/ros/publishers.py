@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one camera's answers say on topics: every output carries the header of its image.
+"""The output topics of one camera; every message carries the header of its image.
 
-Two sets of these exist for each camera: ~/mask and its like are the answers, ~/tracked/mask and
-its like are carried to every newer image. What takes time is made only while somebody listens.
-Publishing may happen on any thread, but of one camera's set on one at a time.
+A camera has the same topics twice: ~/mask and so on for answers, ~/tracked/mask and so on for the
+masks that the tracker has moved to newer images. Messages that take time to build are built only
+if their topic has a subscriber.
+
+Threads: any, but each set of publishers is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from lisa_ros.errors import ImageError, TransformError
 from lisa_ros.geometry.object_3d import Object3D
@@ -28,54 +30,56 @@ from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.perception import overlay
 from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
-from lisa_ros.ros.transforms import Transforms
+from lisa_ros.ros.context import NodeContext
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.settings import Settings
 from lisa_ros.tracking.tracker import TrackingState
+
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
+
+
+class MessageDecoder:
+    """Decodes ROS images for the inference thread, as its `FrameDecoder`."""
+
+    def rgb_image(self, frame: SyncedMessages) -> np.ndarray:
+        """Return the frame's colour image, (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: the encoding or the size is not supported.
+        """
+        return rgb_image(frame)
 
 
 def rgb_image(frame: SyncedMessages) -> np.ndarray:
-    """Return the frame's image as RGB, (H, W, 3) uint8.
+    """Return the frame's colour image, (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the encoding or the size is not supported.
     """
-    compressed = isinstance(frame.image, CompressedImage)
-    return compressed_to_rgb(frame.image) if compressed else image_to_rgb(frame.image)
+    is_compressed = isinstance(frame.image, CompressedImage)
+    return compressed_to_rgb(frame.image) if is_compressed else image_to_rgb(frame.image)
 
 
 @dataclass(frozen=True)
 class LocalizedResult:
-    """Where a result's things are, or why that is not known."""
+    """The 3D positions of a result's objects, or why they are unknown."""
 
-    space: rgbd.RgbdFrame | None
-    things: Sequence[Object3D | None]
-    reason: str = ''
-    target: PoseStamped | None = None
+    rgbd_frame: rgbd.RgbdFrame | None
+    objects: Sequence[Object3D | None]  # one for each mask
+    reason: str = ''  # why a position or the target is unknown
+    target: PoseStamped | None = None  # of the first object, in target_frame
 
 
 class AnswerPublishers:
-    """The publishers of one camera's answers, or of what the tracker made of them."""
+    """The publishers of one camera's answers, or of its tracked masks."""
 
-    def __init__(
-        self,
-        node: LifecycleNode,
-        prefix: str,
-        settings: Callable[[], Settings],
-        transforms: Transforms,
-        complain: Callable[..., None],
-    ):
-        """Make the publishers.
+    def __init__(self, context: NodeContext, prefix: str):
+        """Make lifecycle publishers: they publish while the node is active.
 
         Args:
-            node: whose they are; they say nothing while it is not active.
-            prefix: of their names: ~/, ~/front/ or ~/front/tracked/.
-            settings: the present ones.
-            transforms: between frames, at an image's stamp.
-            complain: takes a line about what is wrong with the inputs, and its cause.
+            context: the node, its settings and logs.
+            prefix: of the topic names: ~/, ~/front/ or ~/front/tracked/.
         """
-        self._node, self._settings = node, settings
-        self._transforms, self._complain = transforms, complain
+        self._node, self._context = context.node, context
         self._publishers: list[Publisher] = []
         create = functools.partial(self._create, prefix)
         self._segmentation = create(SegmentationMessage, 'segmentation')
@@ -85,57 +89,47 @@ class AnswerPublishers:
         self._object_points = create(PointCloud2, 'object_points')
         self._scene_points = create(PointCloud2, 'scene_points')
         self._target = create(PoseStamped, 'target')
-        self._vision: dict[str, Publisher] = {}
+        self._detections = self._detections_3d = None
         if message_types.vision is not None:
-            for name, kind in (
-                ('detections', 'Detection2DArray'),
-                ('detections_3d', 'Detection3DArray'),
-            ):
-                self._vision[name] = create(getattr(message_types.vision, kind), name)
+            vision = message_types.vision
+            self._detections = create(vision.Detection2DArray, 'detections')
+            self._detections_3d = create(vision.Detection3DArray, 'detections_3d')
 
-    def _create(self, prefix: str, kind: type, name: str) -> Publisher:
-        made = self._node.create_lifecycle_publisher(kind, prefix + name, 10)
-        self._publishers.append(made)
-        return made
+    def _create(self, prefix: str, message_type: type, name: str) -> Publisher:
+        publisher = self._node.create_lifecycle_publisher(message_type, prefix + name, 10)
+        self._publishers.append(publisher)
+        return publisher
 
     def destroy(self) -> None:
         """Free the publishers."""
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
 
+    # ---- subscribers
+
     def has_subscribers(self) -> bool:
-        """Return whether anybody listens to any of them."""
-        return any(map(self._heard, self._publishers))
+        """Return whether any of the topics has a subscriber."""
+        return any(map(self._is_subscribed, self._publishers))
 
     def needs_depth(self) -> bool:
-        """Return whether anybody listens to one that says where things, or all points, are."""
-        return self._heard(self._scene_points) or self._tells_things()
+        """Return whether any subscribed topic needs 3D positions."""
+        return self._is_subscribed(self._scene_points) or self._needs_positions()
 
-    def _tells_things(self) -> bool:
-        told = (self._segmentation, self._object_points, self._target)
-        solid = self._vision.get('detections_3d')
-        return any(map(self._heard, told)) or (solid is not None and self._heard(solid))
+    def _needs_positions(self) -> bool:
+        publishers = [self._segmentation, self._object_points, self._target]
+        if self._detections_3d is not None:
+            publishers.append(self._detections_3d)
+        return any(map(self._is_subscribed, publishers))
 
-    def _heard(self, publisher: Publisher) -> bool:
+    def _is_subscribed(self, publisher: Publisher) -> bool:
         try:
             return publisher.get_subscription_count() > 0
         except RuntimeError:  # rclpy's RCLError is one
             if self._node.context.ok():
                 raise
-            return False  # after Ctrl-C nobody listens
+            return False  # ROS is shut down: no subscribers
 
-    def message(
-        self,
-        frame: SyncedMessages | None,
-        result: Segmentation,
-        placed: LocalizedResult,
-        tracked: TrackingState | None = None,
-    ) -> SegmentationMessage:
-        """Return what is said on segmentation; of no image the header is empty."""
-        header = frame.image.header if frame else Header()
-        return message_types.make.segmentation(
-            header, result, placed.things, placed.reason, tracked
-        )
+    # ---- from a result to messages
 
     def localize(
         self,
@@ -145,126 +139,152 @@ class AnswerPublishers:
         *,
         always: bool = False,
     ) -> LocalizedResult:
-        """Return where a result's things are.
+        """Return the 3D positions of a result's objects.
 
         Args:
-            frame: that the result is about.
-            result: what was found in it.
-            image: the frame's, if it was converted already.
-            always: even if nobody listens to a topic that says it.
+            frame: the frame that the result is about.
+            result: its masks have the frame's size.
+            image: the frame's colour image, if it is decoded already, (H, W, 3) uint8 RGB.
+            always: compute positions even if no topic with positions is subscribed.
         """
-        nowhere = [None] * len(result.masks)
-        if frame is None or not (nowhere or self._heard(self._scene_points)):
-            return LocalizedResult(None, nowhere)
+        unknown: list[Object3D | None] = [None] * len(result.masks)
+        if frame is None or not (unknown or self._is_subscribed(self._scene_points)):
+            return LocalizedResult(None, unknown)
         try:
-            space = rgbd.rgbd_from_messages(
+            rgbd_frame = rgbd.rgbd_from_messages(
                 rgb_image(frame) if image is None else image,
                 frame.image,
                 frame.depth,
                 frame.camera_info,
-                rectified=self._settings().image_is_rectified,
+                rectified=self._context.settings.value.image_is_rectified,
             )
-            if not (always or self._tells_things()):
-                return LocalizedResult(space, nowhere)  # for the scene's points alone
-            things = space.localize(result.masks, self._up(frame))
+            if not (always or self._needs_positions()):
+                return LocalizedResult(rgbd_frame, unknown)  # only for ~/scene_points
+            objects = rgbd_frame.localize(result.masks, self._gravity_direction(frame))
         except ImageError as error:
-            if frame.depth is not None:  # without a depth camera it is no fault
-                self._complain(f'no place in 3D: {error}')
-            return LocalizedResult(None, nowhere, str(error))
-        unseen = [number for number, thing in enumerate(things, 1) if thing is None]
-        reason = f'no valid depth on instance {", ".join(map(str, unseen))}' if unseen else ''
-        target, missing = self._target_of(frame, things)
-        return LocalizedResult(space, things, '; '.join(filter(None, (reason, missing))), target)
+            if frame.depth is not None:  # without a depth camera this is expected
+                self._context.log.error(f'no 3D position: {error}')
+            return LocalizedResult(None, unknown, str(error))
+        target, target_error = self._target_pose(frame, objects)
+        reasons = [_missing_depth(objects), target_error]
+        return LocalizedResult(rgbd_frame, objects, '; '.join(filter(None, reasons)), target)
+
+    def message(
+        self,
+        frame: SyncedMessages | None,
+        result: Segmentation,
+        localized: LocalizedResult,
+        tracking_state: TrackingState | None = None,
+    ) -> SegmentationMessage:
+        """Return the message for ~/segmentation; without a frame its header is empty."""
+        header = frame.image.header if frame else Header()
+        return message_types.make.segmentation(
+            header, result, localized.objects, localized.reason, tracking_state
+        )
+
+    # ---- publishing
 
     def publish_status(self, message: SegmentationMessage) -> None:
-        """Publish a result about no picture."""
+        """Publish the message of a result without masks, on ~/segmentation only."""
         self.publish_safely(self._segmentation, message)
 
     def publish_safely(self, publisher: Publisher, message: Any) -> None:
-        """Publish a message; if DDS does not take it, complain, and lose no other one."""
+        """Publish a message; if DDS refuses it, log an error and continue."""
         try:
             publisher.publish(message)
         except RuntimeError as error:  # rclpy's RCLError is one
-            if self._node.context.ok():  # after Ctrl-C there is nobody to tell any more
+            if self._node.context.ok():  # else ROS is shut down, and the loss is expected
                 line = f'{publisher.topic_name} has lost a message: {error}'
-                self._complain(line, f'lost on {publisher.topic_name}')
+                self._context.log.error(line, f'lost on {publisher.topic_name}')
 
     def publish(
         self,
         frame: SyncedMessages,
         result: Segmentation,
-        placed: LocalizedResult,
+        localized: LocalizedResult,
         message: Callable[[], SegmentationMessage],
         image: np.ndarray | None = None,
         note: str = '',
     ) -> None:
-        """Publish a result about a frame on the topics that somebody listens to.
+        """Publish a result on every topic that somebody subscribes to.
 
         Args:
-            frame: that it is about.
-            result: with masks of the frame's size.
-            placed: what `place` says of it.
-            message: makes what `message` says of it.
-            image: the frame's, if it was converted already.
-            note: to be written on the overlay, too.
+            frame: the frame that the result is about.
+            result: its masks have the frame's size.
+            localized: what `localize` returned for it.
+            message: builds the message for ~/segmentation.
+            image: the frame's colour image, if it is decoded already, (H, W, 3) uint8 RGB.
+            note: text drawn on the overlay after the answer.
         """
         header, make = frame.image.header, message_types.make
-        self._put(self._segmentation, message)
-        self._put(self._mask, lambda: make.label_image(header, result))
-        self._put(self._confidence, lambda: make.confidence_image(header, result))
-        self._put(self._overlay, lambda: self._draw(header, frame, result, image, note))
-        if self._vision:
-            self._put(self._vision['detections'], lambda: make.detections(header, result))
-            self._put(
-                self._vision['detections_3d'],
-                lambda: make.detections_3d(header, result, placed.things),
-            )
-        space, things = placed.space, placed.things
-        if space is not None:
-            self._put(self._scene_points, lambda: make.cloud(header, space.cloud()))
-            self._put(self._object_points, lambda: make.cloud(header, rgbd.objects_cloud(things)))
-        if placed.target is not None:
-            self._put(self._target, lambda: placed.target)
+        self._publish_if_subscribed(self._segmentation, message)
+        self._publish_if_subscribed(self._mask, lambda: make.label_image(header, result))
+        self._publish_if_subscribed(
+            self._confidence, lambda: make.confidence_image(header, result)
+        )
+        self._publish_if_subscribed(
+            self._overlay, lambda: self._draw_overlay(frame, result, image, note)
+        )
+        self._publish_detections(header, result, localized.objects)
+        self._publish_positions(header, localized)
 
-    def _put(self, publisher: Publisher, make: Callable[[], Any]) -> None:
-        """Make a message and publish it, if somebody listens."""
-        if self._heard(publisher):
+    def _publish_detections(
+        self, header: Header, result: Segmentation, objects: Sequence[Object3D | None]
+    ) -> None:
+        make = message_types.make
+        if self._detections is not None:
+            self._publish_if_subscribed(self._detections, lambda: make.detections(header, result))
+            self._publish_if_subscribed(
+                self._detections_3d, lambda: make.detections_3d(header, result, objects)
+            )
+
+    def _publish_positions(self, header: Header, localized: LocalizedResult) -> None:
+        make, rgbd_frame = message_types.make, localized.rgbd_frame
+        if rgbd_frame is not None:
+            self._publish_if_subscribed(
+                self._scene_points, lambda: make.cloud(header, rgbd_frame.cloud())
+            )
+            self._publish_if_subscribed(
+                self._object_points,
+                lambda: make.cloud(header, rgbd.objects_cloud(localized.objects)),
+            )
+        if localized.target is not None:
+            self._publish_if_subscribed(self._target, lambda: localized.target)
+
+    def _publish_if_subscribed(self, publisher: Publisher, make: Callable[[], Any]) -> None:
+        if self._is_subscribed(publisher):
             self.publish_safely(publisher, make())
 
-    def _target_of(
-        self, frame: SyncedMessages, things: Sequence[Object3D | None]
+    def _target_pose(
+        self, frame: SyncedMessages, objects: Sequence[Object3D | None]
     ) -> tuple[PoseStamped | None, str]:
-        """Return the pose of the first thing in target_frame, or why it is not known there."""
-        thing = things[0] if things else None  # never another one in its place
-        if thing is None:
+        """Return the pose of the first object in target_frame, or why it is unknown there."""
+        first = objects[0] if objects else None  # if its position is unknown, there is no target
+        if first is None:
             return None, ''
-        there = message_types.make.target(frame.image.header, thing)
+        pose = message_types.make.target(frame.image.header, first)
+        target_frame = self._context.settings.value.target_frame
         try:
-            return self._transforms.transform_pose(there, self._settings().target_frame), ''
+            return self._context.transforms.transform_pose(pose, target_frame), ''
         except TransformError as error:
-            self._complain(f'no target: {error}', 'no target')
+            self._context.log.error(f'no target: {error}', 'no target')
             return None, f'no target: {error}'
 
-    def _up(self, frame: SyncedMessages) -> np.ndarray | None:
-        """Return where up is in the image's frame, (3,); None where TF does not know."""
-        frame_id = self._settings().gravity_frame
-        if not frame_id:
+    def _gravity_direction(self, frame: SyncedMessages) -> np.ndarray | None:
+        """Return the upward direction in the image's frame, (3,); None if TF does not know it."""
+        gravity_frame = self._context.settings.value.gravity_frame
+        if not gravity_frame:
             return None
         try:
-            return self._transforms.gravity_direction(frame_id, frame.image.header)
+            return self._context.transforms.gravity_direction(gravity_frame, frame.image.header)
         except TransformError as error:
-            self._complain(f'where up is stays a guess: {error}', 'up')
+            self._context.log.error(f'the upward direction is only estimated: {error}', 'up')
             return None
 
-    def _draw(
-        self,
-        header: Header,
-        frame: SyncedMessages,
-        result: Segmentation,
-        image: np.ndarray | None,
-        note: str,
+    def _draw_overlay(
+        self, frame: SyncedMessages, result: Segmentation, image: np.ndarray | None, note: str
     ) -> Image:
-        settings = self._settings()
+        settings = self._context.settings.value
         drawn = overlay.overlay(
             rgb_image(frame) if image is None else image,
             result.masks,
@@ -273,4 +293,44 @@ class AnswerPublishers:
             opacity=settings.overlay_opacity,
             least_width=settings.overlay_width,
         )
-        return message_types.make.image(header, image_fields(drawn, 'rgb8'))
+        return message_types.make.image(frame.image.header, image_fields(drawn, 'rgb8'))
+
+
+def _missing_depth(objects: Sequence[Object3D | None]) -> str:
+    """Return which instances have no 3D position; an empty text if all have one."""
+    missing = [str(number) for number, item in enumerate(objects, 1) if item is None]
+    return f'no valid depth on instance {", ".join(missing)}' if missing else ''
+
+
+class CameraPublishers:
+    """All publishers of one camera."""
+
+    def __init__(self, context: NodeContext, prefix: str):
+        """Make all publishers; `prefix` of the topic names is ~/ or ~/front/."""
+        self._node = context.node
+        self.answers = AnswerPublishers(context, prefix)
+        self.tracked = AnswerPublishers(context, f'{prefix}tracked/')
+        create = self._node.create_lifecycle_publisher
+        self._explanation = create(String, f'{prefix}explanation', 10)
+        self._label_info = None
+        if message_types.vision is not None:
+            label_info = message_types.vision.LabelInfo
+            self._label_info = create(label_info, f'{prefix}label_info', _LATCHED)
+
+    def destroy(self) -> None:
+        """Free the publishers."""
+        self.answers.destroy()
+        self.tracked.destroy()
+        for publisher in (self._explanation, self._label_info):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+
+    def publish_label_info(self) -> None:
+        """Publish the names of the values of ~/mask; the message is latched."""
+        if self._label_info is not None:
+            header = Header(stamp=self._node.get_clock().now().to_msg())
+            self._label_info.publish(message_types.make.label_info(header))
+
+    def publish_explanation(self, text: str) -> None:
+        """Publish the text of an answer on ~/explanation."""
+        self.answers.publish_safely(self._explanation, String(data=text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a node until it is told to stop."""
+"""Run a node until it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rclpy.node import Node
 
 
 def spin(node: Node) -> None:
-    """Run the callbacks of a node until a signal ends its context.
+    """Run the callbacks of a node until a signal shuts its context down.
 
-    The signal may come while a callback is about to publish, which then raises that the context
-    is invalid: no error either. What a callback raises before that goes on to the caller.
+    A callback that publishes at that moment raises "context is invalid"; this is not an error
+    either. Any other exception of a callback reaches the caller.
     """
     try:
         rclpy.spin(node)

@@ -1,29 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong, said once in a while: a camera brings thirty messages a second.
+"""Logging throttled by cause: a camera delivers thirty messages a second.
 
-rclpy's own throttle counts by the line of code, so that one complaint would hide the others.
-Threads: any; two at once may say a line twice.
+rclpy's own throttle counts by line of code, so one message would hide the others.
+Threads: any; if two threads log a cause at the same moment it may be logged twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Protocol
 
-_PAUSE = 5.0  # least time between two complaints of one cause [s]
+_INTERVAL = 5.0  # minimum time between two messages of one cause [s]
+
+
+class Logger(Protocol):
+    """The part of rclpy's logger that is used here."""
+
+    def warning(self, message: str) -> bool:
+        """Log a warning."""
+
+    def error(self, message: str) -> bool:
+        """Log an error."""
 
 
 class ThrottledLog:
-    """Says each cause at most once in five seconds."""
+    """Logs each cause at most once in five seconds."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
-        self._said: dict[str, float] = {}  # causes said lately, and when [s, monotonic]
+    def __init__(self, logger: Logger):
+        self._logger = logger
+        self._logged_at: dict[str, float] = {}  # recent causes, and when [s, monotonic]
 
-    def __call__(self, line: str, cause: str = '') -> None:
-        """Say a line, unless its cause was said just now; without a cause the line is it."""
-        now, cause = time.monotonic(), cause or line
-        if now - self._said.get(cause, -_PAUSE) >= _PAUSE:
-            recent = {said: at for said, at in self._said.items() if now - at < _PAUSE}
-            self._said = {**recent, cause: now}
-            self._say(line)
+    def error(self, message: str, cause: str = '') -> None:
+        """Log an error unless its cause was logged just now; the cause defaults to the text."""
+        if self._is_due(cause or message):
+            self._logger.error(message)
+
+    def warning(self, message: str, cause: str = '') -> None:
+        """Log a warning unless its cause was logged just now; the cause defaults to the text."""
+        if self._is_due(cause or message):
+            self._logger.warning(message)
+
+    def _is_due(self, cause: str) -> bool:
+        now = time.monotonic()
+        recent = {key: at for key, at in self._logged_at.items() if now - at < _INTERVAL}
+        self._logged_at = {**recent, cause: recent.get(cause, now)}
+        return cause not in recent

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses in other frames, at an image's own stamp, by tf2_ros where it is installed.
+"""Transform poses to other frames at the stamp of an image, with tf2_ros if installed.
 
-Threads: `moved` and `up` may be called from any thread but the executor's, which has to
-hear /tf meanwhile.
+Threads: `transform_pose` and `gravity_direction` wait for a transform; they may be called from any
+thread except the executor's, which has to receive /tf meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,60 +19,60 @@ from std_msgs.msg import Header
 
 from lisa_ros.errors import TransformError
 from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
+from lisa_ros.ros.parameter_declaration import CurrentSettings
 
 try:
     import tf2_ros
-except ImportError:  # not in every install: then ~/target stays unpublished in other frames
+except ImportError:  # not in every install: then ~/target is not published in other frames
     tf2_ros = None
 
 
 class Transforms:
-    """What TF knows; it listens once it is told to, or asked."""
+    """A TF buffer that starts to listen when it is first needed."""
 
-    def __init__(self, node: LifecycleNode, patience: Callable[[], float]):
-        """Make one for a node.
-
-        Args:
-            node: hears /tf and /tf_static.
-            patience: how long a transform at a stamp is waited for, it comes after its image [s].
-        """
-        self._node, self._patience = node, patience
+    def __init__(self, node: LifecycleNode, settings: CurrentSettings):
+        """Make one for a node; it waits `transform_timeout` of the settings for a transform."""
+        self._node, self._settings = node, settings
         self._buffer: Any = None
-        self._lock = threading.Lock()  # the sessions of several cameras may be the first
+        self._lock = threading.Lock()  # delivery threads of several cameras may be the first
 
     def listen(self) -> None:
-        """Begin to hear transforms, where tf2_ros is installed."""
+        """Subscribe to /tf and /tf_static if tf2_ros is installed."""
         with self._lock:
             if tf2_ros is not None and self._buffer is None:
                 self._buffer = tf2_ros.Buffer(node=self._node)
                 self._listener = tf2_ros.TransformListener(self._buffer, self._node)
 
     def transform_pose(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
-        """Return a pose in another frame, at its own stamp; '' or its own: as it is.
+        """Return a pose in another frame at its own stamp; an empty frame_id leaves it as it is.
 
         Raises:
             TransformError: tf2_ros is missing, or it does not know that transform.
         """
         if frame_id in ('', pose.header.frame_id):
             return pose
-        turn, shift = self._lookup(frame_id, pose.header)
-        at, to = pose.pose.position, pose.pose.orientation
-        position = turn @ (at.x, at.y, at.z) + shift
-        x, y, z, w = matrix_to_quaternion(turn @ quaternion_to_matrix(to.x, to.y, to.z, to.w))
-        there = PoseStamped(header=Header(stamp=pose.header.stamp, frame_id=frame_id))
-        there.pose.position.x, there.pose.position.y, there.pose.position.z = position.tolist()
-        orientation = there.pose.orientation
+        rotation, translation = self._lookup(frame_id, pose.header)
+        position, orientation = pose.pose.position, pose.pose.orientation
+        x, y, z = rotation @ (position.x, position.y, position.z) + translation
+        transformed = PoseStamped(header=Header(stamp=pose.header.stamp, frame_id=frame_id))
+        position = transformed.pose.position
+        position.x, position.y, position.z = float(x), float(y), float(z)
+        own_rotation = quaternion_to_matrix(
+            orientation.x, orientation.y, orientation.z, orientation.w
+        )
+        x, y, z, w = matrix_to_quaternion(rotation @ own_rotation)
+        orientation = transformed.pose.orientation
         orientation.x, orientation.y, orientation.z, orientation.w = x, y, z, w
-        return there
+        return transformed
 
     def gravity_direction(self, gravity_frame: str, header: Header) -> np.ndarray:
         """Return the z axis of a level frame (REP-105: odom, map) in the image's frame, (3,).
 
         Raises:
-            TransformError: as `moved`.
+            TransformError: as `transform_pose`.
         """
-        turn, _ = self._lookup(gravity_frame, header)
-        return turn[2]  # rows of image to level are the level axes in the image's frame
+        rotation, _ = self._lookup(gravity_frame, header)
+        return rotation[2]  # rows of image-to-level are the level axes in the image's frame
 
     def _lookup(self, target: str, header: Header) -> tuple[np.ndarray, np.ndarray]:
         """Return rotation (3, 3) and translation (3,) [m] from the header's frame to target."""
@@ -83,18 +82,17 @@ class Transforms:
                 'install tf2_ros_py, or leave target_frame and gravity_frame empty'
             )
         self.listen()
+        timeout = Duration(nanoseconds=round(self._settings.value.transform_timeout * 1e9))
         try:
-            found = self._buffer.lookup_transform(
-                target,
-                header.frame_id,
-                Time.from_msg(header.stamp),
-                Duration(nanoseconds=round(self._patience() * 1e9)),
+            transform = self._buffer.lookup_transform(
+                target, header.frame_id, Time.from_msg(header.stamp), timeout
             ).transform
         except tf2_ros.TransformException as error:
             raise TransformError(
                 f"no transform from {header.frame_id} to {target} at the image's stamp: {error}"
             ) from error
-        turn, shift = found.rotation, found.translation
-        return quaternion_to_matrix(turn.x, turn.y, turn.z, turn.w), np.array(
-            [shift.x, shift.y, shift.z]
+        quaternion, translation = transform.rotation, transform.translation
+        return (
+            quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w),
+            np.array([translation.x, translation.y, translation.z]),
         )

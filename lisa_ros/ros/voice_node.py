@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""voice_node: sound in, commands out.
+"""voice_node: publishes spoken commands.
 
     audio (topic), a microphone or a WAV file -> lisa_ros.voice -> ~/heard, command
-    say (optional) -> espeak-ng
+    say (topic, optional) -> espeak-ng
 
-`command` is remapped to the other node's `~/command` by launch/lisa.launch.py. What was not clear
-is told on `~/heard` and does nothing.
+launch/lisa.launch.py remaps `command` to `~/command` of lisa_node. Speech that is not recognized
+as a command is published on `~/heard` only.
+
+Threads: rclpy's executor runs the callbacks of subscriptions, PortAudio the callback of the
+microphone. One thread recognizes speech, and with `say` one thread speaks. Only the recognizing
+thread uses the Listener.
 """
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import shutil
 import signal
@@ -19,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import rclpy
@@ -28,217 +32,248 @@ from std_msgs.msg import String, UInt8MultiArray
 
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
-from lisa_ros.ros import parameters
+from lisa_ros.ros import parameter_declaration
+from lisa_ros.ros.qos import qos_overrides, sensor_qos
 from lisa_ros.ros.runtime import spin
 from lisa_ros.ros.throttled_log import ThrottledLog
-from lisa_ros.voice import audio, listener
-from lisa_ros.voice.listener import Outcome, listener_of
+from lisa_ros.voice import audio
+from lisa_ros.voice.listener import Outcome, Recognition, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 
-_BEHIND = 10.0  # sound that may wait to be heard [s]; more is left out
-_PIECE = 0.1  # of a WAV file at a time [s]
-_PATIENCE = 60.0  # for somebody to hear a WAV file's commands [s]
+_MAX_BACKLOG = 10.0  # queued audio that waits for the engine [s]; more is dropped
+_WAV_PIECE = 0.1  # a WAV file is queued in pieces of this length [s]
+_SUBSCRIBER_TIMEOUT = 60.0  # a WAV file starts after this time without a subscriber [s]
+_POLL_PERIOD = 0.2  # how often a waiting thread checks whether the node stops [s]
+
+_OUTCOME_LOG = {
+    Outcome.COMMAND: 'sent',
+    Outcome.UNSURE: 'confidence below the threshold, not sent',
+    Outcome.EMPTY: 'no words, not sent',
+    Outcome.ASLEEP: 'without the wake phrase, not sent',
+    Outcome.AWAKE: 'listening for a command',
+}
+
+
+class _Closable(Protocol):
+    """A source of audio that must be closed."""
+
+    def close(self) -> None:
+        """Stop the source."""
 
 
 class VoiceNode(Node):
-    """Listens in a thread of its own; publishes what it hears.
+    """Recognizes commands in a thread of its own and publishes them.
 
     Raises:
-        SettingsError, DataError: an engine, a vocabulary or a source that is not there.
+        SettingsError: the engine, the vocabulary, the microphone or a package is not available.
+        DataError: the WAV file cannot be read.
     """
 
     def __init__(self) -> None:
         super().__init__('voice')
-        parameters.declare(self, VoiceSettings)
-        settings = parameters.read(self, VoiceSettings)
-        self._listener, about = listener_of(settings)
-        self._heard = self.create_publisher(Heard, '~/heard', 10)
-        self._command = self.create_publisher(String, 'command', 10)
-        self._complain = ThrottledLog(self.get_logger().warning)
-        self._sounds: queue.Queue[np.ndarray | None] = queue.Queue()  # None: its end
-        self._over, self._speaking = threading.Event(), threading.Event()
-        self._source = self._listen_to(settings)
+        parameter_declaration.declare(self, VoiceSettings)
+        settings = parameter_declaration.read(self, VoiceSettings)
+        self._listener, description = make_listener(settings)
+        self._heard_publisher = self.create_publisher(Heard, '~/heard', 10)
+        self._command_publisher = self.create_publisher(String, 'command', 10)
+        self._warn = ThrottledLog(self.get_logger()).warning
+        self._audio: queue.Queue[np.ndarray | None] = queue.Queue()  # None: the end of a WAV file
+        self._stopping, self._speaking = threading.Event(), threading.Event()
+        self._microphone = self._open_source(settings)
         if settings.say:
-            self._to_say: queue.Queue[str] = queue.Queue()
-            self.create_subscription(String, 'say', lambda told: self._to_say.put(told.data), 10)
-            threading.Thread(target=self._say, daemon=True).start()
-        self._worker = threading.Thread(target=self._listen, daemon=True)
-        self._worker.start()
-        self.get_logger().info(f'{about}; sound: {settings.source}')
-
-    # ---- sound in
-
-    def _listen_to(self, settings: VoiceSettings) -> object:
-        """Open the source of sound; return what must be kept for it."""
-        if settings.source == 'topic':
-            qos = parameters.sensor_qos()
-            qos.depth = 200  # pieces are small and come in bursts
-            return self.create_subscription(
-                _audio(settings.audio_type),
-                'audio',
-                lambda piece: self._take(np.asarray(piece.data, np.uint8)),
-                qos,
-                qos_overriding_options=parameters.qos_overrides(),
+            self._texts: queue.Queue[str] = queue.Queue()
+            self.create_subscription(
+                String, 'say', lambda message: self._texts.put(message.data), 10
             )
+            threading.Thread(target=self._speak_texts, daemon=True).start()
+        self._worker = threading.Thread(target=self._recognize_audio, daemon=True)
+        self._worker.start()
+        self.get_logger().info(f'{description}; sound: {settings.source}')
+
+    # ---- audio input
+
+    def _open_source(self, settings: VoiceSettings) -> _Closable | None:
+        """Start the audio source; return it if `stop` must close it."""
+        if settings.source == 'topic':
+            qos = sensor_qos()
+            qos.depth = 200  # pieces are small and arrive in bursts
+            self.create_subscription(
+                _audio_message_type(settings.audio_type),
+                'audio',
+                lambda message: self._take_bytes(np.asarray(message.data, np.uint8)),
+                qos,
+                qos_overriding_options=qos_overrides(),
+            )
+            return None
         if settings.source == 'microphone':
-            return _microphone(settings.microphone, self._hear, self._lost)
+            return _open_microphone(settings.microphone, self._take_samples, self._warn_overflow)
         samples = audio.read_wav(Path(settings.source).expanduser())
-        player = threading.Thread(target=self._play, args=(samples,), daemon=True)
-        player.start()
-        return player
+        threading.Thread(target=self._play, args=(samples,), daemon=True).start()
+        return None
 
-    def _take(self, data: np.ndarray) -> None:
-        """Hear a message's samples; a broken one is told and loses nothing else."""
+    def _take_bytes(self, pcm: np.ndarray) -> None:
+        """Queue the 16-bit samples of a message; log a broken one."""
         try:
-            self._hear(audio.from_pcm16(data))
+            self._take_samples(audio.from_pcm16(pcm))
         except LisaError as error:
-            self._complain(f'audio: {error}', 'audio')
+            self._warn(f'audio: {error}', 'audio')
 
-    def _lost(self) -> None:
+    def _warn_overflow(self) -> None:
         if not self._speaking.is_set():
-            self._complain('the microphone was not read in time: some sound is lost', 'lost')
+            self._warn('microphone overflow: some audio is lost', 'overflow')
 
-    def _hear(self, samples: np.ndarray) -> None:
-        """Put samples in the queue of the thread that listens; any thread may call this."""
+    def _take_samples(self, samples: np.ndarray) -> None:
+        """Queue samples for the recognizing thread, except while speaking. From any thread."""
         if self._speaking.is_set():
-            return  # its own voice
-        waiting = self._sounds.qsize() * len(samples) / audio.RATE
-        if waiting > _BEHIND:
-            late = f'{waiting:.0f} s of sound wait: the engine is too slow; some is left out'
-            self._complain(late, 'late')
+            return  # the node would hear itself
+        backlog = self._audio.qsize() * len(samples) / audio.RATE
+        if backlog > _MAX_BACKLOG:
+            self._warn(
+                f'the engine is too slow: {backlog:.0f} s of audio wait, new audio is dropped',
+                'backlog',
+            )
             return
-        self._sounds.put(samples)
+        self._audio.put(samples)
 
     def _play(self, samples: np.ndarray) -> None:
-        """Hear a WAV file as fast as it would sound, once somebody takes the commands."""
-        end = time.monotonic() + _PATIENCE
-        while not self._command.get_subscription_count() and time.monotonic() < end:
-            if self._over.wait(0.1):
+        """Queue a WAV file in real time, when `command` has a subscriber. Runs in a thread."""
+        deadline = time.monotonic() + _SUBSCRIBER_TIMEOUT
+        while not self._command_publisher.get_subscription_count() and time.monotonic() < deadline:
+            if self._stopping.wait(0.1):
                 return
-        step = int(_PIECE * audio.RATE)
-        samples = np.pad(samples, (0, audio.RATE))  # the silence that ends what is said
-        began = time.monotonic()
-        for start in range(0, len(samples), step):
-            if self._over.wait(max(0.0, began + start / audio.RATE - time.monotonic())):
+        piece = int(_WAV_PIECE * audio.RATE)
+        samples = np.pad(samples, (0, audio.RATE))  # silence that ends the last utterance
+        start_time = time.monotonic()
+        for start in range(0, len(samples), piece):
+            due = start_time + start / audio.RATE
+            if self._stopping.wait(max(0.0, due - time.monotonic())):
                 return
-            self._hear(samples[start : start + step])
-        self._sounds.put(None)
+            self._take_samples(samples[start : start + piece])
+        self._audio.put(None)
 
-    # ---- commands out
+    # ---- commands
 
-    def _listen(self) -> None:
-        """Hear what is in the queue until the node ends. The thread's own function."""
-        while not self._over.is_set():
+    def _recognize_audio(self) -> None:
+        """Recognize the queued audio until the node stops. Runs in a thread."""
+        while not self._stopping.is_set():
             try:
-                samples = self._sounds.get(timeout=0.2)
+                samples = self._audio.get(timeout=_POLL_PERIOD)
             except queue.Empty:
                 continue
             try:
-                of = self._listener.finish() if samples is None else self._listener.feed(samples)
-                for heard in of:
-                    self._tell(heard)
-            except Exception as error:  # noqa: BLE001  # one bad sound never ends the node
-                self._complain(f'not heard: {type(error).__name__}: {error}')
+                recognitions = (
+                    self._listener.finish() if samples is None else self._listener.feed(samples)
+                )
+                for recognition in recognitions:
+                    self._publish(recognition)
+            except Exception as error:  # noqa: BLE001  # one broken piece must not stop the node
+                self._warn(f'recognition failed: {type(error).__name__}: {error}')
             if samples is None:
-                self.get_logger().info('the sound is at its end')
+                self.get_logger().info('end of the WAV file')
 
-    def _tell(self, heard: listener.Heard) -> None:
-        """Publish what was heard, and the command if it is one."""
-        told = Heard(
-            outcome=getattr(Heard, heard.outcome.value),
-            text=heard.text,
-            command=heard.command,
-            confidence=heard.confidence,
-            seconds=heard.seconds,
+    def _publish(self, recognition: Recognition) -> None:
+        """Publish a recognition on ~/heard and, if it is a command, on `command`."""
+        outcome = recognition.outcome
+        message = Heard(
+            outcome=getattr(Heard, outcome.value),
+            text=recognition.text,
+            command=recognition.command,
+            confidence=recognition.confidence,
+            seconds=recognition.seconds,
         )
-        told.header.stamp = self.get_clock().now().to_msg()
-        self._heard.publish(told)
-        if heard.outcome is Outcome.COMMAND:
-            self._command.publish(String(data=heard.command))
-        if heard.outcome is not Outcome.PARTIAL:
-            words = f'"{heard.text}"' + (f' as "{heard.command}"' if heard.command else '')
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._heard_publisher.publish(message)
+        if outcome is Outcome.COMMAND:
+            self._command_publisher.publish(String(data=recognition.command))
+        if outcome is not Outcome.PARTIAL:
+            command = f' as "{recognition.command}"' if recognition.command else ''
             self.get_logger().info(
-                f'{heard.outcome.value} {heard.confidence:.2f} {words}: {_MEANS[heard.outcome]}'
+                f'{outcome.value} {recognition.confidence:.2f} "{recognition.text}"{command}: '
+                f'{_OUTCOME_LOG[outcome]}'
             )
 
-    def _say(self) -> None:
-        """Speak what comes, one after the other, and hear nothing meanwhile."""
-        while not self._over.is_set():
+    def _speak_texts(self) -> None:
+        """Speak the queued texts one after another until the node stops. Runs in a thread."""
+        while not self._stopping.is_set():
             try:
-                text = self._to_say.get(timeout=0.2)
+                text = self._texts.get(timeout=_POLL_PERIOD)
             except queue.Empty:
                 continue
             program = shutil.which('espeak-ng') or shutil.which('espeak')
             if program is None:
-                self._complain('say: espeak-ng is not installed: apt install espeak-ng')
+                self._warn('say: espeak-ng is not installed: apt install espeak-ng')
                 continue
             self._speaking.set()
             try:
                 subprocess.run([program, '--', text], check=False, capture_output=True, timeout=60)  # noqa: S603
             except (OSError, subprocess.TimeoutExpired) as error:
-                self._complain(f'say: {error}')
+                self._warn(f'say: {error}')
             finally:
                 self._speaking.clear()
 
     def stop(self) -> None:
-        """End the threads."""
-        self._over.set()
+        """Stop the threads and the microphone."""
+        self._stopping.set()
         self._worker.join(timeout=5)
-        with contextlib.suppress(AttributeError):
-            self._source.close()  # a microphone
+        if self._microphone is not None:
+            self._microphone.close()
 
 
-_MEANS = {
-    Outcome.COMMAND: 'sent',
-    Outcome.UNSURE: 'not sure enough, nothing is done',
-    Outcome.EMPTY: 'no words, nothing is done',
-    Outcome.ASLEEP: 'without the wake phrase, nothing is done',
-    Outcome.AWAKE: 'listening',
-}
-
-
-def _audio(kind: str) -> type:
-    """Return the type of messages on `audio`; either has bytes in `data`."""
-    if kind in ('auto', 'AudioData'):
+def _audio_message_type(audio_type: str) -> type:
+    """Return the message type of `audio`; both types have bytes in `data`."""
+    if audio_type in ('auto', 'AudioData'):
         try:
             from audio_common_msgs.msg import AudioData
 
             return AudioData
         except ImportError as error:
-            if kind == 'AudioData':
+            if audio_type == 'AudioData':
                 raise SettingsError(
-                    'audio_type AudioData needs the package audio_common_msgs'
+                    'audio_type AudioData needs the package audio_common_msgs: install it, or set '
+                    'audio_type UInt8MultiArray'
                 ) from error
     return UInt8MultiArray
 
 
-def _microphone(name: str, hear: Callable[[np.ndarray], None], lost: Callable[[], None]):
-    """Return an open microphone; `hear` and `lost` are called from PortAudio's thread."""
+def _open_microphone(
+    name: str, on_samples: Callable[[np.ndarray], None], on_overflow: Callable[[], None]
+) -> _Closable:
+    """Return an open microphone; PortAudio's thread calls `on_samples` and `on_overflow`.
+
+    Raises:
+        SettingsError: sounddevice or PortAudio is not installed, or there is no such microphone.
+    """
     try:
         import sounddevice
-    except (ImportError, OSError) as error:  # OSError: PortAudio, which it calls, is not there
+    except (ImportError, OSError) as error:  # OSError: PortAudio is not installed
         raise SettingsError(
             f'a microphone needs sounddevice and PortAudio ({error}): pip install sounddevice, '
             'apt install libportaudio2'
         ) from error
 
-    def told(samples: np.ndarray, _count: int, _time: object, status) -> None:
+    def callback(
+        samples: np.ndarray, _frames: int, _time: object, status: sounddevice.CallbackFlags
+    ) -> None:
         if status.input_overflow:
-            lost()
-        hear(samples[:, 0].copy())
+            on_overflow()
+        on_samples(samples[:, 0].copy())
 
     try:
         stream = sounddevice.InputStream(
-            samplerate=audio.RATE, channels=1, dtype='float32', device=name or None, callback=told
+            samplerate=audio.RATE,
+            channels=1,
+            dtype='float32',
+            device=name or None,
+            callback=callback,
         )
         stream.start()
     except (sounddevice.PortAudioError, ValueError) as error:
-        raise SettingsError(f'microphone {name or "of the system"}: {error}') from error
+        raise SettingsError(f'microphone {name or "(default)"}: {error}') from error
     return stream
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is told to stop."""
+    """Run the node until it is stopped; return the exit status."""
     rclpy.init(args=args)
     try:
         node = VoiceNode()
@@ -247,7 +282,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.try_shutdown()
         return 1
     spin(node)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch passes on what the terminal sent already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch forwards Ctrl-C: it arrives twice
     node.stop()
     node.destroy_node()
     rclpy.try_shutdown()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of thing was said: a question, a standing one, or that all shall stop.
+"""Parse commands: kind (query, standing query, "stop"), query text and addressed cameras.
 
-"find the red mug" is a question, answered once. "watch: the red mug" is answered anew about every
-newest picture until "stop". "stop" and "cancel" end what runs and what waits, at once. And "the
-other one" is a question about something else than what was shown.
+"find the red mug" is a query and is answered once. "watch: the red mug" is a standing query: it
+is answered again for every new image until "stop". "stop" and "cancel" end running and waiting
+commands at once.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ _WATCH = 'watch:'
 
 
 class CommandKind(enum.Enum):
-    """Of what was said."""
+    """What a command asks for."""
 
-    ASK = enum.auto()
-    WATCH = enum.auto()
-    STOP = enum.auto()
+    ASK = enum.auto()  # one answer
+    WATCH = enum.auto()  # an answer for every new image
+    STOP = enum.auto()  # end of all commands
 
 
 @dataclass(frozen=True)
 class ParsedCommand:
-    """A kind, and the question without the word that says it."""
+    """A command's kind and its query text, without the prefix "watch:"."""
 
     kind: CommandKind
     text: str
 
 
-def parse_command(said: str) -> ParsedCommand:
-    """Return what kind of order was said; "watch:" alone has an empty text."""
-    words = said.strip()
-    if words.lower().rstrip('.! ') in STOP:
-        return ParsedCommand(CommandKind.STOP, words)
-    if words.lower().startswith(_WATCH):
-        return ParsedCommand(CommandKind.WATCH, words[len(_WATCH) :].strip())
-    return ParsedCommand(CommandKind.ASK, said)
+def parse_command(command: str) -> ParsedCommand:
+    """Return the kind and the query of a command; the text of a bare "watch:" is empty."""
+    stripped = command.strip()
+    if stripped.lower().rstrip('.! ') in STOP:
+        return ParsedCommand(CommandKind.STOP, stripped)
+    if stripped.lower().startswith(_WATCH):
+        return ParsedCommand(CommandKind.WATCH, stripped[len(_WATCH) :].strip())
+    return ParsedCommand(CommandKind.ASK, command)
 
 
-def select_cameras(said: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Return which of several cameras are meant, and what is said to them.
+def select_cameras(command: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return the names of the addressed cameras and the command without its address.
 
-    "front: the mug" is said to front, "all: the mug" and "the mug" to all of them, and so are
-    "front: watch: the mug" and "watch: front: the mug". "rear: the mug" is said to none where
-    there is no such camera.
+    "front: the mug" addresses the camera front. "all: the mug" and "the mug" address every camera.
+    "front: watch: the mug" and "watch: front: the mug" mean the same. "rear: the mug" addresses
+    no camera if there is none of that name.
     """
-    name, colon, rest = said.partition(':')
-    named = name.strip().lower()
-    if not colon or not re.fullmatch(r'\w+', named):
-        return tuple(cameras), said
-    if named + colon == _WATCH:
-        meant, text = select_cameras(rest.strip(), cameras)
-        return meant, f'{_WATCH} {text}'
-    meant = tuple(camera for camera in cameras if named in (camera.lower(), 'all'))
-    return meant, rest.strip()
+    prefix, colon, rest = command.partition(':')
+    address = prefix.strip().lower()
+    if not colon or not re.fullmatch(r'\w+', address):
+        return tuple(cameras), command
+    if address + colon == _WATCH:
+        addressed, text = select_cameras(rest.strip(), cameras)
+        return addressed, f'{_WATCH} {text}'
+    addressed = tuple(camera for camera in cameras if address in (camera.lower(), 'all'))
+    return addressed, rest.strip()

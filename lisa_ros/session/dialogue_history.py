@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been said so far, by camera and dialogue: the turns that the next question refers to.
+"""Store of dialogue histories: the earlier turns that the next query can refer to.
 
 Threads: every method may be called from any thread.
 """
@@ -11,39 +11,39 @@ from collections import OrderedDict
 
 from lisa_ros.results import Dialogue, Segmentation
 
-MOST_TURNS = 16  # kept of each; the prompt leaves out what does not fit, oldest first
+MAX_TURNS = 16  # turns kept of each dialogue; the prompt drops the oldest that do not fit
 
 
 class DialogueStore:
-    """Dialogues by key. The least recently used are forgotten beyond `most`.
+    """Dialogues by key; beyond `max_dialogues` the least recently used one is dropped.
 
-    An answer that was on its way while its dialogue was forgotten stays forgotten, too.
+    An answer that is still running when its dialogue is cleared is not added to it.
     """
 
-    def __init__(self, most: int = 64):
-        self._most = most
-        self._turns: OrderedDict[str, Dialogue] = OrderedDict()
-        self._resets = 0
+    def __init__(self, max_dialogues: int = 64):
+        self._max_dialogues = max_dialogues
+        self._dialogues: OrderedDict[str, Dialogue] = OrderedDict()
+        self._clear_count = 0
         self._lock = threading.Lock()
 
-    def get(self, key: str, most: int = MOST_TURNS) -> tuple[Dialogue, int]:
-        """Return the last `most` turns, and a ticket for `extend`."""
+    def get(self, key: str, max_turns: int = MAX_TURNS) -> tuple[Dialogue, int]:
+        """Return the last `max_turns` turns of a dialogue, and a ticket for `append`."""
         with self._lock:
-            return self._turns.get(key, Dialogue()).last(most), self._resets
+            return self._dialogues.get(key, Dialogue()).last(max_turns), self._clear_count
 
     def append(self, key: str, ticket: int, result: Segmentation) -> None:
-        """Add a question and its answer, unless all was forgotten since `begin`."""
+        """Add a query and its answer, unless the store was cleared since `get`."""
         with self._lock:
-            if ticket != self._resets:
+            if ticket != self._clear_count:
                 return
-            extended = self._turns.get(key, Dialogue()).extended(result)
-            self._turns[key] = extended.last(MOST_TURNS)
-            self._turns.move_to_end(key)
-            while len(self._turns) > self._most:
-                self._turns.popitem(last=False)
+            extended = self._dialogues.get(key, Dialogue()).extended(result)
+            self._dialogues[key] = extended.last(MAX_TURNS)
+            self._dialogues.move_to_end(key)
+            while len(self._dialogues) > self._max_dialogues:
+                self._dialogues.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop every dialogue."""
         with self._lock:
-            self._turns.clear()
-            self._resets += 1
+            self._dialogues.clear()
+            self._clear_count += 1

@@ -1,19 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest messages of a camera, matched by stamp."""
+"""The newest messages of one camera, matched by stamp.
+
+Threads: every method may be called from any thread; each holds a lock for microseconds.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-_LOOK_BACK = 500_000_000  # how far before the newest image one with depth is looked for [ns]
+_MAX_IMAGE_LAG = 500_000_000  # an image with depth may be this much older than the newest [ns]
+_FIRST_DEPTH_WAIT = 0.1  # how long the first image waits for its depth and camera info [s]
+_MIN_RESTART_INTERVAL = 1.0  # between two images that count as a first one [s]
 
 
 @dataclass(frozen=True)
 class SyncedMessages:
-    """What one request is answered about: messages as they came, not yet converted."""
+    """The messages that one request is about, as they arrived; nothing is converted yet."""
 
     stamp: int  # of the image [ns]
     image: Any
     depth: Any | None = None
     camera_info: Any | None = None
+
+
+class _MessageRing:
+    """The newest messages of one topic, in the order of their stamps."""
+
+    def __init__(self, capacity: int):
+        self.entries: deque[tuple[int, Any]] = deque(maxlen=capacity)
+        # When the first message came, since the start or since time went back [s, monotonic]. With
+        # two cameras on one topic time goes back at every second message: no new start then.
+        self.first_arrival = math.inf
+
+    def add(self, stamp: int, message: Any) -> None:
+        if self.entries and stamp < self.entries[-1][0]:
+            self.entries.clear()  # time went back: a bag restarted, older messages do not match
+        if not self.entries:
+            now = time.monotonic()
+            if math.isinf(self.first_arrival) or now - self.first_arrival > _MIN_RESTART_INTERVAL:
+                self.first_arrival = now
+        self.entries.append((stamp, message))
+
+    def nearest(self, stamp: int, tolerance: float) -> tuple[int, Any] | None:
+        """Return the (stamp, message) nearest to a stamp, None beyond the tolerance [s].
+
+        If several are equally near, the last to arrive: a message sent twice is replaced.
+        """
+        if not self.entries:
+            return None
+        nearest = min(reversed(self.entries), key=lambda entry: abs(entry[0] - stamp))
+        return nearest if abs(nearest[0] - stamp) <= tolerance * 1e9 else None
+
+
+class FrameBuffer:
+    """Keeps images, depth images and camera infos, and matches them by stamp."""
+
+    def __init__(self, frames_kept: int):
+        """Make an empty buffer for `frames_kept` images."""
+        self._images = _MessageRing(frames_kept)
+        # Camera infos and depth images often come at a higher rate or later than the images.
+        self._depths = _MessageRing(2 * frames_kept)
+        self._infos = _MessageRing(2 * frames_kept)
+        self._lock = threading.Lock()
+
+    def add_image(self, stamp: int, message: Any) -> None:
+        """Add a colour image; `stamp` [ns]."""
+        with self._lock:
+            self._images.add(stamp, message)
+
+    def add_depth(self, stamp: int, message: Any) -> None:
+        """Add a depth image; `stamp` [ns]."""
+        with self._lock:
+            self._depths.add(stamp, message)
+
+    def add_camera_info(self, stamp: int, message: Any) -> None:
+        """Add a camera info; `stamp` [ns]."""
+        with self._lock:
+            self._infos.add(stamp, message)
+
+    def newest_frame(self, tolerance: float) -> SyncedMessages | None:
+        """Return the newest image that has depth, with its depth; None before the first image.
+
+        A depth image arrives a moment after its colour image, so the newest image may not have its
+        depth yet. This returns the newest image that has a depth image of its own (`_own_depth`)
+        and is at most 0.5 s older than the newest image: an older image, of a slow camera, would
+        show another scene.
+        If there is none, it returns the newest image without depth.
+
+        Args:
+            tolerance: largest difference between the stamps of an image and of its depth and
+                camera info [s].
+        """
+        with self._lock:
+            if not self._images.entries:
+                return None
+            stamp, image = self._images.entries[-1]
+            depth = None
+            for candidate, candidate_image in reversed(self._images.entries):
+                if self._images.entries[-1][0] - candidate > _MAX_IMAGE_LAG:
+                    break
+                depth = self._own_depth(candidate, tolerance)
+                if depth is not None:
+                    stamp, image = candidate, candidate_image
+                    break
+            return SyncedMessages(stamp, image, depth, self._camera_info(stamp, tolerance))
+
+    def usable_at(self, frame: SyncedMessages | None) -> float:
+        """Return the earliest time to answer a request about the newest frame [s, monotonic].
+
+        The first image arrives shortly before its depth and camera info. A request that waits for
+        an image also waits up to 0.1 s for these two, because 3D positions need them. It does not
+        wait longer, because a camera may have no depth. Infinite without a frame.
+        """
+        if frame is None:
+            return math.inf
+        with self._lock:
+            first_arrival = self._images.first_arrival
+        is_complete = frame.depth is not None and frame.camera_info is not None
+        return first_arrival if is_complete else first_arrival + _FIRST_DEPTH_WAIT
+
+    def _own_depth(self, stamp: int, tolerance: float) -> Any | None:
+        """Return the depth image nearest to an image; None if it is nearer to another image.
+
+        If two images are equally near, the depth belongs to the newer one.
+        """
+        nearest = self._depths.nearest(stamp, tolerance)
+        if nearest is None:
+            return None
+        depth_stamp, depth = nearest
+        images = [image_stamp for image_stamp, _ in self._images.entries]
+        owner = min(images, key=lambda image_stamp: (abs(image_stamp - depth_stamp), -image_stamp))
+        return depth if owner == stamp else None
+
+    def _camera_info(self, stamp: int, tolerance: float) -> Any | None:
+        """Return the nearest camera info, else the last one: a lens does not change."""
+        nearest = self._infos.nearest(stamp, tolerance)
+        if nearest is None and self._infos.entries:
+            nearest = self._infos.entries[-1]
+        return nearest and nearest[1]

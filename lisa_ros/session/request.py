@@ -1,62 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One command on its way to an answer."""
+"""A request on its way to an answer: its kind, its listener, its cancellation."""
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from lisa_ros.results import Dialogue, Segmentation, Status
+from lisa_ros.results import Dialogue, Event, Region, Segmentation, Status
 from lisa_ros.session.frame_buffer import SyncedMessages
+
+
+class RequestKind(enum.Enum):
+    """Origin of a request; it decides the order of answers."""
+
+    COMMAND = enum.auto()  # from ~/command: superseded by a newer command while it waits
+    GOAL = enum.auto()  # from the action: waits for its turn, no other request replaces it
+    STANDING = enum.auto()  # one answer of a standing query ("watch:"): background work
+    REQUERY = enum.auto()  # the last query again, to correct the tracker: background work
+
+    @property
+    def is_background(self) -> bool:
+        """Whether it runs only while no command or goal is due, and gives way to both."""
+        return self in (RequestKind.STANDING, RequestKind.REQUERY)
+
+
+class CancelReason(enum.Enum):
+    """Why a request ends early; results of requests that had not started have it as `reason`."""
+
+    CANCELLED = 'cancelled'  # its client cancelled it
+    STOPPED = 'stopped'  # "stop" or ~/stop
+    SHUTDOWN = 'shutting down'  # the node deactivates or ends
+    PREEMPTED = 'preempted by a command or goal'  # background work only: it is asked again
+
+
+class CancelToken:
+    """Stops one request; a `backend.Cancellation`. Any thread may call every method."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._reason: CancelReason | None = None
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Stop the request as soon as possible; of several reasons the first one stays."""
+        if not self._cancelled.is_set():
+            self._reason = reason
+            self._cancelled.set()
+
+    def is_set(self) -> bool:
+        """Return whether the request has to stop."""
+        return self._cancelled.is_set()
+
+    @property
+    def reason(self) -> CancelReason | None:
+        """Why the request has to stop; None while it may run."""
+        return self._reason
+
+
+class RequestListener(Protocol):
+    """Receives the events and results of requests, in this order, on the delivery thread."""
+
+    def started(self, request: Request, frame: SyncedMessages) -> None:
+        """The model begins to answer the request about this frame."""
+
+    def event(self, request: Request, event: Event) -> None:
+        """The model has generated a token or a mask."""
+
+    def finished(
+        self, request: Request, frame: SyncedMessages | None, result: Segmentation
+    ) -> None:
+        """The request has ended: answered, failed, cancelled or superseded.
+
+        Called once for each request, except for background work that was cancelled. The frame is
+        None if the request ended before there was one.
+        """
+
+
+@dataclass(frozen=True)
+class PreviousAnswer:
+    """The last answer to a continuous goal; the next one is about a newer frame."""
+
+    stamp: int  # of its frame [ns]
+    started_at: float  # when the model began it [s, monotonic]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One command on its way; `cancelled` is set to stop it.
-
-    With a frame of its own it waits for no image.
-    """
+    """A query with its frame, its listener and the data that decide when it is answered."""
 
     text: str
-    frame: SyncedMessages | None = None
-    tag: Any = None  # whatever the asker wants back with the answer
-    dialogue: str | None = None  # whose turns it follows; None: it stands alone
-    max_age: float = 0.0  # of the frame when the model begins [s]; 0: any
-    patient: bool = False  # a goal: none that comes later supersedes it
-    standing: bool = False  # of a standing query: it makes room for others
-    turns: Dialogue | None = None  # the very turns that it follows, whatever was said since
-    since: float = field(default_factory=time.monotonic)  # when it came [s, monotonic]
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    kind: RequestKind
+    listener: RequestListener
+    frame: SyncedMessages | None = None  # a frame of its own; None: the camera's newest
+    dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
+    turns: Dialogue | None = None  # fixed earlier turns, of a REQUERY; the answer adds no turn
+    previous: PreviousAnswer | None = None  # of a continuous goal: wait for a newer frame
+    max_age: float = 0.0  # of the frame when the model begins [s]; 0: any age
+    region: Region | None = None  # look only here [px]; None: the whole image
+    explain: bool = False  # ask for a reason
+    created: float = field(default_factory=time.monotonic)  # [s, monotonic]
+    cancellation: CancelToken = field(default_factory=CancelToken)
 
 
 @dataclass
 class RequestCounters:
-    """What has happened since the session began; read by the diagnostics."""
+    """Counts since the scheduler was made, for the diagnostics."""
 
     images: int = 0
-    commands: int = 0
+    commands: int = 0  # commands and goals
     answered: int = 0  # FOUND and NOT_FOUND
     failed: int = 0
-    cancelled: int = 0  # superseded ones apart
-    superseded: int = 0
-    rejected: int = 0  # goals for which there was no room
-    without_depth: int = 0  # requests that found no depth within the tolerance
+    stale: int = 0  # the newest image was older than the request allows
+    cancelled: int = 0
+    superseded: int = 0  # commands that a newer one replaced before they started
+    preempted: int = 0  # background requests that gave way to a command or goal
+    rejected: int = 0  # goals beyond `goals_kept`
+    without_depth: int = 0  # requests without a depth image within the tolerance
+    last_seconds: float = 0.0  # from the creation of the last ended request to its result [s]
+
+    def count(self, status: Status) -> None:
+        """Count the end of a request."""
+        if status is Status.FAILED:
+            self.failed += 1
+        elif status is Status.STALE_INPUT:
+            self.stale += 1
+        elif status is Status.CANCELLED:
+            self.cancelled += 1
+        elif status is Status.SUPERSEDED:
+            self.superseded += 1
+        else:
+            self.answered += 1
 
 
-def unanswered(request: Request, status: Status, reason: str) -> Segmentation:
-    """Return a result without answer and masks."""
-    none = np.zeros((0, 0, 0), np.float32)
+def unanswered(query: str, status: Status, reason: str) -> Segmentation:
+    """Return a result without answer and masks; `masks` is (0, 0, 0)."""
+    no_masks = np.zeros((0, 0, 0), np.float32)
     return Segmentation(
-        query=request.text,
+        query=query,
         answer='',
         answer_raw='',
-        token_ids=(),
-        masks=none.astype(bool),
-        mask_logits=none,
+        masks=no_masks.astype(bool),
+        mask_logits=no_masks,
         scores=np.zeros(0, np.float32),
         status=status,
         reason=reason,

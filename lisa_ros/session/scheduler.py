@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers commands about the newest frame, one at a time, on a thread of its own.
+"""The scheduler of one camera's requests: a passive queue that says what is due and when.
 
-Threads: `offer_*`, `command`, `goal`, `watch` and `cancel` may be called from any thread, hold a
-lock for microseconds and return at once. `segment` runs on the worker thread, and there alone.
-`finished` is called once for every request: on the worker thread, or, for one that never started
-(empty, superseded, cancelled while it waited), on the thread that ended it. `finished` is called
-with no lock held, so it may call back into the session.
+Rules:
 
-Rules: the newest frame wins, and it is frozen when the request starts: the image, with the depth
-and camera info nearest to its stamp. A request waits for the first image. Whatever `segment` or
-`finished` raises ends one request, never the session.
+- A frame is an image with the depth and camera info nearest to its stamp. A request without an
+  image of its own gets the newest frame; the frame is frozen when the model begins.
+- A request waits for the first image, and up to 0.1 s for the depth and camera info of that image.
+- Goals wait in the order of arrival, at most `goals_kept` of them.
+- At most one command waits: a newer command replaces it, and the older one ends as SUPERSEDED.
+- A running command or goal is finished unless it is cancelled.
+- A standing query is asked about every new frame while no command or goal is due. A command or
+  goal preempts it, and it is asked again afterwards.
+- If listeners are slower than the model, the model waits, so that memory and delay are bounded:
+  background work until all results are delivered, commands and goals while `_MAX_UNDELIVERED`
+  results are not.
 
-Who is next: goals wait in the order they came, at most so many. Of commands the newest wins: it
-takes the place of the one that waits, which is superseded. What runs is finished, unless it is
-cancelled. A standing query is asked about every newest frame when nobody else waits; a goal or a
-command stops it at once, and it is asked again afterwards. Sessions that share `turns` have one
-model among them, and take turns, a request each.
+Which camera's request the model answers next is decided in inference_thread.py.
+
+Threads: every method may be called from any thread and returns at once, except `close`; the lock
+is that of the inference thread. `due_at`, `take`, `event` and `complete` are for the inference
+thread alone. Listeners are called on the camera's delivery thread, and there alone. What a
+listener or the model raises ends one request, never the scheduler.
 
 No ROS here: messages are opaque, stamps are integers in nanoseconds.
 """
@@ -23,453 +28,443 @@ No ROS here: messages are opaque, stamps are integers in nanoseconds.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-import threading
 import time
-import traceback
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from lisa_ros.errors import LisaError
-from lisa_ros.results import Dialogue, Segmentation, Status
-from lisa_ros.session.dialogue_history import MOST_TURNS, DialogueStore
-from lisa_ros.session.frame_buffer import _LOOK_BACK, SyncedMessages
-from lisa_ros.session.model_lock import ModelLock
-from lisa_ros.session.request import Request, RequestCounters, unanswered
+from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status
+from lisa_ros.session.background import BackgroundWork
+from lisa_ros.session.delivery import DeliveryThread, ErrorLog
+from lisa_ros.session.dialogue_history import MAX_TURNS, DialogueStore
+from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
+from lisa_ros.session.inference_thread import InferenceJob, InferenceThread, Urgency
+from lisa_ros.session.options import SessionOptions
+from lisa_ros.session.request import (
+    CancelReason,
+    Request,
+    RequestCounters,
+    RequestKind,
+    RequestListener,
+    unanswered,
+)
 
-COMMANDS = ''  # the dialogue that commands follow one another in
-_DAY = 86400.0  # an image older than this is of another clock [s]
+COMMANDS = ''  # key of the dialogue that commands belong to
+_MAX_UNDELIVERED = 8  # results that wait for their listeners; each holds an image and masks
+_SECONDS_PER_DAY = 86400.0  # the stamp of an older image is from another clock
+_EMPTY = 'the command is empty: say what to look for, such as "segment the red mug"'
 
 
-Segment = Callable[[SyncedMessages, Request, Dialogue], Segmentation]
-Finished = Callable[[Request, SyncedMessages | None, Segmentation], None]
+class Clock(Protocol):
+    """The clock that stamps the images."""
+
+    def now_ns(self) -> int:
+        """Return the present time [ns]."""
+
+
+class SystemClock:
+    """The clock of the computer, seconds since 1970."""
+
+    def now_ns(self) -> int:
+        """Return the present time [ns]."""
+        return time.time_ns()
 
 
 class RequestScheduler:
-    """Newest frame wins, one job at a time; the module's docstring has the rules and threads."""
+    """A `RequestQueue`; the module's docstring has the rules and threads."""
 
     def __init__(
         self,
-        segment: Segment,
-        finished: Finished,
+        inference: InferenceThread,
+        listener: RequestListener,
+        options: SessionOptions,
         *,
-        report: Callable[[str], None] = print,
-        frames_kept: int = 8,
-        depth_tolerance: float = 0.05,
-        image_timeout: float = 30.0,
-        dialogue_turns: int = 1,
         dialogues: DialogueStore | None = None,
-        goals_kept: int = 64,
-        watch_rate: float = 2.0,
-        now: Callable[[], int] = time.time_ns,
-        turns: ModelLock | None = None,
+        clock: Clock | None = None,
+        log: ErrorLog | None = None,
     ) -> None:
-        """Make a session that answers once `start` was called.
+        """Make a scheduler; `start` begins to answer its requests.
 
         Args:
-            segment: answers a request about a frame; looks at `request.cancelled` as it goes.
-            finished: takes every request's end; the frame is None if there was none yet.
-            report: takes the traceback of a bug as text, on the thread where it happened.
-            frames_kept: messages of each kind that are kept for matching.
-            depth_tolerance: between the stamps of an image and its depth and camera info [s].
-            image_timeout: how long a command waits for the first image [s].
-            dialogue_turns: earlier turns that a command may refer to.
-            dialogues: what was said so far, where that is to outlive the session.
-            goals_kept: goals that may wait.
-            watch_rate: most answers a second to a standing query [Hz].
-            now: the clock that stamps are of [ns].
-            turns: of the model, where other sessions use it, too.
+            inference: the thread that answers.
+            listener: receives the events and results of commands, standing queries and requeries.
+            options: used until `set_options`; `frames_kept` is read only here.
+            dialogues: a store of earlier turns that outlives the scheduler; None: an empty one.
+            clock: the clock that stamps the images; None: the system clock.
+            log: receives tracebacks of listeners; None: the logger of this module.
         """
-        self.depth_tolerance = depth_tolerance
-        self.image_timeout = image_timeout
-        self.dialogue_turns = dialogue_turns
-        self.goals_kept, self.watch_rate = goals_kept, watch_rate
-        self.counts = RequestCounters()
-        self._segment, self._finished, self._report = segment, finished, report
-        self._images: deque[tuple[int, Any]] = deque(maxlen=frames_kept)
-        # Camera infos and depth often come faster or a little later than their images.
-        self._depths: deque[tuple[int, Any]] = deque(maxlen=2 * frames_kept)
-        self._infos: deque[tuple[int, Any]] = deque(maxlen=2 * frames_kept)
-        self._now = now
-        self._waiting: list[Request] = []  # first come, first served
-        self._running: Request | None = None
-        self._turns = turns or ModelLock()
-        self._watched: Request | None = None  # the standing query
-        self._again: Request | None = None  # to be asked once more, when nobody waits
-        self._watched_stamp: int | None = None  # of the frame that it was asked about last [ns]
-        self._watched_since = -math.inf  # when that was [s, monotonic]
+        self.counters = RequestCounters()
+        self._inference, self._listener, self._options = inference, listener, options
+        self._changed = inference.changed
         self._dialogues = dialogues or DialogueStore()
+        self._clock = clock or SystemClock()
+        self._delivery = DeliveryThread(
+            log or logging.getLogger(__name__), on_delivered=self._on_delivered
+        )
+        self._frames = FrameBuffer(options.frames_kept)
+        self._waiting: list[Request] = []  # next first
+        self._running: Request | None = None
+        self._background = BackgroundWork()
+        self._last_query: tuple[Request, Dialogue] | None = None  # about the camera's own frames
         self._closed = False
-        self._changed = threading.Condition()
-        self._worker = threading.Thread(target=self._work, name='lisa-session', daemon=True)
+
+    # ---- life
 
     def start(self) -> None:
-        """Start the worker; commands that came before are answered now."""
-        self._worker.start()
+        """Begin to answer; requests may have been submitted before."""
+        self._delivery.start()
+        self._inference.add_queue(self)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Cancel all and end the worker; False if it still runs after `timeout` [s]."""
+        """Cancel all requests, deliver their ends and stop the delivery thread.
+
+        Returns:
+            Whether all that is done within `timeout` [s]. If not, call it again later.
+        """
+        deadline = time.monotonic() + timeout
         with self._changed:
-            self._closed, self._watched, self._again = True, None, None
-            waiting, self._waiting = self._waiting, []
+            self._closed = True
+            self._background.clear()
+            self._cancel_waiting(self._waiting, CancelReason.SHUTDOWN)
             if self._running:
-                self._running.cancelled.set()
-            self._changed.notify_all()
-        for request in waiting:
-            self._end(request, None, unanswered(request, Status.CANCELLED, 'shutting down'))
-        if self._worker.is_alive() and threading.current_thread() is not self._worker:
-            self._worker.join(timeout)
-        return not self._worker.is_alive()
+                self._running.cancellation.cancel(CancelReason.SHUTDOWN)
+            if not self._changed.wait_for(lambda: self._running is None, timeout):
+                return False
+        self._inference.remove_queue(self)
+        return self._delivery.close(max(0.0, deadline - time.monotonic()))
+
+    def set_options(self, options: SessionOptions) -> None:
+        """Use other options from now on, except for `frames_kept`."""
+        with self._changed:
+            self._options = options
+            self._inference.wake()
+
+    # ---- frames
 
     def add_image(self, stamp: int, message: Any) -> None:
-        """Keep an image as the newest; `stamp` [ns]."""
-        self._offer(self._images, stamp, message)
-        self.counts.images += 1
+        """Keep a colour image; `stamp` [ns]."""
+        with self._changed:
+            self._frames.add_image(stamp, message)
+            self.counters.images += 1
+            self._inference.wake()
 
     def add_depth(self, stamp: int, message: Any) -> None:
-        """Keep a depth image for the image with its stamp [ns]."""
-        self._offer(self._depths, stamp, message)
+        """Keep the depth image for the colour image of about this stamp [ns]."""
+        with self._changed:
+            self._frames.add_depth(stamp, message)
+            self._inference.wake()
 
     def add_camera_info(self, stamp: int, message: Any) -> None:
-        """Keep a camera info for the image with its stamp [ns]."""
-        self._offer(self._infos, stamp, message)
+        """Keep the camera info for the colour image of about this stamp [ns]."""
+        with self._changed:
+            self._frames.add_camera_info(stamp, message)
+            self._inference.wake()
+
+    def newest_frame(self) -> SyncedMessages | None:
+        """Return the newest image with its depth and camera info; None before the first image."""
+        return self._frames.newest_frame(self._options.depth_tolerance)
+
+    # ---- requests
 
     def submit_command(
-        self, text: str, frame: SyncedMessages | None = None, tag: Any = None
+        self,
+        text: str,
+        frame: SyncedMessages | None = None,
+        listener: RequestListener | None = None,
     ) -> Request:
-        """Ask for an answer to `text` about the newest frame; it supersedes a waiting command.
+        """Enqueue a command; it replaces a waiting one. An empty command fails at once.
 
-        Commands follow one another in a dialogue. One with a `frame` is about that, and stands
-        alone. The `tag` comes back in `finished`.
+        Args:
+            text: the query.
+            frame: the frame to ask about, without earlier turns; None: the newest frame, after the
+                turns of earlier commands.
+            listener: receives its events and result; None: the camera's own listener.
         """
-        request = Request(text, frame, tag, COMMANDS if frame is None else None)
-        superseded = None
-        empty = not text.strip()
+        request = Request(
+            text,
+            RequestKind.COMMAND,
+            listener or self._listener,
+            frame=frame,
+            dialogue=COMMANDS if frame is None else None,
+        )
         with self._changed:
-            self.counts.commands += 1
-            closed = self._closed
-            if not empty and not closed:
-                superseded = next((one for one in self._waiting if not one.patient), None)
-                self._enter(request, superseded)
-        if closed:
-            self._end(request, None, unanswered(request, Status.CANCELLED, 'shutting down'))
-        elif empty:
-            reason = 'the command is empty: say what to look for, such as "segment the red mug"'
-            self._end(request, self.newest_frame(), unanswered(request, Status.FAILED, reason))
-        if superseded:
-            self.counts.superseded += 1
-            self.counts.cancelled -= 1  # `_end` counts every CANCELLED
-            reason = f'superseded by {text!r} before it started'
-            self._end(superseded, None, unanswered(superseded, Status.CANCELLED, reason))
+            self.counters.commands += 1
+            is_closed = self._closed
+            if not is_closed and text.strip():
+                self._enqueue_command(request)
+                self._inference.wake()
+        # Without the lock: after `close` the listener runs on this thread.
+        if is_closed:
+            self._end_unstarted(request, Status.CANCELLED, CancelReason.SHUTDOWN.value)
+        elif not text.strip():
+            result = unanswered(text, Status.FAILED, _EMPTY)
+            self._finish(request, self.newest_frame(), result)
         return request
 
-    def submit_goal(self, request: Request) -> bool:
-        """Let a request wait for its turn; False if there is no room for it, or all is closing."""
-        with self._changed:
-            self.counts.commands += 1
-            if self._closed or not self.accepts_goals:
-                self.counts.rejected += 1
-                return False
-            self._enter(request)
-        return True
+    def _enqueue_command(self, command: Request) -> None:
+        """Enqueue a command, lock held: replace a waiting command, else append."""
+        for position, waiting in enumerate(self._waiting):
+            if waiting.kind is RequestKind.COMMAND:
+                self._waiting[position] = command
+                reason = f'superseded by {command.text!r} before it started'
+                self._end_unstarted(waiting, Status.SUPERSEDED, reason)
+                return
+        self._waiting.append(command)
 
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended."""
-        return self._closed
+    def submit_goal(self, request: Request) -> bool:
+        """Enqueue a goal; False if `goals_kept` of them wait, or the scheduler is closed."""
+        with self._changed:
+            self.counters.commands += 1
+            if self._closed or not self.accepts_goals:
+                self.counters.rejected += 1
+                return False
+            self._waiting.append(request)
+            self._inference.wake()
+        return True
 
     @property
     def accepts_goals(self) -> bool:
         """Whether one more goal may wait."""
         with self._changed:
-            return sum(one.patient for one in self._waiting) < self.goals_kept
+            goals = [request for request in self._waiting if request.kind is RequestKind.GOAL]
+            waiting = sum(not self._awaits_new_frame(goal) for goal in goals)
+            return waiting < self._options.goals_kept
 
     def set_standing_query(self, text: str) -> None:
-        """Ask this about every newest frame from now on, at most `watch_rate` times a second.
+        """Ask a query about every new frame, at most `watch_rate` times a second, until `stop`.
 
-        It takes the place of an earlier one; `stop` ends it.
+        It replaces an earlier standing query.
         """
         with self._changed:
-            self._stop_watching()
-            self._watched_stamp, self._watched_since = None, -math.inf
+            self._stop_background()
             if not self._closed:
-                self._watched = Request(text, standing=True)
-            self._changed.notify_all()
+                standing = Request(text, RequestKind.STANDING, self._listener)
+                self._background.set_standing(standing)
+            self._inference.wake()
 
-    def requery(self, text: str, turns: Dialogue | None = None, tag: Any = None) -> None:
-        """Ask this once about the newest frame when nobody waits, making room for all others.
+    def requery(self) -> None:
+        """Ask the last query again about the newest frame, once, as background work.
 
-        It follows these turns, and becomes none itself. While a standing query or another one is
-        to be asked anyway, nothing is done.
+        It has the same earlier turns as the last query, and adds no turn. No effect if nothing was
+        asked about the camera's own frames yet, or if other background work is pending.
         """
         with self._changed:
-            if not self._closed and not self._watched and not self._again:
-                self._again = Request(text, tag=tag, turns=turns or Dialogue(), standing=True)
-                self._changed.notify_all()
+            if self._last_query is None or self._closed:
+                return
+            last, dialogue = self._last_query
+            request = Request(
+                last.text,
+                RequestKind.REQUERY,
+                self._listener,
+                turns=dialogue,
+                region=last.region,
+                explain=last.explain,
+            )
+            self._background.add_requery(request)
+            self._inference.wake()
 
-    def stop(self) -> bool:
-        """End the standing query and all commands, at once; goals go on. False if none was."""
-        with self._changed:
-            stopped = self._watched is not None
-            self._stop_watching()
-            waiting = [one for one in self._waiting if not one.patient]
-            self._waiting = [one for one in self._waiting if one.patient]
-            running = self._running if self._running and not self._running.patient else None
-            if running:
-                running.cancelled.set()
-        for request in waiting:
-            self._end(request, None, unanswered(request, Status.CANCELLED, 'stopped'))
-        return bool(stopped or waiting or running)
+    # ---- cancelling
 
-    def cancel(self, request: Request | None = None) -> bool:
-        """Stop this request, or all of them without one; False if there was nothing to stop."""
+    def stop(self) -> list[str]:
+        """End the standing query and all commands, but no goals; return what was stopped."""
         with self._changed:
-            waiting = [one for one in self._waiting if request in (None, one)]
-            running = self._running if request in (None, self._running) else None
-            self._waiting = [one for one in self._waiting if one not in waiting]
-            if running:
-                running.cancelled.set()
-        for one in waiting:
-            self._end(one, None, unanswered(one, Status.CANCELLED, 'cancelled'))
-        return bool(waiting or running)
+            standing = self._background.standing_text
+            stopped = [] if standing is None else [f'the standing query {standing!r}']
+            self._stop_background()
+            commands = [r for r in self._waiting if r.kind is RequestKind.COMMAND]
+            running = self._running
+            if running and running.kind is RequestKind.COMMAND:
+                running.cancellation.cancel(CancelReason.STOPPED)
+                stopped.append(f'the running command {running.text!r}')
+            elif running and running.kind is RequestKind.REQUERY:
+                stopped.append(f'the repeated query {running.text!r}')
+            self._cancel_waiting(commands, CancelReason.STOPPED)
+            return stopped + [f'the waiting command {request.text!r}' for request in commands]
+
+    def cancel(self, request: Request) -> bool:
+        """Cancel a request that waits or runs; False if it has ended already."""
+        with self._changed:
+            if request in self._waiting:
+                self._cancel_waiting([request], CancelReason.CANCELLED)
+                return True
+            running = self._running
+            if running is not None and running.cancellation is request.cancellation:
+                request.cancellation.cancel(CancelReason.CANCELLED)
+                return True
+        return False
+
+    def call_after_delivery(self, call: Callable[[], object]) -> None:
+        """Call this after the results that are on their way now, on the delivery thread."""
+        self._delivery.post(call)
 
     def reset_dialogue(self) -> None:
-        """Forget all turns; an answer that is still on its way stays forgotten too."""
+        """Forget all earlier turns; the running answer adds no turn either."""
         self._dialogues.clear()
 
-    def _enter(self, request: Request, instead: Request | None = None) -> None:
-        """Let a request wait, lock held: at the end, or in the place of another one."""
-        if instead is None:
-            self._waiting.append(request)
-        else:
-            self._waiting[self._waiting.index(instead)] = request
-        self._make_room()
-        self._turns.preempt_background()
-        self._changed.notify_all()
+    def _stop_background(self) -> None:
+        """End background work, lock held."""
+        self._background.clear()
+        if self._running and self._running.kind.is_background:
+            self._running.cancellation.cancel(CancelReason.STOPPED)
 
-    def _stop_watching(self) -> None:
-        """End the standing query, lock held."""
-        self._watched = self._again = None
-        self._make_room()
+    def _cancel_waiting(self, requests: list[Request], reason: CancelReason) -> None:
+        """End waiting requests, lock held."""
+        self._waiting = [request for request in self._waiting if request not in requests]
+        for request in requests:
+            self._end_unstarted(request, Status.CANCELLED, reason.value)
 
-    def _make_room(self) -> None:
-        """Stop answering a standing query; takes no lock."""
-        running = self._running
-        if running and running.standing:
-            running.cancelled.set()
-
-    def _is_urgent(self) -> bool:
-        """Whether a goal or a command waits or runs; takes no lock."""
-        running = self._running
-        return bool(self._waiting) or (running is not None and not running.standing)
-
-    def newest_frame(self) -> SyncedMessages | None:
-        """Return the newest image that has its depth, with that; None before the first image.
-
-        Depth comes a moment after its image. So the newest of the kept images that has some of its
-        own is taken, where it is at most 0.5 s older than the newest of all: a slow camera's would
-        be of another scene. Depth that is nearer to another image is that one's. Where none has
-        depth, the newest.
-        """
-        with self._changed:
-            if not self._images:
-                return None
-            depth = None
-            stamp, image = self._images[-1]
-            for stamp_tried, image_tried in reversed(self._images):
-                if self._images[-1][0] - stamp_tried > _LOOK_BACK:
-                    break
-                depth = self._own_depth(stamp_tried)
-                if depth is not None:
-                    stamp, image = stamp_tried, image_tried
-                    break
-            info = self._nearest(self._infos, stamp)
-            if info is None and self._infos:  # on its way, or sent once: a lens does not change
-                info = self._infos[-1][1]
-            return SyncedMessages(stamp, image, depth, info)
-
-    def _own_depth(self, stamp: int) -> Any | None:
-        """Return the depth nearest to an image, lock held; None if another image is nearer to it.
-
-        Of two images as near the newer one has it.
-        """
-        found = self._nearest_with_stamp(self._depths, stamp)
-        if found is None:
-            return None
-        of = min((abs(other - found[0]), -other) for other, _ in self._images)
-        return found[1] if -of[1] == stamp else None
+    # ---- state
 
     @property
-    def busy(self) -> bool:
-        """Whether a request runs or waits."""
-        return bool(self._waiting) or self._running is not None
+    def is_closed(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._closed
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request waits or runs; one that waits for a newer frame does not count."""
+        with self._changed:
+            is_waiting = not all(map(self._awaits_new_frame, self._waiting))
+            return is_waiting or self._running is not None
 
     @property
     def seconds_waiting(self) -> float:
         """How long the request that is next has waited [s]; 0 if none waits."""
-        waiting = self._waiting[:1]  # a copy: another thread may take it away
-        return time.monotonic() - waiting[0].since if waiting else 0.0
+        with self._changed:
+            waiting = (r for r in self._waiting if not self._awaits_new_frame(r))
+            request = next(waiting, None)
+            return time.monotonic() - request.created if request else 0.0
 
     @property
     def seconds_running(self) -> float:
-        """How long ago the running command came [s]; 0 if none runs."""
-        running = self._running
-        return time.monotonic() - running.since if running else 0.0
-
-    def _offer(self, ring: deque[tuple[int, Any]], stamp: int, message: Any) -> None:
+        """How long ago the running request came [s]; 0 if none runs."""
         with self._changed:
-            if ring and stamp < ring[-1][0]:
-                ring.clear()  # time went back: a bag began anew, what came before is another past
-            ring.append((stamp, message))
-            self._changed.notify_all()
+            return time.monotonic() - self._running.created if self._running else 0.0
 
-    def _nearest(self, ring: deque[tuple[int, Any]], stamp: int) -> Any | None:
-        """Return the message nearest to the stamp, None if it is farther than the tolerance."""
-        found = self._nearest_with_stamp(ring, stamp)
-        return found and found[1]
+    # ---- for the inference thread
 
-    def _nearest_with_stamp(
-        self, ring: deque[tuple[int, Any]], stamp: int
-    ) -> tuple[int, Any] | None:
-        """Return the message nearest to the stamp with its own, None as `_nearest`.
+    def due_at(self, urgency: Urgency) -> float:
+        """Return the earliest time to take a request [s, monotonic], lock held."""
+        is_background = urgency is Urgency.BACKGROUND
+        if not (self._background.is_pending if is_background else self._waiting):
+            return math.inf
+        if self._delivery.undelivered >= (1 if is_background else _MAX_UNDELIVERED):
+            return math.inf  # until `_on_delivered`
+        frame = self.newest_frame()
+        if is_background:
+            due_at = self._background.due_at(frame, self._options.watch_rate)
+            return max(due_at, self._frames.usable_at(frame))
+        return min(self._request_due_at(request, frame) for request in self._waiting)
 
-        Of several as near the newest: one that was sent again replaces the one before.
-        """
-        if not ring:
-            return None
-        found = min(reversed(ring), key=lambda pair: abs(pair[0] - stamp))
-        return found if abs(found[0] - stamp) <= self.depth_tolerance * 1e9 else None
+    def _request_due_at(self, request: Request, newest: SyncedMessages | None) -> float:
+        """Return when to answer a request, or to fail it for lack of an image [s, monotonic]."""
+        if request.frame is not None:
+            return request.created
+        if request.previous is not None:
+            if newest is None or newest.stamp == request.previous.stamp:
+                return math.inf
+            return request.previous.started_at + 1 / self._options.watch_rate
+        if newest is not None:
+            return max(request.created, self._frames.usable_at(newest))
+        return request.created + self._options.image_timeout
 
-    def _work(self) -> None:
-        while not self._closed:
-            self._run_one()
+    def _awaits_new_frame(self, request: Request) -> bool:
+        """Return whether a continuous goal waits for a newer frame or for `watch_rate`."""
+        if request.previous is None:
+            return False
+        return self._request_due_at(request, self.newest_frame()) > time.monotonic()
 
-    def _run_one(self) -> None:
-        """Wait for a request, for a frame and for the model; answer it."""
-        with self._changed:
-            self._wait_until_due()
-        if self._closed:
-            return
-        with self._turns.acquire(self._is_urgent, self._make_room):
-            with self._changed:  # anew: the newest frame is frozen now that the model is free
-                request, frame = self._begin()
-            result = None if request is None else self._run(request, frame)
-        if result is not None:  # told after the turn: others need not wait for that
-            self._end(request, frame, result)
-
-    def _run(self, request: Request, frame: SyncedMessages | None) -> Segmentation:
-        """Answer a request about a frame."""
-        dialogue, ticket = request.turns or Dialogue(), 0
-        if request.dialogue is not None:
-            most = MOST_TURNS if request.patient else self.dialogue_turns
-            dialogue, ticket = self._dialogues.get(request.dialogue, most)
-        late = frame and self._too_old(request, frame)
-        if frame is None:
-            reason = (
-                f'no image within {self.image_timeout:g} s: is the camera on, the topic right?'
-            )
-            result = unanswered(request, Status.FAILED, reason)
-        elif late:
-            result = unanswered(request, Status.STALE_INPUT, late)
+    def take(self, urgency: Urgency) -> InferenceJob | None:
+        """Take the due request, lock held, and freeze its frame; None if the request failed."""
+        frame = self.newest_frame()
+        if urgency is Urgency.BACKGROUND:
+            request = self._background.take(frame)
         else:
-            result = self._answer(request, frame, dialogue)
+            now = time.monotonic()
+            request = next(r for r in self._waiting if self._request_due_at(r, frame) <= now)
+            self._waiting.remove(request)
+            frame = request.frame or frame
+            if request.previous is not None:  # the wait for a newer frame does not count as delay
+                request = dataclasses.replace(request, created=now)
+        refusal = self._refusal(request, frame)
+        if refusal is not None:
+            self._finish(request, frame, refusal)
+            return None
+        return self._begin(request, frame)
+
+    def _begin(self, request: Request, frame: SyncedMessages) -> InferenceJob:
+        """Record that the model begins to answer, lock held."""
+        if frame.depth is None:
+            self.counters.without_depth += 1
+        dialogue, ticket = self._earlier_turns(request)
+        if request.frame is None:
+            self._last_query = request, dialogue
+        self._running = request
+        self._delivery.started(request, frame)
+        return InferenceJob(request, frame, dialogue, ticket)
+
+    def _on_delivered(self) -> None:
+        """Look again at what is due, after a result was delivered."""
+        with self._changed:
+            self._inference.wake()
+
+    def event(self, job: InferenceJob, event: Event) -> None:
+        """Pass a token or mask on to the listener."""
+        self._delivery.event(job.request, event)
+
+    def complete(self, job: InferenceJob, result: Segmentation) -> None:
+        """Deliver the result of a job, except of cancelled background work."""
+        request, is_answered = job.request, result.status in ANSWERED
+        if request.dialogue is not None and is_answered:
+            self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
         with self._changed:
             self._running = None
-            if request.standing and result.status is Status.CANCELLED:
-                self._watched_stamp = None  # it made room: its frame is still to be answered
-            elif request is self._again:  # or it was stopped meanwhile
-                self._again = None
-        if request.dialogue is not None and result.status in (Status.FOUND, Status.NOT_FOUND):
-            self._dialogues.append(request.dialogue, ticket, result)
-        return result
+            self._changed.notify_all()  # `close` may wait for it
+            if is_answered:
+                self.counters.last_seconds = time.monotonic() - request.created
+            is_cancelled = result.status is Status.CANCELLED
+            if request.kind.is_background:
+                self._background.ended(request, is_cancelled)
+            if request.kind.is_background and is_cancelled:
+                self._count_cancelled_background(request)
+            else:
+                self._finish(request, job.frame, result)
 
-    def _wait_until_due(self) -> None:
-        """Wait, lock held, until a request can be answered, or all is closed."""
-        while not self._closed:
-            request, _, pause = self._due()
-            if request is not None:
-                return
-            self._changed.wait(pause)
-
-    def _due(self) -> tuple[Request | None, SyncedMessages | None, float | None]:
-        """Return who is to be answered now about which frame, or how long to wait [s], lock held.
-
-        The frame is None where none came in time. With nothing to wait for the pause is None.
-        """
-        if self._closed:
-            return None, None, None
-        if self._waiting:
-            newest = self.newest_frame()
-            for request in self._waiting:  # the first that has a frame, or waits no longer for it
-                frame = request.frame or newest
-                left = request.since + self.image_timeout - time.monotonic()
-                if frame is not None or left <= 0:
-                    return request, frame, None
-            return None, None, self._waiting[0].since + self.image_timeout - time.monotonic()
-        frame, pause = self._watched_next()
-        return (
-            (None, None, pause) if frame is None else (self._watched or self._again, frame, None)
-        )
-
-    def _watched_next(self) -> tuple[SyncedMessages | None, float | None]:
-        """Return the frame that the standing query is due for, or how long to wait [s]."""
-        frame = self.newest_frame() if self._watched or self._again else None
-        if frame is None or frame.stamp == self._watched_stamp:
-            return None, None  # until anything changes
-        pause = self._watched_since + 1 / self.watch_rate - time.monotonic()
-        return (None, pause) if pause > 0 else (frame, None)
-
-    def _begin(self) -> tuple[Request | None, SyncedMessages | None]:
-        """Take the request that is due, lock held; None where it is gone, or has to make room."""
-        request, frame, _ = self._due()
-        if request is None or (request.standing and self._turns.has_urgent_waiter()):
-            return None, None
-        if request.standing:
-            request = dataclasses.replace(
-                request, since=time.monotonic(), cancelled=threading.Event()
-            )
-            self._watched_stamp, self._watched_since = frame.stamp, request.since
-            if not self._watched:
-                self._again = request
+    def _count_cancelled_background(self, request: Request) -> None:
+        if request.cancellation.reason is CancelReason.PREEMPTED:
+            self.counters.preempted += 1
         else:
-            self._waiting.remove(request)
-        self._running = request
-        return request, frame
+            self.counters.cancelled += 1
 
-    def _too_old(self, request: Request, frame: SyncedMessages) -> str:
-        """Return why a frame is too old for a request, nothing if it is not."""
-        age = (self._now() - frame.stamp) / 1e9
+    def _refusal(self, request: Request, frame: SyncedMessages | None) -> Segmentation | None:
+        """Return the result of a request that fails without the model; None if it can run."""
+        if frame is None:
+            timeout = self._options.image_timeout
+            reason = f'no image within {timeout:g} s: check the camera and the remapping of image'
+            return unanswered(request.text, Status.FAILED, reason)
+        age = (self._clock.now_ns() - frame.stamp) / 1e9
         if request.frame is not None or not request.max_age or age <= request.max_age:
-            return ''
-        clocks = ': is it a bag? Then set use_sim_time' if age > _DAY else ''
-        return (
-            f'the newest image is {age:.2f} s old, at most {request.max_age:g} s were asked '
-            f'for{clocks}'
-        )
+            return None
+        hint = ': for a bag, set use_sim_time' if age > _SECONDS_PER_DAY else ''
+        reason = f'the newest image is {age:.2f} s old, max_age allows {request.max_age:g} s{hint}'
+        return unanswered(request.text, Status.STALE_INPUT, reason)
 
-    def _answer(self, request: Request, frame: SyncedMessages, dialogue: Dialogue) -> Segmentation:
-        """Return what `segment` says, or how it failed."""
-        if frame.depth is None:
-            self.counts.without_depth += 1
-        try:
-            return self._segment(frame, request, dialogue)
-        except LisaError as error:
-            return unanswered(request, Status.FAILED, str(error))
-        except Exception as error:  # noqa: BLE001  # a bug: reported whole, and outlived
-            self._report(traceback.format_exc())
-            reason = f'internal error: {type(error).__name__}: {error}'
-            return unanswered(request, Status.FAILED, reason)
+    def _earlier_turns(self, request: Request) -> tuple[Dialogue, int]:
+        """Return the earlier turns of a request, and the ticket to append its own turn."""
+        if request.dialogue is None:
+            return request.turns or Dialogue(), 0
+        is_goal = request.kind is RequestKind.GOAL
+        max_turns = MAX_TURNS if is_goal else self._options.dialogue_turns
+        return self._dialogues.get(request.dialogue, max_turns)
 
-    def _end(self, request: Request, frame: SyncedMessages | None, result: Segmentation) -> None:
-        """Count the end of a request and tell it."""
-        if result.status is Status.FAILED:
-            self.counts.failed += 1
-        elif result.status is Status.CANCELLED:
-            self.counts.cancelled += 1
-        else:
-            self.counts.answered += 1
-        try:
-            self._finished(request, frame, result)
-        except Exception:  # noqa: BLE001  # a bug in the caller: reported whole, and outlived
-            self._report(traceback.format_exc())
+    def _end_unstarted(self, request: Request, status: Status, reason: str) -> None:
+        """End a request that the model has not started."""
+        self._finish(request, None, unanswered(request.text, status, reason))
+
+    def _finish(
+        self, request: Request, frame: SyncedMessages | None, result: Segmentation
+    ) -> None:
+        """Count the end of a request and deliver it."""
+        self.counters.count(result.status)
+        self._delivery.finished(request, frame, result)

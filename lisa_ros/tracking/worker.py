@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracker on a thread of its own: it follows what was answered to every newer frame.
+"""The tracking worker: a tracker on its own thread that follows an answer's masks to new frames.
 
-The newest frame wins: those that come faster than the tracker follows are skipped. Questions and
-answers are kept in their order. Nothing is followed while nobody wants it.
+The newest frame wins: frames that arrive faster than the tracker runs are skipped. Queries and
+answers are processed in their order. Nothing is tracked while tracked masks have no subscriber.
 
-Threads: `asked`, `answered`, `stop` and `notify` may be called from any thread and return at once.
-The tracker, `show`, `tell` and `checked` run on the follower's thread, and there alone.
+Threads: `on_query`, `on_answer`, `stop`, `notify`, `set_policy` and `idle` may be used from any
+thread and return at once. Only the worker's thread calls the tracker and the sink. The sink's
+`newest_frame` must be thread-safe, because other threads add frames.
 """
 
 from __future__ import annotations
@@ -15,241 +16,299 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from lisa_ros.errors import LisaError, TrackingError
 from lisa_ros.results import Segmentation
+from lisa_ros.tracking.requery import RequeryPolicy
 from lisa_ros.tracking.tracker import Tracker, TrackingState
 
-_SURE = 30.0  # logit of what is no mask: its probability is 0
-_BACK = 1_000_000_000  # a frame less far behind the last one is late; beyond: a bag anew [ns]
-_RECENT = 5_000_000_000  # how old an answer may be for a listener who comes after it [ns]
+_OUTSIDE_LOGIT = -30.0  # of pixels outside a mask: their probability is 0
+# A frame that is older than the last one by less than this is late; by more, a bag restarted [ns]
+_MAX_LATENESS = 1_000_000_000
+_MAX_ANSWER_AGE = 5_000_000_000  # oldest answer that is tracked for a new subscriber [ns]
+
+
+class StampedFrame(Protocol):
+    """A camera frame; only the sink knows what is in it."""
+
+    @property
+    def stamp(self) -> int:
+        """When it was taken [ns]."""
 
 
 @dataclass(frozen=True)
 class TrackerFrame:
-    """A frame as the tracker takes it."""
+    """A frame, converted for the tracker."""
 
     stamp: int  # [ns]
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    depth: np.ndarray | None = None  # (H, W) float32 metres, NaN where invalid
+    depth: np.ndarray | None = None  # (H, W) float32 [m], NaN where invalid
 
 
-_Frame = TypeVar('_Frame')
+_Frame = TypeVar('_Frame', bound=StampedFrame)
+
+
+class TrackingSink(Protocol[_Frame]):
+    """Gives a worker its frames and publishes its masks."""
+
+    def newest_frame(self) -> _Frame | None:
+        """Return the newest frame; None before the first."""
+
+    def convert(self, frame: _Frame) -> TrackerFrame:
+        """Return a frame for the tracker.
+
+        Raises:
+            LisaError: it cannot be converted; it is skipped, and the error is reported.
+        """
+
+    def has_subscribers(self) -> bool:
+        """Return whether tracked masks are wanted."""
+
+    def publish(
+        self,
+        frame: _Frame,
+        tracker_frame: TrackerFrame,
+        result: Segmentation,
+        state: TrackingState,
+    ) -> None:
+        """Publish an answer with its masks moved to a newer frame."""
+
+    def requery(self) -> None:
+        """Ask the last query again: the tracker has drifted, or the period has passed."""
+
+    def report(self, message: str) -> None:
+        """Log why a frame is not tracked, or the traceback of a bug."""
+
+
+@dataclass(frozen=True)
+class _Query(Generic[_Frame]):
+    """The model is asked about a frame."""
+
+    frame: _Frame
+
+
+@dataclass(frozen=True)
+class _Answer(Generic[_Frame]):
+    """The model has answered about a frame."""
+
+    frame: _Frame
+    result: Segmentation
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Tracking ends until the next answer."""
 
 
 class TrackingWorker(Generic[_Frame]):
-    """Feeds one tracker; the module's docstring has the rules and threads."""
+    """Runs one tracker; the module's docstring has the rules and threads."""
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        *,
-        newest: Callable[[], _Frame | None],
-        show: Callable[[_Frame], TrackerFrame],
-        tell: Callable[[_Frame, TrackerFrame, Segmentation, TrackingState], None],
-        wanted: Callable[[], bool],
-        checked: Callable[[TrackingState | None], None] = lambda now: None,
-        report: Callable[[str], None] = print,
-    ):
-        """Make a follower that begins once `start` was called.
+    def __init__(self, tracker: Tracker, sink: TrackingSink[_Frame], policy: RequeryPolicy):
+        """Make a worker; `start` starts its thread.
 
         Args:
-            tracker: its own, of nobody else.
-            newest: the newest frame, with its `stamp` [ns]; None before the first; any thread.
-            show: converts a frame; what it raises of LisaErrors skips that frame.
-            tell: takes where the things are on a frame: the frame, what `show` made of it, the
-                answer with its masks carried there, and what the tracker says of them.
-            wanted: whether anybody listens.
-            checked: called after each frame since an answer, with where the things are, or None
-                where the tracker has forgotten them.
-            report: takes a line, or the traceback of a bug.
+            tracker: nothing else may use it.
+            sink: gives frames and takes masks.
+            policy: when to ask the last query again, used until `set_policy`.
         """
-        self._tracker, self._newest, self._show = tracker, newest, show
-        self._tell, self._wanted, self._checked, self._report = tell, wanted, checked, report
-        self._heard: list[tuple[str, Any, Segmentation | None]] = []
-        self._answer: tuple[Any, Segmentation] | None = None  # the last one, and its frame
-        self._begun = False  # whether anything was asked since all was forgotten
-        self._result: Segmentation | None = None  # of the answer that is followed
-        self._stamp: int | None = None  # of the frame that was followed to [ns]
-        self._told: int | None = None  # of the frame that was told last [ns]
-        self._fresh = False  # whether a message came since the last frame
+        self.idle = threading.Event()  # set while all frames, queries and answers are processed
+        self._tracker, self._sink, self._policy = tracker, sink, policy
+        self._inbox: list[_Query[_Frame] | _Answer[_Frame] | _Stop] = []
+        self._answer: _Answer[_Frame] | None = None  # the last one
+        self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
+        self._has_reference = False  # whether the tracker knows the frame of a query
+        self._result: Segmentation | None = None  # of the answer that is tracked
+        self._tracked_stamp: int | None = None  # of the newest frame that was tracked [ns]
+        self._published_stamp: int | None = None  # of the last frame for this answer [ns]
+        self._has_new_frame = False
         self._closed = False
         self._changed = threading.Condition()
-        self._worker = threading.Thread(target=self._work, name='lisa-follower', daemon=True)
+        self._thread = threading.Thread(target=self._run, name='lisa-tracking', daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
-        self._worker.start()
+        self._thread.start()
 
     def close(self, timeout: float = 10.0) -> bool:
-        """End the thread, once it has done what it is at; False if it still runs then [s]."""
+        """End the thread after the present frame; False if it still runs after `timeout` [s]."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._worker.is_alive() and threading.current_thread() is not self._worker:
-            self._worker.join(timeout)
-        return not self._worker.is_alive()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def set_policy(self, policy: RequeryPolicy) -> None:
+        """Use another re-query policy from now on."""
+        self._policy = policy
 
     def on_query(self, frame: _Frame) -> None:
-        """Note that the model is asked about this frame."""
-        self._hear('asked', frame, None)
+        """Make this frame a reference frame: the model begins to answer about it."""
+        with self._changed:
+            self._inbox.append(_Query(frame))
+            self._wake()
 
     def on_answer(self, frame: _Frame, result: Segmentation) -> None:
-        """Follow what was found in the frame that was asked about."""
-        self._hear('answered', frame, result)
+        """Track the masks of this answer; it replaces answers that are not yet processed."""
+        with self._changed:
+            # Drop all waiting items except this answer's own query.
+            self._inbox = [
+                item for item in self._inbox if isinstance(item, _Query) and item.frame is frame
+            ]
+            self._inbox.append(_Answer(frame, result))
+            self._answered_at = time.monotonic()
+            self._wake()
 
     def stop(self) -> bool:
-        """Follow nothing more, until the next answer; False if nothing was followed."""
-        following = self._result is not None
-        self._hear('stop', None, None)
-        return following
+        """Track nothing until the next answer; False if nothing was tracked."""
+        was_tracking = self._result is not None
+        with self._changed:
+            self._inbox = [_Stop()]
+            self._wake()
+        return was_tracking
 
     def notify(self) -> None:
-        """There may be a newer frame."""
+        """Look for a newer frame."""
         with self._changed:
-            self._fresh = True
-            self._changed.notify_all()
+            self._wake()
 
-    def _hear(self, what: str, frame: _Frame | None, result: Segmentation | None) -> None:
-        with self._changed:
-            if what != 'asked':  # a newer answer makes those before it needless
-                kept = [one for one in self._heard if one[0] == 'asked' and one[1] is frame]
-                self._heard = kept if what == 'answered' else []
-            self._heard.append((what, frame, result))
-            self._fresh = True  # it is told on the newest frame, even if that is the last one
-            self._changed.notify_all()
+    def _wake(self) -> None:
+        """Wake the thread, lock held; it also looks at the newest frame again."""
+        self._has_new_frame = True
+        self.idle.clear()
+        self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._heard or self._fresh)
+                if not self._inbox and not self._has_new_frame:
+                    self.idle.set()
+                self._changed.wait_for(lambda: self._closed or self._inbox or self._has_new_frame)
                 if self._closed:
                     return
-                heard = self._heard.pop(0) if self._heard else None
-                self._fresh = self._fresh and heard is not None
+                item = self._inbox.pop(0) if self._inbox else None
+                if item is None:
+                    self._has_new_frame = False
             try:
-                if heard:
-                    self._take(*heard)
-                elif not self._wanted():
-                    self._forget()
-                else:
-                    self._follow()
+                self._process(item)
             except LisaError as error:
-                self._report(f'not tracked: {error}')
-            except Exception:  # noqa: BLE001  # a bug: reported whole, and outlived
-                self._report(traceback.format_exc())
-                self._forget()
+                self._sink.report(f'not tracked: {error}')
+            except Exception:  # noqa: BLE001  # a bug: logged, and the next answer is tracked
+                self._sink.report(traceback.format_exc())
+                self._reset()
 
-    def _forget(self) -> None:
-        if self._begun:
-            self._tracker.reset()
-        self._begun, self._result = False, None
-
-    def _take(self, what: str, frame: Any, result: Segmentation | None) -> None:
-        """Tell the tracker of a question, or of an answer."""
-        if what == 'stop':
+    def _process(self, item: _Query[_Frame] | _Answer[_Frame] | _Stop | None) -> None:
+        """Process a query, an answer or a stop; None: the newest frame."""
+        if isinstance(item, _Stop):
             self._answer = None
-            self._forget()
-        elif what == 'answered':
-            self._answer = frame, result
-            self._follow_answer()
-        elif self._wanted():
-            self._begin(frame)
+            self._reset()
+        elif isinstance(item, _Answer):
+            self._answer = item
+            self._track_answer()
+        elif not self._sink.has_subscribers():
+            if item is None:
+                self._reset()
+        elif isinstance(item, _Query):
+            self._set_reference(item.frame)
+        else:
+            self._track_newest()
 
-    def _begin(self, frame: Any) -> None:
-        shown = self._show(frame)
-        self._tracker.set_reference(shown.stamp, shown.image, shown.depth)
-        self._begun = True
+    def _reset(self) -> None:
+        if self._has_reference:
+            self._tracker.reset()
+        self._has_reference, self._result = False, None
 
-    def _follow_answer(self) -> None:
-        """Follow the last answer, if anybody wants it and its question was followed."""
-        if not self._wanted() or not self._begun:
+    def _set_reference(self, frame: _Frame) -> None:
+        converted = self._sink.convert(frame)
+        self._tracker.set_reference(converted.stamp, converted.image, converted.depth)
+        self._has_reference = True
+
+    def _track_answer(self) -> None:
+        """Track the last answer, if somebody subscribes and its query was a reference."""
+        if not self._sink.has_subscribers() or not self._has_reference:
             return
-        frame, result = self._answer
+        frame, result = self._answer.frame, self._answer.result
         try:
             self._tracker.set_masks(frame.stamp, result.masks)
-        except TrackingError:  # nobody listened when it was asked
+        except TrackingError:  # nobody subscribed when the query began
             self._tracker.reset()
-            self._begin(frame)
+            self._set_reference(frame)
             self._tracker.set_masks(frame.stamp, result.masks)
-        self._result, self._told = result, None
+        self._result, self._published_stamp = result, None
 
-    def _is_recent(self, frame: Any) -> bool:
-        """Tell whether the last answer is new enough to be carried to this frame at once."""
-        return self._answer is not None and 0 <= frame.stamp - self._answer[0].stamp <= _RECENT
+    def _is_recent(self, frame: _Frame) -> bool:
+        """Return whether the last answer is new enough to be tracked to this frame at once."""
+        if self._answer is None:
+            return False
+        return 0 <= frame.stamp - self._answer.frame.stamp <= _MAX_ANSWER_AGE
 
-    def _follow(self) -> None:
-        """Follow to the newest frame, and tell it."""
-        frame = self._newest()
+    def _track_newest(self) -> None:
+        """Track to the newest frame and publish."""
+        frame = self._sink.newest_frame()
         if frame is None:
             return
-        if not self._begun and self._is_recent(frame):  # a listener who came after the answer
-            self._begin(self._answer[0])
-            self._follow_answer()
-        if not self._begun:
+        if not self._has_reference and self._is_recent(frame):  # subscribed after the answer
+            self._set_reference(self._answer.frame)
+            self._track_answer()
+        if not self._has_reference:
             if self._answer is not None:
-                self._checked(None)
+                self._requery_if_due(None)
             return
-        if frame.stamp == self._told:
+        if self._is_processed_or_late(frame) or self._reset_if_time_went_back(frame):
             return
-        if self._stamp is not None and 0 < self._stamp - frame.stamp < _BACK:
-            return  # it came late: the tracker is farther already
-        if self._stamp is not None and frame.stamp < self._stamp and self._result is not None:
-            self._report('time went back, so nothing is tracked until the next answer')
-            self._forget()
-            self._stamp = frame.stamp
-            return
-        shown = self._show(frame)
-        self._tracker.update(shown.stamp, shown.image, shown.depth)
-        self._stamp = self._told = frame.stamp
+        self._track_to(frame)
+
+    def _is_processed_or_late(self, frame: _Frame) -> bool:
+        if frame.stamp == self._published_stamp:
+            return True
+        return (
+            self._tracked_stamp is not None
+            and 0 < self._tracked_stamp - frame.stamp < _MAX_LATENESS
+        )
+
+    def _reset_if_time_went_back(self, frame: _Frame) -> bool:
+        """If a bag has restarted while an answer was tracked, stop tracking and return True."""
+        last = self._tracked_stamp
+        if last is None or frame.stamp >= last or self._result is None:
+            return False
+        self._sink.report('time went back, so nothing is tracked until the next answer')
+        self._reset()
+        self._tracked_stamp = frame.stamp
+        return True
+
+    def _track_to(self, frame: _Frame) -> None:
+        converted = self._sink.convert(frame)
+        self._tracker.update(converted.stamp, converted.image, converted.depth)
+        self._tracked_stamp = self._published_stamp = frame.stamp
         if self._result is None:
             return
-        now = self._tracker.state()
-        if now is not None:
-            self._tell(frame, shown, propagate_result(self._result, now), now)
-        self._checked(now)
+        state = self._tracker.state()
+        if state is not None:
+            moved = propagate_result(self._result, state)
+            self._sink.publish(frame, converted, moved, state)
+        self._requery_if_due(state)
+
+    def _requery_if_due(self, state: TrackingState | None) -> None:
+        if self._policy.is_due(state, self._answered_at):
+            self._answered_at = time.monotonic()
+            self._sink.requery()
 
 
-def propagate_result(result: Segmentation, tracked: TrackingState) -> Segmentation:
-    """Return an answer with its masks where they were carried to.
+def propagate_result(result: Segmentation, state: TrackingState) -> Segmentation:
+    """Return an answer with its masks moved to the newest frame.
 
-    Logits are those of the share of certainty that is left: the mean probability of the answer's
-    own mask, times 1 - drift.
+    All pixels of a mask have the same probability: the mean probability of the answer's mask times
+    (1 - drift). The logits are its log odds.
     """
-    logits = np.full(tracked.masks.shape, -_SURE, np.float32)
-    for i, mask in enumerate(tracked.masks):
+    logits = np.full(state.masks.shape, _OUTSIDE_LOGIT, np.float32)
+    for i, mask in enumerate(state.masks):
         own = result.mask_logits[i][result.masks[i]]
-        sure = float(np.mean(1 / (1 + np.exp(-np.clip(own, 0, _SURE))))) if own.size else 0.5
-        left = min(max(sure * (1 - float(tracked.drift[i])), 1e-3), 1 - 1e-6)
-        logits[i][mask] = math.log(left / (1 - left))
-    return dataclasses.replace(result, masks=tracked.masks, mask_logits=logits)
-
-
-@dataclass
-class RequeryPolicy:
-    """When a question is due anew, so that tracking does not go astray."""
-
-    rule: str  # drift, timer or never
-    period: float  # least time from answer to question [s]; of timer: each so long
-    drift: float  # from which drift on, 0..1
-
-    def due(self, tracked: TrackingState | None, answered: float) -> bool:
-        """Return whether the question is to be asked again.
-
-        Args:
-            tracked: where the things are now; None where the tracker has forgotten them.
-            answered: when the last answer came, or was asked for again [s, monotonic].
-        """
-        if self.rule == 'never' or time.monotonic() - answered < self.period:
-            return False
-        return self.rule == 'timer' or tracked is None or self._is_astray(tracked)
-
-    def _is_astray(self, tracked: TrackingState) -> bool:
-        """Tell whether a thing is lost, was not found, or is not sure any more."""
-        seen = len(tracked.tracked) > 0 and bool(tracked.tracked.all())
-        return not seen or float(tracked.drift.max()) > self.drift
+        own = np.clip(own, 0, -_OUTSIDE_LOGIT)
+        probability = float(np.mean(1 / (1 + np.exp(-own)))) if own.size else 0.5
+        remaining = min(max(probability * (1 - float(state.drift[i])), 1e-3), 1 - 1e-6)
+        logits[i][mask] = math.log(remaining / (1 - remaining))
+    return dataclasses.replace(result, masks=state.masks, mask_logits=logits)

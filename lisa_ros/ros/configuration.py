@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert the node's settings to the options of each part, the model and the tracker.
+
+The settings are the only place with defaults. Neither torch nor transformers is imported before
+`load_model` or `load_tracker` needs it: the node is in the graph before that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lisa_ros.perception.backend import Backend, InferenceOptions, LoadOptions
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.session.options import SessionOptions
+from lisa_ros.settings import Settings
+from lisa_ros.tracking.optical_flow import FlowTracker
+from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
+from lisa_ros.tracking.tracker import Tracker
+
+
+def session_options(settings: Settings) -> SessionOptions:
+    """Return how requests are scheduled."""
+    names = [field.name for field in dataclasses.fields(SessionOptions)]
+    return SessionOptions(**{name: getattr(settings, name) for name in names})
+
+
+def inference_options(settings: Settings) -> InferenceOptions:
+    """Return how queries are answered."""
+    return InferenceOptions(
+        max_new_tokens=settings.max_new_tokens,
+        confidence_threshold=settings.confidence_threshold or None,
+        refine={'on': True, 'off': False}.get(settings.refine),
+        dialogue_boxes=settings.dialogue_boxes,
+    )
+
+
+def requery_policy(settings: Settings) -> RequeryPolicy:
+    """Return when the last query is asked again while its objects are tracked."""
+    rule = RequeryRule(settings.requery)
+    return RequeryPolicy(rule, settings.requery_period, settings.requery_drift)
+
+
+def load_model(settings: Settings) -> Backend:
+    """Load the model; seconds to minutes.
+
+    Raises:
+        CheckpointError: the files are not a whole model.
+        SettingsError: the scheme, the device, the precision or the template is not available.
+    """
+    options = LoadOptions(
+        device=settings.device,
+        precision=settings.precision,
+        vision_tower=settings.vision_tower,
+        template=settings.template,
+        threads=settings.threads or None,
+    )
+    return load_backend(settings.model, options)
+
+
+def load_tracker(settings: Settings) -> Tracker | None:
+    """Load a new tracker; None if tracking is off.
+
+    Raises:
+        LisaError: its weights cannot be loaded.
+    """
+    if settings.tracker == 'off':
+        return None
+    if settings.tracker == 'flow':
+        return FlowTracker()
+    from lisa_ros.model.device import resolve_device
+    from lisa_ros.tracking.video_model import load_video_tracker
+
+    device = resolve_device(settings.device)
+    return load_video_tracker(settings.tracker, settings.tracker_model, device)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all parts of the node share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rclpy.lifecycle import LifecycleNode
+
+from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.ros.throttled_log import ThrottledLog
+from lisa_ros.ros.transforms import Transforms
+
+
+@dataclass(frozen=True)
+class NodeContext:
+    """The node itself and what its cameras and servers have in common."""
+
+    node: LifecycleNode
+    settings: CurrentSettings
+    transforms: Transforms
+    log: ThrottledLog  # for errors that every frame may repeat
+
+
+@dataclass(frozen=True)
+class NodeClock:
+    """The node's clock as a `scheduler.Clock`: simulated time under use_sim_time."""
+
+    node: LifecycleNode
+
+    def now_ns(self) -> int:
+        """Return the present time [ns]."""
+        return self.node.get_clock().now().nanoseconds

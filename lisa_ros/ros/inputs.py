@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input topics of one camera: image, depth, camera_info.
+
+Threads: callbacks run on the executor's thread, keep the message as it is, and return at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import qos_policy_name_from_kind
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from lisa_ros.errors import SettingsError
+from lisa_ros.messages.stamp import stamp_ns
+from lisa_ros.ros.qos import qos_overrides, sensor_qos
+from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.scheduler import RequestScheduler
+from lisa_ros.tracking.worker import TrackingWorker
+
+
+@dataclass
+class TopicWatch:
+    """Statistics of one input topic, for the diagnostics; any thread may read them."""
+
+    topic: str  # full name
+    is_required: bool  # without it nothing is answered
+    incompatible_qos: str = ''  # QoS policy on which publisher and node disagree
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))  # [s, monotonic]
+
+    def count(self) -> None:
+        """Note that a message has just arrived."""
+        self.arrivals.append(time.monotonic())
+
+    def note_incompatible_qos(self, policy: str) -> None:
+        """Note the QoS policy on which a publisher and the node disagree."""
+        self.incompatible_qos = policy
+
+    def rate(self) -> float:
+        """Return the mean rate of the last sixty messages [Hz]."""
+        if len(self.arrivals) < 2:
+            return 0.0
+        return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
+
+    def silence(self) -> float:
+        """Return the time since the last message [s], infinite before the first."""
+        return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
+
+
+class CameraInputs:
+    """The subscriptions of one camera; messages go to its scheduler, new frames to its tracker."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        scheduler: RequestScheduler,
+        tracking: TrackingWorker[SyncedMessages] | None,
+    ):
+        self._node, self._scheduler, self._tracking = node, scheduler, tracking
+        self._subscriptions: list[Subscription] = []
+        self.watches: list[TopicWatch] = []  # that of the colour image comes first
+
+    def subscribe(self, prefix: str, image_transport: str) -> None:
+        """Subscribe to all inputs.
+
+        Args:
+            prefix: of relative topic names, such as "front/"; may be empty.
+            image_transport: raw or compressed.
+
+        Raises:
+            SettingsError: an input cannot be subscribed to.
+        """
+        image_type, image_topic = Image, f'{prefix}image'
+        if image_transport == 'compressed':
+            # As image_transport does: /compressed follows the name after remapping.
+            image_type = CompressedImage
+            image_topic = self._node.resolve_topic_name(image_topic) + '/compressed'
+        self._subscribe(image_type, image_topic, self._on_image, is_required=True)
+        self._subscribe(Image, f'{prefix}depth', self._on_depth)
+        self._subscribe(CameraInfo, f'{prefix}camera_info', self._on_camera_info)
+
+    def destroy(self) -> None:
+        """Remove the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        self._scheduler.add_image(stamp_ns(message.header), message)
+
+    def _on_depth(self, message: Image) -> None:
+        self._scheduler.add_depth(stamp_ns(message.header), message)
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._scheduler.add_camera_info(stamp_ns(message.header), message)
+
+    def _subscribe(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        is_required: bool = False,
+    ) -> None:
+        watch = TopicWatch(self._node.resolve_topic_name(topic), is_required)
+
+        def receive(message: Any) -> None:
+            watch.count()
+            callback(message)
+            if self._tracking is not None:
+                self._tracking.notify()
+
+        def warn_of_qos(event: Any) -> None:
+            policy = qos_policy_name_from_kind(event.last_policy_kind)
+            watch.note_incompatible_qos(policy)
+            self._node.get_logger().warning(
+                f'a publisher of {watch.topic} offers a QoS that does not fit ({policy}): '
+                f'set qos_overrides.{watch.topic}.subscription.*'
+            )
+
+        try:
+            subscription = self._node.create_subscription(
+                message_type,
+                topic,
+                receive,
+                sensor_qos(),
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=warn_of_qos),
+                qos_overriding_options=qos_overrides(),
+            )
+        except Exception as error:  # rclpy has an exception type for each wrong override
+            raise SettingsError(
+                f'no subscription to {watch.topic}: {error}; qos_overrides are read at start: '
+                'restart the node with other values'
+            ) from error
+        self._subscriptions.append(subscription)
+        self.watches.append(watch)

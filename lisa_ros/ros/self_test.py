@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The self-test: a command about a grey image, through the whole path except for the topics.
+
+Threads: `run` is a coroutine on the executor's thread; other callbacks run while it awaits the
+answer, which comes from a camera's delivery thread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from rclpy.executors import Executor
+from rclpy.task import Future
+from std_msgs.msg import Header
+
+from lisa_ros.messages.image import image_fields
+from lisa_ros.msg import Segmentation as SegmentationMessage
+from lisa_ros.results import ANSWERED, Event, Segmentation
+from lisa_ros.ros import message_types
+from lisa_ros.ros.cameras import Cameras
+from lisa_ros.session.frame_buffer import SyncedMessages
+
+
+class _TestReceiver:
+    """Waits for the answer, as an `AnswerReceiver`."""
+
+    def __init__(self, executor: Executor):
+        self.answer = Future(executor=executor)  # a Segmentation
+        self._executor = executor
+
+    def started(self, frame: SyncedMessages) -> None:
+        """Nobody waits for it."""
+
+    def event(self, event: Event) -> None:
+        """Nobody waits for it."""
+
+    def answered(self, result: Segmentation, message: SegmentationMessage) -> None:
+        """Wake the coroutine that awaits the answer."""
+        self.answer.set_result(result)
+        self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
+
+
+async def run_self_test(cameras: Cameras, executor: Executor) -> tuple[bool, str]:
+    """Return whether the model answers, and a line about it and the inputs."""
+    active = [camera for camera in cameras if camera.scheduler]
+    if not active:
+        return False, 'the node is not active: configure and activate it'
+    if any(camera.scheduler.is_busy for camera in active):
+        return False, 'busy with a command: ask again when it is answered'
+    pixels = np.full((240, 320, 3), 128, np.uint8)
+    image = message_types.make.image(Header(), image_fields(pixels, 'rgb8'))
+    receiver = _TestReceiver(executor)
+    active[0].scheduler.submit_command(
+        'segment the mug',
+        SyncedMessages(0, image),
+        active[0].client_listener(receiver, is_public=False),
+    )
+    result = await receiver.answer  # always completes: a scheduler ends every request
+    rates = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for watch in cameras.inputs)
+    outcome = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
+    return result.status in ANSWERED, f'{outcome}; inputs: {rates}'
