@@ -1,57 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A talk in a terminal: who is talked with, words as they come, pictures as half blocks."""
+"""Chat in a terminal: the backend protocol, streamed text, images as half blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import cv2
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from lisa_ros.results import Status
+    from lisa_ros.results import Status
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back."""
+    """The answer to one line of a chat."""
 
     status: Status
     answer: str
     reason: str
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # of the masks, 0..1
     seconds: float
-    overlay: np.ndarray | None  # (H, W, 3) uint8 RGB; None: there is no picture of it
+    overlay: np.ndarray | None  # (H, W, 3) uint8 RGB, the image with its masks; None: no image
 
 
 class ChatBackend(Protocol):
-    """Who is talked with."""
+    """A model or a running node that answers the lines of a chat."""
 
-    about: str  # one line about it
+    about: str  # one line that describes it
 
-    def ask(self, text: str, so_far: Callable[[str], None]) -> Reply:
-        """Answer; `so_far` takes the answer as it grows. Ctrl-C ends it with CANCELLED."""
+    def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
+        """Answer a query.
+
+        Args:
+            text: the query.
+            on_text: called with the text so far whenever the answer grows. Ctrl-C ends the answer;
+                its status is CANCELLED.
+        """
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Begin a new dialogue."""
 
-    def look_at(self, path: Path) -> None:
-        """Talk about another picture from here on.
+    def set_image(self, path: Path) -> None:
+        """Chat about another image from now on.
 
         Raises:
-            LisaError: it cannot be read, or the partner has a camera of its own.
+            LisaError: the file cannot be read, or the backend has a camera of its own.
         """
 
 
 def render_half_blocks(image: np.ndarray, columns: int = 80) -> str:
-    """Return a picture as lines of half blocks in 24-bit colours, two rows of pixels a line.
+    """Return an image as lines of half blocks in 24-bit colours, two rows of pixels a line.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        columns: of the terminal.
+        columns: width of the terminal [characters]; a narrower image is not enlarged.
     """
+    import cv2  # takes a tenth of a second to import
+
     height, width = image.shape[:2]
     columns = max(1, min(columns, width))
     rows = max(2, 2 * round(height * columns / width / 2))
@@ -67,23 +75,24 @@ def render_half_blocks(image: np.ndarray, columns: int = 80) -> str:
 
 
 class StreamPrinter:
-    """Writes an answer while it grows, each part once.
+    """Write an answer while it grows, each part once.
 
-    Marks at its end wait: "Sure, [SEG]." is read as "Sure," first and as "Sure." at last.
+    Trailing punctuation is held back because it may change: the text of "Sure, [SEG]." is "Sure,"
+    before [SEG] arrives and "Sure." at the end.
     """
 
     def __init__(self, write: Callable[[str], None]):
         self._write, self._written = write, ''
 
     def update(self, text: str) -> None:
-        """Write what is new in the answer so far."""
-        sure = text.rstrip(' .,;:!?')
-        if sure.startswith(self._written):
-            self._write(sure[len(self._written) :])
-            self._written = sure
+        """Write the new part of the answer so far."""
+        settled = text.rstrip(' .,;:!?')
+        if settled.startswith(self._written):
+            self._write(settled[len(self._written) :])
+            self._written = settled
 
     def end(self, text: str) -> None:
-        """Write the rest of the whole answer, or all of it anew if it has become another one."""
-        same = text.startswith(self._written)
-        self._write(text[len(self._written) :] if same else f'\n{text}')
+        """Write the rest of the complete answer, or all of it if the written part has changed."""
+        continues = text.startswith(self._written)
+        self._write(text[len(self._written) :] if continues else f'\n{text}')
         self._written = text

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `lisa-ros`: parse, call, print. No ROS is needed for any of it.
+"""The command `lisa-ros`: parse the arguments and run one command. It works without ROS.
 
-Exit status: 0 done, 1 something the user can mend (one line on stderr says what), or a check that
-failed.
+Exit status: 0 success, 1 an error that the user can fix (one line on stderr says how) or a check
+that failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lisa_ros.commands import chat, evaluate, export, finetune, listen, segment, train
+from lisa_ros.commands import (
+    chat,
+    evaluate,
+    export,
+    finetune,
+    frames,
+    listen,
+    scenes,
+    segment,
+    train,
+)
 from lisa_ros.errors import LisaError
 
 
@@ -29,11 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='lisa-ros', description='Find things in pictures from words (LISA).'
+        prog='lisa-ros', description='Find objects in images by text queries (LISA).'
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for kind in (segment, chat, listen, export, evaluate, train, finetune):
-        kind.add(commands)
+    for command in (segment, chat, listen, export, evaluate, scenes, train, frames, finetune):
+        command.add(commands)
     return parser
 
 

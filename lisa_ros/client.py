@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a running node from a node of your own; needs ROS 2.
+"""Public Python client of a running lisa node, for your own ROS 2 nodes.
 
-docs/commands.md shows how.
+The classes are in ros/action_client.py. Examples are in docs/commands.md.
 """
 
 from lisa_ros.results import Status

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns that cross borders: a query goes in, events and a segmentation come out.
+"""The data that every package shares: a dialogue goes in, events and a segmentation come out.
 
-Letters: N masks, one for each [SEG] of the answer in its order, but for those below the confidence
-threshold and those after the first 254; H, W the picture's own pixels.
+Letters: N masks, in the order of the [SEG] tokens of the answer; H x W the image [px]. A [SEG] has
+no mask if the score is below the confidence threshold, or if the answer already has
+`perception.masks.MAX_MASKS` masks.
 """
 
 from __future__ import annotations
@@ -13,93 +14,117 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lisa_ros.perception.masks import bounding_box
+
+SEG = '[SEG]'  # the token that asks for a mask, as text
+
+Region = tuple[int, int, int, int]  # x, y, width, height [px], as sensor_msgs/RegionOfInterest
+
 
 class Status(enum.IntEnum):
     """How a request ended; the numbers are those of `msg/Segmentation.msg`."""
 
     FOUND = 1  # at least one mask
-    NOT_FOUND = 2  # the model answered in words, without a mask or below the confidence threshold
-    CANCELLED = 3  # stopped by whoever asked, or superseded; what was ready by then is kept
+    NOT_FOUND = 2  # an answer without a mask, or only masks below the confidence threshold
+    CANCELLED = 3  # stopped; the result keeps what was ready by then
     FAILED = 4  # an error; `reason` says which
-    STALE_INPUT = 5  # the newest picture was older than was asked for
+    STALE_INPUT = 5  # the newest image was older than allowed
+    SUPERSEDED = 6  # a newer command replaced this one before it started
+
+
+ANSWERED = (Status.FOUND, Status.NOT_FOUND)  # the model has answered, with or without a mask
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer, as the next turn of the dialogue sees them."""
+    """One query and its answer, as the next turn of the dialogue sees them."""
 
     query: str
-    answer_raw: str  # with [SEG] in it, without </s>: what the model itself has said
-    # left, top, right, bottom of each mask, in hundredths of the picture's width and height
+    answer_raw: str  # as the model generated it: with [SEG], without </s>
+    # left, top, right, bottom of each mask, in hundredths of the image's width and height
     boxes: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The turns so far, oldest first. Immutable: `extended` gives the dialogue after an answer."""
+    """The turns so far, oldest first. Immutable: `extended` returns a new dialogue."""
 
     turns: tuple[Turn, ...] = ()
-    # (N, H, W) bool, the masks of the last turn that had some: "the other one" is none of them
+    # (N, H, W) bool, masks of the last turn that had any; an answer about "the other one" must not
+    # repeat them
     shown: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def extended(self, result: Segmentation) -> Dialogue:
-        """Return the dialogue with this question and answer as its last turn."""
-        boxes = tuple(map(_hundredths, result.masks))
+        """Return the dialogue with the query and answer of a result as its last turn."""
+        boxes = tuple(map(_box_in_hundredths, result.masks))
         turns = (*self.turns, Turn(result.query, result.answer_raw, boxes))
         return Dialogue(turns, result.masks if len(result.masks) else self.shown)
 
-    def last(self, most: int) -> Dialogue:
-        """Return the dialogue without its oldest turns: at most so many are left."""
-        if most == 0:
+    def last(self, count: int) -> Dialogue:
+        """Return the dialogue with at most `count` turns, the newest ones."""
+        if count == 0:
             return Dialogue()
-        return Dialogue(self.turns[-most:], self.shown)
+        return Dialogue(self.turns[-count:], self.shown)
 
 
 @dataclass(frozen=True)
 class ScoreFeatures:
-    """What speaks for a mask, each 0..1; `confidence.py` makes one score of it."""
+    """What a LISA mask's score is computed from, each 0..1; see perception/mask_scores.py."""
 
-    text_prob: (
-        float  # probability of all that the model wrote up to and with this [SEG], numbers apart
-    )
+    text_prob: float  # probability of the text up to and with this [SEG], without digits
     seg_prob: float  # probability of the [SEG] itself
     mean_mask_prob: float  # mean probability of the mask's own pixels; 0 of an empty mask
-    predicted_iou: float  # SAM's own guess of the mask's IoU with the truth
+    predicted_iou: float  # IoU with the ground truth, as SAM predicts it
+
+
+@dataclass(frozen=True)
+class LisaDetails:
+    """Details of an answer that only the LISA backend provides."""
+
+    token_ids: tuple[int, ...]  # as generated, </s> included
+    score_features: tuple[ScoreFeatures, ...] = ()  # of the N masks, in their order
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the model answered. No mask at all is an answer too, not an error."""
+    """The answer to a query. An answer without a mask is not an error."""
 
     query: str
     answer: str  # for people: without [SEG], without special tokens
-    answer_raw: str  # as the model said it, [SEG] included
-    token_ids: tuple[int, ...]  # as generated, </s> included
+    answer_raw: str  # as the model generated it, [SEG] included
     masks: np.ndarray  # (N, H, W) bool, mask_logits > 0
-    mask_logits: np.ndarray  # (N, H, W) float32, on the picture's pixels
+    mask_logits: np.ndarray  # (N, H, W) float32
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
-    score_features: tuple[ScoreFeatures, ...] = ()  # N, what the scores were made of
-    reason: str = ''  # why it was CANCELLED, FAILED or had STALE_INPUT, or a mask was left out
+    reason: str = ''  # of CANCELLED, FAILED, STALE_INPUT, or of a mask that was left out
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
-    time_to_first_mask: float | None = (
-        None  # seconds from the command to the first mask; None without one
-    )
+    time_to_first_mask: float | None = None  # from the start of the query [s]; None without a mask
+    details: LisaDetails | None = None  # None from other backends than LISA
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The generated token ids, </s> included; empty without `details`."""
+        return self.details.token_ids if self.details else ()
+
+    @property
+    def score_features(self) -> tuple[ScoreFeatures, ...]:
+        """What the N scores were computed from; empty without `details`."""
+        return self.details.score_features if self.details else ()
 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of the answer, as soon as it is known."""
+    """A piece of the answer, sent as soon as it is generated."""
 
-    token_id: int
-    text: str  # to append to the answer so far; '' while a character is still incomplete
+    text: str  # to append to the answer so far; '' while a character is incomplete
+    token_id: int | None = None  # None if the backend does not report it
 
 
 @dataclass(frozen=True)
 class MaskReady:
-    """A mask, sent before the words that come after its [SEG]."""
+    """A mask, sent before the text that comes after its [SEG]."""
 
-    index: int  # its place among the result's masks, from 0
+    index: int  # among the result's masks, from 0
     mask: np.ndarray  # (H, W) bool
     mask_logits: np.ndarray  # (H, W) float32
     score: float  # 0..1
@@ -115,32 +140,32 @@ class Done:
 Event = Token | MaskReady | Done
 
 
-def _hundredths(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the box of a (H, W) bool mask as `Turn` has it; zeros for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return 0, 0, 0, 0
-    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    sizes = mask.shape[::-1] * 2
-    left, top, right, bottom = (round(100 * e / size) for e, size in zip(ends, sizes, strict=True))
-    return left, top, right, bottom
-
-
 def answer_text(answer_raw: str) -> str:
-    """Return an answer for people: no [SEG], no gaps where they stood.
+    """Return the readable text of an answer: [SEG] is removed or replaced by "here".
 
     "It is [SEG] . It holds a drink." becomes "It is here. It holds a drink."; "Sure, [SEG] ."
-    becomes "Sure."; an answer of nothing but masks becomes "Here."
+    becomes "Sure."; an answer that has only [SEG] tokens becomes "Here."
     """
     seg = re.escape(SEG)
     several = rf'{seg}(?:\s*(?:,\s*)?(?:and\s*)?{seg})*'
     text = re.sub(rf'\b(is|are)\s*{several}', r'\1 here', answer_raw)
     text = re.sub(several, ' ', text)
     text = re.sub(r'\s+', ' ', text)
-    text = re.sub(r' ([.,;:!?])', r'\1', text)  # no space before a mark
-    text = re.sub(r'[,;:]+(?=[.,;:!?])', '', text)  # of two marks side by side, the latter
+    text = re.sub(r' ([.,;:!?])', r'\1', text)  # no space before a punctuation mark
+    text = re.sub(r'[,;:]+(?=[.,;:!?])', '', text)  # keep the last of adjacent marks
     text = text.strip().lstrip('.,;:!? ')
     return text or ('Here.' if SEG in answer_raw else '')
 
 
-SEG = '[SEG]'
+def _box_in_hundredths(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box of a (H, W) bool mask as in `Turn.boxes`; zeros for an empty mask."""
+    x, y, width, height = bounding_box(mask)
+    if not width:
+        return 0, 0, 0, 0
+    rows, columns = mask.shape
+    return (
+        round(100 * x / columns),
+        round(100 * y / rows),
+        round(100 * (x + width) / columns),
+        round(100 * (y + height) / rows),
+    )

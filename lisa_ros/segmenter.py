@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public Python API: an image and a command in, words and masks out.
+"""The public Python API: an image and a query in, text and masks out.
 
-from lisa_ros.segmenter import Segmenter
+Example:
+    from lisa_ros.segmenter import Segmenter
 
-lisa = Segmenter.load('lisa-tabletop')
-result = lisa.segment(image, 'something to drink from')
-for event in lisa.stream(image, 'segment the red mug'): ...
+    lisa = Segmenter.load('lisa-tabletop')
+    result = lisa.segment(image, 'something to drink from')
+    for event in lisa.stream(image, 'segment the red mug'): ...
 """
 
 from lisa_ros.perception.segmenter import Segmenter

@@ -1,54 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lisa-ros segment`: one request about one picture."""
+"""`lisa-ros segment`: answer one query about one image."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lisa_ros.commands.arguments import load, model_arguments
+from lisa_ros.commands.arguments import load_segmenter, model_arguments
 from lisa_ros.errors import DataError
-from lisa_ros.model.image_processing import read_rgb
-from lisa_ros.perception import masks, overlay
-from lisa_ros.results import Segmentation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lisa_ros.results import Segmentation
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
-    one = commands.add_parser('segment', help='one request about one picture')
-    one.add_argument('image', type=Path, metavar='IMAGE')
-    one.add_argument('query', metavar='QUERY', help='such as "something to drink from"')
-    model_arguments(one)
-    one.add_argument('--out', type=Path, metavar='DIR', help='for masks and overlay (lisa-out)')
-    one.add_argument('--json', action='store_true', help='print one JSON object')
-    one.set_defaults(run=segment)
+    parser = commands.add_parser('segment', help='answer one query about one image')
+    parser.add_argument('image', type=Path, metavar='IMAGE', help='an image file')
+    parser.add_argument('query', metavar='QUERY', help='such as "something to drink from"')
+    model_arguments(parser)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='DIR',
+        help='folder for mask_N.png and overlay.png (default: lisa-out, none with --json)',
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    parser.set_defaults(run=segment)
 
 
 def segment(options: argparse.Namespace) -> None:
-    """Answer one request about one picture: words and pictures, or one JSON object."""
+    """Answer one query about one image; print text or one JSON object, save masks."""
+    from lisa_ros.model.image_processing import read_rgb
+
     image = read_rgb(options.image)
-    result = load(options).segment(image, options.query)
+    result = load_segmenter(options).segment(image, options.query)
     out = options.out or (None if options.json else Path('lisa-out'))
     if out:
         _save(result, image, out)
     if options.json:
         print(json.dumps(as_json(result)))
-        return
-    print(result.answer)
-    for i, mask in enumerate(result.masks):
-        x, y, width, height = masks.bounding_box(mask)
-        print(
-            f'mask {i + 1}: score {result.scores[i]:.2f}, {masks.area(mask)} pixels '
-            f'in {width} x {height} at ({x}, {y})'
-        )
-    print(f'{result.status.name}, {sum(result.timings.values()):.2f} s, pictures in {out}/')
+    else:
+        _print(result, out)
 
 
 def as_json(result: Segmentation) -> dict:
-    """Return a result as plain data; masks as COCO run lengths (column by column)."""
+    """Return a result as plain data, with masks as COCO run lengths (column by column)."""
+    from lisa_ros.perception.masks import area, encode_rle
+
     return {
         'query': result.query,
         'answer': result.answer,
@@ -58,11 +61,9 @@ def as_json(result: Segmentation) -> dict:
         'masks': [
             {
                 'score': round(float(score), 4),
-                'box': dict(
-                    zip(('x', 'y', 'width', 'height'), masks.bounding_box(mask), strict=True)
-                ),
-                'area': masks.area(mask),
-                'rle': masks.encode_rle(mask),
+                'box': box_json(mask),
+                'area': area(mask),
+                'rle': encode_rle(mask),
             }
             for mask, score in zip(result.masks, result.scores, strict=True)
         ],
@@ -70,18 +71,41 @@ def as_json(result: Segmentation) -> dict:
     }
 
 
+def box_json(mask: np.ndarray) -> dict[str, int]:
+    """Return the box of a (H, W) bool mask as plain data [px]."""
+    from lisa_ros.perception.masks import bounding_box
+
+    return dict(zip(('x', 'y', 'width', 'height'), bounding_box(mask), strict=True))
+
+
+def _print(result: Segmentation, out: Path) -> None:
+    from lisa_ros.perception.masks import area, bounding_box
+
+    print(result.answer)
+    for number, (mask, score) in enumerate(zip(result.masks, result.scores, strict=True), 1):
+        x, y, width, height = bounding_box(mask)
+        print(
+            f'mask {number}: score {score:.2f}, {area(mask)} pixels '
+            f'in {width} x {height} at ({x}, {y})'
+        )
+    print(f'{result.status.name}, {sum(result.timings.values()):.2f} s, images in {out}/')
+
+
 def _save(result: Segmentation, image: np.ndarray, out: Path) -> None:
+    import numpy as np
     from PIL import Image
+
+    from lisa_ros.perception.overlay import overlay
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for old in out.glob('mask_*.png'):
-            old.unlink()  # of an answer with more masks
-        for i, mask in enumerate(result.masks):
-            Image.fromarray(mask.astype(np.uint8) * 255).save(out / f'mask_{i + 1}.png')
+        for path in out.glob('mask_*.png'):
+            path.unlink()  # of an earlier answer with more masks
+        for number, mask in enumerate(result.masks, 1):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(out / f'mask_{number}.png')
         labels = [f'{score:.2f}' for score in result.scores]
-        shown = overlay.overlay(image, result.masks, labels, [result.query, result.answer])
-        Image.fromarray(shown).save(out / 'overlay.png')
+        drawing = overlay(image, result.masks, labels, [result.query, result.answer])
+        Image.fromarray(drawing).save(out / 'overlay.png')
     except OSError as error:
         raise DataError(
             f'{out}: cannot be written to ({error}); give another with --out'

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image and a command become masks: prompts, the segmenter, masks and their scores."""
+"""Models behind the Backend protocol: an image and a query in, text and scored masks out."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Backend protocol: what the node, the CLI and the evaluation know of a model.
+"""The Backend protocol: how the node, the CLI and the evaluation use a model.
 
-A backend answers one request at a time, on whatever thread calls `stream`. This module imports
-neither torch nor transformers, so that a node can be in the graph before a model is loaded.
+A backend answers one query at a time, on the thread that iterates over its stream. This module
+imports neither torch nor transformers, so that a node joins the graph before it loads a model.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from lisa_ros.perception.roi import Region
-from lisa_ros.results import Dialogue, Event
+from lisa_ros.results import Dialogue, Event, Region
 
 
 class ScoreKind(enum.Enum):
-    """What the scores of a backend's masks are."""
+    """What the scores of a backend's masks mean."""
 
     CALIBRATED = enum.auto()  # probability that the mask is right
-    UNCALIBRATED = enum.auto()  # higher is surer, nothing more
+    UNCALIBRATED = enum.auto()  # ranks masks, but is not a probability
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """What a backend can do besides making a mask."""
 
-    explains: bool = False  # gives a reason where `Query.explain` is set
-    denies: bool = False  # says in words that an object is absent
-    instances: bool = False  # makes one mask for each object
+    explains: bool = False  # gives a reason if `Query.explain` is set
+    denies: bool = False  # says as text that an object is absent
+    instances: bool = False  # makes a mask of each object, not one of several objects
     dialogue: bool = False  # understands earlier turns
     scores: ScoreKind = ScoreKind.UNCALIBRATED
 
@@ -42,46 +42,48 @@ class Query:
 
     text: str
     dialogue: Dialogue = field(default_factory=Dialogue)  # earlier turns about the same image
-    explain: bool = False  # ask for a reason
-    region: Region | None = None  # look only here [px]; None: the whole image
+    explain: bool = False  # ask for a reason, too
+    region: Region | None = None  # segment only this part [px]; None: the whole image
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a query is answered; a change applies from the next query on."""
+    """How a query is answered."""
 
-    max_new_tokens: int = 512  # longest answer [tokens]
-    confidence_threshold: float | None = None  # drop masks below this score; None: the model's own
+    max_new_tokens: int = 512  # longest answer [tokens], at least 1
+    confidence_threshold: float | None = None  # minimum score of a mask, 0..1; None: model's own
     refine: bool | None = None  # refine mask boundaries with image edges; None: the model's own
-    dialogue_boxes: bool = False  # tell the model the boxes of earlier masks, as text
-    typed_specials: bool = False  # "[SEG]" typed in a query is the token, as in the original
+    # add the boxes of earlier masks to the prompt as text; no released model is trained on them
+    dialogue_boxes: bool = False
+    # True: "[SEG]" typed in a query is the token and makes a mask, as in the original; False: text
+    typed_specials: bool = False
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a model's weights are loaded; None: as the backend chooses."""
+    """Where and how the weights of a model are loaded; None: as the backend chooses."""
 
     device: str | None = None  # cpu, cuda, cuda:1
     precision: str | None = None  # fp32, bf16, fp16, int8, nf4
-    vision_tower: str | None = None  # CLIP, folder or hub id
-    sam: str | None = None  # a .pth file of segment-anything
-    template: str | None = None  # conversation template
-    threads: int | None = None  # CPU threads
+    vision_tower: str | Path | None = None  # CLIP, folder or hub id
+    sam: str | Path | None = None  # a .pth file of segment-anything
+    template: str | None = None  # conversation template, a name in prompts.TEMPLATES
+    threads: int | None = None  # CPU threads of the model
 
 
 class Cancellation(Protocol):
     """Tells a backend to stop; a `threading.Event` is one. Set from any thread."""
 
     def is_set(self) -> bool:
-        """Return whether to stop as soon as possible."""
+        """Return whether the backend must stop."""
 
 
 class Backend(Protocol):
-    """A loaded model. One thread at a time calls it; `Cancellation` is set from any thread."""
+    """A loaded model. One thread at a time calls it; any thread may set `Cancellation`."""
 
     @property
     def device(self) -> str:
-        """The device that the model runs on, as torch names it, or a server's address."""
+        """The device of the model, as torch names it, or the address of a server."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -94,37 +96,47 @@ class Backend(Protocol):
         options: InferenceOptions,
         cancel: Cancellation,
     ) -> Iterator[Event]:
-        """Answer a query: Token and MaskReady as they come, then exactly one Done.
+        """Answer a query: yield Token and MaskReady as they arrive, then exactly one Done.
+
+        The masks of the events are (H, W), and those of the result are the same, in their order.
+        The result's query is `query.text`. If `cancel` is set, the result has status CANCELLED and
+        keeps the masks that were ready.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            query: without a region: `roi.stream_in_region` crops and pastes back.
-            options: how to answer.
-            cancel: asked before every token.
+            query: without a region: `roi.stream_in_region` crops the image and pastes the masks.
+            options: how to answer; a backend ignores unsupported options.
+            cancel: checked before each token.
 
         Raises:
-            ImageError: the image is not (H, W, 3) uint8.
-            QueryError: the text is empty or too long.
+            ImageError: the image is not (H, W, 3) uint8. The call raises it, not the iteration.
+            QueryError: the text is empty or too long; as above.
         """
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
-        """Encode several (H, W, 3) uint8 RGB images at once; kept until the next call."""
+        """Encode several (H, W, 3) uint8 RGB images at once; keep them until the next call.
+
+        A backend without an image encoder of its own does nothing.
+
+        Raises:
+            ImageError: an image has another shape or type.
+        """
 
     def clear_cache(self) -> None:
-        """Drop everything that is kept of earlier images."""
+        """Drop the features of earlier images."""
 
 
 class BackendLoader(Protocol):
-    """Loads the models of one scheme, such as "vlm+sam:"; see `registry.register_backend`."""
+    """Loads the models of a scheme, such as "vlm+sam:"; see `registry.register_backend`."""
 
     def __call__(self, model: str, options: LoadOptions) -> Backend:
         """Load a model.
 
         Args:
-            model: its name, without the scheme.
-            options: device, precision and companions.
+            model: the name, without the scheme.
+            options: device, precision and companions; without "" and "auto".
 
         Raises:
-            CheckpointError: the files are not a whole model of this kind.
+            CheckpointError: the files are not a model of this kind, or are incomplete.
             SettingsError: the device or precision is not available.
         """

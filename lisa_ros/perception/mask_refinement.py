@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks that end where things end: edges of the picture sharpen what a coarse decoder guessed.
+"""Refine the boundary of a mask with the edges of the image.
 
-SAM decodes masks on a grid, a quarter of its input, and the grid's cells are enlarged to pixels:
-of a small model some five pixels each. Two well-known steps bring the picture's own edges back
-in: a guided filter (He, Sun and Tang, "Guided Image Filtering", ECCV 2010) on the logits, and
-GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004; OpenCV's) in the narrow band in doubt.
+SAM decodes masks on a grid of a quarter of its input size. Enlarged to the image, a cell of the
+grid has several pixels: about five for a small model. Two known methods follow the image's edges:
+a guided filter (He, Sun and Tang, "Guided Image Filtering", ECCV 2010) on the logits, and GrabCut
+(Rother, Kolmogorov and Blake, SIGGRAPH 2004; OpenCV's) in a narrow band round the boundary.
 
-The released LISA has fine cells and masks of its own; nothing of this is done to it unless asked.
-Letters: H x W the picture's pixels. Pure numpy and OpenCV, any thread.
+The cells of the released LISA are small; its masks are refined only on request.
+Letters: H x W the image [px], h x w a part of it. Pure numpy and OpenCV, any thread.
 """
 
 from __future__ import annotations
@@ -15,110 +15,110 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-_REACH = 1.6  # radius of the guided filter [cells]
-_BAND = 0.6  # half width of the band in doubt [cells]
-_AROUND = 3.0  # surroundings that colours are learnt from [cells]
-_CLIP = 3.0  # logits beyond are as sure
-_SMOOTH = 1e-4  # eps of the guided filter, of colours 0..1: below it is no edge
-_LEAST = 20  # pixels that a mask must have, or there is nothing to learn from
+from lisa_ros.perception.masks import box_slices
+
+_FILTER_RADIUS = 1.6  # of the guided filter [cells]
+_BAND = 0.6  # half width of the uncertain band at the boundary [cells]
+_SURROUNDINGS = 3.0  # width of the background that GrabCut learns colours from [cells]
+_MAX_LOGIT = 3.0  # logits are clipped to this before filtering
+_EPSILON = 1e-4  # eps of the guided filter, for colours 0..1: smaller variance is no edge
+_MIN_PIXELS = 20  # smaller masks stay unchanged: too few colours to learn from
 
 
 def refine_mask_logits(image: np.ndarray, logits: np.ndarray, cell: float) -> np.ndarray:
-    """Return the logits of a mask that follows the picture's edges, (H, W) float32.
+    """Return the logits of the refined mask, (H, W) float32.
 
-    Those far from the mask stay as they are; near it the sign is new, and the size is that of the
-    filter's answer.
+    Logits far from the mask are unchanged. Near it, the sign is that of the refined mask and the
+    magnitude that of the guided filter's result.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         logits: (H, W) float32, of one mask.
-        cell: size of a cell of the grid that they were decoded on [pixels].
+        cell: size of a cell of the grid on which the logits were decoded [px].
     """
     mask = logits > 0
-    if np.count_nonzero(mask) < _LEAST:
+    if np.count_nonzero(mask) < _MIN_PIXELS:
         return logits
-    reach, band = max(2, round(_REACH * cell)), max(1, round(_BAND * cell))
-    part = _around(mask, 2 * reach + round(_AROUND * cell))
+    radius, band = max(2, round(_FILTER_RADIUS * cell)), max(1, round(_BAND * cell))
+    surroundings = round(_SURROUNDINGS * cell)
+    part = box_slices(mask, 2 * radius + surroundings)
     colours = np.ascontiguousarray(image[part])
-    filtered = _guided(colours, np.clip(logits[part], -_CLIP, _CLIP), reach)
+    filtered = _guided_filter(colours, np.clip(logits[part], -_MAX_LOGIT, _MAX_LOGIT), radius)
     if not (filtered > 0).any():
-        return logits  # it has nothing of its own in the picture: left as it is
-    cut = _grab_cut(colours, filtered > 0, band, round(_AROUND * cell))
-    size = np.maximum(np.abs(filtered), 1e-3)
+        return logits  # the filter removed the whole mask: keep it as it was
+    refined = _grab_cut(colours, filtered > 0, band, surroundings)
+    magnitude = np.maximum(np.abs(filtered), 1e-3)
     result = logits.copy()
-    result[part] = np.where(cut, size, -size)
+    result[part] = np.where(refined, magnitude, -magnitude)
     return result
 
 
-def _around(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """Return the rows and columns of a mask's box with a margin [pixels]."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return tuple(
-        slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin)
-        for found in (rows, columns)
-    )
-
-
-def _guided(image: np.ndarray, values: np.ndarray, radius: int) -> np.ndarray:
+def _guided_filter(image: np.ndarray, values: np.ndarray, radius: int) -> np.ndarray:
     """Return values (h, w) as locally linear functions of the colours, float32 (He, eq. 19 to 21).
 
-    The system of three equations a pixel is solved by the inverse of a symmetric matrix.
+    Each pixel's system of three equations is solved by inverting a symmetric 3 x 3 matrix.
     """
     guide = image.astype(np.float32) / 255
-    side = (2 * radius + 1, 2 * radius + 1)
+    window = (2 * radius + 1, 2 * radius + 1)
 
     def mean(array: np.ndarray) -> np.ndarray:
-        return cv2.blur(array, side, borderType=cv2.BORDER_REFLECT)
+        return cv2.blur(array, window, borderType=cv2.BORDER_REFLECT)
 
-    centre, level = mean(guide), mean(values)
-    with_values = mean(guide * values[..., None]) - centre * level[..., None]
+    mean_guide, mean_values = mean(guide), mean(values)
+    covariance = mean(guide * values[..., None]) - mean_guide * mean_values[..., None]
     pairs = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
     a, b, c, d, e, f = (
         mean(guide[..., i] * guide[..., j])
-        - centre[..., i] * centre[..., j]
-        + np.float32(_SMOOTH if i == j else 0)
+        - mean_guide[..., i] * mean_guide[..., j]
+        + np.float32(_EPSILON if i == j else 0)
         for i, j in pairs
     )
-    inverse = ((d * f - e * e, c * e - b * f, b * e - c * d),)
-    inverse += ((inverse[0][1], a * f - c * c, b * c - a * e),)
-    inverse += ((inverse[0][2], inverse[1][2], a * d - b * b),)
-    volume = a * inverse[0][0] + b * inverse[0][1] + c * inverse[0][2]
+    adjugate = ((d * f - e * e, c * e - b * f, b * e - c * d),)
+    adjugate += ((adjugate[0][1], a * f - c * c, b * c - a * e),)
+    adjugate += ((adjugate[0][2], adjugate[1][2], a * d - b * b),)
+    determinant = a * adjugate[0][0] + b * adjugate[0][1] + c * adjugate[0][2]
     slope = np.stack(
-        [sum(row[i] * with_values[..., i] for i in range(3)) / volume for row in inverse], axis=-1
+        [sum(row[i] * covariance[..., i] for i in range(3)) / determinant for row in adjugate],
+        axis=-1,
     )
-    offset = level - (slope * centre).sum(axis=-1)
+    offset = mean_values - (slope * mean_guide).sum(axis=-1)
     return (mean(slope) * guide).sum(axis=-1) + mean(offset)
 
 
-def _grab_cut(image: np.ndarray, mask: np.ndarray, band: int, around: int) -> np.ndarray:
-    """Return the mask (h, w) bool cut anew in a band round its edge; as it is where that fails."""
-    inner, outer, seen = (
-        _grown(mask, -max(1, band // 3)),
-        _grown(mask, band),
-        _grown(mask, band + around),
-    )
+def _grab_cut(image: np.ndarray, mask: np.ndarray, band: int, surroundings: int) -> np.ndarray:
+    """Segment a band round a mask's boundary again; return the new mask, (h, w) bool.
+
+    Returns the mask unchanged if there is no background to learn from, or if GrabCut fails.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w) bool.
+        band: width of the band outside the boundary [px]; inside it is a third of that.
+        surroundings: width of the known background outside the band [px].
+    """
+    inner, outer = _grown(mask, -max(1, band // 3)), _grown(mask, band)
     labels = np.full(mask.shape, cv2.GC_BGD, np.uint8)
     labels[outer] = cv2.GC_PR_BGD
     labels[mask] = cv2.GC_PR_FGD
     labels[inner] = cv2.GC_FGD
-    part = _around(seen, 0)
-    near = labels[part].copy()
-    if not (near == cv2.GC_BGD).any():
+    part = box_slices(_grown(mask, band + surroundings))
+    part_labels = labels[part].copy()
+    if not (part_labels == cv2.GC_BGD).any():
         return mask
-    cv2.setRNGSeed(0)  # the same picture, the same mask
+    cv2.setRNGSeed(0)  # the same image gives the same mask
     models = np.zeros((1, 65)), np.zeros((1, 65))
     colours = np.ascontiguousarray(image[part])
     try:
-        cv2.grabCut(colours, near, None, *models, 2, cv2.GC_INIT_WITH_MASK)
-    except cv2.error:  # too few pixels for its five colours
+        cv2.grabCut(colours, part_labels, None, *models, 2, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:  # too few pixels for its five colour components
         return mask
-    cut = np.zeros_like(mask)
-    cut[part] = (near == cv2.GC_FGD) | (near == cv2.GC_PR_FGD)
-    return cut if cut.any() else mask
+    refined = np.zeros_like(mask)
+    refined[part] = (part_labels == cv2.GC_FGD) | (part_labels == cv2.GC_PR_FGD)
+    return refined if refined.any() else mask
 
 
-def _grown(mask: np.ndarray, by: int) -> np.ndarray:
-    """Return the mask with its edge moved out by so many pixels, in where that is negative."""
-    side = 2 * abs(by) + 1
-    change = cv2.dilate if by > 0 else cv2.erode
+def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Return the mask dilated by some pixels, or eroded if the number is negative."""
+    side = 2 * abs(pixels) + 1
+    change = cv2.dilate if pixels > 0 else cv2.erode
     return change(mask.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)

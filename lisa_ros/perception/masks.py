@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said about masks and drawn from them: boxes, RLE, label images, pictures for people.
+"""Bounding box, overlap, RLE, label image and confidence image of masks, for every package.
 
-Letters: N masks of one answer, H x W the picture's pixels. Pure numpy and OpenCV, any thread.
+Letters: N masks of one answer, H x W the image [px]. Pure numpy, any thread.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+MAX_MASKS = 254  # of one answer: 0 is background in a label image, 255 "unlabelled" in vision_msgs
+
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tight box of a (H, W) bool mask as (x, y, width, height) pixels; empty: zeros."""
+    """Return the tight box of a (H, W) bool mask as (x, y, width, height) [px]; empty: zeros."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return 0, 0, 0, 0
@@ -18,22 +20,34 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
 
 
+def box_slices(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """Return the rows and columns of a mask's box and a margin [px] round it, cut at 0.
+
+    The slices may end beyond the image, where numpy cuts them. The mask must not be empty.
+    """
+    x, y, width, height = bounding_box(mask)
+    return (
+        slice(max(0, y - margin), y + height + margin),
+        slice(max(0, x - margin), x + width + margin),
+    )
+
+
 def area(mask: np.ndarray) -> int:
-    """Return the number of pixels of the mask."""
+    """Return the number of pixels of a mask."""
     return int(np.count_nonzero(mask))
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Return intersection over union of two (H, W) bool masks; two empty ones agree: 1."""
-    union = np.count_nonzero(one | other)
-    return float(np.count_nonzero(one & other) / union) if union else 1.0
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Return intersection over union of two (H, W) bool masks; 1 if both are empty."""
+    union = np.count_nonzero(first | second)
+    return float(np.count_nonzero(first & second) / union) if union else 1.0
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     """Return a (H, W) bool mask as COCO's uncompressed RLE: {'size': [H, W], 'counts': [...]}.
 
-    The counts run down the columns and begin with the zeros, so that the first may be 0;
-    `pycocotools.mask.frPyObjects(rle, H, W)` reads it.
+    The counts run down the columns. The first one counts zeros, and may be 0.
+    `pycocotools.mask.frPyObjects(rle, H, W)` reads the result.
     """
     pixels = np.asarray(mask, dtype=bool).ravel(order='F')
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -51,10 +65,10 @@ def decode_rle(encoded: dict[str, list[int]]) -> np.ndarray:
 
 
 def label_image(masks: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
-    """Return one picture of all masks, (H, W) uint8: 0 background, 1..254 the mask's place.
+    """Return one image of all masks, (H, W) uint8: 0 background, n for the n-th mask.
 
-    A pixel of several masks goes to the one with the highest logit there. From the 255th mask on
-    nothing is drawn: 255 is "unlabelled" in vision_msgs.
+    A pixel of several masks gets the mask with the highest logit there. Masks after the first
+    MAX_MASKS are not drawn.
 
     Args:
         masks: (N, H, W) bool.
@@ -62,7 +76,8 @@ def label_image(masks: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
     """
     labels = np.zeros(masks.shape[1:], np.uint8)
     highest = np.full(masks.shape[1:], -np.inf, np.float32)
-    for number, (mask, logits) in enumerate(zip(masks[:254], mask_logits[:254], strict=True), 1):
+    pairs = zip(masks[:MAX_MASKS], mask_logits[:MAX_MASKS], strict=True)
+    for number, (mask, logits) in enumerate(pairs, 1):
         wins = mask & (logits > highest)
         labels[wins] = number
         highest[wins] = logits[wins]
@@ -70,10 +85,9 @@ def label_image(masks: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
 
 
 def confidence_image(mask_logits: np.ndarray) -> np.ndarray:
-    """Return how sure the model is of each pixel, (H, W) uint8: 0..255 for probability 0..1.
+    """Return the probability of each pixel to be in a mask, (H, W) uint8: 0..255 for 0..1.
 
-    The probability is the sigmoid of the highest of the (N, H, W) float32 logits; zeros without
-    a mask.
+    It is the sigmoid of the highest of the (N, H, W) float32 logits; zeros if N is 0.
     """
     if len(mask_logits) == 0:
         return np.zeros(mask_logits.shape[1:], np.uint8)

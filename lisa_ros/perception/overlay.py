@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks drawn on images, for people."""
+"""Draw masks, labels and captions on images. Pure numpy and OpenCV, any thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# Well apart from one another on wood, metal and skin alike, light enough for dark text. RGB.
+# RGB. Easy to tell apart on wood, metal and skin, and light enough for dark text.
 COLOURS = (
     (255, 92, 53),
     (56, 189, 248),
@@ -20,13 +20,13 @@ COLOURS = (
     (248, 113, 166),
     (129, 140, 248),
 )
+RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `draw_errors`, RGB
 
-
-_PAPER, _INK, _FAINT = (24, 27, 34), (240, 242, 245), (150, 158, 170)
+_BACKGROUND, _TEXT, _TEXT_DIM = (24, 27, 34), (240, 242, 245), (150, 158, 170)  # RGB
 
 
 def colour(index: int) -> tuple[int, int, int]:
-    """Return the colour of the mask with this place in the answer, RGB 0..255."""
+    """Return the colour of the mask with this index, RGB 0..255."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -39,96 +39,86 @@ def overlay(
     opacity: float = 0.45,
     least_width: int = 640,
 ) -> np.ndarray:
-    """Return the picture with its masks and, in a band below it, words: (H', W', 3) uint8 RGB.
+    """Return the image with its masks and a caption below it, (H', W', 3) uint8 RGB.
 
-    Small pictures grow to `least_width` pixels, so that the words are legible; nothing of the
-    picture is hidden but by the masks' tint, contours and labels. The band is as high as the
-    words need.
+    Small images are enlarged to `least_width`, so that the text is legible. The caption is below
+    the image, hides no part of it, and is as high as its text needs.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         masks: (N, H, W) bool.
-        labels: a few letters for each mask, drawn on it; none for no label.
-        caption: paragraphs; the first (the command) in bright ink, the rest (the answer) softer.
-        opacity: of the tint, 0..1.
-        least_width: of the result [pixels].
+        labels: a short text for each mask, drawn on it; '' or missing: no label.
+        caption: paragraphs; the first (the query) bright, the others (the answer) dimmer.
+        opacity: of the colours of the masks, 0..1.
+        least_width: minimum width of the result [px].
     """
     height, width = image.shape[:2]
     scale = max(1.0, least_width / width)
     size = (round(width * scale), round(height * scale))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
-    line = max(2, round(size[0] / 320))
-    grown = [
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
+    scaled_masks = [
         cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR) > 127
         for mask in masks
     ]
-    for index, mask in enumerate(grown):
+    for index, mask in enumerate(scaled_masks):
         tint = np.array(colour(index), np.float32)
-        picture[mask] = (picture[mask] * (1 - opacity) + tint * opacity).astype(np.uint8)
-    for index, mask in enumerate(grown):  # after all tints, so that no contour is tinted over
-        outline, _ = cv2.findContours(
-            mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
-        cv2.drawContours(picture, outline, -1, (255, 255, 255), line + 2, cv2.LINE_AA)
-        cv2.drawContours(picture, outline, -1, colour(index), line, cv2.LINE_AA)
-    for index, (mask, label) in enumerate(zip(grown, labels, strict=False)):
+        canvas[mask] = (canvas[mask] * (1 - opacity) + tint * opacity).astype(np.uint8)
+    for index, mask in enumerate(scaled_masks):  # after all tints, which would cover contours
+        _draw_contours(canvas, mask, colour(index))
+    for index, (mask, label) in enumerate(zip(scaled_masks, labels, strict=False)):
         if label and mask.any():
-            _draw_label(picture, mask, label, colour(index))
-    return _with_band(picture, caption) if any(caption) else picture
-
-
-RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `compared`, RGB
+            _draw_label(canvas, mask, label, colour(index))
+    return _with_caption(canvas, caption) if any(caption) else canvas
 
 
 def draw_errors(
-    image: np.ndarray, found: np.ndarray, truth: np.ndarray, *, opacity: float = 0.55
+    image: np.ndarray, prediction: np.ndarray, ground_truth: np.ndarray, *, opacity: float = 0.55
 ) -> np.ndarray:
-    """Return the picture with what was found rightly, wrongly and not, (H, W, 3) uint8 RGB.
+    """Return the image with right, wrong and missed pixels tinted, (H, W, 3) uint8 RGB.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        found: (H, W) bool.
-        truth: (H, W) bool.
+        prediction: (H, W) bool.
+        ground_truth: (H, W) bool.
         opacity: of the tints RIGHT, WRONG and MISSED, 0..1.
     """
-    picture = image.copy()
-    for area, tint in ((found & truth, RIGHT), (found & ~truth, WRONG), (truth & ~found, MISSED)):
-        mixed = picture[area] * (1 - opacity) + np.array(tint, np.float32) * opacity
-        picture[area] = mixed.astype(np.uint8)
-    return picture
+    canvas = image.copy()
+    for area, tint in (
+        (prediction & ground_truth, RIGHT),
+        (prediction & ~ground_truth, WRONG),
+        (ground_truth & ~prediction, MISSED),
+    ):
+        mixed = canvas[area] * (1 - opacity) + np.array(tint, np.float32) * opacity
+        canvas[area] = mixed.astype(np.uint8)
+    return canvas
 
 
 def contact_sheet(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     captions: Sequence[str] = (),
     columns: int = 2,
     width: int = 640,
 ) -> np.ndarray:
-    """Return pictures in rows on one sheet, each with its caption below, (H', W', 3) uint8 RGB.
+    """Return one sheet of images in rows, each with its caption below, (H', W', 3) uint8 RGB.
 
     Args:
-        pictures: (H, W, 3) uint8 RGB, of any sizes; each is brought to `width` pixels.
-        captions: one for each picture, wrapped; none for no words.
-        columns: pictures side by side.
-        width: of one picture on the sheet [pixels].
+        images: (H, W, 3) uint8 RGB, of any sizes; each is scaled to `width`.
+        captions: one for each image, wrapped; '' or missing: no caption.
+        columns: images in a row.
+        width: of one image on the sheet [px].
     """
     gap = max(8, width // 40)
-    tiles = []
-    for index, picture in enumerate(pictures):
-        height = round(picture.shape[0] * width / picture.shape[1])
-        shrinks = width < picture.shape[1]
-        tile = cv2.resize(
-            picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        )
-        words = captions[index] if index < len(captions) else ''
-        tiles.append(_with_band(tile, [words]) if words else tile)
+    tiles = [
+        _tile(image, captions[index] if index < len(captions) else '', width)
+        for index, image in enumerate(images)
+    ]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.shape[0] for tile in row) for row in rows]
     across = min(columns, max(len(tiles), 1))
     sheet = np.empty(
         (sum(heights) + gap * (len(rows) + 1), across * width + gap * (across + 1), 3), np.uint8
     )
-    sheet[:] = _PAPER
+    sheet[:] = _BACKGROUND
     y = gap
     for row, height in zip(rows, heights, strict=True):
         for index, tile in enumerate(row):
@@ -138,38 +128,57 @@ def contact_sheet(
     return sheet
 
 
-def _with_band(picture: np.ndarray, paragraphs: Sequence[str]) -> np.ndarray:
-    """Return the picture with the paragraphs below it, wrapped at its width."""
-    width = picture.shape[1]
+def _tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
+    """Return an image scaled to a width [px], with its caption below."""
+    height = round(image.shape[0] * width / image.shape[1])
+    interpolation = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
+    tile = cv2.resize(image, (width, height), interpolation=interpolation)
+    return _with_caption(tile, [caption]) if caption else tile
+
+
+def _with_caption(image: np.ndarray, paragraphs: Sequence[str]) -> np.ndarray:
+    """Return the image with the paragraphs below it, wrapped at its width."""
+    width = image.shape[1]
     size = max(13, round(width / 34))
     margin = round(size * 0.8)
     lines = [
-        (words, _INK if index == 0 else _FAINT)
+        (line, _TEXT if index == 0 else _TEXT_DIM)
         for index, paragraph in enumerate(paragraphs)
-        for words in _wrapped(paragraph, size, width - 2 * margin)
+        for line in _wrapped(paragraph, size, width - 2 * margin)
     ]
     band = np.empty((len(lines) * round(size * 1.45) + margin, width, 3), np.uint8)
-    band[:] = _PAPER
+    band[:] = _BACKGROUND
     baseline = round(margin * 0.5 + size)
-    for words, ink in lines:
-        _write(band, words, (margin, baseline), size, ink)
+    for line, text_colour in lines:
+        _write(band, line, (margin, baseline), size, text_colour)
         baseline += round(size * 1.45)
-    return np.concatenate([picture, band])
+    return np.concatenate([image, band])
+
+
+def _draw_contours(
+    canvas: np.ndarray, mask: np.ndarray, line_colour: tuple[int, int, int]
+) -> None:
+    """Draw the outer contours of a mask in its colour, over a wider white line."""
+    line = max(2, round(canvas.shape[1] / 320))
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, (255, 255, 255), line + 2, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, line_colour, line, cv2.LINE_AA)
 
 
 def _draw_label(
-    picture: np.ndarray, mask: np.ndarray, label: str, back: tuple[int, int, int]
+    canvas: np.ndarray, mask: np.ndarray, label: str, background: tuple[int, int, int]
 ) -> None:
-    """Write a label on a filled box at the mask's deepest point, kept inside the picture."""
+    """Write a label in a filled box at the mask's innermost point, inside the image."""
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    size = max(12, round(picture.shape[1] / 42))
+    size = max(12, round(canvas.shape[1] / 42))
     pad = round(size * 0.35)
     width, height = _text_width(label, size) + 2 * pad, size + 2 * pad
-    left = int(np.clip(x - width // 2, 0, max(0, picture.shape[1] - width)))
-    top = int(np.clip(y - height // 2, 0, max(0, picture.shape[0] - height)))
-    cv2.rectangle(picture, (left, top), (left + width, top + height), back, cv2.FILLED)
-    _write(picture, label, (left + pad, top + pad + round(size * 0.82)), size, _PAPER)
+    left = int(np.clip(x - width // 2, 0, max(0, canvas.shape[1] - width)))
+    top = int(np.clip(y - height // 2, 0, max(0, canvas.shape[0] - height)))
+    bottom_right = (left + width, top + height)
+    cv2.rectangle(canvas, (left, top), bottom_right, background, cv2.FILLED)
+    _write(canvas, label, (left + pad, top + pad + round(size * 0.82)), size, _BACKGROUND)
 
 
 def _wrapped(text: str, size: int, width: int) -> list[str]:
@@ -190,25 +199,31 @@ def _wrapped(text: str, size: int, width: int) -> list[str]:
     return [line for line in lines if line]
 
 
-# OpenCV 5 draws real letters of any alphabet it has; OpenCV 4 (Debian, Ubuntu) only its plotter
-# font, where one pixel of letter height is about 1/30 of its scale.
+# OpenCV 5 has a TrueType font for any alphabet; OpenCV 4 (Debian, Ubuntu) only the Hershey font,
+# where a letter height of 1 px is a scale of about 1/30.
 _FONT = cv2.FontFace('sans') if hasattr(cv2, 'FontFace') else None
+_REGULAR = 400  # font weight
 
 
 def _text_width(text: str, size: int) -> int:
-    """Return how wide a line of text is [pixels] at a letter size [pixels]."""
+    """Return the width [px] of a line of text at a letter size [px]."""
     if _FONT is not None:
-        # The last argument but one is the weight: 400 is regular.
-        return cv2.getTextSize((1, 1), text, (0, 0), _FONT, size, 400)[2]
+        return cv2.getTextSize((1, 1), text, (0, 0), _FONT, size, _REGULAR)[2]
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 30, 1)
     return width
 
 
 def _write(
-    picture: np.ndarray, text: str, at: tuple[int, int], size: int, ink: tuple[int, int, int]
+    canvas: np.ndarray,
+    text: str,
+    origin: tuple[int, int],
+    size: int,
+    text_colour: tuple[int, int, int],
 ) -> None:
-    """Write one line into the picture; `at` is the left end of its base line (x, y)."""
+    """Write one line of text; `origin` is the left end of its baseline (x, y) [px]."""
     if _FONT is not None:
-        cv2.putText(picture, text, at, ink, _FONT, size, 400)
+        cv2.putText(canvas, text, origin, text_colour, _FONT, size, _REGULAR)
     else:
-        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size / 30, ink, 1, cv2.LINE_AA)
+        cv2.putText(
+            canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size / 30, text_colour, 1, cv2.LINE_AA
+        )

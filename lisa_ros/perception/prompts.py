@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command becomes a prompt's token ids; the model's answer becomes words for people.
+"""Turn a query and its dialogue into the token ids of a prompt.
 
 The templates are those of dvlab-research/LISA (model/llava/conversation.py); the ids equal the
-original's (test/test_prompts.py). What a user types is text: "[SEG]" or "</s>" in a command are
-letters, unless `typed_specials` asks for the original's behaviour.
+original's (test/test_prompts.py). "[SEG]" or "</s>" typed in a query is plain text; with
+`typed_specials` it is the special token, as in the original.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lisa_ros.errors import QueryError, SettingsError
-from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
-from lisa_ros.model.tokenizer import Special, Tokenizer
+from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from lisa_ros.model.tokenizer import SpecialToken, Tokenizer
 from lisa_ros.results import SEG, Dialogue, Turn
 
-IMAGE_PLACEHOLDER = '<image>'  # how the original writes the picture's place
+IMAGE_PLACEHOLDER = '<image>'  # how the original writes the image's position in a prompt
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a dialogue is written. `{}` is where a question stands, picture included."""
+    """Text around the queries and answers. `{}`: a query; the first also has the image."""
 
-    opening: str  # in front of the first question, in its instruction
-    question: str  # up to where the answer begins; the answer follows after a space
+    opening: str  # before the first query
+    question: str  # ends where the answer begins; the answer follows after a space
     after_answer: str  # between the answer and </s>
     bos_each_turn: bool  # later turns begin with <s>, too
 
@@ -46,7 +46,7 @@ TEMPLATES = {
         after_answer=' ',
         bos_each_turn=True,
     ),
-    # ours: no sentence about the assistant, for a small model that has nothing to learn from it
+    # for lisa-tabletop: no system message, because a small model learns nothing from it
     'plain': Template(
         opening='', question='USER: {} ASSISTANT:', after_answer='', bos_each_turn=False
     ),
@@ -61,26 +61,27 @@ def prompt_ids(
     typed_specials: bool = False,
     max_length: int | None = None,
 ) -> list[int]:
-    """Return the ids of a command after the dialogue so far, <s> first, ready to be answered.
+    """Return the ids of a query after its dialogue, <s> first, up to where the answer begins.
 
     Args:
         tokenizer: the checkpoint's.
         template: a name in TEMPLATES.
-        text: the command, as typed.
-        dialogue: earlier turns; the oldest are left out, whole, where they do not fit. The picture
-            stands in the first question that is kept.
-        typed_specials: tokens written out in questions ("[SEG]") are those tokens.
-        max_length: longest prompt [ids, the picture's place counting one]; no limit if None.
+        text: the query, as typed.
+        dialogue: earlier turns; the oldest whole turns are dropped until the prompt fits. The
+            image is in the first query that is kept.
+        typed_specials: read "[SEG]" and the like typed in queries as special tokens, not as text.
+        max_length: longest prompt [ids; the image counts as one]; None: no limit.
 
     Returns:
-        The ids, with IMAGE_TOKEN exactly once.
+        The ids, with IMAGE_TOKEN_INDEX exactly once.
 
     Raises:
-        QueryError: the command is empty, too long by itself, or has a picture's place of its own.
+        QueryError: the query is empty, too long by itself, or contains IMAGE_PLACEHOLDER as a
+            special token.
         SettingsError: there is no such template.
     """
     if not text.strip():
-        raise QueryError('the command is empty: say what to look for, as in "segment the red mug"')
+        raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
     turns = [*(dialogue.turns if dialogue else ()), Turn(text, '')]
     for oldest in range(len(turns)):
         parts = _parts(tokenizer, template, turns[oldest:], typed_specials, answered=False)
@@ -88,24 +89,26 @@ def prompt_ids(
         if max_length is None or len(ids) <= max_length:
             return ids
     raise QueryError(
-        f'the command makes a prompt of {len(ids)} tokens, at most {max_length} fit into this '
-        'model: shorten the command'
+        f'the query makes a prompt of {len(ids)} tokens, at most {max_length} fit into this '
+        'model: shorten the query'
     )
 
 
 def append_boxes(dialogue: Dialogue) -> Dialogue:
-    """Return the dialogue with the place of each [SEG] of its answers in words behind it.
+    """Return the dialogue with the box of its mask as text after each [SEG] of its answers.
 
-    "[SEG] (12, 40, 30, 66)": left, top, right and bottom in hundredths of the picture. Answers of
-    which a mask was left out stay as they are.
+    "[SEG] (12, 40, 30, 66)": left, top, right and bottom in hundredths of the image. An answer
+    with another number of masks than [SEG] tokens stays unchanged.
     """
     turns = []
     for turn in dialogue.turns:
-        before, *rest = turn.answer_raw.split(SEG)
-        if len(rest) == len(turn.boxes):
-            told = (f'{SEG} {box}{words}' for box, words in zip(turn.boxes, rest, strict=True))
-            turn = replace(turn, answer_raw=before + ''.join(told))  # noqa: PLW2901
-        turns.append(turn)
+        before, *texts = turn.answer_raw.split(SEG)
+        if len(texts) == len(turn.boxes):
+            pairs = zip(turn.boxes, texts, strict=True)
+            answer_raw = before + ''.join(f'{SEG} {box}{text}' for box, text in pairs)
+            turns.append(replace(turn, answer_raw=answer_raw))
+        else:
+            turns.append(turn)
     return replace(dialogue, turns=tuple(turns))
 
 
@@ -116,32 +119,33 @@ def training_ids(
     typed_specials: bool = False,
     max_length: int | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a finished dialogue and what of it is to be learnt.
+    """Return the ids and labels of a finished dialogue.
 
     Args:
         tokenizer: the checkpoint's.
         template: a name in TEMPLATES.
-        turns: questions with answers ([SEG] written out in the answers), at least one.
-        typed_specials: tokens written out in questions are those tokens, too.
-        max_length: longer dialogues are cut there, as the original does.
+        turns: queries with answers ([SEG] written out in the answers), at least one.
+        typed_specials: as in `prompt_ids`.
+        max_length: longer dialogues are truncated, as in the original [ids]; None: no limit.
 
     Returns:
-        Two lists of equal length: input ids, and labels: the answers with their </s>, IGNORED
+        Two lists of equal length: input ids, and labels: the answers with their </s>, IGNORE_INDEX
         elsewhere.
 
     Raises:
-        QueryError: a question is empty or has a picture's place of its own.
+        QueryError: there is no turn, a query is empty, or one contains IMAGE_PLACEHOLDER as a
+            special token.
         SettingsError: there is no such template.
     """
     if not turns or not all(turn.query.strip() for turn in turns):
-        raise QueryError('a dialogue to learn from needs at least one question, and none empty')
+        raise QueryError('a training dialogue needs at least one query, and none may be empty')
 
     def ids_of(count: int, answered: bool) -> list[int]:
         parts = _parts(tokenizer, template, turns[:count], typed_specials, answered)
         return _ids(tokenizer, parts)
 
     ids = ids_of(len(turns), answered=True)
-    labels = [IGNORED] * len(ids)
+    labels = [IGNORE_INDEX] * len(ids)
     for count in range(1, len(turns) + 1):
         start, end = len(ids_of(count, answered=False)), len(ids_of(count, answered=True))
         labels[start:end] = ids[start:end]
@@ -154,60 +158,67 @@ def _parts(
     turns: Sequence[Turn],
     typed_specials: bool,
     answered: bool,
-) -> list[str | Special]:
-    """Return the dialogue as text and tokens; the last turn without answer if not `answered`."""
+) -> list[str | SpecialToken]:
+    """Return the dialogue as text and tokens; without the last answer if not `answered`."""
     if template not in TEMPLATES:
-        raise SettingsError(f'no template {template!r}: it is one of {", ".join(TEMPLATES)}')
+        raise SettingsError(f'no template {template!r}: use one of {", ".join(TEMPLATES)}')
     form = TEMPLATES[template]
-    before, after = form.question.split('{}')
-    parts: list[str | Special] = []
+    parts: list[str | SpecialToken] = []
     for index, turn in enumerate(turns):
-        if index > 0 and form.bos_each_turn:
-            parts.append(Special(tokenizer.bos_token))
-        if index > 0 or form.bos_each_turn:  # [INST] comes before the opening, USER: after it
-            parts.append(before)
-        if index == 0:
-            parts.append(form.opening)
-            if not form.bos_each_turn:
-                parts.append(before)
-            parts += [*_picture(tokenizer), '\n']
-        if typed_specials and IMAGE_PLACEHOLDER in turn.query:
-            raise QueryError(
-                f'the command has {IMAGE_PLACEHOLDER} in it, but the picture is put into the '
-                f'prompt by itself: leave {IMAGE_PLACEHOLDER} out'
-            )
-        parts += tokenizer.split(turn.query) if typed_specials else [turn.query]
-        parts.append(after)
+        parts += _opening(tokenizer, form, is_first=index == 0)
+        parts += _query(tokenizer, turn.query, typed_specials)
+        parts.append(form.question.split('{}')[1])
         if answered or index + 1 < len(turns):
-            parts += [' ', *tokenizer.split(turn.answer_raw.strip()), form.after_answer]
-            parts.append(Special(tokenizer.eos_token))
+            parts += [' ', *tokenizer.split_special(turn.answer_raw.strip()), form.after_answer]
+            parts.append(SpecialToken(tokenizer.eos_token))
     return parts
 
 
-def _picture(tokenizer: Tokenizer) -> list[Special]:
-    """Return the picture's place, between its marks if the checkpoint was trained with them."""
+def _opening(tokenizer: Tokenizer, form: Template, is_first: bool) -> list[str | SpecialToken]:
+    """Return what comes before a query, with the image if it is the first one."""
+    before = form.question.split('{}')[0]
+    if not is_first:
+        return [SpecialToken(tokenizer.bos_token), before] if form.bos_each_turn else [before]
+    # [INST] comes before the opening, USER: after it
+    opening = [before, form.opening] if form.bos_each_turn else [form.opening, before]
+    return [*opening, *_image_tokens(tokenizer), '\n']
+
+
+def _query(tokenizer: Tokenizer, query: str, typed_specials: bool) -> list[str | SpecialToken]:
+    if not typed_specials:
+        return [query]
+    if IMAGE_PLACEHOLDER in query:
+        raise QueryError(
+            f'the query contains {IMAGE_PLACEHOLDER}, but the image is added to the prompt '
+            f'anyway: leave {IMAGE_PLACEHOLDER} out'
+        )
+    return tokenizer.split_special(query)
+
+
+def _image_tokens(tokenizer: Tokenizer) -> list[SpecialToken]:
+    """Return the image placeholder, between marks if the checkpoint was trained with them."""
     marks = [mark for mark in ('<im_start>', '<im_end>') if mark in tokenizer]
     if len(marks) < 2:
-        return [Special(IMAGE_PLACEHOLDER)]
-    return [Special(marks[0]), Special(IMAGE_PLACEHOLDER), Special(marks[1])]
+        return [SpecialToken(IMAGE_PLACEHOLDER)]
+    return [SpecialToken(marks[0]), SpecialToken(IMAGE_PLACEHOLDER), SpecialToken(marks[1])]
 
 
-def _ids(tokenizer: Tokenizer, parts: list[str | Special]) -> list[int]:
-    place = parts.index(Special(IMAGE_PLACEHOLDER))  # a typed one is text, or was refused
-    before, after = parts[:place], parts[place + 1 :]
+def _ids(tokenizer: Tokenizer, parts: list[str | SpecialToken]) -> list[int]:
+    # A placeholder typed in a query is text here, or was refused.
+    image = parts.index(SpecialToken(IMAGE_PLACEHOLDER))
     return [
         tokenizer.bos_token_id,
-        *tokenizer.encode_parts(before),
-        IMAGE_TOKEN,
-        *tokenizer.encode_parts(after),
+        *tokenizer.encode_parts(parts[:image]),
+        IMAGE_TOKEN_INDEX,
+        *tokenizer.encode_parts(parts[image + 1 :]),
     ]
 
 
-_ANOTHER = re.compile(
+_OTHER_OBJECT = re.compile(
     r'\b(an)?others?\b(?! (side|end|half|hand|way)\b)|\b(something|anything|what|which) else\b'
 )
 
 
 def asks_for_other_object(query: str) -> bool:
-    """Return whether a question is about something else than what was shown before."""
-    return _ANOTHER.search(query.lower()) is not None
+    """Return whether a query asks for an object other than those shown before."""
+    return _OTHER_OBJECT.search(query.lower()) is not None

@@ -1,41 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part of a picture, looked at alone, and its masks put back into the whole.
+"""Segment a region of an image and paste the masks back into the whole image.
 
-A region is (x, y, width, height) [pixels], as sensor_msgs/RegionOfInterest has it.
+A region is (x, y, width, height) [px], as in sensor_msgs/RegionOfInterest. Any thread.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from lisa_ros.errors import ImageError
-from lisa_ros.results import Dialogue, MaskReady, Segmentation
+from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
+from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
-Region = tuple[int, int, int, int]
+OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
 
-OUTSIDE_LOGIT = -100.0  # logit of what was not looked at
+
+def stream_in_region(
+    backend: Backend,
+    image: np.ndarray,
+    query: Query,
+    options: InferenceOptions,
+    cancel: Cancellation,
+) -> Iterator[Event]:
+    """Answer a query about its region; without a region, about the whole image.
+
+    The backend gets the cropped image and dialogue. Masks come back as (H, W) of the whole image.
+    Errors are raised by this call, not by the iteration.
+
+    Args:
+        backend: the model.
+        image: (H, W, 3) uint8 RGB, the whole image.
+        query: its `region` is in pixels of the whole image.
+        options: how to answer.
+        cancel: checked before each token.
+
+    Raises:
+        ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
+        QueryError: the text is empty or too long.
+    """
+    region = query.region
+    if region is None:
+        return backend.stream(image, query, options, cancel)
+    cropped_query = dataclasses.replace(
+        query, region=None, dialogue=crop_dialogue(query.dialogue, region)
+    )
+    events = backend.stream(crop(image, region), cropped_query, options, cancel)
+    return _pasted_events(events, region, image.shape[:2])
+
+
+def _pasted_events(
+    events: Iterator[Event], region: Region, shape: tuple[int, int]
+) -> Iterator[Event]:
+    for event in events:
+        if isinstance(event, MaskReady):
+            yield paste_mask(event, region, shape)
+        elif isinstance(event, Done):
+            yield Done(paste_result(event.result, region, shape))
+        else:
+            yield event
 
 
 def crop(image: np.ndarray, region: Region) -> np.ndarray:
-    """Return the part of a picture, (h, w, 3), that lies in a region.
+    """Return the pixels of a region, (height, width, 3).
 
     Raises:
-        ImageError: the region is not within the picture.
+        ImageError: the region is not within the image.
     """
     x, y, width, height = region
     rows, columns = image.shape[:2]
     if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
         raise ImageError(
-            f'the region of {width} x {height} pixels at ({x}, {y}) is not within the picture of '
+            f'the region of {width} x {height} pixels at ({x}, {y}) is not within the image of '
             f'{columns} x {rows}'
         )
     return image[y : y + height, x : x + width]
 
 
 def crop_dialogue(dialogue: Dialogue, region: Region) -> Dialogue:
-    """Return the dialogue with what it has shown of the whole picture cropped to a region."""
+    """Return the dialogue with its masks cropped to a region."""
     if dialogue.shown is None:
         return dialogue
     x, y, width, height = region
@@ -44,18 +89,19 @@ def crop_dialogue(dialogue: Dialogue, region: Region) -> Dialogue:
 
 
 def paste_mask(event: MaskReady, region: Region, shape: tuple[int, int]) -> MaskReady:
-    """Return a mask of a region as one of the whole picture, (H, W)."""
-    logits = _in_whole(event.mask_logits[None], region, shape)[0]
+    """Return the mask of a region as a mask of the whole image; shape: (H, W) of that."""
+    logits = _paste_logits(event.mask_logits[None], region, shape)[0]
     return dataclasses.replace(event, mask=logits > 0, mask_logits=logits)
 
 
 def paste_result(result: Segmentation, region: Region, shape: tuple[int, int]) -> Segmentation:
-    """Return an answer about a region as one about the whole picture, (N, H, W)."""
-    logits = _in_whole(result.mask_logits, region, shape)
+    """Return the result of a region with masks (N, H, W) of the whole image; shape: (H, W)."""
+    logits = _paste_logits(result.mask_logits, region, shape)
     return dataclasses.replace(result, masks=logits > 0, mask_logits=logits)
 
 
-def _in_whole(logits: np.ndarray, region: Region, shape: tuple[int, int]) -> np.ndarray:
+def _paste_logits(logits: np.ndarray, region: Region, shape: tuple[int, int]) -> np.ndarray:
+    """Paste (N, height, width) logits into (N, H, W) of OUTSIDE_LOGIT."""
     x, y, width, height = region
     whole = np.full((len(logits), *shape), OUTSIDE_LOGIT, np.float32)
     whole[:, y : y + height, x : x + width] = logits

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LISA as a Backend: prompt, generated tokens, and a mask for each [SEG].
+
+Threads: one thread at a time calls a LisaBackend. Another thread may set `cancel` meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lisa_ros.errors import QueryError
+from lisa_ros.model import checkpoint, generation
+from lisa_ros.model.device import resolve_device
+from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
+from lisa_ros.model.lisa import LISA
+from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
+from lisa_ros.model.registry import resolve_bundled_model
+from lisa_ros.model.tokenizer import SPACE, Tokenizer
+from lisa_ros.perception.answer_builder import AnswerBuilder
+from lisa_ros.perception.backend import (
+    Cancellation,
+    Capabilities,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+    ScoreKind,
+)
+from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
+from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
+from lisa_ros.perception.prompts import (
+    append_boxes,
+    asks_for_other_object,
+    prompt_ids,
+    training_ids,
+)
+from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
+
+MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
+
+
+class LisaBackend:
+    """A loaded LISA. It keeps the features of the last image and of the last `encode_images`."""
+
+    def __init__(
+        self,
+        model: LISA,
+        tokenizer: Tokenizer,
+        clip_preprocessing: ClipPreprocessing,
+        template: str | None = None,
+    ):
+        """Wrap a loaded model; `load` reads one from files.
+
+        Args:
+            model: in eval mode; it runs on the device where its weights are.
+            tokenizer: the model's.
+            clip_preprocessing: of the model's CLIP.
+            template: conversation template (a name in prompts.TEMPLATES); None: the model's own.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.clip_preprocessing = clip_preprocessing
+        self.template = template or model.config.template
+        self.encoder = ImageEncoder(model, clip_preprocessing)
+        self._mask_decoder = MaskDecoder(model, self.encoder)
+
+    @classmethod
+    def load(cls, model: str, options: LoadOptions) -> LisaBackend:
+        """Load a LISA.
+
+        Args:
+            model: "lisa-tabletop", a folder (ours or a released LISA), or a hub id.
+            options: defaults for None: device: the GPU if there is one; precision: bf16 on a GPU,
+                fp32 on a CPU; vision_tower: the one that the checkpoint names; template: the
+                checkpoint's. `sam` fills in weights of SAM that a released LISA lacks (LISA does
+                not train SAM's vision encoder, so files may omit it).
+
+        Raises:
+            CheckpointError: the files are not a LISA, or are incomplete.
+            SettingsError: the device, the precision or the template is not available.
+        """
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        device = resolve_device(options.device)
+        loaded = checkpoint.load(
+            resolve_bundled_model(model),
+            vision_tower=options.vision_tower,
+            sam=options.sam,
+            template=options.template,
+            device=device,
+            precision=options.precision or ('bf16' if device.type == 'cuda' else 'fp32'),
+        )
+        return cls(loaded.model, loaded.tokenizer, loaded.clip_preprocessing)
+
+    @property
+    def device(self) -> str:
+        """The torch device of the model, such as "cuda:0"."""
+        return str(self.encoder.device)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A calibrated LISA gives probabilities as scores, a released one only a ranking."""
+        calibrated = bool(self.model.config.calibration)
+        return Capabilities(
+            explains=True,
+            denies=True,
+            dialogue=True,
+            scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
+        )
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> None:
+        """Encode several (H, W, 3) uint8 RGB images at once; kept until the next call.
+
+        Raises:
+            ImageError: an image has another shape or type.
+        """
+        self.encoder.encode_batch(images)
+
+    def clear_cache(self) -> None:
+        """Drop the features of all images."""
+        self.encoder.clear()
+
+    def stream(
+        self,
+        image: np.ndarray,
+        query: Query,
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> Iterator[Event]:
+        """Answer a query; see `Backend.stream`.
+
+        A MaskReady directly follows the Token of its [SEG], before the text after it. A [SEG] has
+        no MaskReady if its score is below the threshold, if the answer has `masks.MAX_MASKS` masks
+        already, or if the query asks for "the other one" and the mask shows an object of the
+        dialogue. `Query.explain` appends the model's own request for a reason to the query.
+        Errors are raised by this call, not by the iteration.
+        """
+        check_rgb(image)
+        text = f'{query.text} {self.model.config.explain}' if query.explain else query.text
+        ids = self._prompt_ids(text, query, options)
+        threshold = options.confidence_threshold
+        answer = AnswerBuilder(
+            query.text,
+            image.shape[:2],
+            self.model.config.confidence_threshold if threshold is None else threshold,
+            _excluded_masks(query, image.shape[:2]),
+        )
+        return self._events(image, text, ids, options, cancel, answer)
+
+    def teacher_forced(
+        self,
+        image: np.ndarray,
+        text: str,
+        answer_raw: str = '[SEG].',
+        options: InferenceOptions | None = None,
+    ) -> Segmentation:
+        """Return the masks of a given answer, as the original's evaluation does.
+
+        The model generates no text. All masks are returned, whatever their scores; the scores
+        depend on the masks alone, not on the text. `stream` returns what a user gets.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            text: the query.
+            answer_raw: the answer, with a [SEG] for each mask.
+            options: `typed_specials` and `refine` apply.
+
+        Raises:
+            ImageError: the image is not (H, W, 3) uint8.
+            QueryError: the text is empty, or text and answer are too long.
+        """
+        check_rgb(image)
+        options = options or InferenceOptions()
+        turns = [Turn(text, answer_raw)]
+        ids, _ = training_ids(self.tokenizer, self.template, turns, options.typed_specials)
+        length = len(ids) - 1 + self.model.config.image_tokens
+        if length > self._max_positions:
+            raise QueryError(
+                f'query and answer take {length} positions, this model has '
+                f'{self._max_positions}: shorten them'
+            )
+        timer = StageTimer(self.encoder.device)
+        answer = AnswerBuilder(text, image.shape[:2], threshold=0.0)
+        answer.token_ids.extend(self.tokenizer.encode(answer_raw, parse_special=True))
+        encoded = self.encoder.encode(image, timer)
+        with timer.stage('prompt'):
+            prompt = self._prefill(ids, encoded)
+        states = self._seg_states(ids, prompt)
+        count = answer.token_ids.count(self.model.config.seg_token_id)
+        # States before the last `count` belong to [SEG] typed in the query.
+        for state in states[len(states) - count :]:
+            list(self._mask_events(SegToken(state), encoded, options, answer, timer))
+        return self._result(answer, timer, cancelled=False)
+
+    @property
+    def _max_positions(self) -> int:
+        return self.model.config.llama.max_position_embeddings
+
+    def _prompt_ids(self, text: str, query: Query, options: InferenceOptions) -> list[int]:
+        dialogue = query.dialogue
+        min_answer_tokens = min(MIN_ANSWER_TOKENS, options.max_new_tokens)
+        return prompt_ids(
+            self.tokenizer,
+            self.template,
+            text,
+            append_boxes(dialogue) if options.dialogue_boxes else dialogue,
+            typed_specials=options.typed_specials,
+            max_length=(
+                self._max_positions + 1 - self.model.config.image_tokens - min_answer_tokens
+            ),
+        )
+
+    def _events(
+        self,
+        image: np.ndarray,
+        text: str,
+        ids: list[int],
+        options: InferenceOptions,
+        cancel: Cancellation,
+        answer: AnswerBuilder,
+    ) -> Iterator[Event]:
+        timer = StageTimer(self.encoder.device)
+        encoded = self.encoder.encode(image, timer)
+        with timer.stage('prompt'):
+            prompt = self._prefill(ids, encoded)
+        if options.typed_specials:
+            for state in self._typed_states(text, ids, prompt):
+                yield from self._mask_events(SegToken(state), encoded, options, answer, timer)
+        max_new_tokens = min(options.max_new_tokens, self._max_positions - len(prompt.states))
+        pieces, text_prob = self.tokenizer.stream(), 1.0
+        for step in self._generate(prompt, max_new_tokens, cancel, timer):
+            # Digits do not count: another number near this one may be as right.
+            if not self._is_digit(step.token_id):
+                text_prob *= step.probability
+            answer.token_ids.append(step.token_id)
+            yield Token(pieces.push(step.token_id), step.token_id)
+            if step.token_id == self.model.config.seg_token_id:
+                seg = SegToken(step.state, step.probability, text_prob)
+                yield from self._mask_events(seg, encoded, options, answer, timer)
+        cancelled = not self._is_complete(answer.token_ids, options) and cancel.is_set()
+        yield Done(self._result(answer, timer, cancelled))
+
+    def _generate(
+        self,
+        prompt: generation.Prefill,
+        max_new_tokens: int,
+        cancel: Cancellation,
+        timer: StageTimer,
+    ) -> Iterator[generation.GeneratedToken]:
+        """Yield the answer's tokens; the timer gets the stage "tokens"."""
+        steps = generation.generate(
+            self.model,
+            prompt,
+            stop_id=self.tokenizer.eos_token_id,
+            max_new_tokens=max_new_tokens,
+            is_cancelled=cancel.is_set,
+        )
+        while True:
+            with timer.stage('tokens'):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+    def _is_digit(self, token_id: int) -> bool:
+        return self.tokenizer.id_to_token(token_id).strip(SPACE).isdigit()
+
+    def _is_complete(self, token_ids: list[int], options: InferenceOptions) -> bool:
+        """Return whether an answer ends with </s> or has the maximum length."""
+        return len(token_ids) > 0 and (
+            token_ids[-1] == self.tokenizer.eos_token_id
+            or len(token_ids) >= options.max_new_tokens
+        )
+
+    def _prefill(self, ids: list[int], encoded: EncodedImage) -> generation.Prefill:
+        with torch.inference_mode():
+            input_ids = torch.tensor(ids, device=self.encoder.device)
+            embeddings = self.model.embed(input_ids, encoded.clip_tokens)
+        return generation.prefill(self.model, embeddings)
+
+    def _typed_states(self, text: str, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
+        """Return the states that predict the [SEG] tokens that the user typed in this query.
+
+        [SEG] tokens of earlier turns are left out: their masks belong to the earlier answers.
+        """
+        count = self.tokenizer.encode(text, parse_special=True).count(
+            self.model.config.seg_token_id
+        )
+        states = self._seg_states(ids, prompt)
+        return states[len(states) - count :]
+
+    def _seg_states(self, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
+        """Return the states, (D,) each, that predict the [SEG] tokens of a prompt, in order."""
+        image_position = ids.index(IMAGE_TOKEN_INDEX)
+        shift = self.model.config.image_tokens - 1  # the image takes P positions for one id
+        positions = [
+            position + (shift if position > image_position else 0)
+            for position, token_id in enumerate(ids)
+            if token_id == self.model.config.seg_token_id
+        ]
+        return [prompt.states[position - 1] for position in positions]
+
+    def _mask_events(
+        self,
+        seg: SegToken,
+        encoded: EncodedImage,
+        options: InferenceOptions,
+        answer: AnswerBuilder,
+        timer: StageTimer,
+    ) -> Iterator[MaskReady]:
+        """Decode the mask of a [SEG] and yield its event, unless the answer leaves it out."""
+        if answer.is_full:
+            return
+        refine = self.model.config.refine if options.refine is None else options.refine
+        event = answer.add_mask(self._mask_decoder.decode(seg, encoded, refine, timer))
+        if event is not None:
+            yield event
+
+    def _result(self, answer: AnswerBuilder, timer: StageTimer, cancelled: bool) -> Segmentation:
+        answer_raw = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        return answer.result(answer_raw, timer.seconds, cancelled)
+
+
+def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:
+    """Return the masks, (H, W) bool, that the answer must not repeat.
+
+    Only a query about "the other one" has such masks: those of the last turn with a mask.
+    """
+    shown = query.dialogue.shown
+    if shown is None or shown.shape[1:] != shape or not asks_for_other_object(query.text):
+        return ()
+    return shown

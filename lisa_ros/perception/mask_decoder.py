@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode the mask of a [SEG] token: hidden state and image in, scored mask logits out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lisa_ros.model.lisa import LISA
+from lisa_ros.perception import mask_scores
+from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
+from lisa_ros.perception.mask_refinement import refine_mask_logits
+from lisa_ros.results import ScoreFeatures
+
+
+@dataclass(frozen=True)
+class SegToken:
+    """A [SEG] of an answer, or one that the user typed."""
+
+    state: Tensor  # (D,) hidden state that predicts it
+    seg_prob: float = 1.0  # probability of this token; 1 if it was not generated
+    text_prob: float = 1.0  # probability of all text up to and with it, without digits
+
+
+@dataclass(frozen=True)
+class ScoredMask:
+    """A decoded mask."""
+
+    logits: np.ndarray  # (H, W) float32, on the image's pixels
+    score: float  # 0..1
+    features: ScoreFeatures
+
+
+class MaskDecoder:
+    """SAM's mask decoder with its post-processing, refinement and score."""
+
+    def __init__(self, model: LISA, encoder: ImageEncoder):
+        self._model, self._encoder = model, encoder
+
+    def decode(
+        self, seg: SegToken, encoded: EncodedImage, refine: bool, timer: StageTimer
+    ) -> ScoredMask:
+        """Decode one mask.
+
+        Args:
+            seg: the token.
+            encoded: the image; its SAM features are computed here if they are missing.
+            refine: whether to refine the mask's boundary with the image's edges.
+            timer: gets the stages "sam", "masks" and "refine".
+        """
+        sam_features = self._encoder.sam_features(encoded, timer)
+        with timer.stage('masks'), torch.inference_mode():
+            prompts = self._model.project_seg(seg.state[None])
+            low_res, predicted_iou = self._model.decode_masks(sam_features, prompts)
+            full_res = self._model.postprocess(low_res, encoded.sam.resized, encoded.sam.original)
+            features = ScoreFeatures(
+                text_prob=seg.text_prob,
+                seg_prob=seg.seg_prob,
+                mean_mask_prob=_mean_mask_prob(full_res[0]),
+                predicted_iou=float(predicted_iou[0].float().clamp(0, 1)),
+            )
+            logits = full_res[0].cpu().numpy()
+        if refine:
+            with timer.stage('refine'):
+                cell = max(logits.shape) / max(low_res.shape[-2:])
+                logits = refine_mask_logits(encoded.image, logits, cell)
+        config = self._model.config
+        score = mask_scores.score(features, config.calibration, config.calibration_curve)
+        return ScoredMask(logits, score, features)
+
+
+def _mean_mask_prob(logits: Tensor) -> float:
+    """Return the mean probability of the mask's own pixels, 0.5..1; 0 of an empty mask."""
+    inside = logits[logits > 0]
+    return float(inside.sigmoid().mean()) if len(inside) else 0.0
