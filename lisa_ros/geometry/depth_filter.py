@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pixels of a mask are the thing's own surface, and how that surface runs.
+"""The pixels of a mask that show the object's own surface, and the normals of that surface.
 
-A mask is a pixel or two too wide, and depth at the edge of a thing is a mixture of front and back
-(bleeding, flying pixels). What is a jump depends on the noise at that distance and on how steep a
-surface may be seen. Letters: h, w rows and columns of the part of the picture round the mask.
-Metres, the camera's optical frame (REP-103); pure numpy and OpenCV, any thread.
+A mask is a pixel or two too wide, and depth at the edge of an object mixes foreground and
+background (bleeding, flying pixels). A depth difference between neighbours counts as a jump if
+neither noise at that distance nor a steep surface explains it.
+
+Letters: h, w rows and columns of the image patch around the mask. Metres, the camera's optical
+frame (REP-103). Pure numpy and OpenCV, any thread.
 """
 
 from __future__ import annotations
@@ -15,232 +17,251 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lisa_ros.geometry.oriented_box import Plane
+from lisa_ros.geometry.rgbd import depth_noise_std
+from lisa_ros.geometry.support_plane import Plane
 
-_STEEP = 5.7  # tan of 80 degrees: a surface seen more from the side is taken for a jump
-_SPILL = 4  # pixels that a mask may be too wide
-SPECK = 5  # pixels below which a piece apart is noise
+_STEEPEST_SLOPE = 5.7  # tan of 80 degrees: depth change of a steeper surface counts as a jump
+_MASK_MARGIN = 4  # a mask may be this much too wide [px]
+_PLANE_MARGIN = 6  # the support plane is removed up to this far from the mask's edge [px]
+_PLANE_STDS = 2.2  # standard deviations of depth noise within which a pixel is in the plane
+
+MIN_PIECE_PIXELS = 5  # a smaller separate piece is noise
+
+_RING = 5  # isolated groups are removed up to this far from the mask's edge [px]
+_MIN_DISTANCE = 0.025  # an isolated group is at least this far from the inner surface [m]
+_MAX_GROUP_PIXELS = 60  # a larger group is a part of the object, such as a handle
+_RING_SLOPE = 2.9  # about tan of 70 degrees: how far a surface may continue across the ring
+
+_MAX_PIECES = 60  # the largest ones are examined; a surface in more pieces is noise
+_BODY_SAMPLES = 800  # points of the main piece that distances are measured to
+_PIECE_SAMPLES = 200  # points of another piece that distances are measured from
+_THIN_PIECE_GAP = 0.012  # maximum median distance of a thin piece from the main one [m]
+
+_SMOOTHING_RADIUS = 0.004  # [m]
+_MAX_SMOOTHING_PIXELS = 8  # the radius in pixels is limited to 1..8
+_MIN_SMOOTHING_WEIGHT = 0.3  # a window with a smaller fraction of surface has no mean
+_FAR = np.float32(1e6)  # beyond any surface [m]; finite, as OpenCV's border values are
 
 
 @dataclass(frozen=True)
 class DepthPatch:
-    """The part of the picture round a mask, with a margin."""
+    """The part of the image around a mask, with a margin."""
 
-    points: np.ndarray  # (h, w, 3) float32, NaN where invalid
-    mask: np.ndarray  # (h, w) bool, only where points are valid
-    corner: tuple[int, int]  # its first column and row in the picture
-    pitch: float  # between the rays of neighbouring pixels, x/z
+    points: np.ndarray  # (h, w, 3) float32 [m], NaN where invalid
+    mask: np.ndarray  # (h, w) bool, True only where points are valid
+    corner: tuple[int, int]  # column and row of its top left pixel in the image
+    pitch: float  # difference of x/z between neighbouring pixels
 
     @property
     def z(self) -> np.ndarray:
-        """Return the depth, (h, w) float32, NaN where invalid."""
+        """Depth, (h, w) float32 [m], NaN where invalid."""
         return self.points[..., 2]
 
 
-def depth_noise_std(z: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of depth at z [m], of the Kinect kind: 1.2 mm and more.
+def object_surface_mask(patch: DepthPatch, plane: Plane | None) -> np.ndarray:
+    """Return the pixels of the mask that belong to the object itself, (h, w) bool.
 
-    Nguyen, Izadi and Lovell, "Modeling Kinect Sensor Noise for Improved 3D Reconstruction and
-    Tracking", 3DIMPVT 2012, equation 2; cameras of stereo and of time of flight are near it
-    over a table.
+    Removes, in this order: flying pixels; pixels of the support plane near the mask's edge (unless
+    most of the object lies in the plane, like a sheet of paper); strips of neighbouring surfaces;
+    pieces that are not connected to the object; small isolated groups.
     """
-    return 0.0012 + 0.0019 * (z - 0.4) ** 2
+    surface = patch.mask & ~_flying_pixels(patch)
+    if plane is not None and surface.any():
+        height = np.abs(plane.height(patch.points))
+        tolerance = _PLANE_STDS * abs(float(plane.up[2])) * depth_noise_std(patch.z)
+        in_plane = height < tolerance
+        edge = _edge_band(patch.mask, _PLANE_MARGIN)
+        inner = surface & ~edge
+        if np.mean(in_plane[inner if inner.any() else surface]) < 0.5:
+            surface &= ~(in_plane & edge)
+    surface &= ~_neighbouring_strips(patch, surface)
+    if not surface.any():
+        return surface
+    surface = _object_pieces(patch, surface)
+    return surface & ~_isolated_groups(patch, surface)
 
 
-def object_surface_mask(view: DepthPatch, plane: Plane | None) -> np.ndarray:
-    """Return the pixels of the mask that are the thing's own, (h, w) bool.
+def smooth_points_and_normals(
+    patch: DepthPatch, surface: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return smoothed points, and unit normals towards the camera, (h, w, 3) float32 each.
 
-    What flies goes; then what lies in the supporting plane at the mask's edge (unless the middle
-    does, too: a sheet of paper); then strips of what is beside it; then the pieces that hang
-    together with nothing of the thing.
+    Means over about 4 mm to each side, so that noise is small against the slope; NaN where
+    unknown. `surface` is (h, w) bool with at least one pixel.
     """
-    kept = view.mask & ~_flying(view)
-    if plane is not None and kept.any():
-        height = np.abs(plane.height(view.points))
-        level = height < 2.2 * abs(float(plane.up[2])) * depth_noise_std(view.z)
-        edge = _edge(view.mask, 6)
-        inner = kept & ~edge
-        if np.mean(level[inner if inner.any() else kept]) < 0.5:
-            kept &= ~(level & edge)
-    kept &= ~_beside(view, kept)
-    if not kept.any():
-        return kept
-    kept = _own_pieces(view, kept)
-    return kept & ~_specks(view, kept)
+    z = float(np.median(patch.z[surface]))
+    half = int(np.clip(round(_SMOOTHING_RADIUS / (patch.pitch * z)), 1, _MAX_SMOOTHING_PIXELS))
+    window = (2 * half + 1, 2 * half + 1)
+    weight = cv2.blur(surface.astype(np.float32), window, borderType=cv2.BORDER_CONSTANT)
+    means = cv2.blur(
+        np.where(surface[..., None], patch.points, 0), window, borderType=cv2.BORDER_CONSTANT
+    )
+    with np.errstate(invalid='ignore', divide='ignore'):
+        enough = (weight > _MIN_SMOOTHING_WEIGHT)[..., None]
+        means = np.where(enough, means / weight[..., None], np.nan)
+    padded = np.pad(means, ((half, half), (half, half), (0, 0)), constant_values=np.nan)
+    along_u = padded[half:-half, 2 * half :] - padded[half:-half, : -2 * half]
+    along_v = padded[2 * half :, half:-half] - padded[: -2 * half, half:-half]
+    normals = np.cross(along_v, along_u)  # towards the camera: y is down
+    lengths = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return means, normals / np.where(lengths > 0, lengths, np.nan)
 
 
-def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+def _inner_distance(mask: np.ndarray, metric: int = cv2.DIST_C) -> np.ndarray:
+    """Return the distance of each pixel of a mask to its edge, (h, w) float32 [px], 0 outside."""
+    padded = np.pad(mask, 1).astype(np.uint8)  # the patch's border is an edge, too
+    return cv2.distanceTransform(padded, metric, 3)[1:-1, 1:-1]
+
+
+def _edge_band(mask: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of a mask that are at most `width` pixels from its edge, (h, w) bool."""
-    inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_C, 3)[1:-1, 1:-1]
-    return mask & (inside <= width)
+    return mask & (_inner_distance(mask) <= width)
 
 
-def _jump(z: np.ndarray, pitch: float) -> np.ndarray:
-    """Return the difference of depth between neighbours that no surface explains [m]."""
-    return 3 * math.sqrt(2) * depth_noise_std(z) + _STEEP * pitch * z
+def _jump_threshold(z: np.ndarray, pitch: float) -> np.ndarray:
+    """Return the depth difference between neighbours above which they are a jump [m]."""
+    return 3 * math.sqrt(2) * depth_noise_std(z) + _STEEPEST_SLOPE * pitch * z
 
 
-def _flying(view: DepthPatch) -> np.ndarray:
-    """Return where depth is a mixture of front and back, (h, w) bool.
+def _flying_pixels(patch: DepthPatch) -> np.ndarray:
+    """Return the pixels whose depth mixes foreground and background, (h, w) bool.
 
-    Such a pixel has something nearer on one side, and something farther, or nothing, on the
-    opposite one. The edge of a thin thing has nothing nearer beside it, and stays.
+    Such a pixel has a closer neighbour on one side, and a farther or invalid one on the opposite
+    side. The edge of a thin object has no closer neighbour and is kept.
     """
-    z = view.z
-    jump = _jump(z, view.pitch)
-    ringed = np.pad(z, 1, constant_values=np.nan)
+    z = patch.z
+    jump = _jump_threshold(z, patch.pitch)
+    padded = np.pad(z, 1, constant_values=np.nan)
     height, width = z.shape
     flying = np.zeros(z.shape, bool)
     for dv, du in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        one = ringed[1 - dv : 1 - dv + height, 1 - du : 1 - du + width]
-        other = ringed[1 + dv : 1 + dv + height, 1 + du : 1 + du + width]
-        for near, far in ((one, other), (other, one)):
+        first = padded[1 - dv : 1 - dv + height, 1 - du : 1 - du + width]
+        second = padded[1 + dv : 1 + dv + height, 1 + du : 1 + du + width]
+        for near, far in ((first, second), (second, first)):
             flying |= (z - near > jump) & ~(far - z < jump)  # ~: NaN counts as far
     return flying
 
 
-def _beside(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
-    """Return the strips at the mask's edge that a jump cuts off from what is within, (h, w) bool.
+def _neighbouring_strips(patch: DepthPatch, surface: np.ndarray) -> np.ndarray:
+    """Return strips of other surfaces at the mask's edge, cut off by a jump, (h, w) bool.
 
-    Where two things touch, such a strip of the other one hangs together with the thing; so it is
-    not enough to be connected: an edge pixel near a jump must be reached from within, straight.
+    If two objects touch, such a strip is connected with the object somewhere, so connection alone
+    is not enough. An edge pixel near a jump is kept only if `_MASK_MARGIN` steps along links or
+    fewer lead to it from the other pixels, and if its depth is near that of the pixels inside.
     """
-    surface, right, down = _links(view, kept)
-    depth_in = cv2.distanceTransform(np.pad(view.mask, 1).astype(np.uint8), cv2.DIST_C, 3)
-    depth_in = depth_in[1:-1, 1:-1]
-    # of a pencil all is edge: its middle half counts as within
-    thickness = cv2.dilate(depth_in, np.ones((21, 21), np.uint8))
-    edge = depth_in <= np.minimum(_SPILL, thickness / 2)
-    cut = np.zeros(kept.shape, np.uint8)
-    cut[:, 1:] |= surface[:, 1:] & surface[:, :-1] & ~right
-    cut[1:] |= surface[1:] & surface[:-1] & ~down
-    around = np.ones((2 * _SPILL + 1, 2 * _SPILL + 1), np.uint8)
-    doubtful = kept & edge & (cv2.dilate(cut * depth_in, around) >= depth_in)  # a cut farther in
-    reached = kept & ~doubtful
-    for _ in range(_SPILL):
+    linked, right, down = _links(patch, surface)
+    inner_distance = _inner_distance(patch.mask)
+    # a thin object, like a pencil, is all edge: its middle half counts as inside
+    thickness = cv2.dilate(inner_distance, np.ones((21, 21), np.uint8))
+    edge = inner_distance <= np.minimum(_MASK_MARGIN, thickness / 2)
+    jumps = np.zeros(surface.shape, np.uint8)
+    jumps[:, 1:] |= linked[:, 1:] & linked[:, :-1] & ~right
+    jumps[1:] |= linked[1:] & linked[:-1] & ~down
+    kernel = np.ones((2 * _MASK_MARGIN + 1, 2 * _MASK_MARGIN + 1), np.uint8)
+    behind_jump = cv2.dilate(jumps * inner_distance, kernel) >= inner_distance
+    doubtful = surface & edge & behind_jump
+    reached = _grow_along_links(surface & ~doubtful, linked, right, down)
+    inside = surface & ~edge
+    far = cv2.dilate(np.where(inside, patch.z, -_FAR), kernel) + 0.02
+    near = cv2.erode(np.where(inside, patch.z, _FAR), kernel) - 0.02
+    off = (far > 0) & ((patch.z > far) | (patch.z < near))
+    return doubtful & (~reached | off)
+
+
+def _grow_along_links(
+    seeds: np.ndarray, linked: np.ndarray, right: np.ndarray, down: np.ndarray
+) -> np.ndarray:
+    """Return seeds, (h, w) bool, grown by `_MASK_MARGIN` steps along the links of `_links`."""
+    reached = seeds
+    for _ in range(_MASK_MARGIN):
         grown = reached.copy()
         grown[:, 1:] |= reached[:, :-1] & right
         grown[:, :-1] |= reached[:, 1:] & right
         grown[1:] |= reached[:-1] & down
         grown[:-1] |= reached[1:] & down
-        reached = grown & surface
-    within = kept & ~edge
-    beyond = np.float32(1e6)
-    far = cv2.dilate(np.where(within, view.z, -beyond), around) + 0.02
-    near = cv2.erode(np.where(within, view.z, beyond), around) - 0.02
-    off = (far > 0) & ((view.z > far) | (view.z < near))
-    return doubtful & (~reached | off)
+        reached = grown & linked
+    return reached
 
 
-_RING, _AWAY, _MOST = 5, 0.025, 60  # pixels from the mask's edge; [m]; pixels of a speck
+def _isolated_groups(patch: DepthPatch, surface: np.ndarray) -> np.ndarray:
+    """Return small groups at the mask's edge that are far from the inner surface, (h, w) bool.
 
-
-def _specks(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
-    """Return small groups at the mask's edge that are far from all that is within, (h, w) bool.
-
-    Some pixels of a ramp from one surface to the next make no jump. What is as large as a handle
-    stays.
+    Such pixels are on a depth ramp between two surfaces that is too gradual to count as a jump.
+    Groups as large as a handle are kept.
     """
-    within = kept & ~_edge(view.mask, _RING)
-    if not within.any():
-        return within  # of a pencil all is edge
+    inside = surface & ~_edge_band(patch.mask, _RING)
+    if not inside.any():
+        return inside  # a thin object, like a pencil, is all edge
     _, nearest = cv2.distanceTransformWithLabels(
-        (~within).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        (~inside).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     points = np.empty((int(nearest.max()) + 1, 3), np.float32)
-    points[nearest[within]] = view.points[within]
-    # no farther than a surface seen at 70 degrees reaches across the ring
-    reach = np.maximum(_AWAY, 2.9 * _RING * view.pitch * view.z)
-    away = np.linalg.norm(view.points - points[nearest], axis=-1) > reach
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((kept & away).astype(np.uint8))
-    small = stats[:, cv2.CC_STAT_AREA] <= _MOST
-    small[0] = False
+    points[nearest[inside]] = patch.points[inside]
+    reach = np.maximum(_MIN_DISTANCE, _RING_SLOPE * _RING * patch.pitch * patch.z)
+    far = np.linalg.norm(patch.points - points[nearest], axis=-1) > reach
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((surface & far).astype(np.uint8))
+    small = stats[:, cv2.CC_STAT_AREA] <= _MAX_GROUP_PIXELS
+    small[0] = False  # the background
     return small[labels]
 
 
-_PIECES = 60  # largest ones that are looked at; a surface in more of them is noise
+def _object_pieces(patch: DepthPatch, surface: np.ndarray) -> np.ndarray:
+    """Return the main piece of a surface and the pieces that belong to it, (h, w) bool.
 
-
-def _own_pieces(view: DepthPatch, kept: np.ndarray) -> np.ndarray:
-    """Return the main piece of a surface and those that belong to it, (h, w) bool.
-
-    The main one has the most pixels, those at the mask's edge counting least. A thin piece, as of
-    a handle behind holes, belongs if it is next to the main one; a piece as thick as a thing, as
-    behind something that stands before it, may be farther off, but no farther than the main one
-    is long.
+    The main piece has the most pixels, weighted by their distance from the edge. A thin piece (a
+    handle behind invalid depth) belongs to it if it is close. A thick piece (the rest of an
+    occluded object) may be farther away, up to the length of the main piece.
     """
-    labels, count = _pieces(view, kept)
+    labels, count = _connected_pieces(patch, surface)
     if count <= 2:
-        return kept & (labels > 0)
-    depth_in = cv2.distanceTransform(np.pad(kept, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    chosen = labels[kept]
-    inner = depth_in[kept]
-    sizes = np.bincount(chosen, minlength=count)
-    main = int(np.bincount(chosen, np.minimum(inner, 8), count)[1:].argmax()) + 1
-    points = view.points[kept]
-    body = points[chosen == main]
-    body = body[:: -(-len(body) // 800)]
+        return surface & (labels > 0)
+    piece_of_pixel = labels[surface]
+    inner_distance = _inner_distance(surface, cv2.DIST_L2)[surface]
+    sizes = np.bincount(piece_of_pixel, minlength=count)
+    weights = np.bincount(piece_of_pixel, np.minimum(inner_distance, 8), count)
+    main = int(weights[1:].argmax()) + 1
+    points = patch.points[surface]
+    body = points[piece_of_pixel == main]
+    body = body[:: -(-len(body) // _BODY_SAMPLES)]
     length = float(np.linalg.norm(np.ptp(body, axis=0)))
     belongs = np.zeros(count, bool)
     belongs[main] = True
-    for label in np.argsort(-sizes)[:_PIECES]:
-        if label in (0, main) or sizes[label] < SPECK:
+    for label in np.argsort(-sizes)[:_MAX_PIECES]:
+        if label in (0, main) or sizes[label] < MIN_PIECE_PIXELS:
             continue
-        own = chosen == label
-        piece = points[own]
-        piece = piece[:: -(-len(piece) // 200)]
+        in_piece = piece_of_pixel == label
+        piece = points[in_piece]
+        piece = piece[:: -(-len(piece) // _PIECE_SAMPLES)]
         gaps = np.linalg.norm(piece[:, None] - body[None], axis=2).min(axis=1)
-        thick = inner[own].max() > 4 and sizes[label] > 0.1 * sizes[main]
-        belongs[label] = gaps.min() < length if thick else np.median(gaps) < 0.012
-    return kept & belongs[labels]
+        thick = inner_distance[in_piece].max() > 4 and sizes[label] > 0.1 * sizes[main]
+        belongs[label] = gaps.min() < length if thick else np.median(gaps) < _THIN_PIECE_GAP
+    return surface & belongs[labels]
 
 
-def _pieces(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the connected pieces of a surface, (h, w) int32 from 1, 0 outside, and their count+1.
+def _connected_pieces(patch: DepthPatch, surface: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return labels of the connected pieces, (h, w) int32 from 1, 0 outside, and their count + 1.
 
-    Drawn at twice the size, with a pixel between any two neighbours that hang together, OpenCV's
-    labels of a flat picture do it.
+    The surface is drawn at twice its size, with a pixel between linked neighbours: then OpenCV's
+    labels of a binary image respect the links.
     """
-    height, width = kept.shape
-    links = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
-    links[::2, ::2], links[::2, 1::2], links[1::2, ::2] = _links(view, kept)
-    count, labels = cv2.connectedComponents(links, connectivity=4)
+    height, width = surface.shape
+    canvas = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    canvas[::2, ::2], canvas[::2, 1::2], canvas[1::2, ::2] = _links(patch, surface)
+    count, labels = cv2.connectedComponents(canvas, connectivity=4)
     return labels[::2, ::2], count
 
 
-def _links(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what is surface, (h, w) bool, and which neighbours hang together.
+def _links(patch: DepthPatch, surface: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the surface with small holes closed, and which neighbours are linked.
 
-    To the right, (h, w - 1), and below, (h - 1, w), bool: no jump is between them. Over holes of
-    two pixels the nearer surface goes on.
+    The surface is (h, w) bool; links to the right (h, w - 1) and down (h - 1, w) bool are True
+    where no jump is between two pixels. Holes up to two pixels wide get the depth of the closer
+    surface beside them.
     """
-    beyond = np.float32(1e6)  # what OpenCV puts round a picture is finite, too
-    near = cv2.erode(np.where(kept, view.z, beyond), np.ones((3, 3), np.uint8))
-    hole = (near < beyond) & (view.mask | np.isnan(view.z))
-    z = np.where(kept, view.z, np.where(hole, near, np.nan))
-    jump = _jump(z, view.pitch)
+    near = cv2.erode(np.where(surface, patch.z, _FAR), np.ones((3, 3), np.uint8))
+    hole = (near < _FAR) & (patch.mask | np.isnan(patch.z))
+    z = np.where(surface, patch.z, np.where(hole, near, np.nan))
+    jump = _jump_threshold(z, patch.pitch)
     right = np.abs(z[:, 1:] - z[:, :-1]) < np.fmax(jump[:, 1:], jump[:, :-1])
     down = np.abs(z[1:] - z[:-1]) < np.fmax(jump[1:], jump[:-1])
     return np.isfinite(z), right, down
-
-
-def smooth_points_and_normals(view: DepthPatch, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return means of points, and unit normals towards the camera, (h, w, 3) float32 each.
-
-    Over some 4 mm to each side, so that noise is small beside the slope; NaN where unknown.
-    """
-    z = float(np.median(view.z[kept]))
-    half = int(np.clip(round(0.004 / (view.pitch * z)), 1, 8))
-    side = (2 * half + 1, 2 * half + 1)
-    weight = cv2.blur(kept.astype(np.float32), side, borderType=cv2.BORDER_CONSTANT)
-    means = cv2.blur(
-        np.where(kept[..., None], view.points, 0), side, borderType=cv2.BORDER_CONSTANT
-    )
-    with np.errstate(invalid='ignore', divide='ignore'):
-        means = np.where((weight > 0.3)[..., None], means / weight[..., None], np.nan)
-    ringed = np.pad(means, ((half, half), (half, half), (0, 0)), constant_values=np.nan)
-    right = ringed[half:-half, 2 * half :] - ringed[half:-half, : -2 * half]
-    down = ringed[2 * half :, half:-half] - ringed[: -2 * half, half:-half]
-    normals = np.cross(down, right)  # towards the camera: y is down
-    lengths = np.linalg.norm(normals, axis=-1, keepdims=True)
-    return means, normals / np.where(lengths > 0, lengths, np.nan)

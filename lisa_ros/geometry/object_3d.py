@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pixels to metres: what a mask and its depth say about the thing in space.
+"""A segmented object in 3D: points, centroid, boxes and confidence from a mask and its depth.
 
-Points are in the camera's optical frame (REP-103): x right, y down, z forward. Depth is metres
-along z, NaN where invalid, as `conversions.depth_to_metres` gives it (REP-118), on the picture's
-own pixels. Letters: H, W rows and columns of the picture, M points. Pure numpy and OpenCV; every
-function may be called in any thread.
+Points are in the camera's optical frame (REP-103: x right, y down, z forward). Depth is in metres
+along z, NaN where invalid (REP-118), on the image's own pixels, as
+`messages.image.depth_to_metres` returns it. Letters: H, W rows and columns of the image, M points.
+Pure numpy and OpenCV, any thread.
 """
 
 from __future__ import annotations
@@ -15,37 +15,32 @@ import numpy as np
 
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.depth_filter import (
-    SPECK,
+    MIN_PIECE_PIXELS,
     DepthPatch,
     object_surface_mask,
     smooth_points_and_normals,
 )
 from lisa_ros.geometry.oriented_box import Box, box_in_axes, fit_upright_box, principal_axes
-from lisa_ros.geometry.rgbd import _same_size
-from lisa_ros.geometry.support_plane import _floor_under, fit_support_plane
+from lisa_ros.geometry.rgbd import check_size, is_valid_depth
+from lisa_ros.geometry.support_plane import Plane, fit_support_plane, height_of_support
+from lisa_ros.perception.masks import bounding_box
 
-# ---------------------------------------------------------------- the camera
-
-
-# ---------------------------------------------------------------- the whole scene
-
-
-# ---------------------------------------------------------------- one thing
+_MARGIN = 4  # background around the mask that the depth filter gets [px]
 
 
 @dataclass(frozen=True, eq=False)
 class Object3D:
-    """One mask in space."""
+    """The visible surface of one object, and boxes around the object."""
 
     points: np.ndarray  # (M, 3) float32 [m]
     colours: np.ndarray  # (M, 3) uint8 RGB
-    pixels: np.ndarray  # (M, 2) int32, u and v of each point
-    centroid: np.ndarray  # (3,) float64, mean of the points: of the surface that is seen [m]
-    box: Box  # its third axis is up where gravity or a supporting plane is known
+    pixels: np.ndarray  # (M, 2) int32, image column u and row v of each point
+    centroid: np.ndarray  # (3,) float64, mean of the points [m]
+    box: Box  # its third axis is up where gravity or a support plane is known
     axes: np.ndarray  # (3, 3) float64, columns are the principal axes, the longest first
-    extent: np.ndarray  # (3,) float64, sizes of the points along `axes` [m]
-    nearest: np.ndarray  # (3,) float32, the point nearest to the camera [m]
-    confidence: float  # 0..1, share of the mask that became points, less where they are few
+    extent: np.ndarray  # (3,) float64, size of the points along `axes` [m]
+    nearest: np.ndarray  # (3,) float32, the point closest to the camera [m]
+    confidence: float  # 0..1: fraction of the mask that became points; lower for few points
 
 
 def localize_object(
@@ -55,68 +50,70 @@ def localize_object(
     camera: Camera,
     up: np.ndarray | None = None,
 ) -> Object3D | None:
-    """Return what a mask shows, in space; None if no valid point is left.
+    """Return the object of a mask in 3D; None if no pixel has a valid point.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        depth: (H, W) float32.
+        depth: (H, W) float32 metres.
         mask: (H, W) bool.
         camera: of the same pixels.
-        up: (3,) away from gravity, in the optical frame; None: the plane that it stands on says,
-            and without one the box follows the principal axes.
+        up: (3,) away from gravity, in the optical frame. None: the box uses the normal of the
+            support plane as up, or without such a plane the principal axes.
 
     Raises:
         ImageError: image, depth, mask and camera differ in size.
     """
     for pixels in (image[..., 0], depth, mask):
-        _same_size(pixels, camera)
-    view = _around(depth, mask, camera)
-    if view is None or not view.mask.any():
+        check_size(pixels, camera)
+    patch = _patch_around(depth, mask, camera)
+    if patch is None or not patch.mask.any():
         return None
     plane = fit_support_plane(depth, mask, camera, up)
-    kept = object_surface_mask(view, plane)
-    v, u = np.nonzero(kept)
+    surface = object_surface_mask(patch, plane)
+    v, u = np.nonzero(surface)
     if not v.size:
         return None
-    points = view.points[v, u]
-    smooth, normals = (rows[v, u] for rows in smooth_points_and_normals(view, kept))
-    upwards = up if up is not None else None if plane is None else plane.up
-    if upwards is None:
-        box = box_in_axes(points, principal_axes(points))
-    else:
-        spacing = view.pitch * float(np.median(points[:, 2]))
-        floor = _floor_under(points, plane, upwards)
-        box = fit_upright_box(points, smooth, normals, upwards, floor, spacing)
+    points = patch.points[v, u]
     axes = principal_axes(points)
-    rows, columns = v + view.corner[1], u + view.corner[0]
+    rows, columns = v + patch.corner[1], u + patch.corner[0]
     return Object3D(
         points=points,
         colours=image[rows, columns],
         pixels=np.stack([columns, rows], axis=1).astype(np.int32),
         centroid=points.mean(axis=0, dtype=np.float64),
-        box=box,
+        box=_fit_box(patch, surface, plane, up),
         axes=axes,
         extent=box_in_axes(points, axes).extent,
         nearest=points[(points**2).sum(axis=1).argmin()],
-        confidence=float(v.size / np.count_nonzero(mask) * v.size / (v.size + SPECK)),
+        confidence=float(v.size / np.count_nonzero(mask) * v.size / (v.size + MIN_PIECE_PIXELS)),
     )
 
 
-_MARGIN = 4  # pixels of the surroundings that tell a mask's edge from what lies behind
+def _fit_box(
+    patch: DepthPatch, surface: np.ndarray, plane: Plane | None, up: np.ndarray | None
+) -> Box:
+    """Return the box of a surface, (h, w) bool; upright if gravity or the plane is known."""
+    v, u = np.nonzero(surface)
+    points = patch.points[v, u]
+    if up is None:
+        if plane is None:
+            return box_in_axes(points, principal_axes(points))
+        up = plane.up
+    smooth, normals = (vectors[v, u] for vectors in smooth_points_and_normals(patch, surface))
+    spacing = patch.pitch * float(np.median(points[:, 2]))
+    floor = height_of_support(points, plane, up)
+    return fit_upright_box(points, smooth, normals, up, floor, spacing)
 
 
-def _around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> DepthPatch | None:
-    """Return the part of the picture that holds the mask; None if the mask is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
+def _patch_around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> DepthPatch | None:
+    """Return the part of the image that contains the mask; None if the mask is empty."""
+    x, y, width, height = bounding_box(mask)
+    if not width:
         return None
-    top, left = max(0, rows[0] - _MARGIN), max(0, columns[0] - _MARGIN)
-    part = np.s_[top : rows[-1] + 1 + _MARGIN, left : columns[-1] + 1 + _MARGIN]
-    z = depth[part]
-    z = np.where((z > 0) & (z < np.inf), z, np.float32(np.nan))
-    points = np.concatenate([camera.rays()[part] * z[..., None], z[..., None]], axis=-1)
-    inside = mask[part] & np.isfinite(points).all(axis=-1)
-    return DepthPatch(points, inside, (int(left), int(top)), float(1 / camera.k[0, 0]))
-
-
-# ---------------------------------------------------------------- what it stands on
+    top, left = max(0, y - _MARGIN), max(0, x - _MARGIN)
+    window = np.s_[top : y + height + _MARGIN, left : x + width + _MARGIN]
+    z = depth[window]
+    z = np.where(is_valid_depth(z), z, np.float32(np.nan))
+    points = np.concatenate([camera.rays()[window] * z[..., None], z[..., None]], axis=-1)
+    inside = mask[window] & np.isfinite(points).all(axis=-1)
+    return DepthPatch(points, inside, (left, top), float(1 / camera.k[0, 0]))

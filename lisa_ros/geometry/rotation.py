@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotation matrices and quaternions."""
+"""Rotation matrices and quaternions (x, y, z, w, as geometry_msgs/Quaternion). Any thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import numpy as np
 
 
 def matrix_to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Return x, y, z, w of a rotation matrix (3, 3), w not negative."""
-    # The eigenvector of Bar-Itzhack's matrix (2000): no case distinction.
+    """Return the unit quaternion x, y, z, w of a (3, 3) rotation matrix; w is not negative.
+
+    The eigenvector with the largest eigenvalue of a symmetric 4 x 4 matrix (Bar-Itzhack, "New
+    Method for Extracting the Quaternion from a Rotation Matrix", 2000): no case distinction.
+    """
     (a, b, c), (d, e, f), (g, h, i) = rotation
     matrix = np.array(
         [
@@ -24,7 +27,7 @@ def matrix_to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, flo
 
 
 def quaternion_to_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """Return the rotation matrix (3, 3) of a quaternion of length one."""
+    """Return the (3, 3) rotation matrix of a unit quaternion."""
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

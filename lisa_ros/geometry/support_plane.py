@@ -1,110 +1,157 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plane that an object stands on."""
+"""The plane that an object stands on, found in the depth around its mask.
+
+Metres, the camera's optical frame (REP-103). Letters: H, W rows and columns of the image, M
+points. Pure numpy and OpenCV, any thread.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import depth_noise_std
-from lisa_ros.geometry.oriented_box import Plane
-from lisa_ros.geometry.rgbd import _same_size
+from lisa_ros.geometry.rgbd import check_size, depth_noise_std, is_valid_depth
+from lisa_ros.perception.masks import bounding_box
+
+_MIN_RING_POINTS = 100  # with fewer points around the mask there is no plane
+_SAMPLED_POINTS = 1500  # points around the mask that RANSAC uses
+_HYPOTHESES = 200  # number of planes, each through three random points
+_REFINED_HYPOTHESES = 20  # planes with most inliers; refined until one supports the object
+_INLIER_STDS = 3  # standard deviations of depth noise within which a point is in the plane
+_MAX_TILT = 12.0  # between the normal of the plane and up, if up is known [degrees]
+_MAX_POINTS = 4000  # about this many around the mask, and as many inside it
+_MAX_GAP = 0.02  # from the plane to the lowest visible point of an object on it [m]
+_MAX_HIDDEN = 0.10  # the same while a plane is chosen; larger: the foot may be occluded [m]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The points p with up @ p == offset."""
+
+    up: np.ndarray  # (3,) unit normal, towards the camera and the object on the plane
+    offset: float  # [m]
+
+    def height(self, points: np.ndarray) -> np.ndarray:
+        """Return the height of (..., 3) points above the plane, (...) [m]."""
+        return points @ self.up.astype(points.dtype) - points.dtype.type(self.offset)
 
 
 def fit_support_plane(
     depth: np.ndarray, mask: np.ndarray, camera: Camera, up: np.ndarray | None = None
 ) -> Plane | None:
-    """Return the plane that a thing stands on, None if there is none round the mask.
+    """Return the plane that an object stands on; None if there is none around the mask.
 
-    RANSAC (Fischler and Bolles 1981) on the pixels round the mask, seeded so that the same
-    picture gives the same plane. The thing must be above it and begin near it.
+    RANSAC (Fischler and Bolles 1981) on the pixels around the mask, with a fixed seed: the same
+    input gives the same plane. The object must be above the plane and begin near it.
 
     Args:
-        depth: (H, W) float32.
+        depth: (H, W) float32 metres.
         mask: (H, W) bool.
         camera: of the same pixels.
-        up: (3,) away from gravity; a plane tilted more than 12 degrees against it is refused.
+        up: (3,) away from gravity; planes tilted against it by more than 12 degrees are refused.
+
+    Raises:
+        ImageError: depth and camera differ in size.
     """
-    _same_size(depth, camera)
-    ring, inside = _ring(depth, mask, camera)
-    if len(ring) < 100 or not len(inside):
+    check_size(depth, camera)
+    ring, inside = _points_around_and_inside(depth, mask, camera)
+    if len(ring) < _MIN_RING_POINTS or not len(inside):
         return None
     rng = np.random.default_rng(0)
-    some = ring[rng.choice(len(ring), min(len(ring), 1500), replace=False)].astype(np.float64)
-    corners = some[rng.integers(0, len(some), (200, 3))]
+    sample = rng.choice(len(ring), min(len(ring), _SAMPLED_POINTS), replace=False)
+    points = ring[sample].astype(np.float64)
+    normals, offsets = _plane_hypotheses(points, rng)
+    if up is not None:
+        cosines = normals @ (np.asarray(up) / np.linalg.norm(up))
+        level = cosines > np.cos(np.radians(_MAX_TILT))
+        normals, offsets = normals[level], offsets[level]
+    if not len(normals):
+        return None
+    distances = np.abs(points @ normals.T - offsets)
+    inliers = distances < _INLIER_STDS * depth_noise_std(points[:, 2:])
+    for best in np.argsort(-inliers.sum(axis=0))[:_REFINED_HYPOTHESES]:
+        plane = _refine(Plane(normals[best], float(offsets[best])), points)
+        if plane is not None and _supports(plane, inside):
+            return plane
+    return None
+
+
+def height_of_support(points: np.ndarray, plane: Plane | None, up: np.ndarray) -> float | None:
+    """Return the position along `up` of the plane below (M, 3) points [m]; None if not near.
+
+    `up` (3,) is a unit vector. The normal of the plane may differ from it: the position is that of
+    the point of the plane below the mean of the points.
+    """
+    if plane is None or np.quantile(plane.height(points), 0.01) > _MAX_GAP:
+        return None
+    mean = points.mean(axis=0, dtype=np.float64)
+    return float(np.asarray(up) @ (mean - plane.height(mean) * plane.up))
+
+
+def _points_around_and_inside(
+    depth: np.ndarray, mask: np.ndarray, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return valid points around the mask and inside it, (M, 3) float32 each, M about 4000."""
+    x, y, width, height = bounding_box(mask)
+    if not width:
+        return np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)
+    margin = max(24, (height + width - 2) // 4)  # [px]
+    window = np.s_[
+        max(0, y - margin) : y + height - 1 + margin,
+        max(0, x - margin) : x + width - 1 + margin,
+    ]
+    z, inside = depth[window], mask[window]
+    around = ~cv2.dilate(inside.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+    rays = camera.rays()[window]
+    usable = is_valid_depth(z) & np.isfinite(rays[..., 0])
+    return _thinned_points(around & usable, z, rays), _thinned_points(inside & usable, z, rays)
+
+
+def _thinned_points(area: np.ndarray, z: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Return the points of about `_MAX_POINTS` pixels of an area, (M, 3) float32."""
+    v, u = np.nonzero(area)
+    step = -(-len(v) // _MAX_POINTS) or 1
+    v, u = v[::step], u[::step]
+    distance = z[v, u, None]
+    return np.concatenate([rays[v, u] * distance, distance], axis=1)
+
+
+def _plane_hypotheses(
+    points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit normals (P, 3) and offsets (P,) of planes through random points of (M, 3).
+
+    The normals point towards the camera, which is above the plane.
+    """
+    corners = points[rng.integers(0, len(points), (_HYPOTHESES, 3))]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     lengths = np.linalg.norm(normals, axis=1)
     normals, origins = normals[lengths > 1e-7], corners[lengths > 1e-7, 0]
     normals /= lengths[lengths > 1e-7, None]
     offsets = (normals * origins).sum(axis=1)
-    turned = np.where(offsets > 0, -1.0, 1.0)  # the camera is above
-    normals, offsets = normals * turned[:, None], offsets * turned
-    if up is not None:
-        level = normals @ (np.asarray(up) / np.linalg.norm(up)) > np.cos(np.radians(12))
-        normals, offsets = normals[level], offsets[level]
-    if not len(normals):
-        return None
-    near = np.abs(some @ normals.T - offsets) < 3 * depth_noise_std(some[:, 2:])
-    for best in np.argsort(-near.sum(axis=0))[:20]:
-        plane = _refined(Plane(normals[best], float(offsets[best])), some)
-        if plane is not None and _carries(plane, inside):
-            return plane
-    return None
+    signs = np.where(offsets > 0, -1.0, 1.0)
+    return normals * signs[:, None], offsets * signs
 
 
-def _ring(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Return valid points round the mask and within it, (M, 3) float32 each, at most some 4000."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)
-    reach = max(24, (rows[-1] - rows[0] + columns[-1] - columns[0]) // 4)
-    part = np.s_[
-        max(0, rows[0] - reach) : rows[-1] + reach,
-        max(0, columns[0] - reach) : columns[-1] + reach,
-    ]
-    z, own = depth[part], mask[part]
-    apart = ~cv2.dilate(own.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
-    rays = camera.rays()[part]
-    found = []
-    for area in (apart, own):
-        v, u = np.nonzero(area & (z > 0) & (z < np.inf) & np.isfinite(rays[..., 0]))
-        step = -(-len(v) // 4000) or 1
-        v, u = v[::step], u[::step]
-        distance = z[v, u, None]
-        found.append(np.concatenate([rays[v, u] * distance, distance], axis=1))
-    return found[0], found[1]
-
-
-def _refined(plane: Plane, points: np.ndarray) -> Plane | None:
-    """Return the plane by least squares of the (M, 3) points near it; None if they are few."""
+def _refine(plane: Plane, points: np.ndarray) -> Plane | None:
+    """Return the least-squares plane of its inliers among (M, 3) points; None if they are few."""
     for _ in range(3):
-        near = points[np.abs(plane.height(points)) < 3 * depth_noise_std(points[:, 2])]
-        if len(near) < max(50, 0.15 * len(points)):
+        tolerance = _INLIER_STDS * depth_noise_std(points[:, 2])
+        inliers = points[np.abs(plane.height(points)) < tolerance]
+        if len(inliers) < max(50, 0.15 * len(points)):
             return None
-        middle = near.mean(axis=0)
-        up = np.linalg.eigh((near - middle).T @ (near - middle))[1][:, 0]
-        up = up * (-1.0 if up @ middle > 0 else 1.0)
-        plane = Plane(up, float(up @ middle))
+        mean = inliers.mean(axis=0)
+        up = np.linalg.eigh((inliers - mean).T @ (inliers - mean))[1][:, 0]
+        up = up * (-1.0 if up @ mean > 0 else 1.0)
+        plane = Plane(up, float(up @ mean))
     return plane
 
 
-_FOOT = 0.02  # what may be unseen of a thing between its lowest point and what carries it [m]
-
-
-_HIDDEN = 0.10  # the same where something stands before it: what is up is known all the same [m]
-
-
-def _carries(plane: Plane, points: np.ndarray) -> bool:
-    """Tell whether a thing's (M, 3) points begin near the plane and lie above it."""
+def _supports(plane: Plane, points: np.ndarray) -> bool:
+    """Return whether an object's (M, 3) points begin near the plane and lie above it."""
     height = plane.height(points)
-    begins = float(np.quantile(height, 0.02))
-    return bool(-_FOOT < begins < _HIDDEN and np.mean(height > -0.01) > 0.85)
-
-
-def _floor_under(points: np.ndarray, plane: Plane | None, up: np.ndarray) -> float | None:
-    """Return how far along `up` the plane lies below (M, 3) points [m], None if it is not near."""
-    if plane is None or np.quantile(plane.height(points), 0.01) > _FOOT:
-        return None
-    middle = points.mean(axis=0, dtype=np.float64)
-    return float(np.asarray(up) @ (middle - plane.height(middle) * plane.up))
+    lowest = float(np.quantile(height, 0.02))
+    return bool(-_MAX_GAP < lowest < _MAX_HIDDEN and np.mean(height > -0.01) > 0.85)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags without ROS: opened, and their pictures taken out."""
+"""Bags read without ROS: open a bag, read its images, look up when they arrived."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from rosbags.typesys import Stores, get_typestore
 
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
+from lisa_ros.messages.stamp import stamp_ns
 
 _READERS = {
     'sensor_msgs/msg/Image': image_to_rgb,
     'sensor_msgs/msg/CompressedImage': compressed_to_rgb,
 }
-_ZSTD = b'\x28\xb5\x2f\xfd'  # how its frames begin (RFC 8878); a CDR message begins with 0
+_ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 
 
 @dataclass(frozen=True)
 class BagImage:
-    """A picture of a bag."""
+    """An image of a bag."""
 
-    stamp: int  # of its header, or, where that says nothing, of the bag [ns]; no other has it
+    stamp: int  # of its header; if that is 0 or repeated, the recording time; unique [ns]
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
     frame_id: str = ''  # of its header
 
 
 @contextlib.contextmanager
 def open_bag(bag: Path) -> Iterator[AnyReader]:
-    """Give a rosbags reader of the bag.
+    """Open a bag and yield a rosbags reader.
 
     Args:
-        bag: a rosbag2 folder (mcap or sqlite3, whole or split, compressed or not), one that has
-            lost its metadata.yaml (unless messages or files are compressed one by one), a bare
-            .mcap or .db3, or a .bag of ROS 1.
+        bag: one of:
+            - a rosbag2 folder, mcap or sqlite3; it may be split and compressed. metadata.yaml may
+              be missing if neither messages nor files are compressed one by one;
+            - a single .mcap or .db3 file;
+            - a .bag of ROS 1.
 
     Raises:
-        DataError: it is not there, or no bag; the message says what is wrong with it.
+        DataError: the bag does not exist or cannot be read; the message says why.
     """
     if not bag.exists():
         raise DataError(f'there is no bag at {bag}')
@@ -53,14 +56,14 @@ def open_bag(bag: Path) -> Iterator[AnyReader]:
         paths = sorted(bag.glob('*.mcap')) or sorted(bag.glob('*.db3'))
         if not paths:
             raise DataError(
-                f'{bag} has no metadata.yaml, and no .mcap or .db3, which could be read without: '
-                f'`ros2 bag reindex {bag}` makes it anew'
+                f'{bag} has neither a metadata.yaml nor .mcap or .db3 files that can be read '
+                f'without it; recreate the metadata with `ros2 bag reindex {bag}`'
             )
     try:
         reader = AnyReader(paths, default_typestore=get_typestore(Stores.LATEST))
         reader.open()
     except (AnyReaderError, ValueError, OSError) as error:
-        raise DataError(f'{bag} is no rosbag2 bag that can be read: {error}') from error
+        raise DataError(f'{bag} cannot be read as a rosbag2 bag: {error}') from error
     try:
         yield reader
     finally:
@@ -68,34 +71,36 @@ def open_bag(bag: Path) -> Iterator[AnyReader]:
 
 
 def read_images(bag: Path, topic: str | None = None, every: float = 0.0) -> Generator[BagImage]:
-    """Yield the pictures of a topic, in the bag's order.
+    """Yield the images of a topic, in the order of the bag.
 
     Args:
-        bag: as `opened` takes it.
-        topic: of Image or CompressedImage; by default the bag's only one.
-        every: least time between two pictures, by their stamps [s]; 0: all of them.
+        bag: see `open_bag`.
+        topic: of Image or CompressedImage messages; None: the only one in the bag.
+        every: minimum time between two images, by their stamps [s]; 0: all images.
 
     Raises:
-        DataError: no bag, no such topic in it, or several and none was asked for; or a message
-            that is no picture.
+        DataError: the bag cannot be read; it has no such topic; `topic` is None and several topics
+            have images; or an image cannot be decoded.
     """
-    last, seen = None, set()
+    last_stamp, used_stamps = None, set()
     with open_bag(bag) as reader:
-        for connection, when, data in reader.messages(_connections(reader, bag, topic)):
-            if data[:4] == _ZSTD:
+        for connection, bag_time, raw_message in reader.messages(
+            _image_connections(reader, bag, topic)
+        ):
+            if raw_message[:4] == _ZSTD_MAGIC:
                 raise DataError(
-                    f'{bag}: its messages are compressed one by one, and the metadata.yaml that '
-                    f'says so is lost: `ros2 bag reindex {bag}` makes it anew'
+                    f'{bag}: messages are compressed one by one, and the metadata.yaml that says '
+                    f'so is missing; recreate it with `ros2 bag reindex {bag}`'
                 )
-            message = reader.deserialize(data, connection.msgtype)
-            stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-            if stamp == 0 or stamp in seen:
-                stamp = when  # a driver without a clock: the bag's own time
-            # a stamp before the last one: the clock began anew
-            if last is not None and 0 <= stamp - last < every * 1e9:
+            message = reader.deserialize(raw_message, connection.msgtype)
+            stamp = stamp_ns(message.header)
+            if stamp == 0 or stamp in used_stamps:
+                stamp = bag_time  # the driver does not set stamps
+            # a stamp before the last one: the clock was reset
+            if last_stamp is not None and 0 <= stamp - last_stamp < every * 1e9:
                 continue
-            last = stamp
-            seen.add(stamp)
+            last_stamp = stamp
+            used_stamps.add(stamp)
             try:
                 pixels = _READERS[connection.msgtype](message)
             except ImageError as error:
@@ -103,58 +108,59 @@ def read_images(bag: Path, topic: str | None = None, every: float = 0.0) -> Gene
             yield BagImage(stamp, pixels, message.header.frame_id)
 
 
-def prefetch(frames: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
-    """Yield the same frames in the same order, the next few being read and decoded meanwhile.
+def prefetch(images: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
+    """Yield the same images in the same order; the next ones are decoded in the background.
 
     Args:
-        frames: used by one thread of its own, which ends with this iterator.
-        depth: frames that wait at most.
+        images: iterated on a decoding thread, which ends with this iterator.
+        depth: maximum number of images decoded ahead.
 
     Raises:
-        Whatever `frames` raises, at its place.
+        Exception: what `images` raises, at the same position.
     """
     with ThreadPoolExecutor(1, thread_name_prefix='decoding') as decoder:
-        waiting = deque(decoder.submit(next, frames, None) for _ in range(depth))
+        pending = deque(decoder.submit(next, images, None) for _ in range(depth))
         try:
-            while (frame := waiting.popleft().result()) is not None:
-                waiting.append(decoder.submit(next, frames, None))
-                yield frame
+            while (image := pending.popleft().result()) is not None:
+                pending.append(decoder.submit(next, images, None))
+                yield image
         finally:
-            for one in waiting:
-                one.cancel()
-            decoder.submit(frames.close)  # a bag is closed where it was read
+            for future in pending:
+                future.cancel()
+            decoder.submit(images.close)  # the thread that reads the bag also closes it
 
 
 def image_times(bag: Path, topic: str) -> dict[int, float]:
-    """Return when each picture of a topic comes, [s from the bag's start] by its stamp [ns].
+    """Return the recording time of each image, from the bag's start [s], by its stamp [ns].
 
     Raises:
-        DataError: as `pictures`; or a picture's stamp is not its own.
+        DataError: as `read_images`; or a stamp is 0 or repeated.
     """
     times: dict[int, float] = {}
     with open_bag(bag) as reader:
-        for connection, when, data in reader.messages(_connections(reader, bag, topic)):
-            stamp = reader.deserialize(data, connection.msgtype).header.stamp
-            key = stamp.sec * 1_000_000_000 + stamp.nanosec
-            if key == 0 or key in times:
+        for connection, bag_time, raw_message in reader.messages(
+            _image_connections(reader, bag, topic)
+        ):
+            stamp = stamp_ns(reader.deserialize(raw_message, connection.msgtype).header)
+            if stamp == 0 or stamp in times:
                 raise DataError(
-                    f'{bag}, {topic}: stamp {key} is not of one picture alone, so an answer could '
-                    'not be told from another: evaluate it offline'
+                    f'{bag}, {topic}: stamp {stamp} is 0 or repeated, so answers cannot be '
+                    'matched to images: evaluate the bag offline (without --live)'
                 )
-            times[key] = (when - reader.start_time) / 1e9
+            times[stamp] = (bag_time - reader.start_time) / 1e9
     return times
 
 
-def _connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
-    """Return where the pictures of a topic come from."""
-    found = [c for c in reader.connections if c.msgtype in _READERS]
-    topics = sorted({c.topic for c in found})
+def _image_connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
+    """Return the connections of an image topic; topic None: the only one with images."""
+    connections = [c for c in reader.connections if c.msgtype in _READERS]
+    topics = sorted({c.topic for c in connections})
     if topic is None and len(topics) == 1:
-        return found
-    chosen = [c for c in found if c.topic == topic]
+        return connections
+    chosen = [c for c in connections if c.topic == topic]
     if not chosen:
-        asked = f'no pictures on {topic}' if topic else 'more than one topic of pictures, or none'
+        problem = f'no images on {topic}' if topic else 'more than one topic with images, or none'
         raise DataError(
-            f'{bag}: {asked}; expected --topic to be one of {", ".join(topics) or "none"}'
+            f'{bag}: {problem}; expected --topic to be one of {", ".join(topics) or "none"}'
         )
     return chosen

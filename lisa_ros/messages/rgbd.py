@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an answer's things are: the frame's depth on its picture's pixels, and what masks cut out.
+"""Build an image with registered depth and camera from messages; locate masks in 3D.
 
-No ROS here: messages are read by field, as conversions.py does. Positions are metres in the
-picture's optical frame (REP-103). Any thread.
+Messages are read field by field, see image.py; no ROS import. Positions are metres in the image's
+optical frame (REP-103). Any thread.
 """
 
 from __future__ import annotations
@@ -16,71 +16,73 @@ import numpy as np
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import Object3D, localize_object
-from lisa_ros.geometry.rgbd import depth_to_cloud, pack_xyzrgb, resize_registered_depth
-from lisa_ros.messages.image import camera_from_info, depth_to_metres
+from lisa_ros.geometry.point_cloud import depth_to_cloud, pack_xyzrgb
+from lisa_ros.geometry.rgbd import resize_registered_depth
+from lisa_ros.messages.camera_info import camera_from_info
+from lisa_ros.messages.image import depth_to_metres
 
 
 @dataclass(frozen=True, eq=False)
 class RgbdFrame:
-    """A picture with its depth, pixel by pixel."""
+    """An image with the depth of each pixel."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     depth: np.ndarray  # (H, W) float32 metres, NaN where invalid
-    camera: Camera
+    camera: Camera  # of the same pixels
 
     def localize(self, masks: np.ndarray, up: np.ndarray | None = None) -> list[Object3D | None]:
-        """Return what each of (N, H, W) masks shows in space, None where no depth is valid.
+        """Return the object of each mask in 3D, None without valid depth.
 
         Args:
-            masks: bool.
+            masks: (N, H, W) bool.
             up: (3,) away from gravity, in the optical frame; None: unknown.
         """
         return [localize_object(self.image, self.depth, mask, self.camera, up) for mask in masks]
 
     def cloud(self) -> np.ndarray:
-        """Return the organized cloud of the whole picture, (H, W, 4) float32, see clouds.py."""
+        """Return the organized cloud of the whole image, (H, W, 4) float32: x, y, z, rgb."""
         return depth_to_cloud(self.image, self.depth, self.camera)
 
 
 def rgbd_from_messages(
     image: np.ndarray, image_message: Any, depth: Any, info: Any, *, rectified: bool = False
 ) -> RgbdFrame:
-    """Return the space that a picture shows.
+    """Return an image with its depth and camera.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        image_message: whose `header.frame_id` the depth's is compared with.
-        depth: sensor_msgs/Image of depth registered to the picture (REP-118), or None.
-        info: sensor_msgs/CameraInfo of the picture, or None.
-        rectified: see `conversions.camera`.
+        image: (H, W, 3) uint8 RGB, the pixels of `image_message`.
+        image_message: its `header.frame_id` must be that of the depth.
+        depth: sensor_msgs/Image of depth registered to the image (REP-118), or None.
+        info: sensor_msgs/CameraInfo of the image, or None.
+        rectified: the image is rectified, see `camera_from_info`.
 
     Raises:
-        ImageError: one is missing, or they do not fit together; the message names the cure.
+        ImageError: a message is missing, or sizes or frames differ; the text names the cure.
     """
     if depth is None:
-        raise ImageError('no depth came with the image: is depth remapped, and registered?')
+        raise ImageError('no depth came with the image: remap depth to a registered depth topic')
     if info is None:
-        raise ImageError('there is depth, but no camera_info: is camera_info remapped?')
+        raise ImageError('there is depth, but no camera_info: remap camera_info to its topic')
     height, width = image.shape[:2]
-    known = camera_from_info(info, rectified)
-    if 0 in known.size:  # a driver that says no size
-        known = Camera(known.k, (width, height), known.distortion, known.model)
-    if known.size != (width, height):
+    camera = camera_from_info(info, rectified)
+    if 0 in camera.size:  # the driver does not publish the size
+        camera = Camera(camera.k, (width, height), camera.distortion, camera.distortion_model)
+    if camera.size != (width, height):
         raise ImageError(
-            f'camera_info is of pictures of {known.size[0]} x {known.size[1]} pixels, the image '
-            f'has {width} x {height}: take the camera_info that is published beside this image'
+            f'camera_info is for images of {camera.size[0]} x {camera.size[1]} pixels, the image '
+            f'has {width} x {height}: use the camera_info that is published with this image'
         )
     metres = resize_registered_depth(
         depth_to_metres(depth),
-        known,
+        camera,
         frame=image_message.header.frame_id,
         depth_frame=depth.header.frame_id,
     )
-    known.rays()  # a lens that is not supported is said here
-    return RgbdFrame(image, metres, known)
+    camera.rays()  # raises here if the distortion model is not supported
+    return RgbdFrame(image, metres, camera)
 
 
-def objects_cloud(things: Sequence[Object3D | None]) -> np.ndarray:
-    """Return the points of all things in one cloud, (M, 4) float32, see clouds.py."""
-    there = [pack_xyzrgb(one.points, one.colours) for one in things if one is not None]
-    return np.concatenate(there) if there else np.empty((0, 4), np.float32)
+def objects_cloud(objects: Sequence[Object3D | None]) -> np.ndarray:
+    """Return the points of all objects in one cloud, (M, 4) float32: x, y, z, rgb."""
+    clouds = [pack_xyzrgb(o.points, o.colours) for o in objects if o is not None]
+    return np.concatenate(clouds) if clouds else np.empty((0, 4), np.float32)

@@ -1,71 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results to messages and back, field by field, of whatever make: rclpy's or those of rosbags.
+"""Convert results to messages and back, for classes of rclpy or rosbags; no ROS import.
 
-Every message carries the source image's header.
+Every message carries the header of the source image. Positions in 3D are metres in its frame.
+Letters: N masks, H, W rows and columns of the image, M points. Any thread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lisa_ros.geometry import rgbd
+from lisa_ros.errors import ImageError
 from lisa_ros.geometry.object_3d import Object3D
+from lisa_ros.geometry.oriented_box import Box
 from lisa_ros.geometry.rotation import matrix_to_quaternion
 from lisa_ros.messages.image import image_fields, image_to_rgb, mask_fields
+from lisa_ros.messages.point_cloud import FLOAT32, POINT_FIELDS, point_cloud2_fields
 from lisa_ros.perception import masks
 from lisa_ros.results import Segmentation, Status
 from lisa_ros.tracking.tracker import TrackingState
 
-# What the values of ~/mask are called: the background, then the answer's things in their order. Of
-# more things than have a name Nav2's layer takes no notice; and it logs an error for every name
-# that its user has not configured, so they are few.
+# Names of the values 0 to 16 of ~/mask: the background, then the objects in the order of the
+# answer. There are few because Nav2's semantic layer logs an error for each name that is not
+# configured; it ignores values without a name.
 LABELS = ('background', *(f'target_{number}' for number in range(1, 17)))
+
+
+class MessageType(Protocol):
+    """A message class, or a function that creates a message."""
+
+    def __call__(self, **fields: Any) -> Any:
+        """Return a message with these fields; the others have their defaults."""
 
 
 @dataclass(frozen=True)
 class MessageFactory:
-    """Makes messages of given types."""
+    """Creates messages of the given classes."""
 
-    types: Mapping[str, Callable[..., Any]]  # by name, as sensor_msgs/msg/Image; fields by name
+    # a constructor for each name such as 'sensor_msgs/msg/Image'; it takes fields by keyword
+    types: Mapping[str, MessageType]
 
     def image(self, header: Any, fields: dict[str, Any]) -> Any:
-        """Return the fields of `conversions.image_fields` as an Image."""
+        """Return an Image with the fields of `image_fields` or `mask_fields`."""
         return self.types['sensor_msgs/msg/Image'](header=header, **fields)
 
     def cloud(self, header: Any, points: np.ndarray) -> Any:
-        """Return (M, 4) or organized (H, W, 4) points of `clouds` as a PointCloud2."""
-        field = self.types['sensor_msgs/msg/PointField']
+        """Return a PointCloud2 of points (M, 4) or an organized cloud (H, W, 4): x, y, z, rgb."""
+        make_field = self.types['sensor_msgs/msg/PointField']
         fields = [
-            field(name=name, offset=offset, datatype=rgbd.FLOAT32, count=1)
-            for name, offset in rgbd.FIELDS.items()
+            make_field(name=name, offset=offset, datatype=FLOAT32, count=1)
+            for name, offset in POINT_FIELDS.items()
         ]
         make = self.types['sensor_msgs/msg/PointCloud2']
-        return make(header=header, fields=fields, **rgbd.point_cloud2_fields(points))
+        return make(header=header, fields=fields, **point_cloud2_fields(points))
 
     def segmentation(
         self,
         header: Any,
         result: Segmentation,
-        things: Sequence[Object3D | None] = (),
+        objects: Sequence[Object3D | None] = (),
         place_reason: str = '',
         tracked: TrackingState | None = None,
     ) -> Any:
         """Return a result as lisa_ros/msg/Segmentation.
 
         Args:
-            header: of the source image; an empty one if there was no image yet.
+            header: of the source image; an empty header if there was no image.
             result: its first 254 masks become instances, numbered from 1 as in ~/mask.
-            things: for each mask its place in the header's frame, None where unknown; or nothing.
-            place_reason: why places are unknown.
-            tracked: what the result's masks were carried to, if they were.
+            objects: the object of each mask in the header's frame, None if unknown; or empty.
+            place_reason: why 3D positions are unknown; empty if all are known.
+            tracked: the state of the tracker that the masks come from; None for an answer.
         """
-        count = min(len(result.masks), 254)
-        things = things or [None] * count
+        count = min(len(result.masks), masks.MAX_MASKS)
+        objects = objects or [None] * count
         return self.types['lisa_ros/msg/Segmentation'](
             header=header,
             query=result.query,
@@ -79,7 +90,7 @@ class MessageFactory:
                     i + 1,
                     result.masks[i],
                     float(result.scores[i]),
-                    things[i],
+                    objects[i],
                     tracked=tracked is None or bool(tracked.tracked[i]),
                     drift=0.0 if tracked is None else float(tracked.drift[i]),
                 )
@@ -87,8 +98,10 @@ class MessageFactory:
             ],
             place_reason=place_reason,
             age=0.0 if tracked is None else float(tracked.age),
-            stages=list(result.timings),
-            seconds=[float(seconds) for seconds in result.timings.values()],
+            timings=[
+                self.types['lisa_ros/msg/StageTime'](stage=stage, seconds=float(seconds))
+                for stage, seconds in result.timings.items()
+            ],
         )
 
     def instance(
@@ -97,77 +110,89 @@ class MessageFactory:
         number: int,
         mask: np.ndarray,
         score: float,
-        thing: Object3D | None = None,
+        located: Object3D | None = None,
         *,
         tracked: bool = True,
         drift: float = 0.0,
     ) -> Any:
-        """Return one mask, (H, W) bool, as lisa_ros/msg/Instance; the rest as `segmentation`."""
+        """Return one mask as lisa_ros/msg/Instance.
+
+        Args:
+            header: of the source image.
+            number: of the mask in ~/mask, 1..254.
+            mask: (H, W) bool; the message carries the part inside its bounding box.
+            score: of the mask, 0..1.
+            located: the object in the header's frame; None if unknown.
+            tracked: whether the tracker still sees the object.
+            drift: of the tracker, 0..1.
+        """
         x, y, width, height = masks.bounding_box(mask)
-        nowhere = np.full(3, math.nan)
+        cropped = mask[y : y + height, x : x + width]
+        unknown = np.full(3, math.nan)
+        box = located.box if located else Box(unknown, np.eye(3), unknown)
         return self.types['lisa_ros/msg/Instance'](
             id=number,
             score=score,
+            image_height=mask.shape[0],
+            image_width=mask.shape[1],
             box=self.types['sensor_msgs/msg/RegionOfInterest'](
                 x_offset=x, y_offset=y, width=width, height=height, do_rectify=False
             ),
             area=masks.area(mask),
-            mask=self.image(header, mask_fields(mask)),
-            centroid=self.point(thing.centroid if thing else nowhere),
-            box_pose=self.pose(
-                *((thing.box.centre, thing.box.rotation) if thing else (nowhere, np.eye(3)))
-            ),
-            box_size=self.vector(thing.box.extent if thing else nowhere),
-            nearest=self.point(thing.nearest if thing else nowhere),
-            depth_confidence=thing.confidence if thing else 0.0,
+            mask=self.image(header, mask_fields(cropped)),
+            centroid=self.point(located.centroid if located else unknown),
+            box_pose=self.pose(box.centre, box.rotation),
+            box_size=self.vector(box.extent),
+            nearest=self.point(located.nearest if located else unknown),
+            depth_confidence=located.confidence if located else 0.0,
             tracked=tracked,
             drift=drift,
         )
 
     def point(self, position: np.ndarray) -> Any:
-        """Return (3,) metres as geometry_msgs/Point."""
+        """Return a position, (3,) metres, as geometry_msgs/Point."""
         x, y, z = map(float, position)
         return self.types['geometry_msgs/msg/Point'](x=x, y=y, z=z)
 
     def vector(self, lengths: np.ndarray) -> Any:
-        """Return (3,) metres as geometry_msgs/Vector3."""
+        """Return lengths, (3,) metres, as geometry_msgs/Vector3."""
         x, y, z = map(float, lengths)
         return self.types['geometry_msgs/msg/Vector3'](x=x, y=y, z=z)
 
     def pose(self, position: np.ndarray, rotation: np.ndarray) -> Any:
-        """Return (3,) metres and (3, 3), whose columns are the axes, as geometry_msgs/Pose."""
+        """Return a position, (3,) metres, and a (3, 3) rotation matrix as geometry_msgs/Pose."""
         x, y, z, w = matrix_to_quaternion(rotation)
-        turned = self.types['geometry_msgs/msg/Quaternion'](x=x, y=y, z=z, w=w)
+        orientation = self.types['geometry_msgs/msg/Quaternion'](x=x, y=y, z=z, w=w)
         return self.types['geometry_msgs/msg/Pose'](
-            position=self.point(position), orientation=turned
+            position=self.point(position), orientation=orientation
         )
 
     def label_image(self, header: Any, result: Segmentation) -> Any:
-        """Return all masks in one mono8 Image: 0 background, 1..254 the instance."""
+        """Return all masks in one mono8 Image: 0 is the background, 1..254 the instance."""
         labels = masks.label_image(result.masks, result.mask_logits)
         return self.image(header, image_fields(labels, 'mono8'))
 
     def confidence_image(self, header: Any, result: Segmentation) -> Any:
-        """Return how sure the model is of each pixel as a mono8 Image, 0..255."""
+        """Return the mask probability of each pixel as a mono8 Image: 0..255 for 0..1."""
         return self.image(
             header, image_fields(masks.confidence_image(result.mask_logits), 'mono8')
         )
 
-    def target(self, header: Any, thing: Object3D) -> Any:
-        """Return centroid and principal axes, the longest as x, as geometry_msgs/PoseStamped."""
-        make = self.types['geometry_msgs/msg/PoseStamped']
-        return make(header=header, pose=self.pose(thing.centroid, thing.axes))
+    def target(self, header: Any, located: Object3D) -> Any:
+        """Return an object as geometry_msgs/PoseStamped: centroid, and its longest axis as x."""
+        pose = self.pose(located.centroid, located.axes)
+        return self.types['geometry_msgs/msg/PoseStamped'](header=header, pose=pose)
 
     def detections(self, header: Any, result: Segmentation) -> Any:
-        """Return the masks' boxes as vision_msgs/Detection2DArray [pixels of the image]."""
-        found = []
-        for i, mask in enumerate(result.masks[:254]):
+        """Return the bounding boxes of the masks as vision_msgs/Detection2DArray [px]."""
+        detections = []
+        for i, mask in enumerate(result.masks[: masks.MAX_MASKS]):
             x, y, width, height = masks.bounding_box(mask)
             if not width:
-                continue  # lost by the tracker
-            middle = self.types['vision_msgs/msg/Point2D'](x=x + width / 2, y=y + height / 2)
-            centre = self.types['vision_msgs/msg/Pose2D'](position=middle, theta=0.0)
-            found.append(
+                continue  # an empty mask: the tracker has lost the object
+            position = self.types['vision_msgs/msg/Point2D'](x=x + width / 2, y=y + height / 2)
+            centre = self.types['vision_msgs/msg/Pose2D'](position=position, theta=0.0)
+            detections.append(
                 self.types['vision_msgs/msg/Detection2D'](
                     header=header,
                     id=str(i + 1),
@@ -179,73 +204,95 @@ class MessageFactory:
                     ),
                 )
             )
-        make = self.types['vision_msgs/msg/Detection2DArray']
-        return make(header=header, detections=found)
+        make_array = self.types['vision_msgs/msg/Detection2DArray']
+        return make_array(header=header, detections=detections)
 
     def detections_3d(
-        self, header: Any, result: Segmentation, things: Sequence[Object3D | None]
+        self, header: Any, result: Segmentation, objects: Sequence[Object3D | None]
     ) -> Any:
-        """Return the boxes of the things whose place is known as vision_msgs/Detection3DArray."""
-        make = self.types['vision_msgs/msg/Detection3DArray']
-        found = [
+        """Return the boxes of the located objects as vision_msgs/Detection3DArray."""
+        detections = [
             self.types['vision_msgs/msg/Detection3D'](
                 header=header,
                 id=str(i + 1),
-                results=[self._hypothesis(i, result, thing)],
+                results=[self._hypothesis(i, result, located)],
                 bbox=self.types['vision_msgs/msg/BoundingBox3D'](
-                    center=self.pose(thing.box.centre, thing.box.rotation),
-                    size=self.vector(thing.box.extent),
+                    center=self.pose(located.box.centre, located.box.rotation),
+                    size=self.vector(located.box.extent),
                 ),
             )
-            for i, thing in enumerate(things[:254])
-            if thing is not None
+            for i, located in enumerate(objects[: masks.MAX_MASKS])
+            if located is not None
         ]
-        return make(header=header, detections=found)
+        make_array = self.types['vision_msgs/msg/Detection3DArray']
+        return make_array(header=header, detections=detections)
 
-    def _hypothesis(self, index: int, result: Segmentation, thing: Object3D | None = None) -> Any:
-        """Return class (as ~/label_info names the mask's number), score and, if known, pose."""
-        made = self.types['vision_msgs/msg/ObjectHypothesisWithPose']()
+    def _hypothesis(
+        self, index: int, result: Segmentation, located: Object3D | None = None
+    ) -> Any:
+        """Return a mask's class name as in ~/label_info, its score and, if known, its pose."""
+        hypothesis = self.types['vision_msgs/msg/ObjectHypothesisWithPose']()
         number = index + 1
-        made.hypothesis.class_id = LABELS[number] if number < len(LABELS) else f'target_{number}'
-        made.hypothesis.score = float(result.scores[index])
-        if thing is not None:
-            made.pose.pose = self.pose(thing.centroid, thing.axes)
-        return made
+        name = LABELS[number] if number < len(LABELS) else f'target_{number}'
+        hypothesis.hypothesis.class_id = name
+        hypothesis.hypothesis.score = float(result.scores[index])
+        if located is not None:
+            hypothesis.pose.pose = self.pose(located.centroid, located.axes)
+        return hypothesis
 
     def label_info(self, header: Any) -> Any:
-        """Return what the values of ~/mask are as vision_msgs/LabelInfo."""
-        one = self.types['vision_msgs/msg/VisionClass']
-        names = [one(class_id=i, class_name=name) for i, name in enumerate(LABELS)]
+        """Return the names of the values of ~/mask as vision_msgs/LabelInfo."""
+        make_class = self.types['vision_msgs/msg/VisionClass']
+        classes = [make_class(class_id=i, class_name=name) for i, name in enumerate(LABELS)]
         return self.types['vision_msgs/msg/LabelInfo'](
-            header=header, class_map=names, threshold=0.0
+            header=header, class_map=classes, threshold=0.0
         )
 
 
 def result_from_message(message: Any) -> Segmentation:
-    """Return the result that a lisa_ros/msg/Segmentation tells.
+    """Return the result of a lisa_ros/msg/Segmentation; its masks have the size of the image.
 
-    Of logits only the sign travels: they are infinite here. Tokens and evidence do not travel.
+    The message carries no logits and no details: the logits are plus or minus infinity here, and
+    `details` is None.
+
+    Raises:
+        ImageError: a mask cannot be read, see `mask_from_message`.
     """
-    found = [mask_from_message(instance.mask) for instance in message.instances]
-    together = np.stack(found) if found else np.zeros((0, 0, 0), bool)
+    instance_masks = [mask_from_message(instance) for instance in message.instances]
+    full_masks = np.stack(instance_masks) if instance_masks else np.zeros((0, 0, 0), bool)
     return Segmentation(
         query=message.query,
         answer=message.answer,
         answer_raw=message.answer_raw,
-        token_ids=(),
-        masks=together,
-        mask_logits=np.where(together, np.inf, -np.inf).astype(np.float32),
+        masks=full_masks,
+        mask_logits=np.where(full_masks, np.inf, -np.inf).astype(np.float32),
         scores=np.array([instance.score for instance in message.instances], np.float32),
         status=Status(message.status),
         reason=message.reason,
-        timings=dict(zip(message.stages, map(float, message.seconds), strict=True)),
+        timings={time.stage: float(time.seconds) for time in message.timings},
     )
 
 
-def mask_from_message(image: Any) -> np.ndarray:
-    """Return the mask of an Instance, (H, W) bool.
+def mask_from_message(instance: Any) -> np.ndarray:
+    """Return the full-size mask of a lisa_ros/msg/Instance, (image_height, image_width) bool.
+
+    The message carries only the part inside the bounding box; it is pasted back here.
 
     Raises:
-        ImageError: it is no image that can be read.
+        ImageError: the mask is not a readable image of the size of the box, or the box does not
+            lie in the image.
     """
-    return image_to_rgb(image)[:, :, 0] > 0
+    box, size = instance.box, (instance.image_height, instance.image_width)
+    full = np.zeros(size, bool)
+    if not box.width or not box.height:
+        return full
+    cropped = image_to_rgb(instance.mask)[:, :, 0] > 0
+    window = full[box.y_offset : box.y_offset + box.height, box.x_offset :][:, : box.width]
+    if not cropped.shape == window.shape == (box.height, box.width):
+        raise ImageError(
+            f'mask of {cropped.shape[1]} x {cropped.shape[0]} pixels, box of {box.width} x '
+            f'{box.height} at ({box.x_offset}, {box.y_offset}), image of {size[1]} x {size[0]}: '
+            'expected a mask of the size of its box, and a box inside the image'
+        )
+    window[:] = cropped
+    return full

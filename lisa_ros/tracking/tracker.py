@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Tracker protocol: what every tracker does."""
+"""The Tracker protocol: masks of an answer, propagated to newer frames."""
 
 from __future__ import annotations
 
@@ -11,58 +11,95 @@ import numpy as np
 
 from lisa_ros.errors import ImageError, TrackingError
 
-LATE = 1_000_000_000  # how far before the newest frame one may lie that is asked about [ns]
+MAX_REFERENCE_AGE = 1_000_000_000  # a reference may be this much older than the newest [ns]
+# Reference frames that wait for masks. With more the oldest is dropped: its query has ended.
+MAX_OPEN_REFERENCES = 4
 
 
 @dataclass(frozen=True)
 class TrackingState:
-    """Where the things of an answer are on the newest frame."""
+    """The objects of an answer on the newest frame. Do not modify the arrays."""
 
     stamp: int  # of that frame [ns]
-    masks: np.ndarray  # (N, H, W) bool; empty for what is lost
-    tracked: np.ndarray  # (N,) bool; False: lost (hidden, out of the picture, nothing like it was)
-    drift: np.ndarray  # (N,) float32 0..1; 0 as sure as the answer, 1 nothing of it remains
-    age: float  # from the answer's frame to this one [s]
+    masks: np.ndarray  # (N, H, W) bool; empty for a lost object
+    tracked: np.ndarray  # (N,) bool; False: lost (occluded, out of the image, or changed)
+    drift: np.ndarray  # (N,) float32 0..1; 0 as reliable as the answer, 1 lost
+    age: float  # stamp of this frame minus that of the answer's frame [s]
 
 
 class Tracker(Protocol):
-    """Carries masks; the frames come in the order of their stamps.
+    """Propagates the masks of an answer from its frame to each newer frame.
 
-    A frame of another size, or one older than the newest (a bag begins anew), forgets all.
-    Pictures are (H, W, 3) uint8 RGB, depth is (H, W) float32 metres, NaN where invalid, or None.
+    An answer arrives seconds after its frame. So a query marks its frame first (`set_reference`),
+    newer frames follow (`update`), and the masks come later (`set_masks`).
+
+    Frames arrive in the order of their stamps. A frame of another size, or one older than the
+    newest frame (a bag that starts again), resets the tracker. Images are (H, W, 3) uint8 RGB,
+    depth is (H, W) float32 metres, NaN where invalid, or None.
+
+    Threads: not thread-safe; each tracker belongs to one thread.
     """
 
     def set_reference(
         self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None
     ) -> None:
-        """Note that the model is asked about this frame, the newest or one shortly before it."""
+        """Mark the frame of a query as a reference, so that `set_masks` can refer to it.
+
+        At most `MAX_OPEN_REFERENCES` frames wait for masks; the oldest is dropped then.
+
+        Args:
+            stamp: of the frame [ns]. It may be the newest frame, a newer one (which becomes the
+                newest), or one that is up to `MAX_REFERENCE_AGE` older.
+            image: of the frame.
+            depth: of the frame.
+
+        Raises:
+            ImageError: image or depth has an unsupported shape or type.
+        """
 
     def update(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
-        """Take a newer frame."""
+        """Propagate the masks to a newer frame; the newest frame again changes nothing.
+
+        Args:
+            stamp: of the frame [ns].
+            image: of the frame.
+            depth: of the frame.
+
+        Raises:
+            ImageError: image or depth has an unsupported shape or type.
+        """
 
     def set_masks(self, stamp: int, masks: np.ndarray) -> None:
-        """Follow these from now on: (N, H, W) bool, the answer about the begun frame."""
+        """Track these masks from now on; they replace the former ones.
+
+        Args:
+            stamp: of a frame marked with `set_reference` [ns]; older references are dropped.
+            masks: (N, H, W) bool on that frame; N may be 0.
+
+        Raises:
+            TrackingError: no reference frame has this stamp.
+            ImageError: the masks have another size than that frame.
+        """
 
     def state(self) -> TrackingState | None:
-        """Return where the things are on the newest frame; None before an answer."""
+        """Return the objects on the newest frame; None before the first `set_masks`."""
 
     def reset(self) -> None:
-        """Forget frames, questions and things."""
+        """Drop all frames, references and objects."""
 
 
-def unknown_frame(stamp: int, known: Iterable[int]) -> TrackingError:
-    """Return the error for an answer about a frame, by its stamp [ns], that nobody asked about."""
-    asked = ', '.join(map(str, known)) or 'none'
+def unknown_reference(stamp: int, known: Iterable[int]) -> TrackingError:
+    """Return the error for masks of a frame (stamp [ns]) that is not a reference frame."""
+    stamps = ', '.join(map(str, known)) or 'none'
     return TrackingError(
-        f'an answer about the frame of {stamp} ns, but asked about are: {asked}; '
-        'pictures of another size or a bag that begins anew forget what was asked'
+        f'masks for the frame at {stamp} ns, but the reference frames are: {stamps}; '
+        'a frame of another size or a bag that starts again resets the tracker'
     )
 
 
 def check_masks(masks: np.ndarray, size: tuple[int, int]) -> None:
-    """Raise ImageError unless masks are (N, H, W) of `size` (H, W); without any, of any size."""
+    """Raise an ImageError unless masks are (N, H, W) with `size` (H, W); N 0 allows any size."""
     if masks.ndim != 3 or (len(masks) and masks.shape[1:] != size):
         raise ImageError(
-            f'masks of the shape {masks.shape} about a picture of the shape {size}: '
-            'they are to be (N, H, W)'
+            f'masks of shape {masks.shape} for an image of size {size}: expected (N, H, W)'
         )
