@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we raise when the input is wrong: the message says what came, what was expected, the cure.
+"""Errors that a user can fix. Each message says what came, what was expected and the cure.
 
-Edges (the node, the CLI, the session) catch `LisaError` and report one line; anything else is a
-bug of ours and keeps its traceback.
+The node, the CLI and the session catch `LisaError` and report one line. Any other exception is a
+bug and keeps its traceback.
 """
 
 
 class LisaError(Exception):
-    """Something the user can mend."""
+    """Base of all errors that a user can fix."""
 
 
 class ImageError(LisaError):
-    """A picture or a depth image that cannot be read as what it says it is."""
+    """An image or depth image has another type, shape, encoding or size than expected."""
 
 
 class QueryError(LisaError):
-    """A command that cannot be put into a prompt: empty, too long, with a picture in it."""
+    """A command cannot become a prompt: it is empty, too long, or has an image placeholder."""
 
 
 class CheckpointError(LisaError):
-    """A folder or file that is not the checkpoint it should be."""
+    """A folder or file is not the expected checkpoint, or is damaged."""
 
 
 class SettingsError(LisaError):
-    """A setting with a value outside its range, or a device or precision that is not here."""
+    """A setting is invalid, or names a device, precision or package that is not available."""
 
 
 class DataError(LisaError):
-    """Scenes, assets, bags or truth that are missing or broken."""
+    """A bag, data set, scene, asset or ground truth is missing or broken."""
 
 
 class TrackingError(LisaError):
-    """An answer about a frame that no tracker knows, or not any more."""
+    """An answer belongs to a frame that the tracker does not know, or no longer knows."""
 
 
 class TransformError(LisaError):
-    """A transform between frames that TF does not know, or tf2_ros that is not installed."""
+    """TF does not know a transform between two frames, or tf2_ros is not installed."""

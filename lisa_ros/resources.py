@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are shipped inside the package: weights, the sample bag and the test sets."""
+"""Paths of the files in this package: weights, the sample bag and the test sets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 _PACKAGE = Path(str(files('lisa_ros')))
 
 WEIGHTS = _PACKAGE / 'weights'  # a folder for each bundled model
-SAMPLE = _PACKAGE / 'samples' / 'tabletop'  # bag, truth and commands of the demo
-TEST_SETS = _PACKAGE / 'samples' / 'exams'  # <split>.zip
-SOURCE_ROOT = _PACKAGE.parent  # the checkout, where the package runs from one
+DEFAULT_MODEL = 'lisa-tabletop'  # a folder of WEIGHTS
+SAMPLE = _PACKAGE / 'samples' / 'tabletop'  # bag, ground truth and commands of the demo
+TEST_SETS = _PACKAGE / 'samples' / 'test_sets'  # SPLIT.zip
+SOURCE_ROOT = _PACKAGE.parent  # the checkout, if the package runs from one

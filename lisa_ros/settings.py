@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the nodes once: name, type, default, sentence, range, and when it may change.
+"""The parameters of lisa_node: name, type, default, description, range, when they may change.
 
-The nodes' parameters, the files in config/ and the README's table are made from these classes or
-compared with them by a test.
+They are written once, here. The node declares its parameters from this class (`ros2 param
+describe` shows the descriptions), and the files in config/ and the README's table are generated:
+
+    python -m lisa_ros.settings config      # config/lisa.yaml and config/voice.yaml
+    python docs/tables.py                   # README.md
 """
 
 from __future__ import annotations
@@ -12,219 +15,247 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
 from lisa_ros.voice.settings import VoiceSettings
+
+_TOPIC_NAME = '[A-Za-z][A-Za-z0-9_]*'  # one level of a topic's name
 
 
 @dataclass(frozen=True)
 class Settings(ValidatedSettings):
-    """The settings of lisa_node.
+    """The parameters of lisa_node.
 
     Raises:
-        SettingsError: a value of another type, outside its range or not among its choices.
+        SettingsError: a value has another type, is outside its range or not among its choices.
     """
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = (
-        "QoS of an input (sensor data: best effort, keep last 5), by the topic's full name:",
+        "QoS of an input by the topic's full name (default: best effort, keep last 5):",
         'qos_overrides:',
         '  /image:',
         '    subscription: {reliability: reliable, history: keep_last, depth: 1}',
     )
 
+    # ---- model
+
     model: str = parameter(
-        'lisa-tabletop',
-        'The LISA model: lisa-tabletop (in the package), a folder, or a hub id such as '
+        DEFAULT_MODEL,
+        'LISA model: lisa-tabletop (part of this package), a folder, or a hub id such as '
         'xinlai/LISA-7B-v1',
         at_configure=True,
     )
     vision_tower: str = parameter(
         '',
-        'CLIP of the model, folder or hub id; empty: the one that the checkpoint names',
+        "Folder or hub id of the model's CLIP; empty: the one that the model's config.json names",
         at_configure=True,
     )
     template: str = parameter(
         '',
-        'Conversation template, llava_v1 or llava_llama_2 (13B-llama2); empty: as the model says',
+        'Conversation template of the prompt; empty: chosen from the config of the model '
+        '(llava_llama_2 for LISA-13B-llama2, llava_v1 for the other released models)',
         choices=('', 'llava_v1', 'llava_llama_2', 'plain'),
         at_configure=True,
     )
     device: str = parameter(
         'auto',
-        'Where the model runs: cpu, cuda, cuda:1; auto: the GPU where there is one',
+        'Device of the model: cpu, cuda, cuda:1; auto: the GPU if there is one',
         at_configure=True,
     )
     precision: str = parameter(
         'auto',
-        'Numbers of the weights; auto: bf16 on a GPU, fp32 on a CPU; int8 and nf4 need '
-        'bitsandbytes',
+        'Number format of the weights; auto: bf16 on a GPU, fp32 on a CPU. int8 and nf4 quantize '
+        'the language model and need a GPU and bitsandbytes',
         choices=('auto', 'fp32', 'bf16', 'fp16', 'int8', 'nf4'),
         at_configure=True,
     )
     threads: int = parameter(
         0,
-        'CPU threads of the model; 1 where others use the cores, too: several wait for one '
-        'another then, for seconds; 0: as torch chooses',
-        low=0,
-        high=256,
+        'CPU threads of PyTorch; 0: as PyTorch chooses. Set 1 when other processes share the '
+        'cores: oversubscribed threads can stall for seconds',
+        minimum=0,
+        maximum=256,
         at_configure=True,
     )
+
+    # ---- node and inputs
+
     autostart: bool = parameter(
         True,
-        'Configure and activate at start; false: wait for a lifecycle manager',
+        'Configure and activate the node when it starts; false: wait for a lifecycle manager',
         read_only=True,
     )
     image_transport: str = parameter(
         'raw',
-        'Picture topic: raw is image, compressed is image/compressed (jpeg or png)',
+        'Type of the input image: raw (sensor_msgs/Image on image) or compressed (JPEG or PNG on '
+        'image/compressed)',
         choices=('raw', 'compressed'),
         at_configure=True,
     )
     frames_kept: int = parameter(
         8,
-        'Newest images, depth images and camera infos kept for matching [messages each]',
-        low=1,
-        high=100,
+        'Buffer size for matching images, depth images and camera infos by stamp [messages of '
+        'each]',
+        minimum=1,
+        maximum=100,
         at_configure=True,
     )
     depth_tolerance: float = parameter(
         0.05,
-        'Largest difference of stamps between an image and its depth and camera info; without '
-        'such a camera info the last one holds [s]',
-        low=0.0,
-        high=10.0,
+        'Largest difference between the stamps of an image and of its depth image or camera info '
+        '[s]. Without a camera info this close, the last one is used',
+        minimum=0.0,
+        maximum=10.0,
     )
     image_timeout: float = parameter(
         30.0,
-        'How long a command waits for the first image before it fails [s]',
-        low=0.1,
-        high=3600.0,
+        'A command fails if no image arrives within this time [s]',
+        minimum=0.1,
+        maximum=3600.0,
     )
     dialogue_turns: int = parameter(
         1,
-        'Earlier questions and answers that a command may refer to ("and the bowl?"); 0: every '
-        'command stands alone',
-        low=0,
-        high=16,
+        'Earlier queries and answers in the prompt, so that a command can refer to them ("and the '
+        'bowl?") [turns]; 0: none',
+        minimum=0,
+        maximum=16,
     )
     dialogue_boxes: bool = parameter(
-        False,
-        'Earlier answers tell the model where their masks were, as boxes in words; no released '
-        'model was taught to read them',
+        InferenceOptions.dialogue_boxes,
+        'Write the boxes of earlier masks into the dialogue as text. No released model was '
+        'trained with them',
     )
     goals_kept: int = parameter(
         64,
-        'Goals of ~/segment that may wait; one more is rejected [goals]',
-        low=1,
-        high=1000,
+        'Goals of ~/segment that can wait [goals]; more are rejected',
+        minimum=1,
+        maximum=1000,
     )
     camera: str = parameter(
         '',
-        "The one camera's name: goals of ~/segment that name another are not answered; empty: any",
+        'Name of the only camera: goals of ~/segment that name another camera fail; empty: any '
+        'name is accepted',
     )
     cameras: tuple[str, ...] = parameter(
         (),
-        'Names of several cameras, [front, wrist]: topics are front/image, ~/front/mask and so '
-        'on; empty: one camera, image and ~/mask',
+        'Names of several cameras, such as [front, wrist]: inputs are front/image and so on, '
+        'outputs ~/front/mask and so on; empty: one camera with image and ~/mask',
+        item_pattern=_TOPIC_NAME,
+        reserved_items=('tracked',),  # ~/tracked/mask is an output
         read_only=True,
     )
+
+    # ---- geometry
+
     image_is_rectified: bool = parameter(
         False,
-        'Images are rectified (image_rect): P of camera_info holds, and no lens distortion',
+        'The images are rectified (image_rect): use P of the camera info without distortion; '
+        'false: use K and D',
     )
     target_frame: str = parameter(
         '',
-        'Frame that ~/target is given in, by tf2_ros; empty: that of the image',
+        "TF frame of the pose on ~/target; empty: the image's frame",
     )
     gravity_frame: str = parameter(
         '',
-        'Frame whose z is up (odom, base_link): boxes stand upright; empty: the table in the '
-        'depth image says what is up',
+        'TF frame whose z axis points up (odom, base_link), for upright 3D boxes; empty: up is '
+        'the normal of the table in the depth image',
     )
     transform_timeout: float = parameter(
         0.1,
-        "How long a transform at the image's stamp is waited for [s]",
-        low=0.0,
-        high=5.0,
+        "Wait at most this long for a transform at the image's stamp [s]",
+        minimum=0.0,
+        maximum=5.0,
     )
+
+    # ---- tracking
+
     tracker: str = parameter(
         'flow',
-        'What carries masks to newer images on ~/tracked, while somebody listens there: optical '
-        'flow, or SAM 2 or EdgeTAM from tracker_model',
+        'Tracker that moves masks to newer images and publishes them on ~/tracked, if subscribed: '
+        'flow (optical flow), sam2 or edgetam (need tracker_model), or off',
         choices=('flow', 'sam2', 'edgetam', 'off'),
         at_configure=True,
     )
     tracker_model: str = parameter(
         '',
-        'Weights of tracker sam2 or edgetam, folder or hub id (facebook/sam2.1-hiera-tiny)',
+        'Weights of the tracker sam2 or edgetam: a folder or a hub id such as '
+        'facebook/sam2.1-hiera-tiny',
         at_configure=True,
     )
     requery: str = parameter(
         'never',
-        'When the last question is asked again while ~/tracked is listened to: on drift (or when '
-        'a thing is lost), on a timer, or never',
+        'Run the last query again while ~/tracked has subscribers: drift (when a mask drifts or '
+        'an object is lost), timer (each requery_period), or never',
         choices=('drift', 'timer', 'never'),
     )
     requery_period: float = parameter(
         2.0,
-        'Time between an answer and the same question again; of drift: at least [s]',
-        low=0.1,
-        high=3600.0,
+        'Time from an answer to the next run of the same query [s]; requery drift: the minimum '
+        'time',
+        minimum=0.1,
+        maximum=3600.0,
     )
     requery_drift: float = parameter(
         0.5,
-        'Drift of a tracked mask from which on the question is asked again [0..1]',
-        low=0.0,
-        high=1.0,
+        'Drift of a tracked mask above which requery drift runs the query again [0..1]',
+        minimum=0.0,
+        maximum=1.0,
     )
     watch_rate: float = parameter(
         2.0,
-        'Most answers a second to a standing command ("watch: the red mug") [Hz]',
-        low=0.01,
-        high=100.0,
+        'Highest answer rate of a standing query ("watch: the red mug") [Hz]',
+        minimum=0.01,
+        maximum=100.0,
     )
+
+    # ---- answers and outputs
+
     max_new_tokens: int = parameter(
-        512,
-        'Longest answer [tokens]',
-        low=1,
-        high=2048,
+        InferenceOptions.max_new_tokens,
+        'Length limit of an answer [tokens]',
+        minimum=1,
+        maximum=2048,
     )
     confidence_threshold: float = parameter(
         0.0,
-        'Masks with a lower score are left out, NOT_FOUND when none remains; 0: as the '
-        'model says [0..1]',
-        low=0.0,
-        high=1.0,
+        'Drop masks with a lower score [0..1]; the status is NOT_FOUND if none remains; 0: the '
+        "model's own threshold",
+        minimum=0.0,
+        maximum=1.0,
     )
     refine: str = parameter(
         'auto',
-        "Whether masks are brought to the image's edges: of a coarse mask decoder they gain, of "
-        'the released ones they lose what the original would give; auto: as the model says',
+        'Refine mask boundaries with image edges. Improves coarse decoders (lisa-tabletop); makes '
+        "released LISA masks differ from the original. auto: as in the model's config.json",
         choices=('auto', 'on', 'off'),
     )
     overlay_opacity: float = parameter(
         0.45,
-        'How strongly ~/overlay tints a mask [0..1]',
-        low=0.0,
-        high=1.0,
+        'Opacity of masks on ~/overlay [0..1]',
+        minimum=0.0,
+        maximum=1.0,
     )
     overlay_width: int = parameter(
         640,
-        'Least width of ~/overlay; smaller images are enlarged [pixels]',
-        low=1,
-        high=3840,
+        'Smallest width of ~/overlay [pixels]; smaller images are enlarged to it',
+        minimum=1,
+        maximum=3840,
     )
     diagnostics_period: float = parameter(
         1.0,
-        'Time between two messages on /diagnostics [s]',
-        low=0.1,
-        high=60.0,
+        'Period of messages on /diagnostics [s]',
+        minimum=0.1,
+        maximum=60.0,
         read_only=True,
     )
 
 
 if __name__ == '__main__':  # python -m lisa_ros.settings config
-    for kind, node, file in (
+    for settings_class, node, file in (
         (Settings, 'lisa_node', 'lisa'),
         (VoiceSettings, 'voice_node', 'voice'),
     ):
-        (Path(sys.argv[1]) / f'{file}.yaml').write_text(as_yaml(kind, node), encoding='utf-8')
+        path = Path(sys.argv[1]) / f'{file}.yaml'
+        path.write_text(as_yaml(settings_class, node), encoding='utf-8')

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed, documented parameters: ranges, choices, when they may change, their YAML."""
+"""Schema of node parameters: description, range, choices, when they may change; YAML output.
+
+The parameters themselves are in settings.py (lisa_node) and voice/settings.py (voice_node).
+"""
 
 from __future__ import annotations
 
@@ -15,98 +18,118 @@ from lisa_ros.errors import SettingsError
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What is to know about a setting besides its name, type and default."""
+    """Metadata of a parameter: description, range, choices, when it may change."""
 
-    sentence: str  # what it does, with the unit in brackets
-    low: float | None = None  # both ends belong to the range
-    high: float | None = None
-    choices: tuple[str, ...] = ()
+    description: str  # effect and special values, with the unit in square brackets
+    minimum: float | None = None  # smallest value; numbers only
+    maximum: float | None = None  # largest value; numbers only
+    choices: tuple[str, ...] = ()  # allowed values; strings only; empty: any string
+    item_pattern: str = ''  # regular expression that each item matches; lists only
+    reserved_items: tuple[str, ...] = ()  # items that are refused; lists only
     read_only: bool = False  # fixed when the node starts
-    at_configure: bool = False  # read on configure: it may change only while unconfigured
+    at_configure: bool = False  # read on configure: may change only while unconfigured
 
 
 class ValidatedSettings:
-    """A dataclass of settings; building one checks every value."""
+    """Base of frozen dataclasses whose fields are made by `parameter`; checks all values.
+
+    Raises:
+        SettingsError: a value has another type, is outside its range or not among its choices.
+    """
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = ()  # comment lines below the parameters in YAML
 
     def __post_init__(self) -> None:
-        """Check every value; integers are taken where a float is asked for, lists as tuples."""
+        """Check all values. Accepts integers for floats; converts lists to tuples."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             validate(field, value)
-            if isinstance(value, list):  # [''] is ROS's way to say an empty list
+            if isinstance(value, list):  # [''] is an empty list in ROS
                 object.__setattr__(self, field.name, tuple(filter(None, value)))
 
 
-def parameter(default: Any, sentence: str, **about: Any) -> Any:
-    """Return a dataclass field that carries an `About`; the keywords are its fields."""
-    return dataclasses.field(default=default, metadata={'about': ParameterInfo(sentence, **about)})
+def parameter(default: Any, description: str, **info: Any) -> Any:
+    """Return a dataclass field with a ParameterInfo; `info`: its other fields."""
+    return dataclasses.field(
+        default=default, metadata={'parameter_info': ParameterInfo(description, **info)}
+    )
 
 
 def parameter_info(field: dataclasses.Field) -> ParameterInfo:
-    """Return what is to know about one of `dataclasses.fields(Settings)`."""
-    return field.metadata['about']
+    """Return the metadata of a field of a ValidatedSettings class."""
+    return field.metadata['parameter_info']
 
 
 def validate(field: dataclasses.Field, value: Any) -> None:
-    """Raise a SettingsError if the value is not one that the field takes."""
-    known = parameter_info(field)
-    kind = type(field.default)
-    if kind is tuple:
-        _check_names(field.name, value)
+    """Check a value for a field of a ValidatedSettings class.
+
+    Raises:
+        SettingsError: the value has another type, is outside its range or not among its choices.
+    """
+    info = parameter_info(field)
+    value_type = type(field.default)
+    if value_type is tuple:
+        _validate_list(field.name, info, value)
         return
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        raise SettingsError(f'{field.name} is {value!r}; expected a {kind.__name__}')
-    if known.choices and value not in known.choices:
-        choices = ', '.join(repr(choice) for choice in known.choices)
+    has_type = isinstance(value, value_type) or (value_type is float and isinstance(value, int))
+    if not has_type or (value_type is not bool and isinstance(value, bool)):
+        raise SettingsError(f'{field.name} is {value!r}; expected a {value_type.__name__}')
+    if info.choices and value not in info.choices:
+        choices = ', '.join(repr(choice) for choice in info.choices)
         raise SettingsError(f'{field.name} is {value!r}; expected one of {choices}')
-    # Not "value < low": a NaN is in no range and must not slip through.
-    if known.low is not None and not known.low <= value <= known.high:
-        raise SettingsError(f'{field.name} is {value}; expected {known.low} to {known.high}')
+    # "not a <= value" instead of "value < a": NaN must be refused.
+    if info.minimum is not None and not info.minimum <= value <= info.maximum:
+        raise SettingsError(f'{field.name} is {value}; expected {info.minimum} to {info.maximum}')
 
 
-def _check_names(name: str, value: Any) -> None:
-    """Raise a SettingsError if the value is no list of names that topics can have."""
-    if value in ([''], ('',)):  # none: ROS cannot tell what an empty list is of
+def _validate_list(name: str, info: ParameterInfo, value: Any) -> None:
+    """Check a list of distinct strings."""
+    if value in ([''], ('',)):  # ROS parameters cannot hold an empty list: it has no type
         return
-    named = isinstance(value, list | tuple) and all(
-        isinstance(one, str) and re.fullmatch('[A-Za-z][A-Za-z0-9_]*', one) for one in value
+    is_valid = isinstance(value, list | tuple) and all(
+        isinstance(item, str) and re.fullmatch(info.item_pattern or '.*', item) for item in value
     )
-    if not named or len(set(value)) < len(value) or 'tracked' in value:
+    if not is_valid or len(set(value)) < len(value) or set(value) & set(info.reserved_items):
+        reserved = f' other than {", ".join(info.reserved_items)}' if info.reserved_items else ''
         raise SettingsError(
-            f'{name} is {value!r}; expected names that differ, of letters, digits and _, none of '
-            'them "tracked"'
+            f'{name} is {value!r}; expected distinct names that match {info.item_pattern}'
+            f'{reserved}'
         )
 
 
-def as_yaml(kind: type[ValidatedSettings], node: str) -> str:
-    """Return the file in config/ that has every parameter of a node with its default."""
+def as_yaml(settings_class: type[ValidatedSettings], node: str) -> str:
+    """Return the parameter file of a node: each parameter with its default and description."""
+    fields = dataclasses.fields(settings_class)
     lines = [
         '# SPDX-License-Identifier: Apache-2.0',
-        f'# Every parameter of {node} with its default; made from lisa_ros/settings.py.',
+        f'# All parameters of {node} with their defaults. Generated by: '
+        'python -m lisa_ros.settings config',
     ]
-    if any(parameter_info(field).at_configure for field in dataclasses.fields(kind)):
-        lines += [
-            '# Those marked * are read on configure: change them while the node is unconfigured.'
-        ]
+    if any(parameter_info(field).at_configure for field in fields):
+        lines.append('# *: read on configure; change it while the node is unconfigured.')
     lines += ['/**:', '  ros__parameters:']
-    for field in dataclasses.fields(kind):
-        known = parameter_info(field)
-        notes = []
-        if known.choices:
-            notes.append('one of ' + ', '.join(choice or "''" for choice in known.choices))
-        if known.low is not None:
-            notes.append(f'{known.low:g} to {known.high:g}')
-        notes += ['*'] * known.at_configure + ['read-only'] * known.read_only
-        sentence = f'{known.sentence} ({"; ".join(notes)})' if notes else known.sentence
-        lines += [f'    # {line}' for line in textwrap.wrap(sentence, 92)]
-        # JSON of a number or a truth value is YAML too; words need no quotes unless empty.
-        value = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        if field.default == ():
-            value = "['']"
-        lines.append(f'    {field.name}: {value or repr("")}')
-    if kind.YAML_NOTES:
-        lines += ['', *(f'    # {line}' for line in kind.YAML_NOTES)]
+    for field in fields:
+        lines += [f'    # {line}' for line in textwrap.wrap(_commented(field), 92)]
+        lines.append(f'    {field.name}: {_yaml_value(field.default)}')
+    if settings_class.YAML_NOTES:
+        lines += ['', *(f'    # {line}' for line in settings_class.YAML_NOTES)]
     return '\n'.join(lines) + '\n'
+
+
+def _commented(field: dataclasses.Field) -> str:
+    """Return a parameter's description with its values and when it may change."""
+    info = parameter_info(field)
+    notes = []
+    if info.choices:
+        notes.append('one of ' + ', '.join(choice or "''" for choice in info.choices))
+    if info.minimum is not None:
+        notes.append(f'{info.minimum:g} to {info.maximum:g}')
+    notes += ['*'] * info.at_configure + ['read-only'] * info.read_only
+    return f'{info.description} ({"; ".join(notes)})' if notes else info.description
+
+
+def _yaml_value(default: Any) -> str:
+    """Return a default in YAML. Numbers and booleans have the form of JSON."""
+    if default == ():
+        return "['']"
+    return (default or "''") if isinstance(default, str) else json.dumps(default)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that people have labelled, in the layouts that data sets are published in."""
+"""Readers of annotated images and dialogues, in the layouts of published data sets."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture, what can be asked about it, and the regions that answer: what every data set becomes.
+"""Annotated images: what all data sets are read into. An image has queries, a query has regions.
 
-Pixels are read when they are wanted, so that a hundred thousand pictures fit into memory.
-Letters: H x W the picture's pixels, as a person sees it.
+Pixels are read only when they are used: a hundred thousand images then fit into memory.
+Letters: H and W are height and width of an image after its EXIF orientation is applied [px].
 """
 
 from __future__ import annotations
@@ -16,102 +16,105 @@ import numpy as np
 from PIL import Image
 
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.model.image_processing import UNREADABLE, read_rgb
+from lisa_ros.model.image_processing import IMAGE_READ_ERRORS, read_rgb
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-UNSURE = 255  # a truth of this value leaves its pixel out of losses and figures
+IGNORE_LABEL = 255  # ground truth of pixels that are left out of losses and metrics
+
+_EXIF_ORIENTATION = 0x0112
+_EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 class Region(Protocol):
-    """A part of a picture."""
+    """A part of an image."""
 
-    ignored: bool  # its pixels count neither as target nor against it
+    ignored: bool  # True: its pixels become IGNORE_LABEL in the ground truth
 
-    def paint(self, onto: np.ndarray, value: int) -> None:
-        """Set the region's pixels in a (H, W) uint8 picture."""
+    def paint(self, canvas: np.ndarray, value: int) -> None:
+        """Set the region's pixels in a (H, W) uint8 array."""
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """A region that a person drew: a filled outline, or a mask in a box."""
+    """A region drawn by a person: a filled outline, or a mask at a position."""
 
     label: str
-    points: np.ndarray  # (n, 2) float, x and y in pixels; of a mask: the top left corner first
-    mask: np.ndarray | None = None  # (h, w) bool, put with its corner at the first point
+    points: np.ndarray  # (n, 2) float, x and y [px]; with a mask, the first is its top left corner
+    mask: np.ndarray | None = None  # (h, w) bool
     ignored: bool = False
 
-    def paint(self, onto: np.ndarray, value: int) -> None:
-        """Set the region's pixels, its outline included, in a (H, W) uint8 picture."""
+    def paint(self, canvas: np.ndarray, value: int) -> None:
+        """Set the region's pixels, its outline included, in a (H, W) uint8 array."""
         if self.mask is None:
-            outline = [self.points.astype(np.int32)]  # cut, not rounded: as the original
-            cv2.polylines(onto, outline, isClosed=True, color=value, thickness=1)
-            cv2.fillPoly(onto, outline, color=value)
+            outline = [self.points.astype(np.int32)]  # truncated, as in LISA's code
+            cv2.polylines(canvas, outline, isClosed=True, color=value, thickness=1)
+            cv2.fillPoly(canvas, outline, color=value)
             return
         x, y = self.points[0].astype(int)
-        part = onto[max(y, 0) : y + self.mask.shape[0], max(x, 0) : x + self.mask.shape[1]]
+        part = canvas[max(y, 0) : y + self.mask.shape[0], max(x, 0) : x + self.mask.shape[1]]
         inside = self.mask[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]]
         part[inside] = value
 
 
 @dataclass(frozen=True)
-class Query:
-    """What can be asked about a picture, and which regions answer it."""
+class AnnotatedQuery:
+    """A query about an image and the regions that answer it."""
 
     text: str
-    is_sentence: bool  # else the name of a thing
-    regions: tuple[Region, ...]  # all that are painted, ignored ones among them; none: not there
+    is_sentence: bool  # False: the name of an object
+    regions: tuple[Region, ...]  # targets and ignored regions; empty: the object is absent
 
-    def truth(self, height: int, width: int) -> np.ndarray:
-        """Return (height, width) uint8: 1 target, UNSURE where ignored, 0 elsewhere.
+    def ground_truth(self, height: int, width: int) -> np.ndarray:
+        """Return (height, width) uint8: 1 target, IGNORE_LABEL ignored, 0 elsewhere.
 
-        Regions are painted from large to small, as the original does
-        (utils/data_processing.py), so that a small one cuts a hole.
+        Regions are painted from large to small, so that a small region replaces a part of a large
+        one, as in LISA's code (utils/data_processing.py).
         """
         areas = []
         for region in self.regions:
-            alone = np.zeros((height, width), np.uint8)
-            region.paint(alone, 1)
-            areas.append(int(alone.sum()))
-        truth = np.zeros((height, width), np.uint8)
+            canvas = np.zeros((height, width), np.uint8)
+            region.paint(canvas, 1)
+            areas.append(int(canvas.sum()))
+        ground_truth = np.zeros((height, width), np.uint8)
         for index in np.argsort(areas)[::-1]:
             region = self.regions[index]
-            region.paint(truth, UNSURE if region.ignored else 1)
-        return truth
+            region.paint(ground_truth, IGNORE_LABEL if region.ignored else 1)
+        return ground_truth
 
 
-class Picture(Protocol):
-    """A picture of a data set; `queries` may read a file, and raise DataError."""
+class ImageWithQueries(Protocol):
+    """An image of a data set; `queries` may read a file and raise DataError."""
 
     path: Path
-    explanation: str  # why the target is what is asked for; '' where nobody said
-    queries: tuple[Query, ...]
+    explanation: str  # why the target answers the query; '': unknown
+    queries: tuple[AnnotatedQuery, ...]
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture whose queries are known."""
+    """An image with its queries in memory."""
 
     path: Path
-    queries: tuple[Query, ...]
+    queries: tuple[AnnotatedQuery, ...]
     explanation: str = ''
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Return (width, height) of a picture as a person sees it, without reading its pixels.
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an upright image [px], without reading its pixels.
 
     Raises:
-        DataError: it cannot be opened.
+        DataError: the image cannot be opened.
     """
     try:
-        with Image.open(path) as opened:
-            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lies on its side
-            return opened.size[::-1] if turned else opened.size
-    except UNREADABLE as error:
-        raise DataError(f'{path} cannot be read as a picture: {error}; copy it again') from error
+        with Image.open(path) as image:
+            is_sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
+            return image.size[::-1] if is_sideways else image.size
+    except IMAGE_READ_ERRORS as error:
+        raise DataError(f'{path} cannot be read as an image: {error}; copy it again') from error
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return a picture as a person sees it, (H, W, 3) uint8 RGB, turned as its EXIF says.
+    """Return an image, (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
     Raises:
         DataError: it cannot be read.

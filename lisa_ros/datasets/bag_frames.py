@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes pictures out of a bag, for people to label and `lisa-ros finetune` to learn from.
+"""Extracts images from a bag, to annotate them and fine-tune on them.
 
     lisa-ros frames BAG --topic /camera/color/image_raw --out frames --every 2
-    labelme frames             # draw what the robot should find, and call it by its name
+    labelme frames             # outline the objects that the robot should find, and name them
     lisa-ros finetune --data frames ...
 
-A frame is `<stamp>.png`, its header's stamp in nanoseconds, so that it is found again in the bag.
-Frames that are there already are written anew; the labels beside them stay.
+A frame is written as `<stamp>.png`, with the stamp of its header in nanoseconds, so that it can be
+found in the bag. Existing images are overwritten; annotation files are kept.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from lisa_ros.messages.bag import read_images
 
 
 def extract_frames(
-    bag: Path, out: Path, topic: str | None = None, every: float = 0.0
+    bag: Path, out: Path, topic: str | None = None, min_interval: float = 0.0
 ) -> list[Path]:
-    """Write frames of a bag as PNG into a folder; return the files, in the bag's order.
+    """Write images of a bag as PNG files into a folder; return the files in the bag's order.
 
     Args:
-        bag: as `bags.opened` takes it.
-        out: made if it is not there.
-        topic: of Image or CompressedImage; by default the bag's only one.
-        every: least time between two frames, by their stamps [s]; 0: all of them.
+        bag: a bag as `messages.bag.open_bag` accepts it.
+        out: the folder; created if missing.
+        topic: of Image or CompressedImage; None: the only one in the bag.
+        min_interval: shortest time between two frames, by their stamps [s]; 0: all frames.
 
     Raises:
-        DataError: as `bags.pictures`; or a folder that cannot be written to.
+        DataError: as `messages.bag.read_images`; or the folder cannot be written to.
     """
     written: list[Path] = []
-    for frame in read_images(bag, topic, every):
+    for frame in read_images(bag, topic, min_interval):
         path = out / f'{frame.stamp}.png'
         try:
             out.mkdir(parents=True, exist_ok=True)

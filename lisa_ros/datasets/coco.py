@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instances in COCO's JSON (cocodataset.org/#format-data): a name for each category, its regions.
+"""Reads instances in COCO's JSON format (cocodataset.org/#format-data).
+
+Each category in an image becomes a query for all its instances.
 
     {"images": [{"id", "file_name", "height", "width"}], "categories": [{"id", "name"}],
      "annotations": [{"id", "image_id", "category_id", "segmentation": polygons or RLE}]}
 
-Regions are drawn by pycocotools, as everybody's figures on COCO are. PACO and PASCAL-Part are in
-this format, too, with parts as "mug:handle" and homonyms as "mouse_(computer_equipment)".
+pycocotools decodes the regions, as for all published results on COCO. PACO and PASCAL-Part use the
+same format. They name parts "mug:handle" and homonyms "mouse_(computer_equipment)".
 """
 
 from __future__ import annotations
@@ -15,30 +17,32 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import AnnotatedImage, Query
+from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery
 from lisa_ros.datasets.json_io import read_json, validated_entries
 from lisa_ros.errors import DataError
 
 
 @dataclass(frozen=True)
-class Instance:
+class CocoRegion:
     """The region of one annotation."""
 
     segmentation: tuple | dict | list  # polygons [[x, y, x, y, ...], ...], an RLE, or RLEs
-    where: str  # for messages
-    size: tuple[int, int] | None = None  # (height, width) of its picture, where the file tells
+    source: str  # file and annotation, for error messages
+    size: tuple[int, int] | None = None  # (height, width) of the image in the file [px], if given
     ignored: bool = False
 
-    def paint(self, onto: np.ndarray, value: int) -> None:
-        """Set the region's pixels in a (H, W) uint8 picture.
+    def paint(self, canvas: np.ndarray, value: int) -> None:
+        """Set the region's pixels in a (H, W) uint8 array.
 
         Raises:
-            DataError: the segmentation is none, or for a picture of another size.
+            DataError: the segmentation is invalid, the file gives another image size, or
+                pycocotools is not installed.
         """
-        if self.size not in (None, onto.shape):
+        height, width = canvas.shape
+        if self.size not in (None, (height, width)):
             raise DataError(
-                f'{self.where}: is for {self.size[1]} x {self.size[0]} pixels, its picture has '
-                f'{onto.shape[1]} x {onto.shape[0]}; take the pictures that the file is about'
+                f'{self.source}: made for {self.size[1]} x {self.size[0]} pixels, the image has '
+                f'{width} x {height}; use the images that the file was made for'
             )
         try:
             from pycocotools import mask as coco
@@ -48,99 +52,105 @@ class Instance:
             ) from error
 
         try:
-            given = self.segmentation
-            runs = [given] if isinstance(given, dict) else list(given)
-            if runs and not isinstance(runs[0], dict):
-                runs = coco.frPyObjects(runs, *onto.shape)
-            for run in runs:
-                if isinstance(run['counts'], list):
-                    run = coco.frPyObjects(run, *onto.shape)  # noqa: PLW2901
-                onto[coco.decode(run) > 0] = value
-        except Exception as error:  # pycocotools raises nearly anything
+            is_rle = isinstance(self.segmentation, dict)
+            parts = [self.segmentation] if is_rle else list(self.segmentation)
+            if parts and not isinstance(parts[0], dict):
+                parts = coco.frPyObjects(parts, height, width)
+            for rle in parts:
+                if isinstance(rle['counts'], list):
+                    rle = coco.frPyObjects(rle, height, width)  # noqa: PLW2901
+                canvas[coco.decode(rle) > 0] = value
+        except Exception as error:  # pycocotools raises many types
             raise DataError(
-                f'{self.where}: no region for {onto.shape[1]} x {onto.shape[0]} pixels '
-                f'({type(error).__name__}: {error}); expected polygons or RLE as COCO has them'
+                f'{self.source}: not a region of {width} x {height} pixels '
+                f'({type(error).__name__}: {error}); expected polygons or RLE in COCO format'
             ) from error
 
 
 @dataclass(frozen=True)
-class Instances:
-    """What a file says: pictures, regions by annotation id, names by category id."""
+class CocoInstances:
+    """The content of an instances file, by id."""
 
-    pictures: dict[int, Path]
-    regions: dict[int, Instance]
-    owners: dict[int, tuple[int, int]]  # annotation id -> picture's id, category's id
-    names: dict[int, str]
+    image_paths: dict[int, Path]  # by image id
+    regions: dict[int, CocoRegion]  # by annotation id
+    image_and_category: dict[int, tuple[int, int]]  # (image id, category id) by annotation id
+    category_names: dict[int, str]  # by category id
 
 
-def read_instances(file: str | Path, pictures: str | Path) -> Instances:
+def read_instances(file: str | Path, image_folder: str | Path) -> CocoInstances:
     """Return the instances of a JSON file.
 
     Args:
-        file: of instances.
-        pictures: the folder that file names are relative to.
+        file: instances in COCO's format.
+        image_folder: folder of the images; file names in `file` are relative to it.
 
     Raises:
-        DataError: it is no such file; the message says what of it.
+        DataError: the file cannot be read or is not in this format; the message says where.
     """
-    file, pictures = Path(file), Path(pictures)
-    plain = read_json(file)
-    found: Instances = Instances({}, {}, {}, {})
+    file, image_folder = Path(file), Path(image_folder)
+    content = read_json(file)
+    instances = CocoInstances({}, {}, {}, {})
     sizes: dict[int, tuple[int, int] | None] = {}
-    for one in validated_entries(file, plain, 'images', id=int):
-        found.pictures[one['id']] = pictures / _file_name(file, one)
-        told = one.get('height'), one.get('width')
-        sizes[one['id']] = told if all(isinstance(side, int) for side in told) else None
-    for one in validated_entries(file, plain, 'categories', id=int, name=str):
-        found.names[one['id']] = category_phrase(one['name'])
-    for one in validated_entries(
-        file, plain, 'annotations', id=int, image_id=int, category_id=int
+    for image in validated_entries(file, content, 'images', id=int):
+        instances.image_paths[image['id']] = image_folder / _file_name(file, image)
+        size = image.get('height'), image.get('width')
+        sizes[image['id']] = size if all(isinstance(side, int) for side in size) else None
+    for category in validated_entries(file, content, 'categories', id=int, name=str):
+        instances.category_names[category['id']] = category_phrase(category['name'])
+    for annotation in validated_entries(
+        file, content, 'annotations', id=int, image_id=int, category_id=int
     ):
-        if one['image_id'] not in found.pictures:
-            raise DataError(
-                f'{file}: annotation {one["id"]} is about picture {one["image_id"]}, which is '
-                'not among its "images"'
-            )
-        where, size = f'{file}: annotation {one["id"]}', sizes[one['image_id']]
-        found.regions[one['id']] = Instance(one.get('segmentation') or (), where, size)
-        found.owners[one['id']] = one['image_id'], one['category_id']
-    return found
+        source, image_id = f'{file}: annotation {annotation["id"]}', annotation['image_id']
+        if image_id not in instances.image_paths:
+            raise DataError(f'{source} is about image {image_id}, which "images" does not contain')
+        segmentation = annotation.get('segmentation') or ()
+        region = CocoRegion(segmentation, source, sizes[image_id])
+        instances.regions[annotation['id']] = region
+        instances.image_and_category[annotation['id']] = image_id, annotation['category_id']
+    return instances
 
 
-def read_coco(file: str | Path, pictures: str | Path) -> list[AnnotatedImage]:
-    """Return pictures with a query for each category in them, all its instances together.
+def read_coco(file: str | Path, image_folder: str | Path) -> list[AnnotatedImage]:
+    """Return the images, with a query for each category: its mask covers all its instances.
 
     Raises:
-        DataError: as `read_instances`; or nothing is annotated.
+        DataError: as `read_instances`; or there are no annotations.
     """
-    found = read_instances(file, pictures)
-    grouped: dict[int, dict[str, list[Instance]]] = {}
-    for number, (picture, category) in found.owners.items():
-        if category not in found.names:
-            raise DataError(f'{file}: annotation {number} has category {category}, not named')
-        groups = grouped.setdefault(picture, {})
-        groups.setdefault(found.names[category], []).append(found.regions[number])
-    if not grouped:
-        raise DataError(f'{file}: no annotations; expected instances as COCO has them')
+    instances = read_instances(file, image_folder)
+    regions_by_image: dict[int, dict[str, list[CocoRegion]]] = {}
+    for annotation, (image, category) in instances.image_and_category.items():
+        if category not in instances.category_names:
+            raise DataError(
+                f'{file}: annotation {annotation} has category {category}, which "categories" '
+                'does not contain'
+            )
+        regions_by_name = regions_by_image.setdefault(image, {})
+        regions = regions_by_name.setdefault(instances.category_names[category], [])
+        regions.append(instances.regions[annotation])
+    if not regions_by_image:
+        raise DataError(f'{file}: no annotations; expected instances in COCO format')
     return [
         AnnotatedImage(
-            found.pictures[picture],
-            tuple(Query(name, False, tuple(regions)) for name, regions in groups.items()),
+            instances.image_paths[image],
+            tuple(
+                AnnotatedQuery(name, False, tuple(regions))
+                for name, regions in regions_by_name.items()
+            ),
         )
-        for picture, groups in sorted(grouped.items())
+        for image, regions_by_name in sorted(regions_by_image.items())
     ]
 
 
 def _file_name(file: Path, image: dict) -> str:
-    """Return where a picture lies; LVIS tells it by the end of its address alone."""
+    """Return the path of an image relative to the image folder; LVIS gives only its URL."""
     if isinstance(image.get('file_name'), str):
         return image['file_name']
     if isinstance(image.get('coco_url'), str):
         return '/'.join(image['coco_url'].split('/')[-2:])
-    raise DataError(f'{file}: picture {image["id"]} has no file_name')
+    raise DataError(f'{file}: image {image["id"]} has no file_name')
 
 
 def category_phrase(name: str) -> str:
-    """Return a category's name as one says it: "mug:handle" is "mug handle"."""
+    """Return a category's name as a phrase: "mug:handle" becomes "mug handle"."""
     parts = [part.split('_(')[0] for part in name.split(':')]
     return ' '.join(parts).replace('_', ' ')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of data sets are read with errors that name the file, what came and what was expected."""
+"""Reading of data set files, with errors that name the file, its content and what was expected."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from lisa_ros.errors import DataError
 
-Broken = Callable[[DataError], None]
+ErrorHandler = Callable[[DataError], None]  # returns: skip the broken file and go on
 
 
 def raise_error(error: DataError) -> None:
-    """End the reading at what is broken; the other way is to note it, as `list.append` does."""
+    """Stop at the first broken file. `list.append` is an ErrorHandler that collects them."""
     raise error
 
 
 def read_json(path: Path) -> object:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file, in UTF-8 or, as some of ReasonSeg's, in cp1252.
 
     Raises:
         DataError: it cannot be read.
@@ -28,52 +28,62 @@ def read_json(path: Path) -> object:
         try:
             return json.loads(raw.decode('utf-8'))
         except UnicodeDecodeError:
-            return json.loads(raw.decode('cp1252'))  # some of ReasonSeg's own
+            return json.loads(raw.decode('cp1252'))
     except (OSError, ValueError) as error:
         raise DataError(
-            f'{path}: no JSON that can be read ({error}); copy or save it again'
+            f'{path}: cannot be read as JSON ({error}); copy or save it again'
         ) from error
 
 
 def validated_entries(
-    path: Path, plain: object, name: str | None, /, **wanted: type | tuple
+    path: Path, content: object, name: str | None, /, **required: type | tuple
 ) -> list[dict]:
-    """Return the list `name` of a file, or the file itself if it is one.
+    """Return a list of objects from a file, after a check of their keys and types.
 
     Args:
-        path: for messages.
-        plain: what the file holds.
-        name: of the list; None: the file is the list.
-        wanted: what each entry must have, with its type; any for `object`.
+        path: of the file, for messages.
+        content: of the file.
+        name: key of the list in `content`; None: `content` is the list.
+        required: the type of each key that every object must have; `object` accepts any.
 
     Raises:
-        DataError: it is no list of such objects.
+        DataError: it is not a list of such objects.
     """
-    found = plain
+    entries = content
     if name is not None:
-        found = plain.get(name) if isinstance(plain, dict) else None
-    what = f'a list "{name}"' if name else 'a list'
-    form = f'expected objects with {", ".join(wanted)}'
-    if not isinstance(found, list):
-        raise DataError(f'{path}: has not {what}; {form}')
-    for place, one in enumerate(found):
-        for key, kind in wanted.items():
-            if not isinstance(one, dict) or key not in one:
-                raise DataError(f'{path}: entry {place} of {what} has no {key}; {form}')
-            if not isinstance(one[key], kind):
+        entries = content.get(name) if isinstance(content, dict) else None
+    list_name = f'a list "{name}"' if name else 'a list'
+    expected = f'expected objects with {", ".join(required)}'
+    if not isinstance(entries, list):
+        raise DataError(f'{path}: does not have {list_name}; {expected}')
+    for index, entry in enumerate(entries):
+        for key, value_type in required.items():
+            if not isinstance(entry, dict) or key not in entry:
+                raise DataError(f'{path}: entry {index} of {list_name} has no {key}; {expected}')
+            if not isinstance(entry[key], value_type):
                 raise DataError(
-                    f'{path}: entry {place} of {what} has {key} {one[key]!r}, which it cannot be'
+                    f'{path}: entry {index} of {list_name} has {key} {entry[key]!r}; expected '
+                    f'{_type_names(value_type)}'
                 )
-    return found
+    return entries
 
 
-def folder(path: str | Path, holds: str) -> Path:
-    """Return the path of a folder that is there.
+def _type_names(value_type: type | tuple) -> str:
+    types = value_type if isinstance(value_type, tuple) else (value_type,)
+    return ' or '.join(t.__name__ for t in types)
+
+
+def existing_folder(path: str | Path, content: str) -> Path:
+    """Return the path of an existing folder.
+
+    Args:
+        path: of the folder.
+        content: what the folder should contain, for the message.
 
     Raises:
-        DataError: it is not.
+        DataError: there is no such folder.
     """
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f'{path}: there is no such folder; expected one with {holds}')
+        raise DataError(f'{path}: no such folder; expected one with {content}')
     return path

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of class numbers: ADE20K, COCO-Stuff and Mapillary Vistas, as they are published.
+"""Reads ADE20K, COCO-Stuff and Mapillary Vistas from label maps: images of class ids.
+
+The folders are those that the authors publish:
 
     ADE20K       images/training/*.jpg, annotations/training/*.png, objectInfo150.txt
-    COCO-Stuff   a folder of *.png of class numbers, COCO's pictures, labels.txt
+    COCO-Stuff   a folder of label maps *.png, COCO's images, labels.txt
     Mapillary    training/images/*.jpg, training/v2.0/labels/*.png, config_v2.0.json
 
-Every class that shows in a map is a query by its name, all its pixels together.
+Each class in a label map becomes a query: its text is the class name, its only region all pixels
+of the class.
 """
 
 from __future__ import annotations
@@ -16,138 +19,146 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lisa_ros.datasets.annotations import Query
-from lisa_ros.datasets.json_io import folder, read_json, validated_entries
+from lisa_ros.datasets.annotations import AnnotatedQuery
+from lisa_ros.datasets.json_io import existing_folder, read_json, validated_entries
 from lisa_ros.errors import DataError
-from lisa_ros.model.image_processing import UNREADABLE
+from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
 
 
 @dataclass(frozen=True)
 class LabelMapRegion:
-    """All pixels of a map that have one number."""
+    """All pixels of a label map with one class id."""
 
-    numbers: np.ndarray  # (H, W), shared by all classes of a map
-    number: int
-    where: str  # for messages
+    class_ids: np.ndarray  # (H, W), shared by all regions of a label map
+    class_id: int
+    source: str  # path of the label map, for error messages
     ignored: bool = False
 
-    def paint(self, onto: np.ndarray, value: int) -> None:
-        """Set the region's pixels in a (H, W) uint8 picture.
+    def paint(self, canvas: np.ndarray, value: int) -> None:
+        """Set the region's pixels in a (H, W) uint8 array.
 
         Raises:
-            DataError: the picture is of another size.
+            DataError: the array has another size.
         """
-        if self.numbers.shape != onto.shape:
+        if self.class_ids.shape != canvas.shape:
+            (map_height, map_width), (height, width) = self.class_ids.shape, canvas.shape
             raise DataError(
-                f'{self.where}: a map of {self.numbers.shape[1]} x {self.numbers.shape[0]} pixels '
-                f'for a picture of {onto.shape[1]} x {onto.shape[0]}; bring both to one size'
+                f'{self.source}: has {map_width} x {map_height} pixels, '
+                f'its image {width} x {height}; scale both to the same size'
             )
-        onto[self.numbers == self.number] = value
+        canvas[self.class_ids == self.class_id] = value
 
 
 @dataclass(frozen=True)
 class LabelMapImage:
-    """A picture beside its map; the map is read when its queries are asked for."""
+    """An image with its label map. The label map is read at each access of `queries`."""
 
     path: Path
-    labels: Path  # (H, W) PNG of class numbers
-    names: dict[int, str]  # of the classes that may be asked for
+    label_map: Path  # (H, W) PNG of class ids
+    class_names: dict[int, str]  # by class id; classes that are not in it get no query
     explanation: str = ''
 
     @property
-    def queries(self) -> tuple[Query, ...]:
-        """Return a query for each class that the map shows.
+    def queries(self) -> tuple[AnnotatedQuery, ...]:
+        """A query for each class in the label map.
 
         Raises:
-            DataError: the map cannot be read, or has colours instead of numbers.
+            DataError: the label map cannot be read, or has colours instead of class ids.
         """
         try:
-            with Image.open(self.labels) as opened:
-                numbers = np.asarray(opened)
-        except UNREADABLE as error:
-            raise DataError(f'{self.labels}: no map that can be read ({error})') from error
-        if numbers.ndim != 2:
+            with Image.open(self.label_map) as image:
+                class_ids = np.asarray(image)
+        except IMAGE_READ_ERRORS as error:
             raise DataError(
-                f'{self.labels}: has {numbers.shape[2]} channels; expected one of class numbers'
+                f'{self.label_map}: cannot be read as a label map ({error})'
+            ) from error
+        if class_ids.ndim != 2:
+            raise DataError(
+                f'{self.label_map}: has {class_ids.shape[2]} channels; expected one of class ids'
             )
-        where = str(self.labels)
+        source = str(self.label_map)
         return tuple(
-            Query(self.names[n], False, (LabelMapRegion(numbers, n, where),))
-            for n in np.unique(numbers).tolist()
-            if n in self.names
+            AnnotatedQuery(
+                self.class_names[class_id], False, (LabelMapRegion(class_ids, class_id, source),)
+            )
+            for class_id in np.unique(class_ids).tolist()
+            if class_id in self.class_names
         )
 
 
 def read_ade20k(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
-    """Return the pictures of ADEChallengeData2016; its maps say 0 where nothing is named.
+    """Return the images of ADEChallengeData2016. Class id 0 means unlabelled and gets no query.
 
     Raises:
         DataError: a file is missing or broken.
     """
-    root = folder(root, 'images, annotations and objectInfo150.txt')
-    file = root / 'objectInfo150.txt'
-    rows = [line.split('\t') for line in _lines(file) if line.strip()]
-    names = {
+    root = existing_folder(root, 'images, annotations and objectInfo150.txt')
+    class_file = root / 'objectInfo150.txt'
+    rows = [line.split('\t') for line in _lines(class_file) if line.strip()]
+    class_names = {
         int(row[0]): row[-1].split(',')[0].strip() for row in rows if row[0].strip().isdigit()
     }
-    return _beside(root / 'images' / split, root / 'annotations' / split, names, file)
+    images, label_maps = root / 'images' / split, root / 'annotations' / split
+    return _pair_with_images(label_maps, images, class_names, class_file)
 
 
 def read_cocostuff(
-    labels: str | Path, pictures: str | Path, names: str | Path
+    label_folder: str | Path, image_folder: str | Path, class_file: str | Path
 ) -> list[LabelMapImage]:
-    """Return COCO's pictures; things that are seen as material ("wall-brick") are not asked for.
+    """Return the images of COCO-Stuff. Material classes, such as "wall-brick", get no query.
 
     Args:
-        labels: folder of maps, named as the pictures.
-        pictures: folder of COCO's pictures.
-        names: labels.txt of cocostuff, "0: unlabeled", "1: person", ...; the maps count from
-            "person" as 0, as the original takes them.
+        label_folder: folder of label maps, named as the images.
+        image_folder: folder of COCO's images.
+        class_file: labels.txt of COCO-Stuff: "0: unlabeled", "1: person", ... In the label maps
+            the ids are one lower: "person" is 0. LISA's code reads them in the same way.
 
     Raises:
         DataError: a file is missing or broken.
     """
-    file = Path(names)
-    said = [line.split(': ')[-1].strip() for line in _lines(file)[1:] if line.strip()]
-    known = {number: name for number, name in enumerate(said) if '-' not in name}
-    return _beside(folder(pictures, 'pictures'), folder(labels, 'maps'), known, file)
+    class_file = Path(class_file)
+    labels = [line.split(': ')[-1].strip() for line in _lines(class_file)[1:] if line.strip()]
+    class_names = {class_id: name for class_id, name in enumerate(labels) if '-' not in name}
+    image_folder = existing_folder(image_folder, 'images')
+    label_folder = existing_folder(label_folder, 'label maps')
+    return _pair_with_images(label_folder, image_folder, class_names, class_file)
 
 
 def read_mapillary(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
-    """Return the pictures of Mapillary Vistas 2.0.
+    """Return the images of Mapillary Vistas 2.0.
 
     Raises:
         DataError: a file is missing or broken.
     """
-    root = folder(root, 'config_v2.0.json and training')
-    file = root / 'config_v2.0.json'
-    said = [
-        one['readable'].lower()
-        for one in validated_entries(file, read_json(file), 'labels', readable=str)
-    ]
-    maps = root / split / 'v2.0' / 'labels'
-    return _beside(root / split / 'images', maps, dict(enumerate(said)), file)
+    root = existing_folder(root, 'config_v2.0.json and training')
+    class_file = root / 'config_v2.0.json'
+    labels = validated_entries(class_file, read_json(class_file), 'labels', readable=str)
+    class_names = {class_id: label['readable'].lower() for class_id, label in enumerate(labels)}
+    images, label_maps = root / split / 'images', root / split / 'v2.0' / 'labels'
+    return _pair_with_images(label_maps, images, class_names, class_file)
 
 
 def _lines(file: Path) -> list[str]:
+    """Return the lines of a text file."""
     try:
         return file.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'{file}: no names of classes that can be read ({error})') from error
+        raise DataError(f'{file}: cannot be read as class names ({error})') from error
 
 
-def _beside(
-    pictures: Path, maps: Path, names: dict[int, str], source: Path
+def _pair_with_images(
+    label_folder: Path, image_folder: Path, class_names: dict[int, str], class_file: Path
 ) -> list[LabelMapImage]:
-    """Return every map with its picture."""
-    if not names:
-        raise DataError(f'{source}: names no classes')
-    found = []
-    for labels in sorted(folder(maps, 'maps of class numbers, *.png').glob('*.png')):
-        picture = pictures / f'{labels.stem}.jpg'
-        if not picture.is_file():
-            raise DataError(f'{labels}: its picture {picture} is not there; copy it, too')
-        found.append(LabelMapImage(picture, labels, names))
-    if not found:
-        raise DataError(f'{maps}: no maps; expected *.png of class numbers')
-    return found
+    """Return the images of the label maps in a folder: STEM.jpg in the image folder."""
+    if not class_names:
+        raise DataError(f'{class_file}: contains no class names')
+    label_folder = existing_folder(label_folder, 'label maps, *.png of class ids')
+    images = []
+    for label_map in sorted(label_folder.glob('*.png')):
+        image_path = image_folder / f'{label_map.stem}.jpg'
+        if not image_path.is_file():
+            raise DataError(f'{label_map}: its image {image_path} is missing; add it')
+        images.append(LabelMapImage(image_path, label_map, class_names))
+    if not images:
+        raise DataError(f'{label_folder}: no label maps; expected *.png of class ids')
+    return images

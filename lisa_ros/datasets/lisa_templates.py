@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original's words: how it asks for a thing, and how it answers.
+"""LISA's question and answer templates, from utils/utils.py of dvlab-research/LISA.
 
-Those of training stand in utils/utils.py of dvlab-research/LISA, those of its evaluation in
-utils/dataset.py (ValDataset). The model knows these words; figures are told with them.
+The validation question is that of its ValDataset (utils/dataset.py). The released models were
+trained with these words, and published results use them.
 """
 
 from __future__ import annotations
 
-from lisa_ros.datasets.annotations import Query
+from lisa_ros.datasets.annotations import AnnotatedQuery
 
 SHORT_QUESTIONS = (
     'Can you segment the {} in this image?',
@@ -19,7 +19,7 @@ LONG_QUESTIONS = (
     '{} Please respond with segmentation mask.',
     '{} Please output segmentation mask.',
 )
-WHY = (
+EXPLANATORY_QUESTIONS = (
     'Please output segmentation mask and explain why.',
     'Please output segmentation mask and explain the reason.',
     'Please output segmentation mask and give some explanation.',
@@ -31,13 +31,11 @@ ANSWERS = (
     'Sure, the segmentation result is [SEG].',
     '[SEG].',
 )
-TEACHER_FORCED_ANSWER = (
-    '[SEG].'  # what is put into the model's mouth where only its masks are compared
-)
+TEACHER_FORCED_ANSWER = '[SEG].'  # given to the model where only masks are compared
 
 
-def validation_question(query: Query) -> str:
-    """Return the question of LISA's evaluation, with the space that it has after the picture."""
+def validation_question(query: AnnotatedQuery) -> str:
+    """Return the question of LISA's validation, with its leading space."""
     if query.is_sentence:
         return f' {query.text.strip()} Please output segmentation mask.'
     return f' What is {query.text.strip()} in this image? Please output segmentation mask.'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues about pictures as LLaVA has them (llava_instruct_150k.json).
+"""LLaVA's dialogues about images (llava_instruct_150k.json), without masks.
 
 [{"image": "000000033471.jpg", "conversations": [{"from": "human", "value": "<image> What ...?"},
                                                 {"from": "gpt", "value": "..."}, ...]}]
@@ -10,49 +10,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lisa_ros.datasets.json_io import folder, read_json, validated_entries
+from lisa_ros.datasets.json_io import existing_folder, read_json, validated_entries
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 
-_IMAGE = '<image>'
-_SAID = {'from': str, 'value': str}
+_IMAGE_PLACEHOLDER = '<image>'
+_MESSAGE_KEYS = {'from': str, 'value': str}
 
 
 @dataclass(frozen=True)
 class TextDialogue:
-    """A picture and a dialogue about it in words alone."""
+    """An image and a dialogue about it, in text only."""
 
     path: Path
     turns: tuple[Turn, ...]
 
 
-def read_llava(file: str | Path, pictures: str | Path) -> list[TextDialogue]:
+def read_llava(file: str | Path, image_folder: str | Path) -> list[TextDialogue]:
     """Return the dialogues of a file.
 
     Args:
-        file: of dialogues.
-        pictures: the folder that pictures' names are relative to.
+        file: dialogues in LLaVA's format.
+        image_folder: the folder that image names in `file` are relative to.
 
     Raises:
-        DataError: it is no such file; the message says what of it.
+        DataError: the file cannot be read or is not in this format; the message says where.
     """
-    file, pictures = Path(file), folder(pictures, 'pictures')
-    talks, plain = [], read_json(file)
-    for place, one in enumerate(
-        validated_entries(file, plain, None, image=str, conversations=list)
-    ):
-        said = validated_entries(file, one, 'conversations', **_SAID)
-        if said and said[0]['from'] != 'human':
-            said = said[1:]  # as the original does
-        speakers = [line['from'] for line in said]
-        if not said or speakers != ['human', 'gpt'] * (len(said) // 2):
-            raise DataError(
-                f'{file}: in entry {place} speak {", ".join(map(str, speakers)) or "none"}; '
-                'expected human and gpt in turns'
-            )
-        values = [line['value'].replace(_IMAGE, '').strip() for line in said]
-        turns = tuple(Turn(*pair) for pair in zip(values[::2], values[1::2], strict=True))
-        talks.append(TextDialogue(pictures / one['image'], turns))
-    if not talks:
+    file, image_folder = Path(file), existing_folder(image_folder, 'images')
+    entries = validated_entries(file, read_json(file), None, image=str, conversations=list)
+    dialogues = [
+        TextDialogue(image_folder / entry['image'], _turns(file, index, entry))
+        for index, entry in enumerate(entries)
+    ]
+    if not dialogues:
         raise DataError(f'{file}: no dialogues')
-    return talks
+    return dialogues
+
+
+def _turns(file: Path, index: int, entry: dict) -> tuple[Turn, ...]:
+    """Return the turns of an entry; skip a first message that is not a human's, as LLaVA does."""
+    messages = validated_entries(file, entry, 'conversations', **_MESSAGE_KEYS)
+    if messages and messages[0]['from'] != 'human':
+        messages = messages[1:]
+    speakers = [message['from'] for message in messages]
+    if not messages or speakers != ['human', 'gpt'] * (len(messages) // 2):
+        raise DataError(
+            f'{file}: entry {index} has the speakers {", ".join(map(str, speakers)) or "none"}; '
+            'expected human and gpt in turns'
+        )
+    texts = [message['value'].replace(_IMAGE_PLACEHOLDER, '').strip() for message in messages]
+    return tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True))

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of pictures that people have labelled, as ReasonSeg has them and labelme writes them.
+"""Reads folders of annotated images in the formats of ReasonSeg and of the program labelme.
 
-ReasonSeg (LISA, section 3.2): beside each picture a JSON file of the same name:
+In ReasonSeg (LISA, section 3.2) each image has a JSON file of the same name next to it:
 
     {"text": ["the thing that keeps her warm"], "is_sentence": false,
      "shapes": [{"label": "target", "points": [[x, y], ...]}, {"label": "ignore", ...}]}
 
-All "target" shapes together are the mask that each text asks for; pixels of "ignore" count
-neither way; "flag" is left over from labelling and means nothing.
+Each text is a query. Its mask is the union of all "target" shapes. Pixels of "ignore" shapes are
+left out of losses and metrics. "flag" shapes are annotation notes and are skipped.
 
-A file without "text", as labelme's window makes it, asks by its labels: every label but target,
-ignore and flag is a thing of that name ("the red mug"), one mask for all shapes of the label.
+labelme writes files without "text". There each label is a query, except target, ignore and flag:
+the label is the name of an object ("the red mug"), its mask the union of all its shapes.
 
-A folder of masks is read to the same end: beside `kitchen.jpg` a folder `kitchen/` with
-`red mug.png` in it, (H, W), 0 outside of the red mug.
+Masks can also be PNG files. The folder `kitchen/` next to `kitchen.jpg` then has a file for each
+query, such as `red mug.png`: (H, W), not 0 on the red mug, 0 elsewhere.
 
-Explanations, which ReasonSeg keeps in explanatory/train.json, are a list of {"image", "query",
-"outputs"}; they are found as `explanations.json` in the folder, or as `<folder>.json` in a folder
-`explanatory` beside it.
+Explanations are a list of {"image", "query", "outputs"}. The file is `explanations.json` in the
+folder or, as in ReasonSeg, `../explanatory/FOLDER.json`.
 """
 
 from __future__ import annotations
@@ -26,157 +25,193 @@ import base64
 import binascii
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from lisa_ros.datasets import json_io
-from lisa_ros.datasets.annotations import IMAGE_SUFFIXES, AnnotatedImage, Polygon, Query, size_of
-from lisa_ros.datasets.json_io import Broken, raise_error, read_json
+from lisa_ros.datasets.annotations import (
+    IMAGE_SUFFIXES,
+    AnnotatedImage,
+    AnnotatedQuery,
+    Polygon,
+    image_size,
+)
+from lisa_ros.datasets.json_io import ErrorHandler, existing_folder, raise_error, read_json
 from lisa_ros.errors import DataError
-from lisa_ros.model.image_processing import UNREADABLE
+from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
 
 _EXPLANATIONS = 'explanations.json'
-_Asked = tuple[Path, tuple[Query, ...]]
 
 # ---- folders
 
 
-def read_folder(folder: str | Path, broken: Broken = raise_error) -> list[AnnotatedImage]:
-    """Return the labelled pictures of a folder, by name; those without labels are left out.
+def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> list[AnnotatedImage]:
+    """Return the annotated images of a folder, sorted by name; skip images without annotations.
 
-    Every JSON file is read and checked here, and every picture's size, so that what is broken is
-    named before a training begins; only a picture's pixels are read when they are drawn.
+    It checks every JSON file and the size of every image, so that errors are found before a
+    training starts. The pixels are read later.
 
     Args:
-        folder: of pictures and labels.
-        broken: what becomes of a file that cannot be used; what it belongs to is left out if this
-            returns.
+        folder: images and annotations.
+        on_error: called for each file that cannot be used; if it returns, the file is skipped.
 
     Raises:
-        DataError: no picture is labelled; or a file is broken: the message names it.
+        DataError: no image is annotated, or `on_error` raised it; the message names the file.
     """
-    folder = json_io.folder(folder, 'pictures with labels')
-    why = _read_explanations(folder)
-    pictures: dict[str, Path] = {}
+    folder = existing_folder(folder, 'images and annotations')
+    explanations = _read_explanations(folder)
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and pictures.setdefault(path.stem, path) != path:
-            broken(DataError(f'{path}: {pictures[path.stem].name} has the same name; rename one'))
-    labels = [p for p in sorted(folder.glob('*.json')) if p.name != _EXPLANATIONS]
-    queries = dict(one for path in labels for one in _kept(broken, _of_json, path, pictures))
-    for picture in pictures.values():
-        for _, asked in _kept(broken, _of_masks, picture):
-            queries[picture] = (*queries.get(picture, ()), *asked)
-    labelled = [
-        AnnotatedImage(p, asked, why.get(p.name, '')) for p, asked in sorted(queries.items())
+        if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(path.stem, path) != path:
+            on_error(
+                DataError(
+                    f'{path}: {images[path.stem].name} has the same stem; rename one of them'
+                )
+            )
+    queries: dict[Path, tuple[AnnotatedQuery, ...]] = {}
+    for path in sorted(folder.glob('*.json')):
+        if path.name != _EXPLANATIONS:
+            json_queries = _read_or_skip(partial(_queries_of_json, path, images), on_error)
+            if json_queries:
+                queries[images[path.stem]] = json_queries
+    for image in images.values():
+        mask_queries = _read_or_skip(partial(_queries_of_masks, image), on_error)
+        if mask_queries:
+            queries[image] = (*queries.get(image, ()), *mask_queries)
+    annotated = [
+        AnnotatedImage(image, image_queries, explanations.get(image.name, ''))
+        for image, image_queries in sorted(queries.items())
     ]
-    if not labelled:
+    if not annotated:
         raise DataError(
-            f'{folder}: {len(pictures)} pictures, none of them labelled; expected beside each a '
-            'JSON file of the same name, as labelme writes it: `labelme FOLDER` makes them'
+            f'{folder}: {len(images)} images, none of them annotated; expected a JSON file of the '
+            'same name next to each, as labelme writes it: run `labelme FOLDER`'
         )
-    return labelled
+    return annotated
 
 
-def _kept(broken: Broken, read: Callable[..., list[_Asked]], *given: object) -> list[_Asked]:
-    """Return what can be read; say of the rest that it is broken."""
+def _read_or_skip(
+    read: Callable[[], tuple[AnnotatedQuery, ...]], on_error: ErrorHandler
+) -> tuple[AnnotatedQuery, ...]:
+    """Return the queries that `read` returns; none if it fails and `on_error` returns."""
     try:
-        return read(*given)
+        return read()
     except DataError as error:
-        broken(error)
-        return []
+        on_error(error)
+        return ()
 
 
-def _of_json(path: Path, pictures: dict[str, Path]) -> list[_Asked]:
-    """Return the picture that a JSON file is about, or nothing if it asks nothing."""
-    if path.stem not in pictures:
+def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuery, ...]:
+    """Return the queries of a JSON file; check that its shapes lie inside its image."""
+    if path.stem not in images:
         raise DataError(
-            f'{path}: no picture {path.stem} ({", ".join(IMAGE_SUFFIXES)}) lies beside it; put it '
-            'there or take the file away'
+            f'{path}: there is no image {path.stem} ({", ".join(IMAGE_SUFFIXES)}) next to it; add '
+            'the image, or remove this file'
         )
     queries = read_labels(path)
-    picture = pictures[path.stem]
-    noted = read_json(path)
-    width, height = _same_size(picture, path, noted.get('imageWidth'), noted.get('imageHeight'))
+    content = read_json(path)
+    width, height = _check_size(
+        images[path.stem], path, content.get('imageWidth'), content.get('imageHeight')
+    )
     for query in queries:
-        for shape in (one for one in query.regions if one.mask is None):
+        for shape in (region for region in query.regions if region.mask is None):
             x, y = shape.points.T
             if x.max() < 0 or y.max() < 0 or x.min() >= width or y.min() >= height:
                 raise DataError(
-                    f'{path}: a shape {shape.label!r} lies outside of its picture of {width} x '
-                    f'{height} pixels; draw it again'
+                    f'{path}: a shape {shape.label!r} lies outside of the image, which has '
+                    f'{width} x {height} pixels; draw it again'
                 )
-    return [(picture, queries)] if queries else []
+    return queries
 
 
-def _of_masks(picture: Path) -> list[_Asked]:
-    """Return a picture with the masks in the folder of its name, or nothing without any."""
-    masks = sorted(picture.with_suffix('').glob('*.png'))
-    shapes = [_mask_file(path) for path in masks]
-    for path, shape in zip(masks, shapes, strict=True):
-        _same_size(picture, path, *shape.mask.shape[::-1])
-    queries = tuple(Query(p.stem, False, (s,)) for p, s in zip(masks, shapes, strict=True))
-    return [(picture, queries)] if queries else []
+def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
+    """Return a query for each mask in the folder with the image's name; none without it."""
+    paths = sorted(image.with_suffix('').glob('*.png'))
+    masks = [_read_mask(path) for path in paths]
+    for path, mask in zip(paths, masks, strict=True):
+        _check_size(image, path, *mask.mask.shape[::-1])
+    return tuple(
+        AnnotatedQuery(path.stem, False, (mask,)) for path, mask in zip(paths, masks, strict=True)
+    )
 
 
-def _same_size(
-    picture: Path, labels: Path, width: int | None, height: int | None
+def _check_size(
+    image: Path, labels: Path, width: int | None, height: int | None
 ) -> tuple[int, int]:
-    """Hold the size that labels are for against the picture's, as a person sees it; return it.
+    """Compare the size in an annotation file with the upright image's; return (width, height).
 
     Raises:
-        DataError: they differ, or the picture cannot be opened.
+        DataError: they differ, or the image cannot be opened.
     """
-    size = size_of(picture)
+    size = image_size(image)
     if None not in (width, height) and (width, height) != size:
         raise DataError(
-            f'{labels}: labels of {width} x {height} pixels for a picture of '
-            f'{size[0]} x {size[1]} ({picture.name}); bring both to one size'
+            f'{labels}: annotations of {width} x {height} pixels for an image of '
+            f'{size[0]} x {size[1]} ({image.name}); scale both to one size'
         )
     return size
 
 
-def read_labels(path: Path) -> tuple[Query, ...]:
-    """Return what a JSON file of labels asks; nothing if it has neither texts nor shapes.
+def read_labels(path: Path) -> tuple[AnnotatedQuery, ...]:
+    """Return the queries of a JSON file; none if it has neither texts nor shapes.
 
     Raises:
-        DataError: it is none, naming the file, what is wrong and what was expected.
+        DataError: it is not an annotation file; the message says what was expected.
     """
-    plain = read_json(path)
-    if not isinstance(plain, dict) or not isinstance(plain.get('shapes'), list):
-        raise DataError(f'{path}: no labels; expected an object with a list "shapes", as labelme')
-    shapes = [_shape(path, entry) for entry in plain['shapes']]
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get('shapes'), list):
+        raise DataError(
+            f'{path}: has no annotations; expected a JSON object with a list "shapes", as labelme '
+            'writes it'
+        )
+    shapes = [_read_shape(path, entry) for entry in content['shapes']]
     shapes = [shape for shape in shapes if shape.label.lower() != 'flag']
     ignored = tuple(shape for shape in shapes if shape.ignored)
     targets = [shape for shape in shapes if not shape.ignored]
-    texts = plain.get('text') or []
+    texts = content.get('text') or []
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f'{path}: "text" is {texts!r}; expected a list of instructions')
     if texts and ignored and not targets:
         raise DataError(
-            f'{path}: asks {texts[0]!r} and labels nothing but what is ignored; draw its target'
+            f'{path}: has the text {texts[0]!r}, but only ignored shapes; draw a shape "target"'
         )
     if texts:
-        # in ReasonSeg whatever is not ignored is the target, whatever its label
-        is_sentence = plain.get('is_sentence')
-        return tuple(
-            Query(
-                text.strip(),
-                _looks_like_a_sentence(text) if is_sentence is None else bool(is_sentence),
-                (*targets, *ignored),
-            )
-            for text in texts
+        # in ReasonSeg all shapes that are not ignored are the target, whatever their labels
+        return _queries_of_texts(texts, content.get('is_sentence'), (*targets, *ignored))
+    return _queries_of_labels(path, targets, ignored)
+
+
+def _queries_of_texts(
+    texts: list[str], is_sentence: object, regions: tuple[Polygon, ...]
+) -> tuple[AnnotatedQuery, ...]:
+    """Return a query for each text, all with the same regions."""
+    return tuple(
+        AnnotatedQuery(
+            text.strip(),
+            _looks_like_a_sentence(text) if is_sentence is None else bool(is_sentence),
+            regions,
         )
+        for text in texts
+    )
+
+
+def _queries_of_labels(
+    path: Path, targets: list[Polygon], ignored: tuple[Polygon, ...]
+) -> tuple[AnnotatedQuery, ...]:
+    """Return a query for each label, with all shapes of this label as one mask."""
     names = list(dict.fromkeys(shape.label.strip() for shape in targets))
     if any(name.lower() == 'target' for name in names):
         raise DataError(
-            f'{path}: has shapes "target" and no "text" that says what they are; add "text": '
-            '["an instruction"], or label the shapes by what they show'
+            f'{path}: has "target" shapes, but no "text" for them; add "text": '
+            '["an instruction"], or use object names as labels'
         )
     return tuple(
-        Query(name, False, (*(s for s in targets if s.label.strip() == name), *ignored))
+        AnnotatedQuery(
+            name, False, (*(shape for shape in targets if shape.label.strip() == name), *ignored)
+        )
         for name in names
     )
 
@@ -186,9 +221,12 @@ def _looks_like_a_sentence(text: str) -> bool:
 
 
 def _read_explanations(folder: Path) -> dict[str, str]:
-    """Return explanations by picture's name, if there are any."""
-    own, beside = folder / _EXPLANATIONS, folder.parent / 'explanatory' / f'{folder.name}.json'
-    path = next((p for p in (own, beside) if p.is_file()), None)
+    """Return explanations by image name; empty if there is no file."""
+    candidates = (
+        folder / _EXPLANATIONS,
+        folder.parent / 'explanatory' / f'{folder.name}.json',
+    )
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         return {}
     entries = read_json(path)
@@ -196,67 +234,67 @@ def _read_explanations(folder: Path) -> dict[str, str]:
         return {str(entry['image']): str(entry['outputs']) for entry in entries}
     except (TypeError, KeyError) as error:
         raise DataError(
-            f'{path}: no explanations ({error!r}); expected a list of {{"image": name, '
-            '"query": text, "outputs": explanation}'
+            f'{path}: cannot be read as explanations ({error!r}); expected a list of '
+            '{"image": name, "query": text, "outputs": explanation}'
         ) from error
 
 
 # ---- shapes
 
 
-def _shape(path: Path, entry: object) -> Polygon:
+def _read_shape(path: Path, entry: object) -> Polygon:
     """Return a shape of a JSON file: polygon, rectangle, circle or mask."""
     try:
-        label, kind = entry['label'], entry.get('shape_type') or 'polygon'
+        label, shape_type = entry['label'], entry.get('shape_type') or 'polygon'
         points = np.array(entry['points'], np.float64).reshape(-1, 2)
         if not isinstance(label, str) or not label.strip() or not np.isfinite(points).all():
             raise ValueError(f'label {label!r}, points {entry["points"]!r}')
         ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
-        if kind == 'mask' and len(points):
-            return Polygon(label, points, _decoded(entry['mask']), ignored)
-        return Polygon(label, _outline(kind, points), ignored=ignored)
+        if shape_type == 'mask' and len(points):
+            return Polygon(label, points, _decode_mask(entry['mask']), ignored)
+        return Polygon(label, _corners(shape_type, points), ignored=ignored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f'{path}: a shape that cannot be read ({type(error).__name__}: {error}); expected '
+            f'{path}: a shape cannot be read ({type(error).__name__}: {error}); expected '
             '{"label": name, "points": [[x, y], ...]} of a polygon, rectangle, circle or mask'
         ) from error
 
 
-def _outline(kind: str, points: np.ndarray) -> np.ndarray:
-    """Return the corners of a region, (n, 2), of the points that labelme keeps of it."""
-    if kind == 'polygon' and len(points) >= 1:
+def _corners(shape_type: str, points: np.ndarray) -> np.ndarray:
+    """Return the corners of a region, (n, 2), from the points in labelme's file."""
+    if shape_type == 'polygon' and len(points) >= 1:
         return points
-    if kind == 'rectangle' and len(points) == 2:
+    if shape_type == 'rectangle' and len(points) == 2:
         (left, top), (right, bottom) = points
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    if kind == 'rectangle' and len(points) == 4:
+    if shape_type == 'rectangle' and len(points) == 4:
         return points
-    if kind == 'circle' and len(points) == 2:
+    if shape_type == 'circle' and len(points) == 2:
         centre, edge = points
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         return centre + np.linalg.norm(edge - centre) * ring
-    raise ValueError(f'a {kind} of {len(points)} points is no region')
+    raise ValueError(f'a {shape_type} with {len(points)} points has no area')
 
 
-def _decoded(text: str) -> np.ndarray:
-    """Return the mask that labelme keeps as a PNG in base64, (h, w) bool."""
+def _decode_mask(text: str) -> np.ndarray:
+    """Return the mask that labelme writes as a PNG in base64, (h, w) bool."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-            return np.asarray(picture.convert('L')) > 0
-    except (binascii.Error, *UNREADABLE) as error:
-        raise ValueError(f'a mask that is no PNG: {error}') from error
+        with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+            return np.asarray(image.convert('L')) > 0
+    except (binascii.Error, *IMAGE_READ_ERRORS) as error:
+        raise ValueError(f'the mask is not a PNG: {error}') from error
 
 
-def _mask_file(path: Path) -> Polygon:
-    """Return a mask of a folder of masks.
+def _read_mask(path: Path) -> Polygon:
+    """Return the mask in a PNG file.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
-            mask = np.asarray(picture.convert('L')) > 0
-    except UNREADABLE as error:
-        raise DataError(f'{path}: no mask that can be read ({error}); save it again') from error
+        with Image.open(path) as image:
+            mask = np.asarray(image.convert('L')) > 0
+    except IMAGE_READ_ERRORS as error:
+        raise DataError(f'{path}: cannot be read as a mask ({error}); save it again') from error
     return Polygon(path.stem, np.zeros((1, 2)), mask)

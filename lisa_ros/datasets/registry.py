@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set by one text, as a command line gives it: `FOLDER`, or `KIND:PATH[:MORE]`."""
+"""Data sets by one text, as on a command line: `FOLDER`, or `KIND:PATH[:MORE]`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from lisa_ros.datasets.annotations import Picture
+from lisa_ros.datasets.annotations import ImageWithQueries
 from lisa_ros.datasets.coco import read_coco
-from lisa_ros.datasets.json_io import Broken, raise_error
+from lisa_ros.datasets.json_io import ErrorHandler, raise_error
 from lisa_ros.datasets.label_maps import read_ade20k, read_cocostuff, read_mapillary
 from lisa_ros.datasets.llava import TextDialogue, read_llava
 from lisa_ros.datasets.reasonseg import read_folder
@@ -26,31 +26,36 @@ READERS: dict[str, Callable[..., list]] = {
 }
 
 
-def read(text: str | Path, broken: Broken = raise_error) -> list[Picture] | list[TextDialogue]:
-    """Return a data set's pictures, or its talks.
+def read_dataset(
+    text: str | Path, on_error: ErrorHandler = raise_error
+) -> list[ImageWithQueries] | list[TextDialogue]:
+    """Return the annotated images of a data set, or its text dialogues.
 
     Args:
-        text: a folder as `reasonseg.read_folder` reads it, or a kind of READERS with what its
-            reader takes: `coco:instances.json:pictures`, `refer:refer_seg/refcoco:val`,
+        text: a folder for `reasonseg.read_folder`; or a key of READERS with the arguments of its
+            reader: `coco:instances.json:images`, `refer:refer_seg/refcoco:val`,
             `llava:llava_instruct_150k.json:train2017`.
-        broken: what becomes of a file of a folder that cannot be used (`reading.Broken`).
+        on_error: called for a file of a folder that cannot be used.
 
     Raises:
-        SettingsError: too many or too few parts are given.
+        SettingsError: there are too many or too few arguments.
         DataError: as the reader.
     """
-    kind, *given = str(text).split(':')
-    if kind not in READERS or not given:
-        return read_folder(text, broken)
+    kind, *arguments = str(text).split(':')
+    if kind not in READERS or not arguments:
+        return read_folder(text, on_error)
     try:
-        inspect.signature(READERS[kind]).bind(*given)
+        inspect.signature(READERS[kind]).bind(*arguments)
     except TypeError as error:
         raise SettingsError(f'{text}: {error}; expected {usage(kind)}') from error
-    return READERS[kind](*given)
+    return READERS[kind](*arguments)
 
 
 def usage(kind: str) -> str:
-    """Return how a data set of a kind is named: `refer:ROOT[:SPLIT[:BY]]`."""
-    parts = inspect.signature(READERS[kind]).parameters.values()
-    texts = [('[:{}' if p.default is not p.empty else ':{}').format(p.name.upper()) for p in parts]
+    """Return the form of a data set's text: `refer:ROOT[:SPLIT[:SPLIT_AUTHOR]]`."""
+    parameters = inspect.signature(READERS[kind]).parameters.values()
+    texts = [
+        (':{}' if parameter.default is parameter.empty else '[:{}').format(parameter.name.upper())
+        for parameter in parameters
+    ]
     return kind + ''.join(texts) + ']' * sum(text.startswith('[') for text in texts)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LISA model: tensors in, tensors out; `checkpoint` alone knows files and old names."""
+"""The LISA model: tensors, weights and their layouts on disk, tokenizer and image processing."""

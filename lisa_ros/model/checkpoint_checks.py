@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a checkpoint before its weights are used."""
+"""Checks of a checkpoint before its weights are used: sizes, tokens, names and shapes."""
 
 from __future__ import annotations
 
@@ -11,62 +11,76 @@ from torch import nn
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.config_inference import Shapes
 from lisa_ros.model.image_processing import ClipPreprocessing
-from lisa_ros.model.lisa import LisaConfig
+from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.tokenizer import Tokenizer
 
 
-def _check_sizes(config: LisaConfig, where: Path) -> None:
-    """Refuse sizes that make a model whose weights fit, and which fails at the first picture."""
+def check_sizes(config: LisaConfig, folder: Path) -> None:
+    """Check sizes that fit the weights but make a model fail at the first image.
+
+    Raises:
+        CheckpointError: a size is impossible; the message names it and what was expected.
+    """
     llama, clip = config.llama, config.clip
-    heads, shared = llama.num_attention_heads, llama.num_key_value_heads
-    layers, chosen = clip.num_hidden_layers, config.mm_vision_select_layer
-    wrong = None
-    if shared < 1 or heads % shared:
-        wrong = f'num_key_value_heads is {shared}; it must divide num_attention_heads, {heads}'
+    heads, key_value_heads = llama.num_attention_heads, llama.num_key_value_heads
+    layers, select_layer = clip.num_hidden_layers, config.mm_vision_select_layer
+    problem = None
+    if key_value_heads < 1 or heads % key_value_heads:
+        problem = (
+            f'num_key_value_heads is {key_value_heads}; expected a divisor of '
+            f'num_attention_heads, {heads}'
+        )
     elif llama.head_dim < 2 or llama.head_dim % 2:
-        wrong = f'head_dim is {llama.head_dim}; it must be even, for positions turn pairs'
-    elif type(chosen) is not int or not -layers - 1 <= chosen <= layers:
-        wrong = (
-            f'mm_vision_select_layer is {chosen!r}; this CLIP has {layers} layers: '
+        problem = f'head_dim is {llama.head_dim}; expected an even number, for rotary positions'
+    elif type(select_layer) is not int or not -layers - 1 <= select_layer <= layers:
+        problem = (
+            f'mm_vision_select_layer is {select_layer!r}; this CLIP has {layers} layers: '
             f'expected {-layers - 1} to {layers}'
         )
     elif llama.max_position_embeddings <= config.image_tokens:
-        wrong = (
-            f'max_position_embeddings is {llama.max_position_embeddings}; a picture alone takes '
-            f'{config.image_tokens} places'
+        problem = (
+            f'max_position_embeddings is {llama.max_position_embeddings}; expected more than the '
+            f'{config.image_tokens} tokens of an image'
         )
-    if wrong:
-        raise CheckpointError(f'{where}/config.json: {wrong}')
+    if problem:
+        raise CheckpointError(f'{folder}/config.json: {problem}')
 
 
-def _check_marks(plain: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse a tokenizer that lost the picture's marks: prompts without them mean nothing here.
+def check_image_marks(config_dict: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
+    """Check that the tokenizer has the tokens around the image that the model was trained with.
 
-    The model may have more words than the tokenizer (libraries round their number up), so that
-    the sizes alone do not tell.
+    The vocabulary sizes do not show it: the model may have more tokens than the tokenizer,
+    because libraries round their number up.
+
+    Raises:
+        CheckpointError: the tokenizer lacks <im_start> or <im_end>.
     """
-    lost = [mark for mark in ('<im_start>', '<im_end>') if mark not in tokenizer]
-    if plain.get('mm_use_im_start_end') and lost:
+    missing = [mark for mark in ('<im_start>', '<im_end>') if mark not in tokenizer]
+    if config_dict.get('mm_use_im_start_end') and missing:
         raise CheckpointError(
             f'{folder}: the model was trained with <im_start> and <im_end>, and the tokenizer '
-            f'lacks {" and ".join(lost)}: added_tokens.json is cut, or of another checkpoint'
+            f'lacks {" and ".join(missing)}: added_tokens.json is cut off or of another checkpoint'
         )
 
 
-def _check_agreement(
-    config: LisaConfig, tokenizer: Tokenizer, recipe: ClipPreprocessing, folder: Path
+def check_consistency(
+    config: LisaConfig, tokenizer: Tokenizer, preprocessing: ClipPreprocessing, folder: Path
 ) -> None:
-    """Refuse parts that were not made for each other, before they give nonsense."""
+    """Check that config, tokenizer and CLIP preprocessing belong together.
+
+    Raises:
+        CheckpointError: two of them disagree.
+    """
     size = config.clip.image_size
-    if recipe.output != (size, size):
+    if preprocessing.output != (size, size):
         raise CheckpointError(
-            f'{folder}: CLIP wants pictures of {size} x {size} pixels, but its '
-            f'preprocessor_config.json makes {recipe.output or "another size for each shape"}'
+            f'{folder}: CLIP expects images of {size} x {size} pixels, and its '
+            f'preprocessor_config.json makes {preprocessing.output or "a size for each shape"}'
         )
     if config.seg_token_id != tokenizer.seg_token_id:
         raise CheckpointError(
-            f'{folder}: config.json says that [SEG] is {config.seg_token_id}, the tokenizer that '
-            f'it is {tokenizer.seg_token_id}: files of two checkpoints are mixed'
+            f'{folder}: the id of [SEG] is {config.seg_token_id} in config.json and '
+            f'{tokenizer.seg_token_id} in the tokenizer: files of two checkpoints are mixed'
         )
     if len(tokenizer) > config.llama.vocab_size:
         raise CheckpointError(
@@ -75,7 +89,7 @@ def _check_agreement(
         )
     if config.out_dim != config.sam.prompt_encoder_config.hidden_size:
         raise CheckpointError(
-            f'{folder}: [SEG] is projected to {config.out_dim} numbers, SAM takes '
+            f'{folder}: [SEG] is projected to {config.out_dim} numbers, SAM expects '
             f'{config.sam.prompt_encoder_config.hidden_size}'
         )
 
@@ -83,31 +97,33 @@ def _check_agreement(
 def check_keys(
     model: nn.Module,
     shapes: Shapes,
-    where: str | Path,
-    tied: Iterable[str] = (),
-    named: Callable[[str], str] = str,
+    source: str | Path,
+    optional: Iterable[str] = (),
+    to_file_key: Callable[[str], str] = str,
 ) -> None:
-    """Compare the weights that a model needs with those that there are, under our names.
+    """Compare the model's weights with those of a checkpoint, by name and shape.
 
     Args:
-        model: what the weights are for.
-        shapes: of the weights that there are.
-        where: they are, for the message.
-        tied: weights that need not be there.
-        named: from our names to those in the user's files, for the message.
+        model: the model that needs the weights.
+        shapes: shapes of the checkpoint's weights, under the model's names.
+        source: where they come from, for the message.
+        optional: weights that may be missing, such as tied ones.
+        to_file_key: maps the model's names to those in the user's files, for the message.
 
     Raises:
-        CheckpointError: naming every missing weight, every unexpected one and every other shape.
+        CheckpointError: names each missing weight, each unexpected one and each other shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(map(named, set(wanted) - set(shapes) - set(tied)))
-    unexpected = sorted(map(named, set(shapes) - set(wanted)))
-    other = [
-        f'{named(name)} {shapes[name]} instead of {wanted[name]}'
-        for name in sorted(set(wanted) & set(shapes))
-        if shapes[name] != wanted[name]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(map(to_file_key, set(expected) - set(shapes) - set(optional)))
+    unexpected = sorted(map(to_file_key, set(shapes) - set(expected)))
+    reshaped = [
+        f'{to_file_key(name)} {shapes[name]} instead of {expected[name]}'
+        for name in sorted(set(expected) & set(shapes))
+        if shapes[name] != expected[name]
     ]
-    groups = {'missing': missing, 'unexpected': unexpected, 'of another shape': other}
-    found = [f'{len(names)} {what}: {", ".join(names)}' for what, names in groups.items() if names]
-    if found:
-        raise CheckpointError(f'{where}: the weights do not fit. ' + '; '.join(found))
+    groups = {'missing': missing, 'unexpected': unexpected, 'of another shape': reshaped}
+    problems = [
+        f'{len(names)} {problem}: {", ".join(names)}' for problem, names in groups.items() if names
+    ]
+    if problems:
+        raise CheckpointError(f'{source}: the weights do not fit. ' + '; '.join(problems))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LISA that starts from a LLaVA checkpoint, for fine-tuning."""
+"""Make a new LISA from a LLaVA checkpoint and a SAM, to be fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,63 +12,65 @@ import torch
 from torch import Tensor, nn
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checkpoint import (
-    Checkpoint,
-    _assembled,
-    _of_sam,
-    _sam_file,
-    _Source,
-    _without_clip,
+from lisa_ros.model.assembly import MappedWeights
+from lisa_ros.model.checkpoint import Checkpoint, LoadTarget, ReleasedParts, assemble_released
+from lisa_ros.model.config_inference import Shapes
+from lisa_ros.model.key_mapping import (
+    LISA_SAM_PREFIX,
+    map_key,
+    map_key_without_clip,
+    map_sam_file_key,
 )
-from lisa_ros.model.key_mapping import map_key
+from lisa_ros.model.model_folder import read_json, resolve_model_folder
 from lisa_ros.model.quantization import check_precision
+from lisa_ros.model.sam_file import sam_path
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.model.weight_files import WeightFiles, read_json, resolve_model_folder
+from lisa_ros.model.weight_files import WeightFiles
 from lisa_ros.results import SEG
 
-_MARKS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
+_NEW_TOKENS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
+_VOCABULARY_WEIGHTS = ('model.embed_tokens.weight', 'lm_head.weight')  # a row for each token
 
 
 class _InMemoryWeights:
-    """Weights that are there already."""
+    """A WeightSource of tensors in memory."""
 
     def __init__(self, state: dict[str, Tensor]):
         self._state = state
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every weight's shape."""
+        """Return the shape of each weight."""
         return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight."""
+        """Yield each weight."""
         yield from self._state.items()
 
 
 class _ExtendedVocabulary:
-    """Weights whose words are more than they were: new ones begin as the mean of the old."""
+    """A WeightSource with rows for new tokens; each starts as the mean of the old rows."""
 
-    def __init__(self, files: WeightFiles, words: int):
-        self._files, self._words = files, words
+    def __init__(self, files: WeightFiles, vocabulary_size: int):
+        self._files, self._vocabulary_size = files, vocabulary_size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every weight's shape, with all words."""
+        """Return the shape of each weight, with rows for all tokens."""
         return {
-            name: (max(self._words, shape[0]), *shape[1:]) if name in _PER_WORD else shape
+            name: (max(self._vocabulary_size, shape[0]), *shape[1:])
+            if name in _VOCABULARY_WEIGHTS
+            else shape
             for name, shape in self._files.shapes().items()
         }
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight, with all words."""
+        """Yield each weight, with rows for all tokens."""
         for name, tensor in self._files.tensors():
-            more = self._words - len(tensor) if name in _PER_WORD else 0
-            if more > 0:
+            new_rows = self._vocabulary_size - len(tensor) if name in _VOCABULARY_WEIGHTS else 0
+            if new_rows > 0:
                 mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-                yield name, torch.cat([tensor, mean.expand(more, -1)])
+                yield name, torch.cat([tensor, mean.expand(new_rows, -1)])
             else:
                 yield name, tensor
-
-
-_PER_WORD = ('model.embed_tokens.weight', 'lm_head.weight')
 
 
 def load_llava(
@@ -81,70 +83,82 @@ def load_llava(
     precision: str = 'fp32',
     seed: int = 0,
 ) -> Checkpoint:
-    """Begin a LISA with a LLaVA and a SAM, as the original's train_ds.py does.
+    """Make a LISA from a LLaVA and a SAM, as the original's train_ds.py does.
 
-    [SEG], <im_start> and <im_end> become words where the tokenizer lacks them, each beginning as
-    the mean of all others; text_hidden_fcs is random. It finds nothing before it is trained.
+    [SEG], <im_start> and <im_end> are added to the vocabulary if the tokenizer lacks them; each
+    embedding starts as the mean of the others. text_hidden_fcs is random: the model finds nothing
+    before it is trained.
 
     Args:
         name: LLaVA's folder or hub id, with a linear mm_projector.
-        sam: a .pth file of segment-anything.
-        vision_tower: CLIP's folder or hub id; by default the one that config.json names.
-        template: the conversation template; by default the one of that LLaVA.
-        device: where the weights go.
-        precision: as `load`'s.
+        sam: a segment-anything .pth file.
+        vision_tower: CLIP's folder or hub id; None: the one that config.json names.
+        template: the conversation template; None: the one of this LLaVA.
+        device: device of the weights.
+        precision: as in `checkpoint.load`.
         seed: of text_hidden_fcs.
 
     Raises:
-        CheckpointError: a folder or file is not what it should be; the message names it.
-        SettingsError: there is no such precision, or it cannot be had here.
+        CheckpointError: a folder or file is not what is expected; the message names it.
+        SettingsError: the precision does not exist or is not available here.
     """
     check_precision(precision, device)
+    target = LoadTarget(device, precision, vision_tower, template)
     folder = resolve_model_folder(name, 'model')
-    plain = read_json(folder / 'config.json')
-    files, sam_files = WeightFiles.of_folder(folder), WeightFiles([_sam_file(sam)])
-    shapes = files.shapes()
+    config_dict = read_json(folder / 'config.json')
+    files, sam_files = WeightFiles.of_folder(folder), WeightFiles([sam_path(sam)])
+    shapes, sam_shapes = files.shapes(), sam_files.shapes()
+    _check_is_llava(folder, shapes)
+    tokenizer = _with_new_tokens(Tokenizer.load(folder))
+    if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
+        raise CheckpointError(f"{sam}: not a SAM in segment-anything's layout")
+    head = _random_head(
+        width=shapes['model.mm_projector.weight'][0],
+        prompt_width=sam_shapes['prompt_encoder.no_mask_embed.weight'][-1],
+        seed=seed,
+    )
+    extended = _ExtendedVocabulary(files, len(tokenizer))
+    prefixed = {f'{LISA_SAM_PREFIX}{key}': shape for key, shape in sam_shapes.items()}
+    shapes = {**extended.shapes(), **prefixed, **head.shapes()}
+    sources = [
+        MappedWeights(extended, map_key_without_clip),
+        MappedWeights(head, map_key),
+        MappedWeights(sam_files, map_sam_file_key),
+    ]
+    return assemble_released(
+        ReleasedParts(folder, config_dict, shapes, sources, tokenizer), target
+    )
+
+
+def _check_is_llava(folder: Path, shapes: Shapes) -> None:
+    """Raise a CheckpointError if the weights are those of a LISA, or lack a linear projector."""
     if any(key.startswith('model.text_hidden_fcs.') for key in shapes):
-        raise CheckpointError(f'{folder} is a LISA already: give it as the model, not as a LLaVA')
+        raise CheckpointError(f'{folder} is a LISA already: load it as a model, not as a LLaVA')
     if 'model.mm_projector.weight' not in shapes:
         raise CheckpointError(
             f'{folder} is not a LLaVA with a linear projector: it has no '
-            'model.mm_projector.weight; expected one of version 1, as '
+            'model.mm_projector.weight; expected version 1, such as '
             'liuhaotian/llava-llama-2-13b-chat-lightning-preview'
         )
-    tokenizer = _with_marks(Tokenizer.load(folder))
-    grown = _ExtendedVocabulary(files, len(tokenizer))
-    sam_shapes = sam_files.shapes()
-    width = shapes['model.mm_projector.weight'][0]
-    if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
-        raise CheckpointError(f"{sam}: no SAM in segment-anything's layout")
-    out = sam_shapes['prompt_encoder.no_mask_embed.weight'][-1]
+
+
+def _random_head(width: int, prompt_width: int, seed: int) -> _InMemoryWeights:
+    """Return random weights of text_hidden_fcs under released names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-    fresh = _InMemoryWeights(
-        {f'model.text_hidden_fcs.0.{k}': t for k, t in head.state_dict().items()}
-    )
-    prefixed = {f'model.visual_model.{key}': shape for key, shape in sam_shapes.items()}
-    shapes = {**grown.shapes(), **prefixed, **fresh.shapes()}
-    sources: list[_Source] = [
-        (grown, _without_clip),
-        (fresh, map_key),
-        (sam_files, lambda key: _of_sam(key, frozenset())),
-    ]
-    return _assembled(
-        folder, plain, shapes, sources, tokenizer, vision_tower, template, device, precision
-    )
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+    state = {f'model.text_hidden_fcs.0.{key}': t for key, t in head.state_dict().items()}
+    return _InMemoryWeights(state)
 
 
-def _with_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with LISA's own tokens after all others, if it has them not yet."""
+def _with_new_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with those of LISA's tokens that it lacks, after all others."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         path = Path(folder) / 'added_tokens.json'
         added, next_id = read_json(path), len(tokenizer)
-        for mark in _MARKS:
-            if mark not in added:
-                added[mark], next_id = next_id, next_id + 1
+        for token in _NEW_TOKENS:
+            if token not in added:
+                added[token], next_id = next_id, next_id + 1
         path.write_text(json.dumps(added), encoding='utf-8')
         return Tokenizer.load(folder)

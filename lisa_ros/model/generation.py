@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LISA writes its answer, one token at a time, and hands out the state behind each.
+"""Greedy generation of LISA's answer, token by token, with the hidden state of each token.
 
-The picture is encoded once and keys and values are kept, where the original runs everything anew
-for every token; ids and states come out the same (test/test_decoding.py). Greedy: the most
-probable token is taken.
+The image is encoded once and keys and values are cached, where the original computes the whole
+sequence again for each token. Ids and states are the same (test/test_generation.py).
 
-Letters: L places of the prompt, picture included; D width of the language model.
+Letters: L positions of the prompt, image tokens included; D width of the language model.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from lisa_ros.model.lisa import LISA
 
 @dataclass(frozen=True)
 class Prefill:
-    """A prompt that the language model has read."""
+    """A prompt that the language model has read. Use it for one answer: the cache grows."""
 
-    states: Tensor  # (L, D) after the final norm; the one at place i predicts place i + 1
-    cache: DynamicCache  # keys and values; writing an answer extends it, so use it once
+    states: Tensor  # (L, D) after the final norm; the state at position i predicts position i + 1
+    cache: DynamicCache  # keys and values
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,16 @@ class GeneratedToken:
     """One token of the answer."""
 
     token_id: int
-    probability: float  # of this token, given all before it
-    state: Tensor  # (D,) the state that predicted it; a [SEG]'s mask is made of it
+    probability: float  # of this token, given all tokens before it
+    state: Tensor  # (D,) the state that predicted it; the mask of a [SEG] is made from it
 
 
 @torch.inference_mode()
-def prefill(model: LISA, places: Tensor) -> Prefill:
-    """Run the language model over a prompt, (L, D), as `LISA.embed` makes it."""
+def prefill(model: LISA, embeddings: Tensor) -> Prefill:
+    """Run the language model on a prompt, (L, D), that `LISA.embed` returned."""
     cache = DynamicCache(config=model.llm.config)
     states = model.llm.model(
-        inputs_embeds=places[None], past_key_values=cache, use_cache=True
+        inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True
     ).last_hidden_state[0]
     return Prefill(states, cache)
 
@@ -54,27 +53,27 @@ def generate(
     *,
     stop_id: int,
     max_new_tokens: int,
-    cancelled: Callable[[], bool] = lambda: False,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[GeneratedToken]:
-    """Yield the answer's tokens; the last is `stop_id` unless the limit or a cancel came first.
+    """Yield the answer's tokens, up to `stop_id`, the limit or a cancel.
 
     Args:
         model: in eval mode.
-        prompt: just read; it is used up.
+        prompt: a new Prefill; this call changes its cache.
         stop_id: the id of </s>.
-        max_new_tokens: longest answer.
-        cancelled: asked before every token.
+        max_new_tokens: length limit of the answer.
+        is_cancelled: called before each token; True ends the answer.
     """
     state = prompt.states[-1]
     for _ in range(max_new_tokens):
-        if cancelled():
+        if is_cancelled():
             return
         scores = model.llm.lm_head(state).float()
         token = int(scores.argmax())
         yield GeneratedToken(token, float(scores.softmax(-1)[token]), state)
         if token == stop_id:
             return
-        place = model.llm.get_input_embeddings()(torch.tensor([[token]], device=state.device))
+        embedding = model.llm.get_input_embeddings()(torch.tensor([[token]], device=state.device))
         state = model.llm.model(
-            inputs_embeds=place, past_key_values=prompt.cache, use_cache=True
+            inputs_embeds=embedding, past_key_values=prompt.cache, use_cache=True
         ).last_hidden_state[0, -1]

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How others name LISA's weights, and what we call them.
+"""Maps between the weight names of `LISA.state_dict()` and those of other layouts.
 
-Others are segment-anything, CLIP's folders, and the released layout of dvlab-research/LISA.
+The other layouts are segment-anything's files, CLIP's folders, and the released layout of
+dvlab-research/LISA.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
-_SAM_NAMES = [  # read from left to right and back: no right side may stand within another one's
+LISA_SAM_PREFIX = 'model.visual_model.'  # of SAM's weights in the released layout
+
+_SAM_NAMES = [  # used in both directions: no right side may be part of another right side
     # vision encoder
     ('image_encoder.blocks.', 'vision_encoder.layers.'),
     ('image_encoder.', 'vision_encoder.'),
@@ -43,37 +46,37 @@ _LISA_NAMES = [
     (r'^model\.(embed_tokens|layers|norm)\.', r'llm.model.\1.'),
     (r'^lm_head\.', 'llm.lm_head.'),
 ]
-_LISA_PREFIXES = {  # ours -> theirs; CLIP's as its own folder has them
+_LISA_PREFIXES = {  # our prefix -> the released one; for CLIP that of its own folder
     'text_hidden_fcs.': 'model.text_hidden_fcs.0.',
     'mm_projector.': 'model.mm_projector.',
     'clip.': 'vision_model.',
     'llm.model.': 'model.',
     'llm.lm_head.': 'lm_head.',
 }
-# Computed, not learnt; files of old libraries carry them along.
+# Computed, not learned; files of old libraries contain them.
 _COMPUTED = re.compile(r'rotary_emb\.inv_freq$|position_ids$|pixel_(mean|std)$')
-# The words' half of a CLIP, which LISA has no use for.
-_CLIP_WORDS = re.compile(r'^(text_model\.|text_projection|visual_projection|logit_scale)')
+# The text half of a CLIP, which LISA does not use.
+_CLIP_TEXT = re.compile(r'^(text_model\.|text_projection|visual_projection|logit_scale)')
 
 
 def map_sam_key(name: str) -> str | None:
-    """Return transformers' name of a segment-anything weight; None if it is not learnt."""
+    """Return transformers' name of a segment-anything weight; None if it is not learned."""
     if _COMPUTED.search(name):
         return None
     for old, new in _SAM_NAMES:
         name = name.replace(old, new)
-    return _renamed_head(name, _SAM_HEAD_LAYERS)
+    return _rename_head_layer(name, _SAM_HEAD_LAYERS)
 
 
 def unmap_sam_key(name: str) -> str:
-    """Return segment-anything's name of a weight: `map_sam_key`'s inverse."""
+    """Return segment-anything's name of a weight; the inverse of `map_sam_key`."""
     for old, new in _SAM_NAMES:
         name = name.replace(new, old)
-    return _renamed_head(name, {new: old for old, new in _SAM_HEAD_LAYERS.items()})
+    return _rename_head_layer(name, {new: old for old, new in _SAM_HEAD_LAYERS.items()})
 
 
-def _renamed_head(name: str, layers: Mapping[str, str]) -> str:
-    """Return the name with its layer renamed if it is in one of the mask decoder's heads."""
+def _rename_head_layer(name: str, layers: Mapping[str, str]) -> str:
+    """Return the name with its layer renamed, if it belongs to a head of the mask decoder."""
     head = re.match(_SAM_HEAD, name)
     if head:
         for old, new in layers.items():
@@ -83,33 +86,52 @@ def _renamed_head(name: str, layers: Mapping[str, str]) -> str:
 
 
 def map_key(name: str) -> str | None:
-    """Return our name of a weight in the released layout; None if it is not learnt.
+    """Return our name of a weight in the released layout; None if it is not learned.
 
-    Names that mean nothing in that layout come back as they are, and so turn up as unexpected.
+    Names that the released layout does not have are returned unchanged, so that `check_keys`
+    reports them as unexpected.
     """
     if _COMPUTED.search(name):
         return None
-    if name.startswith('model.visual_model.'):
-        return 'sam.' + map_sam_key(name.removeprefix('model.visual_model.'))
-    for old, new in _LISA_NAMES:
-        name, found = re.subn(old, new, name)
-        if found:
+    if name.startswith(LISA_SAM_PREFIX):
+        return 'sam.' + map_sam_key(name.removeprefix(LISA_SAM_PREFIX))
+    for pattern, replacement in _LISA_NAMES:
+        name, matches = re.subn(pattern, replacement, name)
+        if matches:
             break
     return name
 
 
+def map_key_without_clip(name: str) -> str | None:
+    """Return our name of a weight in the released layout; None for CLIP's weights, too."""
+    mapped = map_key(name)
+    return None if mapped is None or mapped.startswith('clip.') else mapped
+
+
+def map_sam_file_key(name: str, own_keys: Container[str] = ()) -> str | None:
+    """Return LISA's name of a weight in a segment-anything file.
+
+    Args:
+        name: segment-anything's name.
+        own_keys: released names of the weights that the LISA has itself; None is returned for
+            these.
+    """
+    key = LISA_SAM_PREFIX + name
+    return None if key in own_keys else map_key(key)
+
+
 def unmap_key(name: str) -> str:
-    """Return the released name of one of our weights, for people to find it in their files."""
+    """Return the released name of one of our weights, for messages about the user's files."""
     if name.startswith('sam.'):
-        return 'model.visual_model.' + unmap_sam_key(name.removeprefix('sam.'))
-    for ours, theirs in _LISA_PREFIXES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
+        return LISA_SAM_PREFIX + unmap_sam_key(name.removeprefix('sam.'))
+    for prefix, released_prefix in _LISA_PREFIXES.items():
+        if name.startswith(prefix):
+            return released_prefix + name.removeprefix(prefix)
     return name
 
 
 def map_clip_key(name: str) -> str | None:
-    """Return our name of a weight in a CLIP folder; None for CLIP's words and what is computed."""
-    if _COMPUTED.search(name) or _CLIP_WORDS.match(name):
+    """Return our name of a weight in a CLIP folder; None for CLIP's text half and buffers."""
+    if _COMPUTED.search(name) or _CLIP_TEXT.match(name):
         return None
     return 'clip.' + name.removeprefix('vision_model.')

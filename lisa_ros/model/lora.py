@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training adds to weights that stand: a small file beside a large one.
+"""LoRA (arxiv.org/abs/2106.09685) on weights: trains low-rank updates and keeps them in a file.
 
-`model_additions.safetensors` lies beside `model.safetensors`, and `load` puts it on top:
+The update is added to the weight itself, of any linear, convolution or embedding layer, by torch's
+parametrization: code that reads `layer.weight` sees the sum. `lora_linear` adds it to a layer's
+output instead, for quantized weights and dropout.
 
-    NAME.up (rows, r), NAME.down (r, columns)   their product is added to NAME (LoRA, 2106.09685)
-    NAME                                        stands in NAME's place: vectors, small tables
+The file `model_additions.safetensors` in a checkpoint's folder is applied when it is loaded:
 
-So a further training of a model of 24 MB is kept, sent and versioned in less than one.
+    NAME.up (rows, r), NAME.down (r, columns)   their product is added to the weight NAME
+    NAME                                        replaces the weight NAME: vectors, small tables
+
+So a further training of a 24 MB model is stored and sent in less than 1 MB.
 """
 
 from __future__ import annotations
@@ -24,13 +28,17 @@ from lisa_ros.errors import CheckpointError
 from lisa_ros.model.weight_files import WeightFiles
 
 FILE = 'model_additions.safetensors'
-_MATRICES = (nn.Linear, nn.Conv2d, nn.Embedding)
-_WHOLE = 'position_embedding'  # tables of places are small, and no two rows are alike
-_UNDER, _UP, _DOWN = (f'.parametrizations.weight.{end}' for end in ('original', '0.up', '0.down'))
+_LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
+# Small tables whose rows all differ: trained directly, not by low-rank updates.
+_TRAINED_WHOLE = 'position_embedding'
+_UP, _DOWN = (f'.parametrizations.weight.0.{end}' for end in ('up', 'down'))
+
+
+# ---- updates of the weight itself
 
 
 class _LowRank(nn.Module):
-    """A matrix of low rank, added to one that stands."""
+    """Adds a matrix of low rank to a weight."""
 
     def __init__(self, up: Tensor, down: Tensor):
         super().__init__()
@@ -41,29 +49,31 @@ class _LowRank(nn.Module):
 
 
 def add_lora(
-    module: nn.Module, rank: int, stand: tuple[str, ...], given: dict[str, Tensor]
+    module: nn.Module, rank: int, frozen: tuple[str, ...], initial: dict[str, Tensor]
 ) -> None:
-    """Let a module's matrices stand, each with an addition to be trained; all else is trained.
+    """Freeze the weight matrices of a module and add a trainable low-rank update to each.
+
+    All other parameters are trained. The module still computes the same.
 
     Args:
-        module: whose `weight`s of linear, convolution and embedding layers become sums. It
-            computes what it did before.
-        rank: of the additions; matrices that have no more rows or columns are trained whole.
-        stand: how names of parts begin that have no addition and are not trained at all.
-        given: additions that are in the weights already, as `read` returns them: they go on.
+        module: its linear, convolution and embedding layers get updates.
+        rank: of the updates; smaller matrices are trained whole.
+        frozen: prefixes of parameter names that get no update and are not trained at all.
+        initial: updates to continue, as `load_lora` returns them; the weights of the module
+            already include them.
     """
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not name.startswith(stand))
+        parameter.requires_grad_(not name.startswith(frozen))
     for name, layer in list(module.named_modules()):
-        if name.startswith(stand):
+        if name.startswith(frozen):
             continue
-        if not isinstance(layer, _MATRICES) or name.endswith(_WHOLE):
+        if not isinstance(layer, _LAYERS) or name.endswith(_TRAINED_WHOLE):
             continue
         weight = layer.weight
         rows, columns = weight.shape[0], weight[0].numel()
         if min(rows, columns) <= rank:
             continue
-        up, down = (given.get(f'{name}.weight.{end}') for end in ('up', 'down'))
+        up, down = (initial.get(f'{name}.weight.{end}') for end in ('up', 'down'))
         if up is None:
             up, down = torch.zeros(rows, rank), torch.randn(rank, columns) / columns**0.5
         else:
@@ -74,27 +84,30 @@ def add_lora(
 
 
 def lora_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return what was added so far, and every other tensor that is trained, float32."""
-    found = {}
+    """Return the updates of `add_lora` and all other trained parameters, float32 on the CPU.
+
+    Updates that are still zero are left out.
+    """
+    state = {}
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        for inner, outer in ((_UP, '.weight.up'), (_DOWN, '.weight.down')):
-            if name.endswith(inner):
-                name = name[: -len(inner)] + outer  # noqa: PLW2901
-        found[name] = parameter.detach().float().cpu().contiguous()
-    idle = [n.removesuffix('.up') for n, t in found.items() if n.endswith('.up') and not t.any()]
-    return {n: t for n, t in found.items() if n.rpartition('.')[0] not in idle}
+        if parameter.requires_grad:
+            key = name.replace(_UP, '.weight.up').replace(_DOWN, '.weight.down')
+            state[key] = parameter.detach().float().cpu().contiguous()
+    zero = [n.removesuffix('.up') for n, t in state.items() if n.endswith('.up') and not t.any()]
+    return {name: t for name, t in state.items() if name.rpartition('.')[0] not in zero}
 
 
-def save_lora(added: dict[str, Tensor], folder: Path) -> None:
-    """Write additions into a model's folder, in float16."""
-    halves = {name: tensor.half() for name, tensor in added.items()}
+# ---- the file of updates
+
+
+def save_lora(updates: dict[str, Tensor], folder: Path) -> None:
+    """Write updates into a checkpoint's folder, as float16."""
+    halves = {name: tensor.half() for name, tensor in updates.items()}
     save_file(halves, folder / FILE, metadata={'format': 'pt'})
 
 
 def load_lora(folder: Path) -> dict[str, Tensor]:
-    """Return the additions in a model's folder, float32; empty if there are none.
+    """Return the updates in a checkpoint's folder, float32; empty if there are none.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -106,40 +119,52 @@ def load_lora(folder: Path) -> dict[str, Tensor]:
 
 
 class WeightsWithLora:
-    """A folder's weights with the additions that lie beside them, as `Files` gives weights.
+    """The weights of a folder with the updates of its `model_additions.safetensors` applied.
+
+    Has the methods of `WeightFiles`.
 
     Raises:
-        CheckpointError: the additions are another model's.
+        CheckpointError: the updates belong to another model.
     """
 
     def __init__(self, files: WeightFiles, folder: Path):
-        self._files, self._added = files, load_lora(folder)
+        self._files, self._updates = files, load_lora(folder)
         shapes = files.shapes()
-        for name, tensor in self._added.items():
-            whole = name.removesuffix('.up').removesuffix('.down')
-            if whole not in shapes:
-                raise CheckpointError(f'{folder / FILE}: there is no {whole} to add to')
-            if name.endswith('.down'):
-                continue
-            shape, wanted = tuple(tensor.shape), shapes[whole]
-            if name.endswith('.up'):
-                down = self._added.get(f'{whole}.down')
-                shape = (*shape, *(down.shape if down is not None else ()))
-                # rows, r, r, columns: a convolution's filters are rows, flat
-                wanted = (wanted[0], shape[1], shape[1], math.prod(wanted[1:]))
-            if shape != wanted:
-                raise CheckpointError(f'{folder / FILE}: {name} is {shape}, expected {wanted}')
+        for name in self._updates:
+            weight = name.removesuffix('.up').removesuffix('.down')
+            if weight not in shapes:
+                raise CheckpointError(
+                    f'{folder / FILE}: the model has no weight {weight} to add to: the file '
+                    'belongs to another model'
+                )
+            if not name.endswith('.down'):
+                self._check_shape(name, shapes[weight], folder / FILE)
+
+    def _check_shape(self, name: str, expected: tuple[int, ...], path: Path) -> None:
+        """Check an update against the shape of its weight.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        shape = tuple(self._updates[name].shape)
+        if name.endswith('.up'):
+            down = self._updates.get(f'{name.removesuffix(".up")}.down')
+            shape = (*shape, *(down.shape if down is not None else ()))
+            # rows, r, r, columns; the filters of a convolution are flattened to rows
+            expected = (expected[0], shape[1], shape[1], math.prod(expected[1:]))
+        if shape != expected:
+            raise CheckpointError(f'{path}: {name} is {shape}, expected {expected}')
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every weight's shape."""
+        """Return the shape of every weight."""
         return self._files.shapes()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight with what was added to it, those in float32."""
+        """Yield every weight with its update applied; updated weights are float32."""
         for name, tensor in self._files.tensors():
-            up, whole = self._added.get(f'{name}.up'), self._added.get(name)
+            up, replacement = self._updates.get(f'{name}.up'), self._updates.get(name)
             if up is not None:
-                low = up @ self._added[f'{name}.down']
-                yield name, tensor.float() + low.view_as(tensor)
+                update = up @ self._updates[f'{name}.down']
+                yield name, tensor.float() + update.view_as(tensor)
             else:
-                yield name, tensor if whole is None else whole
+                yield name, tensor if replacement is None else replacement

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precisions that weights are stored and computed in."""
+"""Precisions in which weights are stored and computed: dtypes, and int8 and nf4 quantization."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PRECISIONS = {
     'fp32': torch.float32,
     'bf16': torch.bfloat16,
     'fp16': torch.float16,
-    'int8': torch.float16,  # of what is not quantised
-    'nf4': torch.bfloat16,
+    'int8': torch.float16,  # of the weights that are not quantized
+    'nf4': torch.bfloat16,  # of the weights that are not quantized
 }
+_QUANTIZED = ('int8', 'nf4')
 
-
-# A few million weights that decide where a mask's edge runs: float32 whatever the rest is in.
-# SAM's neck among them, because its sums overflow in fp16.
-_FULL_PRECISION = (
+# A few million weights that decide where mask boundaries run: float32 at every precision. SAM's
+# neck is one of them because its sums overflow in fp16.
+_FLOAT32_PREFIXES = (
     'text_hidden_fcs.',
     'sam.prompt_encoder.',
     'sam.mask_decoder.',
@@ -28,48 +28,51 @@ _FULL_PRECISION = (
 
 
 def storage_dtype(name: str, precision: str) -> torch.dtype:
-    """Return the type in which a weight of ours is kept, unless it is quantised."""
-    return torch.float32 if name.startswith(_FULL_PRECISION) else PRECISIONS[precision]
+    """Return the dtype of a weight that is not quantized, by its name in `LISA.state_dict()`."""
+    return torch.float32 if name.startswith(_FLOAT32_PREFIXES) else PRECISIONS[precision]
 
 
 def check_precision(precision: str, device: str | torch.device) -> None:
-    """Refuse a precision that there is not, or not here.
+    """Check that a precision exists and that the device and the installed packages support it.
 
     Raises:
-        SettingsError: with what would be needed.
+        SettingsError: it does not exist, or needs a CUDA GPU or the package bitsandbytes.
     """
     if precision not in PRECISIONS:
-        raise SettingsError(f'no precision {precision!r}: it is one of {", ".join(PRECISIONS)}')
-    if precision not in ('int8', 'nf4'):
+        raise SettingsError(f'precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
+    if precision not in _QUANTIZED:
         return
     if torch.device(device).type != 'cuda':
         raise SettingsError(
-            f'{precision} needs a CUDA GPU, and the device is {device}: take fp32 or bf16 here'
+            f'precision {precision} needs a CUDA GPU, and the device is {device}: use fp32 or bf16'
         )
     try:
-        import bitsandbytes  # noqa: F401  is it there?
+        import bitsandbytes  # noqa: F401  only to check that it is installed
     except ImportError as error:
         raise SettingsError(
-            f'{precision} needs the package bitsandbytes: pip install bitsandbytes, or take bf16'
+            f'precision {precision} needs the package bitsandbytes: pip install bitsandbytes, or '
+            'use bf16'
         ) from error
 
 
 def is_quantized(name: str, module: nn.Module) -> bool:
-    """Return whether int8 and nf4 quantise a weight, of this module.
+    """Return whether int8 and nf4 quantize this weight of `module`.
 
-    Only the language model's layers; the original, too, spares all that touches pictures.
+    Only the language model's linear layers are quantized. The original, too, leaves CLIP, SAM and
+    the projections as they are.
     """
     is_linear = isinstance(module, nn.Linear) and name.endswith('.weight')
     return is_linear and module.bias is None and name.startswith('llm.model.layers.')
 
 
-def _quantized(
-    linear: nn.Linear, tensor: Tensor, device: str | torch.device, precision: str
+def quantize_linear(
+    linear: nn.Linear, weight: Tensor, device: str | torch.device, precision: str
 ) -> nn.Module:
+    """Return a bitsandbytes layer with the sizes of `linear` and this weight, on the device."""
     import bitsandbytes as bnb
 
     size = (linear.in_features, linear.out_features)
-    half = tensor.to(torch.float16 if precision == 'int8' else torch.bfloat16)
+    half = weight.to(PRECISIONS[precision])
     with torch.device('meta'):
         if precision == 'int8':
             layer = bnb.nn.Linear8bitLt(*size, bias=False, has_fp16_weights=False, threshold=6.0)
@@ -83,4 +86,4 @@ def _quantized(
         layer.weight = bnb.nn.Params4bit(
             half, requires_grad=False, quant_type='nf4', compress_statistics=True
         )
-    return layer.to(device)  # the move is what quantises
+    return layer.to(device)  # the move to the device quantizes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that are in the package, by name: folders of weights, tokenizer and vocabulary."""
+"""The bundled models: folders of weights, tokenizer and vocabulary inside the package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from lisa_ros.resources import WEIGHTS
 
 
 def resolve_bundled_model(name: str | Path) -> str | Path:
-    """Return the folder of one of our own models; any other name as it is."""
-    own = WEIGHTS / str(name)
-    return own if (own / 'config.json').is_file() else name
+    """Return the folder of a bundled model, such as "lisa-tabletop"; other names unchanged."""
+    folder = WEIGHTS / str(name)
+    return folder if (folder / 'config.json').is_file() else name

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words to ids and back, as the tokenizer that LISA was trained with did it.
+"""Convert text to token ids and back, exactly as the tokenizer that LISA was trained with.
 
-LISA's weights know the ids of transformers 4.31's slow LlamaTokenizer (legacy): text between
-special tokens goes through SentencePiece run by run, each run with a leading space of its own, and
-whitespace beside *added* tokens ([SEG], <im_start>, <im_end>) is dropped. Later transformers do
-both otherwise, so this file states the rules itself (test/test_tokenizer.py has the original's
-answers).
+LISA's weights expect the ids of transformers 4.31's slow LlamaTokenizer (legacy). It gives each
+run of text between special tokens to SentencePiece, with a leading space. It drops whitespace
+next to *added* tokens ([SEG], <im_start>, <im_end>). Later versions of transformers do both
+differently, so this module implements the rules itself (test/test_tokenizer.py has the original's
+results).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from sentencepiece import SentencePieceProcessor
 from lisa_ros.errors import CheckpointError
 from lisa_ros.results import SEG
 
-SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # how SentencePiece writes it
+SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _FILES = ('added_tokens.json', 'special_tokens_map.json', 'tokenizer_config.json')
 
 
 @dataclass(frozen=True)
-class Special:
-    """A token written in the prompt by us: an id of its own wherever it stands."""
+class SpecialToken:
+    """A special or added token in the parts of a prompt: it becomes one id."""
 
     text: str
 
 
 class Tokenizer:
-    """SentencePiece with the tokens that were added to it. Immutable: share it between threads."""
+    """A SentencePiece model with added tokens. Immutable: threads may share it."""
 
     def __init__(
         self,
@@ -46,16 +46,16 @@ class Tokenizer:
         model_max_length: int | None = None,
         clean_up_spaces: bool = False,
     ):
-        """Make a tokenizer of parts; `load` does it from a folder.
+        """Make a tokenizer from its parts; `load` reads them from a folder.
 
         Args:
             pieces: the SentencePiece model.
             added: the id of each token that the SentencePiece model does not have.
-            special: tokens that `skip_special_tokens` drops, each with (strip the text left of
-                it, strip the text right of it).
-            roles: which token is 'bos_token', 'eos_token', 'unk_token' and 'pad_token'.
-            model_max_length: longest training conversation [tokens], if the folder says so.
-            clean_up_spaces: decode without spaces before punctuation, as some folders ask.
+            special: the tokens that `skip_special_tokens` drops; for each, whether encoding strips
+                whitespace to its left, and to its right.
+            roles: the tokens of 'bos_token', 'eos_token', 'unk_token' and 'pad_token'.
+            model_max_length: length limit of training conversations [tokens]; None: unknown.
+            clean_up_spaces: remove spaces before punctuation when decoding.
         """
         self._pieces = pieces
         self._added = dict(added)
@@ -73,10 +73,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a checkpoint's tokenizer.model and the json files beside it.
+        """Read tokenizer.model and the tokenizer's JSON files in a folder.
 
-        Added tokens come from added_tokens.json, or from tokenizer_config.json's
-        added_tokens_decoder in folders of newer libraries.
+        Added tokens come from added_tokens.json, or from added_tokens_decoder in
+        tokenizer_config.json in folders of newer libraries.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -84,48 +84,32 @@ class Tokenizer:
         folder = Path(folder)
         try:
             pieces = SentencePieceProcessor(model_proto=(folder / 'tokenizer.model').read_bytes())
-            data = {name: _read_json(folder / name) for name in _FILES}
+            contents = {name: _read_json(folder / name) for name in _FILES}
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f'{folder}: no tokenizer of LISA could be read here ({error}); expected '
-                f'tokenizer.model (SentencePiece) with {", ".join(_FILES)} beside it'
+                f'{folder}: cannot read the tokenizer ({error}); expected tokenizer.model '
+                f'(SentencePiece), {", ".join(_FILES)}'
             ) from error
-        config = data['tokenizer_config.json']
-        listed = {
+        config = contents['tokenizer_config.json']
+        decoder = {
             entry['content']: int(index)
             for index, entry in config.get('added_tokens_decoder', {}).items()
         }
-        added = {**listed, **data['added_tokens.json']}
-        # 4.31 takes the roles from tokenizer_config.json, where a bare string strips nothing, and
-        # lets special_tokens_map.json override them, where a bare string strips both sides.
-        entries = {
-            role: _token(config.get(role) or default, strips=False)
-            for role, default in _ROLES.items()
-            if config.get(role) or default
-        }
-        bare = set()
-        for role, entry in data['special_tokens_map.json'].items():
-            for place, one in enumerate(entry if isinstance(entry, list) else [entry]):
-                key = role if role in _ROLES else f'{role} {place}'
-                entries[key] = _token(one, strips=True)
-                bare |= {key} if isinstance(one, str) else set()
-        # the same text in two roles (<unk> also pads): the one with flags decides
-        special = {text: strips for key, (text, strips) in entries.items() if key in bare}
-        special |= {text: strips for key, (text, strips) in entries.items() if key not in bare}
-        roles = {role: entries[role][0] for role in _ROLES if role in entries}
-        longest = config.get('model_max_length')
+        added = {**decoder, **contents['added_tokens.json']}
+        special, roles = _special_tokens(config, contents['special_tokens_map.json'])
+        max_length = config.get('model_max_length')
         return cls(
             pieces,
             {text: index for text, index in added.items() if index >= pieces.get_piece_size()},
             special,
             roles,
             # "no limit" is written as 10^30
-            model_max_length=longest if longest and longest < 1e9 else None,
+            model_max_length=max_length if max_length and max_length < 1e9 else None,
             clean_up_spaces=config.get('clean_up_tokenization_spaces', True),
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that `load` reads, in the form of transformers 4.31."""
+        """Write the files that `load` reads, in the format of transformers 4.31."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'tokenizer.model').write_bytes(self._pieces.serialized_model_proto())
@@ -140,12 +124,12 @@ class Tokenizer:
             'clean_up_tokenization_spaces': self._clean_up_spaces,
             'model_max_length': self.model_max_length,
         }
-        others = [flag for text, flag in flags.items() if text not in self._roles.values()]
+        additional = [flag for text, flag in flags.items() if text not in self._roles.values()]
         contents = {
             'added_tokens.json': self._added,
             'special_tokens_map.json': {
                 **roles,
-                **({'additional_special_tokens': others} if others else {}),
+                **({'additional_special_tokens': additional} if additional else {}),
             },
             'tokenizer_config.json': config,
         }
@@ -153,11 +137,11 @@ class Tokenizer:
             (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
     def __len__(self) -> int:
-        """Return the highest id and one: the SentencePiece model's ids and the added ones."""
+        """Return the highest id plus one, of SentencePiece's and added tokens."""
         return max([self._pieces.get_piece_size(), *(index + 1 for index in self._texts)])
 
     def __contains__(self, text: str) -> bool:
-        """Return whether `text` is a token of its own, added or special."""
+        """Return whether `text` is an added or special token."""
         return text in self._added or text in self._special
 
     @property
@@ -165,41 +149,41 @@ class Tokenizer:
         """The id of [SEG].
 
         Raises:
-            CheckpointError: the folder has none, so it is not LISA's.
+            CheckpointError: there is no such token.
         """
         if SEG not in self._added:
             raise CheckpointError(
                 f'the tokenizer has no {SEG} among its added tokens '
-                f'({", ".join(self._added) or "none"}): this is not the tokenizer of a LISA'
+                f'({", ".join(self._added) or "none"}); expected the tokenizer of a LISA'
             )
         return self._added[SEG]
 
     def _id(self, token: str) -> int:
         return self._added[token] if token in self._added else self._pieces.piece_to_id(token)
 
-    # ---- words to ids
+    # ---- text to ids
 
-    def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Return the ids of `text`, without <s> in front.
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of `text`, without <s> at the start.
 
         Args:
             text: any text; '' gives no ids.
-            specials: tokens written out in `text` ("[SEG]", "</s>") become those tokens, as the
-                original does it. By default they are plain letters, so that nobody makes a mask
-                or ends an answer by typing.
+            parse_special: tokens written in `text` ("[SEG]", "</s>") become those tokens, as in
+                the original. By default they are ordinary text, so that a user who types them
+                neither makes a mask nor ends an answer.
         """
-        return self.encode_parts(self.split(text) if specials else [text])
+        return self.encode_parts(self.split_special(text) if parse_special else [text])
 
-    def split(self, text: str) -> list[str | Special]:
-        """Return `text` in runs, with every token that is written out in it as a Special."""
+    def split_special(self, text: str) -> list[str | SpecialToken]:
+        """Split `text` into text and the special or added tokens that are written in it."""
         return [
-            Special(run) if index % 2 else run
+            SpecialToken(run) if index % 2 else run
             for index, run in enumerate(self._splitter.split(text))
         ]
 
-    def encode_parts(self, parts: Iterable[str | Special]) -> list[int]:
-        """Return the ids of plain text and Specials in a row; neighbouring text is one run."""
-        runs: list[str | Special] = []
+    def encode_parts(self, parts: Iterable[str | SpecialToken]) -> list[int]:
+        """Return the ids of text and special tokens in order; adjacent text is joined first."""
+        runs: list[str | SpecialToken] = []
         for part in parts:
             if isinstance(part, str) and runs and isinstance(runs[-1], str):
                 runs[-1] += part
@@ -207,7 +191,7 @@ class Tokenizer:
                 runs.append(part)
         ids: list[int] = []
         for index, run in enumerate(runs):
-            if isinstance(run, Special):
+            if isinstance(run, SpecialToken):
                 ids.append(self._id(run.text))
                 continue
             text = run
@@ -218,22 +202,26 @@ class Tokenizer:
             ids += self._pieces.encode(text)
         return ids
 
-    def _strips(self, token: Special) -> tuple[bool, bool]:
-        """Return whether the token eats whitespace to its left, to its right."""
+    def _strips(self, token: SpecialToken) -> tuple[bool, bool]:
+        """Return whether the token strips whitespace to its left, and to its right."""
         return self._special.get(token.text, (True, True))
 
-    # ---- ids to words
+    # ---- ids to text
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of `ids`; [SEG] is never skipped, for it is an added token.
+        """Return the text of `ids`.
 
-        Spacing is the original's: added tokens stand between spaces ("Sure, [SEG] ."), and text
-        before a </s> is set off from what precedes it. An id without a text reads as <unk>: a
-        model may have more words than its tokenizer, for some round their number up.
+        Spacing is the original's: spaces around added tokens ("Sure, [SEG] ."), and a space before
+        the text that precedes a </s>. An id without a token decodes as <unk>: the vocabulary of a
+        model may be larger than that of its tokenizer, because libraries round its size up.
+
+        Args:
+            ids: token ids.
+            skip_special_tokens: leave out special tokens, but not [SEG]: it is an added token.
         """
-        sections: list[list[str] | str] = []  # added tokens stand alone, the rest in lists
+        sections: list[list[str] | str] = []  # added tokens as str, the rest in lists
         for index in ids:
-            token = self.token(int(index))
+            token = self.id_to_token(int(index))
             if skip_special_tokens and token in self._special:
                 continue
             if token in self._added:
@@ -245,14 +233,14 @@ class Tokenizer:
         text = ' '.join(s if isinstance(s, str) else self._join(s) for s in sections)
         return _clean_up(text) if self._clean_up_spaces else text
 
-    def token(self, index: int) -> str:
-        """Return the token of an id: a SentencePiece piece or an added token, else <unk>."""
-        known = 0 <= index < self._pieces.get_piece_size()
-        piece = self._pieces.id_to_piece(index if known else self.unk_token_id)
+    def id_to_token(self, index: int) -> str:
+        """Return the SentencePiece piece or added token of an id; <unk> if there is none."""
+        is_piece = 0 <= index < self._pieces.get_piece_size()
+        piece = self._pieces.id_to_piece(index if is_piece else self.unk_token_id)
         return self._texts.get(index) or piece
 
     def _join(self, tokens: list[str]) -> str:
-        """Return the text of pieces among which </s>, <s> and <unk> may stand."""
+        """Return the text of pieces, which may include </s>, <s> and <unk>."""
         text, run, after_special = '', [], False
         for index, token in enumerate(tokens):
             if token in self._special:
@@ -265,44 +253,71 @@ class Tokenizer:
         return text + self._pieces.decode(run)
 
     def stream(self) -> TokenStream:
-        """Return a decoder for ids that come one at a time."""
+        """Return a decoder for ids that arrive one at a time."""
         return TokenStream(self)
 
 
 class TokenStream:
-    """Turns ids into text to append, as they come; special tokens but [SEG] are left out."""
+    """Decodes ids one at a time into text to append. Leaves out special tokens, but not [SEG]."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = ''
+        self._emitted = ''
 
     def push(self, token_id: int) -> str:
-        """Return the text that this id adds; '' while a character lacks some of its bytes."""
+        """Return the text that this id adds; '' while a character is incomplete."""
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if text.endswith('\N{REPLACEMENT CHARACTER}') or not text.startswith(self._shown):
+        if text.endswith('\N{REPLACEMENT CHARACTER}') or not text.startswith(self._emitted):
             return ''
-        added, self._shown = text[len(self._shown) :], text
+        added, self._emitted = text[len(self._emitted) :], text
         return added
 
 
 def _read_json(path: Path) -> dict:
-    plain = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    if not isinstance(plain, dict):
-        raise ValueError(f'{path.name} holds a {type(plain).__name__}, not an object')
-    return plain
+    """Return the object in a JSON file; an empty one if there is no file."""
+    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f'{path.name} holds a {type(content).__name__}; expected an object')
+    return content
 
 
-def _token(entry: str | dict, strips: bool) -> tuple[str, tuple[bool, bool]]:
-    """Return a token's text and which sides it strips; bare strings strip both sides or none."""
+def _special_tokens(
+    config: dict, special_tokens_map: dict
+) -> tuple[dict[str, tuple[bool, bool]], dict[str, str]]:
+    """Return which sides each special token strips, and the token of each role.
+
+    Version 4.31 reads the roles from tokenizer_config.json, where a bare string strips nothing.
+    special_tokens_map.json overrides them, and there a bare string strips both sides.
+    """
+    entries = {
+        role: _token(config.get(role) or default, bare_strips=False)
+        for role, default in _ROLES.items()
+        if config.get(role) or default
+    }
+    bare_keys = set()
+    for role, entry in special_tokens_map.items():
+        for number, token in enumerate(entry if isinstance(entry, list) else [entry]):
+            key = role if role in _ROLES else f'{role} {number}'
+            entries[key] = _token(token, bare_strips=True)
+            bare_keys |= {key} if isinstance(token, str) else set()
+    # if a token has two roles (<unk> is also the padding), the entry with flags wins
+    special = {text: strips for key, (text, strips) in entries.items() if key in bare_keys}
+    special |= {text: strips for key, (text, strips) in entries.items() if key not in bare_keys}
+    roles = {role: entries[role][0] for role in _ROLES if role in entries}
+    return special, roles
+
+
+def _token(entry: str | dict, bare_strips: bool) -> tuple[str, tuple[bool, bool]]:
+    """Return a token's text and which sides it strips; a bare string strips both or none."""
     if isinstance(entry, str):
-        return entry, (strips, strips)
+        return entry, (bare_strips, bare_strips)
     return entry['content'], (bool(entry.get('lstrip')), bool(entry.get('rstrip')))
 
 
 def _clean_up(text: str) -> str:
-    """Return text without spaces before punctuation and contractions, by transformers' list."""
+    """Remove spaces before punctuation and contractions, by the list of transformers."""
     for mark in (' .', ' ?', ' !', ' ,'):
         text = text.replace(mark, mark[1:])
     text = text.replace(" ' ", "'")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound in, commands out: sound -> utterances -> words -> what was meant, if it is clear."""
+"""Speech to commands, without ROS: audio, voice activity detection, engines and a vocabulary."""

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a stream of sound to commands, and to nothing where nothing clear was said.
+"""Recognizes commands in an audio stream.
 
-    samples -> utterances (`speech`) -> words (`engines`) -> what was meant (`vocabulary`)
-            -> Heard: a command; or why it is none
+    samples -> utterances (vad.py) -> transcripts (engines.py) -> commands (vocabulary.py)
+            -> Recognition: a command, or the reason why there is none
 
-A command must be sure: the engine's confidence in its words times their likeness to something that
-can be said. Below, it is told and does nothing. "stop" acts while it is being said.
+The confidence of a command is the confidence of the engine times that of the match between the
+transcript and a sentence of the vocabulary. Below a threshold the command is reported, but not
+executed. "stop" is recognized before the utterance has ended.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import time
 from collections.abc import Callable, Iterator
@@ -18,150 +20,162 @@ from dataclasses import dataclass
 import numpy as np
 
 from lisa_ros.session.command_parser import CommandKind, parse_command
-from lisa_ros.voice import engines
 from lisa_ros.voice.audio import RATE
-from lisa_ros.voice.engines import Engine, Transcript
+from lisa_ros.voice.engines import Engine, Transcript, load_engine
 from lisa_ros.voice.settings import VoiceSettings
 from lisa_ros.voice.vad import Utterance, UtteranceDetector
 from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
-_FIRST = 0.6  # of an utterance before the first guess at what is being said [s]
-_SHORTEST = 0.15  # speech in an utterance [s]; less is a click
+_FIRST_PARTIAL = 0.6  # length of an utterance at its first partial result [s]
+_MIN_SPEECH = 0.15  # utterances with less speech are dropped as noise, such as a click [s]
 
 
 class Outcome(enum.Enum):
-    """What became of what was heard."""
+    """Outcome of an utterance; the values are the constants of lisa_ros/msg/Heard."""
 
-    PARTIAL = 'PARTIAL'  # somebody is still speaking
+    PARTIAL = 'PARTIAL'  # the utterance has not ended
     COMMAND = 'COMMAND'
-    UNSURE = 'UNSURE'  # words, but too likely other ones were said
-    EMPTY = 'EMPTY'  # speech without a word that could be made out
-    ASLEEP = 'ASLEEP'  # the wake phrase did not come first
-    AWAKE = 'AWAKE'  # the wake phrase alone: a command may follow
+    UNSURE = 'UNSURE'  # the confidence is below the threshold
+    EMPTY = 'EMPTY'  # speech in which no words were recognized
+    ASLEEP = 'ASLEEP'  # the wake phrase is missing: not a command
+    AWAKE = 'AWAKE'  # only the wake phrase was spoken: a command may follow
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What was heard."""
+class Recognition:
+    """The result of an utterance, or of its part so far."""
 
     outcome: Outcome
     text: str  # as the engine wrote it
-    command: str  # what was meant, as it can be sent; empty but for COMMAND and UNSURE
-    confidence: float  # that this was said, 0..1
-    seconds: float  # from the end of the speech until now; of PARTIAL: spoken so far
+    command: str  # the command to send; empty except for COMMAND and UNSURE
+    confidence: float  # probability of the command, 0..1
+    # time from the end of the utterance to this result; for PARTIAL: length of the utterance [s]
+    seconds: float = 0.0
 
 
 class Listener:
-    """Listens to one stream. For one thread."""
+    """Recognizes commands in one audio stream. Not thread-safe."""
 
     def __init__(
         self,
         engine: Engine,
         vocabulary: Vocabulary | None = None,
         *,
-        sure: float = 0.7,
-        wake: str = '',
+        confidence_threshold: float = 0.7,
+        wake_phrase: str = '',
         awake: float = 8.0,
-        partial: float = 0.7,
+        partial_every: float = 0.7,
         pause: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Take what hears and what can be said.
+        """Make a listener; `make_listener` makes one from settings.
 
         Args:
-            engine: for the words.
-            vocabulary: what can be said; None: whatever the engine writes is a command.
-            sure: confidence from which words are a command.
-            wake: phrase that must come first; empty: everything said is meant for the robot.
-            awake: how long the wake phrase alone makes it listen [s].
-            partial: between guesses at what is being said [s]; 0: none before the end.
+            engine: transcribes the utterances.
+            vocabulary: the sentences that can be said; None: any text is a command.
+            confidence_threshold: lowest confidence of a command, 0..1.
+            wake_phrase: phrase that must precede each command; empty: all speech can be a command.
+            awake: how long a command is accepted after the wake phrase was spoken alone [s].
+            partial_every: period of partial results [s]; 0: none.
             pause: silence that ends an utterance [s].
-            clock: seconds.
+            clock: a monotonic clock [s].
+
+        Raises:
+            SettingsError: the package silero-vad is not installed.
         """
-        self._speech, self._engine, self._vocabulary = UtteranceDetector(pause), engine, vocabulary
-        self._sure, self._wake, self._awake = sure, normalize(wake), awake
-        self._partial, self._clock = partial, clock
-        self._until = float('-inf')  # awake
-        self._next = _FIRST  # length of the utterance at which the next guess is due [s]
-        self._acted = False  # on the utterance at hand, before its end
+        self._detector = UtteranceDetector(pause)
+        self._engine, self._vocabulary = engine, vocabulary
+        self._threshold, self._wake_phrase = confidence_threshold, normalize(wake_phrase)
+        self._awake, self._partial_every, self._clock = awake, partial_every, clock
+        self._awake_until = float('-inf')  # by the clock
+        self._next_partial = _FIRST_PARTIAL  # length of the utterance [s]
+        self._stopped = False  # a "stop" was reported in the utterance before its end
 
-    def feed(self, samples: np.ndarray) -> Iterator[Heard]:
-        """Yield what the next samples, (n,) float32 at 16 kHz, tell."""
-        for utterance in self._speech.feed(samples):
-            yield from self._heard(utterance)
+    def feed(self, samples: np.ndarray) -> Iterator[Recognition]:
+        """Process the next samples, (n,) float32 at 16 kHz; yield the results."""
+        for utterance in self._detector.feed(samples):
+            yield from self._recognize(utterance)
 
-    def finish(self) -> Iterator[Heard]:
-        """Yield what the end of the sound tells."""
-        for utterance in self._speech.finish():
-            yield from self._heard(utterance)
+    def finish(self) -> Iterator[Recognition]:
+        """End the stream; yield the result of the utterance that has not ended."""
+        for utterance in self._detector.finish():
+            yield from self._recognize(utterance)
 
-    def _heard(self, utterance: Utterance) -> Iterator[Heard]:
-        seconds = len(utterance.samples) / RATE
+    def _recognize(self, utterance: Utterance) -> Iterator[Recognition]:
+        """Yield the result of an utterance, or a partial one when it is due."""
+        length = len(utterance.samples) / RATE
         if utterance.ended:
-            acted, self._acted, self._next = self._acted, False, _FIRST
-            if acted or utterance.spoken < _SHORTEST:
+            stopped, self._stopped, self._next_partial = self._stopped, False, _FIRST_PARTIAL
+            if stopped or utterance.speech_seconds < _MIN_SPEECH:
                 return
-            began = self._clock()
-            heard = self.judge(self._engine.transcribe(utterance.samples))
-            yield Heard(*heard, self._clock() - began)
-        elif self._partial and not self._acted and seconds >= self._next:
-            self._next = seconds + self._partial
-            outcome, text, command, confidence = self.judge(
-                self._engine.transcribe(utterance.samples)
-            )
-            stop = outcome is Outcome.COMMAND and parse_command(command).kind is CommandKind.STOP
-            if stop:
-                self._acted = True
-                yield Heard(outcome, text, command, confidence, 0.0)
-            elif text:
-                yield Heard(Outcome.PARTIAL, text, '', confidence, seconds)
+            start = self._clock()
+            recognition = self.interpret(self._engine.transcribe(utterance.samples))
+            yield dataclasses.replace(recognition, seconds=self._clock() - start)
+        elif self._partial_every and not self._stopped and length >= self._next_partial:
+            self._next_partial = length + self._partial_every
+            recognition = self.interpret(self._engine.transcribe(utterance.samples))
+            if recognition.outcome is Outcome.COMMAND and _is_stop(recognition.command):
+                self._stopped = True
+                yield recognition
+            elif recognition.text:
+                yield dataclasses.replace(
+                    recognition, outcome=Outcome.PARTIAL, command='', seconds=length
+                )
 
-    def judge(self, words: Transcript) -> tuple[Outcome, str, str, float]:
-        """Return what becomes of an engine's words: outcome, text, command, confidence."""
-        text = words.text
+    def interpret(self, transcript: Transcript) -> Recognition:
+        """Return the result of a transcript; its `seconds` are 0."""
+        text = transcript.text
         if not normalize(text):
-            return Outcome.EMPTY, text, '', 0.0
-        said, called = self._called(normalize(text))
-        command, confidence = said, words.confidence
-        if said and self._vocabulary is not None:
-            command, likeness = self._vocabulary.understand(said)
-            confidence *= likeness
-        sure, stop = confidence >= self._sure, parse_command(command).kind is CommandKind.STOP
-        if self._wake and not stop:
-            if not called and self._clock() > self._until:
-                return Outcome.ASLEEP, text, '', confidence
-            if sure:
-                self._until = float('-inf') if said else self._clock() + self._awake
-        if not sure:
-            return Outcome.UNSURE, text, command, confidence
-        return (Outcome.COMMAND if said else Outcome.AWAKE), text, command, confidence
+            return Recognition(Outcome.EMPTY, text, '', 0.0)
+        spoken, has_wake_phrase = self._without_wake_phrase(normalize(text))
+        command, confidence = spoken, transcript.confidence
+        if spoken and self._vocabulary is not None:
+            command, match_confidence = self._vocabulary.match(spoken)
+            confidence *= match_confidence
+        is_sure = confidence >= self._threshold
+        if self._wake_phrase and not _is_stop(command):
+            if not has_wake_phrase and self._clock() > self._awake_until:
+                return Recognition(Outcome.ASLEEP, text, '', confidence)
+            if is_sure:
+                self._awake_until = float('-inf') if spoken else self._clock() + self._awake
+        if not is_sure:
+            return Recognition(Outcome.UNSURE, text, command, confidence)
+        outcome = Outcome.COMMAND if spoken else Outcome.AWAKE
+        return Recognition(outcome, text, command, confidence)
 
-    def _called(self, text: str) -> tuple[str, bool]:
-        """Return a text without the wake phrase before it, and whether that was there."""
-        if self._wake and (text == self._wake or text.startswith(self._wake + ' ')):
-            return text[len(self._wake) :].strip(), True
+    def _without_wake_phrase(self, text: str) -> tuple[str, bool]:
+        """Return a text without the wake phrase at its start, and whether it was there."""
+        phrase = self._wake_phrase
+        if phrase and (text == phrase or text.startswith(phrase + ' ')):
+            return text[len(phrase) :].strip(), True
         return text, False
 
 
-def listener_of(settings: VoiceSettings) -> tuple[Listener, str]:
-    """Return the listener that settings ask for, and a line about it.
+def _is_stop(command: str) -> bool:
+    return parse_command(command).kind is CommandKind.STOP
+
+
+def make_listener(settings: VoiceSettings) -> tuple[Listener, str]:
+    """Return a listener with these settings, and its description for the log, in one line.
 
     Raises:
-        SettingsError: an engine or a vocabulary that is not there.
+        SettingsError: the engine or the vocabulary is not available.
     """
-    vocabulary = Vocabulary.named(settings.vocabulary) if settings.vocabulary else None
-    engine = engines.load(
+    vocabulary = Vocabulary.open(settings.vocabulary) if settings.vocabulary else None
+    engine = load_engine(
         settings.engine, vocabulary, settings.wake_phrase, settings.speech_model, settings.device
     )
     listener = Listener(
         engine,
         vocabulary,
-        sure=settings.confidence_threshold,
-        wake=settings.wake_phrase,
+        confidence_threshold=settings.confidence_threshold,
+        wake_phrase=settings.wake_phrase,
         awake=settings.awake,
-        partial=settings.partial_every,
+        partial_every=settings.partial_every,
         pause=settings.pause,
     )
-    words = 'anything' if vocabulary is None else f'{len(vocabulary.sayable)} commands'
+    commands = (
+        'any command' if vocabulary is None else f'{len(vocabulary.sentence_by_meaning)} commands'
+    )
     wake = f' after "{settings.wake_phrase}"' if settings.wake_phrase else ''
-    return listener, f'{engine.name} listens for {words}{wake}'
+    return listener, f'{engine.name} listens for {commands}{wake}'

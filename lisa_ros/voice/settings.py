@@ -1,96 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of voice_node."""
+"""The parameters of voice_node: name, type, default, description, range."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, parameter
 
 
 @dataclass(frozen=True)
 class VoiceSettings(ValidatedSettings):
-    """The settings of voice_node.
+    """The parameters of voice_node. All are read when the node starts.
 
     Raises:
-        SettingsError: a value of another type, outside its range or not among its choices.
+        SettingsError: a value has another type, is outside its range or not among its choices.
     """
 
     source: str = parameter(
         'topic',
-        'Where sound comes from: topic (audio), microphone, or a WAV file, played once',
+        "Audio source: 'topic' (messages on `audio`), 'microphone', or the path of a WAV file, "
+        'which is played once',
         read_only=True,
     )
     audio_type: str = parameter(
         'auto',
-        'Messages on audio, 16-bit samples, one channel, 16 kHz: AudioData (audio_common_msgs) or '
-        'UInt8MultiArray (std_msgs); auto: AudioData where audio_common_msgs is installed',
+        'Message type on `audio` (16-bit samples, mono, 16 kHz): AudioData of audio_common_msgs, '
+        'or UInt8MultiArray of std_msgs; auto: AudioData if audio_common_msgs is installed',
         choices=('auto', 'AudioData', 'UInt8MultiArray'),
         read_only=True,
     )
     microphone: str = parameter(
         '',
-        'Which microphone, by name or part of it (python -m sounddevice lists them); empty: the '
-        "system's",
+        'Name of the microphone or part of it, as `python -m sounddevice` lists it; empty: the '
+        "system's default",
         read_only=True,
     )
     engine: str = parameter(
         'pocketsphinx',
-        'What makes words of speech',
+        'Speech recognition engine. pocketsphinx recognizes only sentences of the vocabulary; '
+        'moonshine and whisper recognize any English',
         choices=('pocketsphinx', 'moonshine', 'whisper'),
         read_only=True,
     )
     speech_model: str = parameter(
         '',
-        'Model of engine whisper, folder or hub id (openai/whisper-small.en)',
+        'Model of the engine whisper: a folder or a hub id such as openai/whisper-small.en. '
+        'Required for whisper, not used by the others',
         read_only=True,
     )
     device: str = parameter(
         'auto',
-        'Where whisper runs: cpu or cuda; auto: the GPU where there is one',
+        'Device of the engine whisper: cpu or cuda; auto: the GPU if there is one',
         read_only=True,
     )
     vocabulary: str = parameter(
-        'lisa-tabletop',
-        'What can be said: a YAML file, or a model folder that has one (vocabulary.yaml); empty: '
-        'anything (moonshine and whisper alone)',
+        DEFAULT_MODEL,
+        'Commands that can be spoken: a YAML file, or a model folder with vocabulary.yaml; empty: '
+        'any text is a command (not with pocketsphinx)',
         read_only=True,
     )
     confidence_threshold: float = parameter(
         0.7,
-        'Confidence from which words are a command; below they are told on ~/heard alone [0..1]',
-        low=0.0,
-        high=1.0,
+        'Lowest confidence of a command [0..1]. Utterances below it are published on ~/heard only',
+        minimum=0.0,
+        maximum=1.0,
         read_only=True,
     )
     wake_phrase: str = parameter(
         '',
-        'What must be said first ("hey lisa"); empty: everything said is meant for the robot',
+        'Phrase that must precede each command, such as "hey lisa"; empty: all speech can be a '
+        'command. "stop" is accepted without it',
         read_only=True,
     )
     awake: float = parameter(
         8.0,
-        'How long the wake phrase alone makes it listen [s]',
-        low=0.5,
-        high=3600.0,
+        'If the wake phrase is spoken alone, a command is accepted for this time after it [s]',
+        minimum=0.5,
+        maximum=3600.0,
         read_only=True,
     )
     pause: float = parameter(
         0.5,
-        'Silence that ends what is said [s]',
-        low=0.1,
-        high=5.0,
+        'Silence that ends an utterance [s]. With a shorter pause the answer comes earlier, but a '
+        'slow speaker may be cut off',
+        minimum=0.1,
+        maximum=5.0,
         read_only=True,
     )
     partial_every: float = parameter(
         0.7,
-        'Time between two guesses at what is being said; 0: none before its end [s]',
-        low=0.0,
-        high=10.0,
+        'Period of partial results while a person is speaking [s]; 0: no partial results, and '
+        '"stop" is recognized only after the utterance',
+        minimum=0.0,
+        maximum=10.0,
         read_only=True,
     )
     say: bool = parameter(
         False,
-        'Speak what comes on say, by espeak-ng; it does not listen meanwhile',
+        'Speak the texts on the topic `say` with espeak-ng. The node does not listen while it '
+        'speaks',
         read_only=True,
     )

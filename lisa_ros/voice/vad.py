@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a sound somebody speaks: utterances are cut out of a stream (Silero's detector)."""
+"""Voice activity detection: cuts utterances out of an audio stream (Silero VAD)."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ import torch
 from lisa_ros.errors import SettingsError
 from lisa_ros.voice.audio import RATE
 
-_CHUNK = 512  # samples that the detector takes at 16 kHz
-_SPEECH = 0.5  # probability from which a chunk counts as speech; it ends 0.15 below
-_BEFORE = 0.3  # of the sound before it was noticed belongs to an utterance [s]
-_LONGEST = 10.0  # utterance [s]; more is a talk, and cut
+_CHUNK = 512  # samples in one step of the detector at 16 kHz
+_SPEECH_PROBABILITY = 0.5  # an utterance starts at a chunk with at least this probability
+_SILENCE_PROBABILITY = 0.35  # in an utterance, a chunk with a lower probability is silence
+_LEAD_IN = 0.3  # audio before the first speech chunk that is part of the utterance [s]
+_MAX_UTTERANCE = 10.0  # longer utterances are cut into parts of this length [s]
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """What somebody said, or has said so far."""
+    """Speech between two pauses. While `ended` is False, it is the part received so far."""
 
-    samples: np.ndarray  # (n,) float32, with some silence at either end
-    spoken: float  # of it, speech [s]
+    samples: np.ndarray  # (n,) float32, with some silence at both ends
+    speech_seconds: float  # duration of the chunks with speech [s]
     ended: bool
 
 
 class UtteranceDetector:
-    """Cuts utterances out of a stream of samples. For one thread."""
+    """Cuts utterances out of a stream of samples. Not thread-safe."""
 
     def __init__(self, pause: float = 0.5):
-        """Begin.
+        """Load the detector.
 
         Args:
             pause: silence that ends an utterance [s].
 
         Raises:
-            SettingsError: the detector is not installed.
+            SettingsError: the package silero-vad is not installed.
         """
         threads = torch.get_num_threads()
         try:
-            import silero_vad  # it leaves torch with one thread, for everybody in the process
+            import silero_vad  # sets the number of PyTorch threads of the process to one
         except ImportError as error:
             raise SettingsError(
                 "speech needs the package silero-vad: pip install 'lisa_ros[voice]'"
@@ -49,47 +50,52 @@ class UtteranceDetector:
         self._detector = silero_vad.load_silero_vad()
         torch.set_num_threads(threads)
         self._pause = pause
-        self._rest = np.zeros(0, np.float32)  # less than a chunk
-        self._kept: list[np.ndarray] = []  # chunks of the utterance, or of what came before it
-        self._speaking, self._spoken, self._silent = False, 0, 0  # chunks
+        self._incomplete_chunk = np.zeros(0, np.float32)  # samples that do not fill a chunk yet
+        self._chunks: list[np.ndarray] = []  # of the utterance; in silence, its lead-in
+        self._speaking = False
+        self._speech_chunks = 0  # in the utterance
+        self._silent_chunks = 0  # at its end so far
 
     def feed(self, samples: np.ndarray) -> Iterator[Utterance]:
-        """Yield what the next samples, (n,) float32, tell: utterances as they grow and end."""
-        samples = np.concatenate([self._rest, np.asarray(samples, np.float32)])
-        whole = len(samples) // _CHUNK * _CHUNK
-        self._rest = samples[whole:]
-        for chunk in samples[:whole].reshape(-1, _CHUNK):
-            yield from self._take(chunk)
+        """Process the next samples, (n,) float32; yield the utterance when it grows or ends."""
+        samples = np.concatenate([self._incomplete_chunk, np.asarray(samples, np.float32)])
+        length = len(samples) // _CHUNK * _CHUNK
+        self._incomplete_chunk = samples[length:]
+        for chunk in samples[:length].reshape(-1, _CHUNK):
+            yield from self._process_chunk(chunk)
 
     def finish(self) -> Iterator[Utterance]:
-        """Yield the utterance that the end of the sound cuts short, and begin anew."""
+        """End the stream: yield the utterance that has not ended, and reset the detector."""
         if self._speaking:
             yield from self._end()
         self._detector.reset_states()
-        self._rest = np.zeros(0, np.float32)
+        self._incomplete_chunk = np.zeros(0, np.float32)
 
-    def _take(self, chunk: np.ndarray) -> Iterator[Utterance]:
+    def _process_chunk(self, chunk: np.ndarray) -> Iterator[Utterance]:
+        """Process one chunk, (512,) float32; yield the utterance if there is one."""
         with torch.no_grad():
-            likely = float(self._detector(torch.from_numpy(chunk.copy()), RATE))
-        self._kept.append(chunk)
+            probability = float(self._detector(torch.from_numpy(chunk.copy()), RATE))
+        self._chunks.append(chunk)
         if not self._speaking:
-            if likely < _SPEECH:
-                del self._kept[: -round(_BEFORE * RATE / _CHUNK)]
+            if probability < _SPEECH_PROBABILITY:
+                del self._chunks[: -round(_LEAD_IN * RATE / _CHUNK)]
                 return
-            self._speaking, self._spoken, self._silent = True, 0, 0
-        silent = likely < _SPEECH - 0.15
-        self._silent = self._silent + 1 if silent else 0
-        self._spoken += not silent
-        seconds = len(self._kept) * _CHUNK / RATE
-        if self._silent * _CHUNK >= self._pause * RATE or seconds > _LONGEST:
+            self._speaking, self._speech_chunks, self._silent_chunks = True, 0, 0
+        is_silent = probability < _SILENCE_PROBABILITY
+        self._silent_chunks = self._silent_chunks + 1 if is_silent else 0
+        self._speech_chunks += not is_silent
+        duration = len(self._chunks) * _CHUNK / RATE
+        if self._silent_chunks * _CHUNK >= self._pause * RATE or duration > _MAX_UTTERANCE:
             yield from self._end()
         else:
             yield self._utterance(ended=False)
 
     def _end(self) -> Iterator[Utterance]:
+        """Yield the utterance and start a new one."""
         utterance = self._utterance(ended=True)
-        self._kept, self._speaking = [], False
+        self._chunks, self._speaking = [], False
         yield utterance
 
     def _utterance(self, ended: bool) -> Utterance:
-        return Utterance(np.concatenate(self._kept), self._spoken * _CHUNK / RATE, ended)
+        speech_seconds = self._speech_chunks * _CHUNK / RATE
+        return Utterance(np.concatenate(self._chunks), speech_seconds, ended)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said: a grammar for engines that want one, and a matcher for those that do not.
+"""The sentences that can be spoken. Some engines use them as a grammar; any transcript is matched.
 
-A vocabulary is a YAML file of words (`weights/lisa-tabletop/vocabulary.yaml` is one):
+A vocabulary is a YAML file, for example `weights/lisa-tabletop/vocabulary.yaml`. Its keys:
 
-    verbs   find, hand me, ...       may stand before things and needs; they all mean the same
-    things  mug, coffee pot, ...     names
-    looks   red, small, metal, ...   may stand before a name
-    places  left of, behind, ...     "the thing left of the milk"
-    ranks   tallest, nearest, ...    "the tallest mug"
-    needs   something to read, ...   whole phrases, with or without a verb
-    talk    the other one, ...       whole phrases that lean on what was said before
+    verbs   find, hand me, ...       may precede things and needs; they do not change the meaning
+    things  mug, coffee pot, ...     names of objects
+    looks   red, small, metal, ...   attributes, may precede a name
+    places  left of, behind, ...     spatial relations: "the thing left of the milk"
+    ranks   tallest, nearest, ...    superlatives: "the tallest mug"
+    needs   something to read, ...   complete phrases, with or without a verb
+    talk    the other one, ...       complete sentences that refer to the dialogue
     sounds  ramekin: R AE M AH K IH N    pronunciations that an engine's dictionary lacks
 
-Two commands mean the same when they differ in verb, article or courtesy alone: "find the mug" and
-"please hand me a mug". Orders of `lisa_ros.session.command_parser` ("stop") need not be listed.
+Two sentences have the same meaning if they differ only in verb, article or "please": "find the
+mug" and "please hand me a mug". The stop words of `lisa_ros.session.command_parser` are always
+part of a vocabulary.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterable
@@ -32,117 +32,143 @@ from lisa_ros.errors import SettingsError
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.session.command_parser import STOP
 
+_FIELDS = {  # key in the YAML file -> field of Vocabulary
+    'verbs': 'verbs',
+    'things': 'objects',
+    'looks': 'attributes',
+    'places': 'relations',
+    'ranks': 'superlatives',
+    'needs': 'needs',
+    'talk': 'dialogue_phrases',
+}
+_PRONUNCIATIONS = 'sounds'  # key of the pronunciations
+
 _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
-_COURTESY = ('please',)
-_MORE = ('and', 'what about', 'now')  # "and the bowl?"
-_WATCH = 'watch'  # "watch the mug" is said, "watch: the mug" is the order
-_NOUN = 'thing'
-_UNLIKE = 0.5  # likeness of letters at which a text means nothing
-_AHEAD = 0.05  # lead in likeness from which another meaning is no danger
+_POLITE_WORDS = ('please',)
+_FOLLOW_UPS = ('and', 'what about', 'now')  # "and the bowl?"
+_WATCH = 'watch'  # "watch the mug" is spoken, "watch: the mug" is the command
+_ANY_OBJECT = 'thing'  # noun that can stand for any object
+# Similarity of the letters of two texts, 0..1 (normalized indel similarity). The confidence is 0
+# at this similarity to the best sentence, and rises linearly to 1 for equal texts.
+_MIN_SIMILARITY = 0.5
+_CLEAR_LEAD = 0.05  # a smaller lead over the second best sentence lowers the confidence
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words and phrases, lower case, without marks."""
+    """Words and phrases, in lower case without punctuation."""
 
     verbs: tuple[str, ...] = ()
-    things: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
-    places: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
     superlatives: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     dialogue_phrases: tuple[str, ...] = ()
-    sounds: dict[str, str] = field(default_factory=dict)
+    pronunciations: dict[str, str] = field(default_factory=dict)  # CMU phonemes by word
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
         """Read a YAML file.
 
         Raises:
-            SettingsError: it cannot be read, has unknown entries, or lists that are none.
+            SettingsError: it cannot be read, has unknown keys, or a value is not a list of texts.
         """
         try:
-            plain = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
+            content = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise SettingsError(f'vocabulary {path} cannot be read: {error}') from error
-        names = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(plain, dict) or not set(plain) <= names:
-            other = sorted(set(plain) - names) if isinstance(plain, dict) else type(plain).__name__
+        keys = {*_FIELDS, _PRONUNCIATIONS}
+        if not isinstance(content, dict) or not set(content) <= keys:
+            is_dict = isinstance(content, dict)
+            unknown = sorted(set(content) - keys) if is_dict else type(content).__name__
             raise SettingsError(
-                f'vocabulary {path}: expected {", ".join(sorted(names))}, found {other}'
+                f'vocabulary {path}: found {unknown}; expected only the keys '
+                f'{", ".join(sorted(keys))}'
             )
-        sounds = plain.pop('sounds', None) or {}
-        for name, words in plain.items():
-            if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-                raise SettingsError(f'vocabulary {path}: {name} must be a list of words')
-        lists = {name: tuple(map(normalize, words)) for name, words in plain.items()}
-        if not any(lists.get(name) for name in ('things', 'needs', 'talk')):
-            raise SettingsError(f'vocabulary {path}: nothing can be said with it')
-        return cls(**lists, sounds={normalize(w): str(s) for w, s in sounds.items()})
+        pronunciations = content.pop(_PRONUNCIATIONS, None) or {}
+        for key, phrases in content.items():
+            if not isinstance(phrases, list) or not all(isinstance(p, str) for p in phrases):
+                raise SettingsError(f'vocabulary {path}: {key} must be a list of texts')
+        phrases_by_field = {
+            _FIELDS[key]: tuple(map(normalize, phrases)) for key, phrases in content.items()
+        }
+        if not any(phrases_by_field.get(_FIELDS[key]) for key in ('things', 'needs', 'talk')):
+            raise SettingsError(
+                f'vocabulary {path}: has no sentences; expected things, needs or talk'
+            )
+        return cls(
+            **phrases_by_field,
+            pronunciations={normalize(word): str(p) for word, p in pronunciations.items()},
+        )
 
     @classmethod
-    def named(cls, name: str) -> Vocabulary:
-        """Read the file of this name, or the vocabulary beside a model's weights.
+    def open(cls, name: str) -> Vocabulary:
+        """Read a YAML file, or vocabulary.yaml in a model's folder.
+
+        Args:
+            name: of the file, of the folder, or of a bundled model.
 
         Raises:
-            SettingsError: see `load`.
+            SettingsError: as `load`.
         """
         path = Path(name).expanduser()
         return cls.load(
             path if path.is_file() else Path(resolve_bundled_model(name)) / 'vocabulary.yaml'
         )
 
-    # ---- what a text means
+    # ---- meaning of a text
 
     def meaning(self, text: str) -> str:
-        """Return a text without verb, articles and courtesy: what it asks for."""
+        """Return a text without verb, articles and "please"; it is equal for equal meanings."""
         words = normalize(text)
         if words in STOP:
             return 'stop'
         words = re.sub(r'\b(in|of) this image\b', '', words)
-        words = ' '.join(w for w in words.split() if w not in _COURTESY)
-        for verb in self._longest_first:
+        words = ' '.join(word for word in words.split() if word not in _POLITE_WORDS)
+        for verb in self._verbs_longest_first:
             if words.startswith(verb + ' '):
                 words = words[len(verb) + 1 :]
                 break
-        return ' '.join(w for w in words.split() if w not in _ARTICLES)
+        return ' '.join(word for word in words.split() if word not in _ARTICLES)
 
     @cached_property
-    def _longest_first(self) -> list[str]:
+    def _verbs_longest_first(self) -> list[str]:
         return sorted((*self.verbs, _WATCH), key=len, reverse=True)
 
     @cached_property
-    def sayable(self) -> dict[str, str]:
-        """Every meaning, with one way to say it."""
-        ways = {}
-        for way in (*STOP, *self.dialogue_phrases, *self.needs, *self._things()):
-            ways.setdefault(self.meaning(way), way)
-        return ways
+    def sentence_by_meaning(self) -> dict[str, str]:
+        """One sentence of the vocabulary for each meaning, by `meaning`."""
+        sentences = {}
+        for sentence in (*STOP, *self.dialogue_phrases, *self.needs, *self._object_phrases()):
+            sentences.setdefault(self.meaning(sentence), sentence)
+        return sentences
 
-    def _things(self) -> Iterable[str]:
-        """Yield every way to name things."""
-        nouns = (*self.things, _NOUN) if self.things else ()
-        looks = ['', *(f'{look} ' for look in self.attributes)]
-        for look, noun in itertools.product(looks, nouns):
-            yield f'the {look}{noun}'
-            yield f'the {look}{plural(noun)}'
-            yield f'all the {look}{plural(noun)}'
-        yield from (f'the {rank} {noun}' for rank in self.superlatives for noun in nouns)
-        for more, look, noun in itertools.product(_MORE, looks, self.things):
-            yield f'{more} the {look}{noun}'
-        for noun, place, other in itertools.product(nouns, self.places, self.things):
-            yield f'the {noun} {place} the {other}'
-        for one, other in itertools.product(self.things, repeat=2):
-            yield f'the {one} and the {other}'
+    def _object_phrases(self) -> Iterable[str]:
+        """Yield all noun phrases of objects."""
+        nouns = (*self.objects, _ANY_OBJECT) if self.objects else ()
+        attributes = ['', *(f'{attribute} ' for attribute in self.attributes)]
+        for attribute, noun in itertools.product(attributes, nouns):
+            yield f'the {attribute}{noun}'
+            yield f'the {attribute}{plural(noun)}'
+            yield f'all the {attribute}{plural(noun)}'
+        yield from (f'the {word} {noun}' for word in self.superlatives for noun in nouns)
+        for word, attribute, noun in itertools.product(_FOLLOW_UPS, attributes, self.objects):
+            yield f'{word} the {attribute}{noun}'
+        for noun, relation, anchor in itertools.product(nouns, self.relations, self.objects):
+            yield f'the {noun} {relation} the {anchor}'
+        for first, second in itertools.product(self.objects, repeat=2):
+            yield f'the {first} and the {second}'
 
-    def understand(self, text: str) -> tuple[str, float]:
-        """Return the command that a text means, and how likely it means that, 0..1.
+    def match(self, text: str) -> tuple[str, float]:
+        """Return the command that matches a text best, and the confidence of the match, 0..1.
 
-        What can be said stands as it is; anything else becomes the most like thing that can be,
-        the less likely the more unlike it is, and the nearer another meaning comes.
+        A sentence of the vocabulary matches itself with confidence 1. For any other text it is
+        the sentence with the most similar meaning. The confidence falls with a lower similarity,
+        and with a smaller lead over the second best sentence.
         """
         meaning = self.meaning(text)
-        if meaning in self.sayable:
+        if meaning in self.sentence_by_meaning:
             words = normalize(text)
             if words.startswith(f'{_WATCH} '):
                 return f'{_WATCH}: {words[len(_WATCH) + 1 :]}', 1.0
@@ -152,71 +178,82 @@ class Vocabulary:
         from rapidfuzz import distance, process  # optional: lisa_ros[voice]
 
         scorer = distance.Indel.normalized_similarity
-        found = process.extract(meaning, list(self.sayable), scorer=scorer, limit=2)
-        (best, likeness, _), *others = found
-        ahead = likeness - (others[0][1] if others else 0.0)
-        sure = (likeness - _UNLIKE) / (1 - _UNLIKE) * min(1.0, ahead / _AHEAD)
-        return self.sayable[best], float(max(0.0, sure))
+        matches = process.extract(meaning, list(self.sentence_by_meaning), scorer=scorer, limit=2)
+        (best, similarity, _), *rest = matches
+        lead = similarity - (rest[0][1] if rest else 0.0)
+        confidence = (
+            (similarity - _MIN_SIMILARITY) / (1 - _MIN_SIMILARITY) * min(1.0, lead / _CLEAR_LEAD)
+        )
+        return self.sentence_by_meaning[best], float(max(0.0, confidence))
 
-    # ---- a grammar
+    # ---- grammar
 
-    def grammar(self, wake: str = '') -> str:
-        """Return the vocabulary as a JSGF grammar; with a wake phrase, which may come first."""
-        nouns = (*self.things, _NOUN) if self.things else ()
+    def grammar(self, wake_phrase: str = '') -> str:
+        """Return the vocabulary as a JSGF grammar.
+
+        Args:
+            wake_phrase: phrase that may precede each command; empty: there is none.
+        """
+        nouns = (*self.objects, _ANY_OBJECT) if self.objects else ()
         rules = {
-            'thing': _one_of(self.things),
-            'noun': _one_of(nouns),
-            'nouns': _one_of(map(plural, nouns)),
-            'look': _one_of(self.attributes),
-            'rank': _one_of(self.superlatives),
-            'place': _one_of(self.places),
-            'the': _one_of(('the', 'a', 'my')),
-            'verb': _one_of(self.verbs),
-            'need': _one_of(self.needs),
-            'talk': _one_of(self.dialogue_phrases),
-            'more': _one_of(_MORE),
-            'stop': _one_of(sorted(STOP)),
+            'object': _alternatives(self.objects),
+            'noun': _alternatives(nouns),
+            'nouns': _alternatives(map(plural, nouns)),
+            'attribute': _alternatives(self.attributes),
+            'superlative': _alternatives(self.superlatives),
+            'relation': _alternatives(self.relations),
+            'article': _alternatives(('the', 'a', 'my')),
+            'verb': _alternatives(self.verbs),
+            'need': _alternatives(self.needs),
+            'dialogue': _alternatives(self.dialogue_phrases),
+            'follow_up': _alternatives(_FOLLOW_UPS),
+            'stop': _alternatives(sorted(STOP)),
         }
         rules = {name: words for name, words in rules.items() if words}
-        said = ['<stop>', *(f'<{name}>' for name in ('need', 'talk') if name in rules)]
-        if self.things:
-            look = '[<look>] ' if self.attributes else ''
-            what = [f'/1/ [<the>] {look}<noun>', f'/0.2/ [all] [<the>] {look}<nouns>']
-            what.append('/0.02/ [<the>] <thing> and [<the>] <thing>')
-            if self.superlatives:
-                what.append('/0.2/ <the> <rank> <noun>')
-            if self.places:
-                what.append('/0.2/ <the> <noun> <place> [<the>] <thing>')
-            rules['what'] = ' | '.join(what)
-            said += [f'[{_WATCH}] <what>', f'<more> [<the>] {look}<thing>']
+        commands = ['<stop>', *(f'<{name}>' for name in ('need', 'dialogue') if name in rules)]
+        if self.objects:
+            attribute = '[<attribute>] ' if self.attributes else ''
+            rules['target'] = self._target_rule(attribute)
+            follow_up = f'<follow_up> [<article>] {attribute}<object>'
+            commands += [f'[{_WATCH}] <target>', follow_up]
         if self.verbs:
-            said += [f'[please] <verb> <{name}>' for name in ('what', 'need') if name in rules]
-        if wake:
-            rules['wake'] = normalize(wake)
-            said = ['<wake>', *(f'[<wake>] {way}' for way in said)]
+            complements = [name for name in ('target', 'need') if name in rules]
+            commands += [f'[please] <verb> <{name}>' for name in complements]
+        if wake_phrase:
+            rules['wake'] = normalize(wake_phrase)
+            commands = ['<wake>', *(f'[<wake>] {command}' for command in commands)]
         lines = [f'<{name}> = {words};' for name, words in rules.items()]
-        return '\n'.join(
-            ['#JSGF V1.0;', 'grammar lisa;', *lines, f'public <said> = {" | ".join(said)};', '']
-        )
+        public_rule = f'public <command> = {" | ".join(commands)};'
+        return '\n'.join(['#JSGF V1.0;', 'grammar lisa;', *lines, public_rule, ''])
 
-    def words(self, wake: str = '') -> set[str]:
-        """Return every word of the grammar."""
-        return set(
-            re.findall(
-                r"[a-z']+", re.sub(r'<\w+>|#JSGF.*|grammar lisa;|public', ' ', self.grammar(wake))
-            )
-        )
+    def _target_rule(self, attribute: str) -> str:
+        """Return the alternatives of an object phrase with their weights."""
+        alternatives = [
+            f'/1/ [<article>] {attribute}<noun>',
+            f'/0.2/ [all] [<article>] {attribute}<nouns>',
+            '/0.02/ [<article>] <object> and [<article>] <object>',
+        ]
+        if self.superlatives:
+            alternatives.append('/0.2/ <article> <superlative> <noun>')
+        if self.relations:
+            alternatives.append('/0.2/ <article> <noun> <relation> [<article>] <object>')
+        return ' | '.join(alternatives)
+
+    def words(self, wake_phrase: str = '') -> set[str]:
+        """Return all words of the grammar."""
+        keywords = r'<\w+>|#JSGF.*|grammar lisa;|public'
+        return set(re.findall(r"[a-z']+", re.sub(keywords, ' ', self.grammar(wake_phrase))))
 
 
 def normalize(text: str) -> str:
-    """Return a text in lower case, without marks, with single spaces."""
+    """Return a text in lower case, without punctuation, with single spaces."""
     return ' '.join(re.sub(r"[^a-z0-9' ]+", ' ', text.lower()).split())
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun, as lisa-tabletop's grammar forms it."""
+    """Return the plural of a noun, as lisa-tabletop's training queries form it."""
     return noun if noun.endswith('s') else noun + ('es' if noun.endswith('x') else 's')
 
 
-def _one_of(words: Iterable[str]) -> str:
-    return ' | '.join(dict.fromkeys(words))
+def _alternatives(phrases: Iterable[str]) -> str:
+    return ' | '.join(dict.fromkeys(phrases))

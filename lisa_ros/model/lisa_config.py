@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LisaConfig: all sizes of a LISA model, and its form in config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.models.sam.configuration_sam import (
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+
+
+def sam_config(
+    *,
+    image_size: int,
+    width: int,
+    depth: int,
+    heads: int,
+    global_layers: tuple[int, ...],
+    prompt_width: int,
+    patch_size: int = 16,
+    window: int = 14,
+    vision_mlp: int | None = None,
+    decoder_mlp: int = 2048,
+    decoder_depth: int = 2,
+    decoder_heads: int = 8,
+    iou_width: int = 256,
+    multimask_outputs: int = 3,
+    mask_channels: int = 16,
+    vision_bias: bool = True,
+    relative_positions: bool = True,
+    absolute_positions: bool = True,
+) -> SamConfig:
+    """Return a SamConfig with consistent parts and segment-anything's numerics.
+
+    Args:
+        image_size: S, side of the square input [px]; a multiple of patch_size.
+        width: hidden size of the vision transformer; a multiple of `heads`.
+        depth: number of layers of the vision transformer.
+        heads: attention heads of the vision transformer.
+        global_layers: indexes of the vision layers that attend to the whole grid.
+        prompt_width: C, width of prompts, image grid and mask decoder; divisible by 8.
+        patch_size: side of a patch [px].
+        window: side of the attention windows of the other vision layers [patches].
+        vision_mlp: hidden size of the vision transformer's MLPs; None: 4 * width.
+        decoder_mlp: hidden size of the mask decoder's MLPs.
+        decoder_depth: two-way layers of the mask decoder.
+        decoder_heads: attention heads of the mask decoder; 2 * decoder_heads divides C.
+        iou_width: hidden size of the head that predicts a mask's IoU.
+        multimask_outputs: number of masks for ambiguous prompts. LISA uses mask token 0 instead.
+        mask_channels: channels of the mask prompts, which LISA does not use.
+        vision_bias: add a bias to the query, key and value projections.
+        relative_positions: add relative position embeddings, as ViTDet does.
+        absolute_positions: add one learned vector for each patch.
+    """
+    return SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=width,
+            output_channels=prompt_width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            image_size=image_size,
+            patch_size=patch_size,
+            window_size=window,
+            global_attn_indexes=list(global_layers),
+            mlp_dim=vision_mlp or 4 * width,
+            num_pos_feats=prompt_width // 2,
+            qkv_bias=vision_bias,
+            use_rel_pos=relative_positions,
+            use_abs_pos=absolute_positions,
+            initializer_range=0.02,  # the library's 1e-10 leaves an untrained encoder at zero
+        ).to_dict(),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=prompt_width,
+            image_size=image_size,
+            patch_size=patch_size,
+            mask_input_channels=mask_channels,
+        ).to_dict(),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=prompt_width,
+            mlp_dim=decoder_mlp,
+            num_hidden_layers=decoder_depth,
+            num_attention_heads=decoder_heads,
+            iou_head_hidden_dim=iou_width,
+            iou_head_depth=3,  # as in every SAM; key_mapping.py expects three layers
+            num_multimask_outputs=multimask_outputs,
+            layer_norm_eps=1e-5,  # segment-anything's decoder has PyTorch's default, not 1e-6
+        ).to_dict(),
+    )
+
+
+@dataclass(frozen=True)
+class LisaConfig:
+    """All sizes of a LISA model, and what running it needs to know of its training.
+
+    The field names are the keys of config.json in our own layout.
+    """
+
+    clip: CLIPVisionConfig
+    llama: LlamaConfig
+    sam: SamConfig
+    seg_token_id: int
+    mm_vision_select_layer: int = -2  # the CLIP layer whose hidden states become image tokens
+    out_dim: int = 256  # C, width of a projected [SEG] state
+    template: str = 'llava_v1'  # conversation template of its training, see perception/prompts.py
+    explain: str = 'Please output segmentation mask and explain why.'  # asks for an explanation
+    confidence_threshold: float = 0.0  # drop masks that score lower, chosen on validation [0..1]
+    refine: bool = False  # refine mask boundaries, see perception/mask_refinement.py
+    calibration: tuple[float, ...] = ()  # see perception/mask_scores.py; empty: not calibrated
+    calibration_curve: tuple[tuple[float, float], ...] = ()  # see perception/mask_scores.py
+
+    @property
+    def image_tokens(self) -> int:
+        """P: the number of image tokens in the language model's input."""
+        return (self.clip.image_size // self.clip.patch_size) ** 2
+
+    @property
+    def sam_size(self) -> int:
+        """S: side of SAM's square input [px]."""
+        return self.sam.vision_config.image_size
+
+    def to_dict(self) -> dict:
+        """Return the content of config.json; `from_dict` reads it."""
+        config_dict = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        parts = {name: config_dict[name].to_dict() for name in ('clip', 'llama', 'sam')}
+        return {'model_type': 'lisa_ros', **config_dict, **parts}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict) -> LisaConfig:
+        """Return the config that `to_dict` wrote."""
+        values = {key: value for key, value in config_dict.items() if key != 'model_type'}
+        values['calibration'] = tuple(values.get('calibration', ()))  # JSON has no tuples
+        values['calibration_curve'] = tuple(map(tuple, values.get('calibration_curve', ())))
+        part_classes = {'clip': CLIPVisionConfig, 'llama': LlamaConfig, 'sam': SamConfig}
+        parts = {name: part(**values[name]) for name, part in part_classes.items()}
+        return cls(**{**values, **parts})
