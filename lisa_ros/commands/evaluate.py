@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lisa-ros evaluate` and `lisa-ros calibrate`: how good a model is, and how honest."""
+"""`lisa-ros evaluate` and `lisa-ros calibrate`: measure a model, and calibrate its scores."""
 
 from __future__ import annotations
 
@@ -7,218 +7,348 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lisa_ros.commands import evaluate_bag
-from lisa_ros.commands.arguments import MODEL_SETTINGS, load, model_arguments, positive_int
+from lisa_ros.commands.arguments import (
+    MODEL_SETTINGS,
+    load_segmenter,
+    model_arguments,
+    positive_int,
+)
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.evaluation.report import print_summary
 from lisa_ros.resources import TEST_SETS
+
+if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy
+    from lisa_ros.evaluation.cases import Case
+
+_MODES = ('generate', 'teacher_forced')
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the commands."""
-    many = commands.add_parser('evaluate', help='how good a model is')
-    kinds = many.add_subparsers(required=True, metavar='WHAT')
-    tables = kinds.add_parser('scenes', help='on rendered tables with known truth')
-    tables.add_argument('--split', default='test', help='an exam of the package (default: test)')
-    tables.add_argument('--exam', type=Path, help='a folder or zip with an exam.json of your own')
-    tables.add_argument('--limit', type=int, help='only the first questions')
-    tables.add_argument(
-        '--only', nargs='+', metavar='SORT', help='only questions of these sorts, as use knowledge'
-    )
-    tables.add_argument('--json', action='store_true', help='print one JSON object')
-    tables.add_argument(
-        '--examples', type=int, default=0, metavar='N', help='print N answers that give reasons'
-    )
-    model_arguments(tables)
-    tables.set_defaults(run=evaluate_scenes)
+    evaluate = commands.add_parser('evaluate', help='measure how good a model is')
+    kinds = evaluate.add_subparsers(required=True, metavar='WHAT')
+    _add_scenes(kinds)
+    _add_images(kinds)
+    evaluate_bag.add(kinds)
+    _add_compare(kinds)
+    _add_calibrate(commands)
 
-    labelled = kinds.add_parser('pictures', help='on labelled pictures, as ReasonSeg or refCOCO')
-    labelled.add_argument('data', metavar='DATA', help='a folder, or as docs/evaluation.md names')
-    labelled.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
-    labelled.add_argument(
+
+def _add_scenes(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser('scenes', help='on rendered tabletop scenes')
+    parser.add_argument(
+        '--split', default='test', help='name of a bundled test set (default: test)'
+    )
+    parser.add_argument(
+        '--test-set', type=Path, help='folder or zip of a test set, used instead of --split'
+    )
+    parser.add_argument(
+        '--limit', type=positive_int, metavar='N', help='use only the first N queries'
+    )
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        metavar='CATEGORY',
+        help='use only the queries of these categories, for example: --only use knowledge',
+    )
+    parser.add_argument(
+        '--out', type=Path, metavar='DIR', help='folder for the report (default: none is written)'
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    parser.add_argument(
+        '--examples',
+        type=int,
+        default=0,
+        metavar='N',
+        help='print the first N answers to queries that ask for a reason (default: 0)',
+    )
+    model_arguments(parser)
+    parser.set_defaults(run=evaluate_scenes)
+
+
+def _add_images(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser('images', help='on labelled images, such as ReasonSeg or refCOCO')
+    parser.add_argument(
+        'data', metavar='DATA', help='folder, or a data set as in docs/evaluation.md'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for the report'
+    )
+    parser.add_argument(
         '--mode',
         default='generate',
-        choices=('generate', 'teacher_forced'),
-        help='teacher_forced: the answer is given, as the paper has it (default: generate)',
+        choices=_MODES,
+        help='generate: the model writes its answer; teacher_forced: the model is given the '
+        'answer "[SEG]." and only its mask is compared, as in the LISA paper (default: generate)',
     )
-    labelled.add_argument(
+    parser.add_argument(
         '--ask',
         metavar='TEXT',
-        help='how a query is put, as "find the {}" (default: as LISA\'s own evaluation does)',
+        help='question template, for example "find the {}"; {} is replaced by the query '
+        "(default: the template of LISA's evaluation)",
     )
-    labelled.add_argument(
-        '--first-only', action='store_true', help="each picture's first query, as the paper has it"
+    parser.add_argument(
+        '--first-only',
+        action='store_true',
+        help='use only the first query of each image, as in the LISA paper',
     )
-    labelled.add_argument(
-        '--skip-broken', action='store_true', help='leave out what cannot be read, and say so'
+    parser.add_argument(
+        '--skip-broken',
+        action='store_true',
+        help='skip files that cannot be read and list them; exit with 0 even if queries failed',
     )
-    labelled.add_argument('--limit', type=positive_int, help='only the first pictures')
-    labelled.add_argument('--json', action='store_true', help='print one JSON object')
-    model_arguments(labelled)
-    labelled.set_defaults(run=evaluate_pictures)
+    parser.add_argument(
+        '--limit', type=positive_int, metavar='N', help='use only the first N images'
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    model_arguments(parser)
+    parser.set_defaults(run=evaluate_images)
 
-    evaluate_bag.add(kinds)
 
-    both = kinds.add_parser('compare', help='two reports on the same questions')
-    both.add_argument('first', type=Path, metavar='A')
-    both.add_argument('second', type=Path, metavar='B')
-    both.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
-    both.set_defaults(run=evaluate_compare)
-
-    honest = commands.add_parser('calibrate', help="make a model's scores honest on an exam")
-    honest.add_argument('folder', type=Path, metavar='MODEL', help='of our own layout; changed')
-    honest.add_argument('--exam', type=Path, required=True, help='a folder or zip, not the test')
-    honest.add_argument('--plot', type=Path, metavar='PNG', help='a reliability plot')
-    honest.add_argument(
-        '--refine', action='store_true', help="note that its masks go to the picture's edges, too"
+def _add_compare(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser('compare', help='compare two reports on the same queries')
+    parser.add_argument('first', type=Path, metavar='A', help='folder of a report')
+    parser.add_argument('second', type=Path, metavar='B', help='folder of another report')
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for the comparison'
     )
-    honest.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
-    honest.set_defaults(run=calibrate)
+    parser.set_defaults(run=evaluate_compare)
+
+
+def _add_calibrate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'calibrate', help='fit the confidence scores of a model to a test set'
+    )
+    parser.add_argument(
+        'folder', type=Path, metavar='MODEL', help='model in lisa_ros format; it is changed'
+    )
+    parser.add_argument(
+        '--test-set',
+        type=Path,
+        required=True,
+        help='folder or zip of the test set to fit to; not the test split: figures measured on '
+        'data that was used for the fit are too good',
+    )
+    parser.add_argument(
+        '--plot',
+        type=Path,
+        metavar='PNG',
+        help='file for a reliability plot (default: none is drawn)',
+    )
+    parser.add_argument(
+        '--refine',
+        action='store_true',
+        help='also enable mask refinement in the model (default: do not change it)',
+    )
+    parser.add_argument('--device', help='cpu, cuda (default: the GPU if there is one)')
+    parser.set_defaults(run=calibrate)
+
+
+# ---- tabletop scenes
 
 
 def evaluate_scenes(options: argparse.Namespace) -> None:
-    """Ask a model the exam of a split; print its figures."""
-    from lisa_ros.evaluation import tabletop
+    """Evaluate a model on a tabletop test set; print the figures and write a report."""
+    from lisa_ros.evaluation import report, tabletop
 
-    exam = options.exam or TEST_SETS / f'{options.split}.zip'
-    questions = tabletop.read_test_set(exam)
+    path = options.test_set or TEST_SETS / f'{options.split}.zip'
+    queries = tabletop.read_test_set(path)
     if options.only:
-        sorts = dict.fromkeys(question.category for question in questions)
-        unknown = [sort for sort in options.only if sort not in sorts]
+        categories = dict.fromkeys(query.category for query in queries)
+        unknown = [category for category in options.only if category not in categories]
         if unknown:
-            raise SettingsError(f'no {unknown[0]} in {exam}: its sorts are {", ".join(sorts)}')
-        questions = [question for question in questions if question.category in options.only]
-    questions = questions[: options.limit]
-    graded = list(tabletop.run_test_set(load(options), questions))
-    figures = tabletop.report(graded)
-    for one in [g for g in graded if g.question.expected_phrases][: options.examples]:
-        wanted = ' ... '.join(wordings[0] for wordings in one.question.expected_phrases)
-        mark = 'right' if one.explained else f'WRONG, not: {wanted}'
-        said = ' / '.join((*one.question.history, one.question.text))
-        print(f'{said}\n    {one.answer}  ({mark}, IoU {one.overlap.iou:.2f})', file=sys.stderr)
+            raise SettingsError(
+                f'{path} has no category {unknown[0]!r}; expected one of {", ".join(categories)}'
+            )
+        queries = [query for query in queries if query.category in options.only]
+    overlays = report.ensure_folder(options.out) / 'images' if options.out else None
+    cases = list(
+        tabletop.run_test_set(load_segmenter(options), queries[: options.limit], overlays)
+    )
+    figures = tabletop.compute_figures(cases)
+    _print_examples(cases, options.examples)
+    if options.out:
+        _write_scenes_report(options, path, cases, figures)
     if options.json:
         print(json.dumps({'model': options.model, 'split': options.split, **figures}))
-        return
+    else:
+        _print_scenes(figures)
+    failed = report.failed_queries(cases)
+    if failed:
+        raise DataError(f'{len(failed)} of {len(cases)} queries failed; the first is {failed[0]}')
+
+
+def _write_scenes_report(
+    options: argparse.Namespace, path: Path, cases: Sequence[Case], figures: Mapping
+) -> None:
+    from lisa_ros.evaluation import report
+    from lisa_ros.evaluation.cases import Mode
+
+    run = report.Run(
+        title=f'{options.model} on {path.stem}',
+        mode=Mode.GENERATE,
+        settings={name: getattr(options, name) for name in MODEL_SETTINGS}
+        | {'test set': str(path), 'categories': ' '.join(options.only or ['all'])},
+        cases=cases,
+        more_figures={
+            'present or absent, correct': figures['presence_accuracy'],
+            'explanations with object and reason, correct': figures['explanation_accuracy'],
+            'expected calibration error of the scores': figures['ece'],
+        },
+    )
+    report.write(run, options.out)
+    print(f'report: {options.out}/report.html', file=sys.stderr)
+
+
+def _print_examples(cases: Sequence[Case], count: int) -> None:
+    """Print the first `count` answers to queries that ask for a reason, to stderr."""
+    for case in [case for case in cases if case.expected_phrases][:count]:
+        expected = ' ... '.join(wordings[0] for wordings in case.expected_phrases)
+        mark = 'right' if case.explained else f'WRONG, expected: {expected}'
+        dialogue = ' / '.join((*case.history, case.expression))
+        iou = '-' if case.iou is None else f'{case.iou:.2f}'
+        print(f'{dialogue}\n    {case.answer}  ({mark}, IoU {iou})', file=sys.stderr)
+
+
+def _print_scenes(figures: Mapping) -> None:
+    """Print the figures of a tabletop test set as a table."""
     print(f'{"":16}{"gIoU":>8}{"cIoU":>8}{"count":>8}')
-    for sort, row in figures.items():
+    for category, row in figures.items():
         if isinstance(row, dict) and 'giou' in row:
-            print(f'{sort:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
+            print(f'{category:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
     if figures['presence_accuracy'] is not None:
-        print(f'there or not, right: {figures["presence_accuracy"]:.1%}')
+        print(f'presence accuracy (present or absent): {figures["presence_accuracy"]:.1%}')
     if figures['explanation_accuracy'] is not None:
-        count = figures['explanations']
-        print(f'thing and reason named rightly: {figures["explanation_accuracy"]:.1%} of {count}')
-        for sort, row in figures['explanation'].items():
-            print(f'    {sort:16}{row["accuracy"]:.1%} of {row["count"]}')
+        accuracy, count = figures['explanation_accuracy'], figures['explanations']
+        print(f'explanations that name object and reason: {accuracy:.1%} of {count}')
+        for category, row in figures['explanation'].items():
+            print(f'    {category:16}{row["accuracy"]:.1%} of {row["count"]}')
     if figures['ece'] is not None:
         print(f'expected calibration error of the scores: {figures["ece"]:.3f}')
 
 
-def evaluate_pictures(options: argparse.Namespace) -> None:
-    """Ask a model about labelled pictures; print its figures and leave a report."""
+# ---- labelled images
+
+
+def evaluate_images(options: argparse.Namespace) -> None:
+    """Evaluate a model on labelled images; print the figures and write a report."""
     from lisa_ros.datasets import registry
-    from lisa_ros.datasets.annotations import Query
+    from lisa_ros.datasets.annotations import AnnotatedQuery
     from lisa_ros.datasets.json_io import raise_error
     from lisa_ros.datasets.lisa_templates import validation_question
     from lisa_ros.datasets.llava import TextDialogue
     from lisa_ros.evaluation import benchmarks, report
+    from lisa_ros.evaluation.cases import Mode
 
     if options.ask and '{}' not in options.ask:
-        raise SettingsError(f'--ask {options.ask!r} has no {{}} for what is asked for')
+        raise SettingsError(f'--ask {options.ask!r} must contain {{}}, the place of the query')
 
-    def question(query: Query) -> str:
+    def question(query: AnnotatedQuery) -> str:
         return options.ask.replace('{}', query.text) if options.ask else validation_question(query)
 
-    broken: list[DataError] = []
-    note = broken.append if options.skip_broken else raise_error
-    pictures = registry.read(options.data, note)
-    if isinstance(pictures[0], TextDialogue):
-        raise SettingsError(f'{options.data}: talks have no masks to compare with')
+    errors: list[DataError] = []
+    handle_broken = errors.append if options.skip_broken else raise_error
+    images = registry.read_dataset(options.data, handle_broken)
+    if isinstance(images[0], TextDialogue):
+        raise SettingsError(f'{options.data}: text dialogues have no masks to compare with')
     report.ensure_folder(options.out)
-    cases = list(
-        benchmarks.evaluate_dataset(
-            load(options),
-            pictures[: options.limit],
-            options.mode,
-            question=question,
-            first_only=options.first_only,
-            broken=note,
-            out=options.out / 'pictures',
-        )
+    mode = Mode(options.mode)
+    cases = benchmarks.evaluate_dataset(
+        load_segmenter(options),
+        images[: options.limit],
+        benchmarks.DatasetOptions(mode, question, options.first_only, options.out / 'images'),
+        handle_broken,
     )
-    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
     run = report.Run(
         title=f'{options.model} on {options.data}',
-        mode=options.mode,
-        settings={
-            **settings,
+        mode=mode,
+        settings={name: getattr(options, name) for name in MODEL_SETTINGS}
+        | {
             'data': options.data,
             'first query only': options.first_only,
             'question': options.ask or "of LISA's evaluation",
         },
-        cases=cases,
-        broken=[str(error) for error in broken],
-        published=benchmarks.published(options.data) if _as_the_paper(options) else {},
+        cases=list(cases),
+        broken=[str(error) for error in errors],
+        published=benchmarks.published(options.data) if _as_in_paper(options) else {},
     )
-    print_summary(report.write(run, options.out), options)
+    content = report.write(run, options.out)
+    report.print_summary(content, options.out, options.json)
+    if content['failed'] and not options.skip_broken:
+        raise DataError(f'{len(content["failed"])} queries failed; --skip-broken ignores them')
 
 
-def _as_the_paper(options: argparse.Namespace) -> bool:
-    """Return whether a data set is asked as the paper asks it: only then its figures compare."""
-    one_of_each = options.first_only or options.data.startswith('refer:')
-    return one_of_each and not options.ask and options.limit is None
+def _as_in_paper(options: argparse.Namespace) -> bool:
+    """Return whether the evaluation is that of the paper, so that its figures are comparable."""
+    one_query_each = options.first_only or options.data.startswith('refer:')
+    return one_query_each and not options.ask and options.limit is None
+
+
+# ---- two reports
 
 
 def evaluate_compare(options: argparse.Namespace) -> None:
-    """Hold one evaluation against another, question by question."""
-    from lisa_ros.evaluation import report
+    """Compare two reports query by query; print the differences and write a page."""
+    from lisa_ros.evaluation.comparison import compare
 
-    plain = report.compare(options.first, options.second, options.out)
-    for letter, title, mode in zip('AB', plain['titles'], plain['modes'], strict=True):
+    comparison = compare(options.first, options.second, options.out)
+    for letter, title, mode in zip('AB', comparison['titles'], comparison['modes'], strict=True):
         print(f'{letter}: {title}, mode {mode}')
     print(f'{"":16}{"A":>8}{"B":>8}{"B - A":>8}{"p":>8}{"better":>8}{"worse":>8}{"count":>8}')
-    for sort, row in plain['figures'].items():
+    for category, row in comparison['figures'].items():
         first, second = row['giou']
         print(
-            f'{sort:16}{first:8.3f}{second:8.3f}{row["difference"]:+8.3f}{row["p"]:8.4f}'
+            f'{category:16}{first:8.3f}{second:8.3f}{row["difference"]:+8.3f}{row["p"]:8.4f}'
             f'{row["better"]:8d}{row["worse"]:8d}{row["count"]:8d}'
         )
     print(f'report: {options.out}/report.html')
 
 
+# ---- calibration
+
+
 def calibrate(options: argparse.Namespace) -> None:
-    """Make a model's scores honest on an exam: fit them, choose the threshold, note both."""
+    """Fit score calibration and confidence threshold to a test set; store both in the model."""
     from lisa_ros.evaluation import calibration, tabletop
     from lisa_ros.perception import mask_scores
+    from lisa_ros.perception.backend import InferenceOptions
     from lisa_ros.perception.segmenter import Segmenter
 
-    calibration.read_config(options.folder)  # before the exam, which takes minutes
+    calibration.read_config(options.folder)  # fail early: the test set takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError("--plot needs matplotlib: pip install '.[train]'")
-    lisa = Segmenter.load(
+    segmenter = Segmenter.load(
         str(options.folder),
         device=options.device,
         precision='fp32',
-        confidence_threshold=0.0,
-        refine=options.refine or None,
+        options=InferenceOptions(confidence_threshold=0.0, refine=options.refine or None),
     )
-    graded = list(tabletop.run_test_set(lisa, tabletop.read_test_set(options.exam)))
-    weights = calibration.fit(graded)
-    curve = calibration.fit_isotonic_curve(graded, weights)
-    graded = [
-        replace(g, scores=tuple(mask_scores.score(e, weights, curve) for e in g.evidence))
-        for g in graded
+    cases = list(tabletop.run_test_set(segmenter, tabletop.read_test_set(options.test_set)))
+    cases = [case for case in cases if case.overlap is not None]  # the others failed
+    weights = calibration.fit_weights(cases)
+    curve = calibration.fit_isotonic_curve(cases, weights)
+    cases = [
+        replace(
+            case,
+            scores=tuple(mask_scores.score(f, weights, curve) for f in case.score_features),
+        )
+        for case in cases
     ]
-    asked = [g for g in graded if g.question.category in tabletop.PRESENCE]
+    presence_cases = [case for case in cases if case.category in tabletop.PRESENCE]
     threshold = calibration.best_threshold(
-        [max(g.scores, default=0.0) for g in asked], [bool(g.question.targets) for g in asked]
+        [case.score or 0.0 for case in presence_cases],
+        [bool(case.present) for case in presence_cases],
     )
     calibration.save_calibration(options.folder, weights, curve, threshold, refine=options.refine)
-    rows = calibration.scored_outcomes(graded)
+    outcomes = calibration.scored_outcomes(cases)
     if options.plot:
-        calibration.plot(rows, options.plot, f'{options.folder.name}: are its scores honest?')
-    error = calibration.expected_error(rows)
-    print(f'{len(rows)} masks, calibration error {error:.3f}, threshold {threshold:.2f}')
+        calibration.plot_reliability(
+            outcomes, options.plot, f'{options.folder.name}: calibration of scores'
+        )
+    error = calibration.expected_calibration_error(outcomes)
+    print(f'{len(outcomes)} masks, calibration error {error:.3f}, threshold {threshold:.2f}')

@@ -1,270 +1,308 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lisa-ros evaluate bag`: one bag or many, offline or live, of one model or several."""
+"""`lisa-ros evaluate bag`: evaluate one or more models on one or more bags, offline or live."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
-    load,
     model_arguments,
     positive_float,
     positive_int,
     segmenter_arguments,
 )
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.evaluation.report import print_summary
 from lisa_ros.settings import Settings
+
+if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy and rosbags
+    from lisa_ros.evaluation.bag_job import BatchPlan
+    from lisa_ros.evaluation.command_file import Command
+    from lisa_ros.evaluation.ground_truth import GroundTruth
+    from lisa_ros.evaluation.live import LiveRun
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     """Add the command to those of `lisa-ros evaluate`."""
-    replayed = kinds.add_parser('bag', help='on the frames of bags, with commands of your own')
-    replayed.add_argument(
-        'bags', type=Path, nargs='+', metavar='BAG', help='of ROS 2 (mcap, sqlite3) or 1'
+    parser = kinds.add_parser('bag', help='on the frames of bags, with your own commands')
+    parser.add_argument(
+        'bags', type=Path, nargs='+', metavar='BAG', help='bags of ROS 2 (mcap, sqlite3) or ROS 1'
     )
-    replayed.add_argument(
-        '--commands', type=Path, required=True, metavar='YAML', help='see docs/evaluation.md'
+    parser.add_argument(
+        '--commands',
+        type=Path,
+        required=True,
+        metavar='YAML',
+        help='file of the queries, see docs/evaluation.md',
     )
-    replayed.add_argument(
-        '--truth',
-        help="a folder of <stamp>.png, a topic, or labelled pictures; {} stands for a bag's name",
+    parser.add_argument(
+        '--ground-truth',
+        help='folder of <stamp>.png, topic of instance ids, or labelled images; {} is replaced '
+        "by the bag's name (default: none; answers are written, but not scored)",
     )
-    replayed.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
-    replayed.add_argument(
+    parser.add_argument(
+        '--topic', help='topic of Image or CompressedImage (default: the only one of the bag)'
+    )
+    parser.add_argument(
         '--every',
         type=positive_int,
         default=10,
-        help='frames between questions without a time (10)',
+        metavar='N',
+        help='run the commands that give no time on every N-th frame (default: 10)',
     )
-    replayed.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
-    replayed.add_argument(
-        '--skip-broken', action='store_true', help='bags that cannot be used are only told of'
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder for the report'
     )
-    replayed.add_argument('--json', action='store_true', help='print one JSON object')
-    model_arguments(replayed, several=True)
+    parser.add_argument(
+        '--skip-broken',
+        action='store_true',
+        help='exit with 0 even if bags could not be used or queries failed',
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    model_arguments(parser, several=True)
+    _add_offline_arguments(parser.add_argument_group('offline'))
+    _add_live_arguments(parser.add_argument_group('live'))
+    parser.set_defaults(run=evaluate_bag)
 
-    fast = replayed.add_argument_group('offline, faster')
-    fast.add_argument(
+
+def _add_offline_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         '--batch',
         type=positive_int,
-        help='frames that go through CLIP and SAM at once (default: 4 on a GPU, 1 on a CPU)',
+        metavar='N',
+        help='frames that CLIP and SAM encode at once (default: 4 on a GPU, 1 on a CPU)',
     )
-    fast.add_argument(
+    group.add_argument(
         '--ray',
         nargs='?',
         const='',
         metavar='ADDRESS',
-        help='many bags on a cluster; without an address on one begun here (needs Ray)',
+        help='run the bags in parallel on a Ray cluster; without ADDRESS on this machine '
+        "(needs the extra 'ray')",
     )
-    fast.add_argument(
-        '--workers', type=positive_int, help='of --ray, each with a model (default: all)'
+    group.add_argument(
+        '--workers',
+        type=positive_int,
+        help='number of Ray workers; each loads the model (default: as many as fit on the '
+        'cluster)',
     )
-    fast.add_argument(
-        '--threads', type=positive_int, help='of a worker of --ray, on a CPU (default: 1)'
+    group.add_argument(
+        '--threads', type=positive_int, help='CPU threads of each Ray worker (default: 1)'
     )
 
-    live = replayed.add_argument_group('live')
-    live.add_argument(
+
+def _add_live_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         '--live',
         action='store_true',
-        help="through the node, on the bag's clock (needs ROS 2; default: offline)",
+        help='start the node, play the bag to it and send it the queries over DDS (needs ROS 2; '
+        'default: offline)',
     )
-    live.add_argument('--rate', type=positive_float, default=1.0, help='times real time')
-    live.add_argument('--laps', type=positive_int, default=1, help='plays of the bag')
-    live.add_argument('--sim-time', action='store_true', help="the node runs on the bag's time")
-    replayed.set_defaults(run=evaluate_bag)
+    group.add_argument(
+        '--rate',
+        type=positive_float,
+        default=1.0,
+        help='playback speed, 1 is real time (default: 1)',
+    )
+    group.add_argument(
+        '--laps', type=positive_int, default=1, help='how often the bag is played (default: 1)'
+    )
+    group.add_argument(
+        '--sim-time', action='store_true', help='let the node use bag time (/clock)'
+    )
 
 
 def evaluate_bag(options: argparse.Namespace) -> None:
-    """Ask models about frames of bags; print their figures and leave reports."""
+    """Evaluate models on the frames of bags; print the figures and write reports."""
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.command_file import read_commands
     from lisa_ros.evaluation.ground_truth import open_ground_truth
 
-    _check(options)
-    commands = read_commands(options.commands)
-    if len(options.bags) == 1:  # what is wrong with it is said before a model is loaded
-        options.truth = options.truth and options.truth.replace('{}', options.bags[0].stem)
-        truth = open_ground_truth(options.truth, options.bags[0]) if options.truth else None
+    _check_options(options)
+    commands, ground_truth = read_commands(options.commands), None
+    if len(options.bags) == 1 and options.ground_truth:  # fail before a model is loaded
+        path = options.ground_truth.replace('{}', options.bags[0].stem)
+        options = argparse.Namespace(**{**vars(options), 'ground_truth': path})
+        ground_truth = open_ground_truth(path, options.bags[0])
     models, out = options.model or [Settings.model], report.ensure_folder(options.out)
-    folders = [out] if len(models) == 1 else [out / name for name in _short(models)]
-    broken = False
+    folders = [out] if len(models) == 1 else [out / name for name in _unique_names(models)]
+    is_complete = True
     for model, folder in zip(models, folders, strict=True):
-        one = argparse.Namespace(
+        model_options = argparse.Namespace(
             **{**vars(options), 'model': model, 'out': report.ensure_folder(folder)}
         )
         if options.live:
-            told = _live(one, commands, truth)
+            result = _evaluate_live(model_options, commands, ground_truth)
         elif len(options.bags) > 1 or options.ray is not None:
-            told = _many(one, commands)
+            result = _evaluate_several(model_options, commands)
         else:
-            told = _offline(one, commands, truth)
-        print_summary(told, one)
-        broken = broken or bool(told['broken'])
+            result = _evaluate_offline(model_options, commands, ground_truth)
+        report.print_summary(result, folder, options.json)
+        has_failures = bool(result['failed']) and not options.live
+        is_complete = is_complete and not result['broken'] and not has_failures
+    _compare_with_first(folders, out)
+    if not is_complete and not options.skip_broken:
+        raise DataError(
+            'some bags could not be used, or queries failed; --skip-broken ignores them'
+        )
+
+
+def _compare_with_first(folders: Sequence[Path], out: Path) -> None:
+    """Compare the report of each further model with the report of the first one."""
+    from lisa_ros.evaluation.comparison import compare
+
     for folder in folders[1:]:
-        against = out / f'{folders[0].name}_{folder.name}'
+        target = out / f'{folders[0].name}_{folder.name}'
         try:
-            report.compare(folders[0], folder, against)
-        except DataError as error:  # no truth; or live, and never about one frame
+            compare(folders[0], folder, target)
+        except DataError as error:  # no ground truth, or (live) no answers to the same frame
             print(f'{folder.name} is not compared: {error}', file=sys.stderr)
         else:
-            print(f'compared: {against}/report.html', file=sys.stderr)
-    if broken and not options.skip_broken:
-        raise DataError('not every bag could be used; --skip-broken takes that as it is')
+            print(f'compared: {target}/report.html', file=sys.stderr)
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+def _check_options(options: argparse.Namespace) -> None:
+    """Check that the options can be combined.
+
+    Raises:
+        SettingsError: they cannot.
+    """
     if options.live and options.typed_specials:
-        raise SettingsError('--typed-specials is for offline: the node takes them as letters')
+        raise SettingsError('--typed-specials does not work with --live: the node ignores it')
     if not options.live and (options.sim_time or options.laps != 1 or options.rate != 1):
-        raise SettingsError('--rate, --laps and --sim-time are of a live evaluation: give --live')
+        raise SettingsError('--rate, --laps and --sim-time need --live')
     if options.live and (len(options.bags) > 1 or options.ray is not None or options.batch):
-        raise SettingsError('--live plays one bag, in real time: leave --ray and --batch out')
+        raise SettingsError(
+            '--live plays one bag, without --ray and --batch: it runs in real time'
+        )
     if options.ray is None and (options.workers or options.threads):
-        raise SettingsError('--workers and --threads are of --ray: give it, too')
+        raise SettingsError('--workers and --threads need --ray')
 
 
-def _short(names: list[str]) -> list[str]:
-    """Return names for folders, no two alike: the last parts of what names models or bags."""
-    last = [Path(name).name or 'model' for name in names]
+def _unique_names(paths: Sequence[str]) -> list[str]:
+    """Return a folder name for each model or bag: the last part of its path, made unique."""
+    names = [Path(path).name or 'model' for path in paths]
     return [
-        name if last.count(name) == 1 else f'{name}_{number}'
-        for number, name in enumerate(last, 1)
+        name if names.count(name) == 1 else f'{name}_{number}'
+        for number, name in enumerate(names, 1)
     ]
 
 
 # ---- offline
 
 
-def _offline(options: argparse.Namespace, commands, truth) -> dict:
-    """Ask about one bag, here."""
-    from lisa_ros.evaluation import batch as many
+def _evaluate_offline(
+    options: argparse.Namespace,
+    commands: Sequence[Command],
+    ground_truth: GroundTruth | None,
+) -> dict:
+    """Evaluate one bag in this process."""
+    from lisa_ros.evaluation.bag_job import evaluate_bag
 
-    _make_room(options.out)
+    _remove_earlier_answers(options.out)
     plan = _plan(options, commands)
-    return many.evaluate_bag(load(options), options.bags[0], plan, truth, options.out)
+    return evaluate_bag(plan.load_segmenter(), options.bags[0], plan, ground_truth, options.out)
 
 
-def _many(options: argparse.Namespace, commands) -> dict:
-    """Ask about several bags, here or on a cluster."""
-    from lisa_ros.evaluation import batch as many
+def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) -> dict:
+    """Evaluate several bags, in this process or on Ray."""
+    from lisa_ros.evaluation.bag_job import BagJob
+    from lisa_ros.evaluation.batch import evaluate_bags
+    from lisa_ros.evaluation.ray_pool import RayPool
 
-    names = _short([str(bag) for bag in options.bags])
-    tasks = [many.BagJob(name, bag) for name, bag in zip(names, options.bags, strict=True)]
+    names = _unique_names([bag.stem for bag in options.bags])
+    jobs = [BagJob(name, bag) for name, bag in zip(names, options.bags, strict=True)]
     pool = None
     if options.ray is not None:
-        pool = many.RayPool(options.ray or None, options.workers, options.threads or 1)
-    return many.evaluate_bags(tasks, _plan(options, commands), options.out, pool)
+        pool = RayPool(options.ray or None, options.workers, options.threads or 1)
+    return evaluate_bags(jobs, _plan(options, commands), options.out, pool)
 
 
-def _plan(options: argparse.Namespace, commands):
-    """Return what every bag is asked."""
-    from lisa_ros.evaluation.batch import BatchPlan
+def _plan(options: argparse.Namespace, commands: Sequence[Command]) -> BatchPlan:
+    """Return the plan of the evaluation: model, queries and options, the same for every bag."""
+    from lisa_ros.evaluation.bag_job import BatchPlan
     from lisa_ros.model.device import resolve_device
+    from lisa_ros.perception.backend import LoadOptions
 
-    batch = options.batch or (4 if resolve_device(options.device).type == 'cuda' else 1)
+    arguments = segmenter_arguments(options)
+    model, inference_options = arguments.pop('name'), arguments.pop('options')
+    batch_size = options.batch or (4 if resolve_device(options.device).type == 'cuda' else 1)
     return BatchPlan(
-        model=segmenter_arguments(options),
+        model=model,
         commands=tuple(commands),
-        truth=options.truth,
+        load_options=LoadOptions(**arguments),
+        inference_options=inference_options,
+        ground_truth=options.ground_truth,
         topic=options.topic,
         every=options.every,
-        batch=batch,
-        settings={**_settings(options, 'commands', 'topic', 'every'), 'batch': batch},
+        batch_size=batch_size,
+        settings={**_settings(options, 'commands', 'topic', 'every'), 'batch': batch_size},
     )
 
 
-def _settings(options: argparse.Namespace, *more: str) -> dict:
-    """Return settings as a report tells them."""
+def _settings(options: argparse.Namespace, *names: str) -> dict[str, object]:
+    """Return the settings of the model and these options, for the report."""
     model = {name: getattr(options, name) for name in MODEL_SETTINGS}
-    return {**model, **{name: str(getattr(options, name)) for name in more}}
+    return {**model, **{name.replace('_', ' '): str(getattr(options, name)) for name in names}}
 
 
-def _make_room(out: Path) -> None:
-    """Remove the answers of an earlier run; what else is called so stays, and is told."""
-    results = out / 'answers_bag'
-    if results.exists() and (out / 'report.json').is_file():
-        shutil.rmtree(results)
+def _remove_earlier_answers(out: Path) -> None:
+    """Remove answers_bag of an earlier report; keep it if `out` holds no report.json."""
+    folder = out / 'answers_bag'
+    if folder.exists() and (out / 'report.json').is_file():
+        shutil.rmtree(folder)
 
 
 # ---- live
 
 
-def _live(options: argparse.Namespace, commands, truth) -> dict:
-    """Ask a node about one bag, while it is played."""
-    from lisa_ros.evaluation import bag as replay
+def _evaluate_live(
+    options: argparse.Namespace,
+    commands: Sequence[Command],
+    ground_truth: GroundTruth | None,
+) -> dict:
+    """Play one bag to the node and compare its answers with the ground truth."""
     from lisa_ros.evaluation import report
+    from lisa_ros.evaluation.cases import Mode
+    from lisa_ros.evaluation.frame_judge import FrameJudge
+    from lisa_ros.evaluation.live import evaluate_live_answers
     from lisa_ros.evaluation.result_bag import ResultBag
 
     (bag,) = options.bags
-    _make_room(options.out)
-    with ResultBag(options.out / 'answers_bag') as answers:
-        heard, topic = _played(options, commands)
-        cases = list(
-            replay.evaluate_live_answers(
-                heard.answers,
-                bag,
-                commands,
-                topic=topic,
-                truth=truth,
-                out=options.out / 'pictures',
-                results=answers,
-            )
-        )
-    asked = ('commands', 'topic', 'truth', 'every', 'rate', 'laps', 'sim_time')
+    _remove_earlier_answers(options.out)
+    with ResultBag(options.out / 'answers_bag') as results:
+        live_run, topic = _run_live(options, commands)
+        judge = FrameJudge(ground_truth, options.out / 'images', results)
+        cases = list(evaluate_live_answers(live_run.answers, bag, commands, judge, topic=topic))
+    names = ('commands', 'topic', 'ground_truth', 'every', 'rate', 'laps', 'sim_time')
     run = report.Run(
         title=f'{options.model} on {bag.name}',
-        mode='live',
-        settings={**_settings(options, *asked), 'bag': str(bag)},
+        mode=Mode.LIVE,
+        settings={**_settings(options, *names), 'bag': str(bag)},
         cases=cases,
-        conditions=_conditions(heard),
+        conditions=live_run.conditions(),
     )
     return report.write(run, options.out)
 
 
-def _played(options: argparse.Namespace, commands):
-    """Return what a node said while a bag was played to it, and the topic of its pictures."""
+def _run_live(options: argparse.Namespace, commands: Sequence[Command]) -> tuple[LiveRun, str]:
+    """Play a bag to the node; return its answers and the image topic."""
     try:
         from lisa_ros.ros.bag_player import camera_topics
-        from lisa_ros.ros.live_evaluation import live
+        from lisa_ros.ros.live_evaluation import Playback, run_live
     except ImportError as error:
         raise SettingsError(
             f'--live needs ROS 2 and the built package ({error}): `make setup`, or source '
             'install/setup.bash; without --live no ROS is needed'
         ) from error
     topics = camera_topics(options.bags[0], options.topic)
+    playback = Playback(topics, options.every, options.rate, options.laps, options.sim_time)
     settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
-    heard = live(
-        options.bags[0],
-        commands,
-        topics,
-        {name: value for name, value in settings.items() if value not in (None, '')},
-        options.out / 'node.log',
-        every=options.every,
-        rate=options.rate,
-        laps=options.laps,
-        sim_time=options.sim_time,
-    )
-    return heard, topics['image']
-
-
-def _conditions(heard) -> dict:
-    """Return what a node met, for the report."""
-    from lisa_ros.evaluation.cases import percentiles
-
-    ages = [one.age for one in heard.answers if one.age == one.age]
-    return {
-        'frames played': heard.frames_played,
-        'frames that the node heard': heard.frames_heard,
-        'commands': len(heard.answers),
-        'not asked, for they were due again': heard.not_asked,
-        'from command to answer [s]': percentiles([one.latency for one in heard.answers]) or {},
-        "age of the frame at the answer [s of the bag's time]": percentiles(ages) or {},
-        "node's peak memory [MiB]": heard.peak_memory,
-    }
+    settings = {name: value for name, value in settings.items() if value not in (None, '')}
+    live_run = run_live(options.bags[0], commands, playback, settings, options.out / 'node.log')
+    return live_run, topics['image']

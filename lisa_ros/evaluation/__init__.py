@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a model is, in the field's own measures."""
+"""Measure how good a model is, with the metrics of the published benchmarks."""

@@ -1,343 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags asked the same commands: one, several after one another, or many as tasks of Ray Data.
+"""Evaluate several bags with the same commands: one after another, or on a Ray cluster.
 
-Each bag gets a report of its own in a folder of its own, and all together one more. A folder gets
-its name when everything is in it, so an answer is there whole or not at all, and once: a bag that
-is asked twice, because a worker died after its work was done, keeps the first answers; and a run
-that was stopped goes on with the bags that are left.
+Each bag gets a report in a folder of its own, and all bags together one more. A run that was
+stopped continues with the bags that are left.
 
     out/<bag>/report.html ...     of each bag
-    out/report.html ...           of all of them
-    out/plan.json                 what was asked, so that nothing else is mixed with it
+    out/report.html ...           of all bags
+    out/plan.json                 what was asked, so that runs of other plans are not mixed in
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
-import platform
-import shutil
-import socket
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError, LisaError, SettingsError
-from lisa_ros.evaluation import bag as replay
+from lisa_ros.errors import DataError
 from lisa_ros.evaluation import report
-from lisa_ros.evaluation.cases import Case
-from lisa_ros.evaluation.command_file import Command
-from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
-from lisa_ros.evaluation.result_bag import ResultBag
-from lisa_ros.perception.segmenter import Segmenter
-
-_PART = '.part-'
-_DEATHS = 3  # of workers over one bag, until it counts as broken: Ray would try for ever
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """What every bag is asked, and of which model; it travels to the workers."""
-
-    model: Mapping[str, object]  # arguments of Segmenter.load, the `name` among them
-    commands: Sequence[Command]
-    truth: str | None = None  # as `open_truth` takes it; {} stands for the bag's name
-    topic: str | None = None
-    every: int = 10
-    batch: int = 1  # frames that go through CLIP and SAM at once
-    settings: Mapping[str, object] = field(default_factory=dict)  # as the report tells them
-
-
-@dataclass(frozen=True)
-class BagJob:
-    """A bag to ask about."""
-
-    name: str  # of its folder; no other task has it
-    bag: Path
-
-
-@dataclass(frozen=True)
-class RayPool:
-    """Where many bags are asked about: a Ray cluster."""
-
-    address: str | None = None  # None: one on this machine, for as long as it takes
-    workers: int | None = None  # processes with a model each; None: as many as fit
-    threads: int = 1  # of each, where no GPU is
-
-
-def evaluate_bag(
-    segmenter: Segmenter,
-    bag: Path,
-    plan: BatchPlan,
-    truth: GroundTruth | None,
-    out: Path,
-    progress: bool = True,
-) -> dict:
-    """Ask about one bag; write its report and its answers; return what report.json has.
-
-    The `truth` is what `open_truth` makes of the plan's.
-
-    Raises:
-        DataError: the bag, its pictures or the truth are not what they should be.
-    """
-    report.ensure_folder(out)
-    with ResultBag(out / 'answers_bag') as answers:
-        cases = list(
-            replay.evaluate_offline(
-                segmenter,
-                bag,
-                plan.commands,
-                topic=plan.topic,
-                truth=truth,
-                every=plan.every,
-                batch=plan.batch,
-                out=out / 'pictures',
-                results=answers,
-                progress=progress,
-            )
-        )
-    run = report.Run(
-        title=f'{plan.model["name"]} on {bag.name}',
-        mode='offline',
-        settings={**plan.settings, 'bag': str(bag), 'truth': str(plan.truth)},
-        cases=cases,
-        conditions={'most memory so far [MiB]': report.peak_memory()},
-    )
-    return report.write(run, out)
+from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, remove_partial, run_job
+from lisa_ros.evaluation.cases import Case, Mode
+from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
+from lisa_ros.evaluation.report_files import read_cases, read_report
 
 
 def evaluate_bags(
-    tasks: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool | None = None
+    jobs: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool | None = None
 ) -> dict:
-    """Ask about several bags; write a report of each and one of all; return the latter.
+    """Evaluate several bags; write a report of each and one of all.
 
-    Bags that an earlier run with the same plan has finished are not asked again. What is wrong
-    with a bag is told in the report of all, and does not keep the others from being asked.
+    Bags that an earlier run of the same plan finished are not evaluated again. A bag that cannot
+    be used is named in the report of all; the others are evaluated.
 
     Args:
-        tasks: the bags.
-        plan: what is asked.
-        out: the folder; with machines of a cluster, one that all of them see, as the bags.
-        pool: None: one bag after another, in this process.
+        jobs: the bags.
+        plan: what to ask, and with which model.
+        out: the folder; on a cluster all machines must see it and the bags under the same path.
+        pool: the workers; None: one bag after another, in this process.
+
+    Returns:
+        The content of report.json of all bags.
 
     Raises:
         DataError: the folder holds an evaluation of another plan, or of another bag of the same
             name; or no bag could be used.
-        SettingsError: Ray is not installed or not to be reached, or its workers cannot work.
+        SettingsError: Ray is not installed or cannot be reached, or its workers cannot work.
     """
-    _begin(plan, out)
-    _sweep(out)
-    left = [task for task in tasks if not _is_done(out / task.name)]
-    for task in tasks:
-        _same_bag(task, out)
-    broken: dict[str, str] = {}
-    work = _here(left, plan, out) if pool is None else _on_ray(left, plan, out, pool)
-    with contextlib.closing(work), tqdm(total=len(tasks), desc='bags', unit='bag') as bar:
-        bar.update(len(tasks) - len(left))
-        for name, error in work:
+    _check_plan(plan, out)
+    remove_partial(out)
+    for job in jobs:
+        _check_same_bag(job, out)
+    pending = [job for job in jobs if not job.is_done(out)]
+    errors: dict[str, str] = {}
+    results = (
+        _run_here(pending, plan, out) if pool is None else run_on_ray(pending, plan, out, pool)
+    )
+    with contextlib.closing(results), tqdm(total=len(jobs), desc='bags', unit='bag') as bar:
+        bar.update(len(jobs) - len(pending))
+        for name, error in results:
             if error:
-                broken[name] = error
+                errors[name] = error
             bar.update(1)
-    _sweep(out)
-    done = [task.name for task in tasks if task.name not in broken]
+    remove_partial(out)
+    done = [job.name for job in jobs if job.name not in errors]
     if not done:
-        raise DataError(f'none of {len(tasks)} bags could be used: {next(iter(broken.values()))}')
-    return _all_together(done, broken, plan, out)
+        raise DataError(f'none of {len(jobs)} bags could be used: {next(iter(errors.values()))}')
+    return _write_report_of_all(done, errors, plan, out)
 
 
-def _begin(plan: BatchPlan, out: Path) -> None:
-    """Note the plan in the folder, or see that it is the one that is noted there."""
-    noted = json.loads(json.dumps(asdict(plan)))
+def _run_here(jobs: Sequence[BagJob], plan: BatchPlan, out: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the error ('' for none) of each bag, one after another."""
+    segmenter = plan.load_segmenter() if jobs else None
+    for job in jobs:
+        yield job.name, run_job(segmenter, job, plan, out)
+
+
+def _check_plan(plan: BatchPlan, out: Path) -> None:
+    """Write the plan into the folder, or check that the folder's plan is the same.
+
+    Raises:
+        DataError: it is another one.
+    """
+    plan_json = json.loads(json.dumps(asdict(plan), default=str))
     path = report.ensure_folder(out) / 'plan.json'
     try:
-        if path.exists() and json.loads(path.read_text(encoding='utf-8')) != noted:
+        if path.exists() and json.loads(path.read_text(encoding='utf-8')) != plan_json:
             raise DataError(
                 f'{out} holds an evaluation with another model, other commands or settings: '
                 'give another --out, or remove it'
             )
-        path.write_text(json.dumps(noted, indent=1) + '\n', encoding='utf-8')
+        path.write_text(json.dumps(plan_json, indent=1) + '\n', encoding='utf-8')
     except (OSError, ValueError) as error:
         raise DataError(f'{path}: {error}; give another --out') from error
 
 
-def _parts(out: Path) -> list[Path]:
-    """Return the folders of bags that are being asked about, or whose worker died."""
-    return [part for part in out.iterdir() if part.name.startswith(_PART)]
-
-
-def _sweep(out: Path) -> None:
-    for part in _parts(out):
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _is_done(folder: Path) -> bool:
-    return (folder / 'report.json').is_file()
-
-
-def _same_bag(task: BagJob, out: Path) -> None:
-    """See that what is done under a task's name is about its bag.
+def _check_same_bag(job: BagJob, out: Path) -> None:
+    """Check that a finished report under a job's name is about its bag.
 
     Raises:
         DataError: it is about another one.
     """
-    if _is_done(out / task.name):
-        known = report.read(out / task.name)['settings'].get('bag')
-        if known != str(task.bag):
+    if job.is_done(out):
+        bag = read_report(out / job.name)['settings'].get('bag')
+        if bag != str(job.bag):
             raise DataError(
-                f'{out / task.name} is about {known}, not {task.bag}: give another --out, or '
-                'remove it'
+                f'{out / job.name} is about {bag}, not {job.bag}: give another --out, or remove it'
             )
 
 
-def _answer(segmenter: Segmenter, task: BagJob, plan: BatchPlan, out: Path) -> str:
-    """Ask about one bag; return what was wrong with it, or nothing."""
-    if _is_done(out / task.name):  # its worker died before it could say so
-        return ''
-    deaths = [part for part in _parts(out) if part.name.rpartition('-')[0] == _PART + task.name]
-    if len(deaths) >= _DEATHS:
-        return f'{task.bag}: {len(deaths)} workers died over it; is there memory enough for it?'
-    part = report.ensure_folder(out / f'{_PART}{task.name}-{uuid.uuid4().hex}')
-    own = replace(plan, truth=plan.truth and plan.truth.replace('{}', task.bag.stem))
-    try:
-        truth = open_ground_truth(own.truth, task.bag) if own.truth else None
-        evaluate_bag(segmenter, task.bag, own, truth, part, progress=False)
-    except DataError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        return str(error)
-    try:
-        part.rename(out / task.name)
-    except OSError:
-        shutil.rmtree(part)
-        if not _is_done(out / task.name):
-            raise
-    return ''
-
-
-def _here(tasks: Sequence[BagJob], plan: BatchPlan, out: Path) -> Iterator[tuple[str, str]]:
-    """Yield each bag's name and what was wrong with it, asked one after another."""
-    segmenter = Segmenter.load(**plan.model) if tasks else None
-    for task in tasks:
-        yield task.name, _answer(segmenter, task, plan, out)
-
-
-class _Worker:
-    """A process of the cluster with a model of its own."""
-
-    def __init__(self, plan: BatchPlan, out: Path, threads: int, folder: str):
-        import torch
-
-        torch.set_num_threads(threads)
-        self._plan, self._out = plan, out
-        self._fault = ''  # told with the first bag: an exception here is lost in Ray's own words
-        try:
-            os.chdir(folder)  # paths were given from there
-            self._segmenter = Segmenter.load(**plan.model)
-        except (LisaError, OSError) as error:
-            self._fault = f'{platform.node()}: {error}'
-
-    def __call__(self, row: dict) -> dict:
-        if self._fault:
-            return {'name': row['name'], 'error': '', 'fault': self._fault}
-        task = BagJob(row['name'], Path(row['bag']))
-        error = _answer(self._segmenter, task, self._plan, self._out)
-        return {'name': task.name, 'error': error, 'fault': ''}
-
-
-def _on_ray(
-    tasks: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool
-) -> Iterator[tuple[str, str]]:
-    """Yield as `_here`, as the bags are done, whichever comes first."""
-    if not tasks:
-        return
-    with _cluster(pool) as ray:
-        device = str(plan.model.get('device') or 'auto')
-        gpus = int(ray.cluster_resources().get('GPU', 0))
-        gpus = gpus if device.startswith(('auto', 'cuda')) else 0
-        most = gpus or max(1, int(ray.cluster_resources()['CPU']) // pool.threads)
-        rows = [{'name': task.name, 'bag': str(task.bag)} for task in tasks]
-        asked = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
-            fn_constructor_args=(plan, out, pool.threads, str(Path.cwd())),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(pool.workers or most, len(rows)),
-                max_tasks_in_flight_per_actor=2,  # the next one waits at the worker
-            ),
-            num_cpus=pool.threads,
-            num_gpus=1 if gpus else 0,
-        )
-        for row in asked.iter_rows():
-            if row['fault']:
-                raise SettingsError(f'a worker cannot work: {row["fault"]}')
-            yield row['name'], row['error']
-
-
-@contextlib.contextmanager
-def _cluster(pool: RayPool) -> Iterator[ModuleType]:
-    """Give Ray, joined to a cluster, or with one begun on this machine.
-
-    Raises:
-        SettingsError: there is no Ray, no such cluster, or it broke down.
-    """
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # nothing is told to anybody
-    os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise SettingsError(
-            f"--ray needs Ray Data ({error}): pip install 'lisa_ros[ray]'; without --ray the bags "
-            'are asked one after another'
-        ) from error
-    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one, by bag
-    logging.getLogger('ray.data').setLevel(logging.ERROR)
-    try:
-        _join(ray, pool)
-        yield ray
-    except (ray.exceptions.RayError, OSError) as error:
-        where, last = pool.address or 'a cluster of its own', str(error).strip().splitlines()[-1:]
-        raise SettingsError(
-            f'Ray at {where} cannot go on ({type(error).__name__}: {"".join(last)}); '
-            'what is done is kept, and the same command goes on with the rest'
-        ) from error
-    finally:
-        ray.shutdown()
-
-
-def _join(ray: ModuleType, pool: RayPool) -> None:
-    """Join a cluster, or begin one on this machine."""
-    quiet = {'log_to_driver': False, 'logging_level': 'error'}
-    if pool.address:
-        host, _, port = pool.address.rpartition(':')
-        if host and port.isdigit():  # or Ray tries for ten minutes
-            socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=pool.address, **quiet)
-        return
-    wanted = pool.workers and pool.workers * pool.threads
-    ray.init(address='local', num_cpus=wanted, include_dashboard=False, **quiet)
-
-
-def _all_together(
-    names: Sequence[str], broken: Mapping[str, str], plan: BatchPlan, out: Path
+def _write_report_of_all(
+    names: Sequence[str], errors: Mapping[str, str], plan: BatchPlan, out: Path
 ) -> dict:
-    """Write the report of all bags, from those of each."""
+    """Write the report of all bags from those of each bag."""
     cases: list[Case] = []
     by_bag = {}
     for name in names:
-        kept = report.read(out / name)
-        cases += report.cases(kept, out / name, f'{name}/')
-        by_bag[name] = kept['figures']['all']
+        bag_report = read_report(out / name)
+        cases += read_cases(bag_report, out / name, f'{name}/')
+        by_bag[name] = bag_report['figures']['all']
     run = report.Run(
-        title=f'{plan.model["name"]} on {len(names)} bags',
-        mode='offline',
-        settings={**plan.settings, 'bags': ', '.join(names), 'truth': str(plan.truth)},
+        title=f'{plan.model} on {len(names)} bags',
+        mode=Mode.OFFLINE,
+        settings={
+            **plan.settings,
+            'bags': ', '.join(names),
+            'ground truth': str(plan.ground_truth),
+        },
         cases=cases,
-        broken=[f'{name}: {error}' for name, error in broken.items()],
+        broken=[f'{name}: {error}' for name, error in errors.items()],
         by_bag=by_bag,
     )
     return report.write(run, out)

@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReasonSeg, refCOCO and their kin, or labelled pictures of one's own: asked, and compared.
+"""Evaluate a model on ReasonSeg, refCOCO and similar data sets, or on labelled images.
 
-Two modes, which give figures of different kinds and are always named beside them:
+There are two modes, whose figures cannot be compared with each other:
 
-    generate        the model answers, as a user gets it; masks below its threshold are none
-    teacher_forced  the answer "[SEG]." is given and its mask is compared, as the paper's code does
+    generate        the model writes its answer, as for a user; masks below its threshold are none
+    teacher_forced  the answer "[SEG]." is given and its mask is compared, as in the paper's code
 
-Questions are those of LISA's own evaluation (utils/dataset.py) in both, if no other are given.
+Questions are those of LISA's own evaluation (utils/dataset.py) in both, unless others are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lisa_ros.datasets.annotations import Picture, Query, read_image
-from lisa_ros.datasets.json_io import Broken, raise_error
+from lisa_ros.datasets.annotations import AnnotatedQuery, ImageWithQueries, read_image
+from lisa_ros.datasets.json_io import ErrorHandler, raise_error
 from lisa_ros.datasets.lisa_templates import TEACHER_FORCED_ANSWER, validation_question
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.cases import Case, case_of, draw
+from lisa_ros.evaluation.answering import answer_query, teacher_forced_answer
+from lisa_ros.evaluation.cases import Case, Mode, case_from_result
+from lisa_ros.evaluation.error_overlay import write_error_overlay
 from lisa_ros.perception.segmenter import Segmenter
 
-MODES = ('generate', 'teacher_forced')
-
-# What the paper tells of its own models (arXiv 2308.00692), gIoU and cIoU in percent: table 1,
-# ReasonSeg (test: overall), and table 2, which has cIoU alone. Its code compares teacher forced.
+# The paper's figures of its own models (arXiv 2308.00692), gIoU and cIoU in percent: table 1,
+# ReasonSeg (test: overall), and table 2, which has only cIoU. Its code is teacher forced.
 PUBLISHED: dict[str, dict[str, tuple[float | None, float]]] = {
     'ReasonSeg val': {
         'LISA-7B': (44.4, 46.0),
@@ -41,8 +42,8 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float]]] = {
         'LISA-13B (fine-tuned)': (51.7, 51.1),
     },
     **{
-        name: {'LISA-7B': (None, plain), 'LISA-7B (fine-tuned)': (None, tuned)}
-        for name, plain, tuned in (
+        name: {'LISA-7B': (None, base), 'LISA-7B (fine-tuned)': (None, tuned)}
+        for name, base, tuned in (
             ('refcoco val', 74.1, 74.9), ('refcoco testA', 76.5, 79.1),
             ('refcoco testB', 71.1, 72.3), ('refcoco+ val', 62.4, 65.1),
             ('refcoco+ testA', 67.4, 70.8), ('refcoco+ testB', 56.5, 58.1),
@@ -53,9 +54,10 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float]]] = {
 
 
 def published(data: str) -> dict[str, tuple[float | None, float]]:
-    """Return published figures for a data set as `datasets.named` names it, if there are any.
+    """Return the published figures for a data set as `datasets.registry` names it, if any.
 
-    They stand for whole splits, asked as LISA's evaluation asks, first queries alone on ReasonSeg.
+    They are for whole splits with the questions of LISA's evaluation, and for the first query of
+    each image on ReasonSeg.
     """
     kind, *parts = data.split(':')
     if kind == 'refer' and len(parts) in (1, 2):
@@ -65,65 +67,78 @@ def published(data: str) -> dict[str, tuple[float | None, float]]:
     return PUBLISHED.get(name, {})
 
 
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How a data set is evaluated."""
+
+    mode: Mode = Mode.GENERATE  # or TEACHER_FORCED
+    question: Callable[[AnnotatedQuery], str] = validation_question  # the text for the model
+    first_only: bool = False  # only the first query of each image, as the original on ReasonSeg
+    overlays: Path | None = None  # folder for overlays of the answers' errors
+
+
 def evaluate_dataset(
     segmenter: Segmenter,
-    pictures: Sequence[Picture],
-    mode: str = 'generate',
-    *,
-    question: Callable[[Query], str] = validation_question,
-    first_only: bool = False,
-    broken: Broken = raise_error,
-    out: Path | None = None,
+    images: Sequence[ImageWithQueries],
+    options: DatasetOptions,
+    broken: ErrorHandler = raise_error,
 ) -> Iterator[Case]:
-    """Yield a case for each query of each picture.
+    """Yield a case for each query of each image.
 
     Args:
         segmenter: the model.
-        pictures: of a data set (`datasets.named`).
-        mode: of MODES.
-        question: how a query is put; as LISA's evaluation does, if nothing else is given.
-        first_only: ask the first query of each picture alone, as the original does on ReasonSeg.
-        broken: what becomes of a picture that cannot be read: it is left out if this returns.
-        out: a folder for overlays.
+        images: of a data set (`datasets.registry`).
+        options: how to evaluate them.
+        broken: called with the error if an image cannot be read; the image is skipped if it
+            returns.
 
     Raises:
-        DataError: a picture or its labels cannot be read.
+        DataError: an image or its labels cannot be read.
+        SettingsError: the model cannot be teacher forced.
     """
-    for one in tqdm(pictures, desc=mode, unit='picture'):
-        yield from _of_picture(segmenter, one, mode, question, first_only, broken, out)
+    for image in tqdm(images, desc=options.mode.value, unit='image'):
+        yield from _evaluate_or_skip(segmenter, image, options, broken)
 
 
-def _of_picture(
-    segmenter: Segmenter,
-    one: Picture,
-    mode: str,
-    question: Callable[[Query], str],
-    first_only: bool,
-    broken: Broken,
-    out: Path | None,
+def _evaluate_or_skip(
+    segmenter: Segmenter, image: ImageWithQueries, options: DatasetOptions, broken: ErrorHandler
 ) -> list[Case]:
-    """Return the cases of a picture, all of them or, if it is broken, none."""
-    found = []
+    """Return the cases of an image, or none of them if it cannot be read."""
     try:
-        image = read_image(one.path)
-        for place, query in enumerate(one.queries[: 1 if first_only else None]):
-            truth, text = query.truth(*image.shape[:2]), question(query)
-            result = (
-                segmenter.teacher_forced(image, text, TEACHER_FORCED_ANSWER)
-                if mode == 'teacher_forced'
-                else segmenter.segment(image, text)
-            )
-            group = one.path.stem
-            picture = out and out / f'{group}.{place}.jpg'
-            if picture:
-                draw(picture, image, result, truth)
-            found.append(case_of(group, place, _sort(query), query.text, result, truth, picture))
+        return _evaluate_image(segmenter, image, options)
     except DataError as error:
         broken(error)
         return []
-    return found
 
 
-def _sort(query: Query) -> str:
-    """Return the kind of a query: ReasonSeg tells names (short) from sentences (long)."""
-    return 'long' if query.is_sentence else 'short'
+def _evaluate_image(
+    segmenter: Segmenter, annotated: ImageWithQueries, options: DatasetOptions
+) -> list[Case]:
+    """Return the cases of an image.
+
+    Raises:
+        DataError: it or its labels cannot be read.
+    """
+    cases = []
+    image, group = read_image(annotated.path), annotated.path.stem
+    for number, query in enumerate(annotated.queries[: 1 if options.first_only else None]):
+        target, text = query.ground_truth(*image.shape[:2]), options.question(query)
+        if options.mode is Mode.TEACHER_FORCED:
+            result = teacher_forced_answer(segmenter, image, text, TEACHER_FORCED_ANSWER)
+        else:
+            result = answer_query(segmenter, image, text)
+        overlay = options.overlays and options.overlays / f'{group}.{number}.jpg'
+        if overlay:
+            write_error_overlay(overlay, image, result, target)
+        cases.append(
+            case_from_result(
+                result,
+                target,
+                group=group,
+                number=number,
+                category='long' if query.is_sentence else 'short',  # ReasonSeg's own categories
+                expression=query.text,
+                image=overlay,
+            )
+        )
+    return cases

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are the scores honest? Of masks with a score of 0.8, eight of ten should be right.
+"""Calibration of mask scores: a score should be the probability that its mask is right.
 
-A mask is right if its IoU with what was asked for is at least `confidence.RIGHT`; a mask of what
-is not there never is. Only answers of just one mask count, so that a score has one truth.
-The expected calibration error is that of Guo et al., arXiv 1706.04599: scores in ten bins of equal
-width, and the gap between mean score and share of right ones, weighed by the bins' sizes.
+Of the masks with a score of 0.8, eight of ten should be right. A mask is right if its IoU with the
+ground truth is at least `mask_scores.RIGHT`; a mask of an absent object is never right. Only
+answers with exactly one mask count, so that each score belongs to one ground-truth mask.
+
+The expected calibration error is that of Guo et al., arXiv 1706.04599. The scores are put into ten
+bins of equal width. The error of a bin is the gap between its mean score and its share of right
+masks; the mean over the bins is weighted with their sizes.
 """
 
 from __future__ import annotations
@@ -12,148 +15,160 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation.metrics import Overlap
+from lisa_ros.evaluation.cases import Case
 from lisa_ros.perception import mask_scores
-from lisa_ros.results import ScoreFeatures
 
 BINS = 10
+_MIN_MASKS = 20  # fewer masks are not enough for a fit
 
 
-class Answered(Protocol):
-    """What is needed of a graded answer."""
-
-    overlap: Overlap
-    scores: tuple[float, ...]
-    evidence: tuple[ScoreFeatures, ...]
-
-
-def scored_outcomes(graded: Iterable[Answered]) -> np.ndarray:
-    """Return score and whether the mask is right, of each answer with one mask: (n, 2)."""
-    rows = [(g.scores[0], is_right(g)) for g in graded if len(g.scores) == 1]
+def scored_outcomes(cases: Iterable[Case]) -> np.ndarray:
+    """Return (score, 1 if right else 0) of each answer with exactly one mask, (N, 2)."""
+    rows = [
+        (case.scores[0], is_right(case))
+        for case in cases
+        if len(case.scores) == 1 and case.overlap is not None
+    ]
     return np.array(rows, float).reshape(-1, 2)
 
 
-def is_right(answered: Answered) -> bool:
-    """Return whether there was something to find and the mask is it."""
-    return answered.overlap.iou >= mask_scores.RIGHT and answered.overlap.intersection > 0
+def is_right(case: Case) -> bool:
+    """Return whether the object was present and the masks match it; `overlap` must be set."""
+    return case.overlap.iou >= mask_scores.RIGHT and case.overlap.intersection > 0
 
 
-def binned(scores_right: np.ndarray) -> list[tuple[float, float, int]]:
-    """Return (mean score, share right, count) of each bin that is not empty."""
-    scores, right = scores_right.T
-    places = np.minimum((scores * BINS).astype(int), BINS - 1)
+def reliability_bins(outcomes: np.ndarray) -> list[tuple[float, float, int]]:
+    """Return (mean score, share of right masks, count) of each bin that is not empty.
+
+    Args:
+        outcomes: (N, 2) as `scored_outcomes` returns them.
+    """
+    scores, right = outcomes.T
+    bins = np.minimum((scores * BINS).astype(int), BINS - 1)
     return [
-        (float(scores[places == i].mean()), float(right[places == i].mean()), int(n))
-        for i, n in enumerate(np.bincount(places, minlength=BINS))
-        if n
+        (float(scores[bins == i].mean()), float(right[bins == i].mean()), int(count))
+        for i, count in enumerate(np.bincount(bins, minlength=BINS))
+        if count
     ]
 
 
-def expected_error(scores_right: np.ndarray) -> float | None:
-    """Return the expected calibration error; None of no mask at all."""
-    if len(scores_right) == 0:
+def expected_calibration_error(outcomes: np.ndarray) -> float | None:
+    """Return the expected calibration error of (N, 2) outcomes; None if N is 0."""
+    if len(outcomes) == 0:
         return None
-    gaps = [(abs(score - right), n) for score, right, n in binned(scores_right)]
-    return float(np.average([gap for gap, _ in gaps], weights=[n for _, n in gaps]))
+    gaps = [(abs(score - right), count) for score, right, count in reliability_bins(outcomes)]
+    return float(np.average([gap for gap, _ in gaps], weights=[count for _, count in gaps]))
 
 
-def fit(graded: Sequence[Answered], penalty: float = 1e-3) -> tuple[float, ...]:
-    """Return the weights of `confidence.features`, by logistic regression (Newton's method).
+def fit_weights(cases: Sequence[Case], penalty: float = 1e-3) -> tuple[float, ...]:
+    """Return the weights of `mask_scores.features`, by logistic regression (Newton's method).
 
-    `straighten` gives the curve that goes with them.
+    `fit_isotonic_curve` fits the curve that corrects the resulting probabilities.
+
+    Args:
+        cases: cases with score features; only those with exactly one mask, not empty, are used.
+        penalty: L2 penalty on the weights except the intercept, per mask.
 
     Raises:
-        DataError: there are not both right and wrong masks to learn from.
+        DataError: there are fewer than 20 masks, or all are right, or all are wrong.
     """
-    one = _weighed(graded)
-    right = np.array([is_right(g) for g in one], float)
-    if len(one) < 20 or right.min(initial=1) == right.max(initial=0):
+    usable = _cases_with_one_mask(cases)
+    right = np.array([is_right(case) for case in usable], float)
+    if len(usable) < _MIN_MASKS or right.min(initial=1) == right.max(initial=0):
         raise DataError(
-            f'{len(one)} masks, {int(right.sum())} of them right: a calibration needs at least 20 '
-            'and both sorts: sit an exam with more questions'
+            f'{len(usable)} masks, {int(right.sum())} of them right: a calibration needs at least '
+            f'{_MIN_MASKS} masks, with right and wrong ones; use a test set with more queries'
         )
-    x = np.stack([mask_scores.features(g.evidence[0]) for g in one])
+    x = np.stack([mask_scores.features(case.score_features[0]) for case in usable])
     weights = np.zeros(x.shape[1])
     ridge = penalty * len(x) * np.diag([0.0, 1.0, 1.0, 1.0])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        slope = x.T @ (p - right) + ridge @ weights
-        bend = (x * (p * (1 - p))[:, None]).T @ x + ridge + 1e-9 * np.eye(len(weights))
-        step = np.linalg.solve(bend, slope)
+        gradient = x.T @ (p - right) + ridge @ weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge + 1e-9 * np.eye(len(weights))
+        step = np.linalg.solve(hessian, gradient)
         weights -= step
         if np.abs(step).max() < 1e-8:
             break
-    return tuple(round(float(w), 5) for w in weights)
+    return tuple(round(float(weight), 5) for weight in weights)
 
 
 def fit_isotonic_curve(
-    graded: Sequence[Answered], weights: Sequence[float], knots: int = 8
+    cases: Sequence[Case], weights: Sequence[float], knots: int = 8
 ) -> tuple[tuple[float, float], ...]:
-    """Return the curve from the regression's probability to the share that is right.
+    """Return the knots of a curve that corrects the probabilities of `fit_weights`.
 
-    Isotonic regression (pool adjacent violators) over groups of equal size, the groups' means
-    joined by straight lines: a regression of four weights has a shape of its own, and what is
-    left between it and the truth is the same for all masks of one probability.
+    The curve maps the probability of the logistic regression to the share of right masks. It is an
+    isotonic regression (pool adjacent violators) over groups of equal size, with straight lines
+    between the group means. It corrects errors that the four weights cannot.
 
     Args:
-        graded: the answers that `fit` learnt from, or others.
-        weights: what it learnt.
-        knots: groups before pooling; each wants 50 masks or so.
+        cases: those that `fit_weights` used, or others.
+        weights: what `fit_weights` returned.
+        knots: number of groups before pooling; each should have about 50 masks.
     """
-    one = _weighed(graded)
-    rows = sorted((mask_scores.score(g.evidence[0], weights), is_right(g)) for g in one)
-    pools: list[tuple[float, float, int]] = []  # (sum of probabilities, of right ones, count)
+    usable = _cases_with_one_mask(cases)
+    rows = sorted(
+        (mask_scores.score(case.score_features[0], weights), is_right(case)) for case in usable
+    )
+    pools: list[tuple[float, float, int]] = []  # (sum of probabilities, right masks, all masks)
     for group in np.array_split(np.array(rows, float), knots):
         if len(group) == 0:
             continue
         pools.append((group[:, 0].sum(), group[:, 1].sum(), len(group)))
         while len(pools) > 1 and pools[-2][1] / pools[-2][2] >= pools[-1][1] / pools[-1][2]:
             pools[-2:] = [tuple(map(sum, zip(*pools[-2:], strict=True)))]
-    curve = [(p / n, right / n) for p, right, n in pools]
-    (low, least), (high, most) = curve[0], curve[-1]  # beyond them it goes on with slope one
-    curve = [(0.0, max(0.0, least - low)), *curve, (1.0, min(1.0, most + 1 - high))]
+    curve = [(p / count, right / count) for p, right, count in pools]
+    (low, first), (high, last) = curve[0], curve[-1]
+    # below the first and above the last knot the curve has slope 1, clipped to 0..1
+    curve = [(0.0, max(0.0, first - low)), *curve, (1.0, min(1.0, last + 1 - high))]
     return tuple((round(float(p), 4), round(float(share), 4)) for p, share in curve)
 
 
-def _weighed(graded: Sequence[Answered]) -> list[Answered]:
-    """Return the answers that have evidence of just one mask, which is not empty."""
-    return [g for g in graded if len(g.evidence) == 1 and g.evidence[0].mean_mask_prob > 0]
+def _cases_with_one_mask(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases with the score features of exactly one mask, which is not empty."""
+    return [
+        case
+        for case in cases
+        if len(case.score_features) == 1 and case.score_features[0].mean_mask_prob > 0
+    ]
 
 
 def best_threshold(scores: Sequence[float], present: Sequence[bool]) -> float:
-    """Return the threshold from which on "it is there" is right most often.
+    """Return the score threshold that best separates present from absent objects.
 
     Args:
-        scores: the best score of each answer, 0 without a mask.
-        present: whether there was something to find.
+        scores: N, the best score of each answer; 0 if it has no mask.
+        present: N, whether the object was present.
     """
     scores, present = np.asarray(scores, float), np.asarray(present, bool)
-    tries = np.round(np.arange(0.02, 0.99, 0.01), 2)
-    right = [((scores >= t) == present).mean() for t in tries]
-    good = tries[np.array(right) >= max(right) - 1e-9]
-    return float(good[len(good) // 2])
+    thresholds = np.round(np.arange(0.02, 0.99, 0.01), 2)
+    accuracies = np.array([((scores >= t) == present).mean() for t in thresholds])
+    best = thresholds[accuracies >= accuracies.max() - 1e-9]
+    return float(best[len(best) // 2])
 
 
 def read_config(folder: Path) -> dict:
-    """Return the config.json of a checkpoint of our own layout.
+    """Return the config.json of a checkpoint in lisa_ros format.
 
     Raises:
-        DataError: there is none.
+        DataError: it is missing, unreadable or of another format.
     """
     path = folder / 'config.json'
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f'{path}: not readable ({error}); name a model folder of ours') from error
+        raise DataError(
+            f'{path}: cannot be read ({error}); give a model folder in lisa_ros format'
+        ) from error
     if config.get('model_type') != 'lisa_ros':
         raise DataError(
-            f'{path} is of model_type {config.get("model_type")!r}, not ours: save the model with '
-            'lisa_ros.model.export.save first'
+            f'{path} has model_type {config.get("model_type")!r}, expected lisa_ros: save the '
+            'model with lisa_ros.model.export.save first'
         )
     return config
 
@@ -166,7 +181,15 @@ def save_calibration(
     *,
     refine: bool = False,
 ) -> None:
-    """Write calibration and threshold into a checkpoint of our own layout; refine: that, too."""
+    """Write weights, curve and threshold into the config.json of a checkpoint.
+
+    Args:
+        folder: checkpoint in lisa_ros format.
+        weights: those of `fit_weights`.
+        curve: of `fit_isotonic_curve`.
+        threshold: confidence threshold, 0..1.
+        refine: also switch mask refinement on; False leaves it as it is.
+    """
     config = read_config(folder)
     config |= {
         'refine': refine or config.get('refine', False),
@@ -177,24 +200,30 @@ def save_calibration(
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
 
 
-def plot(scores_right: np.ndarray, path: Path, title: str) -> None:
-    """Draw the reliability plot: share of right masks over score, and how many there are."""
+def plot_reliability(outcomes: np.ndarray, path: Path, title: str) -> None:
+    """Write a reliability plot as PNG: share of right masks over score, and number of masks.
+
+    Args:
+        outcomes: (N, 2) as `scored_outcomes` returns them.
+        path: of the image file.
+        title: of the plot.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    bins = binned(scores_right)
-    figure, (above, below) = pyplot.subplots(
+    bins = reliability_bins(outcomes)
+    figure, (upper, lower) = pyplot.subplots(
         2, 1, figsize=(4.6, 5.4), sharex=True, height_ratios=(3, 1), layout='constrained'
     )
-    above.plot([0, 1], [0, 1], color='0.7', linestyle='--', label='honest')
-    above.plot([b[0] for b in bins], [b[1] for b in bins], 'o-', color='#d1495b', label='measured')
-    above.set(
+    upper.plot([0, 1], [0, 1], color='0.7', linestyle='--', label='calibrated')
+    upper.plot([b[0] for b in bins], [b[1] for b in bins], 'o-', color='#d1495b', label='measured')
+    upper.set(
         ylabel=f'share right (IoU at least {mask_scores.RIGHT})', ylim=(0, 1.02), title=title
     )
-    above.legend(loc='upper left')
-    below.bar([b[0] for b in bins], [b[2] for b in bins], width=0.07, color='#30638e')
-    below.set(xlabel='score', ylabel='masks', xlim=(0, 1))
+    upper.legend(loc='upper left')
+    lower.bar([b[0] for b in bins], [b[2] for b in bins], width=0.07, color='#30638e')
+    lower.set(xlabel='score', ylabel='masks', xlim=(0, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

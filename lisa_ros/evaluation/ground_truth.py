@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bag's frames truly show: masks by stamp, from wherever people keep them.
+"""Reads ground-truth masks of the frames of a bag. The stamp of a frame selects its mask.
 
-FOLDER of <stamp in ns>.png     (H, W) of instance ids, 0 none; objects.json names them:
-                                {"6": {"name": "red bowl"}}
-TOPIC                           an Image topic of the bag, ids likewise (mono8, 16UC1)
-FOLDER or KIND:PATH[:MORE]      a labelled data set (`datasets.named`) whose pictures are called
-                                by their stamps, as `lisa-ros frames` writes them
+The masks come from one of these sources:
+
+FOLDER                      <stamp in ns>.png with (H, W) instance ids, 0 for none. objects.json
+                            may name the ids: {"6": {"name": "red bowl"}}
+TOPIC                       an Image topic of the bag with instance ids (mono8, 16UC1, ...)
+FOLDER or KIND:PATH[:MORE]  an annotated data set (`datasets.registry`). The name of each image is
+                            its stamp, as `lisa-ros frames` writes them
 """
 
 from __future__ import annotations
@@ -14,133 +16,175 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from lisa_ros.datasets import registry
-from lisa_ros.datasets.annotations import Picture, size_of
+from lisa_ros.datasets.annotations import ImageWithQueries, image_size
 from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.messages.bag import open_bag
-from lisa_ros.model.image_processing import UNREADABLE
+from lisa_ros.messages.stamp import stamp_ns
+from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
 
 
 class GroundTruth(Protocol):
-    """Masks by stamp."""
+    """Ground-truth masks, selected by stamp and command."""
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
-        """Return what a command means, (H, W) uint8: 1 target, 255 unsure, 0 elsewhere.
+        """Return the mask of a command's targets, (H, W) uint8: 1 target, 255 ignored, 0 else.
+
+        Args:
+            stamp: of the frame [ns].
+            shape: (H, W) of the frame.
+            command: its targets or its label select the objects.
 
         Raises:
-            DataError: there is no truth for this stamp, of this shape, or for this label.
+            DataError: there is no ground truth for this stamp or label, or its size differs from
+                the frame's.
         """
 
 
 class InstanceMasks(ABC):
-    """Pictures of instance ids."""
+    """Ground truth from images of instance ids."""
 
-    def __init__(self, where: str, names: Mapping[str, Sequence[int]]):
-        self._where, self._names = where, names
+    def __init__(self, source: str, names: Mapping[str, Sequence[int]]):
+        """Set the source and the names.
+
+        Args:
+            source: folder, or bag and topic, for error messages.
+            names: ids by object name.
+        """
+        self._source, self._names = source, names
 
     @abstractmethod
     def ids(self, stamp: int) -> np.ndarray:
-        """Return the ids at a stamp, (H, W)."""
+        """Return the instance ids (H, W) at a stamp [ns].
+
+        Raises:
+            DataError: there is no image of ids at this stamp.
+        """
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
-        """See Truth."""
+        """See GroundTruth."""
         targets = command.targets
         if targets is None:
             targets = self._names.get(command.label)
             if targets is None:
                 raise DataError(
-                    f'{self._where}: nothing is called {command.label!r}; names are '
-                    f'{", ".join(self._names) or "none (objects.json has them)"}'
+                    f'{self._source}: no object has the name {command.label!r}; expected one of '
+                    f'{", ".join(self._names) or "no names, because objects.json has none"}'
                 )
         ids = self.ids(stamp)
         if ids.shape != shape:
             raise DataError(
-                f'{self._where}: the truth at {stamp} ns is {ids.shape[1]} x {ids.shape[0]}, its '
-                f'frame {shape[1]} x {shape[0]} pixels'
+                f'{self._source}: the ids at {stamp} ns have {ids.shape[1]} x '
+                f'{ids.shape[0]} pixels, the frame has {shape[1]} x {shape[0]}'
             )
         return np.isin(ids, targets).astype(np.uint8)
 
 
 class InstanceFolder(InstanceMasks):
-    """A folder of <stamp>.png."""
+    """Ground truth from a folder of id images, <stamp>.png."""
 
     def __init__(self, folder: Path):
-        super().__init__(str(folder), _names(folder / 'objects.json'))
+        """Read the names of the objects, not the images.
+
+        Raises:
+            DataError: objects.json is not valid.
+        """
+        super().__init__(str(folder), _read_names(folder / 'objects.json'))
         self._folder = folder
 
     def ids(self, stamp: int) -> np.ndarray:
-        """Return the ids at a stamp, (H, W)."""
+        """See InstanceMasks."""
         path = self._folder / f'{stamp}.png'
         try:
-            with Image.open(path) as picture:
-                return np.asarray(picture)
-        except UNREADABLE as error:
-            raise DataError(f'{path}: no truth that can be read ({error})') from error
+            with Image.open(path) as image:
+                return np.asarray(image)
+        except IMAGE_READ_ERRORS as error:
+            raise DataError(
+                f'{path}: cannot be read as an image of instance ids ({error})'
+            ) from error
 
 
 class InstanceTopic(InstanceMasks):
-    """An Image topic of ids."""
+    """Ground truth from an Image topic of instance ids. All its images are kept in memory."""
 
     def __init__(self, bag: Path, topic: str):
+        """Read all images of the topic.
+
+        Raises:
+            DataError: the bag has no such topic, or its images hold no ids.
+        """
         super().__init__(f'{bag}, {topic}', {})
         self._ids: dict[int, np.ndarray] = {}
         with open_bag(bag) as reader:
-            chosen = [c for c in reader.connections if c.topic == topic]
-            if not chosen or any(c.msgtype != 'sensor_msgs/msg/Image' for c in chosen):
-                raise DataError(f'{bag}: no Image on {topic} to take the truth from')
-            for connection, _, data in reader.messages(chosen):
+            connections = [c for c in reader.connections if c.topic == topic]
+            if not connections or any(c.msgtype != 'sensor_msgs/msg/Image' for c in connections):
+                raise DataError(f'{bag}: has no Image topic {topic} for the ground truth')
+            for connection, _, data in reader.messages(connections):
                 message = reader.deserialize(data, connection.msgtype)
-                stamp = message.header.stamp
-                self._ids[stamp.sec * 1_000_000_000 + stamp.nanosec] = _numbers(message, topic)
+                self._ids[stamp_ns(message.header)] = _read_ids(message, topic)
 
     def ids(self, stamp: int) -> np.ndarray:
-        """Return the ids at a stamp, (H, W)."""
+        """See InstanceMasks."""
         if stamp not in self._ids:
-            raise DataError(f'{self._where}: no ids at {stamp} ns, which a frame has')
+            raise DataError(f'{self._source}: has no image of ids for the frame at {stamp} ns')
         return self._ids[stamp]
 
 
 class AnnotationTruth:
-    """A labelled data set: a command's label is a query of the picture."""
+    """Ground truth from an annotated data set: a command's label is the text of a query."""
 
-    def __init__(self, where: str, pictures: Sequence[Picture]):
-        self._where = where
-        self._pictures = {one.path.stem: one for one in pictures}
+    def __init__(self, source: str, images: Sequence[ImageWithQueries]):
+        """Index the images by their stamps, which are their file names.
+
+        Args:
+            source: where the images come from, for error messages.
+            images: of the data set.
+        """
+        self._source = source
+        self._images = {image.path.stem: image for image in images}
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
-        """See Truth."""
-        one = self._pictures.get(str(stamp))
-        if one is None:
-            raise DataError(f'{self._where}: no labelled picture {stamp}, which a frame is')
-        if size_of(one.path) != shape[::-1]:
+        """See GroundTruth."""
+        image = self._images.get(str(stamp))
+        if image is None:
+            raise DataError(f'{self._source}: has no annotated image for the frame at {stamp} ns')
+        if image_size(image.path) != shape[::-1]:
             raise DataError(
-                f'{one.path}: labels of another size than its frame, {shape[1]} x {shape[0]}'
+                f'{image.path}: has another size than its frame, {shape[1]} x {shape[0]} pixels'
             )
         if command.targets == ():
             return np.zeros(shape, np.uint8)
         if command.label is None:
             raise DataError(
-                f'{self._where} has names and no ids: give command {command.number + 1} a label'
+                f'{self._source} has names, but no ids: give command {command.number + 1} a label '
+                'instead of targets'
             )
-        asked = [q for q in one.queries if q.text.lower() == command.label.lower()]
-        if not asked:
-            known = ', '.join(query.text for query in one.queries)
-            raise DataError(f'{one.path}: nothing is called {command.label!r}; it has {known}')
-        return asked[0].truth(*shape)
+        label = command.label.lower()
+        queries = [query for query in image.queries if query.text.lower() == label]
+        if not queries:
+            known = ', '.join(query.text for query in image.queries)
+            raise DataError(
+                f'{image.path}: no object has the name {command.label!r}; expected one of {known}'
+            )
+        return queries[0].ground_truth(*shape)
 
 
 def open_ground_truth(text: str, bag: Path) -> GroundTruth:
-    """Return the truth by one text: a folder, a topic of the bag, or a data set.
+    """Open the ground truth with this name.
+
+    Args:
+        text: folder, topic of the bag, or data set, as in the module's docstring.
+        bag: the bag whose frames are evaluated.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no ground truth of this name.
     """
     folder = Path(text)
     if folder.is_dir() and any(path.stem.isdigit() for path in folder.glob('*.png')):
@@ -149,42 +193,49 @@ def open_ground_truth(text: str, bag: Path) -> GroundTruth:
             return InstanceFolder(folder)
     if text.startswith('/') and not folder.exists():
         return InstanceTopic(bag, text)
-    pictures = registry.read(text)
-    if isinstance(pictures[0], TextDialogue):
-        raise DataError(f'{text}: talks have no masks to be a truth')
-    return AnnotationTruth(text, pictures)
+    images = registry.read_dataset(text)
+    if isinstance(images[0], TextDialogue):
+        raise DataError(f'{text}: text dialogues have no masks; give a data set with masks')
+    return AnnotationTruth(text, images)
 
 
-def _names(path: Path) -> dict[str, list[int]]:
-    """Return the ids of each name of an objects.json; none if there is no such file."""
+def _read_names(path: Path) -> dict[str, list[int]]:
+    """Return the ids of each name in an objects.json; none if there is no such file."""
     if not path.is_file():
         return {}
     names: dict[str, list[int]] = {}
     try:
-        for number, one in json.loads(path.read_text(encoding='utf-8')).items():
-            names.setdefault(str(one['name']), []).append(int(number))
+        for id_, entry in json.loads(path.read_text(encoding='utf-8')).items():
+            names.setdefault(str(entry['name']), []).append(int(id_))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f'{path}: no names of instances ({error!r}); expected {{"6": {{"name": "red bowl"}}}}'
+            f'{path}: cannot be read as instance names ({error!r}); '
+            'expected {"6": {"name": "red bowl"}}'
         ) from error
     return names
 
 
-def _numbers(message: object, topic: str) -> np.ndarray:
-    """Return the ids that an Image has, (H, W)."""
-    kinds = {'mono8': 'u1', '8UC1': 'u1', 'mono16': 'u2', '16UC1': 'u2', '32SC1': 'i4'}
-    if message.encoding not in kinds:
+_ID_TYPES = {'mono8': 'u1', '8UC1': 'u1', 'mono16': 'u2', '16UC1': 'u2', '32SC1': 'i4'}
+
+
+def _read_ids(message: Any, topic: str) -> np.ndarray:
+    """Return the ids (H, W) of an Image message.
+
+    Raises:
+        DataError: its encoding cannot hold ids, or its data is too short.
+    """
+    if message.encoding not in _ID_TYPES:
         raise DataError(
-            f'{topic}: encoding {message.encoding} has no ids; expected {", ".join(kinds)}'
+            f'{topic}: encoding {message.encoding} cannot hold ids; expected one of '
+            f'{", ".join(_ID_TYPES)}'
         )
-    order = '>' if message.is_bigendian else '<'
-    kind = np.dtype(order + kinds[message.encoding])
+    dtype = np.dtype(('>' if message.is_bigendian else '<') + _ID_TYPES[message.encoding])
     data = np.frombuffer(message.data, np.uint8)
-    least = message.width * kind.itemsize
-    if data.size < message.height * message.step or message.step < least:
+    row_size, size = message.width * dtype.itemsize, message.height * message.step
+    if data.size < size or message.step < row_size:
         raise DataError(
-            f'{topic}: {data.size} bytes in rows of {message.step} are no {message.encoding} of '
-            f'{message.width} x {message.height}'
+            f'{topic}: {data.size} bytes, in rows of {message.step}, are too few for an image of '
+            f'{message.width} x {message.height} pixels in {message.encoding}'
         )
-    rows = data[: message.height * message.step].reshape(message.height, message.step)
-    return rows[:, : message.width * kind.itemsize].copy().view(kind)
+    rows = data[:size].reshape(message.height, message.step)
+    return rows[:, :row_size].copy().view(dtype)

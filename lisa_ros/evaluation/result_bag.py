@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers as a bag of their own: mcap, the frames' own stamps, our messages with definitions.
+"""Writes answers to a bag: mcap, with the stamps of the frames and the message definitions.
 
-    /lisa/segmentation         lisa_ros/msg/Segmentation
-    /lisa/mask, /lisa/confidence   sensor_msgs/msg/Image, as the node has them
-    /lisa/overlay/compressed   sensor_msgs/msg/CompressedImage, JPEG, with question and answer
+    /lisa/segmentation             lisa_ros/msg/Segmentation
+    /lisa/mask, /lisa/confidence   sensor_msgs/msg/Image, as the node publishes them
+    /lisa/overlay/compressed       sensor_msgs/msg/CompressedImage, JPEG, with query and answer
 
-`ros2 bag play` and Foxglove open it, beside the bag that was asked about or alone.
+`ros2 bag play` and Foxglove open it, alone or together with the evaluated bag.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lisa_ros.perception import overlay as overlay_module
 from lisa_ros.resources import SOURCE_ROOT
 from lisa_ros.results import Segmentation
 
-_OURS = ('Instance', 'Segmentation')
+_MESSAGES = ('Instance', 'StageTime', 'Segmentation')
 _TOPICS = {
     '/lisa/segmentation': 'lisa_ros/msg/Segmentation',
     '/lisa/mask': 'sensor_msgs/msg/Image',
@@ -39,27 +39,26 @@ _TOPICS = {
 
 
 class ResultBag:
-    """A bag that is being written; a context manager.
-
-    Raises:
-        DataError: our message definitions are not installed, or the bag is there already.
-    """
+    """Writer of a result bag; a context manager that opens and closes the bag."""
 
     def __init__(self, path: Path):
+        """Prepare a writer.
+
+        Args:
+            path: of the bag folder, which must not exist.
+
+        Raises:
+            DataError: the definitions of lisa_ros/msg are not installed. On entering the context:
+                the folder exists or cannot be written.
+        """
         self._path = path
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        folder = definitions()
-        for name in _OURS:
+        folder = message_definitions()
+        for name in _MESSAGES:
             text = (folder / f'{name}.msg').read_text(encoding='utf-8')
             self._store.register(get_types_from_msg(text, f'lisa_ros/msg/{name}'))
         self._types = self._store.types
-        self._make = MessageFactory(
-            {
-                **self._types,
-                'sensor_msgs/msg/Image': self._image,
-                'lisa_ros/msg/Segmentation': self._segmentation,
-            }
-        )
+        self._make = MessageFactory({**self._types, 'sensor_msgs/msg/Image': self._image})
 
     def __enter__(self) -> ResultBag:
         try:
@@ -80,14 +79,14 @@ class ResultBag:
         self._writer.close()
 
     def put(self, frame: BagImage, result: Segmentation) -> None:
-        """Write an answer about a frame, at the frame's stamp."""
+        """Write the answer about a frame, at the frame's stamp."""
         stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
         header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)
-        shown = overlay_module.overlay(
+        drawn = overlay_module.overlay(
             frame.pixels, result.masks, caption=[result.query, result.answer]
         )
-        coded = cv2.imencode('.jpg', np.ascontiguousarray(shown[..., ::-1]))[1].ravel()
-        overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', coded)
+        jpeg = cv2.imencode('.jpg', np.ascontiguousarray(drawn[..., ::-1]))[1].ravel()
+        overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', jpeg)
         for topic, message in (
             ('/lisa/segmentation', self._make.segmentation(header, result)),
             ('/lisa/mask', self._make.label_image(header, result)),
@@ -97,30 +96,24 @@ class ResultBag:
             data = self._store.serialize_cdr(message, _TOPICS[topic])
             self._writer.write(self._connections[topic], frame.stamp, data)
 
-    # rosbags wants arrays where rclpy takes lists and bytes
-
     def _image(self, data: Any, **fields: Any) -> Any:
-        pixels = np.frombuffer(data, np.uint8)
+        pixels = np.frombuffer(data, np.uint8)  # rosbags needs an array; rclpy takes array('B')
         return self._types['sensor_msgs/msg/Image'](data=pixels, **fields)
 
-    def _segmentation(self, seconds: list[float], **fields: Any) -> Any:
-        spent = np.array(seconds, np.float32)
-        return self._types['lisa_ros/msg/Segmentation'](seconds=spent, **fields)
 
-
-def definitions() -> Path:
-    """Return the folder of our .msg files, in a checkout, a pip or a ROS install.
+def message_definitions() -> Path:
+    """Return the folder of our .msg files, in a checkout, a pip or a ROS installation.
 
     Raises:
-        DataError: it is nowhere.
+        DataError: there is none.
     """
     prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
-    places = [SOURCE_ROOT / 'msg']
-    places += [Path(prefix) / 'share' / 'lisa_ros' / 'msg' for prefix in prefixes if prefix]
-    for place in places:
-        if all((place / f'{name}.msg').is_file() for name in _OURS):
-            return place
+    folders = [SOURCE_ROOT / 'msg']
+    folders += [Path(prefix) / 'share' / 'lisa_ros' / 'msg' for prefix in prefixes if prefix]
+    for folder in folders:
+        if all((folder / f'{name}.msg').is_file() for name in _MESSAGES):
+            return folder
     raise DataError(
-        f'the definitions of lisa_ros/msg are in none of {", ".join(map(str, places))}: install '
+        f'the definitions of lisa_ros/msg are in none of {", ".join(map(str, folders))}: install '
         'lisa_ros again, with pip or colcon'
     )

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exam on rendered tables: requests with known masks, answered as a user gets them.
+"""Evaluation on a tabletop test set: queries about rendered scenes, with ground-truth masks.
 
-An exam is a folder, or a zip of one, with `exam.json` (see `read_exam`) and the pictures and id
-images that it names. That of the test split comes with the package; `lisa-ros scenes` writes one
-for every split.
-Answers are generated, not teacher forced: what counts is what a robot would have been told.
+A test set is a folder, or a zip file of it, with queries.json and the images that it names; see
+`lisa_ros.tabletop.test_sets` for the format. The test set of the split "test" is part of the
+package. `lisa-ros scenes` writes one for every split.
+
+The model generates its answers freely, without teacher forcing.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,173 +22,233 @@ from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import calibration
-from lisa_ros.evaluation.metrics import Overlap, ciou, giou, overlap
+from lisa_ros.evaluation.answering import answer_query
+from lisa_ros.evaluation.cases import Case, case_from_result
+from lisa_ros.evaluation.error_overlay import write_error_overlay
+from lisa_ros.evaluation.metrics import ciou, giou
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue, ScoreFeatures
+from lisa_ros.results import Dialogue
+from lisa_ros.tabletop.queries import IMPLICIT
+from lisa_ros.tabletop.test_sets import QUERIES_FILE
 
 File = Path | zipfile.Path
 
 
 @dataclass(frozen=True)
 class TabletopTestQuery:
-    """A request about a picture and the ids of the things that it means; none: not there."""
+    """A query about an image, with its ground truth."""
 
     image: File
     ids: File  # (H, W) uint8 image of instance ids
-    category: str  # explicit, attributes, relations, several, part, use, knowledge, two_step, ...
+    category: str  # of tabletop.queries.CATEGORIES, or "unseen_objects"
     text: str
-    targets: tuple[int, ...]
-    history: tuple[str, ...] = ()  # of a dialogue: what was said first, by the person
-    # what sentences of the answer must end in to name the right thing and reason, without the
-    # full stop: wordings of which one is enough
+    targets: tuple[int, ...]  # values of the id image; empty if the object is absent
+    history: tuple[str, ...] = ()  # earlier queries of the dialogue
+    # phrases (object and reason) that the answer must contain, each with its alternatives; a
+    # phrase counts only at the end of a sentence, and is given without the full stop
     expected_phrases: tuple[tuple[str, ...], ...] = ()
 
 
-@dataclass(frozen=True)
-class Graded:
-    """A question with what became of it."""
-
-    question: TabletopTestQuery
-    answer: str
-    found: bool  # at least one mask came
-    overlap: Overlap  # of all masks together with all targets together
-    scores: tuple[float, ...]  # of its masks
-    evidence: tuple[ScoreFeatures, ...]
-
-    @property
-    def explained(self) -> bool:
-        """Whether the answer says all that it must, each at the end of a sentence.
-
-        "The pan fries food, but there is no pan here." names thing and reason, and denies them.
-        """
-        return all(
-            any(f'{words}.' in self.answer for words in wordings)
-            for wordings in self.question.expected_phrases
-        )
-
-
 def read_test_set(path: Path) -> list[TabletopTestQuery]:
-    """Return the questions of an exam, those about one picture side by side.
+    """Return the queries of a test set, grouped by image.
 
-    exam.json is a list of {"picture": path, "ids": path, "questions": [{"sort", "text",
-    "targets", and, if any, "before", "expects"}]}, paths relative to it; see `Question`. What
-    "expects" lists is a text that a sentence of the answer must end in, without its full stop, or
-    texts of which one is enough.
+    Args:
+        path: a folder or a zip file, see `lisa_ros.tabletop.test_sets`. An expected phrase may
+            also be a text instead of a list of alternatives.
 
     Raises:
-        DataError: the file is missing or of another form.
+        DataError: queries.json is missing or has another format.
     """
     try:
         folder: File = zipfile.Path(path) if path.suffix == '.zip' else path
-        pages = json.loads((folder / 'exam.json').read_text())
+        images = json.loads((folder / QUERIES_FILE).read_text())
         return [
             TabletopTestQuery(
-                folder / page['picture'],
-                folder / page['ids'],
-                question['sort'],
-                question['text'],
-                tuple(question['targets']),
-                tuple(question.get('before', ())),
-                _wordings(question.get('expects', [])),
+                folder / image['image'],
+                folder / image['ids'],
+                query['category'],
+                query['text'],
+                tuple(query['targets']),
+                tuple(query.get('history', ())),
+                _alternatives(query.get('expected_phrases', [])),
             )
-            for page in pages
-            for question in page['questions']
+            for image in images
+            for query in image['queries']
         ]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
-            f'{path}: no exam here ({error!r}); `lisa-ros scenes --split test --out FOLDER` '
-            'renders scenes with their exam'
+            f'{path}: expected a test set with {QUERIES_FILE} ({error!r}); '
+            '`lisa-ros scenes --split test --out FOLDER` renders scenes and writes one'
         ) from error
 
 
-def _wordings(expects: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
-    wordings = tuple((said,) if isinstance(said, str) else tuple(said) for said in expects)
-    if not isinstance(expects, list) or not all(wordings):
-        raise ValueError(f'"expects" is {expects!r}, not a list of texts or of lists of texts')
-    return wordings
-
-
-def run_test_set(segmenter: Segmenter, questions: list[TabletopTestQuery]) -> Iterator[Graded]:
-    """Yield each question answered and compared with its truth.
+def _alternatives(expected_phrases: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
+    """Return the alternatives of each phrase.
 
     Raises:
-        DataError: a picture cannot be read; the message names it.
+        ValueError: `expected_phrases` is not a list of texts or of non-empty lists of texts.
     """
-    shown, colour, ids = None, None, None
-    for question in tqdm(questions, desc='exam', unit='question'):
-        if question.image != shown:
-            shown = question.image
-            colour = _read(question.image, cv2.IMREAD_COLOR)[..., ::-1]
-            ids = _read(question.ids, cv2.IMREAD_GRAYSCALE)
-        picture, dialogue = np.ascontiguousarray(colour), Dialogue()
-        for text in question.history:
-            dialogue = dialogue.extended(segmenter.segment(picture, text, dialogue))
-        result = segmenter.segment(picture, question.text, dialogue)
-        truth = np.isin(ids, question.targets)
-        yield Graded(
-            question,
-            result.answer,
-            bool(result.masks.any()),
-            overlap(result.masks.any(axis=0), truth),
-            tuple(result.scores.tolist()),
-            result.score_features,
+    alternatives = tuple(
+        (phrase,) if isinstance(phrase, str) else tuple(phrase) for phrase in expected_phrases
+    )
+    if not isinstance(expected_phrases, list) or not all(alternatives):
+        raise ValueError(
+            f'"expected_phrases" is {expected_phrases!r}, not a list of texts or of lists of texts'
         )
+    return alternatives
 
 
-IMPLICIT = ('use', 'knowledge', 'two_step')  # the sorts that take reasoning
-PRESENCE = ('explicit', 'attributes', 'use', 'knowledge')  # those that ask for what is not there
+def run_test_set(
+    segmenter: Segmenter, queries: Sequence[TabletopTestQuery], overlays: Path | None = None
+) -> Iterator[Case]:
+    """Answer each query of a test set and compare the answer with the ground truth.
 
+    Args:
+        segmenter: the model.
+        queries: of `read_test_set`.
+        overlays: folder for images that show the errors of each mask; None: write none.
 
-def report(graded: list[Graded]) -> dict:
-    """Return the figures by sort of question, of those that have something to find.
-
-    `implicit` is all sorts that take reasoning together. `presence_accuracy` is the share of
-    questions of the sorts PRESENCE, present and absent, that got a mask just when there was
-    something to find. `explanation_accuracy` is the share of answers, of those that must name a
-    thing and a reason, that do; `explanation` has it by sort. `ece` is the expected calibration
-    error of the scores, see `calibration`. A figure of no question at all is None.
+    Raises:
+        DataError: an image cannot be read; the message names it.
     """
-    figures: dict = {}
-    present = [g for g in graded if g.question.targets]
-    groups = {sort: (sort,) for sort in dict.fromkeys(g.question.category for g in graded)}
-    if any(g.question.category in IMPLICIT for g in graded):
+    image, query_number = None, 0
+    for query in tqdm(queries, desc='test set', unit='query'):
+        if image is None or image.path != query.image:
+            image, query_number = _TestImage.read(query), 0
+        yield _evaluate_query(segmenter, image, query, query_number, overlays)
+        query_number += 1
+
+
+@dataclass(frozen=True)
+class _TestImage:
+    """An image with its instance ids."""
+
+    path: File
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB
+    ids: np.ndarray  # (H, W) uint8
+
+    @classmethod
+    def read(cls, query: TabletopTestQuery) -> _TestImage:
+        """Read the image of a query.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        bgr = _read(query.image, cv2.IMREAD_COLOR)
+        ids = _read(query.ids, cv2.IMREAD_GRAYSCALE)
+        return cls(query.image, np.ascontiguousarray(bgr[..., ::-1]), ids)
+
+
+def _evaluate_query(
+    segmenter: Segmenter,
+    image: _TestImage,
+    query: TabletopTestQuery,
+    query_number: int,
+    overlays: Path | None,
+) -> Case:
+    """Return the case of a query; `number` counts those about one image."""
+    dialogue = Dialogue()
+    for text in query.history:
+        dialogue = dialogue.extended(answer_query(segmenter, image.pixels, text, dialogue))
+    result = answer_query(segmenter, image.pixels, query.text, dialogue)
+    target = np.isin(image.ids, query.targets)
+    group = Path(image.path.name).stem
+    overlay = overlays and overlays / f'{group}.{query_number}.jpg'
+    if overlay:
+        write_error_overlay(overlay, image.pixels, result, target)
+    return case_from_result(
+        result,
+        target,
+        group=group,
+        number=query_number,
+        category=query.category,
+        expression=query.text,
+        history=query.history,
+        expected_phrases=query.expected_phrases,
+        image=overlay,
+    )
+
+
+# categories that also have queries for absent objects
+PRESENCE = ('explicit', 'attributes', 'use', 'knowledge')
+
+
+def compute_figures(cases: Sequence[Case]) -> dict:
+    """Return gIoU, cIoU and count by category, and the figures over all categories.
+
+    gIoU and cIoU are over the cases whose object is present; the key `implicit` joins the
+    categories of IMPLICIT. The other keys are None if no case counts for them:
+
+        presence_accuracy     share of cases that have a mask exactly if the object is present;
+                              over the categories of PRESENCE
+        explanation_accuracy  share of answers with all expected phrases; over the cases that
+                              expect some. `explanation` has it by category
+        ece                   expected calibration error of the scores, see `calibration`
+    """
+    cases = [case for case in cases if case.overlap is not None]  # the others failed
+    return {
+        **_mask_figures(cases),
+        **_presence_figures([case for case in cases if case.category in PRESENCE]),
+        **_explanation_figures([case for case in cases if case.expected_phrases]),
+        'ece': calibration.expected_calibration_error(calibration.scored_outcomes(cases)),
+    }
+
+
+def _mask_figures(cases: Sequence[Case]) -> dict:
+    """Return gIoU and cIoU by category, over the cases whose object is present."""
+    groups = {category: (category,) for category in dict.fromkeys(c.category for c in cases)}
+    if any(case.category in IMPLICIT for case in cases):
         groups['implicit'] = IMPLICIT
-    for name, sorts in groups.items():
-        overlaps = [g.overlap for g in present if g.question.category in sorts]
+    present = [case for case in cases if case.present]
+    figures = {}
+    for name, categories in groups.items():
+        overlaps = [case.overlap for case in present if case.category in categories]
         if overlaps:
             figures[name] = {
                 'giou': giou(overlaps),
                 'ciou': ciou(overlaps),
                 'count': len(overlaps),
             }
-    asked = [g for g in graded if g.question.category in PRESENCE]
-    figures['presence_accuracy'] = _share([g.found == bool(g.question.targets) for g in asked])
-    figures['presence'] = {
-        name: _row([g.found == there for g in asked if bool(g.question.targets) == there])
-        for name, there in (('present', True), ('absent', False))
-    }
-    explaining = [g for g in graded if g.question.expected_phrases]
-    figures['explanation_accuracy'] = _share([g.explained for g in explaining])
-    figures['explanations'] = len(explaining)
-    figures['explanation'] = {
-        sort: _row([g.explained for g in explaining if g.question.category == sort])
-        for sort in dict.fromkeys(g.question.category for g in explaining)
-    }
-    figures['ece'] = calibration.expected_error(calibration.scored_outcomes(graded))
     return figures
 
 
-def _row(right: list[bool]) -> dict:
-    return {'accuracy': _share(right), 'count': len(right)}
+def _presence_figures(cases: Sequence[Case]) -> dict:
+    """Return the share of present and of absent objects that are recognized as such."""
+    correct = [(case.present, case.found == case.present) for case in cases]
+    return {
+        'presence_accuracy': _mean([is_correct for _, is_correct in correct]),
+        'presence': {
+            'present': _accuracy([is_correct for present, is_correct in correct if present]),
+            'absent': _accuracy([is_correct for present, is_correct in correct if not present]),
+        },
+    }
 
 
-def _share(right: list[bool]) -> float | None:
-    return float(np.mean(right)) if right else None
+def _explanation_figures(cases: Sequence[Case]) -> dict:
+    """Return the share of answers that contain all expected phrases."""
+    categories = dict.fromkeys(case.category for case in cases)
+    return {
+        'explanation_accuracy': _mean([case.explained for case in cases]),
+        'explanations': len(cases),
+        'explanation': {
+            category: _accuracy([case.explained for case in cases if case.category == category])
+            for category in categories
+        },
+    }
+
+
+def _accuracy(correct: list[bool]) -> dict:
+    return {'accuracy': _mean(correct), 'count': len(correct)}
+
+
+def _mean(correct: list[bool]) -> float | None:
+    return float(np.mean(correct)) if correct else None
 
 
 def _read(path: File, flags: int) -> np.ndarray:
+    """Return an image, decoded with OpenCV's `flags`."""
     data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    picture = cv2.imdecode(data, flags) if data.size else None
-    if picture is None:
-        raise DataError(f'{path} is missing or not a picture')
-    return picture
+    image = cv2.imdecode(data, flags) if data.size else None
+    if image is None:
+        raise DataError(f'{path} is missing or not an image')
+    return image

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask a model one query; a model that fails gives an answer of status FAILED, not an exception."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.results import Dialogue, Segmentation, Status
+
+WHOLE_ANSWER = 'answer'  # the only stage of a backend that does not time its stages
+
+
+@runtime_checkable
+class TeacherForcing(Protocol):
+    """A backend that can predict the masks of an answer that it is given."""
+
+    def teacher_forced(
+        self, image: np.ndarray, text: str, answer_raw: str, options: InferenceOptions
+    ) -> Segmentation:
+        """Return one mask for each [SEG] of `answer_raw`; see `LisaBackend.teacher_forced`."""
+
+
+def answer_query(
+    segmenter: Segmenter, image: np.ndarray, text: str, dialogue: Dialogue | None = None
+) -> Segmentation:
+    """Answer a query about an (H, W, 3) uint8 RGB image; FAILED with a reason if that fails."""
+    return _guarded(image, text, lambda: segmenter.segment(image, text, dialogue))
+
+
+def teacher_forced_answer(
+    segmenter: Segmenter, image: np.ndarray, text: str, answer_raw: str
+) -> Segmentation:
+    """Return the masks of a given answer; FAILED with a reason if that fails.
+
+    Raises:
+        SettingsError: the backend cannot do it.
+    """
+    backend, options = segmenter.backend, segmenter.options
+    if not isinstance(backend, TeacherForcing):
+        raise SettingsError(
+            f'{type(backend).__name__} cannot be teacher forced: use --mode generate'
+        )
+    return _guarded(image, text, lambda: backend.teacher_forced(image, text, answer_raw, options))
+
+
+def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> Segmentation:
+    """Return what `ask` returns, with timings and without NaN, or a failure."""
+    start = time.perf_counter()
+    try:
+        result = ask()
+    except LisaError as error:
+        return _failure(image, text, str(error))
+    except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
+        return _failure(image, text, f'{type(error).__name__}: {error}')
+    if np.isnan(result.scores).any() or np.isnan(result.mask_logits).any():
+        return _failure(image, text, 'the model returned NaN')
+    if not result.timings:
+        seconds = time.perf_counter() - start
+        return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})
+    return result
+
+
+def _failure(image: np.ndarray, text: str, reason: str) -> Segmentation:
+    """Return an answer without masks."""
+    logits = np.zeros((0, *image.shape[:2]), np.float32)
+    return Segmentation(
+        query=text,
+        answer='',
+        answer_raw='',
+        masks=logits > 0,
+        mask_logits=logits,
+        scores=np.zeros(0, np.float32),
+        status=Status.FAILED,
+        reason=reason,
+    )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate one bag of several into a folder of its own: whole or not at all, and once.
+
+The folder gets its name when everything is in it. A second worker on the same bag (the first died
+after its work was done) keeps the first answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation import report
+from lisa_ros.evaluation.bag import evaluate_offline
+from lisa_ros.evaluation.cases import Mode
+from lisa_ros.evaluation.command_file import Command
+from lisa_ros.evaluation.frame_judge import FrameJudge
+from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
+from lisa_ros.evaluation.result_bag import ResultBag
+from lisa_ros.perception.backend import InferenceOptions, LoadOptions
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.perception.segmenter import Segmenter
+
+_PARTIAL = '.part-'  # prefix of the folders of unfinished bags
+_MAX_DEATHS = 3  # workers that may die over one bag; Ray alone would retry for ever
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What every bag is asked, and with which model. It travels to the workers."""
+
+    model: str
+    commands: tuple[Command, ...]
+    load_options: LoadOptions = field(default_factory=LoadOptions)
+    inference_options: InferenceOptions = field(default_factory=InferenceOptions)
+    ground_truth: str | None = None  # as in `open_ground_truth`; {} is the bag's name
+    topic: str | None = None
+    every: int = 10  # commands without a time run on every n-th frame
+    batch_size: int = 1  # frames that CLIP and SAM encode at once
+    settings: Mapping[str, object] = field(default_factory=dict)  # for the report
+
+    def load_segmenter(self) -> Segmenter:
+        """Load the model.
+
+        Raises:
+            CheckpointError: the files are not a whole model.
+            SettingsError: the device or precision is not available.
+        """
+        return Segmenter(load_backend(self.model, self.load_options), self.inference_options)
+
+
+@dataclass(frozen=True)
+class BagJob:
+    """A bag to evaluate."""
+
+    name: str  # of its folder; unique
+    bag: Path
+
+    def is_done(self, out: Path) -> bool:
+        """Return whether the folder of all bags has the report of this one."""
+        return (out / self.name / 'report.json').is_file()
+
+
+def evaluate_bag(
+    segmenter: Segmenter,
+    bag: Path,
+    plan: BatchPlan,
+    ground_truth: GroundTruth | None,
+    out: Path,
+    progress: bool = True,
+) -> dict:
+    """Evaluate one bag; write its report and its answers.
+
+    Args:
+        segmenter: the plan's model.
+        bag: as in `messages.bag.open_bag`.
+        plan: what to ask.
+        ground_truth: the plan's, opened for this bag.
+        out: folder for the report.
+        progress: show a progress bar.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        DataError: the bag, its images or the ground truth cannot be read.
+    """
+    report.ensure_folder(out)
+    with ResultBag(out / 'answers_bag') as results:
+        cases = list(
+            evaluate_offline(
+                segmenter,
+                bag,
+                plan.commands,
+                FrameJudge(ground_truth, out / 'images', results),
+                topic=plan.topic,
+                every=plan.every,
+                batch_size=plan.batch_size,
+                progress=progress,
+            )
+        )
+    run = report.Run(
+        title=f'{plan.model} on {bag.name}',
+        mode=Mode.OFFLINE,
+        settings={**plan.settings, 'bag': str(bag), 'ground truth': str(plan.ground_truth)},
+        cases=cases,
+        conditions={'peak memory [MiB]': report.peak_memory()},
+    )
+    return report.write(run, out)
+
+
+def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> str:
+    """Evaluate one bag into its own folder in `out`, unless that is done already.
+
+    Returns:
+        Why the bag could not be evaluated; '' if it was.
+    """
+    if job.is_done(out):  # its worker died before it could report so
+        return ''
+    deaths = sum(path.name.rpartition('-')[0] == _PARTIAL + job.name for path in _partial(out))
+    if deaths >= _MAX_DEATHS:
+        return f'{job.bag}: {deaths} workers died over it: it may need more memory'
+    partial = report.ensure_folder(out / f'{_PARTIAL}{job.name}-{uuid.uuid4().hex}')
+    source = plan.ground_truth and plan.ground_truth.replace('{}', job.bag.stem)
+    try:
+        ground_truth = open_ground_truth(source, job.bag) if source else None
+        own_plan = replace(plan, ground_truth=source)
+        evaluate_bag(segmenter, job.bag, own_plan, ground_truth, partial, progress=False)
+    except DataError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        return str(error)
+    try:
+        partial.rename(out / job.name)
+    except OSError:
+        shutil.rmtree(partial)
+        if not job.is_done(out):
+            raise
+    return ''
+
+
+def remove_partial(out: Path) -> None:
+    """Remove the folders of bags whose evaluation was stopped."""
+    for path in _partial(out):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _partial(out: Path) -> list[Path]:
+    """Return the folders of bags whose evaluation runs, or whose worker died."""
+    return [path for path in out.iterdir() if path.name.startswith(_PARTIAL)]

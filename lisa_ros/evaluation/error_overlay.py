@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small overlays that show true positive, false negative and false positive pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation import metrics
+from lisa_ros.evaluation.cases import union_mask
+from lisa_ros.perception import overlay
+from lisa_ros.results import Segmentation
+
+
+def write_error_overlay(
+    path: Path,
+    image: np.ndarray,
+    result: Segmentation,
+    ground_truth: np.ndarray | None,
+    max_side: int = 480,
+) -> None:
+    """Write an overlay of an answer's errors as JPEG; create its folder.
+
+    Args:
+        path: of the file.
+        image: (H, W, 3) uint8 RGB.
+        result: the answer.
+        ground_truth: as in `cases.case_from_result`; ignored pixels are shown without colour.
+        max_side: longer side of the overlay [px].
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    predicted = union_mask(result)
+    target = predicted if ground_truth is None else ground_truth == 1
+    if ground_truth is not None:
+        predicted = predicted & (ground_truth != metrics.IGNORED)
+
+    def resize(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+        return cv2.resize(pixels, size, interpolation=interpolation)
+
+    drawn = overlay.draw_errors(
+        resize(image, cv2.INTER_AREA),
+        *(resize(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0 for mask in (predicted, target)),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn).save(path, quality=82)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written ({error}); give another --out') from error
