@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lesson of slips: a wrong name at the right place does not move the mask.
+"""Noise on object names in training answers.
 
-In lessons the name before [SEG] is always right, so masks come to follow it alone. In the model's
-own answers it sometimes is not ("It is the ball" of a green box, "the mug" where there are two),
-though the place told before it is right: then the mask goes astray with the name, or is empty. So
-some answers are read with a wrong name, which is not learnt, and with the mask of what stands at
-the place. Of two things that are compared the name alone says which one is meant, even where their
-places are told: such answers never slip.
+In ground-truth answers the name before [SEG] is always correct, so the mask decoder learns to
+follow the name alone. The model's own answers sometimes state a wrong name ("It is the ball" of a
+green box, or "the mug" when there are two) after a correct position. The mask then follows the
+wrong name, or is empty. So for some answers the model reads a wrong name, without token loss on
+it, and keeps the target mask of the object at that position.
+
+Answers that compare two objects are never corrupted: there only the name tells which of the two
+positions is meant.
 """
 
 from __future__ import annotations
@@ -16,36 +18,40 @@ import re
 
 import numpy as np
 
-from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES
+from lisa_ros.tabletop.objects import COLOURS
 from lisa_ros.tabletop.queries import TabletopQuery
 from lisa_ros.tabletop.scene_graph import SceneGraph
 
-# One thing's name right behind a place; ", the" before it compares (looking.py reads it so, too).
-_PLACED = re.compile(
-    r'(?P<before>((?!, the ).)*\d+ \d+\. It is the )(?P<name>[^,]+)(?P<after>, \[SEG\]\.)'
+# One object name directly after a position. ", the" before it is a comparison, see also
+# training/tabletop/attention_supervision.py.
+_LOCATED_NAME = re.compile(
+    r'(?P<prefix>((?!, the ).)*\d+ \d+\. It is the )(?P<name>[^,]+)(?P<suffix>, \[SEG\]\.)'
 )
 
 
 def corrupt_object_name(
-    rng: np.random.Generator, request: TabletopQuery, table: SceneGraph
+    rng: np.random.Generator, query: TabletopQuery, scene: SceneGraph
 ) -> TabletopQuery:
-    """Return a request whose last answer calls its thing what it is not.
+    """Return the query with a wrong object name in `corrupted_answer`.
 
-    That is the name of another thing, a name that does not tell it from the others of its kind, or
-    one of a kind that is not there. A request whose last answer has no place with one name behind
-    it comes back as it is.
+    The wrong name is that of another object, an ambiguous or wrong one of the same category, or
+    that of an absent category. A query without one located name in its last answer is returned
+    unchanged.
     """
-    said = _PLACED.fullmatch(request.turns[-1].answer_raw)
-    if said is None:
-        return request
-    (one,) = request.about
-    others = [table.name_with_colour(o) for o in table.visible if o.id != one.id]
-    looks = ('', *(f'{colour} ' for colour in COLOURS)) if one.colour else ()
-    alike = [f'{look}{one.kind}' for look in looks]
-    gone = [kind for kind in OBJECT_CATEGORIES if not table.contains(kind)]
-    right = {*table.names(one), said['name']}
-    wrong = [[name for name in names if name not in right] for names in (others, alike, gone)]
-    ways = [names for names in wrong if names]
-    names = ways[rng.integers(len(ways))]
+    match = _LOCATED_NAME.fullmatch(query.turns[-1].answer_raw)
+    if match is None:
+        return query
+    (target,) = query.referents
+    other_objects = [scene.name_with_colour(o) for o in scene.visible if o.id != target.id]
+    adjectives = ('', *(f'{colour} ' for colour in COLOURS)) if target.colour else ()
+    same_category = [f'{adjective}{target.category}' for adjective in adjectives]
+    absent = scene.absent_categories
+    correct = {*scene.names(target), match['name']}
+    candidates = [
+        [name for name in names if name not in correct]
+        for names in (other_objects, same_category, absent)
+    ]
+    candidates = [names for names in candidates if names]
+    names = candidates[rng.integers(len(candidates))]
     name = names[rng.integers(len(names))]
-    return dataclasses.replace(request, slip=f'{said["before"]}{name}{said["after"]}')
+    return dataclasses.replace(query, corrupted_answer=f'{match["prefix"]}{name}{match["suffix"]}')

@@ -1,76 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of the query generator, as text."""
+"""Phrases of answers: names, lists, positions and sizes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject, ids
+from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject, instance_ids
 
-_NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+COUNT_WORDS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+NUMBER_WORDS = tuple(str(number) for number in range(0, 100, 2))  # all numbers of measurements
 
 
 @dataclass(frozen=True)
 class ListedName:
-    """A name in a list that an answer tells."""
+    """A name in a list of an answer."""
 
-    turn: int  # whose answer it is
+    turn: int  # index of the answer in the dialogue
     name: str  # without "the"
-    ids: tuple[int, ...]  # of what it stands for, values of the id image
+    instance_ids: tuple[int, ...]  # the objects with this name, values of the id image
 
 
-def _plural(kind: str) -> str:
-    return kind if kind.endswith('s') else kind + ('es' if kind.endswith('x') else 's')
+def list_left_to_right(
+    objects: Iterable[SceneObject], name: Callable[[SceneObject], str]
+) -> tuple[ListedName, ...]:
+    """Return the names of objects in the order from left to right, each name once."""
+    objects_by_name: dict[str, list[SceneObject]] = {}
+    for obj in sorted(objects, key=lambda o: o.image_x):
+        objects_by_name.setdefault(name(obj), []).append(obj)
+    return tuple(
+        ListedName(0, text, instance_ids(named)) for text, named in objects_by_name.items()
+    )
 
 
-def _from_left(things, name: Callable[[SceneObject], str]) -> tuple[ListedName, ...]:
-    """Return the names of things from left to right, each once, as they are listed."""
-    named: dict[str, list[SceneObject]] = {}
-    for one in sorted(things, key=lambda o: o.across):
-        named.setdefault(name(one), []).append(one)
-    return tuple(ListedName(0, said, ids(some)) for said, some in named.items())
+def position_text(obj: SceneObject) -> str:
+    """Return an object's image position, "42 56": even hundredths of image width and height."""
+    return ' '.join(str(min(98, 2 * int(50 * share))) for share in (obj.image_x, obj.image_y))
 
 
-def _at(one: SceneObject) -> str:
-    """Return where a thing shows, in even hundredths of the picture's width and height."""
-    return ' '.join(str(min(98, 2 * int(50 * share))) for share in (one.across, one.down))
-
-
-def _cm(metres: float) -> int:
+def even_centimetres(metres: float) -> int:
+    """Return a length rounded to an even number of centimetres, at least 2."""
     return max(2, 2 * round(50 * metres))
 
 
-NUMBER_WORDS = tuple(str(number) for number in range(0, 100, 2))  # what answers measure with
+def relation_text(name: str, anchor: SceneObject, relation: str, target: SceneObject) -> str:
+    """Return "The milk 42 56, left of it 22 58." for an anchor named "milk"."""
+    return f'The {name} {position_text(anchor)}, {relation} it {position_text(target)}.'
 
 
-def _from(name: str, anchor: SceneObject, place: str, one: SceneObject) -> str:
-    return f'The {name} {_at(anchor)}, {place} it {_at(one)}.'
+def identification(scene: SceneGraph, objects: Iterable[SceneObject]) -> str:
+    """Return "It is the red mug", without a full stop."""
+    return f'It is {join_names(map(scene.name_with_colour, objects))}'
 
 
-def _it_is(table: SceneGraph, things) -> str:
-    return f'It is {_the(map(table.name_with_colour, things))}'
+def accepted_identifications(scene: SceneGraph, obj: SceneObject) -> tuple[str, ...]:
+    """Return all correct forms of `identification`, the shortest first."""
+    return tuple(f'It is {names}' for names in accepted_name_lists(scene, [obj]))
 
 
-def _it_may_be(table: SceneGraph, one: SceneObject) -> tuple[str, ...]:
-    return tuple(f'It is {x}' for x in _alternatives(table, [one]))
-
-
-def _alternatives(table: SceneGraph, things) -> tuple[str, ...]:
-    """Return what the things may rightly be called, in any order; the first is the shortest."""
+def accepted_name_lists(scene: SceneGraph, objects: Sequence[SceneObject]) -> tuple[str, ...]:
+    """Return all correct lists of the objects' names, in any order; the first is the shortest."""
     return tuple(
         dict.fromkeys(
-            _the(names)
-            for order in itertools.permutations(things)
-            for names in itertools.product(*map(table.names, order))
+            join_names(names)
+            for order in itertools.permutations(objects)
+            for names in itertools.product(*map(scene.names, order))
         )
     )
 
 
-def _the(names: Iterable[str]) -> str:
-    return _join(list(dict.fromkeys(f'the {name}' for name in names)))
+def join_names(names: Iterable[str]) -> str:
+    """Return "the pan, the mug and the bowl"; equal names are listed once."""
+    return join_words(list(dict.fromkeys(f'the {name}' for name in names)))
 
 
-def _join(words: list[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
+    """Return "a, b and c"."""
     return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'

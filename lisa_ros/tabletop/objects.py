@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The things on our tables: their meshes, real sizes and looks, and what a person knows of them.
+"""Catalogue of tabletop objects: meshes, real sizes, appearance, and general knowledge.
+
+An `ObjectCategory` is a noun, such as "mug". An `ObjectModel` is one 3D model of that category, in
+one or more colours and sizes. A category can have a supercategory, as in COCO, such as "dish".
 
 Meshes come from an assets folder (`meshes/<folder>/*.obj`, LIBERO and YCB objects) and from two
-Python packages (`robosuite:` and `pybullet_data:`), in many units and axes; the table below gives
-each one its real size and its upright pose. A `Kind` is what words name ("mug"), a `Thing` one
-mesh of that kind, a look one colour and size of a thing that can be had so.
+Python packages (`robosuite:` and `pybullet_data:`). Their units and axes differ. Therefore the
+catalogue gives the real size and the upright axis of each model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-# Colours that words name, as linear RGB multipliers of a light texture.
+# Colour name -> linear RGB multiplier of a light texture.
 COLOURS = {
     'red': (0.80, 0.08, 0.07),
     'green': (0.12, 0.50, 0.16),
@@ -19,61 +22,64 @@ COLOURS = {
     'yellow': (0.92, 0.76, 0.10),
     'white': (0.93, 0.93, 0.92),
 }
-SIZES = {'small': 0.78, 'big': 1.12}  # of things that come in two sizes, as multiples of `size`
-SORTS = ('dish', 'drink', 'food', 'toy')  # of kinds; the rest has no word for what it is
+SIZES = {'small': 0.78, 'big': 1.12}  # size name -> multiple of `ObjectModel.size`
+# In id images, the pixels of an object's named part (a handle, a cork) have this added to its id.
+PART_FLAG = 0x80
 
 
 @dataclass(frozen=True)
 class ObjectCategory:
-    """What one word names, and what a person would ask it for."""
+    """A noun, and what people know about the objects that it names."""
 
     name: str
-    does: str  # completes "The <name> ..."
-    use: tuple[str, ...]  # needs that only this kind meets: what one does with it
-    facts: tuple[str, ...]  # needs that take knowledge of the world, again of this kind alone
-    sort: str | None = None  # one of SORTS
+    purpose: str  # completes "The <name> ..."
+    uses: tuple[str, ...]  # phrases that describe what only this category is used for
+    facts: tuple[str, ...]  # phrases of general knowledge that are true only of this category
+    supercategory: str | None = None  # dish, drink, food or toy; None for some
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """All implicit requests that only this kind answers."""
-        return self.use + self.facts
+        """Return all phrases that refer to this category without naming it."""
+        return self.uses + self.facts
 
 
 @dataclass(frozen=True)
 class MeshPart:
-    """A mesh of a thing, and what it is of the thing."""
+    """One mesh of an object."""
 
-    mesh: str  # .obj under meshes/ of the assets folder, or `package:path`
-    look: str | tuple[float, float, float]  # texture beside it (or `package:path`), or linear RGB
-    name: str | None = None  # "handle", "cork"; None for the body
+    mesh: str  # .obj file under meshes/ of the assets folder, or `package:path`
+    # texture file under meshes/ (or `package:path`), or linear RGB
+    appearance: str | tuple[float, float, float]
+    name: str | None = None  # "handle", "cork"; None: the body
 
 
 @dataclass(frozen=True)
 class ObjectModel:
-    """One mesh: where its files are, how big it is, how it stands, which looks it may have."""
+    """A 3D model: mesh files, real size, upright pose, and the colours and sizes it comes in."""
 
     name: str
-    kind: str
+    category: str
     parts: tuple[MeshPart, ...]
     size: float  # longest edge of its bounding box [m]
-    up: str = 'z'  # mesh axis that points up when it stands
-    colours: tuple[str, ...] = ()  # names in COLOURS; empty: it looks as its texture does
-    sizes: tuple[str, ...] = ()  # names in SIZES; empty: it comes in one
-    handle: bool = False  # what stands out of its round body is a part, too
-    stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the mesh's axes, before `size`
-    lies: bool = False  # may also lie on its side
+    up_axis: str = 'z'  # mesh axis that points up when the object is upright
+    colours: tuple[str, ...] = ()  # names in COLOURS; empty: the texture's own
+    sizes: tuple[str, ...] = ()  # names in SIZES; empty: one size only
+    has_handle: bool = False  # what sticks out of the round body becomes a part "handle"
+    stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor per mesh axis, before `size`
+    can_lie: bool = False  # may also lie on its side
     material: str | None = None
-    colour: str | None = None  # the one that words give it, if its texture has one
-    tints: tuple[str, ...] = ()  # colours that it shows some of: it is no example against them
-    held_out: bool = False  # never in training or validation scenes
+    colour: str | None = None  # colour name of the texture, if one colour dominates
+    # colours of parts of the texture; with such an object in view, "the red object" is ambiguous
+    partial_colours: tuple[str, ...] = ()
+    held_out: bool = False  # only in scenes of the split "unseen"
 
 
-_ALL = tuple(COLOURS)
-_BOTH = tuple(SIZES)
+_ALL_COLOURS = tuple(COLOURS)
+_BOTH_SIZES = tuple(SIZES)
 
 OBJECT_CATEGORIES = {
-    kind.name: kind
-    for kind in (
+    category.name: category
+    for category in (
         ObjectCategory('mug', 'holds a hot drink',
              ('something to drink from', 'something for my tea', 'what can I drink tea from'),
              ('what do people hold at breakfast', 'what keeps my coffee from running away', 'the thing a tea bag hangs in'), 'dish'),
@@ -185,8 +191,8 @@ OBJECT_CATEGORIES = {
     )
 }  # fmt: skip
 
-# Kinds that would meet a need as well: where one of them is, it is not asked for.
-ALSO = {
+# Phrase -> other categories that it also fits. No query uses the phrase in a scene with one of them.
+ALTERNATIVES = {
     'something to drink from': ('water bottle', 'soda can', 'wine bottle', 'bowl'),
     'what keeps my coffee from running away': ('coffee pot',),
     'what do people hold at breakfast': ('milk', 'cereal', 'orange juice', 'bowl'),
@@ -267,66 +273,69 @@ ALSO = {
 }
 
 
-def _one(name: str, kind: str, mesh: str, look, size: float, **more) -> ObjectModel:
-    return ObjectModel(name, kind, (MeshPart(mesh, look),), size, **more)
+def _single_mesh(
+    name: str, category: str, mesh: str, appearance: str | tuple, size: float, **options: Any
+) -> ObjectModel:
+    """Return a model of one mesh; `options` are further fields of ObjectModel."""
+    return ObjectModel(name, category, (MeshPart(mesh, appearance),), size, **options)
 
 
-_PLAIN = (0.95, 0.95, 0.95)
+_OFF_WHITE = (0.95, 0.95, 0.95)
 _ROBOSUITE = 'robosuite:models/assets/'
 _BULLET = 'pybullet_data:'
 
 OBJECTS = {
-    thing.name: thing
-    for thing in (
-        _one('porcelain_mug', 'mug', 'porcelain_mug/porcelain_mug.obj', _PLAIN, 0.13, colours=_ALL, sizes=_BOTH, handle=True, material='ceramic'),
-        _one('coffee_mug', 'mug', 'red_coffee_mug/red_coffee_mug.obj', _PLAIN, 0.14, colours=_ALL, sizes=_BOTH, handle=True, material='ceramic'),
-        _one('round_mug', 'mug', f'{_BULLET}objects/mug.obj', _PLAIN, 0.12, colours=_ALL, sizes=_BOTH, handle=True, material='ceramic'),
-        _one('tall_mug', 'mug', 'white_yellow_mug/white_yellow_mug.obj', _PLAIN, 0.13, colours=_ALL, sizes=_BOTH, handle=True, material='ceramic', held_out=True),
-        _one('bowl', 'bowl', 'red_bowl/model.obj', _PLAIN, 0.17, colours=_ALL, sizes=_BOTH, material='ceramic'),
-        _one('plate', 'plate', 'plate/model.obj', _PLAIN, 0.21, colours=_ALL, sizes=_BOTH, material='ceramic'),
-        _one('ramekin', 'ramekin', 'glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin.obj', 'glazed_rim_porcelain_ramekin/texture.png', 0.10, material='ceramic', tints=('white',)),
-        _one('frypan', 'pan', 'chefmate_8_frypan/chefmate_8_frypan.obj', 'chefmate_8_frypan/texture.png', 0.32, handle=True, material='metal'),
+    model.name: model
+    for model in (
+        _single_mesh('porcelain_mug', 'mug', 'porcelain_mug/porcelain_mug.obj', _OFF_WHITE, 0.13, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, has_handle=True, material='ceramic'),
+        _single_mesh('coffee_mug', 'mug', 'red_coffee_mug/red_coffee_mug.obj', _OFF_WHITE, 0.14, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, has_handle=True, material='ceramic'),
+        _single_mesh('round_mug', 'mug', f'{_BULLET}objects/mug.obj', _OFF_WHITE, 0.12, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, has_handle=True, material='ceramic'),
+        _single_mesh('tall_mug', 'mug', 'white_yellow_mug/white_yellow_mug.obj', _OFF_WHITE, 0.13, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, has_handle=True, material='ceramic', held_out=True),
+        _single_mesh('bowl', 'bowl', 'red_bowl/model.obj', _OFF_WHITE, 0.17, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, material='ceramic'),
+        _single_mesh('plate', 'plate', 'plate/model.obj', _OFF_WHITE, 0.21, colours=_ALL_COLOURS, sizes=_BOTH_SIZES, material='ceramic'),
+        _single_mesh('ramekin', 'ramekin', 'glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin.obj', 'glazed_rim_porcelain_ramekin/texture.png', 0.10, material='ceramic', partial_colours=('white',)),
+        _single_mesh('frypan', 'pan', 'chefmate_8_frypan/chefmate_8_frypan.obj', 'chefmate_8_frypan/texture.png', 0.32, has_handle=True, material='metal'),
         ObjectModel('moka_pot', 'coffee pot', (
             MeshPart('moka_pot/moka_pot_body.obj', 'moka_pot/metal_diff.png'),
             MeshPart('moka_pot/moka_pot_handle.obj', 'moka_pot/rubber_black.png', 'handle'),
         ), 0.19, material='metal'),
-        _one('yellow_book', 'book', 'yellow_book/yellow_book.obj', 'yellow_book/yellow_book.png', 0.23, lies=True, tints=('yellow', 'white')),
-        _one('black_book', 'book', 'black_book/black_book.obj', 'black_book/black_book_texture.png', 0.24, lies=True, tints=('white',)),
-        _one('scissors', 'scissors', 'ycb_scissors/textured_simple_reoriented.obj', 'ycb_scissors/texture_map.png', 0.20, tints=('red',), material='metal'),
-        _one('sponge', 'sponge', f'{_BULLET}jenga/jenga.obj', _PLAIN, 0.12, colours=('green', 'blue', 'yellow'), stretch=(1.0, 0.65, 0.3)),
-        _one('candle', 'candle', f'{_ROBOSUITE}objects/meshes/cylinder.obj', _PLAIN, 0.15, colours=('red', 'white', 'blue'), sizes=_BOTH, stretch=(0.24, 0.24, 1.0)),
-        _one('tray', 'tray', 'wooden_tray/wooden_tray.obj', (0.42, 0.25, 0.12), 0.30, material='wood'),
-        _one('storage_box', 'storage box', 'white_storage_box/white_storage_box.obj', _PLAIN, 0.17, colours=_ALL, sizes=_BOTH),
-        _one('desk_caddy', 'desk caddy', 'desk_caddy/desk_caddy.obj', (0.45, 0.30, 0.18), 0.22, material='wood'),
-        _one('milk', 'milk', 'milk/textured.obj', 'milk/texture_map.png', 0.19, up='y', lies=True, tints=('red', 'white'), material='cardboard'),
-        _one('white_milk', 'milk', f'{_ROBOSUITE}objects/meshes/milk.obj', f'{_ROBOSUITE}textures/ceramic.png', 0.18, tints=('white',), material='cardboard', held_out=True),
-        _one('orange_juice', 'orange juice', 'orange_juice/textured.obj', 'orange_juice/texture_map.png', 0.19, up='y', lies=True, tints=('yellow', 'green', 'red'), material='cardboard'),
-        _one('soda_can', 'soda can', f'{_ROBOSUITE}objects/meshes/can.obj', f'{_ROBOSUITE}textures/soda.png', 0.12, lies=True, tints=('red', 'white'), material='metal'),
-        _one('water_bottle', 'water bottle', f'{_ROBOSUITE}objects/meshes/bottle.obj', (0.45, 0.62, 0.72), 0.21, lies=True, tints=('blue',)),
+        _single_mesh('yellow_book', 'book', 'yellow_book/yellow_book.obj', 'yellow_book/yellow_book.png', 0.23, can_lie=True, partial_colours=('yellow', 'white')),
+        _single_mesh('black_book', 'book', 'black_book/black_book.obj', 'black_book/black_book_texture.png', 0.24, can_lie=True, partial_colours=('white',)),
+        _single_mesh('scissors', 'scissors', 'ycb_scissors/textured_simple_reoriented.obj', 'ycb_scissors/texture_map.png', 0.20, partial_colours=('red',), material='metal'),
+        _single_mesh('sponge', 'sponge', f'{_BULLET}jenga/jenga.obj', _OFF_WHITE, 0.12, colours=('green', 'blue', 'yellow'), stretch=(1.0, 0.65, 0.3)),
+        _single_mesh('candle', 'candle', f'{_ROBOSUITE}objects/meshes/cylinder.obj', _OFF_WHITE, 0.15, colours=('red', 'white', 'blue'), sizes=_BOTH_SIZES, stretch=(0.24, 0.24, 1.0)),
+        _single_mesh('tray', 'tray', 'wooden_tray/wooden_tray.obj', (0.42, 0.25, 0.12), 0.30, material='wood'),
+        _single_mesh('storage_box', 'storage box', 'white_storage_box/white_storage_box.obj', _OFF_WHITE, 0.17, colours=_ALL_COLOURS, sizes=_BOTH_SIZES),
+        _single_mesh('desk_caddy', 'desk caddy', 'desk_caddy/desk_caddy.obj', (0.45, 0.30, 0.18), 0.22, material='wood'),
+        _single_mesh('milk', 'milk', 'milk/textured.obj', 'milk/texture_map.png', 0.19, up_axis='y', can_lie=True, partial_colours=('red', 'white'), material='cardboard'),
+        _single_mesh('white_milk', 'milk', f'{_ROBOSUITE}objects/meshes/milk.obj', f'{_ROBOSUITE}textures/ceramic.png', 0.18, partial_colours=('white',), material='cardboard', held_out=True),
+        _single_mesh('orange_juice', 'orange juice', 'orange_juice/textured.obj', 'orange_juice/texture_map.png', 0.19, up_axis='y', can_lie=True, partial_colours=('yellow', 'green', 'red'), material='cardboard'),
+        _single_mesh('soda_can', 'soda can', f'{_ROBOSUITE}objects/meshes/can.obj', f'{_ROBOSUITE}textures/soda.png', 0.12, can_lie=True, partial_colours=('red', 'white'), material='metal'),
+        _single_mesh('water_bottle', 'water bottle', f'{_ROBOSUITE}objects/meshes/bottle.obj', (0.45, 0.62, 0.72), 0.21, can_lie=True, partial_colours=('blue',)),
         ObjectModel('wine_bottle', 'wine bottle', (
             MeshPart('wine_bottle/wine_bottle_red_main.obj', (0.03, 0.07, 0.03)),
             MeshPart('wine_bottle/wine_bottle_red_logo.obj', 'wine_bottle/label_wine.png'),
             MeshPart('wine_bottle/wine_bottle_red_cork.obj', 'wine_bottle/cork_texture.png', 'cork'),
-        ), 0.27, lies=True, tints=('green',), material='glass'),
-        _one('banana', 'banana', 'ycb_banana/textured_simple_reoriented.obj', 'ycb_banana/texture_map.png', 0.19, colour='yellow'),
-        _one('lemon', 'lemon', f'{_ROBOSUITE}objects/meshes/lemon.obj', f'{_ROBOSUITE}textures/lemon.png', 0.09, stretch=(1.35, 1.0, 1.0), colour='yellow'),
-        _one('bread', 'bread', f'{_ROBOSUITE}objects/meshes/bread.obj', f'{_ROBOSUITE}textures/bread.png', 0.15, stretch=(1.5, 1.0, 1.0)),
-        _one('donut', 'donut', f'{_BULLET}torus/torus_textured.obj', (0.55, 0.28, 0.12), 0.12, up='y'),
-        _one('cereal', 'cereal', f'{_ROBOSUITE}objects/meshes/cereal.obj', f'{_ROBOSUITE}textures/cereal.png', 0.21, lies=True, tints=('red', 'yellow', 'green'), material='cardboard'),
-        _one('ketchup', 'ketchup', 'ketchup/textured.obj', 'ketchup/texture_map.png', 0.16, up='y', lies=True, tints=('red', 'white')),
-        _one('bbq_sauce', 'barbecue sauce', 'bbq_sauce/bbq_sauce.obj', 'bbq_sauce/texture_map.png', 0.16, lies=True),
-        _one('salad_dressing', 'salad dressing', 'salad_dressing/textured.obj', 'salad_dressing/texture_map.png', 0.16, up='y', lies=True, tints=('white', 'green')),
-        _one('new_salad_dressing', 'salad dressing', 'new_salad_dressing/textured.obj', 'new_salad_dressing/texture_map.png', 0.16, up='y', lies=True, tints=('white', 'green'), held_out=True),
-        _one('alphabet_soup', 'soup can', 'alphabet_soup/textured.obj', 'alphabet_soup/texture_map.png', 0.10, up='y', lies=True, tints=('red', 'blue', 'yellow'), material='metal'),
-        _one('butter', 'butter', 'butter/butter.obj', 'butter/texture_map.png', 0.12, tints=('yellow', 'red', 'blue', 'white'), material='cardboard'),
-        _one('cream_cheese', 'cream cheese', 'cream_cheese/cream_cheese.obj', 'cream_cheese/texture_map.png', 0.12, tints=('blue', 'white', 'green'), material='cardboard'),
-        _one('popcorn', 'popcorn', 'popcorn/popcorn.obj', 'popcorn/texture_map.png', 0.15, lies=True, tints=('blue', 'yellow', 'red'), material='cardboard'),
-        _one('macaroni', 'macaroni', 'macaroni_and_cheese/textured.obj', 'macaroni_and_cheese/texture_map.png', 0.17, up='y', lies=True, tints=('blue', 'yellow'), material='cardboard'),
-        _one('chocolate_pudding', 'pudding', 'chocolate_pudding/textured.obj', 'chocolate_pudding/texture_map.png', 0.11, tints=('white', 'blue', 'red'), material='cardboard'),
-        _one('rubber_duck', 'rubber duck', f'{_BULLET}duck.obj', f'{_BULLET}duckCM.png', 0.13, up='y', colour='yellow'),
-        _one('ball', 'ball', f'{_BULLET}soccerball.obj', _PLAIN, 0.12, colours=_ALL, sizes=_BOTH),
-        _one('toy_brick', 'toy brick', f'{_BULLET}lego/lego.obj', _PLAIN, 0.11, up='y', colours=_ALL, sizes=_BOTH),
-        _one('toy_rabbit', 'toy rabbit', f'{_BULLET}bunny.obj', (0.55, 0.42, 0.33), 0.14, up='z'),
+        ), 0.27, can_lie=True, partial_colours=('green',), material='glass'),
+        _single_mesh('banana', 'banana', 'ycb_banana/textured_simple_reoriented.obj', 'ycb_banana/texture_map.png', 0.19, colour='yellow'),
+        _single_mesh('lemon', 'lemon', f'{_ROBOSUITE}objects/meshes/lemon.obj', f'{_ROBOSUITE}textures/lemon.png', 0.09, stretch=(1.35, 1.0, 1.0), colour='yellow'),
+        _single_mesh('bread', 'bread', f'{_ROBOSUITE}objects/meshes/bread.obj', f'{_ROBOSUITE}textures/bread.png', 0.15, stretch=(1.5, 1.0, 1.0)),
+        _single_mesh('donut', 'donut', f'{_BULLET}torus/torus_textured.obj', (0.55, 0.28, 0.12), 0.12, up_axis='y'),
+        _single_mesh('cereal', 'cereal', f'{_ROBOSUITE}objects/meshes/cereal.obj', f'{_ROBOSUITE}textures/cereal.png', 0.21, can_lie=True, partial_colours=('red', 'yellow', 'green'), material='cardboard'),
+        _single_mesh('ketchup', 'ketchup', 'ketchup/textured.obj', 'ketchup/texture_map.png', 0.16, up_axis='y', can_lie=True, partial_colours=('red', 'white')),
+        _single_mesh('bbq_sauce', 'barbecue sauce', 'bbq_sauce/bbq_sauce.obj', 'bbq_sauce/texture_map.png', 0.16, can_lie=True),
+        _single_mesh('salad_dressing', 'salad dressing', 'salad_dressing/textured.obj', 'salad_dressing/texture_map.png', 0.16, up_axis='y', can_lie=True, partial_colours=('white', 'green')),
+        _single_mesh('new_salad_dressing', 'salad dressing', 'new_salad_dressing/textured.obj', 'new_salad_dressing/texture_map.png', 0.16, up_axis='y', can_lie=True, partial_colours=('white', 'green'), held_out=True),
+        _single_mesh('alphabet_soup', 'soup can', 'alphabet_soup/textured.obj', 'alphabet_soup/texture_map.png', 0.10, up_axis='y', can_lie=True, partial_colours=('red', 'blue', 'yellow'), material='metal'),
+        _single_mesh('butter', 'butter', 'butter/butter.obj', 'butter/texture_map.png', 0.12, partial_colours=('yellow', 'red', 'blue', 'white'), material='cardboard'),
+        _single_mesh('cream_cheese', 'cream cheese', 'cream_cheese/cream_cheese.obj', 'cream_cheese/texture_map.png', 0.12, partial_colours=('blue', 'white', 'green'), material='cardboard'),
+        _single_mesh('popcorn', 'popcorn', 'popcorn/popcorn.obj', 'popcorn/texture_map.png', 0.15, can_lie=True, partial_colours=('blue', 'yellow', 'red'), material='cardboard'),
+        _single_mesh('macaroni', 'macaroni', 'macaroni_and_cheese/textured.obj', 'macaroni_and_cheese/texture_map.png', 0.17, up_axis='y', can_lie=True, partial_colours=('blue', 'yellow'), material='cardboard'),
+        _single_mesh('chocolate_pudding', 'pudding', 'chocolate_pudding/textured.obj', 'chocolate_pudding/texture_map.png', 0.11, partial_colours=('white', 'blue', 'red'), material='cardboard'),
+        _single_mesh('rubber_duck', 'rubber duck', f'{_BULLET}duck.obj', f'{_BULLET}duckCM.png', 0.13, up_axis='y', colour='yellow'),
+        _single_mesh('ball', 'ball', f'{_BULLET}soccerball.obj', _OFF_WHITE, 0.12, colours=_ALL_COLOURS, sizes=_BOTH_SIZES),
+        _single_mesh('toy_brick', 'toy brick', f'{_BULLET}lego/lego.obj', _OFF_WHITE, 0.11, up_axis='y', colours=_ALL_COLOURS, sizes=_BOTH_SIZES),
+        _single_mesh('toy_rabbit', 'toy rabbit', f'{_BULLET}bunny.obj', (0.55, 0.42, 0.33), 0.14, up_axis='z'),
     )
 }  # fmt: skip
-HELD_OUT_TABLES = ('kona_gotham', 'rustic_floor')  # of the unseen split alone
+HELD_OUT_TABLE_TEXTURES = ('kona_gotham', 'rustic_floor')  # only in the split "unseen"

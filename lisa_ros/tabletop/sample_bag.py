@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bag of a camera that moves round a rendered table, with the truth of every frame beside it.
+"""Writes a bag of a camera that moves around a rendered scene, with ground-truth masks.
 
-    bag/               rosbag2 (mcap): colour rgb8, aligned depth 16UC1 [mm] (REP-118),
-                       camera_info, tf_static (camera_link to the optical frame) and tf (world
-                       to camera_link)
-    truth/<stamp>.png  (H, W) uint8 instance ids by stamp [ns], 0 none
-    truth/objects.json what each id is
+    bag/                rosbag2 (mcap): colour rgb8, aligned depth 16UC1 [mm] (REP-118),
+                        camera_info, tf_static (camera_link to the optical frame), tf (world to
+                        camera_link)
+    truth/<stamp>.png   (H, W) uint8 instance ids of the frame with this stamp [ns]; 0 none
+    truth/objects.json  instance id -> {"kind": category, "name": name}
 
-Frames follow REP-103: world and camera_link x forward, y left, z up; the optical frame x right,
-y down, z forward.
+Frames follow REP-103: world and camera_link have x forward, y left, z up; the optical frame has
+x right, y down, z forward.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from rosbags.interfaces import (
+    Connection,
     Qos,
     QosDurability,
     QosHistory,
@@ -30,36 +34,40 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from lisa_ros.geometry.rotation import matrix_to_quaternion
-from lisa_ros.tabletop import rendering, scene_sampling
+from lisa_ros.tabletop import rendering, scene_sampling, scene_writer
+from lisa_ros.tabletop.objects import PART_FLAG
 
-FRAME = 'camera_color_optical_frame'
-START = 1_790_000_000_000_000_000  # stamp of the first frame [ns]
-_OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # optical axes in camera_link
+OPTICAL_FRAME = 'camera_color_optical_frame'
+FIRST_STAMP = 1_790_000_000_000_000_000  # [ns]
+_OPTICAL_TO_LINK = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # rotation, see REP-103
 
 
-def camera_path(count: int, sway: float = 0.45) -> list[np.ndarray]:
-    """Return optical poses in the world, (4, 4) each: an arc round the table that dips midway."""
+def camera_path(count: int, max_azimuth: float = 0.45) -> list[np.ndarray]:
+    """Return camera poses on an arc around the table; the camera is lowest in the middle.
+
+    Args:
+        count: number of poses.
+        max_azimuth: angle of the arc to each side [rad].
+
+    Returns:
+        Poses of the optical frame in the world, (4, 4) each.
+    """
     poses = []
     for i in range(count):
         t = i / max(1, count - 1)
-        azimuth = -math.pi / 2 + sway * (2 * t - 1)
-        height = math.radians(44 - 8 * math.sin(math.pi * t))
-        away = np.array(
-            [
-                math.cos(azimuth) * math.cos(height),
-                math.sin(azimuth) * math.cos(height),
-                math.sin(height),
-            ]
-        )
+        azimuth = -math.pi / 2 + max_azimuth * (2 * t - 1)
+        elevation = math.radians(44 - 8 * math.sin(math.pi * t))
         target = np.array([0.0, -0.01, 0.04])
-        poses.append(scene_sampling.camera_matrix(target + 0.8 * away, target))
+        position = target + 0.8 * scene_sampling.direction(azimuth, elevation)
+        poses.append(scene_sampling.camera_matrix(position, target))
     return poses
 
 
-def write_sample(
+def write_sample_bag(
     cache: Path,
     out: Path,
     split: str,
@@ -69,7 +77,17 @@ def write_sample(
     rate: float = 10.0,
     size: tuple[int, int] = (320, 240),
 ) -> None:
-    """Render a scene from a moving camera into `out`; what was there before is replaced."""
+    """Render a scene from a moving camera and write the bag; replace an earlier one.
+
+    Args:
+        cache: folder of the converted assets, see `assets`.
+        out: folder of bag/ and truth/.
+        split: split of the scene, see `scene_sampling.SPLITS`.
+        number: number of the scene in its split.
+        seconds: duration of the bag [s].
+        rate: frame rate [Hz].
+        size: (width, height) of the images [px].
+    """
     renderer = rendering.Renderer(cache, *size)
     scene = scene_sampling.draw_scene(
         scene_sampling.scene_rng(split, number), renderer.boxes, unseen=split == 'unseen'
@@ -78,107 +96,127 @@ def write_sample(
     shutil.rmtree(out / 'bag', ignore_errors=True)
     shutil.rmtree(out / 'truth', ignore_errors=True)
     (out / 'truth').mkdir(parents=True)
-    store = get_typestore(Stores.ROS2_JAZZY)
-    objects: dict[int, dict] = {}
+    objects: dict[int, dict[str, str]] = {}
     bag = Writer(out / 'bag', version=9, storage_plugin=StoragePlugin.MCAP)
     bag.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
     with bag as writer:
-        put = _topics(writer, store)
-        put(
-            '/tf_static',
-            _transforms(store, [('camera_link', FRAME, _OPTICAL, np.zeros(3), START)]),
-            START,
-        )
+        topics = _TopicWriter(writer, get_typestore(Stores.ROS2_JAZZY))
+        mount = _Transform('camera_link', OPTICAL_FRAME, _OPTICAL_TO_LINK, np.zeros(3))
+        topics.write_transforms('/tf_static', [mount], FIRST_STAMP)
         poses = camera_path(int(seconds * rate))
         for i, pose in enumerate(tqdm(poses, desc='bag', unit='frame')):
-            stamp = START + round(i * 1e9 / rate)
-            frame = renderer.frame(pose)
-            millimetres = np.clip(np.rint(frame.depth * 1000), 0, 65535).astype(np.uint16)
-            link = pose[:3, :3] @ _OPTICAL.T
-            put(
-                '/tf',
-                _transforms(store, [('world', 'camera_link', link, pose[:3, 3], stamp)]),
-                stamp,
-            )
-            put('/camera/color/image_raw', _image(store, frame.colour, 'rgb8', stamp), stamp)
-            put(
-                '/camera/aligned_depth_to_color/image_raw',
-                _image(store, millimetres, '16UC1', stamp),
-                stamp,
-            )
-            put('/camera/color/camera_info', _camera_info(store, frame.k, size, stamp), stamp)
-            whole = frame.ids % rendering.PART_FLAG  # parts belong to their things here
-            cv2.imwrite(
-                str(out / 'truth' / f'{stamp}.png'), whole, [cv2.IMWRITE_PNG_COMPRESSION, 9]
-            )
-            for thing in rendering.scene_metadata(scene, pose, frame.ids):
-                if thing['area']:
-                    objects[thing['id']] = {
-                        'kind': thing['kind'],
-                        'name': ' '.join(filter(None, (thing['colour'], thing['kind']))),
-                    }
-    note = json.dumps({str(key): objects[key] for key in sorted(objects)}, indent=1)
-    (out / 'truth' / 'objects.json').write_text(note + '\n')
+            stamp = FIRST_STAMP + round(i * 1e9 / rate)
+            frame = renderer.render(pose)
+            topics.write_frame(frame, pose, size, stamp)
+            _write_ids(out / 'truth' / f'{stamp}.png', frame.ids)
+            objects |= _visible_objects(scene_writer.scene_metadata(scene, pose, frame.ids))
+    text = json.dumps({str(key): objects[key] for key in sorted(objects)}, indent=1)
+    (out / 'truth' / 'objects.json').write_text(text + '\n')
 
 
-def _topics(writer: Writer, store):
-    """Return a function that writes a message on a topic at a time [ns]."""
-    connections = {}
-    never = QosTime(2147483647, 4294967295)
-    latched = Qos(
-        QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
-        never, never, QosLiveliness.AUTOMATIC, never, avoid_ros_namespace_conventions=False,
-    )  # fmt: skip
-
-    def put(topic: str, message, stamp: int) -> None:
-        if topic not in connections:
-            qos = [latched] if topic == '/tf_static' else []
-            connections[topic] = writer.add_connection(
-                topic, message.__msgtype__, typestore=store, offered_qos_profiles=qos
-            )
-        data = store.serialize_cdr(message, message.__msgtype__)
-        writer.write(connections[topic], stamp, data)
-
-    return put
+def _write_ids(path: Path, ids: np.ndarray) -> None:
+    """Write an id image; a named part gets the id of its object."""
+    cv2.imwrite(str(path), ids % PART_FLAG, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
-def _header(store, stamp: int, frame: str):
-    time = store.types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
-    return store.types['std_msgs/msg/Header'](time, frame)
+def _visible_objects(metadata: Iterable[dict]) -> dict[int, dict[str, str]]:
+    """Return the entries of objects.json for the objects that a frame shows."""
+    return {
+        obj['id']: {
+            'kind': obj['category'],
+            'name': ' '.join(filter(None, (obj['colour'], obj['category']))),
+        }
+        for obj in metadata
+        if obj['area']
+    }
 
 
-def _image(store, pixels: np.ndarray, encoding: str, stamp: int):
-    height, width = pixels.shape[:2]
-    data = np.ascontiguousarray(pixels).view(np.uint8).ravel()
-    return store.types['sensor_msgs/msg/Image'](
-        _header(store, stamp, FRAME), height, width, encoding, 0, data.size // height, data
-    )
+@dataclass(frozen=True)
+class _Transform:
+    parent: str  # frame ids
+    child: str
+    rotation: np.ndarray  # (3, 3), child to parent
+    translation: np.ndarray  # (3,) [m]
 
 
-def _camera_info(store, k: np.ndarray, size: tuple[int, int], stamp: int):
-    p = np.zeros((3, 4))
-    p[:, :3] = k
-    region = store.types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
-    return store.types['sensor_msgs/msg/CameraInfo'](
-        _header(store, stamp, FRAME), size[1], size[0], 'plumb_bob', np.zeros(5),
-        k.ravel(), np.eye(3).ravel(), p.ravel(), 0, 0, region,
-    )  # fmt: skip
+class _TopicWriter:
+    """Builds messages and writes them to a bag; stamps are in ns."""
 
+    def __init__(self, writer: Writer, store: Typestore):
+        self._writer, self._store = writer, store
+        self._connections: dict[str, Connection] = {}
 
-def _transforms(store, edges):
-    """Return a TFMessage of (parent, child, rotation (3, 3), translation [m], stamp [ns])."""
-    types = store.types
-    messages = []
-    for parent, child, rotation, translation, stamp in edges:
-        x, y, z, w = matrix_to_quaternion(rotation)
-        messages.append(
-            types['geometry_msgs/msg/TransformStamped'](
-                _header(store, stamp, parent),
-                child,
-                types['geometry_msgs/msg/Transform'](
-                    types['geometry_msgs/msg/Vector3'](*map(float, translation)),
-                    types['geometry_msgs/msg/Quaternion'](x, y, z, w),
-                ),
-            )
+    def write_frame(
+        self, frame: rendering.RenderedFrame, pose: np.ndarray, size: tuple[int, int], stamp: int
+    ) -> None:
+        """Write the camera's transform, colour image, depth image and intrinsics."""
+        rotation = pose[:3, :3] @ _OPTICAL_TO_LINK.T
+        transform = _Transform('world', 'camera_link', rotation, pose[:3, 3])
+        self.write_transforms('/tf', [transform], stamp)
+        self._write('/camera/color/image_raw', self._image(frame.image, 'rgb8', stamp), stamp)
+        depth = scene_writer.depth_in_millimetres(frame.depth)
+        self._write(
+            '/camera/aligned_depth_to_color/image_raw', self._image(depth, '16UC1', stamp), stamp
         )
-    return types['tf2_msgs/msg/TFMessage'](messages)
+        self._write('/camera/color/camera_info', self._camera_info(frame.k, size, stamp), stamp)
+
+    def write_transforms(self, topic: str, transforms: Iterable[_Transform], stamp: int) -> None:
+        """Write a TFMessage. On /tf_static its durability is transient local."""
+        types = self._store.types
+        messages = []
+        for transform in transforms:
+            x, y, z, w = matrix_to_quaternion(transform.rotation)
+            messages.append(
+                types['geometry_msgs/msg/TransformStamped'](
+                    self._header(stamp, transform.parent),
+                    transform.child,
+                    types['geometry_msgs/msg/Transform'](
+                        types['geometry_msgs/msg/Vector3'](*map(float, transform.translation)),
+                        types['geometry_msgs/msg/Quaternion'](x, y, z, w),
+                    ),
+                )
+            )
+        self._write(topic, types['tf2_msgs/msg/TFMessage'](messages), stamp)
+
+    def _write(self, topic: str, message: Any, stamp: int) -> None:
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic,
+                message.__msgtype__,
+                typestore=self._store,
+                offered_qos_profiles=[_latched_qos()] if topic == '/tf_static' else [],
+            )
+        data = self._store.serialize_cdr(message, message.__msgtype__)
+        self._writer.write(self._connections[topic], stamp, data)
+
+    def _header(self, stamp: int, frame_id: str) -> Any:
+        types = self._store.types
+        time = types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
+        return types['std_msgs/msg/Header'](time, frame_id)
+
+    def _image(self, pixels: np.ndarray, encoding: str, stamp: int) -> Any:
+        height, width = pixels.shape[:2]
+        data = np.ascontiguousarray(pixels).view(np.uint8).ravel()
+        header = self._header(stamp, OPTICAL_FRAME)
+        return self._store.types['sensor_msgs/msg/Image'](
+            header, height, width, encoding, 0, data.size // height, data
+        )
+
+    def _camera_info(self, k: np.ndarray, size: tuple[int, int], stamp: int) -> Any:
+        projection = np.zeros((3, 4))
+        projection[:, :3] = k
+        types = self._store.types
+        roi = types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
+        return types['sensor_msgs/msg/CameraInfo'](
+            self._header(stamp, OPTICAL_FRAME), size[1], size[0], 'plumb_bob', np.zeros(5),
+            k.ravel(), np.eye(3).ravel(), projection.ravel(), 0, 0, roi,
+        )  # fmt: skip
+
+
+def _latched_qos() -> Qos:
+    infinite = QosTime(2147483647, 4294967295)
+    return Qos(
+        QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
+        infinite, infinite, QosLiveliness.AUTOMATIC, infinite,
+        avoid_ros_namespace_conventions=False,
+    )  # fmt: skip

@@ -1,138 +1,173 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which things on a table words mean: names, colours, sizes, places, comparisons.
+"""Scene graph: the objects of one view, and which of them a phrase refers to.
 
-Everything here is truth by geometry: a phrase that people would quarrel about (two things equally
-near) means nothing and is not said. Places are the camera's: `right` and `away` are metres on the
-table from the camera's foot, so "left of" and "behind" are what the one who looks would say.
+All answers follow from geometry. An ambiguous phrase, such as "the nearest mug" with two mugs at
+the same distance, refers to no object, and no query uses it. Spatial relations are seen from the
+camera. The coordinates `right` and `away` start at the point of the table plane below the camera,
+and point to the right and away from it [m]. "left of" and "behind" then have the meaning that they
+have for a person at the camera.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lisa_ros.tabletop.objects import OBJECT_CATEGORIES, OBJECTS
-from lisa_ros.tabletop.rendering import PART_FLAG
+from lisa_ros.tabletop.objects import OBJECT_CATEGORIES, OBJECTS, PART_FLAG
 
-VISIBLE = 100  # pixels of a 320 x 240 picture from which on a thing counts as seen
-_CLEAR = 1.25  # how much nearer, taller, bigger the right one must be than the next
-_BESIDE = 0.22  # how near a thing must be to be "next to" another [m]
-_APART = 0.04  # how far to the side a thing must be to be "left of" or "right of" [m]
+MIN_VISIBLE_AREA = 100  # objects with fewer visible pixels count as hidden [px of 320 x 240]
+_DISTANCE_RATIO = 1.25  # least ratio of the distances of the second nearest and nearest object
+_NEXT_TO = 0.22  # largest distance of "next to" [m]
+_MIN_OFFSET = 0.04  # smallest offset of "left of", "behind", ... [m]
+# former key -> present one, for scenes.json and feature caches of earlier versions
+_FORMER_KEYS = {'kind': 'category', 'thing': 'model', 'across': 'image_x', 'down': 'image_y'}
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A thing in a picture, as scenes.py describes it."""
+    """An object of a view, with the metadata that `scene_writer.scene_metadata` describes."""
 
     id: int
-    kind: str
-    thing: str
-    colour: str | None
-    size: str | None
-    area: int  # [px] of a 320 x 240 picture
-    part_area: int
-    right: float  # [m]
-    away: float
-    height: float
-    longest: float
-    # the middle of the lower half of what shows of it, shares of the view's width and height
-    across: float = 0.0
-    down: float = 0.0
+    category: str  # key of OBJECT_CATEGORIES
+    model: str  # key of OBJECTS
+    colour: str | None  # None: the model has only one appearance
+    size: str | None  # None: the model has one size
+    area: int  # visible pixels of a 320 x 240 image, those of its named part included
+    part_area: int  # visible pixels of its named part
+    right: float  # position on the table, see the module's docstring [m]
+    away: float  # likewise
+    height: float  # above the table [m]
+    longest: float  # longest edge of its bounding box [m]
+    # centre of the lower half of its visible pixels, fractions of the view's width and height
+    image_x: float = 0.0
+    image_y: float = 0.0
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> SceneObject:
+        """Return the object of an entry of scenes.json, of this version or an earlier one.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        return cls(**{_FORMER_KEYS.get(key, key): value for key, value in fields.items()})
 
     @property
-    def sort(self) -> str | None:
+    def supercategory(self) -> str | None:
         """Return "drink", "food", ... or None."""
-        return OBJECT_CATEGORIES[self.kind].sort
+        return OBJECT_CATEGORIES[self.category].supercategory
 
     @property
-    def looks_coloured(self) -> str | None:
-        """Return the colour that words give it, painted or its own."""
-        return self.colour or OBJECTS[self.thing].colour
+    def apparent_colour(self) -> str | None:
+        """Return its painted colour or the main colour of its texture; None if it has none."""
+        return self.colour or OBJECTS[self.model].colour
 
     @property
     def part(self) -> str | None:
-        """Return the name of its named part, seen or not."""
-        thing = OBJECTS[self.thing]
-        return 'handle' if thing.handle else next((p.name for p in thing.parts if p.name), None)
+        """Return the name of its named part, visible or not; None without one."""
+        model = OBJECTS[self.model]
+        if model.has_handle:
+            return 'handle'
+        return next((part.name for part in model.parts if part.name), None)
 
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """What one picture shows: `seen` can well be seen, `there` may hide."""
+    """The objects of one view."""
 
-    objects: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]  # hidden ones included
+
+    @classmethod
+    def from_dicts(cls, objects: Iterable[Mapping[str, Any]]) -> SceneGraph:
+        """Return the scene graph of a scene's entries in scenes.json, see `SceneObject`."""
+        return cls(tuple(SceneObject.from_dict(fields) for fields in objects))
 
     @property
     def visible(self) -> tuple[SceneObject, ...]:
-        """Return the things that may be asked for."""
-        return tuple(o for o in self.objects if o.area >= VISIBLE)
+        """Return the objects that are visible enough for a query."""
+        return tuple(o for o in self.objects if o.area >= MIN_VISIBLE_AREA)
 
-    def of_category(self, kind: str) -> tuple[SceneObject, ...]:
-        """Return the well seen things of a kind."""
-        return tuple(o for o in self.visible if o.kind == kind)
+    @property
+    def visible_categories(self) -> list[str]:
+        """Return the categories of the visible objects, sorted by name."""
+        return sorted({o.category for o in self.visible})
 
-    def contains(self, kind: str) -> bool:
-        """Return whether there is one of the kind, hidden or not."""
-        return any(o.kind == kind for o in self.objects)
+    @property
+    def absent_categories(self) -> list[str]:
+        """Return the categories without an object, in the order of the catalogue."""
+        return [category for category in OBJECT_CATEGORIES if not self.contains(category)]
 
-    def name(self, one: SceneObject) -> str:
-        """Return the fewest words that tell it from the others: "mug", "red mug", "small mug"."""
-        return self.names(one)[0]
+    def of_category(self, category: str) -> tuple[SceneObject, ...]:
+        """Return the visible objects of a category."""
+        return tuple(o for o in self.visible if o.category == category)
 
-    def names(self, one: SceneObject) -> tuple[str, ...]:
-        """Return what tells it from the others, the fewest words first; if nothing, the most."""
-        alike = [o for o in self.of_category(one.kind) if o.id != one.id]
-        looks = ((), (one.colour,), (one.size,), (one.size, one.colour))
-        said = [' '.join((*look, one.kind)) for look in looks if None not in look]
-        return tuple(w for w in said if not any(matches_phrase(o, w) for o in alike)) or (
-            said[-1],
-        )
+    def contains(self, category: str) -> bool:
+        """Return whether there is an object of the category, visible or hidden."""
+        return any(o.category == category for o in self.objects)
 
-    def name_with_colour(self, one: SceneObject) -> str:
-        """Return the fewest words that tell it from the others and say its colour, if it has one.
+    def name(self, obj: SceneObject) -> str:
+        """Return the shortest unambiguous name of an object: "mug", "red mug", "small mug"."""
+        return self.names(obj)[0]
 
-        Whether "mug" is enough depends on what else is there; what colour it is, on itself.
+    def names(self, obj: SceneObject) -> tuple[str, ...]:
+        """Return the unambiguous names of an object, the shortest first.
+
+        If no name is unambiguous, return the longest one.
         """
-        names = self.names(one)
-        return next((name for name in names if one.colour in name.split()), names[0])
+        others = [o for o in self.of_category(obj.category) if o.id != obj.id]
+        looks = ((), (obj.colour,), (obj.size,), (obj.size, obj.colour))
+        names = [' '.join((*look, obj.category)) for look in looks if None not in look]
+        unambiguous = (n for n in names if not any(matches_phrase(o, n) for o in others))
+        return tuple(unambiguous) or (names[-1],)
+
+    def name_with_colour(self, obj: SceneObject) -> str:
+        """Return the shortest unambiguous name that contains the colour, if the object has one.
+
+        Unlike `name`, it contains the colour whichever other objects there are.
+        """
+        names = self.names(obj)
+        return next((name for name in names if obj.colour in name.split()), names[0])
 
     def mirrored(self) -> SceneGraph:
-        """Return the same table in a mirror."""
+        """Return the scene graph of the horizontally flipped image."""
         return SceneGraph(
             tuple(
-                dataclasses.replace(o, right=-o.right, across=1 - o.across) for o in self.objects
+                dataclasses.replace(o, right=-o.right, image_x=1 - o.image_x) for o in self.objects
             )
         )
 
 
-def matches_phrase(one: SceneObject, words: str) -> bool:
-    """Return whether "red mug", "small mug" or "small red mug" may be said of it."""
-    rest = words.removesuffix(one.kind)
-    return rest != words and set(rest.split()) <= {one.colour, one.size}
+def matches_phrase(obj: SceneObject, phrase: str) -> bool:
+    """Return whether a phrase, such as "mug" or "small red mug", describes an object."""
+    adjectives = phrase.removesuffix(obj.category)
+    return adjectives != phrase and set(adjectives.split()) <= {obj.colour, obj.size}
 
 
-def ids(things: Iterable[SceneObject]) -> tuple[int, ...]:
-    """Return the ids of things in an id image, their named parts' with them."""
-    return tuple(sorted(o.id + part for o in things for part in (0, PART_FLAG)))
+def instance_ids(objects: Iterable[SceneObject]) -> tuple[int, ...]:
+    """Return the values of objects in an id image, those of their named parts included."""
+    return tuple(sorted(o.id + part for o in objects for part in (0, PART_FLAG)))
 
 
-# ---------------------------------------------------------------- the one of several
+# ---------------------------------------------------------------- superlatives
 
 
-def unique_extreme(
-    things: Iterable[SceneObject], measure: Callable[[SceneObject], float], margin: float
+def unambiguous_maximum(
+    objects: Iterable[SceneObject], measure: Callable[[SceneObject], float], margin: float
 ) -> SceneObject | None:
-    """Return the thing of the greatest measure, None if another comes within `margin` of it."""
-    ranked = sorted(things, key=measure, reverse=True)
+    """Return the object with the largest measure; None if it is ambiguous.
+
+    It is ambiguous if another object is within `margin`, or if there are fewer than two objects.
+    """
+    ranked = sorted(objects, key=measure, reverse=True)
     if len(ranked) < 2 or measure(ranked[0]) - measure(ranked[1]) < margin:
         return None
     return ranked[0]
 
 
-# word -> (measure, how far apart the best two must be [m])
-# Of unlike things nobody agrees on "bigger": a long banana, a wide bowl?
-OF_ONE_KIND = ('biggest', 'smallest')
+# Used only within a category: between a long banana and a wide bowl "bigger" is ambiguous.
+SAME_CATEGORY_SUPERLATIVES = ('biggest', 'smallest')
+# word -> (measure, smallest difference to the runner-up [m])
 SUPERLATIVES: dict[str, tuple[Callable[[SceneObject], float], float]] = {
     'tallest': (lambda o: o.height, 0.03),
     'lowest': (lambda o: -o.height, 0.025),
@@ -149,59 +184,62 @@ COMPARATIVES = {
 }  # fmt: skip
 
 
-def superlative(things: Iterable[SceneObject], word: str) -> SceneObject | None:
-    """Return the thing that a superlative means among `things`, None where it is not clear."""
+def find_superlative(objects: Iterable[SceneObject], word: str) -> SceneObject | None:
+    """Return the object that a key of SUPERLATIVES refers to; None if it is ambiguous."""
     measure, margin = SUPERLATIVES[word]
-    return unique_extreme(things, measure, margin)
+    return unambiguous_maximum(objects, measure, margin)
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- spatial relations
 
-PLACES = ('left of', 'right of', 'behind', 'in front of', 'next to')
+RELATIONS = ('left of', 'right of', 'behind', 'in front of', 'next to')
 
 
-def in_relation(one: SceneObject, place: str, anchor: SceneObject) -> bool:
-    """Return whether a thing is clearly in a place of another: within 45 degrees of it."""
-    right, away = one.right - anchor.right, one.away - anchor.away
-    if place == 'next to':
+def in_relation(obj: SceneObject, relation: str, anchor: SceneObject) -> bool:
+    """Return whether an object is in a relation to an anchor, within 45 degrees of its direction.
+
+    "next to" has no direction: the result is always True.
+    """
+    right, away = obj.right - anchor.right, obj.away - anchor.away
+    if relation == 'next to':
         return True
-    along, across = (right, away) if place in ('left of', 'right of') else (away, right)
-    forward = along if place in ('right of', 'behind') else -along
-    return forward > _APART and abs(across) < forward
+    along, sideways = (right, away) if relation in ('left of', 'right of') else (away, right)
+    forward = along if relation in ('right of', 'behind') else -along
+    return forward > _MIN_OFFSET and abs(sideways) < forward
 
 
-def on_side(one: SceneObject, place: str, anchor: SceneObject) -> bool:
-    """Return whether a thing is at all to that side of another."""
-    right, away = one.right - anchor.right, one.away - anchor.away
+def on_side(obj: SceneObject, relation: str, anchor: SceneObject) -> bool:
+    """Return whether an object is on the side of an anchor that a relation names (90 degrees)."""
+    right, away = obj.right - anchor.right, obj.away - anchor.away
     return {
         'left of': -right, 'right of': right, 'behind': away, 'in front of': -away, 'next to': 1,
-    }[place] > 0  # fmt: skip
+    }[relation] > 0  # fmt: skip
 
 
-def distance(one: SceneObject, other: SceneObject) -> float:
-    """Return how far apart two things stand [m]."""
-    return ((one.right - other.right) ** 2 + (one.away - other.away) ** 2) ** 0.5
+def distance(obj: SceneObject, other: SceneObject) -> float:
+    """Return the distance between two objects on the table [m]."""
+    return ((obj.right - other.right) ** 2 + (obj.away - other.away) ** 2) ** 0.5
 
 
 def nearest_in_relation(
-    things: Iterable[SceneObject], place: str, anchor: SceneObject
+    objects: Iterable[SceneObject], relation: str, anchor: SceneObject
 ) -> SceneObject | None:
-    """Return the nearest thing in a place of another, None if there is none or two are as near."""
-    others = sorted((o for o in things if o.id != anchor.id), key=lambda o: distance(o, anchor))
-    there = [o for o in others if in_relation(o, place, anchor)]
-    if not there:
+    """Return the nearest object in a relation to an anchor; None if there is none or a tie."""
+    others = sorted((o for o in objects if o.id != anchor.id), key=lambda o: distance(o, anchor))
+    candidates = [o for o in others if in_relation(o, relation, anchor)]
+    if not candidates:
         return None
-    far = distance(there[0], anchor) * _CLEAR
-    # Nothing else to that side may be as near, even if it is only about there.
-    rivals = [o for o in others if on_side(o, place, anchor) and distance(o, anchor) < far]
-    if rivals != there[:1] or (place == 'next to' and far > _BESIDE * _CLEAR):
+    limit = distance(candidates[0], anchor) * _DISTANCE_RATIO
+    # An object on the same side, even outside of the 45 degrees, must not be nearly as close.
+    rivals = [o for o in others if on_side(o, relation, anchor) and distance(o, anchor) < limit]
+    if rivals != candidates[:1] or (relation == 'next to' and limit > _NEXT_TO * _DISTANCE_RATIO):
         return None
-    return there[0]
+    return candidates[0]
 
 
-def side_is_empty(table: SceneGraph, place: str, anchor: SceneObject) -> bool:
-    """Return whether nothing at all is to a side of a thing, on the table or in the picture."""
-    others = [o for o in table.objects if o.id != anchor.id]
-    side = {'left of': -1, 'right of': 1}.get(place, 0)
-    in_picture = [side * (o.right / o.away - anchor.right / anchor.away) > 0 for o in others]
-    return not any(in_picture) and not any(on_side(o, place, anchor) for o in others)
+def side_is_empty(scene: SceneGraph, relation: str, anchor: SceneObject) -> bool:
+    """Return whether no object is on that side of an anchor, on the table and in the image."""
+    others = [o for o in scene.objects if o.id != anchor.id]
+    side = {'left of': -1, 'right of': 1}.get(relation, 0)
+    in_image = [side * (o.right / o.away - anchor.right / anchor.away) > 0 for o in others]
+    return not any(in_image) and not any(on_side(o, relation, anchor) for o in others)

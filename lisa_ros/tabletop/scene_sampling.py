@@ -1,51 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random tabletop scenes and cameras."""
+"""Random tabletop scenes and cameras.
+
+The random generator of a scene is seeded with its split and its number, so that these two identify
+the scene. The world frame has z up and the table top at z = 0.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lisa_ros.geometry.rotation import quaternion_to_matrix
-from lisa_ros.tabletop.assets import TABLES, WALLS
-from lisa_ros.tabletop.objects import HELD_OUT_TABLES, OBJECTS, SIZES, ObjectModel
+from lisa_ros.tabletop.assets import TABLE_TEXTURES, WALL_TEXTURES
+from lisa_ros.tabletop.objects import HELD_OUT_TABLE_TEXTURES, OBJECTS, SIZES, ObjectModel
 
-SPLITS = {'train': 0, 'val': 1, 'test': 2, 'unseen': 3}  # first number of the seed of a scene
+SPLITS = {'train': 0, 'val': 1, 'test': 2, 'unseen': 3}  # split -> first number of the seed
+Quaternion = tuple[float, float, float, float]  # w x y z
+Box = Sequence[Sequence[float]]  # (minimum corner, maximum corner), each (3,)
+Vector = tuple[float, float, float]
+
+_MAX_TRIES = 300
+_TABLE_HALF_SIZE = (0.29, 0.25)  # of the area with objects, x and y [m]
+_REPEAT_RATE = 0.6  # share of scenes with two or more objects of one category
+_LYING_RATE = 0.25  # share of the objects with `can_lie` that lie on their side
+# The circle that an object covers is smaller than that round its bounding box by this factor.
+_RADIUS_SCALE = 0.70
 
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """A thing on the table: which, in what colour and size, where and how it stands."""
+    """An object of a scene, with its appearance and pose."""
 
-    thing: ObjectModel
+    model: ObjectModel
     colour: str | None
     size: str | None
-    low: tuple[float, float, float]  # corners of its box, world [m]
-    high: tuple[float, float, float]
-    position: tuple[float, float, float]  # of the mesh's origin, world [m]
-    quaternion: tuple[float, float, float, float]  # w x y z, mesh to world
+    box_min: Vector  # corners of its axis-aligned bounding box, world [m]
+    box_max: Vector
+    position: Vector  # of the mesh origin, world [m]
+    quaternion: Quaternion  # rotation from the mesh frame to the world
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture depends on but its camera's pose."""
+    """All that a rendered image depends on, except the camera pose."""
 
-    placed: tuple[PlacedObject, ...]
-    table: str
-    wall: str
-    light_position: tuple[float, float, float]  # [m]
-    light: tuple[float, float, float]  # colour and brightness of the lamp, RGB 0..1
-    ambient: float
-    fovy: float  # of the lens, top to bottom [degrees]
-
-
-_UPRIGHT = {'z': (1.0, 0.0, 0.0, 0.0), 'y': (math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0)}
+    objects: tuple[PlacedObject, ...]
+    table_texture: str
+    wall_texture: str
+    light_position: Vector  # world [m]
+    light_colour: Vector  # RGB 0..1, brightness included
+    ambient: float  # brightness of the ambient light, 0..1
+    fovy: float  # vertical field of view [degrees]
 
 
-def _times(a, b):
-    """Hamilton product of two quaternions, w x y z."""
+# mesh axis that points up -> rotation that makes it the world's z axis
+_UPRIGHT_ROTATIONS: dict[str, Quaternion] = {
+    'z': (1.0, 0.0, 0.0, 0.0),
+    'y': (math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0),
+}
+_LYING: Quaternion = (math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0)
+
+
+def _multiply(a: Quaternion, b: Quaternion) -> Quaternion:
+    """Return the Hamilton product of two quaternions."""
     w, x, y, z = a
     p, q, r, s = b
     return (
@@ -56,119 +76,181 @@ def _times(a, b):
     )
 
 
-def _rotation(quaternion) -> np.ndarray:
+def rotation_matrix(quaternion: Quaternion) -> np.ndarray:
+    """Return the (3, 3) rotation matrix of a quaternion w x y z."""
     w, x, y, z = quaternion
     return quaternion_to_matrix(x, y, z, w)
 
 
-def _scale(thing: ObjectModel, size: str | None, box) -> float:
-    return thing.size * SIZES.get(size, 1.0) / float((np.array(box[1]) - box[0]).max())
+def mesh_scale(model: ObjectModel, size: str | None, box: Box) -> float:
+    """Return the scale from mesh units to metres.
+
+    Args:
+        model: the object model.
+        size: key of SIZES, or None.
+        box: bounding box of the mesh, in its units.
+    """
+    return model.size * SIZES.get(size, 1.0) / float((np.array(box[1]) - box[0]).max())
 
 
-def body_name(thing: ObjectModel, size: str | None) -> str:
-    """Return the name of a thing of one size in MuJoCo's world."""
-    return f'{thing.name}.{size}' if size else thing.name
+def body_name(model: ObjectModel, size: str | None) -> str:
+    """Return the name of a model's MuJoCo body; each size has a body of its own."""
+    return f'{model.name}.{size}' if size else model.name
 
 
-def _corners(box) -> np.ndarray:
+def box_corners(box: Box) -> np.ndarray:
+    """Return the corners of a box, (8, 3)."""
     low, high = box
     return np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, -1).T
 
 
 def draw_scene(
-    rng: np.random.Generator, boxes: dict, *, unseen: bool = False, count=None
+    rng: np.random.Generator,
+    boxes: Mapping[str, Box],
+    *,
+    unseen: bool = False,
+    count: int | None = None,
 ) -> Scene:
-    """Put 3 to 9 things on a table, apart from each other, under a light of its own.
+    """Return a random scene: objects on a table that do not overlap, and a light.
 
-    Most tables hold two or three of one kind, in other looks, so that "the red one", "the smaller
-    one" and "the one behind the milk" are worth asking.
+    Most scenes have several objects of one category that differ in colour or size. Then "the red
+    one", "the smaller one" and "the one behind the milk" are useful queries.
+
+    Args:
+        rng: the generator of all random draws.
+        boxes: object model name -> bounding box of its mesh, see `assets`.
+        unseen: draw from all models and tables; the first object is a held-out model.
+        count: number of objects; None: 3 to 9. If the table is full, the scene has fewer.
     """
-    names = [t for t in OBJECTS.values() if unseen or not t.held_out]
-    held = [t for t in names if t.held_out]
-    count = count or int(rng.integers(3, 10))
-    placed: list[PlacedObject] = []
-    taken: list[tuple[float, float, float]] = []  # x, y, radius
-    looks = set()
-    twice = rng.random() < 0.6
-    for _ in range(300):
-        if len(placed) == count:
-            break
-        # Kinds alike often, whatever number of meshes they have; an unseen thing comes first.
-        pool = held if unseen and not placed else names
-        again = [p.thing.kind for p in placed if p.thing.colours]
-        if twice and again and len(placed) < 4:
-            kind = str(rng.choice(again))
-        else:
-            kind = str(rng.choice(sorted({t.kind for t in pool})))
-        thing = rng.choice([t for t in pool if t.kind == kind])
-        colour = str(rng.choice(thing.colours)) if thing.colours else None
-        size = str(rng.choice(thing.sizes)) if thing.sizes else None
-        if (thing.kind, colour, size) in looks:
-            continue  # two big red mugs could not be told apart by words
-        if any(p.thing is thing and (p.size == size) for p in placed):
-            continue  # each mesh of one size is there once
-        if any(look[0] == kind for look in looks) and not thing.colours:
-            continue
-        pose = _UPRIGHT[thing.up]
-        if thing.lies and rng.random() < 0.25:
-            pose = _times((math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0), pose)
-        yaw = rng.uniform(-math.pi, math.pi)
-        pose = _times((math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)), pose)
-        box = boxes[thing.name]
-        corners = _corners(box) * _scale(thing, size, box) @ _rotation(pose).T
-        low, high = corners.min(0), corners.max(0)
-        radius = float(np.linalg.norm((high - low)[:2]) / 2) * 0.70  # boxes are looser than meshes
-        x, y = rng.uniform(-0.29, 0.29), rng.uniform(-0.25, 0.25)
-        if any(math.hypot(x - a, y - b) < radius + r for a, b, r in taken):
-            continue
-        middle = (low + high) / 2
-        position = np.array([x - middle[0], y - middle[1], -low[2]])
-        placed.append(
-            PlacedObject(
-                thing,
-                colour,
-                size,
-                tuple((low + position).tolist()),
-                tuple((high + position).tolist()),
-                tuple(position.tolist()),
-                pose,
-            )
-        )
-        taken.append((x, y, radius))
-        looks.add((thing.kind, colour, size))
+    objects = _draw_objects(rng, boxes, unseen, count)
     angle = rng.uniform(0, 2 * math.pi)
-    tables = TABLES if unseen else tuple(t for t in TABLES if t not in HELD_OUT_TABLES)
+    tables = (
+        TABLE_TEXTURES
+        if unseen
+        else tuple(t for t in TABLE_TEXTURES if t not in HELD_OUT_TABLE_TEXTURES)
+    )
     warmth = rng.uniform(-0.06, 0.06)
-    light = rng.uniform(0.4, 0.8)
+    brightness = rng.uniform(0.4, 0.8)
     return Scene(
-        tuple(placed),
+        objects,
         str(rng.choice(tables)),
-        str(rng.choice(WALLS)),
+        str(rng.choice(WALL_TEXTURES)),
         (1.2 * math.cos(angle), 1.2 * math.sin(angle), rng.uniform(1.0, 2.2)),
-        (light * (1 + warmth), light, light * (1 - warmth)),
+        (brightness * (1 + warmth), brightness, brightness * (1 - warmth)),
         rng.uniform(0.25, 0.45),
         rng.uniform(42.0, 60.0),
     )
 
 
+def _draw_objects(
+    rng: np.random.Generator, boxes: Mapping[str, Box], unseen: bool, count: int | None
+) -> tuple[PlacedObject, ...]:
+    """Return the objects of a scene; no two of them overlap or have the same name."""
+    models = [m for m in OBJECTS.values() if unseen or not m.held_out]
+    held_out = [m for m in models if m.held_out]
+    count = count or int(rng.integers(3, 10))
+    placed: list[PlacedObject] = []
+    occupied: list[tuple[float, float, float]] = []  # occupied (x, y, radius) [m]
+    repeats = rng.random() < _REPEAT_RATE
+    for _ in range(_MAX_TRIES):
+        if len(placed) == count:
+            break
+        pool = held_out if unseen and not placed else models
+        model = _draw_model(rng, pool, placed, repeats)
+        colour = str(rng.choice(model.colours)) if model.colours else None
+        size = str(rng.choice(model.sizes)) if model.sizes else None
+        if not _is_distinct(model, colour, size, placed):
+            continue
+        candidate, circle = _draw_pose(rng, model, colour, size, boxes[model.name])
+        x, y, radius = circle
+        if any(math.hypot(x - a, y - b) < radius + r for a, b, r in occupied):
+            continue
+        placed.append(candidate)
+        occupied.append(circle)
+    return tuple(placed)
+
+
+def _draw_model(
+    rng: np.random.Generator,
+    pool: list[ObjectModel],
+    placed: list[PlacedObject],
+    repeats: bool,
+) -> ObjectModel:
+    """Return a random model. All categories are equally likely, also those with few models.
+
+    With `repeats`, the second to fourth object have a category that the scene already has, once
+    an object with several colours is placed.
+    """
+    repeatable = [p.model.category for p in placed if p.model.colours]
+    if repeats and repeatable and len(placed) < 4:
+        category = str(rng.choice(repeatable))
+    else:
+        category = str(rng.choice(sorted({m.category for m in pool})))
+    return rng.choice([m for m in pool if m.category == category])
+
+
+def _is_distinct(
+    model: ObjectModel, colour: str | None, size: str | None, placed: list[PlacedObject]
+) -> bool:
+    """Return whether the name of an object is unique in the scene, and its MuJoCo body unused."""
+    same_category = [p for p in placed if p.model.category == model.category]
+    same_look = any((p.colour, p.size) == (colour, size) for p in same_category)
+    same_body = any(p.model is model and p.size == size for p in placed)
+    return not (same_look or same_body or (same_category and not model.colours))
+
+
+def _draw_pose(
+    rng: np.random.Generator, model: ObjectModel, colour: str | None, size: str | None, box: Box
+) -> tuple[PlacedObject, tuple[float, float, float]]:
+    """Return an object at a random place on the table, and its circle (x, y, radius) there [m]."""
+    quaternion = _UPRIGHT_ROTATIONS[model.up_axis]
+    if model.can_lie and rng.random() < _LYING_RATE:
+        quaternion = _multiply(_LYING, quaternion)
+    yaw = rng.uniform(-math.pi, math.pi)
+    quaternion = _multiply((math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)), quaternion)
+    corners = box_corners(box) * mesh_scale(model, size, box) @ rotation_matrix(quaternion).T
+    low, high = corners.min(0), corners.max(0)
+    radius = float(np.linalg.norm((high - low)[:2]) / 2) * _RADIUS_SCALE
+    x, y = (rng.uniform(-half, half) for half in _TABLE_HALF_SIZE)
+    middle = (low + high) / 2
+    position = np.array([x - middle[0], y - middle[1], -low[2]])
+    placed = PlacedObject(
+        model,
+        colour,
+        size,
+        tuple((low + position).tolist()),
+        tuple((high + position).tolist()),
+        tuple(position.tolist()),
+        quaternion,
+    )
+    return placed, (x, y, radius)
+
+
 def draw_camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return a camera's position and the point it looks at, world [m], each (3,)."""
     azimuth = rng.uniform(-0.9, 0.9) - math.pi / 2
-    height = math.radians(rng.uniform(25, 65))
+    elevation = math.radians(rng.uniform(25, 65))
     distance = rng.uniform(0.58, 0.88)
     target = np.array([rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.05), 0.04])
-    away = np.array(
+    return target + distance * direction(azimuth, elevation), target
+
+
+def direction(azimuth: float, elevation: float) -> np.ndarray:
+    """Return the unit vector (3,) of two angles [rad], world; azimuth 0 is along x."""
+    return np.array(
         [
-            math.cos(azimuth) * math.cos(height),
-            math.sin(azimuth) * math.cos(height),
-            math.sin(height),
+            math.cos(azimuth) * math.cos(elevation),
+            math.sin(azimuth) * math.cos(elevation),
+            math.sin(elevation),
         ]
     )
-    return target + distance * away, target
 
 
 def camera_matrix(position: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the optical frame (x right, y down, z forward) in the world, (4, 4), level."""
+    """Return the pose of a camera's optical frame in the world, (4, 4), without roll.
+
+    The optical frame has x right, y down, z forward (REP-103).
+    """
     forward = (target - position) / np.linalg.norm(target - position)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -179,5 +261,5 @@ def camera_matrix(position: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def scene_rng(split: str, number: int) -> np.random.Generator:
-    """Return the generator that a scene is drawn with: its own, whatever came before."""
+    """Return the generator of one scene; it does not depend on other scenes."""
     return np.random.default_rng((SPLITS[split], number))

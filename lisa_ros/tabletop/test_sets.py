@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exams on rendered scenes: the requests of each and their truth, drawn by the scene's number.
+"""Test sets of rendered scenes: queries with their ground truth, seeded by split and scene number.
 
-`lisa_ros.evaluation.tabletop` reads what this writes.
+`lisa_ros.evaluation.tabletop` reads them. queries.json is a list of
+
+    {"image": path, "ids": path, "queries": [{"category", "text", "targets"}]}
+
+with paths relative to its folder. Each query has
+    category          of `queries.CATEGORIES`, or "unseen_objects"
+    text              the query, of a dialogue its last turn
+    targets           values of the id image that the mask must cover; empty for an absent object
+    history           earlier queries of the dialogue; missing if there are none
+    expected_phrases  phrases that the answer must state, each as a list of alternatives; see
+                      `evaluation.tabletop.TabletopTestQuery`; missing if there are none
 """
 
 from __future__ import annotations
@@ -9,6 +19,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,76 +27,88 @@ from tqdm import tqdm
 
 from lisa_ros.tabletop import query_sampling
 from lisa_ros.tabletop.objects import OBJECTS
-from lisa_ros.tabletop.scene_graph import SceneGraph, SceneObject
+from lisa_ros.tabletop.queries import TabletopQuery
+from lisa_ros.tabletop.scene_graph import SceneGraph
 from lisa_ros.tabletop.scene_sampling import SPLITS
 
-_APART = 1000  # requests of exams draw from other seeds than scenes and lessons
+QUERIES_FILE = 'queries.json'
+_SEED_OFFSET = 1000  # test queries and scenes have different seeds
 
 
-def make_test_queries(split: str, number: int, table: SceneGraph) -> list[dict]:
-    """Return what a table is asked, as `evaluation.scenes.read_exam` reads it."""
-    rng = np.random.default_rng((_APART + SPLITS[split], number))
+def make_test_queries(split: str, number: int, scene: SceneGraph) -> list[dict[str, Any]]:
+    """Return the entries of a scene's queries in queries.json.
+
+    For the split "unseen", the queries ask for the held-out objects only.
+    """
+    rng = np.random.default_rng((_SEED_OFFSET + SPLITS[split], number))
     if split == 'unseen':
-        new = [o.thing for o in table.visible if OBJECTS[o.thing].held_out]
-        asked = [
-            r for thing in new for r in query_sampling.make_object_test_queries(rng, table, thing)
+        models = [o.model for o in scene.visible if OBJECTS[o.model].held_out]
+        queries = [
+            query
+            for model in models
+            for query in query_sampling.make_object_test_queries(rng, scene, model)
         ]
-    else:
-        asked = query_sampling.make_test_queries(rng, table)
-    pages = []
-    for request in asked:
-        *before, last = request.turns
-        page = {
-            'sort': 'unseen_objects' if split == 'unseen' else request.category,
-            'text': last.query,
-            'targets': sorted({i for ids in request.targets[request.first :] for i in ids}),
-        }
-        if before:
-            page['before'] = [turn.query for turn in before]
-        if request.expected_phrases:
-            page['expects'] = [list(wordings) for wordings in request.expected_phrases]
-        pages.append(page)
-    return pages
+        return [_entry(query, 'unseen_objects') for query in queries]
+    queries = query_sampling.make_test_queries(rng, scene)
+    return [_entry(query, query.category) for query in queries]
+
+
+def _entry(query: TabletopQuery, category: str) -> dict[str, Any]:
+    *history, last = query.turns
+    entry: dict[str, Any] = {
+        'category': category,
+        'text': last.query,
+        'targets': sorted({i for ids in query.targets[query.first_target :] for i in ids}),
+    }
+    if history:
+        entry['history'] = [turn.query for turn in history]
+    if query.expected_phrases:
+        entry['expected_phrases'] = [list(phrases) for phrases in query.expected_phrases]
+    return entry
 
 
 def write_test_set(folder: Path) -> None:
-    """Write exam.json beside a split's scenes.json."""
-    note = json.loads((folder / 'scenes.json').read_text())
-    pages = [
-        {
-            'picture': f'colour/{scene["name"]}.jpg',
-            'ids': f'ids/{scene["name"]}.png',
-            'questions': make_test_queries(
-                note['split'],
-                int(scene['name']),
-                SceneGraph(tuple(SceneObject(**one) for one in scene['objects'])),
-            ),
-        }
-        for scene in note['scenes']
-    ]
-    (folder / 'exam.json').write_text(json.dumps(pages))
+    """Write queries.json next to the scenes.json of a split."""
+    index = json.loads((folder / 'scenes.json').read_text())
+    images = []
+    for scene in index['scenes']:
+        graph = SceneGraph.from_dicts(scene['objects'])
+        images.append(
+            {
+                'image': f'colour/{scene["name"]}.jpg',
+                'ids': f'ids/{scene["name"]}.png',
+                'queries': make_test_queries(index['split'], int(scene['name']), graph),
+            }
+        )
+    (folder / QUERIES_FILE).write_text(json.dumps(images))
 
 
 def pack_test_set(folders: list[Path], out: Path, quality: int = 80) -> None:
-    """Join the exams of several folders into one zip that is small enough to ship, as WebP."""
-    pages = []
+    """Write the test sets of several splits into one small zip file.
+
+    Args:
+        folders: folders of the splits, each with queries.json.
+        out: the zip file.
+        quality: of the WebP images, 0 to 100.
+    """
+    images = []
     with zipfile.ZipFile(out, 'w') as archive:
         for folder in folders:
-            for page in tqdm(json.loads((folder / 'exam.json').read_text()), desc=folder.name):
-                if not page['questions']:
+            for entry in tqdm(json.loads((folder / QUERIES_FILE).read_text()), desc=folder.name):
+                if not entry['queries']:
                     continue
-                name = f'{folder.name}_{Path(page["ids"]).stem}'
-                picture = cv2.imread(str(folder / page['picture']), cv2.IMREAD_COLOR)
-                ids = cv2.imread(str(folder / page['ids']), cv2.IMREAD_GRAYSCALE)
+                name = f'{folder.name}_{Path(entry["ids"]).stem}'
+                image = cv2.imread(str(folder / entry['image']), cv2.IMREAD_COLOR)
+                ids = cv2.imread(str(folder / entry['ids']), cv2.IMREAD_GRAYSCALE)
                 archive.writestr(
-                    f'{name}.webp', _coded('.webp', picture, cv2.IMWRITE_WEBP_QUALITY, quality)
+                    f'{name}.webp', _encode('.webp', image, cv2.IMWRITE_WEBP_QUALITY, quality)
                 )
                 archive.writestr(
-                    f'{name}.png', _coded('.png', ids, cv2.IMWRITE_PNG_COMPRESSION, 9)
+                    f'{name}.png', _encode('.png', ids, cv2.IMWRITE_PNG_COMPRESSION, 9)
                 )
-                pages.append({**page, 'picture': f'{name}.webp', 'ids': f'{name}.png'})
-        archive.writestr('exam.json', json.dumps(pages), zipfile.ZIP_DEFLATED)
+                images.append({**entry, 'image': f'{name}.webp', 'ids': f'{name}.png'})
+        archive.writestr(QUERIES_FILE, json.dumps(images), zipfile.ZIP_DEFLATED)
 
 
-def _coded(kind: str, picture: np.ndarray, option: int, value: int) -> bytes:
-    return cv2.imencode(kind, picture, [option, value])[1].tobytes()
+def _encode(suffix: str, pixels: np.ndarray, option: int, value: int) -> bytes:
+    return cv2.imencode(suffix, pixels, [option, value])[1].tobytes()
