@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lisa-ros` can do, a file for each kind of work; `cli` puts them together."""
+"""The commands of `lisa-ros`, a module for each; `cli` puts them together.
+
+`lisa-ros --help` imports all of them, so they import large libraries (torch, OpenCV, NumPy,
+rosbags) in the functions that need them.
+"""

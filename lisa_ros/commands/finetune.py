@@ -1,141 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lisa-ros frames` and `lisa-ros finetune`: a LISA learns pictures of one's own."""
+"""`lisa-ros finetune`: fine-tune a LISA model on annotated images."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lisa_ros.commands.arguments import pace_arguments, trainer_config
+from lisa_ros.commands.training_arguments import (
+    add_config_flags,
+    add_trainer_flags,
+    with_options,
+)
 from lisa_ros.errors import SettingsError
 from lisa_ros.model.registry import resolve_bundled_model
 
+if TYPE_CHECKING:
+    from lisa_ros.datasets.annotations import ImageWithQueries
+    from lisa_ros.training.finetune.config import FinetuneConfig
+    from lisa_ros.training.finetune.mixture import Mixture
+
+_TRAINER_DEFAULTS = {
+    'steps': 500,
+    'learning_rate': 0.0003,
+    'warmup_steps': 100,
+    'decay_fraction': 1.0,
+    'accumulate': 10,
+    'validate_every': 100,
+    'save_every': 100,
+    'patience': None,
+    'seed': 0,
+}
+# Fields of training.finetune.config.FinetuneConfig: type, description, default.
+_CONFIG_FLAGS = {
+    'batch_size': (int, 'images in a micro-batch', 1),
+    'queries_per_image': (int, 'queries about each image, at most', 3),
+    'rank': (int, 'rank of LoRA', 8),
+    'alpha': (int, "LoRA's output is multiplied by alpha / rank", 16),
+    'dropout': (float, "probability of dropout on LoRA's input", 0.05),
+}
+
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the commands."""
-    taken = commands.add_parser('frames', help='pictures out of a bag, to be labelled')
-    taken.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder, or a bare .mcap')
-    taken.add_argument('--topic', help='of Image or CompressedImage (default: the only one)')
-    taken.add_argument('--out', type=Path, required=True, help='folder for <stamp in ns>.png')
-    taken.add_argument(
-        '--every', type=float, default=0.0, metavar='SECONDS', help='between frames (default: all)'
+    """Add the command."""
+    parser = commands.add_parser(
+        'finetune',
+        help='fine-tune a LISA model with LoRA on annotated images',
+        description='Fine-tunes the weights that the original LISA code fine-tunes: LoRA on the '
+        'language model; all weights of embed_tokens, lm_head, text_hidden_fcs and the mask '
+        "decoder. Writes the merged weights to RUN/model, and in LISA's released format to "
+        'RUN/original. If RUN contains a run, it is resumed.',
     )
-    taken.set_defaults(run=frames)
-
-    _finetune_arguments(
-        commands.add_parser(
-            'finetune',
-            help='teach a LISA your own pictures by LoRA',
-            description='Fine-tunes a LISA on labelled pictures, as the original does: LoRA on '
-            'the language model; its words, text_hidden_fcs and the mask decoder whole. Writes '
-            'the merged weights to RUN/model, and in the released layout to RUN/original.',
-        )
+    _add_data_arguments(parser)
+    parser.add_argument('--out', type=Path, required=True, metavar='RUN', help='folder of the run')
+    parser.add_argument('--device', help='cpu or cuda (default: cuda if there is a GPU)')
+    parser.add_argument(
+        '--precision',
+        choices=('fp32', 'bf16', 'nf4'),
+        help='precision of the frozen weights (default: bf16 on a GPU, fp32 on a CPU); nf4 fits '
+        'the 7B model into 24 GB and needs a GPU and bitsandbytes',
     )
+    add_trainer_flags(parser, _TRAINER_DEFAULTS)
+    add_config_flags(parser, _CONFIG_FLAGS)
+    parser.add_argument(
+        '--recompute',
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="recompute the language model's activations in the backward pass, which takes less "
+        'memory and more time (default: yes)',
+    )
+    parser.set_defaults(run=finetune)
 
 
-def frames(options: argparse.Namespace) -> None:
-    """Take pictures out of a bag."""
-    from lisa_ros.datasets.bag_frames import extract_frames
-
-    written = extract_frames(options.bag, options.out, options.topic, options.every)
-    print(f'{len(written)} frames in {options.out}/: label them with `labelme {options.out}`')
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the base model and the data."""
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument(
+        '--model', help='LISA model to start from: lisa-tabletop, a folder or a hub id'
+    )
+    start.add_argument(
+        '--llava',
+        help='LLaVA model (folder or hub id) to build a new LISA model from; needs --sam',
+    )
+    parser.add_argument(
+        '--sam',
+        type=Path,
+        metavar='FILE',
+        help='weights of SAM, a .pth of segment-anything; for --llava',
+    )
+    parser.add_argument('--vision-tower', help="CLIP folder or hub id (default: the checkpoint's)")
+    parser.add_argument('--template', help="conversation template (default: the checkpoint's)")
+    parser.add_argument(
+        '--data',
+        nargs='+',
+        required=True,
+        help='data sets: folders of images with masks or with JSON files of ReasonSeg or labelme; '
+        'or published data sets, such as refer:refer_seg/refcoco (docs/finetuning.md)',
+    )
+    parser.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        metavar='RATE',
+        help='relative sampling rate of each data set (default: all equal)',
+    )
+    parser.add_argument(
+        '--val',
+        metavar='DATA',
+        help='data set to validate on; the weights with the best gIoU are exported (default: no '
+        'validation, the last weights are exported)',
+    )
+    parser.add_argument(
+        '--words-only',
+        type=float,
+        default=0.1,
+        metavar='X',
+        help='for images with an explanation: fraction of the answers that are the explanation '
+        'alone, without a mask (default: 0.1)',
+    )
 
 
 def finetune(options: argparse.Namespace) -> int:
-    """Fine-tune a LISA on labelled pictures, or go on with a run."""
-    from lisa_ros.datasets import registry
-    from lisa_ros.datasets.llava import TextDialogue
+    """Fine-tune a LISA model on annotated images, or resume a run.
+
+    Returns:
+        Exit status: 0 done, 130 stopped by a signal.
+    """
     from lisa_ros.model.device import resolve_device
-    from lisa_ros.training.finetune import task as school
-    from lisa_ros.training.finetune.mixture import Mixture
-    from lisa_ros.training.finetune.samplers import make_sampler
+    from lisa_ros.training.finetune import run
+    from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 
     device = str(resolve_device(options.device))
-    recipe = school.FinetuneConfig()
-    given = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
-    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    if options.precision is None:
-        recipe = replace(recipe, precision='bf16' if device.startswith('cuda') else 'fp32')
-    pace = trainer_config(options, recipe.pace)
-    pace = replace(
-        pace,
-        bf16=recipe.precision != 'fp32',
-        monitor='val_giou' if options.val else None,
-        warmup_steps=min(pace.warmup_steps, max(1, pace.steps // 5)),
-    )
-    recipe = replace(recipe, pace=pace)
-    sources = {
-        data: make_sampler(registry.read(data), recipe.queries_per_image, options.words_only)
-        for data in options.data
-    }
-    rates = options.rates or [1.0] * len(sources)
-    if len(rates) != len(sources):
-        raise SettingsError(
-            f'{len(rates)} --rates for {len(sources)} data sets of --data: give one for each'
-        )
-    mixture = Mixture(sources, dict(zip(sources, rates, strict=True)), pace.seed)
-    validation = registry.read(options.val) if options.val else []
-    if validation and isinstance(validation[0], TextDialogue):
-        raise SettingsError(f'--val {options.val}: talks have no masks to validate on')
-    origin = school.BaseCheckpoint(
+    config = _config(options, device)
+    mixture, validation = _mixture(options, config), _validation_images(options)
+    base = BaseCheckpoint(
         options.llava or resolve_bundled_model(options.model),
         options.vision_tower,
         options.sam,
         is_llava=options.llava is not None,
         template=options.template,
-        seed=pace.seed,
+        seed=config.trainer.seed,
     )
-    done = school.finetune(options.out, origin, mixture, validation, recipe, device)
-    return 0 if done else 130
+    return 0 if run.finetune(options.out, base, mixture, validation, config, device) else 130
 
 
-def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `finetune` asks; the numbers' defaults are in training.finetune.Recipe."""
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument('--model', help='a LISA: lisa-tabletop, a folder or a hub id')
-    start.add_argument('--llava', help='or a LLaVA, folder or hub id, to begin a LISA; with --sam')
-    parser.add_argument('--sam', type=Path, help='a .pth of segment-anything')
-    parser.add_argument('--vision-tower', help="CLIP (default: the checkpoint's own)")
-    parser.add_argument('--template', help="conversation template (default: the checkpoint's own)")
-    parser.add_argument(
-        '--data',
-        nargs='+',
-        required=True,
-        help='FOLDERs of pictures with JSON beside them as ReasonSeg and labelme have it, or with '
-        'masks; or published data sets, as refer:refer_seg/refcoco (docs/finetuning.md)',
+def _config(options: argparse.Namespace, device: str) -> FinetuneConfig:
+    """Return the config that the options ask for."""
+    from lisa_ros.training.finetune.config import FinetuneConfig
+
+    default = FinetuneConfig(precision='bf16' if device.startswith('cuda') else 'fp32')
+    config = with_options(default, options)
+    trainer = with_options(config.trainer, options)
+    trainer = replace(
+        trainer,
+        bf16=config.precision != 'fp32',
+        monitor='val_giou' if options.val else None,
+        warmup_steps=min(trainer.warmup_steps, max(1, trainer.steps // 5)),  # for short runs
     )
-    parser.add_argument('--rates', type=float, nargs='+', help='of each of them (default: alike)')
-    parser.add_argument('--val', metavar='DATA', help='pictures to validate on')
-    parser.add_argument('--out', type=Path, required=True, metavar='RUN', help='goes on if there')
-    parser.add_argument('--device', help='cpu, cuda (default: the GPU where there is one)')
-    parser.add_argument(
-        '--precision',
-        choices=('fp32', 'bf16', 'nf4'),
-        help='of the weights that stay (default: bf16 on a GPU, fp32 on a CPU); nf4 needs a GPU '
-        'and bitsandbytes, and lets 7B fit into 24 GB',
-    )
-    pace_arguments(parser)
-    for name, kind, what in (
-        ('--accumulate', int, 'micro-batches of a step (default: 10)'),
-        ('--patience', int, 'end after so many validations without a rise'),
-        ('--batch-size', int, 'in a micro-batch (default: 1)'),
-        ('--queries-per-image', int, 'about each picture at most (default: 3)'),
-        ('--rank', int, 'of LoRA (default: 8)'),
-        ('--alpha', int, 'of LoRA (default: 16)'),
-        ('--dropout', float, 'of LoRA (default: 0.05)'),
-    ):
-        parser.add_argument(name, type=kind, help=what)
-    parser.add_argument(
-        '--words-only',
-        type=float,
-        default=0.1,
-        help='share of explained pictures that are answered without a mask (default: 0.1)',
-    )
-    parser.add_argument(
-        '--recompute',
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help='work activations out twice, to save memory (default: yes)',
-    )
-    parser.set_defaults(run=finetune)
+    return replace(config, trainer=trainer)
+
+
+def _mixture(options: argparse.Namespace, config: FinetuneConfig) -> Mixture:
+    """Return the training data.
+
+    Raises:
+        SettingsError: the number of rates differs from the number of data sets.
+        DataError: a data set cannot be read.
+    """
+    from lisa_ros.datasets.registry import read_dataset
+    from lisa_ros.training.finetune.mixture import Mixture
+    from lisa_ros.training.finetune.samplers import make_sampler
+
+    samplers = {
+        name: make_sampler(read_dataset(name), config.queries_per_image, options.words_only)
+        for name in options.data
+    }
+    rates = options.rates or [1.0] * len(samplers)
+    if len(rates) != len(samplers):
+        raise SettingsError(
+            f'{len(rates)} --rates for {len(samplers)} data sets of --data: give one for each'
+        )
+    return Mixture(samplers, dict(zip(samplers, rates, strict=True)), config.trainer.seed)
+
+
+def _validation_images(options: argparse.Namespace) -> list[ImageWithQueries]:
+    """Return the images to validate on; none without --val.
+
+    Raises:
+        SettingsError: the data set has no masks.
+        DataError: it cannot be read.
+    """
+    from lisa_ros.datasets.llava import TextDialogue
+    from lisa_ros.datasets.registry import read_dataset
+
+    images = read_dataset(options.val) if options.val else []
+    if images and isinstance(images[0], TextDialogue):
+        raise SettingsError(
+            f'--val {options.val}: text dialogues have no masks to validate on; '
+            'give annotated images'
+        )
+    return images

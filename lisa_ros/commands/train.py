@@ -1,172 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lisa-ros scenes` and `lisa-ros train`: our own small model, from rendered tables."""
+"""`lisa-ros train`: train lisa-tabletop, our own small model, on rendered scenes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lisa_ros.commands.arguments import pace_arguments, positive_int, trainer_config
+from lisa_ros.commands.training_arguments import (
+    add_config_flags,
+    add_trainer_flags,
+    with_options,
+)
 from lisa_ros.errors import SettingsError
+
+_TRAINER_DEFAULTS = {
+    'steps': 4600,
+    'learning_rate': 0.001,
+    'warmup_steps': 100,
+    'decay_fraction': 0.6,
+    'weight_decay': 0.05,
+    'accumulate': 1,
+    'ema_decay': 0.99,
+    'validate_every': 300,
+    'save_every': 100,
+    'monitor': None,
+    'patience': None,
+    'workers': 0,
+    'seed': 0,
+}
+# Fields of training.tabletop.pretrain_config.PretrainConfig: type, description, default.
+_BATCH_FLAGS = {
+    'vision_warmup_steps': (int, 'first steps, which train only vision encoders, no text', 600),
+    'number_warmup_steps': (int, 'next steps: all answers contain numbers, no mask losses', 0),
+    'batch_size': (int, 'images in a batch', 16),
+    'queries_per_image': (int, 'queries about each image', 6),
+    'measured_per_image': (int, 'of these, queries whose answers contain numbers', 0),
+    'reasoning_per_image': (int, 'of these, queries that need reasoning', 0),
+    'fixed_reasoning_pairs': (
+        int,
+        'number of fixed pairs of an image and a reasoning query, which fill half of each batch',
+        0,
+    ),
+    'name_noise_rate': (
+        float,
+        'fraction of answers with a position that are read with a wrong object name, so that '
+        'the mask follows the position',
+        0.0,
+    ),
+}
+_MODEL_FLAGS = {
+    'clip_image_size': (
+        int,
+        "side of CLIP's input, a multiple of 16 up to 352 [px]; none: that of the start model",
+        None,
+    ),
+    'lora_rank': (
+        int,
+        'with --init-from: train low-rank updates of this rank and save them beside the '
+        'unchanged weights; 0: train the weights',
+        0,
+    ),
+    'views_per_scene': (int, 'augmented views of each scene in a feature cache', 1),
+    'threads': (int, 'threads of PyTorch on the CPU', 2),
+}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the commands."""
-    rendered = commands.add_parser('scenes', help='render tabletop scenes (needs MuJoCo)')
-    rendered.add_argument(
-        '--assets', type=Path, required=True, help='folder of meshes/, textures/'
+    """Add the command."""
+    parser = commands.add_parser(
+        'train',
+        help='train lisa-tabletop on rendered scenes, or resume a run',
+        description='Trains lisa-tabletop; resumes the run if OUT holds one. Ctrl-C ends it after '
+        'the current step. docs/lisa-tabletop.md has the commands of the bundled weights.',
     )
-    rendered.add_argument('--out', type=Path, required=True, help='a folder for all splits')
-    rendered.add_argument('--split', default='train', choices=('train', 'val', 'test', 'unseen'))
-    rendered.add_argument('--count', type=int, default=10000, help='scenes (default: 10000)')
-    rendered.add_argument('--first', type=int, default=0, help='number of the first of them')
-    rendered.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
-    rendered.add_argument('--bag', type=int, metavar='N', help='a bag of scene N instead')
-    rendered.add_argument('--pack', nargs='+', metavar='SPLIT', help='zip these splits as an exam')
-    rendered.set_defaults(run=scenes)
+    parser.add_argument('--scenes', type=Path, help='folder that `lisa-ros scenes` wrote')
+    parser.add_argument(
+        '--out', type=Path, help='folder of the run: state, curves, the model in OUT/model'
+    )
+    parser.add_argument('--device', help='cpu or cuda (default: cpu)')
+    add_trainer_flags(parser, _TRAINER_DEFAULTS)
+    parser.add_argument(
+        '--bf16',
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help='matrix products in bfloat16 (default: where the machine has instructions for it)',
+    )
+    add_config_flags(parser, _BATCH_FLAGS)
+    parser.add_argument(
+        '--exclude-categories',
+        nargs='+',
+        metavar='CATEGORY',
+        help='query categories that are not sampled (default: none)',
+    )
+    _add_model_arguments(parser)
+    _add_check_arguments(parser)
+    parser.set_defaults(run=train)
 
-    school = commands.add_parser('train', help='train lisa-tabletop from scratch, or go on')
-    school.add_argument('--scenes', type=Path, help='what `lisa-ros scenes` made')
-    school.add_argument('--out', type=Path, help='the run: goes on if it is there')
-    school.add_argument('--device', help='cpu or cuda (default: cpu)')
-    school.add_argument(
-        '--check',
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about the model to start from."""
+    parser.add_argument(
+        '--init-from', type=Path, metavar='MODEL', help='model folder (default: random weights)'
+    )
+    parser.add_argument(
+        '--init-vision-from',
         type=Path,
-        metavar='FOLDER',
-        help="train nothing: compare losses and gradients with the original's golden set",
+        metavar='MODEL',
+        help='model folder whose sizes, tokenizer and vision weights are used; the language model '
+        'starts from random weights',
     )
-    school.add_argument('--json', action='store_true', help='of --check: print one JSON object')
-    pace_arguments(school)
-    for name in (
-        'vision-warmup-steps', 'number-warmup-steps', 'measured-per-image', 'reasoning-per-image',
-        'batch-size', 'queries-per-image', 'fixed-reasoning-pairs', 'threads',
-    ):  # fmt: skip
-        school.add_argument(f'--{name}', type=int)
-    school.add_argument(
-        '--name-noise-rate',
-        type=float,
-        help='of the answers with a name behind a place, those read with a wrong one (default: 0)',
-    )
-    school.add_argument(
-        '--exclude-categories', nargs='+', metavar='SORT', help='sorts left out (lore knows, too)'
-    )
-    school.add_argument('--init-from', type=Path, help='a model folder to start from')
-    school.add_argument(
+    parser.add_argument(
         '--rebuild-tokenizer',
         action='store_true',
         default=None,
-        help="with --init-from: a vocabulary made anew from today's grammar",
+        help="with --init-from: train a new tokenizer on today's queries and remap the embeddings",
     )
-    school.add_argument(
-        '--lora-rank',
-        type=int,
-        metavar='RANK',
-        help='with --init-from: its weights stand, and what is learnt is kept beside them',
-    )
-    school.add_argument(
-        '--clip-image-size', type=int, metavar='PIXELS', help='CLIP sees pictures of another size'
-    )
-    school.add_argument(
-        '--init-vision-from', type=Path, help='or one whose vision parts alone are taken'
-    )
-    school.add_argument(
+    add_config_flags(parser, _MODEL_FLAGS)
+    parser.add_argument(
         '--feature-cache',
         type=Path,
         metavar='FOLDER',
-        help='keep what the vision parts see there; they stand still and steps are faster',
+        help='folder for features of CLIP and SAM, written once; their encoders are frozen, and '
+        'a step is three to five times as fast (default: no cache)',
     )
-    school.add_argument(
+    parser.add_argument(
         '--position-codes',
         action='store_true',
-        help="with --init-from: teach its CLIP to tell each patch's place, and nothing else",
+        help='with --init-from: only add position codes to the features of its CLIP, with '
+        'learning rate, steps and decay of its own unless given',
     )
-    school.add_argument(
-        '--views-per-scene', type=int, help='of each scene in the memory (default: 1)'
-    )
-    school.add_argument('--weight-decay', type=float)
-    school.add_argument(
-        '--workers', type=positive_int, help='processes that make lessons ready, as a GPU wants'
-    )
-    school.add_argument('--accumulate', type=int, help='micro-batches of a step (default: 1)')
-    school.add_argument('--monitor', help='figure that must rise, such as val_explicit')
-    school.add_argument('--patience', type=int, help='end after so many validations without it')
-    school.add_argument('--ema-decay', type=float, help="decay of the weights' moving average")
-    school.add_argument('--bf16', action=argparse.BooleanOptionalAction, default=None)
-    school.set_defaults(run=train)
 
 
-def scenes(options: argparse.Namespace) -> None:
-    """Render the scenes of a split, or a bag of one of them; write its exam."""
-    from lisa_ros.tabletop import assets, rendering, sample_bag, test_sets
-
-    if options.bag is not None:
-        cache = assets.prepare_assets(options.assets, options.out / 'assets')
-        sample_bag.write_sample(cache, options.out / 'sample', options.split, options.bag)
-        return
-    rendering.render_split(
-        options.assets,
-        options.out,
-        options.split,
-        options.count,
-        first=options.first,
-        workers=options.workers,
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the comparison with the original."""
+    parser.add_argument(
+        '--check',
+        type=Path,
+        metavar='GOLDEN_SET',
+        help='train nothing: compare losses and gradients of `lisa-ros finetune` with those of '
+        'the original in this folder; exit status 1 if they differ',
     )
-    test_sets.write_test_set(options.out / options.split)
-    if options.pack:
-        test_sets.pack_test_set(
-            [options.out / split for split in options.pack], options.out / 'exam.zip'
-        )
+    parser.add_argument('--json', action='store_true', help='with --check: print one JSON object')
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train lisa-tabletop, or go on with a run; or check the trainer against the original."""
+    """Train lisa-tabletop, or resume a run; or compare our losses with the original's.
+
+    Returns:
+        Exit status: 0 done, 1 the comparison found a difference, 130 stopped by a signal.
+    """
     if options.check is not None:
         return _check(options)
     if options.scenes is None or options.out is None:
-        raise SettingsError('train needs --scenes and --out (or --check and a golden set)')
-    if options.position_codes:
-        return _waves(options)
+        raise SettingsError('train needs --scenes and --out (or --check with a golden set)')
+    finished = _add_position_codes(options) if options.position_codes else _pretrain(options)
+    return 0 if finished else 130
+
+
+def _pretrain(options: argparse.Namespace) -> bool:
+    """Train; return False if a signal stopped it."""
     from lisa_ros.model.device import resolve_device
-    from lisa_ros.training.tabletop import pretrain as tabletop
+    from lisa_ros.training.tabletop import pretrain
+    from lisa_ros.training.tabletop.pretrain_config import PretrainConfig
 
     device = str(resolve_device(options.device or 'cpu'))  # before the scenes are read
-    given = {f.name: getattr(options, f.name, None) for f in fields(tabletop.PretrainConfig)}
-    recipe = tabletop.PretrainConfig(**{k: v for k, v in given.items() if v is not None})
-    recipe = replace(recipe, pace=trainer_config(options, recipe.pace))
-    return 0 if tabletop.train(options.out, options.scenes, recipe, device) else 130
+    config = with_options(PretrainConfig(), options)
+    config = replace(config, trainer=with_options(config.trainer, options))
+    return pretrain.train(options.out, options.scenes, config, device)
 
 
-def _waves(options: argparse.Namespace) -> int:
-    """Give a model's CLIP the places of its patches."""
+def _add_position_codes(options: argparse.Namespace) -> bool:
+    """Train the position codes of a model's CLIP; return False if a signal stopped it."""
     if options.init_from is None:
-        raise SettingsError(
-            '--position-codes are given to a model: name its folder with --init-from'
-        )
-    from lisa_ros.training.tabletop import position_codes
+        raise SettingsError('--position-codes changes a given model: name it with --init-from')
+    from lisa_ros.training.tabletop.position_distillation import TRAINER_CONFIG, distill
 
-    pace = trainer_config(options, position_codes.PACE)
-    return (
-        0 if position_codes.distill(options.out, options.scenes, options.init_from, pace) else 130
-    )
+    config = with_options(TRAINER_CONFIG, options)
+    return distill(options.out, options.scenes, options.init_from, config)
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Hold losses and gradients against the original's; return 1 if they differ."""
-    from lisa_ros.training.finetune.parity_check import check
+    """Print losses and gradients beside the original's; return 1 if they differ."""
+    from lisa_ros.training.finetune.parity_check import compare_golden_set, format_report
 
-    report = check(options.check, options.device or 'cpu')
-    if options.json:
-        print(json.dumps(report))
-    else:
-        print(f'{"":32}{"golden":>14}{"ours":>14}{"difference":>12}')
-        for case in report['cases']:
-            tokens = 'the same tokens' if case['tokens'] else 'OTHER TOKENS'
-            print(f'{case["set"]} {case["case"]}: {tokens}')
-            for name, row in {**case['losses'], **case['gradient_norms']}.items():
-                short = name if len(name) < 30 else f'...{name[-27:]}'
-                numbers = f'{row["golden"]:14.6g}{row["ours"]:14.6g}{row["difference"]:12.1e}'
-                print(f'  {short:30}{numbers}{"" if row["ok"] else "  DIFFERS"}')
-        print('all agree' if report['ok'] else 'they differ')
+    report = compare_golden_set(options.check, options.device or 'cpu')
+    print(json.dumps(report) if options.json else format_report(report))
     return 0 if report['ok'] else 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of LISA's masks, number for number those of dvlab-research/LISA (model/LISA.py).
+"""The mask losses of LISA, equal to those of dvlab-research/LISA (model/LISA.py).
 
-Paper: arxiv.org/abs/2308.00692, section 3.2: cross-entropy on words, per-pixel binary
-cross-entropy and Dice on masks. The words' part is `TeacherForced.ce_loss`.
-Letters: N masks, H x W their pixels.
+Paper: arxiv.org/abs/2308.00692, section 3.2: cross-entropy of the text, per-pixel binary
+cross-entropy and Dice of the masks. The text loss is `LisaOutput.ce_loss`.
+Letters: N masks of H x W pixels.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-CE_WEIGHT, BCE_WEIGHT, DICE_WEIGHT = 1.0, 2.0, 0.5  # the paper's
+CE_WEIGHT, BCE_WEIGHT, DICE_WEIGHT = 1.0, 2.0, 0.5  # from the paper
 
-_SCALE, _EPS = 1000, 1e-6  # of the original's Dice, see `dice_loss`
+_SCALE, _EPS = 1000, 1e-6  # constants of the original's Dice loss, see `dice_loss`
 
 
-def dice_loss(logits: Tensor, truth: Tensor, num_masks: float) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
     """Return the Dice loss, summed over masks and divided by `num_masks`.
 
-    Sums are scaled by 1/1000 before 1e-6 is added, so that an empty prediction of an empty mask
-    costs nothing, while a few stray pixels already cost almost 1.
+    Sums are divided by 1000 before 1e-6 is added. So an empty prediction of an empty mask has
+    loss 0, while a few stray pixels already have a loss of almost 1.
 
     Args:
-        logits: (N, H, W).
-        truth: (N, H, W), 0 or 1, float.
-        num_masks: what the sum is divided by.
+        logits: (N, H, W) predicted mask logits.
+        target: (N, H, W) float, 0 or 1, the ground truth.
+        num_masks: divisor of the sum.
     """
-    inside, truth = logits.sigmoid().flatten(1), truth.flatten(1)
-    overlap = 2 * (inside / _SCALE * truth).sum(-1)
-    total = (inside / _SCALE).sum(-1) + (truth / _SCALE).sum(-1)
+    probability, target = logits.sigmoid().flatten(1), target.flatten(1)
+    overlap = 2 * (probability / _SCALE * target).sum(-1)
+    total = (probability / _SCALE).sum(-1) + (target / _SCALE).sum(-1)
     return (1 - (overlap + _EPS) / (total + _EPS)).sum() / (num_masks + 1e-8)
 
 
-def sigmoid_ce_loss(logits: Tensor, truth: Tensor, num_masks: float) -> Tensor:
-    """Return binary cross-entropy, mean over pixels, summed over masks, by `num_masks`.
+def sigmoid_ce_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
+    """Return binary cross-entropy: mean over pixels, summed over masks, divided by `num_masks`.
 
     Args:
-        logits: (N, H, W).
-        truth: (N, H, W), 0 or 1, float.
-        num_masks: what the sum is divided by.
+        logits: (N, H, W) predicted mask logits.
+        target: (N, H, W) float, 0 or 1, the ground truth.
+        num_masks: divisor of the sum.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
     return loss.flatten(1).mean(1).sum() / (num_masks + 1e-8)

@@ -1,35 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: its losses and validation figures over the steps, from curves.csv."""
+"""Training curves of a run: the table curves.csv and its plot curves.png."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 
-def plot(table: Path, picture: Path) -> None:
-    """Draw losses (logarithmic) above validation figures; nothing where matplotlib is absent.
+def append_curves(run: Path, values: Mapping[str, float]) -> None:
+    """Append a row to curves.csv in a run's folder and draw curves.png again.
 
     Args:
-        table: curves.csv of a run; columns `val_*` are figures, `step` and `minutes` neither.
-        picture: the PNG to write.
+        run: folder of the run.
+        values: the row by column: `step`, `minutes`, losses, metrics named `val_*`. It replaces
+            rows of the same or a later step, which a resumed run computes again.
+    """
+    table = run / 'curves.csv'
+    rows: list[dict[str, str]] = []
+    if table.exists():
+        with table.open(newline='') as file:
+            rows = [row for row in csv.DictReader(file) if float(row['step']) < values['step']]
+    rows.append({name: f'{value:.4f}' for name, value in values.items()})
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with table.open('w', newline='') as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_curves(table, run / 'curves.png')
+
+
+def plot_curves(table: Path, image: Path) -> None:
+    """Plot losses (log scale) above validation metrics; do nothing without matplotlib.
+
+    Args:
+        table: curves.csv of a run. Columns `val_*` are metrics; all others but `step` and
+            `minutes` are losses.
+        image: the PNG to write.
     """
     try:
         import matplotlib
     except ModuleNotFoundError:
-        return  # a training must not end for want of a picture; the table is there
+        return  # a missing plot must not end a training: the table is there
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
     with table.open(newline='') as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ('step', 'minutes')]
-    figures = [name for name in names if name.startswith('val_')]
-    groups = ([n for n in names if n not in figures], figures)
-    drawing, axes = pyplot.subplots(2, 1, figsize=(8, 8), sharex=True, layout='constrained')
-    for axis, group in zip(axes, groups, strict=True):
+    metrics = [name for name in names if name.startswith('val_')]
+    losses = [name for name in names if name not in metrics]
+    figure, axes = pyplot.subplots(2, 1, figsize=(8, 8), sharex=True, layout='constrained')
+    for axis, group in zip(axes, (losses, metrics), strict=True):
         for name in group:
-            points = [(float(r['step']), float(r[name])) for r in rows if r.get(name)]
+            points = [(float(row['step']), float(row[name])) for row in rows if row.get(name)]
             if points:
                 axis.plot(*zip(*points, strict=True), '.-', label=name.removeprefix('val_'))
         axis.grid(alpha=0.3)
@@ -37,5 +61,5 @@ def plot(table: Path, picture: Path) -> None:
             axis.legend(fontsize=8, ncols=2, loc='center left', bbox_to_anchor=(1, 0.5))
     axes[0].set(yscale='log', ylabel='losses')
     axes[1].set(xlabel='step', ylabel='validation')
-    drawing.savefig(picture, dpi=100)
-    pyplot.close(drawing)
+    figure.savefig(image, dpi=100)
+    pyplot.close(figure)

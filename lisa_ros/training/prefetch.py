@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lessons made ready while a model learns: by one thread, or by the processes that a GPU wants.
+"""Draws the batches of the next steps while the model trains, in a thread or in processes.
 
-A thread suits a CPU, where a step takes a second and a lesson a tenth of it. A GPU takes three
-hundred pictures in that time, which keep a dozen cores busy. The lessons and their order are the
-same.
+On a CPU one thread is enough: a training step takes a second, drawing its batch a tenth of that. A
+GPU trains on three hundred images in a second, and drawing these takes a dozen cores. A thread and
+processes give the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lisa_ros.errors import LisaError
 
-Made = Generator[Any | Exception, None, None]
+BatchStream = Generator[Any | Exception, None, None]
 
-_TOO_LONG = 600  # for one lesson [s]
+_BATCH_TIMEOUT = 600  # [s]
 
 
-def prefetch_batches(draw: Callable[[int], Any], steps: range, workers: int = 0) -> Made:
-    """Yield the lesson of each step, or the error that it failed with; close it when done.
+def prefetch_batches(draw: Callable[[int], Any], steps: range, workers: int = 0) -> BatchStream:
+    """Yield the batch of each step, or the exception that drawing it raised.
+
+    Close the generator to end the thread or the processes.
 
     Args:
-        draw: returns a step's lesson, which depends on nothing else. It is called elsewhere: in
-            forked processes it must not touch a GPU.
-        steps: in their order.
-        workers: processes; 0: a thread. Tensors come from them in shared memory (/dev/shm), two
-            lessons of each.
+        draw: returns the batch of a step; it must depend only on the step. It runs in a thread, or
+            in forked processes, where it must not use a GPU.
+        steps: the steps, in order.
+        workers: number of processes; 0: a thread. Each process keeps two batches ready, in shared
+            memory (/dev/shm).
     """
-    lessons = _Lessons(draw, steps)
-    return _by_processes(lessons, workers) if workers else _by_thread(lessons)
+    batches = _StepBatches(draw, steps)
+    return _from_processes(batches, workers) if workers else _from_thread(batches)
 
 
-class _Lessons(Dataset):
-    """The lesson of each step; an error stands in the place of one that could not be drawn."""
+class _StepBatches(Dataset):
+    """The batch of each step, or the exception that drawing it raised."""
 
     def __init__(self, draw: Callable[[int], Any], steps: range):
         self._draw, self._steps = draw, steps
@@ -51,57 +53,57 @@ class _Lessons(Dataset):
     def __getitem__(self, index: int) -> Any | Exception:
         try:
             return self._draw(self._steps[index])
-        except Exception as error:  # noqa: BLE001  # raised again where lessons are taken
+        except Exception as error:  # noqa: BLE001  # the consumer raises it again
             if get_worker_info() and not isinstance(error, LisaError):
-                traceback.print_exc()  # which does not come along from another process
+                traceback.print_exc()  # the traceback is not passed to the main process
             return error
 
 
-def _by_thread(lessons: _Lessons) -> Made:
+def _from_thread(batches: _StepBatches) -> BatchStream:
     ready: queue.Queue[Any | Exception] = queue.Queue(maxsize=3)
-    over = threading.Event()
+    closed = threading.Event()
 
     def fill() -> None:
-        for index in range(len(lessons)):
-            lesson = lessons[index]
-            while not over.is_set():
+        for index in range(len(batches)):
+            batch = batches[index]
+            while not closed.is_set():
                 with contextlib.suppress(queue.Full):
-                    ready.put(lesson, timeout=0.2)
+                    ready.put(batch, timeout=0.2)
                     break
-            if over.is_set():
+            if closed.is_set():
                 return
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
     try:
-        for _ in range(len(lessons)):
+        for _ in range(len(batches)):
             yield ready.get()
     finally:
-        over.set()
+        closed.set()
         thread.join()
 
 
-def _by_processes(lessons: _Lessons, count: int) -> Made:
+def _from_processes(batches: _StepBatches, count: int) -> BatchStream:
     loader = DataLoader(
-        lessons,
+        batches,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=count,
-        multiprocessing_context='fork',  # all share the pictures in memory
-        worker_init_fn=_leave_signals,
-        timeout=_TOO_LONG,  # a lesson that cannot be handed over never comes
+        multiprocessing_context='fork',  # forked processes share the images in memory
+        worker_init_fn=_ignore_signals,
+        timeout=_BATCH_TIMEOUT,  # a batch that cannot be passed between processes never arrives
     )
     try:
         yield from loader
-    except Exception as error:  # noqa: BLE001  # a worker was killed, or is late
+    except Exception as error:  # noqa: BLE001  # a worker was killed or timed out
         yield error
 
 
-def _as_it_is(lesson: Any) -> Any:
-    return lesson
+def _identity(batch: Any) -> Any:
+    return batch
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal: the one that learns ends the others."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore Ctrl-C, which a terminal sends to all processes: the trainer ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,347 +1,387 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of every training here: steps, schedule, curves, keeping, stopping and going on.
+"""The training loop: optimizer steps, moving average of the weights, validation, save and resume.
 
-What is learnt is a `Pupil`'s matter; how long and how fast is a `Pace`. A run is a folder:
+A `TrainingTask` defines the model, the batches and the losses, a `TrainerConfig` the number of
+steps and the learning rate. A run is a folder:
 
-    last.pt      what it takes to go on: trained weights, optimizers, step
-    curves.csv   losses (smoothed) and validation figures; curves.png draws them
-    and whatever the pupil writes: pictures at each validation, the weights to be used
+    last.pt      state to resume from: trained weights, optimizers, step
+    curves.csv   losses (smoothed) and validation metrics; curves.png is its plot
+    The task adds its own files: images at each validation, and the exported weights.
 
-Call again with the same folder to go on; a run that was stopped by a signal ends as if it had not
-been (on a CPU bit for bit: lessons and dropout depend on seed and step alone).
-With `torchrun` every process takes lessons of its own and gradients are averaged.
+Train in the same folder to resume a run. On a CPU a run that was stopped by a signal and resumed
+ends with exactly the same weights as an uninterrupted one, because batches and dropout depend only
+on seed and step. With `torchrun` each process draws its own batches, and gradients are averaged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.training import plots
-from lisa_ros.training.distributed import _any, _share, init_distributed
+from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
+from lisa_ros.training.interruption import stop_on_signal
 from lisa_ros.training.muon import Muon
 from lisa_ros.training.prefetch import prefetch_batches
+from lisa_ros.training.run_state import STATE_FILE, RunState
 
 
 class TrainingTask(Protocol):
-    """What learns: a model with its lessons and losses."""
+    """What is trained: a model with its batches and losses.
 
-    module: nn.Module  # all that is kept; its parameters with requires_grad are trained
-    weights: dict[str, float]  # of each loss in the sum; 0: only watched
+    The trainer calls all methods except `draw` from one thread.
+    """
 
-    def draw(self, step: int, part: int) -> Any:
-        """Return the lesson of a step; `part` counts micro-batches and processes.
+    module: nn.Module  # the trainer trains and saves its parameters that have requires_grad
+    loss_weights: Mapping[str, float]  # factor of each loss in the sum; 0: only logged
 
-        It depends on nothing else, and is called from a thread of its own, or from processes that
-        are forked for it and must not touch a GPU. It has `to(device)`.
+    def draw(self, step: int, batch_index: int) -> Any:
+        """Return a batch. It must have a method `to(device)`.
+
+        The batch must depend only on the arguments. The trainer calls this method from another
+        thread or in forked processes, where it must not use a GPU.
+
+        Args:
+            step: the training step.
+            batch_index: number of the batch within the step, counted over all micro-batches and
+                processes.
         """
 
-    def losses(self, lesson: Any, step: int) -> dict[str, Tensor]:
-        """Return the losses by name, scalars."""
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Return the losses of a batch by name, scalars with gradients."""
 
     def validate(self, run: Path) -> dict[str, float]:
-        """Return figures of the weights as they are; may draw pictures into the run's folder."""
+        """Return metrics of the current weights. It may write images into the run's folder."""
 
     def export(self, run: Path) -> None:
-        """Write the weights as they are, to be used, into the run's folder."""
+        """Write the current weights into the run's folder, in the format for inference."""
 
 
 def has_fast_bf16() -> bool:
-    """Return whether this machine has instructions for bfloat16; without, it is much slower."""
+    """Return whether this machine has bfloat16 instructions; without them bfloat16 is slow."""
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long and how fast to learn."""
+    """How long and how fast to train."""
 
-    steps: int
-    learning_rate: float = 1e-3  # peak learning rate of AdamW
-    warmup_steps: int = 100  # steps in which the rate rises
-    decay_fraction: float = 0.3  # share of the steps in which it falls to nothing, at the end
-    weight_decay: float = 0.0  # of matrices; vectors have none
-    betas: tuple[float, float] = (0.9, 0.95)
-    muon: bool = False  # the matrices of layers learn by Muon, and AdamW has the rest
-    accumulate: int = 1  # micro-batches of a step
-    max_grad_norm: float = 1.0  # most that the gradient's norm may be
-    ema_decay: float = 0.0  # decay of the weights' moving average, which is what is validated
-    validate_every: int = 250
-    save_every: int = 100
-    monitor: str | None = None  # the figure that must rise; its best weights are exported
-    patience: int | None = None  # validations without a rise until the run ends
+    steps: int  # steps of the optimizer
+    learning_rate: float = 1e-3  # peak learning rate
+    warmup_steps: int = 100  # the learning rate rises linearly in these first steps
+    decay_fraction: float = 0.3  # the last share of the steps, in which it falls linearly to 0
+    weight_decay: float = 0.0  # of parameters with two or more dimensions; 0 for the others
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    muon: bool = False  # train the matrices of transformer layers with Muon, the rest with AdamW
+    accumulate: int = 1  # micro-batches in a step
+    max_grad_norm: float = 1.0  # larger gradients are scaled down to this L2 norm
+    # decay of the exponential moving average of the weights, which is then validated and exported
+    ema_decay: float = 0.0  # 0: no average
+    validate_every: int = 250  # [steps]
+    save_every: int = 100  # [steps]
+    monitor: str | None = None  # export the weights that are best in this metric; None: the last
+    # stop after this many validations without a new best value of `monitor`; None: do not
+    patience: int | None = None
     seed: int = 0
     bf16: bool = True  # matrix products in bfloat16
-    workers: int = 0  # processes that make lessons ready, as a GPU wants; 0: a thread
+    workers: int = 0  # number of processes that draw batches, see `prefetch`; 0: a thread
+
+    def lr_factor(self, step: int) -> float:
+        """Return the learning rate of a step as a fraction of the peak.
+
+        It rises linearly, stays level and falls linearly to 0.
+        """
+        end = (self.steps - step) / max(1.0, self.decay_fraction * self.steps)
+        return min(1.0, (step + 1) / max(1, self.warmup_steps), end)
 
 
 class Trainer:
-    """One run: `train` goes on from wherever its folder stands.
+    """Trains a task in a run's folder, from step 0 or from the state saved there.
 
     Raises:
-        DataError: a loss is not a number; or the folder holds another training, or another seed's.
+        DataError: a loss is not finite, or the folder contains a run of another model or seed.
     """
 
-    def __init__(self, run: Path, pace: TrainerConfig, pupil: TrainingTask, device: str = 'cpu'):
-        self.rank, self.world, self.device = init_distributed(device)
-        self.run, self.pace, self.pupil = run, pace, pupil
+    def __init__(self, run: Path, config: TrainerConfig, task: TrainingTask, device: str = 'cpu'):
+        self.rank, self.world_size, self.device = init_distributed(device)
+        self.run, self.config, self.task = run, config, task
         run.mkdir(parents=True, exist_ok=True)
-        self.trained = {n: p for n, p in pupil.module.named_parameters() if p.requires_grad}
-        self.optimizers = self._optimizers()
-        self.average = (
-            {n: p.detach().clone() for n, p in self.trained.items()} if pace.ema_decay else {}
-        )
-        self.step, self.best, self.worse = 0, float('-inf'), 0
-        self.minutes = 0.0  # spent so far, stops left out
-        self._stopped = False
-        if (run / 'last.pt').exists():
+        self.trained = {n: p for n, p in task.module.named_parameters() if p.requires_grad}
+        self.optimizers = make_optimizers(config, self.trained)
+        self._parameters = nn.ParameterList(self.trained.values())
+        self._ema = make_ema(self._parameters, config.ema_decay) if config.ema_decay else None
+        self.step = 0  # steps done
+        self.best_score, self._stale_validations = float('-inf'), 0
+        self.minutes = 0.0  # training time so far, without pauses between calls
+        if (run / STATE_FILE).exists():
             self._resume()
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return AdamW, and Muon before it if it is asked for."""
-        pace, trained = self.pace, self.trained
-        inner = {n: p for n, p in trained.items() if pace.muon and p.ndim == 2 and '.layers.' in n}
-        rest = [p for n, p in trained.items() if n not in inner]
-        adam = torch.optim.AdamW(
-            [
-                {'params': [p for p in rest if p.ndim > 1], 'weight_decay': pace.weight_decay},
-                {'params': [p for p in rest if p.ndim <= 1], 'weight_decay': 0.0},
-            ],
-            lr=pace.learning_rate,
-            betas=pace.betas,
-            fused=True,  # one pass over the weights: a tenth of a step on a CPU
-        )
-        if not inner:
-            return [adam]
-        muon = Muon(
-            list(inner.values()),
-            lr=pace.learning_rate,
-            weight_decay=pace.weight_decay,
-            precision=torch.bfloat16 if has_fast_bf16() else torch.float32,
-        )
-        return [muon, adam]
+        self._schedulers = make_schedulers(config, self.optimizers, self.step)
 
     # ---- the loop
 
     def train(self, until: int | None = None) -> bool:
-        """Learn up to the pace's last step, or to step `until`; False if a signal stopped it."""
-        pace, last = self.pace, min(until or self.pace.steps, self.pace.steps)
-        smooth: dict[str, float] = {}
-        began = time.monotonic() - 60 * self.minutes
-        bar = tqdm(
-            total=last, initial=self.step, desc=self.run.name, unit='step', disable=self.rank > 0
-        )
-        with bar, self._signals():
-            for parts in self._lessons(last):
-                for name, value in self.train_step(parts).items():
-                    smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
-                self.step += 1
-                self.minutes = (time.monotonic() - began) / 60
-                bar.update()
+        """Train up to step `until`, or up to the last step of the config.
+
+        Returns:
+            False if a signal stopped the training before that step.
+        """
+        last = min(until or self.config.steps, self.config.steps)
+        start = time.monotonic() - 60 * self.minutes
+        smoothed: dict[str, float] = {}
+        with self._progress(last) as progress, stop_on_signal() as stop:
+            for batches in self._batches(last):
+                for name, value in self.train_step(batches).items():
+                    smoothed[name] = 0.95 * smoothed.get(name, value) + 0.05 * value
+                self.minutes = (time.monotonic() - start) / 60
+                progress.update()
                 if self.step % 10 == 0:
-                    bar.set_postfix({name: f'{value:.3f}' for name, value in smooth.items()})
-                end = self.step == last
-                if self.step % pace.validate_every == 0 or end:
-                    figures = self._validate()
-                    self._note({'step': self.step, 'minutes': self.minutes, **smooth, **figures})
-                    told = ', '.join(f'{k} {v:.3f}' for k, v in figures.items())
-                    self._say(bar, f'{self.step}: {told}')
-                tired = pace.patience is not None and self.worse >= pace.patience
-                over = _any(self._stopped or tired, self.world, self.device)
-                if self.step % pace.save_every == 0 or end or over:
+                    progress.set_postfix({n: f'{value:.3f}' for n, value in smoothed.items()})
+                is_last = self.step == last
+                if self.step % self.config.validate_every == 0 or is_last:
+                    self._log_validation(smoothed, progress)
+                ends = any_rank(
+                    stop.received or self._out_of_patience(), self.world_size, self.device
+                )
+                if self.step % self.config.save_every == 0 or is_last or ends:
                     self.save()
-                if over and tired:
-                    self._say(bar, f'{pace.monitor} has not risen {self.worse} times: done')
-                    return True
-                if over:
-                    self._say(bar, f'stopped after step {self.step}; call again to go on')
-                    return self._stopped is False
+                if ends:
+                    self._log(progress, self._reason_to_end())
+                    return self._out_of_patience() or not stop.received
         return True
 
-    def _say(self, bar: tqdm, words: str) -> None:
-        """Write a line above the bar, once for all processes."""
-        if self.rank == 0:
-            bar.write(words)
+    def train_step(self, batches: list[Any]) -> dict[str, float]:
+        """Do one optimizer step on the micro-batches of a step; return their mean losses.
 
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate: a linear start, level, and a linear end down to nothing."""
-        pace = self.pace
-        end = (pace.steps - step) / max(1.0, pace.decay_fraction * pace.steps)
-        return pace.learning_rate * min(1.0, (step + 1) / max(1, pace.warmup_steps), end)
-
-    def train_step(self, parts: list[Any]) -> dict[str, float]:
-        """Make one step of the optimizer from the step's micro-batches; return the losses."""
-        pupil, pace = self.pupil, self.pace
-        torch.manual_seed(hash((pace.seed, self.step, self.rank)))  # dropout, whenever resumed
-        pupil.module.train()
+        Raises:
+            DataError: the loss is not finite.
+        """
+        # seed by step: dropout is the same in a resumed run
+        torch.manual_seed(hash((self.config.seed, self.step, self.rank)))
+        self.task.module.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        told: dict[str, float] = {}
-        kind = torch.device(self.device).type
-        for lesson in parts:
-            with torch.autocast(kind, torch.bfloat16, enabled=pace.bf16):
-                losses = pupil.losses(lesson, self.step)
-            loss = sum(pupil.weights[name] * value for name, value in losses.items())
-            if not torch.isfinite(loss):
-                raise DataError(f'the loss is {loss.item()} at step {self.step}: lower the rate')
-            (loss / len(parts)).backward()
-            for name, value in losses.items():
-                told[name] = told.get(name, 0.0) + float(value.detach()) / len(parts)
-        parameters = list(self.trained.values())
-        _share(parameters, self.world)
-        torch.nn.utils.clip_grad_norm_(parameters, pace.max_grad_norm)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group['lr'] = self.learning_rate(self.step)
+        means: dict[str, float] = {}
+        for batch in batches:
+            for name, value in self._backward(batch, len(batches)).items():
+                means[name] = means.get(name, 0.0) + value / len(batches)
+        average_gradients(self._parameters, self.world_size)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        for optimizer, scheduler in zip(self.optimizers, self._schedulers, strict=True):
             optimizer.step()
-        if self.average:
-            keep = min(pace.ema_decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
-        return told
+            scheduler.step()
+        if self._ema is not None:
+            self._ema.update_parameters(self._parameters)
+        self.step += 1
+        return means
 
-    def _lessons(self, last: int) -> Iterator[list[Any]]:
-        """Yield the lessons of the steps from here on, made ready while the model learns."""
-        mine = range(self.rank, self.pace.accumulate * self.world, self.world)
+    def _backward(self, batch: Any, count: int) -> dict[str, float]:
+        """Add the gradients of a batch, divided by `count` batches per step; return its losses."""
+        with torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.config.bf16
+        ):
+            losses = self.task.losses(batch, self.step)
+        total = sum(self.task.loss_weights[name] * value for name, value in losses.items())
+        if not torch.isfinite(total):
+            raise DataError(
+                f'the loss is {total.item()} at step {self.step}; expected a finite number: '
+                'choose a lower --learning-rate'
+            )
+        (total / count).backward()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _batches(self, last: int) -> Iterator[list[Any]]:
+        """Yield the batches of each step up to `last`, drawn while the model trains."""
+        config = self.config
+        batch_indices = range(self.rank, config.accumulate * self.world_size, self.world_size)
 
         def draw(step: int) -> list[Any]:
-            return [self.pupil.draw(step, part) for part in mine]
+            return [self.task.draw(step, index) for index in batch_indices]
 
-        with contextlib.closing(
-            prefetch_batches(draw, range(self.step, last), self.pace.workers)
-        ) as made:
-            for lessons in made:
-                if isinstance(lessons, Exception):
+        stream = prefetch_batches(draw, range(self.step, last), config.workers)
+        with contextlib.closing(stream):
+            for batches in stream:
+                if isinstance(batches, Exception):
                     self.save()
-                    raise lessons
-                yield [lesson.to(self.device) for lesson in lessons]
+                    raise batches
+                yield [batch.to(self.device) for batch in batches]
 
-    # ---- stopping
+    def _progress(self, last: int) -> tqdm:
+        return tqdm(
+            total=last, initial=self.step, desc=self.run.name, unit='step', disable=self.rank > 0
+        )
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let an interrupt or a termination end the run after the step at hand; a second, now."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _log(self, progress: tqdm, text: str) -> None:
+        """Print a line above the progress bar, in rank 0 only."""
+        if self.rank == 0:
+            progress.write(text)
 
-        def stop(number: int, frame: Any) -> None:
-            self._stopped = True
-            signal.signal(number, before[number])
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self._stale_validations >= patience
 
-        self._stopped = False
-        before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _reason_to_end(self) -> str:
+        if self._out_of_patience():
+            return (
+                f'done: {self.config.monitor} has not improved in '
+                f'{self._stale_validations} validations'
+            )
+        return f'stopped after step {self.step}; run the same command again to resume'
 
-    # ---- validating and keeping
+    # ---- validation and export
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Put the moving average in the weights' place for a while."""
-        kept = {name: self.trained[name].detach().clone() for name in self.average}
-        self._put(self.average)
+        """Use the moving average as the model's weights; restore the trained weights on exit."""
+        ema = self.ema_state()
+        trained = {name: self.trained[name].detach().clone() for name in ema}
+        self._set_weights(ema)
         try:
             yield
         finally:
-            self._put(kept)
+            self._set_weights(trained)
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """Return the moving average of the trained parameters by name; empty without one."""
+        if self._ema is None:
+            return {}
+        averages = self._ema.module.parameters()
+        return {name: p.detach() for name, p in zip(self.trained, averages, strict=True)}
 
     @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _set_weights(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self.trained[name].copy_(value)
 
-    def _validate(self) -> dict[str, float]:
-        """Return the pupil's figures; export the best weights, if it is told what is better."""
+    def _log_validation(self, losses: Mapping[str, float], progress: tqdm) -> None:
+        """Validate in rank 0, add a row to the curves and print the metrics."""
         if self.rank > 0:
-            return {}
+            return
+        metrics = self._validate()
+        row = {'step': self.step, 'minutes': self.minutes, **losses, **metrics}
+        plots.append_curves(self.run, row)
+        text = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
+        self._log(progress, f'{self.step}: {text}')
+
+    def _validate(self) -> dict[str, float]:
+        """Return the task's metrics; export the weights if the monitored one is a new best."""
+        monitor = self.config.monitor
         with self.ema_weights():
-            self.pupil.module.eval()
+            self.task.module.eval()
             with torch.no_grad():
-                figures = self.pupil.validate(self.run)
-            if self.pace.monitor in figures:
-                if figures[self.pace.monitor] > self.best:
-                    self.best, self.worse = figures[self.pace.monitor], 0
-                    self.pupil.export(self.run)
+                metrics = self.task.validate(self.run)
+            if monitor in metrics:
+                if metrics[monitor] > self.best_score:
+                    self.best_score, self._stale_validations = metrics[monitor], 0
+                    self.task.export(self.run)
                 else:
-                    self.worse += 1
-        return figures
+                    self._stale_validations += 1
+        return metrics
+
+    # ---- saving and resuming
 
     def save(self) -> None:
-        """Write all that `_resume` needs, and, unless only the best are kept, the weights."""
+        """Save the state to resume from; without `monitor`, also export the weights."""
         if self.rank > 0:
             return
-        state = {
-            'step': self.step,
-            'seed': self.pace.seed,
-            'best': self.best,
-            'worse': self.worse,
-            'minutes': self.minutes,
-            'trained': {name: p.detach() for name, p in self.trained.items()},
-            'average': self.average,
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        torch.save(state, self.run / 'last.new')
-        (self.run / 'last.new').replace(self.run / 'last.pt')
-        if self.pace.monitor is None:
+        RunState(
+            step=self.step,
+            seed=self.config.seed,
+            best_score=self.best_score,
+            stale_validations=self._stale_validations,
+            minutes=self.minutes,
+            weights={name: p.detach() for name, p in self.trained.items()},
+            ema_weights=self.ema_state(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+        ).save(self.run)
+        if self.config.monitor is None:
             with self.ema_weights():
-                self.pupil.export(self.run)
+                self.task.export(self.run)
 
     def _resume(self) -> None:
-        state = torch.load(self.run / 'last.pt', weights_only=True, map_location=self.device)
-        if len(state.get('optimizers', ())) != len(self.optimizers) or 'seed' not in state:
-            raise DataError(
-                f'{self.run}/last.pt is of another training: it has not the optimizers of this '
-                'one, or was left by an older version; take another --out, or its settings'
-            )
-        kept = {name: tuple(value.shape) for name, value in state['trained'].items()}
-        here = {name: tuple(value.shape) for name, value in self.trained.items()}
-        if kept != here or bool(state['average']) != bool(self.average):
-            other = sorted(dict(kept.items() ^ here.items())) or ['the moving average']
-            raise DataError(
-                f'{self.run}/last.pt is of another training: {len(other)} tensors differ in name '
-                f'or shape, {other[0]} for one; take another --out, or the settings of before'
-            )
-        if state['seed'] != self.pace.seed:
-            raise DataError(
-                f'{self.run}/last.pt was begun with seed {state["seed"]}, not {self.pace.seed}: '
-                'its lessons would not go on; give that seed, or another --out'
-            )
-        self._put(state['trained'])
-        if self.average:
-            self.average = state['average']
-        for optimizer, kept in zip(self.optimizers, state['optimizers'], strict=True):
-            optimizer.load_state_dict(kept)
-        self.step, self.best, self.worse = state['step'], state['best'], state['worse']
-        self.minutes = state['minutes']
+        state = RunState.load(self.run, self.device)
+        state.check(
+            self.run,
+            self.trained,
+            has_ema=self._ema is not None,
+            optimizers=len(self.optimizers),
+            seed=self.config.seed,
+        )
+        self._set_weights(state.weights)
+        for name, average in self.ema_state().items():
+            average.copy_(state.ema_weights[name])
+        for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.minutes = state.step, state.minutes
+        self.best_score, self._stale_validations = state.best_score, state.stale_validations
+        if self._ema is not None:
+            self._ema.n_averaged.fill_(self.step + 1)
 
-    def _note(self, row: dict[str, float]) -> None:
-        """Add a row to curves.csv; rows of steps that are being done again give way."""
-        if self.rank > 0:
-            return
-        path = self.run / 'curves.csv'
-        rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline='') as file:
-                rows = [r for r in csv.DictReader(file) if float(r['step']) < row['step']]
-        rows.append({name: f'{value:.4f}' for name, value in row.items()})
-        columns = list(dict.fromkeys(name for r in rows for name in r))
-        with path.open('w', newline='') as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        plots.plot(path, self.run / 'curves.png')
+
+def make_optimizers(
+    config: TrainerConfig, trained: Mapping[str, nn.Parameter]
+) -> list[torch.optim.Optimizer]:
+    """Return [AdamW]; with `config.muon` [Muon for the matrices of layers, AdamW for the rest]."""
+    muon_parameters = {
+        n: p for n, p in trained.items() if config.muon and p.ndim == 2 and '.layers.' in n
+    }
+    adamw_parameters = [p for n, p in trained.items() if n not in muon_parameters]
+    adamw = torch.optim.AdamW(
+        [
+            {
+                'params': [p for p in adamw_parameters if p.ndim > 1],
+                'weight_decay': config.weight_decay,
+            },
+            {'params': [p for p in adamw_parameters if p.ndim <= 1], 'weight_decay': 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,  # one pass over the weights: saves a tenth of a step on a CPU
+    )
+    if not muon_parameters:
+        return [adamw]
+    muon = Muon(
+        list(muon_parameters.values()),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        precision=torch.bfloat16 if has_fast_bf16() else torch.float32,
+    )
+    return [muon, adamw]
+
+
+def make_schedulers(
+    config: TrainerConfig, optimizers: Iterable[torch.optim.Optimizer], step: int
+) -> list[LambdaLR]:
+    """Return the learning rate schedules of the optimizers, to continue at a step."""
+    schedulers = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group['initial_lr'] = config.learning_rate  # LambdaLR multiplies it by the factor
+        schedulers.append(LambdaLR(optimizer, config.lr_factor, last_epoch=step - 1))
+    return schedulers
+
+
+def make_ema(parameters: nn.ParameterList, decay: float) -> AveragedModel:
+    """Return an exponential moving average that starts with the present parameters.
+
+    The decay rises from 0.1 to `decay`, so that the initial weights soon lose their influence.
+    """
+
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        count = int(count)
+        current_decay = min(decay, count / (count + 9))
+        torch._foreach_lerp_(averages, current, 1 - current_decay)
+
+    ema = AveragedModel(parameters, multi_avg_fn=update)
+    ema.n_averaged.fill_(1)
+    return ema

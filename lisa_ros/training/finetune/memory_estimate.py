@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a step of fine-tuning takes, worked out before any weight is loaded.
+"""Estimates the memory of a fine-tuning step from the sizes of the model, without its weights.
 
-The weights are counted on a LISA without storage (torch's meta device); activations by the
-formulas below. In bytes a weight:
+Weights are counted on a LISA model on torch's meta device, which has no storage. Activations are
+computed with the formulas below. Bytes for each weight:
 
-    in four bits (nf4)     4.127 / 8: four bits, one byte of scale for 64 weights, and four bytes
-                           for 256 of those (bitsandbytes' double quantisation)
-    as it is               2 in bf16, 4 in fp32
-    that learns            16: 4 of itself, 4 of gradient, 8 of AdamW's two moments, all in fp32
+    frozen in nf4          4.127 / 8: 4 bits, a scale of one byte for 64 weights, and 4 bytes for
+                           256 of these scales (bitsandbytes' double quantization)
+    frozen                 2 in bf16, 4 in fp32
+    trained                16: weight 4, gradient 4, AdamW's two moments 8, all in fp32
 
-LISA-7B with its language model's layers in nf4 (sum in `docs/finetuning.md`, made by `table`):
+LISA-7B with the layers of its language model in nf4 (`docs/finetuning.md` has the output of
+`format_table`):
 
     language model's layers     6.476e9 x 4.127 / 8                        3.34 GB
     CLIP-L and SAM's ViT-H      0.94e9 x 2                                 1.88 GB
@@ -17,183 +18,203 @@ LISA-7B with its language model's layers in nf4 (sum in `docs/finetuning.md`, ma
     text_hidden_fcs             17.8e6 x 16                                0.29 GB
     mask decoder and LoRA       (4.06e6 + 4.19e6) x 16                     0.13 GB
 
-so that 24 GB leave about 12 GB to activations even with the words' weights, gradients and moments
-all in fp32: no eight-bit AdamW and no bfloat16 master weights are needed.
+These are 9.8 GB. With the reserve and the gradient of a micro-batch, a 24 GB GPU has about 12 GB
+left for activations, although the embeddings, their gradients and their moments are fp32.
+Therefore neither 8-bit AdamW nor bfloat16 master weights are needed.
 
-Activations are counted as autograd keeps them under bf16 autocast, where the residual stream stays
-in fp32; see `_layer`, `_masks` and `_sam`. They are meant to be high rather than low.
+Activations are counted as autograd saves them under bf16 autocast. There the residual stream stays
+in fp32. The estimates tend to be too high.
 
-Letters: R rows (one for each picture: its queries share a row), L places of a row, D and I widths
-of the language model and its MLPs, V words, N masks, S side of SAM's square.
+Letters: D is the width of the language model, I that of its MLP.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 
 from lisa_ros.model import quantization
-from lisa_ros.model.lisa import LISA, LisaConfig
+from lisa_ros.model.lisa import LISA
+from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.training.finetune.config import FULLY_TRAINED, LORA_TARGETS
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-RESERVE = 1.0e9  # CUDA's context, its libraries' workspaces and the allocator's gaps [bytes]
-_WHOLE = ('llm.model.embed_tokens.', 'llm.lm_head.', 'text_hidden_fcs.', 'sam.mask_decoder.')
-_LORA = ('self_attn.q_proj.weight', 'self_attn.v_proj.weight')
+RESERVE = 1.0e9  # CUDA context, workspaces of CUDA libraries, gaps of the allocator [bytes]
+_LORA_WEIGHT = re.compile(rf'llm\.{LORA_TARGETS}\.weight')
+_TEMPLATE_TOKENS = 64  # text around the queries of an image
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What a step is asked to do, as `finetune.Recipe` has it."""
+    """The options that determine the memory of a step, besides the model."""
 
-    precision: str = 'nf4'
+    precision: str = 'nf4'  # of frozen weights
     rank: int = 8  # of LoRA
-    batch_size: int = 1  # in a micro-batch
-    queries_per_image: int = 3  # about each picture
-    text_tokens: int = 80  # of a query with its answer [tokens]
-    image_size: tuple[int, int] = (1080, 1920)  # height, width of a picture [px]
-    bf16: bool = True  # matrix products
+    batch_size: int = 1  # images in a micro-batch
+    queries_per_image: int = 3
+    text_tokens: int = 80  # of a query with its answer
+    image_size: tuple[int, int] = (1080, 1920)  # (height, width) [px]
+    bf16: bool = True  # matrix products in bfloat16
+
+    @property
+    def query_count(self) -> int:
+        """Queries in a micro-batch."""
+        return self.batch_size * self.queries_per_image
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what takes them, on the GPU (or in memory, without one)."""
+    """Memory of a step by purpose [bytes], on the GPU or, without one, in RAM."""
 
-    frozen: dict[str, float]  # weights that stay, by type
-    trained: dict[str, float]  # weights that learn, by part: 4 bytes each
+    frozen: dict[str, float]  # frozen weights, by dtype
+    trained: dict[str, float]  # trained weights, by part; 4 bytes each
     gradients: float
     optimizer: float
-    activations: float  # with the language model's layers recomputed in the backward pass
-    activations_kept: float  # with all of them kept
+    activations: float  # if the language model's layers are recomputed in the backward pass
+    activations_kept: float  # if the activations of all layers are kept
 
     def total(self, recompute: bool = True) -> float:
-        """Return the peak of a step [bytes], the reserve included."""
+        """Return the peak memory of a step, including the reserve [bytes]."""
         activations = self.activations if recompute else self.activations_kept
         weights = sum(self.frozen.values()) + sum(self.trained.values())
         return weights + self.gradients + self.optimizer + activations + RESERVE
 
 
-def estimate(config: LisaConfig, plan: StepShape) -> Estimate:
-    """Return what a step of `plan` takes with a model of `config`'s sizes."""
+def estimate_memory(config: LisaConfig, shape: StepShape) -> Estimate:
+    """Return the memory of a fine-tuning step of a model with this config."""
+    frozen, trained = _weights(config, shape)
+    trained_size = sum(trained.values())
+    kept, recomputed = llm_activations(config, shape)
+    # while the gradient of a micro-batch is added to the sum so far, both exist: for the largest
+    # tensor this takes memory in fp32 and in the dtype of matrix products
+    extra_gradient = max(trained.values()) * 1.5
+    rest = lm_head_activations(config, shape) + mask_activations(config, shape) + extra_gradient
+    # SAM's encoder has released its activations when the language model starts
+    sam = sam_activations(config, shape)
+    return Estimate(
+        frozen=frozen,
+        trained=trained,
+        gradients=trained_size,
+        optimizer=2 * trained_size,
+        activations=max(sam, recomputed + rest),
+        activations_kept=max(sam, kept + rest),
+    )
+
+
+def _weights(config: LisaConfig, shape: StepShape) -> tuple[dict[str, float], dict[str, float]]:
+    """Return bytes of frozen weights by dtype and of trained weights by part."""
     with torch.device('meta'):
         lisa = LISA(config)
     frozen: dict[str, float] = {}
     trained: dict[str, float] = {}
+
+    def add(sizes: dict[str, float], key: str, size: float) -> None:
+        sizes[key] = sizes.get(key, 0.0) + size
+
     for name, weight in lisa.named_parameters():
         module = lisa.get_submodule(name.rpartition('.')[0])
-        whole = next((part for part in _WHOLE if name.startswith(part)), None)
-        if whole:
-            _add(trained, whole.rstrip('.').rpartition('.')[2], 4 * weight.numel())
-        elif plan.precision == 'nf4' and quantization.is_quantized(name, module):
-            _add(frozen, 'nf4', weight.numel() * NF4_BITS / 8)
+        part = next((part for part in FULLY_TRAINED if name.startswith(part)), None)
+        if part:
+            add(trained, part.rstrip('.').rpartition('.')[2], 4 * weight.numel())
+        elif shape.precision == 'nf4' and quantization.is_quantized(name, module):
+            add(frozen, 'nf4', weight.numel() * NF4_BITS / 8)
         else:
-            dtype = quantization.storage_dtype(name, plan.precision)
-            _add(frozen, str(dtype).removeprefix('torch.'), weight.numel() * dtype.itemsize)
-        if name.endswith(_LORA) and name.startswith('llm.'):
-            _add(trained, 'LoRA', 4 * plan.rank * sum(weight.shape))
-    learns = sum(trained.values())
-    kept, recomputed = _language(config, plan)
-    # while a micro-batch's gradient is added to what is there already, it is there, too: of the
-    # greatest tensor in fp32 and in the products' type
-    greatest = max(trained.values())
-    rest = _words(config, plan) + _masks(config, plan) + greatest * 1.5
-    # SAM's encoder has let go of all when the language model begins to read
-    looking = _sam(config, plan)
-    return Estimate(
-        frozen=frozen,
-        trained=trained,
-        gradients=learns,
-        optimizer=2 * learns,
-        activations=max(looking, recomputed + rest),
-        activations_kept=max(looking, kept + rest),
-    )
+            dtype = quantization.storage_dtype(name, shape.precision)
+            add(frozen, str(dtype).removeprefix('torch.'), weight.numel() * dtype.itemsize)
+        if _LORA_WEIGHT.fullmatch(name):
+            add(trained, 'LoRA', 4 * shape.rank * sum(weight.shape))
+    return frozen, trained
 
 
-def _add(sums: dict[str, float], key: str, size: float) -> None:
-    sums[key] = sums.get(key, 0.0) + size
-
-
-def _language(config: LisaConfig, plan: StepShape) -> tuple[float, float]:
-    """Return the language model's activations [bytes]: all kept, and recomputed layer by layer."""
+def llm_activations(config: LisaConfig, shape: StepShape) -> tuple[float, float]:
+    """Return the activations of the language model: all kept, and recomputed [bytes]."""
     llama = config.llama
-    places = plan.batch_size * (
-        config.image_tokens + 64 + plan.queries_per_image * plan.text_tokens
-    )
-    one = _layer(llama.hidden_size, llama.intermediate_size, plan) * places
-    entrance = 4 * llama.hidden_size * places  # what a layer begins with, kept for each
-    # one weight of the MLP, out of four bits for the product with it
-    dequantised = 2 * llama.hidden_size * llama.intermediate_size
+    text = _TEMPLATE_TOKENS + shape.queries_per_image * shape.text_tokens
+    positions = shape.batch_size * (config.image_tokens + text)
+    layer = _layer_activations(llama.hidden_size, llama.intermediate_size, shape) * positions
+    layer_input = 4 * llama.hidden_size * positions  # kept for each layer
+    # one weight of the MLP, dequantized for its matrix product
+    dequantized = 2 * llama.hidden_size * llama.intermediate_size
     layers = llama.num_hidden_layers
-    # gradients of a layer are as large as what they are of, for one layer at a time
-    return one * (layers + 1) + dequantised, entrance * (layers + 1) + 2 * one + dequantised
+    # the gradients of activations take as much, for one layer at a time
+    kept = layer * (layers + 1) + dequantized
+    recomputed = layer_input * (layers + 1) + 2 * layer + dequantized
+    return kept, recomputed
 
 
-def _layer(width: int, inner: int, plan: StepShape) -> float:
-    """Return what a layer keeps for one place [bytes].
+def _layer_activations(width: int, mlp_width: int, shape: StepShape) -> float:
+    """Return the activations that autograd keeps of a layer for one position [bytes].
 
-    In fp32: two norms, of each the input, its scaled copy and the output: 6 D. In the products'
-    type: the attention's input, twice more behind the dropout of LoRA (with a mask of one byte);
-    queries and keys before and after turning, values, and the output: 9 D; of the MLP gate, its
-    activation, up, and their product: 4 I. That is 1.4 times what autograd was seen to keep of
-    four layers with D = 512, in bf16 as in fp32.
+        6 D, fp32       input, normalized copy and output of the two norms
+        9 D, products   input of the attention; twice more after LoRA's dropout; queries and keys
+                        before and after the rotary embedding; values; output
+        2 D, one byte   dropout masks of LoRA
+        4 I, products   gate, activated gate and up projection of the MLP, and their product
+
+    "products" is the dtype of matrix products. For four layers with D = 512 autograd was measured
+    to keep 1 / 1.4 of this sum, in bf16 and in fp32.
     """
-    small = 2 if plan.bf16 else 4
-    return 4 * 6 * width + small * (9 * width + 4 * inner) + 2 * width
+    itemsize = 2 if shape.bf16 else 4
+    return 4 * 6 * width + itemsize * (9 * width + 4 * mlp_width) + 2 * width
 
 
-def _words(config: LisaConfig, plan: StepShape) -> float:
-    """Return what choosing words takes [bytes].
+def lm_head_activations(config: LisaConfig, shape: StepShape) -> float:
+    """Return the memory of the token logits and of their loss [bytes].
 
-    lm_head as the products want it, and logits of the answers' places: in the products' type, in
-    fp32, their softmax and the gradient.
+    It is that of a copy of lm_head in the dtype of matrix products and, at the positions of the
+    answers, of the logits in that dtype and in fp32, their softmax and their gradient.
     """
     llama = config.llama
-    learnt = (
-        plan.batch_size * plan.queries_per_image * plan.text_tokens
-    )  # at most: all but the questions
-    copy = 2 * llama.vocab_size * llama.hidden_size if plan.bf16 else 0
-    return copy + learnt * llama.vocab_size * (2 + 4 + 4 + 4)
+    positions = shape.query_count * shape.text_tokens  # an upper bound: questions have no logits
+    copy = 2 * llama.vocab_size * llama.hidden_size if shape.bf16 else 0
+    return copy + positions * llama.vocab_size * (2 + 4 + 4 + 4)
 
 
-def _masks(config: LisaConfig, plan: StepShape) -> float:
-    """Return what the mask decoder and the masks' losses keep [bytes].
+def mask_activations(config: LisaConfig, shape: StepShape) -> float:
+    """Return the activations of the mask decoder and of the mask losses [bytes].
 
-    Of each mask: about 40 maps of grid x C in the decoder's layers, then upscaled maps of C / 4 at
-    twice and of C / 8 at four times the grid, six of each; logits in SAM's square; and at the
-    picture's size ten: logits, truth, sigmoid, both losses' products and gradients.
+    For each mask, with C channels on SAM's grid, they are
+
+        about 40 maps of C channels in the layers of the decoder
+        6 maps of C / 4 channels at twice the grid, 6 of C / 8 channels at four times the grid
+        2 maps of logits in SAM's square
+        10 maps of the size of the image: logits, ground truth, sigmoid, products and gradients of
+        both losses
     """
     side = config.sam_size // config.sam.vision_config.patch_size
-    cells, width = side * side, config.out_dim
-    decoder = 4 * cells * (40 * width + 6 * 4 * width // 4 + 6 * 16 * width // 8)
-    height, across = plan.image_size
-    pixels = 4 * (2 * config.sam_size**2 + 10 * height * across)
-    return plan.batch_size * plan.queries_per_image * (decoder + pixels)
+    cells, channels = side * side, config.out_dim
+    decoder = 4 * cells * (40 * channels + 6 * 4 * channels // 4 + 6 * 16 * channels // 8)
+    height, width = shape.image_size
+    pixels = 4 * (2 * config.sam_size**2 + 10 * height * width)
+    return shape.query_count * (decoder + pixels)
 
 
-def _sam(config: LisaConfig, plan: StepShape) -> float:
-    """Return what SAM's encoder takes, of which nothing is kept [bytes].
+def sam_activations(config: LisaConfig, shape: StepShape) -> float:
+    """Return the peak memory of SAM's encoder, which runs without a backward pass [bytes].
 
-    Its global attention adds relative positions: three matrices of cells x cells for each head.
+    Its global attention with relative positions has three matrices of cells x cells per head.
     """
     vision = config.sam.vision_config
     side = config.sam_size // vision.patch_size
-    size = 2 if plan.precision != 'fp32' or plan.bf16 else 4
-    positions = 3 * vision.num_attention_heads * side**4 * size
-    return plan.batch_size * (positions + 12 * side**2 * vision.mlp_dim * size)
+    itemsize = 2 if shape.precision != 'fp32' or shape.bf16 else 4
+    attention = 3 * vision.num_attention_heads * side**4 * itemsize
+    return shape.batch_size * (attention + 12 * side**2 * vision.mlp_dim * itemsize)
 
 
-def table(config: LisaConfig, plan: StepShape) -> str:
-    """Return the estimate for people, in GB (1e9 bytes), as a Markdown table."""
-    found = estimate(config, plan)
+def format_table(config: LisaConfig, shape: StepShape) -> str:
+    """Return the estimate as a Markdown table, in GB (1e9 bytes)."""
+    memory = estimate_memory(config, shape)
     rows = [
-        *((f'weights that stay, {kind}', size) for kind, size in found.frozen.items()),
-        *((f'weights that learn, {part}', size) for part, size in found.trained.items()),
-        ('gradients', found.gradients),
-        ("AdamW's two moments", found.optimizer),
-        ('activations, layers recomputed', found.activations),
+        *((f'frozen weights, {dtype}', size) for dtype, size in memory.frozen.items()),
+        *((f'trained weights, {part}', size) for part, size in memory.trained.items()),
+        ('gradients', memory.gradients),
+        ('AdamW moments', memory.optimizer),
+        ('activations, layers recomputed', memory.activations),
         ('reserve', RESERVE),
-        ('**sum**', found.total()),
-        ('sum with all activations kept', found.total(recompute=False)),
+        ('**total**', memory.total()),
+        ('total without recomputing', memory.total(recompute=False)),
     ]
-    lines = ['| what | GB |', '| --- | --- |']
+    lines = ['| memory | GB |', '| --- | --- |']
     return '\n'.join([*lines, *(f'| {name} | {size / 1e9:.3f} |' for name, size in rows)])

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the losses and gradients of our trainer against the original's, on its own batches.
+"""Compares losses and gradients of our fine-tuning with those of the original LISA code.
 
-A golden set is a folder with, for each size of SAM's input, `golden_<size>.json` and `.npz` (what
-the original computed), `ckpt_<size>` (its weights), `clip_<size>` (its CLIP), and `images/`.
-Dialogues and pictures go through the code that `finetune` trains with: `lessons.lesson` and
-`lessons.losses`, in float32.
+The batches and the expected results are in a golden set, a folder with `images/` and, for each
+size of SAM's input:
+
+    golden_<size>.json, .npz   batches of the original, with its losses and gradient norms
+    ckpt_<size>, clip_<size>   weights of its LISA and of its CLIP
+
+The comparison runs the code of `finetune`, `batches.make_batch` and `batch_losses.compute_losses`,
+in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,36 +34,42 @@ from lisa_ros.model.key_mapping import map_key
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception.prompts import TEMPLATES
 from lisa_ros.results import Turn
-from lisa_ros.training.finetune import batches
+from lisa_ros.training.finetune.batch_losses import LOSS_WEIGHTS, compute_losses
+from lisa_ros.training.finetune.batches import FinetuneBatch, Sample, make_batch
 
-# The original repeats its own losses to 1e-7 relative; where a loss is next to nothing (a
-# cross-entropy of 2e-6, a step of float32 in each of its words) only an absolute bound says much.
+# Two runs of the original differ by up to 1e-7 relative. For a loss near 0 only the absolute bound
+# is meaningful: a cross-entropy of 2e-6 is one float32 step per token.
 TOLERANCES = {
     'losses': {'relative': 1e-4, 'absolute': 1e-7},
     'gradient_norms': {'relative': 1e-3, 'absolute': 1e-7},
 }
 
 
-def check(folder: str | Path, device: str = 'cpu') -> dict:
-    """Compare all training batches of a golden set; return what came of it as plain data.
+def compare_golden_set(folder: str | Path, device: str = 'cpu') -> dict[str, Any]:
+    """Compare all training batches of a golden set with the original's results.
+
+    Args:
+        folder: the golden set.
+        device: cpu or cuda.
 
     Returns:
-        `ok`, of all; `tolerances`; and `cases`: of each its `set` (the size), `case` (its tag),
-        `ok`, `tokens` (whether our prompts give the original's ids and labels), and `losses` and
-        `gradient_norms` by name, each with `golden`, `ours`, `difference` (relative) and `ok`.
+        A report for JSON with the keys `folder`, `ok` (whether all cases agree), `tolerances` and
+        `cases`. A case has `set` (the size), `case` (its tag), `ok`, `tokens` (whether our token
+        ids and labels equal the original's), `losses` and `gradient_norms`. The last two have, by
+        name, `golden`, `ours`, `difference` (relative) and `ok`.
 
     Raises:
-        DataError: the folder holds no golden set, or not all of one.
+        DataError: the folder is not a complete golden set.
         CheckpointError: its weights cannot be loaded.
     """
     folder = Path(folder)
-    texts = sorted(folder.glob('golden_*.json'))
-    if not texts:
+    paths = sorted(folder.glob('golden_*.json'))
+    if not paths:
         raise DataError(
             f'{folder}: no golden set; expected golden_<size>.json and .npz, ckpt_<size>, '
             'clip_<size> and images/'
         )
-    cases = [case for path in texts for case in _check_set(folder, path, device)]
+    cases = [case for path in paths for case in _compare_set(folder, path, device)]
     return {
         'folder': str(folder),
         'ok': bool(cases) and all(case['ok'] for case in cases),
@@ -67,14 +78,33 @@ def check(folder: str | Path, device: str = 'cpu') -> dict:
     }
 
 
-def _check_set(folder: Path, path: Path, device: str) -> Iterator[dict]:
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report of `compare_golden_set` as a table of losses and gradient norms."""
+    lines = [f'{"":32}{"original":>14}{"ours":>14}{"difference":>12}']
+    for case in report['cases']:
+        tokens = 'tokens equal' if case['tokens'] else 'TOKENS DIFFER'
+        lines.append(f'SAM input {case["set"]} px, batch {case["case"]}: {tokens}')
+        for name, row in {**case['losses'], **case['gradient_norms']}.items():
+            short = name if len(name) < 30 else f'...{name[-27:]}'
+            values = f'{row["golden"]:14.6g}{row["ours"]:14.6g}{row["difference"]:12.1e}'
+            lines.append(f'  {short:30}{values}{"" if row["ok"] else "  DIFFERS"}')
+    result = (
+        'all losses and gradients agree with the original'
+        if report['ok']
+        else 'losses or gradients differ from the original'
+    )
+    return '\n'.join([*lines, result])
+
+
+def _compare_set(folder: Path, path: Path, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the comparison of each batch in one golden_<size>.json."""
     size = path.stem.removeprefix('golden_')
     try:
-        trains = json.loads(path.read_text(encoding='utf-8'))['train']
+        entries = json.loads(path.read_text(encoding='utf-8'))['train']
         with np.load(path.with_suffix('.npz')) as file:
             arrays = {name: file[name] for name in file.files if name.startswith('train_')}
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f'{path}: no golden data that can be read ({error!r})') from error
+        raise DataError(f'{path}: the golden data cannot be read ({error!r})') from error
     tower = folder / f'clip_{size}'
     loaded = checkpoint.load(
         folder / f'ckpt_{size}',
@@ -82,110 +112,111 @@ def _check_set(folder: Path, path: Path, device: str) -> Iterator[dict]:
         device=device,
         precision='fp32',
     )
-    for train in trains:
-        compared = check_case(folder, train, arrays_of(train, arrays), loaded)
-        yield {'set': size, 'case': train['tag'], **compared}
+    for entry in entries:
+        comparison = compare_case(folder, entry, batch_arrays(entry, arrays), loaded)
+        yield {'set': size, 'case': entry['tag'], **comparison}
 
 
-def arrays_of(train: dict, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of one batch, by name without `train_<tag>_`."""
-    prefix = f'train_{train["tag"]}_'
+def batch_arrays(entry: dict, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of one batch; their names lose the prefix `train_<tag>_`."""
+    prefix = f'train_{entry["tag"]}_'
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def check_case(
-    folder: Path, train: dict, own: Mapping[str, np.ndarray], loaded: Checkpoint
-) -> dict:
-    """Return one batch's losses and gradient norms beside the original's, see `check`.
+def compare_case(
+    folder: Path, entry: dict, arrays: Mapping[str, np.ndarray], loaded: Checkpoint
+) -> dict[str, Any]:
+    """Compare the losses and gradient norms of one batch with the original's.
 
     Args:
-        folder: of the golden set.
-        train: the batch's entry in golden_<size>.json.
-        own: its arrays, see `arrays_of`.
-        loaded: the weights that the set is of.
+        folder: the golden set.
+        entry: of the batch in golden_<size>.json.
+        arrays: of the batch, see `batch_arrays`.
+        loaded: the golden set's weights.
 
     Raises:
-        DataError: something of the batch is not there.
+        DataError: a part of the batch is missing.
     """
     try:
-        wanted, norms = train['losses'], train['grad_norm']
-        given = golden_lesson(folder / 'images', train, own, loaded)
-        tokens = all(
-            np.array_equal(ours.numpy(), own[name])
+        golden_losses, golden_norms = entry['losses'], entry['grad_norm']
+        batch = golden_batch(folder / 'images', entry, arrays, loaded)
+        tokens_equal = all(
+            np.array_equal(ours.numpy(), arrays[name])
             for name, ours in (
-                ('input_ids', given.batch.input_ids),
-                ('labels', given.batch.labels),
+                ('input_ids', batch.inputs.input_ids),
+                ('labels', batch.inputs.labels),
             )
         )
     except KeyError as error:
-        raise DataError(f'{folder}: {train.get("tag")} lacks {error.args[0]}') from error
+        raise DataError(f'{folder}: batch {entry.get("tag")} lacks {error.args[0]}') from error
     model = loaded.model
-    with vision_frozen(model):
-        found = weighted(batches.losses(model, given.to(model.llm.lm_head.weight.device)))
-        found['loss'].backward()
-        ours = {name: gradient_norm(model, name) for name in norms}
-    values = {name: found[name].item() for name in wanted}
-    losses = _compared(wanted, values, **TOLERANCES['losses'])
-    gradients = _compared(norms, ours, **TOLERANCES['gradient_norms'])
-    good = tokens and all(row['ok'] for row in (*losses.values(), *gradients.values()))
-    return {'ok': good, 'tokens': tokens, 'losses': losses, 'gradient_norms': gradients}
+    with frozen_vision(model):
+        losses = original_losses(compute_losses(model, batch.to(model.llm.lm_head.weight.device)))
+        losses['loss'].backward()
+        our_norms = {name: gradient_norm(model, name) for name in golden_norms}
+    our_losses = {name: losses[name].item() for name in golden_losses}
+    loss_rows = _compare_values(golden_losses, our_losses, **TOLERANCES['losses'])
+    norm_rows = _compare_values(golden_norms, our_norms, **TOLERANCES['gradient_norms'])
+    agrees = tokens_equal and all(row['ok'] for row in (*loss_rows.values(), *norm_rows.values()))
+    return {'ok': agrees, 'tokens': tokens_equal, 'losses': loss_rows, 'gradient_norms': norm_rows}
 
 
-def _compared(golden: dict, ours: dict, relative: float, absolute: float) -> dict:
-    """Return a row for each figure: both, how far they are apart, and whether that is near."""
+def _compare_values(
+    golden: dict[str, float], ours: dict[str, float], relative: float, absolute: float
+) -> dict[str, dict[str, float | bool]]:
+    """Return both values, their relative difference and whether it is within tolerance."""
     return {
         name: {
-            'golden': wanted,
+            'golden': value,
             'ours': ours[name],
-            'difference': abs(ours[name] - wanted) / abs(wanted or 1.0),
-            'ok': math.isclose(ours[name], wanted, rel_tol=relative, abs_tol=absolute),
+            'difference': abs(ours[name] - value) / abs(value or 1.0),
+            'ok': math.isclose(ours[name], value, rel_tol=relative, abs_tol=absolute),
         }
-        for name, wanted in golden.items()
+        for name, value in golden.items()
     }
 
 
-# ---- what is compared
+# ---- the batch
 
 
-def golden_lesson(
-    images: Path, train: dict, own: Mapping[str, np.ndarray], loaded: Checkpoint
-) -> batches.FinetuneBatch:
-    """Return a batch of the original's as our trainer makes it of pictures and dialogues.
+def golden_batch(
+    images: Path, entry: dict, arrays: Mapping[str, np.ndarray], loaded: Checkpoint
+) -> FinetuneBatch:
+    """Return a batch of the golden set, made by our code from images and dialogues.
 
     Args:
-        images: the folder of its pictures.
-        train: its entry in golden_<size>.json.
-        own: its arrays, see `arrays_of`.
+        images: folder of the images.
+        entry: of the batch in golden_<size>.json.
+        arrays: of the batch, see `batch_arrays`.
         loaded: the model.
 
     Raises:
-        DataError: a picture is not there, or has not as many masks as its answers have [SEG].
-        KeyError: a field or an array is not there.
+        DataError: an image is missing, or the numbers of its masks and of [SEG] in its answers
+            differ.
+        KeyError: a field or an array is missing.
     """
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    dialogues = [_turns(text, train['template']) for text in train['conversations']]
+    dialogues = [_turns(text, entry['template']) for text in entry['conversations']]
     samples = []
-    for number, (start, end) in enumerate(itertools.pairwise(own['offset'].tolist())):
-        shape = own[f'gt_masks_{number}_shape']
-        bits = np.unpackbits(own[f'gt_masks_{number}_packbits'])[: shape.prod()]
-        name = train['images'][number]
-        picture = _picture(images, name)
-        samples.append(
-            batches.Sample(picture, tuple(dialogues[start:end]), bits.reshape(shape), name)
-        )
+    for index, (start, end) in enumerate(itertools.pairwise(arrays['offset'].tolist())):
+        shape = arrays[f'gt_masks_{index}_shape']
+        bits = np.unpackbits(arrays[f'gt_masks_{index}_packbits'])[: shape.prod()]
+        name = entry['images'][index]
+        image = _read_image(images, name)
+        samples.append(Sample(image, tuple(dialogues[start:end]), bits.reshape(shape), name))
     longest = tokenizer.model_max_length
-    return batches.make_batch(
-        dataclasses.replace(config, template=train['template']),
+    return make_batch(
+        dataclasses.replace(config, template=entry['template']),
         tokenizer,
-        loaded.clip_recipe,
+        loaded.clip_preprocessing,
         samples,
-        typed_specials=True,  # as the original has them
+        typed_specials=True,  # as in the original
         max_length=longest - config.image_tokens + 1 if longest else None,
     )
 
 
 def _turns(conversation: str, template: str) -> tuple[Turn, ...]:
-    """Return the turns of a conversation as the original writes it out."""
+    """Return the turns of a conversation, parsed from the original's prompt text."""
     before, after = TEMPLATES[template].question.split('{}')
     turns = []
     for part in conversation.partition('<im_end>\n')[2].removesuffix('</s>').split('</s>'):
@@ -194,18 +225,21 @@ def _turns(conversation: str, template: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _picture(folder: Path, name: str) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB, whatever kind of file it is."""
+def _read_image(folder: Path, name: str) -> np.ndarray:
+    """Return the image NAME.*, of any file type, (H, W, 3) uint8 RGB."""
     path = next(iter(sorted(folder.glob(f'{name}.*'))), None)
     if path is None:
-        raise DataError(f'{folder}: no picture {name} here')
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert('RGB'))
+        raise DataError(f'{folder}: the image {name} is missing')
+    with Image.open(path) as image:
+        return np.asarray(image.convert('RGB'))
 
 
-def weighted(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return our losses under the original's names, weighted and summed up as there."""
-    ce, bce, dice = (batches.WEIGHTS[name] * parts[name] for name in ('ce', 'bce', 'dice'))
+# ---- what is compared
+
+
+def original_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return our losses under the original's names, with its weights and sums."""
+    ce, bce, dice = (LOSS_WEIGHTS[name] * losses[name] for name in ('ce', 'bce', 'dice'))
     return {
         'ce_loss': ce,
         'mask_bce_loss': bce,
@@ -216,30 +250,39 @@ def weighted(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def vision_frozen(model: LISA) -> Iterator[None]:
-    """Let CLIP and SAM's encoder not learn, as the original by no_grad; leave no gradients."""
-    frozen = [*model.clip.parameters(), *model.sam.vision_encoder.parameters()]
-    learnt = [parameter.requires_grad for parameter in frozen]
+def frozen_vision(model: LISA) -> Iterator[None]:
+    """Freeze CLIP and SAM's encoder in the body; clear all gradients before and after it.
+
+    The original does not train them either: it runs them under no_grad.
+    """
+    vision = [*model.clip.parameters(), *model.sam.vision_encoder.parameters()]
+    previous = [parameter.requires_grad for parameter in vision]
     model.zero_grad()
     try:
-        for parameter in frozen:
+        for parameter in vision:
             parameter.requires_grad_(False)
         yield
     finally:
         model.zero_grad()
-        for parameter, learns in zip(frozen, learnt, strict=True):
-            parameter.requires_grad_(learns)
+        for parameter, requires_grad in zip(vision, previous, strict=True):
+            parameter.requires_grad_(requires_grad)
 
 
 def gradient_norm(model: LISA, name: str) -> float:
-    """Return the L2 norm of the gradients of one weight, or of all below a released name.
+    """Return the L2 norm of the gradients of a weight, or of all weights of a module.
+
+    Args:
+        model: after the backward pass.
+        name: of a weight or module in the released checkpoints.
 
     Raises:
-        DataError: the model has nothing of that name.
+        DataError: the model has no such weight or module.
     """
-    ours = map_key(name if name.endswith(('weight', 'bias')) else f'{name}.')
-    found = [p.grad for n, p in model.named_parameters() if n.startswith(ours)]
-    if not found:
-        raise DataError(f'the golden set has a gradient of {name}, and the model no such weight')
-    norms = [gradient.norm() for gradient in found if gradient is not None]
+    prefix = map_key(name if name.endswith(('weight', 'bias')) else f'{name}.')
+    gradients = [p.grad for n, p in model.named_parameters() if n.startswith(prefix)]
+    if not gradients:
+        raise DataError(
+            f'the golden set has a gradient of {name}, but the model has no weight {prefix}'
+        )
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
     return torch.stack(norms).norm().item() if norms else 0.0

@@ -1,120 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled pictures and talks become samples, asked and answered in the original's words."""
+"""Draws training samples from data sets, with the original's question and answer templates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import Picture, Query, read_image
+from lisa_ros.datasets.annotations import AnnotatedQuery, ImageWithQueries, read_image
 from lisa_ros.datasets.lisa_templates import (
     ANSWERS,
+    EXPLANATORY_QUESTIONS,
     LONG_QUESTIONS,
     SHORT_QUESTIONS,
     TEACHER_FORCED_ANSWER,
-    WHY,
     validation_question,
 )
 from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError
 from lisa_ros.results import Turn
 from lisa_ros.training.finetune.batches import Sample
+from lisa_ros.training.finetune.mixture import Sampler
+
+
+class AnswerForm(Enum):
+    """What an answer consists of."""
+
+    MASK = 'mask'
+    MASK_AND_EXPLANATION = 'mask and explanation'
+    EXPLANATION = 'explanation'
 
 
 class AnnotatedImageSampler:
-    """A source of samples (mixture.Source): labelled pictures, asked about as the original asks.
+    """Samples annotated images with the original's questions about them.
 
-    Names ("the red mug") are put into a question, sentences stand alone. Of a picture with an
-    explanation each draw takes one of three forms for all its queries: the mask alone, the mask
-    and why, or the words alone; the latter with the probability `words_only`, else either of the
-    others.
+    If the answer is a mask, the question is made from the query and a template; names ("the red
+    mug") and sentences have different templates. If it contains an explanation, the question
+    starts with the query as it is.
+
+    If an image has an explanation, all its queries in a sample get the same answer form: with
+    probability `words_only` the explanation alone, else with equal probability the mask, or the
+    mask and the explanation.
     """
 
-    def __init__(self, labelled: Sequence[Picture], queries: int = 3, words_only: float = 0.1):
-        self._labelled, self._queries, self._words_only = labelled, queries, words_only
+    def __init__(
+        self,
+        images: Sequence[ImageWithQueries],
+        max_queries: int = 3,
+        words_only: float = 0.1,
+    ):
+        self._images, self._max_queries, self._words_only = images, max_queries, words_only
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """Return a picture with up to `queries` dialogues of one turn.
+        """Return an image with up to `max_queries` dialogues of one turn.
 
         Raises:
-            DataError: its picture or its labels cannot be read, or nothing at all is labelled.
+            DataError: the image or its annotations cannot be read, or no image has annotations.
         """
-        for _ in range(1000):  # a label map may turn out to name nothing
-            one = self._labelled[rng.integers(len(self._labelled))]
-            queries = one.queries
-            if queries:
-                break
-        else:
-            raise DataError(f'{one.path} and a thousand others: nothing in them is labelled')
-        count = min(self._queries, len(queries))
+        image, queries = self._draw_image(rng)
+        count = min(self._max_queries, len(queries))
         chosen = [queries[i] for i in rng.choice(len(queries), count, replace=False)]
-        form = 'mask'
-        if one.explanation:
-            plain = rng.random() >= self._words_only
-            form = ('mask', 'why')[rng.integers(2)] if plain else 'words'
-        turns = [_turn(rng, query, form, one.explanation) for query in chosen]
-        return _sample(one.path, [[turn] for turn in turns], chosen if form != 'words' else [])
+        form = self._draw_form(rng) if image.explanation else AnswerForm.MASK
+        turns = [_turn(rng, query, form, image.explanation) for query in chosen]
+        masks_of = [] if form is AnswerForm.EXPLANATION else chosen
+        return _sample(image.path, [[turn] for turn in turns], masks_of)
+
+    def _draw_image(
+        self, rng: np.random.Generator
+    ) -> tuple[ImageWithQueries, tuple[AnnotatedQuery, ...]]:
+        """Return a random image that has queries. A label map without known classes has none."""
+        for _ in range(1000):
+            image = self._images[rng.integers(len(self._images))]
+            queries = image.queries
+            if queries:
+                return image, queries
+        raise DataError(
+            f'{image.path} and 999 other draws have no annotations; annotate the images, or '
+            'remove this data set from --data'
+        )
+
+    def _draw_form(self, rng: np.random.Generator) -> AnswerForm:
+        if rng.random() < self._words_only:
+            return AnswerForm.EXPLANATION
+        return (AnswerForm.MASK, AnswerForm.MASK_AND_EXPLANATION)[rng.integers(2)]
 
 
 class DialogueSampler:
-    """A source of samples: dialogues in words, that a model may not forget how to talk."""
+    """Samples dialogues without masks, so that the model does not lose its dialogue skills."""
 
-    def __init__(self, talks: Sequence[TextDialogue]):
-        self._talks = talks
+    def __init__(self, dialogues: Sequence[TextDialogue]):
+        self._dialogues = dialogues
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """Return a picture with its dialogue.
+        """Return an image with its dialogue.
 
         Raises:
-            DataError: its picture cannot be read.
+            DataError: the image cannot be read.
         """
-        one = self._talks[rng.integers(len(self._talks))]
-        return _sample(one.path, [one.turns], [])
+        dialogue = self._dialogues[rng.integers(len(self._dialogues))]
+        return _sample(dialogue.path, [dialogue.turns], [])
 
 
 def make_sampler(
-    data: Sequence[Picture] | Sequence[TextDialogue], queries: int = 3, words_only: float = 0.1
-):
-    """Return the source of samples of a data set, of pictures or of talks (`datasets.named`)."""
-    return (
-        DialogueSampler(data)
-        if isinstance(data[0], TextDialogue)
-        else AnnotatedImageSampler(data, queries, words_only)
-    )
+    data: Sequence[ImageWithQueries] | Sequence[TextDialogue],
+    max_queries: int = 3,
+    words_only: float = 0.1,
+) -> Sampler:
+    """Return the sampler for a data set, as `datasets.registry.read_dataset` returns it."""
+    if isinstance(data[0], TextDialogue):
+        return DialogueSampler(data)
+    return AnnotatedImageSampler(data, max_queries, words_only)
 
 
-def _turn(rng: np.random.Generator, query: Query, form: str, explanation: str) -> Turn:
-    """Return a query as a question, with its answer."""
+def _turn(
+    rng: np.random.Generator, query: AnnotatedQuery, form: AnswerForm, explanation: str
+) -> Turn:
+    """Return the turn of a query: its question and its answer in the given form."""
 
-    def pick(texts: Sequence[str]) -> str:
-        return texts[rng.integers(len(texts))]
+    def pick(templates: Sequence[str]) -> str:
+        return templates[rng.integers(len(templates))]
 
-    if form == 'words':
+    if form is AnswerForm.EXPLANATION:
         return Turn(query.text, explanation)
-    if form == 'why':
-        return Turn(f'{query.text} {pick(WHY)}', f'{pick(ANSWERS)} {explanation}')
+    if form is AnswerForm.MASK_AND_EXPLANATION:
+        question = f'{query.text} {pick(EXPLANATORY_QUESTIONS)}'
+        return Turn(question, f'{pick(ANSWERS)} {explanation}')
     if query.is_sentence:
         return Turn(pick(LONG_QUESTIONS).format(query.text), pick(ANSWERS))
     return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWERS))
 
 
-def validation_sample(one: Picture) -> Sample:
-    """Return a picture with all its queries, asked as the original does in its validation."""
-    queries = one.queries  # a map is read for them
+def validation_sample(image: ImageWithQueries) -> Sample:
+    """Return an image with all its queries, asked as in the original's validation."""
+    queries = image.queries  # each access of `queries` may read a label map
     turns = [Turn(validation_question(query), TEACHER_FORCED_ANSWER) for query in queries]
-    return _sample(one.path, [[turn] for turn in turns], queries)
+    return _sample(image.path, [[turn] for turn in turns], queries)
 
 
-def _sample(path: Path, dialogues: Sequence[Sequence[Turn]], asked: Sequence[Query]) -> Sample:
-    """Return a picture with dialogues whose [SEG] stand for the queries, in their order."""
-    picture = read_image(path)
-    height, width = picture.shape[:2]
-    truth = [query.truth(height, width) for query in asked]
+def _sample(
+    path: Path, dialogues: Sequence[Sequence[Turn]], queries: Sequence[AnnotatedQuery]
+) -> Sample:
+    """Return a sample. Its n-th [SEG] has the mask of the n-th query."""
+    image = read_image(path)
+    height, width = image.shape[:2]
+    masks = [query.ground_truth(height, width) for query in queries]
     return Sample(
-        picture,
+        image,
         tuple(tuple(turns) for turns in dialogues),
-        np.stack(truth) if truth else np.zeros((0, height, width), np.uint8),
+        np.stack(masks) if masks else np.zeros((0, height, width), np.uint8),
         str(path),
     )

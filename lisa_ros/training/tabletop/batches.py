@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered scenes and drawn requests become the batches that LISA learns from.
+"""Collates rendered scenes and sampled queries into training batches.
 
-Pixels and words go through `images` and `prompts`, so that training and serving see the same.
+Pixels and tokens are made by `image_processing` and `prompts`, the same code as for inference.
 
-Letters: B pictures, Q conversations, T tokens, N masks, Z sizes told in cm, L names in lists, S
-side of SAM's square input, K kinds, MOST things of one picture.
+Letters: B images, Q conversations, T tokens, N [SEG] tokens, Z sizes in cm, L names in lists,
+M answers, P image tokens, S side of SAM's square input [px], K object categories.
 """
 
 from __future__ import annotations
@@ -20,59 +20,56 @@ import torch
 from torch import Tensor
 
 from lisa_ros.model import image_processing
-from lisa_ros.model.lisa import IGNORED, Conversations, LisaBatch, LisaConfig
+from lisa_ros.model.lisa import Conversations, LisaBatch
+from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.packing import IGNORE_INDEX
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception import prompts
-from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES
+from lisa_ros.tabletop.objects import PART_FLAG
 from lisa_ros.tabletop.queries import TabletopQuery
-from lisa_ros.tabletop.rendering import PART_FLAG
-from lisa_ros.tabletop.scene_graph import (
-    PLACES,
-    SUPERLATIVES,
-    VISIBLE,
-    SceneGraph,
-    nearest_in_relation,
-    on_side,
-)
-from lisa_ros.training.tabletop.dataset import to_sam_square
+from lisa_ros.tabletop.scene_graph import SceneGraph
+from lisa_ros.training.padding import pad_conversations
+from lisa_ros.training.tabletop.auxiliary_targets import class_indices, object_targets
+from lisa_ros.training.tabletop.dataset import SceneView, to_sam_square
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
-KIND_INDEX = {name: i + 1 for i, name in enumerate(OBJECT_CATEGORIES)}  # 0 is "no thing"
-COLOUR_INDEX = {name: i + 1 for i, name in enumerate(COLOURS)}  # 0 is "no colour with a name"
-MAX_OBJECTS = 16  # ids of things are below it
-
 
 @dataclass(frozen=True)
 class AttentionTargets:
-    """What is said by looking, and where to: n words."""
+    """n answer tokens, each with the image tokens that the model should attend to for it."""
 
-    rows: Tensor  # (n,) long, conversations
-    words: Tensor  # (n,) long, places of the words in input_ids
-    wanted: Tensor  # (n, P) float, of each image token, summing to one
-    names: Tensor  # (n,) bool, words of a name, and of a list between its names
+    query_index: Tensor  # (n,) long, row of `input_ids`
+    token_index: Tensor  # (n,) long, column of `input_ids`
+    attention: Tensor  # (n, P) float, target over the image tokens, each row sums to one
+    is_name: Tensor  # (n,) bool, tokens of object names and tokens between the names of a list
 
     def to(self, device: torch.device | str) -> AttentionTargets:
-        """Return the same on `device`."""
-        return AttentionTargets(*(part.to(device) for part in vars(self).values()))
+        """Return a copy on `device`."""
+        return AttentionTargets(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryBatch:
-    """Requests about pictures as LISA reads them, and their truth."""
+    """Conversations about images with their ground truth; it does not contain the images."""
 
-    batch: Conversations
-    truth: Tensor  # (N, S, S) uint8 0 or 1, in SAM's square, [SEG] by [SEG] as in the batch
-    valid: Tensor  # (B, S, S) float, 0 where the square is padding
-    sized: Tensor  # (Z, S, S) uint8 0 or 1, the thing of each size, in the order told
-    listed: Tensor  # (L, S, S) uint8 0 or 1, what each name of a list stands for
-    listed_words: Tensor  # (L, 3) long, (row, first, behind the last) of the words of each
-    first_words: Tensor  # (M, 2) long, (row, place) of the first token of each answer learnt
-    spots: AttentionTargets | None = None  # of the lesson of looking, if there is one
+    inputs: Conversations
+    masks: Tensor  # (N, S, S) uint8 0 or 1, ground truth of each [SEG], in the order of `inputs`
+    valid_pixels: Tensor  # (B, S, S) float, 0 on the padding of SAM's square
+    size_masks: Tensor  # (Z, S, S) uint8 0 or 1, the object of each size, in the order of `inputs`
+    list_masks: Tensor  # (L, S, S) uint8 0 or 1, the objects of each name in a list
+    list_spans: Tensor  # (L, 3) long, (row, first, end) of the tokens of each name in a list
+    first_tokens: Tensor  # (M, 2) long, (row, column) of the first token of each supervised answer
+    attention_targets: AttentionTargets | None = None  # None: no attention supervision
+
+    @property
+    def valid_size(self) -> tuple[int, int]:
+        """(height, width) of the images inside SAM's square [px]; all have the same shape."""
+        return int(self.valid_pixels[0, :, 0].sum()), int(self.valid_pixels[0, 0].sum())
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same on `device`."""
+        """Return a copy on `device`."""
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         moved = {n: part if part is None else part.to(device) for n, part in parts.items()}
         return type(self)(**moved)
@@ -80,188 +77,172 @@ class QueryBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TabletopBatch(QueryBatch):
-    """The same with the pictures, and with the truth of what is to be seen there."""
+    """Conversations with their images and the targets of the auxiliary vision losses."""
 
-    batch: LisaBatch
-    kinds: Tensor  # (B, S, S) uint8, KIND_INDEX of each pixel
-    colours: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
-    things: Tensor  # (B, S, S) uint8, id of the thing that each pixel shows, 0 none
-    there: Tensor  # (B, K) float, 1 if a thing of the kind is seen, 0 if there is none, nan hidden
-    # of each thing by its id, nan or IGNORED where it is not clear:
-    standing: Tensor  # (B, MOST, 4) float, right, away, height, longest [m]
-    beside: Tensor  # (B, MOST, places, 2) long, KIND_INDEX and COLOUR_INDEX of its neighbours
-    firsts: Tensor  # (B, MOST, 2 * superlatives) float 0 or 1, of all things, of its own kind
+    inputs: LisaBatch
+    category_map: Tensor  # (B, S, S) uint8, CATEGORY_INDEX of each pixel
+    colour_map: Tensor  # (B, S, S) uint8, COLOUR_INDEX of each pixel
+    object_map: Tensor  # (B, S, S) uint8, object id of each pixel, 0 background
+    # see `auxiliary_targets.ObjectTargets`
+    category_present: Tensor  # (B, K) float
+    object_measures: Tensor  # (B, MAX_OBJECTS, 4) float [m]
+    neighbours: Tensor  # (B, MAX_OBJECTS, relations, 2) long
+    is_superlative: Tensor  # (B, MAX_OBJECTS, 2 * superlatives) float
 
 
 def make_batch(
     config: LisaConfig,
     tokenizer: Tokenizer,
-    clip: image_processing.ClipPreprocessing,
-    views: list[tuple[np.ndarray, np.ndarray, SceneGraph, list[TabletopQuery]]],
+    clip_preprocessing: image_processing.ClipPreprocessing,
+    views: Sequence[SceneView],
+    queries: Sequence[Sequence[TabletopQuery]],
 ) -> TabletopBatch:
-    """Return what LISA sees and should answer, of views: colour, ids, table and requests."""
-    clip_pixels, sam_pixels, kinds, colours, squares = [], [], [], [], []
-    for colour, ids, table, _ in views:
-        clip_pixels.append(image_processing.clip_pixels(colour, clip))
-        sam_pixels.append(image_processing.sam_input(colour, config.sam_size).pixels)
-        square = to_sam_square(ids, config.sam_size)
-        classes = np.zeros((2, 256), np.uint8)
-        for one in table.objects:
-            values = KIND_INDEX[one.kind], COLOUR_INDEX.get(one.looks_coloured, 0)
-            classes[:, one.id] = classes[:, one.id + PART_FLAG] = values
-        kinds.append(classes[0][square])
-        colours.append(classes[1][square])
-        squares.append(square)
-    shapes = {ids.shape for _, ids, _, _ in views}
-    talk = make_query_batch(
-        config, tokenizer, shapes.pop(), squares, [requests for *_, requests in views]
-    )
-    layouts = [auxiliary_targets(table) for _, _, table, _ in views]
-    there, standing, beside, firsts = (
-        torch.from_numpy(np.stack(x)) for x in zip(*layouts, strict=True)
+    """Return the batch of B views and their queries. All views must have the same shape."""
+    id_squares = [to_sam_square(view.ids, config.sam_size) for view in views]
+    (shape,) = {view.ids.shape for view in views}
+    query_batch = make_query_batch(config, tokenizer, shape, id_squares, queries)
+    class_maps = [
+        _class_maps(view.scene_graph, square)
+        for view, square in zip(views, id_squares, strict=True)
+    ]
+    category_map, colour_map = (_stack_to_tensor(maps) for maps in zip(*class_maps, strict=True))
+    targets = [object_targets(view.scene_graph) for view in views]
+    inputs = LisaBatch(
+        **vars(query_batch.inputs),
+        clip_pixels=_stack_to_tensor(
+            [image_processing.clip_pixels(view.image, clip_preprocessing) for view in views]
+        ),
+        sam_pixels=_stack_to_tensor(
+            [image_processing.sam_input(view.image, config.sam_size).pixels for view in views]
+        ),
     )
     return TabletopBatch(
-        batch=LisaBatch(
-            **vars(talk.batch),
-            clip_pixels=torch.from_numpy(np.stack(clip_pixels)),
-            sam_pixels=torch.from_numpy(np.stack(sam_pixels)),
-        ),
-        truth=talk.truth,
-        sized=talk.sized,
-        listed=talk.listed,
-        listed_words=talk.listed_words,
-        valid=talk.valid,
-        first_words=talk.first_words,
-        kinds=torch.from_numpy(np.stack(kinds)),
-        colours=torch.from_numpy(np.stack(colours)),
-        things=torch.from_numpy(np.stack(squares) & ~np.uint8(PART_FLAG)),
-        there=there,
-        standing=standing,
-        beside=beside,
-        firsts=firsts,
+        **{**vars(query_batch), 'inputs': inputs},
+        category_map=category_map,
+        colour_map=colour_map,
+        object_map=_stack_to_tensor([square & ~np.uint8(PART_FLAG) for square in id_squares]),
+        category_present=_stack_to_tensor([target.category_present for target in targets]),
+        object_measures=_stack_to_tensor([target.measures for target in targets]),
+        neighbours=_stack_to_tensor([target.neighbours for target in targets]),
+        is_superlative=_stack_to_tensor([target.is_superlative for target in targets]),
     )
+
+
+def _stack_to_tensor(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of one shape as a tensor with a leading batch axis."""
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _class_maps(scene_graph: SceneGraph, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return category and colour index of each pixel of an id image, each (S, S) uint8."""
+    classes = np.zeros((2, 256), np.uint8)
+    for scene_object in scene_graph.objects:
+        indices = class_indices(scene_object)
+        classes[:, scene_object.id] = indices
+        classes[:, scene_object.id + PART_FLAG] = indices
+    return classes[0][ids], classes[1][ids]
 
 
 def make_query_batch(
     config: LisaConfig,
     tokenizer: Tokenizer,
-    shape: tuple[int, int],
-    squares: Sequence[np.ndarray],
-    requests: Sequence[Sequence[TabletopQuery]],
+    image_shape: tuple[int, int],
+    id_squares: Sequence[np.ndarray],
+    queries: Sequence[Sequence[TabletopQuery]],
 ) -> QueryBatch:
-    """Return what is asked about pictures of one shape and what the answers are.
+    """Return the conversations about images of one shape, with their ground truth.
 
     Args:
-        config: the model's.
-        tokenizer: the model's.
-        shape: (height, width) of the pictures [px].
-        squares: B x (S, S) uint8, their ids in SAM's square.
-        requests: about each of them.
+        config: of the model.
+        tokenizer: of the model.
+        image_shape: (height, width) of the images [px].
+        id_squares: B x (S, S) uint8, their id images in SAM's square, see `to_sam_square`.
+        queries: about each of the images.
     """
-    side = config.sam_size
-    height, width = image_processing.sam_resized(shape, side)
-    valid = torch.zeros(len(squares), side, side)
-    valid[:, :height, :width] = 1
-    rows, labels, owners, truth, sized = [], [], [], [], []
-    listed, spans = [], []
-    for number, (square, some) in enumerate(zip(squares, requests, strict=True)):
-        for request in some:
-            row, label = _words(config, tokenizer, request)
-            listed.append(_masks(square, tuple(x.ids for x in request.listed)))
-            spans += [(len(rows), *span) for span in _listed(tokenizer, label, request)]
-            rows.append(row)
-            labels.append(label)
-            owners.append(number)
-            truth.append(_masks(square, request.targets))
-            sized.append(_masks(square, request.sized))
-    longest, pad = max(map(len, rows)), tokenizer.pad_token_id
-    batch = Conversations(
-        input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
-        labels=torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels]),
-        attention_mask=torch.tensor(
-            [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
-        ),
-        image_index=torch.tensor(owners),
-    )
-    learnt = batch.labels != IGNORED
+    rows, labels, image_index, list_spans = [], [], [], []
+    masks, size_masks, list_masks = [], [], []
+    for image, (ids, image_queries) in enumerate(zip(id_squares, queries, strict=True)):
+        for query in image_queries:
+            query_ids, query_labels = _tokenize(config, tokenizer, query)
+            spans = _list_spans(tokenizer, query_labels, query)
+            list_spans += [(len(rows), *span) for span in spans]
+            rows.append(query_ids)
+            labels.append(query_labels)
+            image_index.append(image)
+            masks.append(_masks_of_ids(ids, query.targets))
+            size_masks.append(_masks_of_ids(ids, query.measured_targets))
+            list_masks.append(
+                _masks_of_ids(ids, tuple(name.instance_ids for name in query.listed_names))
+            )
+    inputs = pad_conversations(rows, labels, image_index, tokenizer.pad_token_id)
+    supervised = inputs.labels != IGNORE_INDEX
     return QueryBatch(
-        batch=batch,
-        truth=torch.cat(truth),
-        sized=torch.cat(sized),
-        listed=torch.cat(listed),
-        listed_words=torch.tensor(spans, dtype=torch.long).reshape(-1, 3),
-        valid=valid,
-        first_words=(learnt[:, 1:] & ~learnt[:, :-1]).nonzero() + torch.tensor([0, 1]),
+        inputs=inputs,
+        masks=torch.cat(masks),
+        valid_pixels=_valid_pixels(len(id_squares), image_shape, config.sam_size),
+        size_masks=torch.cat(size_masks),
+        list_masks=torch.cat(list_masks),
+        list_spans=torch.tensor(list_spans, dtype=torch.long).reshape(-1, 3),
+        first_tokens=(supervised[:, 1:] & ~supervised[:, :-1]).nonzero() + torch.tensor([0, 1]),
     )
 
 
-def _words(
-    config: LisaConfig, tokenizer: Tokenizer, request: TabletopQuery
+def _valid_pixels(count: int, image_shape: tuple[int, int], side: int) -> Tensor:
+    """Return 1 on the images inside SAM's square and 0 on its padding, (count, side, side)."""
+    height, width = image_processing.sam_resized_shape(image_shape, side)
+    valid = torch.zeros(count, side, side)
+    valid[:, :height, :width] = 1
+    return valid
+
+
+def _tokenize(
+    config: LisaConfig, tokenizer: Tokenizer, query: TabletopQuery
 ) -> tuple[list[int], list[int]]:
-    """Return what is read of a request, and what of it is learnt; of a slip, what precedes it."""
-    row, label = prompts.training_ids(tokenizer, config.template, request.turns)
-    if request.insisted:
-        return row, [IGNORED] * len(row)
-    if not request.slip:
-        return row, label
-    *turns, last = request.turns
-    said = [*turns, dataclasses.replace(last, answer_raw=request.slip)]
-    read, _ = prompts.training_ids(tokenizer, config.template, said)
-    same = next(i for i, (a, b) in enumerate(zip(row, read, strict=False)) if a != b)
-    return read, label[:same] + [IGNORED] * (len(read) - same)
+    """Return input ids and labels of a query.
 
-
-def _listed(
-    tokenizer: Tokenizer, label: list[int], request: TabletopQuery
-) -> list[tuple[int, int]]:
-    """Return (first, behind the last) of the words of each name in the lists of a request.
-
-    What stands between two names belongs to the second: whether there is one more is seen there.
+    An answer that was corrupted with a wrong object name has labels only up to that name. A query
+    with `forced_mask` has no labels.
     """
-    before = itertools.pairwise([IGNORED, *label])
-    begins = [i for i, (last, word) in enumerate(before) if last == IGNORED != word]
+    input_ids, labels = prompts.training_ids(tokenizer, config.template, query.turns)
+    if query.forced_mask:
+        return input_ids, [IGNORE_INDEX] * len(input_ids)
+    if not query.corrupted_answer:
+        return input_ids, labels
+    *turns, last_turn = query.turns
+    noisy_turns = [*turns, dataclasses.replace(last_turn, answer_raw=query.corrupted_answer)]
+    noisy_ids, _ = prompts.training_ids(tokenizer, config.template, noisy_turns)
+    pairs = zip(input_ids, noisy_ids, strict=False)
+    common = next(i for i, (right, wrong) in enumerate(pairs) if right != wrong)
+    return noisy_ids, labels[:common] + [IGNORE_INDEX] * (len(noisy_ids) - common)
+
+
+def _list_spans(
+    tokenizer: Tokenizer, labels: list[int], query: TabletopQuery
+) -> list[tuple[int, int]]:
+    """Return (first, end) of the tokens of each name in the lists of a query.
+
+    The tokens between two names belong to the second one: they continue the list.
+    """
+    pairs = itertools.pairwise([IGNORE_INDEX, *labels])
+    answer_starts = [
+        i for i, (previous, label) in enumerate(pairs) if previous == IGNORE_INDEX != label
+    ]
+    article = len(tokenizer.encode('the'))
     spans: list[tuple[int, int]] = []
-    for number, one in enumerate(request.listed):
-        words = tokenizer.encode(f'the {one.name}')[len(tokenizer.encode('the')) :]
-        goes_on = number > 0 and request.listed[number - 1].turn == one.turn
-        begin = spans[-1][1] if goes_on else begins[one.turn]
-        at = next(i for i in range(begin, len(label)) if label[i : i + len(words)] == words)
-        spans.append((begin if goes_on else at - 1, at + len(words)))  # the first with its "the"
+    for number, listed in enumerate(query.listed_names):
+        name = tokenizer.encode(f'the {listed.name}')[article:]
+        continues = number > 0 and query.listed_names[number - 1].turn == listed.turn
+        start = spans[-1][1] if continues else answer_starts[listed.turn]
+        first = next(
+            i for i in range(start, len(labels)) if labels[i : i + len(name)] == name
+        )  # the first name of a list includes its "the"
+        spans.append((start if continues else first - 1, first + len(name)))
     return spans
 
 
-def _masks(ids: np.ndarray, wanted: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Return where an id image (S, S) shows one of the ids of each of n sets, (n, S, S) uint8."""
-    chosen = np.zeros((len(wanted), 256), np.uint8)
-    for row, some in zip(chosen, wanted, strict=True):
-        row[list(some)] = 1
-    return torch.from_numpy(chosen[:, ids])
-
-
-def auxiliary_targets(table: SceneGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return what Lesson says of one picture: `there`, `standing`, `beside`, `firsts`."""
-    there = np.zeros(len(OBJECT_CATEGORIES), np.float32)
-    standing = np.full((MAX_OBJECTS, 4), np.nan, np.float32)
-    beside = np.full((MAX_OBJECTS, len(PLACES), 2), IGNORED, np.int64)
-    firsts = np.full((MAX_OBJECTS, 2 * len(SUPERLATIVES)), np.nan, np.float32)
-    for one in sorted(table.objects, key=lambda o: o.area):
-        there[KIND_INDEX[one.kind] - 1] = 1 if one.area >= VISIBLE else np.nan
-        standing[one.id] = one.right, one.away, one.height, one.longest
-        alike = [o for o in table.objects if o.kind == one.kind]
-        for i, (measure, margin) in enumerate(SUPERLATIVES.values()):
-            for group, things in enumerate((table.objects, alike)):
-                rivals = [o for o in things if o.id != one.id]
-                ahead = [measure(one) - measure(o) for o in rivals]
-                seen = [a for a, o in zip(ahead, rivals, strict=True) if o.area >= VISIBLE]
-                if min(seen, default=0) <= -margin:  # by something that can be seen
-                    firsts[one.id, group * len(SUPERLATIVES) + i] = 0
-                elif ahead and min(ahead) >= margin:
-                    firsts[one.id, group * len(SUPERLATIVES) + i] = 1
-        for i, place in enumerate(PLACES):
-            other = nearest_in_relation(table.objects, place, one)
-            if other is not None and other.area >= VISIBLE:
-                colour = COLOUR_INDEX.get(other.looks_coloured, 0)
-                beside[one.id, i] = KIND_INDEX[other.kind], colour
-            elif not any(on_side(o, place, one) for o in table.objects if o.id != one.id):
-                beside[one.id, i] = 0
-    return there, standing, beside, firsts
+def _masks_of_ids(ids: np.ndarray, id_sets: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return the pixels of an id image (S, S) that are in each of n id sets, (n, S, S) uint8."""
+    is_member = np.zeros((len(id_sets), 256), np.uint8)
+    for row, members in zip(is_member, id_sets, strict=True):
+        row[list(members)] = 1
+    return torch.from_numpy(is_member[:, ids])

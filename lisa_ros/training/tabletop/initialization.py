@@ -1,91 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first weights and the tokenizer of lisa-tabletop."""
+"""Sizes and first weights of lisa-tabletop."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
-import sentencepiece
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros.model import image_processing
-from lisa_ros.model.lisa import LisaConfig, sam_config
-from lisa_ros.model.tokenizer import SPACE, Tokenizer
-from lisa_ros.results import SEG
-from lisa_ros.tabletop import answer_text, query_sampling
-from lisa_ros.tabletop.scene_graph import SceneGraph
+from lisa_ros.model.lisa import LISA
+from lisa_ros.model.lisa_config import LisaConfig, sam_config
+from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.tabletop.answer_text import NUMBER_WORDS
+from lisa_ros.training.tabletop.vocabulary import has_number_tokens
 
-ADDED_TOKENS = ('[SEG]', '<im_start>', '<im_end>')
 PATCH_SIZE = 16  # of CLIP [px]
 MAX_POSITIONS = 1024  # of the language model [tokens]
 
 
-def write_tokenizer(folder: Path, tables: list[SceneGraph], vocabulary: int = 1400) -> Tokenizer:
-    """Train a SentencePiece model on our own grammar and write it as LISA's tokenizer folder."""
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(30000):
-        request = query_sampling.sample_query(rng, tables[i % len(tables)])
-        for turn in request.turns:
-            lines += [f'USER: {turn.query} ASSISTANT: {turn.answer_raw.replace(SEG, "")}']
-    folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_prefix=str(folder / 'tokenizer'),
-        vocab_size=vocabulary,
-        model_type='bpe',
-        byte_fallback=True,
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        user_defined_symbols=[f'{SPACE}{n}' for n in answer_text.NUMBER_WORDS],
-        minloglevel=2,
-    )
-    (folder / 'tokenizer.vocab').unlink()
-    pieces = sentencepiece.SentencePieceProcessor(str(folder / 'tokenizer.model'))
-    size = pieces.get_piece_size()
-    added = {text: size + i for i, text in enumerate(ADDED_TOKENS)}
-    (folder / 'added_tokens.json').write_text(json.dumps(added))
-    flags = {'lstrip': False, 'normalized': False, 'rstrip': False, 'single_word': False}
-    roles = {
-        'bos_token': {'content': '<s>', **flags},
-        'eos_token': {'content': '</s>', **flags},
-        'unk_token': {'content': '<unk>', **flags},
-        'pad_token': '<unk>',
-    }
-    (folder / 'special_tokens_map.json').write_text(json.dumps(roles))
-    (folder / 'tokenizer_config.json').write_text(
-        json.dumps({'clean_up_tokenization_spaces': False, 'model_max_length': 512})
-    )
-    return Tokenizer.load(folder)
-
-
-def remap_vocabulary(state: dict[str, torch.Tensor], old: Tokenizer, new: Tokenizer) -> dict:
-    """Return weights for another vocabulary; a new word begins as the mean of its old pieces."""
-    ids = {old.token(i): i for i in range(len(old))}
-    spread = torch.zeros(len(new), len(old))
-    for row, token in zip(spread, map(new.token, range(len(new))), strict=True):
-        pieces = [ids[token]] if token in ids else old.encode(token.replace(SPACE, ' ').strip())
-        row.copy_(torch.bincount(torch.tensor(pieces), minlength=len(old)) / len(pieces))
-    tables = ('llm.model.embed_tokens.weight', 'llm.lm_head.weight')
-    return {**state, **{name: spread @ state[name].float() for name in tables}}
-
-
-def resize_position_embedding(state: dict[str, torch.Tensor], patches: int) -> dict:
-    """Return weights whose CLIP sees so many patches; their places lie between the old ones."""
-    name = 'clip.embeddings.position_embedding.weight'
-    picture, places = state[name][:1], state[name][1:]  # the class token has the first row
-    before, side = round(len(places) ** 0.5), round(patches**0.5)
-    grid = places.float().T.unflatten(1, (before, before))[None]  # (1, W, before, before)
-    grid = nn.functional.interpolate(grid, (side, side), mode='bicubic', align_corners=False)
-    return {**state, name: torch.cat([picture, grid[0].flatten(1).T.to(places)])}
-
-
 def default_config(tokenizer: Tokenizer) -> LisaConfig:
-    """Return the sizes that `lisa-tabletop` began with: twelve million weights."""
+    """Return the sizes that lisa-tabletop was first trained with: 12 million weights."""
     return LisaConfig(
         clip=CLIPVisionConfig(
             hidden_size=256,
@@ -124,7 +58,7 @@ def default_config(tokenizer: Tokenizer) -> LisaConfig:
             iou_width=128,
         ),
         seg_token_id=tokenizer.seg_token_id,
-        mm_vision_select_layer=-1,  # no layer is left out: all were trained for this
+        mm_vision_select_layer=-1,  # the last layer: all layers are trained for this task
         out_dim=128,
         template='plain',
         explain='Say why.',
@@ -132,6 +66,53 @@ def default_config(tokenizer: Tokenizer) -> LisaConfig:
 
 
 def clip_preprocessing(config: LisaConfig) -> image_processing.ClipPreprocessing:
-    """Return how CLIP gets its pictures: whole, squeezed to a square."""
+    """Return how images are prepared for CLIP: resized to a square, without a crop."""
     side = config.clip.image_size
     return image_processing.ClipPreprocessing(size=(side, side), crop=None)
+
+
+def resize_position_embedding(
+    state: dict[str, torch.Tensor], patches: int
+) -> dict[str, torch.Tensor]:
+    """Return weights whose CLIP position embedding is interpolated to another patch count."""
+    name = 'clip.embeddings.position_embedding.weight'
+    class_row, patch_rows = state[name][:1], state[name][1:]
+    old_side, side = round(len(patch_rows) ** 0.5), round(patches**0.5)
+    grid = patch_rows.float().T.unflatten(1, (old_side, old_side))[None]  # (1, W, old, old)
+    grid = nn.functional.interpolate(grid, (side, side), mode='bicubic', align_corners=False)
+    return {**state, name: torch.cat([class_row, grid[0].flatten(1).T.to(patch_rows)])}
+
+
+@torch.no_grad()
+def init_matching_heads(lisa: LISA, layers: int = 2) -> None:
+    """Make the last attention head of the first layers attend to tokens similar to the query.
+
+    Its keys start equal to its queries. The loss `patch_names` moves image tokens towards the
+    embeddings of the names of what they show. So the token "mug" attends to mugs from the start,
+    and the model can learn whether there is one. From random keys that takes thousands of steps.
+    """
+    for layer in lisa.llm.model.layers[:layers]:
+        attention = layer.self_attn
+        queries, keys = (
+            projection.weight[-attention.head_dim :]
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        queries *= 1.5
+        keys.copy_(queries)
+
+
+@torch.no_grad()
+def init_number_embeddings(lisa: LISA, tokenizer: Tokenizer, frequencies: int = 8) -> None:
+    """Place the embeddings of number tokens on a smooth curve, so that neighbours are similar.
+
+    With random rows the model would have to learn each number separately. Does nothing if the
+    vocabulary has no number tokens.
+    """
+    if not has_number_tokens(tokenizer):
+        return
+    token_ids = [tokenizer.encode(number)[0] for number in NUMBER_WORDS]
+    phases = torch.linspace(0, torch.pi, len(token_ids))[:, None] * torch.arange(frequencies)
+    for table in (lisa.llm.get_input_embeddings().weight, lisa.llm.lm_head.weight):
+        directions = torch.randn(frequencies, table.shape[1])
+        directions = directions * table.std() * (2 / frequencies) ** 0.5
+        table[token_ids] = (phases.cos() @ directions).to(table)

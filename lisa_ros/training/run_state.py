@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and writes `last.pt` in a run's folder: all that is needed to resume the training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lisa_ros.errors import DataError
+
+STATE_FILE = 'last.pt'
+
+# Field of RunState -> its key in the file. Do not change the keys: old runs must load.
+_KEYS = {
+    'step': 'step',
+    'seed': 'seed',
+    'best_score': 'best',
+    'stale_validations': 'worse',
+    'minutes': 'minutes',
+    'weights': 'trained',
+    'ema_weights': 'average',
+    'optimizers': 'optimizers',
+}
+# Versions that trained LoRA with peft named its matrices `lora_A.default.weight`.
+_PEFT_NAME = re.compile(r'\.(lora_[AB])\.default\.weight$')
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a training after a step."""
+
+    step: int  # steps done
+    seed: int
+    best_score: float  # best value of the monitored metric so far
+    stale_validations: int  # number of validations since the best value
+    minutes: float  # training time so far, without pauses between calls
+    weights: Mapping[str, Tensor]  # trained parameters
+    ema_weights: Mapping[str, Tensor]  # their moving average; empty without one
+    optimizers: list[dict[str, Any]]  # state_dict of each optimizer
+
+    def save(self, run: Path) -> None:
+        """Write the state into a run's folder; if it fails, the previous file is kept."""
+        temporary = run / 'last.new'
+        torch.save({key: getattr(self, field) for field, key in _KEYS.items()}, temporary)
+        temporary.replace(run / STATE_FILE)
+
+    @classmethod
+    def load(cls, run: Path, device: str) -> RunState:
+        """Read the state from a run's folder.
+
+        Raises:
+            DataError: an older version wrote it, without the seed or the optimizers.
+        """
+        path = run / STATE_FILE
+        saved = torch.load(path, weights_only=True, map_location=device)
+        if 'seed' not in saved or 'optimizers' not in saved:
+            raise DataError(
+                f'{path} was written by an older version and cannot be resumed: '
+                'choose another --out'
+            )
+        for key in ('trained', 'average'):
+            saved[key] = {_PEFT_NAME.sub(r'.\1.weight', name): t for name, t in saved[key].items()}
+        return cls(**{field: saved[key] for field, key in _KEYS.items()})
+
+    def check(
+        self, run: Path, weights: Mapping[str, Tensor], has_ema: bool, optimizers: int, seed: int
+    ) -> None:
+        """Check that a training with these settings can resume from this state.
+
+        Args:
+            run: folder of the run, for error messages.
+            weights: the trained parameters of the training to resume.
+            has_ema: whether that training keeps a moving average.
+            optimizers: number of its optimizers.
+            seed: its seed.
+
+        Raises:
+            DataError: the state belongs to another training.
+        """
+        path = run / STATE_FILE
+        if len(self.optimizers) != optimizers:
+            raise DataError(
+                f'{path} belongs to another training: it has {len(self.optimizers)} optimizers, '
+                f'expected {optimizers}; choose another --out, or the settings of that training'
+            )
+        saved = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
+        current = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if saved != current or bool(self.ema_weights) != has_ema:
+            different = sorted(dict(saved.items() ^ current.items())) or ['the moving average']
+            raise DataError(
+                f'{path} belongs to another training: {len(different)} tensors differ in name or '
+                f'shape, for example {different[0]}; choose another --out, or the settings of '
+                'that training'
+            )
+        if self.seed != seed:
+            raise DataError(
+                f'{path} belongs to a run with seed {self.seed}, expected {seed}: it cannot be '
+                f'resumed with other batches; use --seed {self.seed}, or another --out'
+            )
