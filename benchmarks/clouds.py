@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the cloud of a frame takes, from depth to the bytes that DDS sends.
+"""Measure the time to make and publish the point cloud of a frame.
 
     python benchmarks/clouds.py            # 1280 x 720
 
-"published" is what rclpy and DDS take until `publish` returns: the message converted, serialised
-and put into the history, with a reliable subscription in this process. Beside it, where it is
-installed, sensor_msgs_py's `create_cloud` of the same points, as a ratio.
+"published" is the time until `publish` returns: rclpy and DDS convert the message, serialize it
+and store it in the history, with a reliable subscription in this process. If sensor_msgs_py is
+installed, its `create_cloud` is measured with the same points, for comparison.
 """
 
 from __future__ import annotations
@@ -26,28 +26,35 @@ from std_msgs.msg import Header
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.rgbd import depth_to_cloud  # found by the line above
+from lisa_ros.geometry.point_cloud import depth_to_cloud  # after sys.path is set
 from lisa_ros.ros import message_types
 
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
-    """Return the median time of some work [ms], the first run left out."""
+    """Return the median time of a function over `times` runs [ms], after a first run."""
     work()
-    spent = []
+    durations = []
     for _ in range(times):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        spent.append((time.perf_counter() - began) * 1000)
-    return statistics.median(spent)
+        durations.append((time.perf_counter() - start) * 1000)
+    return statistics.median(durations)
 
 
 def main() -> None:
-    """Print the table."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument('--size', type=int, nargs=2, default=(1280, 720), help='width, height')
-    options.add_argument('--times', type=int, default=30)
-    given = options.parse_args()
-    width, height = given.size
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(1280, 720),
+        metavar=('W', 'H'),
+        help='width and height of the frame [px] (default: 1280 720)',
+    )
+    parser.add_argument('--times', type=int, default=30, help='measured runs (default: 30)')
+    options = parser.parse_args()
+    width, height = options.size
     cv2.setNumThreads(1)
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -66,24 +73,25 @@ def main() -> None:
     while not publisher.get_subscription_count():
         time.sleep(0.01)
 
-    def all_of_it() -> None:
+    def make_and_publish() -> None:
         publisher.publish(message_types.make.cloud(header, depth_to_cloud(image, depth, camera)))
 
     rows = {
         'points and colours': lambda: depth_to_cloud(image, depth, camera),
         'PointCloud2': lambda: message_types.make.cloud(header, cloud),
         'published': lambda: publisher.publish(message),
-        'all of it': all_of_it,
+        'all together': make_and_publish,
     }
     for name, work in rows.items():
-        print(f'{name:20} {milliseconds(work, given.times):6.1f} ms')
+        print(f'{name:20} {milliseconds(work, options.times):6.1f} ms')
     try:
         from sensor_msgs_py.point_cloud2 import create_cloud
     except ImportError:
         return
-    theirs = milliseconds(lambda: create_cloud(header, message.fields, cloud), given.times)
-    ours = milliseconds(lambda: message_types.make.cloud(header, cloud), given.times)
-    print(f"{'create_cloud':20} {theirs:6.1f} ms, {theirs / ours:.1f} times PointCloud2's")
+    reference = milliseconds(lambda: create_cloud(header, message.fields, cloud), options.times)
+    packed = milliseconds(lambda: message_types.make.cloud(header, cloud), options.times)
+    ratio = reference / packed
+    print(f'{"create_cloud":20} {reference:6.1f} ms, {ratio:.1f} times the time of PointCloud2')
 
 
 if __name__ == '__main__':

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How right and how fast points, centroids and boxes of things are.
+"""Measure the accuracy and speed of 3D points, centroids and boxes of objects.
 
     python benchmarks/geometry.py --assets-cache FOLDER [--scenes N] [--model M]
-    python benchmarks/geometry.py --osd FOLDER [--picture docs/object_cloud.jpg]
+    python benchmarks/geometry.py --osd FOLDER [--image docs/object_cloud.jpg]
     python benchmarks/geometry.py --timing
 
-Rendered: scenes of the test split at 640 x 480 with depth made worse as a Kinect's is (noise by
-distance, whole millimetres, mixed pixels and holes at jumps, single holes) and the truth masks
-with edges off by up to two pixels. A centroid's truth is the mean of the thing's own visible
-surface in the depth as rendered; a box's is that of the mesh, in its pose. With --model also the
-model's own masks of "segment the <name>". FOLDER is what `scenes.prepare_assets` makes;
-MUJOCO_GL=egl where there is no display.
+Rendered scenes: those of the test split at 640 x 480. Depth gets the errors of a Kinect (noise by
+distance, whole millimetres, mixed pixels and holes at depth edges, single holes). The masks are
+the true masks with edges moved by up to two pixels; with --model also the model's masks of
+"segment the <name>". The true centroid is the mean of the object's visible surface in the rendered
+depth; the true box is that of the mesh in its pose. FOLDER is the folder `assets` that `lisa-ros
+scenes` writes. Set MUJOCO_GL=egl on a machine without a display.
 
-OSD: real Kinect frames; the labels dilated by three pixels are the masks, and no point may be
-farther than 3 cm from the points of the label itself (its largest piece).
+OSD: real Kinect frames. The masks are the labels, dilated by three pixels. No point may be farther
+than 3 cm from the points of the label (label_points says which).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import depth_noise_std
 from lisa_ros.geometry.object_3d import Object3D, localize_object
 from lisa_ros.geometry.oriented_box import Box
-from lisa_ros.geometry.rgbd import depth_to_cloud, depth_to_points
-from lisa_ros.perception import overlay  # found by the line above
+from lisa_ros.geometry.point_cloud import depth_to_cloud
+from lisa_ros.geometry.rgbd import depth_noise_std, depth_to_points
+from lisa_ros.perception import overlay  # after sys.path is set
 
 CUBOIDS = (
     'cereal', 'popcorn', 'macaroni', 'butter', 'cream_cheese', 'chocolate_pudding', 'sponge',
     'yellow_book', 'black_book',
 )  # fmt: skip
 CANS = ('soda_can', 'alphabet_soup', 'candle')
-LEAST = 300  # visible pixels of a thing that counts
+MIN_PIXELS = 300  # visible pixels of an object; objects with fewer are skipped
 SIZE = 640, 480
 
 # ---------------------------------------------------------------- rendered scenes
@@ -50,31 +50,31 @@ SIZE = 640, 480
 
 @dataclass(frozen=True)
 class Case:
-    """One visible thing of a scene, in the camera's optical frame."""
+    """One visible object of a scene, in the camera's optical frame."""
 
     name: str
-    kind: str
-    mask: np.ndarray  # (H, W) bool, the truth
-    box: Box
-    whole: bool  # nothing hides a part of it
+    category: str
+    mask: np.ndarray  # (H, W) bool, the true mask
+    box: Box  # the true box
+    whole: bool  # fully visible
 
 
-def worse(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return rendered depth as a Kinect would have measured it, (H, W) float32, NaN where not."""
+def degraded(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return rendered depth with the errors of a Kinect, (H, W) float32 [m], NaN where invalid."""
     around = np.ones((3, 3), np.uint8)
     near, far = cv2.erode(depth, around), cv2.dilate(depth, around)
     jumps = far - near > 0.015
     mixed = jumps & (rng.random(depth.shape) < 0.5)
-    share = rng.random(depth.shape)
-    seen = np.where(mixed, near + share * (far - near), depth)
-    seen = seen + depth_noise_std(seen) * rng.standard_normal(depth.shape)
-    seen = np.rint(seen * 1000) / 1000
+    ratio = rng.random(depth.shape)
+    measured = np.where(mixed, near + ratio * (far - near), depth)
+    measured = measured + depth_noise_std(measured) * rng.standard_normal(depth.shape)
+    measured = np.rint(measured * 1000) / 1000
     lost = rng.random(depth.shape) < np.where(jumps, 0.25, 0.01)
-    return np.where(lost, np.nan, seen).astype(np.float32)
+    return np.where(lost, np.nan, measured).astype(np.float32)
 
 
-def off(mask: np.ndarray, rng: np.random.Generator, most: float = 2.0) -> np.ndarray:
-    """Return the mask with its edge moved in and out by up to `most` pixels, in waves."""
+def with_wavy_edge(mask: np.ndarray, rng: np.random.Generator, most: float = 2.0) -> np.ndarray:
+    """Return a mask whose edge is moved in and out by up to `most` pixels, in smooth waves."""
     inner = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
     outer = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     waves = cv2.resize(rng.uniform(-most, most, (16, 20)), mask.shape[::-1])
@@ -82,23 +82,30 @@ def off(mask: np.ndarray, rng: np.random.Generator, most: float = 2.0) -> np.nda
     return signed > waves
 
 
-def truth_box(placed, boxes: dict, pose: np.ndarray, cache: Path) -> Box:
-    """Return the box of a placed mesh in the optical frame that is `pose` in the world."""
+def true_box(placed, boxes: dict, pose: np.ndarray, cache: Path) -> Box:
+    """Return the box of a placed mesh in the optical frame.
+
+    Args:
+        placed: the object of the scene.
+        boxes: lower and upper corner of each mesh, in its own units, by name.
+        pose: (4, 4) of the optical frame in the world.
+        cache: folder with the meshes.
+    """
     from lisa_ros.tabletop import scene_sampling
 
-    low, high = np.array(boxes[placed.thing.name])
-    if placed.thing.name in CANS:
-        low, high = can_box(cache, placed.thing.name, low, high)
-    scale = scene_sampling._scale(placed.thing, placed.size, boxes[placed.thing.name])
-    turn = scene_sampling._rotation(placed.quaternion)
-    middle = turn @ ((low + high) / 2 * scale) + placed.position
-    into = pose[:3, :3].T
-    return Box(into @ (middle - pose[:3, 3]), into @ turn, (high - low) * scale)
+    low, high = np.array(boxes[placed.model.name])
+    if placed.model.name in CANS:
+        low, high = can_box(cache, placed.model.name, low, high)
+    scale = scene_sampling.mesh_scale(placed.model, placed.size, boxes[placed.model.name])
+    rotation = scene_sampling.rotation_matrix(placed.quaternion)
+    middle = rotation @ ((low + high) / 2 * scale) + placed.position
+    to_camera = pose[:3, :3].T
+    return Box(to_camera @ (middle - pose[:3, 3]), to_camera @ rotation, (high - low) * scale)
 
 
 @functools.cache
 def shell(cache: Path, name: str) -> np.ndarray:
-    """Return points of a mesh's surface, evenly spread, (n, 3) in its own units."""
+    """Return 20000 points sampled uniformly on a mesh, (n, 3) in its own units."""
     lines = [line.split() for line in (cache / f'{name}_0.obj').read_text().splitlines()]
     points = np.array([line[1:4] for line in lines if line[0] == 'v'], float)
     faces = [
@@ -114,7 +121,7 @@ def shell(cache: Path, name: str) -> np.ndarray:
 
 
 def can_box(cache: Path, name: str, low: np.ndarray, high: np.ndarray) -> tuple:
-    """Return the box of a can's shell: a label's flap stands out of that of the soup's mesh."""
+    """Return the box of a can without protruding parts: the soup's label has a loose flap."""
     size = high - low
     axis = int(np.argmax([abs(3 * size[i] - size.sum()) for i in range(3)]))
     flat = [i for i in range(3) if i != axis]
@@ -133,34 +140,34 @@ def can_box(cache: Path, name: str, low: np.ndarray, high: np.ndarray) -> tuple:
 
 
 def cases(scene, frame, boxes: dict, pose: np.ndarray, cache: Path) -> list[Case]:
-    """Return the visible things of a rendered frame."""
-    from lisa_ros.tabletop import rendering
+    """Return the visible objects of a rendered frame."""
+    from lisa_ros.tabletop.objects import PART_FLAG
 
-    ids = frame.ids & ~np.uint8(rendering.PART_FLAG)
-    found = []
-    for number, placed in enumerate(scene.placed, start=1):
+    ids = frame.ids & ~np.uint8(PART_FLAG)
+    visible = []
+    for number, placed in enumerate(scene.objects, start=1):
         mask = ids == number
-        if np.count_nonzero(mask) < LEAST:
+        if np.count_nonzero(mask) < MIN_PIXELS:
             continue
         band = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~mask
         behind = cv2.dilate(np.where(mask, frame.depth, 0), np.ones((3, 3), np.uint8))
         hidden = band & (ids > 0) & (frame.depth < behind)
         cut = mask[[0, -1]].any() or mask[:, [0, -1]].any()
         whole = not cut and np.count_nonzero(hidden) < 0.02 * np.count_nonzero(band)
-        found.append(
+        visible.append(
             Case(
-                placed.thing.name,
-                placed.thing.kind,
+                placed.model.name,
+                placed.model.category,
                 mask,
-                truth_box(placed, boxes, pose, cache),
+                true_box(placed, boxes, pose, cache),
                 bool(whole),
             )
         )
-    return found
+    return visible
 
 
 def rendered(cache: Path, count: int):
-    """Yield colour, depth as rendered, camera, up and cases of scenes of the test split."""
+    """Yield image, rendered depth, camera, up vector and cases of scenes of the test split."""
     from lisa_ros.tabletop import rendering, scene_sampling
 
     renderer = rendering.Renderer(cache, *SIZE)
@@ -169,10 +176,10 @@ def rendered(cache: Path, count: int):
         scene = scene_sampling.draw_scene(rng, renderer.boxes)
         renderer.set_scene(scene)
         pose = scene_sampling.camera_matrix(*scene_sampling.draw_camera(rng))
-        frame = renderer.frame(pose)
+        frame = renderer.render(pose)
         camera = Camera(frame.k, SIZE)
         yield (
-            frame.colour,
+            frame.image,
             frame.depth,
             camera,
             pose[2, :3],
@@ -183,43 +190,43 @@ def rendered(cache: Path, count: int):
 # ---------------------------------------------------------------- errors
 
 
-def angle_between(found: np.ndarray, truth: np.ndarray, *, round_about: int | None) -> float:
-    """Return by how much the axes of two boxes differ [degrees], whichever axis is called which.
+def angle_between(rotation: np.ndarray, expected: np.ndarray, *, axis: int | None) -> float:
+    """Return the angle between the axes of two boxes [degrees], in any order and sign of the axes.
 
-    For a can only its own axis counts, column `round_about` of the truth.
+    For a can only its symmetry axis counts, column `axis` of the true axes.
     """
-    cosines = np.abs(found.T @ truth)
+    cosines = np.abs(rotation.T @ expected)
     best = cosines.max(axis=0)
-    best = best.min() if round_about is None else best[round_about]
+    best = best.min() if axis is None else best[axis]
     return float(np.degrees(np.arccos(min(1.0, best))))
 
 
-def extents_off(found: Box, truth: Box) -> np.ndarray:
-    """Return the differences of the sizes along the true axes, (3,) [mm]."""
-    cosines = np.abs(found.rotation.T @ truth.rotation)
+def extent_errors(box: Box, expected: Box) -> np.ndarray:
+    """Return the size errors along the true axes, (3,) [mm]."""
+    cosines = np.abs(box.rotation.T @ expected.rotation)
     order = cosines.argmax(axis=0)
-    if len(set(order)) < 3:  # 45 degrees off: any order is as wrong
+    if len(set(order)) < 3:  # 45 degrees off: no order of the axes is better
         order = np.arange(3)
-    return 1000 * (found.extent[order] - truth.extent)
+    return 1000 * (box.extent[order] - expected.extent)
 
 
 def can_axis(box: Box) -> int:
-    """Return which axis of a can's true box is the can's: the one whose size is no other's."""
+    """Return the index of a can's symmetry axis: its size differs from the other two."""
     return int(np.argmax(np.abs(3 * box.extent - box.extent.sum())))
 
 
-def errors(case: Case, found: Object3D, depth: np.ndarray, camera: Camera) -> dict[str, float]:
-    """Return how far a thing is from the truth [mm, degrees]."""
+def errors(case: Case, located: Object3D, depth: np.ndarray, camera: Camera) -> dict[str, float]:
+    """Return the errors of an object [mm, degrees]."""
     surface = depth_to_points(depth, camera)[case.mask].mean(axis=0, dtype=np.float64)
     is_can = case.name in CANS
-    sizes = extents_off(found.box, case.box)
+    sizes = extent_errors(located.box, case.box)
     return {
-        'centroid': 1000 * float(np.linalg.norm(found.centroid - surface)),
-        'centre': 1000 * float(np.linalg.norm(found.box.centre - case.box.centre)),
+        'centroid': 1000 * float(np.linalg.norm(located.centroid - surface)),
+        'centre': 1000 * float(np.linalg.norm(located.box.centre - case.box.centre)),
         'axes': angle_between(
-            found.box.rotation,
+            located.box.rotation,
             case.box.rotation,
-            round_about=can_axis(case.box) if is_can else None,
+            axis=can_axis(case.box) if is_can else None,
         ),
         'size': float(np.abs(sizes).mean()),
         'worst size': float(np.abs(sizes).max()),
@@ -228,15 +235,15 @@ def errors(case: Case, found: Object3D, depth: np.ndarray, camera: Camera) -> di
 
 GROUPS = {
     'all': lambda case: True,
-    'boxes, whole': lambda case: case.whole and case.name in CUBOIDS,
+    'boxes, fully visible': lambda case: case.whole and case.name in CUBOIDS,
     'boxes, partly hidden': lambda case: not case.whole and case.name in CUBOIDS,
-    'cans, whole': lambda case: case.whole and case.name in CANS,
+    'cans, fully visible': lambda case: case.whole and case.name in CANS,
     'cans, partly hidden': lambda case: not case.whole and case.name in CANS,
 }
 
 
 def table(title: str, rows: list[tuple[Case, dict[str, float]]]) -> None:
-    """Print medians and 90th percentiles."""
+    """Print the median and the 90th percentile of each error, by group of objects."""
     print(f'\n{title}: median / 90th percentile')
     names = ('centroid', 'centre', 'axes', 'size', 'worst size')
     units = ('mm', 'mm', 'deg', 'mm', 'mm')
@@ -248,10 +255,10 @@ def table(title: str, rows: list[tuple[Case, dict[str, float]]]) -> None:
             continue
         line = f'{group:22}{len(values):5}'
         for name in names:
-            some = [value[name] for value in values]
-            means_nothing = group == 'all' and name not in ('centroid', 'centre')
-            text = f'{np.median(some):.1f} / {np.quantile(some, 0.9):.1f}'
-            line += f'{"" if means_nothing else text:>19}'
+            errors_of_group = [value[name] for value in values]
+            is_mixed = group == 'all' and name not in ('centroid', 'centre')
+            text = f'{np.median(errors_of_group):.1f} / {np.quantile(errors_of_group, 0.9):.1f}'
+            line += f'{"" if is_mixed else text:>19}'
         print(line)
     good = [
         error['axes'] <= 3 and error['worst size'] <= 5
@@ -259,7 +266,10 @@ def table(title: str, rows: list[tuple[Case, dict[str, float]]]) -> None:
         if case.whole and case.name in CUBOIDS + CANS
     ]
     if good:
-        print(f'whole boxes and cans within 3 degrees and 5 mm on every side: {np.mean(good):.0%}')
+        print(
+            'fully visible boxes and cans within 3 degrees and 5 mm on every side: '
+            f'{np.mean(good):.0%}'
+        )
 
 
 def measure_rendered(cache: Path, count: int, model: str | None) -> None:
@@ -271,27 +281,27 @@ def measure_rendered(cache: Path, count: int, model: str | None) -> None:
         lisa = Segmenter.load(model)
     tables: dict[str, list] = {}
     lost = 0
-    for number, (colour, depth, camera, up, seen) in enumerate(rendered(cache, count)):
+    for number, (colour, depth, camera, up, visible) in enumerate(rendered(cache, count)):
         rng = np.random.default_rng(number)
-        measured = worse(depth, rng)
-        for case in seen:
-            rough = off(case.mask, rng)
-            given = {
-                'truth masks, gravity known': (rough, up),
-                'truth masks, gravity from the table': (rough, None),
+        measured = degraded(depth, rng)
+        for case in visible:
+            rough = with_wavy_edge(case.mask, rng)
+            inputs = {
+                'true masks, gravity known': (rough, up),
+                'true masks, gravity from the table': (rough, None),
             }
-            alone = sum(other.kind == case.kind for other in seen) == 1
-            if lisa is not None and alone:  # of two mugs, "the mug" may be either
-                masks = lisa.segment(colour, f'segment the {case.kind}').masks
+            alone = sum(other.category == case.category for other in visible) == 1
+            if lisa is not None and alone:  # with two mugs, "the mug" is ambiguous
+                masks = lisa.segment(colour, f'segment the {case.category}').masks
                 if len(masks):
-                    given[f'masks of {model}, gravity known'] = (masks[0], up)
-            for title, (mask, upwards) in given.items():
-                found = localize_object(colour, measured, mask, camera, upwards)
-                if found is None:
+                    inputs[f'masks of {model}, gravity known'] = (masks[0], up)
+            for title, (mask, upwards) in inputs.items():
+                located = localize_object(colour, measured, mask, camera, upwards)
+                if located is None:
                     lost += 1
                     continue
                 rows = tables.setdefault(title, [])
-                rows.append((case, errors(case, found, depth, camera)))
+                rows.append((case, errors(case, located, depth, camera)))
     for title, rows in tables.items():
         table(title, rows)
     print(f'\nmasks without a valid point: {lost}')
@@ -301,10 +311,10 @@ def measure_rendered(cache: Path, count: int, model: str | None) -> None:
 
 
 def label_points(points: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the points of a hand-made label without its own bleeding, (n, 3).
+    """Return the points of a hand-made label without background at its edges, (n, 3) [m].
 
-    Pixels beside a jump of 2 cm are left out, then pieces of less than 100 pixels and a tenth of
-    the largest.
+    Pixels next to a depth edge of 2 cm are left out. Then connected pieces are left out that have
+    less than 100 pixels and less than a tenth of the pixels of the largest piece.
     """
     z = np.where(label, points[..., 2], np.nan)
     around = np.ones((3, 3), np.uint8)
@@ -318,7 +328,7 @@ def label_points(points: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def read_osd(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return colour, depth and labels of a frame; see the README of the data."""
+    """Return RGB image, depth [m] and label ids of a frame, as the README of OSD describes."""
     colour = cv2.imread(str(folder / f'{name}_color.jpg'), cv2.IMREAD_COLOR)[..., ::-1]
     depth = cv2.imread(str(folder / f'{name}_depth.png'), cv2.IMREAD_UNCHANGED)
     labels = cv2.imread(str(folder / f'{name}_label.png'), cv2.IMREAD_UNCHANGED)
@@ -330,10 +340,10 @@ OSD = Camera(np.array([[525.0, 0, 319.5], [0, 525, 239.5], [0, 0, 1]]), SIZE)
 
 
 def farthest(points: np.ndarray, reference: np.ndarray) -> tuple[float, int]:
-    """Return how far (M, 3) points are from the nearest of the label's at most [m].
+    """Return the largest distance of (M, 3) points to the label [m], and how many exceed 3 cm.
 
-    And how many are beyond 3 cm. Some 1500 of the label's points do for most; those that are far
-    from them are held against all.
+    The distance of a point is that to the nearest point of the label. About 1500 points of the
+    label are compared first; a point that is over 2 cm from them is compared with all.
     """
     everything, reference = reference, reference[:: -(-len(reference) // 1500)]
     squares = (reference**2).sum(axis=1)
@@ -348,7 +358,7 @@ def farthest(points: np.ndarray, reference: np.ndarray) -> tuple[float, int]:
 
 
 def measure_osd(folder: Path) -> None:
-    """Print how many objects have no point beyond 3 cm, with and without our cleaning."""
+    """Print how many objects have no point beyond 3 cm, with and without our depth filter."""
     held = frames = objects = 0
     raw_held, worst, kept = 0, [], []
     names = sorted(path.name.removesuffix('_color.jpg') for path in folder.glob('*_color.jpg'))
@@ -360,25 +370,26 @@ def measure_osd(folder: Path) -> None:
             label = labels == number
             reference = label_points(points, label)
             mask = cv2.dilate(label.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
-            found = localize_object(colour, depth, mask, OSD)
-            if found is None or not len(reference):
+            located = localize_object(colour, depth, mask, OSD)
+            if located is None or not len(reference):
                 continue
             objects += 1
-            far, count = farthest(found.points, reference)
+            far, count = farthest(located.points, reference)
             raw_held += not farthest(points[mask & np.isfinite(depth)], reference)[1]
             held += not count
             all_held &= not count
             own = label & np.isfinite(depth)
-            inside = own[found.pixels[:, 1], found.pixels[:, 0]]
+            inside = own[located.pixels[:, 1], located.pixels[:, 0]]
             kept.append(np.count_nonzero(inside) / np.count_nonzero(own))
             worst.append((far, count, f'{name} {number}'))
         frames += all_held
     print(f'\nOSD, labels dilated by 3 pixels: {objects} objects in {len(names)} frames')
     print(f'no point beyond 3 cm of the label: {held} objects, all objects of {frames} frames')
-    print(f'the same without cleaning: {raw_held} objects')
+    print(f'the same without the depth filter: {raw_held} objects')
     low, middle = np.quantile(kept, (0.05, 0.5))
     print(
-        f"share of the label's points that is kept: median {middle:.3f}, 5th percentile {low:.3f}"
+        f"fraction of the label's points that is kept: median {middle:.3f}, "
+        f'5th percentile {low:.3f}'
     )
     for far, count, name in sorted(worst, reverse=True)[: max(5, objects - held)]:
         print(f'  {name:14} farthest {100 * far:5.1f} cm, {count} points beyond 3 cm')
@@ -388,12 +399,12 @@ def measure_osd(folder: Path) -> None:
 
 
 def measure_time() -> None:
-    """Print medians of 50 runs."""
+    """Print median and maximum of 50 runs."""
     rng = np.random.default_rng(0)
     for size in ((640, 480), (1280, 720)):
         k = np.array([[size[0], 0, size[0] / 2], [0, size[0], size[1] / 2], [0, 0, 1.0]])
         camera = Camera(k, size)
-        depth = worse(table_with_box(camera), rng)
+        depth = degraded(table_with_box(camera), rng)
         image = rng.integers(0, 255, (*depth.shape, 3), np.uint8)
         u, v = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
         mask = (np.abs(u - size[0] / 2) < size[0] / 10) & (np.abs(v - size[1] / 2) < size[1] / 7)
@@ -402,7 +413,7 @@ def measure_time() -> None:
         runs = {
             'scene_points': lambda d=depth, c=camera, o=points: depth_to_points(d, c, o),
             'scene_cloud': lambda i=image, d=depth, c=camera, o=cloud: depth_to_cloud(i, d, c, o),
-            f'thing, {mask.sum()} px': lambda i=image, d=depth, m=mask, c=camera: localize_object(
+            f'object, {mask.sum()} px': lambda i=image, d=depth, m=mask, c=camera: localize_object(
                 i, d, m, c
             ),
         }
@@ -410,28 +421,29 @@ def measure_time() -> None:
             run()
             times = []
             for _ in range(50):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 run()
-                times.append(1000 * (time.perf_counter() - began))
+                times.append(1000 * (time.perf_counter() - start))
             middle, slowest = np.median(times), max(times)
             print(f'{size[0]} x {size[1]}  {name:18} {middle:6.1f} ms, worst {slowest:.1f}')
 
 
 def table_with_box(camera: Camera) -> np.ndarray:
-    """Return the depth of a table seen at 45 degrees with a box in the middle, (H, W) float32."""
+    """Return the depth of a table with a box, seen at 45 degrees, (H, W) float32 [m]."""
     rays = camera.rays()
     table = 0.6 / (rays[..., 1] + 1.0)
     box = (np.abs(rays[..., 0]) < 0.1) & (np.abs(rays[..., 1]) < 0.08)
     return np.where(box, table - 0.06, np.clip(table, 0, 5)).astype(np.float32)
 
 
-# ---------------------------------------------------------------- a picture
+# ---------------------------------------------------------------- figure of the docs
 
 
 def turned(points: np.ndarray, box: Box, yaw: float, pitch: float) -> np.ndarray:
-    """Return (n, 3) points as a level camera sees them, turned and looking down [degrees].
+    """Return (n, 3) points in the frame of a camera with this yaw and pitch [degrees].
 
-    x right, y down, z away; level by the third axis of the box.
+    x right, y down, z forward. At yaw and pitch 0 the camera is level: the third axis of the box
+    is up.
     """
     up = box.rotation[:, 2]
     away = np.array([0, 0, 1.0]) - up[2] * up
@@ -444,66 +456,68 @@ def turned(points: np.ndarray, box: Box, yaw: float, pitch: float) -> np.ndarray
 
 
 def side_view(
-    things: list[Object3D], yaw: float, pitch: float, size: tuple[int, int]
+    objects: list[Object3D], yaw: float, pitch: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the things' points with their boxes, seen from beside, (H, W, 3) uint8 RGB."""
-    corners = np.concatenate([found.box.corners() for found in things])
-    level = things[0].box
+    """Return a drawing of the objects' points and boxes from the side, (H, W, 3) uint8 RGB."""
+    corners = np.concatenate([located.box.corners() for located in objects])
+    level = objects[0].box
     flat = turned(corners, level, yaw, pitch)[:, :2]
     low, high = flat.min(axis=0), flat.max(axis=0)
     scale = 0.86 * min(np.array(size) / (high - low))
     shift = np.array(size) / 2 - scale * (low + high) / 2
-    picture = np.full((size[1], size[0], 3), (24, 27, 34), np.uint8)
-    points = np.concatenate([found.points for found in things])
-    colours = np.concatenate([found.colours for found in things])
-    seen = turned(points, level, yaw, pitch)
-    for i in np.argsort(-seen[:, 2]):  # the nearest last
-        u, v = np.rint(seen[i, :2] * scale + shift).astype(int)
-        cv2.circle(picture, (u, v), max(1, round(0.0012 * scale)), colours[i].tolist(), cv2.FILLED)
-    for number, found in enumerate(things):
-        ends = turned(found.box.corners(), level, yaw, pitch)[:, :2] * scale + shift
-        for one in range(8):
+    image = np.full((size[1], size[0], 3), (24, 27, 34), np.uint8)
+    points = np.concatenate([located.points for located in objects])
+    colours = np.concatenate([located.colours for located in objects])
+    view = turned(points, level, yaw, pitch)
+    for i in np.argsort(-view[:, 2]):  # far to near: near points cover far ones
+        u, v = np.rint(view[i, :2] * scale + shift).astype(int)
+        cv2.circle(image, (u, v), max(1, round(0.0012 * scale)), colours[i].tolist(), cv2.FILLED)
+    for number, located in enumerate(objects):
+        ends = turned(located.box.corners(), level, yaw, pitch)[:, :2] * scale + shift
+        for corner in range(8):
             for bit in (1, 2, 4):
-                if one & bit == 0:
-                    line = [tuple(int(x) for x in np.rint(ends[i])) for i in (one, one | bit)]
-                    cv2.line(picture, *line, overlay.colour(number), 2, cv2.LINE_AA)
-    return picture
+                if corner & bit == 0:
+                    line = [
+                        tuple(int(x) for x in np.rint(ends[i])) for i in (corner, corner | bit)
+                    ]
+                    cv2.line(image, *line, overlay.colour(number), 2, cv2.LINE_AA)
+    return image
 
 
 def draw(folder: Path, out: Path, name: str) -> None:
-    """Write a real frame with its masks and, beside it, the things' clouds from two sides."""
+    """Write a frame with its masks, and next to it the objects' clouds from two sides."""
     colour, depth, labels = read_osd(folder, name)
     shown = np.stack([labels == number for number in np.unique(labels[labels >= 2])])
     grown = [cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0 for mask in shown]
-    things = [found for mask in grown if (found := localize_object(colour, depth, mask, OSD))]
+    objects = [located for mask in grown if (located := localize_object(colour, depth, mask, OSD))]
     rows, columns = np.nonzero(np.any(grown, axis=0))
     part = np.s_[
         max(0, rows.min() - 40) : rows.max() + 40, max(0, columns.min() - 60) : columns.max() + 60
     ]
     left = overlay.overlay(colour[part], np.stack(grown)[(slice(None), *part)], opacity=0.25)
     height = left.shape[0]
-    views = [side_view(things, yaw, pitch, (560, height)) for yaw, pitch in ((35, 20), (-45, 35))]
+    views = [side_view(objects, yaw, pitch, (560, height)) for yaw, pitch in ((35, 20), (-45, 35))]
     sheet = np.concatenate([left, *views], axis=1)
     cv2.imwrite(str(out), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 76])
 
 
 def main() -> None:
-    """Measure and print what is asked for."""
+    """Run the chosen measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--assets-cache', type=Path)
-    parser.add_argument('--scenes', type=int, default=200)
-    parser.add_argument('--model')
-    parser.add_argument('--osd', type=Path)
-    parser.add_argument('--picture', type=Path)
-    parser.add_argument('--frame', default='learn13')
-    parser.add_argument('--timing', action='store_true')
+    parser.add_argument('--assets-cache', type=Path, help='folder `assets` of `lisa-ros scenes`')
+    parser.add_argument('--scenes', type=int, default=200, help='number of scenes (default: 200)')
+    parser.add_argument('--model', help='measure masks of this model, too (default: none)')
+    parser.add_argument('--osd', type=Path, help='folder of OSD frames')
+    parser.add_argument('--image', type=Path, help='with --osd: draw a frame into this file')
+    parser.add_argument('--frame', default='learn13', help='frame to draw (default: learn13)')
+    parser.add_argument('--timing', action='store_true', help='measure the time')
     options = parser.parse_args()
     if options.timing:
         measure_time()
-    if options.osd and not options.picture:
+    if options.osd and not options.image:
         measure_osd(options.osd)
-    if options.osd and options.picture:
-        draw(options.osd, options.picture, options.frame)
+    if options.osd and options.image:
+        draw(options.osd, options.image, options.frame)
     if options.assets_cache:
         measure_rendered(options.assets_cache, options.scenes, options.model)
 

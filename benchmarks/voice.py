@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the speech engines understand: 60 commands, spoken by flite and espeak-ng.
+"""Accuracy of the speech engines: 60 commands, spoken by flite and espeak-ng.
 
-Each command is said by one voice of each synthesiser, at changing speeds, in silence and with pink
-noise at 20 and 10 dB below the speech. What an engine writes goes through the vocabulary of
-lisa-tabletop, as in the voice node. Then a minute each of noise and of music alone.
+Each command is spoken by one voice of each synthesizer, at different speeds, clean and with pink
+noise at 20 and 10 dB below the speech. The transcript goes through the vocabulary of
+lisa-tabletop, as in the voice node. Then the engines get a minute of noise and a minute of music.
 
-    words      word error rate of what the engine wrote
-    understood what was meant came out, and was sure
-    wrong      something else came out, and was sure
-    (the rest  was told as unsure, and did nothing)
+    words      word error rate of the transcripts
+    understood the right command, with enough confidence
+    wrong      another command, with enough confidence
+    (the others are reported as unsure and not sent)
+    time       duration of the recognition, divided by that of the speech
 
-Synthetic speech is harder for these engines than a person's: they were trained on people.
+Synthetic speech is harder for these engines than human speech, on which they were trained.
 
     python benchmarks/voice.py [--engines pocketsphinx moonshine] [--whisper FOLDER] [--json FILE]
 
@@ -24,6 +25,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from tqdm import tqdm
 
 from lisa_ros.voice import engines
 from lisa_ros.voice.audio import RATE, read_wav
+from lisa_ros.voice.engines import Engine
 from lisa_ros.voice.listener import Listener, Outcome
 from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
@@ -60,24 +63,24 @@ VOICES = {
     'flite': (('slt', 'rms', 'awb', 'kal16'), (1.0, 0.85, 1.2)),  # stretch of durations
     'espeak-ng': (('en-us', 'en-gb', 'en-gb-scotland'), (150, 130, 170)),  # words a minute
 }
-NOISES = (None, 20, 10)  # of the speech over the noise [dB]
+NOISES = (None, 20, 10)  # signal-to-noise ratio [dB]; None: clean
 
 
-def speak(synthesiser: str, voice: str, speed: float, text: str) -> np.ndarray:
-    """Return a text spoken."""
+def speak(synthesizer: str, voice: str, speed: float, text: str) -> np.ndarray:
+    """Return a text spoken by a synthesizer, (n,) float32 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'said.wav'
-        if synthesiser == 'flite':
-            said = ['flite', '-voice', voice, '--setf', f'duration_stretch={speed}', '-t', text]
-            subprocess.run([*said, '-o', path], check=True, capture_output=True)  # noqa: S603
+        path = Path(folder) / 'speech.wav'
+        if synthesizer == 'flite':
+            command = ['flite', '-voice', voice, '--setf', f'duration_stretch={speed}', '-t', text]
+            subprocess.run([*command, '-o', path], check=True, capture_output=True)  # noqa: S603
         else:
-            said = ['espeak-ng', '-v', voice, '-s', str(speed), '-w', path, text]
-            subprocess.run(said, check=True, capture_output=True)  # noqa: S603
+            command = ['espeak-ng', '-v', voice, '-s', str(speed), '-w', path, text]
+            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
         return read_wav(path)
 
 
 def pink(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Return noise whose power falls with the frequency, of mean square one."""
+    """Return pink noise with a standard deviation of one."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     spectrum /= np.maximum(1, np.arange(len(spectrum))) ** 0.5
     noise = np.fft.irfft(spectrum, count)
@@ -85,9 +88,9 @@ def pink(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def music(rng: np.random.Generator, seconds: int) -> np.ndarray:
-    """Return chords with overtones and a beat: four to the bar, a new chord each bar."""
+    """Return music: a chord with overtones in each bar, and a drum on each of its four beats."""
     beat = np.arange(RATE // 2) / RATE
-    out = []
+    beats = []
     for bar in range(seconds // 2):
         root = 110 * 2 ** (rng.choice([0, 5, 7, 9]) / 12)
         for _ in range(4):
@@ -97,73 +100,85 @@ def music(rng: np.random.Generator, seconds: int) -> np.ndarray:
                 tone += sum(np.sin(2 * np.pi * pitch * k * beat) / k for k in range(1, 7))
             tone *= np.exp(-2 * beat)
             drum = rng.standard_normal(len(beat)) * np.exp(-40 * beat) * (1 + bar % 2)
-            out.append(0.06 * tone + 0.1 * drum)
-    return np.concatenate(out).astype(np.float32)
+            beats.append(0.06 * tone + 0.1 * drum)
+    return np.concatenate(beats).astype(np.float32)
 
 
-def utterances(noise: float | None, synthesiser: str):
+def utterances(noise: float | None, synthesizer: str) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (voice, command, samples) of all commands."""
     rng = np.random.default_rng(0)
-    voices, speeds = VOICES[synthesiser]
+    voices, speeds = VOICES[synthesizer]
     for i, command in enumerate(COMMANDS):
         voice, speed = voices[i % len(voices)], speeds[i // len(voices) % len(speeds)]
-        said = speak(synthesiser, voice, speed, command)
-        power = float((said[np.abs(said) > 0.01] ** 2).mean())
-        said = np.pad(said, (int(0.3 * RATE), int(0.4 * RATE)))
+        speech = speak(synthesizer, voice, speed, command)
+        power = float((speech[np.abs(speech) > 0.01] ** 2).mean())
+        speech = np.pad(speech, (int(0.3 * RATE), int(0.4 * RATE)))
         floor = 5e-4 if noise is None else (power / 10 ** (noise / 10)) ** 0.5
-        yield voice, command, said + floor * pink(rng, len(said))
+        yield voice, command, speech + floor * pink(rng, len(speech))
 
 
-def judge(engine, vocabulary: Vocabulary, noise: float | None, synthesiser: str) -> list[dict]:
-    """Return what became of each command."""
-    listener = Listener(engine, vocabulary, partial=0)
+def evaluate(
+    engine: Engine, vocabulary: Vocabulary, noise: float | None, synthesizer: str
+) -> list[dict]:
+    """Return the result of each command."""
+    listener = Listener(engine, vocabulary, partial_every=0)
     rows = []
-    said = utterances(noise, synthesiser)
-    for voice, command, samples in tqdm(said, f'{engine.name} {synthesiser} {noise}', 60):
-        began = time.perf_counter()
-        words = engine.hear(samples)
-        took = time.perf_counter() - began
-        outcome, text, meant, confidence = listener.judge(words)
-        sure = outcome is Outcome.COMMAND
-        right = vocabulary.meaning(meant.replace(':', '')) == vocabulary.meaning(command)
-        errors = Levenshtein.distance(command.split(), normalize(text).split())
+    speech = utterances(noise, synthesizer)
+    for voice, command, samples in tqdm(speech, f'{engine.name} {synthesizer} {noise}', 60):
+        start = time.perf_counter()
+        transcript = engine.transcribe(samples)
+        seconds = time.perf_counter() - start
+        result = listener.interpret(transcript)
+        is_sure = result.outcome is Outcome.COMMAND
+        meaning = vocabulary.meaning(result.command.replace(':', ''))
+        is_right = meaning == vocabulary.meaning(command)
+        errors = Levenshtein.distance(command.split(), normalize(result.text).split())
         rows.append(
             {
-                'voice': voice, 'command': command, 'text': text, 'meant': meant,
-                'confidence': confidence, 'understood': right and sure,
-                'wrong': sure and not right, 'errors': errors, 'words': len(command.split()),
-                'seconds': took, 'length': len(samples) / RATE,
+                'voice': voice, 'command': command, 'text': result.text,
+                'meant': result.command, 'confidence': result.confidence,
+                'understood': is_right and is_sure, 'wrong': is_sure and not is_right,
+                'errors': errors, 'words': len(command.split()),
+                'seconds': seconds, 'length': len(samples) / RATE,
             }
         )  # fmt: skip
     return rows
 
 
-def row(name: str, rows: list[dict]) -> str:
+def table_row(name: str, rows: list[dict]) -> str:
     """Return a line of the table."""
-    of = {key: sum(r[key] for r in rows) for key in ('errors', 'words', 'understood', 'wrong')}
-    speed = sum(r['seconds'] for r in rows) / sum(r['length'] for r in rows)
+    keys = ('errors', 'words', 'understood', 'wrong', 'seconds', 'length')
+    sums = {key: sum(row[key] for row in rows) for key in keys}
     return (
-        f'{name:40} {len(rows):4} {of["errors"] / of["words"]:8.2f} '
-        f'{of["understood"] / len(rows):11.0%} {of["wrong"]:6} {speed:9.2f}'
+        f'{name:40} {len(rows):4} {sums["errors"] / sums["words"]:8.2f} '
+        f'{sums["understood"] / len(rows):11.0%} {sums["wrong"]:6} '
+        f'{sums["seconds"] / sums["length"]:9.2f}'
     )
 
 
-def alone(engine, vocabulary: Vocabulary, sounds: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Return how many utterances and commands the listener makes of sounds without speech."""
-    found = {}
+def false_alarms(
+    engine: Engine, vocabulary: Vocabulary, sounds: dict[str, np.ndarray]
+) -> dict[str, dict]:
+    """Return the number of utterances and the commands in sounds without speech."""
+    results = {}
     for name, samples in sounds.items():
-        listener = Listener(engine, vocabulary, partial=0.7)
-        heard = [*listener.feed(samples), *listener.finish()]
-        commands = [h.command for h in heard if h.outcome is Outcome.COMMAND]
-        found[name] = {'heard': len(heard), 'commands': commands}
-    return found
+        listener = Listener(engine, vocabulary, partial_every=0.7)
+        recognitions = [*listener.feed(samples), *listener.finish()]
+        commands = [r.command for r in recognitions if r.outcome is Outcome.COMMAND]
+        results[name] = {'heard': len(recognitions), 'commands': commands}
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--engines', nargs='+', default=['pocketsphinx', 'moonshine'])
+    parser.add_argument(
+        '--engines',
+        nargs='+',
+        default=['pocketsphinx', 'moonshine'],
+        help='engines to measure (default: pocketsphinx moonshine)',
+    )
     parser.add_argument('--whisper', default='', help='folder of the model, for engine whisper')
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--json', type=Path, help='write all results to this file')
     options = parser.parse_args()
     vocabulary = Vocabulary.load(VOCABULARY)
     rng = np.random.default_rng(1)
@@ -171,29 +186,30 @@ def main() -> None:
         'a minute of pink noise': 0.05 * pink(rng, 60 * RATE),
         'a minute of music': music(rng, 60),
     }
-    kept = {}
+    report = {}
     for name in options.engines:
-        engine = engines.load(name, vocabulary, '', options.whisper, 'auto')
-        of = {
-            (synthesiser, noise): judge(engine, vocabulary, noise, synthesiser)
+        engine = engines.load_engine(name, vocabulary, '', options.whisper, 'auto')
+        rows_by_condition = {
+            (synthesizer, noise): evaluate(engine, vocabulary, noise, synthesizer)
             for noise in NOISES
-            for synthesiser in VOICES
+            for synthesizer in VOICES
         }
-        print(f'\n{name:40} {"":4} {"words":>8} {"understood":>11} {"wrong":>6} {"of time":>9}')
-        for (synthesiser, noise), rows in of.items():
-            loud = 'clean' if noise is None else f'noise at {noise} dB'
-            print(row(f'{synthesiser}, {loud}', rows))
-            for voice in VOICES[synthesiser][0]:
-                print(row(f'    {voice}', [r for r in rows if r['voice'] == voice]))
-            for r in rows:
-                if r['wrong']:
-                    print(f'    WRONG: {r["command"]!r} became {r["meant"]!r}')
-        quiet = alone(engine, vocabulary, sounds)
-        for what, told in quiet.items():
-            print(f'{what}: {told["heard"]} heard, commands: {told["commands"] or "none"}')
-        kept[name] = {f'{s} {n}': rows for (s, n), rows in of.items()} | {'alone': quiet}
+        print(f'\n{name:40} {"":4} {"words":>8} {"understood":>11} {"wrong":>6} {"time":>9}')
+        for (synthesizer, noise), rows in rows_by_condition.items():
+            condition = 'clean' if noise is None else f'noise at {noise} dB'
+            print(table_row(f'{synthesizer}, {condition}', rows))
+            for voice in VOICES[synthesizer][0]:
+                print(table_row(f'    {voice}', [row for row in rows if row['voice'] == voice]))
+            for row in rows:
+                if row['wrong']:
+                    print(f'    WRONG: {row["command"]!r} became {row["meant"]!r}')
+        alarms = false_alarms(engine, vocabulary, sounds)
+        for sound, result in alarms.items():
+            print(f'{sound}: {result["heard"]} heard, commands: {result["commands"] or "none"}')
+        report[name] = {f'{s} {n}': rows for (s, n), rows in rows_by_condition.items()}
+        report[name]['alone'] = alarms
     if options.json:
-        options.json.write_text(json.dumps(kept))
+        options.json.write_text(json.dumps(report))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same frames in every kind of bag that people keep them in."""
+"""Writers of the same frames in each supported kind of bag."""
 
 import shutil
 from pathlib import Path
@@ -16,21 +16,21 @@ STORE, STORE_1 = get_typestore(Stores.ROS2_JAZZY), get_typestore(Stores.ROS1_NOE
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 
 
-def header(store, stamp, more=()):
+def header(store, stamp, ros_1_fields=()):
     time = store.types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
-    return store.types['std_msgs/msg/Header'](*more, time, 'camera')
+    return store.types['std_msgs/msg/Header'](*ros_1_fields, time, 'camera')
 
 
-def image(store, frame, more=(), kind=IMAGE, pixels=None, encoding='rgb8'):
-    """A message of a frame, PNG within it if compressed."""
+def image(store, frame, ros_1_fields=(), kind=IMAGE, pixels=None, encoding='rgb8'):
+    """Return the message of a frame; a CompressedImage contains a PNG."""
     pixels = frame.pixels if pixels is None else pixels
     if kind == COMPRESSED:
-        coded = cv2.imencode('.png', np.ascontiguousarray(pixels[..., ::-1]))[1].ravel()
-        return store.types[COMPRESSED](header(store, frame.stamp, more), 'png', coded)
+        encoded = cv2.imencode('.png', np.ascontiguousarray(pixels[..., ::-1]))[1].ravel()
+        return store.types[COMPRESSED](header(store, frame.stamp, ros_1_fields), 'png', encoded)
     height, width = pixels.shape[:2]
     step = pixels.strides[0]
     return store.types[IMAGE](
-        header(store, frame.stamp, more),
+        header(store, frame.stamp, ros_1_fields),
         height,
         width,
         encoding,
@@ -53,25 +53,25 @@ def write(path, frames, plugin=StoragePlugin.MCAP, mode=None, kind=IMAGE):
 
 
 def split(path, frames):
-    """A bag of two sqlite3 files, as `ros2 bag record --max-bag-size` leaves one."""
+    """Write a bag of two sqlite3 files, as `ros2 bag record --max-bag-size` does."""
     parts = [
         write(path.with_name(f'{path.name}_{n}'), half, StoragePlugin.SQLITE3)
         for n, half in enumerate((frames[:2], frames[2:]))
     ]
     path.mkdir()
-    notes = [yaml.safe_load((part / 'metadata.yaml').read_text()) for part in parts]
-    whole = notes[0]['rosbag2_bagfile_information']
+    metadata = yaml.safe_load((parts[0] / 'metadata.yaml').read_text())
+    information = metadata['rosbag2_bagfile_information']
     files = []
     for number, part in enumerate(parts):
         (file,) = part.glob('*.db3')
         files.append(f'{path.name}_{number}.db3')
         shutil.copy(file, path / files[-1])
-    whole['relative_file_paths'] = files
-    whole['message_count'] = len(frames)
-    whole['topics_with_message_count'][0]['message_count'] = len(frames)
-    whole['duration']['nanoseconds'] = frames[-1].stamp - frames[0].stamp + 1
-    whole.pop('files', None)
-    (path / 'metadata.yaml').write_text(yaml.safe_dump(notes[0]))
+    information['relative_file_paths'] = files
+    information['message_count'] = len(frames)
+    information['topics_with_message_count'][0]['message_count'] = len(frames)
+    information['duration']['nanoseconds'] = frames[-1].stamp - frames[0].stamp + 1
+    information.pop('files', None)
+    (path / 'metadata.yaml').write_text(yaml.safe_dump(metadata))
     return path
 
 
@@ -84,12 +84,12 @@ def ros_1(path, frames):
     return path
 
 
-def bare(path, frames):
+def single_file(path, frames):
     (file,) = write(path.with_suffix(''), frames).glob('*.mcap')
     return Path(shutil.copy(file, path))
 
 
-def bare_sqlite3(path, frames):
+def single_sqlite3_file(path, frames):
     (file,) = write(path.with_suffix(''), frames, StoragePlugin.SQLITE3).glob('*.db3')
     return Path(shutil.copy(file, path))
 
@@ -101,15 +101,15 @@ def without_metadata(bag):
 
 KINDS = {
     'mcap': lambda path, frames: write(path, frames),
-    'chunks': lambda path, frames: write(path, frames, mode=CompressionMode.STORAGE),
-    'messages': lambda path, frames: write(path, frames, mode=CompressionMode.MESSAGE),
-    'file': lambda path, frames: write(path, frames, mode=CompressionMode.FILE),
+    'compressed_chunks': lambda path, frames: write(path, frames, mode=CompressionMode.STORAGE),
+    'compressed_messages': lambda path, frames: write(path, frames, mode=CompressionMode.MESSAGE),
+    'compressed_file': lambda path, frames: write(path, frames, mode=CompressionMode.FILE),
     'sqlite3': lambda path, frames: write(path, frames, StoragePlugin.SQLITE3),
     'split': split,
-    'compressed': lambda path, frames: write(path, frames, kind=COMPRESSED),
+    'compressed_images': lambda path, frames: write(path, frames, kind=COMPRESSED),
     'ros1.bag': ros_1,
-    'bare.mcap': bare,
-    'bare.db3': bare_sqlite3,
-    'lost': lambda path, frames: without_metadata(write(path, frames)),
-    'lost_split': lambda path, frames: without_metadata(split(path, frames)),
+    'single_file.mcap': single_file,
+    'single_file.db3': single_sqlite3_file,
+    'no_metadata': lambda path, frames: without_metadata(write(path, frames)),
+    'split_no_metadata': lambda path, frames: without_metadata(split(path, frames)),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For every test: under `make test`, which sets ROS up, its absence fails and skips nothing."""
+"""Stop the test run if ROS is required (`make test` sets that) and is not installed."""
 
 import importlib
 import os
@@ -14,4 +14,6 @@ def pytest_configure(config):
         importlib.import_module('rclpy')
         importlib.import_module('lisa_ros.msg')
     except ImportError as error:
-        raise pytest.UsageError(f'the set-up is broken, `make clean setup`: {error}') from error
+        raise pytest.UsageError(
+            f'the ROS set-up is broken, run `make clean setup`: {error}'
+        ) from error

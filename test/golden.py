@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original's answers (data/reference), as the tests read them."""
+"""Reference answers of the original LISA code (data/reference), and the models that gave them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lisa_ros.perception.backend import InferenceOptions, LoadOptions
+from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.segmenter import Segmenter
 
 DATA = Path(__file__).parent / 'data' / 'reference'
@@ -29,42 +31,41 @@ def arrays(size: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def picture(name: str) -> np.ndarray:
+def load_image(name: str) -> np.ndarray:
     return np.asarray(Image.open(DATA / 'images' / f'{name}.webp').convert('RGB'))
 
 
 @functools.cache
-def segmenter(size: int) -> Segmenter:
-    """One for all tests: what a test changes, it changes on a `view` of it."""
-    return Segmenter.load(
-        DATA / f'ckpt_{size}', vision_tower=DATA / f'clip_{size}', device='cpu', precision='fp32'
-    )
+def backend(size: int, template: str | None = None) -> LisaBackend:
+    """Return the model, loaded once for all tests. Without a template it uses its own one."""
+    if template is not None:
+        lisa = backend(size)
+        return LisaBackend(lisa.model, lisa.tokenizer, lisa.clip_preprocessing, template)
+    options = LoadOptions(device='cpu', precision='fp32', vision_tower=DATA / f'clip_{size}')
+    return LisaBackend.load(str(DATA / f'ckpt_{size}'), options)
 
 
-def view(size: int, **settings) -> Segmenter:
-    """The loaded model with other settings."""
-    lisa = segmenter(size)
-    fresh = Segmenter(lisa.model, lisa.tokenizer, lisa.clip_recipe, **settings)
-    fresh._picture = lisa._picture
-    return fresh
+def segmenter(size: int, template: str | None = None, **options) -> Segmenter:
+    """Return the model with a template and inference options."""
+    return Segmenter(backend(size, template), InferenceOptions(**options))
 
 
 def cases(*sizes: int) -> list[tuple[int, dict]]:
-    """Every case with its size, those about the same picture side by side."""
-    found = [(size, case) for size in sizes or SIZES for case in texts(size)['cases']]
-    return sorted(found, key=lambda pair: (pair[0], pair[1]['image'], pair[1]['case']))
+    """Return every case with its size, sorted by image."""
+    pairs = [(size, case) for size in sizes or SIZES for case in texts(size)['cases']]
+    return sorted(pairs, key=lambda pair: (pair[0], pair[1]['image'], pair[1]['case']))
 
 
 def case_id(value: object) -> str:
     return f'{value["case"]:02d}-{value["kind"]}' if isinstance(value, dict) else str(value)
 
 
-def of_case(size: int, case: dict, name: str) -> np.ndarray:
+def case_array(size: int, case: dict, name: str) -> np.ndarray:
     return arrays(size)[f'c{case["case"]:02d}_{name}']
 
 
-def new_ids(size: int, case: dict) -> list[int]:
-    prompt, whole = (of_case(size, case, name) for name in ('input_ids', 'output_ids'))
+def generated_ids(size: int, case: dict) -> list[int]:
+    prompt, whole = (case_array(size, case, name) for name in ('input_ids', 'output_ids'))
     return whole[len(prompt) :].tolist()
 
 

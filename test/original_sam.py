@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""segment-anything's own SAM at toy sizes, with random weights: what ours is compared with."""
+"""The original SAM of segment-anything at toy sizes with random weights, as a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def _modeling() -> types.ModuleType:
-    """Import segment_anything.modeling alone: the package itself wants torchvision."""
+    """Import only segment_anything.modeling: the package itself needs torchvision."""
     name = 'segment_anything'
     if name not in sys.modules:
         spec = importlib.machinery.PathFinder.find_spec(name)
@@ -94,7 +94,7 @@ def build(size: Size, seed: int = 0) -> nn.Module:
 
 
 def masks(sam: nn.Module, pixels: torch.Tensor, prompts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return features, low-res logits and IoU as LISA asks for them: prompts (N, C) alone."""
+    """Return image embeddings, low-resolution logits and IoU for LISA's prompts (N, C)."""
     with torch.no_grad():
         grid = sam.image_encoder(pixels)
         _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)

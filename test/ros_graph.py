@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real graph for tests: the node as its own process, and someone who talks to it over DDS."""
+"""A ROS graph for tests: the node in its own process, and a peer that uses it over DDS."""
 
 import array
 import os
@@ -13,7 +13,7 @@ import numpy as np
 
 from lisa_ros.ros import fastdds
 
-DOMAIN = str(1 + os.getpid() % 100)  # a graph for each test process
+DOMAIN = str(1 + os.getpid() % 100)  # each test process has its own graph
 REFERENCE = Path(__file__).parent / 'data' / 'reference'  # LISA at toy size, random weights
 MODEL = {
     'model': REFERENCE / 'ckpt_256',
@@ -21,7 +21,7 @@ MODEL = {
     'template': 'llava_v1',
     'threads': 1,
 }
-START, ANSWER = 60.0, 20.0  # longest waits on a busy machine [s]
+START, ANSWER = 60.0, 20.0  # timeouts that suffice on a busy machine [s]
 
 
 def environment():
@@ -29,7 +29,7 @@ def environment():
 
 
 def executable(name='lisa_node', module='lisa_ros.ros.node'):
-    """The installed node where there is one, else the module."""
+    """Return the command that starts the installed node, or the module if it is not installed."""
     from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
     try:
@@ -40,33 +40,35 @@ def executable(name='lisa_node', module='lisa_ros.ros.node'):
 
 
 class NodeProcess:
-    """`lisa_node` with parameters; its output is collected in a file."""
+    """A process of `lisa_node` or another program; its output goes to a log file."""
 
     def __init__(self, log, parameters, *arguments, program=None):
         self._log = log
-        given = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
+        options = [
+            part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')
+        ]
         with log.open('w') as output:
             self.process = subprocess.Popen(
-                [*(program or executable()), '--ros-args', *given, *arguments],
+                [*(program or executable()), '--ros-args', *options, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(),
             )
 
-    def said(self):
+    def output(self):
         return self._log.read_text()
 
-    def wait_to_say(self, words, times=1):
-        until = time.monotonic() + START
-        while self.said().count(words) < times:
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < until, f'no {words!r} in {self.said()}'
+    def wait_for_output(self, text, times=1):
+        deadline = time.monotonic() + START
+        while self.output().count(text) < times:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, f'no {text!r} in {self.output()}'
             time.sleep(0.02)
 
-    def stop(self, number=signal.SIGINT):
-        """Interrupt it as Ctrl-C does, or as asked; return its exit status."""
+    def stop(self, signal_number=signal.SIGINT):
+        """Send a signal, by default that of Ctrl-C; return the exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.send_signal(signal_number)
         try:
             return self.process.wait(20)
         finally:
@@ -74,7 +76,7 @@ class NodeProcess:
 
 
 class Peer:
-    """Publishes camera and commands, collects what the node says."""
+    """Publishes images and commands, and collects the messages of the node."""
 
     def __init__(self, namespace=''):
         import rclpy
@@ -91,110 +93,113 @@ class Peer:
         self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.name = f'{namespace}/lisa'
-        self.heard = {}  # topic -> messages
-        for topic, kind in {
+        self.received = {}  # topic -> messages
+        for topic, message_type in {
             'segmentation': Segmentation,
             'mask': Image,
             'confidence': Image,
             'explanation': String,
         }.items():
-            self.listen(f'{self.name}/{topic}', kind, topic)
-        self.listen('/diagnostics', DiagnosticArray, 'diagnostics')
+            self.subscribe(f'{self.name}/{topic}', message_type, topic)
+        self.subscribe('/diagnostics', DiagnosticArray, 'diagnostics')
         self.commands = self.node.create_publisher(String, f'{self.name}/command', 10)
         publish = self.node.create_publisher
         self.images = publish(Image, f'{namespace}/image', qos_profile_sensor_data)
         self.depths = publish(Image, f'{namespace}/depth', qos_profile_sensor_data)
         self.infos = publish(CameraInfo, f'{namespace}/camera_info', qos_profile_sensor_data)
 
-    def listen(self, topic, kind, key):
-        self.heard[key] = []
-        return self.node.create_subscription(kind, topic, self.heard[key].append, 10)
+    def subscribe(self, topic, message_type, key):
+        """Collect the messages of a topic in `received[key]`."""
+        self.received[key] = []
+        return self.node.create_subscription(message_type, topic, self.received[key].append, 10)
 
     def close(self):
         self.executor.shutdown()
         self.node.destroy_node()
         self.context.shutdown()
 
-    def wait(self, done, seconds=ANSWER, what='that'):
-        until = time.monotonic() + seconds
+    def wait(self, done, seconds=ANSWER, what='the condition'):
+        """Spin until `done()` is true; `what` names it if it times out."""
+        deadline = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < until, f'{what} did not come within {seconds} s'
+            assert time.monotonic() < deadline, f'waited {seconds} s for {what}'
             self.executor.spin_once(timeout_sec=0.05)
 
     def wait_until_active(self, process):
-        """Wait until the node and this camera have found one another.
+        """Wait until the node and this camera have discovered each other.
 
-        That this side knows the node is not enough: what a best-effort camera says before the
-        node knows it, too, is lost, and on a busy machine that takes Fast DDS seconds.
+        Both must have: messages that a best-effort camera publishes before the node has discovered
+        it are lost, and on a busy machine Fast DDS needs seconds for that.
         """
 
         def ready():
-            assert process.process.poll() is None, process.said()
+            assert process.process.poll() is None, process.output()
             return (
                 self.commands.get_subscription_count()
                 and self.images.get_subscription_count()
-                and self._known_as_camera()
+                and self._is_discovered_as_camera()
             )
 
-        self.heard['diagnostics'].clear()
+        self.received['diagnostics'].clear()
         self.wait(ready, START, 'an active node')
 
-    def _known_as_camera(self):
-        """Return whether the node's diagnostics count this publisher of images."""
-        own = f'{self.name}: input {self.images.topic_name}'
-        told = [
+    def _is_discovered_as_camera(self):
+        """Return whether the node's diagnostics count the publisher of this peer."""
+        status_name = f'{self.name}: input {self.images.topic_name}'
+        statuses = [
             {value.key: value.value for value in status.values}
-            for array in self.heard['diagnostics']
+            for array in self.received['diagnostics']
             for status in array.status
-            if status.name == own
+            if status.name == status_name
         ]
-        return any(int(values['publishers']) for values in told)
+        return any(int(values['publishers']) for values in statuses)
 
-    def show(self, image, settle=True):
-        """Publish an image (or what is given) and leave DDS a moment to bring it."""
+    def publish_image(self, image, settle=True):
+        """Publish an image and give DDS a moment to deliver it."""
         self.images.publish(image)
         if settle:
             self.settle()
 
     def settle(self, seconds=0.2):
-        until = time.monotonic() + seconds
-        self.wait(lambda: time.monotonic() > until)
+        """Spin for a while, so that messages arrive."""
+        end = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() > end)
 
     def ask(self, *texts):
-        """Send commands, return the messages on ~/segmentation that answer them, as they came."""
+        """Send commands; return their answers on ~/segmentation in order of arrival."""
         from std_msgs.msg import String
 
-        answers = self.heard['segmentation']
+        answers = self.received['segmentation']
         answers.clear()
         for text in texts:
             self.commands.publish(String(data=text))
         self.wait(lambda: len(answers) >= len(texts), what=f'the answer to {texts}')
         return list(answers)
 
-    def call(self, kind, name, **fields):
+    def call(self, service_type, name, **fields):
         """Call a service of the node.
 
-        Fast DDS may answer before it has found the new client's ear, and drops the answer
-        (ros2/rmw_fastrtps#842); so what may be asked twice is asked again.
+        Fast DDS may drop the reply to a client that it has not discovered yet
+        (ros2/rmw_fastrtps#842). The call is therefore repeated, except a change of state.
         """
-        client = self.node.create_client(kind, f'{self.name}/{name}')
+        client = self.node.create_client(service_type, f'{self.name}/{name}')
         assert client.wait_for_service(START), name
         self.settle()
-        until = time.monotonic() + START
+        deadline = time.monotonic() + START
         futures = []
 
-        def answered():
+        def has_reply():
             return any(future.done() for future in futures)
 
-        while not answered():
-            assert time.monotonic() < until, f'{name} did not answer within {START} s'
-            futures.append(client.call_async(kind.Request(**fields)))
-            pause = time.monotonic() + (START if name == 'change_state' else ANSWER / 4)
-            self.wait(lambda: answered() or time.monotonic() > pause, 2 * START)  # noqa: B023
+        while not has_reply():
+            assert time.monotonic() < deadline, f'{name} did not reply within {START} s'
+            futures.append(client.call_async(service_type.Request(**fields)))
+            retry_at = time.monotonic() + (START if name == 'change_state' else ANSWER / 4)
+            self.wait(lambda: has_reply() or time.monotonic() > retry_at, 2 * START)  # noqa: B023
         self.node.destroy_client(client)
         return next(future.result() for future in futures if future.done())
 
-    def set(self, **values):
+    def set_parameters(self, **values):
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
@@ -208,7 +213,7 @@ class Peer:
 
         return self.call(GetState, 'get_state').current_state.label
 
-    def change(self, label):
+    def change_state(self, label):
         from lifecycle_msgs.msg import Transition
         from lifecycle_msgs.srv import ChangeState
 
@@ -216,7 +221,7 @@ class Peer:
 
 
 def image(pixels, encoding='rgb8', stamp=(7, 5), frame='camera_optical', padding=0, big=False):
-    """A sensor_msgs/Image with padded rows in either byte order."""
+    """Return a sensor_msgs/Image with `padding` bytes after each row, in either byte order."""
     from sensor_msgs.msg import Image
 
     pixels = np.asarray(pixels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action ~/segment over DDS: the node in its own process, clients in theirs."""
+"""The action ~/segment over DDS: the node and its clients run in separate processes."""
 
 import signal
 import subprocess
@@ -25,7 +25,8 @@ from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.messages import bag
 from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.model import export
-from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.perception.backend import LoadOptions
+from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.resources import SAMPLE
 
 pytestmark = pytest.mark.ros
@@ -35,113 +36,110 @@ MUG, BOWL = 'segment the yellow mug', 'segment the red bowl'
 
 
 @pytest.fixture(scope='module')
-def lisa(tmp_path_factory):
-    """An active node with our own model."""
+def node_process(tmp_path_factory):
+    """An active node with the model lisa-tabletop."""
     log = tmp_path_factory.mktemp('node') / 'node.log'
-    given = {'threads': 1, 'image_timeout': 2.0, 'goals_kept': 40, 'camera': 'wrist'}
-    process = NodeProcess(log, given)
+    parameters = {'threads': 1, 'image_timeout': 2.0, 'goals_kept': 40, 'camera': 'wrist'}
+    process = NodeProcess(log, parameters)
     yield process
-    assert process.stop() == 0, process.said()
-    assert 'Traceback' not in process.said(), process.said()
+    assert process.stop() == 0, process.output()
+    assert 'Traceback' not in process.output(), process.output()
 
 
 @pytest.fixture(scope='module')
-def tester(lisa):
-    someone = Peer()
-    someone.wait_until_active(lisa)
-    someone.settle(1.0)  # best effort: the node must have found this camera, too
-    yield someone
-    someone.close()
+def peer(node_process):
+    peer = Peer()
+    peer.wait_until_active(node_process)
+    peer.settle(1.0)  # best effort: the node must have discovered this camera, too
+    yield peer
+    peer.close()
 
 
 @pytest.fixture(scope='module')
-def client(tester):
-    one = LisaClient(tester.node)
-    # the tester spins its node by hand
-    return Waiting(one, tester)
+def client(peer):
+    return SpinningClient(LisaClient(peer.node), peer)
 
 
-class Waiting:
-    """A client whose goals are waited for by the tester."""
+class SpinningClient:
+    """A LisaClient that spins the peer while it waits for a result."""
 
-    def __init__(self, client, tester):
-        self.client, self.tester = client, tester
+    def __init__(self, client, peer):
+        self.client, self.peer = client, peer
 
     def ask(self, query, **goal):
         return self.client.segment_async(query, timeout=START, **goal)
 
     def answer(self, query, **goal):
-        return self.end(self.ask(query, **goal))
+        return self.wait(self.ask(query, **goal))
 
-    def end(self, pending):
-        self.tester.wait(pending.done, START)
-        return pending.result(0)
-
-
-def show(tester, stamp=(7, 5)):
-    tester.show(image(FRAME.pixels, stamp=stamp))
+    def wait(self, future):
+        self.peer.wait(future.done, START)
+        return future.result(0)
 
 
-def forget(tester):
-    """Let the topics tell what earlier tests asked, and forget it: a result comes before them."""
-    heard = tester.heard['segmentation']
+def publish_image(peer, stamp=(7, 5)):
+    peer.publish_image(image(FRAME.pixels, stamp=stamp))
+
+
+def settle_answers(peer):
+    """Wait for the answers of earlier tests: they are published after the result of the goal."""
+    answers = peer.received['segmentation']
     count = -1
-    while count != len(heard):
-        count = len(heard)
-        tester.settle(0.5)
-    heard.clear()
+    while count != len(answers):
+        count = len(answers)
+        peer.settle(0.5)
+    answers.clear()
 
 
-# ---- one goal
+# ---- single goals
 
 
-def test_a_goal_is_answered_about_the_newest_image_and_the_topics_tell_it_too(tester, client):
-    show(tester)
-    forget(tester)
+def test_a_goal_is_answered_about_the_newest_image_and_published(peer, client):
+    publish_image(peer)
+    settle_answers(peer)
     answer = client.answer(MUG)
     assert answer.status is Status.FOUND
     assert answer.reason == ''
     assert (answer.header.stamp.sec, answer.header.frame_id) == (7, 'camera_optical')
     assert answer.masks.shape == (1, 240, 320)
     assert answer.masks[0].sum() == answer.message.instances[0].area > 500
-    tester.wait(lambda: tester.heard['segmentation'])
-    # as text: a centroid without depth is NaN, which equals nothing
-    assert str(tester.heard['segmentation'][0]) == str(answer.message)
+    peer.wait(lambda: peer.received['segmentation'])
+    # compared as text: a centroid without depth is NaN, which is not equal to itself
+    assert str(peer.received['segmentation'][0]) == str(answer.message)
 
 
-def test_feedback_has_the_words_in_order_and_the_mask_before_the_result(tester, client):
-    show(tester)
-    told = []
-    pending = client.ask('I want to tidy my desk.', on_feedback=told.append)
-    answer = client.end(pending)
+def test_feedback_has_the_text_in_order_and_the_mask_before_the_result(peer, client):
+    publish_image(peer)
+    feedback = []
+    future = client.ask('I want to tidy my desk.', on_feedback=feedback.append)
+    answer = client.wait(future)
     assert answer.status is Status.FOUND
-    assert [one.stage for one in told[:2]] == ['queued', 'looking']
-    assert all(one.stage == 'answering' for one in told[2:])
-    texts = [one.text for one in told]
+    assert [message.stage for message in feedback[:2]] == ['queued', 'looking']
+    assert all(message.stage == 'answering' for message in feedback[2:])
+    texts = [message.text for message in feedback]
     assert texts == sorted(texts, key=len)
     assert texts[-1] == answer.answer
-    masks = [(number, one.instances) for number, one in enumerate(told) if one.instances]
-    assert [len(some) for _, some in masks] == [1]
-    number, (early,) = masks[0]
-    assert number < len(told) - 1  # words came after it
-    np.testing.assert_array_equal(mask_from_message(early.mask), answer.masks[0])
+    with_masks = [(i, m.instances) for i, m in enumerate(feedback) if m.instances]
+    ((index, (instance,)),) = with_masks
+    assert index < len(feedback) - 1  # more text came after the mask
+    np.testing.assert_array_equal(mask_from_message(instance), answer.masks[0])
 
 
-def test_a_picture_of_the_goals_own_is_answered_and_told_to_nobody_else(tester, client):
-    show(tester)
-    forget(tester)
-    own = image(FRAME.pixels, stamp=(99, 0), frame='elsewhere')
-    answer = client.answer(BOWL, image=own)
+def test_the_answer_to_a_goal_with_its_own_image_is_not_published(peer, client):
+    publish_image(peer)
+    settle_answers(peer)
+    own_image = image(FRAME.pixels, stamp=(99, 0), frame='elsewhere')
+    answer = client.answer(BOWL, image=own_image)
     assert answer.status is Status.FOUND
     assert (answer.header.stamp.sec, answer.header.frame_id) == (99, 'elsewhere')
-    tester.settle()
-    assert not tester.heard['segmentation']
+    peer.settle()
+    assert not peer.received['segmentation']
 
 
-def test_only_the_region_is_looked_at(tester, client):
-    show(tester)
-    whole = client.answer(BOWL)
-    box = whole.message.instances[0].box
+def test_masks_are_within_the_region(peer, client):
+    publish_image(peer)
+    full = client.answer(BOWL)
+    box = full.message.instances[0].box
     region = RegionOfInterest(
         x_offset=min(max(0, box.x_offset - 40), 320 - 160),
         y_offset=min(max(0, box.y_offset - 30), 240 - 120),
@@ -150,281 +148,280 @@ def test_only_the_region_is_looked_at(tester, client):
     )
     part = client.answer(BOWL, region=region)
     assert part.status is Status.FOUND
-    assert part.masks.shape == whole.masks.shape
+    assert part.masks.shape == full.masks.shape
     outside = part.masks[0].copy()
     rows = slice(region.y_offset, region.y_offset + region.height)
     outside[rows, region.x_offset : region.x_offset + region.width] = False
     assert not outside.any()
-    both = (part.masks[0] & whole.masks[0]).sum()
-    assert both / (part.masks[0] | whole.masks[0]).sum() > 0.5
-    far = client.answer(BOWL, region=RegionOfInterest(x_offset=300, width=100, height=10))
-    assert far.status is Status.FAILED
-    assert 'not within the picture of 320 x 240' in far.reason
+    intersection = (part.masks[0] & full.masks[0]).sum()
+    assert intersection / (part.masks[0] | full.masks[0]).sum() > 0.5
+    invalid = client.answer(BOWL, region=RegionOfInterest(x_offset=300, width=100, height=10))
+    assert invalid.status is Status.FAILED
+    assert 'not within the image of 320 x 240' in invalid.reason
 
 
-def test_a_reason_is_given_where_it_is_asked_for(tester, client):
-    show(tester)
+def test_an_explanation_is_given_on_request(peer, client):
+    publish_image(peer)
     answer = client.answer('Find something to tidy my desk.', want_explanation=True)
     assert answer.status is Status.FOUND
     assert 'desk' in answer.answer
     assert answer.message.query == 'Find something to tidy my desk.'
 
 
-def test_an_image_that_is_too_old_is_told(tester, client):
-    show(tester, stamp=(7, 5))  # the node's clock is that of today
+def test_an_image_that_is_too_old_is_stale_input(peer, client):
+    publish_image(peer, stamp=(7, 5))  # long before the time of the node's clock
     answer = client.answer(MUG, max_age=0.5)
     assert answer.status is Status.STALE_INPUT
-    assert 'at most 0.5 s were asked for' in answer.reason
-    now = tester.node.get_clock().now().nanoseconds
-    show(tester, stamp=divmod(now, 10**9))
+    assert 'max_age allows 0.5 s' in answer.reason
+    now = peer.node.get_clock().now().nanoseconds
+    publish_image(peer, stamp=divmod(now, 10**9))
     assert client.answer(MUG, max_age=20.0).status is Status.FOUND
 
 
-def test_a_continuous_goal_is_answered_about_newer_images_until_it_is_cancelled(tester, client):
-    show(tester, stamp=(20, 0))
-    told = []
-    pending = client.ask(MUG, continuous=True, on_feedback=told.append)
+def test_a_continuous_goal_is_answered_about_newer_images_until_it_is_cancelled(peer, client):
+    publish_image(peer, stamp=(20, 0))
+    feedback = []
+    future = client.ask(MUG, continuous=True, on_feedback=feedback.append)
 
     def answers():
-        return [one for one in told if one.stage == 'answered']
+        return [message for message in feedback if message.stage == 'answered']
 
-    tester.wait(lambda: len(answers()) == 1, START)
-    tester.settle(1.5)
-    assert len(answers()) == 1  # nothing new to be seen
-    show(tester, stamp=(21, 0))
-    tester.wait(lambda: len(answers()) == 2, START)
-    assert [one.instances[0].mask.header.stamp.sec for one in answers()] == [20, 21]
-    assert client.answer(BOWL).status is Status.FOUND  # others are answered in between
-    pending.cancel()
-    last = client.end(pending)
+    peer.wait(lambda: len(answers()) == 1, START)
+    peer.settle(1.5)
+    assert len(answers()) == 1  # there is no newer image
+    publish_image(peer, stamp=(21, 0))
+    peer.wait(lambda: len(answers()) == 2, START)
+    assert [m.instances[0].mask.header.stamp.sec for m in answers()] == [20, 21]
+    assert client.answer(BOWL).status is Status.FOUND  # other goals are answered in between
+    future.cancel()
+    last = client.wait(future)
     assert last.status is Status.CANCELLED
     assert last.header.stamp.sec == 21
     assert last.masks.any()
 
 
 @pytest.mark.parametrize(
-    ('goal', 'says'),
+    ('goal', 'reason'),
     [
-        ({'query': MUG, 'continuous': True, 'image': image(FRAME.pixels)}, 'answered once'),
-        ({'query': ' '}, 'the command is empty'),
+        ({'query': MUG, 'continuous': True, 'image': image(FRAME.pixels)}, 'leave out the image'),
+        ({'query': ' '}, 'the query is empty'),
         ({'query': MUG, 'camera': 'head'}, "no camera 'head': this node has 'wrist'"),
         ({'query': MUG, 'max_age': -1.0}, 'max_age is -1'),
         ({'query': MUG, 'max_age': float('nan')}, 'max_age is nan'),
     ],
 )
-def test_what_is_wrong_with_a_goal_is_said(goal, says, tester, client):
-    show(tester)
+def test_an_invalid_goal_fails_with_its_reason(goal, reason, peer, client):
+    publish_image(peer)
     answer = client.answer(**goal)
     assert answer.status is Status.FAILED
-    assert says in answer.reason
+    assert reason in answer.reason
     assert client.answer(MUG, camera='wrist').status is Status.FOUND
 
 
 # ---- dialogues
 
 
-def test_goals_of_one_dialogue_follow_one_another_and_others_do_not(tester, client):
-    show(tester)
+def test_goals_see_the_turns_of_their_own_dialogue_only(peer, client):
+    publish_image(peer)
     alone = client.answer('and the milk?').answer
-    for name in ('one', 'two'):
+    for name in ('first', 'second'):
         client.answer(MUG, dialogue=name)
-    follow = client.answer('and the red bowl?', dialogue='one')
-    assert follow.status is Status.FOUND
-    asked = client.answer('what is it for?', dialogue='two')
-    assert 'mug' in asked.answer.lower()
-    asked = client.answer('what is it for?', dialogue='one')
-    assert 'bowl' in asked.answer.lower()
+    follow_up = client.answer('and the red bowl?', dialogue='first')
+    assert follow_up.status is Status.FOUND
+    answer = client.answer('what is it for?', dialogue='second')
+    assert 'mug' in answer.answer.lower()
+    answer = client.answer('what is it for?', dialogue='first')
+    assert 'bowl' in answer.answer.lower()
     assert client.answer('and the milk?').answer == alone
 
 
-# ---- several
+# ---- several goals
 
 
-def test_a_cancelled_goal_stops_at_once_and_the_next_is_answered(tester, client):
-    show(tester)
+def test_a_cancelled_goal_stops_at_once_and_the_next_is_answered(peer, client):
+    publish_image(peer)
     first = [client.ask('I want to tidy my desk.') for _ in range(6)]
-    heard = []
-    last = client.ask(MUG, on_feedback=heard.append)
-    tester.wait(lambda: first[0].done(), START)
-    for one in first[1:]:
-        one.cancel()
-    ends = [client.end(one) for one in first]
-    assert ends[0].status is Status.FOUND
-    assert {one.status for one in ends[2:]} == {Status.CANCELLED}
-    assert client.end(last).status is Status.FOUND
+    last = client.ask(MUG)
+    peer.wait(lambda: first[0].done(), START)
+    for future in first[1:]:
+        future.cancel()
+    results = [client.wait(future) for future in first]
+    assert results[0].status is Status.FOUND
+    assert {result.status for result in results[2:]} == {Status.CANCELLED}
+    assert client.wait(last).status is Status.FOUND
 
 
 def test_a_cancelled_goal_stops_in_the_middle_of_its_answer(tmp_path):
-    """The model is ours, but for the end of its answers, which it never says."""
-    given = Segmenter.load()
-    weight = given.model.llm.lm_head.weight
+    """lisa-tabletop with an end-of-sequence weight of zero: its answers never end."""
+    backend = LisaBackend.load('lisa-tabletop', LoadOptions())
+    weight = backend.model.llm.lm_head.weight
     with torch.no_grad():
-        weight[given.tokenizer.eos_token_id] = 0
+        weight[backend.tokenizer.eos_token_id] = 0
     folder = tmp_path / 'endless'
-    export.save(given.model, given.tokenizer, given.clip_recipe, folder)
+    export.save(backend.model, backend.tokenizer, backend.clip_preprocessing, folder)
     process = NodeProcess(tmp_path / 'log', {'threads': 1, 'model': folder}, '-r', '__ns:=/long')
     peer = Peer('/long')
     try:
         peer.wait_until_active(process)
         peer.settle(1.0)
-        show(peer)
-        client, told = Waiting(LisaClient(peer.node, '/long/lisa'), peer), []
-        pending = client.ask(MUG, on_feedback=told.append)
-        peer.wait(lambda: any(one.stage == 'answering' for one in told), START)
-        pending.cancel()
-        answer = client.end(pending)
+        publish_image(peer)
+        client, feedback = SpinningClient(LisaClient(peer.node, '/long/lisa'), peer), []
+        future = client.ask(MUG, on_feedback=feedback.append)
+        peer.wait(lambda: any(m.stage == 'answering' for m in feedback), START)
+        future.cancel()
+        answer = client.wait(future)
         assert answer.status is Status.CANCELLED
-        assert answer.reason == 'cancelled while it was being answered'
-        words = sum(one.stage == 'answering' and not one.instances for one in told)
-        assert words < 512  # max_new_tokens, which an answer that is left alone comes to
-        own = image(FRAME.pixels, stamp=(99, 0))
-        again = client.ask(MUG, image=own)  # it begins at once: nothing is left of the other
-        again.cancel()
-        assert client.end(again).header.stamp.sec in (0, 99)
+        assert answer.reason == 'cancelled during the answer'
+        tokens = sum(m.stage == 'answering' and not m.instances for m in feedback)
+        assert tokens < 512  # max_new_tokens, the length of the answer without a cancel
+        own_image = image(FRAME.pixels, stamp=(99, 0))
+        second = client.ask(MUG, image=own_image)  # starts at once: the first one has ended
+        second.cancel()
+        assert client.wait(second).header.stamp.sec in (0, 99)
     finally:
         peer.close()
         assert process.stop() == 0
-        assert 'Traceback' not in process.said(), process.said()
+        assert 'Traceback' not in process.output(), process.output()
 
 
 @pytest.fixture(scope='module')
 def crowd(tmp_path_factory):
-    """Who watches a node of its own, which may be treated roughly."""
+    """The peer of a second node, for tests with many clients."""
     log = tmp_path_factory.mktemp('crowd') / 'node.log'
     process = NodeProcess(log, {'threads': 1, 'goals_kept': 40}, '-r', '__ns:=/crowd')
-    someone = Peer('/crowd')
-    someone.wait_until_active(process)
-    someone.settle(1.0)
-    yield someone
-    someone.close()
-    assert process.stop() == 0, process.said()
-    assert 'Traceback' not in process.said(), process.said()
+    peer = Peer('/crowd')
+    peer.wait_until_active(process)
+    peer.settle(1.0)
+    yield peer
+    peer.close()
+    assert process.stop() == 0, process.output()
+    assert 'Traceback' not in process.output(), process.output()
 
 
 @pytest.fixture(scope='module')
-def patient(crowd):
-    return Waiting(LisaClient(crowd.node, '/crowd/lisa'), crowd)
+def crowd_client(crowd):
+    return SpinningClient(LisaClient(crowd.node, '/crowd/lisa'), crowd)
 
 
-def test_goals_beyond_the_bound_are_rejected(crowd, patient):
-    show(crowd)
-    asked = [patient.ask(MUG) for _ in range(48)]
-    ends = []
-    for one in asked:
-        crowd.wait(one.done, START)
+def test_goals_beyond_the_limit_are_rejected(crowd, crowd_client):
+    publish_image(crowd)
+    futures = [crowd_client.ask(MUG) for _ in range(48)]
+    outcomes = []
+    for future in futures:
+        crowd.wait(future.done, START)
         try:
-            ends.append(one.result(0).status)
+            outcomes.append(future.result(0).status)
         except QueryError:
-            ends.append('rejected')
-    assert 1 <= ends.count('rejected') <= 8
-    assert set(ends) == {'rejected', Status.FOUND}
-    assert 'rejected' not in ends[:40]
+            outcomes.append('rejected')
+    assert 1 <= outcomes.count('rejected') <= 8
+    assert set(outcomes) == {'rejected', Status.FOUND}
+    assert 'rejected' not in outcomes[:40]
 
 
 CLIENT = """
 import sys, rclpy
-sys.path.insert(0, {here!r})
+sys.path.insert(0, {root!r})
 from lisa_ros.client import LisaClient
 rclpy.init()
 node = rclpy.create_node('client_' + sys.argv[1])
 lisa = LisaClient(node, '/crowd/lisa')
 names = sys.argv[2:]
-asked = [lisa.segment_async('segment the ' + name, timeout=60) for name in names]
+futures = [lisa.segment_async('segment the ' + name, timeout=60) for name in names]
 print('sent', flush=True)
-for name, one in zip(names, asked):
-    answer = one.result(100)
+for future in futures:
+    answer = future.result(100)
     print(answer.status.name, answer.message.query, len(answer.masks), flush=True)
 """
 
 
-def start(number, *names):
-    code = CLIENT.format(here=str(Path(__file__).parents[1]))
+def start_client(number, *names):
+    code = CLIENT.format(root=str(Path(__file__).parents[1]))
     return subprocess.Popen(
         [sys.executable, '-c', code, str(number), *names],
         stdout=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
 
 
-def test_many_clients_each_get_their_own_and_a_killed_one_costs_nothing(crowd, patient):
-    show(crowd)
+def test_many_clients_get_their_own_answers_while_one_is_killed(crowd, crowd_client):
+    publish_image(crowd)
     names = ['yellow mug', 'red bowl', 'milk', 'desk caddy', 'ketchup']
-    clients = [start(n, *names[n % 5 :], *names[: n % 5]) for n in range(3)]
-    victim = start(9, *names)
-    assert victim.stdout.readline() == 'sent\n'
+    clients = [start_client(n, *names[n % 5 :], *names[: n % 5]) for n in range(3)]
+    killed = start_client(9, *names)
+    assert killed.stdout.readline() == 'sent\n'
     time.sleep(0.5)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    for number, one in enumerate(clients):
-        said, _ = one.communicate(timeout=3 * START)
-        lines = said.splitlines()[1:]
-        wanted = [*names[number % 5 :], *names[: number % 5]]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    for number, process in enumerate(clients):
+        output, _ = process.communicate(timeout=3 * START)
+        lines = output.splitlines()[1:]
+        expected = [*names[number % 5 :], *names[: number % 5]]
         assert [line.split()[1:-1] for line in lines] == [
-            ['segment', 'the', *name.split()] for name in wanted
-        ], said
-        assert one.returncode == 0
-    show(crowd)
-    assert patient.answer(MUG).status is Status.FOUND
+            ['segment', 'the', *name.split()] for name in expected
+        ], output
+        assert process.returncode == 0
+    publish_image(crowd)
+    assert crowd_client.answer(MUG).status is Status.FOUND
 
 
-def test_after_a_rough_treatment_the_topics_speak_on(crowd):
-    show(crowd)
-    forget(crowd)
+def test_commands_are_still_answered_after_many_goals(crowd):
+    publish_image(crowd)
+    settle_answers(crowd)
     answers = crowd.ask(MUG)
-    assert [one.query for one in answers] == [MUG]
+    assert [answer.query for answer in answers] == [MUG]
 
 
-# ---- commands beside it
+# ---- goals and commands
 
 
-def test_commands_and_goals_are_both_answered(tester, client):
-    show(tester)
-    forget(tester)
-    pending = client.ask(BOWL)
-    tester.commands.publish(String(data=MUG))
-    assert client.end(pending).status is Status.FOUND
-    heard = tester.heard['segmentation']
-    tester.wait(lambda: {one.query for one in heard} == {MUG, BOWL})
+def test_commands_and_goals_are_both_answered(peer, client):
+    publish_image(peer)
+    settle_answers(peer)
+    future = client.ask(BOWL)
+    peer.commands.publish(String(data=MUG))
+    assert client.wait(future).status is Status.FOUND
+    answers = peer.received['segmentation']
+    peer.wait(lambda: {answer.query for answer in answers} == {MUG, BOWL})
 
 
-def test_a_standing_query_follows_the_frames_until_stop_and_makes_room(tester, client):
-    heard = tester.heard['segmentation']
-    forget(tester)
-    tester.commands.publish(String(data=f'watch: {MUG}'))
+def test_a_standing_query_is_answered_until_stop_and_yields_to_a_goal(peer, client):
+    answers = peer.received['segmentation']
+    settle_answers(peer)
+    peer.commands.publish(String(data=f'watch: {MUG}'))
     for second in range(20, 24):
-        show(tester, stamp=(second, 0))
-        tester.wait(lambda s=second: any(one.header.stamp.sec == s for one in heard), START)
-    assert {one.query for one in heard} == {MUG}
+        publish_image(peer, stamp=(second, 0))
+        peer.wait(lambda s=second: any(answer.header.stamp.sec == s for answer in answers), START)
+    assert {answer.query for answer in answers} == {MUG}
     assert client.answer(BOWL).status is Status.FOUND
-    show(tester, stamp=(30, 0))
-    tester.wait(lambda: any(one.header.stamp.sec == 30 for one in heard), START)
-    tester.commands.publish(String(data='Stop.'))
-    tester.settle(0.5)
-    forget(tester)
-    show(tester, stamp=(31, 0))
-    tester.settle(1.5)
-    assert not heard
+    publish_image(peer, stamp=(30, 0))
+    peer.wait(lambda: any(answer.header.stamp.sec == 30 for answer in answers), START)
+    peer.commands.publish(String(data='Stop.'))
+    peer.settle(0.5)
+    settle_answers(peer)
+    publish_image(peer, stamp=(31, 0))
+    peer.settle(1.5)
+    assert not answers
 
 
 # ---- the client
 
 
-def test_a_terminal_talks_with_the_node(tester, tmp_path):
-    started = subprocess.Popen(
+def test_chat_with_the_node_in_a_terminal(peer, tmp_path):
+    process = subprocess.Popen(
         [sys.executable, '-m', 'lisa_ros.cli', 'chat', '--out', str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**environment(), 'XDG_CACHE_HOME': str(tmp_path)},
     )  # fmt: skip
-    show(tester)
-    started.stdin.write(f'{MUG}\nwhat is it for?\n/reset\n/image x\n{BOWL}\n')
-    started.stdin.close()
-    tester.wait(lambda: started.poll() is not None, 2 * START)
-    said = started.stdout.read()
-    started.stdout.close()
-    assert started.returncode == 0, said
-    first, second, *_, last = said.split('> ')[1:-1]
+    publish_image(peer)
+    process.stdin.write(f'{MUG}\nwhat is it for?\n/reset\n/image x\n{BOWL}\n')
+    process.stdin.close()
+    peer.wait(lambda: process.poll() is not None, 2 * START)
+    output = process.stdout.read()
+    process.stdout.close()
+    assert process.returncode == 0, output
+    first, second, *_, last = output.split('> ')[1:-1]
     assert first.startswith('Sure.\n  (1 found')
     assert second.startswith('The mug holds a hot drink.')
-    assert '/image is for --image' in said
+    assert '/image works with --image only' in output
     assert '(1 found' in last
     assert Image.open(tmp_path / '001.png').size[0] == 640
 
@@ -432,66 +429,66 @@ def test_a_terminal_talks_with_the_node(tester, tmp_path):
 @pytest.mark.parametrize(
     'goal', [{'image': np.zeros((2, 2, 3), np.uint8)}, {'region': (1, 2, 3, 4)}, {'colour': 'red'}]
 )
-def test_what_is_no_goal_is_named(client, goal):
-    with pytest.raises(QueryError, match=r'that is no goal.*image is a sensor_msgs/Image'):
+def test_an_invalid_goal_argument_is_an_error(client, goal):
+    with pytest.raises(QueryError, match=r'not a valid goal.*image is a sensor_msgs/Image'):
         client.ask(MUG, **goal)
 
 
-def test_a_continuous_goal_is_not_waited_for(client):
+def test_a_continuous_goal_needs_segment_async(client):
     with pytest.raises(QueryError, match='use segment_async'):
         client.client.segment(MUG, continuous=True)
 
 
-def test_a_node_that_is_not_there_is_named(tester):
-    lonely = LisaClient(tester.node, 'nobody')
+def test_a_missing_node_is_an_error(peer):
+    client = LisaClient(peer.node, 'nobody')
     with pytest.raises(LisaError, match=r'no action nobody/segment within 0\.2 s'):
-        lonely.segment(MUG, timeout=0.2)
-    lonely.destroy()
+        client.segment(MUG, timeout=0.2)
+    client.destroy()
 
 
-def test_the_client_spins_a_node_that_nobody_spins(tester, lisa):
+def test_the_client_spins_a_node_that_has_no_executor(peer, node_process):
     import rclpy
 
-    node = rclpy.create_node('planner', context=tester.context)
+    node = rclpy.create_node('planner', context=peer.context)
     client = LisaClient(node)
-    show(tester)
+    publish_image(peer)
     assert client.segment(MUG, timeout=START).status is Status.FOUND
-    executor = rclpy.executors.SingleThreadedExecutor(context=tester.context)
-    rclpy.spin_once(node, executor=executor, timeout_sec=0.01)  # which lets it go again
+    executor = rclpy.executors.SingleThreadedExecutor(context=peer.context)
+    rclpy.spin_once(node, executor=executor, timeout_sec=0.01)  # removes the node again
     assert client.segment(MUG, timeout=START).status is Status.FOUND
     executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin)
-    spinning.start()
+    spinner = threading.Thread(target=executor.spin)
+    spinner.start()
     assert client.segment(MUG, timeout=START).status is Status.FOUND
     client.destroy()
     executor.shutdown()
-    spinning.join()
+    spinner.join()
     node.destroy_node()
 
 
-def test_goals_outlive_nothing_that_stops_the_node(tmp_path):
-    """Deactivate ends goals; an inactive node rejects them; a dialogue survives that."""
+def test_deactivate_ends_goals(tmp_path):
+    """An inactive node rejects goals; dialogues are kept from deactivate to activate."""
     process = NodeProcess(tmp_path / 'log', {'threads': 1}, '-r', '__ns:=/other')
     peer = Peer('/other')
     try:
         peer.wait_until_active(process)
         peer.settle(1.0)
-        show(peer)
-        client = Waiting(LisaClient(peer.node, '/other/lisa'), peer)
+        publish_image(peer)
+        client = SpinningClient(LisaClient(peer.node, '/other/lisa'), peer)
         assert client.answer(MUG, dialogue='a').status is Status.FOUND
-        watching = client.ask(MUG, continuous=True)  # and the camera stands still
-        asked = [client.ask(MUG) for _ in range(60)]  # seconds of work
-        peer.wait(asked[0].done, START)
-        assert peer.change('deactivate')
-        ends = [client.end(one) for one in asked]
-        assert {one.status for one in ends} == {Status.FOUND, Status.CANCELLED}
-        assert client.end(watching).status is Status.CANCELLED
+        continuous = client.ask(MUG, continuous=True)  # no new image comes
+        goals = [client.ask(MUG) for _ in range(60)]  # seconds of work
+        peer.wait(goals[0].done, START)
+        assert peer.change_state('deactivate')
+        results = [client.wait(goal) for goal in goals]
+        assert {result.status for result in results} == {Status.FOUND, Status.CANCELLED}
+        assert client.wait(continuous).status is Status.CANCELLED
         with pytest.raises(QueryError, match='it is not active'):
             client.answer(MUG)
-        assert peer.change('activate')
+        assert peer.change_state('activate')
         peer.wait_until_active(process)
         peer.settle(1.0)
-        show(peer)
+        publish_image(peer)
         assert 'mug' in client.answer('what is it for?', dialogue='a').answer.lower()
     finally:
         peer.close()

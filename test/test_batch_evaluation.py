@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many bags are asked one after another or on Ray: every answer is there, and there once."""
+"""Evaluation of several bags, in this process or on Ray: each answer is reported once."""
 
 import json
 import shutil
@@ -12,18 +12,19 @@ import psutil
 import pytest
 import yaml
 from bag_kinds import TOPIC, write
+from scripted_backend import ScriptedBackend
 
 from lisa_ros import cli
-from lisa_ros.evaluation import batch as many
-from lisa_ros.evaluation import report
+from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
 from lisa_ros.evaluation.command_file import read_commands
+from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages import bag as bags
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SAMPLE
 
 COMMANDS = [
-    {'text': 'segment the yellow mug', 'label': 'yellow mug', 'kind': 'explicit'},
-    {'text': 'find the scissors', 'frame': 1, 'absent': True, 'kind': 'absent'},
+    {'text': 'segment the yellow mug', 'label': 'yellow mug', 'category': 'explicit'},
+    {'text': 'find the scissors', 'frame': 1, 'absent': True, 'category': 'absent'},
 ]
 
 
@@ -35,183 +36,182 @@ def frames():
 
 
 @pytest.fixture(scope='module')
-def asked(frames, tmp_path_factory):
-    """Commands and three bags of three lengths."""
-    folder = tmp_path_factory.mktemp('asked')
+def inputs(frames, tmp_path_factory):
+    """A command file and three bags of different lengths."""
+    folder = tmp_path_factory.mktemp('inputs')
     (folder / 'commands.yaml').write_text(yaml.safe_dump(COMMANDS))
     return folder / 'commands.yaml', [write(folder / f'b{n}', frames[:n]) for n in (2, 3, 4)]
 
 
-def evaluate(asked, out, *more):
-    commands, found = asked
-    given = ['evaluate', 'bag', *map(str, found), '--commands', str(commands), '--out', str(out)]
-    return cli.main([*given, '--truth', str(SAMPLE / 'truth'), '--every', '2', *more])
+def evaluate(inputs, out, *options):
+    commands, paths = inputs
+    data = ['--commands', str(commands), '--ground-truth', str(SAMPLE / 'truth')]
+    arguments = [*map(str, paths), *data, '--out', str(out), '--every', '2']
+    return cli.main(['evaluate', 'bag', *arguments, *options])
 
 
 @pytest.fixture(scope='module')
-def first(asked, tmp_path_factory):
-    """The report on all of them, asked here."""
+def first(inputs, tmp_path_factory):
+    """The report on all bags, evaluated in this process."""
     out = tmp_path_factory.mktemp('first')
-    assert evaluate(asked, out) == 0
+    assert evaluate(inputs, out) == 0
     return out
 
 
-# ---- one after another
+# ---- in this process
 
 
-def test_every_bag_has_a_report_and_all_have_one(first, asked):
+def test_each_bag_has_a_report_and_all_together_have_one(first, inputs):
     whole = json.loads((first / 'report.json').read_text())
-    single = {bag.name: report.read(first / bag.name) for bag in asked[1]}
-    assert [len(one['cases']) for one in single.values()] == [2, 3, 3]
+    single = {bag.name: read_report(first / bag.name) for bag in inputs[1]}
+    assert [len(bag_report['cases']) for bag_report in single.values()] == [2, 3, 3]
     assert [case['name'] for case in whole['cases']] == [
-        f'{name}/{case["name"]}' for name, one in single.items() for case in one['cases']
+        f'{name}/{case["name"]}'
+        for name, bag_report in single.items()
+        for case in bag_report['cases']
     ]
     ious = [case['iou'] for case in whole['cases']]
     assert whole['figures']['all']['giou'] == pytest.approx(np.mean(ious))
     assert whole['by_bag'].keys() == single.keys()
     for case in whole['cases']:
-        assert (first / case['picture']).is_file()
-    assert 'By bag, 3' in (first / 'report.html').read_text()
+        assert (first / case['image']).is_file()
+    assert '3 bags, worst first' in (first / 'report.html').read_text()
     assert not list(first.glob('.part-*'))
 
 
-def test_the_truth_may_be_another_one_for_each_bag(asked, first, tmp_path, monkeypatch):
+def test_ground_truth_may_be_named_after_the_bag(inputs, first, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for bag in asked[1]:
+    for bag in inputs[1]:
         shutil.copytree(SAMPLE / 'truth', tmp_path / bag.name / 'truth')
-    assert evaluate(asked, tmp_path / 'out', '--truth', '{}/truth') == 0
-    assert report.read(tmp_path / 'out')['cases'] == report.read(first)['cases']
+    assert evaluate(inputs, tmp_path / 'out', '--ground-truth', '{}/truth') == 0
+    assert read_report(tmp_path / 'out')['cases'] == read_report(first)['cases']
 
 
-def test_what_is_done_is_not_asked_again(asked, first, tmp_path, monkeypatch):
+def test_finished_bags_are_not_evaluated_again(inputs, first, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(first, out)
     shutil.rmtree(out / 'b3')
     (out / '.part-b3-of_a_worker_that_died').mkdir()
-    done = []
-    examine = many.evaluate_bag
-    monkeypatch.setattr(
-        many,
-        'evaluate_bag',
-        lambda lisa, bag, *more, **m: done.append(bag.name) or examine(lisa, bag, *more, **m),
-    )
-    assert evaluate(asked, out) == 0
-    assert done == ['b3']
-    assert report.read(out)['cases'] == report.read(first)['cases']
+    written = {name: (out / name / 'report.json').stat().st_ino for name in ('b2', 'b4')}
+    for name in written:
+        (out / name / 'answers_bag' / 'marker').touch()
+    assert evaluate(inputs, out) == 0
+    for name, inode in written.items():
+        assert (out / name / 'report.json').stat().st_ino == inode
+        assert (out / name / 'answers_bag' / 'marker').is_file()
+    assert (out / 'b3' / 'report.json').is_file()
+    assert read_report(out)['cases'] == read_report(first)['cases']
     assert not list(out.glob('.part-*'))
 
 
-def test_another_plan_is_not_mixed_with_what_is_there(asked, first, capsys):
+def test_a_folder_with_another_evaluation_is_refused(inputs, first, capsys):
     before = (first / 'report.json').read_bytes()
-    assert evaluate(asked, first, '--max-new-tokens', '9') == 1
+    assert evaluate(inputs, first, '--max-new-tokens', '9') == 1
     assert 'holds an evaluation with another model' in capsys.readouterr().err
     assert (first / 'report.json').read_bytes() == before
 
 
-def test_another_bag_of_the_same_name_is_not_taken_for_the_one_that_is_done(
-    asked, first, tmp_path, capsys
-):
-    commands, found = asked
-    other = shutil.copytree(found[0], tmp_path / found[0].name)
-    assert evaluate((commands, [other, found[1]]), first) == 1
-    assert f'is about {found[0]}, not {other}' in capsys.readouterr().err
+def test_another_bag_of_the_same_name_is_refused(inputs, first, tmp_path, capsys):
+    commands, paths = inputs
+    other = shutil.copytree(paths[0], tmp_path / paths[0].name)
+    assert evaluate((commands, [other, paths[1]]), first) == 1
+    assert f'is about {paths[0]}, not {other}' in capsys.readouterr().err
 
 
-def test_a_broken_bag_is_told_and_the_others_are_asked(asked, first, tmp_path, capsys):
-    commands, found = asked
+def test_a_broken_bag_is_reported_and_the_others_are_evaluated(inputs, first, tmp_path, capsys):
+    commands, paths = inputs
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
-    more = (commands, [tmp_path / 'broken.mcap', *found])
-    assert evaluate(more, tmp_path / 'out') == 1
-    told = capsys.readouterr()
-    assert 'broken.mcap: ' in told.out
-    assert 'not every bag could be used' in told.err
-    assert report.read(tmp_path / 'out')['cases'] == report.read(first)['cases']
-    assert 'no rosbag2 bag' in report.read(tmp_path / 'out')['broken'][0]
-    assert evaluate(more, tmp_path / 'out', '--skip-broken') == 0
-    assert evaluate((commands, more[1][:1] * 2), tmp_path / 'none') == 1
+    with_broken = (commands, [tmp_path / 'broken.mcap', *paths])
+    assert evaluate(with_broken, tmp_path / 'out') == 1
+    printed = capsys.readouterr()
+    assert 'broken.mcap cannot be read' in printed.out
+    assert 'some bags could not be used' in printed.err
+    assert read_report(tmp_path / 'out')['cases'] == read_report(first)['cases']
+    assert 'no rosbag2 bag' in read_report(tmp_path / 'out')['broken'][0]
+    assert evaluate(with_broken, tmp_path / 'out', '--skip-broken') == 0
+    assert evaluate((commands, with_broken[1][:1] * 2), tmp_path / 'none') == 1
     assert 'none of 2 bags could be used' in capsys.readouterr().err
 
 
-def test_a_bag_over_which_workers_die_again_and_again_is_broken(asked, tmp_path):
-    commands, (bag, *_) = asked
+def test_a_bag_that_killed_three_workers_is_broken(inputs, tmp_path):
+    commands, (bag, *_) = inputs
     for number in range(3):
         (tmp_path / f'.part-{bag.name}-{number}').mkdir()
-    plan = many.BatchPlan({'name': 'lisa-tabletop'}, read_commands(commands))
-    lisa = Segmenter.load()
-    assert '3 workers died over it' in many._answer(
-        lisa, many.BagJob(bag.name, bag), plan, tmp_path
-    )
-    assert many._answer(lisa, many.BagJob('other', bag), plan, tmp_path) == ''
+    plan = BatchPlan('lisa-tabletop', tuple(read_commands(commands)))
+    segmenter = Segmenter(ScriptedBackend())
+    assert '3 workers died over it' in run_job(segmenter, BagJob(bag.name, bag), plan, tmp_path)
+    assert run_job(segmenter, BagJob('other', bag), plan, tmp_path) == ''
+    assert (tmp_path / 'other' / 'report.json').is_file()
 
 
 @pytest.mark.parametrize(
-    ('more', 'says'),
+    ('options', 'error'),
     [
-        (['--workers', '2'], 'are of --ray'),
+        (['--workers', '2'], 'need --ray'),
         (['--live'], '--live plays one bag'),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(more, says, asked, tmp_path, capsys):
-    assert evaluate(asked, tmp_path, *more) == 1
-    assert says in capsys.readouterr().err
+def test_invalid_combinations_of_options_are_refused(options, error, inputs, tmp_path, capsys):
+    assert evaluate(inputs, tmp_path, *options) == 1
+    assert error in capsys.readouterr().err
 
 
 # ---- several frames at once
 
 
-def test_frames_seen_together_are_answered_as_alone(asked, tmp_path):
-    commands, found = asked
+def test_frames_encoded_together_get_the_same_answers(inputs, tmp_path):
+    commands, paths = inputs
     reports = []
     for batch in ('1', '2'):
         out = tmp_path / batch
-        assert evaluate((commands, found[2:]), out, '--batch', batch) == 0
-        reports.append(report.read(out))
-    one, other = reports
-    assert [c['answer'] for c in one['cases']] == [c['answer'] for c in other['cases']]
-    for first, second in zip(one['cases'], other['cases'], strict=True):
+        assert evaluate((commands, paths[2:]), out, '--batch', batch) == 0
+        reports.append(read_report(out))
+    alone, together = reports
+    assert [c['answer'] for c in alone['cases']] == [c['answer'] for c in together['cases']]
+    for first, second in zip(alone['cases'], together['cases'], strict=True):
         assert first['iou'] == pytest.approx(second['iou'], abs=0.01)
         assert first['scores'] == pytest.approx(second['scores'], abs=0.01)
-    asked_first = other['timings']['cases'][other['cases'][0]['name']]
-    assert {'preprocess', 'clip', 'sam'} <= asked_first.keys()
+    stages = together['timings']['cases'][together['cases'][0]['name']]
+    assert {'preprocess', 'clip', 'sam'} <= stages.keys()
 
 
-def test_frames_that_are_read_ahead_come_in_their_order(frames):
+def test_prefetched_frames_keep_their_order(frames):
     assert [f.stamp for f in bags.prefetch(frame for frame in frames)] == [f.stamp for f in frames]
-    some = bags.prefetch(bags.read_images(SAMPLE / 'bag', TOPIC))
-    assert next(some).stamp == frames[0].stamp
-    some.close()
+    prefetched = bags.prefetch(bags.read_images(SAMPLE / 'bag', TOPIC))
+    assert next(prefetched).stamp == frames[0].stamp
+    prefetched.close()
 
     def broken():
         yield frames[0]
         raise OSError('the disk is gone')
 
-    some = bags.prefetch(broken())
-    assert next(some) is frames[0]
+    prefetched = bags.prefetch(broken())
+    assert next(prefetched) is frames[0]
     with pytest.raises(OSError, match='the disk is gone'):
-        next(some)
+        next(prefetched)
 
 
 # ---- on Ray
 
 
 def workers():
-    """The processes of Ray that hold a model."""
+    """Return the Ray processes that hold a model."""
     running = psutil.process_iter(['cmdline'])
     return [p for p in running if (p.info['cmdline'] or [''])[0].startswith('ray::MapWorker')]
 
 
-def test_all_answers_are_there_once_though_a_worker_is_killed(asked, first, tmp_path):
+def test_each_answer_is_reported_once_when_a_worker_is_killed(inputs, first, tmp_path):
     pytest.importorskip('ray.data', reason='Ray Data is not installed: the extra `ray`')
-    commands, found = asked
+    commands, paths = inputs
     copies = []
     for number in range(8):
-        copies += [Path(shutil.copytree(found[1], tmp_path / f'c{number}'))]
+        copies += [Path(shutil.copytree(paths[1], tmp_path / f'c{number}'))]
     out, killed = tmp_path / 'out', []
 
     def kill():
-        """Kill one worker as soon as the first bags are done."""
-        until = time.monotonic() + 240
-        while time.monotonic() < until and not killed:
+        """Kill one worker after the first two bags."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not killed:
             if len(list(out.glob('c*/report.json'))) >= 2:
                 killed.append(workers()[0])
                 killed[0].kill()
@@ -222,17 +222,17 @@ def test_all_answers_are_there_once_though_a_worker_is_killed(asked, first, tmp_
     assert evaluate((commands, copies), out, '--ray', '--workers', '2') == 0
     killer.join()
     assert killed
-    whole, one = report.read(out), report.read(first / 'b3')
-    assert [case['name'] for case in whole['cases']] == [
-        f'{copy.name}/{case["name"]}' for copy in copies for case in one['cases']
+    report_of_all, alone = read_report(out), read_report(first / 'b3')
+    assert [case['name'] for case in report_of_all['cases']] == [
+        f'{copy.name}/{case["name"]}' for copy in copies for case in alone['cases']
     ]
-    for case in whole['cases']:
-        assert case['answer'] == one['names'][case['name'].partition('/')[2]]['answer']
+    for case in report_of_all['cases']:
+        assert case['answer'] == alone['names'][case['name'].partition('/')[2]]['answer']
     assert not list(out.glob('.part-*'))
     assert not psutil.wait_procs(workers(), timeout=30)[1]
 
 
-def test_what_keeps_workers_from_working_is_said(asked, tmp_path, capsys):
+def test_an_unreachable_cluster_is_an_error(inputs, tmp_path, capsys):
     pytest.importorskip('ray.data', reason='Ray Data is not installed: the extra `ray`')
-    assert evaluate(asked, tmp_path, '--ray', '127.0.0.1:9') == 1
-    assert 'Ray at 127.0.0.1:9 cannot go on' in capsys.readouterr().err
+    assert evaluate(inputs, tmp_path, '--ray', '127.0.0.1:9') == 1
+    assert 'Ray at 127.0.0.1:9 failed' in capsys.readouterr().err

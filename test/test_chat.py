@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A talk in a terminal: words as they come, pictures of answers, turns that refer to others."""
+"""Chat in a terminal: streamed text, an image of each answer, turns that refer to others."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ FRAME = next(
         Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag', '/camera/color/image_raw'
     )
 )
-# tests may run where Ctrl-C is ignored, which is inherited: in the background of a script
+# Ctrl-C may be ignored, and is so in child processes, where a script runs the tests in background
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,8 +35,8 @@ COMMAND = [sys.executable, '-m', 'lisa_ros.cli', 'chat']
 
 
 @pytest.fixture
-def talk(tmp_path):
-    """Run the chat about a picture with lines typed in beforehand; give what it said."""
+def chat(tmp_path):
+    """Return a function that types lines into a chat about an image and returns its output."""
     Image.fromarray(FRAME.pixels).save(tmp_path / 'table.png')
 
     def run(*lines, more=()):
@@ -52,33 +52,32 @@ def talk(tmp_path):
     return run
 
 
-def test_turns_follow_one_another_and_every_answer_has_its_picture(talk, tmp_path):
-    said = talk('segment the yellow mug', 'what is it for?', '', '/reset', 'find the banana')
-    turns = said.split('> ')[1:]
+def test_turns_follow_one_another_and_every_answer_has_its_image(chat, tmp_path):
+    output = chat('segment the yellow mug', 'what is it for?', '', '/reset', 'find the banana')
+    turns = output.split('> ')[1:]
     assert turns[0].startswith('Sure.\n  (1 found, score 0.')
     assert turns[1].startswith('The mug holds a hot drink.\n  (NOT_FOUND; ')
     assert turns[4].startswith('There is no banana here.\n  (NOT_FOUND; ')
-    pictures = sorted((tmp_path / 'out').iterdir())
-    assert [path.name for path in pictures] == ['001.png', '002.png', '003.png']
-    assert Image.open(pictures[0]).size[0] == 640
+    images = sorted((tmp_path / 'out').iterdir())
+    assert [path.name for path in images] == ['001.png', '002.png', '003.png']
+    assert Image.open(images[0]).size[0] == 640
 
 
-def test_another_picture_and_what_is_wrong_are_told(talk, tmp_path):
+def test_another_image_is_loaded_and_errors_are_printed(chat, tmp_path):
     Image.new('RGB', (64, 48), (90, 60, 40)).save(tmp_path / 'empty.png')
-    said = talk('/show', '/image nowhere.png', '/image empty.png', 'segment the milk', '/what')
-    assert 'there is no picture yet' in said
-    assert re.search(r'! .*nowhere\.png', said)
-    assert 'There is no milk here.' in said
-    assert '/image FILE' in said
+    output = chat('/show', '/image nowhere.png', '/image empty.png', 'segment the milk', '/what')
+    assert 'there is no image yet' in output
+    assert re.search(r'! .*nowhere\.png', output)
+    assert 'There is no milk here.' in output
+    assert '/image FILE' in output
 
 
-def test_the_picture_is_shown_in_the_terminal(talk):
-    said = talk('segment the milk', more=['--show'])
-    assert said.count('\u2580') > 500
+def test_the_image_is_shown_in_the_terminal(chat):
+    output = chat('segment the milk', more=['--show'])
+    assert output.count('\u2580') > 500
 
 
-def test_ctrl_c_ends_a_line_and_ctrl_d_the_talk(tmp_path):
-    """In a terminal of its own."""
+def test_ctrl_c_ends_a_line_and_ctrl_d_the_chat(tmp_path):
     Image.fromarray(FRAME.pixels).save(tmp_path / 'table.png')
     outer, inner = pty.openpty()
     started = subprocess.Popen(
@@ -87,33 +86,33 @@ def test_ctrl_c_ends_a_line_and_ctrl_d_the_talk(tmp_path):
         env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path), 'TERM': 'dumb'},
     )  # fmt: skip
     os.close(inner)
-    heard = b''
+    output = b''
 
     def wait_for(words, times=1, seconds=60):
-        nonlocal heard
-        until = time.monotonic() + seconds
-        while heard.count(words) < times:
-            assert time.monotonic() < until, heard
+        nonlocal output
+        deadline = time.monotonic() + seconds
+        while output.count(words) < times:
+            assert time.monotonic() < deadline, output
             if select.select([outer], [], [], 0.2)[0]:
-                heard += os.read(outer, 1000)
+                output += os.read(outer, 1000)
 
     try:
         wait_for(b'> ')
         os.write(outer, b'segment the')
         wait_for(b'segment the')
-        for _ in range(30):  # one that comes just before readline's select is lost
-            if heard.count(b'> ') >= 2:
+        for _ in range(30):  # a signal just before readline's select is lost
+            if output.count(b'> ') >= 2:
                 break
             started.send_signal(signal.SIGINT)
             with contextlib.suppress(AssertionError):
                 wait_for(b'> ', 2, seconds=2)
-            assert started.poll() is None, heard
+            assert started.poll() is None, output
         wait_for(b'> ', 2)
         os.write(outer, b'find the banana\n')
         wait_for(b'There is no banana here.')
         wait_for(b'> ', 3)
         os.write(outer, b'\x04')
-        assert started.wait(20) == 0, heard
+        assert started.wait(20) == 0, output
         assert 'find the banana' in (tmp_path / 'lisa_ros' / 'chat_history').read_text()
     finally:
         started.kill()
@@ -123,7 +122,7 @@ def test_ctrl_c_ends_a_line_and_ctrl_d_the_talk(tmp_path):
 # ---- the terminal
 
 
-def test_half_blocks_have_the_colours_of_the_picture():
+def test_half_blocks_have_the_colours_of_the_image():
     image = np.zeros((4, 2, 3), np.uint8)
     image[0], image[1] = (255, 0, 0), (0, 255, 0)
     first, second = chat_ui.render_half_blocks(image).splitlines()
@@ -133,7 +132,7 @@ def test_half_blocks_have_the_colours_of_the_picture():
 
 
 @pytest.mark.parametrize(
-    ('parts', 'whole', 'written'),
+    ('parts', 'answer', 'written'),
     [
         (['Sure', 'Sure,', 'Sure.'], 'Sure.', ['Sure', '', '', '.']),
         (['It is', 'It is here', 'It is here.'], 'It is here.', ['It is', ' here', '', '.']),
@@ -141,10 +140,10 @@ def test_half_blocks_have_the_colours_of_the_picture():
         (['A mug'], 'The mug.', ['A mug', '\nThe mug.']),
     ],
 )
-def test_each_part_of_an_answer_is_written_once(parts, whole, written):
-    said = []
-    words = chat_ui.StreamPrinter(said.append)
+def test_each_part_of_an_answer_is_written_once(parts, answer, written):
+    calls = []
+    printer = chat_ui.StreamPrinter(calls.append)
     for part in parts:
-        words.update(part)
-    words.end(whole)
-    assert said == written
+        printer.update(part)
+    printer.end(answer)
+    assert calls == written

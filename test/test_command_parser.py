@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of thing was said on ~/command."""
+"""The parser of commands."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from lisa_ros.session.command_parser import (
 
 
 @pytest.mark.parametrize(
-    ('said', 'kind', 'text'),
+    ('command', 'kind', 'text'),
     [
         ('find the red mug', CommandKind.ASK, 'find the red mug'),
         ('find the stop sign', CommandKind.ASK, 'find the stop sign'),
@@ -28,8 +28,8 @@ from lisa_ros.session.command_parser import (
         ('never mind', CommandKind.STOP, 'never mind'),
     ],
 )
-def test_the_kind_of_an_order(said, kind, text):
-    assert parse_command(said) == ParsedCommand(kind, text)
+def test_the_kind_of_a_command(command, kind, text):
+    assert parse_command(command) == ParsedCommand(kind, text)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_the_kind_of_an_order(said, kind, text):
         ('my mother', False),
     ],
 )
-def test_whether_another_thing_is_asked_for(query, another):
+def test_whether_another_object_is_asked_for(query, another):
     assert asks_for_other_object(query) is another
 
 
 @pytest.mark.parametrize(
-    ('said', 'cameras', 'text'),
+    ('command', 'cameras', 'text'),
     [
         ('the mug', ('front', 'Wrist'), 'the mug'),
         ('all: the mug', ('front', 'Wrist'), 'the mug'),
@@ -64,5 +64,5 @@ def test_whether_another_thing_is_asked_for(query, another):
         ('what is this: a mug?', ('front', 'Wrist'), 'what is this: a mug?'),
     ],
 )
-def test_which_cameras_are_meant(said, cameras, text):
-    assert select_cameras(said, ('front', 'Wrist')) == (cameras, text)
+def test_which_cameras_are_addressed(command, cameras, text):
+    assert select_cameras(command, ('front', 'Wrist')) == (cameras, text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for large messages: asked of the real Fast DDS, and left to those who have chosen."""
+"""Shared memory for large messages: with the real Fast DDS, and never against the user."""
 
 import os
 import subprocess
@@ -10,17 +10,17 @@ import pytest
 
 from lisa_ros.ros import fastdds
 
-CHOICES = (
+VARIABLES = (
     'FASTDDS_DEFAULT_PROFILES_FILE',
     'FASTRTPS_DEFAULT_PROFILES_FILE',
     'FASTDDS_BUILTIN_TRANSPORTS',
     'SKIP_DEFAULT_XML',
 )
-SHARED = """
+PRINT_SHARED_MEMORY = """
 import sys
 sys.path.insert(0, {here!r})
-from lisa_ros.ros import transport
-print(transport.make_room())
+from lisa_ros.ros import fastdds
+print(fastdds.configure_shared_memory())
 import rclpy
 rclpy.init()
 node = rclpy.create_node('roomy')
@@ -32,54 +32,56 @@ for line in open('/proc/self/maps'):
 
 
 @pytest.fixture
-def nothing_chosen(monkeypatch, tmp_path):
-    for name in CHOICES:
-        monkeypatch.setenv(name, '')  # an empty one is none; and it is put back afterwards
+def unconfigured(monkeypatch, tmp_path):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, '')  # empty means unset; restored afterwards
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures('nothing_chosen')
-@pytest.mark.parametrize(('distribution', 'name'), [('kilted', CHOICES[0]), ('jazzy', CHOICES[1])])
-def test_room_is_made_where_nobody_has_chosen(distribution, name, monkeypatch):
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.parametrize(
+    ('distribution', 'name'), [('kilted', VARIABLES[0]), ('jazzy', VARIABLES[1])]
+)
+def test_the_profile_is_set_if_the_user_has_none(distribution, name, monkeypatch):
     monkeypatch.setenv('ROS_DISTRO', distribution)
     assert fastdds.configure_shared_memory()
-    assert {one: os.environ[one] for one in CHOICES if os.environ[one]} == {
+    assert {variable: os.environ[variable] for variable in VARIABLES if os.environ[variable]} == {
         name: str(fastdds.PROFILE)
     }
-    assert not fastdds.configure_shared_memory()  # it is made already
+    assert not fastdds.configure_shared_memory()  # it is set already
 
 
-@pytest.mark.usefixtures('nothing_chosen')
-@pytest.mark.parametrize('name', CHOICES)
-def test_what_the_user_has_chosen_stays(name, monkeypatch):
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.parametrize('name', VARIABLES)
+def test_the_user_s_configuration_is_kept(name, monkeypatch):
     monkeypatch.setenv(name, 'mine')
     assert not fastdds.configure_shared_memory()
-    assert [one for one in CHOICES if os.environ[one]] == [name]
+    assert [variable for variable in VARIABLES if os.environ[variable]] == [name]
 
 
-@pytest.mark.usefixtures('nothing_chosen')
-def test_a_profile_in_the_working_directory_stays(tmp_path):
+@pytest.mark.usefixtures('unconfigured')
+def test_a_profile_in_the_working_directory_is_kept(tmp_path):
     (tmp_path / 'DEFAULT_FASTDDS_PROFILES.xml').touch()
     assert not fastdds.configure_shared_memory()
 
 
 @pytest.mark.ros
-@pytest.mark.usefixtures('nothing_chosen')
+@pytest.mark.usefixtures('unconfigured')
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads what Linux has mapped')
-def test_fast_dds_takes_the_profile_and_has_the_room():
+def test_fast_dds_reads_the_profile_and_allocates_the_memory():
     pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-    code = SHARED.format(here=str(Path(__file__).parents[1]))
-    told = subprocess.run(
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1]))
+    process = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert not told.stderr, told.stderr  # Fast DDS and rmw_fastrtps complain there
-    made, *sizes = told.stdout.split()
-    assert made == 'True'
+    assert not process.stderr, process.stderr  # Fast DDS and rmw_fastrtps print warnings there
+    configured, *sizes = process.stdout.split()
+    assert configured == 'True'
     assert max(map(int, sizes)) > 32 << 20
 
 
 class Refusing:
-    """A publisher whose DDS has waited for room in vain: with the real one that takes minutes."""
+    """A publisher whose DDS has no free memory: with the real one that takes minutes."""
 
     topic_name = '/lisa/mask'
 
@@ -87,24 +89,37 @@ class Refusing:
         raise RuntimeError('Failed to publish: cannot publish data')
 
 
+class Log:
+    """A throttled log that keeps its errors with their causes."""
+
+    def __init__(self):
+        self.errors = []
+
+    def error(self, message, cause):
+        self.errors.append((message, cause))
+
+
 @pytest.mark.ros
-def test_a_message_that_dds_refuses_is_told_and_ends_nothing():
+def test_a_message_that_dds_refuses_is_logged_and_raises_nothing():
     rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
     pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
     from rclpy.lifecycle import LifecycleNode
 
+    from lisa_ros.ros.context import NodeContext
+    from lisa_ros.ros.parameter_declaration import CurrentSettings
     from lisa_ros.ros.publishers import AnswerPublishers
     from lisa_ros.settings import Settings
 
     context = rclpy.Context()
     context.init()
     node = LifecycleNode('outputs', context=context)
-    told = []
-    outputs = AnswerPublishers(node, '~/', Settings, None, lambda *said: told.append(said))
+    log = Log()
+    node_context = NodeContext(node, CurrentSettings(Settings()), None, log)
+    outputs = AnswerPublishers(node_context, '~/')
     outputs.publish_safely(Refusing(), None)
-    ((line, cause),) = told
+    ((line, cause),) = log.errors
     assert line == '/lisa/mask has lost a message: Failed to publish: cannot publish data'
     assert cause == 'lost on /lisa/mask'
     context.shutdown()
-    outputs.publish_safely(Refusing(), None)  # after Ctrl-C there is nobody to tell
-    assert len(told) == 1
+    outputs.publish_safely(Refusing(), None)  # after Ctrl-C nothing is logged
+    assert len(log.errors) == 1

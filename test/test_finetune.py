@@ -1,33 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning by LoRA, end to end on the toy LISA: what learns, what stays, what comes out."""
+"""Fine-tuning with LoRA, end to end on the toy LISA: trained weights, losses, exports."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from golden import DATA, picture, segmenter, weight_shapes
+from golden import DATA, backend, load_image, weight_shapes
 from PIL import Image
 from transformers import CLIPVisionConfig
 
 from lisa_ros import cli
+from lisa_ros.datasets.annotations import IGNORE_LABEL
 from lisa_ros.datasets.reasonseg import read_folder
-from lisa_ros.errors import CheckpointError, DataError, SettingsError
+from lisa_ros.errors import CheckpointError, DataError
 from lisa_ros.model import checkpoint, export
 from lisa_ros.model.config_inference import infer_config
+from lisa_ros.model.lora_linear import LoraLinear
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import WEIGHTS
 from lisa_ros.results import Turn
-from lisa_ros.training.finetune import batches, memory_estimate, task
+from lisa_ros.training.finetune import batch_losses, memory_estimate
+from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
+from lisa_ros.training.finetune.config import FinetuneConfig
+from lisa_ros.training.finetune.memory_estimate import StepShape
 from lisa_ros.training.finetune.mixture import Mixture
+from lisa_ros.training.finetune.parity_check import format_report
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler
+from lisa_ros.training.finetune.task import FinetuneTask
 from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
-ORIGIN = task.BaseCheckpoint(CKPT, vision_tower=CLIP, template='llava_v1')
-PACE = TrainerConfig(
+BASE = BaseCheckpoint(CKPT, vision_tower=CLIP, template='llava_v1')
+TRAINER = TrainerConfig(
     steps=10,
     learning_rate=3e-3,
     warmup_steps=1,
@@ -37,15 +45,15 @@ PACE = TrainerConfig(
     monitor='val_giou',
     bf16=False,
 )
-RECIPE = task.FinetuneConfig(pace=PACE)
+CONFIG = FinetuneConfig(trainer=TRAINER)
 
 
 @pytest.fixture(scope='module')
-def labelled(tmp_path_factory):
-    """Two pictures, small, with labels as ReasonSeg and as labelme have them."""
+def annotated(tmp_path_factory):
+    """A folder of two small images, annotated as ReasonSeg and as labelme do."""
     folder = tmp_path_factory.mktemp('reasonseg')
     for name in ('coffee', 'chelsea'):
-        small = Image.fromarray(picture(name)).resize((120, 80))
+        small = Image.fromarray(load_image(name)).resize((120, 80))
         small.save(folder / f'{name}.png')
     target = {'label': 'target', 'points': [[30, 10], [90, 12], [85, 60], [35, 62]]}
     ignored = {'label': 'ignore', 'points': [[0, 70], [119, 70], [119, 79], [0, 79]]}
@@ -54,46 +62,46 @@ def labelled(tmp_path_factory):
         'coffee': {'shapes': [target, ignored], **texts},
         'chelsea': {'shapes': [{**target, 'label': 'animal'}, ignored]},
     }
-    for name, plain in labels.items():
-        (folder / f'{name}.json').write_text(json.dumps(plain))
+    for name, annotation in labels.items():
+        (folder / f'{name}.json').write_text(json.dumps(annotation))
     return folder
 
 
-def pupil_of(folder, recipe=RECIPE, origin=ORIGIN):
-    pictures = read_folder(folder)
-    source = AnnotatedImageSampler(pictures, recipe.queries_per_image)
-    return task.FinetuneTask(origin, Mixture({'own': source}, {'own': 1.0}), pictures, recipe)
+def make_task(folder, config=CONFIG, base=BASE):
+    images = read_folder(folder)
+    sampler = AnnotatedImageSampler(images, config.queries_per_image)
+    return FinetuneTask(base, Mixture({'own': sampler}, {'own': 1.0}), images, config)
 
 
 @pytest.fixture(scope='module')
-def trained(labelled, tmp_path_factory):
-    """(pupil, run, losses before, losses after, weights before)."""
+def trained(annotated, tmp_path_factory):
+    """(task, run, losses before, losses after, weights before)."""
     run = tmp_path_factory.mktemp('run')
-    pupil = pupil_of(labelled)
-    before = {name: tensor.clone() for name, tensor in pupil.lisa.state_dict().items()}
-    lesson = pupil.draw(0, 0)
-    pupil.module.eval()
+    task = make_task(annotated)
+    before = {name: tensor.clone() for name, tensor in task.lisa.state_dict().items()}
+    batch = task.draw(0, 0)
+    task.module.eval()
     with torch.no_grad():
-        first = pupil.losses(lesson, 0)
-    Trainer(run, PACE, pupil).train()
-    pupil.module.eval()
+        first = task.losses(batch, 0)
+    Trainer(run, TRAINER, task).train()
+    task.module.eval()
     with torch.no_grad():
-        last = pupil.losses(lesson, 0)
-    return pupil, run, first, last, before
+        last = task.losses(batch, 0)
+    return task, run, first, last, before
 
 
 def total(losses):
-    return sum(batches.WEIGHTS[name] * float(value) for name, value in losses.items())
+    return sum(batch_losses.LOSS_WEIGHTS[name] * float(value) for name, value in losses.items())
 
 
-# ---- what learns
+# ---- trained weights
 
 
-def test_lora_is_on_the_language_models_queries_and_values_alone(trained):
-    pupil = trained[0]
+def test_lora_is_on_query_and_value_projections_of_the_language_model_only(trained):
+    task = trained[0]
     adapted = {
         name.split('.lora_')[0]: tuple(parameter.shape)
-        for name, parameter in pupil.lisa.named_parameters()
+        for name, parameter in task.lisa.named_parameters()
         if '.lora_B' in name
     }
     assert adapted == {
@@ -101,57 +109,73 @@ def test_lora_is_on_the_language_models_queries_and_values_alone(trained):
         for layer in range(2)
         for part in 'qv'
     }
-    learns = {n for n, p in pupil.lisa.named_parameters() if p.requires_grad and 'lora_' not in n}
-    roots = {'.'.join(name.split('.')[:3]) for name in learns if name.startswith('llm')}
-    assert roots == {'llm.model.embed_tokens', 'llm.lm_head.weight'}
-    others = {'.'.join(n.split('.')[:2]) for n in learns if not n.startswith('llm')}
-    assert others == {
+    whole = {n for n, p in task.lisa.named_parameters() if p.requires_grad and 'lora_' not in n}
+    llm_parts = {'.'.join(name.split('.')[:3]) for name in whole if name.startswith('llm')}
+    assert llm_parts == {'llm.model.embed_tokens', 'llm.lm_head.weight'}
+    other_parts = {'.'.join(n.split('.')[:2]) for n in whole if not n.startswith('llm')}
+    assert other_parts == {
         'sam.mask_decoder',
         'text_hidden_fcs.0',
         'text_hidden_fcs.2',
     }
 
 
-def test_the_loss_falls_and_what_is_frozen_stays_bit_for_bit(trained):
-    pupil, _, first, last, before = trained
+def test_the_loss_falls_and_frozen_weights_stay_bit_for_bit(trained):
+    task, _, first, last, before = trained
     assert total(last) < 0.6 * total(first)
     assert float(last['dice']) < float(first['dice'])
-    moved = {n for n, t in pupil.lisa.state_dict().items() if not torch.equal(t, before[n])}
-    learns = {n for n, p in pupil.lisa.named_parameters() if p.requires_grad}
-    assert moved <= learns
+    changed = {n for n, t in task.lisa.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed <= {n for n, p in task.lisa.named_parameters() if p.requires_grad}
     for part in ('embed_tokens', 'lm_head', 'text_hidden_fcs', 'mask_decoder', 'lora_A', 'lora_B'):
-        assert any(part in name for name in moved), part
+        assert any(part in name for name in changed), part
 
 
-def test_a_new_lora_changes_nothing(labelled):
-    pupil, whole = pupil_of(labelled), segmenter(256).model
-    lesson = pupil.draw(0, 0)
-    pupil.module.eval()
+def test_a_new_lora_does_not_change_the_losses(annotated):
+    task, base = make_task(annotated), backend(256).model
+    batch = task.draw(0, 0)
+    task.module.eval()
     with torch.no_grad():
-        ours, wanted = pupil.losses(lesson, 0), batches.losses(whole, lesson)
-    for name, value in wanted.items():
-        torch.testing.assert_close(ours[name], value)
+        losses, expected = task.losses(batch, 0), batch_losses.compute_losses(base, batch)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
 
 
-def test_lessons_are_the_same_whenever_they_are_drawn(labelled):
-    one, other = pupil_of(labelled), pupil_of(labelled)
-    a, b = one.draw(4, 1), other.draw(4, 1)
-    assert torch.equal(a.batch.input_ids, b.batch.input_ids)
-    assert all(torch.equal(x, y) for x, y in zip(a.truth, b.truth, strict=True))
-    different = [other.draw(step, 0).batch.input_ids for step in range(5)]
-    assert any(x.shape != a.batch.input_ids.shape or (x != a.batch.input_ids).any()
-               for x in different)  # fmt: skip
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_lora_layer_adds_its_update_to_a_base_of_any_precision(dtype):
+    torch.manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(6, 5, dtype=dtype), rank=2, alpha=4, dropout=0.5)
+    x = torch.randn(3, 6, dtype=dtype)
+    assert torch.equal(layer(x), layer.base_layer(x))  # B begins at zero
+    torch.nn.init.normal_(layer.lora_B.weight)
+    assert layer(x).dtype == dtype
+    layer.eval()  # without dropout
+    with torch.no_grad():
+        weight = layer.base_layer.weight.float() + layer.delta_weight()
+        expected = torch.nn.functional.linear(x.float(), weight, layer.base_layer.bias.float())
+    tolerance = 1e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(layer(x).float(), expected, atol=tolerance, rtol=tolerance)
+    update = layer.lora_B.weight @ layer.lora_A.weight * 2  # alpha / rank
+    assert torch.equal(layer.delta_weight(), update)
 
 
-def test_recomputing_activations_gives_the_same_gradients(labelled):
+def test_batches_depend_on_step_and_part_only(annotated):
+    task, same_task = make_task(annotated), make_task(annotated)
+    a, b = task.draw(4, 1), same_task.draw(4, 1)
+    assert torch.equal(a.inputs.input_ids, b.inputs.input_ids)
+    assert all(torch.equal(x, y) for x, y in zip(a.ground_truth, b.ground_truth, strict=True))
+    others = [task.draw(step, 0).inputs.input_ids for step in range(5)]
+    assert any(not torch.equal(ids, a.inputs.input_ids) for ids in others)
+
+
+def test_recomputing_activations_gives_the_same_gradients(annotated):
     gradients = []
     for recompute in (True, False):
-        pupil = pupil_of(labelled, replace(RECIPE, recompute=recompute))
-        pupil.module.train()
+        task = make_task(annotated, replace(CONFIG, recompute=recompute))
+        task.module.train()
         torch.manual_seed(3)  # dropout
-        sum(pupil.losses(pupil.draw(0, 0), 0).values()).backward()
-        gradients.append({n: p.grad for n, p in pupil.lisa.named_parameters()})
-    assert gradients[0]['llm.model.layers.0.self_attn.q_proj.lora_B.default.weight'].any()
+        sum(task.losses(task.draw(0, 0), 0).values()).backward()
+        gradients.append({n: p.grad for n, p in task.lisa.named_parameters()})
+    assert gradients[0]['llm.model.layers.0.self_attn.q_proj.lora_B.weight'].any()
     for name, gradient in gradients[0].items():
         if gradient is not None:
             torch.testing.assert_close(gradient, gradients[1][name], msg=name)
@@ -160,191 +184,215 @@ def test_recomputing_activations_gives_the_same_gradients(labelled):
 # ---- losses
 
 
-def test_ignored_pixels_count_neither_way(labelled):
-    pupil = pupil_of(labelled)
-    sample = AnnotatedImageSampler(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
-    lisa, given = pupil.lisa.eval(), pupil._lesson([sample])
-    unsure = given.truth[0] == batches.UNSURE
-    assert unsure.any()
-    assert not unsure.all()
+def test_ignored_pixels_do_not_count_in_the_losses(annotated):
+    task = make_task(annotated)
+    sample = AnnotatedImageSampler(read_folder(annotated)[:1]).draw(np.random.default_rng(0))
+    lisa, batch = task.lisa.eval(), task.make_batch([sample])
+    masks = batch.ground_truth[0]
+    ignored = masks == IGNORE_LABEL
+    assert ignored.any()
+    assert not ignored.all()
 
-    def of(truth):
+    def losses_for(ground_truth):
         with torch.no_grad():
-            return batches.losses(lisa, replace(given, truth=(truth,)))
+            return batch_losses.compute_losses(lisa, replace(batch, ground_truth=(ground_truth,)))
 
-    wanted = of(given.truth[0])
-    out = lisa(given.batch)
-    logits = lisa.postprocess(out.mask_logits, given.resized[0], sample.image.shape[:2])
+    losses = losses_for(masks)
+    output = lisa(batch.inputs)
+    logits = lisa.postprocess(output.mask_logits, batch.resized[0], sample.image.shape[:2])
     by_hand = [
         torch.nn.functional.binary_cross_entropy_with_logits(
-            one[real != 255], real[real != 255].float()
+            mask_logits[mask != 255], mask[mask != 255].float()
         )
-        for one, real in zip(logits, given.truth[0], strict=True)
+        for mask_logits, mask in zip(logits, masks, strict=True)
     ]
-    torch.testing.assert_close(wanted['bce'], torch.stack(by_hand).mean())
-    as_target = of(given.truth[0].masked_fill(unsure, 1))
-    assert float(as_target['bce']) != pytest.approx(float(wanted['bce']), rel=1e-3)
+    torch.testing.assert_close(losses['bce'], torch.stack(by_hand).mean())
+    as_target = losses_for(masks.masked_fill(ignored, 1))
+    assert float(as_target['bce']) != pytest.approx(float(losses['bce']), rel=1e-3)
 
 
-def test_an_answer_without_a_mask_teaches_words_alone(labelled):
-    pupil = pupil_of(labelled)
-    sample = AnnotatedImageSampler(read_folder(labelled)[:1]).draw(np.random.default_rng(0))
-    quiet = replace(sample, dialogues=((Turn('Is it warm?', 'Yes.'),),), truth=sample.truth[:0])
-    losses = pupil.losses(pupil._lesson([quiet]), 0)
+def test_an_answer_without_a_mask_has_no_mask_losses(annotated):
+    task = make_task(annotated)
+    sample = AnnotatedImageSampler(read_folder(annotated)[:1]).draw(np.random.default_rng(0))
+    dialogues = ((Turn('Is it warm?', 'Yes.'),),)
+    text_only = replace(sample, dialogues=dialogues, ground_truth=sample.ground_truth[:0])
+    losses = task.losses(task.make_batch([text_only]), 0)
     assert float(losses['bce']) == float(losses['dice']) == 0
     assert float(losses['ce'].detach()) > 0
     with pytest.raises(DataError, match=r'have 0 \[SEG\] and 1 masks'):
-        pupil._lesson([replace(quiet, truth=sample.truth[:1])])
+        task.make_batch([replace(text_only, ground_truth=sample.ground_truth[:1])])
 
 
-# ---- what comes out
+# ---- merging and exports
 
 
-def test_the_merged_weights_answer_as_the_unmerged_ones(trained, labelled):
-    pupil = trained[0]
-    pupil.module.eval()
-    merged = pupil.merged()
-    lesson = pupil.draw(7, 0)
+def test_merged_weights_compute_the_same_as_unmerged_ones(trained, annotated):
+    task = trained[0]
+    task.module.eval()
+    merged = task.merge_lora()
+    batch = task.draw(7, 0)
     with torch.no_grad():
-        ours, theirs = pupil.lisa(lesson.batch), merged(lesson.batch)
-    torch.testing.assert_close(ours.mask_logits, theirs.mask_logits, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(ours.llm_states, theirs.llm_states, atol=1e-4, rtol=1e-4)
+        a, b = task.lisa(batch.inputs), merged(batch.inputs)
+    torch.testing.assert_close(a.mask_logits, b.mask_logits, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(a.llm_states, b.llm_states, atol=1e-4, rtol=1e-4)
     layer = 'llm.model.layers.0.self_attn.q_proj.weight'
-    plain = segmenter(256).model.state_dict()[layer]
-    assert not torch.equal(merged.state_dict()[layer], plain)  # LoRA is in it
+    base_weight = backend(256).model.state_dict()[layer]
+    assert not torch.equal(merged.state_dict()[layer], base_weight)
 
 
 @pytest.mark.parametrize('layout', ['model', 'original'])
-def test_both_exports_load_again_and_answer_the_same(layout, trained):
-    pupil, run, *_ = trained
-    wanted = Segmenter(pupil.merged(), pupil.tokenizer, pupil.clip_recipe, max_new_tokens=12)
+def test_both_exports_load_and_give_the_same_answer(layout, trained):
+    task, run, *_ = trained
+    merged = LisaBackend(task.merge_lora(), task.tokenizer, task.clip_preprocessing)
+    options = InferenceOptions(max_new_tokens=12)
     tower = CLIP if layout == 'original' else None
-    again = Segmenter.load(
-        run / layout, vision_tower=tower, device='cpu', precision='fp32', max_new_tokens=12
+    exported = Segmenter.load(
+        run / layout, vision_tower=tower, device='cpu', precision='fp32', options=options
     )
-    state, found = wanted.model.state_dict(), again.model.state_dict()
-    assert state.keys() == found.keys()
-    assert all(torch.equal(state[name], found[name]) for name in state)
-    assert again.template == 'llava_v1'
-    asked = picture('coffee'), 'Where is the drink? Please output segmentation mask.'
-    ours, theirs = wanted.segment(*asked), again.segment(*asked)
-    assert ours.token_ids == theirs.token_ids
-    np.testing.assert_array_equal(ours.mask_logits, theirs.mask_logits)
+    state, exported_state = merged.model.state_dict(), exported.backend.model.state_dict()
+    assert state.keys() == exported_state.keys()
+    assert all(torch.equal(state[name], exported_state[name]) for name in state)
+    assert exported.backend.template == 'llava_v1'
+    arguments = load_image('coffee'), 'Where is the drink? Please output segmentation mask.'
+    expected, answer = Segmenter(merged, options).segment(*arguments), exported.segment(*arguments)
+    assert expected.token_ids == answer.token_ids
+    np.testing.assert_array_equal(expected.mask_logits, answer.mask_logits)
 
 
-def test_the_original_layout_has_the_released_keys(trained):
+def test_the_original_format_has_the_released_keys(trained):
     run = trained[1]
-    ours = torch.load(run / 'original' / 'pytorch_model.bin', weights_only=True)
-    theirs = torch.load(CKPT / 'pytorch_model.bin', weights_only=True)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].shape == theirs[name].shape for name in theirs)
+    exported = torch.load(run / 'original' / 'pytorch_model.bin', weights_only=True)
+    released = torch.load(CKPT / 'pytorch_model.bin', weights_only=True)
+    assert exported.keys() == released.keys()
+    assert all(exported[name].shape == released[name].shape for name in released)
 
 
-def test_validation_says_how_good_it_is_and_draws_it(trained, tmp_path):
-    pupil = trained[0]
-    pupil.module.eval()
-    figures = pupil.validate(tmp_path)
-    assert figures.keys() == {'val_giou', 'val_ciou'}
-    assert 0 <= figures['val_giou'] <= 1
+def test_validation_returns_metrics_and_draws_masks(trained, tmp_path):
+    task = trained[0]
+    task.module.eval()
+    values = task.validate(tmp_path)
+    assert values.keys() == {'val_giou', 'val_ciou'}
+    assert 0 <= values['val_giou'] <= 1
     assert Image.open(tmp_path / 'answers.png').size[0] > 1000
     rows = (trained[1] / 'curves.csv').read_text().splitlines()
     assert 'val_giou' in rows[0]
 
 
-def test_exporting_does_not_disturb_what_learns(trained):
-    pupil = trained[0]
-    before = {name: tensor.clone() for name, tensor in pupil.lisa.state_dict().items()}
-    pupil.merged()
-    after = pupil.lisa.state_dict()
+def test_merging_does_not_change_the_trained_model(trained):
+    task = trained[0]
+    before = {name: tensor.clone() for name, tensor in task.lisa.state_dict().items()}
+    task.merge_lora()
+    after = task.lisa.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(labelled, tmp_path):
-    pace = replace(PACE, steps=3, accumulate=2, save_every=2)
-    whole, parts = pupil_of(labelled), pupil_of(labelled)
-    Trainer(tmp_path / 'a', pace, whole).train()
-    Trainer(tmp_path / 'b', pace, parts).train(until=2)
-    resumed = pupil_of(labelled)
-    Trainer(tmp_path / 'b', pace, resumed).train()
+def test_a_resumed_run_ends_as_an_uninterrupted_one(annotated, tmp_path):
+    config = replace(TRAINER, steps=3, accumulate=2, save_every=2)
+    whole, parts = make_task(annotated), make_task(annotated)
+    Trainer(tmp_path / 'a', config, whole).train()
+    Trainer(tmp_path / 'b', config, parts).train(until=2)
+    resumed = make_task(annotated)
+    Trainer(tmp_path / 'b', config, resumed).train()
     state = resumed.lisa.state_dict()
     assert all(torch.equal(state[name], t) for name, t in whole.lisa.state_dict().items())
 
 
-def test_the_original_layout_names_the_clip_that_the_weights_were_trained_with(labelled, tmp_path):
-    def original_of(origin, run):
-        pupil = pupil_of(labelled, origin=origin)
-        pupil.export(tmp_path / run)
-        return pupil, tmp_path / run / 'original'
+def test_a_run_that_trained_lora_with_peft_resumes(annotated, tmp_path):
+    """peft named the matrices `lora_A.default.weight`."""
+    config = replace(TRAINER, steps=2)
+    whole = make_task(annotated)
+    Trainer(tmp_path / 'a', config, whole).train()
+    Trainer(tmp_path / 'b', config, make_task(annotated)).train(until=1)
+    path = tmp_path / 'b' / 'last.pt'
+    state = torch.load(path, weights_only=True)
+    state['trained'] = {
+        name.replace('lora_A.', 'lora_A.default.').replace('lora_B.', 'lora_B.default.'): tensor
+        for name, tensor in state['trained'].items()
+    }
+    assert sum('.default.' in name for name in state['trained']) == 8
+    torch.save(state, path)
+    resumed = make_task(annotated)
+    Trainer(tmp_path / 'b', config, resumed).train()
+    weights = resumed.lisa.state_dict()
+    assert all(torch.equal(weights[name], t) for name, t in whole.lisa.state_dict().items())
 
-    _, first = original_of(ORIGIN, 'a')
+
+def test_the_original_format_names_the_clip_of_the_training(annotated, tmp_path):
+    def export(base, run):
+        task = make_task(annotated, base=base)
+        task.export(tmp_path / run)
+        return task, tmp_path / run / 'original'
+
+    _, first = export(BASE, 'a')
     assert json.loads((first / 'config.json').read_text())['vision_tower'] == str(CLIP)
-    # a model of our own layout brings its CLIP along, changed or not
+    # a checkpoint in our format has its own CLIP, changed or not
     with torch.no_grad():
         own = checkpoint.load(tmp_path / 'a' / 'model')
         own.model.clip.embeddings.patch_embedding.weight += 1
-    export.save(own.model, own.tokenizer, own.clip_recipe, tmp_path / 'own', dtype=None)
-    pupil, second = original_of(task.BaseCheckpoint(tmp_path / 'own'), 'b')
+    export.save(own.model, own.tokenizer, own.clip_preprocessing, tmp_path / 'own', dtype=None)
+    task, second = export(BaseCheckpoint(tmp_path / 'own'), 'b')
     again = checkpoint.load(second, template='llava_v1')
-    assert again.clip_recipe == own.clip_recipe
-    wanted, found = pupil.merge_lora().state_dict(), again.model.state_dict()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert again.clip_preprocessing == own.clip_preprocessing
+    merged, exported = task.merge_lora().state_dict(), again.model.state_dict()
+    assert all(torch.equal(exported[name], merged[name]) for name in merged)
 
 
-def test_a_model_that_the_released_layout_cannot_hold_is_written_in_ours_alone(labelled, tmp_path):
-    pupil = pupil_of(labelled, origin=task.BaseCheckpoint(WEIGHTS / 'lisa-tabletop'))
-    pupil.export(tmp_path)
+def test_a_model_that_the_released_format_cannot_hold_has_one_export(annotated, tmp_path):
+    task = make_task(annotated, base=BaseCheckpoint(WEIGHTS / 'lisa-tabletop'))
+    task.export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['model']
     with pytest.raises(CheckpointError, match='cannot hold a SAM without relative positions'):
-        export.save_original(pupil.merge_lora(), pupil.tokenizer, tmp_path / 'original')
+        export.save_original(task.merge_lora(), task.tokenizer, tmp_path / 'original')
 
 
 # ---- from LLaVA and SAM
 
 
-def llava_of(folder):
-    """The toy's own LLaVA and SAM, apart, without the words that LISA adds."""
+def write_llava(folder):
+    """The toy's LLaVA and SAM as two checkpoints, without the tokens that LISA adds."""
     state = torch.load(CKPT / 'pytorch_model.bin', weights_only=True)
     llava, sam = {}, {}
     for name, tensor in state.items():
         if name.startswith('model.visual_model.'):
             sam[name.removeprefix('model.visual_model.')] = tensor
         elif 'text_hidden_fcs' not in name:
-            words = name in ('model.embed_tokens.weight', 'lm_head.weight')
-            llava[name] = tensor[:704].clone() if words else tensor
+            has_row_per_token = name in ('model.embed_tokens.weight', 'lm_head.weight')
+            llava[name] = tensor[:704].clone() if has_row_per_token else tensor
     folder.mkdir()
     torch.save(llava, folder / 'pytorch_model.bin')
     torch.save(sam, folder / 'sam.pth')
-    plain = json.loads((CKPT / 'config.json').read_text())
+    config = json.loads((CKPT / 'config.json').read_text())
     for name in ('out_dim', 'train_mask_decoder'):
-        del plain[name]
-    (folder / 'config.json').write_text(json.dumps({**plain, 'vocab_size': 704}))
+        del config[name]
+    (folder / 'config.json').write_text(json.dumps({**config, 'vocab_size': 704}))
     for name in ('tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json'):
         (folder / name).write_bytes((CKPT / name).read_bytes())
     return folder
 
 
-def test_a_lisa_begins_with_a_llava_and_a_sam(labelled, tmp_path):
-    folder = llava_of(tmp_path / 'llava')
-    origin = task.BaseCheckpoint(
+def test_a_lisa_is_made_from_a_llava_and_a_sam(annotated, tmp_path):
+    folder = write_llava(tmp_path / 'llava')
+    base = BaseCheckpoint(
         folder, vision_tower=CLIP, sam=folder / 'sam.pth', is_llava=True, template='llava_v1'
     )
-    pupil = pupil_of(labelled, origin=origin)
-    assert len(pupil.tokenizer) == pupil.config.llama.vocab_size == 707
-    assert pupil.config.seg_token_id == 704
-    words = pupil.lisa.llm.model.embed_tokens.weight
-    torch.testing.assert_close(words[704], words[:704].mean(0), atol=1e-2, rtol=1e-2)  # bf16 file
-    given, whole = pupil.lisa.state_dict(), segmenter(256).model.state_dict()
+    task = make_task(annotated, base=base)
+    assert len(task.tokenizer) == task.lisa.config.llama.vocab_size == 707
+    assert task.lisa.config.seg_token_id == 704
+    embeddings = task.lisa.llm.model.embed_tokens.weight
+    mean = embeddings[:704].mean(0)
+    torch.testing.assert_close(embeddings[704], mean, atol=1e-2, rtol=1e-2)  # the file is bf16
+    state, toy_state = task.lisa.state_dict(), backend(256).model.state_dict()
     for name in ('sam.vision_encoder.neck.conv1.weight', 'llm.model.norm.weight'):
-        assert torch.equal(given[name], whole[name])
-    Trainer(tmp_path / 'run', replace(PACE, steps=2), pupil).train()
+        assert torch.equal(state[name], toy_state[name])
+    Trainer(tmp_path / 'run', replace(TRAINER, steps=2), task).train()
     again = checkpoint.load(tmp_path / 'run' / 'original', vision_tower=CLIP)
     assert again.tokenizer.seg_token_id == 704
     keys = torch.load(CKPT / 'pytorch_model.bin', weights_only=True).keys()
-    written = tmp_path / 'run' / 'original' / 'pytorch_model.bin'
-    assert torch.load(written, weights_only=True).keys() == keys
+    exported = tmp_path / 'run' / 'original' / 'pytorch_model.bin'
+    assert torch.load(exported, weights_only=True).keys() == keys
 
 
-# ---- what it takes
+# ---- memory
 
 CLIP_L = CLIPVisionConfig(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
@@ -357,124 +405,118 @@ def lisa_7b():
     return infer_config(weight_shapes('7b'), sizes, CLIP_L, 32003, 'llava_v1')
 
 
-def test_seven_billion_weights_in_four_bits_fit_into_24_gb():
-    found = memory_estimate.estimate(lisa_7b(), memory_estimate.StepShape())
-    assert found.total() < 24e9
-    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert found.frozen['nf4'] == pytest.approx(linear * 4.127 / 8, rel=1e-3)
-    assert found.trained['LoRA'] == 32 * 2 * 8 * (4096 + 4096) * 4
-    assert found.trained['embed_tokens'] == found.trained['lm_head'] == 32004 * 4096 * 4
-    assert found.optimizer == 2 * found.gradients == 2 * sum(found.trained.values())
-    whole = memory_estimate.estimate(
-        lisa_7b(), memory_estimate.StepShape(precision='fp32', bf16=False)
-    )
-    assert whole.total() > 32e9
-    table = memory_estimate.table(lisa_7b(), memory_estimate.StepShape())
+def test_lisa_7b_in_nf4_fits_into_24_gb():
+    memory = memory_estimate.estimate_memory(lisa_7b(), StepShape())
+    assert memory.total() < 24e9
+    quantized = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert memory.frozen['nf4'] == pytest.approx(quantized * 4.127 / 8, rel=1e-3)
+    assert memory.trained['LoRA'] == 32 * 2 * 8 * (4096 + 4096) * 4
+    assert memory.trained['embed_tokens'] == memory.trained['lm_head'] == 32004 * 4096 * 4
+    assert memory.optimizer == 2 * memory.gradients == 2 * sum(memory.trained.values())
+    in_fp32 = memory_estimate.estimate_memory(lisa_7b(), StepShape(precision='fp32', bf16=False))
+    assert in_fp32.total() > 32e9
+    table = memory_estimate.format_table(lisa_7b(), StepShape())
     assert table in (DATA.parents[2] / 'docs' / 'finetuning.md').read_text()
 
 
-def test_what_is_counted_is_what_learns(labelled):
-    pupil = pupil_of(labelled)
-    found = memory_estimate.estimate(
-        pupil.config, memory_estimate.StepShape(precision='fp32', bf16=False)
+def test_the_estimate_counts_the_weights_of_the_task(annotated):
+    task = make_task(annotated)
+    memory = memory_estimate.estimate_memory(
+        task.lisa.config, StepShape(precision='fp32', bf16=False)
     )
-    learns = [p for p in pupil.lisa.parameters() if p.requires_grad]
-    stays = [p for p in pupil.lisa.parameters() if not p.requires_grad]
-    assert sum(found.trained.values()) == sum(4 * p.numel() for p in learns)
-    assert sum(found.frozen.values()) == sum(4 * p.numel() for p in stays)
+    trained = [p for p in task.lisa.parameters() if p.requires_grad]
+    frozen = [p for p in task.lisa.parameters() if not p.requires_grad]
+    assert sum(memory.trained.values()) == sum(4 * p.numel() for p in trained)
+    assert sum(memory.frozen.values()) == sum(4 * p.numel() for p in frozen)
 
 
-def kept_by_autograd(pupil, lesson):
-    """The bytes that a pass keeps for its backward pass, the parameters left out."""
-    parameters = {p.untyped_storage().data_ptr() for p in pupil.lisa.parameters()}
-    kept = {}
+def saved_activations(task, batch):
+    """The bytes that autograd saves for the backward pass, without parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in task.lisa.parameters()}
+    saved = {}
 
-    def keep(tensor):
+    def record(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (storage.nbytes(), storage)  # held: no address twice
+            saved[storage.data_ptr()] = (storage.nbytes(), storage)  # alive: unique addresses
         return tensor
 
-    pupil.module.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        pupil.losses(lesson, 0)
-    return sum(size for size, _ in kept.values())
+    task.module.train()
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        task.losses(batch, 0)
+    return sum(size for size, _ in saved.values())
 
 
-def test_the_estimate_of_activations_is_above_what_autograd_keeps(labelled):
-    plain = pupil_of(labelled, replace(RECIPE, recompute=False))
-    lesson = plain.draw(0, 0)
-    asked, length = lesson.batch.input_ids.shape
-    plan = memory_estimate.StepShape(
+def test_the_estimate_of_activations_is_above_what_autograd_saves(annotated):
+    task = make_task(annotated, replace(CONFIG, recompute=False))
+    config, batch = task.lisa.config, task.draw(0, 0)
+    queries, length = batch.inputs.input_ids.shape
+    shape = StepShape(
         precision='fp32',
         bf16=False,
         image_size=(80, 120),
-        queries_per_image=asked,
+        queries_per_image=queries,
         text_tokens=length - 50,
-    )  # 50 are the template's, which all queries share
-    whole, again = memory_estimate._language(plain.config, plan)
-    rest = memory_estimate._words(plain.config, plan) + memory_estimate._masks(plain.config, plan)
-    kept = kept_by_autograd(plain, lesson)
-    assert 1.0 < (whole + rest) / kept < 3.0
-    less = kept_by_autograd(pupil_of(labelled), lesson)
-    assert less < 0.6 * kept
-    assert again + rest > less
+    )  # the template has 50 tokens, which all queries share
+    stored, recomputed = memory_estimate.llm_activations(config, shape)
+    rest = memory_estimate.lm_head_activations(config, shape)
+    rest += memory_estimate.mask_activations(config, shape)
+    saved = saved_activations(task, batch)
+    assert 1.0 < (stored + rest) / saved < 3.0
+    saved_with_recomputing = saved_activations(make_task(annotated), batch)
+    assert saved_with_recomputing < 0.6 * saved
+    assert recomputed + rest > saved_with_recomputing
 
 
 # ---- the command
 
 
-def arguments(labelled, run):
+def arguments(annotated, run):
     return [
         'finetune', '--model', str(CKPT), '--vision-tower', str(CLIP), '--template', 'llava_v1',
-        '--data', str(labelled), '--out', str(run), '--device', 'cpu', '--steps', '2',
+        '--data', str(annotated), '--out', str(run), '--device', 'cpu', '--steps', '2',
         '--accumulate', '1', '--save-every', '2',
     ]  # fmt: skip
 
 
-def test_the_command_tells_memory_and_time_and_leaves_a_model(labelled, tmp_path, capsys):
-    assert cli.main([*arguments(labelled, tmp_path / 'run'), '--val', str(labelled)]) == 0
-    told = capsys.readouterr().out
-    assert '| **sum** |' in told
-    assert 'a step takes about' in told
+def test_the_command_prints_memory_and_time_and_exports_a_model(annotated, tmp_path, capsys):
+    assert cli.main([*arguments(annotated, tmp_path / 'run'), '--val', str(annotated)]) == 0
+    output = capsys.readouterr().out
+    assert '| **total** |' in output
+    assert 'a step takes about' in output
     model = checkpoint.load(tmp_path / 'run' / 'model').model
     assert model.config.seg_token_id == 704
     assert (tmp_path / 'run' / 'original' / 'config.json').is_file()
 
 
 @pytest.mark.parametrize(
-    ('more', 'says'),
+    ('extra', 'message'),
     [
         (['--precision', 'nf4'], 'nf4 needs a CUDA GPU'),
         (['--rates', '1', '2'], '2 --rates for 1 data sets'),
-        (['--data', 'nowhere'], 'nowhere: there is no such folder'),
+        (['--data', 'nowhere'], 'nowhere: no such folder'),
+        (['--patience', '2'], '--patience needs images to validate on'),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(more, says, labelled, tmp_path, capsys):
-    assert cli.main([*arguments(labelled, tmp_path), *more]) == 1
-    told = capsys.readouterr().err
-    assert says in told
-    assert told.count('\n') == 1
+def test_impossible_options_are_an_error_of_one_line(extra, message, annotated, tmp_path, capsys):
+    assert cli.main([*arguments(annotated, tmp_path), *extra]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
 
 
-def test_a_llava_needs_a_sam(labelled, tmp_path, capsys):
-    given = arguments(labelled, tmp_path)
-    given[1] = '--llava'
-    assert cli.main(given) == 1
+def test_a_llava_needs_a_sam(annotated, tmp_path, capsys):
+    command = arguments(annotated, tmp_path)
+    command[1] = '--llava'
+    assert cli.main(command) == 1
     assert 'which has no SAM' in capsys.readouterr().err
 
 
-def test_without_peft_it_says_what_to_install(labelled, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'peft', None)
-    with pytest.raises(SettingsError, match=r'pip install .*train'):
-        pupil_of(labelled)
-
-
-# ---- the check against the original
+# ---- the comparison with the original
 
 
 @pytest.mark.parity
-def test_the_check_agrees_with_the_original_and_notices_another_model(tmp_path, capsys):
+def test_the_check_agrees_with_the_original_and_detects_differences(tmp_path, capsys):
     golden = tmp_path / 'golden'
     golden.mkdir()
     for name in ('golden_256.json', 'golden_256.npz', 'ckpt_256', 'clip_256', 'images'):
@@ -488,24 +530,29 @@ def test_the_check_agrees_with_the_original_and_notices_another_model(tmp_path, 
         assert len(case['losses']) == 5
         assert len(case['gradient_norms']) == 13
         assert case['losses']['loss']['difference'] < 1e-4
-    plain = json.loads((DATA / 'golden_256.json').read_text())
-    plain['train'][1]['losses']['mask_dice_loss'] *= 1.001
-    plain['train'][0]['grad_norm']['model.layers.1'] *= 1.01
-    plain['train'][2]['conversations'][0] = plain['train'][2]['conversations'][0].replace(
-        'person', 'dog'
-    )
+    assert format_report(report).endswith('\nall losses and gradients agree with the original')
+    changed = json.loads((DATA / 'golden_256.json').read_text())
+    entries = changed['train']
+    entries[1]['losses']['mask_dice_loss'] *= 1.001
+    entries[0]['grad_norm']['model.layers.1'] *= 1.01
+    dialogue = entries[2]['conversations'][0]
+    entries[2]['conversations'][0] = dialogue.replace('person', 'dog')
     (golden / 'golden_256.json').unlink()
-    (golden / 'golden_256.json').write_text(json.dumps(plain))
+    (golden / 'golden_256.json').write_text(json.dumps(changed))
     assert cli.main(['train', '--check', str(golden), '--json']) == 1
-    first, second, third = json.loads(capsys.readouterr().out)['cases']
+    report = json.loads(capsys.readouterr().out)
+    first, second, third = report['cases']
     assert not first['gradient_norms']['model.layers.1']['ok']
     assert not second['losses']['mask_dice_loss']['ok']
     assert second['losses']['mask_bce_loss']['ok']
     assert not third['tokens']
     assert not (first['ok'] or second['ok'] or third['ok'])
+    lines = format_report(report).splitlines()
+    assert sum(line.endswith('TOKENS DIFFER') for line in lines) == 1
+    assert lines[-1] == 'losses or gradients differ from the original'
 
 
-def test_a_folder_that_is_no_golden_set_is_named(tmp_path, capsys):
+def test_a_folder_without_a_golden_set_is_an_error(tmp_path, capsys):
     assert cli.main(['train', '--check', str(tmp_path)]) == 1
     assert 'no golden set' in capsys.readouterr().err
     assert cli.main(['train']) == 1

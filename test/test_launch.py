@@ -49,6 +49,18 @@ def test_every_topic_that_rviz_shows_follows_the_launch_arguments():
     assert shown == {'/image', *(f'/lisa/{name}' for name in names)}
 
 
+def test_the_node_is_launched_as_a_lifecycle_node_with_its_name():
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(LAUNCH.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'LifecycleNode'
+    )
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    assert keywords['name'] == "'lisa'"
+    assert keywords['executable'] == "'lisa_node'"
+    assert 'namespace' in keywords
+
+
 @pytest.fixture(scope='module')
 def described():
     pytest.importorskip('launch_ros', reason='launch comes with a ROS install only')

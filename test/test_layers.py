@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom: the core knows no ROS, and every import points down."""
+"""Import rules: only `ros/` may import ROS, and a module imports lower layers only."""
 
 import ast
 from pathlib import Path
@@ -9,13 +9,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / 'lisa_ros'
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py'))
 
-# Low to high. A module imports from the rows below its own, and from its own folder.
-ROWS = [
-    ['errors', 'resources'],
+# From low to high. A module may import from lower layers, and from its own folder.
+LAYERS = [
+    ['errors', 'resources', 'perception.masks'],
     ['results', 'settings_schema', 'evaluation.metrics'],
-    ['geometry', 'tracking', 'model', 'session', 'chat_ui'],
+    ['geometry', 'tracking', 'model', 'session.command_parser', 'chat_ui'],
     ['perception', 'voice'],
-    ['settings', 'messages'],
+    ['settings', 'messages', 'session'],
     ['datasets', 'tabletop'],
     ['segmenter', 'evaluation'],
     ['training', 'ros'],
@@ -25,28 +25,28 @@ ROWS = [
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}
 
 
-def row(module):
-    """The row of a module, named without its leading `lisa_ros.`; None if it has none."""
-    for height, entries in enumerate(ROWS):
+def layer_of(module):
+    """Return the layer number of a module, without its leading `lisa_ros.`; None if unlisted."""
+    for number, entries in enumerate(LAYERS):
         if any(module == entry or module.startswith(entry + '.') for entry in entries):
-            return height
+            return number
     return None
 
 
 def imports(file):
-    """(module, True where the import is at the top of the file) for each import of a file."""
+    """Yield (module, whether it is imported at the top of the file) for each import."""
     tree = ast.parse((PACKAGE / file).read_text())
-    top = {id(node) for node in tree.body}
+    top_level = {id(node) for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in top) for alias in node.names)
+            yield from ((alias.name, id(node) in top_level) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{file}:{node.lineno}: imports are written in full'
+            assert node.level == 0, f'{file}:{node.lineno}: write imports in full'
             for alias in node.names:
-                inner = PACKAGE.parent.joinpath(*node.module.split('.'), alias.name)
-                is_module = inner.is_dir() or inner.with_suffix('.py').is_file()
+                path = PACKAGE.parent.joinpath(*node.module.split('.'), alias.name)
+                is_module = path.is_dir() or path.with_suffix('.py').is_file()
                 name = f'{node.module}.{alias.name}' if is_module else node.module
-                yield name, id(node) in top
+                yield name, id(node) in top_level
 
 
 def is_ros(module):
@@ -58,27 +58,29 @@ def is_ros(module):
     )
 
 
-def name_of(file):
+def module_name(file):
     return file.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
 
 
 @pytest.mark.parametrize('file', [f for f in FILES if not f.endswith('__init__.py')])
-def test_imports_point_down(file):
-    here = name_of(file)
-    assert row(here) is not None, f'{file} has no row: give it one in ROWS'
+def test_a_module_imports_lower_layers_only(file):
+    importer = module_name(file)
+    layer = layer_of(importer)
+    assert layer is not None, f'{file} has no layer: add it to LAYERS'
     for module, at_top in imports(file):
-        there = module.removeprefix('lisa_ros.')
-        if there == module or is_ros(module):
+        imported = module.removeprefix('lisa_ros.')
+        if imported == module or is_ros(module):
             continue
-        assert row(there) is not None, f'{file} imports {module}, which has no row'
-        beside = '.' in here and here.split('.')[0] == there.split('.')[0]
-        below = row(there) < row(here)
-        assert below or (beside and row(there) == row(here)), f'{file} imports {module}: not down'
-        # the command runs without ROS: only its demo may ask for it, when it is called
-        lazy = not at_top
-        assert lazy or not (here == 'cli' and there.startswith('ros')), f'{file} imports {module}'
+        imported_layer = layer_of(imported)
+        assert imported_layer is not None, f'{file} imports {module}, which has no layer'
+        same_folder = '.' in importer and importer.split('.')[0] == imported.split('.')[0]
+        allowed = imported_layer < layer or (same_folder and imported_layer == layer)
+        assert allowed, f'{file} imports {module}, which is not in a lower layer'
+        # the command line works without ROS: only its demo imports it, when it is called
+        needs_ros = importer == 'cli' and imported.startswith('ros')
+        assert not (at_top and needs_ros), f'{file} imports {module}'
 
 
 @pytest.mark.parametrize('file', [f for f in FILES if not f.startswith('ros/')])
-def test_the_core_knows_no_ros(file):
+def test_only_the_ros_folder_imports_ros(file):
     assert not [module for module, _ in imports(file) if is_ros(module)]

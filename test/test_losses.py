@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The mask losses against values of the original."""
+
 import pytest
 import torch
 from golden import arrays, texts
@@ -6,7 +8,7 @@ from golden import arrays, texts
 from lisa_ros.training.losses import dice_loss, sigmoid_ce_loss
 
 pytestmark = pytest.mark.parity
-WANTED = texts(256)['loss_functions']
+EXPECTED = texts(256)['loss_functions']
 
 
 def golden_pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,21 +17,21 @@ def golden_pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize('index', [0, 1])
-def test_both_losses_are_the_originals(index):
-    logits, truth = golden_pair()
-    masks = WANTED['num_masks'][index]
-    dice, bce = dice_loss(logits, truth, masks), sigmoid_ce_loss(logits, truth, masks)
-    assert dice.item() == pytest.approx(WANTED['dice'][index], rel=1e-6)
-    assert bce.item() == pytest.approx(WANTED['bce'][index], rel=1e-6)
+def test_both_losses_equal_the_original(index):
+    logits, target = golden_pair()
+    num_masks = EXPECTED['num_masks'][index]
+    dice, bce = dice_loss(logits, target, num_masks), sigmoid_ce_loss(logits, target, num_masks)
+    assert dice.item() == pytest.approx(EXPECTED['dice'][index], rel=1e-6)
+    assert bce.item() == pytest.approx(EXPECTED['bce'][index], rel=1e-6)
 
 
-def test_stray_pixels_on_an_empty_mask_cost_almost_one():
-    logits, truth = golden_pair()
-    loss = dice_loss(logits[:1], torch.zeros_like(truth[:1]), 1)
-    assert loss.item() == pytest.approx(WANTED['dice_empty_gt'], rel=1e-6)
+def test_stray_pixels_on_an_empty_mask_have_a_loss_of_almost_one():
+    logits, target = golden_pair()
+    loss = dice_loss(logits[:1], torch.zeros_like(target[:1]), 1)
+    assert loss.item() == pytest.approx(EXPECTED['dice_empty_gt'], rel=1e-6)
 
 
-def test_nothing_predicted_on_an_empty_mask_costs_nothing():
+def test_an_empty_prediction_of_an_empty_mask_has_loss_zero():
     empty = torch.zeros(1, 40, 50)
     loss = dice_loss(empty - 30, empty, 1)
-    assert loss.item() == pytest.approx(WANTED['dice_saturated_neg'], abs=1e-6)
+    assert loss.item() == pytest.approx(EXPECTED['dice_saturated_neg'], abs=1e-6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coarse masks are brought to the picture's edges, far from them nothing changes."""
+"""Coarse masks follow the edges of the image; logits far from the mask do not change."""
 
 import cv2
 import numpy as np
@@ -12,81 +12,79 @@ CELL = 5.0
 
 
 def scene(seed=0, noise=6.0):
-    """A picture of a disc and a box on a table of another colour, and the truth of the disc."""
+    """An image of a disc and a box on a table of another colour, and the mask of the disc."""
     rng = np.random.default_rng(seed)
-    picture = np.full((240, 320, 3), (150, 120, 90), np.float32)
-    truth = np.zeros((240, 320), np.uint8)
-    cv2.circle(truth, (140, 110), 33, 1, -1)
-    picture[truth > 0] = (40, 90, 160)
-    picture[150:210, 220:290] = (200, 60, 50)
-    picture += rng.normal(0, noise, picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8), truth > 0
+    image = np.full((240, 320, 3), (150, 120, 90), np.float32)
+    mask = np.zeros((240, 320), np.uint8)
+    cv2.circle(mask, (140, 110), 33, 1, -1)
+    image[mask > 0] = (40, 90, 160)
+    image[150:210, 220:290] = (200, 60, 50)
+    image += rng.normal(0, noise, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), mask > 0
 
 
-def coarse(truth, shift=0):
-    """The logits of a decoder whose cells have five pixels, a little beside the truth."""
-    small = cv2.resize(truth.astype(np.float32), (64, 48), interpolation=cv2.INTER_AREA)
-    logits = cv2.resize(small * 8 - 4, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+def coarse(mask, shift=0):
+    """The logits of a decoder whose cells have five pixels, shifted from the mask."""
+    small = cv2.resize(mask.astype(np.float32), (64, 48), interpolation=cv2.INTER_AREA)
+    logits = cv2.resize(small * 8 - 4, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return np.roll(logits, shift, axis=1)
 
 
 @pytest.mark.parametrize('shift', [0, 2, 3])
-def test_a_coarse_mask_is_brought_to_the_edges(shift):
-    picture, truth = scene()
-    logits = coarse(truth, shift)
-    before = iou(logits > 0, truth)
-    after = iou(refine_mask_logits(picture, logits, CELL) > 0, truth)
+def test_a_coarse_mask_is_moved_to_the_edges(shift):
+    image, mask = scene()
+    logits = coarse(mask, shift)
+    before = iou(logits > 0, mask)
+    after = iou(refine_mask_logits(image, logits, CELL) > 0, mask)
     assert after > 0.985
     assert after > before
     assert shift == 0 or 1 - after < (1 - before) / 2
 
 
 def test_logits_far_from_the_mask_stay_as_they_are():
-    picture, truth = scene()
-    logits = coarse(truth) + np.random.default_rng(1).normal(0, 0.1, truth.shape)
+    image, mask = scene()
+    logits = coarse(mask) + np.random.default_rng(1).normal(0, 0.1, mask.shape)
     logits = logits.astype(np.float32)
-    after = refine_mask_logits(picture, logits, CELL)
+    after = refine_mask_logits(image, logits, CELL)
     assert after.dtype == np.float32
     np.testing.assert_array_equal(after[:, 250:], logits[:, 250:])
-    np.testing.assert_array_equal(logits, logits)
 
 
-def test_the_same_picture_gives_the_same_mask():
-    picture, truth = scene(noise=30)
-    logits = coarse(truth)
+def test_the_same_image_gives_the_same_mask():
+    image, mask = scene(noise=30)
+    logits = coarse(mask)
     np.testing.assert_array_equal(
-        refine_mask_logits(picture, logits, CELL), refine_mask_logits(picture, logits, CELL)
+        refine_mask_logits(image, logits, CELL), refine_mask_logits(image, logits, CELL)
     )
 
 
-def test_a_thing_at_the_border_is_cut_as_well():
-    picture, truth = scene()
-    picture, truth = picture[90:, 120:].copy(), truth[90:, 120:]
-    after = refine_mask_logits(picture, coarse(truth)[: truth.shape[0], : truth.shape[1]], CELL)
-    assert iou(after > 0, truth) > 0.97
+def test_an_object_at_the_border_is_refined_as_well():
+    image, mask = scene()
+    image, mask = image[90:, 120:].copy(), mask[90:, 120:]
+    after = refine_mask_logits(image, coarse(mask)[: mask.shape[0], : mask.shape[1]], CELL)
+    assert iou(after > 0, mask) > 0.97
 
 
 @pytest.mark.parametrize('size', [0, 3])
-def test_a_mask_of_next_to_nothing_stays_as_it_is(size):
-    picture, _ = scene()
+def test_a_tiny_mask_is_unchanged(size):
+    image, _ = scene()
     logits = np.full((240, 320), -3, np.float32)
     logits[50 : 50 + size, 50 : 50 + size] = 3
-    np.testing.assert_array_equal(refine_mask_logits(picture, logits, CELL), logits)
+    np.testing.assert_array_equal(refine_mask_logits(image, logits, CELL), logits)
 
 
 @pytest.mark.parametrize('value', [0, 127])
-def test_a_picture_without_edges_and_a_mask_of_all_end_in_no_error(value):
+def test_an_image_without_edges_and_a_full_mask_are_no_error(value):
     flat = np.full((60, 80, 3), value, np.uint8)
-    everything = np.full((60, 80), 4, np.float32)
-    assert (refine_mask_logits(flat, everything, CELL) > 0).all()
-    half = everything.copy()
+    full = np.full((60, 80), 4, np.float32)
+    assert (refine_mask_logits(flat, full, CELL) > 0).all()
+    half = full.copy()
     half[:, 40:] = -4
     assert iou(refine_mask_logits(flat, half, CELL) > 0, half > 0) > 0.85
 
 
-def test_the_answer_has_what_a_mask_has():
-    """The sign is the mask, and no logit is zero or not a number."""
-    picture, truth = scene()
-    after = refine_mask_logits(picture, coarse(truth), CELL)
+def test_refined_logits_are_finite_and_not_zero():
+    image, mask = scene()
+    after = refine_mask_logits(image, coarse(mask), CELL)
     assert np.isfinite(after).all()
     assert (after != 0).all()

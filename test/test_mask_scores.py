@@ -1,102 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
 """One number for how sure a mask is, and whether such numbers are honest."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import calibration
+from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.perception import mask_scores
 from lisa_ros.results import ScoreFeatures
 
 
-@dataclass(frozen=True)
-class Answer:
-    overlap: Overlap
-    scores: tuple[float, ...]
-    evidence: tuple[ScoreFeatures, ...]
+def case(overlap, scores, score_features):
+    """A case of which only the scores and the overlap matter."""
+    text, present = 'the mug', True
+    return Case(
+        'a.0', 'a', 'explicit', text, text, 'Sure.', 'FOUND', present, present, overlap, None,
+        scores, score_features,
+    )  # fmt: skip
 
 
 def answers(count=4000, seed=0):
-    """Masks that are right as often as a known logistic law of their evidence says."""
+    """Return cases whose masks are right with the probability of a known logistic function."""
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(count):
-        one = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
-        right = rng.random() < mask_scores.score(one, LAW)
+        features = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
+        right = rng.random() < mask_scores.score(features, COEFFICIENTS)
         overlap = Overlap(80, 100) if right else Overlap(10, 100)
-        drawn.append(Answer(overlap, (mask_scores.score(one),), (one,)))
+        drawn.append(case(overlap, (mask_scores.score(features),), (features,)))
     return drawn
 
 
-LAW = (-1.5, 0.8, 0.4, 2.0)
+COEFFICIENTS = (-1.5, 0.8, 0.4, 2.0)
 
 
 def test_without_calibration_the_score_is_seg_times_certainty():
-    one = ScoreFeatures(text_prob=0.2, seg_prob=0.9, mean_mask_prob=0.8, predicted_iou=0.3)
-    assert mask_scores.score(one) == pytest.approx(0.72)
-    assert mask_scores.score(ScoreFeatures(1, 1, 0, 1), LAW) == 0  # an empty mask
+    features = ScoreFeatures(text_prob=0.2, seg_prob=0.9, mean_mask_prob=0.8, predicted_iou=0.3)
+    assert mask_scores.score(features) == pytest.approx(0.72)
+    assert mask_scores.score(ScoreFeatures(1, 1, 0, 1), COEFFICIENTS) == 0  # an empty mask
 
 
-def test_more_evidence_never_lowers_a_calibrated_score():
+def test_higher_features_never_lower_a_calibrated_score():
     low, high = ScoreFeatures(0.5, 0.5, 0.6, 0.4), ScoreFeatures(0.9, 0.9, 0.9, 0.9)
-    assert 0 < mask_scores.score(low, LAW) < mask_scores.score(high, LAW) < 1
-    assert mask_scores.score(ScoreFeatures(0, 0, 1e-9, 0), LAW) > 0  # finite at the ends
-    assert mask_scores.score(ScoreFeatures(1, 1, 1, 1), LAW) < 1
+    assert 0 < mask_scores.score(low, COEFFICIENTS) < mask_scores.score(high, COEFFICIENTS) < 1
+    assert mask_scores.score(ScoreFeatures(0, 0, 1e-9, 0), COEFFICIENTS) > 0  # finite at the ends
+    assert mask_scores.score(ScoreFeatures(1, 1, 1, 1), COEFFICIENTS) < 1
 
 
-def test_the_fit_finds_the_law_and_makes_scores_honest():
-    learnt, fresh = answers(seed=0), answers(seed=1)
-    weights = calibration.fit(learnt)
-    assert weights == pytest.approx(LAW, abs=0.35)
-    before = calibration.expected_error(calibration.scored_outcomes(fresh))
-    scores = [(mask_scores.score(a.evidence[0], weights), calibration.is_right(a)) for a in fresh]
-    after = calibration.expected_error(np.array(scores, float))
+def test_the_fit_recovers_the_coefficients_and_calibrates_scores():
+    training, held_out = answers(seed=0), answers(seed=1)
+    weights = calibration.fit_weights(training)
+    assert weights == pytest.approx(COEFFICIENTS, abs=0.35)
+    before = calibration.expected_calibration_error(calibration.scored_outcomes(held_out))
+    scores = [
+        (mask_scores.score(a.score_features[0], weights), calibration.is_right(a))
+        for a in held_out
+    ]
+    after = calibration.expected_calibration_error(np.array(scores, float))
     assert after < 0.03 < before
 
 
-def test_a_curve_straightens_what_the_regression_cannot():
-    """Right in 30 % of cases, from some evidence on in more: no logistic law has this shape."""
+def test_an_isotonic_curve_calibrates_what_the_regression_cannot():
+    """The probability is 30 % up to a score of 0.6, then rises: no logistic function does that."""
 
-    def bent(count, seed):
+    def piecewise_linear(count, seed):
         rng = np.random.default_rng(seed)
         for _ in range(count):
-            one = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
-            right = rng.random() < 0.3 + 1.4 * max(0, mask_scores.score(one, LAW) - 0.6)
-            yield Answer(Overlap(80 if right else 10, 100), (0.5,), (one,))
+            features = ScoreFeatures(*rng.uniform(0.05, 0.99, 4))
+            right = rng.random() < 0.3 + 1.4 * max(
+                0, mask_scores.score(features, COEFFICIENTS) - 0.6
+            )
+            yield case(Overlap(80 if right else 10, 100), (0.5,), (features,))
 
-    learnt, fresh = list(bent(3000, 0)), list(bent(3000, 1))
-    weights = calibration.fit(learnt)
-    curve = calibration.fit_isotonic_curve(learnt, weights)
+    training, held_out = list(piecewise_linear(3000, 0)), list(piecewise_linear(3000, 1))
+    weights = calibration.fit_weights(training)
+    curve = calibration.fit_isotonic_curve(training, weights)
     assert np.all(np.diff(np.array(curve), axis=0) >= 0)
 
     def error(knots):
-        scores = [mask_scores.score(a.evidence[0], weights, knots) for a in fresh]
-        right = [calibration.is_right(a) for a in fresh]
-        return calibration.expected_error(np.array([scores, right], float).T)
+        scores = [mask_scores.score(a.score_features[0], weights, knots) for a in held_out]
+        right = [calibration.is_right(a) for a in held_out]
+        return calibration.expected_calibration_error(np.array([scores, right], float).T)
 
     assert error(curve) < error(()) - 0.01
 
 
 def test_the_error_is_the_mean_gap_by_counting():
     rows = np.array([(0.95, 1), (0.95, 0), (0.15, 0), (0.15, 0)], float)
-    assert calibration.expected_error(rows) == pytest.approx((0.45 * 2 + 0.15 * 2) / 4)
-    assert calibration.expected_error(np.array([(1.0, 1)], float)) == 0
-    assert calibration.expected_error(np.empty((0, 2))) is None
+    assert calibration.expected_calibration_error(rows) == pytest.approx((0.45 * 2 + 0.15 * 2) / 4)
+    assert calibration.expected_calibration_error(np.array([(1.0, 1)], float)) == 0
+    assert calibration.expected_calibration_error(np.empty((0, 2))) is None
 
 
 def test_only_answers_of_one_mask_count():
-    one = answers(3)[0]
-    two = Answer(one.overlap, (0.5, 0.6), one.evidence * 2)
-    assert calibration.scored_outcomes([one, two]).shape == (1, 2)
+    single = answers(3)[0]
+    double = case(single.overlap, (0.5, 0.6), single.score_features * 2)
+    assert calibration.scored_outcomes([single, double]).shape == (1, 2)
 
 
 def test_a_fit_needs_right_and_wrong_masks():
     with pytest.raises(DataError, match='3 masks'):
-        calibration.fit(answers(3))
+        calibration.fit_weights(answers(3))
 
 
 def test_the_threshold_parts_what_is_there_from_what_is_not():
@@ -108,5 +114,5 @@ def test_the_threshold_parts_what_is_there_from_what_is_not():
 def test_the_plot_is_a_picture(tmp_path):
     pytest.importorskip('matplotlib', reason='matplotlib draws it; it is in the extra [train]')
     rows = np.array([(a.scores[0], calibration.is_right(a)) for a in answers(300)], float)
-    calibration.plot(rows, tmp_path / 'plot.png', 'scores')
+    calibration.plot_reliability(rows, tmp_path / 'plot.png', 'scores')
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package as installed: one version, imports declared, messages and executable found."""
+"""The package as installed: one version, declared imports, messages and executables found."""
 
 import ast
 import os
@@ -30,7 +30,7 @@ def package():
 
 @pytest.fixture(scope='module')
 def setup():
-    """The arguments of setup.py's call that are literals."""
+    """Return the literal arguments of the setup() call in setup.py."""
     tree = ast.parse((ROOT / 'setup.py').read_text())
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     call = next(c for c in calls if getattr(c.func, 'id', '') == 'setup')
@@ -41,10 +41,10 @@ def setup():
 
 
 def in_env(command, **variables):
-    """What a command prints outside the checkout, in a bare environment with .ci/env.sh."""
+    """Return the output of a command outside the checkout, in an environment with .ci/env.sh."""
     clean = {k: os.environ[k] for k in ('HOME', 'PATH') if k in os.environ}
     script = f'source {ROOT}/.ci/env.sh && cd / && exec "$@"'
-    done = subprocess.run(
+    process = subprocess.run(
         ['bash', '-c', script, '-', *command],
         env=clean | variables,
         capture_output=True,
@@ -52,11 +52,12 @@ def in_env(command, **variables):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def imported(folder):
+def imports(folder):
+    """Yield (path, top-level module) for each import in a folder."""
     for path in sorted(folder.rglob('*.py')):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -65,21 +66,21 @@ def imported(folder):
                 yield path, node.module.split('.')[0]
 
 
-def test_one_version(package):
+def test_setup_and_manifest_have_the_version_of_the_package(package):
     assert package.findtext('version') == lisa_ros.__version__
     setup = [sys.executable, 'setup.py', '--version']
-    said = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.split()[-1] == lisa_ros.__version__
+    output = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.split()[-1] == lisa_ros.__version__
 
 
-def test_the_changelog_knows_the_version():
+def test_the_changelog_has_the_version():
     titles = re.findall(r'^(.+)\n-+$', (ROOT / 'CHANGELOG.rst').read_text(), re.MULTILINE)
     released = [title.split()[0] for title in titles if title != 'Forthcoming']
     assert titles
-    assert released[:1] in ([], [lisa_ros.__version__])  # the first release is still to come
+    assert released[:1] in ([], [lisa_ros.__version__])  # before the first release there is none
 
 
-def test_the_manifest_says_what_it_must(package):
+def test_the_manifest_has_the_required_entries(package):
     assert package.get('format') == '3'
     assert package.findtext('name') == 'lisa_ros'
     assert package.findtext('license') == 'Apache-2.0'
@@ -87,19 +88,19 @@ def test_the_manifest_says_what_it_must(package):
     assert package.findtext('member_of_group') == 'rosidl_interface_packages'
 
 
-IN = {'tf2_ros': 'tf2_ros_py'}  # modules of ROS packages with another name
-OPTIONAL = {'audio_common_msgs'}  # of ROS, taken where it is installed: package.xml says so
+ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
+OPTIONAL = {'audio_common_msgs'}  # ROS package that is used if installed, see package.xml
 
 
 def test_every_import_is_declared(package, setup):
     ros = {e.text for e in package if e.tag in ('depend', 'exec_depend')}
     wheels = sum(setup['extras_require'].values(), setup['install_requires'])
     wheels = {re.split(r'[<>=[]', wheel)[0].lower() for wheel in wheels}
-    known = sys.stdlib_module_names | {'lisa_ros', *OPTIONAL}
+    always = sys.stdlib_module_names | {'lisa_ros', *OPTIONAL}
     for folder in ('lisa_ros', 'launch'):
-        for path, name in imported(ROOT / folder):
-            in_ros = IN.get(name, name) in ros
-            declared = name in known or in_ros or WHEELS.get(name, name).lower() in wheels
+        for path, name in imports(ROOT / folder):
+            in_ros = ROS_PACKAGES.get(name, name) in ros
+            declared = name in always or in_ros or WHEELS.get(name, name).lower() in wheels
             assert declared, f'{path.relative_to(ROOT)} imports {name}, which nothing declares'
 
 
@@ -127,15 +128,15 @@ def test_the_node_is_installed():
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize(('name', 'says'), [('lisa-ros', 'finetune'), ('evaluate', 'compare')])
-def test_ros2_run_finds_the_command_line(name, says):
+@pytest.mark.parametrize(('name', 'word'), [('lisa-ros', 'finetune'), ('evaluate', 'compare')])
+def test_ros2_run_finds_the_command_line(name, word):
     """`ros2 run lisa_ros NAME` runs lib/lisa_ros/NAME."""
-    assert says in in_env([str(ROOT / 'install/lisa_ros/lib/lisa_ros' / name), '--help'])
+    assert word in in_env([str(ROOT / 'install/lisa_ros/lib/lisa_ros' / name), '--help'])
 
 
 @pytest.mark.ros
-def test_a_sourced_ros_stays_outside():
-    """What most people have in their .bashrc must not reach the wheels."""
+def test_a_sourced_ros_does_not_reach_the_environment():
+    """Many users source ROS in their .bashrc; its packages must not be mixed with the wheels."""
     code = (
         'import os, rclpy; print(os.environ["PATH"], os.environ.get("PYTHONPATH"), rclpy.__file__)'
     )
@@ -145,5 +146,5 @@ def test_a_sourced_ros_stays_outside():
         'PYTHONPATH': '/opt/ros/jazzy/lib/python3.12/site-packages',
         'AMENT_PREFIX_PATH': '/opt/ros/jazzy',
     }
-    said = in_env(['python', '-c', code], **sourced)
-    assert '/opt/ros' not in said
+    output = in_env(['python', '-c', code], **sourced)
+    assert '/opt/ros' not in output

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points as sensor_msgs/PointCloud2: packing, organized clouds, and sensor_msgs_py's own bytes."""
+"""Points to sensor_msgs/PointCloud2: packing, organized clouds, the bytes of sensor_msgs_py."""
 
 import struct
 
 import numpy as np
 import pytest
 
-from lisa_ros.geometry.rgbd import FIELDS, pack_xyzrgb, point_cloud2_fields
+from lisa_ros.geometry.point_cloud import pack_xyzrgb
+from lisa_ros.messages.point_cloud import POINT_FIELDS, point_cloud2_fields
 
 POINTS = np.array([[0.5, -1, 2], [3, 4, 5], [np.nan, 0, 0]], np.float32)
 COLOURS = np.array([[255, 128, 1], [0, 0, 0], [9, 8, 7]], np.uint8)
 
 
-def test_a_point_is_sixteen_bytes_with_its_colour_in_a_float():
+def test_a_point_has_16_bytes_with_the_colour_in_the_last_float():
     fields = point_cloud2_fields(pack_xyzrgb(POINTS, COLOURS))
     assert (fields['height'], fields['width']) == (1, 3)
     assert (fields['point_step'], fields['row_step']) == (16, 48)
@@ -29,7 +30,7 @@ def test_an_organized_cloud_keeps_rows_and_columns():
     assert struct.unpack_from('<f', fields['data'], fields['row_step'] + 16) == (16.0,)
 
 
-def test_a_cloud_without_points_is_one():
+def test_a_cloud_may_have_no_points():
     fields = point_cloud2_fields(np.empty((0, 4), np.float32))
     assert (fields['width'], fields['row_step'], len(fields['data'])) == (0, 0, 0)
 
@@ -49,15 +50,15 @@ def test_sensor_msgs_py_makes_the_same_bytes():
         generator.integers(0, 256, (1000, 3), dtype=np.uint8),
     )
     header = Header(frame_id='camera')
-    ours = message_types.make.cloud(header, cloud)
-    theirs = point_cloud2.create_cloud(header, ours.fields, cloud)
-    theirs.is_dense = True  # theirs says false of every cloud; ours has no NaN here
-    assert ours == theirs
-    read = point_cloud2.read_points_numpy(ours, ['x', 'y', 'z'])
-    np.testing.assert_array_equal(read, cloud[:, :3])
-    assert [field.name for field in ours.fields] == list(FIELDS)
-    # of organized clouds theirs has width and height the other way round; the bytes are the same
+    packed = message_types.make.cloud(header, cloud)
+    reference = point_cloud2.create_cloud(header, packed.fields, cloud)
+    reference.is_dense = True  # sensor_msgs_py always sets false; this cloud has no NaN
+    assert packed == reference
+    points = point_cloud2.read_points_numpy(packed, ['x', 'y', 'z'])
+    np.testing.assert_array_equal(points, cloud[:, :3])
+    assert [field.name for field in packed.fields] == list(POINT_FIELDS)
+    # sensor_msgs_py swaps width and height of organized clouds; the bytes are the same
     organized = message_types.make.cloud(header, cloud.reshape(20, 50, 4))
-    theirs = point_cloud2.create_cloud(header, ours.fields, cloud.reshape(20, 50, 4))
+    reference = point_cloud2.create_cloud(header, packed.fields, cloud.reshape(20, 50, 4))
     assert (organized.height, organized.width) == (20, 50)
-    assert organized.data == theirs.data
+    assert organized.data == reference.data

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Prompts and training labels have the original's token ids, for each template."""
+
 import numpy as np
 import pytest
-from golden import SIZES, arrays, case_id, cases, of_case, segmenter, texts
+from golden import SIZES, arrays, backend, case_array, case_id, cases, texts
 
 from lisa_ros.errors import QueryError, SettingsError
-from lisa_ros.model.lisa import IGNORED, IMAGE_TOKEN
+from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.perception.prompts import TEMPLATES, append_boxes, prompt_ids, training_ids
 from lisa_ros.results import Dialogue, Segmentation, Status, Turn, answer_text
 
@@ -15,23 +17,23 @@ ORDINARY = [(size, case) for size, case in cases(256) if case['kind'] not in TOK
 
 @pytest.fixture
 def tokenizer():
-    return segmenter(256).tokenizer
+    return backend(256).tokenizer
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(('size', 'case'), cases(), ids=case_id)
 def test_prompts_have_the_originals_ids(size, case):
     ids = prompt_ids(
-        segmenter(size).tokenizer, case['template'], case['prompt'], typed_specials=True
+        backend(size).tokenizer, case['template'], case['prompt'], typed_specials=True
     )
-    assert ids == of_case(size, case, 'input_ids').tolist()
+    assert ids == case_array(size, case, 'input_ids').tolist()
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(('size', 'case'), ORDINARY, ids=case_id)
 def test_ordinary_text_has_the_same_ids_when_typed_tokens_are_text(size, case, tokenizer):
     ids = prompt_ids(tokenizer, case['template'], case['prompt'])
-    assert ids == of_case(size, case, 'input_ids').tolist()
+    assert ids == case_array(size, case, 'input_ids').tolist()
 
 
 def question_and_answer(conversation: str, template: str) -> Turn:
@@ -48,23 +50,23 @@ def test_training_batches_are_the_originals(size, index):
     ids, labels = (
         arrays(size)[f'train_{batch["tag"]}_{name}'].tolist() for name in ('input_ids', 'labels')
     )
-    pad = segmenter(size).tokenizer.pad_token_id
+    pad = backend(size).tokenizer.pad_token_id
     for row, conversation in enumerate(batch['conversations']):
         turn = question_and_answer(conversation, batch['template'])
-        ours, learnt = training_ids(segmenter(size).tokenizer, batch['template'], [turn])
-        padding = len(ids[row]) - len(ours)
-        assert ours + padding * [pad] == ids[row]
-        assert learnt + padding * [IGNORED] == labels[row]
+        token_ids, token_labels = training_ids(backend(size).tokenizer, batch['template'], [turn])
+        padding = len(ids[row]) - len(token_ids)
+        assert token_ids + padding * [pad] == ids[row]
+        assert token_labels + padding * [IGNORE_INDEX] == labels[row]
 
 
 @pytest.mark.parametrize('template', TEMPLATES)
-def test_of_a_dialogue_every_answer_is_learnt_and_nothing_else(template, tokenizer):
+def test_only_the_answers_of_a_dialogue_have_labels(template, tokenizer):
     turns = [*ONE_TURN.turns, Turn('And the spoon?', 'It is [SEG].')]
     ids, labels = training_ids(tokenizer, template, turns)
-    learnt = [label for label in labels if label != IGNORED]
-    assert all(label in (IGNORED, index) for label, index in zip(labels, ids, strict=True))
+    trained = [label for label in labels if label != IGNORE_INDEX]
+    assert all(label in (IGNORE_INDEX, index) for label, index in zip(labels, ids, strict=True))
     answers = 'Sure, [SEG] . </s>It is [SEG] . </s>'
-    assert tokenizer.decode(learnt).replace('  ', ' ').replace(' </s>', '</s>') == (
+    assert tokenizer.decode(trained).replace('  ', ' ').replace(' </s>', '</s>') == (
         answers.replace(' </s>', '</s>')
     )
     assert training_ids(tokenizer, template, turns, max_length=20) == (ids[:20], labels[:20])
@@ -80,11 +82,11 @@ def test_of_a_dialogue_every_answer_is_learnt_and_nothing_else(template, tokeniz
 )
 def test_earlier_turns_are_written_as_the_original_writes_them(template, text, tokenizer):
     ids = prompt_ids(tokenizer, template, 'And the spoon?', ONE_TURN)
-    assert ids.count(IMAGE_TOKEN) == 1
+    assert ids.count(IMAGE_TOKEN_INDEX) == 1
     assert tokenizer.decode([index for index in ids if index >= 0]).endswith(text)
 
 
-TALK = (
+TURNS = (
     Turn('Where is the mug?', 'Sure, [SEG].'),
     Turn('And the spoon?', 'It is [SEG].'),
 )
@@ -114,18 +116,18 @@ GOLDEN = {
 def test_dialogues_of_two_and_three_turns_are_the_originals_word_for_word(
     template, earlier, tokenizer
 ):
-    ids = prompt_ids(tokenizer, template, 'Why?', Dialogue(TALK[:earlier]))
-    place = ids.index(IMAGE_TOKEN)
-    told = f'{tokenizer.decode(ids[:place])}|{tokenizer.decode(ids[place + 1 :])}'
+    ids = prompt_ids(tokenizer, template, 'Why?', Dialogue(TURNS[:earlier]))
+    image = ids.index(IMAGE_TOKEN_INDEX)
+    prompt = f'{tokenizer.decode(ids[:image])}|{tokenizer.decode(ids[image + 1 :])}'
     first, second, last = GOLDEN[template]
-    assert told == first + (second if earlier == 2 else '') + last
-    # each answer ends with the end of a sequence, and only llava_llama_2 begins each question anew
+    assert prompt == first + (second if earlier == 2 else '') + last
+    # each answer ends with </s>, and only llava_llama_2 begins every query with <s>
     assert ids.count(tokenizer.eos_token_id) == earlier
     assert ids.count(tokenizer.bos_token_id) == (1 + earlier if template != 'llava_v1' else 1)
     assert ids.count(tokenizer.seg_token_id) == earlier
 
 
-def test_the_next_prompt_begins_with_what_was_learnt(tokenizer):
+def test_the_next_prompt_begins_with_the_training_ids(tokenizer):
     ids, _ = training_ids(tokenizer, 'llava_v1', ONE_TURN.turns)
     assert prompt_ids(tokenizer, 'llava_v1', 'And?', ONE_TURN)[: len(ids)] == ids
 
@@ -133,31 +135,31 @@ def test_the_next_prompt_begins_with_what_was_learnt(tokenizer):
 @pytest.mark.parametrize('typed', ['[SEG]', '</s>', '<image>', '<im_start>'])
 def test_tokens_typed_by_the_user_are_text(typed, tokenizer):
     ids = prompt_ids(tokenizer, 'llava_v1', f'what is {typed} here')
-    plain = prompt_ids(tokenizer, 'llava_v1', 'what is x here')
-    special = {IMAGE_TOKEN, 0, 1, 2, 704, 705, 706}
-    assert [i for i in ids if i in special] == [i for i in plain if i in special]
+    reference = prompt_ids(tokenizer, 'llava_v1', 'what is x here')
+    special = {IMAGE_TOKEN_INDEX, 0, 1, 2, 704, 705, 706}
+    assert [i for i in ids if i in special] == [i for i in reference if i in special]
     assert typed in tokenizer.decode([index for index in ids if index >= 0])
 
 
-def test_an_image_token_typed_as_a_token_is_refused(tokenizer):
+def test_an_image_placeholder_typed_as_a_token_is_refused(tokenizer):
     with pytest.raises(QueryError, match='leave <image> out'):
         prompt_ids(tokenizer, 'llava_v1', 'what is <image>', typed_specials=True)
 
 
 @pytest.mark.parametrize('text', ['', '  \n\t'])
-def test_an_empty_command_is_refused(text, tokenizer):
-    with pytest.raises(QueryError, match='command is empty'):
+def test_an_empty_query_is_refused(text, tokenizer):
+    with pytest.raises(QueryError, match='query is empty'):
         prompt_ids(tokenizer, 'llava_v1', text)
 
 
 @pytest.mark.parametrize('dialogue', [None, ONE_TURN])
-def test_a_command_that_is_too_long_is_refused_with_the_cure(dialogue, tokenizer):
-    with pytest.raises(QueryError, match=r'at most 30 fit.*shorten the command'):
+def test_a_query_that_is_too_long_is_refused_with_a_remedy(dialogue, tokenizer):
+    with pytest.raises(QueryError, match=r'at most 30 fit.*shorten the query'):
         prompt_ids(tokenizer, 'llava_v1', 'where is it', dialogue, max_length=30)
 
 
 @pytest.mark.parametrize('template', TEMPLATES)
-def test_of_a_long_dialogue_the_oldest_turns_are_left_out_whole(template, tokenizer):
+def test_the_oldest_turns_of_a_long_dialogue_are_left_out_whole(template, tokenizer):
     turns = [Turn(f'Where is number {number}?', f'It is [SEG], {number}.') for number in range(4)]
 
     def ids_after(count, **limit):
@@ -169,17 +171,17 @@ def test_of_a_long_dialogue_the_oldest_turns_are_left_out_whole(template, tokeni
         assert ids_after(4, max_length=len(fitting)) == fitting
         if count < 4:
             assert ids_after(4, max_length=len(ids_after(count + 1)) - 1) == fitting
-    with pytest.raises(QueryError, match='shorten the command'):
+    with pytest.raises(QueryError, match='shorten the query'):
         ids_after(4, max_length=len(ids_after(0)) - 1)
 
 
-def test_an_unknown_template_is_named(tokenizer):
+def test_an_unknown_template_is_an_error(tokenizer):
     with pytest.raises(SettingsError, match=r"'alpaca'.*llava_v1"):
         prompt_ids(tokenizer, 'alpaca', 'where is it')
 
 
 @pytest.mark.parametrize(
-    ('raw', 'people'),
+    ('raw', 'text'),
     [
         ('Sure, [SEG] .', 'Sure.'),
         ('Sure, [SEG] . The mug holds a drink.', 'Sure. The mug holds a drink.'),
@@ -192,23 +194,23 @@ def test_an_unknown_template_is_named(tokenizer):
         ('', ''),
     ],
 )
-def test_an_answer_for_people_has_no_seg(raw, people):
-    assert answer_text(raw) == people
+def test_the_answer_text_has_no_seg(raw, text):
+    assert answer_text(raw) == text
 
 
-def test_earlier_masks_are_told_as_boxes_where_all_of_them_are_known():
+def test_boxes_are_appended_if_every_seg_has_one():
     mask = np.zeros((2, 100, 200), bool)
     mask[0, 10:50, 20:60] = True
     mask[1, 99, 199] = True
     result = Segmentation(
-        'the mugs', '', 'Sure, [SEG] and [SEG] .', (), mask, mask * 1.0, np.ones(2), Status.FOUND
+        'the mugs', '', 'Sure, [SEG] and [SEG] .', mask, mask * 1.0, np.ones(2), Status.FOUND
     )
-    talk = Dialogue().extended(result)
-    assert append_boxes(talk).turns[0].answer_raw == (
+    dialogue = Dialogue().extended(result)
+    assert append_boxes(dialogue).turns[0].answer_raw == (
         'Sure, [SEG] (10, 10, 30, 50) and [SEG] (100, 99, 100, 100) .'
     )
-    assert append_boxes(talk).shown is talk.shown
+    assert append_boxes(dialogue).shown is dialogue.shown
     left_out = Dialogue((Turn('the mugs', 'Sure, [SEG] and [SEG] .', ((1, 2, 3, 4),)),))
     assert append_boxes(left_out) == left_out
-    words = Dialogue((Turn('why?', 'It holds a drink.'),))
-    assert append_boxes(words) == words
+    without_mask = Dialogue((Turn('why?', 'It holds a drink.'),))
+    assert append_boxes(without_mask) == without_mask

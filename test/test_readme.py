@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README says what the code does: its tables are made from the sources, its topics exist."""
+"""The README agrees with the code: its tables come from the sources, its links exist."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
-def test_the_tables_are_those_of_the_messages_and_the_settings():
+def test_tables_match_messages_and_settings():
     done = subprocess.run(
         [sys.executable, ROOT / 'docs' / 'tables.py', '--check'],
         capture_output=True,
@@ -20,18 +20,18 @@ def test_the_tables_are_those_of_the_messages_and_the_settings():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_changed_table_is_noticed(tmp_path):
+def test_changed_table_is_detected(tmp_path):
     sys.path.insert(0, str(ROOT / 'docs'))
     import tables
 
-    assert tables.rewritten(README) == README
+    assert tables.with_tables(README) == README
     wrong = README.replace('| `depth_tolerance` | `0.05` |', '| `depth_tolerance` | `0.5` |')
     assert wrong != README
-    assert tables.rewritten(wrong) == README
+    assert tables.with_tables(wrong) == README
 
 
-def test_every_file_it_names_is_there():
-    named = re.findall(r'\]\(([^)#:]+)\)', README)
-    assert named
-    for name in named:
-        assert (ROOT / name).exists(), name
+def test_every_linked_file_exists():
+    links = re.findall(r'\]\(([^)#:]+)\)', README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of real cameras give the same figures out of every kind of bag.
+"""Images of real cameras give the same metrics from every kind of bag.
 
-They are not ours to ship: LISA_ROS_REAL_FRAMES names a folder with `osd/` (the Object Segmentation
-Database of PointCloudLibrary/data: learn0_color.jpg, learn0_label.png, ...) and `slambook2/`
-(color/1.png, ... of gaoxiang12/slambook2).
+Their licences do not let us ship them. LISA_ROS_REAL_FRAMES names a folder with `osd/` (the Object
+Segmentation Database of PointCloudLibrary/data: learn0_color.jpg, learn0_label.png, ...) and
+`slambook2/` (color/1.png, ... of gaoxiang12/slambook2).
 """
 
 import os
@@ -16,12 +16,12 @@ from bag_kinds import KINDS
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.evaluation import report
+from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages import bag as bags
 
 REAL = os.environ.get('LISA_ROS_REAL_FRAMES')
 pytestmark = pytest.mark.skipif(
-    not REAL, reason='LISA_ROS_REAL_FRAMES names no folder with osd/ and slambook2/'
+    not REAL, reason='LISA_ROS_REAL_FRAMES must name a folder with osd/ and slambook2/'
 )
 TABLES = [f'learn{number}' for number in range(0, 45, 6)]
 COMMANDS = [
@@ -31,53 +31,58 @@ COMMANDS = [
 ]
 
 
-def frame(number, path):
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert('RGB'))
+def load_frame(number, path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert('RGB'))
     return bags.BagImage(1_700_000_000_000_000_000 + number * 100_000_000, pixels, 'camera')
 
 
 @pytest.fixture(scope='module')
-def sets(tmp_path_factory):
-    """Frames and arguments that name their truth, by set."""
-    truth = tmp_path_factory.mktemp('truth')
-    tables = [frame(n, Path(REAL, 'osd', f'{one}_color.jpg')) for n, one in enumerate(TABLES)]
-    for one, name in zip(tables, TABLES, strict=True):
-        labels = Path(REAL, 'osd', f'{name}_label.png')
-        (truth / f'{one.stamp}.png').write_bytes(labels.read_bytes())
-    room = [frame(n, Path(REAL, 'slambook2', 'color', f'{n}.png')) for n in range(1, 6)]
-    return {'osd': (tables, ['--truth', str(truth)]), 'slambook2': (room, [])}
+def data_sets(tmp_path_factory):
+    """Frames and ground-truth arguments of each data set."""
+    ground_truth = tmp_path_factory.mktemp('ground_truth')
+    osd = Path(REAL, 'osd')
+    tables = [load_frame(n, osd / f'{name}_color.jpg') for n, name in enumerate(TABLES)]
+    for frame, name in zip(tables, TABLES, strict=True):
+        labels = osd / f'{name}_label.png'
+        (ground_truth / f'{frame.stamp}.png').write_bytes(labels.read_bytes())
+    room = [load_frame(n, Path(REAL, 'slambook2', 'color', f'{n}.png')) for n in range(1, 6)]
+    return {'osd': (tables, ['--ground-truth', str(ground_truth)]), 'slambook2': (room, [])}
 
 
 @pytest.fixture(scope='module')
-def plain(sets, tmp_path_factory):
-    """What a plain mcap gives, by set."""
-    return {name: asked(name, 'mcap', sets, tmp_path_factory.mktemp(name)) for name in sets}
+def mcap_reports(data_sets, tmp_path_factory):
+    """The report of each data set from an uncompressed mcap bag."""
+    return {
+        name: evaluate(name, 'mcap', data_sets, tmp_path_factory.mktemp(name))
+        for name in data_sets
+    }
 
 
-def asked(name, kind, sets, folder):
-    frames, truth = sets[name]
+def evaluate(name, kind, data_sets, folder):
+    """Write a bag of this kind, evaluate it, and return the report."""
+    frames, ground_truth = data_sets[name]
     bag = KINDS[kind](folder / kind, frames)
     commands = folder / 'commands.yaml'
     commands.write_text(
-        yaml.safe_dump(COMMANDS if truth else [{'text': c['text']} for c in COMMANDS])
+        yaml.safe_dump(COMMANDS if ground_truth else [{'text': c['text']} for c in COMMANDS])
     )
-    given = ['evaluate', 'bag', str(bag), '--commands', str(commands), '--every', '2']
-    assert cli.main([*given, '--out', str(folder / 'out'), *truth]) == 0
-    return report.read(folder / 'out')
+    arguments = ['evaluate', 'bag', str(bag), '--commands', str(commands), '--every', '2']
+    assert cli.main([*arguments, '--out', str(folder / 'out'), *ground_truth]) == 0
+    return read_report(folder / 'out')
 
 
-def test_every_second_frame_was_asked_about(plain):
-    assert len(plain['osd']['cases']) == 3 * 4
-    assert plain['osd']['figures']['all']['count'] == 3 * 4
-    assert sum(case['present'] for case in plain['osd']['cases']) == 2 * 4
-    assert len(plain['slambook2']['cases']) == 3 * 3
-    assert plain['slambook2']['figures']['all']['count'] == 0  # nobody knows its truth
+def test_every_second_frame_is_evaluated(mcap_reports):
+    assert len(mcap_reports['osd']['cases']) == 3 * 4
+    assert mcap_reports['osd']['figures']['all']['count'] == 3 * 4
+    assert sum(case['present'] for case in mcap_reports['osd']['cases']) == 2 * 4
+    assert len(mcap_reports['slambook2']['cases']) == 3 * 3
+    assert mcap_reports['slambook2']['figures']['all']['count'] == 0  # it has no ground truth
 
 
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'mcap'])
 @pytest.mark.parametrize('name', ['osd', 'slambook2'])
-def test_figures_are_the_same_out_of_every_kind_of_bag(name, kind, sets, plain, tmp_path):
-    found = asked(name, kind, sets, tmp_path)
-    assert found['cases'] == plain[name]['cases']
-    assert found['figures'] == plain[name]['figures']
+def test_every_kind_of_bag_gives_the_same_metrics(name, kind, data_sets, mcap_reports, tmp_path):
+    report = evaluate(name, kind, data_sets, tmp_path)
+    assert report['cases'] == mcap_reports[name]['cases']
+    assert report['figures'] == mcap_reports[name]['figures']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled folders are read as the original reads ReasonSeg, and bags become such folders."""
+"""Annotated folders are read as the original reads ReasonSeg; bags become such folders."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 
 from lisa_ros import cli
 from lisa_ros.datasets import bag_frames
-from lisa_ros.datasets.annotations import UNSURE
+from lisa_ros.datasets.annotations import IGNORE_LABEL
 from lisa_ros.datasets.lisa_templates import ANSWERS
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
@@ -24,47 +24,47 @@ BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
 SIZE = (40, 60)  # height, width
 
 
-def square(label, x, y, side, **more):
+def square(label, x, y, side, **extra):
     points = [[x, y], [x + side, y], [x + side, y + side], [x, y + side]]
-    return {'label': label, 'points': points, **more}
+    return {'label': label, 'points': points, **extra}
 
 
-def write(folder, name='one', shapes=(), suffix='.png', **more):
-    """A picture with a file of labels, as labelme writes it."""
+def write(folder, name='one', shapes=(), suffix='.png', **extra):
+    """Write an image with an annotation file, as labelme does."""
     folder.mkdir(exist_ok=True)
     Image.new('RGB', SIZE[::-1], (90, 120, 200)).save(folder / f'{name}{suffix}')
-    plain = {
+    labels = {
         'version': '5.5.0',
         'flags': {},
         'shapes': [{'shape_type': 'polygon', **shape} for shape in shapes],
         'imagePath': f'{name}{suffix}',
-        **more,
+        **extra,
     }
-    (folder / f'{name}.json').write_text(json.dumps(plain))
+    (folder / f'{name}.json').write_text(json.dumps(labels))
     return folder
 
 
 def original_mask(shapes, height, width):
     """utils/data_processing.py of dvlab-research/LISA, in short."""
-    found = []
+    painted = []
     for shape in shapes:
         if shape['label'].lower() == 'flag':
             continue
         corners = np.array([shape['points']], np.int32)
-        alone = np.zeros((height, width), np.uint8)
-        cv2.polylines(alone, corners, True, 1, 1)
-        cv2.fillPoly(alone, corners, 1)
-        found.append((alone.sum(), shape, corners))
+        canvas = np.zeros((height, width), np.uint8)
+        cv2.polylines(canvas, corners, True, 1, 1)
+        cv2.fillPoly(canvas, corners, 1)
+        painted.append((canvas.sum(), shape, corners))
     mask = np.zeros((height, width), np.uint8)
-    for index in np.argsort([area for area, _, _ in found])[::-1]:
-        _, shape, corners = found[index]
+    for index in np.argsort([area for area, _, _ in painted])[::-1]:
+        _, shape, corners = painted[index]
         value = 255 if 'ignore' in shape['label'].lower() else 1
         cv2.polylines(mask, corners, True, value, 1)
         cv2.fillPoly(mask, corners, value)
     return mask
 
 
-# ---- labels
+# ---- annotations
 
 
 def test_shapes_are_painted_as_the_original_paints_them(tmp_path):
@@ -74,38 +74,39 @@ def test_shapes_are_painted_as_the_original_paints_them(tmp_path):
         {'label': label, 'points': (rng.random((rng.integers(3, 9), 2)) * SIZE[::-1]).tolist()}
         for label in labels
     ]
-    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it'], is_sentence=False))
-    truth = one.queries[0].truth(*SIZE)
-    assert set(np.unique(truth)) == {0, 1, UNSURE}
-    np.testing.assert_array_equal(truth, original_mask(shapes, *SIZE))
+    (image,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it'], is_sentence=False))
+    ground_truth = image.queries[0].ground_truth(*SIZE)
+    assert set(np.unique(ground_truth)) == {0, 1, IGNORE_LABEL}
+    np.testing.assert_array_equal(ground_truth, original_mask(shapes, *SIZE))
 
 
-def test_a_small_shape_cuts_a_hole_whatever_the_order(tmp_path):
+def test_a_small_shape_cuts_a_hole_in_any_order(tmp_path):
     shapes = [square('ignore', 12, 12, 5), square('target', 5, 5, 25), square('target', 13, 13, 2)]
-    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it']))
-    truth = one.queries[0].truth(*SIZE)
-    assert (truth[6, 6], truth[12, 12], truth[14, 14], truth[35, 50]) == (1, UNSURE, 1, 0)
+    (image,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it']))
+    ground_truth = image.queries[0].ground_truth(*SIZE)
+    points = [(6, 6), (12, 12), (14, 14), (35, 50)]
+    assert [ground_truth[point] for point in points] == [1, IGNORE_LABEL, 1, 0]
 
 
-def test_each_text_asks_for_the_same_target(tmp_path):
+def test_all_texts_of_a_file_have_the_same_target(tmp_path):
     folder = write(
         tmp_path / 'a',
         shapes=[square('target', 5, 5, 9)],
         text=['What holds the drink?', 'the cup'],
         is_sentence=True,
     )
-    (one,) = read_folder(folder)
-    assert [query.is_sentence for query in one.queries] == [True, True]
-    sample = validation_sample(one)
+    (image,) = read_folder(folder)
+    assert [query.is_sentence for query in image.queries] == [True, True]
+    sample = validation_sample(image)
     assert [turns[0].query for turns in sample.dialogues] == [
         ' What holds the drink? Please output segmentation mask.',
         ' the cup Please output segmentation mask.',
     ]
-    assert sample.truth.shape == (2, *SIZE)
-    assert (sample.truth[0] == sample.truth[1]).all()
+    assert sample.ground_truth.shape == (2, *SIZE)
+    assert (sample.ground_truth[0] == sample.ground_truth[1]).all()
 
 
-def test_without_text_every_label_is_a_thing_of_its_name(tmp_path):
+def test_without_text_each_label_is_the_name_of_an_object(tmp_path):
     shapes = [
         square('red mug', 2, 2, 6),
         square('spoon', 20, 2, 6),
@@ -113,14 +114,17 @@ def test_without_text_every_label_is_a_thing_of_its_name(tmp_path):
         square('ignore', 40, 20, 6),
         square('flag', 40, 2, 6),
     ]
-    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes))
-    assert [(q.text, q.is_sentence) for q in one.queries] == [('red mug', False), ('spoon', False)]
-    mugs, spoon = (query.truth(*SIZE) for query in one.queries)
+    (image,) = read_folder(write(tmp_path / 'a', shapes=shapes))
+    assert [(q.text, q.is_sentence) for q in image.queries] == [
+        ('red mug', False),
+        ('spoon', False),
+    ]
+    mugs, spoon = (query.ground_truth(*SIZE) for query in image.queries)
     assert (mugs[4, 4], mugs[22, 4], mugs[4, 22], mugs[22, 42], mugs[4, 42]) == (1, 1, 0, 255, 0)
     assert (spoon[4, 4], spoon[4, 22], spoon[22, 42]) == (0, 1, 255)
 
 
-def test_rectangles_circles_and_masks_of_labelme_are_regions(tmp_path):
+def test_rectangles_circles_and_masks_of_labelme_are_read(tmp_path):
     png = io.BytesIO()
     Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(png, 'PNG')
     mask = base64.b64encode(png.getvalue()).decode()
@@ -129,50 +133,50 @@ def test_rectangles_circles_and_masks_of_labelme_are_regions(tmp_path):
         {'label': 'ball', 'shape_type': 'circle', 'points': [[30, 20], [36, 20]]},
         {'label': 'bit', 'shape_type': 'mask', 'points': [[50, 30], [53, 33]], 'mask': mask},
     ]
-    (one,) = read_folder(write(tmp_path / 'a', shapes=shapes))
-    box, ball, bit = (query.truth(*SIZE) for query in one.queries)
+    (image,) = read_folder(write(tmp_path / 'a', shapes=shapes))
+    box, ball, bit = (query.ground_truth(*SIZE) for query in image.queries)
     assert box.sum() == 7 * 5
     assert ball.sum() == pytest.approx(np.pi * 36, rel=0.15)
     assert ball[20, 30] == ball[15, 30] == 1
     np.testing.assert_array_equal(bit[30:34, 50:54], np.eye(4))
 
 
-def test_a_folder_of_masks_is_read_to_the_same_end(tmp_path):
+def test_a_folder_of_masks_is_read(tmp_path):
     Image.new('RGB', SIZE[::-1]).save(tmp_path / 'kitchen.jpg')
     (tmp_path / 'kitchen').mkdir()
     mask = np.zeros(SIZE, np.uint8)
     mask[3:9, 5:20] = 255
     Image.fromarray(mask).save(tmp_path / 'kitchen' / 'red mug.png')
-    (one,) = read_folder(tmp_path)
-    assert one.queries[0].text == 'red mug'
-    np.testing.assert_array_equal(one.queries[0].truth(*SIZE), mask > 0)
+    (image,) = read_folder(tmp_path)
+    assert image.queries[0].text == 'red mug'
+    np.testing.assert_array_equal(image.queries[0].ground_truth(*SIZE), mask > 0)
 
 
-def test_labels_for_another_size_are_named(tmp_path):
+def test_annotations_for_another_size_are_an_error(tmp_path):
     shapes = [square('cup', 2, 5, 6)]
     folder = write(tmp_path / 'a', shapes=shapes, imageWidth=SIZE[1], imageHeight=SIZE[0])
     assert len(read_folder(folder)) == 1
     write(folder, shapes=shapes, imageWidth=2 * SIZE[1], imageHeight=2 * SIZE[0])
-    with pytest.raises(DataError, match=rf'one\.json.*for a picture of {SIZE[1]} x {SIZE[0]}'):
+    with pytest.raises(DataError, match=rf'one\.json.*for an image of {SIZE[1]} x {SIZE[0]}'):
         read_folder(folder)
     (folder / 'one.json').unlink()
     (folder / 'one').mkdir()
     Image.new('L', (8, 8), 255).save(folder / 'one' / 'cup.png')
-    with pytest.raises(DataError, match=r'cup\.png: labels of 8 x 8'):
+    with pytest.raises(DataError, match=r'cup\.png: annotations of 8 x 8'):
         read_folder(folder)
 
 
-def test_a_turned_photograph_is_seen_upright(tmp_path):
+def test_a_photograph_is_turned_upright_by_its_exif_orientation(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 2, 50, 6)], suffix='.jpg')
-    picture = Image.new('RGB', SIZE[::-1])
-    exif = picture.getexif()
-    exif[0x112] = 6  # turned by a quarter
-    picture.save(folder / 'one.jpg', exif=exif)
+    photograph = Image.new('RGB', SIZE[::-1])
+    exif = photograph.getexif()
+    exif[0x112] = 6  # rotated by 90 degrees
+    photograph.save(folder / 'one.jpg', exif=exif)
     sample = validation_sample(read_folder(folder)[0])
-    assert sample.image.shape[:2] == SIZE[::-1] == sample.truth.shape[1:]
+    assert sample.image.shape[:2] == SIZE[::-1] == sample.ground_truth.shape[1:]
 
 
-def test_letters_of_old_windows_are_read(tmp_path):
+def test_cp1252_text_is_read(tmp_path):
     folder = write(tmp_path / 'a')
     target = json.dumps([square('target', 1, 1, 5)])
     text = f'{{"text": ["the caf\xe9"], "is_sentence": false, "shapes": {target}}}'
@@ -183,7 +187,7 @@ def test_letters_of_old_windows_are_read(tmp_path):
 # ---- questions and answers
 
 
-def test_explanations_are_asked_for_in_three_forms(tmp_path):
+def test_explanations_are_sampled_in_three_forms(tmp_path):
     folder = write(tmp_path / 'train', shapes=[square('target', 5, 5, 9)], text=['Why so?'])
     (tmp_path / 'explanatory').mkdir()
     entry = {'image': 'one.png', 'query': 'Why so?', 'outputs': 'Because it is warm.'}
@@ -193,14 +197,14 @@ def test_explanations_are_asked_for_in_three_forms(tmp_path):
         sample = source.draw(np.random.default_rng(seed))
         ((turn,),) = sample.dialogues
         assert turn.query.startswith('Why so?')
-        assert len(sample.truth) == turn.answer_raw.count('[SEG]')
+        assert len(sample.ground_truth) == turn.answer_raw.count('[SEG]')
         explained = 'Because it is warm.' in turn.answer_raw
-        assert ('expla' in turn.query) == (explained and len(sample.truth) == 1)
-        forms.add((explained, len(sample.truth)))
+        assert ('expla' in turn.query) == (explained and len(sample.ground_truth) == 1)
+        forms.add((explained, len(sample.ground_truth)))
     assert forms == {(False, 1), (True, 1), (True, 0)}
 
 
-def test_a_name_is_asked_for_by_the_originals_questions(tmp_path):
+def test_object_names_use_the_originals_templates(tmp_path):
     source = AnnotatedImageSampler(
         read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)]))
     )
@@ -213,7 +217,7 @@ def test_a_name_is_asked_for_by_the_originals_questions(tmp_path):
 # ---- mixing
 
 
-class Named:
+class NamedSampler:
     def __init__(self, name):
         self.name = name
 
@@ -221,9 +225,9 @@ class Named:
         return self.name, rng.random()
 
 
-def test_sources_are_drawn_by_their_rates_and_by_seed_step_and_part_alone():
+def test_samplers_are_drawn_by_rate_and_only_by_seed_step_and_part():
     rates = {'semantic': 9, 'referring': 3, 'question_answer': 3, 'reasoning': 1}
-    mixture = Mixture({name: Named(name) for name in rates}, rates, seed=5)
+    mixture = Mixture({name: NamedSampler(name) for name in rates}, rates, seed=5)
     assert mixture.draw(3, 1, 4) == mixture.draw(3, 1, 4)
     assert mixture.draw(3, 1, 4) != mixture.draw(3, 2, 4)
     assert mixture.draw(3, 1, 4) != mixture.draw(4, 1, 4)
@@ -233,81 +237,81 @@ def test_sources_are_drawn_by_their_rates_and_by_seed_step_and_part_alone():
 
 
 @pytest.mark.parametrize('rates', [{'a': 0.0}, {'a': -1.0}, {}, {'b': 1.0}])
-def test_rates_that_mean_nothing_are_refused(rates):
+def test_invalid_rates_are_refused(rates):
     with pytest.raises(SettingsError, match='rates are'):
-        Mixture({'a': Named('a')}, rates)
+        Mixture({'a': NamedSampler('a')}, rates)
 
 
-# ---- what is broken
+# ---- broken files
 
 
 @pytest.mark.parametrize(
-    ('content', 'says'),
+    ('content', 'message'),
     [
-        ('{"shapes": [', 'no JSON that can be read'),
-        ('[]', 'expected an object with a list "shapes"'),
+        ('{"shapes": [', 'cannot be read as JSON'),
+        ('[]', 'expected a JSON object with a list "shapes"'),
         ('{"shapes": [{"label": "a"}]}', "KeyError: 'points'"),
         ('{"shapes": [{"label": "a", "points": [[1, 2], [3]]}]}', 'cannot be read'),
         ('{"shapes": [{"label": "", "points": [[1, 2]]}]}', "label ''"),
         (
             '{"shapes": [{"label": "a", "points": [[1, 2], [3, 4]], "shape_type": "line"}]}',
-            'a line of 2 points is no region',
+            'a line with 2 points has no area',
         ),
         (
             '{"shapes": [{"label": "a", "points": [[1, 2]], "shape_type": "mask", "mask": "%"}]}',
-            'no PNG',
+            'not a PNG',
         ),
         ('{"shapes": [], "text": [3]}', 'expected a list of instructions'),
         ('{"shapes": [{"label": "target", "points": [[1, 2]]}]}', 'add "text"'),
     ],
 )
-def test_a_broken_file_is_named_with_what_was_expected(content, says, tmp_path):
+def test_the_error_of_a_broken_file_says_what_was_expected(content, message, tmp_path):
     folder = write(tmp_path / 'a', 'good', [square('cup', 1, 1, 5)])
     write(folder, 'bad')
     (folder / 'bad.json').write_text(content)
     with pytest.raises(DataError) as caught:
         read_folder(folder)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert str(folder / 'bad.json') in str(caught.value)
 
 
-def test_a_folder_without_labels_and_labels_without_a_picture_are_named(tmp_path):
+def test_a_folder_without_annotations_and_annotations_without_an_image_are_errors(tmp_path):
     with pytest.raises(DataError, match='no such folder'):
         read_folder(tmp_path / 'nowhere')
     Image.new('RGB', (4, 4)).save(tmp_path / 'one.png')
-    with pytest.raises(DataError, match=r'1 pictures, none of them labelled.*labelme'):
+    with pytest.raises(DataError, match=r'1 images, none of them annotated.*labelme'):
         read_folder(tmp_path)
     (tmp_path / 'two.json').write_text('{"shapes": []}')
-    with pytest.raises(DataError, match=r'two\.json: no picture two'):
+    with pytest.raises(DataError, match=r'two\.json: there is no image two '):
         read_folder(tmp_path)
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_is_an_error(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 1, 1, 5)])
-    (folder / 'one.png').write_bytes(b'no picture')
-    with pytest.raises(DataError, match=r'one\.png cannot be read as a picture'):
+    (folder / 'one.png').write_bytes(b'not an image')
+    with pytest.raises(DataError, match=r'one\.png cannot be read as an image'):
         validation_sample(read_folder(folder)[0])
 
 
 # ---- frames of a bag
 
 
-def test_frames_of_a_bag_become_pictures_to_label(tmp_path, capsys):
+def test_frames_of_a_bag_become_images_to_annotate(tmp_path, capsys):
     out = tmp_path / 'frames'
-    given = ['frames', str(BAG), '--topic', '/camera/color/image_raw', '--out', str(out)]
-    assert cli.main([*given, '--every', '1']) == 0
-    assert '4 frames' in capsys.readouterr().out
+    command = ['frames', str(BAG), '--topic', '/camera/color/image_raw', '--out', str(out)]
+    assert cli.main([*command, '--every', '1']) == 0
+    assert '4 images' in capsys.readouterr().out
     stamps = sorted(int(path.stem) for path in out.iterdir())
     assert (np.diff(stamps) == 1_000_000_000).all()
-    pictures = [np.asarray(Image.open(out / f'{stamp}.png')) for stamp in stamps]
-    assert {picture.shape for picture in pictures} == {(240, 320, 3)}
-    assert (pictures[0] != pictures[1]).mean() > 0.1
+    images = [np.asarray(Image.open(out / f'{stamp}.png')) for stamp in stamps]
+    assert {image.shape for image in images} == {(240, 320, 3)}
+    assert (images[0] != images[1]).mean() > 0.1
     (out / f'{stamps[0]}.json').write_text(json.dumps({'shapes': [square('mug', 9, 9, 50)]}))
-    (one,) = read_folder(out)  # the others are not labelled yet
-    assert one.path.stem == str(stamps[0])
+    (image,) = read_folder(out)  # the others are not annotated yet
+    assert image.path.stem == str(stamps[0])
 
 
-def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
+def test_the_error_lists_the_topics_and_names_a_missing_bag(tmp_path):
     expected = '/camera/aligned_depth_to_color/image_raw, /camera/color/image_raw'
     for topic in (None, '/image'):
         with pytest.raises(DataError, match=expected):
@@ -315,30 +319,30 @@ def test_the_right_topic_is_said_and_a_missing_bag_is_named(tmp_path):
     with pytest.raises(DataError, match='no bag at'):
         bag_frames.extract_frames(tmp_path / 'none', tmp_path)
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
-    with pytest.raises(DataError, match='no rosbag2 bag that can be read'):
+    with pytest.raises(DataError, match='cannot be read as a rosbag2 bag'):
         bag_frames.extract_frames(tmp_path / 'broken.mcap', tmp_path)
 
 
-# ---- what is there twice, or not
+# ---- duplicate and missing annotations
 
 
-def test_labels_and_masks_of_one_picture_are_asked_together(tmp_path):
+def test_shapes_and_masks_of_one_image_are_combined(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('cup', 5, 5, 9)])
     (folder / 'one').mkdir()
     Image.fromarray(np.full(SIZE, 255, np.uint8)).save(folder / 'one' / 'wall.png')
-    (one,) = read_folder(folder)
-    assert [query.text for query in one.queries] == ['cup', 'wall']
+    (image,) = read_folder(folder)
+    assert [query.text for query in image.queries] == ['cup', 'wall']
 
 
-def test_a_text_without_shapes_asks_for_what_is_not_there(tmp_path):
-    (one,) = read_folder(write(tmp_path / 'a', text=['the cat'], is_sentence=False))
-    assert not one.queries[0].truth(*SIZE).any()
+def test_a_text_without_shapes_is_an_absent_object(tmp_path):
+    (image,) = read_folder(write(tmp_path / 'a', text=['the cat'], is_sentence=False))
+    assert not image.queries[0].ground_truth(*SIZE).any()
 
 
-# ---- what is broken, and left out
+# ---- skipped files
 
 
-def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
+def test_broken_files_are_reported_and_the_rest_is_read(tmp_path):
     target = square('target', 5, 5, 9)
     folder = write(tmp_path / 'a', 'good', [target], text=['it'])
     write(folder, 'outside', [square('target', 500, 5, 9)], text=['it'])
@@ -348,14 +352,14 @@ def test_what_is_broken_is_noted_and_the_rest_is_read(tmp_path):
     (folder / 'alone.json').write_text(json.dumps({'shapes': [target], 'text': ['it']}))
     Image.new('RGB', (9, 9)).save(folder / 'unlabelled.png')
     Image.new('RGB', (9, 9)).save(folder / 'good.jpg')
-    noted = []
-    assert [one.path.stem for one in read_folder(folder, noted.append)] == ['good']
-    says = {
-        'alone': 'no picture alone', 'empty': 'cannot be read',
-        'outside': 'outside of its picture',
-        'ignored': 'labels nothing but what is ignored', 'good': 'has the same name; rename one',
+    errors = []
+    assert [image.path.stem for image in read_folder(folder, errors.append)] == ['good']
+    messages = {
+        'alone': 'there is no image alone', 'empty': 'cannot be read',
+        'outside': 'lies outside of the image',
+        'ignored': 'only ignored shapes', 'good': 'has the same stem; rename one',
     }  # fmt: skip
-    assert len(noted) == len(says)
-    for error in noted:
-        (name,) = [name for name in says if f'{name}.' in str(error).split(':')[0]]
-        assert says[name] in str(error)
+    assert len(errors) == len(messages)
+    for error in errors:
+        (name,) = [name for name in messages if f'{name}.' in str(error).split(':')[0]]
+        assert messages[name] in str(error)

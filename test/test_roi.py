@@ -1,41 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A region of a picture is looked at alone, and its masks lie where it was."""
+"""Crop an image and a dialogue to a region; paste its masks back."""
 
 import numpy as np
 import pytest
-from test_scheduler import found
 
 from lisa_ros.errors import ImageError
 from lisa_ros.perception import roi
-from lisa_ros.results import Dialogue, MaskReady
+from lisa_ros.results import Dialogue, MaskReady, Segmentation, Status
 
-PICTURE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+IMAGE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
 
-def test_a_region_is_a_part_of_the_picture():
-    part = roi.crop(PICTURE, (2, 1, 5, 3))
+def test_crop_returns_the_pixels_of_the_region():
+    part = roi.crop(IMAGE, (2, 1, 5, 3))
     assert part.shape == (3, 5, 3)
-    np.testing.assert_array_equal(part[0, 0], PICTURE[1, 2])
+    np.testing.assert_array_equal(part[0, 0], IMAGE[1, 2])
 
 
 @pytest.mark.parametrize('region', [(4, 0, 5, 1), (0, 4, 1, 3), (0, 0, 0, 5), (0, 0, 5, 0)])
-def test_a_region_that_is_not_within_the_picture_is_named(region):
-    with pytest.raises(ImageError, match='is not within the picture of 8 x 6'):
-        roi.crop(PICTURE, region)
+def test_a_region_outside_of_the_image_is_an_error(region):
+    with pytest.raises(ImageError, match='is not within the image of 8 x 6'):
+        roi.crop(IMAGE, region)
 
 
-def test_masks_of_a_region_lie_where_it_was():
-    result = roi.paste_result(found('x'), (3, 4, 2, 2), (6, 8))
-    assert result.masks.shape == (1, 6, 8)
-    assert result.masks.sum() == 4
-    assert result.masks[0, 4:6, 3:5].all()
-    assert result.answer == found('x').answer
-    early = MaskReady(0, np.ones((2, 2), bool), np.ones((2, 2), np.float32), 0.5)
-    whole = roi.paste_mask(early, (3, 4, 2, 2), (6, 8))
-    np.testing.assert_array_equal(whole.mask, result.masks[0])
+def test_masks_are_pasted_at_the_region():
+    logits = np.full((1, 2, 2), 5, np.float32)
+    result = Segmentation('x', 'Sure.', '[SEG].', logits > 0, logits, np.ones(1), Status.FOUND)
+    pasted = roi.paste_result(result, (3, 4, 2, 2), (6, 8))
+    assert pasted.masks.shape == (1, 6, 8)
+    assert pasted.masks.sum() == 4
+    assert pasted.masks[0, 4:6, 3:5].all()
+    assert pasted.answer == result.answer
+    event = roi.paste_mask(MaskReady(0, logits[0] > 0, logits[0], 0.5), (3, 4, 2, 2), (6, 8))
+    np.testing.assert_array_equal(event.mask, pasted.masks[0])
 
 
-def test_what_a_dialogue_has_shown_is_cropped_with_the_picture():
+def test_the_masks_of_a_dialogue_are_cropped_with_the_image():
     shown = np.zeros((1, 6, 8), bool)
     shown[0, 4, 3] = True
     part = roi.crop_dialogue(Dialogue(shown=shown), (3, 4, 2, 2)).shown

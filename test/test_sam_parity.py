@@ -5,16 +5,17 @@ from original_sam import SIZES, build, masks
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checkpoint import load_sam_pth
 from lisa_ros.model.checkpoint_checks import check_keys
 from lisa_ros.model.key_mapping import map_sam_key, unmap_sam_key
-from lisa_ros.model.lisa import LISA, LisaConfig, sam_config
+from lisa_ros.model.lisa import LISA
+from lisa_ros.model.lisa_config import LisaConfig, sam_config
+from lisa_ros.model.sam_file import load_sam_pth
 
 pytestmark = pytest.mark.parity
 
 
 def lisa_around(sam_config) -> LISA:
-    """A LISA with this SAM and next to nothing else."""
+    """Return a LISA with this SAM and minimal other parts."""
     small = {'hidden_size': 8, 'intermediate_size': 8, 'num_hidden_layers': 1}
     width = sam_config.prompt_encoder_config.hidden_size
     return LISA(
@@ -35,13 +36,13 @@ def build_config():
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_a_sam_file_gives_the_outputs_of_segment_anything(name, tmp_path):
+def test_a_loaded_sam_file_gives_the_outputs_of_segment_anything(name, tmp_path):
     size = SIZES[name]
     original = build(size)
     torch.save(original.state_dict(), tmp_path / 'sam.pth')
     config, state = load_sam_pth(tmp_path / 'sam.pth')
     ours = lisa_around(config)
-    ours.sam.load_state_dict(state)  # strict: nothing missing, nothing left over
+    ours.sam.load_state_dict(state)  # strict: none missing, none unexpected
 
     pixels, prompts = torch.randn(1, 3, size.image, size.image), torch.randn(3, size.prompt)
     grid, low_res, iou = masks(original, pixels, prompts)
@@ -53,14 +54,14 @@ def test_a_sam_file_gives_the_outputs_of_segment_anything(name, tmp_path):
     torch.testing.assert_close(our_iou, iou, atol=2e-5, rtol=1e-4)
 
 
-def test_the_positions_of_the_grid_are_segment_anythings(tmp_path):
+def test_the_grid_position_encoding_is_segment_anythings(tmp_path):
     original = build(SIZES['other patch and ratio'])
     torch.save(original.state_dict(), tmp_path / 'sam.pth')
     config, state = load_sam_pth(tmp_path / 'sam.pth')
     ours = lisa_around(config)
     ours.sam.load_state_dict(state)
-    wanted = original.prompt_encoder.get_dense_pe()
-    torch.testing.assert_close(ours.sam.grid_positions(), wanted, atol=1e-5, rtol=0)
+    expected = original.prompt_encoder.get_dense_pe()
+    torch.testing.assert_close(ours.sam.grid_positions(), expected, atol=1e-5, rtol=0)
 
 
 def test_no_prompt_gives_no_mask():
@@ -69,7 +70,7 @@ def test_no_prompt_gives_no_mask():
     assert (low_res.shape, iou.shape) == ((0, 32, 32), (0,))
 
 
-def test_an_untrained_sam_is_alive():
+def test_an_untrained_sam_has_varied_features():
     ours = lisa_around(build_config())
     frequencies = ours.sam.prompt_encoder.shared_embedding.positional_embedding
     assert not frequencies.requires_grad
@@ -78,7 +79,7 @@ def test_an_untrained_sam_is_alive():
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_every_name_leads_back_to_segment_anythings(name):
+def test_every_key_maps_back_to_segment_anythings(name):
     for key in build(SIZES[name]).state_dict():
         ours = map_sam_key(key)
         assert ours is None or unmap_sam_key(ours) == key
@@ -94,11 +95,11 @@ def test_a_sam_with_another_head_or_rank_is_refused(tmp_path):
             lisa_around(config).sam, {key: tuple(w.shape) for key, w in deep.items()}, 'deep'
         )
     torch.save(state | {'image_encoder.pos_embed': torch.zeros(4)}, tmp_path / 'flat.pth')
-    with pytest.raises(CheckpointError, match='sizes that no SAM has'):
+    with pytest.raises(CheckpointError, match='impossible sizes'):
         load_sam_pth(tmp_path / 'flat.pth')
 
 
-def test_a_file_that_is_no_sam_is_refused(tmp_path):
+def test_a_file_that_is_not_a_sam_is_refused(tmp_path):
     torch.save({'weight': torch.zeros(3)}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match=r'lacks image_encoder\.pos_embed'):
         load_sam_pth(tmp_path / 'other.pth')

@@ -1,534 +1,870 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session without ROS: what is answered, about which frame, and what survives."""
+"""The request scheduler without ROS: order of requests, frames, dialogues, errors."""
 
 import threading
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from lisa_ros.errors import ImageError
-from lisa_ros.results import Dialogue, Segmentation, Status, Turn
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token
+from lisa_ros.ros.configuration import session_options
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import Request
+from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
 from lisa_ros.session.scheduler import RequestScheduler
+from lisa_ros.settings import Settings
 
 MS = 1_000_000  # ns
+OPTIONS = session_options(Settings())
 
 
-def found(text):
+def found_result(text):
     masks = np.ones((1, 2, 2), bool)
     return Segmentation(
-        text, f'Sure, {text}.', f'Sure, {text} [SEG].', (1, 2), masks, masks * 5.0,
+        text, f'Sure, {text}.', f'Sure, {text} [SEG].', masks, masks * 5.0,
         np.ones(1, np.float32), Status.FOUND,
     )  # fmt: skip
 
 
+class Log:
+    """Collects error lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def error(self, message):
+        self.lines.append(message)
+
+
+class Passthrough:
+    """Decodes nothing: the model gets the frame itself."""
+
+    def rgb_image(self, frame):
+        return frame
+
+
 class Model:
-    """Answers at once, or when `go` is set; notes what it was asked."""
+    """A backend that answers at once, or when `go` is set; it records its calls."""
 
     def __init__(self, blocking=False):
-        self.asked, self.frames, self.dialogues = [], [], []
+        self.texts, self.frames, self.dialogues, self.queries = [], [], [], []
         self.started, self.go = threading.Semaphore(0), threading.Event()
         self.threads = set()
         if not blocking:
             self.go.set()
 
-    def __call__(self, frame, request, dialogue):
-        self.asked.append(request.text)
-        self.frames.append(frame)
-        self.dialogues.append(dialogue)
+    def stream(self, image, query, options, cancel):
+        self.texts.append(query.text)
+        self.frames.append(image)
+        self.dialogues.append(query.dialogue)
+        self.queries.append((query, options))
         self.threads.add(threading.current_thread().name)
         self.started.release()
         while not self.go.wait(0.005):
-            if request.cancelled.is_set():
-                return Segmentation(
-                    request.text, '', '', (), np.zeros((0, 2, 2), bool), np.zeros((0, 2, 2)),
-                    np.zeros(0), Status.CANCELLED, 'cancelled',
-                )  # fmt: skip
-        if request.text == 'user error':
+            if cancel.is_set():
+                yield Done(replace(found_result(query.text), status=Status.CANCELLED))
+                return
+        if query.text == 'user error':
             raise ImageError('encoding rgb9 is not supported')
-        if request.text == 'bug':
+        if query.text == 'bug':
             raise ZeroDivisionError('oops')
-        return found(request.text)
+        yield Token('Sure')
+        yield Done(found_result(query.text))
 
 
-class Ends:
-    """Collects the ends of requests; `wait(n)` waits for n of them."""
+class Listener:
+    """Collects the results of requests; `wait(n)` waits for n of them."""
 
     def __init__(self):
-        self.all, self.changed = [], threading.Condition()
+        self.ends, self.calls, self.threads = [], [], set()
+        self.changed = threading.Condition()
 
-    def __call__(self, request, frame, result):
+    def started(self, request, frame):
+        self.record(('started', request.text, frame.stamp))
+
+    def event(self, request, event):
+        self.record(('event', request.text, event.text))
+
+    def record(self, call):
         with self.changed:
-            self.all.append((request.text, frame, result))
+            self.calls.append(call)
+            self.threads.add(threading.current_thread().name)
+            self.changed.notify_all()
+
+    def finished(self, request, frame, result):
+        self.record(('finished', request.text, result.status))
+        with self.changed:
+            self.ends.append((request.text, frame, result))
             self.changed.notify_all()
 
     def wait(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.all) >= count, 5), self.all
-        return [(text, result.status) for text, _, result in self.all]
+            assert self.changed.wait_for(lambda: len(self.ends) >= count, 5), self.ends
+        return [(text, result.status) for text, _, result in self.ends]
+
+
+@dataclass
+class FixedClock:
+    time_ns: int
+
+    def now_ns(self):
+        return self.time_ns
+
+
+def make_scheduler(model, listener, log, *, dialogues=None, clock=None, **options):
+    """Return an inference thread and a scheduler with options, both started."""
+    inference = InferenceThread(model, Passthrough(), InferenceOptions(), log)
+    inference.start()
+    scheduler = RequestScheduler(
+        inference,
+        listener,
+        replace(OPTIONS, **options),
+        dialogues=dialogues,
+        clock=clock,
+        log=log,
+    )
+    scheduler.start()
+    return inference, scheduler
 
 
 @pytest.fixture
 def run():
-    """Start a session with a model; it is closed at the end of the test."""
-    sessions = []
+    """Start a scheduler with a model; it is closed at the end of the test."""
+    started = []
 
-    def start(model=None, **options):
-        ends, reports = Ends(), []
-        model = model or Model()
-        options = {'report': reports.append, **options}
-        session = RequestScheduler(model, ends, **options)
-        sessions.append((session, model))
-        session.start()
-        return session, model, ends, reports
+    def start(model=None, listener=None, **options):
+        listener, log, model = listener or Listener(), Log(), model or Model()
+        inference, scheduler = make_scheduler(model, listener, log, **options)
+        started.append((inference, scheduler, model))
+        return scheduler, model, listener, log
 
     yield start
-    for session, model in sessions:
+    for inference, scheduler, model in started:
         model.go.set()
-        assert session.close(5)
+        assert scheduler.close(5)
+        assert inference.close(5)
+
+
+def goal(text, listener, **fields):
+    return Request(text, RequestKind.GOAL, listener, **fields)
+
+
+def wait(condition):
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+# ---- one request
 
 
 def test_a_command_is_answered_about_the_newest_image(run):
-    session, model, ends, _ = run()
-    session.offer_image(1, 'old')
-    session.offer_image(2, 'new')
-    session.command('the mug')
-    assert ends.wait(1) == [('the mug', Status.FOUND)]
+    scheduler, model, listener, _ = run()
+    scheduler.add_image(1, 'old')
+    scheduler.add_image(2, 'new')
+    scheduler.submit_command('the mug')
+    assert listener.wait(1) == [('the mug', Status.FOUND)]
     assert model.frames[0].image == 'new'
-    assert model.threads == {'lisa-session'}
+    assert model.threads == {'lisa-inference'}
+
+
+def test_a_listener_follows_its_request_in_order_on_the_delivery_thread(run):
+    scheduler, _, listener, _ = run()
+    scheduler.add_image(7, 'image')
+    scheduler.submit_command('the mug')
+    listener.wait(1)
+    assert listener.calls == [
+        ('started', 'the mug', 7),
+        ('event', 'the mug', 'Sure'),
+        ('finished', 'the mug', Status.FOUND),
+    ]
+    assert listener.threads == {'lisa-delivery'}
+
+
+def test_the_model_does_not_wait_for_a_slow_listener(run):
+    """The second request is answered while the first result is still being published."""
+    gate, listener = threading.Event(), Listener()
+    collect, listener.finished = listener.finished, lambda *end: gate.wait(10) and collect(*end)
+    scheduler, model, _, _ = run(listener=listener)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('one')
+    wait(lambda: model.texts == ['one'])
+    scheduler.submit_goal(goal('two', listener))
+    wait(lambda: model.texts == ['one', 'two'])
+    assert not listener.ends
+    gate.set()
+    assert [text for text, _ in listener.wait(2)] == ['one', 'two']
+
+
+def test_results_that_are_not_delivered_hold_the_model_back(run):
+    """Otherwise a listener that is slower than the model makes the queue grow without end."""
+    gate, listener = threading.Event(), Listener()
+    collect, listener.finished = listener.finished, lambda *end: gate.wait(10) and collect(*end)
+    scheduler, model, _, _ = run(listener=listener, watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.set_standing_query('watched')
+    wait(lambda: model.texts == ['watched'])
+    for stamp in range(2, 5):
+        scheduler.add_image(stamp, 'image')
+        time.sleep(0.02)
+    assert model.texts == ['watched']  # background work waits for each delivery
+    for number in range(12):
+        scheduler.submit_goal(goal(str(number), listener))
+    wait(lambda: len(model.texts) == 8)
+    time.sleep(0.05)
+    assert model.texts == ['watched', *map(str, range(7))]
+    gate.set()
+    listener.wait(14)
+    assert model.texts[:13] == ['watched', *map(str, range(12))]
+    wait(lambda: model.texts[13:] == ['watched'])
+
+
+@pytest.mark.parametrize('masks', [np.ones(3, bool), None])
+def test_a_result_that_breaks_the_protocol_fails_its_request_only(run, masks):
+    class BrokenModel(Model):
+        def stream(self, image, query, options, cancel):
+            result = found_result(query.text)
+            yield Done(replace(result, masks=masks) if query.text == 'broken' else result)
+
+    scheduler, _, listener, log = run(BrokenModel())
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('broken')
+    assert listener.wait(1) == [('broken', Status.FAILED)]
+    assert listener.ends[0][2].reason.startswith('internal error: ')
+    assert 'Traceback' in log.lines[0]
+    scheduler.submit_command('fine')
+    assert listener.wait(2)[1] == ('fine', Status.FOUND)
+
+
+def test_a_scheduler_that_never_started_delivers_the_ends_of_its_requests():
+    listener, log = Listener(), Log()
+    inference = InferenceThread(Model(), Passthrough(), InferenceOptions(), log)
+    scheduler = RequestScheduler(inference, listener, OPTIONS, log=log)
+    scheduler.submit_command('the mug')
+    assert scheduler.close(1)
+    assert listener.wait(1) == [('the mug', Status.CANCELLED)]
+    assert inference.close(1)
+
+
+def test_a_listener_is_called_without_the_lock_after_close(run):
+    scheduler, _, listener, log = run()
+    assert scheduler.close(5)
+    collect, other_threads = listener.finished, []
+
+    def finished(request, frame, result):
+        other = threading.Thread(target=lambda: other_threads.append(scheduler.is_busy))
+        other.start()
+        other.join(5)
+        collect(request, frame, result)
+
+    listener.finished = finished
+    scheduler.submit_command('too late')
+    assert listener.wait(1) == [('too late', Status.CANCELLED)]
+    assert other_threads == [False]
+    assert log.lines == []
+
+
+def test_a_call_after_delivery_comes_after_the_results_that_are_on_their_way(run):
+    gate, listener = threading.Event(), Listener()
+    collect, listener.finished = listener.finished, lambda *end: gate.wait(10) and collect(*end)
+    scheduler, model, _, _ = run(listener=listener)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('one')
+    wait(lambda: model.texts == ['one'])
+    wait(lambda: not scheduler.is_busy)
+    scheduler.call_after_delivery(lambda: listener.record('called'))
+    scheduler.submit_command('two')
+    gate.set()
+    listener.wait(2)
+    calls = listener.calls
+    assert calls.index(('finished', 'one', Status.FOUND)) < calls.index('called')
+    assert calls.index('called') < calls.index(('started', 'two', 1))
 
 
 def test_a_command_waits_for_the_first_image(run):
-    session, model, ends, _ = run()
-    session.command('the mug')
+    scheduler, model, listener, _ = run()
+    scheduler.submit_command('the mug')
     time.sleep(0.05)
-    assert model.asked == []
-    assert session.seconds_waiting > 0
-    session.offer_image(1, 'first')
-    assert ends.wait(1) == [('the mug', Status.FOUND)]
+    assert model.texts == []
+    assert scheduler.seconds_waiting > 0
+    scheduler.add_image(1, 'first')
+    assert listener.wait(1) == [('the mug', Status.FOUND)]
 
 
-def test_without_any_image_the_command_fails_in_time(run):
-    session, model, ends, _ = run(image_timeout=0.1)
-    session.command('the mug')
-    assert ends.wait(1) == [('the mug', Status.FAILED)]
-    assert 'no image within 0.1 s' in ends.all[0][2].reason
-    assert model.asked == []
+def test_without_any_image_the_command_fails_after_the_timeout(run):
+    scheduler, model, listener, _ = run(image_timeout=0.1)
+    scheduler.submit_command('the mug')
+    assert listener.wait(1) == [('the mug', Status.FAILED)]
+    assert 'no image within 0.1 s' in listener.ends[0][2].reason
+    assert model.texts == []
 
 
 def test_the_image_is_frozen_when_the_request_starts(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'at the start')
-    session.command('the mug')
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'at the start')
+    scheduler.submit_command('the mug')
     assert model.started.acquire(timeout=5)
-    session.offer_image(2, 'later')
+    scheduler.add_image(2, 'later')
     model.go.set()
-    ends.wait(1)
-    assert ends.all[0][1].stamp == 1
+    listener.wait(1)
+    assert listener.ends[0][1].stamp == 1
 
 
 def test_a_new_command_supersedes_the_waiting_one_but_not_the_running_one(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    session.command('runs')
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('runs')
     assert model.started.acquire(timeout=5)
-    session.command('waits')
-    session.command('replaces')
-    assert ends.wait(1) == [('waits', Status.CANCELLED)]
-    assert "superseded by 'replaces'" in ends.all[0][2].reason
+    scheduler.submit_command('waits')
+    scheduler.submit_command('replaces')
+    assert listener.wait(1) == [('waits', Status.SUPERSEDED)]
+    assert listener.ends[0][2].reason == "superseded by 'replaces' before it started"
     model.go.set()
-    assert ends.wait(3)[1:] == [('runs', Status.FOUND), ('replaces', Status.FOUND)]
-    assert model.asked == ['runs', 'replaces']
-    assert (session.counts.superseded, session.counts.cancelled) == (1, 0)
+    assert listener.wait(3)[1:] == [('runs', Status.FOUND), ('replaces', Status.FOUND)]
+    assert model.texts == ['runs', 'replaces']
+    assert (scheduler.counters.superseded, scheduler.counters.cancelled) == (1, 0)
+    assert listener.threads == {'lisa-delivery'}
 
 
-def test_cancel_stops_what_runs_and_what_waits(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    session.command('runs')
+def test_what_runs_and_what_waits_can_be_cancelled(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    running = scheduler.submit_command('runs')
     assert model.started.acquire(timeout=5)
-    session.command('waits')
-    assert session.cancel()
-    assert sorted(ends.wait(2)) == [('runs', Status.CANCELLED), ('waits', Status.CANCELLED)]
-    assert not session.cancel()
+    waiting = scheduler.submit_command('waits')
+    assert scheduler.cancel(waiting)
+    assert scheduler.cancel(running)
+    assert listener.wait(2) == [('waits', Status.CANCELLED), ('runs', Status.CANCELLED)]
+    assert not scheduler.cancel(waiting)
+    assert not scheduler.cancel(running)
+    assert scheduler.counters.cancelled == 2
 
 
-def test_cancelling_one_leaves_the_other(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    session.command('runs')
+def test_cancelling_one_request_leaves_the_other(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('runs')
     assert model.started.acquire(timeout=5)
-    assert session.cancel(session.command('waits'))
+    assert scheduler.cancel(scheduler.submit_command('waits'))
     model.go.set()
-    assert ends.wait(2) == [('waits', Status.CANCELLED), ('runs', Status.FOUND)]
+    assert listener.wait(2) == [('waits', Status.CANCELLED), ('runs', Status.FOUND)]
 
 
 def test_a_failing_model_fails_its_request_only(run):
-    session, _, ends, reports = run()
-    session.offer_image(1, 'image')
+    scheduler, _, listener, log = run()
+    scheduler.add_image(1, 'image')
     for number, text in enumerate(('user error', 'bug', 'fine'), 1):
-        session.command(text)
-        ends.wait(number)
-    assert [status for _, status in ends.wait(3)] == [Status.FAILED, Status.FAILED, Status.FOUND]
-    assert ends.all[0][2].reason == 'encoding rgb9 is not supported'
-    assert ends.all[1][2].reason == 'internal error: ZeroDivisionError: oops'
-    assert len(reports) == 1  # a user's error has no traceback, a bug keeps its own
-    assert 'Traceback' in reports[0]
+        scheduler.submit_command(text)
+        listener.wait(number)
+    statuses = [status for _, status in listener.wait(3)]
+    assert statuses == [Status.FAILED, Status.FAILED, Status.FOUND]
+    assert listener.ends[0][2].reason == 'encoding rgb9 is not supported'
+    assert listener.ends[1][2].reason == 'internal error: ZeroDivisionError: oops'
+    assert len(log.lines) == 1  # a user's error has no traceback, a bug has one
+    assert 'Traceback' in log.lines[0]
 
 
-def test_a_failing_listener_does_not_end_the_session():
-    reports, done = [], threading.Semaphore(0)
+def test_a_failing_listener_does_not_end_the_scheduler(run):
+    done, listener = threading.Semaphore(0), Listener()
 
-    def listener(request, frame, result):
+    def fail(request, frame, result):
         done.release()
         raise RuntimeError('publisher is gone')
 
-    session = RequestScheduler(Model(), listener, report=reports.append)
-    session.start()
-    session.add_image(1, 'image')
+    listener.finished = fail
+    scheduler, _, _, log = run(listener=listener)
+    scheduler.add_image(1, 'image')
     for _ in range(2):
-        session.submit_command('the mug')
+        scheduler.submit_command('the mug')
         assert done.acquire(timeout=5)
-    assert session.close(5)
-    assert 'publisher is gone' in reports[0]
+    assert scheduler.close(5)
+    assert 'publisher is gone' in log.lines[0]
 
 
 @pytest.mark.parametrize('text', ['', '  \n'])
 def test_an_empty_command_fails_at_once_and_disturbs_nothing(run, text):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(7, 'image')
-    session.command('runs')
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(7, 'image')
+    scheduler.submit_command('runs')
     assert model.started.acquire(timeout=5)
-    session.command('waits')
-    session.command(text)
-    assert ends.wait(1) == [(text, Status.FAILED)]
-    assert 'empty' in ends.all[0][2].reason
-    assert ends.all[0][1].stamp == 7
+    scheduler.submit_command('waits')
+    scheduler.submit_command(text)
+    assert listener.wait(1) == [(text, Status.FAILED)]
+    assert 'empty' in listener.ends[0][2].reason
+    assert listener.ends[0][1].stamp == 7
     model.go.set()
-    assert len(ends.wait(3)) == 3
+    assert len(listener.wait(3)) == 3
+
+
+def test_a_request_with_its_own_frame_does_not_wait_for_a_camera(run):
+    scheduler, _, listener, _ = run(image_timeout=30.0)
+    scheduler.submit_command('the mug')  # there is no image yet
+    scheduler.submit_goal(goal('the bowl', listener, frame=SyncedMessages(1, 'its own')))
+    assert listener.wait(1) == [('the bowl', Status.FOUND)]
+    scheduler.add_image(2, 'the camera')
+    assert listener.wait(2)[1] == ('the mug', Status.FOUND)
+
+
+def test_region_and_explanation_are_for_the_model(run):
+    scheduler, model, listener, _ = run()
+    scheduler.submit_goal(
+        goal('the mug', listener, frame=SyncedMessages(1, 'image'), explain=True)
+    )
+    listener.wait(1)
+    query, options = model.queries[0]
+    assert (query.text, query.explain, query.region) == ('the mug', True, None)
+    assert options == InferenceOptions()
+
+
+def test_closing_cancels_all_and_ends_the_threads():
+    model, listener = Model(blocking=True), Listener()
+    inference, scheduler = make_scheduler(model, listener, Log())
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('runs')
+    assert model.started.acquire(timeout=5)
+    scheduler.submit_command('waits')
+    assert scheduler.close(5)
+    scheduler.submit_command('too late')
+    assert {status for _, status in listener.wait(3)} == {Status.CANCELLED}
+    assert inference.close(5)
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {'lisa-inference', 'lisa-delivery'}
+
+
+def test_a_model_that_does_not_stop_keeps_the_scheduler_open_for_a_later_close():
+    model, listener = Model(blocking=True), Listener()
+    answer = model.stream
+    model.stream = lambda image, query, options, cancel: answer(
+        image, query, options, threading.Event()
+    )
+    inference, scheduler = make_scheduler(model, listener, Log())
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('uncancellable')
+    assert model.started.acquire(timeout=5)
+    assert not scheduler.close(0.05)
+    assert not inference.close(0.05)
+    model.go.set()
+    assert scheduler.close(5)
+    assert listener.wait(1) == [('uncancellable', Status.FOUND)]
+    assert inference.close(5)
+
+
+# ---- matching of messages
 
 
 def test_depth_and_camera_info_are_those_nearest_to_the_image(run):
-    session, _, _, _ = run()
+    scheduler, _, _, _ = run()
     for k in range(5):
-        session.offer_depth(k * 33 * MS + 4 * MS, f'depth {k}')
-        session.offer_camera_info(k * 33 * MS, f'info {k}')
-        session.offer_image(k * 33 * MS, f'image {k}')
-    frame = session.newest_frame()
+        scheduler.add_depth(k * 33 * MS + 4 * MS, f'depth {k}')
+        scheduler.add_camera_info(k * 33 * MS, f'info {k}')
+        scheduler.add_image(k * 33 * MS, f'image {k}')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth, frame.camera_info) == ('image 4', 'depth 4', 'info 4')
 
 
-def test_the_newest_image_with_depth_is_taken_while_its_own_depth_is_on_the_way(run):
-    session, _, _, _ = run(depth_tolerance=0.01)
+def test_the_newest_image_with_depth_is_taken_while_the_next_depth_is_on_its_way(run):
+    scheduler, _, _, _ = run(depth_tolerance=0.01)
     for k in range(3):
-        session.offer_image(k * 33 * MS, f'image {k}')
+        scheduler.add_image(k * 33 * MS, f'image {k}')
         if k < 2:
-            session.offer_depth(k * 33 * MS, f'depth {k}')
-    assert session.newest_frame().image == 'image 1'
-    session.offer_depth(2 * 33 * MS, 'depth 2')
-    assert session.newest_frame().image == 'image 2'
+            scheduler.add_depth(k * 33 * MS, f'depth {k}')
+    assert scheduler.newest_frame().image == 'image 1'
+    scheduler.add_depth(2 * 33 * MS, 'depth 2')
+    assert scheduler.newest_frame().image == 'image 2'
 
 
-def test_depth_that_is_another_image_s_is_not_taken(run):
+def test_the_depth_of_another_image_is_not_taken(run):
     """At 30 Hz the frame before is well within the tolerance."""
-    session, _, _, _ = run(depth_tolerance=0.05)
+    scheduler, _, _, _ = run(depth_tolerance=0.05)
     for k in range(4):
-        session.offer_image(k * 33 * MS, f'image {k}')
+        scheduler.add_image(k * 33 * MS, f'image {k}')
         if k < 3:
-            session.offer_depth(k * 33 * MS, f'depth {k}')
-    frame = session.newest_frame()
+            scheduler.add_depth(k * 33 * MS, f'depth {k}')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('image 2', 'depth 2')
-    session.offer_depth(3 * 33 * MS, 'depth 3')
-    frame = session.newest_frame()
+    scheduler.add_depth(3 * 33 * MS, 'depth 3')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('image 3', 'depth 3')
 
 
-def test_a_request_with_a_frame_of_its_own_waits_for_no_camera(run):
-    session, _, ends, _ = run(image_timeout=30.0)
-    session.command('the mug')  # there is no image yet
-    session.goal(Request('the bowl', frame=SyncedMessages(1, 'its own'), patient=True))
-    assert ends.wait(1) == [('the bowl', Status.FOUND)]
-    session.offer_image(2, 'the camera')
-    assert ends.wait(2)[1] == ('the mug', Status.FOUND)
-
-
-def test_what_is_asked_again_follows_the_turns_it_had_and_is_none_itself(run):
-    session, model, ends, _ = run(dialogue_turns=3)
-    session.offer_image(1, 'first')
-    turns = Dialogue((Turn('the mug', 'Sure, [SEG].'),))
-    session.ask_again('the other one', turns)
-    ends.wait(1)
-    assert model.dialogues == [turns]
-    session.command('the bowl')
-    ends.wait(2)
-    assert model.dialogues[1] == Dialogue()
-
-
-def test_to_ask_again_twice_is_to_ask_once(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'first')
-    session.ask_again('the mug')
-    assert model.started.acquire(timeout=5)
-    session.ask_again('the mug')
-    session.offer_image(2, 'second')
-    model.go.set()
-    ends.wait(1)
-    time.sleep(0.1)
-    assert model.asked == ['the mug']
-
-
 def test_an_image_long_ago_is_not_taken_for_its_depth(run):
-    session, _, _, _ = run()
-    session.offer_depth(0, 'depth')
-    session.offer_image(0, 'with depth')
-    session.offer_image(500 * MS, 'half a second later')
-    assert session.newest_frame().image == 'with depth'
-    session.offer_image(501 * MS, 'more than that')
-    frame = session.newest_frame()
+    scheduler, _, _, _ = run()
+    scheduler.add_depth(0, 'depth')
+    scheduler.add_image(0, 'with depth')
+    scheduler.add_image(500 * MS, 'half a second later')
+    assert scheduler.newest_frame().image == 'with depth'
+    scheduler.add_image(501 * MS, 'more than that')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('more than that', None)
 
 
 def test_of_equal_stamps_the_newest_message_is_taken(run):
-    session, _, _, _ = run()
+    scheduler, _, _, _ = run()
     for which in ('old', 'new'):
-        session.offer_depth(0, f'{which} depth')
-        session.offer_camera_info(0, f'{which} info')
-        session.offer_image(0, f'{which} image')
-    assert session.newest_frame() == SyncedMessages(0, 'new image', 'new depth', 'new info')
+        scheduler.add_depth(0, f'{which} depth')
+        scheduler.add_camera_info(0, f'{which} info')
+        scheduler.add_image(0, f'{which} image')
+    assert scheduler.newest_frame() == SyncedMessages(0, 'new image', 'new depth', 'new info')
 
 
 def test_depth_that_stopped_does_not_hold_the_image_back(run):
-    session, _, _, _ = run(frames_kept=4)
-    session.offer_depth(0, 'depth 0')
+    scheduler, _, _, _ = run(frames_kept=4)
+    scheduler.add_depth(0, 'depth 0')
     for k in range(10):
-        session.offer_image(k * 33 * MS, f'image {k}')
-    frame = session.newest_frame()
+        scheduler.add_image(k * 33 * MS, f'image {k}')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('image 9', None)
 
 
-def test_a_jump_back_in_time_begins_anew(run):
-    session, _, _, _ = run()
+def test_a_jump_back_in_time_drops_the_older_messages(run):
+    scheduler, _, _, _ = run()
     for k in (100, 101, 102, 0):
-        session.offer_depth(k * 33 * MS, f'depth {k}')
-        session.offer_image(k * 33 * MS, f'image {k}')
-    frame = session.newest_frame()
+        scheduler.add_depth(k * 33 * MS, f'depth {k}')
+        scheduler.add_image(k * 33 * MS, f'image {k}')
+    frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('image 0', 'depth 0')
 
 
-def ask(session, ends, *texts):
+def test_a_command_that_waits_for_the_first_image_gets_its_depth_and_camera_info(run):
+    """They arrive a moment later: answered at once, it would have no 3D position."""
+    scheduler, model, listener, _ = run()
+    scheduler.submit_command('the mug')
+    scheduler.add_image(1, 'image')
+    time.sleep(0.01)
+    assert model.texts == []
+    scheduler.add_depth(1, 'depth')
+    scheduler.add_camera_info(1, 'info')
+    listener.wait(1)
+    assert model.frames == [SyncedMessages(1, 'image', 'depth', 'info')]
+    # After a jump back in time, as when a bag restarts, there is a first image again.
+    scheduler.add_image(0, 'image')
+    scheduler.submit_command('the bowl')
+    scheduler.add_depth(0, 'depth')
+    listener.wait(2)
+    assert model.frames[1].depth == 'depth'
+
+
+def test_a_camera_without_depth_delays_only_the_first_answer(run):
+    scheduler, _, listener, _ = run()
+    scheduler.add_image(1, 'image')
+    start = time.monotonic()
+    scheduler.submit_command('one')
+    listener.wait(1)
+    assert 0.05 < time.monotonic() - start < 2
+    scheduler.add_image(2, 'image')
+    start = time.monotonic()
+    scheduler.submit_command('two')
+    listener.wait(2)
+    assert time.monotonic() - start < 0.09
+
+
+# ---- dialogue
+
+
+def ask(scheduler, listener, *texts):
     for text in texts:
-        session.command(text)
-        ends.wait(len(ends.all) + 1 if not ends.all else session.counts.commands)
+        scheduler.submit_command(text)
+        listener.wait(scheduler.counters.commands)
 
 
 def test_a_command_may_refer_to_the_turn_before(run):
-    session, model, ends, _ = run(dialogue_turns=1)
-    session.offer_image(1, 'image')
-    ask(session, ends, 'one', 'bug', 'two', 'three')
+    scheduler, model, listener, _ = run(dialogue_turns=1)
+    scheduler.add_image(1, 'image')
+    ask(scheduler, listener, 'one', 'bug', 'two', 'three')
     queries = [[turn.query for turn in dialogue.turns] for dialogue in model.dialogues]
     assert queries == [[], ['one'], ['one'], ['two']]  # a failure is no turn
 
 
 def test_the_dialogue_is_bounded_and_can_be_off(run):
-    session, model, ends, _ = run(dialogue_turns=2)
-    session.offer_image(1, 'image')
-    ask(session, ends, 'one', 'two', 'three', 'four')
+    scheduler, model, listener, _ = run(dialogue_turns=2)
+    scheduler.add_image(1, 'image')
+    ask(scheduler, listener, 'one', 'two', 'three', 'four')
     assert [turn.query for turn in model.dialogues[-1].turns] == ['two', 'three']
-    session.dialogue_turns = 0
-    ask(session, ends, 'five')
+    scheduler.set_options(replace(OPTIONS, dialogue_turns=0))
+    ask(scheduler, listener, 'five')
     assert model.dialogues[-1] == Dialogue()
 
 
-def test_a_reset_also_keeps_out_the_answer_on_its_way(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    session.command('one')
+def test_a_reset_also_drops_the_answer_that_is_running(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('one')
     assert model.started.acquire(timeout=5)
-    session.reset_dialogue()
+    scheduler.reset_dialogue()
     model.go.set()
-    ends.wait(1)
-    session.command('two')
-    ends.wait(2)
+    listener.wait(1)
+    scheduler.submit_command('two')
+    listener.wait(2)
     assert model.dialogues[-1] == Dialogue()
 
 
-def test_a_request_with_its_own_frame_needs_no_image_and_is_no_turn(run):
-    session, model, ends, _ = run()
-    request = session.command('self test', SyncedMessages(5, 'own'), tag='mine')
-    ends.wait(1)
-    assert (model.frames[0].image, request.tag) == ('own', 'mine')
-    session.offer_image(1, 'image')
-    session.command('two')
-    ends.wait(2)
+def test_a_command_with_its_own_frame_needs_no_image_and_adds_no_turn(run):
+    scheduler, model, listener, _ = run()
+    own = Listener()
+    scheduler.submit_command('self test', SyncedMessages(5, 'own'), own)
+    own.wait(1)
+    assert model.frames[0].image == 'own'
+    assert listener.ends == []
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('two')
+    listener.wait(1)
     assert model.dialogues[-1] == Dialogue()
 
 
-def test_closing_cancels_all_and_ends_the_thread():
-    model, ends = Model(blocking=True), Ends()
-    session = RequestScheduler(model, ends)
-    session.start()
-    session.add_image(1, 'image')
-    session.submit_command('runs')
-    assert model.started.acquire(timeout=5)
-    session.submit_command('waits')
-    assert session.close(5)
-    session.submit_command('too late')
-    assert {status for _, status in ends.wait(3)} == {Status.CANCELLED}
-    assert 'lisa-session' not in {thread.name for thread in threading.enumerate()}
-
-
-# ---- goals wait in their order, commands supersede one another, a standing query makes room
-
-
-def goal(text, **more):
-    return Request(text, patient=True, **more)
-
-
-def test_goals_are_answered_in_the_order_they_came_and_none_supersedes_another(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    for text in ('one', 'two', 'three'):
-        assert session.goal(goal(text))
-    assert model.started.acquire(timeout=5)
-    session.command('a command')
-    assert session.goal(goal('four'))
-    session.command('a newer command')  # in the place of the older one
-    model.go.set()
-    told = ends.wait(6)
-    assert told[0] == ('a command', Status.CANCELLED)
-    assert model.asked == ['one', 'two', 'three', 'a newer command', 'four']
-    assert session.counts.superseded == 1
-    assert session.counts.cancelled == 0
-
-
-def test_there_is_room_for_so_many_goals_and_no_more(run):
-    session, model, ends, _ = run(Model(blocking=True), goals_kept=2)
-    session.offer_image(1, 'image')
-    assert session.goal(goal('one'))
-    assert model.started.acquire(timeout=5)
-    assert session.goal(goal('two'))
-    assert session.goal(goal('three'))
-    assert not session.has_room
-    assert not session.goal(goal('four'))
-    assert session.counts.rejected == 1
-    session.command('a command')  # takes no goal's room
-    model.go.set()
-    assert [text for text, _ in ends.wait(4)] == ['one', 'two', 'three', 'a command']
-
-
-def test_a_goal_that_waits_or_runs_is_cancelled_alone(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    goals = [goal(text) for text in ('one', 'two', 'three')]
-    for one in goals:
-        assert session.goal(one)
-    assert model.started.acquire(timeout=5)
-    assert session.cancel(goals[1])
-    assert ends.wait(1) == [('two', Status.CANCELLED)]
-    assert session.cancel(goals[0])
-    assert ends.wait(2)[1] == ('one', Status.CANCELLED)
-    assert not session.cancel(goals[0])
-    model.go.set()
-    assert ends.wait(3)[2] == ('three', Status.FOUND)
-
-
-def test_stop_ends_commands_at_once_and_leaves_goals_alone(run):
-    session, model, ends, _ = run(Model(blocking=True))
-    session.offer_image(1, 'image')
-    session.command('running')
-    assert model.started.acquire(timeout=5)
-    session.command('waiting')
-    assert session.goal(goal('a goal'))
-    assert session.stop()
-    assert sorted(ends.wait(2)) == [('running', Status.CANCELLED), ('waiting', Status.CANCELLED)]
-    assert model.started.acquire(timeout=5)
-    assert not session.stop()  # the goal runs, and is none of its business
-    model.go.set()
-    assert ends.wait(3)[2] == ('a goal', Status.FOUND)
-
-
-def test_a_frame_that_is_too_old_is_stale_and_one_of_the_goals_own_is_not(run):
-    session, model, ends, _ = run(now=lambda: 5_000 * MS)
-    session.offer_image(4_000 * MS, 'image')
-    session.goal(goal('old', max_age=0.5))
-    session.goal(goal('fresh', max_age=1.5))
-    session.goal(goal('any'))
-    session.goal(goal('own', max_age=0.5, frame=SyncedMessages(1, 'picture')))
-    told = dict(ends.wait(4))
-    assert told.pop('old') is Status.STALE_INPUT
-    assert set(told.values()) == {Status.FOUND}
-    assert ends.all[0][2].reason == (
-        'the newest image is 1.00 s old, at most 0.5 s were asked for'
-    )
-    assert 'old' not in model.asked
-
-
-def test_goals_of_one_dialogue_see_its_turns_alone(run):
-    session, model, ends, _ = run(dialogue_turns=1)
-    session.offer_image(1, 'image')
+def test_goals_of_one_dialogue_see_its_turns_only(run):
+    scheduler, model, listener, _ = run(dialogue_turns=1)
+    scheduler.add_image(1, 'image')
     for text, dialogue in (('a1', 'a'), ('b1', 'b'), ('a2', 'a'), ('c', None), ('a3', 'a')):
-        session.goal(goal(text, dialogue=dialogue))
-    ends.wait(5)
-    session.command('command')
-    ends.wait(6)
+        scheduler.submit_goal(goal(text, listener, dialogue=dialogue))
+    listener.wait(5)
+    scheduler.submit_command('command')
+    listener.wait(6)
     queries = [[turn.query for turn in dialogue.turns] for dialogue in model.dialogues]
     assert queries == [[], [], ['a1'], [], ['a1', 'a2'], []]
 
 
-def test_dialogues_outlive_a_session_that_was_given_them(run):
-    dialogues = DialogueStore(most=2)
+def test_dialogues_outlive_a_scheduler_that_was_given_them(run):
+    dialogues = DialogueStore(max_dialogues=2)
     for text in ('one', 'two'):
-        session, model, ends, _ = run(dialogues=dialogues)
-        session.offer_image(1, 'image')
-        session.goal(goal(text, dialogue='a'))
-        ends.wait(1)
-        session.close()
+        scheduler, model, listener, _ = run(dialogues=dialogues)
+        scheduler.add_image(1, 'image')
+        scheduler.submit_goal(goal(text, listener, dialogue='a'))
+        listener.wait(1)
+        scheduler.close()
     assert [turn.query for turn in model.dialogues[0].turns] == ['one']
-    for key in ('b', 'c'):  # of three, the one that was not used for the longest is forgotten
-        dialogues.append(key, dialogues.get(key)[1], found('x'))
+    for key in ('b', 'c'):  # of three, the least recently used one is dropped
+        dialogues.append(key, dialogues.get(key)[1], found_result('x'))
     assert not dialogues.get('a')[0].turns
     assert dialogues.get('b')[0].turns
 
 
-def test_a_standing_query_is_asked_about_every_newest_frame_until_it_ends(run):
-    session, model, ends, _ = run(watch_rate=1000.0)
-    session.watch('the mug')
-    for stamp in (1, 2, 3):
-        session.offer_image(stamp * MS, f'image {stamp}')
-        ends.wait(stamp)
-    assert [frame.image for frame in model.frames] == ['image 1', 'image 2', 'image 3']
-    session.watch('the bowl')  # about the newest frame, though the other was asked about it
-    ends.wait(4)
-    assert model.asked == ['the mug'] * 3 + ['the bowl']
-    assert session.stop()
-    session.offer_image(9 * MS, 'image 9')
-    session.command('a command')
-    ends.wait(5)
-    assert model.asked[4:] == ['a command']
+# ---- goals wait in their order, commands supersede one another
 
 
-def test_a_standing_query_makes_room_for_a_goal_and_is_asked_again(run):
-    session, model, ends, _ = run(Model(blocking=True), watch_rate=1000.0)
-    session.offer_image(1, 'image')
-    session.watch('the mug')
+def test_goals_are_answered_in_the_order_they_came_and_none_supersedes_another(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    for text in ('one', 'two', 'three'):
+        assert scheduler.submit_goal(goal(text, listener))
     assert model.started.acquire(timeout=5)
-    session.goal(goal('now'))
-    assert ends.wait(1) == [('the mug', Status.CANCELLED)]
+    scheduler.submit_command('a command')
+    assert scheduler.submit_goal(goal('four', listener))
+    scheduler.submit_command('a newer command')  # in the place of the older one
     model.go.set()
-    assert ends.wait(2)[1] == ('now', Status.FOUND)
-    assert ends.wait(3)[2] == ('the mug', Status.FOUND)  # about the same frame: it had no answer
-    session.offer_image(2, 'image')
-    assert ends.wait(4)[3] == ('the mug', Status.FOUND)
+    ends = listener.wait(6)
+    assert ends[0] == ('a command', Status.SUPERSEDED)
+    assert model.texts == ['one', 'two', 'three', 'a newer command', 'four']
+    assert scheduler.counters.superseded == 1
+    assert scheduler.counters.cancelled == 0
+
+
+def test_goals_beyond_the_limit_are_rejected(run):
+    scheduler, model, listener, _ = run(Model(blocking=True), goals_kept=2)
+    scheduler.add_image(1, 'image')
+    assert scheduler.submit_goal(goal('one', listener))
+    assert model.started.acquire(timeout=5)
+    assert scheduler.submit_goal(goal('two', listener))
+    assert scheduler.submit_goal(goal('three', listener))
+    assert not scheduler.accepts_goals
+    assert not scheduler.submit_goal(goal('four', listener))
+    assert scheduler.counters.rejected == 1
+    scheduler.submit_command('a command')  # does not count as a goal
+    model.go.set()
+    assert [text for text, _ in listener.wait(4)] == ['one', 'two', 'three', 'a command']
+
+
+def test_a_goal_that_waits_or_runs_is_cancelled_alone(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    goals = [goal(text, listener) for text in ('one', 'two', 'three')]
+    for request in goals:
+        assert scheduler.submit_goal(request)
+    assert model.started.acquire(timeout=5)
+    assert scheduler.cancel(goals[1])
+    assert listener.wait(1) == [('two', Status.CANCELLED)]
+    assert scheduler.cancel(goals[0])
+    assert listener.wait(2)[1] == ('one', Status.CANCELLED)
+    assert not scheduler.cancel(goals[0])
+    model.go.set()
+    assert listener.wait(3)[2] == ('three', Status.FOUND)
+
+
+def test_stop_ends_commands_at_once_and_names_them_but_not_goals(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('mug')
+    assert model.started.acquire(timeout=5)
+    scheduler.submit_command('bowl')
+    assert scheduler.submit_goal(goal('a goal', listener))
+    assert scheduler.stop() == ["the running command 'mug'", "the waiting command 'bowl'"]
+    assert sorted(listener.wait(2)) == [('bowl', Status.CANCELLED), ('mug', Status.CANCELLED)]
+    assert model.started.acquire(timeout=5)
+    assert scheduler.stop() == []  # the goal runs, and goes on
+    model.go.set()
+    assert listener.wait(3)[2] == ('a goal', Status.FOUND)
+
+
+def test_an_image_that_is_too_old_is_stale_unless_it_is_the_goals_own(run):
+    scheduler, model, listener, _ = run(clock=FixedClock(5_000 * MS))
+    scheduler.add_image(4_000 * MS, 'image')
+    scheduler.submit_goal(goal('old', listener, max_age=0.5))
+    scheduler.submit_goal(goal('fresh', listener, max_age=1.5))
+    scheduler.submit_goal(goal('any', listener))
+    own = SyncedMessages(1, 'image')
+    scheduler.submit_goal(goal('own', listener, max_age=0.5, frame=own))
+    statuses = dict(listener.wait(4))
+    assert statuses.pop('old') is Status.STALE_INPUT
+    assert set(statuses.values()) == {Status.FOUND}
+    (reason,) = (result.reason for text, _, result in listener.ends if text == 'old')
+    assert reason == 'the newest image is 1.00 s old, max_age allows 0.5 s'
+    assert 'old' not in model.texts
+    assert (scheduler.counters.stale, scheduler.counters.answered) == (1, 3)
+
+
+def test_the_next_answer_to_a_continuous_goal_waits_for_a_newer_frame_and_its_rate(run):
+    scheduler, model, listener, _ = run(goals_kept=1, watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    previous = PreviousAnswer(stamp=1, started_at=time.monotonic())
+    assert scheduler.submit_goal(goal('again', listener, previous=previous))
+    time.sleep(0.15)
+    assert model.texts == []
+    assert not scheduler.is_busy
+    assert scheduler.accepts_goals  # it takes no goal's place while it waits
+    scheduler.submit_goal(goal('other', listener))  # and blocks no other goal
+    assert listener.wait(1) == [('other', Status.FOUND)]
+    scheduler.set_options(replace(OPTIONS, watch_rate=1 / 3600))
+    scheduler.add_image(2, 'newer')
+    time.sleep(0.05)
+    assert model.texts == ['other']
+    scheduler.set_options(replace(OPTIONS, watch_rate=1000.0))
+    assert listener.wait(2)[1] == ('again', Status.FOUND)
+    assert model.frames[1].stamp == 2
+    assert scheduler.counters.last_seconds < 0.1  # without the time that it waited
+    waiting = goal('cancelled', listener, previous=PreviousAnswer(2, 0.0))
+    assert scheduler.submit_goal(waiting)
+    assert scheduler.cancel(waiting)
+    assert listener.wait(3)[2] == ('cancelled', Status.CANCELLED)
+
+
+def test_two_cameras_on_one_topic_do_not_keep_a_command_waiting_for_depth(run):
+    """Time goes back at every second image, and each of them would be a first one."""
+    scheduler, _, listener, _ = run()
+    scheduler.submit_command('the mug')
+    start = time.monotonic()
+    while not listener.ends and time.monotonic() - start < 2:
+        for stamp in (5_000 * MS, 1_000 * MS):
+            scheduler.add_image(stamp, 'image')
+        time.sleep(0.01)
+    assert 0.09 < time.monotonic() - start < 1
+    assert listener.wait(1) == [('the mug', Status.FOUND)]
+    scheduler.add_image(0, 'image')  # the wait is over: the next command is answered at once
+    start = time.monotonic()
+    scheduler.submit_command('the bowl')
+    listener.wait(2)
+    assert time.monotonic() - start < 0.09
+
+
+# ---- background work: a standing query, or the last query again
+
+
+def test_a_standing_query_runs_on_every_new_frame_until_it_is_stopped(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.set_standing_query('the mug')
+    for stamp in (1, 2, 3):
+        scheduler.add_image(stamp * MS, f'image {stamp}')
+        listener.wait(stamp)
+    assert [frame.image for frame in model.frames] == ['image 1', 'image 2', 'image 3']
+    scheduler.set_standing_query('the bowl')  # about the newest frame, known to the other query
+    listener.wait(4)
+    assert model.texts == ['the mug'] * 3 + ['the bowl']
+    assert scheduler.stop() == ["the standing query 'the bowl'"]
+    scheduler.add_image(9 * MS, 'image 9')
+    scheduler.submit_command('a command')
+    listener.wait(5)
+    assert model.texts[4:] == ['a command']
+
+
+def test_a_goal_preempts_a_standing_query_which_runs_again(run):
+    scheduler, model, listener, _ = run(Model(blocking=True), watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.set_standing_query('the mug')
+    assert model.started.acquire(timeout=5)
+    scheduler.submit_goal(goal('now', listener))
+    assert model.started.acquire(timeout=5)
+    model.go.set()
+    # The preempted request does not end: it runs again with the same frame.
+    assert listener.wait(2) == [('now', Status.FOUND), ('the mug', Status.FOUND)]
+    assert model.texts == ['the mug', 'now', 'the mug']
+    assert (scheduler.counters.preempted, scheduler.counters.cancelled) == (1, 0)
+    scheduler.add_image(2, 'image')
+    assert listener.wait(3)[2] == ('the mug', Status.FOUND)
+
+
+def test_a_stopped_standing_query_has_no_result_and_does_not_run_again(run):
+    scheduler, model, listener, _ = run(Model(blocking=True), watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.set_standing_query('the mug')
+    assert model.started.acquire(timeout=5)
+    assert scheduler.stop() == ["the standing query 'the mug'"]
+    wait(lambda: not scheduler.is_busy)
+    model.go.set()
+    scheduler.add_image(2, 'image')
+    scheduler.submit_command('the bowl')
+    assert listener.wait(1) == [('the bowl', Status.FOUND)]
+    assert (scheduler.counters.preempted, scheduler.counters.cancelled) == (0, 1)
 
 
 def test_a_standing_query_keeps_to_its_rate(run):
-    session, model, ends, _ = run(watch_rate=0.01)
-    session.watch('the mug')
-    session.offer_image(1, 'image')
-    ends.wait(1)
-    session.offer_image(2, 'image')
+    scheduler, model, listener, _ = run(watch_rate=0.01)
+    scheduler.set_standing_query('the mug')
+    scheduler.add_image(1, 'image')
+    listener.wait(1)
+    scheduler.add_image(2, 'image')
     time.sleep(0.1)
-    assert model.asked == ['the mug']
+    assert model.texts == ['the mug']
+    scheduler.set_options(replace(OPTIONS, watch_rate=1000.0))  # at once
+    listener.wait(2)
+
+
+def test_a_requery_follows_the_turns_of_the_last_query_and_adds_none(run):
+    scheduler, model, listener, _ = run(dialogue_turns=3, watch_rate=1000.0)
+    scheduler.add_image(1, 'first')
+    ask(scheduler, listener, 'the mug', 'the other one')
+    scheduler.add_image(2, 'second')
+    scheduler.requery()
+    listener.wait(3)
+    assert model.texts == ['the mug', 'the other one', 'the other one']
+    assert [turn.query for turn in model.dialogues[2].turns] == ['the mug']
+    scheduler.submit_command('the bowl')
+    listener.wait(4)
+    assert [turn.query for turn in model.dialogues[3].turns] == ['the mug', 'the other one']
+
+
+def test_two_requeries_run_once(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'first')
+    scheduler.submit_command('the mug')
+    assert model.started.acquire(timeout=5)
+    scheduler.requery()
+    scheduler.requery()
+    scheduler.add_image(2, 'second')
+    model.go.set()
+    listener.wait(2)
+    time.sleep(0.1)
+    assert model.texts == ['the mug', 'the mug']
+
+
+def test_without_a_query_there_is_no_requery(run):
+    scheduler, model, listener, _ = run()
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('self test', SyncedMessages(5, 'own'))
+    listener.wait(1)
+    scheduler.requery()
+    time.sleep(0.05)
+    assert model.texts == ['self test']

@@ -1,43 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The Segmenter: events and results of a stream, cancel, image cache, options, errors."""
+
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
-from golden import DATA, cases, new_ids, of_case, picture, segmenter, view
+from golden import DATA, backend, case_array, cases, generated_ids, load_image, segmenter
 
-import lisa_ros.perception.segmenter
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
+from lisa_ros.perception import answer_builder
+from lisa_ros.perception.image_encoder import ImageEncoder, StageTimer
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 
 THREE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
 NONE = next(case for _, case in cases(256) if case['case'] == 9)  # an answer without a mask
 TYPED = next(case for _, case in cases(256) if case['case'] == 26)
+SEG_ID = backend(256).tokenizer.seg_token_id
 
 
-def ask(case: dict, **settings):
-    lisa = view(256, template=case['template'], **settings)
-    return lisa.stream(picture(case['image']), case['prompt'])
+def events_of(case: dict, **options):
+    lisa = segmenter(256, case['template'], **options)
+    return list(lisa.stream(load_image(case['image']), case['prompt']))
 
 
-def result_of(case: dict, **settings):
-    return list(ask(case, **settings))[-1].result
+def result_of(case: dict, **options):
+    return events_of(case, **options)[-1].result
 
 
-def test_a_mask_comes_before_the_words_after_it():
-    events = list(ask(THREE))
+def test_a_mask_comes_before_the_text_after_it():
+    events = events_of(THREE)
     kinds = [type(event) for event in events]
-    seg = segmenter(256).tokenizer.seg_token_id
-    for place, event in enumerate(events):
-        said = isinstance(event, Token) and event.token_id == seg
-        assert said == (isinstance(events[min(place + 1, len(events) - 1)], MaskReady))
+    for event, following in zip(events, [*events[1:], None], strict=True):
+        is_seg = isinstance(event, Token) and event.token_id == SEG_ID
+        assert is_seg == isinstance(following, MaskReady)
     assert kinds.count(MaskReady) == 3
     assert kinds.index(Done) == len(kinds) - 1
 
 
-def test_the_pieces_of_a_stream_are_its_result():
-    *events, done = ask(THREE)
+def test_the_events_of_a_stream_add_up_to_its_result():
+    *events, done = events_of(THREE)
     result = done.result
     tokens = [event for event in events if isinstance(event, Token)]
     masks = [event for event in events if isinstance(event, MaskReady)]
@@ -63,6 +67,8 @@ def test_a_result_has_the_promised_types():
     assert '</s>' not in result.answer_raw
     assert all(seconds >= 0 for seconds in result.timings.values())
     assert {'preprocess', 'prompt', 'tokens', 'masks'} <= set(result.timings)
+    assert 0 < result.time_to_first_mask <= sum(result.timings.values()) + 1
+    assert len(result.details.score_features) == 3
 
 
 def test_an_answer_without_a_mask_is_no_error():
@@ -71,62 +77,81 @@ def test_an_answer_without_a_mask_is_no_error():
     assert result.masks.shape == (0, *NONE['original_size'])
     assert result.mask_logits.shape == result.masks.shape
     assert result.scores.shape == (0,)
+    assert result.time_to_first_mask is None
     assert result.answer == 'The suit of the person is orange.'
 
 
 def test_masks_below_the_threshold_are_left_out():
-    scores = result_of(THREE).scores
-    result = result_of(THREE, confidence_threshold=float(np.sort(scores)[1]) - 1e-6)
-    assert len(result.masks) == 2
-    events = list(ask(THREE, confidence_threshold=float(np.sort(scores)[1]) - 1e-6))
-    ready = [event for event in events if isinstance(event, MaskReady)]
-    assert [event.index for event in ready] == [0, 1]
-    assert np.array_equal([event.mask for event in ready], result.masks)
-    events = list(ask(THREE, confidence_threshold=1.0))
-    assert events[-1].result.status is Status.NOT_FOUND
+    threshold = float(np.sort(result_of(THREE).scores)[1]) - 1e-6
+    *events, done = events_of(THREE, confidence_threshold=threshold)
+    masks = [event for event in events if isinstance(event, MaskReady)]
+    assert [event.index for event in masks] == [0, 1]
+    assert np.array_equal([event.mask for event in masks], done.result.masks)
+    *events, done = events_of(THREE, confidence_threshold=1.0)
+    assert done.result.status is Status.NOT_FOUND
     assert not any(isinstance(event, MaskReady) for event in events)
 
 
-def test_after_the_last_number_a_seg_is_a_word_only(monkeypatch):
-    assert lisa_ros.perception.segmenter.MAX_MASKS == 254  # of ~/mask
-    wanted = result_of(THREE)
-    monkeypatch.setattr(lisa_ros.perception.segmenter, 'MAX_MASKS', 2)
-    events = list(ask(THREE))
-    result = events[-1].result
+def test_a_seg_after_the_last_mask_number_is_text_only(monkeypatch):
+    assert answer_builder.MAX_MASKS == 254  # of ~/mask
+    expected = result_of(THREE)
+    monkeypatch.setattr(answer_builder, 'MAX_MASKS', 2)
+    *events, done = events_of(THREE)
     assert sum(isinstance(event, MaskReady) for event in events) == 2
-    assert result.answer_raw == wanted.answer_raw
-    assert np.array_equal(result.masks, wanted.masks[:2])
+    assert done.result.answer_raw == expected.answer_raw
+    assert np.array_equal(done.result.masks, expected.masks[:2])
 
 
 def test_a_typed_seg_makes_no_mask_by_default():
     result = result_of(TYPED)
-    assert len(result.masks) == result.token_ids.count(segmenter(256).tokenizer.seg_token_id)
+    assert len(result.masks) == result.token_ids.count(SEG_ID)
 
 
 @pytest.mark.parity
-def test_a_typed_seg_makes_the_first_mask_as_in_the_original_if_asked():
-    events = list(ask(TYPED, typed_specials=True))
+def test_a_typed_seg_makes_the_first_mask_as_in_the_original_with_typed_specials():
+    events = events_of(TYPED, typed_specials=True)
     assert isinstance(events[0], MaskReady)
     result = events[-1].result
-    assert list(result.token_ids) == new_ids(256, TYPED)
-    full = of_case(256, TYPED, 'full_s32')
+    assert list(result.token_ids) == generated_ids(256, TYPED)
+    full = case_array(256, TYPED, 'full_s32')
     assert len(full) == 2
     np.testing.assert_allclose(result.mask_logits[:, ::32, ::32], full, atol=5e-3)
 
 
-def test_in_a_dialogue_only_the_newest_command_has_typed_masks():
-    lisa = view(256, template=TYPED['template'], typed_specials=True)
-    image = picture(TYPED['image'])
+def test_in_a_dialogue_only_the_newest_query_has_typed_masks():
+    lisa = segmenter(256, TYPED['template'], typed_specials=True)
+    image = load_image(TYPED['image'])
     first = lisa.segment(image, TYPED['prompt'])
     second = lisa.segment(image, 'And the spoon?', Dialogue().extended(first))
-    assert len(second.masks) == second.token_ids.count(lisa.tokenizer.seg_token_id)
+    assert len(second.masks) == second.token_ids.count(SEG_ID)
+
+
+def test_explain_appends_the_model_s_prompt_for_a_reason():
+    lisa = segmenter(256, 'llava_v1')
+    image, text = load_image(THREE['image']), THREE['prompt']
+    explained = lisa.segment(image, text, explain=True)
+    expected = lisa.segment(image, f'{text} {lisa.backend.model.config.explain}')
+    assert explained.query == text
+    assert explained.token_ids == expected.token_ids
+    assert np.array_equal(explained.mask_logits, expected.mask_logits)
+
+
+def test_a_region_is_segmented_alone():
+    lisa = segmenter(256, THREE['template'])
+    image, (x, y, width, height) = load_image(THREE['image']), (20, 10, 200, 150)
+    result = lisa.segment(image, THREE['prompt'], region=(x, y, width, height))
+    expected = lisa.segment(image[y : y + height, x : x + width], THREE['prompt'])
+    assert result.masks.shape[1:] == image.shape[:2]
+    part = result.mask_logits[:, y : y + height, x : x + width]
+    assert np.array_equal(part, expected.mask_logits)
+    assert result.masks.sum() == expected.masks.sum()
 
 
 def test_a_cancel_keeps_what_was_ready():
     cancel = threading.Event()
-    lisa = view(256, template=THREE['template'])
+    lisa = segmenter(256, THREE['template'])
     events = []
-    for event in lisa.stream(picture(THREE['image']), THREE['prompt'], cancel=cancel):
+    for event in lisa.stream(load_image(THREE['image']), THREE['prompt'], cancel=cancel):
         events.append(event)
         if isinstance(event, MaskReady):
             cancel.set()
@@ -134,31 +159,31 @@ def test_a_cancel_keeps_what_was_ready():
     assert result.status is Status.CANCELLED
     assert result.reason
     assert len(result.masks) == 1
-    mask = next(i for i, event in enumerate(events) if isinstance(event, MaskReady))
-    assert sum(isinstance(event, Token) for event in events[mask:]) <= 2
-    assert list(result.token_ids) == new_ids(256, THREE)[: len(result.token_ids)]
+    first = next(i for i, event in enumerate(events) if isinstance(event, MaskReady))
+    assert sum(isinstance(event, Token) for event in events[first:]) <= 2
+    assert list(result.token_ids) == generated_ids(256, THREE)[: len(result.token_ids)]
 
 
-def test_a_cancel_that_comes_after_the_last_word_changes_nothing():
+def test_a_cancel_after_the_last_token_changes_nothing():
     cancel = threading.Event()
-    lisa = view(256, template=NONE['template'])
-    for event in lisa.stream(picture(NONE['image']), NONE['prompt'], cancel=cancel):
-        if isinstance(event, Token) and event.token_id == lisa.tokenizer.eos_token_id:
+    lisa = segmenter(256, NONE['template'])
+    for event in lisa.stream(load_image(NONE['image']), NONE['prompt'], cancel=cancel):
+        if isinstance(event, Token) and event.token_id == lisa.backend.tokenizer.eos_token_id:
             cancel.set()
     assert event.result.status is Status.NOT_FOUND
 
 
 def test_a_cancel_may_be_a_function():
-    lisa = view(256, template=THREE['template'])
-    result = lisa.segment(picture(THREE['image']), THREE['prompt'], cancel=lambda: True)
+    lisa = segmenter(256, THREE['template'])
+    result = lisa.segment(load_image(THREE['image']), THREE['prompt'], cancel=lambda: True)
     assert result.status is Status.CANCELLED
     assert result.token_ids == ()
 
 
-def test_the_same_picture_is_encoded_once():
-    lisa = view(256, template=THREE['template'])
-    lisa._picture = None
-    image = picture(THREE['image'])
+def test_the_same_image_is_encoded_once():
+    lisa = segmenter(256, THREE['template'])
+    lisa.clear_cache()
+    image = load_image(THREE['image'])
     first = lisa.segment(image, THREE['prompt'])
     second = lisa.segment(image.copy(), THREE['prompt'])
     assert {'clip', 'sam'} <= set(first.timings)
@@ -166,68 +191,95 @@ def test_the_same_picture_is_encoded_once():
     assert np.array_equal(first.mask_logits, second.mask_logits)
 
 
-def test_a_picture_changed_in_place_is_another_picture():
-    lisa = view(256, template=THREE['template'])
-    image = picture(THREE['image']).copy()
+def test_images_that_are_encoded_ahead_cost_only_their_text():
+    lisa = segmenter(256, THREE['template'])
+    lisa.clear_cache()
+    images = [load_image(THREE['image']), load_image(NONE['image'])]
+    lisa.encode_images(images)
+    shares = [lisa.segment(image, THREE['prompt']).timings for image in images]
+    assert all({'clip', 'sam'} <= set(timings) for timings in shares)
+    again = [lisa.segment(image, THREE['prompt']).timings for image in images]
+    assert not any({'clip', 'sam'} & set(timings) for timings in again)
+    lisa.clear_cache()
+    assert 'clip' in lisa.segment(images[0], THREE['prompt']).timings
+
+
+def test_an_image_changed_in_place_is_another_image():
+    lisa = segmenter(256, THREE['template'])
+    image = load_image(THREE['image']).copy()
     lisa.segment(image, THREE['prompt'])
     image[:] = 0
     assert 'clip' in lisa.segment(image, THREE['prompt']).timings
 
 
-def test_a_thread_out_of_turn_does_not_change_the_picture_of_another():
-    lisa = view(256, template=THREE['template'])
-    lisa._picture = None
-    image = picture(THREE['image'])
-    wanted = lisa.segment(image, THREE['prompt'])
-    known = lisa._picture
+def test_two_streams_at_once_use_their_own_images():
+    lisa = segmenter(256, THREE['template'])
+    images = [load_image(THREE['image']), np.zeros((60, 80, 3), np.uint8)]
+    alone = [lisa.segment(image, THREE['prompt']) for image in images]
+    streams = [lisa.stream(image, THREE['prompt']) for image in images]
+    results = {}
+    while len(results) < 2:  # one event of each in turn
+        for index, stream in enumerate(streams):
+            event = next(stream, None)
+            if isinstance(event, Done):
+                results[index] = event.result
+    for index, expected in enumerate(alone):
+        assert results[index].token_ids == expected.token_ids
+        assert np.array_equal(results[index].mask_logits, expected.mask_logits)
 
-    class Meanwhile(Segmenter):
-        """Between any two reads, another thread has put its own picture there."""
+
+def test_another_thread_may_replace_the_cached_image_at_any_time():
+    lisa, image = backend(256), load_image(THREE['image'])
+    timer = StageTimer(torch.device('cpu'))
+    known = lisa.encoder.encode(image, timer)
+
+    class Contended(ImageEncoder):
+        """Between any two reads, another thread has replaced the last image."""
 
         reads = 0
 
         @property
-        def _picture(self):
+        def _last(self):
             self.reads += 1
             return known if self.reads == 1 else None
 
-        @_picture.setter
-        def _picture(self, _):
+        @_last.setter
+        def _last(self, _):
             pass
 
-    other = Meanwhile(lisa.model, lisa.tokenizer, lisa.clip_recipe, template=THREE['template'])
-    for _ in range(2):  # the picture known, and not
-        result = other.segment(image, THREE['prompt'])
-        assert np.array_equal(result.mask_logits, wanted.mask_logits)
+    encoder = Contended(lisa.model, lisa.clip_preprocessing)
+    for _ in range(2):  # the image is cached, and is not
+        encoded = encoder.encode(image, timer)
+        assert torch.equal(encoded.clip_tokens, known.clip_tokens)
 
 
 def test_a_dialogue_that_grew_too_long_loses_its_oldest_turns():
-    lisa = view(256, template='llava_v1')
-    image, text = picture(THREE['image']), THREE['prompt']
+    lisa = segmenter(256, 'llava_v1')
+    image, text = load_image(THREE['image']), THREE['prompt']
     long = Turn('where ' * 5000, 'Sure, [SEG] .')
-    near = Turn('Where is the cup?', 'Sure, [SEG] .')
-    result = lisa.segment(image, text, Dialogue((long, near)))
-    wanted = lisa.segment(image, text, Dialogue((near,)))
-    assert result.token_ids == wanted.token_ids
-    assert np.array_equal(result.mask_logits, wanted.mask_logits)
+    short = Turn('Where is the cup?', 'Sure, [SEG] .')
+    result = lisa.segment(image, text, Dialogue((long, short)))
+    expected = lisa.segment(image, text, Dialogue((short,)))
+    assert result.token_ids == expected.token_ids
+    assert np.array_equal(result.mask_logits, expected.mask_logits)
 
 
-def test_earlier_boxes_are_told_where_they_are_asked_for(monkeypatch):
-    lisa = view(256, template='llava_v1')
-    image, text = picture(THREE['image']), THREE['prompt']
-    told = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .', ((1, 2, 3, 4),)),))
-    words = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] (1, 2, 3, 4) .'),))
-    plain = lisa.segment(image, text, told)
-    wanted = lisa.segment(image, text, words)
-    assert not np.array_equal(plain.mask_logits, wanted.mask_logits)
-    monkeypatch.setattr(lisa, 'dialogue_boxes', True)
-    assert np.array_equal(lisa.segment(image, text, told).mask_logits, wanted.mask_logits)
+def test_earlier_boxes_are_in_the_prompt_with_dialogue_boxes():
+    lisa = segmenter(256, 'llava_v1')
+    image, text = load_image(THREE['image']), THREE['prompt']
+    boxes = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] .', ((1, 2, 3, 4),)),))
+    written = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] (1, 2, 3, 4) .'),))
+    without = lisa.segment(image, text, boxes)
+    expected = lisa.segment(image, text, written)
+    assert not np.array_equal(without.mask_logits, expected.mask_logits)
+    lisa = segmenter(256, 'llava_v1', dialogue_boxes=True)
+    assert np.array_equal(lisa.segment(image, text, boxes).mask_logits, expected.mask_logits)
 
 
-def test_sam_does_not_look_at_a_picture_without_seg():
-    lisa = view(256, template=NONE['template'])
-    lisa._picture = None
-    assert 'sam' not in lisa.segment(picture(NONE['image']), NONE['prompt']).timings
+def test_sam_does_not_encode_an_image_without_seg():
+    lisa = segmenter(256, NONE['template'])
+    lisa.clear_cache()
+    assert 'sam' not in lisa.segment(load_image(NONE['image']), NONE['prompt']).timings
 
 
 def test_errors_come_from_the_call_not_from_the_iteration():
@@ -235,30 +287,40 @@ def test_errors_come_from_the_call_not_from_the_iteration():
     with pytest.raises(ImageError, match='float64'):
         lisa.stream(np.zeros((4, 4, 3)), 'where is it')
     with pytest.raises(QueryError, match='empty'):
-        lisa.stream(picture('coffee'), ' ')
-    with pytest.raises(QueryError, match='shorten the command'):
-        lisa.stream(picture('coffee'), 'where ' * 5000)
+        lisa.stream(load_image('coffee'), ' ')
+    with pytest.raises(QueryError, match='shorten the query'):
+        lisa.stream(load_image('coffee'), 'where ' * 5000)
+    with pytest.raises(ImageError, match='not within the image'):
+        lisa.stream(load_image('coffee'), 'where is it', region=(0, 0, 5000, 10))
 
 
-def test_a_picture_of_one_pixel_is_answered():
+def test_an_image_of_one_pixel_is_answered():
     result = segmenter(256).segment(np.zeros((1, 1, 3), np.uint8), 'Segment the nose.')
     assert result.masks.shape[1:] == (1, 1)
 
 
-def test_the_model_stops_where_its_positions_end():
-    lisa = view(256, template='llava_v1')
-    room = lisa.model.config.llama.max_position_embeddings
+def test_the_model_stops_at_its_last_position():
+    lisa = segmenter(256, 'llava_v1')
+    llama = lisa.backend.model.config.llama
+    positions = llama.max_position_embeddings
     try:
-        lisa.model.config.llama.max_position_embeddings = 256 + 62 + 3
+        llama.max_position_embeddings = 256 + 62 + 3
         with pytest.raises(QueryError, match='at most 2 fit'):
-            lisa.stream(picture('coffee'), THREE['prompt'])
-        lisa.max_new_tokens = 1
-        assert len(lisa.segment(picture('coffee'), THREE['prompt']).token_ids) == 1
+            lisa.stream(load_image('coffee'), THREE['prompt'])
+        lisa = segmenter(256, 'llava_v1', max_new_tokens=1)
+        assert len(lisa.segment(load_image('coffee'), THREE['prompt']).token_ids) == 1
     finally:
-        lisa.model.config.llama.max_position_embeddings = room
+        llama.max_position_embeddings = positions
 
 
-def test_a_device_that_is_not_here_is_named():
+def test_options_cannot_be_changed_on_a_live_segmenter():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        segmenter(256).options = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        segmenter(256).options.max_new_tokens = 3
+
+
+def test_a_missing_device_is_an_error():
     with pytest.raises(SettingsError, match='abacus'):
         Segmenter.load('lisa-tabletop', device='abacus')
     absent = f'cuda:{torch.cuda.device_count()}'
@@ -266,12 +328,12 @@ def test_a_device_that_is_not_here_is_named():
         Segmenter.load('lisa-tabletop', device=absent)
 
 
-def test_an_unknown_name_is_no_model():
+def test_an_unknown_model_name_is_an_error():
     with pytest.raises(CheckpointError, match=r'lisa-nothing.*no such folder'):
         Segmenter.load('lisa-nothing', device='cpu')
 
 
-def test_a_sam_of_its_own_is_looked_for():
+def test_a_separate_sam_file_must_exist():
     folder, clip = DATA / 'ckpt_256', DATA / 'clip_256'
     with pytest.raises(CheckpointError, match=r'none\.pth.*expected a SAM'):
         Segmenter.load(folder, vision_tower=clip, sam='none.pth', device='cpu')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings are written once: ranges hold, and the YAML file says the same."""
+"""Settings: defaults and ranges are consistent, and the YAML files are up to date."""
 
 import dataclasses
 from pathlib import Path
@@ -14,12 +14,12 @@ from lisa_ros.voice.settings import VoiceSettings
 
 CONFIG = Path(__file__).parents[1] / 'config'
 NODES = [(Settings, 'lisa_node', 'lisa.yaml'), (VoiceSettings, 'voice_node', 'voice.yaml')]
-FIELDS = [field for kind, *_ in NODES for field in dataclasses.fields(kind)]
+FIELDS = [field for settings_class, *_ in NODES for field in dataclasses.fields(settings_class)]
 
 
-@pytest.mark.parametrize('kind', [Settings, VoiceSettings])
-def test_the_defaults_are_in_their_own_ranges(kind):
-    kind()
+@pytest.mark.parametrize('settings_class', [Settings, VoiceSettings])
+def test_the_defaults_are_valid(settings_class):
+    settings_class()
 
 
 @pytest.mark.parametrize(
@@ -33,39 +33,41 @@ def test_the_defaults_are_in_their_own_ranges(kind):
         ),
         ({'threads': True}, r'threads is True; expected a int'),
         ({'model': 7}, r'model is 7; expected a str'),
-        ({'cameras': 5}, r'cameras is 5; expected names that differ'),
-        ({'cameras': ['a', 'a']}, r'expected names that differ'),
-        ({'cameras': ['front camera']}, r'of letters, digits and _'),
-        ({'cameras': ['tracked']}, r'none of them "tracked"'),
+        ({'cameras': 5}, r'cameras is 5; expected distinct names'),
+        ({'cameras': ['a', 'a']}, r'expected distinct names'),
+        ({'cameras': ['front camera']}, r'that match \[A-Za-z\]\[A-Za-z0-9_\]'),
+        ({'cameras': ['tracked']}, r'other than tracked'),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_expected(change, message):
+def test_an_invalid_value_is_named_with_what_was_expected(change, message):
     with pytest.raises(SettingsError, match=message):
         Settings(**change)
 
 
-def test_an_integer_does_where_a_float_is_asked_for():
+def test_an_integer_is_accepted_for_a_float():
     assert Settings(depth_tolerance=1).depth_tolerance == 1
 
 
 @pytest.mark.parametrize('field', FIELDS, ids=lambda field: field.name)
-def test_every_setting_has_a_sentence_and_numbers_a_range(field):
-    known = parameter_info(field)
-    assert len(known.sentence) > 15
+def test_every_parameter_has_a_description_and_numbers_a_range(field):
+    info = parameter_info(field)
+    assert len(info.description) > 15
     if type(field.default) in (int, float):
-        assert known.low < known.high
-        assert '[' in known.sentence or '0:' in known.sentence
+        assert info.minimum < info.maximum
+        assert '[' in info.description or '0:' in info.description
 
 
-@pytest.mark.parametrize(('kind', 'node', 'file'), NODES)
-def test_the_yaml_file_is_the_one_made_from_the_settings(kind, node, file):
-    assert (CONFIG / file).read_text() == as_yaml(kind, node), 'python -m lisa_ros.settings config'
+@pytest.mark.parametrize(('settings_class', 'node', 'file'), NODES)
+def test_the_yaml_file_is_up_to_date(settings_class, node, file):
+    assert (CONFIG / file).read_text() == as_yaml(settings_class, node), (
+        'python -m lisa_ros.settings config'
+    )
 
 
-@pytest.mark.parametrize(('kind', 'node', 'file'), NODES)
-def test_the_yaml_file_has_every_parameter_with_its_default(kind, node, file):
+@pytest.mark.parametrize(('settings_class', 'node', 'file'), NODES)
+def test_the_yaml_file_has_every_parameter_with_its_default(settings_class, node, file):
     parameters = yaml.safe_load((CONFIG / file).read_text())['/**']['ros__parameters']
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    none = {'cameras': ['']} if kind is Settings else {}  # ROS knows no empty list
-    assert parameters == {**defaults, **none}
-    assert kind(**parameters) == kind()
+    defaults = {field.name: field.default for field in dataclasses.fields(settings_class)}
+    empty_lists = {'cameras': ['']} if settings_class is Settings else {}  # in ROS
+    assert parameters == {**defaults, **empty_lists}
+    assert settings_class(**parameters) == settings_class()

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small model that we ship, with its real weights, on scenes that it has not seen."""
+"""The bundled lisa-tabletop with its real weights, on scenes that it was not trained on."""
 
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from lisa_ros import cli
 from lisa_ros.evaluation import tabletop
 from lisa_ros.messages import bag
 from lisa_ros.model import generation
-from lisa_ros.perception import image_encoder, masks
+from lisa_ros.perception import masks
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.prompts import prompt_ids
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SAMPLE, TEST_SETS, WEIGHTS
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
 
-EXAM = TEST_SETS / 'test.zip'
+TEST_SET = TEST_SETS / 'test.zip'
 
 
 @pytest.fixture(scope='module')
@@ -28,18 +32,38 @@ def lisa():
 
 
 @pytest.fixture(scope='module')
-def graded(lisa):
-    """Every 25th scene of the exam: 20 scenes with all their questions."""
-    questions = [q for q in tabletop.read_test_set(EXAM) if q.category != 'unseen_objects']
-    names = sorted({q.image.name for q in questions})[::25]
-    return list(tabletop.run_test_set(lisa, [q for q in questions if q.image.name in names]))
+def every_seg(lisa):
+    """The model with a mask for every [SEG]."""
+    return replace(lisa, options=InferenceOptions(confidence_threshold=0.0))
 
 
 @pytest.fixture(scope='module')
-def picture():
-    question = tabletop.read_test_set(EXAM)[0]
+def questions():
+    """Every 25th scene of the test set: 20 scenes with all their queries."""
+    every = [q for q in tabletop.read_test_set(TEST_SET) if q.category != 'unseen_objects']
+    names = sorted({q.image.name for q in every})[::25]
+    return [q for q in every if q.image.name in names]
+
+
+@pytest.fixture(scope='module')
+def cases(lisa, questions):
+    return list(tabletop.run_test_set(lisa, questions))
+
+
+@pytest.fixture(scope='module')
+def graded(questions, cases):
+    """Each query with its case."""
+    return list(zip(questions, cases, strict=True))
+
+
+def image_of(question):
     data = np.frombuffer(question.image.read_bytes(), np.uint8)
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+@pytest.fixture(scope='module')
+def image():
+    return image_of(tabletop.read_test_set(TEST_SET)[0])
 
 
 def test_it_is_small_and_half_precision():
@@ -47,8 +71,8 @@ def test_it_is_small_and_half_precision():
     assert sum(file.stat().st_size for file in files) < 25e6
 
 
-def test_it_finds_what_is_named_and_what_is_needed(graded):
-    figures = tabletop.report(graded)
+def test_it_finds_named_objects_and_needed_objects(cases):
+    figures = tabletop.compute_figures(cases)
     assert figures['explicit']['count'] == 20
     assert figures['implicit']['count'] > 50
     # A coarse net for broken weights or pixels: docs/lisa-tabletop.md has the figures of all 500.
@@ -60,22 +84,22 @@ def test_it_finds_what_is_named_and_what_is_needed(graded):
     assert figures['ece'] < 0.2
 
 
-def test_what_is_not_there_is_said_so(graded):
-    absent = [g for g in graded if not g.question.targets and not g.found]
-    assert any(g.answer.startswith('There is no') for g in absent)
+def test_it_says_that_an_object_is_absent(cases):
+    absent = [case for case in cases if not case.present and not case.found]
+    assert any(case.answer.startswith('There is no') for case in absent)
 
 
-def test_a_reason_leads_to_what_is_needed(graded):
-    needed = [g for g in graded if g.question.sort == 'use' and g.question.expects]
-    reasons = [g.answer for g in needed if g.explained]
+def test_it_gives_the_reason_for_a_needed_object(cases):
+    needed = [case for case in cases if case.category == 'use' and case.expected_phrases]
+    reasons = [case.answer for case in needed if case.explained]
     assert len(reasons) > len(needed) / 2
     assert all(reason.startswith('The ') for reason in reasons)
 
 
-def test_a_dialogue_is_remembered(graded):
-    talks = [g for g in graded if g.question.before]
-    assert len(talks) > 10
-    assert sum(g.overlap.iou for g in talks) / len(talks) > 0.3
+def test_it_remembers_a_dialogue(cases):
+    dialogues = [case for case in cases if case.history]
+    assert len(dialogues) > 10
+    assert sum(case.iou for case in dialogues) / len(dialogues) > 0.3
 
 
 FRAMES = list(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))
@@ -83,101 +107,95 @@ FRAMES = list(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))
 
 @pytest.mark.parametrize('number', range(3, len(FRAMES), 4))
 def test_a_dialogue_about_the_sample_bag(lisa, number):
-    """There is one mug: it is shown, it is known what for, and there is no other one."""
+    """There is one mug: the model shows it, knows its use, and finds no other one."""
     frame = FRAMES[number]
     ids = cv2.imread(str(SAMPLE / 'truth' / f'{frame.stamp}.png'), cv2.IMREAD_UNCHANGED)
     mug = lisa.segment(frame.pixels, 'segment the mug')
     assert len(mug.masks) == 1
     assert masks.iou(mug.masks[0], ids == 4) > 0.8
-    talk = Dialogue().extended(mug)
-    purpose = lisa.segment(frame.pixels, 'what is it for?', talk)
+    dialogue = Dialogue().extended(mug)
+    purpose = lisa.segment(frame.pixels, 'what is it for?', dialogue)
     assert purpose.answer == 'The mug holds a hot drink.'
     assert not purpose.masks.any()
-    talk = talk.extended(purpose)
-    other = lisa.segment(frame.pixels, 'now the other one', talk)
+    dialogue = dialogue.extended(purpose)
+    other = lisa.segment(frame.pixels, 'now the other one', dialogue)
     assert other.status is Status.NOT_FOUND
-    assert not [e for e in lisa.stream(frame.pixels, 'now the other one', talk) if mask_ready(e)]
+    assert not [
+        e
+        for e in lisa.stream(frame.pixels, 'now the other one', dialogue)
+        if isinstance(e, MaskReady)
+    ]
 
 
-def test_that_there_is_no_other_one_is_known_in_eight_of_ten_frames(lisa):
-    """Asked in the shortest form, in which another thing is still named in two of them."""
+def test_the_other_one_is_absent_in_eight_of_ten_frames(lisa):
+    """The shortest form of the query; the model still names another object in two frames."""
     absent = []
     for frame in FRAMES[3::4]:
-        talk = Dialogue().extended(lisa.segment(frame.pixels, 'segment the mug'))
-        talk = talk.extended(lisa.segment(frame.pixels, 'what is it for?', talk))
-        absent.append(lisa.segment(frame.pixels, 'the other one', talk).status is Status.NOT_FOUND)
+        dialogue = Dialogue().extended(lisa.segment(frame.pixels, 'segment the mug'))
+        dialogue = dialogue.extended(lisa.segment(frame.pixels, 'what is it for?', dialogue))
+        absent.append(
+            lisa.segment(frame.pixels, 'the other one', dialogue).status is Status.NOT_FOUND
+        )
     assert sum(absent) >= 8
     assert len(absent) == 10
 
 
-def test_what_was_shown_is_kept_back_by_a_rule_where_the_model_shows_it_again(lisa):
-    """Nothing else there is to drink from, which no lesson of the model has told apart."""
+def test_a_mask_of_an_object_shown_before_is_left_out(lisa):
+    """There is nothing else to drink from; the model was not trained on such queries."""
     shown_again = 0
     for frame in FRAMES[3::4]:
         mug = lisa.segment(frame.pixels, 'segment the mug')
-        talk = Dialogue().extended(mug)
-        asked = 'something else to drink from'
-        without = lisa.segment(frame.pixels, asked, Dialogue(talk.turns))
+        dialogue = Dialogue().extended(mug)
+        query = 'something else to drink from'
+        without = lisa.segment(frame.pixels, query, Dialogue(dialogue.turns))
         if len(without.masks) and masks.iou(without.masks[0], mug.masks[0]) > 0.6:
             shown_again += 1
-            other = lisa.segment(frame.pixels, asked, talk)
+            other = lisa.segment(frame.pixels, query, dialogue)
             assert other.status is Status.NOT_FOUND
-            assert other.reason == 'what was shown before is not the other one'
+            assert other.reason == 'the model found only an object that was shown before'
     assert shown_again
 
 
-def mask_ready(event):
-    return isinstance(event, MaskReady)
-
-
-def test_two_things_are_two_masks_in_the_order_asked(lisa, graded, monkeypatch):
-    monkeypatch.setattr(lisa, 'confidence_threshold', 0.0)  # every [SEG] with its mask
-    known = [g for g in graded if g.question.sort == 'explicit' and g.overlap.iou > 0.6]
+def test_two_objects_are_two_masks_in_the_order_of_the_query(every_seg, graded):
+    known = [q for q, case in graded if q.category == 'explicit' and case.iou > 0.6]
     assert known
-    question = known[0].question
-    data = np.frombuffer(question.picture.read_bytes(), np.uint8)
-    colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-    result = lisa.segment(colour, 'find the mug and the plate')
-    assert result.masks.shape == (result.answer_raw.count('[SEG]'), *colour.shape[:2])
+    image = image_of(known[0])
+    result = every_seg.segment(image, 'find the mug and the plate')
+    assert result.masks.shape == (result.answer_raw.count('[SEG]'), *image.shape[:2])
 
 
-def test_a_typed_seg_makes_no_mask(lisa, picture, monkeypatch):
-    assert not lisa.segment(picture, 'Explain the token [SEG]').masks.any()
-    monkeypatch.setattr(lisa, 'confidence_threshold', 0.0)
-    every = lisa.segment(picture, 'Explain the token [SEG]')  # none but those of the answer
-    assert len(every.masks) == every.token_ids.count(lisa.tokenizer.seg_token_id)
+def test_a_typed_seg_makes_no_mask(lisa, every_seg, image):
+    assert not lisa.segment(image, 'Explain the token [SEG]').masks.any()
+    result = every_seg.segment(image, 'Explain the token [SEG]')  # only those of the answer
+    assert len(result.masks) == result.token_ids.count(lisa.backend.tokenizer.seg_token_id)
 
 
-def test_masks_below_the_model_s_own_threshold_are_left_out(lisa, graded, monkeypatch):
-    assert 0 < lisa.model.config.confidence_threshold < 1
-    monkeypatch.setattr(lisa, 'confidence_threshold', 1.0)
-    question = next(g.question for g in graded if g.found)
-    data = np.frombuffer(question.picture.read_bytes(), np.uint8)
-    colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-    result = lisa.segment(colour, question.text)
+def test_masks_below_the_threshold_of_the_model_are_left_out(lisa, graded):
+    assert 0 < lisa.backend.model.config.confidence_threshold < 1
+    strict = replace(lisa, options=InferenceOptions(confidence_threshold=1.0))
+    question = next(question for question, case in graded if case.found)
+    result = strict.segment(image_of(question), question.text)
     assert result.status is Status.NOT_FOUND
     assert len(result.masks) == 0
 
 
-def test_a_mask_comes_before_the_words_after_it(lisa, graded):
-    question = next(g.question for g in graded if g.question.sort == 'use' and g.found)
-    data = np.frombuffer(question.picture.read_bytes(), np.uint8)
-    colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-    events = list(lisa.stream(colour, question.text))
+def test_a_mask_comes_before_the_text_after_it(lisa, graded):
+    question = next(q for q, case in graded if q.category == 'use' and case.found)
+    events = list(lisa.stream(image_of(question), question.text))
     kinds = [type(event) for event in events]
-    place = kinds.index(MaskReady)
-    assert events[place - 1].token_id == lisa.tokenizer.seg_token_id
-    assert Token in kinds[place:]
+    first = kinds.index(MaskReady)
+    assert events[first - 1].token_id == lisa.backend.tokenizer.seg_token_id
+    assert Token in kinds[first:]
     assert isinstance(events[-1], Done)
     assert events[-1].result.status is Status.FOUND
-    assert np.array_equal(events[place].mask, events[-1].result.masks[0])
+    assert np.array_equal(events[first].mask, events[-1].result.masks[0])
 
 
-def test_the_same_question_gives_the_same_bits(lisa, picture):
-    one, two = (lisa.segment(picture, 'what is on the table?') for _ in range(2))
-    assert one.token_ids == two.token_ids
-    assert np.array_equal(one.mask_logits, two.mask_logits)
-    assert one.answer.startswith('I see')
+def test_the_same_query_gives_the_same_bits(lisa, image):
+    first, second = (lisa.segment(image, 'what is on the table?') for _ in range(2))
+    assert first.token_ids == second.token_ids
+    assert np.array_equal(first.mask_logits, second.mask_logits)
+    assert first.answer.startswith('I see')
 
 
 def test_evaluate_scenes_prints_one_json_object(capsys):
@@ -189,49 +207,54 @@ def test_evaluate_scenes_prints_one_json_object(capsys):
     assert figures['explicit']['count'] == 1
 
 
-def test_examples_are_printed_with_what_was_to_be_said(capsys):
+def test_examples_are_printed_with_the_expected_answer(capsys):
     assert cli.main(['evaluate', 'scenes', '--limit', '14', '--examples', '2', '--json']) == 0
-    told = capsys.readouterr()
-    assert told.err.count('IoU') == 2
-    assert json.loads(told.out)
+    output = capsys.readouterr()
+    assert output.err.count('IoU') == 2
+    assert json.loads(output.out)
 
 
-def test_calibrate_writes_what_the_scores_are_made_of(tmp_path, capsys):
-    own, exam = tmp_path / 'model', tmp_path / 'exam.zip'
-    shutil.copytree(WEIGHTS / 'lisa-tabletop', own)
-    with zipfile.ZipFile(EXAM) as whole, zipfile.ZipFile(exam, 'w') as part:
-        pages = json.loads(whole.read('exam.json'))[:12]
-        for name in (p[key] for p in pages for key in ('picture', 'ids')):
+def test_calibrate_saves_the_score_weights(tmp_path, capsys):
+    folder, test_set = tmp_path / 'model', tmp_path / 'test_set.zip'
+    shutil.copytree(WEIGHTS / 'lisa-tabletop', folder)
+    with zipfile.ZipFile(TEST_SET) as whole, zipfile.ZipFile(test_set, 'w') as part:
+        pages = json.loads(whole.read('queries.json'))[:12]
+        for name in (p[key] for p in pages for key in ('image', 'ids')):
             part.writestr(name, whole.read(name))
-        part.writestr('exam.json', json.dumps(pages))
-    assert cli.main(['calibrate', str(own), '--exam', str(exam), '--device', 'cpu']) == 0
+        part.writestr('queries.json', json.dumps(pages))
+    assert (
+        cli.main(['calibrate', str(folder), '--test-set', str(test_set), '--device', 'cpu']) == 0
+    )
     assert 'calibration error' in capsys.readouterr().out
-    made = Segmenter.load(str(own), device='cpu').model.config
-    assert len(made.calibration) == 4
-    assert 0 < made.confidence_threshold < 1
+    config = Segmenter.load(folder, device='cpu').backend.model.config
+    assert len(config.calibration) == 4
+    assert 0 < config.confidence_threshold < 1
 
 
-def test_numbers_say_nothing_about_how_sure_the_words_are(lisa, graded):
-    """Of two near places either would do: they count neither for nor against a mask."""
-    for question in (g.question for g in graded if g.question.sort == 'relations'):
-        data = np.frombuffer(question.picture.read_bytes(), np.uint8)
-        colour = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-        result = lisa.segment(colour, question.text)
-        if len(result.evidence) == 1 and any(c.isdigit() for c in result.answer):
+def test_numbers_do_not_count_in_the_text_probability(lisa, questions):
+    """Two close numbers are both acceptable, so their probability does not rate a mask."""
+    for question in (q for q in questions if q.category == 'relations'):
+        image = image_of(question)
+        result = lisa.segment(image, question.text)
+        if len(result.masks) == 1 and any(c.isdigit() for c in result.answer):
             break
-    clock = image_encoder.StageTimer(lisa.device)
-    prompt = lisa._read(
-        prompt_ids(lisa.tokenizer, lisa.template, question.text), lisa._look(colour, clock)
-    )
+    model, tokenizer = lisa.backend.model, lisa.backend.tokenizer
+    ids = prompt_ids(tokenizer, lisa.backend.template, question.text)
+    encoded = lisa.backend.encoder.encode(image, StageTimer(torch.device('cpu')))
+    with torch.inference_mode():
+        embeddings = model.embed(torch.tensor(ids), encoded.clip_tokens)
     steps = generation.generate(
-        lisa.model, prompt, stop_id=lisa.tokenizer.eos_token_id, max_new_tokens=60
+        model,
+        generation.prefill(model, embeddings),
+        stop_id=tokenizer.eos_token_id,
+        max_new_tokens=60,
     )
-    words = everything = 1.0
+    text_prob = all_prob = 1.0
     for step in steps:
-        everything *= step.probability
-        if not lisa.tokenizer.decode([step.token_id]).strip().isdigit():
-            words *= step.probability
-        if step.token_id == lisa.tokenizer.seg_token_id:
+        all_prob *= step.probability
+        if not tokenizer.decode([step.token_id]).strip().isdigit():
+            text_prob *= step.probability
+        if step.token_id == tokenizer.seg_token_id:
             break
-    assert result.evidence[0].words == pytest.approx(words, rel=1e-3)
-    assert everything < 0.9 * words
+    assert result.score_features[0].text_prob == pytest.approx(text_prob, rel=1e-3)
+    assert all_prob < 0.9 * text_prob

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A judge reads requests anew: from the words and the table alone, with rules of its own.
+"""An independent parser checks the queries: it reads only the text and the scene.
 
-The grammar draws the truth first and then the words; the judge goes the other way, with a
-brute-force reading of what the words mean, and must come to the same things.
+The generator draws the objects first and then the text. The parser goes the other way, by brute
+force and with rules of its own, and must find the same objects.
 """
 
 import itertools
@@ -12,56 +12,71 @@ import re
 import numpy as np
 import pytest
 
-from lisa_ros.tabletop import answer_text, queries, query_sampling, templates
-from lisa_ros.tabletop.objects import ALSO, COLOURS, OBJECT_CATEGORIES, OBJECTS, SIZES
-from lisa_ros.tabletop.rendering import PART_FLAG
-from lisa_ros.tabletop.scene_graph import VISIBLE, SceneGraph, SceneObject
+from lisa_ros.tabletop import (
+    answer_text,
+    attribute_queries,
+    dialogue,
+    reasoning_queries,
+    relation_queries,
+    templates,
+    text_queries,
+)
+from lisa_ros.tabletop.objects import (
+    ALTERNATIVES,
+    COLOURS,
+    OBJECT_CATEGORIES,
+    OBJECTS,
+    PART_FLAG,
+    SIZES,
+)
+from lisa_ros.tabletop.scene_graph import MIN_VISIBLE_AREA, SceneGraph, SceneObject
 from lisa_ros.tabletop.templates import PhraseSampler
+from lisa_ros.voice.vocabulary import plural
 
 MEASURES = {
     'tall': lambda o: o.height, 'low': lambda o: -o.height, 'big': lambda o: o.longest,
     'small': lambda o: -o.longest, 'near': lambda o: -o.away, 'far': lambda o: o.away,
     'leftmost': lambda o: -o.right, 'rightmost': lambda o: o.right,
 }  # fmt: skip
-WORDS = {
+COMPARISON_WORDS = {
     'tallest': 'tall', 'taller': 'tall', 'lowest': 'low', 'lower': 'low', 'biggest': 'big',
     'bigger': 'big', 'smallest': 'small', 'smaller': 'small', 'nearest': 'near', 'nearer': 'near',
     'farthest': 'far', 'farther': 'far', 'leftmost': 'leftmost', 'rightmost': 'rightmost',
 }  # fmt: skip
-PLACE = 'left of|right of|behind|in front of|next to'
-SORTS = ('drink', 'food', 'toy', 'dish')
+RELATION = 'left of|right of|behind|in front of|next to'
+SUPERCATEGORIES = ('drink', 'food', 'toy', 'dish')
 NAMES = sorted(OBJECT_CATEGORIES, key=len, reverse=True)
 
 
-def a_table(seed):
-    """Some things at random places, a few of them hidden."""
+def random_scene(seed):
+    """A scene graph of objects at random positions, a few of them hidden."""
     rng = np.random.default_rng(seed)
-    there, looks = [], set()
-    things = [t for t in OBJECTS.values() if not t.held_out]
-    favourite = things[rng.integers(len(things))]
+    objects, appearances = [], set()
+    models = [m for m in OBJECTS.values() if not m.held_out]
+    favourite = models[rng.integers(len(models))]
     for number in range(1, 4 + int(rng.integers(6))):
-        thing = favourite if rng.random() < 0.35 else things[rng.integers(len(things))]
-        colour = str(rng.choice(thing.colours)) if thing.colours else None
-        size = str(rng.choice(thing.sizes)) if thing.sizes else None
-        look = thing.kind, colour, size
-        if look in looks or (not thing.colours and any(k == thing.kind for k, *_ in looks)):
+        model = favourite if rng.random() < 0.35 else models[rng.integers(len(models))]
+        colour = str(rng.choice(model.colours)) if model.colours else None
+        size = str(rng.choice(model.sizes)) if model.sizes else None
+        appearance = model.category, colour, size
+        repeated = any(category == model.category for category, *_ in appearances)
+        if appearance in appearances or (not model.colours and repeated):
             continue
-        looks.add(look)
-        area = (
-            int(rng.integers(5, VISIBLE)) if rng.random() < 0.1 else int(rng.integers(150, 4000))
-        )
-        part = area // 8 if thing.handle or any(p.name for p in thing.parts) else 0
+        appearances.add(appearance)
+        hidden = rng.random() < 0.1
+        area = int(rng.integers(5, MIN_VISIBLE_AREA) if hidden else rng.integers(150, 4000))
+        has_part = model.has_handle or any(part.name for part in model.parts)
         right, away = rng.uniform(-0.3, 0.3), rng.uniform(0.5, 1.1)
         height, longest = rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.3)
-        there.append(
+        objects.append(
             SceneObject(
                 number,
-                thing.kind,
-                thing.name,
+                model.category,
+                model.name,
                 colour,
                 size,
                 area,
-                part,
+                area // 8 if has_part else 0,
                 right,
                 away,
                 height,
@@ -69,31 +84,31 @@ def a_table(seed):
                 *rng.uniform(0, 1, 2),
             )
         )
-    return SceneGraph(tuple(there))
+    return SceneGraph(tuple(objects))
 
 
-TABLES = [a_table(seed) for seed in range(150)]
+SCENES = [random_scene(seed) for seed in range(150)]
 
 
-def asked(ask, *how, tables=TABLES):
-    """(table, request) for each that comes of some tries."""
-    for number, table in enumerate(tables):
-        for exam in (False, True):
+def sampled(sample, *arguments, scenes=SCENES):
+    """(scene, query) for each draw that fits, in phrases of training and held-out ones."""
+    for number, scene in enumerate(scenes):
+        for held_out in (False, True):
             for seed in range(6):
-                voice = PhraseSampler(np.random.default_rng((number, seed)), exam=exam)
+                sampler = PhraseSampler(np.random.default_rng((number, seed)), held_out=held_out)
                 try:
-                    request = ask(voice, table, *how)
+                    query = sample(sampler, scene, *arguments)
                 except templates.NoHeldOutTemplate:
                     continue
-                if request is not None:
-                    yield table, request
+                if query is not None:
+                    yield scene, query
 
 
-# ---- the judge
+# ---- the parser
 
 
-def plain(text):
-    """Words in small letters, without marks and phrases of politeness."""
+def normalized(text):
+    """The words in lower case, without punctuation and polite phrases."""
     text = re.sub(r'[?.,!]', '', text.lower())
     for phrase in (
         'please output segmentation mask', 'in this image', 'please', 'and say why', 'say why',
@@ -103,302 +118,326 @@ def plain(text):
     return ' '.join(text.split())
 
 
-def named(table, words):
-    """The things, seen or not, that a name such as "small red mug" may mean."""
-    words = words.strip()
-    kind = next(k for k in NAMES if words == k or words.endswith(f' {k}'))
-    looks = words.removesuffix(kind).split()
-    assert set(looks) <= {*COLOURS, *SIZES}, words
-    return [o for o in table.there if o.kind == kind and set(looks) <= {o.colour, o.size}]
+def matching(scene, name):
+    """The objects, visible or hidden, that a name such as "small red mug" is true of."""
+    name = name.strip()
+    category = next(c for c in NAMES if name == c or name.endswith(f' {c}'))
+    adjectives = name.removesuffix(category).split()
+    assert set(adjectives) <= {*COLOURS, *SIZES}, name
+    return [
+        o
+        for o in scene.objects
+        if o.category == category and set(adjectives) <= {o.colour, o.size}
+    ]
 
 
-def seen(things):
-    return [o for o in things if o.area >= VISIBLE]
+def visible(objects):
+    return [o for o in objects if o.area >= MIN_VISIBLE_AREA]
 
 
-def group(table, noun):
-    """What "thing", "mug" or "drink" may mean."""
+def group(scene, noun):
+    """Return the objects that a noun such as "thing", "mug" or "drink" describes."""
     if noun == 'thing':
-        return list(table.there)
-    if noun in SORTS:
-        return [o for o in table.there if OBJECT_CATEGORIES[o.kind].sort == noun]
-    return named(table, noun)
+        return list(scene.objects)
+    if noun in SUPERCATEGORIES:
+        return [o for o in scene.objects if OBJECT_CATEGORIES[o.category].supercategory == noun]
+    return matching(scene, noun)
 
 
-def beside(table, noun, place, anchor):
-    """The one thing of a group that stands in a place of the anchor, nearest first."""
-    others = [o for o in table.there if o.id != anchor.id]
+def related(scene, noun, relation, anchor):
+    """The object that "the <noun> <relation> <anchor>" refers to, the nearest in 45 degrees."""
+    others = [o for o in scene.objects if o.id != anchor.id]
 
     def offset(o):
         right, away = o.right - anchor.right, o.away - anchor.away
         return {
             'left of': (-right, away), 'right of': (right, away), 'behind': (away, right),
             'in front of': (-away, right), 'next to': (math.inf, 0),
-        }[place]  # fmt: skip
+        }[relation]  # fmt: skip
 
     inside = [o for o in others if offset(o)[0] > abs(offset(o)[1])]
-    if noun not in ('thing', *SORTS):
-        (one,) = [o for o in inside if o in group(table, noun)]
-        return one
+    if noun not in ('thing', *SUPERCATEGORIES):
+        (target,) = [o for o in inside if o in group(scene, noun)]
+        return target
     return min(inside, key=lambda o: math.hypot(o.right - anchor.right, o.away - anchor.away))
 
 
-def first(things, word):
-    """The thing that comes first, clearly."""
-    measure = MEASURES[WORDS[word]]
-    one, other = sorted(things, key=measure, reverse=True)[:2]
-    assert measure(one) - measure(other) >= 0.02
-    return one
+def extreme(objects, word):
+    """The object that a comparative or superlative refers to, with a clear margin."""
+    measure = MEASURES[COMPARISON_WORDS[word]]
+    best, second = sorted(objects, key=measure, reverse=True)[:2]
+    assert measure(best) - measure(second) >= 0.02
+    return best
 
 
-def targets(request, which=-1):
-    return {i % PART_FLAG for i in request.targets[which]}
+def object_ids(mask):
+    return {i % PART_FLAG for i in mask}
 
 
-def said_right(table, request, one):
-    """The answer names the one thing, so that nobody can take it for another; it measures well."""
-    answer = request.turns[-1].answer_raw
+def target_ids(query, mask=-1):
+    return object_ids(query.targets[mask])
+
+
+def assert_answer_is_correct(scene, query, target):
+    """The answer names the target unambiguously, and its measurements are correct."""
+    answer = query.turns[-1].answer_raw
     (name,) = re.findall(r'It is the ([a-z ]+), \[SEG\]', answer)
-    assert [o.id for o in seen(named(table, name))] == [one.id]
+    assert [o.id for o in visible(matching(scene, name))] == [target.id]
     steps = answer[: answer.rindex('It is the')]
     assert steps
     sizes = re.findall(r'[Tt]he ([a-z ]+?) (\d+) cm', steps)
     for name, number in sizes:
-        (thing,) = seen(named(table, name))
-        measures = 100 * thing.height, 100 * thing.longest
-        assert any(abs(int(number) - max(m, 2)) <= 1 for m in measures)
-    places = re.findall(r'[Tt]he ([a-z ]+?) (\d+) (\d+)', steps)
-    for name, across, down in places:
-        first_of = name.split()[0] in WORDS  # "the tallest thing 20 40"
-        (thing,) = [one] if first_of else seen(named(table, name))
-        assert (int(across), int(down)) == place(thing)
-    beside_it = re.findall(rf'(?:{PLACE}) it (\d+) (\d+)', steps)
-    for across, down in beside_it:
-        assert (int(across), int(down)) == place(one)
-    assert sizes or places
+        (measured,) = visible(matching(scene, name))
+        lengths = 100 * measured.height, 100 * measured.longest
+        assert any(abs(int(number) - max(length, 2)) <= 1 for length in lengths)
+    positions = re.findall(r'[Tt]he ([a-z ]+?) (\d+) (\d+)', steps)
+    for name, x, y in positions:
+        is_superlative = name.split()[0] in COMPARISON_WORDS  # "the tallest thing 20 40"
+        (located,) = [target] if is_superlative else visible(matching(scene, name))
+        assert (int(x), int(y)) == image_position(located)
+    for x, y in re.findall(rf'(?:{RELATION}) it (\d+) (\d+)', steps):
+        assert (int(x), int(y)) == image_position(target)
+    assert sizes or positions
 
 
-def place(one):
-    """Where an answer says that a thing shows: even hundredths, rounded down."""
-    return tuple(min(98, math.floor(50 * share) * 2) for share in (one.across, one.down))
+def image_position(obj):
+    """The position that an answer states: even hundredths, rounded down."""
+    return tuple(min(98, math.floor(50 * share) * 2) for share in (obj.image_x, obj.image_y))
 
 
-# ---- sorts
+def categories_by_need():
+    """Normalized use or fact -> its category."""
+    return {
+        normalized(need): category
+        for category in OBJECT_CATEGORIES.values()
+        for need in category.needs
+    }
+
+
+# ---- query categories
 
 
 @pytest.mark.parametrize('present', [True, False])
-def test_a_name_means_all_that_may_be_called_so(present):
+def test_name_refers_to_all_matching_objects(present):
     count = 0
-    for ask in (queries.explicit, queries._looks):
-        for table, request in asked(ask, present):
-            query = plain(request.turns[0].query)
-            (name,) = [
+    first_words = {w for category in OBJECT_CATEGORIES for w in category.split()}
+    for sample in (attribute_queries.explicit, attribute_queries.name_with_attributes):
+        for scene, query in sampled(sample, present):
+            text = normalized(query.turns[0].query)
+            (match,) = [
                 m
-                for k in NAMES
-                if (m := re.search(rf'the ((?:small |big )?(?:\w+ )?{k})$', query))
+                for category in NAMES
+                if (m := re.search(rf'the ((?:small |big )?(?:\w+ )?{category})$', text))
             ][:1]
-            words = name[1]
-            while words.split()[0] not in {*COLOURS, *SIZES} | {
-                w for k in OBJECT_CATEGORIES for w in k.split()
-            }:
-                words = words.split(' ', 1)[1]
-            things = named(table, words)
+            name = match[1]
+            while name.split()[0] not in {*COLOURS, *SIZES} | first_words:
+                name = name.split(' ', 1)[1]
+            objects = matching(scene, name)
             if present:
-                assert targets(request) == {o.id for o in seen(things)} != set()
+                assert target_ids(query) == {o.id for o in visible(objects)} != set()
             else:
-                assert not things
-                assert request.turns[0].answer_raw == f'There is no {words} here.'
+                assert not objects
+                assert query.turns[0].answer_raw == f'There is no {name} here.'
             count += 1
     assert count > 300
 
 
-def test_places_and_comparisons_mean_one_thing_and_name_it():
-    count = dict.fromkeys(('place', 'most', 'pair'), 0)
-    for table, request in asked(queries.relations, True):
-        query = plain(request.turns[0].query)
-        if found := re.search(rf'the ([a-z ]+?) ({PLACE}) the ([a-z ]+)$', query):
-            noun = found[1].split(' the ')[-1]
-            (anchor,) = seen(named(table, found[3]))
-            one, sort = beside(table, noun, found[2], anchor), 'place'
-        elif found := re.search(r'the (\w+) one of the ([a-z ]+) and the ([a-z ]+)$', query):
-            pair = [thing for name in found.groups()[1:] for thing in seen(named(table, name))]
+def test_relation_superlative_and_comparative_refer_to_one_object():
+    count = dict.fromkeys(('relation', 'superlative', 'comparative'), 0)
+    for scene, query in sampled(relation_queries.relations, True):
+        text = normalized(query.turns[0].query)
+        if match := re.search(rf'the ([a-z ]+?) ({RELATION}) the ([a-z ]+)$', text):
+            noun = match[1].split(' the ')[-1]
+            (anchor,) = visible(matching(scene, match[3]))
+            target, form = related(scene, noun, match[2], anchor), 'relation'
+        elif match := re.search(r'the (\w+) one of the ([a-z ]+) and the ([a-z ]+)$', text):
+            pair = [o for name in match.groups()[1:] for o in visible(matching(scene, name))]
             assert len(pair) == 2
-            one, sort = first(pair, found[1]), 'pair'
+            target, form = extreme(pair, match[1]), 'comparative'
         else:
-            found = re.search(r'the (\w+) ([a-z ]+)$', query[query.rindex('the ') :])
-            one, sort = first(group(table, found[2]), found[1]), 'most'
-        assert targets(request) == {one.id}
-        said_right(table, request, one)
-        count[sort] += 1
+            match = re.search(r'the (\w+) ([a-z ]+)$', text[text.rindex('the ') :])
+            target, form = extreme(group(scene, match[2]), match[1]), 'superlative'
+        assert target_ids(query) == {target.id}
+        assert_answer_is_correct(scene, query, target)
+        count[form] += 1
     assert min(count.values()) > 100
 
 
-def test_nothing_is_where_nothing_is_said_to_be():
+def test_absent_relation_refers_to_no_object():
     count = 0
-    for table, request in asked(queries.relations, False):
-        query, answer = plain(request.turns[0].query), request.turns[0].answer_raw
-        found = re.search(rf'the thing ({PLACE}) the ([a-z ]+)$', query)
+    for scene, query in sampled(relation_queries.relations, False):
+        text, answer = normalized(query.turns[0].query), query.turns[0].answer_raw
+        match = re.search(rf'the thing ({RELATION}) the ([a-z ]+)$', text)
         if answer.startswith('There is no '):
-            assert not named(table, found[2])
+            assert not matching(scene, match[2])
         else:
-            (anchor,) = seen(named(table, found[2]))
-            assert answer == f'There is nothing {found[1]} the {found[2]}.'
+            (anchor,) = visible(matching(scene, match[2]))
+            assert answer == f'There is nothing {match[1]} the {match[2]}.'
             with pytest.raises(ValueError, match=r'empty'):
-                beside(table, 'thing', found[1], anchor)
-        assert not request.targets
+                related(scene, 'thing', match[1], anchor)
+        assert not query.targets
         count += 1
     assert count > 200
 
 
-@pytest.mark.parametrize('sort', ['use', 'knowledge'])
-def test_a_need_means_the_kind_that_meets_it_and_no_other_is_there_that_would(sort):
-    kind_of = {plain(need): kind for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
+@pytest.mark.parametrize('query_category', ['use', 'knowledge'])
+def test_need_refers_to_its_category_and_has_no_alternative_in_the_scene(query_category):
+    category_by_need = categories_by_need()
     count = 0
-    for present, ask in itertools.product((True, False), (queries._need,)):
-        for table, request in asked(ask, present, sort):
-            query = plain(request.turns[0].query)
-            need = max((n for n in kind_of if n in query), key=len)
-            kind = kind_of[need]
-            others = {k for n, also in ALSO.items() if plain(n) == need for k in also}
-            assert not any(o.kind in others for o in table.objects)
+    for present in (True, False):
+        for scene, query in sampled(reasoning_queries.need_query, present, query_category):
+            text = normalized(query.turns[0].query)
+            need = max((n for n in category_by_need if n in text), key=len)
+            category = category_by_need[need]
+            alternatives = {
+                c for n, others in ALTERNATIVES.items() if normalized(n) == need for c in others
+            }
+            assert not any(o.category in alternatives for o in scene.objects)
+            answer = query.turns[0].answer_raw
             if present:
-                assert targets(request) == {
-                    o.id for o in seen(table.objects) if o.kind == kind.name
+                assert target_ids(query) == {
+                    o.id for o in visible(scene.objects) if o.category == category.name
                 }
-                assert request.turns[0].answer_raw == f'The {kind.name} {kind.does}, [SEG].'
+                assert answer == f'The {category.name} {category.purpose}, [SEG].'
             else:
-                assert all(o.kind != kind.name for o in table.objects)
-                assert not request.targets
-                said = f'The {kind.name} {kind.does}, but there is no {kind.name} here.'
-                assert request.turns[0].answer_raw == said
+                assert all(o.category != category.name for o in scene.objects)
+                assert not query.targets
+                reason = f'The {category.name} {category.purpose}'
+                assert answer == f'{reason}, but there is no {category.name} here.'
             count += 1
     assert count > 200
 
 
-def test_two_steps_lead_to_one_thing():
-    kind_of = {plain(need): kind for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
-    count = dict.fromkeys(('does', 'need', 'sort', 'look'), 0)
-    for table, request in asked(queries.two_step):
-        query = plain(request.turns[0].query)
-        needs = [n for n in kind_of if n in query]
-        if found := re.search(rf'the (\w+) ({PLACE}) the thing that ([a-z ]+)$', query):
-            (kind,) = [k.name for k in OBJECT_CATEGORIES.values() if k.does == found[3]]
-            (anchor,) = seen(named(table, kind))
-            one, sort = beside(table, found[1], found[2], anchor), 'does'
-            if found[1] in SORTS:
-                assert OBJECT_CATEGORIES[one.kind].sort == found[1]
-            said_right(table, request, one)
-        elif needs and (found := re.search(PLACE, query)):
-            kind = kind_of[max(needs, key=len)].name
-            (anchor,) = seen(named(table, kind))
-            one, sort = beside(table, 'thing', found[0], anchor), 'need'
-            said_right(table, request, one)
-        elif found := re.search(r'the (\w+) (drink|food|toy|dish)$', query):
-            one, sort = first(group(table, found[2]), found[1]), 'sort'
-            said_right(table, request, one)
+def test_two_step_query_refers_to_one_object():
+    category_by_need = categories_by_need()
+    count = dict.fromkeys(('purpose', 'need', 'supercategory', 'colour'), 0)
+    for scene, query in sampled(reasoning_queries.two_step):
+        text = normalized(query.turns[0].query)
+        needs = [n for n in category_by_need if n in text]
+        if match := re.search(rf'the (\w+) ({RELATION}) the thing that ([a-z ]+)$', text):
+            (category,) = [c.name for c in OBJECT_CATEGORIES.values() if c.purpose == match[3]]
+            (anchor,) = visible(matching(scene, category))
+            target, form = related(scene, match[1], match[2], anchor), 'purpose'
+            if match[1] in SUPERCATEGORIES:
+                assert OBJECT_CATEGORIES[target.category].supercategory == match[1]
+            assert_answer_is_correct(scene, query, target)
+        elif needs and (match := re.search(RELATION, text)):
+            category = category_by_need[max(needs, key=len)].name
+            (anchor,) = visible(matching(scene, category))
+            target, form = related(scene, 'thing', match[0], anchor), 'need'
+            assert_answer_is_correct(scene, query, target)
+        elif match := re.search(r'the (\w+) (drink|food|toy|dish)$', text):
+            target, form = extreme(group(scene, match[2]), match[1]), 'supercategory'
+            assert_answer_is_correct(scene, query, target)
         else:
-            colour = next(c for c in COLOURS if c in query)
-            need = max((n for n in kind_of if n in query.replace(f' {colour}', '')), key=len)
-            things = [o for o in seen(named(table, kind_of[need].name)) if o.colour == colour]
-            assert targets(request) == {o.id for o in things}
-            count['look'] += 1
+            colour = next(c for c in COLOURS if c in text)
+            text = text.replace(f' {colour}', '')
+            need = max((n for n in category_by_need if n in text), key=len)
+            objects = visible(matching(scene, category_by_need[need].name))
+            assert target_ids(query) == {o.id for o in objects if o.colour == colour}
+            count['colour'] += 1
             continue
-        assert targets(request) == {one.id}
-        count[sort] += 1
+        assert target_ids(query) == {target.id}
+        count[form] += 1
     assert min(count.values()) > 25
 
 
-def test_several_names_are_answered_in_their_order_and_what_is_missing_is_said():
+def test_several_names_have_a_mask_each_and_absent_ones_a_sentence():
     count = 0
-    for table, request in asked(queries.several):
-        query, (turn,) = plain(request.turns[0].query), request.turns
-        names = re.findall(r'the ((?:(?!the )[a-z ])+?)(?= and the |  the | the |$)', query)
+    for scene, query in sampled(attribute_queries.several):
+        text, (turn,) = normalized(query.turns[0].query), query.turns
+        names = re.findall(r'the ((?:(?!the )[a-z ])+?)(?= and the |  the | the |$)', text)
         if turn.answer_raw == 'Sure, [SEG].' and len(names) == 1:
-            kind = next(k for k in NAMES if answer_text._plural(k) in query)
-            assert targets(request) == {o.id for o in seen(named(table, kind))}
+            category = next(c for c in NAMES if plural(c) in text)
+            assert target_ids(query) == {o.id for o in visible(matching(scene, category))}
             count += 1
             continue
-        told = []
+        expected = []
         for name in names:
-            things = named(table, name)
-            if things:
-                (one,) = seen(things)
-                told.append({one.id})
+            objects = matching(scene, name)
+            if objects:
+                (target,) = visible(objects)
+                expected.append({target.id})
             else:
                 assert f'There is no {name} here.' in turn.answer_raw
-        assert [targets(request, i) for i in range(len(request.targets))] == told
+        assert [object_ids(mask) for mask in query.targets] == expected
         count += 1
     assert count > 200
 
 
-def test_dialogues_lean_on_what_was_shown_last():
+def check_follow_up(scene, talk):
+    """Check the last turn of a dialogue of two; return which form it has, None for others."""
+    first, turn = talk.turns
+    text = normalized(turn.query)
+    earlier, later = talk.targets[: talk.first_target], talk.targets[talk.first_target :]
+    shown = {i for mask in earlier for i in object_ids(mask)}
+    names = re.findall(r'The ([a-z ]+) is ', first.answer_raw)  # an answer about a colour
+    referents = shown or {o.id for name in names for o in visible(matching(scene, name))}
+    if re.search(r'\bit\b', text) and (match := re.search(RELATION, text)):
+        if any(need in text for need in categories_by_need()):
+            return None  # "find something to ... and show me what is left of it"
+        (anchor,) = [o for o in scene.objects if o.id in referents]
+        target = related(scene, 'thing', match[0], anchor)
+        assert object_ids(later[0]) == {target.id}
+        return 'it'
+    if text.endswith('the other one'):
+        (referent,) = [o for o in scene.objects if o.id in referents]
+        others = [
+            o for o in scene.objects if o.category == referent.category and o.id != referent.id
+        ]
+        if later:
+            assert [{o.id} for o in visible(others)] == [object_ids(later[0])]
+            return 'other'
+        assert not others
+        assert turn.answer_raw == f'There is no other {referent.category} here.'
+        return 'no other'
+    if match := re.search(r'the (\w+) one$', text):
+        candidates = [o for o in scene.objects if o.id in shown]
+        if match[1] in COLOURS:
+            (target,) = [o for o in candidates if o.colour == match[1]]
+        else:
+            target = extreme(candidates, match[1])
+        assert object_ids(later[0]) == {target.id}
+        return 'which'
+    if text.startswith(('and the', 'what about the', 'also the')):
+        objects = matching(scene, text[text.index('the ') + 4 :])
+        if later:
+            assert [{o.id for o in visible(objects)}] == [object_ids(later[0])]
+        else:
+            assert not objects
+        return 'and'
+    return None
+
+
+def test_follow_up_refers_to_the_turn_before():
     count = dict.fromkeys(('it', 'other', 'no other', 'which', 'and'), 0)
-    for table in TABLES:
-        for seed in range(60):
-            talk = query_sampling.dialogue(PhraseSampler(np.random.default_rng(seed)), table, 2)
-            before, turn = talk.turns
-            query = plain(turn.query)
-            earlier, later = talk.targets[: talk.first], talk.targets[talk.first :]
-            shown = {i % PART_FLAG for ids in earlier for i in ids}
-            names = re.findall(r'The ([a-z ]+) is ', before.answer_raw)  # or told the colour of
-            about = shown or {o.id for n in names for o in seen(named(table, n))}
-            if re.search(r'\bit\b', query) and (found := re.search(PLACE, query)):
-                if any(
-                    plain(n) in query for kind in OBJECT_CATEGORIES.values() for n in kind.needs
-                ):
-                    continue  # "find something to ... and show me what is left of it"
-                (anchor,) = [o for o in table.objects if o.id in about]
-                one = beside(table, 'thing', found[0], anchor)
-                assert {i % PART_FLAG for i in later[0]} == {one.id}
-                count['it'] += 1
-            elif query.endswith('the other one'):
-                (one,) = [o for o in table.objects if o.id in about]
-                rest = [o for o in table.objects if o.kind == one.kind and o.id != one.id]
-                if later:
-                    seen_well = [o for o in rest if o.area >= VISIBLE]
-                    assert [{o.id} for o in seen_well] == [{i % PART_FLAG for i in later[0]}]
-                    count['other'] += 1
-                else:
-                    assert not rest
-                    assert turn.answer_raw == f'There is no other {one.kind} here.'
-                    count['no other'] += 1
-            elif found := re.search(r'the (\w+) one$', query):
-                alike = [o for o in table.objects if o.id in shown]
-                if found[1] in COLOURS:
-                    (one,) = [o for o in alike if o.colour == found[1]]
-                else:
-                    one = first(alike, found[1])
-                assert {i % PART_FLAG for i in later[0]} == {one.id}
-                count['which'] += 1
-            elif query.startswith(('and the', 'what about the', 'also the')):
-                things = named(table, query[query.index('the ') + 4 :])
-                if later:
-                    assert [{o.id for o in seen(things)}] == [{i % PART_FLAG for i in later[0]}]
-                else:
-                    assert not things
-                count['and'] += 1
+    for scene, seed in itertools.product(SCENES, range(60)):
+        sampler = PhraseSampler(np.random.default_rng(seed))
+        form = check_follow_up(scene, dialogue.dialogue(sampler, scene, 2))
+        if form is not None:
+            count[form] += 1
     assert min(count.values()) > 20
 
 
-def test_words_about_the_table_are_true():
-    count = dict.fromkeys(('list', 'many', 'colour', 'there'), 0)
-    for table, request in asked(queries.question):
-        query, answer = plain(request.turns[0].query), request.turns[0].answer_raw
-        kinds = {o.kind for o in table.visible}
+def test_text_answers_are_true():
+    count = dict.fromkeys(('list', 'count', 'colour', 'presence'), 0)
+    for scene, query in sampled(text_queries.question):
+        text, answer = normalized(query.turns[0].query), query.turns[0].answer_raw
+        categories = {o.category for o in scene.visible}
         if answer.startswith('I see the'):
-            told = re.findall(r'the ([a-z ]+?)(?=,| and the|\.)', answer)
-            assert sorted(told) == sorted(kinds)
+            names = re.findall(r'the ([a-z ]+?)(?=,| and the|\.)', answer)
+            assert sorted(names) == sorted(categories)
             count['list'] += 1
-        elif found := re.match(r'There (?:is|are) (\w+) ([a-z ]+) here\.', answer):
-            kind = next(k for k in NAMES if found[2] in (k, answer_text._plural(k)))
-            number = answer_text._NUMBERS.index(found[1])
-            assert sum(o.kind == kind for o in table.objects) == number
-            count['many' if 'many' in query or 'count' in query else 'there'] += 1
-        elif found := re.match(r'The ([a-z ]+) is (\w+)\.', answer):
-            (one,) = seen(named(table, found[1]))
-            assert one.colour == found[2]
+        elif match := re.match(r'There (?:is|are) (\w+) ([a-z ]+) here\.', answer):
+            category = next(c for c in NAMES if match[2] in (c, plural(c)))
+            number = answer_text.COUNT_WORDS.index(match[1])
+            assert sum(o.category == category for o in scene.objects) == number
+            count['count' if 'many' in text or 'count' in text else 'presence'] += 1
+        elif match := re.match(r'The ([a-z ]+) is (\w+)\.', answer):
+            (target,) = visible(matching(scene, match[1]))
+            assert target.colour == match[2]
             count['colour'] += 1
         elif answer == 'Yes.':
-            assert query.split(' a ')[-1] in kinds
-            count['there'] += 1
+            assert text.split(' a ')[-1] in categories
+            count['presence'] += 1
     assert min(count.values()) > 30

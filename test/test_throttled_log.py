@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A complaint is said once in a while, and hides no other."""
+"""A message is logged once in a while, and hides no other."""
 
 import pytest
 
@@ -8,18 +8,33 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 from lisa_ros.ros import throttled_log
 
 
-def test_each_cause_is_said_once_in_five_seconds(monkeypatch):
-    now, said = [100.0], []
+class Logger:
+    """Collects messages with their severity."""
+
+    def __init__(self):
+        self.lines = []
+
+    def error(self, message):
+        self.lines.append(message)
+
+    def warning(self, message):
+        self.lines.append(f'warning: {message}')
+
+
+def test_each_cause_is_logged_once_in_five_seconds(monkeypatch):
+    now, logger = [100.0], Logger()
     monkeypatch.setattr(throttled_log.time, 'monotonic', lambda: now[0])
-    complain = throttled_log.ThrottledLog(said.append)
-    complain('no depth')
-    complain('no depth')
-    complain('another')
-    complain('at 1 s', 'late')
-    complain('at 2 s', 'late')
-    assert said == ['no depth', 'another', 'at 1 s']
-    now[0] += 5
-    complain('no depth')
-    complain('at 7 s', 'late')
-    assert said[3:] == ['no depth', 'at 7 s']
-    assert len(complain._said) == 2  # what was said long ago is forgotten
+    throttled = throttled_log.ThrottledLog(logger)
+    throttled.error('no depth')
+    throttled.error('no depth')
+    throttled.error('another')
+    throttled.error('at 1 s', 'late')
+    throttled.warning('at 2 s', 'late')
+    assert logger.lines == ['no depth', 'another', 'at 1 s']
+    now[0] += 4.9
+    throttled.error('no depth')
+    assert len(logger.lines) == 3
+    now[0] += 0.1
+    throttled.error('no depth')
+    throttled.warning('at 7 s', 'late')
+    assert logger.lines[3:] == ['no depth', 'warning: at 7 s']

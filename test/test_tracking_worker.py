@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The follower: late answers are carried on, frames may be skipped, nobody's tracker sleeps."""
+"""The tracking worker: late answers are tracked, frames may be skipped, nothing runs unwanted."""
 
 import threading
 import time
@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import pytest
-from test_scheduler import found
+from test_scheduler import found_result
 
 from lisa_ros.errors import ImageError
+from lisa_ros.ros.configuration import requery_policy
+from lisa_ros.settings import Settings
 from lisa_ros.tracking.optical_flow import FlowTracker
+from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
 from lisa_ros.tracking.tracker import TrackingState
-from lisa_ros.tracking.worker import RequeryPolicy, TrackerFrame, TrackingWorker, propagate_result
+from lisa_ros.tracking.worker import TrackerFrame, TrackingWorker, propagate_result
 
 TEXTURE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
 TEXTURE = cv2.GaussianBlur(TEXTURE, (0, 0), 2)
@@ -26,192 +29,218 @@ class Frame:
     broken: bool = False
 
 
-def show(frame):
-    if frame.broken:
-        raise ImageError('a broken picture')
-    return TrackerFrame(frame.stamp, np.roll(TEXTURE, frame.shift, axis=1))
-
-
 def answer(shift=0):
     mask = np.zeros((1, 240, 320), bool)
     mask[0, 80:160, 100 + shift : 180 + shift] = True
-    return replace(found('it'), masks=mask, mask_logits=np.where(mask, 2.0, -2.0))
+    return replace(found_result('it'), masks=mask, mask_logits=np.where(mask, 2.0, -2.0))
+
+
+class Sink:
+    """Gives the newest frame and collects what the worker publishes."""
+
+    def __init__(self):
+        self.newest, self.published, self.reports, self.requeries = None, [], [], 0
+        self.is_subscribed = True
+        self.gate = threading.Event()  # frames are converted while it is set
+        self.gate.set()
+        self.converted = []
+
+    def newest_frame(self):
+        return self.newest
+
+    def convert(self, frame):
+        assert self.gate.wait(10)
+        self.converted.append(frame.stamp)
+        if frame.broken:
+            raise ImageError('a broken image')
+        return TrackerFrame(frame.stamp, np.roll(TEXTURE, frame.shift, axis=1))
+
+    def has_subscribers(self):
+        return self.is_subscribed
+
+    def publish(self, frame, tracker_frame, result, state):
+        self.published.append((frame, result, state))
+
+    def requery(self):
+        self.requeries += 1
+
+    def report(self, message):
+        self.reports.append(message)
 
 
 class Rig:
-    """A follower with the frames that it finds and what it tells."""
+    """A worker with its sink."""
 
     def __init__(self):
-        self.newest, self.told, self.reports = None, [], []
-        self.wanted = True
-        self.follower = TrackingWorker(
-            FlowTracker(),
-            newest=lambda: self.newest,
-            show=show,
-            tell=lambda frame, shown, result, now: self.told.append((frame, result, now)),
-            wanted=lambda: self.wanted,
-            report=self.reports.append,
-        )
-        self.follower.start()
+        self.sink = Sink()
+        self.worker = TrackingWorker(FlowTracker(), self.sink, requery_policy(Settings()))
+        self.worker.start()
 
-    def see(self, frame):
-        self.newest = frame
-        self.follower.notify()
+    def show(self, frame):
+        self.sink.newest = frame
+        self.worker.notify()
 
     def wait(self, done):
         until = time.monotonic() + 20
         while not done():
-            assert time.monotonic() < until, (self.told, self.reports)
+            assert time.monotonic() < until, (self.sink.published, self.sink.reports)
             time.sleep(0.005)
 
-    def see_and_wait(self, frame):
-        self.see(frame)
-        self.wait(lambda: self.follower._stamp == frame.stamp)
+    def wait_until_idle(self):
+        assert self.worker.idle.wait(20)
+
+    def show_and_wait(self, frame):
+        self.show(frame)
+        self.wait_until_idle()
 
 
 @pytest.fixture
 def rig():
-    made = Rig()
-    yield made
-    made.follower.close()
-    assert not made.follower._worker.is_alive()
-    assert not [line for line in made.reports if 'Traceback' in line]
+    rig = Rig()
+    yield rig
+    assert rig.worker.close()
+    assert not [line for line in rig.sink.reports if 'Traceback' in line]
 
 
-def test_a_late_answer_is_where_the_thing_is_now(rig):
+def test_a_late_answer_is_tracked_to_the_newest_frame(rig):
     first = Frame(10**9)
-    rig.follower.asked(first)
+    rig.worker.on_query(first)
     for i in range(1, 11):
-        rig.see_and_wait(Frame(10**9 + i * 33_000_000, shift=3 * i))
-    assert rig.told == []  # nobody has answered yet
-    rig.follower.answered(first, answer())
-    rig.see(rig.newest)
-    rig.wait(lambda: rig.told)
-    frame, result, now = rig.told[0]
-    assert frame is rig.newest
-    truth = answer(30).masks[0]
-    assert (result.masks[0] & truth).sum() / (result.masks[0] | truth).sum() > 0.9
-    assert now.age == pytest.approx(0.33)
-    assert now.tracked.tolist() == [True]
+        rig.show_and_wait(Frame(10**9 + i * 33_000_000, shift=3 * i))
+    assert rig.sink.published == []  # there is no answer yet
+    rig.worker.on_answer(first, answer())
+    rig.show_and_wait(rig.sink.newest)
+    frame, result, state = rig.sink.published[0]
+    assert frame is rig.sink.newest
+    expected = answer(30).masks[0]
+    assert (result.masks[0] & expected).sum() / (result.masks[0] | expected).sum() > 0.9
+    assert state.age == pytest.approx(0.33)
+    assert state.tracked.tolist() == [True]
 
 
-def test_a_broken_picture_is_told_and_the_next_is_followed(rig):
-    rig.follower.asked(Frame(1))
-    rig.follower.answered(Frame(1), answer())
-    rig.see(Frame(2, broken=True))
-    rig.wait(lambda: rig.reports)
-    assert 'a broken picture' in rig.reports[0]
-    rig.see(Frame(3))
-    rig.wait(lambda: rig.told)
+def test_a_broken_image_is_reported_and_the_next_one_is_tracked(rig):
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show(Frame(2, broken=True))
+    rig.wait(lambda: rig.sink.reports)
+    assert 'a broken image' in rig.sink.reports[0]
+    rig.show(Frame(3))
+    rig.wait(lambda: rig.sink.published)
 
 
-def test_nothing_is_followed_while_nobody_wants_it_and_a_listener_gets_the_last_answer(rig):
-    rig.wanted = False
-    rig.follower.asked(Frame(1))
-    rig.follower.answered(Frame(1), answer())
-    rig.see(Frame(2))
-    rig.wait(lambda: not rig.follower._fresh)
-    assert rig.told == []
-    assert not rig.follower._begun
-    rig.wanted = True
-    rig.see(Frame(3))
-    rig.wait(lambda: rig.told)
-    assert rig.told[0][0].stamp == 3
+def test_nothing_is_tracked_without_subscribers_and_a_late_one_gets_the_last_answer(rig):
+    rig.sink.is_subscribed = False
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    assert rig.sink.published == []
+    assert rig.sink.converted == []
+    rig.sink.is_subscribed = True
+    rig.show_and_wait(Frame(3))
+    assert rig.sink.published[0][0].stamp == 3
 
 
-def test_an_old_answer_is_not_dug_out_again(rig):
-    rig.wanted = False
-    rig.follower.answered(Frame(1), answer())
-    rig.wanted = True
-    rig.see(Frame(6 * 10**9))
-    rig.wait(lambda: not rig.follower._fresh)
-    time.sleep(0.05)
-    assert rig.told == []
+def test_an_old_answer_is_not_tracked_for_a_late_subscriber(rig):
+    rig.sink.is_subscribed = False
+    rig.worker.on_answer(Frame(1), answer())
+    rig.wait_until_idle()
+    rig.sink.is_subscribed = True
+    rig.show_and_wait(Frame(6 * 10**9))
+    assert rig.sink.published == []
 
 
-def test_an_answer_whose_question_nobody_heard_is_followed(rig):
-    rig.follower.asked(Frame(1))
-    rig.follower.answered(Frame(1), answer())
-    rig.see_and_wait(Frame(2))
-    rig.follower.answered(Frame(2), replace(answer(), query='another'))  # it was not told of
-    rig.see(Frame(3))
-    rig.wait(lambda: rig.told and rig.told[-1][1].query == 'another')
+def test_an_answer_is_tracked_without_a_notice_of_its_query(rig):
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    rig.worker.on_answer(Frame(2), replace(answer(), query='another'))  # without `on_query`
+    rig.show(Frame(3))
+    rig.wait(lambda: rig.sink.published and rig.sink.published[-1][1].query == 'another')
 
 
-def test_a_frame_that_comes_late_changes_nothing(rig):
-    rig.follower.asked(Frame(10**9))
-    rig.follower.answered(Frame(10**9), answer())
-    rig.see_and_wait(Frame(10**9 + 66_000_000))
-    count = len(rig.told)
-    rig.see(Frame(10**9 + 33_000_000))
-    rig.wait(lambda: not rig.follower._fresh)
-    rig.see_and_wait(Frame(10**9 + 99_000_000))
-    assert len(rig.told) == count + 1
-    assert rig.told[-1][2].tracked.all()
+def test_a_frame_that_arrives_late_changes_nothing(rig):
+    rig.worker.on_query(Frame(10**9))
+    rig.worker.on_answer(Frame(10**9), answer())
+    rig.show_and_wait(Frame(10**9 + 66_000_000))
+    count = len(rig.sink.published)
+    rig.show_and_wait(Frame(10**9 + 33_000_000))
+    rig.show_and_wait(Frame(10**9 + 99_000_000))
+    assert len(rig.sink.published) == count + 1
+    assert rig.sink.published[-1][2].tracked.all()
 
 
-def test_what_is_told_to_stop_is_followed_no_more(rig):
-    rig.follower.asked(Frame(1))
-    rig.follower.answered(Frame(1), answer())
-    rig.see_and_wait(Frame(2))
-    rig.follower.stop()
-    rig.see(Frame(3))
-    rig.wait(lambda: not rig.follower._fresh)
-    time.sleep(0.05)
-    assert rig.told[-1][0].stamp == 2
+def test_after_stop_nothing_is_tracked(rig):
+    assert not rig.worker.stop()  # nothing was
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    assert rig.worker.stop()
+    rig.show_and_wait(Frame(3))
+    assert rig.sink.published[-1][0].stamp == 2
+    assert not rig.worker.stop()
 
 
-def test_of_answers_that_wait_the_last_one_is_followed(rig):
-    gate = threading.Event()
-    rig.follower._show = lambda frame: gate.wait(10) and show(frame)
+def test_of_waiting_answers_the_last_one_is_tracked(rig):
+    rig.sink.gate.clear()
     for stamp in range(1, 6):
-        rig.follower.asked(Frame(stamp))
-        rig.follower.answered(Frame(stamp), replace(answer(), query=str(stamp)))
-    assert len(rig.follower._heard) <= 2
-    gate.set()
-    rig.see(Frame(9))
-    rig.wait(lambda: rig.told)
-    assert {result.query for _, result, _ in rig.told} == {'5'}
+        rig.worker.on_query(Frame(stamp))
+        rig.worker.on_answer(Frame(stamp), replace(answer(), query=str(stamp)))
+    assert not rig.worker.idle.is_set()
+    rig.sink.gate.set()
+    rig.show_and_wait(Frame(9))
+    assert {result.query for _, result, _ in rig.sink.published} == {'5'}
+    assert len(set(rig.sink.converted) & {1, 2, 3, 4}) <= 1  # only the one at the gate
 
 
-def test_it_is_checked_after_each_frame_and_when_the_tracker_has_forgotten(rig):
-    checked = []
-    rig.follower._checked = checked.append
-    rig.follower.asked(Frame(10**9))
-    rig.follower.answered(Frame(10**9), answer())
-    rig.see_and_wait(Frame(10**9 + 1))
-    assert checked[-1].tracked.all()
-    rig.see_and_wait(Frame(1))  # long before: another past
-    rig.see(Frame(2))
-    rig.wait(lambda: checked[-1] is None)
-    assert rig.reports == ['time went back, so nothing is tracked until the next answer']
+def test_a_query_is_repeated_on_drift_and_when_the_tracker_has_lost_its_reference(rig):
+    rig.worker.set_policy(RequeryPolicy(RequeryRule.DRIFT, period=0.0, max_drift=0.9))
+    rig.worker.on_query(Frame(10**9))
+    rig.worker.on_answer(Frame(10**9), answer())
+    rig.show_and_wait(Frame(10**9 + 1))
+    assert rig.sink.published[-1][2].tracked.all()
+    assert rig.sink.requeries == 0
+    rig.show_and_wait(Frame(1))  # long before: a bag has restarted
+    rig.show_and_wait(Frame(2))
+    assert rig.sink.requeries == 1
+    assert rig.sink.reports == ['time went back, so nothing is tracked until the next answer']
 
 
-def test_of_many_frames_the_newest_is_followed(rig):
-    gate = threading.Event()
-    rig.follower._show = lambda frame: gate.wait(10) and show(frame)
-    rig.follower.asked(Frame(1))
-    rig.follower.answered(Frame(1), answer())
+def test_a_query_is_repeated_once_a_period(rig):
+    rig.worker.set_policy(RequeryPolicy(RequeryRule.TIMER, period=3600.0, max_drift=0.5))
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    assert rig.sink.requeries == 0
+    rig.worker.set_policy(RequeryPolicy(RequeryRule.TIMER, period=0.0, max_drift=0.5))
+    rig.show_and_wait(Frame(3))
+    rig.show_and_wait(Frame(4))
+    assert rig.sink.requeries == 2
+
+
+def test_of_many_frames_the_newest_is_tracked(rig):
+    rig.sink.gate.clear()
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
     for stamp in range(2, 50):
-        rig.see(Frame(stamp))
-    gate.set()
-    rig.wait(lambda: rig.told)
-    assert [frame.stamp for frame, *_ in rig.told][:1] == [49]
+        rig.show(Frame(stamp))
+    rig.sink.gate.set()
+    rig.wait_until_idle()
+    assert [frame.stamp for frame, *_ in rig.sink.published] == [49]
 
 
-def test_the_confidence_that_is_left_falls_with_the_drift():
+def test_the_score_falls_with_the_drift():
     result = answer()
     moved = np.roll(result.masks, 5, axis=2)
     for drift in (0.0, 0.5, 1.0):
-        now = TrackingState(1, moved, np.array([True]), np.array([drift], np.float32), 0.1)
-        logits = propagate_result(result, now).mask_logits[0]
-        sure = 1 / (1 + np.exp(-2.0))
+        state = TrackingState(1, moved, np.array([True]), np.array([drift], np.float32), 0.1)
+        logits = propagate_result(result, state).mask_logits[0]
+        probability = 1 / (1 + np.exp(-2.0))
         inside = 1 / (1 + np.exp(-logits[moved[0]]))
-        assert inside == pytest.approx(max(sure * (1 - drift), 1e-3), rel=1e-4)
+        assert inside == pytest.approx(max(probability * (1 - drift), 1e-3), rel=1e-4)
         assert (logits[~moved[0]] < -20).all()
 
 
-def now_with(drift, tracked=True):
+def state_with(drift, tracked=True):
     if drift is None:
         return None
     if tracked == 'none':
@@ -230,11 +259,11 @@ def now_with(drift, tracked=True):
         ('drift', 0.9, True, 3, True),
         ('drift', 0.1, False, 3, True),
         ('drift', 0.9, True, 1, False),
-        ('drift', None, True, 3, True),  # forgotten
+        ('drift', None, True, 3, True),  # no reference
         ('timer', None, True, 3, True),
         ('drift', 0.1, 'none', 3, True),  # nothing was found
     ],
 )
-def test_when_a_question_is_due_again(rule, drift, tracked, since, due):
-    rule = RequeryPolicy(rule, period=2.0, drift=0.5)
-    assert rule.due(now_with(drift, tracked), time.monotonic() - since) is due
+def test_when_a_query_is_due_again(rule, drift, tracked, since, due):
+    policy = RequeryPolicy(RequeryRule(rule), period=2.0, max_drift=0.5)
+    assert policy.is_due(state_with(drift, tracked), time.monotonic() - since) is due

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks carried by the video models of transformers, at toy size and with random weights.
+"""Masks propagated by video models of transformers, at toy size with random weights.
 
-Whether they follow anything is for real weights to show; here: that loading is real, that an
-answer may come late, and that memory is bounded without changing a mask.
+Only real weights can track an object. Tested here: weights are loaded, masks may come late, and
+memory is bounded without a change of any mask.
 """
 
 import json
@@ -21,21 +21,21 @@ from transformers import (
 
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError, TrackingError
 from lisa_ros.perception.masks import iou
-from lisa_ros.tracking.video_model import VideoTracker, load_video_tracker
+from lisa_ros.tracking.video_model import MODELS, VideoTracker, load_video_tracker
 
-SIDE, WIDE, SIZE = 64, 128, (48, 60)  # of the model's pictures, of its layers, of ours (H, W)
+SIDE, WIDTH, SIZE = 64, 128, (48, 60)  # model input [px], hidden size, image (H, W)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
-    """So small layers are slower on several threads."""
+    """Use one thread: layers this small are slower with several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def vision():
+def vision_config():
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
         num_attention_heads=1,
@@ -51,28 +51,28 @@ def vision():
         backbone_config=backbone,
         backbone_channel_list=[64, 32, 16, 8],
         backbone_feature_sizes=[[SIDE // 4] * 2, [SIDE // 8] * 2, [SIDE // 16] * 2],
-        fpn_hidden_size=WIDE,
+        fpn_hidden_size=WIDTH,
     )
 
 
-def toy(kind):
-    """A random model of the released shape, but narrow and shallow."""
+def toy_model(kind):
+    """Return a random model with the structure of the released ones, but narrow and shallow."""
     shared = {
-        'vision_config': vision(),
-        'prompt_encoder_config': {'hidden_size': WIDE, 'image_size': SIDE, 'patch_size': 16},
+        'vision_config': vision_config(),
+        'prompt_encoder_config': {'hidden_size': WIDTH, 'image_size': SIDE, 'patch_size': 16},
         'mask_decoder_config': {
-            'hidden_size': WIDE,
+            'hidden_size': WIDTH,
             'mlp_dim': 32,
             'num_attention_heads': 2,
             'iou_head_hidden_dim': 16,
         },
         'image_size': SIDE,
-        'memory_attention_hidden_size': WIDE,
+        'memory_attention_hidden_size': WIDTH,
         'memory_attention_num_layers': 1,
         'memory_attention_rope_feat_sizes': [SIDE // 16] * 2,
-        'memory_encoder_hidden_size': WIDE,
-        'mask_downsampler_embed_dim': WIDE,
-        'memory_fuser_embed_dim': WIDE,
+        'memory_encoder_hidden_size': WIDTH,
+        'mask_downsampler_embed_dim': WIDTH,
+        'memory_fuser_embed_dim': WIDTH,
         'memory_fuser_intermediate_dim': 32,
         'num_maskmem': 3,
         'max_object_pointers_in_encoder': 4,
@@ -92,8 +92,8 @@ def toy(kind):
     return EdgeTamVideoModel(config)
 
 
-def always_there(model):
-    """With random weights a thing is there or not at random: let it be there."""
+def with_presence(model):
+    """Make a random model see every object: otherwise objects are present at random."""
     with torch.no_grad():
         model.mask_decoder.pred_obj_score_head.proj_out.bias += 5
     return model
@@ -102,7 +102,7 @@ def always_there(model):
 @pytest.fixture(scope='module', params=['sam2', 'edgetam'])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    always_there(toy(request.param)).save_pretrained(folder)
+    with_presence(toy_model(request.param)).save_pretrained(folder)
     return request.param, folder
 
 
@@ -111,124 +111,147 @@ def tracker(saved):
     return load_video_tracker(*saved, 'cpu')
 
 
-def frame(i):
+def image(i):
     return np.random.default_rng(i).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
 
 
-def things():
+def two_masks():
     masks = np.zeros((2, *SIZE), bool)
     masks[0, 8:30, 10:34] = True
     masks[1, 20:44, 30:56] = True
     return masks
 
 
-def follow(tracker, count, *, late):
-    """Ask about frame 0, answer it at once or after the last of `count` frames."""
-    tracker.begin(0, frame(0))
+def track(tracker, count, *, late):
+    """Return the state on the last of `count` frames; the masks of frame 0 come first or last."""
+    tracker.set_reference(0, image(0))
     if not late:
-        tracker.answered(0, things())
+        tracker.set_masks(0, two_masks())
     for i in range(1, count):
-        tracker.advance(i * 10**9, frame(i))
+        tracker.update(i * 10**9, image(i))
     if late:
-        assert tracker.now() is None
-        tracker.answered(0, things())
-    return tracker.now()
+        assert tracker.state() is None
+        tracker.set_masks(0, two_masks())
+    return tracker.state()
 
 
-def test_the_saved_weights_are_the_loaded_ones(saved, tracker):
+def record_calls(model):
+    """Return a list that gets (session, frame index, mean of the input) of each model call."""
+    calls = []
+
+    def record(_, args, kwargs):
+        calls.append((args[0], kwargs['frame_idx'], float(kwargs['frame'].mean())))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    return calls
+
+
+def test_the_saved_weights_are_loaded(saved, tracker):
     kind, folder = saved
-    expected = always_there(toy(kind)).state_dict()
-    loaded = tracker._model.state_dict()
+    expected = with_presence(toy_model(kind)).state_dict()
+    loaded = tracker.model.state_dict()
     assert loaded.keys() == expected.keys() and (folder / 'model.safetensors').is_file()
     assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
-    assert not tracker._model.training
+    assert not tracker.model.training
 
 
-def test_on_its_own_frame_a_mask_is_itself(tracker):
-    now = follow(tracker, 1, late=False)
-    assert all(iou(one, other) > 0.85 for one, other in zip(now.masks, things(), strict=True))
-    assert now.tracked.all() and (now.drift < 0.01).all() and now.age == 0
+def test_on_its_reference_frame_a_mask_is_unchanged(tracker):
+    state = track(tracker, 1, late=False)
+    pairs = zip(state.masks, two_masks(), strict=True)
+    assert all(iou(mask, prompt) > 0.85 for mask, prompt in pairs)
+    assert state.tracked.all() and (state.drift < 0.01).all() and state.age == 0
 
 
-def test_a_late_answer_gives_what_an_early_one_gives(saved, tracker):
-    late = follow(tracker, 6, late=True)
-    early = follow(load_video_tracker(*saved, 'cpu'), 6, late=False)
+def test_late_masks_end_where_early_masks_end(saved, tracker):
+    late = track(tracker, 6, late=True)
+    early = track(load_video_tracker(*saved, 'cpu'), 6, late=False)
     assert late.stamp == early.stamp == 5 * 10**9 and late.age == early.age == 5
     assert late.masks.any() and np.array_equal(late.masks, early.masks)
     assert np.array_equal(late.drift, early.drift) and late.drift.dtype == np.float32
 
 
-def test_what_is_forgotten_is_not_looked_at(saved, tracker, monkeypatch):
-    trimmed = follow(tracker, 12, late=False)
-    monkeypatch.setattr(VideoTracker, '_forget_old', lambda self: None)
-    whole = load_video_tracker(*saved, 'cpu')
-    assert np.array_equal(follow(whole, 12, late=False).masks, trimmed.masks)
-    outputs = [
-        t._session.output_dict_per_obj[0]['non_cond_frame_outputs'] for t in (tracker, whole)
-    ]
+def test_dropped_outputs_are_those_that_the_model_does_not_use(saved, tracker, monkeypatch):
+    trimmed_calls = record_calls(tracker.model)
+    trimmed = track(tracker, 12, late=False)
+    monkeypatch.setattr(VideoTracker, '_drop_old_outputs', lambda self: None)
+    untrimmed_tracker = load_video_tracker(*saved, 'cpu')
+    untrimmed_calls = record_calls(untrimmed_tracker.model)
+    untrimmed = track(untrimmed_tracker, 12, late=False)
+    assert np.array_equal(untrimmed.masks, trimmed.masks)
+    sessions = [calls[-1][0] for calls in (trimmed_calls, untrimmed_calls)]
+    outputs = [s.output_dict_per_obj[0]['non_cond_frame_outputs'] for s in sessions]
     assert len(outputs[0]) <= 5 and len(outputs[1]) == 11
-    assert len(tracker._session.processed_frames) == 0
-    assert len(whole._session.processed_frames) == 12
+    assert [len(session.processed_frames) for session in sessions] == [0, 12]
 
 
-def test_frames_that_wait_for_an_answer_are_bounded_and_the_newest_is_among_them(saved):
-    loaded = load_video_tracker(*saved, 'cpu')
-    tracker = VideoTracker(loaded._model, loaded._new_session, kept=4)
-    tracker.set_reference(0, frame(0))
-    for i in range(1, 30):
-        tracker.update(i, frame(i))
-        assert len(tracker._since) <= 4 and tracker._since[-1].stamp == i
-    assert tracker._since[0].stamp < 25  # left out evenly, not all of the old ones
-    tracker.set_masks(0, things())
-    assert tracker.state().stamp == 29
+@pytest.mark.parametrize('count', range(5, 30, 4))
+def test_the_buffer_is_bounded_and_holds_the_newest_frame(saved, count):
+    kind, folder = saved
+    model = MODELS[kind].model.from_pretrained(folder).eval()
+    calls = record_calls(model)
+    tracker = VideoTracker(model, MODELS[kind].session, max_buffered=4)
+    for i in range(count):
+        flat = np.full((*SIZE, 3), 8 * i, np.uint8)  # its brightness tells the frame's number
+        (tracker.update if i else tracker.set_reference)(i, flat)
+    tracker.set_masks(0, two_masks())
+    assert tracker.state().stamp == count - 1
+    brightness = [mean for _, _, mean in calls]
+    assert len(calls) <= 1 + 4 and brightness == sorted(brightness)
+    first = (brightness[1] - brightness[0]) / (brightness[-1] - brightness[0]) * (count - 1)
+    assert first < 0.86 * count  # frames are dropped evenly, not the old ones first
 
 
-def test_a_second_question_while_the_first_answer_is_followed(tracker):
-    tracker.begin(0, frame(0))
-    tracker.answered(0, things())
-    tracker.begin(1, frame(1))
-    tracker.advance(2, frame(2))
-    assert tracker.now().stamp == 2 and len(tracker.now().masks) == 2
-    tracker.answered(1, things()[:1])
-    assert tracker.now().stamp == 2 and len(tracker.now().masks) == 1
-    assert tracker._since == []  # nobody waits: nothing is kept
+def test_a_second_reference_is_set_while_the_first_masks_are_tracked(tracker):
+    calls = record_calls(tracker.model)
+    tracker.set_reference(0, image(0))
+    tracker.set_masks(0, two_masks())
+    tracker.set_reference(1, image(1))
+    tracker.update(2, image(2))
+    assert tracker.state().stamp == 2 and len(tracker.state().masks) == 2
+    tracker.set_masks(1, two_masks()[:1])
+    assert tracker.state().stamp == 2 and len(tracker.state().masks) == 1
+    calls.clear()
+    tracker.update(3, image(3))  # no reference waits for masks: nothing is buffered
+    tracker.set_reference(3, image(3))
+    tracker.set_masks(3, two_masks()[:1])
+    assert [index for _, index, _ in calls] == [2, 0]  # frame 3 of the old and the new session
 
 
-def test_an_empty_mask_is_lost_and_no_mask_is_no_thing(tracker):
-    tracker.begin(0, frame(0))
-    tracker.answered(0, np.zeros((1, *SIZE), bool))
-    assert tracker.now().tracked.tolist() == [False] and tracker.now().drift.tolist() == [1]
-    tracker.begin(1, frame(1))
-    tracker.answered(1, np.zeros((0, *SIZE), bool))
-    tracker.advance(2, frame(2))
-    assert tracker.now().masks.shape == (0, *SIZE) and tracker.now().stamp == 2
+def test_an_empty_mask_is_lost_and_no_mask_is_no_object(tracker):
+    tracker.set_reference(0, image(0))
+    tracker.set_masks(0, np.zeros((1, *SIZE), bool))
+    assert tracker.state().tracked.tolist() == [False] and tracker.state().drift.tolist() == [1]
+    tracker.set_reference(1, image(1))
+    tracker.set_masks(1, np.zeros((0, *SIZE), bool))
+    tracker.update(2, image(2))
+    assert tracker.state().masks.shape == (0, *SIZE) and tracker.state().stamp == 2
 
 
 @pytest.mark.parametrize('change', ['size', 'time'])
-def test_another_size_and_an_older_frame_forget_all(tracker, change):
-    follow(tracker, 2, late=False)
+def test_a_frame_of_another_size_and_an_older_frame_reset_the_tracker(tracker, change):
+    track(tracker, 2, late=False)
     if change == 'size':
-        tracker.advance(9 * 10**9, frame(2)[:40])
+        tracker.update(9 * 10**9, image(2)[:40])
     else:
-        tracker.advance(-1, frame(2))
-    assert tracker.now() is None
-    with pytest.raises(TrackingError, match='asked about are: none'):
-        tracker.answered(0, things())
+        tracker.update(-1, image(2))
+    assert tracker.state() is None
+    with pytest.raises(TrackingError, match='reference frames are: none'):
+        tracker.set_masks(0, two_masks())
 
 
 def test_masks_of_another_size_are_refused(tracker):
-    tracker.begin(0, frame(0))
+    tracker.set_reference(0, image(0))
     with pytest.raises(ImageError, match='48, 60'):
-        tracker.answered(0, things()[:, :10])
+        tracker.set_masks(0, two_masks()[:, :10])
 
 
-def test_what_is_not_there_or_of_another_kind_is_named(saved, tmp_path):
+def test_a_missing_model_and_one_of_another_type_are_errors(saved, tmp_path):
     kind, folder = saved
-    other = 'edgetam' if kind == 'sam2' else 'sam2'
+    other_kind = 'edgetam' if kind == 'sam2' else 'sam2'
     with pytest.raises(SettingsError, match='sam2 or edgetam'):
         load_video_tracker('sam3', folder, 'cpu')
     with pytest.raises(CheckpointError, match=f'names the type .{kind}_video'):
-        load_video_tracker(other, folder, 'cpu')
+        load_video_tracker(other_kind, folder, 'cpu')
     with pytest.raises(CheckpointError, match='names the type None'):
         load_video_tracker(kind, tmp_path, 'cpu')
     (tmp_path / 'config.json').write_text(json.dumps({'model_type': f'{kind}_video'}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we give to RViz, Foxglove and Nav2 names topics that the node has, in their own format."""
+"""The configurations for RViz, Foxglove and Nav2 are valid and name topics of the node."""
 
 import json
 import re
@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'config'
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
-CARRIED = {  # of an answer, and of what the tracker makes of it
+ANSWER_OUTPUTS = {  # published for each answer, and for each tracked image
     'segmentation', 'mask', 'confidence', 'overlay', 'scene_points', 'object_points', 'target',
 }  # fmt: skip
-OFFERED = {
+PUBLISHED = {
     '/diagnostics',
-    *(f'/lisa/{name}' for name in (*CARRIED, 'label_info', 'detections', 'detections_3d')),
+    *(f'/lisa/{name}' for name in (*ANSWER_OUTPUTS, 'label_info', 'detections', 'detections_3d')),
     '/lisa/explanation',
-    *(f'/lisa/tracked/{name}' for name in CARRIED),
+    *(f'/lisa/tracked/{name}' for name in ANSWER_OUTPUTS),
 }
-HEARD = {'/image', '/lisa/command'}
+SUBSCRIBED = {'/image', '/lisa/command'}
 
-# Panels of Lichtblick and Foxglove that we use, and what each must be told
+# The panels of Lichtblick and Foxglove in the layout, and the settings that each one needs
 PANELS = {
     '3D': {'topics', 'cameraState', 'followTf'},
     'Image': {'imageMode'},
@@ -48,13 +48,13 @@ def rviz():
 
 
 @pytest.fixture(scope='module')
-def layer():
-    whole = yaml.safe_load((CONFIG / 'nav2_semantic_layer.yaml').read_text(encoding='utf-8'))
-    return whole['local_costmap']['local_costmap']['ros__parameters']
+def nav2_costmap():
+    document = yaml.safe_load((CONFIG / 'nav2_semantic_layer.yaml').read_text(encoding='utf-8'))
+    return document['local_costmap']['local_costmap']['ros__parameters']
 
 
 def panels(tree):
-    """The ids in a layout, each half checked."""
+    """Check the splits of a layout; return the ids of its panels."""
     if isinstance(tree, str):
         return [tree]
     assert set(tree) == {'direction', 'first', 'second', 'splitPercentage'}
@@ -63,8 +63,8 @@ def panels(tree):
     return panels(tree['first']) + panels(tree['second'])
 
 
-def named(kind, config):
-    """The topics that a panel names."""
+def panel_topics(kind, config):
+    """Return the topics that a panel shows or publishes."""
     return {
         '3D': lambda: list(config['topics']),
         'Image': lambda: [config['imageMode']['imageTopic']],
@@ -74,54 +74,54 @@ def named(kind, config):
     }[kind]()
 
 
-def test_the_topics_here_are_those_of_the_readme():
-    listed = re.findall(r'^\| out \| `([^`]+)`', README, re.MULTILINE)
-    assert listed
-    assert {name.replace('~/', '/lisa/') for name in listed} <= OFFERED
+def test_the_topics_of_this_test_include_those_of_the_readme():
+    readme_topics = re.findall(r'^\| out \| `([^`]+)`', README, re.MULTILINE)
+    assert readme_topics
+    assert {name.replace('~/', '/lisa/') for name in readme_topics} <= PUBLISHED
 
 
-def test_every_panel_is_laid_out_once_and_has_its_settings(foxglove):
+def test_every_panel_is_in_the_layout_once_and_has_its_settings(foxglove):
     ids = panels(foxglove['layout'])
     assert sorted(ids) == sorted(foxglove['configById'])
     assert {'configById', 'globalVariables', 'userNodes', 'playbackConfig', 'layout'} == set(
         foxglove
     )
     for name, config in foxglove['configById'].items():
-        kind, mark, label = name.partition('!')
-        assert mark, name
+        kind, separator, label = name.partition('!')
+        assert separator, name
         assert label, name
         assert PANELS[kind] <= set(config), name
 
 
-def test_every_panel_shows_topics_of_the_node(foxglove):
+def test_every_panel_names_topics_of_the_node(foxglove):
     shown = set()
     for name, config in foxglove['configById'].items():
-        topics = named(name.partition('!')[0], config)
+        topics = panel_topics(name.partition('!')[0], config)
         assert topics, name
         shown.update(topics)
-    assert shown <= OFFERED | HEARD
+    assert shown <= PUBLISHED | SUBSCRIBED
     assert {
         '/lisa/overlay', '/lisa/object_points', '/lisa/target', '/lisa/explanation',
         '/lisa/segmentation', '/diagnostics', '/lisa/command',
     } <= shown  # fmt: skip
 
 
-def test_the_command_that_the_panel_publishes_is_a_string(foxglove):
+def test_the_publish_panel_sends_a_string_command(foxglove):
     (config,) = (c for n, c in foxglove['configById'].items() if n.startswith('Publish!'))
     assert config['topicName'] == '/lisa/command'
     assert config['datatype'] == 'std_msgs/String'
     assert isinstance(json.loads(config['value'])['data'], str)
 
 
-def test_the_scene_is_looked_at_from_behind_the_camera(foxglove, rviz):
-    # the frame that both show is the optical one: z forward, y down
+def test_the_3d_views_are_from_behind_the_camera(foxglove, rviz):
+    # the fixed frame of both is the optical frame: z forward, y down
     view = rviz['Visualization Manager']
     assert view['Global Options']['Fixed Frame'] == foxglove['configById']['3D!lisa']['followTf']
     assert view['Views']['Current']['Pitch'] < 0
     assert foxglove['configById']['3D!lisa']['cameraState']['phi'] > 90
 
 
-def test_every_display_of_rviz_is_whole_and_shows_a_topic_of_the_node(rviz):
+def test_every_rviz_display_is_complete_and_shows_a_topic_of_the_node(rviz):
     displays = rviz['Visualization Manager']['Displays']
     names = [display['Name'] for display in displays]
     assert len(set(names)) == len(names)
@@ -133,7 +133,7 @@ def test_every_display_of_rviz_is_whole_and_shows_a_topic_of_the_node(rviz):
         if display['Class'].endswith('/TF'):
             continue
         topic = display['Topic']
-        assert topic['Value'] in OFFERED | HEARD, display
+        assert topic['Value'] in PUBLISHED | SUBSCRIBED, display
         assert topic['Reliability Policy'] in ('Reliable', 'Best Effort')
         assert topic['Durability Policy'] in ('Volatile', 'Transient Local')
         assert topic['History Policy'] in ('Keep Last', 'Keep All')
@@ -141,43 +141,44 @@ def test_every_display_of_rviz_is_whole_and_shows_a_topic_of_the_node(rviz):
     assert kinds == {'Image', 'PointCloud2', 'Pose', 'TF'}
 
 
-def test_what_is_carried_is_hidden_until_it_is_asked_for(foxglove, rviz):
-    # the tracker runs while somebody listens
+def test_tracked_outputs_are_hidden_by_default(foxglove, rviz):
+    # the tracker runs only while a tracked output has a subscriber
     for display in rviz['Visualization Manager']['Displays']:
         if '/tracked/' in display.get('Topic', {}).get('Value', ''):
             assert display['Enabled'] is False
-    for name, shown in foxglove['configById']['3D!lisa']['topics'].items():
-        assert shown['visible'] == ('/tracked/' not in name), name
+    for name, settings in foxglove['configById']['3D!lisa']['topics'].items():
+        assert settings['visible'] == ('/tracked/' not in name), name
 
 
-def test_the_layer_of_nav2_takes_outputs_of_one_set(layer):
-    ours = layer['lisa_layer']
-    assert ours['plugin'] == 'semantic_segmentation_layer::SemanticSegmentationLayer'
-    assert layer['plugins'].index('lisa_layer') < layer['plugins'].index('inflation_layer')
-    for source in ours['observation_sources'].split():
-        topics = {key: value for key, value in ours[source].items() if key.endswith('_topic')}
+def test_the_nav2_layer_uses_tracked_outputs_only(nav2_costmap):
+    layer = nav2_costmap['lisa_layer']
+    assert layer['plugin'] == 'semantic_segmentation_layer::SemanticSegmentationLayer'
+    plugins = nav2_costmap['plugins']
+    assert plugins.index('lisa_layer') < plugins.index('inflation_layer')
+    for source in layer['observation_sources'].split():
+        topics = {key: value for key, value in layer[source].items() if key.endswith('_topic')}
         assert topics == {
             'segmentation_topic': '/lisa/tracked/mask',
             'confidence_topic': '/lisa/tracked/confidence',
             'pointcloud_topic': '/lisa/tracked/scene_points',
             'labels_topic': '/lisa/label_info',
         }
-        assert set(topics.values()) <= OFFERED
+        assert set(topics.values()) <= PUBLISHED
 
 
-def test_the_classes_of_the_layer_are_labels_of_the_node(layer):
-    source = layer['lisa_layer']['lisa']
-    named = [name for kind in source['class_types'] for name in source[kind]['classes']]
-    assert len(set(named)) == len(named)  # the layer keeps one id for a name
+def test_the_classes_of_the_nav2_layer_are_labels_of_the_node(nav2_costmap):
+    source = nav2_costmap['lisa_layer']['lisa']
+    classes = [name for kind in source['class_types'] for name in source[kind]['classes']]
+    assert len(set(classes)) == len(classes)  # the layer keeps one id for a name
     assert len(set(LABELS)) == len(LABELS)
     assert LABELS[0] == 'background'
-    assert set(named) == set(LABELS[: len(named)])
-    # without the background nothing would free a cell
-    assert 'background' in named
+    assert set(classes) == set(LABELS[: len(classes)])
+    # without the background no cell would become free again
+    assert 'background' in classes
 
 
-def test_numbers_of_the_layer_have_the_types_that_it_declares(layer):
-    source = layer['lisa_layer']['lisa']
+def test_the_parameters_of_the_nav2_layer_have_its_declared_types(nav2_costmap):
+    source = nav2_costmap['lisa_layer']['lisa']
     for name in ('min_obstacle_distance', 'max_obstacle_distance', 'tile_map_decay_time'):
         assert type(source[name]) is float, name
     for kind in source['class_types']:
@@ -189,11 +190,11 @@ def test_numbers_of_the_layer_have_the_types_that_it_declares(layer):
 
 
 @pytest.mark.parametrize('name', ['navigation.md', 'grasping.md'])
-def test_a_guide_names_topics_files_and_options_that_exist(name):
+def test_topics_files_and_options_in_the_guides_exist(name):
     text = (ROOT / 'docs' / name).read_text(encoding='utf-8')
     for topic in re.findall(r'(?:~|/lisa)/[a-z_0-9/]*[a-z_0-9]', text):
-        whole = topic.replace('~', '/lisa').replace('/front', '')
-        assert whole in OFFERED | {'/lisa/tracked'}, topic
+        full_name = topic.replace('~', '/lisa').replace('/front', '')
+        assert full_name in PUBLISHED | {'/lisa/tracked'}, topic
     for link in re.findall(r'\]\(([^)#:]+)[)#]', text):
         assert (ROOT / 'docs' / link).exists(), link
     for line in re.findall(r'^lisa-ros (.+)$', text, re.MULTILINE):
@@ -201,18 +202,18 @@ def test_a_guide_names_topics_files_and_options_that_exist(name):
         assert parsed.run.__name__ == 'export'
 
 
-def test_the_short_layer_in_the_guide_is_the_one_of_the_file(layer):
+def test_the_nav2_excerpt_in_the_guide_agrees_with_the_file(nav2_costmap):
     text = (ROOT / 'docs' / 'navigation.md').read_text(encoding='utf-8')
     (block,) = re.findall(r'```yaml\n(.*?)```', text, re.DOTALL)
-    shown = yaml.safe_load(block)['lisa_layer']
-    whole = layer['lisa_layer']
-    for key, value in shown.items():
+    excerpt = yaml.safe_load(block)['lisa_layer']
+    layer = nav2_costmap['lisa_layer']
+    for key, value in excerpt.items():
         if key != 'lisa':
-            assert whole[key] == value
-    for key, value in shown['lisa'].items():
+            assert layer[key] == value
+    for key, value in excerpt['lisa'].items():
         if isinstance(value, dict):
-            real = whole['lisa'][key]
-            assert value.pop('classes') == real['classes'][:2]
-            assert value.items() <= real.items()
+            expected = layer['lisa'][key]
+            assert value.pop('classes') == expected['classes'][:2]
+            assert value.items() <= expected.items()
         else:
-            assert whole['lisa'][key] == value
+            assert layer['lisa'][key] == value

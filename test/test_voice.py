@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speech to commands without ROS: the real detector and engines on sound of flite's voices."""
+"""Speech to commands without ROS: the real detector and engines on speech made by flite."""
 
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from lisa_ros.session.command_parser import STOP
 from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
 from lisa_ros.voice import audio, engines
 from lisa_ros.voice.engines import Transcript
-from lisa_ros.voice.listener import Listener, Outcome, listener_of
+from lisa_ros.voice.listener import Listener, Outcome, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 from lisa_ros.voice.vad import UtteranceDetector
 from lisa_ros.voice.vocabulary import Vocabulary, normalize, plural
@@ -29,55 +30,55 @@ RATE = audio.RATE
 
 @pytest.fixture(scope='module')
 def vocabulary():
-    return Vocabulary.named('lisa-tabletop')
+    return Vocabulary.open('lisa-tabletop')
 
 
 @pytest.fixture(scope='module')
 def sphinx(vocabulary):
-    return engines.load('pocketsphinx', vocabulary, 'hey lisa', '', 'cpu')
+    return engines.load_engine('pocketsphinx', vocabulary, 'hey lisa', '', 'cpu')
 
 
-def said(name):
-    """A WAV file's sound between half seconds of a room's quiet hiss."""
+def speech(name):
+    """Return the samples of a WAV file with a second of quiet noise before and after."""
     samples = np.pad(audio.read_wav(SOUNDS / f'{name}.wav'), RATE)
     hiss = 5e-4 * np.random.default_rng(0).standard_normal(len(samples))
     return (samples + hiss).astype(np.float32)
 
 
-def heard(listener, samples, piece=1600):
-    """All that a listener hears of samples that come in pieces."""
-    found = []
+def recognize(listener, samples, piece=1600):
+    """Feed samples piece by piece; return all results."""
+    recognitions = []
     for start in range(0, len(samples), piece):
-        found += listener.feed(samples[start : start + piece])
-    return [*found, *listener.finish()]
+        recognitions += listener.feed(samples[start : start + piece])
+    return [*recognitions, *listener.finish()]
 
 
-class Parrot:
-    """An engine that hears what it is told to; for what the listener makes of words."""
+class ScriptedEngine:
+    """An engine that returns transcripts from a list."""
 
-    name = 'parrot'
+    name = 'scripted'
 
-    def __init__(self, *words):
-        self.words = list(words)
+    def __init__(self, *transcripts):
+        self.transcripts = list(transcripts)
 
-    def hear(self, samples):
-        return self.words.pop(0)
-
-
-# ---- sound
+    def transcribe(self, samples):
+        return self.transcripts.pop(0)
 
 
-def test_sixteen_bit_samples_come_back():
+# ---- audio
+
+
+def test_pcm16_round_trip():
     samples = np.array([0.0, 0.5, -0.5, -1.0, 0.999], np.float32)
     assert np.allclose(audio.from_pcm16(audio.to_pcm16(samples)), samples, atol=1e-4)
 
 
-def test_half_a_sample_is_named():
-    with pytest.raises(DataError, match='3 bytes of sound'):
+def test_an_odd_number_of_bytes_is_refused():
+    with pytest.raises(DataError, match='3 bytes of audio'):
         audio.from_pcm16(b'abc')
 
 
-def test_a_wav_file_of_another_rate_and_two_channels_is_heard_at_ours(tmp_path):
+def test_a_stereo_wav_file_of_another_rate_is_converted(tmp_path):
     import wave
 
     t = np.arange(44100) / 44100
@@ -93,25 +94,25 @@ def test_a_wav_file_of_another_rate_and_two_channels_is_heard_at_ours(tmp_path):
     assert spectrum.argmax() * RATE / len(samples) == pytest.approx(440, abs=1.5)
 
 
-@pytest.mark.parametrize('content', [b'', b'RIFF', b'no sound at all'])
-def test_what_is_no_wav_file_is_one_line(tmp_path, content):
+@pytest.mark.parametrize('content', [b'', b'RIFF', b'not audio'])
+def test_a_file_that_is_not_a_wav_file_is_an_error(tmp_path, content):
     (tmp_path / 'x.wav').write_bytes(content)
-    with pytest.raises(DataError, match=r'x\.wav: no WAV file'):
+    with pytest.raises(DataError, match=r'x\.wav: cannot be read as a WAV file'):
         audio.read_wav(tmp_path / 'x.wav')
 
 
-# ---- what can be said
+# ---- vocabulary
 
 
-def test_the_vocabulary_of_lisa_tabletop_has_its_things_looks_and_needs(vocabulary):
-    assert list(vocabulary.things) == list(OBJECT_CATEGORIES)
-    assert {*COLOURS, *SIZES} <= set(vocabulary.looks)
-    needs = {normalize(need) for kind in OBJECT_CATEGORIES.values() for need in kind.needs}
+def test_the_vocabulary_of_lisa_tabletop_has_its_objects_attributes_and_needs(vocabulary):
+    assert list(vocabulary.objects) == list(OBJECT_CATEGORIES)
+    assert {*COLOURS, *SIZES} <= set(vocabulary.attributes)
+    needs = {normalize(need) for category in OBJECT_CATEGORIES.values() for need in category.needs}
     assert needs <= set(vocabulary.needs)
 
 
 @pytest.mark.parametrize(
-    ('one', 'other'),
+    ('text', 'same'),
     [
         ('Find the red mug.', 'please hand me a red mug'),
         ('Please segment the pan in this image.', 'the pan'),
@@ -120,99 +121,107 @@ def test_the_vocabulary_of_lisa_tabletop_has_its_things_looks_and_needs(vocabula
         ('stop it', 'cancel'),
     ],
 )
-def test_verb_article_and_courtesy_change_nothing(vocabulary, one, other):
-    assert vocabulary.meaning(one) == vocabulary.meaning(other)
+def test_verb_article_and_courtesy_do_not_change_the_meaning(vocabulary, text, same):
+    assert vocabulary.meaning(text) == vocabulary.meaning(same)
 
 
-def test_other_things_mean_something_else(vocabulary):
-    ways = ['the mug', 'the red mug', 'all the mugs', 'and the mug', 'stop', 'the mug and the pan']
-    assert len({vocabulary.meaning(way) for way in ways}) == len(ways)
+def test_different_targets_have_different_meanings(vocabulary):
+    commands = [
+        'the mug',
+        'the red mug',
+        'all the mugs',
+        'and the mug',
+        'stop',
+        'the mug and the pan',
+    ]
+    assert len({vocabulary.meaning(command) for command in commands}) == len(commands)
 
 
-def test_what_can_be_said_stands_as_it_is(vocabulary):
-    assert vocabulary.understand('hand me the red mug') == ('hand me the red mug', 1.0)
-    assert vocabulary.understand('watch the red mug') == ('watch: the red mug', 1.0)
+def test_a_sentence_of_the_vocabulary_is_returned_unchanged(vocabulary):
+    assert vocabulary.match('hand me the red mug') == ('hand me the red mug', 1.0)
+    assert vocabulary.match('watch the red mug') == ('watch: the red mug', 1.0)
 
 
-def test_what_was_misspelt_becomes_the_nearest_thing_and_less_sure(vocabulary):
-    command, sure = vocabulary.understand('Where is the wramekin?')
+def test_a_misspelt_name_becomes_the_most_similar_with_less_confidence(vocabulary):
+    command, confidence = vocabulary.match('Where is the wramekin?')
     assert vocabulary.meaning(command) == 'ramekin'
-    assert 0.5 < sure < 1
-    assert vocabulary.understand('the weather is nice today')[1] < 0.5
-    assert vocabulary.understand('please') == ('', 0.0)
+    assert 0.5 < confidence < 1
+    assert vocabulary.match('the weather is nice today')[1] < 0.5
+    assert vocabulary.match('please') == ('', 0.0)
 
 
-def test_plurals_are_those_of_the_grammar_that_the_model_learnt():
-    from lisa_ros.tabletop import answer_text
-
-    assert all(plural(kind) == answer_text._plural(kind) for kind in OBJECT_CATEGORIES)
+@pytest.mark.parametrize(
+    ('noun', 'expected'), [('mug', 'mugs'), ('storage box', 'storage boxes'), ('scissors',) * 2]
+)
+def test_plural(noun, expected):
+    assert plural(noun) == expected
 
 
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('things: mug', 'things must be a list'),
-        ('objects: [mug]', 'expected looks, needs.*found .*objects'),
-        ('verbs: [find]', 'nothing can be said'),
+        ('objects: [mug]', 'found .*objects.*expected only the keys looks, needs'),
+        ('verbs: [find]', 'has no sentences'),
         ('{', 'cannot be read'),
-        ('- mug', 'expected looks'),
+        ('- mug', 'found list; expected only the keys looks'),
     ],
 )
-def test_a_broken_vocabulary_is_named(tmp_path, text, message):
+def test_a_broken_vocabulary_is_an_error(tmp_path, text, message):
     (tmp_path / 'v.yaml').write_text(text)
     with pytest.raises(SettingsError, match=message):
         Vocabulary.load(tmp_path / 'v.yaml')
 
 
-def test_a_small_vocabulary_will_do(tmp_path):
+def test_a_small_vocabulary_is_enough(tmp_path):
     (tmp_path / 'v.yaml').write_text('things: [drill, wrench]\nverbs: [get]\n')
     small = Vocabulary.load(tmp_path / 'v.yaml')
-    engine = engines.load('pocketsphinx', small, '', '', 'cpu')
-    assert engine.transcribe(said('find_the_yellow_mug')).confidence < 0.5
+    engine = engines.load_engine('pocketsphinx', small, '', '', 'cpu')
+    assert engine.transcribe(speech('find_the_yellow_mug')).confidence < 0.5
 
 
-def test_a_word_without_a_pronunciation_is_named(tmp_path):
-    small = Vocabulary(things=('florbel',))
+def test_a_word_without_a_pronunciation_is_an_error(tmp_path):
+    small = Vocabulary(objects=('florbel',))
     with pytest.raises(SettingsError, match='no pronunciation for florbel'):
-        engines.load('pocketsphinx', small, '', '', 'cpu')
-    told = Vocabulary(things=('florbel',), sounds={'florbel': 'F L AO R B EH L'})
-    assert engines.load('pocketsphinx', told, '', '', 'cpu').name == 'pocketsphinx'
+        engines.load_engine('pocketsphinx', small, '', '', 'cpu')
+    complete = Vocabulary(objects=('florbel',), pronunciations={'florbel': 'F L AO R B EH L'})
+    assert engines.load_engine('pocketsphinx', complete, '', '', 'cpu').name == 'pocketsphinx'
 
 
 # ---- engines
 
 
-def test_a_command_is_heard_and_sure(sphinx):
-    words = sphinx.hear(said('find_the_yellow_mug'))
-    assert words.text == 'find the yellow mug'
-    assert words.confidence > 0.5
+def test_a_command_is_recognized_with_confidence(sphinx):
+    transcript = sphinx.transcribe(speech('find_the_yellow_mug'))
+    assert transcript.text == 'find the yellow mug'
+    assert transcript.confidence > 0.5
 
 
-def test_talk_that_is_no_command_is_not_sure(sphinx):
-    assert sphinx.hear(said('open_the_window')).confidence < 0.2
+def test_other_talk_has_low_confidence(sphinx):
+    assert sphinx.transcribe(speech('open_the_window')).confidence < 0.2
 
 
-def test_an_engine_that_is_not_there_is_named(vocabulary):
+def test_an_engine_that_is_not_available_is_an_error(vocabulary):
     with pytest.raises(SettingsError, match='no speech engine'):
-        engines.load('parrot', vocabulary, '', '', 'cpu')
-    with pytest.raises(SettingsError, match='only what a vocabulary can say'):
-        engines.load('pocketsphinx', None, '', '', 'cpu')
+        engines.load_engine('none such', vocabulary, '', '', 'cpu')
+    with pytest.raises(SettingsError, match='only sentences of a vocabulary'):
+        engines.load_engine('pocketsphinx', None, '', '', 'cpu')
     with pytest.raises(SettingsError, match='speech_model'):
-        engines.load('whisper', None, '', '', 'cpu')
+        engines.load_engine('whisper', None, '', '', 'cpu')
     with pytest.raises(SettingsError, match='no/such'):
-        engines.load('whisper', None, '', './no/such', 'cpu')
+        engines.load_engine('whisper', None, '', './no/such', 'cpu')
 
 
-def test_whisper_of_a_folder_hears(tmp_path):
-    """A tiny one with random weights: it says nothing sensible, through the whole real path."""
-    whisper_of_toy_size(tmp_path)
-    engine = engines.load('whisper', None, '', str(tmp_path), 'cpu')
-    words = engine.transcribe(said('stop'))
-    assert isinstance(words.text, str)
-    assert 0 <= words.confidence <= 1
+def test_whisper_is_loaded_from_a_folder(tmp_path):
+    """A tiny model with random weights: its text has no meaning, but all steps run."""
+    write_toy_whisper(tmp_path)
+    engine = engines.load_engine('whisper', None, '', str(tmp_path), 'cpu')
+    transcript = engine.transcribe(speech('stop'))
+    assert isinstance(transcript.text, str)
+    assert 0 <= transcript.confidence <= 1
 
 
-def whisper_of_toy_size(folder):
+def write_toy_whisper(folder):
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -233,136 +242,141 @@ def whisper_of_toy_size(folder):
     model.generation_config.begin_suppress_tokens = model.generation_config.suppress_tokens = None
     model.save_pretrained(folder)
     vocabulary = {f'w{i}': i for i in range(40)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token='w0'))
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token='w2', pad_token='w2')
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='w0'))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='w2', pad_token='w2')
     WhisperProcessor.tokenizer_class = 'PreTrainedTokenizerFast'
     fast.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
 
 
-def test_moonshine_hears_any_english():
+def test_moonshine_recognizes_any_english():
     pytest.importorskip('moonshine_voice', reason="needs pip install 'lisa_ros[moonshine]'")
-    engine = engines.load('moonshine', None, '', '', 'cpu')
-    assert 'yellow' in engine.transcribe(said('find_the_yellow_mug')).text.lower()
-    vocabulary = Vocabulary.named('lisa-tabletop')
-    assert vocabulary.meaning(engine.transcribe(said('stop')).text) == 'stop'
+    engine = engines.load_engine('moonshine', None, '', '', 'cpu')
+    assert 'yellow' in engine.transcribe(speech('find_the_yellow_mug')).text.lower()
+    vocabulary = Vocabulary.open('lisa-tabletop')
+    assert vocabulary.meaning(engine.transcribe(speech('stop')).text) == 'stop'
 
 
 # ---- utterances
 
 
-def test_utterances_are_cut_out_and_torch_keeps_its_threads():
+def test_utterances_are_cut_out_and_the_number_of_threads_is_kept():
     torch.set_num_threads(2)
-    speech = UtteranceDetector()
+    detector = UtteranceDetector()
     assert torch.get_num_threads() == 2
-    row = np.concatenate([said('stop'), said('find_the_yellow_mug')])
-    ended = [u for u in speech.feed(row) if u.ended]
+    samples = np.concatenate([speech('stop'), speech('find_the_yellow_mug')])
+    ended = [u for u in detector.feed(samples) if u.ended]
     assert len(ended) == 2
     lengths = [len(u.samples) / RATE for u in ended]
     assert 0.5 < lengths[0] < 1.8 < lengths[1] < 3.5
 
 
-def test_how_sound_is_cut_into_pieces_does_not_matter():
-    row = said('find_the_yellow_mug')
+def test_the_size_of_the_pieces_does_not_matter():
+    samples = speech('find_the_yellow_mug')
 
-    def utterance(piece):
-        speech = UtteranceDetector()
-        ends = []
-        for start in range(0, len(row), piece):
-            ends += [u for u in speech.feed(row[start : start + piece]) if u.ended]
-        return ends
+    def utterances(piece):
+        detector = UtteranceDetector()
+        ended = []
+        for start in range(0, len(samples), piece):
+            ended += [u for u in detector.feed(samples[start : start + piece]) if u.ended]
+        return ended
 
-    (whole,), (parts,) = utterance(len(row)), utterance(333)
-    assert np.array_equal(whole.samples, parts.samples)
-
-
-def test_the_end_of_the_sound_ends_an_utterance():
-    speech = UtteranceDetector()
-    row = said('find_the_yellow_mug')[: int(2.0 * RATE)]
-    assert not any(u.ended for u in speech.feed(row))
-    assert [u.ended for u in speech.finish()] == [True]
+    (at_once,), (in_pieces,) = utterances(len(samples)), utterances(333)
+    assert np.array_equal(at_once.samples, in_pieces.samples)
 
 
-def test_noise_alone_is_no_utterance():
-    speech = UtteranceDetector()
+def test_the_end_of_the_stream_ends_an_utterance():
+    detector = UtteranceDetector()
+    samples = speech('find_the_yellow_mug')[: int(2.0 * RATE)]
+    assert not any(u.ended for u in detector.feed(samples))
+    assert [u.ended for u in detector.finish()] == [True]
+
+
+def test_noise_is_not_an_utterance():
+    detector = UtteranceDetector()
     hiss = 0.05 * np.random.default_rng(0).standard_normal(5 * RATE).astype(np.float32)
-    assert not list(speech.feed(hiss))
+    assert not list(detector.feed(hiss))
 
 
-# ---- from sound to commands
+# ---- from audio to commands
 
 
-def test_a_command_comes_out_after_guesses(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial=0.5)
-    found = heard(listener, said('find_the_yellow_mug'))
-    assert found[-1].outcome is Outcome.COMMAND
-    assert found[-1].command == 'find the yellow mug'
-    assert {h.outcome for h in found[:-1]} == {Outcome.PARTIAL}
-    assert all(h.command == '' for h in found[:-1])
+def test_a_command_follows_partial_results(sphinx, vocabulary):
+    listener = Listener(sphinx, vocabulary, partial_every=0.5)
+    recognitions = recognize(listener, speech('find_the_yellow_mug'))
+    assert recognitions[-1].outcome is Outcome.COMMAND
+    assert recognitions[-1].command == 'find the yellow mug'
+    assert {r.outcome for r in recognitions[:-1]} == {Outcome.PARTIAL}
+    assert all(r.command == '' for r in recognitions[:-1])
 
 
-def test_other_talk_is_told_and_does_nothing(sphinx, vocabulary):
-    (found,) = heard(Listener(sphinx, vocabulary, partial=0), said('open_the_window'))
-    assert found.outcome is Outcome.UNSURE
-    assert found.confidence < 0.5
+def test_other_talk_is_reported_as_unsure(sphinx, vocabulary):
+    (recognition,) = recognize(
+        Listener(sphinx, vocabulary, partial_every=0), speech('open_the_window')
+    )
+    assert recognition.outcome is Outcome.UNSURE
+    assert recognition.confidence < 0.5
 
 
-def test_stop_acts_while_it_is_being_said(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial=0.1)
-    row = said('stop')
-    spoken = RATE + len(audio.read_wav(SOUNDS / 'stop.wav'))  # where the word ends
-    first = []
-    for start in range(0, len(row), 800):
-        first += [(start + 800, h) for h in listener.feed(row[start : start + 800])]
-    (at, found), *others = [(at, h) for at, h in first if h.outcome is Outcome.COMMAND]
-    assert found.command == 'stop'
-    assert not others  # the end of the word is no second command
-    assert (at - spoken) / RATE < 0.4  # the pause that ends what is said is half a second
+def test_stop_is_recognized_before_the_utterance_ends(sphinx, vocabulary):
+    listener = Listener(sphinx, vocabulary, partial_every=0.1)
+    samples = speech('stop')
+    end_of_word = RATE + len(audio.read_wav(SOUNDS / 'stop.wav'))
+    recognitions = []
+    for start in range(0, len(samples), 800):
+        recognitions += [(start + 800, r) for r in listener.feed(samples[start : start + 800])]
+    (at, stop), *others = [(at, r) for at, r in recognitions if r.outcome is Outcome.COMMAND]
+    assert stop.command == 'stop'
+    assert not others  # the end of the utterance is not a second command
+    assert (at - end_of_word) / RATE < 0.4  # the pause that ends an utterance is 0.5 s
 
 
-def test_speech_without_words_is_said_so(vocabulary):
-    listener = Listener(Parrot(Transcript('', 0.0)), vocabulary, partial=0)
-    (found,) = heard(listener, said('stop'))
-    assert (found.outcome, found.command) == (Outcome.EMPTY, '')
+def test_speech_without_words_is_empty(vocabulary):
+    listener = Listener(ScriptedEngine(Transcript('', 0.0)), vocabulary, partial_every=0)
+    (recognition,) = recognize(listener, speech('stop'))
+    assert (recognition.outcome, recognition.command) == (Outcome.EMPTY, '')
 
 
-def test_any_words_are_a_command_without_a_vocabulary():
-    listener = Listener(Parrot(), None)
-    assert listener.judge(Transcript('Find the wrench.', 0.9))[:1] == (Outcome.COMMAND,)
-    assert listener.judge(Transcript('Find the wrench.', 0.3))[:1] == (Outcome.UNSURE,)
+def test_without_a_vocabulary_any_text_is_a_command():
+    listener = Listener(ScriptedEngine(), None)
+    outcomes = [
+        listener.interpret(Transcript('Find the wrench.', confidence)).outcome
+        for confidence in (0.9, 0.3)
+    ]
+    assert outcomes == [Outcome.COMMAND, Outcome.UNSURE]
 
 
-def test_the_wake_phrase_opens_the_ear_for_a_while(vocabulary):
+def test_after_the_wake_phrase_a_command_is_accepted_for_a_while(vocabulary):
     now = [0.0]
     listener = Listener(
-        Parrot(), vocabulary, wake='Hey Lisa', awake=5.0, clock=lambda: now[0]
+        ScriptedEngine(), vocabulary, wake_phrase='Hey Lisa', awake=5.0, clock=lambda: now[0]
     )  # fmt: skip
 
-    def judged(text):
-        outcome, _, command, _ = listener.judge(Transcript(text, 1.0))
-        return outcome, command
+    def interpret(text):
+        recognition = listener.interpret(Transcript(text, 1.0))
+        return recognition.outcome, recognition.command
 
-    assert judged('find the mug') == (Outcome.ASLEEP, '')
-    assert judged('hey lisa find the mug') == (Outcome.COMMAND, 'find the mug')
-    assert judged('find the pan') == (Outcome.ASLEEP, '')  # each command is called for
-    assert judged('Hey, Lisa!')[0] is Outcome.AWAKE
+    assert interpret('find the mug') == (Outcome.ASLEEP, '')
+    assert interpret('hey lisa find the mug') == (Outcome.COMMAND, 'find the mug')
+    assert interpret('find the pan') == (Outcome.ASLEEP, '')  # each command needs the wake phrase
+    assert interpret('Hey, Lisa!')[0] is Outcome.AWAKE
     now[0] = 4.0
-    assert judged('find the pan') == (Outcome.COMMAND, 'find the pan')
-    assert judged('hey lisa')[0] is Outcome.AWAKE
+    assert interpret('find the pan') == (Outcome.COMMAND, 'find the pan')
+    assert interpret('hey lisa')[0] is Outcome.AWAKE
     now[0] = 20.0
-    assert judged('find the pan') == (Outcome.ASLEEP, '')
-    assert judged('stop') == (Outcome.COMMAND, 'stop')  # at any time
+    assert interpret('find the pan') == (Outcome.ASLEEP, '')
+    assert interpret('stop') == (Outcome.COMMAND, 'stop')  # at any time
 
 
-def test_the_orders_that_stop_can_be_said(vocabulary):
-    assert all(vocabulary.meaning(way) == 'stop' for way in STOP)
-    assert 'stop' in vocabulary.sayable
+def test_the_stop_words_are_sayable(vocabulary):
+    assert all(vocabulary.meaning(text) == 'stop' for text in STOP)
+    assert 'stop' in vocabulary.sentence_by_meaning
 
 
 # ---- lisa-ros listen
 
 
-def test_the_command_line_tells_what_it_understands(capsys):
+def test_the_command_line_prints_the_commands_of_wav_files(capsys):
     files = [str(SOUNDS / 'find_the_yellow_mug.wav'), str(SOUNDS / 'stop.wav')]
     assert cli.main(['listen', *files, '--json']) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -370,45 +384,52 @@ def test_the_command_line_tells_what_it_understands(capsys):
     assert {line['outcome'] for line in lines} == {'COMMAND'}
 
 
-def test_a_file_without_speech_is_said_so(tmp_path, capsys):
-    audio.write_wav(tmp_path / 'quiet.wav', np.zeros(RATE, np.float32))
+def test_a_file_without_speech_is_reported(tmp_path, capsys):
+    with wave.open(str(tmp_path / 'quiet.wav'), 'wb') as file:
+        file.setparams((1, 2, RATE, 0, 'NONE', ''))
+        file.writeframes(bytes(2 * RATE))
     assert cli.main(['listen', str(tmp_path / 'quiet.wav')]) == 0
     assert 'no speech in 1.0 s' in capsys.readouterr().out
 
 
-def test_settings_make_the_listener():
-    listener, about = listener_of(VoiceSettings(wake_phrase='hey lisa'))
+def test_a_listener_is_made_from_settings():
+    listener, description = make_listener(VoiceSettings(wake_phrase='hey lisa'))
     assert isinstance(listener, Listener)
-    assert about.startswith('pocketsphinx listens for ')
-    assert about.endswith('after "hey lisa"')
+    assert description.startswith('pocketsphinx listens for ')
+    assert description.endswith('after "hey lisa"')
 
 
-def test_a_click_is_nothing_and_what_follows_is_heard(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial=0.1)
-    row = said('find_the_yellow_mug')
-    click = row[RATE + 2400 : RATE + 3600]  # 75 ms of a word
-    found = heard(listener, np.concatenate([np.zeros(RATE, np.float32), click, row]))
-    assert [h.command for h in found if h.outcome is Outcome.COMMAND] == ['find the yellow mug']
-    assert {h.outcome for h in found} <= {Outcome.PARTIAL, Outcome.COMMAND}
+def test_a_click_is_ignored_and_the_next_command_is_recognized(sphinx, vocabulary):
+    listener = Listener(sphinx, vocabulary, partial_every=0.1)
+    samples = speech('find_the_yellow_mug')
+    click = samples[RATE + 2400 : RATE + 3600]  # 75 ms of a word
+    recognitions = recognize(
+        listener, np.concatenate([np.zeros(RATE, np.float32), click, samples])
+    )
+    assert [r.command for r in recognitions if r.outcome is Outcome.COMMAND] == [
+        'find the yellow mug'
+    ]
+    assert {r.outcome for r in recognitions} <= {Outcome.PARTIAL, Outcome.COMMAND}
 
 
-def sentence(rng, rules, text):
-    """A random sentence of a JSGF rule, by its alternatives, options and references."""
-    alternatives = [part.strip() for part in text.split(' | ')]
+def random_sentence(rng, rules, rule):
+    """Return a random sentence of a JSGF rule: alternatives, options and references."""
+    alternatives = [part.strip() for part in rule.split(' | ')]
     words = []
     for part in alternatives[rng.integers(len(alternatives))].split():
         optional, name = part.startswith('['), part.strip('[]')
         if name.startswith('/') or (optional and rng.random() < 0.5):
-            continue  # a weight; or left out
-        words.append(sentence(rng, rules, rules[name[1:-1]]) if name[0] == '<' else name)
+            continue  # a weight, or an option that is left out
+        is_rule = name[0] == '<'
+        words.append(random_sentence(rng, rules, rules[name[1:-1]]) if is_rule else name)
     return ' '.join(words)
 
 
-def test_whatever_the_grammar_makes_is_understood_as_it_stands(vocabulary):
+def test_every_sentence_of_the_grammar_is_understood_unchanged(vocabulary):
     lines = vocabulary.grammar().replace('public ', '').splitlines()[2:]
     rules = dict(line.rstrip(';')[1:].split('> = ', 1) for line in lines if line)
     rng = np.random.default_rng(0)
-    said = {sentence(rng, rules, rules['said']) for _ in range(5000)}
-    assert len(said) > 2000
-    lost = [words for words in said if vocabulary.understand(words)[1] < 1]
+    sentences = {random_sentence(rng, rules, rules['command']) for _ in range(5000)}
+    assert len(sentences) > 2000
+    lost = [text for text in sentences if vocabulary.match(text)[1] < 1]
     assert not lost, lost[:10]

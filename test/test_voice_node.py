@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""voice_node over DDS: sound on a topic or from a WAV file, commands to the real node."""
+"""voice_node over DDS: audio on a topic or from a WAV file, commands to the real node."""
 
 import itertools
 import shutil
@@ -21,145 +21,145 @@ from lisa_ros.messages import bag
 from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.perception import masks
 from lisa_ros.resources import SAMPLE
-from lisa_ros.voice import audio as sound
+from lisa_ros.voice.audio import RATE, read_wav, to_pcm16
 
 pytestmark = pytest.mark.ros
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
 VOICE = executable('voice_node', 'lisa_ros.ros.voice_node')
-LISTENS = 'listens for'
+READY_LOG = 'listens for'
 
 
-class Ear(Peer):
-    """A peer that also plays sound and hears what was understood."""
+class VoicePeer(Peer):
+    """A peer that plays audio to the node and receives what it recognized."""
 
-    def __init__(self, name='voice', audio='/audio', kind=UInt8MultiArray):
+    def __init__(self, name='voice', topic='/audio', message_type=UInt8MultiArray):
         super().__init__()
-        self.kind = kind
-        self.listen(f'/{name}/heard', Heard, 'voice')
-        self.listen('/command', String, 'command')
-        self.sound = self.node.create_publisher(kind, audio, 10)
+        self.message_type = message_type
+        self.subscribe(f'/{name}/heard', Heard, 'voice')
+        self.subscribe('/command', String, 'command')
+        self.audio = self.node.create_publisher(message_type, topic, 10)
         self.say = self.node.create_publisher(String, '/say', 10)
 
     def play(self, name):
-        """Publish a WAV file and the quiet after it, a fifth of a second at a time."""
-        samples = np.pad(sound.read_wav(SOUNDS / f'{name}.wav'), sound.RATE)
-        for start in range(0, len(samples), sound.RATE // 5):
-            data = sound.to_pcm16(samples[start : start + sound.RATE // 5]).tobytes()
-            self.sound.publish(self.kind(data=data))
+        """Publish a WAV file and a second of silence, in pieces of 0.2 s."""
+        samples = np.pad(read_wav(SOUNDS / f'{name}.wav'), RATE)
+        for start in range(0, len(samples), RATE // 5):
+            data = to_pcm16(samples[start : start + RATE // 5]).tobytes()
+            self.audio.publish(self.message_type(data=data))
             self.settle(0.02)
 
     def outcome(self):
-        """Wait for the end of what was said; return what became of it."""
+        """Wait for the end of an utterance; return its message."""
 
-        def last():
-            return [h for h in self.heard['voice'] if h.outcome != Heard.PARTIAL]
+        def final():
+            return [m for m in self.received['voice'] if m.outcome != Heard.PARTIAL]
 
-        self.wait(last, START, 'an outcome')
+        self.wait(final, START, 'an outcome')
         self.settle(0.3)
-        (found,) = last()
-        self.heard['voice'].clear()
-        return found
+        (message,) = final()
+        self.received['voice'].clear()
+        return message
 
 
 @pytest.fixture(scope='module')
 def voice(tmp_path_factory):
     log = tmp_path_factory.mktemp('voice') / 'voice.log'
     node = NodeProcess(log, {'audio_type': 'UInt8MultiArray', 'say': True}, program=VOICE)
-    node.wait_to_say(LISTENS)
+    node.wait_for_output(READY_LOG)
     yield node
-    assert node.stop() == 0, node.said()
-    assert 'Traceback' not in node.said(), node.said()
+    assert node.stop() == 0, node.output()
+    assert 'Traceback' not in node.output(), node.output()
 
 
 @pytest.fixture(scope='module')
-def ear(voice):
-    someone = Ear()
-    someone.wait(lambda: someone.sound.get_subscription_count(), START, 'a node that listens')
-    someone.settle(0.5)
-    yield someone
-    someone.close()
+def peer(voice):
+    peer = VoicePeer()
+    peer.wait(lambda: peer.audio.get_subscription_count(), START, 'a subscriber to the audio')
+    peer.settle(0.5)
+    yield peer
+    peer.close()
 
 
-def commands(ear):
-    found = [message.data for message in ear.heard['command']]
-    ear.heard['command'].clear()
-    return found
+def commands(peer):
+    texts = [message.data for message in peer.received['command']]
+    peer.received['command'].clear()
+    return texts
 
 
-def test_what_was_said_is_told_and_sent_as_a_command(ear):
-    ear.play('find_the_yellow_mug')
-    heard = ear.outcome()
-    assert heard.outcome == Heard.COMMAND
-    assert heard.text == heard.command == 'find the yellow mug'
-    assert heard.confidence > 0.5
-    assert heard.header.stamp.sec > 0
-    assert commands(ear) == ['find the yellow mug']
+def test_a_spoken_command_is_reported_and_sent(peer):
+    peer.play('find_the_yellow_mug')
+    message = peer.outcome()
+    assert message.outcome == Heard.COMMAND
+    assert message.text == message.command == 'find the yellow mug'
+    assert message.confidence > 0.5
+    assert message.header.stamp.sec > 0
+    assert commands(peer) == ['find the yellow mug']
 
 
-def test_other_talk_is_told_and_not_sent(ear):
-    ear.play('open_the_window')
-    assert ear.outcome().outcome == Heard.UNSURE
-    assert commands(ear) == []
+def test_speech_that_is_no_command_is_reported_and_not_sent(peer):
+    peer.play('open_the_window')
+    assert peer.outcome().outcome == Heard.UNSURE
+    assert commands(peer) == []
 
 
-def test_broken_sound_is_named_and_the_next_is_heard(ear, voice):
-    ear.sound.publish(UInt8MultiArray(data=b'abc'))
-    voice.wait_to_say('3 bytes of sound')
-    ear.play('stop')
-    assert ear.outcome().command == 'stop'
-    assert commands(ear) == ['stop']
+def test_broken_audio_is_logged_and_the_next_is_recognized(peer, voice):
+    peer.audio.publish(UInt8MultiArray(data=b'abc'))
+    voice.wait_for_output('3 bytes of audio')
+    peer.play('stop')
+    assert peer.outcome().command == 'stop'
+    assert commands(peer) == ['stop']
 
 
-def test_messages_of_audio_common_are_heard_as_well(tmp_path):
+def test_messages_of_audio_common_are_recognized(tmp_path):
     reason = 'needs audio_common_msgs of ROS, which has no wheel'
-    audio = pytest.importorskip('audio_common_msgs.msg', reason=reason)
+    audio_common = pytest.importorskip('audio_common_msgs.msg', reason=reason)
     node = NodeProcess(
         tmp_path / 'voice.log', {'audio_type': 'auto'},
         '-r', '__node:=other', '-r', 'audio:=/other/audio', program=VOICE,
     )  # fmt: skip
-    someone = Ear('other', '/other/audio', audio.AudioData)
+    peer = VoicePeer('other', '/other/audio', audio_common.AudioData)
     try:
-        node.wait_to_say(LISTENS)
-        someone.wait(someone.sound.get_subscription_count, START, 'a node that listens')
-        someone.settle(0.5)
-        someone.play('find_the_yellow_mug')
-        assert someone.outcome().command == 'find the yellow mug'
-        assert commands(someone) == ['find the yellow mug']
+        node.wait_for_output(READY_LOG)
+        peer.wait(peer.audio.get_subscription_count, START, 'a subscriber to the audio')
+        peer.settle(0.5)
+        peer.play('find_the_yellow_mug')
+        assert peer.outcome().command == 'find the yellow mug'
+        assert commands(peer) == ['find the yellow mug']
     finally:
-        someone.close()
-        assert node.stop() == 0, node.said()
+        peer.close()
+        assert node.stop() == 0, node.output()
 
 
-def test_an_answer_is_spoken_or_it_is_said_why_not(ear, voice):
-    ear.say.publish(String(data='Sure.'))
+def test_an_answer_is_spoken_or_a_warning_says_why_not(peer, voice):
+    peer.say.publish(String(data='Sure.'))
     if shutil.which('espeak-ng') or shutil.which('espeak'):
-        ear.settle(2.0)
-        ear.play('stop')  # it hears again when it has spoken
-        assert ear.outcome().command == 'stop'
+        peer.settle(2.0)
+        peer.play('stop')  # it listens again after it has spoken
+        assert peer.outcome().command == 'stop'
     else:
-        voice.wait_to_say('espeak-ng is not installed')
+        voice.wait_for_output('espeak-ng is not installed')
 
 
 @pytest.mark.parametrize(
     ('setting', 'value', 'message'),
     [
         ('vocabulary', '/no/such.yaml', 'cannot be read'),
-        ('source', '/no/such.wav', 'no WAV file'),
+        ('source', '/no/such.wav', 'cannot be read as a WAV file'),
         ('engine', 'whisper', 'speech_model'),
         ('engine', 'ears', 'expected one of'),
         ('pause', 0.0, 'pause out of range'),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_the_node_ends(tmp_path, setting, value, message):
+def test_an_invalid_setting_is_one_log_line_and_the_node_exits(tmp_path, setting, value, message):
     node = NodeProcess(tmp_path / 'voice.log', {setting: value}, program=VOICE)
     assert node.process.wait(START) == 1
-    assert message in node.said()
-    assert 'Traceback' not in node.said()
+    assert message in node.output()
+    assert 'Traceback' not in node.output()
 
 
-def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
-    """A WAV file into voice_node while the sample bag plays into lisa_node, round and round."""
+def test_a_spoken_command_gives_the_mask_of_its_object(tmp_path):
+    """A WAV file into voice_node while the sample bag plays into lisa_node in a loop."""
     lisa = NodeProcess(tmp_path / 'lisa.log', {'threads': 1})
     voice = NodeProcess(
         tmp_path / 'voice.log',
@@ -169,10 +169,10 @@ def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
     peer = Peer()
     try:
         peer.wait_until_active(lisa)
-        answers = peer.heard['segmentation']
+        answers = peer.received['segmentation']
         for frame in itertools.cycle(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw')):
-            assert voice.process.poll() is None, voice.said()
-            peer.show(image(frame.pixels, stamp=divmod(frame.stamp, 10**9)), settle=False)
+            assert voice.process.poll() is None, voice.output()
+            peer.publish_image(image(frame.pixels, stamp=divmod(frame.stamp, 10**9)), settle=False)
             peer.settle(0.1)  # as fast as it was recorded
             if answers:
                 break
@@ -181,7 +181,7 @@ def test_a_spoken_command_gives_the_mask_of_what_it_means(tmp_path):
         assert answer.query == 'find the yellow mug'
         assert answer.status == answer.FOUND
         ids = cv2.imread(str(SAMPLE / 'truth' / f'{stamp}.png'), cv2.IMREAD_UNCHANGED)
-        assert masks.iou(mask_from_message(answer.instances[0].mask), ids == 4) > 0.8
+        assert masks.iou(mask_from_message(answer.instances[0]), ids == 4) > 0.8
     finally:
         peer.close()
         assert voice.stop() == 0

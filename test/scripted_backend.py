@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend that answers from a script; importing this module registers "scripted:".
+
+`scripted:FILE.json` maps the beginning of a query to a reply: `answer`, `masks` (all bright nan),
+`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`. `scripted:FOLDER`
+waits for FOLDER when it loads, and before each answer for the file FOLDER/answer, which may
+contain a delay [s].
+"""
+
+import json
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+
+from lisa_ros.perception import backend, registry
+from lisa_ros.results import Done, MaskReady, Segmentation, Status, Token
+
+REPLIES = {
+    '': {},
+    'uncancellable': {'uncancellable': 1},
+    'found': {'masks': 'all'},
+    'bright': {'masks': 'bright'},
+}
+
+
+class ScriptedBackend:
+    device, capabilities = 'cpu', backend.Capabilities(explains=True, dialogue=True)
+    encode_images = clear_cache = lambda *_: None
+
+    def __init__(self, replies=REPLIES, gate=None):
+        self._replies, self._gate, self.calls = replies, gate, []
+
+    def stream(self, image, query, options, cancel):
+        self.calls.append((query, options))
+        reply = self._replies[max(filter(query.text.startswith, self._replies), key=len)]
+        print('thinking', flush=True) if self._gate else None  # tests wait for this line
+        start, keep_on = monotonic(), 'uncancellable' in reply
+        while monotonic() - start < self._delay(reply) and (keep_on or not cancel.is_set()):
+            sleep(0.01)
+        if 'failure' in reply:
+            raise RuntimeError(reply['failure'])
+        yield Token(text := reply.get('answer', 'Sure.'))
+        sign = {'all': 1, 'bright': np.where(image[..., 0] > 200, 1, -1), 'nan': np.nan}
+        names, size = reply.get('masks', '').split(), image.shape[:2]
+        logits = [np.full(size, 5 * sign[name]) for name in names]
+        logits = np.reshape(logits, (-1, *size)).astype(np.float32)
+        yield from (MaskReady(i, mask > 0, mask, 1.0) for i, mask in enumerate(logits))
+        status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(names))
+        arrays = logits > 0, logits, np.ones(len(names))
+        yield Done(Segmentation(query.text, text, text, *arrays, status))
+
+    def _delay(self, reply):
+        if self._gate:  # a file with the seconds
+            return float(self._gate.read_text() or 0) if self._gate.exists() else np.inf
+        return np.inf if 'hang' in reply else reply.get('delay', 0)
+
+
+def load(rest, options):
+    while not (path := Path(rest)).exists():
+        sleep(0.01)
+    arguments = (REPLIES, path / 'answer') if path.is_dir() else (json.loads(path.read_text()),)
+    return ScriptedBackend(*arguments)
+
+
+registry.register_backend('scripted', load)

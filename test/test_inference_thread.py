@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras that share one model: they take turns, and background work gives way to all of them."""
+
+import threading
+import time
+from dataclasses import replace
+from random import Random
+
+import pytest
+from test_scheduler import OPTIONS, Listener, Log, Passthrough, found_result, goal, wait
+
+from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.results import Done, Status
+from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.scheduler import RequestScheduler
+
+
+class Model:
+    """A backend that answers once for each release of `go`; notes who asked in which order."""
+
+    def __init__(self):
+        self.calls, self.go, self.in_use = [], threading.Semaphore(0), threading.Lock()
+
+    def stream(self, image, query, options, cancel):
+        assert self.in_use.acquire(blocking=False), 'two threads use the model at once'
+        try:
+            self.calls.append((image.image, query.text, image.stamp))
+            status = Status.FOUND
+            while status is Status.FOUND and not self.go.acquire(timeout=0.01):
+                status = Status.CANCELLED if cancel.is_set() else status
+            yield Done(replace(found_result(query.text), status=status))
+        finally:
+            self.in_use.release()
+
+
+class Cameras:
+    """Three started schedulers with one model; each camera's image is its name."""
+
+    def __init__(self, names='abc'):
+        self.model, self.listener = Model(), Listener()
+        self.log = Log()
+        self.inference = InferenceThread(self.model, Passthrough(), InferenceOptions(), self.log)
+        self.inference.start()
+        self.schedulers = {}
+        for name in names:
+            self.add(name)
+            self.add_frame(name, 1)
+
+    def __getitem__(self, name):
+        return self.schedulers[name]
+
+    def add(self, name, **options):
+        options = replace(OPTIONS, **{'watch_rate': 100.0, **options})
+        scheduler = RequestScheduler(self.inference, self.listener, options, log=self.log)
+        self.schedulers[name] = scheduler
+        scheduler.start()
+
+    def add_frame(self, name, stamp):
+        """Add an image (the camera's name), depth and camera info with one stamp."""
+        self[name].add_depth(stamp, 'depth')
+        self[name].add_camera_info(stamp, 'info')
+        self[name].add_image(stamp, name)
+
+    def add_goal(self, name, text):
+        assert self[name].submit_goal(goal(text, self.listener))
+
+    def close(self):
+        for scheduler in self.schedulers.values():
+            scheduler.close(0)
+        assert all(scheduler.close() for scheduler in self.schedulers.values())
+        assert self.inference.close()
+        assert self.log.lines == []
+
+
+@pytest.fixture
+def cameras():
+    opened = Cameras()
+    yield opened
+    opened.close()
+
+
+def texts(cameras):
+    return [text for _, text, _ in cameras.model.calls]
+
+
+def test_a_camera_with_many_requests_does_not_starve_the_others(cameras):
+    model = cameras.model
+    for i in range(6):  # before those of the other cameras
+        cameras.add_goal('a', f'a{i}')
+    wait(lambda: model.calls)
+    for i in range(2):
+        cameras.add_goal('b', f'b{i}')
+        cameras.add_goal('c', f'c{i}')
+    model.go.release(10)
+    cameras.listener.wait(10)
+    order = ''.join(name for name, *_ in model.calls)
+    assert order[0] == 'a'
+    assert sorted(order[1:4]) == sorted(order[4:7]) == ['a', 'b', 'c']
+    assert order[7:] == 'aaa'
+
+
+def test_the_frame_is_the_newest_one_when_the_model_becomes_free(cameras):
+    cameras['a'].submit_command('first')
+    wait(lambda: cameras.model.calls)
+    cameras['b'].submit_command('second')
+    cameras.add_frame('b', 2)
+    cameras.model.go.release(2)
+    cameras.listener.wait(2)
+    assert cameras.model.calls == [('a', 'first', 1), ('b', 'second', 2)]
+
+
+def test_a_standing_query_sees_the_newest_frame_when_the_model_becomes_free(cameras):
+    cameras['a'].submit_command('first')
+    wait(lambda: cameras.model.calls)
+    cameras['b'].set_standing_query('the mug')
+    for stamp in (2, 3):
+        cameras.add_frame('b', stamp)
+    cameras.model.go.release(2)
+    cameras.listener.wait(2)
+    assert cameras.model.calls == [('a', 'first', 1), ('b', 'the mug', 3)]
+
+
+def test_a_command_to_another_camera_preempts_a_standing_query(cameras):
+    model = cameras.model
+    cameras['a'].set_standing_query('the mug')
+    wait(lambda: model.calls)
+    cameras['b'].submit_command('the bowl')
+    wait(lambda: len(model.calls) > 1)
+    assert model.calls[1][:2] == ('b', 'the bowl')
+    model.go.release(1)
+    cameras.listener.wait(1)
+    wait(lambda: len(model.calls) > 2)  # the standing query goes on
+    assert model.calls[2][:2] == ('a', 'the mug')
+    assert cameras['a'].counters.preempted == 1
+
+
+def test_a_command_without_an_image_does_not_preempt_until_its_image_comes(cameras):
+    cameras.add('blind')
+    cameras['a'].set_standing_query('the mug')
+    wait(lambda: cameras.model.calls)
+    cameras['blind'].submit_command('the bowl')
+    time.sleep(0.1)
+    assert texts(cameras) == ['the mug']
+    cameras['blind'].add_image(5, 'blind')
+    wait(lambda: len(cameras.model.calls) > 1)
+    assert cameras.model.calls[1] == ('blind', 'the bowl', 5)
+
+
+def test_standing_queries_of_several_cameras_take_turns(cameras):
+    for name in 'abc':
+        cameras[name].set_standing_query(f'mug of {name}')
+    wait(lambda: cameras.model.calls)
+    for stamp in range(2, 5):
+        for name in 'abc':
+            cameras.add_frame(name, stamp)
+        count = len(cameras.model.calls)
+        cameras.model.go.release(3)
+        wait(lambda count=count: len(cameras.model.calls) >= count + 2)
+        time.sleep(0.02)  # 1 / watch_rate
+    cameras.model.go.release(9)
+    wait(lambda: len(cameras.model.calls) >= 9)
+    counts = [sum(camera == name for camera, *_ in cameras.model.calls) for name in 'abc']
+    assert max(counts) - min(counts) <= 1, cameras.model.calls
+
+
+def test_a_requery_runs_once_and_yields(cameras):
+    a = cameras['a']
+    cameras.model.go.release(1)
+    a.submit_command('the mug')
+    cameras.listener.wait(1)
+    a.requery()
+    wait(lambda: len(cameras.model.calls) == 2)
+    a.requery()  # one is pending already
+    a.submit_command('the bowl')
+    wait(lambda: len(cameras.model.calls) == 3)
+    assert texts(cameras) == ['the mug', 'the mug', 'the bowl']
+    cameras.model.go.release(2)
+    wait(lambda: len(cameras.model.calls) == 4)  # it was preempted and runs now
+    wait(lambda: not a.is_busy)
+    cameras.add_frame('a', 2)
+    time.sleep(0.1)
+    assert texts(cameras) == ['the mug', 'the mug', 'the bowl', 'the mug']
+
+
+def test_stop_ends_a_requery(cameras):
+    a = cameras['a']
+    cameras.model.go.release(1)
+    a.submit_command('the mug')
+    cameras.listener.wait(1)
+    a.requery()
+    wait(lambda: len(cameras.model.calls) == 2)
+    assert a.stop() == ["the repeated query 'the mug'"]
+    wait(lambda: not a.is_busy)
+    cameras.add_frame('a', 2)
+    time.sleep(0.1)
+    assert len(cameras.model.calls) == 2
+
+
+def test_a_request_without_a_frame_does_not_hold_the_model(cameras):
+    cameras.add('blind', image_timeout=5.0)
+    cameras['blind'].submit_command('what do you see?')
+    cameras.model.go.release(1)
+    cameras['a'].submit_command('the mug')
+    assert cameras.listener.wait(1) == [('the mug', Status.FOUND)]
+
+
+def test_options_apply_from_the_next_request_on(cameras):
+    options = []
+    answer = cameras.model.stream
+
+    def record_options(image, query, inference_options, cancel):
+        options.append(inference_options)
+        return answer(image, query, inference_options, cancel)
+
+    cameras.model.stream = record_options
+    cameras.model.go.release(2)
+    cameras.add_goal('a', 'first')
+    cameras.listener.wait(1)
+    cameras.inference.set_options(InferenceOptions(max_new_tokens=7))
+    cameras.add_goal('a', 'second')
+    cameras.listener.wait(2)
+    assert [inference_options.max_new_tokens for inference_options in options] == [512, 7]
+
+
+def test_an_idle_thread_sleeps(cameras):
+    """Images without a request do not wake it: nothing polls."""
+
+    class CountingQueue:
+        polls = 0
+
+        def due_at(self, urgency):
+            self.polls += threading.current_thread().name == 'lisa-inference'
+            return float('inf')
+
+    queue = CountingQueue()
+    cameras.inference.add_queue(queue)
+    cameras.model.go.release(1)
+    cameras['b'].submit_command('the mug')
+    cameras.listener.wait(1)
+    wait(lambda: not cameras['b'].is_busy)
+    time.sleep(0.05)
+    polls = queue.polls
+    assert polls > 0
+    for stamp in range(2, 50):
+        cameras.add_frame('a', stamp)
+    time.sleep(0.2)
+    assert queue.polls == polls
+    cameras.inference.remove_queue(queue)
+
+
+def test_every_request_ends_exactly_once(cameras):
+    """Three users submit, cancel and stop at random; then no new event wakes anybody."""
+    submitted = [[], [], []]
+    cameras.model.go.release(10_000)
+
+    def act(user, random):
+        for number in range(150):
+            scheduler, text = cameras[random.choice('abc')], f'{user} {number}'
+            draw = random.random()
+            if draw < 0.4:
+                submitted[user].append(scheduler.submit_command(text))
+            elif draw < 0.7:
+                request = goal(text, cameras.listener)
+                if scheduler.submit_goal(request):
+                    submitted[user].append(request)
+            elif draw < 0.8:
+                scheduler.set_standing_query('watched')
+            elif draw < 0.85:
+                scheduler.stop()
+            elif submitted[user]:
+                scheduler.cancel(random.choice(submitted[user]))
+            time.sleep(0.001)
+
+    users = [threading.Thread(target=act, args=(user, Random(user))) for user in range(3)]
+    for user in users:
+        user.start()
+    stamp = 2
+    while any(user.is_alive() for user in users):
+        for name in 'abc':
+            cameras.add_frame(name, stamp)
+        stamp += 1
+        time.sleep(0.005)
+    for name in 'abc':
+        cameras[name].stop()
+    wait(lambda: not any(cameras[name].is_busy for name in 'abc'))
+    assert all(cameras[name].close() for name in 'abc')
+    ended = [text for text, *_ in cameras.listener.ends if text != 'watched']
+    assert sorted(ended) == sorted(request.text for requests in submitted for request in requests)
