@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-# `pip install .`: the library, the weights and the command lisa-ros, without ROS.
-# In a ROS workspace colcon goes by package.xml and CMakeLists.txt and leaves this file alone.
+# `pip install .` installs the library, the weights and the command lisa-ros, without ROS.
+# In a ROS workspace colcon uses package.xml and CMakeLists.txt and ignores this file.
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-package = Path(__file__).parent / 'lisa_ros/__init__.py'
-definitions = [('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))]
+init_file = Path(__file__).parent / 'lisa_ros/__init__.py'
+message_files = [('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))]
 
 setup(
     name='lisa_ros',
-    version=re.search(r"__version__ = '(.+)'", package.read_text())[1],
-    description='LISA, reasoning segmentation: a picture and words in, masks and their reason out',
+    version=re.search(r"__version__ = '(.+)'", init_file.read_text())[1],
+    description='LISA, reasoning segmentation: image and command in, masks and reason out',
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
-    data_files=definitions,  # a result bag carries them
-    package_data={'lisa_ros': ['weights/**/*', 'samples/**/*', 'ros/*.xml']},
+    data_files=message_files,  # result bags contain them
+    package_data={
+        'lisa_ros': ['weights/**/*', 'samples/**/*', 'ros/*.xml', 'evaluation/templates/*']
+    },
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
     install_requires=[
         'huggingface_hub>=1',
+        'jinja2>=3.1',
         'numpy>=1.26',
         'opencv-python-headless>=4.8',
         'pillow>=10',
@@ -37,7 +40,6 @@ setup(
         'train': [
             'matplotlib>=3.8',
             'mujoco>=3',
-            'peft>=0.17',
             'pycocotools>=2.0.7',
             'pymeshlab>=2023',
         ],
@@ -49,10 +51,10 @@ setup(
             'sounddevice>=0.4',
             'soxr>=0.5',
         ],
-        # the only version whose wheel has its model
+        # the only version whose wheel contains its model
         'moonshine': ['moonshine-voice==0.0.73', 'platformdirs'],
         'ray': ['ray[data]>=2.50'],  # lisa-ros evaluate bag --ray
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
-        'test': ['pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
+        'test': ['psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

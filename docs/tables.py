@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the README's tables of parameters and messages from their sources.
+"""Write the README's tables of parameters and messages from their sources.
 
     python docs/tables.py            # rewrite README.md
     python docs/tables.py --check    # exit 1 if README.md is out of date
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+Tables stand between `<!-- NAME -->` and `<!-- /NAME -->`; NAME: "parameters" or a file of msg/.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ sys.path.insert(0, str(ROOT))
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
 from lisa_ros.settings_schema import parameter_info  # noqa: E402
 
+TABLES = ('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg')
 
-def parameters() -> str:
-    """Return the node's parameters: name, default, what it does, range, when it may change."""
+
+def parameter_table() -> str:
+    """Return the node's parameters: name, default, effect, values, when it may change."""
     rows = []
     for field in fields(Settings):
-        known = parameter_info(field)
-        if known.choices:
-            values = ', '.join(f'`{choice}`' for choice in known.choices if choice)
-        elif known.low is not None:
-            values = f'{known.low:g} to {known.high:g}'
+        info = parameter_info(field)
+        if info.choices:
+            values = ', '.join(f'`{choice}`' for choice in info.choices if choice)
+        elif info.minimum is not None:
+            values = f'{info.minimum:g} to {info.maximum:g}'
         else:
-            kinds = {bool: 'true, false', tuple: 'names'}
-            values = kinds.get(type(field.default), 'text')
-        change = 'no' if known.read_only else 'unconfigured' if known.at_configure else 'any time'
+            values = {bool: 'true, false', tuple: 'names'}.get(type(field.default), 'text')
+        change = 'no' if info.read_only else 'unconfigured' if info.at_configure else 'any time'
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        shown = 'empty' if default in ('', ()) else f'`{default}`'
-        rows.append((f'`{field.name}`', shown, known.sentence, values, change))
-    return table(('parameter', 'default', 'what it does', 'values', 'may change'), rows)
+        default_cell = 'empty' if default in ('', ()) else f'`{default}`'
+        rows.append((f'`{field.name}`', default_cell, info.description, values, change))
+    return table(('parameter', 'default', 'effect', 'values', 'may change'), rows)
 
 
-def message(name: str) -> str:
-    """Return the fields of msg/NAME.msg; a comment line alone goes on with the one above."""
+def message_table(file: str) -> str:
+    """Return the fields of a file of msg/; a line with only a comment continues the one above."""
     rows: list[list[str]] = []
-    for line in (ROOT / 'msg' / f'{name}.msg').read_text().splitlines():
+    for line in (ROOT / 'msg' / file).read_text().splitlines():
         code, _, comment = (part.strip() for part in line.partition('#'))
         if code and '=' not in code:
             kind, field = code.split()
@@ -61,22 +62,18 @@ def table(head: tuple[str, ...], rows: list) -> str:
     )
 
 
-def rewritten(text: str) -> str:
-    """Return the README's text with its tables made anew."""
-    tables = {
-        'parameters': parameters(),
-        'Segmentation.msg': message('Segmentation'),
-        'Instance.msg': message('Instance'),
-    }
-    for name, content in tables.items():
+def with_tables(text: str) -> str:
+    """Return the README's text with up-to-date tables."""
+    for name in TABLES:
+        content = parameter_table() if name == 'parameters' else message_table(name)
         mark = re.escape(name)
-        text, found = re.subn(
+        text, count = re.subn(
             f'<!-- {mark} -->.*?<!-- /{mark} -->',
             lambda _, n=name, c=content: f'<!-- {n} -->\n{c}\n<!-- /{n} -->',
             text,
             flags=re.DOTALL,
         )
-        if found != 1:
+        if count != 1:
             raise SystemExit(f'README.md needs <!-- {name} --> ... <!-- /{name} --> once')
     return text
 
@@ -84,7 +81,7 @@ def rewritten(text: str) -> str:
 if __name__ == '__main__':
     readme = ROOT / 'README.md'
     old = readme.read_text(encoding='utf-8')
-    new = rewritten(old)
+    new = with_tables(old)
     if '--check' in sys.argv:
         raise SystemExit(
             0 if old == new else 'README.md is out of date: run python docs/tables.py'
