@@ -318,19 +318,19 @@ def test_a_run_that_trained_lora_with_peft_resumes(annotated, tmp_path):
 
 
 def test_the_original_format_names_the_clip_of_the_training(annotated, tmp_path):
-    def export(base, run):
+    def export_run(base, run):
         task = make_task(annotated, base=base)
         task.export(tmp_path / run)
         return task, tmp_path / run / 'original'
 
-    _, first = export(BASE, 'a')
+    _, first = export_run(BASE, 'a')
     assert json.loads((first / 'config.json').read_text())['vision_tower'] == str(CLIP)
     # a checkpoint in our format has its own CLIP, changed or not
     with torch.no_grad():
         own = checkpoint.load(tmp_path / 'a' / 'model')
         own.model.clip.embeddings.patch_embedding.weight += 1
     export.save(own.model, own.tokenizer, own.clip_preprocessing, tmp_path / 'own', dtype=None)
-    task, second = export(BaseCheckpoint(tmp_path / 'own'), 'b')
+    task, second = export_run(BaseCheckpoint(tmp_path / 'own'), 'b')
     again = checkpoint.load(second, template='llava_v1')
     assert again.clip_preprocessing == own.clip_preprocessing
     merged, exported = task.merge_lora().state_dict(), again.model.state_dict()
