@@ -127,7 +127,7 @@ def test_a_broken_bag_is_reported_and_the_others_are_evaluated(inputs, first, tm
     assert 'broken.mcap cannot be read' in printed.out
     assert 'some bags could not be used' in printed.err
     assert read_report(tmp_path / 'out')['cases'] == read_report(first)['cases']
-    assert 'no rosbag2 bag' in read_report(tmp_path / 'out')['broken'][0]
+    assert 'cannot be read as a rosbag2 bag' in read_report(tmp_path / 'out')['broken'][0]
     assert evaluate(with_broken, tmp_path / 'out', '--skip-broken') == 0
     assert evaluate((commands, with_broken[1][:1] * 2), tmp_path / 'none') == 1
     assert 'none of 2 bags could be used' in capsys.readouterr().err
