@@ -386,7 +386,7 @@ def test_a_command_is_for_the_named_camera_or_for_all(start):
     _, peer, _ = start(0.0, names=('front', 'wrist'))
     front = subscribe_outputs(peer, 'front/')
     wrist = subscribe_outputs(peer, 'wrist/')
-    send_command(peer, 'front: bright things')
+    send_command(peer, 'front: bright objects')
     peer.wait(lambda: all(front.values()), what='the outputs of front')
     peer.settle(0.3)
     assert not any(wrist.values())
@@ -432,7 +432,7 @@ def test_each_of_two_cameras_is_answered_within_twice_its_fair_share(start):
             if name in sent_at and len(messages) > len(latencies[name]):
                 latencies[name].append(time.monotonic() - sent_at.pop(name))
             if name not in sent_at:
-                send_command(peer, f'{name}: bright things')
+                send_command(peer, f'{name}: bright objects')
                 sent_at[name] = time.monotonic()
         return all(len(times) >= 5 for times in latencies.values())
 

@@ -125,7 +125,7 @@ def test_commands_are_due_at_their_frames():
 def test_images_with_the_same_stamp_are_refused_live(frames, tmp_path):
     same = [frames[0], frames[0]]
     bag = write(tmp_path / 'bag', same)
-    with pytest.raises(DataError, match='evaluate it offline'):
+    with pytest.raises(DataError, match='evaluate the bag offline'):
         bags.image_times(bag, TOPIC)
     times = bags.image_times(write(tmp_path / 'other', frames), TOPIC)
     assert list(times.values()) == pytest.approx([0.1 * n for n in range(12)])

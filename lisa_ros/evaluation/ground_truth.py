@@ -105,6 +105,10 @@ class InstanceFolder(InstanceMasks):
         try:
             with Image.open(path) as image:
                 return np.asarray(image)
+        except FileNotFoundError as error:
+            raise DataError(
+                f'{path}: no ground truth for this frame: an image of instance ids is needed'
+            ) from error
         except IMAGE_READ_ERRORS as error:
             raise DataError(
                 f'{path}: cannot be read as an image of instance ids ({error})'
