@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,7 +94,8 @@ class TrainerConfig:
     # stop after this many validations without a new best value of `monitor`; None: do not
     patience: int | None = None
     seed: int = 0
-    bf16: bool = True  # matrix products in bfloat16
+    # matrix products in bfloat16; a CPU without instructions for it takes ten times as long
+    bf16: bool = field(default_factory=has_fast_bf16)
     workers: int = 0  # number of processes that draw batches, see `prefetch`; 0: a thread
 
     def lr_factor(self, step: int) -> float:

@@ -27,7 +27,7 @@ from lisa_ros.training.tabletop.position_codes import (
     inject_position_codes,
     position_codes,
 )
-from lisa_ros.training.trainer import Trainer, TrainerConfig, has_fast_bf16
+from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 _TOKEN_AMPLITUDE = 0.7  # of the codes in image tokens whose mean square is one
 _BATCH_SIZE, _SAMPLE_SIZE = 16, 64  # images: of a step, to measure states on
@@ -39,7 +39,6 @@ TRAINER_CONFIG = TrainerConfig(
     decay_fraction=0.6,
     betas=(0.9, 0.98),
     max_grad_norm=5.0,
-    bf16=has_fast_bf16(),
 )
 
 
