@@ -223,7 +223,7 @@ def test_invalid_ground_truth_is_an_error(frames, tmp_path):
         ground_truth.mask(frames[0].stamp, (240, 320), Command(0, 'x', label='pan'))
     with pytest.raises(DataError, match=r'have 320 x 240 pixels, the frame has 80 x 60'):
         ground_truth.mask(frames[0].stamp, (60, 80), Command(0, 'x', targets=(1,)))
-    with pytest.raises(DataError, match=r'5\.png: cannot be read as an image of instance ids'):
+    with pytest.raises(DataError, match=r'5\.png: no ground truth for this frame'):
         ground_truth.mask(5, (60, 80), Command(0, 'x', targets=(1,)))
     bag = write(tmp_path / 'bag', frames[:1])
     with pytest.raises(DataError, match='has no Image topic /truth'):
