@@ -2,6 +2,7 @@
 """The Backend protocol: models by scheme, regions, and what every backend keeps."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -46,6 +47,51 @@ def test_the_error_of_an_unknown_scheme_lists_the_known_ones():
 def test_a_scheme_has_a_form(scheme):
     with pytest.raises(SettingsError, match='is not a scheme'):
         registry.register_backend(scheme, scripted_backend.load)
+
+
+def install(folder, scheme, source):
+    """Install a package with one module and the entry point of a scheme, as pip does."""
+    (folder / f'{scheme}_package.py').write_text(source)
+    info = folder / f'{scheme}_package-1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: {scheme}_package\nVersion: 1.0\n'
+    )
+    (info / 'entry_points.txt').write_text(
+        f'[lisa_ros.backends]\n{scheme} = {scheme}_package:load\n'
+    )
+
+
+def test_an_installed_package_provides_a_scheme(tmp_path, monkeypatch):
+    install(tmp_path, 'toy', 'def load(rest, options):\n    return rest, options.device\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, '_loaders', {})
+    assert registry.load_backend('toy:x', LoadOptions(device='cpu')) == ('x', 'cpu')
+    with pytest.raises(SettingsError, match='registered: "toy:"'):
+        registry.load_backend('vlm:gpt', LoadOptions())
+    registry.register_backend('toy', lambda rest, options: 'this process')
+    assert registry.load_backend('toy:x', LoadOptions()) == 'this process'
+
+
+@pytest.mark.parametrize('source', ['import no_such_module', 'x = 1', '1 / 0'])
+def test_a_package_that_cannot_be_imported_is_an_error(source, tmp_path, monkeypatch):
+    install(tmp_path, 'broken', source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'broken_package', raising=False)
+    with pytest.raises(SettingsError, match='"broken:": broken_package:load cannot be imported'):
+        registry.load_backend('broken:x', LoadOptions())
+
+
+def test_another_process_finds_an_installed_scheme(tmp_path):
+    """As the node and the workers of Ray do."""
+    install(tmp_path, 'far', 'def load(rest, options):\n    return rest\n')
+    code = """
+from lisa_ros.perception import backend, registry
+assert registry.load_backend('far:x', backend.LoadOptions()) == 'x'
+"""
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = {**os.environ, 'PYTHONPATH': path}
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=60, env=environment)
 
 
 def test_the_protocol_and_the_registry_import_no_torch():

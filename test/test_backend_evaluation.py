@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluations run with any Backend: a scripted one gives answers, fails once, or returns NaN."""
 
+import itertools
 import json
+import zipfile
 
+import cv2
 import numpy as np
 import pytest
 import scripted_backend
@@ -10,13 +13,17 @@ from bag_kinds import TOPIC, write
 from PIL import Image
 
 from lisa_ros import cli
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.evaluation import answering, tabletop
 from lisa_ros.evaluation.answering import answer_query, teacher_forced_answer
+from lisa_ros.evaluation.bag import evaluate_offline
+from lisa_ros.evaluation.command_file import Command
+from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages import bag as bags
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.resources import SAMPLE
+from lisa_ros.resources import SAMPLE, TEST_SETS
 from lisa_ros.results import Dialogue, Status
 
 IMAGE = np.full((6, 8, 3), 255, np.uint8)
@@ -104,6 +111,98 @@ def test_tabletop_scenes_are_answered_by_a_backend_and_reported(tmp_path, capsys
     assert shares['expected calibration error of the scores'] == figures['ece']
     assert all((tmp_path / 'out' / case['image']).is_file() for case in content['cases'])
     assert (tmp_path / 'out' / 'report.html').read_text().count('<figure') == 9
+
+
+def zipped_test_set(tmp_path, queries):
+    """A zip of two white images, each with the same queries."""
+    path = tmp_path / 'test_set.zip'
+    white = cv2.imencode('.png', IMAGE)[1].tobytes()
+    images = []
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name in ('a', 'b'):
+            archive.writestr(f'{name}.png', white)
+            archive.writestr(f'{name}_ids.png', white)
+            images += [{'image': f'{name}.png', 'ids': f'{name}_ids.png', 'queries': queries}]
+        archive.writestr('queries.json', json.dumps(images))
+    return path
+
+
+QUERY = {'category': 'explicit', 'text': 'find all', 'targets': [255]}
+
+
+def test_cases_of_a_zipped_test_set_have_names_of_their_own(tmp_path):
+    queries = tabletop.read_test_set(zipped_test_set(tmp_path, [QUERY] * 3))
+    segmenter = Segmenter(scripted_backend.ScriptedBackend())
+    cases = list(tabletop.run_test_set(segmenter, queries, tmp_path / 'images'))
+    names = ['a.0', 'a.1', 'a.2', 'b.0', 'b.1', 'b.2']
+    assert [case.name for case in cases] == names
+    assert sorted(path.stem for path in (tmp_path / 'images').iterdir()) == names
+
+
+def test_cases_of_the_bundled_test_set_have_names_of_their_own():
+    queries = tabletop.read_test_set(TEST_SETS / 'test.zip')[:300]
+    cases = list(tabletop.run_test_set(Segmenter(scripted_backend.ScriptedBackend()), queries))
+    assert len({case.group for case in cases}) > 10
+    assert len(cases) == len(queries) == len({case.name for case in cases})
+
+
+@pytest.mark.parametrize('history', [['broken'], ['found', 'broken'], ['broken', 'found']])
+def test_a_query_fails_if_its_history_fails(history, tmp_path):
+    replies = {**scripted_backend.REPLIES, 'broken': {'failure': 'no memory'}}
+    backend = scripted_backend.ScriptedBackend(replies)
+    path = zipped_test_set(tmp_path, [{**QUERY, 'history': history}])
+    case, _ = tabletop.run_test_set(Segmenter(backend), tabletop.read_test_set(path))
+    reason = "the earlier query 'broken' failed: RuntimeError: no memory"
+    assert (case.status, case.query, case.reason) == ('FAILED', 'find all', reason)
+    assert 'find all' not in [query.text for query, _ in backend.calls]
+
+
+def test_a_failed_turn_of_a_bag_is_not_in_the_dialogue(tmp_path):
+    (frame,) = itertools.islice(bags.read_images(SAMPLE / 'bag', TOPIC), 1)
+    bag = write(tmp_path / 'bag', [frame])
+    turns = ('found', 'broken', 'uncancellable')
+    commands = [Command(i, text, dialogue='d', frame=0) for i, text in enumerate(turns)]
+    backend = scripted_backend.ScriptedBackend(
+        {**scripted_backend.REPLIES, 'broken': {'failure': 'no memory'}}
+    )
+    judge = FrameJudge(None, tmp_path / 'images')
+    cases = list(evaluate_offline(Segmenter(backend), bag, commands, judge, progress=False))
+    assert [case.status for case in cases] == ['FOUND', 'FAILED', 'NOT_FOUND']
+    last_query, _ = backend.calls[-1]
+    assert [turn.query for turn in last_query.dialogue.turns] == ['found']
+
+
+def test_the_report_of_scenes_has_the_printed_figures(tmp_path, capsys):
+    """gIoU is printed over present objects only; the report has it over all, too."""
+    queries = [QUERY, {**QUERY, 'targets': []}, {**QUERY, 'category': 'use'}]
+    model = scripted(tmp_path, **{'': {'masks': 'all'}})
+    command = ['evaluate', 'scenes', '--test-set', str(zipped_test_set(tmp_path, queries))]
+    assert cli.main([*command, '--json', '--model', model, '--out', str(tmp_path / 'out')]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    content = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert content['figures']['explicit']['giou'] == pytest.approx(0.5)
+    for category in ('explicit', 'use', 'implicit'):
+        for key, label in (('giou', 'gIoU'), ('ciou', 'cIoU')):
+            row = f'{label} of present objects, {category}'
+            assert content['more_figures'][row] == printed[category][key] == pytest.approx(1)
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'gIoU of present objects, explicit' in page
+
+
+def test_a_test_set_in_the_old_format_is_named(tmp_path):
+    (tmp_path / 'exam.json').write_text('[]')
+    with pytest.raises(DataError, match=r'exam\.json .*run `lisa-ros scenes` again'):
+        tabletop.read_test_set(tmp_path)
+
+
+def test_a_traceback_is_logged_once(caplog):
+    backend = scripted_backend.ScriptedBackend({'': {'failure': 'a bug'}})
+    answering._logged_places.clear()  # other tests may have logged the same one
+    for _ in range(3):
+        assert answer_query(Segmenter(backend), IMAGE, 'x').status is Status.FAILED
+    (record,) = caplog.records
+    assert record.exc_info[0] is RuntimeError
+    assert 'scripted_backend.py' in caplog.text
 
 
 def test_a_query_reaches_the_backend_with_its_dialogue_and_options():

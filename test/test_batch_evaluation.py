@@ -144,6 +144,21 @@ def test_a_bag_that_killed_three_workers_is_broken(inputs, tmp_path):
     assert (tmp_path / 'other' / 'report.json').is_file()
 
 
+def test_a_bag_whose_queries_all_failed_is_tried_again(inputs, tmp_path):
+    commands, (bag, *_) = inputs
+    plan = BatchPlan('scripted:', tuple(read_commands(commands)))
+    job = BagJob(bag.name, bag)
+    broken = Segmenter(ScriptedBackend({'': {'failure': 'out of memory'}}))
+    error = run_job(broken, job, plan, tmp_path)
+    assert 'all 2 queries failed' in error
+    assert 'RuntimeError: out of memory' in error
+    assert not job.is_done(tmp_path)
+    assert not list(tmp_path.iterdir())
+    once = Segmenter(ScriptedBackend({'': {}, 'find': {'failure': 'out of memory'}}))
+    assert run_job(once, job, plan, tmp_path) == ''
+    assert job.is_done(tmp_path)
+
+
 @pytest.mark.parametrize(
     ('options', 'error'),
     [

@@ -31,7 +31,7 @@ from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.parity_check import format_report
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler
 from lisa_ros.training.finetune.task import FinetuneTask
-from lisa_ros.training.trainer import Trainer, TrainerConfig
+from lisa_ros.training.trainer import Trainer, TrainerConfig, has_fast_bf16
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
 BASE = BaseCheckpoint(CKPT, vision_tower=CLIP, template='llava_v1')
@@ -46,6 +46,30 @@ TRAINER = TrainerConfig(
     bf16=False,
 )
 CONFIG = FinetuneConfig(trainer=TRAINER)
+
+
+@pytest.mark.parametrize(
+    ('precision', 'is_fast', 'bf16'),
+    [
+        ('fp32', False, False),
+        ('fp32', True, True),
+        ('bf16', False, True),
+        ('bf16', True, True),
+        ('nf4', False, True),
+    ],
+)
+def test_products_are_in_bfloat16_where_it_is_fast_or_the_weights_need_it(
+    precision, is_fast, bf16
+):
+    config = FinetuneConfig(trainer=replace(TRAINER, bf16=is_fast), precision=precision)
+    assert config.trainer == replace(TRAINER, bf16=bf16)
+    assert FinetuneConfig(precision=precision).trainer.bf16 is (
+        has_fast_bf16() or precision != 'fp32'
+    )
+
+
+def test_weights_in_bf16_can_be_trained_on_every_cpu():
+    FinetuneConfig(precision='bf16').check_precision('cpu')
 
 
 @pytest.fixture(scope='module')

@@ -47,6 +47,21 @@ def test_a_result_comes_back_from_its_message():
     assert (back.query, back.answer, back.status) == ('find them', 'Here.', Status.FOUND)
 
 
+def test_masks_of_images_of_different_sizes_are_an_error():
+    message = FACTORY.segmentation(HEADER, result())
+    message.instances[2].image_width = 21
+    with pytest.raises(ImageError, match='images of 20 x 12, 21 x 12 pixels; expected one size'):
+        result_from_message(message)
+
+
+@pytest.mark.parametrize('status', [0, 7, 255])
+def test_an_unknown_status_is_an_error(status):
+    message = FACTORY.segmentation(HEADER, result())
+    message.status = status
+    with pytest.raises(ImageError, match=f'the status {status}; expected 1 to 6'):
+        result_from_message(message)
+
+
 def test_masks_are_cropped_to_their_boxes():
     instances = FACTORY.segmentation(HEADER, result()).instances
     sizes = [(instance.mask.width, instance.mask.height) for instance in instances]

@@ -180,6 +180,17 @@ def test_after_stop_nothing_is_tracked(rig):
     assert not rig.worker.stop()
 
 
+def test_after_close_the_worker_is_idle_whatever_comes(rig):
+    rig.worker.on_query(Frame(1))
+    assert rig.worker.close()
+    assert rig.worker.idle.is_set()
+    rig.worker.notify()
+    rig.worker.on_query(Frame(2))
+    rig.worker.on_answer(Frame(2), answer())
+    rig.worker.stop()
+    assert rig.worker.idle.is_set()
+
+
 def test_of_waiting_answers_the_last_one_is_tracked(rig):
     rig.sink.gate.clear()
     for stamp in range(1, 6):

@@ -2,6 +2,8 @@
 """Speech to commands without ROS: the real detector and engines on speech made by flite."""
 
 import json
+import re
+import sys
 import wave
 from pathlib import Path
 
@@ -165,6 +167,13 @@ def test_plural(noun, expected):
         ('verbs: [find]', 'has no sentences'),
         ('{', 'cannot be read'),
         ('- mug', 'found list; expected only the keys looks'),
+        ('{things: [mug], 3: [a], when: [b]}', "found .*'3', 'when'"),
+        ('{things: [mug], 2.5: [a]}', "found .*'2.5'"),
+        ('{things: [mug], null: [a], when: [b]}', "found .*'None', 'when'"),
+        ('{things: [mug], sounds: [mug]}', r"sounds is \['mug'\]; expected a word and its CMU"),
+        ('{things: [mug], sounds: M AH G}', "sounds is 'M AH G'; expected a word and its CMU"),
+        ('{things: [mug], sounds: 7}', 'sounds is 7; expected a word and its CMU'),
+        ('{things: [mug], sounds: {mug: [M, AH, G]}}', 'sounds of mug is .*expected text'),
     ],
 )
 def test_a_broken_vocabulary_is_an_error(tmp_path, text, message):
@@ -210,6 +219,27 @@ def test_an_engine_that_is_not_available_is_an_error(vocabulary):
         engines.load_engine('whisper', None, '', '', 'cpu')
     with pytest.raises(SettingsError, match='no/such'):
         engines.load_engine('whisper', None, '', './no/such', 'cpu')
+
+
+@pytest.mark.parametrize(
+    ('engine', 'module', 'extra'),
+    [
+        ('pocketsphinx', 'pocketsphinx', 'lisa_ros[voice]'),
+        ('moonshine', 'moonshine_voice', 'lisa_ros[moonshine]'),
+    ],
+)
+def test_the_error_of_an_engine_that_is_not_installed_names_its_extra(
+    engine, module, extra, vocabulary, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SettingsError, match=re.escape(f"pip install '{extra}'")):
+        engines.load_engine(engine, vocabulary, '', '', 'cpu')
+
+
+@pytest.mark.parametrize('device', ['cuda:99', 'gpu'])
+def test_whisper_on_a_device_that_is_not_there_is_an_error(device, tmp_path):
+    with pytest.raises(SettingsError, match=device):
+        engines.load_engine('whisper', None, '', str(tmp_path), device)
 
 
 def test_whisper_is_loaded_from_a_folder(tmp_path):
@@ -290,6 +320,18 @@ def test_the_end_of_the_stream_ends_an_utterance():
     samples = speech('find_the_yellow_mug')[: int(2.0 * RATE)]
     assert not any(u.ended for u in detector.feed(samples))
     assert [u.ended for u in detector.finish()] == [True]
+
+
+def test_a_new_stream_does_not_begin_with_the_end_of_the_last_one():
+    detector = UtteranceDetector()
+    noise = np.full(RATE, 0.001, np.float32)
+    assert not list(detector.feed(noise))
+    assert not list(detector.finish())
+    samples = speech('find_the_yellow_mug')
+    after, alone = (
+        [u for u in d.feed(samples) if u.ended] for d in (detector, UtteranceDetector())
+    )
+    assert np.array_equal(after[0].samples, alone[0].samples)
 
 
 def test_noise_is_not_an_utterance():

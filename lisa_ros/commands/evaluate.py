@@ -196,6 +196,7 @@ def _write_scenes_report(
         | {'test set': str(path), 'categories': ' '.join(options.only or ['all'])},
         cases=cases,
         more_figures={
+            **_present_figures(figures),
             'present or absent, correct': figures['presence_accuracy'],
             'explanations with object and reason, correct': figures['explanation_accuracy'],
             'expected calibration error of the scores': figures['ece'],
@@ -203,6 +204,16 @@ def _write_scenes_report(
     )
     report.write(run, options.out)
     print(f'report: {options.out}/report.html', file=sys.stderr)
+
+
+def _present_figures(figures: Mapping) -> dict[str, float]:
+    """Return the printed gIoU and cIoU, which cover only queries whose object is present."""
+    rows = {name: row for name, row in figures.items() if isinstance(row, dict) and 'giou' in row}
+    return {
+        f'{label} of present objects, {name}': row[key]
+        for key, label in (('giou', 'gIoU'), ('ciou', 'cIoU'))
+        for name, row in rows.items()
+    }
 
 
 def _print_examples(cases: Sequence[Case], count: int) -> None:
@@ -217,7 +228,7 @@ def _print_examples(cases: Sequence[Case], count: int) -> None:
 
 def _print_scenes(figures: Mapping) -> None:
     """Print the figures of a tabletop test set as a table."""
-    print(f'{"":16}{"gIoU":>8}{"cIoU":>8}{"count":>8}')
+    print(f'{"present objects":16}{"gIoU":>8}{"cIoU":>8}{"count":>8}')
     for category, row in figures.items():
         if isinstance(row, dict) and 'giou' in row:
             print(f'{category:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')

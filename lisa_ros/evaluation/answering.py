@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
+import traceback
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +16,9 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Segmentation, Status
+
+_logger = logging.getLogger(__name__)
+_logged_places: set[str] = set()  # stack of each error that was logged
 
 WHOLE_ANSWER = 'answer'  # the only stage of a backend that does not time its stages
 
@@ -59,6 +64,7 @@ def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> S
     except LisaError as error:
         return _failure(image, text, str(error))
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
+        _log_once(error)
         return _failure(image, text, f'{type(error).__name__}: {error}')
     if np.isnan(result.scores).any() or np.isnan(result.mask_logits).any():
         return _failure(image, text, 'the model returned NaN')
@@ -66,6 +72,14 @@ def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> S
         seconds = time.perf_counter() - start
         return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})
     return result
+
+
+def _log_once(error: Exception) -> None:
+    """Log the traceback of an error, unless one from the same lines is logged already."""
+    place = ''.join(traceback.format_tb(error.__traceback__))
+    if place not in _logged_places:
+        _logged_places.add(place)
+        _logger.error('the model failed on a query', exc_info=error)
 
 
 def _failure(image: np.ndarray, text: str, reason: str) -> Segmentation:

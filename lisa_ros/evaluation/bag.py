@@ -22,7 +22,7 @@ from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.messages.bag import BagImage, prefetch, read_images
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue
+from lisa_ros.results import ANSWERED, Dialogue
 
 
 def evaluate_offline(
@@ -101,6 +101,6 @@ def _evaluate_frame(
     for command in due_commands:
         dialogue = dialogues.get(command.dialogue, Dialogue()) if command.dialogue else None
         result = answer_query(segmenter, frame.pixels, command.text, dialogue)
-        if command.dialogue:
+        if command.dialogue and result.status in ANSWERED:  # as in the node
             dialogues[command.dialogue] = dialogue.extended(result)
         yield judge.judge(frame, command, result)

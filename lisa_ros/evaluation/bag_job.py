@@ -117,7 +117,8 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     """Evaluate one bag into its own folder in `out`, unless that is done already.
 
     Returns:
-        Why the bag could not be evaluated; '' if it was.
+        Why the bag could not be evaluated; '' if it was. A bag of which all queries failed is not
+        evaluated: the next run tries it again.
     """
     if job.is_done(out):  # its worker died before it could report so
         return ''
@@ -129,7 +130,8 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     try:
         ground_truth = open_ground_truth(source, job.bag) if source else None
         own_plan = replace(plan, ground_truth=source)
-        evaluate_bag(segmenter, job.bag, own_plan, ground_truth, partial, progress=False)
+        content = evaluate_bag(segmenter, job.bag, own_plan, ground_truth, partial, progress=False)
+        _check_any_answered(job.bag, content)
     except DataError as error:
         shutil.rmtree(partial, ignore_errors=True)
         return str(error)
@@ -140,6 +142,17 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
         if not job.is_done(out):
             raise
     return ''
+
+
+def _check_any_answered(bag: Path, content: Mapping) -> None:
+    """Check that the report of a bag has at least one answer.
+
+    Raises:
+        DataError: all queries failed.
+    """
+    failed = content['failed']
+    if failed and len(failed) == len(content['cases']):
+        raise DataError(f'{bag}: all {len(failed)} queries failed; the first is {failed[0]}')
 
 
 def remove_partial(out: Path) -> None:

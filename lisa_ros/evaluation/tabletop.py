@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +27,7 @@ from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.error_overlay import write_error_overlay
 from lisa_ros.evaluation.metrics import ciou, giou
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue
+from lisa_ros.results import ANSWERED, Dialogue, Segmentation
 from lisa_ros.tabletop.queries import IMPLICIT
 from lisa_ros.tabletop.test_sets import QUERIES_FILE
 
@@ -77,9 +77,18 @@ def read_test_set(path: Path) -> list[TabletopTestQuery]:
         ]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
-            f'{path}: expected a test set with {QUERIES_FILE} ({error!r}); '
-            '`lisa-ros scenes --split test --out FOLDER` renders scenes and writes one'
+            f'{path}: expected a test set with {QUERIES_FILE} ({error!r}); {_cure(path)}'
         ) from error
+
+
+def _cure(path: Path) -> str:
+    """Return how to make the test set that is missing at a path."""
+    if (path / 'exam.json').is_file():
+        return (
+            'exam.json has a format that is not read any more: run `lisa-ros scenes` again with '
+            'the same --out; scenes that are rendered already are kept'
+        )
+    return '`lisa-ros scenes --split test --out FOLDER` renders scenes and writes one'
 
 
 def _alternatives(expected_phrases: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
@@ -113,7 +122,7 @@ def run_test_set(
     """
     image, query_number = None, 0
     for query in tqdm(queries, desc='test set', unit='query'):
-        if image is None or image.path != query.image:
+        if image is None or str(image.path) != str(query.image):  # zipfile.Path has no ==
             image, query_number = _TestImage.read(query), 0
         yield _evaluate_query(segmenter, image, query, query_number, overlays)
         query_number += 1
@@ -146,11 +155,8 @@ def _evaluate_query(
     query_number: int,
     overlays: Path | None,
 ) -> Case:
-    """Return the case of a query; `number` counts those about one image."""
-    dialogue = Dialogue()
-    for text in query.history:
-        dialogue = dialogue.extended(answer_query(segmenter, image.pixels, text, dialogue))
-    result = answer_query(segmenter, image.pixels, query.text, dialogue)
+    """Return the case of a query; `query_number` counts those about one image."""
+    result = _answer(segmenter, image, query)
     target = np.isin(image.ids, query.targets)
     group = Path(image.path.name).stem
     overlay = overlays and overlays / f'{group}.{query_number}.jpg'
@@ -167,6 +173,18 @@ def _evaluate_query(
         expected_phrases=query.expected_phrases,
         image=overlay,
     )
+
+
+def _answer(segmenter: Segmenter, image: _TestImage, query: TabletopTestQuery) -> Segmentation:
+    """Return the answer to a query after its history; FAILED if an earlier query failed."""
+    dialogue = Dialogue()
+    for text in query.history:
+        earlier = answer_query(segmenter, image.pixels, text, dialogue)
+        if earlier.status not in ANSWERED:
+            reason = f'the earlier query {text!r} failed: {earlier.reason}'
+            return replace(earlier, query=query.text, reason=reason)
+        dialogue = dialogue.extended(earlier)
+    return answer_query(segmenter, image.pixels, query.text, dialogue)
 
 
 # categories that also have queries for absent objects

@@ -256,8 +256,10 @@ def result_from_message(message: Any) -> Segmentation:
     `details` is None.
 
     Raises:
-        ImageError: a mask cannot be read, see `mask_from_message`.
+        ImageError: a mask cannot be read, see `mask_from_message`; the masks are of images of
+            different sizes; or the status is unknown.
     """
+    _check_sizes_and_status(message)
     instance_masks = [mask_from_message(instance) for instance in message.instances]
     full_masks = np.stack(instance_masks) if instance_masks else np.zeros((0, 0, 0), bool)
     return Segmentation(
@@ -271,6 +273,22 @@ def result_from_message(message: Any) -> Segmentation:
         reason=message.reason,
         timings={time.stage: float(time.seconds) for time in message.timings},
     )
+
+
+def _check_sizes_and_status(message: Any) -> None:
+    """Check what `result_from_message` assumes about a lisa_ros/msg/Segmentation."""
+    sizes = {(instance.image_width, instance.image_height) for instance in message.instances}
+    if len(sizes) > 1:
+        found = ', '.join(f'{width} x {height}' for width, height in sorted(sizes))
+        raise ImageError(
+            f'the instances of a Segmentation are of images of {found} pixels; expected one size: '
+            'the node that publishes it must set image_width and image_height of each instance'
+        )
+    if message.status not in set(Status):
+        raise ImageError(
+            f'a Segmentation has the status {message.status}; expected {min(Status):d} to '
+            f'{max(Status):d}: build the publishing node and this one with the same lisa_ros'
+        )
 
 
 def mask_from_message(instance: Any) -> np.ndarray:

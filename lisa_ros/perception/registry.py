@@ -2,25 +2,35 @@
 """Load a model by its name: LISA, or a backend that is registered under a scheme.
 
 "lisa-tabletop", a folder and a hub id are LISA models. "scheme:rest" goes to the loader of that
-scheme, such as "scripted:" of the tests. This module imports neither torch nor transformers; the
-LISA backend is imported when its first model is loaded.
+scheme. An installed package provides a loader as an entry point of the group `lisa_ros.backends`:
+
+    [project.entry-points."lisa_ros.backends"]
+    vlm = "my_package.backend:load"
+
+This module imports neither torch nor transformers; the LISA backend is imported when its first
+model is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from importlib import metadata
 from pathlib import Path
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
 
 _SCHEME = re.compile(r'[a-z][a-z0-9+.-]+')  # two letters or more: "C:" is a drive
+_ENTRY_POINTS = 'lisa_ros.backends'  # group of the loaders in installed packages, by scheme
 _loaders: dict[str, BackendLoader] = {}
 
 
 def register_backend(scheme: str, loader: BackendLoader) -> None:
-    """Let `load_backend` load models named "scheme:rest"; replaces an earlier loader.
+    """Let `load_backend` load models named "scheme:rest" in this process.
+
+    It replaces an earlier loader and goes before an entry point. The node and the workers of Ray
+    are other processes: there a scheme needs an entry point.
 
     Args:
         scheme: lower-case letters, digits, "+", "." and "-", without the colon.
@@ -41,7 +51,8 @@ def load_backend(model: str, options: LoadOptions) -> Backend:
 
     Raises:
         CheckpointError: the files are not a whole model.
-        SettingsError: the scheme, the device, the precision or the template is not available.
+        SettingsError: the scheme, the device, the precision or the template is not available, or
+            the package of the scheme cannot be imported.
     """
     options = LoadOptions(
         **{
@@ -52,13 +63,33 @@ def load_backend(model: str, options: LoadOptions) -> Backend:
     scheme, colon, rest = model.partition(':')
     if not colon or not _SCHEME.fullmatch(scheme) or Path(model).exists():
         return _load_lisa(model, options)
+    entry_points = {entry.name: entry for entry in metadata.entry_points(group=_ENTRY_POINTS)}
+    if scheme not in _loaders and scheme in entry_points:
+        _loaders[scheme] = _import_loader(entry_points[scheme])
     if scheme not in _loaders:
-        known = ', '.join(f'"{name}:"' for name in sorted(_loaders)) or 'none'
+        names = sorted({*_loaders, *entry_points})
+        known = ', '.join(f'"{name}:"' for name in names) or 'none'
         raise SettingsError(
             f'model {model!r}: no folder has this name, and "{scheme}:" is not a registered '
             f'scheme (registered: {known}); use lisa-tabletop, a folder or a hub id'
         )
     return _loaders[scheme](rest, options)
+
+
+def _import_loader(entry_point: metadata.EntryPoint) -> BackendLoader:
+    """Return the loader of an entry point.
+
+    Raises:
+        SettingsError: its package cannot be imported.
+    """
+    try:
+        return entry_point.load()
+    except Exception as error:  # the import of a package may raise anything
+        raise SettingsError(
+            f'scheme "{entry_point.name}:": {entry_point.value} cannot be imported '
+            f'({type(error).__name__}: {error}); install its package again, or correct its entry '
+            f'point in the group {_ENTRY_POINTS}'
+        ) from error
 
 
 def _load_lisa(model: str, options: LoadOptions) -> Backend:

@@ -115,7 +115,7 @@ class TrackingWorker(Generic[_Frame]):
             sink: gives frames and takes masks.
             policy: when to ask the last query again, used until `set_policy`.
         """
-        self.idle = threading.Event()  # set while all frames, queries and answers are processed
+        self.idle = threading.Event()  # set while nothing is left to process, and after the end
         self._tracker, self._sink, self._policy = tracker, sink, policy
         self._inbox: list[_Query[_Frame] | _Answer[_Frame] | _Stop] = []
         self._answer: _Answer[_Frame] | None = None  # the last one
@@ -177,7 +177,12 @@ class TrackingWorker(Generic[_Frame]):
             self._wake()
 
     def _wake(self) -> None:
-        """Wake the thread, lock held; it also looks at the newest frame again."""
+        """Wake the thread, lock held; it also looks at the newest frame again.
+
+        After `close` nothing is processed, so `idle` stays as it is.
+        """
+        if self._closed:
+            return
         self._has_new_frame = True
         self.idle.clear()
         self._changed.notify_all()
@@ -189,6 +194,7 @@ class TrackingWorker(Generic[_Frame]):
                     self.idle.set()
                 self._changed.wait_for(lambda: self._closed or self._inbox or self._has_new_frame)
                 if self._closed:
+                    self.idle.set()
                     return
                 item = self._inbox.pop(0) if self._inbox else None
                 if item is None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.model.device import resolve_device
 from lisa_ros.voice.audio import RATE, to_pcm16
 from lisa_ros.voice.vocabulary import Vocabulary
 
@@ -56,7 +57,8 @@ def load_engine(
 
     Raises:
         SettingsError: there is no such engine, its package is not installed, the vocabulary or
-            model that it needs is not given, or a word of the vocabulary has no pronunciation.
+            model that it needs is not given, a word of the vocabulary has no pronunciation, or
+            there is no such device.
     """
     if name == 'pocketsphinx':
         if vocabulary is None:
@@ -72,8 +74,8 @@ def load_engine(
     raise SettingsError(f'no speech engine {name!r}; expected one of {", ".join(ENGINES)}')
 
 
-def _not_installed(package: str) -> SettingsError:
-    return SettingsError(f"speech needs the package {package}: pip install 'lisa_ros[voice]'")
+def _not_installed(package: str, extra: str) -> SettingsError:
+    return SettingsError(f"speech needs the package {package}: pip install 'lisa_ros[{extra}]'")
 
 
 class PocketSphinx:
@@ -91,7 +93,7 @@ class PocketSphinx:
         try:
             import pocketsphinx
         except ImportError as error:
-            raise _not_installed('pocketsphinx') from error
+            raise _not_installed('pocketsphinx', 'voice') from error
         self._decoder = pocketsphinx.Decoder(
             lm=None, loglevel='FATAL', samprate=RATE, **_BEAMS, silprob=0.1
         )
@@ -202,12 +204,12 @@ class Moonshine:
         try:
             from moonshine_voice import ModelArch, Transcriber, get_model_path
         except ImportError as error:
-            raise _not_installed('moonshine-voice==0.0.73') from error
+            raise _not_installed('moonshine-voice==0.0.73', 'moonshine') from error
         folder = Path(get_model_path('tiny-en'))
         if not folder.is_dir():
             raise SettingsError(
                 f'moonshine has no model at {folder}: only the wheel of version 0.0.73 contains '
-                "it; pip install 'moonshine-voice==0.0.73'"
+                "it; pip install 'lisa_ros[moonshine]'"
             )
         self._transcriber = Transcriber(str(folder), ModelArch.TINY)
 
@@ -230,14 +232,13 @@ class Whisper:
             )
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self._device = resolve_device(device)
         try:
             self._processor = AutoProcessor.from_pretrained(model)
-            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model).to(device).eval()
+            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise SettingsError(f'speech model {model}: {error}') from error
-        self._device = device
+        self._model.to(self._device).eval()
 
     def transcribe(self, samples: np.ndarray) -> Transcript:
         """Return the transcript; its confidence is the mean probability of its tokens."""

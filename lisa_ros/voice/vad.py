@@ -69,6 +69,7 @@ class UtteranceDetector:
         if self._speaking:
             yield from self._end()
         self._detector.reset_states()
+        self._chunks = []
         self._incomplete_chunk = np.zeros(0, np.float32)
 
     def _process_chunk(self, chunk: np.ndarray) -> Iterator[Utterance]:

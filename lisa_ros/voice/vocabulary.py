@@ -72,7 +72,8 @@ class Vocabulary:
         """Read a YAML file.
 
         Raises:
-            SettingsError: it cannot be read, has unknown keys, or a value is not a list of texts.
+            SettingsError: it cannot be read, has unknown keys or no sentences, a value is not a
+                list of texts, or `sounds` is not a dict.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
@@ -81,12 +82,13 @@ class Vocabulary:
         keys = {*_FIELDS, _PRONUNCIATIONS}
         if not isinstance(content, dict) or not set(content) <= keys:
             is_dict = isinstance(content, dict)
-            unknown = sorted(set(content) - keys) if is_dict else type(content).__name__
+            unknown = sorted(map(str, set(content) - keys)) if is_dict else type(content).__name__
             raise SettingsError(
                 f'vocabulary {path}: found {unknown}; expected only the keys '
                 f'{", ".join(sorted(keys))}'
             )
         pronunciations = content.pop(_PRONUNCIATIONS, None) or {}
+        _check_pronunciations(pronunciations, path)
         for key, phrases in content.items():
             if not isinstance(phrases, list) or not all(isinstance(p, str) for p in phrases):
                 raise SettingsError(f'vocabulary {path}: {key} must be a list of texts')
@@ -99,7 +101,7 @@ class Vocabulary:
             )
         return cls(
             **phrases_by_field,
-            pronunciations={normalize(word): str(p) for word, p in pronunciations.items()},
+            pronunciations={normalize(str(word)): p for word, p in pronunciations.items()},
         )
 
     @classmethod
@@ -243,6 +245,22 @@ class Vocabulary:
         """Return all words of the grammar."""
         keywords = r'<\w+>|#JSGF.*|grammar lisa;|public'
         return set(re.findall(r"[a-z']+", re.sub(keywords, ' ', self.grammar(wake_phrase))))
+
+
+def _check_pronunciations(pronunciations: object, path: str | Path) -> None:
+    """Check the pronunciations of a YAML file: phonemes by word."""
+    form = 'such as "ramekin: R AE M AH K IH N"'
+    if not isinstance(pronunciations, dict):
+        raise SettingsError(
+            f'vocabulary {path}: {_PRONUNCIATIONS} is {pronunciations!r}; expected a word and its '
+            f'CMU phonemes on each line, {form}'
+        )
+    for word, phonemes in pronunciations.items():
+        if not isinstance(phonemes, str):
+            raise SettingsError(
+                f'vocabulary {path}: {_PRONUNCIATIONS} of {word} is {phonemes!r}; expected text, '
+                f'{form}'
+            )
 
 
 def normalize(text: str) -> str:

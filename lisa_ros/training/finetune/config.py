@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.model import quantization
@@ -46,6 +46,11 @@ class FinetuneConfig:
     precision: str = 'fp32'  # of the frozen weights: fp32, bf16 or nf4
     recompute: bool = True  # recompute the language model's activations, to save memory
 
+    def __post_init__(self) -> None:
+        """Set `trainer.bf16` for frozen weights in bf16 or nf4: they need products in bfloat16."""
+        if self.precision != 'fp32' and not self.trainer.bf16:
+            object.__setattr__(self, 'trainer', replace(self.trainer, bf16=True))
+
     def check_precision(self, device: str) -> None:
         """Check that a model of this precision can be trained on a device.
 
@@ -59,8 +64,3 @@ class FinetuneConfig:
             )
         if self.precision == 'nf4':
             quantization.check_precision('nf4', device)
-        if self.precision != 'fp32' and not self.trainer.bf16:
-            raise SettingsError(
-                f'weights in {self.precision} need matrix products in bfloat16: '
-                'set bf16 of the trainer, or precision fp32'
-            )
