@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# `make` writes to .venv, build, install, log and demo only; `make clean` removes them.
+# `make` writes only to .venv, build, install, log and demo; `make clean` removes them.
 
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c

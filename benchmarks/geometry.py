@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the accuracy and speed of 3D points, centroids and boxes of objects.
 
-    python benchmarks/geometry.py --assets-cache FOLDER [--scenes N] [--model M]
-    python benchmarks/geometry.py --osd FOLDER [--image docs/object_cloud.jpg]
+    python benchmarks/geometry.py --assets-cache CACHE [--scenes N] [--model M]
+    python benchmarks/geometry.py --osd OSD [--image docs/object_cloud.jpg]
     python benchmarks/geometry.py --timing
 
 Rendered scenes: those of the test split at 640 x 480. Depth gets the errors of a Kinect (noise by
 distance, whole millimetres, mixed pixels and holes at depth edges, single holes). The masks are
 the true masks with edges moved by up to two pixels; with --model also the model's masks of
 "segment the <name>". The true centroid is the mean of the object's visible surface in the rendered
-depth; the true box is that of the mesh in its pose. FOLDER is the folder `assets` that `lisa-ros
+depth; the true box is that of the mesh in its pose. CACHE is the folder `assets` that `lisa-ros
 scenes` writes. Set MUJOCO_GL=egl on a machine without a display.
 
-OSD: real Kinect frames. The masks are the labels, dilated by three pixels. No point may be farther
-than 3 cm from the points of the label (label_points says which).
+OSD is a folder of real Kinect frames. The masks are the labels, dilated by three pixels. No point
+may be farther than 3 cm from the points of the label (label_points says which).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how well the tracker follows masks, on rendered sequences with ground ground_truth.
+"""Measure how well the tracker follows masks, on rendered sequences with ground truth.
 
 Three kinds of sequences, of scenes of the test split, 640 x 480 at 30 frames/s:
 
@@ -50,7 +50,7 @@ IN_TIME = round(0.5 * RATE)  # frames within which a loss must be reported
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame with its ground ground_truth."""
+    """One frame with its ground truth."""
 
     stamp: int  # [ns]
     colour: np.ndarray  # (H, W, 3) uint8 RGB

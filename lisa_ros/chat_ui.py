@@ -32,12 +32,11 @@ class ChatBackend(Protocol):
     about: str  # one line that describes it
 
     def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
-        """Answer a query.
+        """Answer a query. Ctrl-C ends the answer; its status is CANCELLED.
 
         Args:
             text: the query.
-            on_text: called with the text so far whenever the answer grows. Ctrl-C ends the answer;
-                its status is CANCELLED.
+            on_text: called with the text so far whenever the answer grows.
         """
 
     def reset(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths of the files in this package: weights, the sample bag and the test sets."""
+"""Paths of the files in this package: weights, sample bag, test sets and Fast DDS profile."""
 
 from __future__ import annotations
 
@@ -12,4 +12,5 @@ WEIGHTS = _PACKAGE / 'weights'  # a folder for each bundled model
 DEFAULT_MODEL = 'lisa-tabletop'  # a folder of WEIGHTS
 SAMPLE = _PACKAGE / 'samples' / 'tabletop'  # bag, ground truth and commands of the demo
 TEST_SETS = _PACKAGE / 'samples' / 'test_sets'  # SPLIT.zip
+FASTDDS_PROFILE = _PACKAGE / 'ros' / 'fastdds.xml'  # of `ros.fastdds`
 SOURCE_ROOT = _PACKAGE.parent  # the checkout, if the package runs from one

@@ -2,8 +2,8 @@
 """The data that every package shares: a dialogue goes in, events and a segmentation come out.
 
 Letters: N masks, in the order of the [SEG] tokens of the answer; H x W the image [px]. A [SEG] has
-no mask if the score is below the confidence threshold, or if the answer already has
-`perception.masks.MAX_MASKS` masks.
+no mask if the score is below the confidence threshold, if the object is one that the dialogue has
+already shown, or if the answer already has `perception.masks.MAX_MASKS` masks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Status(enum.IntEnum):
     """How a request ended; the numbers are those of `msg/Segmentation.msg`."""
 
     FOUND = 1  # at least one mask
-    NOT_FOUND = 2  # an answer without a mask, or only masks below the confidence threshold
+    NOT_FOUND = 2  # an answer without a mask; no [SEG] of it, if any, has one (see above)
     CANCELLED = 3  # stopped; the result keeps what was ready by then
     FAILED = 4  # an error; `reason` says which
     STALE_INPUT = 5  # the newest image was older than allowed
@@ -96,7 +96,7 @@ class Segmentation:
     mask_logits: np.ndarray  # (N, H, W) float32
     scores: np.ndarray  # (N,) float32 in 0..1, confidence of each mask
     status: Status
-    reason: str = ''  # of CANCELLED, FAILED, STALE_INPUT, or of a mask that was left out
+    reason: str = ''  # why there is no full answer, or why a mask was left out; else empty
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     time_to_first_mask: float | None = None  # from the start of the query [s]; None without a mask
     details: LisaDetails | None = None  # None from other backends than LISA

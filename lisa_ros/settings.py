@@ -18,6 +18,7 @@ from typing import ClassVar
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
+from lisa_ros.tracking.requery import RequeryRule
 from lisa_ros.voice.settings import VoiceSettings
 
 _TOPIC_NAME = '[A-Za-z][A-Za-z0-9_]*'  # one level of a topic's name
@@ -142,6 +143,7 @@ class Settings(ValidatedSettings):
         'Names of several cameras, such as [front, wrist]: inputs are front/image and so on, '
         'outputs ~/front/mask and so on; empty: one camera with image and ~/mask',
         item_pattern=_TOPIC_NAME,
+        items='names of letters, digits and _, starting with a letter',
         reserved_items=('tracked',),  # ~/tracked/mask is an output
         read_only=True,
     )
@@ -186,9 +188,9 @@ class Settings(ValidatedSettings):
     )
     requery: str = parameter(
         'never',
-        'Run the last query again while ~/tracked has subscribers: drift (when a mask drifts or '
-        'an object is lost), timer (each requery_period), or never',
-        choices=('drift', 'timer', 'never'),
+        'Run the last query again while ~/tracked has subscribers: drift (when a mask drifts, an '
+        'object is lost or nothing was found), timer (each requery_period), or never',
+        choices=tuple(rule.value for rule in RequeryRule),
     )
     requery_period: float = parameter(
         2.0,
@@ -205,7 +207,8 @@ class Settings(ValidatedSettings):
     )
     watch_rate: float = parameter(
         2.0,
-        'Highest answer rate of a standing query ("watch: the red mug") [Hz]',
+        'Highest answer rate of a standing query ("watch: the red mug") and of a continuous goal '
+        '[Hz]',
         minimum=0.01,
         maximum=100.0,
     )

@@ -21,13 +21,19 @@ class ParameterInfo:
     """Metadata of a parameter: description, range, choices, when it may change."""
 
     description: str  # effect and special values, with the unit in square brackets
-    minimum: float | None = None  # smallest value; numbers only
-    maximum: float | None = None  # largest value; numbers only
+    minimum: float | None = None  # smallest value; numbers only; given together with maximum
+    maximum: float | None = None  # largest value
     choices: tuple[str, ...] = ()  # allowed values; strings only; empty: any string
     item_pattern: str = ''  # regular expression that each item matches; lists only
+    items: str = ''  # what matches item_pattern, in words; lists only
     reserved_items: tuple[str, ...] = ()  # items that are refused; lists only
     read_only: bool = False  # fixed when the node starts
     at_configure: bool = False  # read on configure: may change only while unconfigured
+
+    def __post_init__(self) -> None:
+        """Refuse a range with one end: ROS declares both."""
+        if (self.minimum is None) != (self.maximum is None):
+            raise ValueError(f'{self.description!r} has one of minimum and maximum: give both')
 
 
 class ValidatedSettings:
@@ -73,7 +79,8 @@ def validate(field: dataclasses.Field, value: Any) -> None:
         return
     has_type = isinstance(value, value_type) or (value_type is float and isinstance(value, int))
     if not has_type or (value_type is not bool and isinstance(value, bool)):
-        raise SettingsError(f'{field.name} is {value!r}; expected a {value_type.__name__}')
+        article = 'an' if value_type is int else 'a'
+        raise SettingsError(f'{field.name} is {value!r}; expected {article} {value_type.__name__}')
     if info.choices and value not in info.choices:
         choices = ', '.join(repr(choice) for choice in info.choices)
         raise SettingsError(f'{field.name} is {value!r}; expected one of {choices}')
@@ -90,10 +97,10 @@ def _validate_list(name: str, info: ParameterInfo, value: Any) -> None:
         isinstance(item, str) and re.fullmatch(info.item_pattern or '.*', item) for item in value
     )
     if not is_valid or len(set(value)) < len(value) or set(value) & set(info.reserved_items):
-        reserved = f' other than {", ".join(info.reserved_items)}' if info.reserved_items else ''
+        names = ', '.join(map(repr, info.reserved_items))
+        reserved = f'; {names} is reserved' if names else ''
         raise SettingsError(
-            f'{name} is {value!r}; expected distinct names that match {info.item_pattern}'
-            f'{reserved}'
+            f'{name} is {value!r}; expected distinct {info.items or "texts"}{reserved}'
         )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.evaluation import answering, tabletop
+from lisa_ros.evaluation import answering, html_plots, tabletop
 from lisa_ros.evaluation.answering import answer_query, teacher_forced_answer
 from lisa_ros.evaluation.bag import evaluate_offline
 from lisa_ros.evaluation.command_file import Command
@@ -187,6 +187,21 @@ def test_the_report_of_scenes_has_the_printed_figures(tmp_path, capsys):
             assert content['more_figures'][row] == printed[category][key] == pytest.approx(1)
     page = (tmp_path / 'out' / 'report.html').read_text()
     assert 'gIoU of present objects, explicit' in page
+
+
+def test_the_json_of_scenes_names_the_test_set_and_counts_failures(tmp_path, capsys):
+    path = zipped_test_set(tmp_path, [QUERY, {**QUERY, 'text': 'break'}])
+    model = scripted(tmp_path, **{'break': {'failure': 'broken'}})
+    command = ['evaluate', 'scenes', '--test-set', str(path), '--json', '--model', model]
+    assert cli.main(command) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed['test_set'], printed['failed']) == (str(path), 2)
+    assert 'split' not in printed
+
+
+def test_failed_queries_are_not_in_the_plot_of_times():
+    assert html_plots.latency([{}, {}]) is None
+    assert html_plots.latency([{}, {'clip': 2.0}]) == html_plots.latency([{'clip': 2.0}])
 
 
 def test_a_test_set_in_the_old_format_is_named(tmp_path):

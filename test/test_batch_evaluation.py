@@ -15,7 +15,7 @@ from bag_kinds import TOPIC, write
 from scripted_backend import ScriptedBackend
 
 from lisa_ros import cli
-from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
+from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, bag_name, run_job
 from lisa_ros.evaluation.command_file import read_commands
 from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages import bag as bags
@@ -142,6 +142,19 @@ def test_a_bag_that_killed_three_workers_is_broken(inputs, tmp_path):
     assert '3 workers died over it' in run_job(segmenter, BagJob(bag.name, bag), plan, tmp_path)
     assert run_job(segmenter, BagJob('other', bag), plan, tmp_path) == ''
     assert (tmp_path / 'other' / 'report.json').is_file()
+
+
+@pytest.mark.parametrize(
+    ('path', 'name'),
+    [
+        ('bags/run.2024-05-01', 'run.2024-05-01'),
+        ('run.2.mcap', 'run.2'),
+        ('run.bag', 'run'),
+        ('run_0.db3', 'run_0'),
+    ],
+)
+def test_the_name_of_a_bag_has_no_suffix_of_a_bag_file(path, name):
+    assert bag_name(Path(path)) == name
 
 
 def test_a_bag_whose_queries_all_failed_is_tried_again(inputs, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lisa_ros.resources import FASTDDS_PROFILE
 from lisa_ros.ros import fastdds
 
 VARIABLES = (
@@ -46,7 +47,7 @@ def test_the_profile_is_set_if_the_user_has_none(distribution, name, monkeypatch
     monkeypatch.setenv('ROS_DISTRO', distribution)
     assert fastdds.configure_shared_memory()
     assert {variable: os.environ[variable] for variable in VARIABLES if os.environ[variable]} == {
-        name: str(fastdds.PROFILE)
+        name: str(FASTDDS_PROFILE)
     }
     assert not fastdds.configure_shared_memory()  # it is set already
 

@@ -12,7 +12,6 @@ from PIL import Image
 from transformers import CLIPVisionConfig
 
 from lisa_ros import cli
-from lisa_ros.datasets.annotations import IGNORE_LABEL
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import CheckpointError, DataError
 from lisa_ros.model import checkpoint, export
@@ -20,6 +19,7 @@ from lisa_ros.model.config_inference import infer_config
 from lisa_ros.model.lora_linear import LoraLinear
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.lisa_backend import LisaBackend
+from lisa_ros.perception.masks import IGNORED_PIXEL
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import WEIGHTS
 from lisa_ros.results import Turn
@@ -213,7 +213,7 @@ def test_ignored_pixels_do_not_count_in_the_losses(annotated):
     sample = AnnotatedImageSampler(read_folder(annotated)[:1]).draw(np.random.default_rng(0))
     lisa, batch = task.lisa.eval(), task.make_batch([sample])
     masks = batch.ground_truth[0]
-    ignored = masks == IGNORE_LABEL
+    ignored = masks == IGNORED_PIXEL
     assert ignored.any()
     assert not ignored.all()
 

@@ -206,22 +206,32 @@ def test_depth_of_half_the_size_is_repeated_to_the_image_size():
     assert resize_registered_depth(resized, SMALL) is resized
 
 
-def test_a_scaled_camera_has_the_same_directions():
-    half = SMALL.scaled((4, 3))
-    middle = (SMALL.rays()[0, 0] + SMALL.rays()[1, 1]) / 2  # of the four pixels that become one
-    np.testing.assert_allclose(half.rays()[0, 0], middle, atol=1e-6)
-
-
 def test_unregistered_depth_is_refused_with_a_remedy():
     with pytest.raises(ImageError, match=r'depth is 6 x 6 pixels, the image 8 x 6.*align_depth'):
         resize_registered_depth(np.ones((6, 6), np.float32), SMALL)
     depth = np.ones((6, 8), np.float32)
     with pytest.raises(ImageError, match=r'in frame depth_optical, the image in colour_optical'):
         resize_registered_depth(depth, SMALL, frame='colour_optical', depth_frame='depth_optical')
-    other = Camera(K * [[0.8], [0.8], [1]], (8, 6))
-    with pytest.raises(ImageError, match=r'the depth camera has fx 80.*register'):
-        resize_registered_depth(depth, SMALL, depth_camera=other)
-    assert resize_registered_depth(depth, SMALL, depth_camera=SMALL.scaled((16, 12))) is depth
+    assert resize_registered_depth(depth, SMALL, frame='optical', depth_frame='optical') is depth
+
+
+@pytest.mark.parametrize(
+    ('name', 'error'),
+    [
+        ('image', 'image is 4 x 3 pixels, its camera has 8 x 6: use the camera_info'),
+        ('mask', 'mask is 4 x 3 pixels, its camera has 8 x 6: use the camera_info'),
+        ('depth', 'depth is 4 x 3 pixels, the image 8 x 6: publish depth registered'),
+    ],
+)
+def test_the_error_about_a_size_names_what_has_it(name, error):
+    arrays = {
+        'image': np.zeros((6, 8, 3), np.uint8),
+        'depth': np.ones((6, 8), np.float32),
+        'mask': np.ones((6, 8), bool),
+    }
+    arrays[name] = arrays[name][:3, :4]
+    with pytest.raises(ImageError, match=error):
+        localize_object(**arrays, camera=SMALL)
 
 
 # ---------------------------------------------------------------- centroid

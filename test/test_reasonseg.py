@@ -13,10 +13,10 @@ from PIL import Image
 
 from lisa_ros import cli
 from lisa_ros.datasets import bag_frames
-from lisa_ros.datasets.annotations import IGNORE_LABEL
 from lisa_ros.datasets.lisa_templates import ANSWERS
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.perception.masks import IGNORED_PIXEL
 from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler, validation_sample
 
@@ -76,7 +76,7 @@ def test_shapes_are_painted_as_the_original_paints_them(tmp_path):
     ]
     (image,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it'], is_sentence=False))
     ground_truth = image.queries[0].ground_truth(*SIZE)
-    assert set(np.unique(ground_truth)) == {0, 1, IGNORE_LABEL}
+    assert set(np.unique(ground_truth)) == {0, 1, IGNORED_PIXEL}
     np.testing.assert_array_equal(ground_truth, original_mask(shapes, *SIZE))
 
 
@@ -85,7 +85,7 @@ def test_a_small_shape_cuts_a_hole_in_any_order(tmp_path):
     (image,) = read_folder(write(tmp_path / 'a', shapes=shapes, text=['it']))
     ground_truth = image.queries[0].ground_truth(*SIZE)
     points = [(6, 6), (12, 12), (14, 14), (35, 50)]
-    assert [ground_truth[point] for point in points] == [1, IGNORE_LABEL, 1, 0]
+    assert [ground_truth[point] for point in points] == [1, IGNORED_PIXEL, 1, 0]
 
 
 def test_all_texts_of_a_file_have_the_same_target(tmp_path):

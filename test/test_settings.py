@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.model import quantization
 from lisa_ros.settings import Settings
-from lisa_ros.settings_schema import as_yaml, parameter_info
+from lisa_ros.settings_schema import as_yaml, parameter, parameter_info
+from lisa_ros.tracking import video_model
 from lisa_ros.voice.settings import VoiceSettings
 
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -31,17 +33,30 @@ def test_the_defaults_are_valid(settings_class):
             {'confidence_threshold': float('nan')},
             r'confidence_threshold is nan; expected 0.0 to 1',
         ),
-        ({'threads': True}, r'threads is True; expected a int'),
+        ({'threads': True}, r'threads is True; expected an int'),
         ({'model': 7}, r'model is 7; expected a str'),
         ({'cameras': 5}, r'cameras is 5; expected distinct names'),
         ({'cameras': ['a', 'a']}, r'expected distinct names'),
-        ({'cameras': ['front camera']}, r'that match \[A-Za-z\]\[A-Za-z0-9_\]'),
-        ({'cameras': ['tracked']}, r'other than tracked'),
+        ({'cameras': ['front camera']}, r'distinct names of letters, digits and _, starting with'),
+        ({'cameras': ['tracked']}, r"starting with a letter; 'tracked' is reserved"),
     ],
 )
 def test_an_invalid_value_is_named_with_what_was_expected(change, message):
     with pytest.raises(SettingsError, match=message):
         Settings(**change)
+
+
+def test_a_range_has_both_ends():
+    for end in ({'minimum': 0}, {'maximum': 1}):
+        with pytest.raises(ValueError, match='give both'):
+            parameter(0, 'Number of frames that are kept [frames]', **end)
+
+
+def test_the_choices_are_what_the_package_can_load():
+    """They are written out in settings.py, which must not import torch."""
+    choices = {field.name: parameter_info(field).choices for field in FIELDS}
+    assert choices['precision'] == ('auto', *quantization.PRECISIONS)
+    assert set(choices['tracker']) == {'flow', 'off', *video_model.MODELS}
 
 
 def test_an_integer_is_accepted_for_a_float():

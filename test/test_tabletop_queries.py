@@ -12,6 +12,7 @@ import re
 import numpy as np
 import pytest
 
+from lisa_ros.english import plural
 from lisa_ros.tabletop import (
     answer_text,
     attribute_queries,
@@ -31,7 +32,6 @@ from lisa_ros.tabletop.objects import (
 )
 from lisa_ros.tabletop.scene_graph import MIN_VISIBLE_AREA, SceneGraph, SceneObject
 from lisa_ros.tabletop.templates import PhraseSampler
-from lisa_ros.voice.vocabulary import plural
 
 MEASURES = {
     'tall': lambda o: o.height, 'low': lambda o: -o.height, 'big': lambda o: o.longest,
@@ -365,11 +365,14 @@ def test_several_names_have_a_mask_each_and_absent_ones_a_sentence():
     assert count > 200
 
 
-def check_follow_up(scene, talk):
+def check_follow_up(scene, conversation):
     """Check the last turn of a dialogue of two; return which form it has, None for others."""
-    first, turn = talk.turns
+    first, turn = conversation.turns
     text = normalized(turn.query)
-    earlier, later = talk.targets[: talk.first_target], talk.targets[talk.first_target :]
+    earlier, later = (
+        conversation.targets[: conversation.first_target],
+        conversation.targets[conversation.first_target :],
+    )
     shown = {i for mask in earlier for i in object_ids(mask)}
     names = re.findall(r'The ([a-z ]+) is ', first.answer_raw)  # an answer about a colour
     referents = shown or {o.id for name in names for o in visible(matching(scene, name))}

@@ -358,8 +358,7 @@ def test_lists_go_from_left_to_right_with_the_objects_of_each_name():
 
 
 def test_general_knowledge_does_not_depend_on_the_scene():
-    empty_scene = SceneGraph(())
-    sampled = [text_queries.general_knowledge(sampler(seed), empty_scene) for seed in range(60)]
+    sampled = [text_queries.general_knowledge(sampler(seed)) for seed in range(60)]
     assert len({query.turns[0].answer_raw for query in sampled}) > 20
     names = sorted(OBJECT_CATEGORIES, key=len, reverse=True)
     for query in sampled:

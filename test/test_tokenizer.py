@@ -121,5 +121,5 @@ def test_the_length_is_the_highest_id_plus_one(tmp_path, tokenizer):
 def test_json_that_is_not_an_object_is_an_error(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     (tmp_path / 'tokenizer_config.json').write_text('[]')
-    with pytest.raises(CheckpointError, match=r'tokenizer_config\.json holds a list'):
+    with pytest.raises(CheckpointError, match=r'tokenizer_config\.json: holds a list'):
         Tokenizer.load(tmp_path)

@@ -16,6 +16,7 @@ pytest.importorskip('silero_vad', reason="needs pip install 'lisa_ros[voice]'")
 pytest.importorskip('rapidfuzz', reason="needs pip install 'lisa_ros[voice]'")
 
 from lisa_ros import cli
+from lisa_ros.english import plural
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.session.command_parser import STOP
 from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
@@ -24,7 +25,7 @@ from lisa_ros.voice.engines import Transcript
 from lisa_ros.voice.listener import Listener, Outcome, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 from lisa_ros.voice.vad import UtteranceDetector
-from lisa_ros.voice.vocabulary import Vocabulary, normalize, plural
+from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
 RATE = audio.RATE
@@ -162,18 +163,30 @@ def test_plural(noun, expected):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('things: mug', 'things must be a list'),
-        ('objects: [mug]', 'found .*objects.*expected only the keys looks, needs'),
+        ('objects: mug', 'objects must be a list'),
+        ('things: [mug]', 'found .*things.*expected only the keys attributes, dialogue_phrases'),
         ('verbs: [find]', 'has no sentences'),
         ('{', 'cannot be read'),
-        ('- mug', 'found list; expected only the keys looks'),
-        ('{things: [mug], 3: [a], when: [b]}', "found .*'3', 'when'"),
-        ('{things: [mug], 2.5: [a]}', "found .*'2.5'"),
-        ('{things: [mug], null: [a], when: [b]}', "found .*'None', 'when'"),
-        ('{things: [mug], sounds: [mug]}', r"sounds is \['mug'\]; expected a word and its CMU"),
-        ('{things: [mug], sounds: M AH G}', "sounds is 'M AH G'; expected a word and its CMU"),
-        ('{things: [mug], sounds: 7}', 'sounds is 7; expected a word and its CMU'),
-        ('{things: [mug], sounds: {mug: [M, AH, G]}}', 'sounds of mug is .*expected text'),
+        ('- mug', 'found list; expected only the keys attributes'),
+        ('{objects: [mug], 3: [a], when: [b]}', "found .*'3', 'when'"),
+        ('{objects: [mug], 2.5: [a]}', "found .*'2.5'"),
+        ('{objects: [mug], null: [a], when: [b]}', "found .*'None', 'when'"),
+        (
+            '{objects: [mug], pronunciations: [mug]}',
+            r"pronunciations is \['mug'\]; expected a word and its CMU",
+        ),
+        (
+            '{objects: [mug], pronunciations: M AH G}',
+            "pronunciations is 'M AH G'; expected a word and its CMU",
+        ),
+        (
+            '{objects: [mug], pronunciations: 7}',
+            'pronunciations is 7; expected a word and its CMU',
+        ),
+        (
+            '{objects: [mug], pronunciations: {mug: [M, AH, G]}}',
+            'pronunciations of mug is .*expected text',
+        ),
     ],
 )
 def test_a_broken_vocabulary_is_an_error(tmp_path, text, message):
@@ -183,7 +196,7 @@ def test_a_broken_vocabulary_is_an_error(tmp_path, text, message):
 
 
 def test_a_small_vocabulary_is_enough(tmp_path):
-    (tmp_path / 'v.yaml').write_text('things: [drill, wrench]\nverbs: [get]\n')
+    (tmp_path / 'v.yaml').write_text('objects: [drill, wrench]\nverbs: [get]\n')
     small = Vocabulary.load(tmp_path / 'v.yaml')
     engine = engines.load_engine('pocketsphinx', small, '', '', 'cpu')
     assert engine.transcribe(speech('find_the_yellow_mug')).confidence < 0.5

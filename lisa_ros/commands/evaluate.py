@@ -174,11 +174,12 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     _print_examples(cases, options.examples)
     if options.out:
         _write_scenes_report(options, path, cases, figures)
+    failed = report.failed_queries(cases)
     if options.json:
-        print(json.dumps({'model': options.model, 'split': options.split, **figures}))
+        source = {'test_set': str(path)} if options.test_set else {'split': options.split}
+        print(json.dumps({'model': options.model, **source, 'failed': len(failed), **figures}))
     else:
         _print_scenes(figures)
-    failed = report.failed_queries(cases)
     if failed:
         raise DataError(f'{len(failed)} of {len(cases)} queries failed; the first is {failed[0]}')
 
@@ -325,14 +326,14 @@ def evaluate_compare(options: argparse.Namespace) -> None:
 
 def calibrate(options: argparse.Namespace) -> None:
     """Fit score calibration and confidence threshold to a test set; store both in the model."""
-    from lisa_ros.evaluation import calibration, tabletop
+    from lisa_ros.evaluation import calibration, report, tabletop
     from lisa_ros.perception import mask_scores
     from lisa_ros.perception.backend import InferenceOptions
     from lisa_ros.perception.segmenter import Segmenter
 
     calibration.read_config(options.folder)  # fail early: the test set takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
-        raise SettingsError("--plot needs matplotlib: pip install '.[train]'")
+        raise SettingsError("--plot needs matplotlib: pip install 'lisa_ros[train]'")
     segmenter = Segmenter.load(
         str(options.folder),
         device=options.device,
@@ -340,7 +341,12 @@ def calibrate(options: argparse.Namespace) -> None:
         options=InferenceOptions(confidence_threshold=0.0, refine=options.refine or None),
     )
     cases = list(tabletop.run_test_set(segmenter, tabletop.read_test_set(options.test_set)))
-    cases = [case for case in cases if case.overlap is not None]  # the others failed
+    failed = report.failed_queries(cases)
+    if failed:
+        raise DataError(
+            f'{options.folder} is not calibrated: {len(failed)} of {len(cases)} queries failed; '
+            f'the first is {failed[0]}'
+        )
     weights = calibration.fit_weights(cases)
     curve = calibration.fit_isotonic_curve(cases, weights)
     cases = [

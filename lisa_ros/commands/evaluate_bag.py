@@ -120,13 +120,14 @@ def _add_live_arguments(group: argparse._ArgumentGroup) -> None:
 def evaluate_bag(options: argparse.Namespace) -> None:
     """Evaluate models on the frames of bags; print the figures and write reports."""
     from lisa_ros.evaluation import report
+    from lisa_ros.evaluation.bag_job import bag_name
     from lisa_ros.evaluation.command_file import read_commands
     from lisa_ros.evaluation.ground_truth import open_ground_truth
 
     _check_options(options)
     commands, ground_truth = read_commands(options.commands), None
     if len(options.bags) == 1 and options.ground_truth:  # fail before a model is loaded
-        path = options.ground_truth.replace('{}', options.bags[0].stem)
+        path = options.ground_truth.replace('{}', bag_name(options.bags[0]))
         options = argparse.Namespace(**{**vars(options), 'ground_truth': path})
         ground_truth = open_ground_truth(path, options.bags[0])
     models, out = options.model or [Settings.model], report.ensure_folder(options.out)
@@ -143,8 +144,7 @@ def evaluate_bag(options: argparse.Namespace) -> None:
         else:
             result = _evaluate_offline(model_options, commands, ground_truth)
         report.print_summary(result, folder, options.json)
-        has_failures = bool(result['failed']) and not options.live
-        is_complete = is_complete and not result['broken'] and not has_failures
+        is_complete = is_complete and not result['broken'] and not result['failed']
     _compare_with_first(folders, out)
     if not is_complete and not options.skip_broken:
         raise DataError(
@@ -211,11 +211,11 @@ def _evaluate_offline(
 
 def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) -> dict:
     """Evaluate several bags, in this process or on Ray."""
-    from lisa_ros.evaluation.bag_job import BagJob
+    from lisa_ros.evaluation.bag_job import BagJob, bag_name
     from lisa_ros.evaluation.batch import evaluate_bags
     from lisa_ros.evaluation.ray_pool import RayPool
 
-    names = _unique_names([bag.stem for bag in options.bags])
+    names = _unique_names([bag_name(bag) for bag in options.bags])
     jobs = [BagJob(name, bag) for name, bag in zip(names, options.bags, strict=True)]
     pool = None
     if options.ray is not None:

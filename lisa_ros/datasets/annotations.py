@@ -17,18 +17,18 @@ from PIL import Image
 
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.model.image_processing import IMAGE_READ_ERRORS, read_rgb
+from lisa_ros.perception.masks import IGNORED_PIXEL
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-IGNORE_LABEL = 255  # ground truth of pixels that are left out of losses and metrics
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 
-class Region(Protocol):
+class AnnotatedRegion(Protocol):
     """A part of an image."""
 
-    ignored: bool  # True: its pixels become IGNORE_LABEL in the ground truth
+    ignored: bool  # True: its pixels become IGNORED_PIXEL in the ground truth
 
     def paint(self, canvas: np.ndarray, value: int) -> None:
         """Set the region's pixels in a (H, W) uint8 array."""
@@ -62,10 +62,12 @@ class AnnotatedQuery:
 
     text: str
     is_sentence: bool  # False: the name of an object
-    regions: tuple[Region, ...]  # targets and ignored regions; empty: the object is absent
+    regions: tuple[
+        AnnotatedRegion, ...
+    ]  # targets and ignored regions; empty: the object is absent
 
     def ground_truth(self, height: int, width: int) -> np.ndarray:
-        """Return (height, width) uint8: 1 target, IGNORE_LABEL ignored, 0 elsewhere.
+        """Return (height, width) uint8: 1 target, IGNORED_PIXEL ignored, 0 elsewhere.
 
         Regions are painted from large to small, so that a small region replaces a part of a large
         one, as in LISA's code (utils/data_processing.py).
@@ -78,7 +80,7 @@ class AnnotatedQuery:
         ground_truth = np.zeros((height, width), np.uint8)
         for index in np.argsort(areas)[::-1]:
             region = self.regions[index]
-            region.paint(ground_truth, IGNORE_LABEL if region.ignored else 1)
+            region.paint(ground_truth, IGNORED_PIXEL if region.ignored else 1)
         return ground_truth
 
 

@@ -53,6 +53,11 @@ class BatchPlan:
         return Segmenter(load_backend(self.model, self.load_options), self.inference_options)
 
 
+def bag_name(bag: Path) -> str:
+    """Return the name of a bag, without the suffix of a bag file: "run.2" of run.2.mcap."""
+    return bag.stem if bag.suffix in ('.bag', '.mcap', '.db3') else bag.name
+
+
 @dataclass(frozen=True)
 class BagJob:
     """A bag to evaluate."""
@@ -126,7 +131,7 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     if deaths >= _MAX_DEATHS:
         return f'{job.bag}: {deaths} workers died over it: it may need more memory'
     partial = report.ensure_folder(out / f'{_PARTIAL}{job.name}-{uuid.uuid4().hex}')
-    source = plan.ground_truth and plan.ground_truth.replace('{}', job.bag.stem)
+    source = plan.ground_truth and plan.ground_truth.replace('{}', bag_name(job.bag))
     try:
         ground_truth = open_ground_truth(source, job.bag) if source else None
         own_plan = replace(plan, ground_truth=source)

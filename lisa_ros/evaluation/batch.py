@@ -49,7 +49,7 @@ def evaluate_bags(
             name; or no bag could be used.
         SettingsError: Ray is not installed or cannot be reached, or its workers cannot work.
     """
-    _check_plan(plan, out)
+    _check_or_write_plan(plan, out)
     remove_partial(out)
     for job in jobs:
         _check_same_bag(job, out)
@@ -78,7 +78,7 @@ def _run_here(jobs: Sequence[BagJob], plan: BatchPlan, out: Path) -> Iterator[tu
         yield job.name, run_job(segmenter, job, plan, out)
 
 
-def _check_plan(plan: BatchPlan, out: Path) -> None:
+def _check_or_write_plan(plan: BatchPlan, out: Path) -> None:
     """Write the plan into the folder, or check that the folder's plan is the same.
 
     Raises:

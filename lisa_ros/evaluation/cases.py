@@ -16,7 +16,7 @@ from lisa_ros.results import ScoreFeatures, Segmentation, Status
 
 
 class Mode(enum.Enum):
-    """How the answers of a run came about; figures of two modes cannot be compared."""
+    """How the answers of a run are produced; figures of two modes cannot be compared."""
 
     GENERATE = 'generate'  # the model writes its answer
     TEACHER_FORCED = 'teacher_forced'  # the answer is given, only its masks are predicted
@@ -93,7 +93,7 @@ def case_from_result(
 
     Args:
         result: the answer.
-        ground_truth: (H, W) bool, or uint8 of 0, 1 and metrics.IGNORED; None: unknown.
+        ground_truth: (H, W) bool, or uint8 of 0, 1 and IGNORED_PIXEL; None: unknown.
         group: image or frame that the query is about.
         number: of the query among those about this group; the case is named GROUP.NUMBER.
         category: kind of query.

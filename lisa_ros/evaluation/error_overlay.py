@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation import metrics
 from lisa_ros.evaluation.cases import union_mask
 from lisa_ros.perception import overlay
+from lisa_ros.perception.masks import IGNORED_PIXEL
 from lisa_ros.results import Segmentation
 
 
@@ -41,7 +41,7 @@ def write_error_overlay(
     predicted = union_mask(result)
     target = predicted if ground_truth is None else ground_truth == 1
     if ground_truth is not None:
-        predicted = predicted & (ground_truth != metrics.IGNORED)
+        predicted = predicted & (ground_truth != IGNORED_PIXEL)
 
     def resize(pixels: np.ndarray, interpolation: int) -> np.ndarray:
         return cv2.resize(pixels, size, interpolation=interpolation)

@@ -35,7 +35,7 @@ class GroundTruth(Protocol):
     """Ground-truth masks, selected by stamp and command."""
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
-        """Return the mask of a command's targets, (H, W) uint8: 1 target, 255 ignored, 0 else.
+        """Return the mask of a command's targets, (H, W) uint8: 1, IGNORED_PIXEL or else 0.
 
         Args:
             stamp: of the frame [ns].

@@ -64,9 +64,9 @@ def latency(timings: Iterable[Mapping[str, float]]) -> Plot | None:
     """Return the cumulative distribution of the answer time; None without an answer.
 
     Args:
-        timings: seconds by stage, of each case.
+        timings: seconds by stage, of each case; empty for a query that failed.
     """
-    seconds = np.sort([sum(stages.values()) for stages in timings])
+    seconds = np.sort([sum(stages.values()) for stages in timings if stages])
     if not len(seconds):
         return None
     longest = float(seconds[-1]) or 1.0

@@ -142,7 +142,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters['number'] = _number
     environment.filters['quantity'] = _quantity
-    environment.globals |= {'COLUMNS': COLUMNS, 'MAX_IMAGES': MAX_IMAGES}
+    environment.globals['COLUMNS'] = COLUMNS
     return environment
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORED = 255  # ground-truth value of pixels that are left out of both masks
+from lisa_ros.perception.masks import IGNORED_PIXEL
+
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # IoU thresholds of P@threshold
 
 
@@ -33,8 +34,8 @@ class Overlap:
 
 
 def overlap(predicted: np.ndarray, target: np.ndarray) -> Overlap:
-    """Compare a mask (H, W) bool with the ground truth, (H, W) bool or uint8 0, 1 and IGNORED."""
-    counted = target != IGNORED
+    """Compare a mask, (H, W) bool, with the ground truth, bool or uint8: 0, 1, IGNORED_PIXEL."""
+    counted = target != IGNORED_PIXEL
     predicted, target = (predicted > 0) & counted, (target > 0) & counted
     return Overlap(int((predicted & target).sum()), int((predicted | target).sum()))
 
@@ -65,10 +66,10 @@ def boundary_f(predicted: np.ndarray, target: np.ndarray, tolerance: float = 0.0
 
     Args:
         predicted: (H, W) bool.
-        target: (H, W) bool or uint8 0, 1 and IGNORED.
+        target: (H, W) bool or uint8 0, 1 and IGNORED_PIXEL.
         tolerance: share of the image diagonal.
     """
-    counted = target != IGNORED
+    counted = target != IGNORED_PIXEL
     predicted, target = (predicted > 0) & counted, (target > 0) & counted
     if not predicted.any() or not target.any():
         return float(predicted.any() == target.any())
@@ -182,7 +183,7 @@ class Difference:
     low: float  # lower end of its 95 % bootstrap interval
     high: float  # upper end
     p: float  # p-value: probability of a difference at least as large if the runs did not differ
-    better: int  # queries on which the second run is better by more than CLEAR_CHANGE
+    better: int  # queries on which the second run is better by more than MIN_CHANGE
     worse: int
     count: int
 

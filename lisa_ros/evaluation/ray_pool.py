@@ -60,7 +60,7 @@ def run_on_ray(
     """
     if not jobs:
         return
-    with _cluster(pool) as ray:
+    with _connected_ray(pool) as ray:
         device = str(plan.load_options.device or 'auto')
         gpus = int(ray.cluster_resources().get('GPU', 0))
         gpus = gpus if device.startswith(('auto', 'cuda')) else 0
@@ -83,7 +83,7 @@ def run_on_ray(
 
 
 @contextlib.contextmanager
-def _cluster(pool: RayPool) -> Iterator[ModuleType]:
+def _connected_ray(pool: RayPool) -> Iterator[ModuleType]:
     """Import Ray and connect to a cluster, or start one on this machine.
 
     Raises:

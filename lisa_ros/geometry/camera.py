@@ -14,12 +14,12 @@ import numpy as np
 
 from lisa_ros.errors import ImageError
 
-DISTORTION_MODELS = ('plumb_bob', 'rational_polynomial', 'equidistant')  # of sensor_msgs
 _COEFFICIENT_COUNTS = {
     'plumb_bob': (4, 5),
     'rational_polynomial': (8, 12, 14),
     'equidistant': (4,),
 }
+DISTORTION_MODELS = tuple(_COEFFICIENT_COUNTS)  # of sensor_msgs
 _MAX_REPROJECTION_ERROR = 0.1  # a pixel with a larger error has no ray [px]
 
 
@@ -50,15 +50,6 @@ class Camera:
             distortion.tobytes() if distortion.any() else b'',
             self.distortion_model,
         )
-
-    def scaled(self, size: tuple[int, int]) -> Camera:
-        """Return the camera for the same images resized to `size` (width, height) [px]."""
-        k = np.array(self.k, np.float64)
-        for i in range(2):
-            ratio = size[i] / self.size[i]
-            k[i, :2] *= ratio
-            k[i, 2] = (k[i, 2] + 0.5) * ratio - 0.5
-        return Camera(k, tuple(size), self.distortion, self.distortion_model)
 
 
 @functools.lru_cache(maxsize=8)  # colour cameras of one robot; 7 MB each at 1280 x 720

@@ -17,8 +17,8 @@ def fit_circle(points: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Return centre (2,) and radius of the circle through an arc of (M, 2) points, or None.
 
     It starts with the algebraic fit (Kasa 1976), followed by Gauss-Newton steps on the geometric
-    distances; points off the circle, as those of a handle, are dropped on the way. None if points
-    are few, the arc is short or the radius is out of range.
+    distances; points far from the circle, such as those of a handle, are dropped in each step.
+    None if points are few, the arc is short or the radius is out of range.
     """
     if len(points) < _MIN_POINTS:
         return None

@@ -146,8 +146,9 @@ def _neighbouring_strips(patch: DepthPatch, surface: np.ndarray) -> np.ndarray:
     """Return strips of other surfaces at the mask's edge, cut off by a jump, (h, w) bool.
 
     If two objects touch, such a strip is connected with the object somewhere, so connection alone
-    is not enough. An edge pixel near a jump is kept only if `_MASK_MARGIN` steps along links or
-    fewer lead to it from the other pixels, and if its depth is near that of the pixels inside.
+    is not enough. An edge pixel near a jump is kept only if it can be reached from the other
+    pixels in at most `_MASK_MARGIN` steps along links, and if its depth is near that of the pixels
+    inside.
     """
     linked, right, down = _links(patch, surface)
     inner_distance = _inner_distance(patch.mask)

@@ -23,7 +23,7 @@ from lisa_ros.geometry.depth_filter import (
 from lisa_ros.geometry.oriented_box import Box, box_in_axes, fit_upright_box, principal_axes
 from lisa_ros.geometry.rgbd import check_size, is_valid_depth
 from lisa_ros.geometry.support_plane import Plane, fit_support_plane, height_of_support
-from lisa_ros.perception.masks import bounding_box
+from lisa_ros.perception.masks import box_slices
 
 _MARGIN = 4  # background around the mask that the depth filter gets [px]
 
@@ -63,8 +63,8 @@ def localize_object(
     Raises:
         ImageError: image, depth, mask and camera differ in size.
     """
-    for pixels in (image[..., 0], depth, mask):
-        check_size(pixels, camera)
+    for name, pixels in (('image', image[..., 0]), ('depth', depth), ('mask', mask)):
+        check_size(name, pixels, camera)
     patch = _patch_around(depth, mask, camera)
     if patch is None or not patch.mask.any():
         return None
@@ -81,7 +81,7 @@ def localize_object(
         colours=image[rows, columns],
         pixels=np.stack([columns, rows], axis=1).astype(np.int32),
         centroid=points.mean(axis=0, dtype=np.float64),
-        box=_fit_box(patch, surface, plane, up),
+        box=_fit_box(patch, surface, plane, up, axes),
         axes=axes,
         extent=box_in_axes(points, axes).extent,
         nearest=points[(points**2).sum(axis=1).argmin()],
@@ -90,14 +90,18 @@ def localize_object(
 
 
 def _fit_box(
-    patch: DepthPatch, surface: np.ndarray, plane: Plane | None, up: np.ndarray | None
+    patch: DepthPatch,
+    surface: np.ndarray,
+    plane: Plane | None,
+    up: np.ndarray | None,
+    axes: np.ndarray,
 ) -> Box:
-    """Return the box of a surface, (h, w) bool; upright if gravity or the plane is known."""
+    """Return the box of a surface, (h, w) bool: upright, or along `axes` if up is unknown."""
     v, u = np.nonzero(surface)
     points = patch.points[v, u]
     if up is None:
         if plane is None:
-            return box_in_axes(points, principal_axes(points))
+            return box_in_axes(points, axes)
         up = plane.up
     smooth, normals = (vectors[v, u] for vectors in smooth_points_and_normals(patch, surface))
     spacing = patch.pitch * float(np.median(points[:, 2]))
@@ -107,13 +111,12 @@ def _fit_box(
 
 def _patch_around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> DepthPatch | None:
     """Return the part of the image that contains the mask; None if the mask is empty."""
-    x, y, width, height = bounding_box(mask)
-    if not width:
+    if not mask.any():
         return None
-    top, left = max(0, y - _MARGIN), max(0, x - _MARGIN)
-    window = np.s_[top : y + height + _MARGIN, left : x + width + _MARGIN]
+    window = rows, columns = box_slices(mask, _MARGIN)
     z = depth[window]
     z = np.where(is_valid_depth(z), z, np.float32(np.nan))
     points = np.concatenate([camera.rays()[window] * z[..., None], z[..., None]], axis=-1)
     inside = mask[window] & np.isfinite(points).all(axis=-1)
-    return DepthPatch(points, inside, (left, top), float(1 / camera.k[0, 0]))
+    corner = columns.start, rows.start
+    return DepthPatch(points, inside, corner, float(1 / camera.k[0, 0]))

@@ -49,7 +49,7 @@ def depth_to_cloud(
     Raises:
         ImageError: image, depth and camera differ in size.
     """
-    check_size(image[..., 0], camera)
+    check_size('image', image[..., 0], camera)
     if out is None:
         out = np.empty((*depth.shape, 4), np.float32)
     depth_to_points(depth, camera, out)

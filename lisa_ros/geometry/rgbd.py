@@ -17,8 +17,6 @@ _REGISTER = (
     'publish depth registered to the image (RealSense: align_depth.enable:=true; other '
     'drivers: depth_registration, or depth_image_proc register)'
 )
-# Maximum difference of K between the depth camera and the image camera, as a fraction of fx.
-_MAX_CAMERA_DIFFERENCE = 0.02
 
 
 def is_valid_depth(depth: np.ndarray) -> np.ndarray:
@@ -42,7 +40,6 @@ def resize_registered_depth(
     *,
     frame: str = '',
     depth_frame: str = '',
-    depth_camera: Camera | None = None,
 ) -> np.ndarray:
     """Return registered depth at the image's size, (H, W) float32, by nearest neighbour.
 
@@ -51,10 +48,9 @@ def resize_registered_depth(
         camera: of the image.
         frame: frame_id of the image; '' if unknown.
         depth_frame: frame_id of the depth; '' if unknown.
-        depth_camera: camera of the depth's own camera_info, if there is one.
 
     Raises:
-        ImageError: the depth is in another frame, has another aspect ratio or another camera.
+        ImageError: the depth is in another frame or has another aspect ratio.
     """
     height, width = depth.shape
     if frame and depth_frame and frame != depth_frame:
@@ -64,15 +60,6 @@ def resize_registered_depth(
             f'depth is {width} x {height} pixels, the image {camera.size[0]} x {camera.size[1]}: '
             f'not the same aspect ratio; {_REGISTER}'
         )
-    if depth_camera is not None:
-        depth_k = np.asarray(depth_camera.scaled(camera.size).k)
-        difference = np.abs(depth_k - camera.k)[:2]
-        if difference.max() > _MAX_CAMERA_DIFFERENCE * camera.k[0, 0]:
-            raise ImageError(
-                f'the depth camera has fx {depth_k[0, 0]:.0f}, cx {depth_k[0, 2]:.0f} at the '
-                f"image's size, the image's camera fx {camera.k[0, 0]:.0f}, "
-                f'cx {camera.k[0, 2]:.0f}: {_REGISTER}'
-            )
     if (width, height) == tuple(camera.size):
         return depth
     return cv2.resize(depth, tuple(camera.size), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -91,7 +78,7 @@ def depth_to_points(
     Raises:
         ImageError: depth and camera differ in size.
     """
-    check_size(depth, camera)
+    check_size('depth', depth, camera)
     rays = camera.rays()
     if out is None:
         out = np.empty((*depth.shape, 3), np.float32)
@@ -102,10 +89,17 @@ def depth_to_points(
     return out
 
 
-def check_size(pixels: np.ndarray, camera: Camera) -> None:
-    """Raise an ImageError unless (H, W) pixels have the size of the camera's image."""
-    if pixels.shape[::-1] != tuple(camera.size):
-        raise ImageError(
-            f'depth is {pixels.shape[1]} x {pixels.shape[0]} pixels, the image '
-            f'{camera.size[0]} x {camera.size[1]}: publish depth registered to the image'
-        )
+def check_size(name: str, pixels: np.ndarray, camera: Camera) -> None:
+    """Check that (H, W) pixels have the size of the camera's image.
+
+    Raises:
+        ImageError: they have another one; the text calls them `name`: depth, image or mask.
+    """
+    if pixels.shape[::-1] == tuple(camera.size):
+        return
+    (height, width), size = pixels.shape, f'{camera.size[0]} x {camera.size[1]}'
+    if name == 'depth':
+        cure = f'the image {size}: publish depth registered to the image'
+    else:
+        cure = f'its camera has {size}: use the camera_info that is published with the image'
+    raise ImageError(f'{name} is {width} x {height} pixels, {cure}')

@@ -24,7 +24,8 @@ _INLIER_STDS = 3  # standard deviations of depth noise within which a point is i
 _MAX_TILT = 12.0  # between the normal of the plane and up, if up is known [degrees]
 _MAX_POINTS = 4000  # about this many around the mask, and as many inside it
 _MAX_GAP = 0.02  # from the plane to the lowest visible point of an object on it [m]
-_MAX_HIDDEN = 0.10  # the same while a plane is chosen; larger: the foot may be occluded [m]
+# largest such gap when a plane is chosen: the lower part of the object may be occluded [m]
+_MAX_HIDDEN = 0.10
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def fit_support_plane(
     Raises:
         ImageError: depth and camera differ in size.
     """
-    check_size(depth, camera)
+    check_size('depth', depth, camera)
     ring, inside = _points_around_and_inside(depth, mask, camera)
     if len(ring) < _MIN_RING_POINTS or not len(inside):
         return None

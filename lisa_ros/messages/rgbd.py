@@ -57,7 +57,9 @@ def rgbd_from_messages(
         rectified: the image is rectified, see `camera_from_info`.
 
     Raises:
-        ImageError: a message is missing, or sizes or frames differ; the text names the cure.
+        ImageError: a message is missing; the depth encoding or its data, the camera's calibration
+            or its distortion model cannot be used; or sizes or frames differ. The text names the
+            cure.
     """
     if depth is None:
         raise ImageError('no depth came with the image: remap depth to a registered depth topic')

@@ -20,7 +20,12 @@ from lisa_ros.model.checkpoint_checks import check_keys, check_sizes
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.model_folder import error_summary
-from lisa_ros.model.quantization import is_quantized, quantize_linear, storage_dtype
+from lisa_ros.model.quantization import (
+    QUANTIZED,
+    is_quantized,
+    quantize_linear,
+    storage_dtype,
+)
 from lisa_ros.model.weight_files import WeightSource
 
 
@@ -112,7 +117,7 @@ def _set_weight(
     """Set one weight of the model, in the precision of its layer."""
     path, _, leaf = name.rpartition('.')
     module = model.get_submodule(path)
-    if precision in ('int8', 'nf4') and is_quantized(name, module):
+    if precision in QUANTIZED and is_quantized(name, module):
         parent, _, child = path.rpartition('.')
         linear = quantize_linear(module, tensor, device, precision)
         setattr(model.get_submodule(parent), child, linear)

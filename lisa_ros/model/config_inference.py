@@ -39,7 +39,7 @@ def infer_sam(shapes: Shapes) -> SamConfig:
         patch = shapes['image_encoder.patch_embed.proj.weight'][-1]
         block = 'image_encoder.blocks.{}.attn.rel_pos_h'.format
         depth = _count(shapes, r'image_encoder\.blocks\.(\d+)\.')
-        # 2n - 1 relative positions along a side of n patches, of a window or of the whole grid
+        # A window (or the whole grid) with a side of n patches has 2n - 1 relative positions.
         sides = [(shapes[block(index)][0] + 1) // 2 for index in range(depth)]
         windows = {side for side in sides if side != grid}
         mlp = shapes['image_encoder.blocks.0.mlp.lin1.weight'][0]

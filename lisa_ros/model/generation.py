@@ -55,7 +55,7 @@ def generate(
     max_new_tokens: int,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[GeneratedToken]:
-    """Yield the answer's tokens, up to `stop_id`, the limit or a cancel.
+    """Yield the answer's tokens up to and with `stop_id`, or until the limit or a cancel.
 
     Args:
         model: in eval mode.

@@ -127,6 +127,13 @@ def _complete_prompt_encoder_config(config: SamConfig) -> SamConfig:
     return config
 
 
+def clip_patch_states(clip: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
+    """Return a layer's states of the patches, (B, P, CLIP's width), of pixels (B, 3, hc, wc)."""
+    pixels = pixel_values.to(clip.embeddings.patch_embedding.weight.dtype)
+    layers = clip(pixels, output_hidden_states=True).hidden_states
+    return layers[layer][:, 1:]  # without the class token
+
+
 class LISA(nn.Module):
     """Answers queries about an image in text, with a mask for each [SEG] in the answer.
 
@@ -172,9 +179,7 @@ class LISA(nn.Module):
 
     def clip_states(self, pixel_values: Tensor) -> Tensor:
         """Return CLIP's hidden states of the patches, (B, P, CLIP's width), of CLIP pixels."""
-        pixels = pixel_values.to(self.clip.embeddings.patch_embedding.weight.dtype)
-        layers = self.clip(pixels, output_hidden_states=True).hidden_states
-        return layers[self.config.mm_vision_select_layer][:, 1:]  # without the class token
+        return clip_patch_states(self.clip, pixel_values, self.config.mm_vision_select_layer)
 
     def project_clip(self, states: Tensor) -> Tensor:
         """Return the image tokens, (B, P, D), of CLIP's hidden states of the patches."""
@@ -309,8 +314,12 @@ class LISA(nn.Module):
         is_seg = packing.expand_placeholder(is_seg, positions, size, False)  # (Q, L)
         mask = packing.expand_placeholder(batch.attention_mask, positions, size, True)  # (Q, L)
 
-        read = self._read_packed if packed else self._read_rows
-        states, layer_input = read(batch, positions, mask, clip_tokens, input_of_layer)
+        if packed:
+            states, layer_input = self._read_packed(
+                batch, positions, mask, clip_tokens, input_of_layer
+            )
+        else:
+            states, layer_input = self._read_rows(batch, mask, clip_tokens, input_of_layer)
         supervised = labels[:, 1:] != IGNORE_INDEX
         logits = self.llm.lm_head(states[:, :-1][supervised]).float()
         ce_loss = F.cross_entropy(logits, labels[:, 1:][supervised])
@@ -337,7 +346,6 @@ class LISA(nn.Module):
     def _read_rows(
         self,
         batch: Conversations,
-        positions: Tensor,
         mask: Tensor,
         clip_tokens: Tensor,
         input_of_layer: int | None,

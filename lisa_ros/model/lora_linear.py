@@ -51,7 +51,9 @@ class LoraLinear(nn.Module):
 def add_lora_layers(
     module: nn.Module, pattern: str, rank: int, alpha: float, dropout: float
 ) -> None:
-    """Wrap linear layers of a module in `LoraLinear`; freeze and train nothing.
+    """Wrap linear layers of a module in `LoraLinear`.
+
+    It does not change which parameters are trained.
 
     Args:
         module: its layers are replaced in place.

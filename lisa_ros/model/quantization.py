@@ -15,7 +15,7 @@ PRECISIONS = {
     'int8': torch.float16,  # of the weights that are not quantized
     'nf4': torch.bfloat16,  # of the weights that are not quantized
 }
-_QUANTIZED = ('int8', 'nf4')
+QUANTIZED = ('int8', 'nf4')
 
 # A few million weights that decide where mask boundaries run: float32 at every precision. SAM's
 # neck is one of them because its sums overflow in fp16.
@@ -40,7 +40,7 @@ def check_precision(precision: str, device: str | torch.device) -> None:
     """
     if precision not in PRECISIONS:
         raise SettingsError(f'precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
-    if precision not in _QUANTIZED:
+    if precision not in QUANTIZED:
         return
     if torch.device(device).type != 'cuda':
         raise SettingsError(
@@ -50,8 +50,8 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         import bitsandbytes  # noqa: F401  only to check that it is installed
     except ImportError as error:
         raise SettingsError(
-            f'precision {precision} needs the package bitsandbytes: pip install bitsandbytes, or '
-            'use bf16'
+            f'precision {precision} needs the package bitsandbytes: pip install '
+            "'lisa_ros[gpu]', or use bf16"
         ) from error
 
 

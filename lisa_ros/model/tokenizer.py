@@ -19,6 +19,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.model.model_folder import read_json
 from lisa_ros.results import SEG
 
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
@@ -84,7 +85,8 @@ class Tokenizer:
         folder = Path(folder)
         try:
             pieces = SentencePieceProcessor(model_proto=(folder / 'tokenizer.model').read_bytes())
-            contents = {name: _read_json(folder / name) for name in _FILES}
+            paths = {name: folder / name for name in _FILES}
+            contents = {n: read_json(p) if p.is_file() else {} for n, p in paths.items()}
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f'{folder}: cannot read the tokenizer ({error}); expected tokenizer.model '
@@ -273,14 +275,6 @@ class TokenStream:
             return ''
         added, self._emitted = text[len(self._emitted) :], text
         return added
-
-
-def _read_json(path: Path) -> dict:
-    """Return the object in a JSON file; an empty one if there is no file."""
-    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f'{path.name} holds a {type(content).__name__}; expected an object')
-    return content
 
 
 def _special_tokens(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+IGNORED_PIXEL = 255  # in ground truth: of pixels that are left out of losses and metrics
 MAX_MASKS = 254  # of one answer: 0 is background in a label image, 255 "unlabelled" in vision_msgs
 
 

@@ -37,11 +37,11 @@ def overlay(
     caption: Sequence[str] = (),
     *,
     opacity: float = 0.45,
-    least_width: int = 640,
+    min_width: int = 640,
 ) -> np.ndarray:
     """Return the image with its masks and a caption below it, (H', W', 3) uint8 RGB.
 
-    Small images are enlarged to `least_width`, so that the text is legible. The caption is below
+    Small images are enlarged to `min_width`, so that the text is legible. The caption is below
     the image, hides no part of it, and is as high as its text needs.
 
     Args:
@@ -50,10 +50,10 @@ def overlay(
         labels: a short text for each mask, drawn on it; '' or missing: no label.
         caption: paragraphs; the first (the query) bright, the others (the answer) dimmer.
         opacity: of the colours of the masks, 0..1.
-        least_width: minimum width of the result [px].
+        min_width: minimum width of the result [px].
     """
     height, width = image.shape[:2]
-    scale = max(1.0, least_width / width)
+    scale = max(1.0, min_width / width)
     size = (round(width * scale), round(height * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
     scaled_masks = [

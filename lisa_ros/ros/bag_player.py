@@ -87,7 +87,7 @@ class BagPlayer:
         return lap.number, (time.monotonic() - lap.start) * self._rate
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether nothing more will be published; False before `start`."""
         return self._thread.ident is not None and not self._thread.is_alive()
 

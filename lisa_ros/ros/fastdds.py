@@ -14,10 +14,9 @@ camera driver, which is a sender of its own (docs/commands.md).
 from __future__ import annotations
 
 import os
-from importlib.resources import files
-from pathlib import Path
 
-PROFILE = Path(str(files('lisa_ros'))) / 'ros' / 'fastdds.xml'
+from lisa_ros.resources import FASTDDS_PROFILE
+
 _PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _PROFILE_VARIABLE_2 = 'FASTRTPS_DEFAULT_PROFILES_FILE'  # of Fast DDS 2; with 3, it gives a warning
 _FAST_DDS_2 = ('humble', 'iron', 'jazzy')  # the distributions with Fast DDS 2
@@ -44,5 +43,5 @@ def configure_shared_memory() -> bool:
     if any(map(os.path.exists, _USER_FILES)):
         return False
     has_fast_dds_2 = os.environ.get('ROS_DISTRO') in _FAST_DDS_2
-    os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(PROFILE)
+    os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(FASTDDS_PROFILE)
     return True

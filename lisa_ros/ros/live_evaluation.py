@@ -227,7 +227,7 @@ class LiveDriver:
 
     def _spin_until(self, bag_time: float, lap: int) -> None:
         """Spin until a time of a lap, or its end."""
-        while self._bag_time(lap) < bag_time and not self._player.over:
+        while self._bag_time(lap) < bag_time and not self._player.is_finished:
             _spin(self._client, 0.0)
 
 

@@ -41,8 +41,8 @@ from lisa_ros.ros import configuration, diagnostics, fastdds, parameter_declarat
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.parameter_declaration import CurrentSettings
-from lisa_ros.ros.publishers import MessageDecoder
 from lisa_ros.ros.runtime import spin
 from lisa_ros.ros.self_test import run_self_test
 from lisa_ros.ros.throttled_log import ThrottledLog

@@ -19,44 +19,23 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from lisa_ros.errors import ImageError, TransformError
 from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.messages import rgbd
-from lisa_ros.messages.image import compressed_to_rgb, image_fields, image_to_rgb
+from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.perception import overlay
 from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.image_decoder import rgb_image
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
-
-
-class MessageDecoder:
-    """Decodes ROS images for the inference thread, as its `FrameDecoder`."""
-
-    def rgb_image(self, frame: SyncedMessages) -> np.ndarray:
-        """Return the frame's colour image, (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: the encoding or the size is not supported.
-        """
-        return rgb_image(frame)
-
-
-def rgb_image(frame: SyncedMessages) -> np.ndarray:
-    """Return the frame's colour image, (H, W, 3) uint8 RGB.
-
-    Raises:
-        ImageError: the encoding or the size is not supported.
-    """
-    is_compressed = isinstance(frame.image, CompressedImage)
-    return compressed_to_rgb(frame.image) if is_compressed else image_to_rgb(frame.image)
 
 
 @dataclass(frozen=True)
@@ -291,7 +270,7 @@ class AnswerPublishers:
             [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)],
             [result.query, ' '.join(filter(None, (result.answer or result.reason, note)))],
             opacity=settings.overlay_opacity,
-            least_width=settings.overlay_width,
+            min_width=settings.overlay_width,
         )
         return message_types.make.image(frame.image.header, image_fields(drawn, 'rgb8'))
 

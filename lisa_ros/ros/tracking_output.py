@@ -15,7 +15,8 @@ from lisa_ros.messages.image import depth_to_metres
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Segmentation
 from lisa_ros.ros.context import NodeContext
-from lisa_ros.ros.publishers import AnswerPublishers, LocalizedResult, rgb_image
+from lisa_ros.ros.image_decoder import rgb_image
+from lisa_ros.ros.publishers import AnswerPublishers, LocalizedResult
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.tracker import TrackingState

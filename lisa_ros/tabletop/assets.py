@@ -60,7 +60,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
     if done.is_file() and json.loads(done.read_text()).keys() == OBJECTS.keys():
         return cache
     if importlib.util.find_spec('pymeshlab') is None:
-        raise DataError("rendering needs PyMeshLab and MuJoCo: pip install '.[train]'")
+        raise DataError("rendering needs PyMeshLab and MuJoCo: pip install 'lisa_ros[train]'")
     cache.mkdir(parents=True, exist_ok=True)
     boxes = {
         model.name: _convert_model(model, assets / 'meshes', cache)

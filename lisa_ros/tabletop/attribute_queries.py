@@ -7,6 +7,7 @@ whether the query asks for visible or for absent objects.
 
 from __future__ import annotations
 
+from lisa_ros.english import plural
 from lisa_ros.results import Turn
 from lisa_ros.tabletop.answer_text import COUNT_WORDS, identification, join_words
 from lisa_ros.tabletop.objects import COLOURS, OBJECTS, PART_FLAG, SIZES
@@ -19,7 +20,6 @@ from lisa_ros.tabletop.scene_graph import (
     matches_phrase,
 )
 from lisa_ros.tabletop.templates import NAME_TEMPLATES, PhraseSampler
-from lisa_ros.voice.vocabulary import plural
 
 COLOURED_CATEGORIES = sorted({model.category for model in OBJECTS.values() if model.colours})
 _MATERIALS = sorted({model.material for model in OBJECTS.values() if model.material})
@@ -36,17 +36,17 @@ def explicit(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> Tablet
     """Ask for a category by name."""
     if not present:
         category = sampler.choice(scene.absent_categories)
-        query = sampler.fill_template(NAME_TEMPLATES, f'the {category}')
-        return text_query('explicit', query, f'There is no {category} here.')
+        text = sampler.fill_template(NAME_TEMPLATES, f'the {category}')
+        return text_query('explicit', text, f'There is no {category} here.')
     category = sampler.choice(scene.visible_categories)
     if category is None:
         return None
     objects = scene.of_category(category)
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {category}')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {category}')
     if len(objects) == 1:
-        return mask_query('explicit', query, objects, 'Sure, [SEG].')
+        return mask_query('explicit', text, objects, 'Sure, [SEG].')
     count = COUNT_WORDS[len(objects)]
-    return mask_query('explicit', query, objects, f'I see {count}, [SEG]. Which one?')
+    return mask_query('explicit', text, objects, f'I see {count}, [SEG]. Which one?')
 
 
 def attributes(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> TabletopQuery | None:
@@ -78,8 +78,8 @@ def name_with_attributes(
     if name.startswith(tuple(SIZES)) and is_only_one and sampler.chance(0.8):
         return None  # people seldom say "big" or "small" without a second object to compare
     objects = [o for o in scene.visible if matches_phrase(o, name)]
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {name}')
-    return mask_query('attributes', query, objects, 'Sure, [SEG].')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {name}')
+    return mask_query('attributes', text, objects, 'Sure, [SEG].')
 
 
 def _absent_colour(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | None:
@@ -93,8 +93,8 @@ def _absent_colour(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery |
     if not colours:
         return None
     name = f'{sampler.choice(colours)} {category}'
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {name}')
-    return text_query('attributes', query, f'There is no {name} here.')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {name}')
+    return text_query('attributes', text, f'There is no {name} here.')
 
 
 def by_colour(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> TabletopQuery | None:
@@ -110,10 +110,10 @@ def by_colour(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> Table
         return None
     colour, objects = sampler.choice(unambiguous)
     noun = 'thing' if len(objects) < 2 else 'things'
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {colour} {noun}')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {colour} {noun}')
     if not objects:
-        return text_query('attributes', query, f'There is nothing {colour} here.')
-    return mask_query('attributes', query, objects, f'{identification(scene, objects)}, [SEG].')
+        return text_query('attributes', text, f'There is nothing {colour} here.')
+    return mask_query('attributes', text, objects, f'{identification(scene, objects)}, [SEG].')
 
 
 def by_material(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> TabletopQuery | None:
@@ -135,10 +135,10 @@ def by_material(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> Tab
     name, objects = sampler.choice(unambiguous)
     noun = 'thing' if len(objects) < 2 else 'things'
     phrase = sampler.choice((f'the {name} {noun}', f'the {noun} made of {name}'))
-    query = sampler.fill_template(NAME_TEMPLATES, phrase)
+    text = sampler.fill_template(NAME_TEMPLATES, phrase)
     if not objects:
-        return text_query('attributes', query, f'There is nothing made of {name} here.')
-    return mask_query('attributes', query, objects, f'{identification(scene, objects)}, [SEG].')
+        return text_query('attributes', text, f'There is nothing made of {name} here.')
+    return mask_query('attributes', text, objects, f'{identification(scene, objects)}, [SEG].')
 
 
 def part(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> TabletopQuery | None:
@@ -154,13 +154,13 @@ def part(sampler: PhraseSampler, scene: SceneGraph, present: bool) -> TabletopQu
         )
         if owner is None:
             return None
-        query = sampler.fill_template(NAME_TEMPLATES, f'the handle of the {owner.category}')
-        return text_query('part', query, f'The {owner.category} has no handle.')
+        text = sampler.fill_template(NAME_TEMPLATES, f'the handle of the {owner.category}')
+        return text_query('part', text, f'The {owner.category} has no handle.')
     owner = sampler.choice([o for o in scene.visible if o.part_area >= MIN_VISIBLE_AREA // 2])
     if owner is None:
         return None
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {owner.part} of the {scene.name(owner)}')
-    turn = Turn(query, 'Sure, [SEG].')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {owner.part} of the {scene.name(owner)}')
+    turn = Turn(text, 'Sure, [SEG].')
     return TabletopQuery('part', (turn,), ((owner.id + PART_FLAG,),), referents=(owner,))
 
 
@@ -177,11 +177,11 @@ def several(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | None:
             targets.append((sampler.choice(scene.absent_categories), ()))
     if len({name for name, _ in targets}) < len(targets):
         return None
-    query = sampler.fill_template(NAME_TEMPLATES, join_words([f'the {n}' for n, _ in targets]))
+    text = sampler.fill_template(NAME_TEMPLATES, join_words([f'the {n}' for n, _ in targets]))
     masks = tuple(instance_ids(objects) for _, objects in targets if objects)
     sentences = [f'Sure, {join_words(["[SEG]"] * len(masks))}.'] if masks else []
     sentences += [f'There is no {name} here.' for name, objects in targets if not objects]
-    return TabletopQuery('several', (Turn(query, ' '.join(sentences)),), masks)
+    return TabletopQuery('several', (Turn(text, ' '.join(sentences)),), masks)
 
 
 def _all_of_category(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | None:
@@ -192,5 +192,5 @@ def _all_of_category(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery
     if category is None:
         return None
     phrase = sampler.choice((f'all the {plural(category)}', f'the {plural(category)}'))
-    query = sampler.fill_template(NAME_TEMPLATES, phrase)
-    return mask_query('several', query, scene.of_category(category), 'Sure, [SEG].')
+    text = sampler.fill_template(NAME_TEMPLATES, phrase)
+    return mask_query('several', text, scene.of_category(category), 'Sure, [SEG].')

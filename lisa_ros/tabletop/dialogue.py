@@ -39,57 +39,59 @@ def dialogue(sampler: PhraseSampler, scene: SceneGraph, turn_count: int) -> Tabl
 
     A later turn refers to earlier ones, or starts a new topic without saying so, as people do.
     """
-    talk = sample_single_turn(sampler, scene)
+    conversation = sample_single_turn(sampler, scene)
     for _ in range(turn_count - 1):
-        turn = follow_up(sampler, scene, talk) if sampler.chance(_FOLLOW_UP_RATE) else None
-        talk = _append(talk, turn or sample_single_turn(sampler, scene))
-    return talk
+        turn = follow_up(sampler, scene, conversation) if sampler.chance(_FOLLOW_UP_RATE) else None
+        conversation = _append(conversation, turn or sample_single_turn(sampler, scene))
+    return conversation
 
 
-def _append(talk: TabletopQuery, turn: TabletopQuery) -> TabletopQuery:
+def _append(conversation: TabletopQuery, turn: TabletopQuery) -> TabletopQuery:
     """Return the dialogue with one more turn."""
     return TabletopQuery(
         'dialogue',
-        talk.turns + turn.turns,
-        talk.targets + turn.targets,
-        talk.measured_targets + turn.measured_targets,
-        talk.listed_names
+        conversation.turns + turn.turns,
+        conversation.targets + turn.targets,
+        conversation.measured_targets + turn.measured_targets,
+        conversation.listed_names
         + tuple(
-            dataclasses.replace(listed, turn=listed.turn + len(talk.turns))
+            dataclasses.replace(listed, turn=listed.turn + len(conversation.turns))
             for listed in turn.listed_names
         ),
         referents=turn.referents,
         expected_phrases=turn.expected_phrases,
-        first_target=len(talk.targets),
+        first_target=len(conversation.targets),
     )
 
 
 def follow_up(
-    sampler: PhraseSampler, scene: SceneGraph, talk: TabletopQuery
+    sampler: PhraseSampler, scene: SceneGraph, conversation: TabletopQuery
 ) -> TabletopQuery | None:
     """Return a turn that depends on the dialogue so far; None if none fits."""
     # Options that occur several times are drawn more often.
     options: list[Callable[[], TabletopQuery | None]] = []
-    if SEG in talk.turns[-1].answer_raw:  # after "what colour is ...?" it would ask for a colour
+    if (
+        SEG in conversation.turns[-1].answer_raw
+    ):  # after "what colour is ...?" it would ask for a colour
         options.append(lambda: _next_name(sampler, scene))
-    if talk.referents:
-        same_category = scene.of_category(talk.referents[0].category)
-        is_one_category = len({o.category for o in talk.referents}) == 1
+    if conversation.referents:
+        same_category = scene.of_category(conversation.referents[0].category)
+        is_one_category = len({o.category for o in conversation.referents}) == 1
         if is_one_category and 'use' not in sampler.excluded:
-            options.append(lambda: _purpose(sampler, talk.referents))
-        if len(talk.referents) == 1:
-            options += _options_about_one(sampler, scene, talk)
-        elif len(talk.referents) == len(same_category) > 1:
+            options.append(lambda: _purpose(sampler, conversation.referents))
+        if len(conversation.referents) == 1:
+            options += _options_about_one(sampler, scene, conversation)
+        elif len(conversation.referents) == len(same_category) > 1:
             options += [lambda: _which_one(sampler, scene, same_category)] * 5
     option = sampler.choice(options)
     return option and option()
 
 
 def _options_about_one(
-    sampler: PhraseSampler, scene: SceneGraph, talk: TabletopQuery
+    sampler: PhraseSampler, scene: SceneGraph, conversation: TabletopQuery
 ) -> list[Callable[[], TabletopQuery | None]]:
     """Return the follow-ups after a turn about a single object."""
-    last, (referent,) = talk.turns[-1], talk.referents
+    last, (referent,) = conversation.turns[-1], conversation.referents
     options: list[Callable[[], TabletopQuery | None]] = []
     options += [lambda: _relation_to_it(sampler, scene, referent)] * 2
     others = [o for o in scene.of_category(referent.category) if o.id != referent.id]
@@ -153,7 +155,7 @@ def _relation_to_it(
 
 def _other_one(sampler: PhraseSampler, scene: SceneGraph, target: SceneObject) -> TabletopQuery:
     """Ask "no, the other one"."""
-    return _one(scene, sampler.fill_template(OTHER_ONE_TEMPLATES), 'other', target)
+    return _adjective_query(scene, sampler.fill_template(OTHER_ONE_TEMPLATES), 'other', target)
 
 
 def _no_other_one(sampler: PhraseSampler, referent: SceneObject) -> TabletopQuery:
@@ -180,10 +182,12 @@ def _which_one(
         target = find_superlative(same_category, COMPARATIVES[word])
     if target is None:
         return None
-    return _one(scene, sampler.fill_template(WHICH_ONE_TEMPLATES, word), word, target)
+    return _adjective_query(scene, sampler.fill_template(WHICH_ONE_TEMPLATES, word), word, target)
 
 
-def _one(scene: SceneGraph, query: str, adjective: str, target: SceneObject) -> TabletopQuery:
+def _adjective_query(
+    scene: SceneGraph, query: str, adjective: str, target: SceneObject
+) -> TabletopQuery:
     """Return a query for "the <adjective> one"."""
     measurement = f'The {adjective} one {position_text(target)}.'
     answer = f'{measurement} {identification(scene, [target])}, [SEG].'

@@ -57,7 +57,7 @@ def force_mask_on_absent(query: TabletopQuery) -> TabletopQuery:
 def sample_reasoning_present(rng: np.random.Generator, scene: SceneGraph) -> TabletopQuery | None:
     """Return a training query of an IMPLICIT category for a visible object; None if none fits."""
     sampler = PhraseSampler(rng)
-    sample = sampler.choice((use, knowledge, two_step))
+    sample = CATEGORY_SAMPLERS[sampler.choice(IMPLICIT)].sample
     return _first_fit(sample, sampler, scene, True)
 
 
@@ -104,9 +104,9 @@ def make_test_queries(rng: np.random.Generator, scene: SceneGraph) -> list[Table
     queries += [_first_fit(sample, sampler, scene) for sample in (two_step, several)]
     for _ in range(4):
         turn_count = 2 + int(sampler.rng.integers(3))
-        talk = _first_fit(dialogue, sampler, scene, turn_count)
-        if talk is not None and talk.present:
-            queries.append(talk)
+        conversation = _first_fit(dialogue, sampler, scene, turn_count)
+        if conversation is not None and conversation.present:
+            queries.append(conversation)
             break
     return [query for query in queries if query is not None]
 

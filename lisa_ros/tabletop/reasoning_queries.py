@@ -69,14 +69,14 @@ def need_query(
     if any(scene.contains(other) for other in ALTERNATIVES.get(phrase, ())):
         return None
     templates = QUESTION_TEMPLATES if phrase.startswith('what') else NEED_TEMPLATES
-    query = sampler.fill_template(templates, phrase)
+    text = sampler.fill_template(templates, phrase)
     reason = reason_text(category)
     if not present:
         answer = f'{reason}, but there is no {category.name} here.'
-        return text_query(query_category, query, answer)
+        return text_query(query_category, text, answer)
     return mask_query(
         query_category,
-        query,
+        text,
         scene.of_category(category.name),
         f'{reason}, [SEG].',
         expected_phrases=((reason,),),
@@ -98,9 +98,9 @@ def supercategory_use(
     if bool(objects) != present or hidden or len(objects) > 3:
         return None
     phrases = SUPERCATEGORY_PHRASES[supercategory]
-    query = sampler.fill_template(phrases.templates, training_only=phrases.training_only)
+    text = sampler.fill_template(phrases.templates, training_only=phrases.training_only)
     if not objects:
-        return text_query('use', query, 'There is nothing like that here.')
+        return text_query('use', text, 'There is nothing like that here.')
     listed_names = list_left_to_right(objects, scene.name_with_colour)
     predicate = f'is {phrases.singular}' if len(listed_names) == 1 else f'are {phrases.plural}'
 
@@ -110,7 +110,7 @@ def supercategory_use(
     answer = f'{statement(join_names(listed.name for listed in listed_names))}, [SEG].'
     return mask_query(
         'use',
-        query,
+        text,
         objects,
         answer,
         expected_phrases=(tuple(map(statement, accepted_name_lists(scene, objects))),),
@@ -118,13 +118,8 @@ def supercategory_use(
     )
 
 
-def two_step(
-    sampler: PhraseSampler, scene: SceneGraph, present: bool = True
-) -> TabletopQuery | None:
-    """Ask for an object in relation to another one that must be inferred first, or the like.
-
-    `present` has no effect: these queries always ask for a visible object.
-    """
+def two_step(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | None:
+    """Ask for a visible object in relation to one that must be inferred first, or the like."""
     anchor = sampler.choice([o for o in scene.visible if len(scene.of_category(o.category)) == 1])
     # superlatives of a supercategory are mostly ambiguous: training tries them more often
     more = () if sampler.held_out else ('superlative', 'superlative')
@@ -147,17 +142,17 @@ def _relation_to_inferred(
     category = OBJECT_CATEGORIES[anchor.category]
     use_supercategory = target.supercategory and sampler.chance(0.3)
     noun = target.supercategory if use_supercategory else 'thing'
-    query = sampler.fill_template(
+    text = sampler.fill_template(
         NAME_TEMPLATES, f'the {noun} {relation} the thing that {category.purpose}'
     )
     if sampler.chance(0.4):
         phrase = sampler.choice([n for n in category.needs if n.startswith('something')])
-        query = sampler.fill_template(RELATION_TEMPLATES[relation], phrase)
+        text = sampler.fill_template(RELATION_TEMPLATES[relation], phrase)
     reason = reason_text(category)
     measurement = relation_text(category.name, anchor, relation, target)
     answer = f'{reason}. {measurement} {identification(scene, [target])}, [SEG].'
     expected = (reason,), accepted_identifications(scene, target)
-    return mask_query('two_step', query, [target], answer, expected_phrases=expected)
+    return mask_query('two_step', text, [target], answer, expected_phrases=expected)
 
 
 def _superlative_of_supercategory(
@@ -169,11 +164,11 @@ def _superlative_of_supercategory(
     target = find_superlative([o for o in scene.objects if o.supercategory == supercategory], word)
     if target is None or target.area < MIN_VISIBLE_AREA:
         return None
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {word} {supercategory}')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {word} {supercategory}')
     measurement = f'The {word} {supercategory} {position_text(target)}.'
     answer = f'{measurement} {identification(scene, [target])}, [SEG].'
     expected = (accepted_identifications(scene, target),)
-    return mask_query('two_step', query, [target], answer, expected_phrases=expected)
+    return mask_query('two_step', text, [target], answer, expected_phrases=expected)
 
 
 def _coloured_use(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | None:
@@ -186,10 +181,10 @@ def _coloured_use(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery | 
     objects = [o for o in scene.of_category(target.category) if o.colour == target.colour]
     category = OBJECT_CATEGORIES[target.category]
     phrase = sampler.choice([u for u in category.uses if u.startswith('something')])
-    query = sampler.fill_template(
+    text = sampler.fill_template(
         NEED_TEMPLATES, phrase.replace('something', f'something {target.colour}', 1)
     )
     reason = f'The {target.colour} {category.name} {category.purpose}'
     return mask_query(
-        'two_step', query, objects, f'{reason}, [SEG].', expected_phrases=((reason,),)
+        'two_step', text, objects, f'{reason}, [SEG].', expected_phrases=((reason,),)
     )

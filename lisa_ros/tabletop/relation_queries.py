@@ -64,10 +64,10 @@ def spatial_relation(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery
     if target is None or target.area < MIN_VISIBLE_AREA:
         return None
     name = scene.name(anchor)
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {noun} {relation} the {name}')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {noun} {relation} the {name}')
     measurement = relation_text(name, anchor, relation, target)
     answer = f'{measurement} {identification(scene, [target])}, [SEG].'
-    return mask_query('relations', query, [target], answer)
+    return mask_query('relations', text, [target], answer)
 
 
 def _unique_in_relation(
@@ -96,10 +96,10 @@ def superlative_query(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuer
     target = find_superlative(objects, word)
     if target is None or target.area < MIN_VISIBLE_AREA:
         return None
-    query = sampler.fill_template(NAME_TEMPLATES, f'the {word} {noun}')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the {word} {noun}')
     measurement = f'The {word} {noun} {position_text(target)}.'
     answer = f'{measurement} {identification(scene, [target])}, [SEG].'
-    return mask_query('relations', query, [target], answer)
+    return mask_query('relations', text, [target], answer)
 
 
 def _comparable_groups(scene: SceneGraph) -> list[tuple[str, tuple[SceneObject, ...]]]:
@@ -126,12 +126,12 @@ def comparative_query(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuer
         return None
     first, second = (scene.name(o) for o in pair)
     phrase = f'the {word} one of the {first} and the {second}'
-    query = sampler.fill_template(NAME_TEMPLATES, phrase)
+    text = sampler.fill_template(NAME_TEMPLATES, phrase)
     first_value, second_value = (_MEASUREMENTS[word](o) for o in pair)
     measurements = f'The {first} {first_value}, the {second} {second_value}.'
     answer = f'{measurements} It is the {scene.name(target)}, [SEG].'
     measured = tuple(instance_ids([o]) for o in pair) if ' cm' in measurements else ()
-    return mask_query('relations', query, [target], answer, measured_targets=measured)
+    return mask_query('relations', text, [target], answer, measured_targets=measured)
 
 
 # comparative -> the measurement of an object that the answer states
@@ -150,11 +150,11 @@ def absent_relation(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery 
     relation = sampler.choice(_DIRECTIONS)
     if sampler.chance(0.5):
         category = sampler.choice(scene.absent_categories)
-        query = sampler.fill_template(NAME_TEMPLATES, f'the thing {relation} the {category}')
-        return text_query('relations', query, f'There is no {category} here.')
+        text = sampler.fill_template(NAME_TEMPLATES, f'the thing {relation} the {category}')
+        return text_query('relations', text, f'There is no {category} here.')
     anchor = sampler.choice([o for o in scene.visible if side_is_empty(scene, relation, o)])
     if anchor is None:
         return None
     name = scene.name(anchor)
-    query = sampler.fill_template(NAME_TEMPLATES, f'the thing {relation} the {name}')
-    return text_query('relations', query, f'There is nothing {relation} the {name}.')
+    text = sampler.fill_template(NAME_TEMPLATES, f'the thing {relation} the {name}')
+    return text_query('relations', text, f'There is nothing {relation} the {name}.')

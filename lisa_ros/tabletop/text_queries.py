@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from lisa_ros.english import plural
 from lisa_ros.results import Turn
 from lisa_ros.tabletop.answer_text import COUNT_WORDS, join_names, list_left_to_right
 from lisa_ros.tabletop.attribute_queries import COLOURED_CATEGORIES
@@ -18,7 +19,6 @@ from lisa_ros.tabletop.templates import (
     PRESENCE_TEMPLATES,
     PhraseSampler,
 )
-from lisa_ros.voice.vocabulary import plural
 
 
 def question(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery:
@@ -73,8 +73,8 @@ def _list(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery:
     return TabletopQuery('question', (turn,), (), listed_names=listed_names)
 
 
-def general_knowledge(sampler: PhraseSampler, scene: SceneGraph) -> TabletopQuery:
-    """Ask which category has a use or a fact; the answer does not depend on the scene.
+def general_knowledge(sampler: PhraseSampler) -> TabletopQuery:
+    """Ask which category has a use or a fact; the answer does not depend on a scene.
 
     A large language model knows this from its pre-training; lisa-tabletop learns it here.
     """

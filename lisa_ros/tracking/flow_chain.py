@@ -9,8 +9,8 @@ drift faster. One flow per frame is enough for any number of reference frames.
 
 DIS flow: Kroeger, Timofte, Dai and Van Gool, "Fast Optical Flow using Dense Inverse Search", 2016.
 
-Letters: H x W the image; h x w the size that flow is computed at; s x t a quarter of h x w, where
-colours and depths are compared. Threads: nothing here is thread-safe.
+Letters: H x W the image; h x w the size that flow is computed at; s x t the size that colours
+and depths are compared at, h = 4 s, w = 4 t. Threads: nothing here is thread-safe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from lisa_ros.errors import ImageError
 
-COMPARISON_SCALE = 4  # side of a comparison pixel in flow pixels: h x w is 4 times s x t
+COMPARISON_SCALE = 4  # side of a comparison pixel in flow pixels: h = 4 s, w = 4 t
 _MIN_SIDE = 32  # of an image [px]
 _LARGE_SIDE = 400  # flow of a larger image [px] is computed at a quarter of its size, else a half
 _MAX_KEY_AGE = 330_000_000  # an older key frame is replaced by the newest frame [ns]

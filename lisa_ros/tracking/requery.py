@@ -16,7 +16,7 @@ from lisa_ros.tracking.tracker import TrackingState
 class RequeryRule(enum.Enum):
     """When the last query is asked again while its objects are tracked."""
 
-    DRIFT = 'drift'  # when a mask has drifted or an object is lost
+    DRIFT = 'drift'  # when a mask has drifted, an object is lost or nothing was found
     TIMER = 'timer'  # after each period
     NEVER = 'never'
 

@@ -70,9 +70,9 @@ class VideoTracker:
     """A `Tracker` on a video model.
 
     Until the masks arrive, frames are buffered at the model's size. If the buffer is full, every
-    second frame is dropped, so that objects seem to move faster. `set_masks` then processes all
-    buffered frames before it returns. A lost object is tracked again when the model finds it.
-    Depth is not used.
+    second frame is dropped, which makes objects appear to move faster to the model. `set_masks`
+    then processes all buffered frames before it returns. A lost object is tracked again when the
+    model finds it. Depth is not used.
     """
 
     def __init__(

@@ -26,8 +26,9 @@ from lisa_ros.results import Segmentation
 from lisa_ros.tracking.requery import RequeryPolicy
 from lisa_ros.tracking.tracker import Tracker, TrackingState
 
-_OUTSIDE_LOGIT = -30.0  # of pixels outside a mask: their probability is 0
-# A frame that is older than the last one by less than this is late; by more, a bag restarted [ns]
+_MAX_LOGIT = 30.0  # of a probability of 1; its negative, of 0, is that of pixels outside a mask
+# A frame older than the newest tracked one by less than this arrived late; an older one means that
+# a bag restarted [ns]
 _MAX_LATENESS = 1_000_000_000
 _MAX_ANSWER_AGE = 5_000_000_000  # oldest answer that is tracked for a new subscriber [ns]
 
@@ -85,14 +86,14 @@ class TrackingSink(Protocol[_Frame]):
 
 
 @dataclass(frozen=True)
-class _Query(Generic[_Frame]):
+class _QueryItem(Generic[_Frame]):
     """The model is asked about a frame."""
 
     frame: _Frame
 
 
 @dataclass(frozen=True)
-class _Answer(Generic[_Frame]):
+class _AnswerItem(Generic[_Frame]):
     """The model has answered about a frame."""
 
     frame: _Frame
@@ -117,8 +118,8 @@ class TrackingWorker(Generic[_Frame]):
         """
         self.idle = threading.Event()  # set while nothing is left to process, and after the end
         self._tracker, self._sink, self._policy = tracker, sink, policy
-        self._inbox: list[_Query[_Frame] | _Answer[_Frame] | _Stop] = []
-        self._answer: _Answer[_Frame] | None = None  # the last one
+        self._inbox: list[_QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop] = []
+        self._answer: _AnswerItem[_Frame] | None = None  # the last one
         self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
         self._has_reference = False  # whether the tracker knows the frame of a query
         self._result: Segmentation | None = None  # of the answer that is tracked
@@ -149,7 +150,7 @@ class TrackingWorker(Generic[_Frame]):
     def on_query(self, frame: _Frame) -> None:
         """Make this frame a reference frame: the model begins to answer about it."""
         with self._changed:
-            self._inbox.append(_Query(frame))
+            self._inbox.append(_QueryItem(frame))
             self._wake()
 
     def on_answer(self, frame: _Frame, result: Segmentation) -> None:
@@ -157,9 +158,11 @@ class TrackingWorker(Generic[_Frame]):
         with self._changed:
             # Drop all waiting items except this answer's own query.
             self._inbox = [
-                item for item in self._inbox if isinstance(item, _Query) and item.frame is frame
+                item
+                for item in self._inbox
+                if isinstance(item, _QueryItem) and item.frame is frame
             ]
-            self._inbox.append(_Answer(frame, result))
+            self._inbox.append(_AnswerItem(frame, result))
             self._answered_at = time.monotonic()
             self._wake()
 
@@ -207,18 +210,18 @@ class TrackingWorker(Generic[_Frame]):
                 self._sink.report(traceback.format_exc())
                 self._reset()
 
-    def _process(self, item: _Query[_Frame] | _Answer[_Frame] | _Stop | None) -> None:
+    def _process(self, item: _QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop | None) -> None:
         """Process a query, an answer or a stop; None: the newest frame."""
         if isinstance(item, _Stop):
             self._answer = None
             self._reset()
-        elif isinstance(item, _Answer):
+        elif isinstance(item, _AnswerItem):
             self._answer = item
             self._track_answer()
         elif not self._sink.has_subscribers():
             if item is None:
                 self._reset()
-        elif isinstance(item, _Query):
+        elif isinstance(item, _QueryItem):
             self._set_reference(item.frame)
         else:
             self._track_newest()
@@ -310,10 +313,10 @@ def propagate_result(result: Segmentation, state: TrackingState) -> Segmentation
     All pixels of a mask have the same probability: the mean probability of the answer's mask times
     (1 - drift). The logits are its log odds.
     """
-    logits = np.full(state.masks.shape, _OUTSIDE_LOGIT, np.float32)
+    logits = np.full(state.masks.shape, -_MAX_LOGIT, np.float32)
     for i, mask in enumerate(state.masks):
         own = result.mask_logits[i][result.masks[i]]
-        own = np.clip(own, 0, -_OUTSIDE_LOGIT)
+        own = np.clip(own, 0, _MAX_LOGIT)
         probability = float(np.mean(1 / (1 + np.exp(-own)))) if own.size else 0.5
         remaining = min(max(probability * (1 - float(state.drift[i])), 1e-3), 1 - 1e-6)
         logits[i][mask] = math.log(remaining / (1 - remaining))

@@ -21,9 +21,8 @@ import torch
 from lisa_ros.errors import SettingsError
 from lisa_ros.model.device import resolve_device
 from lisa_ros.voice.audio import RATE, to_pcm16
+from lisa_ros.voice.settings import ENGINES
 from lisa_ros.voice.vocabulary import Vocabulary
-
-ENGINES = ('pocketsphinx', 'moonshine', 'whisper')
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def load_engine(
     """Return an engine.
 
     Args:
-        name: one of ENGINES.
+        name: one of `voice.settings.ENGINES`.
         vocabulary: the sentences that can be said; None: any sentence.
         wake_phrase: phrase that may precede a sentence, for engines with a grammar.
         model: folder or hub id of the speech model, for whisper.
@@ -121,8 +120,8 @@ class PocketSphinx:
                 self._decoder.add_word(word, phonemes, True)
         if unknown:
             raise SettingsError(
-                f"no pronunciation for {', '.join(unknown)}: add it to the vocabulary's `sounds`, "
-                'in CMU phonemes (ramekin: R AE M AH K IH N)'
+                f'no pronunciation for {", ".join(unknown)}: add it to `pronunciations` in the '
+                'vocabulary, in CMU phonemes (ramekin: R AE M AH K IH N)'
             )
 
     def transcribe(self, samples: np.ndarray) -> Transcript:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, parameter
 
+ENGINES = ('pocketsphinx', 'moonshine', 'whisper')  # of voice/engines.py
+
 
 @dataclass(frozen=True)
 class VoiceSettings(ValidatedSettings):
@@ -40,7 +42,7 @@ class VoiceSettings(ValidatedSettings):
         'pocketsphinx',
         'Speech recognition engine. pocketsphinx recognizes only sentences of the vocabulary; '
         'moonshine and whisper recognize any English',
-        choices=('pocketsphinx', 'moonshine', 'whisper'),
+        choices=ENGINES,
         read_only=True,
     )
     speech_model: str = parameter(

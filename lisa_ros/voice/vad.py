@@ -92,7 +92,7 @@ class UtteranceDetector:
             yield self._utterance(ended=False)
 
     def _end(self) -> Iterator[Utterance]:
-        """Yield the utterance and start a new one."""
+        """Yield the utterance; the next one begins with the next speech."""
         utterance = self._utterance(ended=True)
         self._chunks, self._speaking = [], False
         yield utterance

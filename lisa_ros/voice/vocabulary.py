@@ -3,14 +3,14 @@
 
 A vocabulary is a YAML file, for example `weights/lisa-tabletop/vocabulary.yaml`. Its keys:
 
-    verbs   find, hand me, ...       may precede things and needs; they do not change the meaning
-    things  mug, coffee pot, ...     names of objects
-    looks   red, small, metal, ...   attributes, may precede a name
-    places  left of, behind, ...     spatial relations: "the thing left of the milk"
-    ranks   tallest, nearest, ...    superlatives: "the tallest mug"
-    needs   something to read, ...   complete phrases, with or without a verb
-    talk    the other one, ...       complete sentences that refer to the dialogue
-    sounds  ramekin: R AE M AH K IH N    pronunciations that an engine's dictionary lacks
+    verbs             find, hand me, ...       may precede objects and needs; no change of meaning
+    objects           mug, coffee pot, ...     names of objects
+    attributes        red, small, metal, ...   may precede a name
+    relations         left of, behind, ...     spatial: "the thing left of the milk"
+    superlatives      tallest, nearest, ...    "the tallest mug"
+    needs             something to read, ...   complete phrases, with or without a verb
+    dialogue_phrases  the other one, ...       complete sentences that refer to the dialogue
+    pronunciations    ramekin: R AE M AH K IH N    that an engine's dictionary lacks
 
 Two sentences have the same meaning if they differ only in verb, article or "please": "find the
 mug" and "please hand me a mug". The stop words of `lisa_ros.session.command_parser` are always
@@ -19,6 +19,7 @@ part of a vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable
@@ -28,20 +29,10 @@ from pathlib import Path
 
 import yaml
 
+from lisa_ros.english import plural
 from lisa_ros.errors import SettingsError
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.session.command_parser import STOP
-
-_FIELDS = {  # key in the YAML file -> field of Vocabulary
-    'verbs': 'verbs',
-    'things': 'objects',
-    'looks': 'attributes',
-    'places': 'relations',
-    'ranks': 'superlatives',
-    'needs': 'needs',
-    'talk': 'dialogue_phrases',
-}
-_PRONUNCIATIONS = 'sounds'  # key of the pronunciations
 
 _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
 _POLITE_WORDS = ('please',)
@@ -73,13 +64,13 @@ class Vocabulary:
 
         Raises:
             SettingsError: it cannot be read, has unknown keys or no sentences, a value is not a
-                list of texts, or `sounds` is not a dict.
+                list of texts, or `pronunciations` is not a dict.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise SettingsError(f'vocabulary {path} cannot be read: {error}') from error
-        keys = {*_FIELDS, _PRONUNCIATIONS}
+        keys = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or not set(content) <= keys:
             is_dict = isinstance(content, dict)
             unknown = sorted(map(str, set(content) - keys)) if is_dict else type(content).__name__
@@ -87,20 +78,18 @@ class Vocabulary:
                 f'vocabulary {path}: found {unknown}; expected only the keys '
                 f'{", ".join(sorted(keys))}'
             )
-        pronunciations = content.pop(_PRONUNCIATIONS, None) or {}
+        pronunciations = content.pop('pronunciations', None) or {}
         _check_pronunciations(pronunciations, path)
         for key, phrases in content.items():
             if not isinstance(phrases, list) or not all(isinstance(p, str) for p in phrases):
                 raise SettingsError(f'vocabulary {path}: {key} must be a list of texts')
-        phrases_by_field = {
-            _FIELDS[key]: tuple(map(normalize, phrases)) for key, phrases in content.items()
-        }
-        if not any(phrases_by_field.get(_FIELDS[key]) for key in ('things', 'needs', 'talk')):
+        phrases_by_key = {k: tuple(map(normalize, phrases)) for k, phrases in content.items()}
+        if not any(phrases_by_key.get(key) for key in ('objects', 'needs', 'dialogue_phrases')):
             raise SettingsError(
-                f'vocabulary {path}: has no sentences; expected things, needs or talk'
+                f'vocabulary {path}: has no sentences; expected objects, needs or dialogue_phrases'
             )
         return cls(
-            **phrases_by_field,
+            **phrases_by_key,
             pronunciations={normalize(str(word)): p for word, p in pronunciations.items()},
         )
 
@@ -252,13 +241,13 @@ def _check_pronunciations(pronunciations: object, path: str | Path) -> None:
     form = 'such as "ramekin: R AE M AH K IH N"'
     if not isinstance(pronunciations, dict):
         raise SettingsError(
-            f'vocabulary {path}: {_PRONUNCIATIONS} is {pronunciations!r}; expected a word and its '
+            f'vocabulary {path}: pronunciations is {pronunciations!r}; expected a word and its '
             f'CMU phonemes on each line, {form}'
         )
     for word, phonemes in pronunciations.items():
         if not isinstance(phonemes, str):
             raise SettingsError(
-                f'vocabulary {path}: {_PRONUNCIATIONS} of {word} is {phonemes!r}; expected text, '
+                f'vocabulary {path}: pronunciations of {word} is {phonemes!r}; expected text, '
                 f'{form}'
             )
 
@@ -266,11 +255,6 @@ def _check_pronunciations(pronunciations: object, path: str | Path) -> None:
 def normalize(text: str) -> str:
     """Return a text in lower case, without punctuation, with single spaces."""
     return ' '.join(re.sub(r"[^a-z0-9' ]+", ' ', text.lower()).split())
-
-
-def plural(noun: str) -> str:
-    """Return the plural of a noun, as lisa-tabletop's training queries form it."""
-    return noun if noun.endswith('s') else noun + ('es' if noun.endswith('x') else 's')
 
 
 def _alternatives(phrases: Iterable[str]) -> str:

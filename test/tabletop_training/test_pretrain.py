@@ -141,6 +141,9 @@ def test_a_run_of_an_earlier_version_goes_on_under_the_new_loss_names(
 
 def test_the_columns_of_a_run_of_today_stay(trained, tmp_path):
     saved_runs.rename_columns(tmp_path, saved_runs.PRETRAIN_COLUMNS)  # no run yet
+    (tmp_path / 'curves.csv').touch()  # a run that was stopped before its first row
+    saved_runs.rename_columns(tmp_path, saved_runs.PRETRAIN_COLUMNS)
+    assert (tmp_path / 'curves.csv').read_bytes() == b''
     shutil.copy(trained.folder / 'curves.csv', tmp_path)
     saved_runs.rename_columns(tmp_path, saved_runs.PRETRAIN_COLUMNS)
     expected = (trained.folder / 'curves.csv').read_bytes()

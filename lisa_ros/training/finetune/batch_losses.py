@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from lisa_ros.datasets.annotations import IGNORE_LABEL
 from lisa_ros.model.lisa import LISA, LisaOutput
+from lisa_ros.perception.masks import IGNORED_PIXEL
 from lisa_ros.training.finetune.batches import FinetuneBatch
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT, dice_loss, sigmoid_ce_loss
 
@@ -22,7 +22,7 @@ LOSS_WEIGHTS = {'ce': CE_WEIGHT, 'bce': BCE_WEIGHT, 'dice': DICE_WEIGHT}
 def compute_losses(lisa: LISA, batch: FinetuneBatch) -> dict[str, Tensor]:
     """Return the losses `ce`, `bce` and `dice` of the original, before LOSS_WEIGHTS.
 
-    All masks of the batch have the same weight, whatever their size; pixels of IGNORE_LABEL do
+    All masks of the batch have the same weight, whatever their size; pixels of IGNORED_PIXEL do
     not count. The dialogues about an image share one pass of the vision encoders and the image's
     positions in the language model.
     """
@@ -55,17 +55,17 @@ def _image_mask_logits(lisa: LISA, output: LisaOutput, batch: FinetuneBatch) -> 
 def _masks_to_compare(
     image_logits: list[Tensor], batch: FinetuneBatch
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return (logits, target) pairs for the mask losses, without pixels of IGNORE_LABEL.
+    """Return (logits, target) pairs for the mask losses, without pixels of IGNORED_PIXEL.
 
     A pair holds all masks of an image, (n, H, W); or one mask without its ignored pixels, (1, P).
     """
     pairs = []
     for logits, masks in zip(image_logits, batch.ground_truth, strict=True):
-        if not (masks == IGNORE_LABEL).any():
+        if not (masks == IGNORED_PIXEL).any():
             pairs.append((logits, masks.float()))
             continue
         for mask_logits, mask in zip(logits, masks, strict=True):
-            counts = mask != IGNORE_LABEL
+            counts = mask != IGNORED_PIXEL
             if counts.any():
                 pairs.append((mask_logits[counts][None], mask[counts][None].float()))
     return pairs

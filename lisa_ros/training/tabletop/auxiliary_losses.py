@@ -217,7 +217,7 @@ def _class_loss(
     """Return the cross-entropy of the pixels' classes, predicted from a grid (B, h, w, F).
 
     Args:
-        head: predicts _CELL_PIXELS x _CELL_PIXELS pixels of each cell.
+        head: predicts _CELL_SIDE x _CELL_SIDE pixels of each cell.
         grid: features.
         categories: (B, H, W) category class of each pixel.
         colours: (B, H, W) colour class of each pixel.

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lisa_ros.model import checkpoint, export, image_processing
+from lisa_ros.model.lisa import clip_patch_states
+from lisa_ros.training.distributed import init_distributed, rank_zero_first
 from lisa_ros.training.tabletop import dataset, saved_runs
 from lisa_ros.training.tabletop.dataset import SceneSet
 from lisa_ros.training.tabletop.initialization import clip_preprocessing
@@ -82,8 +84,7 @@ class PositionDistillationTask:
 
     def patch_states(self, clip: nn.Module, pixels: Tensor) -> Tensor:
         """Return the patch states (B, P, W) float of a CLIP: the student's or the teacher's."""
-        hidden_states = clip(pixels, output_hidden_states=True).hidden_states
-        return hidden_states[self.lisa.config.mm_vision_select_layer][:, 1:].float()
+        return clip_patch_states(clip, pixels, self.lisa.config.mm_vision_select_layer).float()
 
     def _inject_into_projector(self, states: Tensor) -> None:
         """Make the projector write the codes along directions in which its tokens hardly vary.
@@ -158,6 +159,8 @@ def distill(run: Path, scenes: Path, start: Path, trainer: TrainerConfig = TRAIN
     Returns:
         False if a signal stopped it before its last step.
     """
-    saved_runs.rename_columns(run, saved_runs.POSITION_COLUMNS)
+    rank, world, _ = init_distributed('cpu')
+    with rank_zero_first(rank, world):
+        saved_runs.rename_columns(run, saved_runs.POSITION_COLUMNS)
     task = PositionDistillationTask(start, SceneSet.load(scenes / 'train'), trainer.seed)
     return Trainer(run, trainer, task).train()

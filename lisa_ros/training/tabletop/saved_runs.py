@@ -32,14 +32,14 @@ def rename_columns(run: Path, new_names: Mapping[str, str]) -> None:
     """Rename the columns of a run's curves.csv, if it has old ones, so that the run can go on.
 
     Args:
-        run: folder of the run; nothing happens without curves.csv.
+        run: folder of the run; nothing happens if curves.csv is missing or empty.
         new_names: today's name of each old one.
     """
     path = run / 'curves.csv'
     if not path.exists():
         return
     with path.open(newline='') as file:
-        header, *rows = csv.reader(file)
+        header, *rows = list(csv.reader(file)) or [[]]
     renamed = [new_names.get(name, name) for name in header]
     if renamed == header:
         return
