@@ -10,6 +10,9 @@ if [ -n "${ROS_DISTRO:-}" ]; then
   unset ROS_DISTRO PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH
 fi
 
+# The wheels are installed without compiled modules: let Python keep those that it compiles.
+unset PYTHONDONTWRITEBYTECODE
+
 # Talk to nobody else: a domain for each checkout, this machine only, the one DDS of the wheels.
 unset ROS_LOCALHOST_ONLY ROS_STATIC_PEERS ROS_DISCOVERY_SERVER FASTRTPS_DEFAULT_PROFILES_FILE
 ROS_DOMAIN_ID=$((1 + $(cksum <<<"$_root" | cut -d' ' -f1) % 100))
