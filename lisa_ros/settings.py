@@ -115,6 +115,19 @@ class Settings(ValidatedSettings):
         minimum=0.1,
         maximum=3600.0,
     )
+    max_image_age: float = parameter(
+        3.0,
+        'A query ends as STALE_INPUT if the newest image came longer ago than this, or its stamp '
+        'is further from the clock of the node [s]; 0: any age. A goal may set max_age instead',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    max_command_chars: int = parameter(
+        1000,
+        'Length limit of a command or of the query of a goal [characters]; longer ones fail',
+        minimum=1,
+        maximum=100000,
+    )
     dialogue_turns: int = parameter(
         1,
         'Earlier queries and answers in the prompt, so that a command can refer to them ("and the '
@@ -130,6 +143,12 @@ class Settings(ValidatedSettings):
     goals_kept: int = parameter(
         64,
         'Goals of ~/segment that can wait [goals]; more are rejected',
+        minimum=1,
+        maximum=1000,
+    )
+    goals_per_client: int = parameter(
+        32,
+        'Unfinished goals of ~/segment that one client may have [goals]; more are aborted',
         minimum=1,
         maximum=1000,
     )

@@ -115,6 +115,9 @@ class FixedClock:
     def now_ns(self):
         return self.time_ns
 
+    def steady(self):
+        return self.time_ns / 1e9
+
 
 def make_scheduler(model, listener, log, *, dialogues=None, clock=None, **options):
     """Return an inference thread and a scheduler with options, both started."""
@@ -451,7 +454,8 @@ def test_a_model_that_does_not_stop_keeps_the_scheduler_open_for_a_later_close()
     assert not inference.close(0.05)
     model.go.set()
     assert scheduler.close(5)
-    assert listener.wait(1) == [('uncancellable', Status.FOUND)]
+    assert listener.wait(1) == [('uncancellable', Status.CANCELLED)]
+    assert listener.ends[0][2].masks.any()  # what was ready is kept
     assert inference.close(5)
 
 
@@ -495,11 +499,11 @@ def test_the_depth_of_another_image_is_not_taken(run):
 
 def test_an_image_long_ago_is_not_taken_for_its_depth(run):
     scheduler, _, _, _ = run()
-    scheduler.add_depth(0, 'depth')
-    scheduler.add_image(0, 'with depth')
-    scheduler.add_image(500 * MS, 'half a second later')
+    scheduler.add_depth(1, 'depth')
+    scheduler.add_image(1, 'with depth')
+    scheduler.add_image(500 * MS + 1, 'half a second later')
     assert scheduler.newest_frame().image == 'with depth'
-    scheduler.add_image(501 * MS, 'more than that')
+    scheduler.add_image(501 * MS + 1, 'more than that')
     frame = scheduler.newest_frame()
     assert (frame.image, frame.depth) == ('more than that', None)
 
@@ -507,10 +511,10 @@ def test_an_image_long_ago_is_not_taken_for_its_depth(run):
 def test_of_equal_stamps_the_newest_message_is_taken(run):
     scheduler, _, _, _ = run()
     for which in ('old', 'new'):
-        scheduler.add_depth(0, f'{which} depth')
-        scheduler.add_camera_info(0, f'{which} info')
-        scheduler.add_image(0, f'{which} image')
-    assert scheduler.newest_frame() == SyncedMessages(0, 'new image', 'new depth', 'new info')
+        scheduler.add_depth(1, f'{which} depth')
+        scheduler.add_camera_info(1, f'{which} info')
+        scheduler.add_image(1, f'{which} image')
+    assert scheduler.newest_frame() == SyncedMessages(1, 'new image', 'new depth', 'new info')
 
 
 def test_depth_that_stopped_does_not_hold_the_image_back(run):
@@ -730,7 +734,7 @@ def test_an_image_that_is_too_old_is_stale_unless_it_is_the_goals_own(run):
 def test_the_next_answer_to_a_continuous_goal_waits_for_a_newer_frame_and_its_rate(run):
     scheduler, model, listener, _ = run(goals_kept=1, watch_rate=1000.0)
     scheduler.add_image(1, 'image')
-    previous = PreviousAnswer(stamp=1, started_at=time.monotonic())
+    previous = PreviousAnswer(arrival=1, started_at=time.monotonic())
     assert scheduler.submit_goal(goal('again', listener, previous=previous))
     time.sleep(0.15)
     assert model.texts == []
@@ -868,3 +872,227 @@ def test_without_a_query_there_is_no_requery(run):
     scheduler.requery()
     time.sleep(0.05)
     assert model.texts == ['self test']
+
+
+# ---- length, turns, stop
+
+
+def test_a_command_that_is_too_long_fails_and_is_not_kept_whole(run):
+    scheduler, model, listener, _ = run(max_command_chars=200)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('a' * 201)
+    ((text, _, result),) = (listener.wait(1), listener.ends)[1]
+    assert result.status is Status.FAILED
+    assert 'max_command_chars allows 200' in result.reason
+    assert max(len(text), len(result.query)) < 150
+    scheduler.submit_command('a' * 200)
+    assert listener.wait(2)[1][1] is Status.FOUND
+
+
+def test_a_burst_of_commands_gets_an_answer_each(run):
+    model = Model(blocking=True)
+    scheduler, _, listener, _ = run(model)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('first')
+    assert model.started.acquire(timeout=5)
+    for number in range(300):
+        scheduler.submit_command(f'command {number}')
+    model.go.set()
+    statuses = dict(listener.wait(301))
+    assert len(statuses) == 301
+    assert statuses.pop('first') is statuses.pop('command 299') is Status.FOUND
+    assert set(statuses.values()) == {Status.SUPERSEDED}
+
+
+def test_clients_take_turns_whatever_the_number_of_their_goals(run):
+    model = Model(blocking=True)
+    scheduler, _, listener, _ = run(model)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('first')
+    assert model.started.acquire(timeout=5)
+    for number in range(5):
+        scheduler.submit_goal(goal(f'greedy {number}', listener, client='greedy'))
+    for number in range(2):
+        scheduler.submit_goal(goal(f'modest {number}', listener, client='modest'))
+    scheduler.submit_command('last')
+    model.go.set()
+    listener.wait(9)
+    assert model.texts == [
+        'first', 'greedy 0', 'modest 0', 'last', 'greedy 1', 'modest 1',
+        'greedy 2', 'greedy 3', 'greedy 4',
+    ]  # fmt: skip
+
+
+def test_continuous_goals_leave_room_for_other_goals(run):
+    scheduler, _, listener, _ = run(goals_kept=1, watch_rate=0.001)
+    scheduler.add_image(1, 'image')
+    for number in range(5):
+        previous = PreviousAnswer(1, time.monotonic())
+        again = goal(f'again {number}', listener, previous=previous, is_continuous=True)
+        scheduler._waiting.append(again)
+    assert scheduler.submit_goal(goal('other', listener))
+    assert listener.wait(1) == [('other', Status.FOUND)]
+
+
+def test_stop_ends_continuous_goals_and_no_others(run):
+    model = Model(blocking=True)
+    scheduler, _, listener, _ = run(model)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('running', listener, is_continuous=True))
+    assert model.started.acquire(timeout=5)
+    scheduler.submit_goal(goal('waiting', listener, is_continuous=True))
+    scheduler.submit_goal(goal('once', listener))
+    assert scheduler.stop() == [
+        "the running continuous goal 'running'",
+        "the waiting continuous goal 'waiting'",
+    ]
+    listener.wait(2)
+    model.go.set()
+    ends = {text: result for text, _, result in (listener.wait(3), listener.ends)[1]}
+    assert ends['running'].status is ends['waiting'].status is Status.CANCELLED
+    assert ends['waiting'].reason == 'stopped'
+    assert ends['once'].status is Status.FOUND
+
+
+def test_an_answer_that_is_complete_when_it_is_stopped_ends_as_cancelled(run):
+    """The model looks at the cancellation before each token, not after the last."""
+    model = Model()
+    scheduler, _, listener, _ = run(model)
+    answer = model.stream
+
+    def stopped_at_its_end(image, query, options, cancel):
+        for event in answer(image, query, options, cancel):
+            if isinstance(event, Done):
+                assert scheduler.stop()
+            yield event
+
+    model.stream = stopped_at_its_end
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('the mug')
+    assert listener.wait(1) == [('the mug', Status.CANCELLED)]
+    assert listener.ends[0][2].reason == 'stopped'
+
+
+# ---- freshness
+
+
+class SetClock:
+    """A clock that a test sets: the time of stamps, and the steady time."""
+
+    def __init__(self, now=1000.0, steady=None):
+        self.now, self.time = now, now if steady is None else steady
+
+    def now_ns(self):
+        return int(self.now * 1e9)
+
+    def steady(self):
+        return self.time
+
+    def advance(self, seconds):
+        self.now += seconds
+        self.time += seconds
+
+
+def seconds(value):
+    return int(value * 1e9)
+
+
+@pytest.mark.parametrize(
+    ('stamp', 'limits', 'wait_s', 'reason'),
+    [
+        # the camera has died, whatever its clock says
+        (1000.0, {'max_image_age': 3.0}, 7.7, 'came 7.70 s ago, max_image_age allows 3 s'),
+        (1020.0, {'max_age': 0.5}, 3.0, 'came 3.00 s ago, max_age allows 0.5 s: check the camera'),
+        (0.0, {'max_age': 0.5}, 3.0, 'came 3.00 s ago, max_age allows 0.5 s: check the camera'),
+        (5e8, {'max_image_age': 3.0}, 4.0, 'came 4.00 s ago'),
+        # the camera works, and its clock is wrong
+        (1020.0, {'max_age': 0.5}, 0.0, "20.00 s ahead of the node's clock, max_age allows 0.5 s"),
+        (1020.0, {'max_image_age': 3.0}, 0.1, 'synchronize the clocks'),
+        (980.0, {'max_image_age': 3.0}, 0.1, '20.10 s old, max_image_age allows 3 s: synchronize'),
+        (5e8, {'max_age': 0.5}, 0.0, 'for a bag, set use_sim_time'),
+        # fresh
+        (1000.0, {'max_age': 0.5, 'max_image_age': 0.1}, 0.4, None),
+        (1000.1, {'max_age': 0.5}, 0.0, None),
+        (0.0, {'max_age': 0.5}, 0.4, None),
+        (1020.0, {'max_image_age': 0.0}, 60.0, None),
+        (5e8, {'max_image_age': 3.0}, 1.0, None),
+    ],
+)
+def test_the_age_of_an_image_is_judged_by_its_arrival_and_its_stamp(
+    run, stamp, limits, wait_s, reason
+):
+    clock = SetClock()
+    scheduler, _, listener, _ = run(clock=clock, max_image_age=limits.get('max_image_age', 3.0))
+    scheduler.add_image(seconds(stamp), 'image')
+    clock.advance(wait_s)
+    scheduler.submit_goal(goal('the mug', listener, max_age=limits.get('max_age', 0.0)))
+    ((_, status),) = listener.wait(1)
+    assert status is (Status.FOUND if reason is None else Status.STALE_INPUT)
+    assert (reason or '') in listener.ends[0][2].reason
+
+
+def test_a_simulation_without_a_clock_is_named(run):
+    clock = SetClock(now=0.0, steady=50.0)
+    scheduler, _, listener, _ = run(clock=clock)
+    scheduler.add_image(seconds(1.79e9), 'image')
+    scheduler.submit_goal(goal('the mug', listener, max_age=0.5))
+    listener.wait(1)
+    assert 'use_sim_time is on, but /clock has no message' in listener.ends[0][2].reason
+
+
+def test_a_paused_simulation_can_be_asked_and_a_dead_camera_in_it_cannot(run):
+    clock = SetClock(now=30.0)
+    scheduler, _, listener, _ = run(clock=clock)
+    scheduler.add_image(seconds(29.9), 'image')
+    time.sleep(0.05)  # real time goes on, that of the simulation does not
+    scheduler.submit_command('paused')
+    assert listener.wait(1)[0] == ('paused', Status.FOUND)
+    clock.advance(3.5)
+    scheduler.submit_command('dead')
+    assert listener.wait(2)[1] == ('dead', Status.STALE_INPUT)
+
+
+@pytest.mark.parametrize('stamps', [(0, 0, 0), (7, 7, 7), (9, 8, 9)])
+def test_each_image_is_a_new_frame_whatever_its_stamp(run, stamps):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.set_standing_query('the mug')
+    for count, stamp in enumerate(stamps, 1):
+        scheduler.add_image(stamp, f'image {count}')
+        assert len(listener.wait(count)) == count
+    assert [frame.image for frame in model.frames] == ['image 1', 'image 2', 'image 3']
+    time.sleep(0.05)
+    assert len(model.frames) == 3
+    previous = PreviousAnswer(model.frames[-1].arrival, 0.0)
+    scheduler.stop()
+    scheduler.submit_goal(goal('again', listener, previous=previous))
+    scheduler.add_image(stamps[-1], 'image 4')
+    assert listener.wait(4)[3] == ('again', Status.FOUND)
+
+
+def test_unstamped_depth_belongs_to_the_unstamped_image_of_its_time(run):
+    clock = SetClock()
+    scheduler, _, _, _ = run(clock=clock)
+    scheduler.add_image(0, 'image 1')
+    scheduler.add_depth(0, 'depth 1')
+    clock.advance(0.2)
+    scheduler.add_image(0, 'image 2')
+    frame = scheduler.newest_frame()
+    assert (frame.image, frame.depth) == ('image 1', 'depth 1')
+    scheduler.add_depth(0, 'depth 2')
+    frame = scheduler.newest_frame()
+    assert (frame.image, frame.depth) == ('image 2', 'depth 2')
+
+
+def test_a_requery_about_a_stale_frame_is_not_asked_for_ever(run):
+    clock = SetClock()
+    scheduler, _, listener, _ = run(clock=clock, watch_rate=1000.0)
+    scheduler.add_image(seconds(1000.0), 'image')
+    scheduler.submit_command('the mug')
+    listener.wait(1)
+    clock.advance(10.0)
+    scheduler.add_image(seconds(1000.1), 'image of long ago')
+    scheduler.requery()
+    assert listener.wait(2)[1] == ('the mug', Status.STALE_INPUT)
+    scheduler.add_image(seconds(1000.2), 'another')
+    time.sleep(0.05)
+    assert len(listener.ends) == 2

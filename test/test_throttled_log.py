@@ -37,4 +37,7 @@ def test_each_cause_is_logged_once_in_five_seconds(monkeypatch):
     now[0] += 0.1
     throttled.error('no depth')
     throttled.warning('at 7 s', 'late')
-    assert logger.lines[3:] == ['no depth', 'warning: at 7 s']
+    assert logger.lines[3:] == [
+        'no depth (and 2 more like it)',
+        'warning: at 7 s (and 1 more like it)',
+    ]

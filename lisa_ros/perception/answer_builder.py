@@ -22,6 +22,7 @@ from lisa_ros.results import (
 # IoU above which two masks show one object; a mask of two objects and a mask of one of them have
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
+_LOOP = 'the answer was cut off: the model repeated the same words without end'
 _REPEATED = 'the model found only an object that was shown before'
 
 
@@ -44,6 +45,8 @@ class AnswerBuilder:
             excluded_masks: (H, W) bool each; leave out masks of the same objects.
         """
         self.token_ids: list[int] = []  # append each generated token
+        self.progress = 0  # tokens up to the last mask of an object that no mask showed before
+        self.repeated = 0  # tokens at the end that only repeat the ones before
         self._query, self._shape, self._threshold = query, shape, threshold
         self._excluded_masks = excluded_masks
         self._has_repeated = False  # whether a mask was left out for `excluded_masks`
@@ -68,6 +71,8 @@ class AnswerBuilder:
             return None
         if self._time_to_first_mask is None:
             self._time_to_first_mask = time.perf_counter() - self._start
+        if all(iou(pixels, other > 0) <= SAME_OBJECT_IOU for other in self._logits):
+            self.progress = len(self.token_ids)
         self._logits.append(mask.logits)
         self._scores.append(mask.score)
         self._score_features.append(mask.features)
@@ -77,7 +82,7 @@ class AnswerBuilder:
         """Return the result.
 
         Args:
-            answer_raw: the decoded tokens, [SEG] included, without </s>.
+            answer_raw: the decoded tokens, [SEG] included, without </s> and without repeated ones.
             timings: seconds by stage.
             cancelled: whether the answer was stopped before its end.
         """
@@ -86,6 +91,9 @@ class AnswerBuilder:
         masks = logits > 0
         status = Status.FOUND if masks.any() else Status.NOT_FOUND
         reason = _REPEATED if self._has_repeated else ''
+        if self.repeated:
+            reason = _LOOP
+            status = Status.FOUND if status is Status.FOUND else Status.REPEATED
         if cancelled:
             status, reason = Status.CANCELLED, 'cancelled during the answer'
         return Segmentation(

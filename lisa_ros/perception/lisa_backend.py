@@ -37,6 +37,7 @@ from lisa_ros.perception.prompts import (
     prompt_ids,
     training_ids,
 )
+from lisa_ros.perception.repetition import repeated_tail
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -239,6 +240,9 @@ class LisaBackend:
             if step.token_id == self.model.config.seg_token_id:
                 seg = SegToken(step.state, step.probability, text_prob)
                 yield from self._mask_events(seg, encoded, options, answer, timer)
+            answer.repeated = repeated_tail(answer.token_ids[answer.progress :])
+            if answer.repeated:
+                break
         cancelled = not self._is_complete(answer.token_ids, options) and cancel.is_set()
         yield Done(self._result(answer, timer, cancelled))
 
@@ -319,7 +323,8 @@ class LisaBackend:
             yield event
 
     def _result(self, answer: AnswerBuilder, timer: StageTimer, cancelled: bool) -> Segmentation:
-        answer_raw = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        token_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated]
+        answer_raw = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return answer.result(answer_raw, timer.seconds, cancelled)
 
 

@@ -8,19 +8,21 @@ How a goal ends (state of the action, status of the result):
 
     succeeded   FOUND, NOT_FOUND
     canceled    CANCELLED: its client cancelled it
-    aborted     STALE_INPUT, FAILED, or CANCELLED: the node deactivated
+    aborted     STALE_INPUT, FAILED, or CANCELLED: the node deactivated, "stop" ended a continuous
+                goal, the client has left the ROS graph, or it has more than `goals_per_client`
 
 A continuous goal is answered again for newer frames until its client cancels it; each answer is
-sent as feedback. Goals beyond `goals_kept` and goals to an inactive node are rejected.
+sent as feedback. Goals beyond `goals_kept` and goals to an inactive node are rejected. Nobody
+works for a client that has gone: its goals end within 2 s after it has left the graph.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor
 from rclpy.task import Future
 from sensor_msgs.msg import RegionOfInterest
@@ -44,10 +46,19 @@ from lisa_ros.ros import message_types
 from lisa_ros.ros.camera_pipeline import CameraPipeline
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.goal_clients import GoalClients
 from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
+from lisa_ros.session.request import (
+    CancelReason,
+    PreviousAnswer,
+    Request,
+    RequestKind,
+    shortened,
+)
 from lisa_ros.session.scheduler import RequestScheduler
+
+_CHECK_PERIOD = 1.0  # of the presence of clients; a goal ends if it is missed twice [s]
 
 
 class _GoalReceiver:
@@ -57,9 +68,8 @@ class _GoalReceiver:
         self.ended = Future(executor=executor)  # done when status and message are set
         self.status: Status | None = None
         self.message: SegmentationMessage | None = None
-        self.started_at: float | None = None  # when the model began [s, monotonic]
+        self.frame: SyncedMessages | None = None  # the model has begun to answer about it
         self._goal, self._executor = goal, executor
-        self._frame: SyncedMessages | None = None
         self._answer_raw = ''
         self._mask_count = 0
 
@@ -73,7 +83,7 @@ class _GoalReceiver:
 
     def started(self, frame: SyncedMessages) -> None:
         """Send the feedback that the model begins."""
-        self._frame, self.started_at = frame, time.monotonic()
+        self.frame = frame
         self.publish_feedback('looking')
 
     def event(self, event: Event) -> None:
@@ -83,7 +93,7 @@ class _GoalReceiver:
             self.publish_feedback('answering')
         elif isinstance(event, MaskReady):
             self._mask_count += 1
-            header = self._frame.image.header
+            header = self.frame.image.header
             instance = message_types.make.instance(
                 header, self._mask_count, event.mask, event.score
             )
@@ -102,6 +112,7 @@ class SegmentActionServer:
     def __init__(self, context: NodeContext, cameras: Cameras):
         """Offer the action; it rejects goals while the node is inactive."""
         self._node, self._log, self._cameras = context.node, context.log, cameras
+        self._settings = context.settings
         self._requests: dict[bytes, tuple[RequestScheduler, Request]] = {}  # by goal id
         self._server = ActionServer(
             self._node,
@@ -114,6 +125,11 @@ class SegmentActionServer:
             result_service_qos_profile=ACTION_SERVICE_QOS,
             cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
+        action = self._node.resolve_service_name('~/segment')
+        self._clients = GoalClients(self._node, self._server, action, self._limit_client)
+        self._missing: set[bytes] = set()  # goals whose client was not there at the last check
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=clock)
 
     def _on_goal(self, goal: Segment.Goal) -> GoalResponse:
         try:
@@ -129,21 +145,45 @@ class SegmentActionServer:
         return GoalResponse.ACCEPT
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
-        scheduler_and_request = self._requests.get(bytes(goal.goal_id.uuid))
+        self._cancel(bytes(goal.goal_id.uuid), CancelReason.CANCELLED)
+        return CancelResponse.ACCEPT
+
+    def _cancel(self, goal_id: bytes, reason: CancelReason) -> None:
+        scheduler_and_request = self._requests.get(goal_id)
         if scheduler_and_request is not None:
             scheduler, request = scheduler_and_request
-            scheduler.cancel(request)
-        return CancelResponse.ACCEPT
+            scheduler.cancel(request, reason)
+
+    def _limit_client(self, goal_id: bytes) -> None:
+        """End a goal if its client has too many unfinished ones."""
+        client = self._clients.client(goal_id)
+        limit = self._settings.value.goals_per_client
+        if (
+            client
+            and sum(self._clients.client(other) == client for other in self._requests) > limit
+        ):
+            self._log.warning('a goal was aborted: its client has too many, see goals_per_client')
+            self._cancel(goal_id, CancelReason.CLIENT_LIMIT)
+
+    def _check_clients(self) -> None:
+        """End the goals whose clients have left the ROS graph."""
+        gone = self._clients.gone(self._requests) if self._requests else set()
+        for goal_id in gone & self._missing:
+            self._log.warning('a goal was aborted: its client has left the ROS graph')
+            self._cancel(goal_id, CancelReason.CLIENT_GONE)
+        self._missing = gone
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
         """Wait for the end of a goal and return its result; other callbacks run meanwhile."""
         try:
             camera = self._cameras.named(goal.request.camera)
-            _check_goal(goal.request, camera.scheduler)
+            _check_goal(goal.request, camera.scheduler, self._settings.value.max_command_chars)
             status, message = await self._answers(goal, camera)
         except LisaError as error:
             goal.abort()
-            return _failed_result(goal.request.query, str(error))
+            return _failed_result(shortened(goal.request.query), str(error))
+        finally:
+            self._clients.forget(bytes(goal.goal_id.uuid))
         is_continuous = goal.request.continuous
         if goal.is_cancel_requested and (is_continuous or status is Status.CANCELLED):
             goal.canceled()
@@ -169,13 +209,14 @@ class SegmentActionServer:
             if scheduler.is_closed:  # the node deactivates
                 status = Status.CANCELLED
                 break
-            stamp = stamp_ns(message.header)
-            previous = PreviousAnswer(stamp, answer.started_at)
+            previous = PreviousAnswer(answer.frame.arrival, answer.frame.frozen_at)
             answer = await self._answer(goal, camera, scheduler, previous)
             status = answer.status
-            if status is not Status.CANCELLED or answer.started_at is not None:
+            if status is not Status.CANCELLED or answer.frame is not None:
                 message = answer.message
-        message.status = int(status)  # the message is the last answer if the next had not begun
+            else:  # the message stays the last answer: the next had not begun
+                message.reason = answer.message.reason
+        message.status = int(status)
         return status, message
 
     async def _answer(
@@ -193,13 +234,16 @@ class SegmentActionServer:
         goal_id = bytes(goal.goal_id.uuid)
         receiver = _GoalReceiver(goal, self._node.executor)
         receiver.publish_feedback('queued')
-        request = _make_request(goal.request, camera, receiver, previous)
+        client = self._clients.client(goal_id) or goal_id.hex()
+        request = _make_request(goal.request, camera, receiver, previous, client)
         self._requests[goal_id] = scheduler, request
         try:
             if not scheduler.submit_goal(request):
                 raise QueryError('the node is stopping, or the queue is full, see goals_kept')
             if goal.is_cancel_requested:  # cancelled before the request was registered
                 scheduler.cancel(request)
+            if previous is None:  # its client may have become known before
+                self._limit_client(goal_id)
             await receiver.ended  # always completes: a scheduler ends every request
             return receiver
         finally:
@@ -211,6 +255,7 @@ def _make_request(
     camera: CameraPipeline,
     receiver: _GoalReceiver,
     previous: PreviousAnswer | None,
+    client: str,
 ) -> Request:
     """Return the request of a goal; answers about the camera's own frames go to its topics."""
     has_image = bool(goal.image.width)
@@ -221,6 +266,8 @@ def _make_request(
         camera.client_listener(receiver, is_public=not has_image),
         frame=SyncedMessages(image_stamp, goal.image) if has_image else None,
         dialogue=goal.dialogue or None,
+        client=client,
+        is_continuous=goal.continuous,
         previous=previous,
         max_age=float(goal.max_age),
         region=_region(goal.region),
@@ -228,7 +275,7 @@ def _make_request(
     )
 
 
-def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None) -> None:
+def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None, max_chars: int) -> None:
     """Check a goal before it is queued.
 
     Raises:
@@ -236,6 +283,11 @@ def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None) -> None:
     """
     if scheduler is None:
         raise QueryError('the node is not active')
+    if len(goal.query) > max_chars:
+        raise QueryError(
+            f'the query has {len(goal.query)} characters, max_command_chars allows {max_chars}: '
+            'say it in fewer words'
+        )
     if not goal.max_age >= 0:  # also NaN
         raise QueryError(f'max_age is {goal.max_age}; expected seconds, or 0 for any age')
     if goal.continuous and goal.image.width:

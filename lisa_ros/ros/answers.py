@@ -16,7 +16,7 @@ from lisa_ros.results import ANSWERED, Event, Segmentation, Status
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import Request, unanswered
+from lisa_ros.session.request import CancelReason, Request, shortened, unanswered
 from lisa_ros.tracking.worker import TrackingWorker
 
 
@@ -24,7 +24,7 @@ class AnswerReceiver(Protocol):
     """A client that waits for its own answer: a goal, or the self-test."""
 
     def started(self, frame: SyncedMessages) -> None:
-        """The model begins to answer about this frame."""
+        """The model began to answer about this frame, at `frame.frozen_at`."""
 
     def event(self, event: Event) -> None:
         """The model has generated a token or a mask."""
@@ -97,9 +97,10 @@ class TopicListener:
         if not self._context.node.context.ok():
             return  # ROS is shut down: no subscribers
         result = answer.result
-        if self._tracking is not None and result.status in ANSWERED:
+        is_stopped = request.cancellation.reason is CancelReason.STOPPED
+        if self._tracking is not None and result.status in ANSWERED and not is_stopped:
             self._tracking.on_answer(answer.frame, result)
-        self._log(result, time.monotonic() - request.created)
+        self._log(request, result)
         if result.status not in ANSWERED and not len(result.masks):
             # The request was not answered: an empty ~/mask would say that nothing was found.
             self._publishers.answers.publish_status(answer.message)
@@ -112,16 +113,19 @@ class TopicListener:
         if result.answer:
             self._publishers.publish_explanation(left_out or result.answer)
 
-    def _log(self, result: Segmentation, seconds: float) -> None:
+    def _log(self, request: Request, result: Segmentation) -> None:
+        query = f'{self._log_prefix}{shortened(result.query)!r}'
         if result.status is Status.FAILED:
-            line = f'{self._log_prefix}{result.query!r} failed: {result.reason}'
-            self._context.log.error(line, self._log_prefix + result.reason)
+            self._context.log.error(f'{query} failed: {result.reason}', result.reason)
             return
+        answer = shortened(result.answer) or result.reason
         reason = f', {result.reason}' if result.answer and result.reason else ''
-        self._context.node.get_logger().info(
-            f'{self._log_prefix}{result.query!r}: {result.status.name}, '
-            f'{result.answer or result.reason!r}{reason} ({seconds:.2f} s)'
-        )
+        seconds = time.monotonic() - request.created
+        line = f'{query}: {result.status.name}, {answer!r}{reason} ({seconds:.2f} s)'
+        if result.status in ANSWERED:
+            self._context.node.get_logger().info(line)
+        else:
+            self._context.log.info(line, result.reason)
 
 
 class ClientListener:

@@ -10,6 +10,7 @@ masks on the tracking worker's (tracking_output.py).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from lisa_ros.ros import configuration
@@ -79,6 +80,7 @@ class CameraPipeline:
             parts.tracking.start()
         parts.scheduler.start()
         parts.inputs.subscribe(self._prefix, settings.image_transport)
+        self.apply_settings(self._context.settings.value)  # may have changed meanwhile
 
     def _make_parts(self, inference: InferenceThread, settings: Settings) -> _ActiveParts:
         tracking_output = TrackingOutput(self._context, self._publishers.tracked)
@@ -104,14 +106,15 @@ class CameraPipeline:
         """Cancel all requests and end the threads; False if model or tracker are still busy.
 
         Args:
-            timeout: how long to wait for each of them [s].
+            timeout: how long to wait for both of them together [s].
         """
-        parts = self._parts
+        parts, deadline = self._parts, time.monotonic() + timeout
         if parts is None:
             return True
         if not parts.scheduler.close(timeout):
             return False
-        return parts.tracking is None or parts.tracking.close(timeout)
+        left = max(0.0, deadline - time.monotonic())
+        return parts.tracking is None or parts.tracking.close(left)
 
     def unsubscribe(self) -> None:
         """Remove the inputs; call it after `close` has returned True."""
@@ -182,6 +185,6 @@ class CameraPipeline:
         if parts.tracking is None:
             return stopped
         was_tracking = parts.tracking.stop()
-        # An answer that is just being published would be tracked again.
+        # An answer that was complete before is published after this; it would be tracked again.
         parts.scheduler.call_after_delivery(parts.tracking.stop)
         return stopped + ['tracking'] * was_tracking

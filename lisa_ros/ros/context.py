@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from rclpy.lifecycle import LifecycleNode
@@ -24,10 +25,16 @@ class NodeContext:
 
 @dataclass(frozen=True)
 class NodeClock:
-    """The node's clock as a `scheduler.Clock`: simulated time under use_sim_time."""
+    """The node's clock as an `image_age.Clock`: simulated time under use_sim_time."""
 
     node: LifecycleNode
 
     def now_ns(self) -> int:
         """Return the present time [ns]."""
         return self.node.get_clock().now().nanoseconds
+
+    def steady(self) -> float:
+        """Return the time of the simulation [s] once it runs, else the monotonic time."""
+        clock = self.node.get_clock()
+        now = clock.now().nanoseconds
+        return now / 1e9 if clock.ros_time_is_active and now else time.monotonic()

@@ -17,6 +17,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from lisa_ros.ros.inputs import TopicWatch
+from lisa_ros.session.image_age import Clock
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
 
@@ -67,13 +68,16 @@ def model_status(source: StatusSource, settings: Settings, device: str) -> Diagn
     return source.status(WARN, 'model', 'no model: the node is not configured', values)
 
 
-def topic_status(source: StatusSource, watch: TopicWatch, publishers: int) -> DiagnosticStatus:
+def topic_status(
+    source: StatusSource, watch: TopicWatch, publishers: int, clock: Clock
+) -> DiagnosticStatus:
     """Return the state of an input topic that has this number of publishers now."""
     silence = watch.silence()
     values = {
         'rate [Hz]': f'{watch.rate() if silence < _SILENT_AFTER else 0:.1f}',
         'publishers': publishers,
         'last message [s ago]': f'{silence:.1f}' if watch.arrivals else 'never',
+        'age at arrival [s]': f'{watch.stamp_age:.3f}' if watch.arrivals else 'unknown',
     }
     part = f'input {watch.topic}'
     if watch.incompatible_qos and silence > _SILENT_AFTER:
@@ -87,6 +91,9 @@ def topic_status(source: StatusSource, watch: TopicWatch, publishers: int) -> Di
     if silence > _SILENT_AFTER:
         message = 'there is a publisher, but no message comes'
         return source.status(WARN, part, message, values)
+    fault = watch.stamp_fault(clock) if watch.is_required else ''
+    if fault:
+        return source.status(WARN, part, fault, values)
     return source.status(OK, part, f'{watch.rate():.1f} Hz', values)
 
 

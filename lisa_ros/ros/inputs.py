@@ -20,8 +20,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages.stamp import stamp_ns
+from lisa_ros.ros.context import NodeClock
 from lisa_ros.ros.qos import qos_overrides, sensor_qos
 from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.image_age import MAX_STAMP_AGE, Clock, clock_hint, stamp_age
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.worker import TrackingWorker
 
@@ -34,10 +36,31 @@ class TopicWatch:
     is_required: bool  # without it nothing is answered
     incompatible_qos: str = ''  # QoS policy on which publisher and node disagree
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))  # [s, monotonic]
+    stamps: deque[int] = field(
+        default_factory=lambda: deque(maxlen=3)
+    )  # of the last messages [ns]
+    stamp_age: float = 0.0  # of the last message at its arrival [s]
 
-    def count(self) -> None:
-        """Note that a message has just arrived."""
+    def count(self, stamp: int, clock: Clock) -> None:
+        """Note that a message with this stamp [ns] has just arrived."""
         self.arrivals.append(time.monotonic())
+        self.stamps.append(stamp)
+        self.stamp_age = stamp_age(stamp, clock)
+
+    def stamp_fault(self, clock: Clock) -> str:
+        """Return what is wrong with the stamps, and the cure; empty if nothing is."""
+        stamps, age = tuple(self.stamps), self.stamp_age
+        if not stamps:
+            return ''
+        if not any(stamps):
+            return 'its stamps are 0, so its images count as new when they arrive: stamp them'
+        if len(stamps) == self.stamps.maxlen and len(set(stamps)) == 1:
+            return 'its stamp does not change: stamp each image with the time it was taken'
+        if abs(age) <= MAX_STAMP_AGE:
+            return ''
+        side = 'behind' if age > 0 else 'ahead of'
+        hint = clock_hint(age, clock)
+        return f"its stamps are {abs(age):.1f} s {side} the node's clock: {hint}"
 
     def note_incompatible_qos(self, policy: str) -> None:
         """Note the QoS policy on which a publisher and the node disagree."""
@@ -64,6 +87,7 @@ class CameraInputs:
         tracking: TrackingWorker[SyncedMessages] | None,
     ):
         self._node, self._scheduler, self._tracking = node, scheduler, tracking
+        self._clock = NodeClock(node)
         self._subscriptions: list[Subscription] = []
         self.watches: list[TopicWatch] = []  # that of the colour image comes first
 
@@ -111,7 +135,7 @@ class CameraInputs:
         watch = TopicWatch(self._node.resolve_topic_name(topic), is_required)
 
         def receive(message: Any) -> None:
-            watch.count()
+            watch.count(stamp_ns(message.header), self._clock)
             callback(message)
             if self._tracking is not None:
                 self._tracking.notify()

@@ -40,9 +40,10 @@ from lisa_ros.perception.backend import Backend
 from lisa_ros.ros import configuration, diagnostics, fastdds, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.cameras import Cameras
-from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.context import NodeClock, NodeContext
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import spin
 from lisa_ros.ros.self_test import run_self_test
 from lisa_ros.ros.throttled_log import ThrottledLog
@@ -164,9 +165,11 @@ class LisaNode(LifecycleNode):
         self._inference = InferenceThread(
             self._backend,
             MessageDecoder(),
-            configuration.inference_options(self._settings.value),  # may have changed meanwhile
+            configuration.inference_options(settings),
             self.get_logger(),
         )
+        # Parameters may have changed before `_on_parameters` saw the thread.
+        self._inference.set_options(configuration.inference_options(self._settings.value))
         self._inference.start()
         for camera in self._cameras:
             camera.configure()
@@ -187,7 +190,9 @@ class LisaNode(LifecycleNode):
         for camera in self._cameras:
             camera.activate(self._inference)
         # Last, and as a new subscription: a client that discovers it may send a command at once.
-        self._commands = self.create_subscription(String, '~/command', self._on_command, 10)
+        self._commands = self.create_subscription(
+            String, '~/command', self._on_command, COMMAND_QOS
+        )
         images = ', '.join(camera.inputs[0].topic for camera in self._cameras)
         self.get_logger().info(
             f'ready: images on {images}, commands on {self._commands.topic_name}'
@@ -302,11 +307,11 @@ class LisaNode(LifecycleNode):
         device = str(backend.device) if backend else ''
         hardware_id = diagnostics.hardware_id(device or settings.device)
         name = self.get_fully_qualified_name()
-        source = diagnostics.StatusSource(name, hardware_id)
+        source, clock = diagnostics.StatusSource(name, hardware_id), NodeClock(self)
         statuses = [diagnostics.model_status(source, settings, device)]
         for watch in self._cameras.inputs:
             publishers = self.count_publishers(watch.topic)
-            statuses.append(diagnostics.topic_status(source, watch, publishers))
+            statuses.append(diagnostics.topic_status(source, watch, publishers, clock))
         for camera in self._cameras:
             if camera.scheduler:
                 source = diagnostics.StatusSource(f'{name} {camera.name}'.rstrip(), hardware_id)

@@ -32,6 +32,7 @@ from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
+from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
@@ -61,7 +62,7 @@ class AnswerPublishers:
         self._node, self._context = context.node, context
         self._publishers: list[Publisher] = []
         create = functools.partial(self._create, prefix)
-        self._segmentation = create(SegmentationMessage, 'segmentation')
+        self._segmentation = create(SegmentationMessage, 'segmentation', COMMAND_QOS)
         self._mask = create(Image, 'mask')
         self._confidence = create(Image, 'confidence')
         self._overlay = create(Image, 'overlay')
@@ -74,8 +75,10 @@ class AnswerPublishers:
             self._detections = create(vision.Detection2DArray, 'detections')
             self._detections_3d = create(vision.Detection3DArray, 'detections_3d')
 
-    def _create(self, prefix: str, message_type: type, name: str) -> Publisher:
-        publisher = self._node.create_lifecycle_publisher(message_type, prefix + name, 10)
+    def _create(
+        self, prefix: str, message_type: type, name: str, qos: QoSProfile | int = 10
+    ) -> Publisher:
+        publisher = self._node.create_lifecycle_publisher(message_type, prefix + name, qos)
         self._publishers.append(publisher)
         return publisher
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QoS of the subscriptions to sensor topics, and of the action `~/segment`."""
+"""QoS of sensor topics, of commands and their answers, and of the action `~/segment`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 # Of server and clients. Deep enough for a burst of goals: with the usual depth of 10 some goals
 # are lost, and their clients wait for ever.
 ACTION_SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+
+# Of ~/command and ~/segmentation, which answers each command: a burst of commands fits in.
+COMMAND_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def sensor_qos() -> QoSProfile:

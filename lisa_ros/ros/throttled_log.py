@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logging throttled by cause: a camera delivers thirty messages a second.
 
-rclpy's own throttle counts by line of code, so one message would hide the others.
+rclpy's own throttle counts by line of code, so one message would hide the others. Two messages
+have the same cause if they differ only in numbers and in quoted text: "the newest image is 3.21 s
+old" and "... 3.24 s old" are logged once.
+
 Threads: any; if two threads log a cause at the same moment it may be logged twice.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Protocol
 
 _INTERVAL = 5.0  # minimum time between two messages of one cause [s]
+_MAX_CAUSES = 200  # that are remembered; others wait, so that a flood of causes is bounded, too
+_MAX_CHARS = 2000  # of a message; a traceback fits
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,e+-]*")  # quoted text and numbers
 
 
 class Logger(Protocol):
     """The part of rclpy's logger that is used here."""
+
+    def info(self, message: str) -> bool:
+        """Log a note."""
 
     def warning(self, message: str) -> bool:
         """Log a warning."""
@@ -24,24 +34,42 @@ class Logger(Protocol):
 
 
 class ThrottledLog:
-    """Logs each cause at most once in five seconds."""
+    """Logs each cause at most once in five seconds, and then how many messages it left out."""
 
     def __init__(self, logger: Logger):
         self._logger = logger
         self._logged_at: dict[str, float] = {}  # recent causes, and when [s, monotonic]
+        self._left_out: dict[str, int] = {}  # by cause, since it was logged
 
     def error(self, message: str, cause: str = '') -> None:
         """Log an error unless its cause was logged just now; the cause defaults to the text."""
-        if self._is_due(cause or message):
-            self._logger.error(message)
+        line = self._line(message, cause)
+        if line:
+            self._logger.error(line)
 
     def warning(self, message: str, cause: str = '') -> None:
         """Log a warning unless its cause was logged just now; the cause defaults to the text."""
-        if self._is_due(cause or message):
-            self._logger.warning(message)
+        line = self._line(message, cause)
+        if line:
+            self._logger.warning(line)
 
-    def _is_due(self, cause: str) -> bool:
+    def info(self, message: str, cause: str = '') -> None:
+        """Log a note unless its cause was logged just now; the cause defaults to the text."""
+        line = self._line(message, cause)
+        if line:
+            self._logger.info(line)
+
+    def _line(self, message: str, cause: str) -> str:
+        """Return the line to log; empty if the cause was logged just now."""
+        key = _VARYING.sub('#', (cause or message)[:_MAX_CHARS])
         now = time.monotonic()
         recent = {key: at for key, at in self._logged_at.items() if now - at < _INTERVAL}
-        self._logged_at = {**recent, cause: recent.get(cause, now)}
-        return cause not in recent
+        if key in recent or len(recent) >= _MAX_CAUSES:
+            self._left_out[key] = self._left_out.get(key, 0) + 1
+            return ''
+        self._logged_at = {**recent, key: now}
+        count = self._left_out.pop(key, 0)
+        if len(self._left_out) > _MAX_CAUSES:
+            self._left_out.clear()
+        note = f' (and {count} more like it)' if count else ''
+        return message[:_MAX_CHARS] + note

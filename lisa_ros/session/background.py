@@ -20,7 +20,7 @@ class BackgroundWork:
     def __init__(self) -> None:
         self._standing: Request | None = None  # template of each request of the standing query
         self._requery: Request | None = None
-        self._asked_stamp: int | None = None  # of the frame that was asked about last [ns]
+        self._asked: int | None = None  # arrival of the frame that was asked about last
         self._asked_at = -math.inf  # [s, monotonic]
 
     @property
@@ -36,10 +36,10 @@ class BackgroundWork:
     def set_standing(self, request: Request) -> None:
         """Ask a query about every new frame, beginning with the newest one at once."""
         self._standing, self._requery = request, None
-        self._asked_stamp, self._asked_at = None, -math.inf
+        self._asked, self._asked_at = None, -math.inf
 
     def add_requery(self, request: Request) -> None:
-        """Ask a query once; no effect if a query is pending."""
+        """Ask a query once; no effect if a standing query or another requery is pending."""
         if not self.is_pending:
             self._requery = request
 
@@ -54,7 +54,7 @@ class BackgroundWork:
             frame: the newest frame.
             max_rate: maximum rate of requests [Hz].
         """
-        if not self.is_pending or frame is None or frame.stamp == self._asked_stamp:
+        if not self.is_pending or frame is None or frame.arrival == self._asked:
             return math.inf
         return self._asked_at + 1 / max_rate
 
@@ -63,7 +63,7 @@ class BackgroundWork:
         template = self._standing or self._requery
         now = time.monotonic()
         request = dataclasses.replace(template, created=now, cancellation=CancelToken())
-        self._asked_stamp, self._asked_at = frame.stamp, now
+        self._asked, self._asked_at = frame.arrival, now
         if request.kind is RequestKind.REQUERY:
             self._requery = request
         return request
@@ -71,6 +71,6 @@ class BackgroundWork:
     def ended(self, request: Request, cancelled: bool) -> None:
         """Record the end of a request; a cancelled one is asked again about the same frame."""
         if cancelled:
-            self._asked_stamp = None
+            self._asked = None
         elif request is self._requery:  # not cleared or replaced meanwhile
             self._requery = None

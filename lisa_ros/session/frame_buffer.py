@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest messages of one camera, matched by stamp.
+"""The newest messages of one camera, matched by stamp, identified by arrival.
 
 Threads: every method may be called from any thread; each holds a lock for microseconds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _MAX_IMAGE_LAG = 500_000_000  # an image with depth may be this much older than the newest [ns]
@@ -22,10 +23,23 @@ _MIN_RESTART_INTERVAL = 1.0  # between two images that count as a first one [s]
 class SyncedMessages:
     """The messages that one request is about, as they arrived; nothing is converted yet."""
 
-    stamp: int  # of the image [ns]
+    stamp: int  # of the image [ns]; if the camera left it 0, the time of its arrival
     image: Any
     depth: Any | None = None
     camera_info: Any | None = None
+    # Images count from 1: a camera may repeat a stamp, but each of its images is a new frame.
+    arrival: int = field(default=0, compare=False)
+    arrived_at: float = field(default=math.inf, compare=False)  # [s], on the steady clock
+    frozen_at: float = field(default=0.0, compare=False)  # when the model began [s, monotonic]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A colour image with its arrival."""
+
+    message: Any
+    arrival: int
+    arrived_at: float
 
 
 class _MessageRing:
@@ -34,7 +48,8 @@ class _MessageRing:
     def __init__(self, capacity: int):
         self.entries: deque[tuple[int, Any]] = deque(maxlen=capacity)
         # When the first message came, since the start or since time went back [s, monotonic]. With
-        # two cameras on one topic time goes back at every second message: no new start then.
+        # two cameras on one topic time goes back at every second message: then at most one new
+        # start a second.
         self.first_arrival = math.inf
 
     def add(self, stamp: int, message: Any) -> None:
@@ -62,16 +77,17 @@ class FrameBuffer:
 
     def __init__(self, frames_kept: int):
         """Make an empty buffer for `frames_kept` images."""
-        self._images = _MessageRing(frames_kept)
+        self._images = _MessageRing(frames_kept)  # of `_Image`
+        self._arrivals = itertools.count(1)
         # Camera infos and depth images often come at a higher rate or later than the images.
         self._depths = _MessageRing(2 * frames_kept)
         self._infos = _MessageRing(2 * frames_kept)
         self._lock = threading.Lock()
 
-    def add_image(self, stamp: int, message: Any) -> None:
-        """Add a colour image; `stamp` [ns]."""
+    def add_image(self, stamp: int, message: Any, arrived_at: float) -> None:
+        """Add a colour image; `stamp` [ns], `arrived_at` [s] on the steady clock."""
         with self._lock:
-            self._images.add(stamp, message)
+            self._images.add(stamp, _Image(message, next(self._arrivals), arrived_at))
 
     def add_depth(self, stamp: int, message: Any) -> None:
         """Add a depth image; `stamp` [ns]."""
@@ -108,7 +124,10 @@ class FrameBuffer:
                 if depth is not None:
                     stamp, image = candidate, candidate_image
                     break
-            return SyncedMessages(stamp, image, depth, self._camera_info(stamp, tolerance))
+            info = self._camera_info(stamp, tolerance)
+            return SyncedMessages(
+                stamp, image.message, depth, info, image.arrival, image.arrived_at
+            )
 
     def usable_at(self, frame: SyncedMessages | None) -> float:
         """Return the earliest time to answer a request about the newest frame [s, monotonic].

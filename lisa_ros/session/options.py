@@ -15,4 +15,6 @@ class SessionOptions:
     image_timeout: float  # how long a request waits for the first image [s]
     dialogue_turns: int  # earlier turns that a command can refer to
     goals_kept: int  # maximum number of waiting goals
+    max_image_age: float  # of the newest image when the model begins [s]; 0: any
+    max_command_chars: int  # longest query
     watch_rate: float  # maximum rate of answers to a standing query [Hz]

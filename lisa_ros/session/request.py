@@ -36,6 +36,8 @@ class CancelReason(enum.Enum):
     STOPPED = 'stopped'  # "stop" or ~/stop
     SHUTDOWN = 'shutting down'  # the node deactivates or ends
     PREEMPTED = 'preempted by a command or goal'  # background work only: it is asked again
+    CLIENT_GONE = 'its client has gone'  # a goal whose client has left the ROS graph
+    CLIENT_LIMIT = 'its client has too many goals'
 
 
 class CancelToken:
@@ -84,7 +86,7 @@ class RequestListener(Protocol):
 class PreviousAnswer:
     """The last answer to a continuous goal; the next one is about a newer frame."""
 
-    stamp: int  # of its frame [ns]
+    arrival: int  # of its frame
     started_at: float  # when the model began it [s, monotonic]
 
 
@@ -97,9 +99,11 @@ class Request:
     listener: RequestListener
     frame: SyncedMessages | None = None  # a frame of its own; None: the camera's newest
     dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
+    client: str = ''  # who sent a goal; clients take turns, '' are all commands
+    is_continuous: bool = False  # a goal that is answered again until it is cancelled
     turns: Dialogue | None = None  # fixed earlier turns, of a REQUERY; the answer adds no turn
     previous: PreviousAnswer | None = None  # of a continuous goal: wait for a newer frame
-    max_age: float = 0.0  # of the frame when the model begins [s]; 0: any age
+    max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit
     region: Region | None = None  # look only here [px]; None: the whole image
     explain: bool = False  # ask for a reason
     created: float = field(default_factory=time.monotonic)  # [s, monotonic]
@@ -120,7 +124,7 @@ class RequestCounters:
     preempted: int = 0  # background requests that gave way to a command or goal
     rejected: int = 0  # goals beyond `goals_kept`
     without_depth: int = 0  # requests without a depth image within the tolerance
-    last_seconds: float = 0.0  # from the creation of the last ended request to its result [s]
+    last_seconds: float = 0.0  # from the creation of the last answered request to its result [s]
 
     def count(self, status: Status) -> None:
         """Count the end of a request."""
@@ -134,6 +138,11 @@ class RequestCounters:
             self.superseded += 1
         else:
             self.answered += 1
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """Return a text for a log line or a reason, cut to about this many characters."""
+    return text if len(text) <= length else f'{text[:length]}... ({len(text)} characters)'
 
 
 def unanswered(query: str, status: Status, reason: str) -> Segmentation:

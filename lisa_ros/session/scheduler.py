@@ -6,21 +6,23 @@ Rules:
 - A frame is an image with the depth and camera info nearest to its stamp. A request without an
   image of its own gets the newest frame; the frame is frozen when the model begins.
 - A request waits for the first image, and up to 0.1 s for the depth and camera info of that image.
-- Goals wait in the order of arrival, at most `goals_kept` of them.
+- The newest frame must be new enough when the model begins, see image_age.py.
+- Goals wait, at most `goals_kept` of them. The clients of goals take turns, and all commands count
+  as one client; the goals of one client are answered in the order of arrival.
 - At most one command waits: a newer command replaces it, and the older one ends as SUPERSEDED.
 - A running command or goal is finished unless it is cancelled.
 - A standing query is asked about every new frame while no command or goal is due. A command or
   goal preempts it, and it is asked again afterwards.
-- If listeners are slower than the model, the model waits, so that memory and delay are bounded:
-  background work until all results are delivered, commands and goals while `_MAX_UNDELIVERED`
-  results are not.
+- If listeners are slower than the model, the model waits, so that memory and delay are bounded.
+  Background work waits until all results are delivered. Commands and goals wait while 8 or more
+  results are undelivered.
 
 Which camera's request the model answers next is decided in inference_thread.py.
 
 Threads: every method may be called from any thread and returns at once, except `close`; the lock
-is that of the inference thread. `due_at`, `take`, `event` and `complete` are for the inference
-thread alone. Listeners are called on the camera's delivery thread, and there alone. What a
-listener or the model raises ends one request, never the scheduler.
+is that of the inference thread. `take`, `event` and `complete` are for the inference thread alone.
+Listeners are called on the camera's delivery thread; after `close`, on the caller's. What a
+listener raises is logged; what the model raises ends one request.
 
 No ROS here: messages are opaque, stamps are integers in nanoseconds.
 """
@@ -32,13 +34,15 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status
 from lisa_ros.session.background import BackgroundWork
+from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.delivery import DeliveryThread, ErrorLog
 from lisa_ros.session.dialogue_history import MAX_TURNS, DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
+from lisa_ros.session.image_age import Clock, SystemClock, stale_reason
 from lisa_ros.session.inference_thread import InferenceJob, InferenceThread, Urgency
 from lisa_ros.session.options import SessionOptions
 from lisa_ros.session.request import (
@@ -47,28 +51,13 @@ from lisa_ros.session.request import (
     RequestCounters,
     RequestKind,
     RequestListener,
+    shortened,
     unanswered,
 )
 
 COMMANDS = ''  # key of the dialogue that commands belong to
 _MAX_UNDELIVERED = 8  # results that wait for their listeners; each holds an image and masks
-_SECONDS_PER_DAY = 86400.0  # the stamp of an older image is from another clock
 _EMPTY = 'the command is empty: say what to look for, such as "segment the red mug"'
-
-
-class Clock(Protocol):
-    """The clock that stamps the images."""
-
-    def now_ns(self) -> int:
-        """Return the present time [ns]."""
-
-
-class SystemClock:
-    """The clock of the computer, seconds since 1970."""
-
-    def now_ns(self) -> int:
-        """Return the present time [ns]."""
-        return time.time_ns()
 
 
 class RequestScheduler:
@@ -91,7 +80,7 @@ class RequestScheduler:
             listener: receives the events and results of commands, standing queries and requeries.
             options: used until `set_options`; `frames_kept` is read only here.
             dialogues: a store of earlier turns that outlives the scheduler; None: an empty one.
-            clock: the clock that stamps the images; None: the system clock.
+            clock: the clock of stamps and arrivals; None: the system clock.
             log: receives tracebacks of listeners; None: the logger of this module.
         """
         self.counters = RequestCounters()
@@ -103,7 +92,8 @@ class RequestScheduler:
             log or logging.getLogger(__name__), on_delivered=self._on_delivered
         )
         self._frames = FrameBuffer(options.frames_kept)
-        self._waiting: list[Request] = []  # next first
+        self._waiting: list[Request] = []  # in the order of arrival
+        self._turns = ClientTurns()
         self._running: Request | None = None
         self._background = BackgroundWork()
         self._last_query: tuple[Request, Dialogue] | None = None  # about the camera's own frames
@@ -143,23 +133,28 @@ class RequestScheduler:
     # ---- frames
 
     def add_image(self, stamp: int, message: Any) -> None:
-        """Keep a colour image; `stamp` [ns]."""
+        """Keep a colour image; `stamp` [ns], 0: the camera does not stamp its images."""
+        stamp, arrived_at = stamp or self._arrival_stamp(), self._clock.steady()
         with self._changed:
-            self._frames.add_image(stamp, message)
+            self._frames.add_image(stamp, message, arrived_at)
             self.counters.images += 1
             self._inference.wake()
 
     def add_depth(self, stamp: int, message: Any) -> None:
         """Keep the depth image for the colour image of about this stamp [ns]."""
         with self._changed:
-            self._frames.add_depth(stamp, message)
+            self._frames.add_depth(stamp or self._arrival_stamp(), message)
             self._inference.wake()
 
     def add_camera_info(self, stamp: int, message: Any) -> None:
         """Keep the camera info for the colour image of about this stamp [ns]."""
         with self._changed:
-            self._frames.add_camera_info(stamp, message)
+            self._frames.add_camera_info(stamp or self._arrival_stamp(), message)
             self._inference.wake()
+
+    def _arrival_stamp(self) -> int:
+        """Return the time of arrival as a stamp [ns]; of the computer if ROS has no time yet."""
+        return self._clock.now_ns() or time.time_ns()
 
     def newest_frame(self) -> SyncedMessages | None:
         """Return the newest image with its depth and camera info; None before the first image."""
@@ -173,7 +168,7 @@ class RequestScheduler:
         frame: SyncedMessages | None = None,
         listener: RequestListener | None = None,
     ) -> Request:
-        """Enqueue a command; it replaces a waiting one. An empty command fails at once.
+        """Enqueue a command; it replaces a waiting one. An empty or too long command fails at once.
 
         Args:
             text: the query.
@@ -181,8 +176,9 @@ class RequestScheduler:
                 turns of earlier commands.
             listener: receives its events and result; None: the camera's own listener.
         """
+        error = self._text_error(text)
         request = Request(
-            text,
+            shortened(text) if error else text,
             RequestKind.COMMAND,
             listener or self._listener,
             frame=frame,
@@ -191,23 +187,35 @@ class RequestScheduler:
         with self._changed:
             self.counters.commands += 1
             is_closed = self._closed
-            if not is_closed and text.strip():
+            if not is_closed and not error:
                 self._enqueue_command(request)
                 self._inference.wake()
         # Without the lock: after `close` the listener runs on this thread.
         if is_closed:
             self._end_unstarted(request, Status.CANCELLED, CancelReason.SHUTDOWN.value)
-        elif not text.strip():
-            result = unanswered(text, Status.FAILED, _EMPTY)
+        elif error:
+            result = unanswered(request.text, Status.FAILED, error)
             self._finish(request, self.newest_frame(), result)
         return request
+
+    def _text_error(self, text: str) -> str:
+        """Return why a text cannot be a command; empty if it can."""
+        if not text.strip():
+            return _EMPTY
+        longest = self._options.max_command_chars
+        if len(text) > longest:
+            return (
+                f'the command has {len(text)} characters, max_command_chars allows {longest}: '
+                'say it in fewer words'
+            )
+        return ''
 
     def _enqueue_command(self, command: Request) -> None:
         """Enqueue a command, lock held: replace a waiting command, else append."""
         for position, waiting in enumerate(self._waiting):
             if waiting.kind is RequestKind.COMMAND:
                 self._waiting[position] = command
-                reason = f'superseded by {command.text!r} before it started'
+                reason = f'superseded by {shortened(command.text)!r} before it started'
                 self._end_unstarted(waiting, Status.SUPERSEDED, reason)
                 return
         self._waiting.append(command)
@@ -227,9 +235,8 @@ class RequestScheduler:
     def accepts_goals(self) -> bool:
         """Whether one more goal may wait."""
         with self._changed:
-            goals = [request for request in self._waiting if request.kind is RequestKind.GOAL]
-            waiting = sum(not self._awaits_new_frame(goal) for goal in goals)
-            return waiting < self._options.goals_kept
+            goals = [r for r in self._waiting if r.kind is RequestKind.GOAL and not r.previous]
+            return len(goals) < self._options.goals_kept
 
     def set_standing_query(self, text: str) -> None:
         """Ask a query about every new frame, at most `watch_rate` times a second, until `stop`.
@@ -267,30 +274,33 @@ class RequestScheduler:
     # ---- cancelling
 
     def stop(self) -> list[str]:
-        """End the standing query and all commands, but no goals; return what was stopped."""
+        """End the standing query, all commands and continuous goals; return what was stopped.
+
+        Other goals go on: each has one answer, and a client that waits for it.
+        """
         with self._changed:
             standing = self._background.standing_text
-            stopped = [] if standing is None else [f'the standing query {standing!r}']
+            stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
             self._stop_background()
-            commands = [r for r in self._waiting if r.kind is RequestKind.COMMAND]
+            waiting = [r for r in self._waiting if _is_stoppable(r)]
             running = self._running
-            if running and running.kind is RequestKind.COMMAND:
+            if running and _is_stoppable(running):
                 running.cancellation.cancel(CancelReason.STOPPED)
-                stopped.append(f'the running command {running.text!r}')
+                stopped.append(f'the running {_described(running)}')
             elif running and running.kind is RequestKind.REQUERY:
-                stopped.append(f'the repeated query {running.text!r}')
-            self._cancel_waiting(commands, CancelReason.STOPPED)
-            return stopped + [f'the waiting command {request.text!r}' for request in commands]
+                stopped.append(f'the repeated query {shortened(running.text)!r}')
+            self._cancel_waiting(waiting, CancelReason.STOPPED)
+            return stopped + [f'the waiting {_described(request)}' for request in waiting]
 
-    def cancel(self, request: Request) -> bool:
+    def cancel(self, request: Request, reason: CancelReason = CancelReason.CANCELLED) -> bool:
         """Cancel a request that waits or runs; False if it has ended already."""
         with self._changed:
             if request in self._waiting:
-                self._cancel_waiting([request], CancelReason.CANCELLED)
+                self._cancel_waiting([request], reason)
                 return True
             running = self._running
             if running is not None and running.cancellation is request.cancellation:
-                request.cancellation.cancel(CancelReason.CANCELLED)
+                request.cancellation.cancel(reason)
                 return True
         return False
 
@@ -362,7 +372,7 @@ class RequestScheduler:
         if request.frame is not None:
             return request.created
         if request.previous is not None:
-            if newest is None or newest.stamp == request.previous.stamp:
+            if newest is None or newest.arrival == request.previous.arrival:
                 return math.inf
             return request.previous.started_at + 1 / self._options.watch_rate
         if newest is not None:
@@ -382,19 +392,23 @@ class RequestScheduler:
             request = self._background.take(frame)
         else:
             now = time.monotonic()
-            request = next(r for r in self._waiting if self._request_due_at(r, frame) <= now)
+            due = [r for r in self._waiting if self._request_due_at(r, frame) <= now]
+            request = self._turns.next(due)
             self._waiting.remove(request)
             frame = request.frame or frame
             if request.previous is not None:  # the wait for a newer frame does not count as delay
                 request = dataclasses.replace(request, created=now)
         refusal = self._refusal(request, frame)
         if refusal is not None:
+            if request.kind.is_background:
+                self._background.ended(request, cancelled=False)
             self._finish(request, frame, refusal)
             return None
         return self._begin(request, frame)
 
     def _begin(self, request: Request, frame: SyncedMessages) -> InferenceJob:
         """Record that the model begins to answer, lock held."""
+        frame = dataclasses.replace(frame, frozen_at=time.monotonic())
         if frame.depth is None:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
@@ -415,7 +429,11 @@ class RequestScheduler:
 
     def complete(self, job: InferenceJob, result: Segmentation) -> None:
         """Deliver the result of a job, except of cancelled background work."""
-        request, is_answered = job.request, result.status in ANSWERED
+        request = job.request
+        if request.cancellation.is_set() and result.status in ANSWERED:  # cancelled at its end
+            reason = request.cancellation.reason.value
+            result = dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
+        is_answered = result.status in ANSWERED
         if request.dialogue is not None and is_answered:
             self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
         with self._changed:
@@ -443,12 +461,11 @@ class RequestScheduler:
             timeout = self._options.image_timeout
             reason = f'no image within {timeout:g} s: check the camera and the remapping of image'
             return unanswered(request.text, Status.FAILED, reason)
-        age = (self._clock.now_ns() - frame.stamp) / 1e9
-        if request.frame is not None or not request.max_age or age <= request.max_age:
+        if request.frame is not None:
             return None
-        hint = ': for a bag, set use_sim_time' if age > _SECONDS_PER_DAY else ''
-        reason = f'the newest image is {age:.2f} s old, max_age allows {request.max_age:g} s{hint}'
-        return unanswered(request.text, Status.STALE_INPUT, reason)
+        limit = self._options.max_image_age
+        reason = stale_reason(frame, request.max_age, limit, self._clock)
+        return reason and unanswered(request.text, Status.STALE_INPUT, reason)
 
     def _earlier_turns(self, request: Request) -> tuple[Dialogue, int]:
         """Return the earlier turns of a request, and the ticket to append its own turn."""
@@ -466,5 +483,16 @@ class RequestScheduler:
         self, request: Request, frame: SyncedMessages | None, result: Segmentation
     ) -> None:
         """Count the end of a request and deliver it."""
-        self.counters.count(result.status)
+        with self._changed:
+            self.counters.count(result.status)
         self._delivery.finished(request, frame, result)
+
+
+def _is_stoppable(request: Request) -> bool:
+    """Return whether "stop" ends a request: commands, and goals without an end of their own."""
+    return request.kind is RequestKind.COMMAND or request.is_continuous
+
+
+def _described(request: Request) -> str:
+    kind = 'continuous goal' if request.is_continuous else 'command'
+    return f'{kind} {shortened(request.text)!r}'

@@ -24,7 +24,7 @@ import numpy as np
 from lisa_ros.errors import LisaError, TrackingError
 from lisa_ros.results import Segmentation
 from lisa_ros.tracking.requery import RequeryPolicy
-from lisa_ros.tracking.tracker import Tracker, TrackingState
+from lisa_ros.tracking.tracker import MAX_REFERENCE_AGE, Tracker, TrackingState
 
 _MAX_LOGIT = 30.0  # of a probability of 1; its negative, of 0, is that of pixels outside a mask
 # A frame older than the newest tracked one by less than this arrived late; an older one means that
@@ -222,7 +222,8 @@ class TrackingWorker(Generic[_Frame]):
             if item is None:
                 self._reset()
         elif isinstance(item, _QueryItem):
-            self._set_reference(item.frame)
+            if not self._is_outdated(item.frame):
+                self._set_reference(item.frame)
         else:
             self._track_newest()
 
@@ -230,6 +231,15 @@ class TrackingWorker(Generic[_Frame]):
         if self._has_reference:
             self._tracker.reset()
         self._has_reference, self._result = False, None
+
+    def _is_outdated(self, frame: _Frame) -> bool:
+        """Return whether a query comes so late that its frame would restart the tracker.
+
+        Its answer starts the tracking anew, if there is one.
+        """
+        if self._tracked_stamp is None:
+            return False
+        return MAX_REFERENCE_AGE < self._tracked_stamp - frame.stamp <= _MAX_ANSWER_AGE
 
     def _set_reference(self, frame: _Frame) -> None:
         converted = self._sink.convert(frame)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which client sent which goal, and whether that client is still in the ROS graph.
+
+An action server is not told who sends a goal. Service introspection is: its events carry the
+client's GID and the goal's id. The client is present while the DDS reader of that GID is, which
+is the one for the responses to its goals. A client that is killed stays in the graph until its
+DDS lease ends, 20 s with Fast DDS.
+
+Without introspection of actions (ROS 2 Jazzy) or of its GIDs (other middleware than DDS) the
+client of a goal is unknown, and counts as gone when no action client at all is left.
+
+Threads: the executor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rclpy.action import ActionServer
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from service_msgs.msg import ServiceEventInfo
+
+from lisa_ros.action import Segment
+
+_QOS = QoSProfile(depth=1000)
+_MAX_EVENTS = 2000  # goals whose client is known before the goal is asked for
+
+
+class GoalClients:
+    """Knows the clients of the goals of one action server."""
+
+    def __init__(
+        self, node: Node, server: ActionServer, action: str, on_known: Callable[[bytes], None]
+    ):
+        """Listen to the events of a server.
+
+        Args:
+            node: the server's.
+            server: its introspection is switched on.
+            action: full name of the action.
+            on_known: called with the id of each goal whose client has become known.
+        """
+        self._node, self._action, self._on_known = node, action, on_known
+        self._clients: dict[bytes, str] = {}  # by goal id, in the order of arrival
+        self._has_events = hasattr(server, 'configure_introspection')
+        if self._has_events:
+            self._listen(server)
+
+    def _listen(self, server: ActionServer) -> None:
+        from rclpy.service_introspection import ServiceIntrospectionState
+
+        server.configure_introspection(
+            self._node.get_clock(), _QOS, ServiceIntrospectionState.CONTENTS
+        )
+        self._node.create_subscription(
+            Segment.Impl.SendGoalService.Event,
+            f'{self._action}/_action/send_goal/_service_event',
+            self._on_event,
+            _QOS,
+        )
+
+    def _on_event(self, event: Any) -> None:
+        if event.info.event_type == ServiceEventInfo.REQUEST_RECEIVED and event.request:
+            goal_id = bytes(event.request[0].goal_id.uuid)
+            self._clients[goal_id] = bytes(event.info.client_gid).hex()
+            if len(self._clients) > _MAX_EVENTS:
+                self.forget(next(iter(self._clients)))
+            self._on_known(goal_id)
+
+    def client(self, goal_id: bytes) -> str:
+        """Return the GID of a goal's client; '' as long as it is unknown."""
+        return self._clients.get(goal_id, '')
+
+    def forget(self, goal_id: bytes) -> None:
+        """Forget a goal that has ended."""
+        self._clients.pop(goal_id, None)
+
+    def gone(self, goal_ids: Iterable[bytes]) -> set[bytes]:
+        """Return those of these goals whose client is not in the graph."""
+        has_listeners = self._node.count_subscribers(f'{self._action}/_action/feedback') > 0
+        present = self._present()
+        clients = {goal_id: self.client(goal_id) for goal_id in goal_ids}
+        return {
+            goal_id
+            for goal_id, client in clients.items()
+            if not (client in present if client and present else has_listeners)
+        }
+
+    def _present(self) -> set[str]:
+        """Return the GIDs of all action clients in the graph; empty if the middleware has none."""
+        replies = f'rr{self._action}/_action/send_goalReply'
+        readers = self._node.get_subscriptions_info_by_topic(replies, no_mangle=True)
+        return {bytes(reader.endpoint_gid).hex() for reader in readers}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An answer that repeats itself without end is cut off, and no list of objects is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lisa_ros.perception.answer_builder import AnswerBuilder
+from lisa_ros.perception.mask_decoder import ScoredMask
+from lisa_ros.perception.repetition import repeated_tail
+from lisa_ros.results import ScoreFeatures, Status
+from lisa_ros.segmenter import Segmenter
+
+SEG, DOT = 1, 2
+
+
+@pytest.mark.parametrize(
+    ('token_ids', 'repeated'),
+    [
+        ([5, 6] + 23 * [DOT], 0),
+        ([5, 6] + 24 * [DOT], 23),
+        ([5] + 12 * [7, 8], 22),
+        ([5] + 11 * [7, 8] + [7], 0),
+        ([5] + 4 * [11, 12, 13, 14, 15, 16, 17, 18], 24),
+        (12 * [SEG, DOT], 22),
+        (list(range(10, 60)), 0),
+        ([], 0),
+    ],
+)
+def test_a_loop_is_a_short_text_many_times(token_ids, repeated):
+    assert repeated_tail(token_ids) == repeated
+
+
+def square(number):
+    """A mask of its own for each number."""
+    logits = np.full((60, 60), -5.0, np.float32)
+    row, column = divmod(number, 10)
+    logits[6 * row : 6 * row + 5, 6 * column : 6 * column + 5] = 5.0
+    return ScoredMask(logits, 0.9, ScoreFeatures(1.0, 1.0, 1.0, 1.0))
+
+
+def is_loop(masks):
+    """Return whether an answer that is "[SEG] ." for each of these masks is cut off."""
+    answer = AnswerBuilder('screws', (60, 60), threshold=0.5)
+    for mask in masks:
+        answer.token_ids.append(SEG)
+        answer.add_mask(mask)
+        answer.token_ids.append(DOT)
+        if repeated_tail(answer.token_ids[answer.progress :]):
+            return True
+    return False
+
+
+def test_a_list_of_many_objects_is_no_loop_and_one_object_again_and_again_is():
+    assert not is_loop([square(number) for number in range(100)])
+    assert is_loop([square(0)] * 20)
+    assert is_loop([replace(square(number), score=0.1) for number in range(20)])
+
+
+def test_an_answer_about_noise_ends_soon_and_says_why():
+    """Greedy decoding of this query never ends by itself: it has 512 tokens without the rule."""
+    rng = np.random.default_rng(0)
+    rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    segmenter = Segmenter.load('lisa-tabletop', threads=1)
+    result = segmenter.segment(noise, 'what is on the table?')
+    assert result.status is Status.REPEATED
+    assert 'without end' in result.reason
+    assert len(result.token_ids) < 80
+    assert len(result.answer_raw) < 200
