@@ -878,7 +878,7 @@ def test_without_a_query_there_is_no_requery(run):
 
 
 def test_a_command_that_is_too_long_fails_and_is_not_kept_whole(run):
-    scheduler, model, listener, _ = run(max_command_chars=200)
+    scheduler, _, listener, _ = run(max_command_chars=200)
     scheduler.add_image(1, 'image')
     scheduler.submit_command('a' * 201)
     ((text, _, result),) = (listener.wait(1), listener.ends)[1]

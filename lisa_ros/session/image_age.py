@@ -34,7 +34,7 @@ class Clock(Protocol):
         """Return the present time [ns]; 0: the time of a simulation that has not started."""
 
     def steady(self) -> float:
-        """Return a time to measure durations with [s]; it stands still with a paused simulation."""
+        """Return a time to measure durations with [s]; it pauses with a simulation."""
 
 
 class SystemClock:

@@ -168,7 +168,7 @@ class RequestScheduler:
         frame: SyncedMessages | None = None,
         listener: RequestListener | None = None,
     ) -> Request:
-        """Enqueue a command; it replaces a waiting one. An empty or too long command fails at once.
+        """Enqueue a command; it replaces a waiting one. An empty or too long one fails at once.
 
         Args:
             text: the query.
