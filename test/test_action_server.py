@@ -39,7 +39,13 @@ MUG, BOWL = 'segment the yellow mug', 'segment the red bowl'
 def node_process(tmp_path_factory):
     """An active node with the model lisa-tabletop."""
     log = tmp_path_factory.mktemp('node') / 'node.log'
-    parameters = {'threads': 1, 'image_timeout': 2.0, 'goals_kept': 40, 'camera': 'wrist'}
+    parameters = {
+        'threads': 1,
+        'image_timeout': 2.0,
+        'goals_kept': 40,
+        'goals_per_client': 10,
+        'camera': 'wrist',
+    }
     process = NodeProcess(log, parameters)
     yield process
     assert process.stop() == 0, process.output()
@@ -288,7 +294,8 @@ def test_a_cancelled_goal_stops_in_the_middle_of_its_answer(tmp_path):
 def crowd(tmp_path_factory):
     """The peer of a second node, for tests with many clients."""
     log = tmp_path_factory.mktemp('crowd') / 'node.log'
-    process = NodeProcess(log, {'threads': 1, 'goals_kept': 40}, '-r', '__ns:=/crowd')
+    parameters = {'threads': 1, 'goals_kept': 40, 'goals_per_client': 100}
+    process = NodeProcess(log, parameters, '-r', '__ns:=/crowd')
     peer = Peer('/crowd')
     peer.wait_until_active(process)
     peer.settle(1.0)
@@ -368,6 +375,46 @@ def test_commands_are_still_answered_after_many_goals(crowd):
     settle_answers(crowd)
     answers = crowd.ask(MUG)
     assert [answer.query for answer in answers] == [MUG]
+
+
+# ---- goals and their clients
+
+CONTINUOUS_CLIENT = """
+import sys, time, rclpy
+sys.path.insert(0, {root!r})
+from lisa_ros.client import LisaClient
+rclpy.init()
+node = rclpy.create_node('greedy')
+lisa = LisaClient(node, '/lisa')
+goals = [lisa.segment_async('segment the red bowl', continuous=True, timeout=60) for _ in range(15)]
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    rclpy.spin_once(node, timeout_sec=0.1)
+print(sum(goal.done() for goal in goals), flush=True)
+node.destroy_node()
+rclpy.try_shutdown()
+"""
+
+
+def test_goals_of_a_client_that_has_left_end_and_it_cannot_have_too_many(
+    node_process, peer, client
+):
+    publish_image(peer)
+    code = CONTINUOUS_CLIENT.format(root=str(Path(__file__).parents[1]))
+    greedy = subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    node_process.wait_for_output('its client has too many, see goals_per_client')
+    publish_image(peer)
+    assert client.answer(MUG).status is Status.FOUND  # in its turn, beside ten continuous goals
+    output, _ = greedy.communicate(timeout=START)
+    assert output == '5\n'  # of fifteen goals, ten are kept
+    node_process.wait_for_output('its client has left the ROS graph')
+    peer.settle(2.5)
+    settle_answers(peer)
+    publish_image(peer, stamp=(50, 0))
+    peer.settle(1.5)
+    assert not peer.received['segmentation']  # nobody is answered any more
 
 
 # ---- goals and commands
@@ -493,3 +540,51 @@ def test_deactivate_ends_goals(tmp_path):
     finally:
         peer.close()
         process.stop()
+
+
+def test_stop_ends_a_continuous_goal(peer, client):
+    publish_image(peer)
+    future = client.ask(MUG, continuous=True)
+    peer.wait(lambda: peer.received['segmentation'], START)
+    peer.commands.publish(String(data='stop'))
+    answer = client.wait(future)
+    assert (answer.status, answer.reason) == (Status.CANCELLED, 'stopped')
+    settle_answers(peer)
+
+
+def test_a_burst_of_commands_gets_one_answer_each(peer):
+    """Publisher and subscriber of a client that sends bursts need the depth for them."""
+    from rclpy.qos import QoSProfile
+
+    from lisa_ros.msg import Segmentation
+
+    answers, qos = [], QoSProfile(depth=1000)
+    node = peer.node
+    subscription = node.create_subscription(
+        Segmentation, '/lisa/segmentation', answers.append, qos
+    )
+    commands = node.create_publisher(String, '/lisa/command', qos)
+    publish_image(peer)
+    peer.wait(lambda: commands.get_subscription_count() and subscription.get_publisher_count())
+    peer.settle(0.5)
+    texts = [f'segment the mug {number}' for number in range(300)]
+    for text in texts:
+        commands.publish(String(data=text))
+    peer.wait(lambda: len(answers) >= len(texts), START, 'an answer to each command')
+    peer.settle(0.5)
+    assert sorted(answer.query for answer in answers) == sorted(texts)
+    assert {answer.status for answer in answers} <= {1, 2, Segmentation.SUPERSEDED}
+    node.destroy_subscription(subscription)
+    node.destroy_publisher(commands)
+
+
+def test_a_command_of_a_megabyte_fails_with_a_short_answer(peer, node_process):
+    publish_image(peer)
+    settle_answers(peer)
+    peer.commands.publish(String(data='mug ' * 250_000))
+    peer.wait(lambda: peer.received['segmentation'], START)
+    (answer,) = peer.received['segmentation']
+    assert answer.status == Status.FAILED
+    assert 'max_command_chars allows 1000' in answer.reason
+    assert len(answer.query) < 200
+    assert len(node_process.output()) < 1_000_000

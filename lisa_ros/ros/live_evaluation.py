@@ -117,6 +117,7 @@ def _running_node(
         **settings,
         'autostart': True,
         'use_sim_time': playback.sim_time,
+        'max_image_age': 0.0,  # a frame is shown for as long as its query takes
         'image_transport': 'compressed' if image.endswith('/compressed') else 'raw',
         'dialogue_turns': _DIALOGUE_TURNS if has_dialogues else 0,
     }
