@@ -386,7 +386,8 @@ from lisa_ros.client import LisaClient
 rclpy.init()
 node = rclpy.create_node('greedy')
 lisa = LisaClient(node, '/lisa')
-goals = [lisa.segment_async('segment the red bowl', continuous=True, timeout=60) for _ in range(15)]
+query = 'segment the red bowl'
+goals = [lisa.segment_async(query, continuous=True, timeout=60) for _ in range(15)]
 end = time.monotonic() + 4
 while time.monotonic() < end:
     rclpy.spin_once(node, timeout_sec=0.1)
@@ -554,9 +555,8 @@ def test_stop_ends_a_continuous_goal(peer, client):
 
 def test_a_burst_of_commands_gets_one_answer_each(peer):
     """Publisher and subscriber of a client that sends bursts need the depth for them."""
-    from rclpy.qos import QoSProfile
-
     from lisa_ros.msg import Segmentation
+    from rclpy.qos import QoSProfile
 
     answers, qos = [], QoSProfile(depth=1000)
     node = peer.node
