@@ -173,7 +173,7 @@ def _save(image: np.ndarray, path: Path) -> None:
 
 def _backend(options: argparse.Namespace) -> ChatBackend:
     if options.image:
-        from lisa_ros.model.image_processing import read_rgb
+        from lisa_ros.images.image_file import read_rgb
 
         image = read_rgb(options.image)
         about = f'{options.model} about {options.image}'
@@ -200,7 +200,7 @@ class LocalChat:
 
     def set_image(self, path: Path) -> None:
         """See ChatBackend."""
-        from lisa_ros.model.image_processing import read_rgb
+        from lisa_ros.images.image_file import read_rgb
 
         self._image = read_rgb(path)
 

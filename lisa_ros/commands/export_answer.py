@@ -18,7 +18,7 @@ from lisa_ros.commands.segment import box_json
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import Object3D
-from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
+from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.masks import MAX_MASKS, area
 from lisa_ros.perception.overlay import overlay
 from lisa_ros.results import Segmentation, Status
@@ -43,25 +43,28 @@ def read_masks(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Return the masks of a PNG by rising value, (N, H, W) bool, N at most MAX_MASKS.
 
     Each value is an instance, as in ~/mask. 255 is an instance if there is no other value, and
-    "unlabelled" else.
+    "unlabelled" else. A cut-out, a colour or a mask with soft edges is one instance; see
+    `images.mask_file`.
 
     Raises:
-        ImageError: the file cannot be read, has another shape (H, W) or several channels, or is
+        ImageError: the file cannot be read, has another shape (H, W) or no clear meaning, or is
             empty.
     """
-    try:
-        with Image.open(path) as file:
-            values = np.asarray(file)
-    except IMAGE_READ_ERRORS as error:
-        raise ImageError(f'{path} cannot be read as a mask: {error}') from error
-    if values.ndim != 2:
-        raise ImageError(f'{path} has {values.shape[2]} channels; expected a mask of one')
+    image = read_mask(path)
+    is_single = image.is_graded or not image.has_ids
+    values = image.mask().astype(np.uint8) if is_single else image.values
     if values.shape != shape:
         raise ImageError(
             f'{path} is {values.shape[1]} x {values.shape[0]} pixels, the image '
             f'{shape[1]} x {shape[0]}: give a mask of the same size'
         )
-    labels = np.unique(values[values > 0])
+    labels = np.unique(values)
+    if labels[0] != 0 and len(labels) > 1 and 255 not in labels:
+        raise ImageError(
+            f'{path} has values from {labels[0]} to {labels[-1]}, but no background; expected 0 '
+            'there: save it again, as PNG and not as JPEG'
+        )
+    labels = labels[labels > 0]
     if len(labels) > 1:
         labels = labels[labels != 255]
     if not 1 <= len(labels) <= MAX_MASKS:

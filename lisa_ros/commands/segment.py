@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def segment(options: argparse.Namespace) -> None:
     """Answer one query about one image; print text or one JSON object, save masks."""
-    from lisa_ros.model.image_processing import read_rgb
+    from lisa_ros.images.image_file import read_rgb
 
     image = read_rgb(options.image)
     result = load_segmenter(options).segment(image, options.query)

@@ -13,16 +13,12 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.model.image_processing import IMAGE_READ_ERRORS, read_rgb
+from lisa_ros.images import image_file
 from lisa_ros.perception.masks import IGNORED_PIXEL
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 class AnnotatedRegion(Protocol):
@@ -105,14 +101,12 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an upright image [px], without reading its pixels.
 
     Raises:
-        DataError: the image cannot be opened.
+        DataError: the image cannot be opened, or has too many pixels.
     """
     try:
-        with Image.open(path) as image:
-            is_sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
-            return image.size[::-1] if is_sideways else image.size
-    except IMAGE_READ_ERRORS as error:
-        raise DataError(f'{path} cannot be read as an image: {error}; copy it again') from error
+        return image_file.image_size(path)
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -122,6 +116,6 @@ def read_image(path: Path) -> np.ndarray:
         DataError: it cannot be read.
     """
     try:
-        return read_rgb(path)
+        return image_file.read_rgb(path)
     except ImageError as error:
-        raise DataError(f'{error}; copy it again') from error
+        raise DataError(str(error)) from error

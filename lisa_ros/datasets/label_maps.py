@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lisa_ros.datasets.annotations import AnnotatedQuery
 from lisa_ros.datasets.json_io import existing_folder, read_json, validated_entries
-from lisa_ros.errors import DataError
-from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
+from lisa_ros.errors import DataError, ImageError
+from lisa_ros.images.mask_file import read_mask
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,11 @@ class LabelMapImage:
             DataError: the label map cannot be read, or has colours instead of class ids.
         """
         try:
-            with Image.open(self.label_map) as image:
-                class_ids = np.asarray(image)
-        except IMAGE_READ_ERRORS as error:
+            class_ids = read_mask(self.label_map).ids('class ids')
+        except ImageError as error:
             raise DataError(
                 f'{self.label_map}: cannot be read as a label map ({error})'
             ) from error
-        if class_ids.ndim != 2:
-            raise DataError(
-                f'{self.label_map}: has {class_ids.shape[2]} channels; expected one of class ids'
-            )
         source = str(self.label_map)
         return tuple(
             AnnotatedQuery(

@@ -13,7 +13,8 @@ labelme writes files without "text". There each label is a query, except target,
 the label is the name of an object ("the red mug"), its mask the union of all its shapes.
 
 Masks can also be PNG files. The folder `kitchen/` next to `kitchen.jpg` then has a file for each
-query, such as `red mug.png`: (H, W), not 0 on the red mug, 0 elsewhere.
+query, such as `red mug.png`: (H, W), not 0 on the red mug, 0 elsewhere. `images.mask_file` says
+what this means for palettes, transparency and colours.
 
 Explanations are a list of {"image", "query", "outputs"}. The file is `explanations.json` in the
 folder or, as in ReasonSeg, `../explanatory/FOLDER.json`.
@@ -23,13 +24,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lisa_ros.datasets.annotations import (
     IMAGE_SUFFIXES,
@@ -39,8 +38,8 @@ from lisa_ros.datasets.annotations import (
     image_size,
 )
 from lisa_ros.datasets.json_io import ErrorHandler, existing_folder, raise_error, read_json
-from lisa_ros.errors import DataError
-from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
+from lisa_ros.errors import DataError, ImageError
+from lisa_ros.images.mask_file import read_mask
 
 _EXPLANATIONS = 'explanations.json'
 
@@ -280,21 +279,19 @@ def _corners(shape_type: str, points: np.ndarray) -> np.ndarray:
 def _decode_mask(text: str) -> np.ndarray:
     """Return the mask that labelme writes as a PNG in base64, (h, w) bool."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as image:
-            return np.asarray(image.convert('L')) > 0
-    except (binascii.Error, *IMAGE_READ_ERRORS) as error:
-        raise ValueError(f'the mask is not a PNG: {error}') from error
+        return read_mask(base64.b64decode(text), 'the mask').mask()
+    except (binascii.Error, ImageError) as error:
+        raise ValueError(f'the mask is not a PNG of a mask: {error}') from error
 
 
 def _read_mask(path: Path) -> Polygon:
     """Return the mask in a PNG file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is not clear; see `images.mask_file`.
     """
     try:
-        with Image.open(path) as image:
-            mask = np.asarray(image.convert('L')) > 0
-    except IMAGE_READ_ERRORS as error:
-        raise DataError(f'{path}: cannot be read as a mask ({error}); save it again') from error
+        mask = read_mask(path).mask()
+    except ImageError as error:
+        raise DataError(str(error)) from error
     return Polygon(path.stem, np.zeros((1, 2)), mask)

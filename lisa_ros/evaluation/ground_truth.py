@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from lisa_ros.datasets import registry
 from lisa_ros.datasets.annotations import ImageWithQueries, image_size
 from lisa_ros.datasets.llava import TextDialogue
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ImageError
 from lisa_ros.evaluation.command_file import Command
+from lisa_ros.images.mask_file import read_mask
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.stamp import stamp_ns
-from lisa_ros.model.image_processing import IMAGE_READ_ERRORS
 
 
 class GroundTruth(Protocol):
@@ -102,14 +101,13 @@ class InstanceFolder(InstanceMasks):
     def ids(self, stamp: int) -> np.ndarray:
         """See InstanceMasks."""
         path = self._folder / f'{stamp}.png'
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image)
-        except FileNotFoundError as error:
+        if not path.exists():
             raise DataError(
                 f'{path}: no ground truth for this frame: an image of instance ids is needed'
-            ) from error
-        except IMAGE_READ_ERRORS as error:
+            )
+        try:
+            return read_mask(path).ids('instance ids')
+        except ImageError as error:
             raise DataError(
                 f'{path}: cannot be read as an image of instance ids ({error})'
             ) from error

@@ -16,16 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ImageError
 from lisa_ros.evaluation import calibration
 from lisa_ros.evaluation.answering import answer_query
 from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.error_overlay import write_error_overlay
 from lisa_ros.evaluation.metrics import ciou, giou
+from lisa_ros.images.image_file import decode_rgb
+from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import ANSWERED, Dialogue, Segmentation
 from lisa_ros.tabletop.queries import IMPLICIT
@@ -143,9 +144,12 @@ class _TestImage:
         Raises:
             DataError: it cannot be read.
         """
-        bgr = _read(query.image, cv2.IMREAD_COLOR)
-        ids = _read(query.ids, cv2.IMREAD_GRAYSCALE)
-        return cls(query.image, np.ascontiguousarray(bgr[..., ::-1]), ids)
+        try:
+            pixels = decode_rgb(_read(query.image), str(query.image))
+            ids = read_mask(_read(query.ids), str(query.ids)).ids()
+        except ImageError as error:
+            raise DataError(str(error)) from error
+        return cls(query.image, pixels, ids)
 
 
 def _evaluate_query(
@@ -263,10 +267,9 @@ def _mean(correct: list[bool]) -> float | None:
     return float(np.mean(correct)) if correct else None
 
 
-def _read(path: File, flags: int) -> np.ndarray:
-    """Return an image, decoded with OpenCV's `flags`."""
-    data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    image = cv2.imdecode(data, flags) if data.size else None
-    if image is None:
-        raise DataError(f'{path} is missing or not an image')
-    return image
+def _read(path: File) -> bytes:
+    """Return the content of a file."""
+    try:
+        return path.read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f'{path} is missing or cannot be read ({error})') from error

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from lisa_ros.errors import CheckpointError, ImageError
+from lisa_ros.images.pixel_limit import check_sides
 
-IMAGE_READ_ERRORS = (OSError, UnidentifiedImageError, Image.DecompressionBombError)  # of Pillow
+_MAX_CLIP_RATIO = 32  # of the sides of an image that is resized for CLIP's centre crop
 SAM_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255, in every SAM
 SAM_STD = (58.395, 57.12, 57.375)
 
@@ -26,7 +26,7 @@ def check_rgb(image: np.ndarray) -> np.ndarray:
     """Return the image if it is (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: it has another type, shape or dtype, or no pixels.
+        ImageError: it has another type, shape or dtype, no pixels, or too long a side.
     """
     if not isinstance(image, np.ndarray):
         raise ImageError(
@@ -44,20 +44,8 @@ def check_rgb(image: np.ndarray) -> np.ndarray:
         )
     if 0 in image.shape:
         raise ImageError(f'the image is empty: its shape is {image.shape}')
+    check_sides(image.shape[1], image.shape[0], 'the image')
     return image
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Return the image of a file, (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        ImageError: there is no such file, or it is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-    except IMAGE_READ_ERRORS as error:
-        raise ImageError(f'{path} cannot be read as an image: {error}') from error
 
 
 # ---- CLIP
@@ -149,7 +137,8 @@ def resize_for_clip(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.n
     Raises:
         ImageError: the image is not (H, W, 3) uint8.
     """
-    height, width = check_rgb(image).shape[:2]
+    image = _cropped_to_ratio(check_rgb(image), preprocessing)
+    height, width = image.shape[:2]
     if isinstance(preprocessing.size, int):
         short, long = sorted((height, width))
         longer = int(preprocessing.size * long / short)
@@ -161,6 +150,20 @@ def resize_for_clip(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.n
     if preprocessing.crop is None:
         return resized
     return _center_crop(resized, *preprocessing.crop)
+
+
+def _cropped_to_ratio(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.ndarray:
+    """Return the middle of a very long image, of _MAX_CLIP_RATIO; other images as they are.
+
+    CLIP sees only the middle of it, and scaling a side of one pixel to CLIP's size scales the
+    other one to millions. Without a crop, nothing is cut off.
+    """
+    if preprocessing.crop is None or not isinstance(preprocessing.size, int):
+        return image
+    limit = _MAX_CLIP_RATIO * min(image.shape[:2])
+    starts = [max(0, side - limit) // 2 for side in image.shape[:2]]
+    rows, columns = (slice(start, start + limit) for start in starts)
+    return image[rows, columns]
 
 
 def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:

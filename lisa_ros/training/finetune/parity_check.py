@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lisa_ros.errors import DataError
+from lisa_ros.images.image_file import read_rgb
 from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import Checkpoint
 from lisa_ros.model.key_mapping import map_key
@@ -230,8 +230,7 @@ def _read_image(folder: Path, name: str) -> np.ndarray:
     path = next(iter(sorted(folder.glob(f'{name}.*'))), None)
     if path is None:
         raise DataError(f'{folder}: the image {name} is missing')
-    with Image.open(path) as image:
-        return np.asarray(image.convert('RGB'))
+    return read_rgb(path)
 
 
 # ---- what is compared

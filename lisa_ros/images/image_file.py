@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode an image, from a file or from the bytes of a message: the only decoder of the package.
+
+    image = read_rgb(Path('photo.jpg'))                    # (H, W, 3) uint8 RGB, upright
+    samples = decode_samples(data, 'name', upright=False)  # as stored: 8 or 16 bit, grey or RGB
+
+Pillow decodes, OpenCV only colour of 16 bits, which Pillow would cut to 8. The size is checked
+against a limit before any pixel is decoded. A truncated file is an error.
+
+Rules: alpha is dropped. Palette, CMYK and 1-bit images become RGB or grey. Of several frames (GIF,
+MPO, TIFF) the first one is used. Deeper samples: see bit_depth.py. EXIF orientation is applied to
+files, because every viewer does so; not to messages, because their camera_info and depth are those
+of the stored pixels. Any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from lisa_ros.errors import ImageError
+from lisa_ros.images.bit_depth import to_uint8
+from lisa_ros.images.float_tiff import decode_float_tiff
+from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
+
+# Pillow's other plugins are for rare formats; one of them runs Ghostscript.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF')
+GREY_MODES = ('L', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
+_ORIENTATION_TAG = 0x0112  # of EXIF and TIFF
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+# A damaged file is an ImageError; Pillow would also print a line for each strange tag.
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+_MAGIC_SIZE = 16  # bytes that Pillow's plugins look at
+
+
+def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Return the image of a file, (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        ImageError: there is no such file, it is not a whole image, it has more than `max_pixels`,
+            or its values have no known range.
+    """
+    return _rgb(decode_samples(path, str(path), max_pixels=max_pixels), str(path))
+
+
+def decode_rgb(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Return the image of a file in memory, as `read_rgb`; `name` is for errors.
+
+    Raises:
+        ImageError: as `read_rgb`.
+    """
+    return _rgb(decode_samples(data, name, max_pixels=max_pixels), name)
+
+
+def decode_samples(
+    source: Path | bytes,
+    name: str,
+    *,
+    upright: bool = True,
+    max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+) -> np.ndarray:
+    """Return the samples of an image, at the depth that they are stored with.
+
+    Args:
+        source: a file, or its bytes.
+        name: for errors.
+        upright: apply the EXIF orientation.
+        max_pixels: limit of width times height.
+
+    Returns:
+        (H, W) grey, or (H, W, 3) in the order red, green, blue as the file's format defines it.
+        uint8, uint16, int32, float32 or float64 in native byte order.
+
+    Raises:
+        ImageError: as `read_rgb`, except for the range of the values.
+    """
+    try:
+        with open_image(source, name, max_pixels) as image:
+            deep = has_deep_colour(image)
+            samples = deep_colour(image, source)[:, :, :3] if deep else _samples(image)
+            return turned_upright(samples, turn_of(image) if upright else 1)
+    except ImageError:
+        samples = _float_tiff(source, name, max_pixels)
+        if samples is None:
+            raise
+        return samples
+
+
+def image_size(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Return (width, height) of an upright image [px], from its header.
+
+    Raises:
+        ImageError: it cannot be opened, or has more than `max_pixels`.
+    """
+    try:
+        with open_image(path, str(path), max_pixels) as image:
+            return image.size[::-1] if turn_of(image) in _SIDEWAYS else image.size
+    except ImageError:
+        samples = _float_tiff(path, str(path), max_pixels)
+        if samples is None:
+            raise
+        return samples.shape[1], samples.shape[0]
+
+
+def exif_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1: stored upright.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    with open_image(path, str(path)) as image:
+        return _orientation(image)
+
+
+# ---- parts, also for mask_file.py
+
+
+@contextlib.contextmanager
+def open_image(
+    source: Path | bytes,
+    name: str,
+    max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    kind: str = 'an image',
+) -> Iterator[Image.Image]:
+    """Yield an image whose size is checked and whose pixels are not decoded yet.
+
+    What the body raises becomes an ImageError, too: "NAME cannot be read as KIND: ...".
+    """
+    try:
+        with _byte_stream(source) as stream:
+            image = _identify(stream)
+            check_image_size(*image.size, name, max_pixels)
+            yield image
+    except ImageError:
+        raise
+    except Exception as error:  # on damaged data, decoders raise anything
+        raise ImageError(f'{name} {_failure(source, error, kind)}') from error
+
+
+def turn_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, that decoding an opened image leaves to be applied."""
+    return 1 if image.format == 'TIFF' else _orientation(image)  # both decoders turn a TIFF
+
+
+def has_deep_colour(image: Image.Image) -> bool:
+    """Return whether an image has several channels of 16 bits, which Pillow would cut to 8."""
+    raw_mode = str(image.tile[0][3]) if image.tile else ''
+    return ';16' in raw_mode and image.mode not in GREY_MODES
+
+
+def deep_colour(image: Image.Image, source: Path | bytes) -> np.ndarray:
+    """Return the channels of an image with deep colour, (H, W, 3 or 4) uint16: RGB, alpha.
+
+    Pillow decodes it first: it raises on damaged data, where OpenCV logs and returns a part.
+    """
+    image.load()
+    stored = cv2.imdecode(np.frombuffer(_bytes(source), np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.ndim != 3:
+        raise ValueError('its colours of 16 bits are damaged')
+    return stored[:, :, [2, 1, 0, 3][: stored.shape[2]]]
+
+
+def turned_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Return (H, W) or (H, W, C) pixels upright that are stored with an EXIF orientation."""
+    if turn in _SIDEWAYS:  # stored column by column
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def native(samples: np.ndarray) -> np.ndarray:
+    """Return samples in this machine's byte order."""
+    return samples.astype(samples.dtype.newbyteorder('='), copy=False)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it is damaged or missing."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001  # a damaged tag: viewers show the stored pixels, too
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _bytes(source: Path | bytes) -> bytes:
+    return source.read_bytes() if isinstance(source, Path) else source
+
+
+def _byte_stream(source: Path | bytes) -> io.BufferedIOBase:
+    return source.open('rb') if isinstance(source, Path) else io.BytesIO(source)
+
+
+def _failure(source: Path | bytes, error: Exception, kind: str) -> str:
+    """Return what is wrong with a file or its bytes, and the cure."""
+    reason = str(error) or type(error).__name__
+    if not isinstance(source, Path):
+        return f'cannot be decoded: {len(source)} bytes, {reason}'
+    is_there = getattr(error, 'errno', None) is None  # the file, with other content than expected
+    return f'cannot be read as {kind}: {reason}{"; copy it again" if is_there else ""}'
+
+
+def _identify(stream: io.BufferedIOBase) -> Image.Image:
+    """Return the image of a stream, opened by the plugin for its first bytes.
+
+    `Image.open` would do the same, but also apply Pillow's own limit of pixels, which is a global
+    variable and warns on stderr below twice its value.
+    """
+    magic = stream.read(_MAGIC_SIZE)
+    stream.seek(0)
+    Image.init()
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+        if accept(magic) is True:
+            return factory(stream, '')
+    came = f'it starts with {magic!r}' if magic else 'it is empty'
+    raise ValueError(f'{came}; expected a JPEG or PNG file, or {", ".join(FORMATS[2:])}')
+
+
+def _samples(image: Image.Image) -> np.ndarray:
+    """Return the samples of an image that Pillow decodes without loss."""
+    if image.mode in ('1', 'LA', 'La'):
+        image = image.convert('L')
+    return native(np.asarray(image if image.mode in GREY_MODES else image.convert('RGB')))
+
+
+def _float_tiff(source: Path | bytes, name: str, max_pixels: int) -> np.ndarray | None:
+    """Return the samples of a TIFF that Pillow does not know; None for another or damaged file."""
+    try:
+        return decode_float_tiff(_bytes(source), name, max_pixels)
+    except ImageError:
+        raise
+    except Exception:  # noqa: BLE001  # the caller reports Pillow's reason
+        return None
+
+
+def _rgb(samples: np.ndarray, name: str) -> np.ndarray:
+    samples = to_uint8(samples, name)
+    return samples if samples.ndim == 3 else np.repeat(samples[:, :, None], 3, axis=2)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files as cameras, phones and editors write them; damaged ones and bombs."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from lisa_ros import cli
+from lisa_ros.datasets.annotations import image_size as dataset_image_size
+from lisa_ros.datasets.annotations import read_image
+from lisa_ros.errors import DataError, ImageError
+from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
+from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
+
+H, W = 24, 32
+Y, X = np.mgrid[:H, :W]
+RGB = np.dstack([X * 8, Y * 10, (X + Y) * 4]).astype(np.uint8)  # smooth, no symmetry
+GREY = RGB[..., 0]
+GREY_RGB = np.repeat(GREY[..., None], 3, axis=2)
+
+
+def saved(pixels, kind='PNG', mode=None, **options):
+    """Return a file of pixels, written by Pillow."""
+    stream = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def encoded(pixels, suffix, *options):
+    """Return a file of pixels, written by OpenCV; colours are given as RGB."""
+    bgr = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    return cv2.imencode(suffix, np.ascontiguousarray(bgr), options)[1].tobytes()
+
+
+FEW = np.where(RGB > 100, RGB.dtype.type(200), RGB.dtype.type(40))  # few colours
+WIDE_GREY, WIDE_RGB = GREY.astype(np.uint16), RGB.astype(np.uint16)
+ALPHA = np.full((H, W, 1), 255, np.uint8)
+LOSSLESS = {
+    'png': (saved(RGB), RGB),
+    'bmp': (saved(RGB, 'BMP'), RGB),
+    'tiff': (saved(RGB, 'TIFF'), RGB),
+    'webp': (saved(RGB, 'WEBP', lossless=True), RGB),
+    'grey': (saved(GREY), GREY_RGB),
+    'rgba': (saved(np.dstack([RGB, ALPHA])), RGB),
+    'transparent': (saved(np.dstack([RGB, ALPHA * (X < 9)[..., None]])), RGB),
+    'grey and alpha': (saved(np.dstack([GREY, ALPHA])), GREY_RGB),
+    'palette': (saved(Image.fromarray(FEW).quantize(8)), FEW),
+    'gif': (saved(Image.fromarray(FEW).quantize(8), 'GIF'), FEW),
+    '1 bit': (saved(GREY > 99), np.where(GREY_RGB > 99, 255, 0)),
+    '16 bit grey': (saved(WIDE_GREY * 257), GREY_RGB),
+    '16 bit grey tiff': (encoded(WIDE_GREY * 257, '.tiff'), GREY_RGB),
+    '16 bit rgb': (encoded(WIDE_RGB * 257, '.png'), RGB),
+    '16 bit rgb tiff': (encoded(WIDE_RGB * 257, '.tiff'), RGB),
+    '16 bit rgba': (
+        encoded(np.dstack([WIDE_RGB * 257, ALPHA.astype(np.uint16) * 257]), '.png'),
+        RGB,
+    ),
+    '16 bit pgm': (encoded(WIDE_GREY * 257, '.pgm'), GREY_RGB),
+    '32 bit integers': (saved(GREY.astype(np.int32) * 257, 'TIFF'), GREY_RGB),
+    # cameras of 10, 12 and 14 bits store their values in 16 bits without scaling them
+    '10 bits in 16': (saved(WIDE_GREY << 2), GREY_RGB),
+    '12 bits in 16': (saved(WIDE_GREY << 4), GREY_RGB),
+    '14 bits in 16, rgb': (encoded(WIDE_RGB << 6, '.png'), RGB),
+    '8 bits in 16': (saved(WIDE_GREY), GREY_RGB),
+    'floats 0..1': (encoded(GREY / np.float32(255), '.tiff'), GREY_RGB),
+    'doubles 0..1': (encoded(GREY / 255, '.tiff'), GREY_RGB),
+    'float rgb 0..1': (encoded(RGB / np.float32(255), '.tiff'), RGB),
+    'two frames': (
+        saved(RGB, 'TIFF', save_all=True, append_images=[Image.new('RGB', (5, 5))]),
+        RGB,
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', LOSSLESS)
+def test_every_kind_of_file_gives_its_pixels(kind, tmp_path):
+    data, expected = LOSSLESS[kind]
+    (tmp_path / 'image').write_bytes(data)
+    pixels = read_rgb(tmp_path / 'image')
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+    np.testing.assert_array_equal(decode_rgb(data, 'x'), expected)
+    assert image_size(tmp_path / 'image') == (W, H)
+
+
+@pytest.mark.parametrize(
+    'options', [{}, {'progressive': True}, {'subsampling': 2}, {'mode': 'CMYK'}, {'kind': 'MPO'}]
+)
+def test_jpeg_files_are_close_to_their_pixels(options):
+    data = saved(RGB, **{'kind': 'JPEG', 'quality': 95, **options})
+    assert np.abs(decode_rgb(data, 'x').astype(int) - RGB).mean() < 4
+
+
+TURNED = {  # what a camera stores with each EXIF orientation, for the upright RGB
+    1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
+    5: RGB.swapaxes(0, 1), 6: np.rot90(RGB), 7: np.rot90(RGB, 2).swapaxes(0, 1),
+    8: np.rot90(RGB, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', '16 bit'])
+@pytest.mark.parametrize('orientation', TURNED)
+def test_the_exif_orientation_is_applied(orientation, kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation])
+    data = saved(stored, 'PNG' if kind == '16 bit' else kind, exif=exif)
+    if kind == '16 bit':  # Pillow cannot write it: move the tag into OpenCV's file
+        at = data.index(b'eXIf') - 4
+        chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], 'big')]
+        deep = encoded(stored.astype(np.uint16) * 257, '.png')
+        data = deep[:33] + chunk + deep[33:]  # behind the header
+    path = tmp_path / 'image'
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_rgb(path), RGB)
+    assert image_size(path) == dataset_image_size(path) == (W, H)
+
+
+def test_the_pixels_of_a_message_stay_as_stored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.ascontiguousarray(TURNED[6])
+    samples = decode_samples(saved(stored, exif=exif), 'x', upright=False)
+    np.testing.assert_array_equal(samples, stored)
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (encoded(RGB.astype(np.float32), '.tiff'), 'float values from 0 to 248; expected 0 to 1'),
+        (encoded(GREY - np.float32(5), '.tiff'), 'float values from -5 to 243'),
+        (encoded(np.where(X > 3, np.nan, 1).astype(np.float32), '.tiff'), 'float values from nan'),
+        (saved(GREY.astype(np.int32) * 70000, 'TIFF'), 'expected at most 16 bits'),
+        (saved(GREY.astype(np.int32) - 9, 'TIFF'), 'values from -9 to 239'),
+        (b'', 'is empty; expected a JPEG or PNG'),
+        (b'<!DOCTYPE html>', "starts with b'<!DOCTYPE html>'"),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', "starts with b'%!PS"),
+        (saved(RGB, 'JPEG')[:-20], 'truncated'),
+        (saved(RGB)[:-60], 'broken PNG'),
+        (saved(RGB)[:60], 'image'),
+    ],
+)
+def test_a_file_without_a_clear_image_is_an_error(data, message, tmp_path):
+    path = tmp_path / 'strange.jpg'
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=message) as raised:
+        read_rgb(path)
+    assert str(raised.value).startswith(str(path))
+    assert '\n' not in str(raised.value)
+    with pytest.raises(DataError, match=message):
+        read_image(path)
+
+
+def bomb(width, height):
+    """Return a valid PNG header for a white image of this size; its pixels are missing."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0'))
+
+
+@pytest.mark.parametrize(
+    ('width', 'height'),
+    [(20_000, 20_000), (2**31 - 1, 2**31 - 1), (1, DEFAULT_MAX_IMAGE_PIXELS + 1)],
+)
+def test_a_bomb_is_refused_by_its_header(width, height, tmp_path, capsys):
+    path = tmp_path / 'bomb.png'
+    path.write_bytes(bomb(width, height))
+    message = (
+        rf'{width} x {height} pixels; expected at most 50,000,000 in all \(max_image_pixels\)'
+    )
+    for read in (read_rgb, image_size):
+        with pytest.raises(ImageError, match=message):
+            read(path)
+    with pytest.raises(DataError, match=message):
+        dataset_image_size(path)
+    assert cli.main(['segment', str(path), 'a mug']) == 1
+    assert 'expected at most 50,000,000' in capsys.readouterr().err
+
+
+def test_other_formats_and_long_sides_are_limited_too(tmp_path):
+    for data in (saved(RGB, kind) for kind in ('JPEG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM')):
+        with pytest.raises(ImageError, match='32 x 24 pixels; expected at most 767 in all'):
+            decode_rgb(data, 'x', max_pixels=767)
+        assert decode_rgb(data, 'x', max_pixels=768).shape == (H, W, 3)
+    with pytest.raises(ImageError, match='32 x 24 pixels; expected at most 767 in all'):
+        decode_rgb(encoded(GREY / 255, '.tiff'), 'x', max_pixels=767)
+    with pytest.raises(ImageError, match='sides of at most 32,767'):
+        decode_rgb(bomb(40_000, 2), 'x')
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')  # pytest undoes the filter of image_file.py
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'PPM'])
+def test_damaged_files_raise_no_other_error(kind):
+    rng = np.random.default_rng(0)
+    original = np.frombuffer(saved(RGB, kind), np.uint8)
+    outcomes = set()
+    for _ in range(60):
+        damaged = original[: rng.integers(1, len(original) + 1)].copy()
+        damaged[rng.integers(0, len(damaged), 6)] = rng.integers(0, 256, 6)
+        try:
+            outcomes.add(decode_rgb(damaged.tobytes(), 'x', max_pixels=10**6).dtype.name)
+        except ImageError:
+            outcomes.add('error')
+    assert outcomes <= {'uint8', 'error'}
+    assert 'error' in outcomes
