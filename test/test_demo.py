@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from bag_kinds import COMPRESSED, header
 from ros_graph import MODEL, Peer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
@@ -154,14 +155,34 @@ def test_a_missing_part_of_a_sample_is_an_error(tmp_path, sample):
         demo.judge(demo.Sample.open(sample), BagImage(STAMPS[0] + 5, IMAGE), answer(1))
 
 
+def compressed_bag(path):
+    """Write a bag with compressed depth and colour images, in this order."""
+    formats = {
+        '/camera/depth/compressedDepth': '16UC1; compressedDepth png',
+        '/camera/image/compressed': 'jpeg',
+    }
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, text in formats.items():
+            connection = writer.add_connection(topic, COMPRESSED, typestore=STORE)
+            message = STORE.types[COMPRESSED](header(STORE, STAMPS[0]), text, np.zeros(9, 'u1'))
+            writer.write(connection, STAMPS[0], STORE.serialize_cdr(message, COMPRESSED))
+    return path
+
+
 @pytest.mark.ros
 def test_the_topics_of_a_bag_are_found_by_their_encodings(sample, tmp_path):
     pytest.importorskip('lisa_ros.msg', reason='needs ROS 2: make setup')
-    from lisa_ros.ros.bag_player import camera_topics
+    from lisa_ros.ros.bag_player import camera_topics, node_inputs
 
     assert camera_topics(sample / 'bag') == {'image': '/camera/image', 'depth': '/camera/depth'}
     with pytest.raises(DataError, match=r'there is no bag at'):
         camera_topics(tmp_path / 'nothing')
+    compressed = compressed_bag(tmp_path / 'compressed')
+    topics = {'image': '/camera/image/compressed', 'depth': '/camera/depth/compressedDepth'}
+    assert camera_topics(compressed) == topics
+    inputs, parameters = node_inputs(topics)
+    assert inputs == {'image': '/camera/image', 'depth': '/camera/depth'}
+    assert parameters == {'image_transport': 'compressed', 'depth_transport': 'compressedDepth'}
     (tmp_path / 'text.mcap').write_text('no bag')
     with pytest.raises(DataError, match=r'cannot be read as a rosbag2 bag'):
         camera_topics(tmp_path / 'text.mcap')

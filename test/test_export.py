@@ -335,6 +335,80 @@ def recorded(rgbd_input, tmp_path):
     return bag
 
 
+@pytest.mark.parametrize('orientation', [3, 6])
+def test_an_image_that_viewers_turn_is_refused_with_depth(orientation, files, capsys):
+    image = Image.open(files / 'image.png')
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(files / 'turned.jpg', exif=exif)
+    arguments, out = exported(files)
+    arguments[arguments.index(str(files / 'image.png'))] = str(files / 'turned.jpg')
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f'turned.jpg has the EXIF orientation {orientation}: viewers turn it' in error
+    assert 'exiftool' in error
+    assert not out.exists()
+
+
+def test_a_depth_file_is_not_believed_before_its_size_is_known(tmp_path):
+    header = {'descr': '<f4', 'fortran_order': False, 'shape': (10**6, 10**6)}
+    with (tmp_path / 'huge.npy').open('wb') as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ImageError, match=r'huge\.npy cannot be read as depth'):
+        read_depth(tmp_path / 'huge.npy')
+    cv2.imwrite(str(tmp_path / 'depth.tiff'), np.full((2, 3), 1.5))
+    assert read_depth(tmp_path / 'depth.tiff').tolist() == [[1.5] * 3] * 2
+
+
+COMPRESSED_DEPTH = {  # format -> data of a depth image in millimetres
+    '16UC1; compressedDepth png': lambda depth: bytes(12) + png(depth),
+    '16UC1; png compressed ': lambda depth: png(depth),
+}
+
+
+def png(pixels):
+    return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+def compress_topics(source, out, formats):
+    """Copy a bag; the topics in `formats` become CompressedImage of that format."""
+    compressed = STORE.types['sensor_msgs/msg/CompressedImage']
+    with open_bag(source) as reader, Writer(out, version=9, storage_plugin=MCAP) as writer:
+        for connection, when, data in reader.messages():
+            message, kind = reader.deserialize(data, connection.msgtype), connection.msgtype
+            text = formats.get(connection.topic)
+            if text is not None:
+                pixels = message.data.view('<u2').reshape(message.height, message.width)
+                content = np.frombuffer(COMPRESSED_DEPTH[text](pixels), np.uint8)
+                message, kind = compressed(message.header, text, content), compressed.__msgtype__
+            topic = writer.add_connection(connection.topic, kind, typestore=STORE)
+            writer.write(topic, when, STORE.serialize_cdr(message, kind))
+    return out
+
+
+@pytest.mark.parametrize('text', COMPRESSED_DEPTH)
+def test_a_bag_with_only_compressed_depth_is_exported(text, recorded, rgbd_input, tmp_path):
+    raw = recorded(lambda topic, message: None)
+    bag = compress_topics(raw, tmp_path / 'compressed', {'/camera/depth': text})
+    for topic in (None, '/camera/depth'):
+        found = from_bag(bag, depth_topic=topic)
+        np.testing.assert_array_equal(found.rgbd.depth, rgbd_input.rgbd.depth)
+
+
+@pytest.mark.parametrize(
+    ('model', 'd'),
+    [('plumb_bob', [-0.03, 0.035, 0, 0, -0.01, 0, 0, 0]), ('fisheye', [0.01, 0.001, 0, 0])],
+)
+def test_lenses_as_drivers_write_them_are_exported(model, d, recorded):
+    def change(topic, message):
+        if topic.endswith('info'):
+            message.distortion_model, message.d = model, np.array(d)
+
+    camera = from_bag(recorded(change)).rgbd.camera
+    assert (camera.distortion_model, camera.distortion.tolist()) == (model, d)
+    assert np.isfinite(camera.rays()).all()
+
+
 def test_depth_of_another_time_is_refused(recorded):
     def late(topic, message):
         if topic.endswith('depth'):

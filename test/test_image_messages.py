@@ -109,12 +109,13 @@ def test_planar_yuv_is_converted_to_rgb(encoding, first, padding):
 
 
 @pytest.mark.parametrize('padding', PADDINGS)
+@pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
-def test_bayer_is_converted_to_rgb(pattern, padding):
+def test_bayer_is_converted_to_rgb(pattern, bits, padding):
     colour = {'r': 200, 'g': 100, 'b': 50}
-    tile = np.array([colour[c] for c in pattern], np.uint8).reshape(2, 2)
+    tile = np.array([colour[c] for c in pattern], f'u{bits // 8}').reshape(2, 2) << (bits - 8)
     converted = image_to_rgb(
-        message(np.tile(tile, (H // 2, W // 2)), f'bayer_{pattern}8', padding)
+        message(np.tile(tile, (H // 2, W // 2)), f'bayer_{pattern}{bits}', padding)
     )
     assert np.array_equal(
         converted, np.broadcast_to(np.array([200, 100, 50], np.uint8), (H, W, 3))
@@ -123,7 +124,7 @@ def test_bayer_is_converted_to_rgb(pattern, padding):
 
 def test_every_supported_encoding_is_tested():
     tested = {*INTERLEAVED, 'yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21'}
-    tested |= {f'bayer_{p}8' for p in ('rggb', 'bggr', 'gbrg', 'grbg')}
+    tested |= {f'bayer_{p}{b}' for p in ('rggb', 'bggr', 'gbrg', 'grbg') for b in (8, 16)}
     assert tested == set(SUPPORTED_ENCODINGS)
 
 
@@ -295,6 +296,10 @@ def test_a_ros_1_camera_info_is_read():
 def test_an_uncalibrated_camera_is_an_error():
     with pytest.raises(ImageError, match=r'not calibrated: fx 0'):
         camera_from_info(info([0.0] * 9))
+    for place in (0, 2, 5):
+        k = [*K[:place], float('nan'), *K[place + 1 :]]
+        with pytest.raises(ImageError, match=r'not calibrated: .*nan'):
+            camera_from_info(info(k))
 
 
 def convert_with_cv_bridge(encoding, stored, output_encoding):

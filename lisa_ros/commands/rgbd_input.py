@@ -8,18 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rosbags.highlevel import AnyReader
 
 from lisa_ros.errors import DataError, ImageError, SettingsError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.rgbd import is_valid_depth, resize_registered_depth
+from lisa_ros.geometry.rgbd import resize_registered_depth
+from lisa_ros.images.image_file import decode_samples, exif_orientation, read_rgb
+from lisa_ros.images.pixel_limit import check_image_size
 from lisa_ros.messages.bag import open_bag
-from lisa_ros.messages.image import DEPTH_ENCODINGS, compressed_to_rgb, image_to_rgb
+from lisa_ros.messages.compressed_format import CompressedFormat
+from lisa_ros.messages.image import (
+    DEPTH_ENCODINGS,
+    depth_in_metres,
+    is_compressed,
+    message_to_rgb,
+)
 from lisa_ros.messages.rgbd import RgbdFrame, rgbd_from_messages
 from lisa_ros.messages.stamp import stamp_ns
-from lisa_ros.model.image_processing import read_rgb
 from lisa_ros.settings import Settings
 
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -42,6 +48,9 @@ class RgbdInput:
 def from_files(image: Path, depth: Path, k: Sequence[float]) -> RgbdInput:
     """Return the RGB-D image of two files.
 
+    All three are those of the stored pixels. An image that its EXIF orientation turns is refused,
+    because nothing says whether depth and K were turned, too.
+
     Args:
         image: any image format.
         depth: depth registered to the image: a 16-bit PNG [mm], or a .npy of (h, w) floats [m]
@@ -49,9 +58,11 @@ def from_files(image: Path, depth: Path, k: Sequence[float]) -> RgbdInput:
         k: fx, fy, cx, cy of the image [px].
 
     Raises:
-        ImageError: a file cannot be read, or the depth does not match the image.
+        ImageError: a file cannot be read, is turned by its EXIF orientation, or the depth does
+            not match the image.
         SettingsError: a focal length in `k` is not positive, or a value is not finite.
     """
+    _check_not_turned(image)
     pixels = read_rgb(image)
     fx, fy, cx, cy = k
     if not (fx > 0 and fy > 0 and np.isfinite(k).all()):
@@ -67,24 +78,43 @@ def read_depth(path: Path) -> np.ndarray:
     Raises:
         ImageError: the file cannot be read, or is not a depth image.
     """
-    try:
-        if path.suffix == '.npy':
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError, cv2.error) as error:
-        raise ImageError(f'{path} cannot be read as depth: {error}') from error
-    if values is None:
-        raise ImageError(f'{path} cannot be read as depth: expected {_DEPTH_FILES}')
+    if not path.exists():
+        raise ImageError(f'{path} cannot be read as depth: there is no such file')
+    if path.suffix == '.npy':
+        values = _read_npy(path)
+    else:
+        values = decode_samples(path, str(path), upright=False)
     if values.ndim != 2 or values.dtype.kind not in 'fui' or values.dtype.itemsize < 2:
         raise ImageError(
             f'{path} is {values.dtype} {values.shape}, not depth: expected {_DEPTH_FILES}'
         )
-    depth = values.astype(np.float32)
-    if values.dtype.kind != 'f':
-        depth *= np.float32(0.001)
-    depth[~is_valid_depth(depth)] = np.nan
-    return depth
+    return depth_in_metres(values)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """Return the array of a .npy file; the size that it claims is compared with the file first."""
+    try:
+        values = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise ImageError(
+            f'{path} cannot be read as depth: {error}; expected {_DEPTH_FILES}'
+        ) from error
+    if not isinstance(values, np.ndarray):
+        raise ImageError(f'{path} holds several arrays: expected {_DEPTH_FILES}')
+    if values.ndim == 2:
+        check_image_size(values.shape[1], values.shape[0], str(path))
+    return values
+
+
+def _check_not_turned(path: Path) -> None:
+    """Raise an ImageError if viewers turn an image by its EXIF orientation."""
+    orientation = exif_orientation(path)
+    if orientation != 1:
+        raise ImageError(
+            f'{path} has the EXIF orientation {orientation}: viewers turn it, but depth and --k '
+            'may be those of the stored pixels; expected none: turn image, depth and K to one '
+            'orientation and save the image without the tag (exiftool -Orientation= FILE)'
+        )
 
 
 def from_bag(
@@ -99,7 +129,9 @@ def from_bag(
     Args:
         bag: a path that `messages.bag.open_bag` takes.
         image_topic: topic of Image or CompressedImage; None: the only colour image topic.
-        depth_topic: topic of registered depth, Image in 16UC1 or 32FC1; None: the only one.
+        depth_topic: topic of registered depth, Image in 16UC1 or 32FC1, or CompressedImage
+            (compressedDepth, or PNG of 16UC1); None: the only Image of depth, else the only
+            CompressedImage.
         info_topic: topic of CameraInfo; None: camera_info in the namespace of the image topic, or
             the only one.
         at: take the first image at or after this time [s from the start of the bag].
@@ -131,9 +163,8 @@ def from_bag(
             f'{bag}: no depth on {depth_topic} within {Settings.depth_tolerance:g} s of the '
             f'image at {seconds:.2f} s; choose another time with --at'
         )
-    to_rgb = compressed_to_rgb if hasattr(image, 'format') else image_to_rgb
     rectified = 'image_rect' in image_topic  # image_proc names rectified topics so
-    rgbd = rgbd_from_messages(to_rgb(image), image, depth[1], info[1], rectified=rectified)
+    rgbd = rgbd_from_messages(message_to_rgb(image), image, depth[1], info[1], rectified=rectified)
     return RgbdInput(rgbd, stamp, image.header.frame_id)
 
 
@@ -147,7 +178,10 @@ def _choose_topics(
     """Return the topics of image, depth and camera info; find those that are None."""
     by_kind = _topics_by_kind(reader)
     image_topic = _choose_topic(bag, '--image-topic', by_kind['image'], image_topic)
-    depth_topic = _choose_topic(bag, '--depth-topic', by_kind['depth'], depth_topic)
+    depth_topics = by_kind['depth']
+    if depth_topic is not None or not depth_topics:
+        depth_topics = sorted(depth_topics + by_kind['compressed depth'])
+    depth_topic = _choose_topic(bag, '--depth-topic', depth_topics, depth_topic)
     sibling = image_topic.removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
     if info_topic is None and sibling in by_kind['info']:
         info_topic = sibling
@@ -159,8 +193,10 @@ def _choose_topics(
 
 
 def _topics_by_kind(reader: AnyReader) -> dict[str, list[str]]:
-    """Return the topics with messages by kind: "image" (colour), "depth" and "info"."""
-    topics: dict[str, set[str]] = {'image': set(), 'depth': set(), 'info': set()}
+    """Return the topics with messages: image (colour), depth, compressed depth and info."""
+    topics: dict[str, set[str]] = {
+        kind: set() for kind in ('image', 'depth', 'compressed depth', 'info')
+    }
     for connection in reader.connections:
         if not connection.msgcount or connection.msgtype not in (_IMAGE, _COMPRESSED, _INFO):
             continue
@@ -168,12 +204,16 @@ def _topics_by_kind(reader: AnyReader) -> dict[str, list[str]]:
             kind = 'info'
         else:
             _, first = next(_messages(reader, connection.topic))
-            if 'compressedDepth' in getattr(first, 'format', ''):
-                continue  # a codec that OpenCV does not read
-            is_depth = getattr(first, 'encoding', '') in DEPTH_ENCODINGS
-            kind = 'depth' if is_depth else 'image'
+            kind = _kind_of_image(first)
         topics[kind].add(connection.topic)
     return {kind: sorted(names) for kind, names in topics.items()}
+
+
+def _kind_of_image(message: Any) -> str:
+    """Return the kind of an Image or CompressedImage, by its encoding."""
+    if is_compressed(message):
+        return 'compressed depth' if CompressedFormat.parse(message.format).is_depth else 'image'
+    return 'depth' if message.encoding in DEPTH_ENCODINGS else 'image'
 
 
 def _choose_topic(bag: Path, flag: str, topics: list[str], name: str | None) -> str:

@@ -16,13 +16,10 @@ from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
+from lisa_ros.messages.image import message_to_rgb
 from lisa_ros.messages.stamp import stamp_ns
 
-_READERS = {
-    'sensor_msgs/msg/Image': image_to_rgb,
-    'sensor_msgs/msg/CompressedImage': compressed_to_rgb,
-}
+_IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 
 
@@ -102,7 +99,7 @@ def read_images(bag: Path, topic: str | None = None, every: float = 0.0) -> Gene
             last_stamp = stamp
             used_stamps.add(stamp)
             try:
-                pixels = _READERS[connection.msgtype](message)
+                pixels = message_to_rgb(message)
             except ImageError as error:
                 raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
             yield BagImage(stamp, pixels, message.header.frame_id)
@@ -153,7 +150,7 @@ def image_times(bag: Path, topic: str) -> dict[int, float]:
 
 def _image_connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return the connections of an image topic; topic None: the only one with images."""
-    connections = [c for c in reader.connections if c.msgtype in _READERS]
+    connections = [c for c in reader.connections if c.msgtype in _IMAGE_TYPES]
     topics = sorted({c.topic for c in connections})
     if topic is None and len(topics) == 1:
         return connections

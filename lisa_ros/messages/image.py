@@ -7,13 +7,14 @@ Works with NumPy 1 and 2, OpenCV 4 and 5.
 
 Encodings are those of sensor_msgs/image_encodings.hpp. Depth follows REP-118: 16UC1 in millimetres
 with 0 as invalid, 32FC1 in metres with NaN as invalid. Rows may be padded: `step` is the length of
-a row in bytes, at least width times bytes per pixel. Functions may be called in any thread.
+a row in bytes, at least width times bytes per pixel. Compressed images are decoded by
+`images.image_file`, as files are. `max_pixels` is compared with the size before anything is
+decoded. Functions may be called in any thread.
 """
 
 from __future__ import annotations
 
 import array
-import re
 import sys
 from typing import Any
 
@@ -22,6 +23,12 @@ import numpy as np
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.rgbd import is_valid_depth
+from lisa_ros.images.bayer import BAYER_PATTERNS, demosaic, is_mosaic
+from lisa_ros.images.bit_depth import stretch_to_uint8, to_uint8, upper_byte
+from lisa_ros.images.image_file import decode_samples
+from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
+from lisa_ros.messages.compressed_depth import decode_compressed_depth
+from lisa_ros.messages.compressed_format import CompressedFormat
 
 # encoding -> (element type, channels, channel order). 8UC3 and 8UC4 define no order: BGR, as
 # OpenCV drivers publish it and RViz shows it.
@@ -52,17 +59,27 @@ _PLANAR_YUV = {  # a Y plane, then half as many rows of colour pairs
     'nv12': cv2.COLOR_YUV2RGB_NV12,
     'nv21': cv2.COLOR_YUV2RGB_NV21,
 }
-_BAYER = {  # ROS names an encoding by the first two rows; OpenCV's old names start at row two
-    'bayer_rggb8': cv2.COLOR_BayerBG2RGB,
-    'bayer_bggr8': cv2.COLOR_BayerRG2RGB,
-    'bayer_gbrg8': cv2.COLOR_BayerGR2RGB,
-    'bayer_grbg8': cv2.COLOR_BayerGB2RGB,
-}
-SUPPORTED_ENCODINGS = (*_INTERLEAVED, *_PACKED_YUV, *_PLANAR_YUV, *_BAYER)
+SUPPORTED_ENCODINGS = (*_INTERLEAVED, *_PACKED_YUV, *_PLANAR_YUV, *BAYER_PATTERNS)
 DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1')
+_FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
 
-def image_to_rgb(message: Any) -> np.ndarray:
+def message_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Return an Image or CompressedImage as RGB, (H, W, 3) uint8.
+
+    Raises:
+        ImageError: as `image_to_rgb` and `compressed_to_rgb`.
+    """
+    to_rgb = compressed_to_rgb if is_compressed(message) else image_to_rgb
+    return to_rgb(message, max_pixels)
+
+
+def is_compressed(message: Any) -> bool:
+    """Return whether a message is a CompressedImage, not an Image."""
+    return hasattr(message, 'format')
+
+
+def image_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
     """Return a sensor_msgs/Image as RGB, (H, W, 3) uint8; its rows may be padded.
 
     rgb8 is a view of the message's data, read-only if the data are; other encodings are copied.
@@ -71,9 +88,11 @@ def image_to_rgb(message: Any) -> np.ndarray:
     display.
 
     Raises:
-        ImageError: an encoding not in `SUPPORTED_ENCODINGS`, or data of a wrong size.
+        ImageError: an encoding not in `SUPPORTED_ENCODINGS`, data of a wrong size, or more than
+            `max_pixels`.
     """
     encoding = message.encoding
+    check_image_size(message.width, message.height, 'image', max_pixels)
     if encoding in _PACKED_YUV:
         _check_even(message, 'width')
         return cv2.cvtColor(_pixels(message, 'u1', 2), _PACKED_YUV[encoding])
@@ -81,8 +100,10 @@ def image_to_rgb(message: Any) -> np.ndarray:
         _check_even(message, 'width', 'height')
         planes = _pixels(message, 'u1', 1, rows=message.height * 3 // 2)[:, :, 0]
         return cv2.cvtColor(np.ascontiguousarray(planes), _PLANAR_YUV[encoding])
-    if encoding in _BAYER:
-        return cv2.cvtColor(_pixels(message, 'u1', 1)[:, :, 0], _BAYER[encoding])
+    if encoding in BAYER_PATTERNS:
+        mosaic = _pixels(message, 'u2' if encoding.endswith('16') else 'u1', 1)[:, :, 0]
+        # a copy, as OpenCV needs rows that start at a multiple of two bytes
+        return upper_byte(demosaic(np.ascontiguousarray(mosaic), BAYER_PATTERNS[encoding]))
     if encoding not in _INTERLEAVED:
         raise ImageError(
             f'image encoding {encoding!r} is not supported; expected one of '
@@ -90,60 +111,97 @@ def image_to_rgb(message: Any) -> np.ndarray:
         )
     element_type, channels, order = _INTERLEAVED[encoding]
     pixels = _pixels(message, element_type, channels)
-    if order == 'RANGE':
-        pixels = _scaled_for_display(pixels)
-    elif element_type == 'u2':
-        pixels = (pixels >> 8).astype(np.uint8)
+    pixels = stretch_to_uint8(pixels) if order == 'RANGE' else upper_byte(pixels)
     if channels == 1:
         return np.repeat(pixels, 3, axis=2)
     # BGR is copied: a reversed view would do for NumPy, but torch refuses negative strides.
     return pixels[:, :, :3] if order == 'RGB' else np.ascontiguousarray(pixels[:, :, 2::-1])
 
 
-def depth_to_metres(message: Any) -> np.ndarray:
+def depth_to_metres(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
     """Return a depth image in metres, (H, W) float32, NaN where invalid (REP-118).
 
     16UC1 and mono16 are millimetres, 32FC1 is metres; 0, negative and non-finite values are
     invalid. Always a copy.
 
+    Args:
+        message: sensor_msgs/Image, or CompressedImage as `compressed_depth` reads it.
+        max_pixels: limit of width times height.
+
     Raises:
-        ImageError: another encoding, or data of a wrong size.
+        ImageError: another encoding, data of a wrong size, or more than `max_pixels`.
     """
+    if is_compressed(message):
+        return depth_in_metres(decode_compressed_depth(message, max_pixels))
     if message.encoding not in DEPTH_ENCODINGS:
         raise ImageError(
             f'depth encoding {message.encoding!r} is not supported; expected 16UC1 [mm] or '
             '32FC1 [m] as in REP-118'
         )
+    check_image_size(message.width, message.height, 'depth image', max_pixels)
     element_type = _INTERLEAVED[message.encoding][0]
-    depth = _pixels(message, element_type, 1)[:, :, 0].astype(np.float32)
-    if element_type == 'u2':
+    return depth_in_metres(_pixels(message, element_type, 1)[:, :, 0])
+
+
+def depth_in_metres(values: np.ndarray) -> np.ndarray:
+    """Return depth (H, W) as float32 [m], NaN where it is 0, negative or not finite.
+
+    Integers are millimetres, floats metres. Always a copy.
+    """
+    depth = values.astype(np.float32)
+    if values.dtype.kind != 'f':
         depth *= np.float32(0.001)
     depth[~is_valid_depth(depth)] = np.nan
     return depth
 
 
-def compressed_to_rgb(message: Any) -> np.ndarray:
+def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
     """Return a sensor_msgs/CompressedImage as RGB, (H, W, 3) uint8; JPEG, PNG or similar.
 
-    `format`, as image_transport writes it, has the channel order of the file after "compressed"
-    ("rgb8; jpeg compressed bgr8"). With "compressed rgb" red and blue are swapped in the file, and
-    are swapped back here. 16 bit images keep their upper byte.
+    `format`, as image_transport writes it, has the encoding of the image before it was
+    compressed, and the channel order of the file after "compressed" ("rgb8; jpeg compressed
+    bgr8"). With "compressed rgb" red and blue are swapped in the file, and are swapped back here.
+    Values of more than 8 bits become what `image_to_rgb` makes of the encoding; without a known
+    encoding, see `images.bit_depth`. A Bayer mosaic becomes RGB. Pixels stay as stored, without
+    EXIF orientation: camera_info and depth are those of the stored pixels.
 
     Raises:
-        ImageError: data that OpenCV cannot decode, or depth; the message names the format.
+        ImageError: data that cannot be decoded, depth, a video stream, or more than `max_pixels`;
+            the message names the format.
     """
-    if 'compressedDepth' in message.format:
+    parts = CompressedFormat.parse(message.format)
+    if parts.is_compressed_depth:
         raise ImageError(
             f'format {message.format!r} is depth, expected a colour image: remap image to a '
             'colour topic'
         )
-    decoded = _decode(_data_bytes(message), message.format, cv2.IMREAD_UNCHANGED)
-    if decoded.dtype == np.uint16:
-        decoded = (decoded >> 8).astype(np.uint8)
-    if decoded.ndim == 2:
-        return np.repeat(decoded[:, :, None], 3, axis=2)
-    swapped = re.search(r'compressed rgb', message.format) is not None
-    return np.ascontiguousarray(decoded[:, :, :3] if swapped else decoded[:, :, 2::-1])
+    if parts.is_video:
+        raise ImageError(
+            f'format {message.format!r} is a video stream, expected single images (JPEG, PNG): '
+            'decode it with `ros2 run image_transport republish`, or publish raw or compressed'
+        )
+    name = f'compressed image {message.format!r}'
+    data = _data_bytes(message).tobytes()
+    samples = decode_samples(data, name, upright=False, max_pixels=max_pixels)
+    pixels = _coded_to_uint8(samples, parts, name)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if parts.swaps_red_and_blue else pixels
+
+
+def _coded_to_uint8(samples: np.ndarray, parts: CompressedFormat, name: str) -> np.ndarray:
+    """Return the samples of a compressed image as uint8, (H, W) grey or (H, W, 3)."""
+    pattern = BAYER_PATTERNS.get(parts.encoding)
+    # image_transport of ROS 2 makes grey ("mono8") of a mosaic before it compresses it, unless
+    # jpeg_compress_bayer is set; that of ROS 1 does not. Not all drivers say which they do.
+    is_grey = parts.stored.startswith('mono') and not is_mosaic(samples)
+    if pattern and samples.ndim == 2 and not is_grey:
+        return upper_byte(demosaic(samples, pattern))
+    if parts.is_depth and samples.dtype != np.uint8:
+        return stretch_to_uint8(samples)
+    if parts.encoding in _FULL_RANGE and samples.dtype == np.uint16:
+        return upper_byte(samples)
+    return to_uint8(samples, name)
 
 
 def image_fields(pixels: np.ndarray, encoding: str) -> dict[str, Any]:
@@ -194,8 +252,6 @@ def _pixels(message: Any, element_type: str, channels: int, rows: int | None = N
     item_size = np.dtype(element_type).itemsize
     row_size = width * channels * item_size
     step = message.step or row_size  # 0: the publisher did not set it
-    if rows == 0 or width == 0:
-        raise ImageError(f'image of {width} x {message.height} pixels is empty')
     if step < row_size:
         raise ImageError(
             f'image step {step} is too small: {width} pixels of {message.encoding} '
@@ -224,31 +280,6 @@ def _data_bytes(message: Any) -> np.ndarray:
         return np.frombuffer(message.data, np.uint8)
     except TypeError:  # a list, in messages written by hand
         return np.asarray(message.data, dtype=np.uint8)
-
-
-def _decode(file_bytes: np.ndarray, name: str, flags: int) -> np.ndarray:
-    """Return an image file in memory as OpenCV decodes it, colours as BGR."""
-    try:
-        image = cv2.imdecode(file_bytes, flags) if file_bytes.size else None
-    except cv2.error as error:
-        raise ImageError(f'compressed image {name!r} cannot be decoded: {error.err}') from None
-    if image is None:
-        raise ImageError(
-            f'compressed image {name!r} cannot be decoded: {file_bytes.size} bytes, expected '
-            'a JPEG or PNG file'
-        )
-    return image
-
-
-def _scaled_for_display(pixels: np.ndarray) -> np.ndarray:
-    """Scale values of any range to uint8: the lowest valid value becomes 0, the highest 255."""
-    values = pixels.astype(np.float32)
-    valid = np.isfinite(values) & (values != 0)
-    if not valid.any():
-        return np.zeros(pixels.shape, np.uint8)
-    low, high = values[valid].min(), values[valid].max()
-    scaled = (np.where(valid, values, low) - low) * (255.0 / max(high - low, 1e-12))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
 def _check_even(message: Any, *names: str) -> None:

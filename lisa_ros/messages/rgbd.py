@@ -18,6 +18,7 @@ from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import Object3D, localize_object
 from lisa_ros.geometry.point_cloud import depth_to_cloud, pack_xyzrgb
 from lisa_ros.geometry.rgbd import resize_registered_depth
+from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 from lisa_ros.messages.camera_info import camera_from_info
 from lisa_ros.messages.image import depth_to_metres
 
@@ -45,21 +46,28 @@ class RgbdFrame:
 
 
 def rgbd_from_messages(
-    image: np.ndarray, image_message: Any, depth: Any, info: Any, *, rectified: bool = False
+    image: np.ndarray,
+    image_message: Any,
+    depth: Any,
+    info: Any,
+    *,
+    rectified: bool = False,
+    max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
 ) -> RgbdFrame:
     """Return an image with its depth and camera.
 
     Args:
         image: (H, W, 3) uint8 RGB, the pixels of `image_message`.
         image_message: its `header.frame_id` must be that of the depth.
-        depth: sensor_msgs/Image of depth registered to the image (REP-118), or None.
+        depth: depth registered to the image (REP-118), as `depth_to_metres` reads it, or None.
         info: sensor_msgs/CameraInfo of the image, or None.
         rectified: the image is rectified, see `camera_from_info`.
+        max_pixels: limit of the depth's width times height.
 
     Raises:
-        ImageError: a message is missing; the depth encoding or its data, the camera's calibration
-            or its distortion model cannot be used; or sizes or frames differ. The text names the
-            cure.
+        ImageError: a message is missing or too large; the depth encoding or its data, the camera's
+            calibration or its distortion model cannot be used; or sizes or frames differ. The
+            text names the cure.
     """
     if depth is None:
         raise ImageError('no depth came with the image: remap depth to a registered depth topic')
@@ -75,7 +83,7 @@ def rgbd_from_messages(
             f'has {width} x {height}: use the camera_info that is published with this image'
         )
     metres = resize_registered_depth(
-        depth_to_metres(depth),
+        depth_to_metres(depth, max_pixels),
         camera,
         frame=image_message.header.frame_id,
         depth_frame=depth.header.frame_id,

@@ -17,7 +17,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,12 @@ from rosbags.interfaces import Connection
 
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.messages.bag import open_bag
+from lisa_ros.messages.compressed_format import CompressedFormat
 from lisa_ros.ros import fastdds
 
 _CLOCK_PERIOD = 0.02  # between two messages on /clock [s]
 _COMPRESSED_SUFFIX = '/compressed'  # of the topics of image_transport
+_TRANSPORTS = ('compressed', 'compressedDepth')  # those that the node subscribes to
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
     """Return the bag's topics as a dict with the keys image, depth and camera_info, if present.
 
     image is the first colour Image, else the first CompressedImage; depth is the first Image of
-    encoding 16UC1 or 32FC1; camera_info is the first CameraInfo.
+    encoding 16UC1 or 32FC1, else the first CompressedImage of depth; camera_info is the first
+    CameraInfo.
 
     Args:
         bag: rosbag2 folder or a bare .mcap file.
@@ -194,6 +197,7 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
         if not reader.is2:
             raise DataError(f'{bag} is a ROS 1 bag, whose messages cannot be played: convert it')
         topics: dict[str, str] = {}
+        compressed: dict[str, str] = {}
         for connection in reader.connections:
             if connection.msgtype == 'sensor_msgs/msg/CameraInfo':
                 topics.setdefault('camera_info', connection.topic)
@@ -202,20 +206,37 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
                 encoding = reader.deserialize(data, connection.msgtype).encoding
                 name = 'depth' if encoding in ('16UC1', '32FC1') else 'image'
                 topics.setdefault(name, connection.topic)
+            elif _is_compressed(connection) and connection.msgcount:
+                _, _, data = next(reader.messages([connection]))
+                text = reader.deserialize(data, connection.msgtype).format
+                name = 'depth' if CompressedFormat.parse(text).is_depth else 'image'
+                compressed.setdefault(name, connection.topic)
         types = {connection.topic: connection.msgtype for connection in reader.connections}
-        compressed = [c.topic for c in reader.connections if _is_compressed(c)]
+    topics = {**compressed, **topics}
     if image is not None:
         topics['image'] = image
-    elif compressed:
-        topics.setdefault('image', compressed[0])
     _check_image_topic(bag, image, topics.get('image'), types)
     return topics
 
 
+def node_inputs(topics: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what the node's inputs are remapped to, and its parameters, for a bag's topics.
+
+    The parameters are image_transport and depth_transport; remapped names are without them.
+    """
+    inputs, parameters = dict(topics), {}
+    for name in ('image', 'depth'):
+        base, _, transport = inputs.get(name, '').rpartition('/')
+        if transport in _TRANSPORTS:
+            inputs[name], parameters[f'{name}_transport'] = base, transport
+    return inputs, parameters
+
+
 def _is_compressed(connection: Connection) -> bool:
     """Return whether a connection is a CompressedImage that image_transport would find."""
-    return connection.msgtype == 'sensor_msgs/msg/CompressedImage' and connection.topic.endswith(
-        _COMPRESSED_SUFFIX
+    return (
+        connection.msgtype == 'sensor_msgs/msg/CompressedImage'
+        and connection.topic.rpartition('/')[2] in _TRANSPORTS
     )
 
 

@@ -150,12 +150,13 @@ def run(sample: Sample, out: Path, settings: Mapping[str, Any], rate: float) -> 
     """
     import rclpy
 
-    from lisa_ros.ros.bag_player import BagPlayer, camera_topics
+    from lisa_ros.ros.bag_player import BagPlayer, camera_topics, node_inputs
 
     topics = camera_topics(sample.bag)
+    inputs, transports = node_inputs(topics)
     log = out / 'node.log'
-    parameters = write_parameters(out / 'parameters.yaml', {'autostart': True, **settings})
-    command_line = node_command(topics, parameters)
+    settings = {'autostart': True, **transports, **settings}
+    command_line = node_command(inputs, write_parameters(out / 'parameters.yaml', settings))
     frames = {frame.stamp: frame for frame in read_images(sample.bag, topics['image'])}
     _print(f'starting {Path(command_line[0]).name}, its log is {log} ...')
     with managed_process(command_line, log) as process:

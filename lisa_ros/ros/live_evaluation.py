@@ -28,7 +28,7 @@ from lisa_ros.evaluation.live import LiveAnswer, LiveRun
 from lisa_ros.messages.bag import image_times
 from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.messages.stamp import stamp_ns
-from lisa_ros.ros.bag_player import BagPlayer
+from lisa_ros.ros.bag_player import BagPlayer, node_inputs
 from lisa_ros.ros.node_process import (
     NodeClient,
     isolate_ros_graph,
@@ -112,17 +112,16 @@ def _running_node(
     playback: Playback, settings: Mapping[str, Any], has_dialogues: bool, log: Path
 ) -> Iterator[NodeClient]:
     """Start the node, and give a client of it; both end with the context."""
-    image = playback.topics['image']
+    topics, transports = node_inputs(playback.topics)
     parameters = {
         **settings,
+        **transports,
         'autostart': True,
         'use_sim_time': playback.sim_time,
         'max_image_age': 0.0,  # a frame is shown for as long as its query takes
-        'image_transport': 'compressed' if image.endswith('/compressed') else 'raw',
         'dialogue_turns': _DIALOGUE_TURNS if has_dialogues else 0,
     }
     parameter_file = write_parameters(log.with_suffix('.yaml'), parameters)
-    topics = {**playback.topics, 'image': image.removesuffix('/compressed')}
     isolate_ros_graph()
     with managed_process(node_command(topics, parameter_file), log) as process:
         rclpy.init(args=[])
