@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, LARGEST_MAX_IMAGE_PIXELS
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
@@ -93,6 +94,20 @@ class Settings(ValidatedSettings):
         'image/compressed)',
         choices=('raw', 'compressed'),
         at_configure=True,
+    )
+    depth_transport: str = parameter(
+        'raw',
+        'Type of the depth image: raw (sensor_msgs/Image on depth), compressedDepth (PNG or RVL '
+        'on depth/compressedDepth) or compressed (PNG or TIFF of 16 bits on depth/compressed)',
+        choices=('raw', 'compressedDepth', 'compressed'),
+        at_configure=True,
+    )
+    max_image_pixels: int = parameter(
+        DEFAULT_MAX_IMAGE_PIXELS,
+        'Largest width times height of an image or depth image [pixels]; larger ones are refused '
+        'before they are decoded',
+        minimum=1,
+        maximum=LARGEST_MAX_IMAGE_PIXELS,
     )
     frames_kept: int = parameter(
         8,

@@ -335,6 +335,7 @@ def misconfigured(tmp_path_factory):
         **MODEL,
         'model': '/nowhere/lisa',
         'image_transport': 'compressed',
+        'depth_transport': 'compressedDepth',
         'diagnostics_period': 0.2,
         'use_sim_time': True,  # no /clock is published: nothing may wait for it
         f'qos_overrides.{COMPRESSED}.subscription.reliability': 'reliable',
@@ -397,6 +398,38 @@ def test_compressed_images_are_answered(robot_peer):
     (answer,) = robot_peer.ask(QUERY)
     assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
     assert header_of(answer) == ((33, 0), 'camera_optical')
+
+
+def test_compressed_depth_gives_positions(robot_peer):
+    create = robot_peer.node.create_publisher
+    images = create(CompressedImage, COMPRESSED, 10)
+    depths = create(CompressedImage, '/robot/depth/compressedDepth', 10)
+    robot_peer.wait(lambda: images.get_subscription_count() and depths.get_subscription_count())
+    info = CameraInfo(width=160, height=120, k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
+    depth = cv2.imencode('.png', np.full((120, 160), 1500, np.uint16))[1].tobytes()
+    for publisher, message, data in (
+        (robot_peer.infos, info, None),
+        (depths, CompressedImage(format='16UC1; compressedDepth png'), bytes(12) + depth),
+        (images, CompressedImage(format='jpeg'), cv2.imencode('.jpg', IMAGE)[1].tobytes()),
+    ):
+        message.header.stamp.sec, message.header.frame_id = 35, 'camera_optical'
+        if data is not None:
+            message.data = array.array('B', data)
+        publisher.publish(message)
+    robot_peer.settle()
+    (answer,) = robot_peer.ask(QUERY)
+    assert {round(i.centroid.z, 3) for i in answer.instances if i.area} == {1.5}
+
+
+def test_an_image_above_max_image_pixels_is_refused(robot_peer):
+    assert robot_peer.set_parameters(max_image_pixels=19_199)[0].successful
+    (answer,) = robot_peer.ask(QUERY)  # about the image of the last test
+    assert answer.status == Segmentation.FAILED
+    assert 'has 160 x 120 pixels; expected at most 19,199 in all' in answer.reason
+    assert not robot_peer.set_parameters(max_image_pixels=0)[0].successful
+    assert robot_peer.set_parameters(max_image_pixels=19_200)[0].successful
+    (answer,) = robot_peer.ask(QUERY)
+    assert answer.status in (Segmentation.FOUND, Segmentation.NOT_FOUND), answer.reason
 
 
 # Nodes with a scripted model, see slow_node.py and scripted_backend.py.

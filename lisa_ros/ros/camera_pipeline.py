@@ -79,7 +79,7 @@ class CameraPipeline:
         if parts.tracking is not None:
             parts.tracking.start()
         parts.scheduler.start()
-        parts.inputs.subscribe(self._prefix, settings.image_transport)
+        parts.inputs.subscribe(self._prefix, settings.image_transport, settings.depth_transport)
         self.apply_settings(self._context.settings.value)  # may have changed meanwhile
 
     def _make_parts(self, inference: InferenceThread, settings: Settings) -> _ActiveParts:

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import numpy as np
-from sensor_msgs.msg import CompressedImage
 
-from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
+from lisa_ros.messages.image import message_to_rgb
+from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.session.frame_buffer import SyncedMessages
 
 
 class MessageDecoder:
     """Decodes ROS images for the inference thread, as its `FrameDecoder`."""
+
+    def __init__(self, settings: CurrentSettings):
+        """Decode images of up to the setting `max_image_pixels`."""
+        self._settings = settings
 
     def rgb_image(self, frame: SyncedMessages) -> np.ndarray:
         """Return the frame's colour image, (H, W, 3) uint8 RGB.
@@ -19,14 +23,13 @@ class MessageDecoder:
         Raises:
             ImageError: the encoding or the size is not supported.
         """
-        return rgb_image(frame)
+        return rgb_image(frame, self._settings.value.max_image_pixels)
 
 
-def rgb_image(frame: SyncedMessages) -> np.ndarray:
+def rgb_image(frame: SyncedMessages, max_pixels: int) -> np.ndarray:
     """Return the frame's colour image, (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: the encoding or the size is not supported.
+        ImageError: the encoding or the size is not supported, or it has more than `max_pixels`.
     """
-    is_compressed = isinstance(frame.image, CompressedImage)
-    return compressed_to_rgb(frame.image) if is_compressed else image_to_rgb(frame.image)
+    return message_to_rgb(frame.image, max_pixels)

@@ -91,23 +91,21 @@ class CameraInputs:
         self._subscriptions: list[Subscription] = []
         self.watches: list[TopicWatch] = []  # that of the colour image comes first
 
-    def subscribe(self, prefix: str, image_transport: str) -> None:
+    def subscribe(self, prefix: str, image_transport: str, depth_transport: str) -> None:
         """Subscribe to all inputs.
 
         Args:
             prefix: of relative topic names, such as "front/"; may be empty.
             image_transport: raw or compressed.
+            depth_transport: raw, compressedDepth or compressed.
 
         Raises:
             SettingsError: an input cannot be subscribed to.
         """
-        image_type, image_topic = Image, f'{prefix}image'
-        if image_transport == 'compressed':
-            # As image_transport does: /compressed follows the name after remapping.
-            image_type = CompressedImage
-            image_topic = self._node.resolve_topic_name(image_topic) + '/compressed'
+        image_type, image_topic = self._transported(f'{prefix}image', image_transport)
+        depth_type, depth_topic = self._transported(f'{prefix}depth', depth_transport)
         self._subscribe(image_type, image_topic, self._on_image, is_required=True)
-        self._subscribe(Image, f'{prefix}depth', self._on_depth)
+        self._subscribe(depth_type, depth_topic, self._on_depth)
         self._subscribe(CameraInfo, f'{prefix}camera_info', self._on_camera_info)
 
     def destroy(self) -> None:
@@ -119,11 +117,19 @@ class CameraInputs:
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._scheduler.add_image(stamp_ns(message.header), message)
 
-    def _on_depth(self, message: Image) -> None:
+    def _on_depth(self, message: Image | CompressedImage) -> None:
         self._scheduler.add_depth(stamp_ns(message.header), message)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._scheduler.add_camera_info(stamp_ns(message.header), message)
+
+    def _transported(self, topic: str, transport: str) -> tuple[type, str]:
+        """Return type and name of a topic of images; as in image_transport, the name of the
+        transport follows the topic's name after remapping.
+        """
+        if transport == 'raw':
+            return Image, topic
+        return CompressedImage, f'{self._node.resolve_topic_name(topic)}/{transport}'
 
     def _subscribe(
         self,

@@ -164,7 +164,7 @@ class LisaNode(LifecycleNode):
         self._backend = configuration.load_model(settings)
         self._inference = InferenceThread(
             self._backend,
-            MessageDecoder(),
+            MessageDecoder(self._settings),
             configuration.inference_options(settings),
             self.get_logger(),
         )

@@ -134,11 +134,12 @@ class AnswerPublishers:
             return LocalizedResult(None, unknown)
         try:
             rgbd_frame = rgbd.rgbd_from_messages(
-                rgb_image(frame) if image is None else image,
+                self._rgb_image(frame) if image is None else image,
                 frame.image,
                 frame.depth,
                 frame.camera_info,
                 rectified=self._context.settings.value.image_is_rectified,
+                max_pixels=self._context.settings.value.max_image_pixels,
             )
             if not (always or self._needs_positions()):
                 return LocalizedResult(rgbd_frame, unknown)  # only for ~/scene_points
@@ -263,12 +264,15 @@ class AnswerPublishers:
             self._context.log.error(f'the upward direction is only estimated: {error}', 'up')
             return None
 
+    def _rgb_image(self, frame: SyncedMessages) -> np.ndarray:
+        return rgb_image(frame, self._context.settings.value.max_image_pixels)
+
     def _draw_overlay(
         self, frame: SyncedMessages, result: Segmentation, image: np.ndarray | None, note: str
     ) -> Image:
         settings = self._context.settings.value
         drawn = overlay.overlay(
-            rgb_image(frame) if image is None else image,
+            self._rgb_image(frame) if image is None else image,
             result.masks,
             [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)],
             [result.query, ' '.join(filter(None, (result.answer or result.reason, note)))],

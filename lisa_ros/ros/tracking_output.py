@@ -44,8 +44,10 @@ class TrackingOutput:
         Raises:
             ImageError: the colour image cannot be decoded.
         """
-        image = rgb_image(frame)
-        return TrackerFrame(frame.stamp, image, _aligned_depth(frame, image.shape[:2]))
+        max_pixels = self._context.settings.value.max_image_pixels
+        image = rgb_image(frame, max_pixels)
+        depth = _aligned_depth(frame, image.shape[:2], max_pixels)
+        return TrackerFrame(frame.stamp, image, depth)
 
     def has_subscribers(self) -> bool:
         """Return whether anybody subscribes to ~/tracked."""
@@ -82,12 +84,14 @@ class TrackingOutput:
         self._context.log.error(message, 'tracking')
 
 
-def _aligned_depth(frame: SyncedMessages, size: tuple[int, int]) -> np.ndarray | None:
+def _aligned_depth(
+    frame: SyncedMessages, size: tuple[int, int], max_pixels: int
+) -> np.ndarray | None:
     """Return the depth, (H, W) float32 [m]; None if it is not aligned with the colour image."""
     if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
         return None
     try:
-        depth = depth_to_metres(frame.depth)
+        depth = depth_to_metres(frame.depth, max_pixels)
     except ImageError:  # depth helps the tracker, but is optional
         return None
     return depth if depth.shape == size else None
