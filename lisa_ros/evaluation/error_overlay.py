@@ -37,7 +37,7 @@ def write_error_overlay(
     """
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
-    size = (round(width * scale), round(height * scale))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     predicted = union_mask(result)
     target = predicted if ground_truth is None else ground_truth == 1
     if ground_truth is not None:

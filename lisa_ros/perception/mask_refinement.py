@@ -28,7 +28,8 @@ _MIN_PIXELS = 20  # smaller masks stay unchanged: too few colours to learn from
 def refine_mask_logits(image: np.ndarray, logits: np.ndarray, cell: float) -> np.ndarray:
     """Return the logits of the refined mask, (H, W) float32.
 
-    Logits far from the mask are unchanged. Near it, the sign is that of the refined mask and the
+    An image thinner than a cell keeps its logits: it has no boundary to refine. Otherwise, logits
+    far from the mask are unchanged. Near it, the sign is that of the refined mask and the
     magnitude that of the guided filter's result.
 
     Args:
@@ -37,7 +38,7 @@ def refine_mask_logits(image: np.ndarray, logits: np.ndarray, cell: float) -> np
         cell: size of a cell of the grid on which the logits were decoded [px].
     """
     mask = logits > 0
-    if np.count_nonzero(mask) < _MIN_PIXELS:
+    if np.count_nonzero(mask) < _MIN_PIXELS or min(mask.shape) < cell:
         return logits
     radius, band = max(2, round(_FILTER_RADIUS * cell)), max(1, round(_BAND * cell))
     surroundings = round(_SURROUNDINGS * cell)

@@ -22,6 +22,7 @@ COLOURS = (
 )
 RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `draw_errors`, RGB
 
+_MAX_RATIO = 8  # of height to width, or width to height, up to which an image is drawn as others
 _BACKGROUND, _TEXT, _TEXT_DIM = (24, 27, 34), (240, 242, 245), (150, 158, 170)  # RGB
 
 
@@ -41,8 +42,9 @@ def overlay(
 ) -> np.ndarray:
     """Return the image with its masks and a caption below it, (H', W', 3) uint8 RGB.
 
-    Small images are enlarged to `min_width`, so that the text is legible. The caption is below
-    the image, hides no part of it, and is as high as its text needs.
+    Small images are enlarged to `min_width`, so that the text is legible; one that is more than
+    _MAX_RATIO times as high as wide gets a band at its side instead. The caption is below the
+    image, hides no part of it, and is as high as its text needs.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -53,7 +55,7 @@ def overlay(
         min_width: minimum width of the result [px].
     """
     height, width = image.shape[:2]
-    scale = max(1.0, min_width / width)
+    scale = max(1.0, min(min_width / width, _MAX_RATIO * min_width / height))
     size = (round(width * scale), round(height * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
     scaled_masks = [
@@ -68,6 +70,7 @@ def overlay(
     for index, (mask, label) in enumerate(zip(scaled_masks, labels, strict=False)):
         if label and mask.any():
             _draw_label(canvas, mask, label, colour(index))
+    canvas = _widened(canvas, min_width)
     return _with_caption(canvas, caption) if any(caption) else canvas
 
 
@@ -102,7 +105,8 @@ def contact_sheet(
     """Return one sheet of images in rows, each with its caption below, (H', W', 3) uint8 RGB.
 
     Args:
-        images: (H, W, 3) uint8 RGB, of any sizes; each is scaled to `width`.
+        images: (H, W, 3) uint8 RGB, of any sizes; each is scaled to `width`, a very high one to
+            less.
         captions: one for each image, wrapped; '' or missing: no caption.
         columns: images in a row.
         width: of one image on the sheet [px].
@@ -130,16 +134,28 @@ def contact_sheet(
 
 def _tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     """Return an image scaled to a width [px], with its caption below."""
-    height = round(image.shape[0] * width / image.shape[1])
-    interpolation = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
-    tile = cv2.resize(image, (width, height), interpolation=interpolation)
+    rows, columns = image.shape[:2]
+    shown = min(width, max(1, _MAX_RATIO * width * columns // rows))  # of the width [px]
+    height = min(max(1, round(rows * shown / columns)), _MAX_RATIO * width)
+    interpolation = cv2.INTER_AREA if shown < columns else cv2.INTER_CUBIC
+    tile = _widened(cv2.resize(image, (shown, height), interpolation=interpolation), width)
     return _with_caption(tile, [caption]) if caption else tile
+
+
+def _widened(image: np.ndarray, width: int) -> np.ndarray:
+    """Return the image with a band at its right, at least `width` wide [px]."""
+    missing = width - image.shape[1]
+    if missing <= 0:
+        return image
+    band = np.empty((image.shape[0], missing, 3), np.uint8)
+    band[:] = _BACKGROUND
+    return np.concatenate([image, band], axis=1)
 
 
 def _with_caption(image: np.ndarray, paragraphs: Sequence[str]) -> np.ndarray:
     """Return the image with the paragraphs below it, wrapped at its width."""
     width = image.shape[1]
-    size = max(13, round(width / 34))
+    size = max(13, round(min(width, _MAX_RATIO * image.shape[0]) / 34))
     margin = round(size * 0.8)
     lines = [
         (line, _TEXT if index == 0 else _TEXT_DIM)
@@ -159,7 +175,7 @@ def _draw_contours(
     canvas: np.ndarray, mask: np.ndarray, line_colour: tuple[int, int, int]
 ) -> None:
     """Draw the outer contours of a mask in its colour, over a wider white line."""
-    line = max(2, round(canvas.shape[1] / 320))
+    line = max(2, round(min(canvas.shape[1], _MAX_RATIO * canvas.shape[0]) / 320))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, (255, 255, 255), line + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, line_colour, line, cv2.LINE_AA)
@@ -171,7 +187,7 @@ def _draw_label(
     """Write a label in a filled box at the mask's innermost point, inside the image."""
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    size = max(12, round(canvas.shape[1] / 42))
+    size = max(12, round(min(canvas.shape[1], _MAX_RATIO * canvas.shape[0]) / 42))
     pad = round(size * 0.35)
     width, height = _text_width(label, size) + 2 * pad, size + 2 * pad
     left = int(np.clip(x - width // 2, 0, max(0, canvas.shape[1] - width)))
