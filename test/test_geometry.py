@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Geometry of objects on synthetic scenes: points, boxes and refused input."""
 
+import math
 import os
 from pathlib import Path
 
@@ -190,6 +191,55 @@ def test_an_unsupported_distortion_is_refused_with_a_remedy():
         Camera(K, (8, 6), np.array([0.1, 0, 0, 0]), 'ftheta').rays()
     with pytest.raises(ImageError, match='with 3 coefficients; expected 4 or 5'):
         Camera(K, (8, 6), np.array([0.1, 0, 0]), 'plumb_bob').rays()
+
+
+PLUMB_BOB, EQUIDISTANT = DISTORTIONS['plumb_bob'], DISTORTIONS['equidistant']
+SAME_LENSES = [  # as drivers write a lens, and the lens
+    ('plumb_bob', [*PLUMB_BOB, 0, 0, 0], 'plumb_bob', PLUMB_BOB),  # OrbbecSDK_ROS2
+    ('plumb_bob', [*PLUMB_BOB, *[0] * 9], 'plumb_bob', PLUMB_BOB),
+    ('plumb_bob', [*PLUMB_BOB[:4], *[0] * 4], 'plumb_bob', PLUMB_BOB[:4]),
+    ('Plumb Bob', PLUMB_BOB, 'plumb_bob', PLUMB_BOB),
+    ('PLUMB_BOB', PLUMB_BOB, 'plumb_bob', PLUMB_BOB),
+    ('Brown-Conrady', PLUMB_BOB, 'plumb_bob', PLUMB_BOB),
+    ('radtan', PLUMB_BOB[:4], 'plumb_bob', PLUMB_BOB[:4]),
+    ('rational_polynomial', PLUMB_BOB, 'plumb_bob', PLUMB_BOB),
+    ('rational_polynomial', PLUMB_BOB[:4], 'plumb_bob', PLUMB_BOB[:4]),
+    (
+        'rational_polynomial',
+        [*DISTORTIONS['rational_polynomial'], *[0] * 12],
+        'rational_polynomial',
+        DISTORTIONS['rational_polynomial'],
+    ),
+    ('fisheye', EQUIDISTANT, 'equidistant', EQUIDISTANT),
+    ('fisheye', [*EQUIDISTANT, 0], 'equidistant', EQUIDISTANT),
+    ('Kannala Brandt4', EQUIDISTANT, 'equidistant', EQUIDISTANT),
+    ('equidistant', [*EQUIDISTANT, 0, 0, 0, 0], 'equidistant', EQUIDISTANT),
+]
+
+
+@pytest.mark.parametrize(('name', 'd', 'model', 'coefficients'), SAME_LENSES)
+def test_a_lens_is_the_same_however_its_driver_writes_it(name, d, model, coefficients):
+    size = (64, 48)
+    camera = Camera(KINECT.k / 10, size, np.array(d), name)
+    expected = Camera(KINECT.k / 10, size, np.array(coefficients), model)
+    np.testing.assert_allclose(camera.rays(), expected.rays(), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ('name', 'd', 'message'),
+    [
+        ('plumb_bob', [*PLUMB_BOB, 0.1, 0, 0], 'plumb_bob with 8 coefficients; expected 4 or 5'),
+        ('equidistant', [*EQUIDISTANT, 0.1], 'equidistant with 5 coefficients; expected 4'),
+        ('equidistant', EQUIDISTANT[:3], 'equidistant with 3 coefficients'),
+        ('rational_polynomial', [0.1] * 15, 'with 15 coefficients; expected 8 or 12 or 14'),
+        ('', PLUMB_BOB, "distortion model '' is not supported"),
+        ('plumb_bob', [math.nan] * 5, 'd in camera_info is .*nan.*; expected numbers'),
+        ('plumb_bob', [0.1, math.inf, 0, 0, 0], 'expected numbers'),
+    ],
+)
+def test_a_lens_that_is_not_clear_is_an_error(name, d, message):
+    with pytest.raises(ImageError, match=message):
+        Camera(K, (8, 6), np.array(d), name).rays()
 
 
 def test_pixels_that_the_distortion_cannot_reach_have_no_ray():

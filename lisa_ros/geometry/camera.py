@@ -12,14 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lisa_ros.errors import ImageError
+from lisa_ros.geometry.distortion import opencv_distortion
 
-_COEFFICIENT_COUNTS = {
-    'plumb_bob': (4, 5),
-    'rational_polynomial': (8, 12, 14),
-    'equidistant': (4,),
-}
-DISTORTION_MODELS = tuple(_COEFFICIENT_COUNTS)  # of sensor_msgs
 _MAX_REPROJECTION_ERROR = 0.1  # a pixel with a larger error has no ray [px]
 
 
@@ -33,7 +27,7 @@ class Camera:
     k: np.ndarray  # (3, 3) float64 intrinsic matrix [px], pixel centres at whole numbers
     size: tuple[int, int]  # width, height of the image that k refers to [px]
     distortion: np.ndarray = ()  # (n,) coefficients; empty or all zero: no distortion
-    distortion_model: str = ''  # one of DISTORTION_MODELS; '' without distortion
+    distortion_model: str = ''  # as `opencv_distortion` takes it; '' without distortion
 
     def rays(self) -> np.ndarray:
         """Return x/z and y/z of each pixel, (H, W, 2) float32, read-only and cached.
@@ -43,12 +37,12 @@ class Camera:
         Raises:
             ImageError: the distortion model or its number of coefficients is not supported.
         """
-        distortion = np.asarray(self.distortion, np.float64).ravel()
+        model, coefficients = opencv_distortion(self.distortion_model, self.distortion)
         return _pixel_rays(
             np.ascontiguousarray(self.k, np.float64).tobytes(),
             tuple(self.size),
-            distortion.tobytes() if distortion.any() else b'',
-            self.distortion_model,
+            coefficients.tobytes(),
+            model,
         )
 
 
@@ -78,7 +72,6 @@ def _undistort(
     pixels: np.ndarray, k: np.ndarray, coefficients: np.ndarray, model: str
 ) -> np.ndarray:
     """Return x/z, y/z of (n, 1, 2) pixels, (n, 2); NaN where reprojection misses the pixel."""
-    _check_distortion(coefficients, model)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
     zeros = np.zeros(3)  # rotation and translation
     if model == 'equidistant':
@@ -95,22 +88,6 @@ def _undistort(
     rays = rays.reshape(-1, 2)
     rays[~(error < _MAX_REPROJECTION_ERROR)] = np.nan  # ~: the error itself may be NaN
     return rays
-
-
-def _check_distortion(coefficients: np.ndarray, model: str) -> None:
-    """Raise an ImageError if the model or its number of coefficients is not supported."""
-    if model not in _COEFFICIENT_COUNTS:
-        raise ImageError(
-            f'distortion model {model!r} is not supported; expected one of '
-            f'{", ".join(DISTORTION_MODELS)}: use the rectified image (image_proc rectify) with '
-            'the K of its P and no distortion'
-        )
-    counts = _COEFFICIENT_COUNTS[model]
-    if coefficients.size not in counts:
-        raise ImageError(
-            f'distortion model {model} with {coefficients.size} coefficients; expected '
-            f'{" or ".join(map(str, counts))}: correct d in camera_info'
-        )
 
 
 def _at_unit_depth(rays: np.ndarray) -> np.ndarray:

@@ -26,17 +26,18 @@ def camera_from_info(message: Any, rectified: bool = False) -> Camera:
         rectified: the image is rectified (image_rect): use P, without distortion.
 
     Raises:
-        ImageError: the camera is not calibrated (fx or fy is not positive).
+        ImageError: the camera is not calibrated (fx or fy is not positive, or K is not finite).
     """
     # ROS 1 has these names in capitals
     values = {name: getattr(message, name, getattr(message, name.upper(), ())) for name in 'kpd'}
     k = np.array(values['k'], dtype=np.float64).reshape(3, 3)
     if rectified:
         k = np.array(values['p'], dtype=np.float64).reshape(3, 4)[:, :3].copy()
-    if not k[0, 0] > 0 or not k[1, 1] > 0:
+    if not k[0, 0] > 0 or not k[1, 1] > 0 or not np.isfinite(k).all():
         raise ImageError(
-            f'camera_info is not calibrated: fx {k[0, 0]:g}, fy {k[1, 1]:g}; expected both above '
-            '0: calibrate the camera (camera_calibration) and publish the result'
+            f'camera_info is not calibrated: fx {k[0, 0]:g}, fy {k[1, 1]:g}, cx {k[0, 2]:g}, cy '
+            f'{k[1, 2]:g}; expected numbers, fx and fy above 0: calibrate the camera '
+            '(camera_calibration) and publish the result'
         )
     binning = max(message.binning_x, 1), max(message.binning_y, 1)  # 0 means 1
     k[0, 2] -= message.roi.x_offset
