@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     parser = commands.add_parser('listen', help='recognize spoken commands in WAV files')
     parser.add_argument(
-        'sounds', type=Path, nargs='+', metavar='WAV', help='16-bit WAV file, any sample rate'
+        'sounds', type=Path, nargs='+', metavar='WAV', help='WAV file, any sample rate'
     )
     setting_arguments(parser, VoiceSettings, _SETTINGS)
     parser.add_argument(

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 
 import numpy as np
 
 from lisa_ros.errors import DataError
+from lisa_ros.voice.wav_file import read_wav_file
 
 RATE = 16000  # sample rate of all arrays in this package [Hz]
 
@@ -33,22 +33,14 @@ def to_pcm16(samples: np.ndarray) -> np.ndarray:
 
 
 def read_wav(path: str | Path) -> np.ndarray:
-    """Return the samples of a 16-bit WAV file, mixed to mono and resampled to 16 kHz.
+    """Return the samples of a WAV file, mixed to mono and resampled to 16 kHz.
 
     Raises:
-        DataError: the file cannot be read or does not have 16-bit samples; or it has another
-            sample rate and the package soxr is not installed.
+        DataError: the file cannot be read, see `wav_file`; or it has another sample rate and the
+            package soxr is not installed.
     """
-    try:
-        with wave.open(str(path)) as file:
-            rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
-            pcm = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise DataError(f'{path}: cannot be read as a WAV file ({error})') from error
-    if width != 2:
-        raise DataError(f'{path}: samples of {8 * width} bits; expected 16')
-    samples = from_pcm16(pcm).reshape(-1, channels).mean(1)
-    return resample(samples, rate)
+    wav = read_wav_file(Path(path))
+    return resample(wav.samples.mean(1), wav.rate)
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
