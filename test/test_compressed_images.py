@@ -143,7 +143,8 @@ def test_a_compressed_image_is_limited_by_its_header():
         ('16UC1; compressedDepth rvl', ('16uc1', 'compresseddepth', '')),
         ('jpeg', ('', 'jpeg', '')),
         ('', ('', '', '')),
-        (' ; ; compressed compressed ;', ('; ; compressed compressed', '', '')),
+        ('rgb8; jpeg compressed rgb8;', ('rgb8', 'jpeg', 'rgb8')),
+        ('; ; compressed compressed ;', ('', 'compressed', 'compressed')),
     ],
 )
 def test_any_text_is_a_format(text, parts):

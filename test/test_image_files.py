@@ -15,6 +15,7 @@ from lisa_ros.datasets.annotations import image_size as dataset_image_size
 from lisa_ros.datasets.annotations import read_image
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
+from lisa_ros.images.jpeg_scans import count_scans
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 
 H, W = 24, 32
@@ -95,6 +96,31 @@ def test_every_kind_of_file_gives_its_pixels(kind, tmp_path):
 def test_jpeg_files_are_close_to_their_pixels(options):
     data = saved(RGB, **{'kind': 'JPEG', 'quality': 95, **options})
     assert np.abs(decode_rgb(data, 'x').astype(int) - RGB).mean() < 4
+
+
+def test_a_frame_of_a_usb_camera_without_huffman_tables_is_read():
+    data = saved(RGB, 'JPEG', quality=90)
+    stripped, place = data[:2], 2
+    while data[place + 1] != 0xDA:  # start of scan
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], 'big')
+        if data[place + 1] != 0xC4:  # Huffman table
+            stripped += data[place:end]
+        place = end
+    stripped += data[place:]
+    assert len(stripped) < len(data) - 400
+    np.testing.assert_array_equal(decode_rgb(stripped, 'x'), decode_rgb(data, 'x'))
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    data = saved(RGB, 'JPEG', progressive=True)
+    scans = count_scans(data)
+    assert 5 < scans < 20
+    assert count_scans(saved(RGB, 'JPEG')) == 1
+    motion_photo = data + 999 * b'\xff\xda'  # a video, of any bytes
+    np.testing.assert_array_equal(decode_rgb(motion_photo, 'x'), decode_rgb(data, 'x'))
+    last = data[data.rindex(b'\xff\xda') : -2]
+    with pytest.raises(ImageError, match=f'it has {scans + 300} scans; expected at most 100'):
+        decode_rgb(data[:-2] + 300 * last + data[-2:], 'x')
 
 
 TURNED = {  # what a camera stores with each EXIF orientation, for the upright RGB

@@ -174,6 +174,12 @@ def test_an_empty_image_is_an_error():
         image_to_rgb(message(RGB, 'rgb8', width=0))
 
 
+@pytest.mark.parametrize(('height', 'width'), [(1, 1), (1, 8), (6, 1)])
+def test_a_bayer_image_of_one_row_or_column_is_an_error(height, width):
+    with pytest.raises(ImageError, match=f'{width} x {height} pixels; expected 2 or more'):
+        image_to_rgb(message(GREY[:height, :width], 'bayer_rggb8', height=height, width=width))
+
+
 def test_yuv_with_an_odd_width_is_an_error():
     with pytest.raises(ImageError, match=r'even width, not 7'):
         image_to_rgb(message(np.zeros((H, 7, 2), np.uint8), 'yuv422', width=7))

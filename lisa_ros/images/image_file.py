@@ -28,6 +28,7 @@ from PIL import Image
 from lisa_ros.errors import ImageError
 from lisa_ros.images.bit_depth import to_uint8
 from lisa_ros.images.float_tiff import decode_float_tiff
+from lisa_ros.images.jpeg_scans import count_scans
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
@@ -35,8 +36,11 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF
 GREY_MODES = ('L', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
 _ORIENTATION_TAG = 0x0112  # of EXIF and TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
-# A damaged file is an ImageError; Pillow would also print a line for each strange tag.
+# A damaged or huge file is an ImageError; Pillow would also print a line for each strange tag.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+_NEVER = None, lambda magic: False  # a format that this Pillow is built without
+_MAX_SCANS = 100  # of JPEG
 _MAGIC_SIZE = 16  # bytes that Pillow's plugins look at
 
 
@@ -178,6 +182,14 @@ def turned_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def _check_scans(stream: io.BufferedIOBase) -> None:
+    """Raise a ValueError for a JPEG that takes very long to decode."""
+    scans = count_scans(stream.read())
+    stream.seek(0)
+    if scans > _MAX_SCANS:
+        raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}')
+
+
 def native(samples: np.ndarray) -> np.ndarray:
     """Return samples in this machine's byte order."""
     return samples.astype(samples.dtype.newbyteorder('='), copy=False)
@@ -218,8 +230,10 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
     magic = stream.read(_MAGIC_SIZE)
     stream.seek(0)
     Image.init()
-    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+    for name, (factory, accept) in ((name, Image.OPEN.get(name, _NEVER)) for name in FORMATS):
         if accept(magic) is True:
+            if name == 'JPEG':
+                _check_scans(stream)
             return factory(stream, '')
     came = f'it starts with {magic!r}' if magic else 'it is empty'
     raise ValueError(f'{came}; expected a JPEG or PNG file, or {", ".join(FORMATS[2:])}')

@@ -24,8 +24,8 @@ class CompressedFormat:
     @classmethod
     def parse(cls, text: str) -> CompressedFormat:
         """Return the parts of a format; a format of any text has parts."""
-        head, semicolon, tail = text.lower().rpartition(';')
-        words = tail.split()
+        head, semicolon, tail = text.lower().partition(';')
+        words = (tail if semicolon else head).replace(';', ' ').split()
         compressed = words.index('compressed') if 'compressed' in words else len(words)
         return cls(
             head.strip() if semicolon else '',

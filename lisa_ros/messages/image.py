@@ -194,9 +194,10 @@ def _coded_to_uint8(samples: np.ndarray, parts: CompressedFormat, name: str) -> 
     pattern = BAYER_PATTERNS.get(parts.encoding)
     # image_transport of ROS 2 makes grey ("mono8") of a mosaic before it compresses it, unless
     # jpeg_compress_bayer is set; that of ROS 1 does not. Not all drivers say which they do.
-    is_grey = parts.stored.startswith('mono') and not is_mosaic(samples)
-    if pattern and samples.ndim == 2 and not is_grey:
-        return upper_byte(demosaic(samples, pattern))
+    if pattern and samples.ndim == 2:
+        if not parts.stored.startswith('mono') or is_mosaic(samples):
+            return upper_byte(demosaic(samples, pattern))
+        return upper_byte(samples)
     if parts.is_depth and samples.dtype != np.uint8:
         return stretch_to_uint8(samples)
     if parts.encoding in _FULL_RANGE and samples.dtype == np.uint16:

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.images.image_file import read_rgb
 from lisa_ros.tabletop.objects import OBJECTS, MeshPart, ObjectModel
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def find_asset(folder: Path, name: str) -> Path:
 
 
 def _shrink_texture(source: Path, target: Path, side: int = _TEXTURE_SIDE) -> None:
-    image = cv2.imread(str(source), cv2.IMREAD_COLOR)
+    image = np.ascontiguousarray(read_rgb(source)[:, :, ::-1])  # OpenCV writes BGR
     scale = side / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
