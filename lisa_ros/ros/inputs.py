@@ -12,20 +12,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import qos_policy_name_from_kind
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import NodeClock
-from lisa_ros.ros.qos import qos_overrides, sensor_qos
+from lisa_ros.ros.qos import (
+    are_all_latched,
+    is_latched_in_vain,
+    latched_qos,
+    qos_overrides,
+    sensor_qos,
+)
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.image_age import MAX_STAMP_AGE, Clock, clock_hint, stamp_age
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.worker import TrackingWorker
+
+_STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+_PUBLISHER_CHECK_PERIOD = 0.5  # at which an input looks whether its publishers are latched [s]
 
 
 @dataclass
@@ -77,6 +88,49 @@ class TopicWatch:
         return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
 
 
+class LatchedInput:
+    """A subscription that also receives a message that was latched before it existed.
+
+    A camera info may be published once, as a transient local message. A transient local
+    subscription receives it, but nothing of a volatile publisher, and makes that publisher log a
+    warning. So the subscription is replaced as soon as the publishers require the other kind.
+    It stays as it is if `qos_overrides` has set its QoS.
+    """
+
+    def __init__(self, node: LifecycleNode, subscription: Subscription):
+        """Take over a subscription to a topic; `destroy` removes it."""
+        self._node, self._subscription = node, subscription
+        self._is_latched = False
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Look at the publishers now, and twice a second."""
+        if self._subscription.qos_profile == sensor_qos():
+            self._timer = self._node.create_timer(
+                _PUBLISHER_CHECK_PERIOD,
+                self._follow,
+                clock=Clock(clock_type=ClockType.STEADY_TIME),
+            )
+            self._follow()
+
+    def destroy(self) -> None:
+        """Remove the subscription."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+        self._node.destroy_subscription(self._subscription)
+
+    def _follow(self) -> None:
+        publishers = self._node.get_publishers_info_by_topic(self._subscription.topic)
+        is_latched = are_all_latched(publishers)
+        if not publishers or is_latched == self._is_latched:
+            return
+        old, self._is_latched = self._subscription, is_latched
+        self._subscription = self._node.create_subscription(
+            old.msg_type, old.topic, old.callback, latched_qos() if is_latched else sensor_qos()
+        )
+        self._node.destroy_subscription(old)
+
+
 class CameraInputs:
     """The subscriptions of one camera; messages go to its scheduler, new frames to its tracker."""
 
@@ -89,6 +143,7 @@ class CameraInputs:
         self._node, self._scheduler, self._tracking = node, scheduler, tracking
         self._clock = NodeClock(node)
         self._subscriptions: list[Subscription] = []
+        self._latched: LatchedInput | None = None
         self.watches: list[TopicWatch] = []  # that of the colour image comes first
 
     def subscribe(self, prefix: str, image_transport: str, depth_transport: str) -> None:
@@ -107,9 +162,14 @@ class CameraInputs:
         self._subscribe(image_type, image_topic, self._on_image, is_required=True)
         self._subscribe(depth_type, depth_topic, self._on_depth)
         self._subscribe(CameraInfo, f'{prefix}camera_info', self._on_camera_info)
+        self._latched = LatchedInput(self._node, self._subscriptions.pop())
+        self._latched.start()
 
     def destroy(self) -> None:
         """Remove the subscriptions."""
+        if self._latched is not None:
+            self._latched.destroy()
+            self._latched = None
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
@@ -165,8 +225,14 @@ class CameraInputs:
             )
         except Exception as error:  # rclpy has an exception type for each wrong override
             raise SettingsError(
-                f'no subscription to {watch.topic}: {error}; qos_overrides are read at start: '
-                'restart the node with other values'
+                f'no subscription to {watch.topic}: {error}; correct '
+                f'qos_overrides.{watch.topic}.subscription.* and restart the node, which reads '
+                'them at its start'
             ) from error
+        if is_latched_in_vain(subscription.qos_profile):
+            self._node.get_logger().warning(
+                f'{watch.topic}: durability transient_local needs reliability reliable: set '
+                f'qos_overrides.{watch.topic}.subscription.reliability'
+            )
         self._subscriptions.append(subscription)
         self.watches.append(watch)

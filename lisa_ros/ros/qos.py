@@ -4,9 +4,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_profile_sensor_data,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 # Of server and clients. Deep enough for a burst of goals: with the usual depth of 10 some goals
 # are lost, and their clients wait for ever.
@@ -14,6 +22,16 @@ ACTION_SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIAB
 
 # Of ~/command and ~/segmentation, which answers each command: a burst of commands fits in.
 COMMAND_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+
+OVERRIDABLE_POLICIES = (
+    QoSPolicyKind.HISTORY,
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+    QoSPolicyKind.DEADLINE,
+    QoSPolicyKind.LIVELINESS,
+    QoSPolicyKind.LIVELINESS_LEASE_DURATION,
+)  # rclpy's default are the first three
 
 
 def sensor_qos() -> QoSProfile:
@@ -24,9 +42,36 @@ def sensor_qos() -> QoSProfile:
     return copy.copy(qos_profile_sensor_data)
 
 
+def latched_qos() -> QoSProfile:
+    """Return the QoS that receives the last message of a latched (transient local) publisher."""
+    return QoSProfile(
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def are_all_latched(publishers: Sequence[TopicEndpointInfo]) -> bool:
+    """Return whether `latched_qos` fits all publishers of a topic, and there are some."""
+    profiles = [publisher.qos_profile for publisher in publishers]
+    return bool(profiles) and all(
+        profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
+        and profile.reliability is ReliabilityPolicy.RELIABLE
+        for profile in profiles
+    )
+
+
+def is_latched_in_vain(profile: QoSProfile) -> bool:
+    """Return whether a subscription asks for latched messages in a way that gets none."""
+    return (
+        profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
+        and profile.reliability is ReliabilityPolicy.BEST_EFFORT
+    )
+
+
 def qos_overrides() -> QoSOverridingOptions:
     """Return the options for `qos_overrides.<topic>.subscription.*` parameters of an input.
 
-    These parameters set reliability, history and depth.
+    These parameters set every policy that a subscription has.
     """
-    return QoSOverridingOptions.with_default_policies()
+    return QoSOverridingOptions(OVERRIDABLE_POLICIES)
