@@ -31,13 +31,21 @@ ARGUMENTS = {
 FLAGS = ('live', 'sim_time')
 
 
+def is_on(name: str, value: str) -> bool:
+    if value.lower() in ('true', 'on', 'yes', '1'):
+        return True
+    if value.lower() in ('false', 'off', 'no', '0'):
+        return False
+    raise RuntimeError(f'{name} is {value!r}; expected true or false: {name}:=true')
+
+
 def start_evaluation(context: LaunchContext) -> list[ExecuteProcess]:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     command = [str(EVALUATE), 'bag', values.pop('bag')]
     for name, value in values.items():
         option = f'--{name.replace("_", "-")}'
         if name in FLAGS:
-            command += [option] if value.lower() == 'true' else []
+            command += [option] if is_on(name, value) else []
         elif name == 'model':
             command += [part for model in value.split() for part in (option, model)]
         elif value:

@@ -34,10 +34,13 @@ class Settings(ValidatedSettings):
     """
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = (
-        "QoS of an input by the topic's full name (default: best effort, keep last 5):",
+        "QoS of an input by the topic's full name (default: best effort, volatile, keep last 5; a",
+        'latched camera_info is received, too):',
         'qos_overrides:',
         '  /image:',
         '    subscription: {reliability: reliable, history: keep_last, depth: 1}',
+        '  /camera_info:',
+        '    subscription: {reliability: reliable, durability: transient_local}',
     )
 
     # ---- model
@@ -225,6 +228,7 @@ class Settings(ValidatedSettings):
         'Run the last query again while ~/tracked has subscribers: drift (when a mask drifts, an '
         'object is lost or nothing was found), timer (each requery_period), or never',
         choices=tuple(rule.value for rule in RequeryRule),
+        off='never',
     )
     requery_period: float = parameter(
         2.0,

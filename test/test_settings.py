@@ -59,8 +59,63 @@ def test_the_choices_are_what_the_package_can_load():
     assert set(choices['tracker']) == {'flow', 'off', *video_model.MODELS}
 
 
-def test_an_integer_is_accepted_for_a_float():
-    assert Settings(depth_tolerance=1).depth_tolerance == 1
+@pytest.mark.parametrize(
+    ('name', 'text', 'expected'),
+    [
+        ('tracker', 'off', 'off'),
+        ('tracker', 'No', 'off'),
+        ('tracker', 'false', 'off'),
+        ('refine', 'on', 'on'),
+        ('refine', 'off', 'off'),
+        ('refine', 'yes', 'on'),
+        ('refine', '"true"', 'on'),
+        ('requery', 'off', 'never'),
+        ('cameras', '[]', ()),
+        ('cameras', '', ()),
+        ('cameras', "['']", ()),
+        ('cameras', 'front', ('front',)),
+        ('cameras', '[front, wrist]', ('front', 'wrist')),
+        ('depth_tolerance', '1', 1.0),
+        ('depth_tolerance', "'0.5'", 0.5),
+        ('threads', '2.0', 2),
+        ('threads', "'3'", 3),
+        ('autostart', "'false'", False),
+        ('autostart', '0', False),
+        ('image_is_rectified', '1', True),
+        ('image_is_rectified', '"Yes"', True),
+        ('tracker_model', "'~'", ''),  # as rcl reads an unquoted ~
+        ('target_frame', "'null'", ''),
+        ('model', "'7'", '7'),
+    ],
+)
+def test_a_value_of_another_type_whose_meaning_is_clear_is_converted(name, text, expected):
+    value = getattr(Settings(**{name: yaml.safe_load(text)}), name)
+    assert (type(value), value) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('tracker', 'on', "tracker is True; expected one of 'flow', 'sam2', 'edgetam', 'off'"),
+        ('template', 'off', 'put it in quotes'),
+        ('camera', 'no', 'YAML reads on, off, yes, no, y and n as booleans: put it in quotes'),
+        ('camera', '1', r"camera is 1; expected a str; put it in quotes: '1'"),
+        ('device', '0', r"put it in quotes: '0'"),
+        ('threads', '1.5', 'threads is 1.5; expected an int'),
+        ('threads', 'many', "threads is 'many'; expected an int"),
+        ('depth_tolerance', 'yes', 'depth_tolerance is True; expected a float'),
+        ('depth_tolerance', "'nan'", 'depth_tolerance is nan; expected 0.0 to 10.0'),
+        ('autostart', '2', 'autostart is 2; expected a bool'),
+        ('autostart', 'maybe', "autostart is 'maybe'; expected a bool"),
+        ('cameras', '[1, 2]', 'put names such as on and 1 in quotes'),
+        ('cameras', '[on, off]', 'put names such as on and 1 in quotes'),
+        ('cameras', "'front, wrist'", 'expected distinct '),
+        ('model', '[]', r'model is \[\]; expected a str'),
+    ],
+)
+def test_a_value_that_could_mean_several_things_is_refused(name, text, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings(**{name: yaml.safe_load(text)})
 
 
 @pytest.mark.parametrize('field', FIELDS, ids=lambda field: field.name)
