@@ -20,7 +20,7 @@ setup(
     package_data={
         'lisa_ros': ['weights/**/*', 'samples/**/*', 'ros/*.xml', 'evaluation/templates/*']
     },
-    entry_points={'console_scripts': ['lisa-ros = lisa_ros.cli:main']},
+    entry_points={'console_scripts': ['lisa-ros = lisa_ros.startup:run_command_line']},
     install_requires=[
         'huggingface_hub>=1',
         'jinja2>=3.1',

@@ -11,7 +11,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 
 # From low to high. A module may import from lower layers, and from its own folder.
 LAYERS = [
-    ['errors', 'english', 'resources', 'perception.masks'],
+    ['errors', 'english', 'resources', 'stop_signals', 'perception.masks'],
     ['results', 'settings_schema', 'evaluation.metrics', 'images'],
     ['geometry', 'tracking', 'model', 'session.command_parser', 'chat_ui'],
     ['perception', 'voice'],
@@ -21,6 +21,7 @@ LAYERS = [
     ['training', 'ros'],
     ['commands', 'client'],
     ['cli'],
+    ['startup'],
 ]
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}
 

@@ -148,7 +148,7 @@ def test_an_answer_is_spoken_or_a_warning_says_why_not(peer, voice):
         ('source', '/no/such.wav', 'cannot be read as a WAV file'),
         ('engine', 'whisper', 'speech_model'),
         ('engine', 'ears', 'expected one of'),
-        ('pause', 0.0, 'pause out of range'),
+        ('pause', 0.0, 'pause is 0.0; expected 0.1 to 5.0'),
     ],
 )
 def test_an_invalid_setting_is_one_log_line_and_the_node_exits(tmp_path, setting, value, message):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.task import Future
 from std_msgs.msg import Header
@@ -26,6 +25,7 @@ from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Status
+from lisa_ros.ros.executor import GuardedExecutor
 from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 
 Feedback = Callable[[Segment.Feedback], None]
@@ -224,11 +224,14 @@ class LisaClient:
         self._found = True
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
-        """Wait for an event; spin the node meanwhile if no executor does. False on timeout [s]."""
+        """Wait for an event; spin the node meanwhile if no executor does. False on timeout [s].
+
+        Errors of the node's callbacks are logged: they do not belong to the caller.
+        """
         current = self._node.executor  # rclpy.spin_once leaves its executor here without the node
         if current is not None and self._node in current.get_nodes():
             return event.wait(timeout)
-        executor = SingleThreadedExecutor(context=self._node.context)
+        executor = GuardedExecutor(self._node.get_logger(), self._node.context)
         executor.add_node(self._node)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:

@@ -11,9 +11,9 @@ published on /clock, for nodes with use_sim_time.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import math
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,16 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.interfaces import Connection
 
+from lisa_ros import stop_signals
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.compressed_format import CompressedFormat
 from lisa_ros.ros import fastdds
+from lisa_ros.ros.initialization import initialize
 
 _CLOCK_PERIOD = 0.02  # between two messages on /clock [s]
 _COMPRESSED_SUFFIX = '/compressed'  # of the topics of image_transport
@@ -283,19 +285,22 @@ def main(args: list[str] | None = None) -> int:
     if options.rate <= 0:
         parser.error(f'--rate is {options.rate}; expected more than 0')
     fastdds.configure_shared_memory()
-    rclpy.init(args=ros_args)
-    node = Node('lisa_replay')
-    player = BagPlayer(node, options.bag, options.rate, options.loop, clock=options.clock)
+    stop_signals.install()
     try:
+        initialize([sys.argv[0], *ros_args])
+        player = BagPlayer(
+            Node('lisa_replay'), options.bag, options.rate, options.loop, clock=options.clock
+        )
         player.start()
     except LisaError as error:
-        node.get_logger().fatal(str(error))
+        get_logger('lisa_replay').fatal(str(error))
         rclpy.try_shutdown()
         return 1
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        player.wait()
+    stop_signals.on_stop(rclpy.try_shutdown)
+    player.wait()
     player.stop()
     rclpy.try_shutdown()
+    stop_signals.ignore()
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.signals import SignalHandlerOptions
+from rclpy.exceptions import NameValidationException
 from sensor_msgs.msg import Image
 
 from lisa_ros.chat_ui import Reply
@@ -20,6 +20,9 @@ from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.results import ANSWERED
 from lisa_ros.ros import fastdds
 from lisa_ros.ros.action_client import LisaClient
+from lisa_ros.ros.executor import GuardedExecutor, shortened
+from lisa_ros.ros.initialization import initialize
+from lisa_ros.ros.service_guard import guard_services
 
 _NODE_TIMEOUT = 10.0  # longest wait for the node [s]
 _OVERLAY_TIMEOUT = 3.0  # longest wait for the overlay after its answer [s]
@@ -38,12 +41,21 @@ class NodeChat:
             LisaError: there is no such node within ten seconds.
         """
         fastdds.configure_shared_memory()
-        # Ctrl-C must stop an answer, not the chat
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        initialize(
+            ['lisa-ros']
+        )  # without signal handlers: Ctrl-C must stop an answer, not the chat
         self._node = rclpy.create_node(f'lisa_chat_{os.getpid()}')
-        self._client = LisaClient(self._node, name)
+        self._executor = GuardedExecutor(self._node.get_logger())
+        guard_services(self._node, self._executor.errors)
         self._last_overlay: Image | None = None
-        self._node.create_subscription(Image, f'{name}/overlay', self._on_overlay, 10)
+        try:
+            self._client = LisaClient(self._node, name)
+            self._node.create_subscription(Image, f'{name}/overlay', self._on_overlay, 10)
+        except NameValidationException as error:
+            raise SettingsError(
+                f'{name!r} is not the name of a node: {shortened(error)}; expected one such as '
+                'lisa or /arm/lisa'
+            ) from error
         self._dialogues = 0
         self.about = f'node {name}'
         self._client.find(_NODE_TIMEOUT)
@@ -89,5 +101,5 @@ class NodeChat:
             overlay = self._last_overlay
             if overlay is not None and stamp_ns(overlay.header) == stamp:
                 return image_to_rgb(overlay)
-            rclpy.spin_once(self._node, timeout_sec=0.05)
+            rclpy.spin_once(self._node, executor=self._executor, timeout_sec=0.05)
         return None

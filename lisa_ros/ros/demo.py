@@ -151,6 +151,7 @@ def run(sample: Sample, out: Path, settings: Mapping[str, Any], rate: float) -> 
     import rclpy
 
     from lisa_ros.ros.bag_player import BagPlayer, camera_topics, node_inputs
+    from lisa_ros.ros.initialization import initialize
 
     topics = camera_topics(sample.bag)
     inputs, transports = node_inputs(topics)
@@ -160,7 +161,7 @@ def run(sample: Sample, out: Path, settings: Mapping[str, Any], rate: float) -> 
     frames = {frame.stamp: frame for frame in read_images(sample.bag, topics['image'])}
     _print(f'starting {Path(command_line[0]).name}, its log is {log} ...')
     with managed_process(command_line, log) as process:
-        rclpy.init(args=[])
+        initialize(['demo'])
         try:
             client = NodeClient(process, log)
             client.wait_for_node()
@@ -227,6 +228,9 @@ def main(args: list[str] | None = None) -> int:
     except LisaError as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('demo: interrupted', file=sys.stderr)
+        return 130
     verdicts = [answer.verdict for answer in answers]
     _print(
         f'\n{acceptance.table(verdicts)}\n\n'

@@ -29,6 +29,7 @@ from lisa_ros.messages.bag import image_times
 from lisa_ros.messages.segmentation import result_from_message
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.bag_player import BagPlayer, node_inputs
+from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.node_process import (
     NodeClient,
     isolate_ros_graph,
@@ -124,7 +125,7 @@ def _running_node(
     parameter_file = write_parameters(log.with_suffix('.yaml'), parameters)
     isolate_ros_graph()
     with managed_process(node_command(topics, parameter_file), log) as process:
-        rclpy.init(args=[])
+        initialize(['lisa-ros'])
         try:
             yield NodeClient(process, log, _LOAD_TIMEOUT, _ANSWER_TIMEOUT)
         finally:
@@ -258,9 +259,9 @@ def live_answer(
 def _spin(client: NodeClient, seconds: float) -> None:
     """Spin for some time, at least once."""
     deadline = time.monotonic() + seconds
-    rclpy.spin_once(client.node, timeout_sec=0.005)
+    client.spin_once(0.005)
     while time.monotonic() < deadline:
-        rclpy.spin_once(client.node, timeout_sec=0.02)
+        client.spin_once(0.02)
 
 
 def _diagnostic_values(message: DiagnosticArray) -> dict[str, str]:

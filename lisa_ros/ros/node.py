@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
-import signal
 import sys
 import threading
 import time
@@ -25,11 +23,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -44,7 +40,7 @@ from lisa_ros.ros.context import NodeClock, NodeContext
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import COMMAND_QOS
-from lisa_ros.ros.runtime import spin
+from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import run_self_test
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
@@ -54,7 +50,7 @@ from lisa_ros.settings import Settings
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
 _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
-STOP_TIMEOUT = 10.0  # how long deactivate and the end of the process wait for a busy model [s]
+STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
 Transition = Callable[['LisaNode', LifecycleState], TransitionCallbackReturn]
 
@@ -322,27 +318,14 @@ class LisaNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> int:
-    """Run the node until a signal stops it.
+    """Run the node until a signal stops it; return the exit status.
 
     Args:
         args: ROS command-line arguments; None: those of the process.
-        stop_timeout: how long deactivate and the end of the process wait for a busy model [s].
+        stop_timeout: how long deactivate waits for a busy model [s].
     """
     fastdds.configure_shared_memory()
-    rclpy.init(args=args)
-    try:
-        node = LisaNode(stop_timeout=stop_timeout)
-    except ParameterException as error:
-        rclpy.logging.get_logger('lisa').fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    spin(node)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch forwards Ctrl-C: it arrives twice
-    if not node.stop():  # loading or one long step cannot be interrupted; exit loses no data
-        os._exit(0)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 
 if __name__ == '__main__':

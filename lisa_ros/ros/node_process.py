@@ -116,10 +116,14 @@ class NodeClient:
         from std_srvs.srv import Trigger
 
         from lisa_ros.msg import Segmentation
+        from lisa_ros.ros.executor import GuardedExecutor
+        from lisa_ros.ros.service_guard import guard_services
 
         self._process, self._log = process, log
         self._load_timeout, self._answer_timeout = load_timeout, answer_timeout
         self.node = Node('lisa_asker')
+        self._executor = GuardedExecutor(self.node.get_logger())
+        guard_services(self.node, self._executor.errors)
         self._commands = self.node.create_publisher(String, '/lisa/command', 10)
         self._string, self._trigger = String, Trigger
         self._answers: list[Segmentation] = []
@@ -175,6 +179,12 @@ class NodeClient:
         self._wait(is_answered, self._answer_timeout, 'reset the dialogue')
         self.node.destroy_client(client)
 
+    def spin_once(self, timeout: float) -> None:
+        """Run a callback of `node`, or wait [s] for one."""
+        import rclpy
+
+        rclpy.spin_once(self.node, executor=self._executor, timeout_sec=timeout)
+
     def _wait(self, is_done: Callable[[], bool], timeout: float, action: str) -> None:
         """Spin until a condition holds.
 
@@ -182,11 +192,9 @@ class NodeClient:
             DataError: it does not within `timeout` [s], or the node ended; with the end of its
                 log.
         """
-        import rclpy
-
         deadline = time.monotonic() + timeout
         while not is_done():
-            rclpy.spin_once(self.node, timeout_sec=0.02)
+            self.spin_once(0.02)
             if self._process.poll() is not None:
                 raise DataError(
                     f'the node ended with {self._process.returncode}: {self._log_tail()}'

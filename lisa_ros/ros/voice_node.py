@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import queue
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import rclpy
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from std_msgs.msg import String, UInt8MultiArray
 
@@ -34,7 +31,7 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameter_declaration
 from lisa_ros.ros.qos import qos_overrides, sensor_qos
-from lisa_ros.ros.runtime import spin
+from lisa_ros.ros.runtime import run
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.voice import audio
 from lisa_ros.voice.listener import Outcome, Recognition, make_listener
@@ -211,12 +208,13 @@ class VoiceNode(Node):
             finally:
                 self._speaking.clear()
 
-    def stop(self) -> None:
-        """Stop the threads and the microphone."""
+    def stop(self) -> bool:
+        """Stop the threads and the microphone; return false if the engine is still busy."""
         self._stopping.set()
         self._worker.join(timeout=5)
         if self._microphone is not None:
             self._microphone.close()
+        return not self._worker.is_alive()
 
 
 def _audio_message_type(audio_type: str) -> type:
@@ -274,19 +272,7 @@ def _open_microphone(
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is stopped; return the exit status."""
-    rclpy.init(args=args)
-    try:
-        node = VoiceNode()
-    except (LisaError, ParameterException) as error:
-        rclpy.logging.get_logger('voice').fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    spin(node)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # launch forwards Ctrl-C: it arrives twice
-    node.stop()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    return run('voice', VoiceNode, args)
 
 
 if __name__ == '__main__':
