@@ -13,8 +13,21 @@ pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make set
 
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.serialization import serialize_message
 from ros_graph import NodeProcess, Peer, image
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CameraInfo
+
+from lisa_ros.ros.bag_player import BagPlayer
 
 pytestmark = pytest.mark.ros
 
@@ -126,3 +139,27 @@ def test_durability_can_be_overridden_for_each_input(start, peer):
 def test_an_override_that_cannot_work_is_reported(start, policy, value, message):
     node = start('-p', f'qos_overrides./latched/image.subscription.{policy}:={value}')
     node.wait_for_output(message)
+
+
+def test_a_played_bag_latches_what_was_latched_when_it_was_recorded(peer, tmp_path):
+    forever = QosTime(2147483647, 4294967295)
+    latched = Qos(
+        QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
+        forever, forever, QosLiveliness.AUTOMATIC, forever, avoid_ros_namespace_conventions=False,
+    )  # fmt: skip
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection(
+            '/latched/camera_info',
+            'sensor_msgs/msg/CameraInfo',
+            typestore=get_typestore(Stores.ROS2_JAZZY),
+            offered_qos_profiles=[latched],
+        )
+        writer.write(connection, 1, serialize_message(INFO))
+    player = BagPlayer(peer.node, tmp_path / 'bag')
+    player.start()
+    player.wait()
+    received = []
+    peer.node.create_subscription(CameraInfo, '/latched/camera_info', received.append, LATCHED)
+    peer.wait(lambda: received, what='the camera info')
+    assert list(received[0].k) == list(INFO.k)
+    player.stop()

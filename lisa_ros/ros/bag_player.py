@@ -133,7 +133,7 @@ class BagPlayer:
             )
         elif connection.topic not in self._publishers:
             qos = QoSProfile(depth=10)
-            if connection.topic.endswith('tf_static'):
+            if _is_latched(connection):
                 qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
             self._publishers[connection.topic] = self._node.create_publisher(
                 message_type, connection.topic, qos
@@ -232,6 +232,14 @@ def node_inputs(topics: Mapping[str, str]) -> tuple[dict[str, str], dict[str, st
         if transport in _TRANSPORTS:
             inputs[name], parameters[f'{name}_transport'] = base, transport
     return inputs, parameters
+
+
+def _is_latched(connection: Connection) -> bool:
+    """Return whether a subscriber that comes later gets the last message, as when recorded."""
+    profiles = getattr(connection.ext, 'offered_qos_profiles', ())
+    return connection.topic.endswith('tf_static') or any(
+        profile.durability.name == 'TRANSIENT_LOCAL' for profile in profiles
+    )
 
 
 def _is_compressed(connection: Connection) -> bool:
