@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import qos_policy_name_from_kind
@@ -35,7 +36,7 @@ from lisa_ros.session.image_age import MAX_STAMP_AGE, Clock, clock_hint, stamp_a
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.worker import TrackingWorker
 
-_STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+_STEADY_CLOCK = RosClock(clock_type=ClockType.STEADY_TIME)
 _PUBLISHER_CHECK_PERIOD = 0.5  # at which an input looks whether its publishers are latched [s]
 
 
@@ -109,7 +110,7 @@ class LatchedInput:
             self._timer = self._node.create_timer(
                 _PUBLISHER_CHECK_PERIOD,
                 self._follow,
-                clock=Clock(clock_type=ClockType.STEADY_TIME),
+                clock=_STEADY_CLOCK,
             )
             self._follow()
 
