@@ -12,7 +12,7 @@ import numpy as np
 
 from lisa_ros.evaluation import metrics
 from lisa_ros.evaluation.metrics import Overlap
-from lisa_ros.results import ScoreFeatures, Segmentation, Status
+from lisa_ros.results import BROKEN, ScoreFeatures, Segmentation
 
 
 class Mode(enum.Enum):
@@ -89,7 +89,7 @@ def case_from_result(
     expected_phrases: Sequence[Sequence[str]] = (),
     image: Path | None = None,
 ) -> Case:
-    """Compare an answer with the ground truth; one that FAILED is compared with nothing.
+    """Compare an answer with the ground truth; one that is BROKEN is compared with nothing.
 
     Args:
         result: the answer.
@@ -102,7 +102,7 @@ def case_from_result(
         expected_phrases: what the answer must say, see `Case`.
         image: overlay of the answer's errors.
     """
-    if result.status is Status.FAILED:
+    if result.status in BROKEN:
         ground_truth = None
     predicted = union_mask(result)
     has_truth = ground_truth is not None

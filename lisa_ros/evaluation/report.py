@@ -26,7 +26,7 @@ from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.report_files import case_to_json, write_csv, write_json
 from lisa_ros.evaluation.summary import figures_by_category, latencies
-from lisa_ros.results import Status
+from lisa_ros.results import BROKEN
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def write(run: Run, out: Path) -> dict:
 
 def failed_queries(cases: Sequence[Case]) -> list[str]:
     """Return the name and the reason of each case that the model could not answer."""
-    return [f'{case.name}: {case.reason}' for case in cases if case.status == Status.FAILED.name]
+    broken = [status.name for status in BROKEN]
+    return [f'{case.name}: {case.reason}' for case in cases if case.status in broken]
 
 
 def machine() -> dict[str, str]:

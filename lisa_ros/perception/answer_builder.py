@@ -10,6 +10,7 @@ import numpy as np
 
 from lisa_ros.perception.mask_decoder import ScoredMask
 from lisa_ros.perception.masks import MAX_MASKS, iou
+from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import (
     LisaDetails,
     MaskReady,
@@ -78,13 +79,15 @@ class AnswerBuilder:
         self._score_features.append(mask.features)
         return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score)
 
-    def result(self, answer_raw: str, timings: dict[str, float], cancelled: bool) -> Segmentation:
+    def result(
+        self, answer_raw: str, timings: dict[str, float], early_end: EarlyEnd | None
+    ) -> Segmentation:
         """Return the result.
 
         Args:
             answer_raw: the decoded tokens, [SEG] included, without </s> and without repeated ones.
             timings: seconds by stage.
-            cancelled: whether the answer was stopped before its end.
+            early_end: how the answer was stopped before its end; None: it is complete.
         """
         empty = np.zeros((0, *self._shape), np.float32)
         logits = np.stack(self._logits) if self._logits else empty
@@ -94,8 +97,8 @@ class AnswerBuilder:
         if self.repeated:
             reason = _LOOP
             status = Status.FOUND if status is Status.FOUND else Status.REPEATED
-        if cancelled:
-            status, reason = Status.CANCELLED, 'cancelled during the answer'
+        if early_end is not None:
+            status, reason = early_end.status, early_end.reason
         return Segmentation(
             query=self._query,
             answer=answer_text(answer_raw),

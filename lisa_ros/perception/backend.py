@@ -11,11 +11,14 @@ import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lisa_ros.perception.health import ModelHealth
 from lisa_ros.results import Dialogue, Event, Region
+
+STOP_GRACE = 0.5  # how long a backend may take to stop after `answer_timeout` [s]
 
 
 class ScoreKind(enum.Enum):
@@ -57,6 +60,7 @@ class InferenceOptions:
     dialogue_boxes: bool = False
     # True: "[SEG]" typed in a query is the token and makes a mask, as in the original; False: text
     typed_specials: bool = False
+    answer_timeout: float | None = None  # stop the answer after this time [s]; None: no limit
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ class Backend(Protocol):
         """Answer a query: yield Token and MaskReady as they arrive, then exactly one Done.
 
         The masks of the events are (H, W), and those of the result are the same, in their order.
-        The result's query is `query.text`. If `cancel` is set, the result has status CANCELLED and
-        keeps the masks that were ready.
+        The result's query is `query.text`. If `cancel` is set, the result has status CANCELLED; if
+        the answer takes longer than `answer_timeout`, TIMED_OUT. Both keep the masks that were
+        ready.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -124,6 +129,44 @@ class Backend(Protocol):
 
     def clear_cache(self) -> None:
         """Drop the features of earlier images."""
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Memory of a model on its GPU."""
+
+    allocated: int  # [bytes]
+    reserved: int  # [bytes]
+
+
+@runtime_checkable
+class SupervisedBackend(Backend, Protocol):
+    """A backend that can be stopped from outside, such as a model in a process of its own.
+
+    Any thread may use what is declared here.
+    """
+
+    @property
+    def health(self) -> ModelHealth:
+        """Whether the model can be asked."""
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of the model, without that of a GPU [bytes]; 0 if unknown."""
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Memory of the model on its GPU after the last answer; None without a GPU."""
+
+    def interrupt(self, cause: str) -> None:
+        """End the running request at once, whatever the model does; no effect without one.
+
+        Args:
+            cause: why, in words.
+        """
+
+    def close(self) -> None:
+        """Free the model; no more requests."""
 
 
 class BackendLoader(Protocol):

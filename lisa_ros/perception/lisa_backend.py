@@ -38,6 +38,7 @@ from lisa_ros.perception.prompts import (
     training_ids,
 )
 from lisa_ros.perception.repetition import repeated_tail
+from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -193,7 +194,7 @@ class LisaBackend:
         # States before the last `count` belong to [SEG] typed in the query.
         for state in states[len(states) - count :]:
             list(self._mask_events(SegToken(state), encoded, options, answer, timer))
-        return self._result(answer, timer, cancelled=False)
+        return self._result(answer, timer, early_end=None)
 
     @property
     def _max_positions(self) -> int:
@@ -223,6 +224,7 @@ class LisaBackend:
         answer: AnswerBuilder,
     ) -> Iterator[Event]:
         timer = StageTimer(self.encoder.device)
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
         encoded = self.encoder.encode(image, timer)
         with timer.stage('prompt'):
             prompt = self._prefill(ids, encoded)
@@ -231,7 +233,7 @@ class LisaBackend:
                 yield from self._mask_events(SegToken(state), encoded, options, answer, timer)
         max_new_tokens = min(options.max_new_tokens, self._max_positions - len(prompt.states))
         pieces, text_prob = self.tokenizer.stream(), 1.0
-        for step in self._generate(prompt, max_new_tokens, cancel, timer):
+        for step in self._generate(prompt, max_new_tokens, stop, timer):
             # Digits do not count: another number near this one may be as right.
             if not self._is_digit(step.token_id):
                 text_prob *= step.probability
@@ -243,14 +245,14 @@ class LisaBackend:
             answer.repeated = repeated_tail(answer.token_ids[answer.progress :])
             if answer.repeated:
                 break
-        cancelled = not self._is_complete(answer.token_ids, options) and cancel.is_set()
-        yield Done(self._result(answer, timer, cancelled))
+        is_complete = self._is_complete(answer.token_ids, options)
+        yield Done(self._result(answer, timer, None if is_complete else stop.early_end))
 
     def _generate(
         self,
         prompt: generation.Prefill,
         max_new_tokens: int,
-        cancel: Cancellation,
+        stop: Cancellation,
         timer: StageTimer,
     ) -> Iterator[generation.GeneratedToken]:
         """Yield the answer's tokens; the timer gets the stage "tokens"."""
@@ -259,7 +261,7 @@ class LisaBackend:
             prompt,
             stop_id=self.tokenizer.eos_token_id,
             max_new_tokens=max_new_tokens,
-            is_cancelled=cancel.is_set,
+            is_cancelled=stop.is_set,
         )
         while True:
             with timer.stage('tokens'):
@@ -322,10 +324,12 @@ class LisaBackend:
         if event is not None:
             yield event
 
-    def _result(self, answer: AnswerBuilder, timer: StageTimer, cancelled: bool) -> Segmentation:
+    def _result(
+        self, answer: AnswerBuilder, timer: StageTimer, early_end: EarlyEnd | None
+    ) -> Segmentation:
         token_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated]
         answer_raw = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return answer.result(answer_raw, timer.seconds, cancelled)
+        return answer.result(answer_raw, timer.seconds, early_end)
 
 
 def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:

@@ -35,6 +35,7 @@ class CancelReason(enum.Enum):
     CANCELLED = 'cancelled'  # its client cancelled it
     STOPPED = 'stopped'  # "stop" or ~/stop
     SHUTDOWN = 'shutting down'  # the node deactivates or ends
+    TIMED_OUT = 'the answer took longer than answer_timeout'
     PREEMPTED = 'preempted by a command or goal'  # background work only: it is asked again
     CLIENT_GONE = 'its client has gone'  # a goal whose client has left the ROS graph
     CLIENT_LIMIT = 'its client has too many goals'
@@ -118,6 +119,7 @@ class RequestCounters:
     commands: int = 0  # commands and goals
     answered: int = 0  # FOUND and NOT_FOUND
     failed: int = 0
+    timed_out: int = 0  # the answer took longer than `answer_timeout`
     stale: int = 0  # the newest image was older than the request allows
     cancelled: int = 0
     superseded: int = 0  # commands that a newer one replaced before they started
@@ -130,6 +132,8 @@ class RequestCounters:
         """Count the end of a request."""
         if status is Status.FAILED:
             self.failed += 1
+        elif status is Status.TIMED_OUT:
+            self.timed_out += 1
         elif status is Status.STALE_INPUT:
             self.stale += 1
         elif status is Status.CANCELLED:
