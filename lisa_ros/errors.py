@@ -36,3 +36,7 @@ class TrackingError(LisaError):
 
 class TransformError(LisaError):
     """TF does not know a transform between two frames, or tf2_ros is not installed."""
+
+
+class WorkerError(LisaError):
+    """The process of the model has died, or the model cannot be loaded again."""

@@ -2,9 +2,10 @@
 """A backend that answers from a script; importing this module registers "scripted:".
 
 `scripted:FILE.json` maps the beginning of a query to a reply: `answer`, `masks` (all bright nan),
-`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`. `scripted:FOLDER`
-waits for FOLDER when it loads, and before each answer for the file FOLDER/answer, which may
-contain a delay [s].
+`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`, `run` and `then`
+(Python to run before the answer and after the masks); "load" maps to Python to run while it loads.
+`scripted:FOLDER` waits for FOLDER when it loads, and before each answer for the file
+FOLDER/answer, which may contain a delay [s].
 """
 
 import json
@@ -40,12 +41,14 @@ class ScriptedBackend:
             sleep(0.01)
         if 'failure' in reply:
             raise RuntimeError(reply['failure'])
+        exec(reply.get('run', ''), {})  # noqa: S102
         yield Token(text := reply.get('answer', 'Sure.'))
         sign = {'all': 1, 'bright': np.where(image[..., 0] > 200, 1, -1), 'nan': np.nan}
         names, size = reply.get('masks', '').split(), image.shape[:2]
         logits = [np.full(size, 5 * sign[name]) for name in names]
         logits = np.reshape(logits, (-1, *size)).astype(np.float32)
         yield from (MaskReady(i, mask > 0, mask, 1.0) for i, mask in enumerate(logits))
+        exec(reply.get('then', ''), {})  # noqa: S102
         status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(names))
         arrays = logits > 0, logits, np.ones(len(names))
         yield Done(Segmentation(query.text, text, text, *arrays, status))
@@ -59,8 +62,11 @@ class ScriptedBackend:
 def load(rest, options):
     while not (path := Path(rest)).exists():
         sleep(0.01)
-    arguments = (REPLIES, path / 'answer') if path.is_dir() else (json.loads(path.read_text()),)
-    return ScriptedBackend(*arguments)
+    if path.is_dir():
+        return ScriptedBackend(REPLIES, path / 'answer')
+    replies = json.loads(path.read_text())
+    exec(replies.pop('load', ''), {})  # noqa: S102
+    return ScriptedBackend(replies)
 
 
 registry.register_backend('scripted', load)

@@ -54,15 +54,19 @@ def load_backend(model: str, options: LoadOptions) -> Backend:
         SettingsError: the scheme, the device, the precision or the template is not available, or
             the package of the scheme cannot be imported.
     """
-    options = LoadOptions(
-        **{
-            name: None if value in ('', 'auto') else value
-            for name, value in dataclasses.asdict(options).items()
-        }
-    )
+    loader, name = find_loader(model)
+    return loader(name, without_auto(options))
+
+
+def find_loader(model: str) -> tuple[BackendLoader, str]:
+    """Return the loader of a model, and the model's name without the scheme.
+
+    Raises:
+        SettingsError: the scheme is not registered.
+    """
     scheme, colon, rest = model.partition(':')
     if not colon or not _SCHEME.fullmatch(scheme) or Path(model).exists():
-        return _load_lisa(model, options)
+        return load_lisa, model
     entry_points = {entry.name: entry for entry in metadata.entry_points(group=_ENTRY_POINTS)}
     if scheme not in _loaders and scheme in entry_points:
         _loaders[scheme] = _import_loader(entry_points[scheme])
@@ -73,7 +77,7 @@ def load_backend(model: str, options: LoadOptions) -> Backend:
             f'model {model!r}: no folder has this name, and "{scheme}:" is not a registered '
             f'scheme (registered: {known}); use lisa-tabletop, a folder or a hub id'
         )
-    return _loaders[scheme](rest, options)
+    return _loaders[scheme], rest
 
 
 def _import_loader(entry_point: metadata.EntryPoint) -> BackendLoader:
@@ -92,7 +96,18 @@ def _import_loader(entry_point: metadata.EntryPoint) -> BackendLoader:
         ) from error
 
 
-def _load_lisa(model: str, options: LoadOptions) -> Backend:
+def without_auto(options: LoadOptions) -> LoadOptions:
+    """Return the options with None instead of "" and "auto"."""
+    return LoadOptions(
+        **{
+            name: None if value in ('', 'auto') else value
+            for name, value in dataclasses.asdict(options).items()
+        }
+    )
+
+
+def load_lisa(model: str, options: LoadOptions) -> Backend:
+    """Load a LISA; see `LisaBackend.load`."""
     from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
 
     return LisaBackend.load(model, options)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Backend whose model runs in a child process, which can be ended and loaded again.
+
+So a model that hangs, crashes or eats memory ends one request and not the node. Images and masks
+go through shared memory (shared_channel.py); the events are those of the model, bit for bit.
+
+- A child that does not end an answer within `answer_timeout` + `STOP_GRACE` is killed, and so is
+  one that uses more memory than allowed.
+- A child that has ended is loaded again in the background (worker_supervisor.py). Requests wait
+  for that, within `answer_timeout`.
+
+Threads: as every Backend, one thread at a time asks. `interrupt`, `close` and the properties may
+be used from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lisa_ros.errors import SettingsError, WorkerError
+from lisa_ros.perception.backend import (
+    STOP_GRACE,
+    BackendLoader,
+    Cancellation,
+    Capabilities,
+    GpuMemory,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+)
+from lisa_ros.perception.health import ModelHealth
+from lisa_ros.perception.registry import find_loader, without_auto
+from lisa_ros.perception.shared_channel import ChannelClosedError
+from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer
+from lisa_ros.perception.worker import Worker
+from lisa_ros.perception.worker_messages import (
+    Answered,
+    Ask,
+    Begun,
+    Cancel,
+    ClearCache,
+    EncodeImages,
+    Ended,
+    Load,
+    Raised,
+    exception_of,
+)
+from lisa_ros.perception.worker_supervisor import StoppedError, WorkerLog, WorkerSupervisor
+from lisa_ros.results import Done, Event, Status
+
+_CANCEL_PERIOD = 0.01  # how often a cancel is looked for while the child answers [s]
+_SHORT_WAIT = 0.1  # a wait for the model that does not count as part of the answer [s]
+
+
+class _DiedEarlyError(WorkerError):
+    """The child died before its model had accepted the query."""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """When a request ends early."""
+
+    cancel: Cancellation
+    answer: Deadline  # the child stops by itself
+    stop: Deadline  # the child is killed
+
+    def end_of_killed(self) -> EarlyEnd:
+        """Return how a request ends whose child was killed."""
+        if self.cancel.is_set():
+            return CANCELLED
+        reason = (
+            f'the model has not returned for {self.stop.limit:.3g} s (answer_timeout: '
+            f'{self.answer.limit:.3g} s); its process was ended and is being loaded again'
+        )
+        return EarlyEnd(Status.TIMED_OUT, reason)
+
+
+class ProcessBackend:
+    """A model in a child process; see the module's docstring for rules and threads."""
+
+    def __init__(
+        self,
+        model: str,
+        options: LoadOptions,
+        *,
+        memory_limit: int | None = None,
+        log: WorkerLog | None = None,
+    ) -> None:
+        """Load a model in a child process; returns when it is loaded.
+
+        Args:
+            model: as `registry.load_backend` takes it. The loader of a scheme must be a function
+                of a module: the child imports it.
+            options: device, precision and companions.
+            memory_limit: kill the child if its resident memory, without that of a GPU, is above
+                this [bytes]; None: no limit. Linux only.
+            log: receives the ends of children and the reloads; None: the logger of this module.
+
+        Raises:
+            CheckpointError: the files are not a whole model.
+            SettingsError: the scheme, the device, the precision or the template is not available,
+                or another process cannot import the loader.
+            WorkerError: the child died while it loaded the model.
+        """
+        log = log or logging.getLogger(__name__)
+        self._supervisor = WorkerSupervisor(
+            model, _load_message(model, options), memory_limit, log
+        )
+        self._numbers = itertools.count(1)
+        self._asked: Worker | None = None  # answers a request
+        self._gpu_memory: GpuMemory | None = None
+        self._loaded = self._supervisor.start()
+
+    @property
+    def device(self) -> str:
+        """The device of the model in the child."""
+        return self._loaded.device
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can do."""
+        return self._loaded.capabilities
+
+    @property
+    def health(self) -> ModelHealth:
+        """Whether the model can be asked; OK also while it answers."""
+        return self._supervisor.health
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of the child, without that of a GPU [bytes]; 0 if there is none."""
+        return self._supervisor.memory
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Memory of the model on its GPU after the last answer; None without a GPU."""
+        return self._gpu_memory
+
+    def interrupt(self, cause: str) -> None:
+        """Kill the child if it answers a request, which then ends; see `SupervisedBackend`."""
+        worker = self._asked
+        if worker is not None:
+            self._supervisor.discard(worker, f'was ended: {cause}')
+
+    def close(self) -> None:
+        """Kill the child for good; requests from now on raise WorkerError."""
+        self._supervisor.close()
+
+    # ---- requests
+
+    def stream(
+        self,
+        image: np.ndarray,
+        query: Query,
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> Iterator[Event]:
+        """Answer a query; see `Backend.stream`. Waits while the model is being loaded again.
+
+        Raises:
+            ImageError, QueryError: as the model raises them, by the call.
+            WorkerError: the child died, or cannot be loaded again; by the call or the iteration.
+        """
+        events = self._events(np.ascontiguousarray(image), query, options, cancel)
+        first = next(events)  # None when the model has accepted the query
+        return events if first is None else itertools.chain((first,), events)
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> None:
+        """Encode several (H, W, 3) uint8 RGB images at once; kept until the next call.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            WorkerError: the child died, or cannot be loaded again.
+        """
+        self._call(EncodeImages(next(self._numbers), [np.ascontiguousarray(i) for i in images]))
+
+    def clear_cache(self) -> None:
+        """Drop the features of earlier images."""
+        self._call(ClearCache(next(self._numbers)))
+
+    def _call(self, request: EncodeImages | ClearCache) -> None:
+        limits = _Limits(threading.Event(), Deadline(None), Deadline(None))
+        worker = self._supervisor.ready_worker(limits.cancel, limits.answer)
+        try:
+            for _ in self._replies(worker, request, limits):
+                return
+        except ChannelClosedError:
+            raise WorkerError(self._supervisor.ended(worker)) from None
+
+    def _events(
+        self, image: np.ndarray, query: Query, options: InferenceOptions, cancel: Cancellation
+    ) -> Iterator[Event | None]:
+        """Yield None when the model has accepted the query, then the events of its answer."""
+        timeout = options.answer_timeout
+        stop = Deadline(None if timeout is None else timeout + STOP_GRACE)
+        limits = _Limits(cancel, Deadline(timeout), stop)
+        partial = PartialAnswer(query.text, image.shape[:2])
+        try:
+            for event in self._tries(image, query, options, limits):
+                if event is not None:
+                    partial.add(event)
+                yield event
+        except StoppedError as stopped:
+            yield Done(partial.result(stopped.end))
+
+    def _tries(
+        self, image: np.ndarray, query: Query, options: InferenceOptions, limits: _Limits
+    ) -> Iterator[Event | None]:
+        """Ask a child, and another one if it died before its model had accepted the query."""
+        try:
+            yield from self._ask(image, query, options, limits)
+        except _DiedEarlyError:
+            yield from self._ask(image, query, options, limits)
+
+    def _ask(
+        self, image: np.ndarray, query: Query, options: InferenceOptions, limits: _Limits
+    ) -> Iterator[Event | None]:
+        worker = self._supervisor.ready_worker(limits.cancel, limits.answer)
+        left = limits.answer.seconds_left
+        if left is not None and left < options.answer_timeout - _SHORT_WAIT:
+            options = dataclasses.replace(options, answer_timeout=left)
+        has_begun = False
+        try:
+            ask = Ask(next(self._numbers), image, query, options)
+            for reply in self._replies(worker, ask, limits):
+                if isinstance(reply, Begun):
+                    has_begun = True
+                    yield None
+                elif isinstance(reply, Answered):
+                    yield reply.event
+                if _is_last(reply):  # maybe without Done: the caller reports that
+                    return
+        except ChannelClosedError:
+            kind = WorkerError if has_begun else _DiedEarlyError
+            raise kind(self._supervisor.ended(worker)) from None
+
+    def _replies(
+        self, worker: Worker, request: Ask | EncodeImages | ClearCache, limits: _Limits
+    ) -> Iterator[Begun | Answered | Ended]:
+        """Send a request and yield its replies; forward a cancel, and kill the child in the end.
+
+        Raises:
+            ChannelClosedError: the child has ended.
+            StoppedError: the child was killed.
+            Exception: what the model raised.
+        """
+        self._asked, is_cancelled = worker, False
+        try:
+            worker.send(request)
+            while True:
+                reply = worker.receive(_CANCEL_PERIOD)
+                if isinstance(reply, GpuMemory):
+                    self._gpu_memory = reply
+                elif reply is not None and reply.number == request.number:
+                    if isinstance(reply, Raised):
+                        raise exception_of(reply)
+                    yield reply
+                if limits.stop.is_over:
+                    cause = f'did not end its answer within {limits.stop.limit:.3g} s'
+                    self._supervisor.discard(worker, cause)
+                    raise StoppedError(limits.end_of_killed())
+                if limits.cancel.is_set() and not is_cancelled:
+                    is_cancelled = True
+                    worker.send(Cancel(request.number))
+        except GeneratorExit:
+            if not _is_last(reply):  # the caller gives the request up
+                with contextlib.suppress(ChannelClosedError):
+                    worker.send(Cancel(request.number))
+            raise
+        finally:
+            self._asked = None
+
+
+def _is_last(reply: object) -> bool:
+    """Return whether a reply ends its request."""
+    return isinstance(reply, Ended) or (
+        isinstance(reply, Answered) and isinstance(reply.event, Done)
+    )
+
+
+def _load_message(model: str, options: LoadOptions) -> Load:
+    """Return the message that makes a child load a model.
+
+    Raises:
+        SettingsError: the scheme is not registered, the child cannot import its loader, or this
+            system has no such processes.
+    """
+    if os.name != 'posix':
+        raise SettingsError('a model in a process of its own needs Linux: set isolation to thread')
+    loader, name = find_loader(model)
+    return Load(_pickled(loader, model), name, without_auto(options))
+
+
+def _pickled(loader: BackendLoader, model: str) -> bytes:
+    """Return a reference to a loader that the child can import."""
+    try:
+        content = pickle.dumps(loader)
+    except Exception:  # noqa: BLE001  # PicklingError, AttributeError, TypeError: lambda, closure
+        content = b'__main__'
+    if b'__main__' in content:  # a module of another name in the child
+        raise SettingsError(
+            f'the loader of {model!r} cannot be imported by the model process: define it as a '
+            'function of a module that is not the main script, or set isolation to thread'
+        )
+    return content

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child process that runs a model, as its parent sees it: start, exchange messages, end.
+
+Threads: `send` and `receive` belong to one thread at a time, `start` and `wait` to the thread that
+supervises the process, which must outlive it: the kernel ends the child with the thread that
+started it. All other methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from multiprocessing import Pipe, connection
+from pathlib import Path
+
+from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
+
+# The parent's own search path comes before any other import, so the child finds the same modules.
+_CODE = (
+    'import sys; sys.path[:] = sys.argv[5:]; '
+    'from lisa_ros.perception.worker_process import main; main(*map(int, sys.argv[1:5]))'
+)
+_REAP_TIMEOUT = 5.0  # how long a killed process may take to go: longer if a driver holds it [s]
+_EXIT_TIMEOUT = 1.0  # how long a process may live without its socket [s]
+
+
+class Worker:
+    """A running child; see the module's docstring for threads."""
+
+    def __init__(self, process: subprocess.Popen, channel: Channel) -> None:
+        """Wrap a child that `start` has started."""
+        self.pid = process.pid
+        self._process, self._channel = process, channel
+        self._kill_cause = ''
+        self._killed_at = math.inf  # [s, monotonic]
+        self._exit_descriptor: int | None = None  # readable when the child has ended
+        if hasattr(os, 'pidfd_open'):
+            self._exit_descriptor = os.pidfd_open(process.pid)
+            weakref.finalize(self, os.close, self._exit_descriptor)
+
+    @classmethod
+    def start(cls) -> Worker:
+        """Start a child that waits for a `Load` message.
+
+        It has a group of processes of its own, with the processes that it starts. Blocks SIGINT
+        and SIGTERM for the calling thread and for the child: who stops a robot may send them to
+        every process, and the child ends when the parent does.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        own, other = Pipe()
+        incoming, outgoing = SharedMemory.create(), SharedMemory.create()
+        descriptors = [other.fileno(), incoming.descriptor, outgoing.descriptor]
+        with other:  # only the child keeps it: it ends with the child
+            process = subprocess.Popen(  # noqa: S603  # our own code, no shell
+                [sys.executable, '-c', _CODE, *map(str, descriptors), str(os.getpid()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        return cls(process, Channel(own, outgoing, incoming))
+
+    def send(self, message: object) -> None:
+        """Send a request; it may overwrite the arrays of the one before.
+
+        Raises:
+            ChannelClosedError: the child has ended.
+        """
+        self._channel.clear()
+        self._channel.send(message)
+
+    def receive(self, timeout: float) -> object | None:
+        """Return the next reply; None if there is none within `timeout` [s].
+
+        Raises:
+            ChannelClosedError: the child has ended.
+        """
+        reply = self._channel.receive(timeout)
+        if reply is not None or self._process.poll() is None:
+            return reply
+        reply = self._channel.receive(0)
+        if reply is None:  # a process that it has started may hold the socket
+            raise ChannelClosedError('the process has ended')
+        return reply
+
+    def kill(self, cause: str) -> None:
+        """End the child and the processes that it has started, at once.
+
+        Args:
+            cause: "has not answered ..."; the first one stays.
+        """
+        self._kill_cause = self._kill_cause or cause
+        self._killed_at = min(self._killed_at, time.monotonic())
+        with contextlib.suppress(OSError):  # they have ended
+            os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was killed but does not go: a driver holds it."""
+        return time.monotonic() - self._killed_at > _REAP_TIMEOUT
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most `timeout` [s] for the end of the child; return whether it has ended."""
+        if self._exit_descriptor is not None:
+            connection.wait([self._exit_descriptor], timeout)
+            timeout = 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return self._process.returncode is not None
+
+    def exit_cause(self) -> str:
+        """Return why the child has ended: "died of signal 11 (SIGSEGV)".
+
+        A child that has closed its socket is ended.
+        """
+        if not self._kill_cause and not self.wait(_EXIT_TIMEOUT):
+            self.kill('has closed its connection')
+        return self._kill_cause or describe_exit(self._process.returncode)
+
+    def memory(self) -> int:
+        """Return the resident memory of the child [bytes]; 0 if the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = Path(f'/proc/{self.pid}/statm').read_text().split()
+            return int(pages[1]) * os.sysconf('SC_PAGE_SIZE')
+        return 0
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process has ended; `status` is that of `subprocess.Popen.returncode`."""
+    if status >= 0:
+        return f'exited with status {status}'
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = 'unknown'
+    hint = '; the kernel sends it when memory runs out' if name == 'SIGKILL' else ''
+    return f'died of signal {-status} ({name}{hint})'

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages between a process and the child process that runs its model.
+
+The child gets one `Load`, then requests. A request has a number: the child answers one request
+after the other, and the parent ignores messages about requests that it has given up.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lisa_ros.perception.backend import (
+    Capabilities,
+    GpuMemory,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+)
+from lisa_ros.results import Event
+
+# ---- from the parent
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a model; the reply is `Loaded` or `Raised`."""
+
+    loader: bytes  # a pickled `BackendLoader`: its import may fail, which is an error of the load
+    model: str  # without the scheme
+    options: LoadOptions
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Answer a query; the replies are `Begun`, an `Answered` for each event, or `Raised`."""
+
+    number: int
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    query: Query
+    options: InferenceOptions
+
+
+@dataclass(frozen=True)
+class EncodeImages:
+    """Encode images; the reply is `Ended` or `Raised`."""
+
+    number: int
+    images: Sequence[np.ndarray]  # (H, W, 3) uint8 RGB each
+
+
+@dataclass(frozen=True)
+class ClearCache:
+    """Drop the features of earlier images; the reply is `Ended` or `Raised`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a request; no reply of its own."""
+
+    number: int
+
+
+Request = Ask | EncodeImages | ClearCache
+
+# ---- from the child: also `GpuMemory`, after loading and after each answer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model is loaded."""
+
+    device: str
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The backend has accepted the query."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An event of the answer; `Done` is the last reply."""
+
+    number: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The request is complete; for a query: without `Done`, which is a bug of the backend."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The request, or the load (number 0), has raised an exception."""
+
+    number: int
+    error: bytes  # the exception, pickled; empty if it cannot be
+    description: str  # "RuntimeError: broken"
+    traceback: str  # of the child; empty for errors that a user can fix
+
+
+Reply = GpuMemory | Loaded | Begun | Answered | Ended | Raised
+
+
+class RemoteTracebackError(Exception):
+    """The traceback of the child, shown as the cause of the exception in the parent."""
+
+    def __str__(self) -> str:
+        """Return the traceback, on lines of its own."""
+        return f'in the model process:\n{self.args[0]}'
+
+
+def exception_of(raised: Raised) -> Exception:
+    """Return the exception of the child; one that cannot be pickled as a RuntimeError."""
+    try:
+        error = pickle.loads(raised.error)  # noqa: S301  # from our own child
+    except Exception:  # noqa: BLE001  # its class is not known here, or it cannot be pickled
+        error = RuntimeError(raised.description)
+    if raised.traceback:
+        error.__cause__ = RemoteTracebackError(raised.traceback)
+    return error

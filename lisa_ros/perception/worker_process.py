@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child process of a `ProcessBackend`: it loads a model and answers one request at a time.
+
+The parent starts it with a socket and two memories (`shared_channel.Channel`). It ends when the
+parent ends, even if the model hangs. Ctrl-C and SIGTERM do not end it: who stops a robot may send
+them to every process, and the parent ends it when its own requests have ended.
+
+Threads: the main thread runs the model, a second one reads the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn
+
+from lisa_ros.errors import LisaError
+from lisa_ros.perception.backend import Backend, GpuMemory
+from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
+from lisa_ros.perception.worker_messages import (
+    Answered,
+    Ask,
+    Begun,
+    Cancel,
+    ClearCache,
+    EncodeImages,
+    Ended,
+    Load,
+    Loaded,
+    Raised,
+    Request,
+)
+from lisa_ros.results import Done
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+# The kernel ends this process first when memory runs out: it can be loaded again, the rest of the
+# robot cannot.
+_OOM_SCORE_ADJUSTMENT = '500'
+
+
+def main(connection: int, outgoing: int, incoming: int, parent: int) -> None:
+    """Serve the parent until it ends.
+
+    Args:
+        connection: descriptor of the socket.
+        outgoing: descriptor of the memory that this process writes.
+        incoming: descriptor of the memory that it reads.
+        parent: process id of the parent.
+    """
+    for descriptor in (connection, outgoing, incoming):
+        os.set_inheritable(descriptor, False)  # children of this process are not the model
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _end_with(parent)
+    channel = Channel(Connection(connection), SharedMemory(outgoing), SharedMemory(incoming))
+    ModelServer(channel).run()
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process with its parent; the socket tells it, too (any system)."""
+    if sys.platform != 'linux':
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(0)
+    with contextlib.suppress(OSError):  # a container may forbid it
+        Path('/proc/self/oom_score_adj').write_text(_OOM_SCORE_ADJUSTMENT)
+
+
+class ModelServer:
+    """Loads a model and answers requests; see the module's docstring for threads."""
+
+    def __init__(self, channel: Channel):
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[Load | Request] = queue.SimpleQueue()
+        self._cancels: dict[int, threading.Event] = {}  # by the number of an Ask
+
+    def run(self) -> NoReturn:
+        """Load the model and serve; ends with the process."""
+        threading.Thread(target=self._read, name='lisa-parent', daemon=True).start()
+        try:
+            backend = self._load(self._inbox.get())
+            while True:
+                self._serve(backend, self._inbox.get())
+        except ChannelClosedError:  # the parent has ended while something was sent
+            _exit(0)
+        except BaseException as error:  # noqa: BLE001  # SystemExit and the like end the process
+            traceback.print_exc()
+            _exit(_exit_status(error))
+
+    def _read(self) -> None:
+        """Receive the parent's messages; end the process when the parent has ended."""
+        try:
+            while True:
+                message = self._channel.receive()
+                if isinstance(message, Cancel):
+                    self._cancels.get(message.number, threading.Event()).set()
+                    continue
+                if isinstance(message, Ask):
+                    self._cancels[message.number] = threading.Event()
+                self._inbox.put(message)
+        except ChannelClosedError:
+            _exit(0)
+        except BaseException:  # noqa: BLE001  # nobody reads any more: the parent loads it again
+            traceback.print_exc()
+            _exit(1)
+
+    def _load(self, message: Load) -> Backend:
+        """Load the model and tell the parent; an error ends the process."""
+        try:
+            backend = pickle.loads(message.loader)(message.model, message.options)  # noqa: S301
+        except Exception as error:  # noqa: BLE001  # sent to the parent
+            self._channel.send(_raised(0, error))
+            _exit(1)
+        self._send_gpu_memory()
+        self._channel.send(Loaded(str(backend.device), backend.capabilities))
+        return backend
+
+    def _serve(self, backend: Backend, request: Request) -> None:
+        self._channel.clear()
+        try:
+            if isinstance(request, Ask):
+                self._answer(backend, request)
+                return
+            if isinstance(request, EncodeImages):
+                backend.encode_images(request.images)
+            elif isinstance(request, ClearCache):
+                backend.clear_cache()
+            self._channel.send(Ended(request.number))
+        except ChannelClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001  # sent to the parent
+            self._channel.send(_raised(request.number, error))
+        finally:
+            self._cancels.pop(request.number, None)
+
+    def _answer(self, backend: Backend, ask: Ask) -> None:
+        events = backend.stream(ask.image, ask.query, ask.options, self._cancels[ask.number])
+        self._channel.send(Begun(ask.number))
+        for event in events:
+            if isinstance(event, Done):
+                self._send_gpu_memory()
+            self._channel.send(Answered(ask.number, event))
+            if isinstance(event, Done):
+                return
+        self._channel.send(Ended(ask.number))
+
+    def _send_gpu_memory(self) -> None:
+        torch = sys.modules.get('torch')
+        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+            allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            self._channel.send(GpuMemory(allocated, reserved))
+
+
+def _raised(number: int, error: Exception) -> Raised:
+    """Return the exception that is being handled as a message."""
+    description = f'{type(error).__name__}: {error}'
+    trace = '' if isinstance(error, LisaError) else traceback.format_exc()
+    return Raised(number, _pickled(error), description, trace)
+
+
+def _pickled(error: Exception) -> bytes:
+    """Return an exception as bytes, empty if it does not survive that.
+
+    An error that a user can fix stays one: as the nearest class of `lisa_ros.errors`.
+    """
+    try:
+        content = pickle.dumps(error)
+        copy = pickle.loads(content)  # noqa: S301  # what was pickled just now
+    except Exception:  # noqa: BLE001  # it may hold anything, or need other arguments
+        copy = None
+    if type(copy) is type(error) and str(copy) == str(error):
+        return content
+    known = (kind for kind in type(error).__mro__ if kind.__module__ == LisaError.__module__)
+    return pickle.dumps(next(known)(str(error))) if isinstance(error, LisaError) else b''
+
+
+def _exit_status(error: BaseException) -> int:
+    """Return the exit status of an exception that ends the process, as Python chooses it."""
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    return 1
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process at once, without waiting for threads of the model."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model in a process of its own: what it answers, what ends it, how it comes back."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from scripted_backend import ScriptedBackend
+
+from lisa_ros import errors
+from lisa_ros.errors import CheckpointError, ImageError, SettingsError, WorkerError
+from lisa_ros.perception import registry, worker_supervisor
+from lisa_ros.perception.backend import (
+    STOP_GRACE,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+    SupervisedBackend,
+)
+from lisa_ros.perception.health import HealthState
+from lisa_ros.perception.process_backend import ProcessBackend
+from lisa_ros.perception.roi import stream_in_region
+from lisa_ros.perception.worker import describe_exit
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+LISA_ERRORS = [name for name in dir(errors) if name.endswith('Error')]
+IMPORTS = 'import ctypes, os, signal, time\nfrom lisa_ros import errors\n'
+NAMED = """
+class NamedError(errors.ImageError):
+    def __init__(self, file, line):
+        super().__init__(f'{file}:{line}: not an image')
+raise NamedError('mug.png', 3)
+"""
+STATEMENTS = {  # what the model does before it answers, by query
+    'hold': 'ctypes.PyDLL(None).sleep(30)',  # holds the GIL: no thread of the process runs
+    'stop': 'os.kill(os.getpid(), signal.SIGSTOP)',
+    'endless': 'while True: pass',
+    'os._exit': 'os._exit(7)',
+    'sys.exit': 'raise SystemExit(3)',
+    'interrupt': 'raise KeyboardInterrupt',
+    'generator': 'raise GeneratorExit',
+    'killed': 'os.kill(os.getpid(), signal.SIGKILL)',
+    'segfault': 'ctypes.string_at(0)',
+    'leaves a process': 'os.fork() or time.sleep(30); os._exit(5)',  # it holds the socket
+    'eat': 'eaten = b"1" * (1 << 30); time.sleep(30)',
+    'end of file': 'raise EOFError("weights.bin is truncated")',
+    'own error': NAMED,
+    'unpicklable': 'error = RuntimeError(open(os.devnull))\nraise error',
+    **{name: f'raise errors.{name}("what came: the cure")' for name in LISA_ERRORS},
+}
+REPLIES = {
+    '': {'answer': 'There.', 'masks': 'bright all'},
+    'nan': {'masks': 'nan'},
+    'none': {},
+    'fail': {'failure': 'broken'},
+    'cancellable': {'hang': True},
+    'hang': {'hang': True, 'uncancellable': True},
+    'late': {'masks': 'bright', 'then': 'import time; time.sleep(30)'},
+    **{name: {'run': IMPORTS + statement} for name, statement in STATEMENTS.items()},
+}
+
+
+class Log:
+    """Collects lines."""
+
+    def __init__(self):
+        self.lines = []
+        self.info = self.error = self.lines.append
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make backends that are closed at the end."""
+    backends, script = [], tmp_path / 'script.json'
+
+    def make(load='', **arguments):
+        script.write_text(json.dumps({'load': IMPORTS + load, **REPLIES}))
+        backends.append(
+            ProcessBackend(f'scripted:{script}', LoadOptions(), log=Log(), **arguments)
+        )
+        return backends[-1]
+
+    yield make
+    for backend in backends:
+        backend.close()
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    """A backend whose process a test may kill."""
+    script = tmp_path_factory.mktemp('scripted') / 'script.json'
+    script.write_text(json.dumps(REPLIES))
+    backend = ProcessBackend(f'scripted:{script}', LoadOptions(), log=Log())
+    yield backend
+    backend.close()
+
+
+def ask(backend, text='', timeout=None, cancel=None):
+    query = Query(text or 'segment the mug')
+    options = InferenceOptions(answer_timeout=timeout)
+    return list(backend.stream(IMAGE, query, options, cancel or threading.Event()))
+
+
+def children():
+    return [p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def fields(event):
+    values = dict(vars(event.result if isinstance(event, Done) else event))
+    durations = ('timings', 'time_to_first_mask')
+    return {name: value for name, value in values.items() if name not in durations}
+
+
+def assert_same(events, expected):
+    """Compare events bit for bit, without their durations."""
+    assert [type(event) for event in events] == [type(event) for event in expected]
+    for event, other in zip(map(fields, events), map(fields, expected), strict=True):
+        for name, value in event.items():
+            if not isinstance(value, np.ndarray):
+                assert value == other[name], name
+                continue
+            assert (value.dtype, value.shape) == (other[name].dtype, other[name].shape)
+            assert value.tobytes() == other[name].tobytes(), name
+            assert value.flags.writeable
+
+
+def assert_answers(backend):
+    """Check that the next answer is right, even if the process is just being replaced."""
+    assert_same(ask(backend, timeout=30), ask(ScriptedBackend(REPLIES)))
+
+
+# ---- the same answers as in this process
+
+
+def test_it_is_a_supervised_backend(shared):
+    assert isinstance(shared, SupervisedBackend)
+    assert not isinstance(ScriptedBackend(), SupervisedBackend)
+    assert (shared.device, shared.capabilities) == ('cpu', ScriptedBackend.capabilities)
+    assert shared.memory > 10 << 20
+
+
+@pytest.mark.parametrize('text', ['', 'none', 'nan'])
+@pytest.mark.parametrize('region', [None, (3, 5, 20, 30)], ids=['whole', 'region'])
+def test_the_events_are_those_of_the_backend_bit_for_bit(shared, text, region):
+    query, options = Query(text or 'mug', region=region), InferenceOptions()
+    events, expected = (
+        list(stream_in_region(backend, IMAGE, query, options, threading.Event()))
+        for backend in (shared, ScriptedBackend(REPLIES))
+    )
+    assert_same(events, expected)
+
+
+def test_large_and_strided_images_and_dialogues_arrive_whole(shared):
+    large = np.random.default_rng(1).integers(0, 256, (1200, 1600, 3), np.uint8)
+    dialogue = Dialogue((Turn('mug?', '[SEG].', ((1, 2, 3, 4),)),), large[None, ..., 0] > 9)
+    query = Query('mug', dialogue, explain=True)
+    for image in (large, large[::-1, ::2], np.asfortranarray(IMAGE), IMAGE):
+        events, expected = (
+            list(backend.stream(image, query, InferenceOptions(), threading.Event()))
+            for backend in (shared, ScriptedBackend(REPLIES))
+        )
+        assert_same(events, expected)
+
+
+def test_results_stay_as_they_are_when_the_next_answer_comes(shared):
+    first = ask(shared)[-1].result
+    before = first.mask_logits.copy()
+    ask(shared, 'nan')
+    assert np.array_equal(first.mask_logits, before)
+
+
+def test_lisa_answers_in_a_process_as_here():
+    from lisa_ros.segmenter import Segmenter
+
+    image = np.random.default_rng(2).integers(0, 256, (120, 160, 3), np.uint8)
+    options = InferenceOptions(max_new_tokens=24, confidence_threshold=1e-6)
+    here = Segmenter.load('lisa-tabletop', device='cpu', threads=1, options=options)
+    backend = ProcessBackend('lisa-tabletop', LoadOptions(device='cpu', threads=1))
+    there = Segmenter(backend, options)
+    try:
+        expected = list(here.stream(image, 'segment the red mug'))
+        assert any(isinstance(event, MaskReady) for event in expected)
+        assert_same(list(there.stream(image, 'segment the red mug')), expected)
+        there.encode_images([image, image[:60]])
+        there.clear_cache()
+        with pytest.raises(ImageError, match='uint8'):
+            there.stream(image.astype(np.float32), 'segment the red mug')
+        with pytest.raises(errors.QueryError):
+            there.stream(image, '')
+        endless = replace(options, answer_timeout=0.0)
+        result = replace(there, options=endless).segment(image, 'segment the red mug')
+        assert result.status is Status.TIMED_OUT
+        assert 'longer than answer_timeout (0 s)' in result.reason  # it has stopped by itself
+        assert backend.health.reloads == 0
+    finally:
+        backend.close()
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize('name', LISA_ERRORS)
+def test_an_error_that_a_user_can_fix_keeps_type_and_message(shared, name):
+    with pytest.raises(errors.LisaError, match=r'^what came: the cure$') as raised:
+        ask(shared, name)
+    assert type(raised.value) is getattr(errors, name)
+    assert raised.value.__cause__ is None
+
+
+def test_an_error_that_cannot_be_pickled_keeps_its_kind_and_message(shared):
+    with pytest.raises(ImageError, match=r'^mug\.png:3: not an image$'):
+        ask(shared, 'own error')
+    with pytest.raises(RuntimeError, match=r'^RuntimeError: <_io.TextIOWrapper'):
+        ask(shared, 'unpicklable')
+
+
+def test_a_bug_keeps_its_type_and_the_traceback_of_the_process(shared):
+    reloads = shared.health.reloads
+    with pytest.raises(RuntimeError, match=r'^broken$') as raised:
+        ask(shared, 'fail')
+    assert "raise RuntimeError(reply['failure'])" in str(raised.value.__cause__)
+    with pytest.raises(EOFError, match='truncated'):  # not taken for the end of the parent
+        ask(shared, 'end of file')
+    assert_answers(shared)
+    assert shared.health.reloads == reloads
+
+
+@pytest.mark.parametrize(
+    ('load', 'error', 'message'),
+    [
+        ('raise errors.CheckpointError("no config.json")', CheckpointError, '^no config.json$'),
+        ('raise ZeroDivisionError', ZeroDivisionError, '^$'),
+        ('os._exit(9)', WorkerError, 'exited with status 9 while it loaded scripted:'),
+        ('ctypes.string_at(0)', WorkerError, r'died of signal 11 \(SIGSEGV\) while it loaded'),
+        ('raise SystemExit(4)', WorkerError, 'exited with status 4 while it loaded'),
+    ],
+)
+def test_an_error_of_loading_is_raised_at_once_and_leaves_no_process(make, load, error, message):
+    before = children()
+    with pytest.raises(error, match=message):
+        make(load)
+    assert children() == before
+
+
+def test_a_model_that_eats_memory_while_it_loads_is_ended(make):
+    with pytest.raises(WorkerError, match=r'allows 300 MiB: raise it.* while it loaded'):
+        make(STATEMENTS['eat'], memory_limit=300 << 20)
+
+
+def test_an_unknown_scheme_needs_no_process():
+    with pytest.raises(SettingsError, match='is not a registered scheme'):
+        ProcessBackend('unknown:x', LoadOptions())
+
+
+@pytest.mark.parametrize('module', ['__main__', __name__])
+def test_a_loader_that_the_process_cannot_import_is_refused_with_the_cure(module, monkeypatch):
+    def loader(rest, options):
+        return ScriptedBackend()
+
+    if module == '__main__':
+        monkeypatch.setattr(sys.modules['__main__'], 'loader', loader, raising=False)
+        loader.__module__, loader.__qualname__ = '__main__', 'loader'
+    registry.register_backend('local', loader)
+    with pytest.raises(SettingsError, match=r'function of a module.*isolation to thread'):
+        ProcessBackend('local:x', LoadOptions())
+
+
+# ---- cancel and time
+
+
+def test_a_cancel_is_forwarded_at_once(shared):
+    cancel = threading.Event()
+    threading.Timer(0.2, cancel.set).start()
+    start = time.monotonic()
+    assert ask(shared, 'cancellable', cancel=cancel)[-1].result.status is Status.CANCELLED
+    assert time.monotonic() - start < 1.0
+
+
+def test_an_answer_that_is_given_up_does_not_disturb_the_next_one(shared):
+    def stream(text):
+        return shared.stream(IMAGE, Query(text), InferenceOptions(), threading.Event())
+
+    for count in (0, 1, 2):
+        events = stream('mug')
+        for _ in range(count):
+            next(events)
+        del events
+        assert_answers(shared)
+    hanging = stream('cancellable')
+    del hanging  # its cancel reaches the model
+    assert_answers(shared)
+
+
+@pytest.mark.parametrize('text', ['hang', 'hold', 'stop', 'endless'])
+def test_a_model_that_hangs_is_ended_and_the_next_answer_is_right(shared, text):
+    before, start = children(), time.monotonic()
+    result = ask(shared, text, timeout=0.2)[-1].result
+    assert 0.2 + STOP_GRACE <= time.monotonic() - start < 1.2
+    assert result.status is Status.TIMED_OUT
+    assert result.reason.startswith('the model has not returned for 0.7 s (answer_timeout: 0.2 s)')
+    assert result.masks.shape == (0, 48, 64)
+    assert 'did not end its answer within 0.7 s' in shared.health.failure.cause
+    assert_answers(shared)
+    assert set(children()).isdisjoint(before)
+
+
+def test_the_masks_that_were_ready_are_kept(shared):
+    *events, done = ask(shared, 'late', timeout=0.2)
+    assert [type(event) for event in events] == [Token, MaskReady]
+    assert (done.result.status, done.result.answer) == (Status.TIMED_OUT, 'Sure.')
+    assert np.array_equal(done.result.masks, events[1].mask[None])
+    assert done.result.scores.tolist() == [1.0]
+
+
+def test_a_cancelled_answer_whose_process_is_ended_is_cancelled(shared):
+    cancel = threading.Event()
+    cancel.set()
+    assert ask(shared, 'hang', timeout=0.1, cancel=cancel)[-1].result.status is Status.CANCELLED
+
+
+def test_interrupt_ends_an_answer_that_has_no_limit(shared):
+    events = shared.stream(IMAGE, Query('hang'), InferenceOptions(), threading.Event())
+    threading.Timer(0.1, shared.interrupt, ('the node is deactivated',)).start()
+    with pytest.raises(WorkerError, match='was ended: the node is deactivated; it is being'):
+        list(events)
+    assert_answers(shared)
+    reloads = shared.health.reloads
+    shared.interrupt('nothing runs')
+    assert_answers(shared)
+    assert shared.health.reloads == reloads
+
+
+# ---- death
+
+
+@pytest.mark.parametrize(
+    ('text', 'cause'),
+    [
+        ('os._exit', 'exited with status 7'),
+        ('sys.exit', 'exited with status 3'),
+        ('interrupt', 'exited with status 1'),
+        ('generator', 'exited with status 1'),
+        ('killed', 'died of signal 9 (SIGKILL; the kernel sends it when memory runs out)'),
+        ('segfault', 'died of signal 11 (SIGSEGV)'),
+        ('leaves a process', 'exited with status 5'),
+    ],
+)
+def test_a_model_that_dies_ends_one_request_with_the_cause(shared, text, cause):
+    with pytest.raises(WorkerError) as raised:
+        ask(shared, text, timeout=30)
+    assert str(raised.value) == f'the model process {cause}; it is being loaded again'
+    assert shared.health.failure.cause == f'the model process {cause}'
+    assert_answers(shared)
+    assert (shared.health.state, shared.health.cause) == (HealthState.OK, '')
+
+
+def test_a_model_that_eats_memory_is_ended(make):
+    backend = make(memory_limit=400 << 20)
+    assert_answers(backend)
+    with pytest.raises(WorkerError, match='MiB, worker_memory_limit allows 400 MiB: raise it'):
+        ask(backend, 'eat', timeout=30)
+    assert_answers(backend)
+
+
+def test_a_process_that_dies_between_requests_is_replaced_at_once(shared):
+    (pid,) = children()
+    reloads = shared.health.reloads
+    psutil.Process(pid).kill()
+    assert_answers(shared)  # at once: it may be asked before anybody has seen its death
+    psutil.Process(children()[0]).kill()
+    wait(lambda: shared.health.reloads == reloads + 2)  # without a request, too
+    assert_answers(shared)
+
+
+def test_signals_for_the_whole_group_do_not_end_the_model(shared):
+    (pid,) = children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        psutil.Process(pid).send_signal(number)
+    assert_answers(shared)
+    assert children() == [pid]
+
+
+def test_a_model_that_cannot_be_loaded_again_is_dead_until_a_request_finds_it(
+    make, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(worker_supervisor, 'RELOAD_DELAYS', (0.0, 0.1))
+    gone = tmp_path / 'gone'
+    backend = make(f'if os.path.exists({str(gone)!r}): raise errors.CheckpointError("no weights")')
+    gone.touch()
+    with pytest.raises(WorkerError, match='status 7; it is being loaded again'):
+        ask(backend, 'os._exit')
+    assert backend.health.state is HealthState.RELOADING
+    wait(lambda: backend.health.state is HealthState.DEAD)
+    assert 'could not be loaded again: no weights. The next request' in backend.health.cause
+    assert sum('no weights' in line for line in backend._supervisor._log.lines) == 2
+    with pytest.raises(WorkerError, match='no weights'):
+        ask(backend, timeout=10)
+    gone.unlink()
+    assert_answers(backend)
+    assert backend.health.state is HealthState.OK
+
+
+def test_a_request_does_not_wait_for_ever_for_a_model_that_loads(make, tmp_path):
+    slow = tmp_path / 'slow'
+    backend = make(f'time.sleep(2 * os.path.exists({str(slow)!r}))')
+    slow.touch()
+    with pytest.raises(WorkerError):
+        ask(backend, 'os._exit')
+    with pytest.raises(WorkerError, match=r'is being loaded again, and not ready after 0.2 s'):
+        ask(backend, timeout=0.2)
+    cancel = threading.Event()
+    cancel.set()
+    (done,) = ask(backend, cancel=cancel)
+    assert done.result.status is Status.CANCELLED
+    assert 'while the model was being loaded again' in done.result.reason
+    assert_answers(backend)
+
+
+def test_nothing_is_left_after_close(make):
+    descriptors, threads = psutil.Process().num_fds(), threading.active_count()
+    before = children()
+    backend = make()
+    ask(backend)
+    with pytest.raises(WorkerError):
+        ask(backend, 'killed')
+    assert_answers(backend)
+    backend.close()
+    with pytest.raises(WorkerError, match='was ended'):
+        ask(backend)
+    assert (children(), threading.active_count()) == (before, threads)
+    assert psutil.Process().num_fds() <= descriptors + 1  # the last channel, until it is freed
+
+
+PARENT = """
+import sys, threading, time
+sys.path[:0] = sys.argv[1:2]
+import numpy, scripted_backend
+from lisa_ros.perception.backend import *
+from lisa_ros.perception.process_backend import ProcessBackend
+
+backend = ProcessBackend(sys.argv[2], LoadOptions())
+print(backend._supervisor._worker.pid, flush=True)
+image = numpy.zeros((4, 4, 3), numpy.uint8)
+list(backend.stream(image, Query('hold'), InferenceOptions(), threading.Event()))
+"""
+
+
+def test_the_process_ends_with_its_parent_even_while_it_hangs(tmp_path):
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(REPLIES))
+    folder = str(Path(__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, '-c', PARENT, folder, f'scripted:{script}'], stdout=subprocess.PIPE
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        time.sleep(0.3)  # it hangs, and holds the GIL
+        parent.kill()
+        parent.stdout.read()  # its end: the child has ended, too
+    wait(lambda: not psutil.pid_exists(pid))
+
+
+@pytest.mark.parametrize(
+    ('status', 'words'),
+    [
+        (0, 'exited with status 0'),
+        (-6, 'died of signal 6 (SIGABRT)'),
+        (-40, 'died of signal 40 (unknown)'),
+    ],
+)
+def test_the_end_of_a_process_is_told_in_words(status, words):
+    assert describe_exit(status) == words
