@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cameras that share one model: they take turns, and background work gives way to all of them."""
 
+import builtins
+import re
 import threading
 import time
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 from test_scheduler import OPTIONS, Listener, Log, Passthrough, found_result, goal, wait
 
-from lisa_ros.perception.backend import InferenceOptions
-from lisa_ros.results import Done, Status
+from lisa_ros.perception.backend import Capabilities, InferenceOptions
+from lisa_ros.perception.health import HealthState, ModelHealth
+from lisa_ros.results import Done, MaskReady, Status, Token
+from lisa_ros.session import inference_thread
 from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.request import CancelReason
 from lisa_ros.session.scheduler import RequestScheduler
 
 
@@ -286,3 +292,251 @@ def test_every_request_ends_exactly_once(cameras):
     assert all(cameras[name].close() for name in 'abc')
     ended = [text for text, *_ in cameras.listener.ends if text != 'watched']
     assert sorted(ended) == sorted(request.text for requests in submitted for request in requests)
+
+
+# ---- backends that do not return, or raise what is no Exception
+
+TIMEOUT = InferenceOptions(answer_timeout=0.2)
+ERRORS = ('SystemExit', 'KeyboardInterrupt', 'GeneratorExit', 'MemoryError', 'StopIteration')
+HUNG = 'has not returned for .* restart the node; the parameter isolation:=process'
+
+
+class Hanging:
+    """A backend that does what its query says; "hang" waits for `go`, whatever is cancelled."""
+
+    def __init__(self):
+        self.go, self.calls, self.interrupts = threading.Event(), [], []
+
+    def stream(self, image, query, options, cancel):
+        self.calls.append(query.text)
+        if query.text in ERRORS:
+            raise getattr(builtins, query.text)('the model has had enough')
+        yield Token('Sure')
+        if query.text == 'cooperative':
+            while not cancel.is_set():
+                time.sleep(0.005)
+        if query.text.startswith('hang'):
+            yield MaskReady(0, np.ones((2, 2), bool), np.ones((2, 2), np.float32), 0.5)
+            assert self.go.wait(20)
+            yield Token('late')
+        while query.text == 'endless':
+            yield Token('.')
+            time.sleep(0.001)
+        yield Done(found_result(query.text))
+
+
+class Events(Listener):
+    """A listener that also takes masks."""
+
+    def event(self, request, event):
+        self.record(('event', request.text, event))
+
+
+class Supervised(Hanging):
+    """A backend that returns when it is interrupted."""
+
+    device, capabilities, memory, gpu_memory = 'cpu', Capabilities(), 0, None
+    health = ModelHealth(HealthState.OK, 0.0)
+    encode_images = clear_cache = close = lambda *_: None
+
+    def interrupt(self, cause):
+        self.interrupts.append(cause)
+        self.go.set()
+
+
+@pytest.fixture
+def session():
+    """A function that makes a started scheduler of one camera; closed at the end."""
+    made = []
+
+    def make(backend, options=TIMEOUT):
+        listener, log = Events(), Log()
+        inference = InferenceThread(backend, Passthrough(), options, log)
+        inference.start()
+        scheduler = RequestScheduler(inference, listener, OPTIONS, log=log)
+        scheduler.start()
+        scheduler.add_depth(1, 'depth')
+        scheduler.add_camera_info(1, 'info')
+        scheduler.add_image(1, 'image')
+        made.append((backend, scheduler, inference))
+        return scheduler, inference, listener, log
+
+    yield make
+    for backend, scheduler, inference in made:
+        backend.go.set()
+        assert scheduler.close()
+        assert inference.close()
+
+
+def test_a_backend_that_does_not_return_times_out_with_what_was_ready(session):
+    backend = Hanging()
+    scheduler, inference, listener, log = session(backend)
+    start = time.monotonic()
+    assert scheduler.submit_goal(goal('hang', listener))
+    assert listener.wait(1) == [('hang', Status.TIMED_OUT)]
+    assert 0.7 <= time.monotonic() - start < 1.2
+    result = listener.ends[0][2]
+    assert (result.answer, result.masks.shape, result.scores.tolist()) == (
+        'Sure',
+        (1, 2, 2),
+        [0.5],
+    )
+    assert 'the model has not returned for 0.7 s' in result.reason
+    assert inference.health.state is HealthState.HUNG
+    assert inference.health.failure.cause == result.reason
+    # everybody else is told, and told what to do
+    assert scheduler.submit_goal(goal('waits', listener))
+    scheduler.submit_command('also waits')
+    assert set(listener.wait(3)[1:]) == {
+        ('waits', Status.FAILED), ('also waits', Status.FAILED)
+    }  # fmt: skip
+    assert 'isolation:=process' in listener.ends[1][2].reason
+    assert backend.calls == ['hang']
+    # it returns: its late token and result are nobody's, and all is well again
+    backend.go.set()
+    wait(lambda: inference.health.state is HealthState.OK)
+    scheduler.submit_command('works')
+    assert listener.wait(4)[3] == ('works', Status.FOUND)
+    assert Token('late') not in [call[2] for call in listener.calls]
+    assert scheduler.counters.timed_out == 1
+    assert len(log.lines) == 1
+    assert re.search(HUNG, log.lines[0])
+
+
+def test_a_standing_query_waits_while_the_model_hangs(session):
+    backend = Hanging()
+    scheduler, _, listener, _ = session(backend)
+    scheduler.submit_command('hang')
+    listener.wait(1)
+    scheduler.set_standing_query('watched')
+    scheduler.add_image(2, 'image')
+    time.sleep(0.7)
+    assert len(listener.ends) == 1
+    backend.go.set()
+    assert listener.wait(2)[1] == ('watched', Status.FOUND)
+
+
+def test_a_backend_that_obeys_a_cancel_is_used_again_at_once(session):
+    backend = Hanging()
+    scheduler, _, listener, log = session(backend)
+    scheduler.submit_command('cooperative')
+    assert listener.wait(1) == [('cooperative', Status.TIMED_OUT)]
+    scheduler.submit_command('next')
+    assert listener.wait(2)[1] == ('next', Status.FOUND)
+    assert log.lines == []
+
+
+def test_endless_tokens_end(session):
+    scheduler, _, listener, _ = session(Hanging())
+    scheduler.submit_command('endless')
+    assert listener.wait(1) == [('endless', Status.TIMED_OUT)]
+    scheduler.submit_command('next')
+    assert listener.wait(2)[1] == ('next', Status.FOUND)
+
+
+def test_a_request_that_was_cancelled_before_the_limit_is_cancelled(session):
+    scheduler, _, listener, _ = session(Hanging())
+    request = scheduler.submit_command('hang')
+    wait(lambda: scheduler.cancel(request))
+    assert listener.wait(1) == [('hang', Status.CANCELLED)]
+
+
+def test_without_a_limit_a_long_answer_is_waited_for(session):
+    backend = Hanging()
+    scheduler, inference, listener, _ = session(backend, InferenceOptions())
+    scheduler.submit_command('hang')
+    time.sleep(0.9)
+    assert (inference.health.state, listener.ends) == (HealthState.BUSY, [])
+    assert 0.5 < time.monotonic() - inference.health.since < 5
+    backend.go.set()
+    assert listener.wait(1) == [('hang', Status.FOUND)]
+
+
+def test_a_supervised_backend_is_interrupted_and_nobody_is_refused(session):
+    backend = Supervised()
+    scheduler, _, listener, log = session(backend)
+    scheduler.submit_command('hang')
+    wait(lambda: backend.calls)
+    scheduler.submit_command('waits')
+    assert listener.wait(2) == [('hang', Status.TIMED_OUT), ('waits', Status.FOUND)]
+    assert len(backend.interrupts) == 1
+    assert log.lines == []
+
+
+@pytest.mark.parametrize('backend', [Hanging(), Supervised()], ids=['thread', 'process'])
+def test_a_job_can_be_abandoned(session, backend):
+    scheduler, inference, listener, _ = session(backend, InferenceOptions())
+    inference.abandon(CancelReason.SHUTDOWN)  # nothing runs
+    scheduler.submit_command('hang')
+    wait(lambda: backend.calls)
+    assert not scheduler.close(0.05)
+    start = time.monotonic()
+    inference.abandon(CancelReason.SHUTDOWN)
+    assert listener.wait(1) == [('hang', Status.CANCELLED)]
+    assert scheduler.close(1.0)
+    inference.close(10.0)  # does not wait for a backend that was given up
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize('name', ERRORS)
+def test_whatever_a_backend_raises_ends_one_request(session, name):
+    scheduler, inference, listener, log = session(Hanging())
+    scheduler.submit_command(name)
+    assert listener.wait(1) == [(name, Status.FAILED)]
+    assert name in listener.ends[0][2].reason
+    assert name in inference.health.failure.cause
+    scheduler.submit_command('next')
+    assert listener.wait(2)[1] == ('next', Status.FOUND)
+    assert len(log.lines) == 1
+
+
+class Raising:
+    """A queue that raises an exception at the next few calls of the thread."""
+
+    def __init__(self, error, count):
+        self.error, self.count = error, count
+
+    def due_at(self, urgency):
+        if threading.current_thread().name == 'lisa-inference' and self.count:
+            self.count -= 1
+            raise self.error
+        return float('inf')
+
+
+@pytest.mark.parametrize('error', [SystemExit(1), KeyError('queue')])
+def test_the_thread_survives_what_a_queue_raises(session, error):
+    scheduler, inference, listener, log = session(Hanging())
+    inference.add_queue(queue := Raising(error, 2))
+    scheduler.submit_command('the mug')
+    assert listener.wait(1) == [('the mug', Status.FOUND)]
+    assert queue.count < 2
+    assert type(error).__name__ in log.lines[0]
+
+
+def test_a_listener_that_exits_does_not_end_the_delivery(session):
+    class Exiting(Events):
+        def started(self, request, frame):
+            raise SystemExit(2)
+
+    scheduler, _, listener, log = session(Hanging())
+    exiting = Exiting()
+    assert scheduler.submit_goal(goal('one', exiting))
+    assert exiting.wait(1) == [('one', Status.FOUND)]
+    scheduler.submit_command('two')
+    assert listener.wait(1) == [('two', Status.FOUND)]
+    assert 'SystemExit' in log.lines[0]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_thread_that_has_ended_is_reported_as_dead(session, monkeypatch):
+    scheduler, inference, _, _ = session(Hanging())
+
+    def end(self):
+        raise SystemExit
+
+    monkeypatch.setattr(inference_thread.InferenceThread, '_survive', end)
+    inference.add_queue(Raising(SystemExit(), 1))
+    scheduler.submit_command('the mug')
+    wait(lambda: inference.health.state is HealthState.DEAD)
+    assert inference.health.cause == 'the inference thread has ended: restart the node'
+    scheduler.stop()

@@ -112,5 +112,5 @@ class DeliveryThread:
     def _run_call(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception:  # noqa: BLE001  # a bug in a listener: logged, and the next call runs
+        except BaseException:  # noqa: BLE001  # also SystemExit: logged, and the next call runs
             self._log.error(traceback.format_exc())

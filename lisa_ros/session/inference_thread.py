@@ -10,30 +10,51 @@ Threads: every method may be called from any thread and returns at once, except 
 backend runs on the inference thread and nowhere else. `changed` is the one lock of the thread and
 of all its queues; a queue calls `wake` with it held when something new is due. Nothing polls: the
 thread sleeps until it is woken or until the next due time.
+
+A backend that does not return in time: `STOP_GRACE` after `answer_timeout` the watchdog (a thread
+of its own) ends the job as TIMED_OUT with the masks that were ready, and ignores whatever the
+backend still yields. A backend in a process of its own is interrupted, then. A thread cannot be
+ended: while the backend holds it, the watchdog ends every command and goal as FAILED, with a
+reason that names the cure. When the backend returns, the thread goes on as before. Whatever a
+backend raises, SystemExit and the like included, ends one request and not the thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import math
+import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend, InferenceOptions, Query
+from lisa_ros.perception.backend import (
+    STOP_GRACE,
+    Backend,
+    InferenceOptions,
+    Query,
+    SupervisedBackend,
+)
+from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth, newest_failure
 from lisa_ros.perception.roi import stream_in_region
+from lisa_ros.perception.stopping import Deadline, EarlyEnd, PartialAnswer
 from lisa_ros.results import Dialogue, Done, Event, Segmentation, Status
 from lisa_ros.session.delivery import ErrorLog
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.request import CancelReason, Request, unanswered
+from lisa_ros.session.watchdog import Watchdog
 
 _PREEMPT_AHEAD = 0.1  # background work gives way this long before a command or goal is due [s]
+_INTERRUPT_MARGIN = 0.2  # a supervised backend ends an answer itself, after STOP_GRACE [s]
+_RETURN_GRACE = 0.5  # how long a backend may take to return after it was interrupted [s]
+_CRASH_PAUSE = 0.1  # after an exception that no request has caused [s]
 
 
 class Urgency(enum.Enum):
@@ -76,6 +97,24 @@ class RequestQueue(Protocol):
         """
 
 
+@dataclass(eq=False)
+class _Run:
+    """A job that the backend answers, or has been given up on."""
+
+    queue: RequestQueue
+    job: InferenceJob
+    options: InferenceOptions
+    partial: PartialAnswer
+    deadline: float  # when it is given up [s, monotonic]
+    started_at: float = field(default_factory=time.monotonic)  # [s, monotonic]
+    is_claimed: bool = False  # somebody ends the job: the thread, or who gave it up
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run [s]."""
+        return time.monotonic() - self.started_at
+
+
 class FrameDecoder(Protocol):
     """Decodes the messages of a frame."""
 
@@ -105,22 +144,66 @@ class InferenceThread:
         self._backend, self._decoder = backend, decoder
         self._options, self._log = options, log
         self._queues: list[RequestQueue] = []  # the first one is served next
-        self._running: InferenceJob | None = None
+        self._running: _Run | None = None
+        self._failure: ModelFailure | None = None  # the last one that happened on this thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name='lisa-inference', daemon=True)
+        self._watchdog = Watchdog(self._on_expired, log)
 
     def start(self) -> None:
         """Start the thread."""
+        self._watchdog.start()
         self._thread.start()
 
     def close(self, timeout: float = 10.0) -> bool:
-        """End the thread after the running request; False if it still runs after `timeout` [s]."""
+        """End the thread after the running request; False if it still runs after `timeout` [s].
+
+        It does not wait for a backend that was given up.
+        """
         with self.changed:
             self._closed = True
+            is_hung = self._running is not None and self._running.is_claimed
             self.changed.notify_all()
+        self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            self._thread.join(min(timeout, _RETURN_GRACE) if is_hung else timeout)
         return not self._thread.is_alive()
+
+    @property
+    def health(self) -> ModelHealth:
+        """The state of the model and of the thread."""
+        with self.changed:
+            run, own_failure = self._running, self._failure
+        health = ModelHealth(HealthState.OK, time.monotonic())
+        if isinstance(self._backend, SupervisedBackend):
+            health = self._backend.health
+        health = dataclasses.replace(health, failure=newest_failure(health.failure, own_failure))
+        if not self._thread.is_alive():
+            cause = 'the inference thread has ended: restart the node'
+            return dataclasses.replace(health, state=HealthState.DEAD, cause=cause)
+        if run is None or health.state is not HealthState.OK:
+            return health
+        if run.is_claimed:
+            state, cause = HealthState.HUNG, self._hung_reason(run)
+            return dataclasses.replace(health, state=state, since=run.started_at, cause=cause)
+        return dataclasses.replace(health, state=HealthState.BUSY, since=run.started_at)
+
+    def abandon(self, reason: CancelReason) -> None:
+        """Give up the running job, which ends as CANCELLED at once, whatever the backend does.
+
+        A backend in a process of its own is interrupted; another one keeps the thread until it
+        returns. No effect while nothing runs.
+        """
+        with self.changed:
+            run = self._running
+            if run is None:
+                return
+            run.deadline = time.monotonic()
+            is_claimed = self._claim(run)
+            self._interrupt(run, reason.value)
+        if is_claimed:
+            self._complete(run, run.partial.result(EarlyEnd(Status.CANCELLED, reason.value)))
+        self._watchdog.watch(run.deadline)  # other requests must not wait for the backend
 
     def set_options(self, options: InferenceOptions) -> None:
         """Use other options, starting with the next request."""
@@ -139,35 +222,87 @@ class InferenceThread:
 
     def wake(self) -> None:
         """Wake the thread if a request is due, or preempt background work; `changed` held."""
-        if self._running is None:
+        if self._running is None or self._running.is_claimed:
             if self._seconds_until_due() is not None:
                 self.changed.notify_all()
-        elif self._running.request.kind.is_background and self._is_urgent_soon():
-            self._running.request.cancellation.cancel(CancelReason.PREEMPTED)
+        elif self._running.job.request.kind.is_background and self._is_urgent_soon():
+            self._running.job.request.cancellation.cancel(CancelReason.PREEMPTED)
 
     def _run(self) -> None:
-        while (next_job := self._wait_for_job()) is not None:
-            queue, job = next_job
-            result = self._answer(queue, job)
+        while not self._closed:
             try:
-                queue.complete(job, result)
-            except Exception as error:  # noqa: BLE001  # e.g. masks that are no (N, H, W) array
-                queue.complete(job, self._failed(job, error))
-            with self.changed:
-                self._running = None
+                self._serve_next()
+            except BaseException:  # noqa: BLE001, PERF203  # only `close` may end this thread
+                self._survive()
 
-    def _wait_for_job(self) -> tuple[RequestQueue, InferenceJob] | None:
-        """Wait for the next job; return it with its queue. None when the thread closes."""
+    def _serve_next(self) -> None:
+        """Wait for a job and answer it."""
+        run = self._wait_for_job()
+        if run is None:
+            return
+        self._watchdog.watch(run.deadline)
+        result = self._answer(run)
+        self._watchdog.call_off()
+        if self._claim(run):
+            self._complete(run, result)
+        self._forget()
+
+    def _survive(self) -> None:
+        """End the running job after an exception that neither backend nor image has raised."""
+        run = self._running
+        result = self._failed('' if run is None else run.job.request.text)
+        if run is None:
+            with self.changed:
+                self.changed.wait(_CRASH_PAUSE)  # it may be raised again at once
+            return
+        self._watchdog.call_off()
+        with contextlib.suppress(BaseException):  # logged
+            if self._claim(run):
+                self._complete(run, result)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Note that the backend has returned."""
+        with self.changed:
+            self._running = None
+            self.changed.notify_all()  # the watchdog may wait for it
+
+    def _claim(self, run: _Run) -> bool:
+        """Decide who ends a job: True for the first caller."""
+        with self.changed:
+            is_first, run.is_claimed = not run.is_claimed, True
+        return is_first
+
+    def _complete(self, run: _Run, result: Segmentation) -> None:
+        if result.status is Status.TIMED_OUT:
+            self._note_failure(result.reason)
+        try:
+            run.queue.complete(run.job, result)
+        except Exception:  # noqa: BLE001  # e.g. masks that are no (N, H, W) array
+            run.queue.complete(run.job, self._failed(run.job.request.text))
+
+    def _wait_for_job(self) -> _Run | None:
+        """Wait for the next job; None when the thread closes."""
         with self.changed:
             while not self._closed:
                 queue_and_job = self._take(Urgency.URGENT)
                 if queue_and_job is None and not self._is_urgent_soon():
                     queue_and_job = self._take(Urgency.BACKGROUND)
                 if queue_and_job is not None:
-                    _, self._running = queue_and_job
-                    return queue_and_job
+                    self._running = self._make_run(*queue_and_job)
+                    return self._running
                 self.changed.wait(self._seconds_until_due())
         return None
+
+    def _make_run(self, queue: RequestQueue, job: InferenceJob) -> _Run:
+        options = self._options
+        grace = STOP_GRACE
+        if isinstance(self._backend, SupervisedBackend):
+            grace += _INTERRUPT_MARGIN
+        limit = options.answer_timeout
+        deadline = Deadline(None if limit is None else limit + grace)
+        partial = PartialAnswer(job.request.text, (0, 0))
+        return _Run(queue, job, options, partial, deadline.at)
 
     def _take(self, urgency: Urgency) -> tuple[RequestQueue, InferenceJob] | None:
         """Take a job of this urgency, lock held; None if none is due."""
@@ -199,28 +334,95 @@ class InferenceThread:
             due_at = min(due_at, self._next_due_at(Urgency.BACKGROUND))
         return None if due_at == math.inf else max(0.0, due_at - time.monotonic())
 
-    def _answer(self, queue: RequestQueue, job: InferenceJob) -> Segmentation:
+    def _answer(self, run: _Run) -> Segmentation:
         """Decode the image and run the model; pass each event to the queue at once."""
-        request, start = job.request, time.monotonic()
-        query = Query(request.text, job.dialogue, request.explain, request.region)
+        request, start = run.job.request, time.monotonic()
+        query = Query(request.text, run.job.dialogue, request.explain, request.region)
         try:
-            image = self._decoder.rgb_image(job.frame)
+            image = self._decoder.rgb_image(run.job.frame)
             decode_seconds = time.monotonic() - start
             for event in stream_in_region(
-                self._backend, image, query, self._options, request.cancellation
+                self._backend, image, query, run.options, request.cancellation
             ):
                 if isinstance(event, Done):
                     timings = {'convert': decode_seconds, **event.result.timings}
                     return dataclasses.replace(event.result, timings=timings)
-                queue.event(job, event)
+                if not self._pass_on(run, event):
+                    return unanswered(query.text, Status.CANCELLED, '')  # it was given up
             raise AssertionError('a backend ends its stream with Done')
         except LisaError as error:
             return unanswered(query.text, Status.FAILED, str(error))
-        except Exception as error:  # noqa: BLE001  # a bug: logged, and the next request is answered
-            return self._failed(job, error)
+        except BaseException:  # noqa: BLE001  # also SystemExit: the next request is answered
+            return self._failed(query.text)
 
-    def _failed(self, job: InferenceJob, error: Exception) -> Segmentation:
-        """Log the exception that is being handled; return the FAILED result of its job."""
+    def _pass_on(self, run: _Run, event: Event) -> bool:
+        """Give an event to the queue; False if the job was given up."""
+        with self.changed:
+            if run.is_claimed:
+                return False
+            run.partial.add(event)
+            run.queue.event(run.job, event)
+        return True
+
+    def _failed(self, text: str) -> Segmentation:
+        """Log the exception that is being handled; return the FAILED result of its request."""
+        error = sys.exc_info()[1]
         self._log.error(traceback.format_exc())
         reason = f'internal error: {type(error).__name__}: {error}'
-        return unanswered(job.request.text, Status.FAILED, reason)
+        self._note_failure(reason)
+        return unanswered(text, Status.FAILED, reason)
+
+    def _note_failure(self, cause: str) -> None:
+        with self.changed:
+            self._failure = ModelFailure(cause, time.monotonic())
+
+    # ---- the watchdog
+
+    def _is_late(self, run: _Run) -> bool:
+        return time.monotonic() >= run.deadline
+
+    def _on_expired(self) -> None:
+        """Give up a job whose backend does not return, on the watchdog's thread."""
+        with self.changed:
+            run = self._running
+            if run is None or not self._is_late(run):
+                return  # it has just returned
+            is_claimed = self._claim(run)
+            is_cancelled = run.job.request.cancellation.is_set()
+            reason = self._hung_reason(run)
+            self._interrupt(run, reason)
+        if is_claimed:
+            status = Status.CANCELLED if is_cancelled else Status.TIMED_OUT
+            self._complete(run, run.partial.result(EarlyEnd(status, reason)))
+        self._refuse_while_hung(run)
+
+    def _interrupt(self, run: _Run, cause: str) -> None:
+        """Make the backend return, if it can, lock held."""
+        run.job.request.cancellation.cancel(CancelReason.TIMED_OUT)
+        if isinstance(self._backend, SupervisedBackend):
+            self._backend.interrupt(cause)
+
+    def _refuse_while_hung(self, run: _Run) -> None:
+        """End commands and goals as FAILED until the backend returns."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._running is not run, _RETURN_GRACE)
+            if self._running is run:
+                self._log.error(self._hung_reason(run))
+            while self._running is run and not self._closed:
+                queue_and_job = self._take(Urgency.URGENT)
+                if queue_and_job is None:
+                    due_in = self._next_due_at(Urgency.URGENT) - time.monotonic()
+                    self.changed.wait(None if due_in == math.inf else max(0.0, due_in))
+                    continue
+                queue, job = queue_and_job
+                text = job.request.text
+                queue.complete(job, unanswered(text, Status.FAILED, self._hung_reason(run)))
+
+    def _hung_reason(self, run: _Run) -> str:
+        cure = (
+            'its process was ended'
+            if isinstance(self._backend, SupervisedBackend)
+            else 'restart the node; the parameter isolation:=process lets the node end such a '
+            'model by itself'
+        )
+        return f'the model has not returned for {run.seconds:.1f} s: {cure}'

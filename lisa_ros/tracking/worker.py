@@ -11,6 +11,7 @@ thread and return at once. Only the worker's thread calls the tracker and the si
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -206,9 +207,10 @@ class TrackingWorker(Generic[_Frame]):
                 self._process(item)
             except LisaError as error:
                 self._sink.report(f'not tracked: {error}')
-            except Exception:  # noqa: BLE001  # a bug: logged, and the next answer is tracked
+            except BaseException:  # noqa: BLE001  # a bug: logged, and the next answer is tracked
                 self._sink.report(traceback.format_exc())
-                self._reset()
+                with contextlib.suppress(BaseException):  # the tracker may be broken
+                    self._reset()
 
     def _process(self, item: _QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop | None) -> None:
         """Process a query, an answer or a stop; None: the newest frame."""
@@ -228,9 +230,10 @@ class TrackingWorker(Generic[_Frame]):
             self._track_newest()
 
     def _reset(self) -> None:
-        if self._has_reference:
-            self._tracker.reset()
+        had_reference = self._has_reference
         self._has_reference, self._result = False, None
+        if had_reference:
+            self._tracker.reset()
 
     def _is_outdated(self, frame: _Frame) -> bool:
         """Return whether a query comes so late that its frame would restart the tracker.
