@@ -29,11 +29,14 @@ ARGUMENTS = {  # name: default, description
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
     'params_file': (str(CONFIG / 'lisa.yaml'), 'parameter file of lisa_node'),
     'namespace': ('', 'namespace of the nodes and of their relative topics'),
+    'respawn': ('true', 'start lisa_node again, 2 s after it has ended'),
     'voice': ('false', 'true: start voice_node, for spoken commands'),
     'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameter file of voice_node'),
     'audio': ('audio', 'audio topic: 16-bit samples, one channel, 16 kHz'),
     'rviz': ('false', 'true: start RViz with config/lisa.rviz; needs rviz2'),
 }
+
+RESPAWN_DELAY = 2.0  # [s]
 
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),
@@ -57,6 +60,8 @@ def lisa_node(context):
             parameters=[given['params_file'], settings],
             remappings=[(name, given[name]) for name in ('image', 'depth', 'camera_info')],
             output='screen',
+            respawn=given['respawn'].lower() in ('true', '1'),
+            respawn_delay=RESPAWN_DELAY,
         )
     ]
 

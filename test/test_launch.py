@@ -12,7 +12,7 @@ from lisa_ros import cli
 LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
     'model', 'vision_tower', 'template', 'device', 'precision', 'image', 'depth', 'camera_info',
-    'params_file', 'namespace', 'rviz', 'voice', 'voice_params_file', 'audio',
+    'params_file', 'namespace', 'respawn', 'rviz', 'voice', 'voice_params_file', 'audio',
 }  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def test_the_node_is_launched_as_a_lifecycle_node_with_its_name():
     assert keywords['name'] == "'lisa'"
     assert keywords['executable'] == "'lisa_node'"
     assert 'namespace' in keywords
+    assert "given['respawn']" in keywords['respawn']
+    assert 'respawn_delay' in keywords
 
 
 @pytest.fixture(scope='module')
@@ -81,6 +83,7 @@ def test_launch_starts_the_node_with_its_parameters_and_topics(described, tmp_pa
     import signal
     import subprocess
 
+    import psutil
     from rcl_interfaces.srv import GetParameters
     from ros_graph import MODEL, START, Peer, environment
 
@@ -101,6 +104,12 @@ def test_launch_starts_the_node_with_its_parameters_and_topics(described, tmp_pa
         assert values[0].string_value == str(MODEL['model'])
         assert values[1].integer_value == 1
         assert 'Traceback' not in (tmp_path / 'log').read_text()
+        node = next(
+            p for p in psutil.Process(process.pid).children(True) if 'lisa_node' in p.name()
+        )
+        node.kill()  # launch starts it again
+        peer.wait(lambda: peer.node.count_subscribers('/camera/colour') == 0, START)
+        peer.wait(lambda: peer.node.count_subscribers('/camera/colour') == 1, START)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(20)

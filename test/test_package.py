@@ -89,7 +89,7 @@ def test_the_manifest_has_the_required_entries(package):
 
 
 ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
-OPTIONAL = {'audio_common_msgs'}  # ROS package that is used if installed, see package.xml
+OPTIONAL = {'audio_common_msgs', 'bondpy'}  # used if installed, see package.xml
 
 
 def test_every_import_is_declared(package, setup):

@@ -65,7 +65,8 @@ def node_command(topics: Mapping[str, str], parameters: Path) -> list[str]:
     remappings = [f'{name}:={topic}' for name, topic in topics.items()]
     if shutil.which('ros2') and importlib.util.find_spec('launch_ros'):
         launch = ['ros2', 'launch', 'lisa_ros', 'lisa.launch.py']
-        return [*launch, f'params_file:={parameters.resolve()}', *remappings]
+        once = 'respawn:=false'  # a node that ends is an error of the run
+        return [*launch, f'params_file:={parameters.resolve()}', once, *remappings]
     arguments = [part for remapping in remappings for part in ('-r', remapping)]
     return [str(executable), '--ros-args', *arguments, '--params-file', str(parameters)]
 
