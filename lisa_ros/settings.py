@@ -84,11 +84,34 @@ class Settings(ValidatedSettings):
         at_configure=True,
     )
 
+    isolation: str = parameter(
+        'process',
+        'Where the model runs. process: in a process of its own, which is ended and loaded again '
+        'if the model hangs, crashes or uses too much memory; thread: in the node, which must be '
+        'restarted then',
+        choices=('process', 'thread'),
+        at_configure=True,
+    )
+    worker_memory_limit: int = parameter(
+        0,
+        'End the process of the model if its resident memory, without that of a GPU, is above '
+        'this, and load the model again [MiB]; 0: no limit. Needs isolation process',
+        minimum=0,
+        maximum=999_999,
+        at_configure=True,
+    )
+
     # ---- node and inputs
 
     autostart: bool = parameter(
         True,
         'Configure and activate the node when it starts; false: wait for a lifecycle manager',
+        read_only=True,
+    )
+    bond: bool = parameter(
+        True,
+        "Tell a lifecycle manager such as Nav2's that the active node is alive, on the topic bond "
+        'with the name of the node as id. No effect without the package bondpy',
         read_only=True,
     )
     image_transport: str = parameter(
@@ -258,6 +281,13 @@ class Settings(ValidatedSettings):
         'Length limit of an answer [tokens]',
         minimum=1,
         maximum=2048,
+    )
+    answer_timeout: float = parameter(
+        30.0,
+        'Longest time for an answer [s]: then it stops with status TIMED_OUT and the masks that '
+        'were ready; a model that does not stop is ended (see isolation). 0: no limit',
+        minimum=0.0,
+        maximum=86400.0,
     )
     confidence_threshold: float = parameter(
         0.0,

@@ -4,16 +4,19 @@
 import array
 import dataclasses
 import importlib.util
+import json
 import math
 import platform
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
@@ -510,24 +513,161 @@ def test_an_interrupt_during_an_answer_ends_the_node_without_errors(
     assert '[ERROR]' not in process.output(), process.output()
 
 
-def test_a_busy_model_keeps_the_node_active_until_it_stops(start_node, slow_peer, tmp_path):
+@pytest.mark.parametrize('isolation', ['process', 'thread'])
+def test_a_model_that_does_not_stop_is_given_up_by_deactivate(
+    start_node, slow_peer, tmp_path, isolation
+):
     (tmp_path / 'model').mkdir()
-    process = start_node()
+    process = start_node(isolation=isolation, answer_timeout=0.0)
     ask_and_wait_until_the_model_runs(slow_peer, process, 'uncancellable')
-    assert not slow_peer.change_state('deactivate')
-    assert slow_peer.state() == 'active'
-    assert 'deactivate failed: the model is still busy' in process.output()
-    (tmp_path / 'model' / 'answer').touch()
+    assert slow_peer.change_state('deactivate')
+    assert slow_peer.state() == 'inactive'
     slow_peer.wait(lambda: slow_peer.received['segmentation'], what='the end of the command')
     assert slow_peer.received['segmentation'][0].status == Segmentation.CANCELLED
-    assert slow_peer.change_state('deactivate')
+    (tmp_path / 'model' / 'answer').touch()  # the thread returns
     assert slow_peer.change_state('activate')
     wait_until_an_image_arrives(slow_peer, process)
     (answer,) = slow_peer.ask('the mug')
-    assert answer.status == Segmentation.NOT_FOUND
+    assert answer.status == Segmentation.NOT_FOUND, answer.reason
     assert slow_peer.change_state('deactivate')
     assert slow_peer.change_state('cleanup')
     assert slow_peer.state() == 'unconfigured'
+
+
+SCRIPT = {
+    '': {'masks': 'all'},
+    'hang': {'hang': 1, 'uncancellable': 1},
+    'exit': {'run': 'import os; os._exit(3)'},
+}
+
+
+def start_scripted_node(start_node, slow_peer, tmp_path, **parameters):
+    """Start a node that answers as SCRIPT says, and publish an image."""
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(SCRIPT))
+    process = start_node(model=f'scripted:{script}', **parameters)
+    wait_until_an_image_arrives(slow_peer, process)
+    return process
+
+
+def wait_for_model_status(slow_peer, level, text):
+    """Wait for a status of the model that an operator would see, for at most two seconds."""
+
+    def is_reported():
+        statuses = [s for array in slow_peer.received['diagnostics'] for s in array.status]
+        models = [s for s in statuses if s.name == f'{slow_peer.name}: model']
+        return any(s.level == level and re.search(text, s.message) for s in models)
+
+    slow_peer.wait(is_reported, 2.0, f'{text!r} in the diagnostics')
+    slow_peer.received['diagnostics'].clear()
+
+
+def ask_for_seconds(slow_peer, text):
+    """Return the answer to a command, and how long it took [s]."""
+    start = time.monotonic()
+    (answer,) = slow_peer.ask(text)
+    return answer, time.monotonic() - start
+
+
+def test_a_node_survives_its_model_in_a_process(start_node, slow_peer, tmp_path):
+    node = start_scripted_node(start_node, slow_peer, tmp_path, answer_timeout=0.5)
+    wait_for_model_status(slow_peer, DiagnosticStatus.OK, 'is loaded')
+    answer, seconds = ask_for_seconds(slow_peer, 'hang')
+    assert (answer.status, seconds < 1.5) == (Segmentation.TIMED_OUT, True), seconds
+    assert 'its process was ended and is being loaded again' in answer.reason
+    wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'did not end its answer within 1 s')
+    assert slow_peer.set_parameters(answer_timeout=20.0)[0].successful  # for a busy machine
+    assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
+    (answer,) = slow_peer.ask('exit')
+    assert answer.status == Segmentation.FAILED
+    assert answer.reason.startswith('the model process exited with status 3')
+    wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'exited with status 3')
+    assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
+    (model,) = psutil.Process(node.process.pid).children()
+    model.kill()
+    wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'died of signal 9')
+    assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
+
+
+def test_a_node_reports_a_model_that_holds_its_thread(start_node, slow_peer, tmp_path):
+    parameters = {'isolation': 'thread', 'answer_timeout': 0.5}
+    start_scripted_node(start_node, slow_peer, tmp_path, **parameters)
+    assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
+    answer, seconds = ask_for_seconds(slow_peer, 'hang')
+    assert (answer.status, seconds < 1.5) == (Segmentation.TIMED_OUT, True), seconds
+    wait_for_model_status(slow_peer, DiagnosticStatus.ERROR, 'restart the node')
+    (answer,) = slow_peer.ask('the mug')
+    assert answer.status == Segmentation.FAILED
+    assert 'isolation:=process' in answer.reason
+    response = slow_peer.call(Trigger, 'self_test')
+    assert not response.success
+    assert 'restart the node' in response.message
+    assert slow_peer.change_state('deactivate')
+    assert slow_peer.state() == 'inactive'
+
+
+STUCK_TRACKER = """
+import time
+import scripted_backend
+from lisa_ros.ros import node
+from lisa_ros.tracking.optical_flow import FlowTracker
+
+def hang(*_):
+    FlowTracker.update = update
+    print('stuck', flush=True)
+    time.sleep(60)
+
+update, FlowTracker.update = FlowTracker.update, hang
+raise SystemExit(node.main(stop_timeout=0.5))
+"""
+
+
+def test_a_node_that_cannot_deactivate_goes_on_answering(tmp_path, slow_peer):
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(SCRIPT))
+    program = tmp_path / 'program.py'
+    program.write_text(
+        f'import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{STUCK_TRACKER}'
+    )
+    parameters = {'model': f'scripted:{script}', 'diagnostics_period': 0.1}
+    process = NodeProcess(
+        tmp_path / 'node.log', parameters, '-r', '__ns:=/slow',
+        program=[sys.executable, str(program)],
+    )  # fmt: skip
+    slow_peer.subscribe('/slow/lisa/tracked/mask', Image, 'tracked')
+    wait_until_an_image_arrives(slow_peer, process)
+    slow_peer.wait(lambda: slow_peer.node.count_publishers('/slow/lisa/tracked/mask'))
+    slow_peer.settle()
+    slow_peer.ask('the mug')
+    slow_peer.publish_image(image(IMAGE, stamp=(8, 0)))
+    process.wait_for_output('stuck')
+    assert not slow_peer.change_state('deactivate')
+    assert slow_peer.state() == 'active'
+    assert 'deactivate failed: a tracker' in process.output()
+    wait_until_an_image_arrives(slow_peer, process)
+    assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
+    assert slow_peer.change_state('deactivate')
+    assert process.stop() == 0, process.output()
+
+
+@pytest.mark.parametrize('answer_timeout', [0.3, 0.0])
+def test_a_self_test_ends_although_the_model_hangs(
+    start_node, slow_peer, tmp_path, answer_timeout
+):
+    (tmp_path / 'model').mkdir()
+    process = start_node(answer_timeout=answer_timeout)
+    slow_peer.wait_until_active(process)
+    response = slow_peer.call(Trigger, 'self_test')
+    assert not response.success
+    assert re.search('not returned for|no answer within 1.5 s', response.message)
+
+
+def test_only_the_process_of_the_model_loads_torch(node_process, peer):
+    assert peer.state() == 'active'
+    (model,) = psutil.Process(node_process.process.pid).children()
+    libraries = {pid: Path(f'/proc/{pid}/maps').read_text() for pid in (model.pid, model.ppid())}
+    assert 'libtorch' in libraries[model.pid]
+    assert 'libtorch' not in libraries[model.ppid()]
 
 
 def test_stop_ends_commands_and_the_standing_query_and_names_them(start_node, slow_peer, tmp_path):

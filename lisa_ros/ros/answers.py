@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.results import ANSWERED, Event, Segmentation, Status
+from lisa_ros.results import ANSWERED, BROKEN, Event, Segmentation, Status
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
 from lisa_ros.session.frame_buffer import SyncedMessages
@@ -83,7 +83,7 @@ class TopicListener:
         try:
             localized = self._publishers.answers.localize(frame, result, always=True)
             message = self._publishers.answers.message(frame, result, localized)
-        except Exception as error:  # noqa: BLE001  # a bug: logged; the client gets a failed result
+        except BaseException as error:  # noqa: BLE001  # a bug: the client gets a failed result
             self._context.node.get_logger().error(traceback.format_exc())
             result = unanswered(result.query, Status.FAILED, f'internal: {error}')
             localized = LocalizedResult(None, ())
@@ -115,8 +115,10 @@ class TopicListener:
 
     def _log(self, request: Request, result: Segmentation) -> None:
         query = f'{self._log_prefix}{shortened(result.query)!r}'
-        if result.status is Status.FAILED:
-            self._context.log.error(f'{query} failed: {result.reason}', result.reason)
+        if result.status in BROKEN:
+            outcome = 'timed out' if result.status is Status.TIMED_OUT else 'failed'
+            line = f'{query} {outcome}: {result.reason}'
+            self._context.log.error(line, self._log_prefix + result.reason)
             return
         answer = shortened(result.answer) or result.reason
         reason = f', {result.reason}' if result.answer and result.reason else ''

@@ -122,6 +122,20 @@ class CameraPipeline:
             self._parts.inputs.destroy()
         self._parts = None
 
+    def restart(self, inference: InferenceThread) -> None:
+        """Accept requests again after `close` has returned False, with new threads.
+
+        A thread that has not ended keeps the old tracker, so a new one is loaded.
+
+        Raises:
+            LisaError: the tracker's weights cannot be loaded, or an input cannot be subscribed to.
+        """
+        if self._parts is None:
+            return
+        self.unsubscribe()
+        self._tracker = configuration.load_tracker(self._context.settings.value)
+        self.activate(inference)
+
     def release(self) -> None:
         """Free publishers and tracker, forget the dialogues; call `unsubscribe` first."""
         self._dialogues.clear()

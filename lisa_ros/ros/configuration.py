@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 from lisa_ros.perception.backend import Backend, InferenceOptions, LoadOptions
+from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
+from lisa_ros.perception.worker_supervisor import WorkerLog
 from lisa_ros.session.options import SessionOptions
 from lisa_ros.settings import Settings
 from lisa_ros.tracking.optical_flow import FlowTracker
@@ -31,6 +33,7 @@ def inference_options(settings: Settings) -> InferenceOptions:
         confidence_threshold=settings.confidence_threshold or None,
         refine={'on': True, 'off': False}.get(settings.refine),
         dialogue_boxes=settings.dialogue_boxes,
+        answer_timeout=settings.answer_timeout or None,
     )
 
 
@@ -40,12 +43,17 @@ def requery_policy(settings: Settings) -> RequeryPolicy:
     return RequeryPolicy(rule, settings.requery_period, settings.requery_drift)
 
 
-def load_model(settings: Settings) -> Backend:
-    """Load the model; seconds to minutes.
+def load_model(settings: Settings, log: WorkerLog) -> Backend:
+    """Load the model, in this process or in one of its own; seconds to minutes.
+
+    Args:
+        settings: of the node.
+        log: receives the ends and reloads of the model's process.
 
     Raises:
         CheckpointError: the files are not a whole model.
         SettingsError: the scheme, the device, the precision or the template is not available.
+        WorkerError: the model's process died while it loaded the model.
     """
     options = LoadOptions(
         device=settings.device,
@@ -54,7 +62,10 @@ def load_model(settings: Settings) -> Backend:
         template=settings.template,
         threads=settings.threads or None,
     )
-    return load_backend(settings.model, options)
+    if settings.isolation == 'thread':
+        return load_backend(settings.model, options)
+    memory_limit = settings.worker_memory_limit * 2**20 or None
+    return ProcessBackend(settings.model, options, memory_limit=memory_limit, log=log)
 
 
 def load_tracker(settings: Settings) -> Tracker | None:

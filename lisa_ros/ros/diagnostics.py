@@ -11,11 +11,16 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from lisa_ros.perception.backend import Backend, SupervisedBackend
+from lisa_ros.perception.health import HealthState, ModelHealth
 from lisa_ros.ros.inputs import TopicWatch
 from lisa_ros.session.image_age import Clock
 from lisa_ros.session.scheduler import RequestScheduler
@@ -27,6 +32,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.ERROR,
     DiagnosticStatus.STALE,
 )
+_RECENT_FAILURE = 10.0  # how long a model's failure is a warning after it answers again [s]
 _SILENT_AFTER = 2.0  # an input without a message for this time is called silent [s]
 
 
@@ -55,17 +61,63 @@ def hardware_id(device: str) -> str:
     return f'{platform.node()} {device}'
 
 
-def model_status(source: StatusSource, settings: Settings, device: str) -> DiagnosticStatus:
-    """Return the state of the model and of the memory; an empty device: no model is loaded."""
+def model_status(
+    source: StatusSource,
+    settings: Settings,
+    device: str,
+    health: ModelHealth | None = None,
+    memory: Mapping[str, str] = MappingProxyType({}),
+) -> DiagnosticStatus:
+    """Return the state of the model and of the memory.
+
+    Args:
+        source: the node.
+        settings: of the node.
+        device: of the model; empty: no model is loaded.
+        health: of the model; None: no model is loaded.
+        memory: of the model's process, from `model_memory`.
+    """
     values = {
         'model': settings.model,
         'device': device or settings.device,
         'precision': settings.precision,
+        'isolation': settings.isolation,
         **_memory(is_loaded=bool(device)),
+        **memory,
     }
-    if device:
-        return source.status(OK, 'model', f'{settings.model} is loaded', values)
-    return source.status(WARN, 'model', 'no model: the node is not configured', values)
+    if not device or health is None:
+        return source.status(WARN, 'model', 'no model: the node is not configured', values)
+    values['reloads'] = health.reloads
+    if health.failure is not None:
+        values['last failure'] = health.failure.cause
+        values['last failure [s ago]'] = f'{time.monotonic() - health.failure.at:.1f}'
+    level, message = _judge_model(settings.model, health)
+    return source.status(level, 'model', message, values)
+
+
+def _judge_model(model: str, health: ModelHealth) -> tuple[bytes, str]:
+    """Return the level and the message of a loaded model."""
+    seconds = time.monotonic() - health.since
+    if health.state in (HealthState.HUNG, HealthState.DEAD):
+        return ERROR, health.cause
+    if health.state is HealthState.RELOADING:
+        return WARN, f'{health.cause} (for {seconds:.1f} s)'
+    if health.failure is not None and time.monotonic() - health.failure.at < _RECENT_FAILURE:
+        return WARN, f'{model} is loaded; a moment ago: {health.failure.cause}'
+    if health.state is HealthState.BUSY:
+        return OK, f'{model} has been answering for {seconds:.1f} s'
+    return OK, f'{model} is loaded'
+
+
+def model_memory(backend: Backend | None) -> dict[str, str]:
+    """Return the memory of the process that a model has for itself [MiB]; else nothing."""
+    if not isinstance(backend, SupervisedBackend):
+        return {}
+    values = {'model process memory [MiB]': f'{backend.memory / 2**20:.0f}'}
+    if backend.gpu_memory is not None:
+        values['GPU memory [MiB]'] = f'{backend.gpu_memory.allocated / 2**20:.0f}'
+        values['GPU memory reserved [MiB]'] = f'{backend.gpu_memory.reserved / 2**20:.0f}'
+    return values
 
 
 def topic_status(
@@ -104,6 +156,7 @@ def request_status(source: StatusSource, scheduler: RequestScheduler) -> Diagnos
         'commands': counters.commands,
         'answered': counters.answered,
         'failed': counters.failed,
+        'timed out': counters.timed_out,
         'stale image': counters.stale,
         'cancelled': counters.cancelled,
         'superseded (dropped)': counters.superseded,

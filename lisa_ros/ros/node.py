@@ -3,10 +3,11 @@
 
 Threads: one executor thread runs the callbacks. Callbacks return at once, except for transitions
 requested on `~/change_state`: configure blocks the executor while the weights load, deactivate
-blocks it until the model has stopped. Autostart has its own thread, so that the node answers
-requests while it loads. The self-test is a coroutine. The model runs on one inference thread for
-all cameras. Each camera publishes its answers on a delivery thread and its tracked masks on a
-tracking thread (rclpy's `publish` may be called from any thread).
+blocks it until the model has stopped or is given up. Autostart has its own thread, so that the
+node answers requests while it loads. The self-test is a coroutine. The model runs on one inference
+thread for all cameras, or in a process that this thread asks. Each camera publishes its answers on
+a delivery thread and its tracked masks on a tracking thread (rclpy's `publish` may be called from
+any thread).
 
 The executor is single-threaded: with a 30 Hz RGB-D camera, 1 of 60 commands waited 1 to 2 s; with
 a MultiThreadedExecutor, 4 of 60 did.
@@ -32,24 +33,27 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend
+from lisa_ros.perception.backend import Backend, SupervisedBackend
 from lisa_ros.ros import configuration, diagnostics, fastdds, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
+from lisa_ros.ros.bond import ManagerBond
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeClock, NodeContext
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import run
-from lisa_ros.ros.self_test import run_self_test
+from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
 from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.request import CancelReason
 from lisa_ros.settings import Settings
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
 _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+_PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
 Transition = Callable[['LisaNode', LifecycleState], TransitionCallbackReturn]
@@ -65,7 +69,7 @@ def log_transition_errors(transition: Transition) -> Transition:
         except LisaError as error:  # the user can correct it: one line, and the state stays
             self.get_logger().error(f'{transition.__name__[3:]} failed: {error}')
             return TransitionCallbackReturn.FAILURE
-        except Exception:  # noqa: BLE001  # a bug: logged whole, the node becomes unconfigured
+        except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001  # a bug: logged whole
             self.get_logger().error(traceback.format_exc())
             return TransitionCallbackReturn.ERROR
 
@@ -93,6 +97,7 @@ class LisaNode(LifecycleNode):
         self._backend: Backend | None = None  # while configured, as `_inference`
         self._inference: InferenceThread | None = None
         self._commands: Subscription | None = None  # while active
+        self._bond = ManagerBond(self)
         parameter_declaration.declare(self, Settings, self._is_configured)
         self._settings = CurrentSettings(parameter_declaration.read(self, Settings))
         context = NodeContext(
@@ -148,7 +153,7 @@ class LisaNode(LifecycleNode):
             self.get_logger().info(f'loading {settings.model} ...')
             start = time.monotonic()
             self._load(settings)
-        except Exception:
+        except BaseException:  # also SystemExit of a model
             self._release()
             raise
         finally:
@@ -157,7 +162,7 @@ class LisaNode(LifecycleNode):
         return super().on_configure(state)
 
     def _load(self, settings: Settings) -> None:
-        self._backend = configuration.load_model(settings)
+        self._backend = configuration.load_model(settings, self.get_logger())
         self._inference = InferenceThread(
             self._backend,
             MessageDecoder(self._settings),
@@ -189,6 +194,8 @@ class LisaNode(LifecycleNode):
         self._commands = self.create_subscription(
             String, '~/command', self._on_command, COMMAND_QOS
         )
+        if self._settings.value.bond:
+            self._bond.start()
         images = ', '.join(camera.inputs[0].topic for camera in self._cameras)
         self.get_logger().info(
             f'ready: images on {images}, commands on {self._commands.topic_name}'
@@ -196,12 +203,17 @@ class LisaNode(LifecycleNode):
 
     @log_transition_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Cancel all requests and unsubscribe; fail, and stay active, if the model stays busy.
+        """Cancel all requests and unsubscribe; a model that does not stop is given up.
 
-        In the state inactive, therefore, nothing uses the model or the publishers: cleanup can
-        free them, and activate can start again.
+        If a tracker or the publishing of an answer does not end either, it fails, and the node
+        stays active: with new threads, so that it goes on answering.
         """
-        self._deactivate()
+        try:
+            self._deactivate()
+        except LisaError:
+            for camera in self._cameras:
+                camera.restart(self._inference)
+            raise
         return super().on_deactivate(state)
 
     @log_transition_errors
@@ -228,26 +240,40 @@ class LisaNode(LifecycleNode):
         """Close the schedulers and remove the inputs, from any state.
 
         Raises:
-            LisaError: the model is still busy; the schedulers accept no more requests.
+            LisaError: a tracker, or the publishing of an answer, does not end.
         """
-        if not self._cameras.close(self._stop_timeout):
+        if not self._close_cameras():
             raise LisaError(
-                f'the model is still busy {self._stop_timeout:g} s after the request to stop (it '
-                'checks for one before each token): try again later'
+                f'a tracker, or the publishing of an answer, is still busy '
+                f'{self._stop_timeout:g} s after the request to stop: try again later'
             )
+        self._bond.stop()
         for camera in self._cameras:
             camera.unsubscribe()
         if self._commands is not None:
             self.destroy_subscription(self._commands)
         self._commands = None
 
+    def _close_cameras(self) -> bool:
+        """Cancel all requests within `stop_timeout`; give up a model that does not stop."""
+        if self._cameras.close(_PATIENCE * self._stop_timeout):
+            return True
+        if self._inference is not None:
+            self._inference.abandon(CancelReason.SHUTDOWN)
+        return self._cameras.close((1 - _PATIENCE) * self._stop_timeout)
+
     def _release(self) -> None:
         """Free the model, the publishers and the trackers; no request may be running."""
-        if self._inference is not None:
-            self._inference.close(self._stop_timeout)
-        if self._backend is None:
+        backend = self._backend
+        if self._inference is not None and not self._inference.close(self._stop_timeout):
+            self.get_logger().error(
+                'the model has not returned and keeps its memory: restart the node'
+            )
+        if backend is None:
             return
-        self._backend = self._inference = None
+        if isinstance(backend, SupervisedBackend):
+            backend.close()
+        self._backend = self._inference = backend = None
         for camera in self._cameras:
             camera.release()
         gc.collect()  # the model is full of reference cycles
@@ -294,7 +320,10 @@ class LisaNode(LifecycleNode):
     async def _on_self_test(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        response.success, response.message = await run_self_test(self._cameras, self.executor)
+        timeout = self._settings.value.answer_timeout or SELF_TEST_TIMEOUT
+        response.success, response.message = await run_self_test(
+            self._cameras, self.executor, timeout
+        )
         return response
 
     def _publish_diagnostics(self) -> None:
@@ -304,7 +333,10 @@ class LisaNode(LifecycleNode):
         hardware_id = diagnostics.hardware_id(device or settings.device)
         name = self.get_fully_qualified_name()
         source, clock = diagnostics.StatusSource(name, hardware_id), NodeClock(self)
-        statuses = [diagnostics.model_status(source, settings, device)]
+        inference = self._inference
+        health = inference.health if inference and backend else None
+        memory = diagnostics.model_memory(backend)
+        statuses = [diagnostics.model_status(source, settings, device, health, memory)]
         for watch in self._cameras.inputs:
             publishers = self.count_publishers(watch.topic)
             statuses.append(diagnostics.topic_status(source, watch, publishers, clock))

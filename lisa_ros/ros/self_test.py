@@ -7,6 +7,8 @@ answer, which comes from a camera's delivery thread.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from rclpy.executors import Executor
 from rclpy.task import Future
@@ -14,10 +16,14 @@ from std_msgs.msg import Header
 
 from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.results import ANSWERED, Event, Segmentation
+from lisa_ros.results import ANSWERED, Event, Segmentation, Status
 from lisa_ros.ros import message_types
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.request import unanswered
+
+SELF_TEST_TIMEOUT = 60.0  # if there is no answer_timeout [s]
+_MARGIN = 1.0  # from the end of an answer to its arrival [s]
 
 
 class _TestReceiver:
@@ -35,12 +41,23 @@ class _TestReceiver:
 
     def answered(self, result: Segmentation, message: SegmentationMessage) -> None:
         """Wake the coroutine that awaits the answer."""
-        self.answer.set_result(result)
+        self.finish(result)
+
+    def finish(self, result: Segmentation) -> None:
+        """Give the coroutine a result; only the first one counts."""
+        if not self.answer.done():
+            self.answer.set_result(result)
         self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
 
 
-async def run_self_test(cameras: Cameras, executor: Executor) -> tuple[bool, str]:
-    """Return whether the model answers, and a line about it and the inputs."""
+async def run_self_test(cameras: Cameras, executor: Executor, timeout: float) -> tuple[bool, str]:
+    """Return whether the model answers, and a line about it and the inputs.
+
+    Args:
+        cameras: the first active one is asked.
+        executor: of the node.
+        timeout: the answer may take this long, and a second more to come here [s].
+    """
     active = [camera for camera in cameras if camera.scheduler]
     if not active:
         return False, 'the node is not active: configure and activate it'
@@ -49,12 +66,19 @@ async def run_self_test(cameras: Cameras, executor: Executor) -> tuple[bool, str
     pixels = np.full((240, 320, 3), 128, np.uint8)
     image = message_types.make.image(Header(), image_fields(pixels, 'rgb8'))
     receiver = _TestReceiver(executor)
-    active[0].scheduler.submit_command(
+    request = active[0].scheduler.submit_command(
         'segment the mug',
         SyncedMessages(0, image),
         active[0].client_listener(receiver, is_public=False),
     )
-    result = await receiver.answer  # always completes: a scheduler ends every request
+    limit = timeout + _MARGIN
+    late = unanswered(request.text, Status.TIMED_OUT, f'no answer within {limit:g} s')
+    timer = threading.Timer(limit, receiver.finish, (late,))  # ROS time may stand still
+    timer.daemon = True
+    timer.start()
+    result = await receiver.answer
+    timer.cancel()
+    active[0].scheduler.cancel(request)  # no effect after its end
     rates = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for watch in cameras.inputs)
     outcome = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
     return result.status in ANSWERED, f'{outcome}; inputs: {rates}'
