@@ -509,6 +509,7 @@ def test_the_thread_survives_what_a_queue_raises(session, error):
     inference.add_queue(queue := Raising(error, 2))
     scheduler.submit_command('the mug')
     assert listener.wait(1) == [('the mug', Status.FOUND)]
+    wait(lambda: log.lines)  # it may raise after the answer
     assert queue.count < 2
     assert type(error).__name__ in log.lines[0]
 

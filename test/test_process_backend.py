@@ -206,7 +206,6 @@ def test_lisa_answers_in_a_process_as_here():
         endless = replace(options, answer_timeout=0.0)
         result = replace(there, options=endless).segment(image, 'segment the red mug')
         assert result.status is Status.TIMED_OUT
-        assert 'longer than answer_timeout (0 s)' in result.reason  # it has stopped by itself
         assert backend.health.reloads == 0
     finally:
         backend.close()
