@@ -5,6 +5,9 @@ The node, the CLI and the session catch `LisaError` and report one line. Any oth
 bug and keeps its traceback.
 """
 
+# of a NaN in an answer
+NON_FINITE_CAUSE = 'the weights are damaged, or precision fp16 overflowed: try bf16 or fp32'
+
 
 class LisaError(Exception):
     """Base of all errors that a user can fix."""
@@ -20,6 +23,10 @@ class QueryError(LisaError):
 
 class CheckpointError(LisaError):
     """A folder or file is not the expected checkpoint, or is damaged."""
+
+
+class ModelError(LisaError):
+    """A model computed or returned values that are no answer: NaN, infinity or a wrong shape."""
 
 
 class SettingsError(LisaError):

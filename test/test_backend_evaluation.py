@@ -77,7 +77,8 @@ def test_a_failed_query_is_reported_and_the_run_continues(reply, reason, images,
     assert f'failed: a.0: {reason}' in printed.out
     assert '1 queries failed' in printed.err
     failed, found = read_report(out)['cases']
-    assert (failed['status'], failed['iou'], failed['reason']) == ('FAILED', None, reason)
+    assert (failed['status'], failed['iou']) == ('FAILED', None)
+    assert failed['reason'].startswith(reason)
     assert found['iou'] == pytest.approx(1)
     content = json.loads((out / 'report.json').read_text())  # valid JSON: without NaN
     assert (content['figures']['all']['count'], content['figures']['all']['queries']) == (1, 2)

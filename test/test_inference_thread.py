@@ -30,7 +30,7 @@ class Model:
     def stream(self, image, query, options, cancel):
         assert self.in_use.acquire(blocking=False), 'two threads use the model at once'
         try:
-            self.calls.append((image.image, query.text, image.stamp))
+            self.calls.append((image.frame.image, query.text, image.frame.stamp))
             status = Status.FOUND
             while status is Status.FOUND and not self.go.acquire(timeout=0.01):
                 status = Status.CANCELLED if cancel.is_set() else status

@@ -212,7 +212,7 @@ class LocalChat:
 
     def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
         """See ChatBackend."""
-        from lisa_ros.results import Done, Status, Token, answer_text
+        from lisa_ros.results import ANSWERED, Done, Status, Token, answer_text
 
         raw_answer, cancel = '', threading.Event()
         events = self._segmenter.stream(self._image, text, self._dialogue, cancel)
@@ -228,7 +228,8 @@ class LocalChat:
                 cancel.set()
                 events.close()
                 return Reply(Status.CANCELLED, answer_text(raw_answer), 'stopped', (), 0.0, None)
-        self._dialogue = self._dialogue.extended(event.result)
+        if event.result.status in ANSWERED:
+            self._dialogue = self._dialogue.extended(event.result)
         return self._reply(event.result)
 
     def _reply(self, result: Segmentation) -> Reply:

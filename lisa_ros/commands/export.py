@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import load_segmenter, model_arguments
-from lisa_ros.errors import DataError, ImageError, SettingsError
+from lisa_ros.errors import DataError, ImageError, ModelError, SettingsError
 
 if TYPE_CHECKING:
     from lisa_ros.commands.export_answer import InstanceMasks
@@ -136,9 +136,12 @@ def _instance_masks(options: argparse.Namespace, rgbd_input: RgbdInput) -> Insta
     """Return the masks of the PNG, or of the model's answer."""
     from lisa_ros.commands.export_answer import InstanceMasks, read_masks
     from lisa_ros.perception.masks import MAX_MASKS
+    from lisa_ros.results import Status
 
     image = rgbd_input.rgbd.image
     if options.mask is not None:
         return InstanceMasks(read_masks(options.mask, image.shape[:2]), options.mask.name)
     answer = load_segmenter(options).segment(image, options.find)
+    if answer.status is Status.FAILED:
+        raise ModelError(answer.reason)
     return InstanceMasks(answer.masks[:MAX_MASKS], options.find, answer)

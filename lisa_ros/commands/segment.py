@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import load_segmenter, model_arguments
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +36,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 def segment(options: argparse.Namespace) -> None:
     """Answer one query about one image; print text or one JSON object, save masks."""
     from lisa_ros.images.image_file import read_rgb
+    from lisa_ros.results import Status
 
     image = read_rgb(options.image)
     result = load_segmenter(options).segment(image, options.query)
+    if result.status is Status.FAILED:
+        raise ModelError(result.reason)
     out = options.out or (None if options.json else Path('lisa-out'))
     if out:
         _save(result, image, out)

@@ -13,9 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.perception.answer_checks import check_result, failure
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue, Segmentation, Status
+from lisa_ros.results import Dialogue, Segmentation
 
 _logger = logging.getLogger(__name__)
 _logged_places: set[str] = set()  # stack of each error that was logged
@@ -57,17 +58,16 @@ def teacher_forced_answer(
 
 
 def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> Segmentation:
-    """Return what `ask` returns, with timings and without NaN, or a failure."""
+    """Return what `ask` returns, checked and with timings, or a failure."""
     start = time.perf_counter()
     try:
         result = ask()
+        check_result(result, image.shape[:2])
     except LisaError as error:
-        return _failure(image, text, str(error))
+        return failure(text, image.shape[:2], str(error))
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
         _log_once(error)
-        return _failure(image, text, f'{type(error).__name__}: {error}')
-    if np.isnan(result.scores).any() or np.isnan(result.mask_logits).any():
-        return _failure(image, text, 'the model returned NaN')
+        return failure(text, image.shape[:2], f'{type(error).__name__}: {error}')
     if not result.timings:
         seconds = time.perf_counter() - start
         return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})
@@ -80,18 +80,3 @@ def _log_once(error: Exception) -> None:
     if place not in _logged_places:
         _logged_places.add(place)
         _logger.error('the model failed on a query', exc_info=error)
-
-
-def _failure(image: np.ndarray, text: str, reason: str) -> Segmentation:
-    """Return an answer without masks."""
-    logits = np.zeros((0, *image.shape[:2]), np.float32)
-    return Segmentation(
-        query=text,
-        answer='',
-        answer_raw='',
-        masks=logits > 0,
-        mask_logits=logits,
-        scores=np.zeros(0, np.float32),
-        status=Status.FAILED,
-        reason=reason,
-    )

@@ -9,6 +9,7 @@ Letters: L positions of the prompt, image tokens included; D width of the langua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
 from lisa_ros.model.lisa import LISA
 
 
@@ -63,6 +65,9 @@ def generate(
         stop_id: the id of </s>.
         max_new_tokens: length limit of the answer.
         is_cancelled: called before each token; True ends the answer.
+
+    Raises:
+        ModelError: the scores of a token are NaN.
     """
     state = prompt.states[-1]
     for _ in range(max_new_tokens):
@@ -70,7 +75,12 @@ def generate(
             return
         scores = model.llm.lm_head(state).float()
         token = int(scores.argmax())
-        yield GeneratedToken(token, float(scores.softmax(-1)[token]), state)
+        probability = float(scores.softmax(-1)[token])
+        if not math.isfinite(probability):  # one NaN or infinite score makes all of them NaN
+            raise ModelError(
+                f'the model computed NaN in the scores of the next token: {NON_FINITE_CAUSE}'
+            )
+        yield GeneratedToken(token, probability, state)
         if token == stop_id:
             return
         embedding = model.llm.get_input_embeddings()(torch.tensor([[token]], device=state.device))

@@ -116,6 +116,7 @@ class Backend(Protocol):
         Raises:
             ImageError: the image is not (H, W, 3) uint8. The call raises it, not the iteration.
             QueryError: the text is empty or too long; as above.
+            ModelError: the model computed NaN or infinity. The iteration raises it.
         """
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:

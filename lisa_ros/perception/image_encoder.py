@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lisa_ros.model.finite import all_finite, check_finite
 from lisa_ros.model.image_processing import (
     ClipPreprocessing,
     SamInput,
@@ -86,6 +87,9 @@ class ImageEncoder:
         Args:
             image: (H, W, 3) uint8 RGB.
             timer: gets the stages "preprocess" and "clip".
+
+        Raises:
+            ModelError: the features are not finite.
         """
         with timer.stage('preprocess'):
             key = image_key(image)
@@ -101,6 +105,7 @@ class ImageEncoder:
             sam = sam_input(image, self._model.config.sam_size)
         with timer.stage('clip'), torch.inference_mode():
             clip_tokens = self._model.encode_clip(pixels[None].to(self.device))[0]
+            check_finite(clip_tokens, "CLIP's features of the image")
         encoded = self._last = EncodedImage(key, image, clip_tokens, sam)
         return encoded
 
@@ -108,18 +113,24 @@ class ImageEncoder:
         """Return SAM's features of an encoded image, (1, C, h, w), computed at the first call.
 
         The timer gets the stage "sam" if they are computed.
+
+        Raises:
+            ModelError: the features are not finite.
         """
         if encoded.sam_features is None:
             with timer.stage('sam'), torch.inference_mode():
                 pixels = torch.from_numpy(encoded.sam.pixels)[None].to(self.device)
-                encoded.sam_features = self._model.encode_sam(pixels)
+                features = self._model.encode_sam(pixels)
+                check_finite(features, "SAM's features of the image")
+            encoded.sam_features = features
         return encoded.sam_features
 
     def encode_batch(self, images: Sequence[np.ndarray]) -> None:
         """Run CLIP and SAM on several images at once, which a GPU does faster.
 
         The features are kept until the next call. The `timings` of the first answer about an image
-        include its share of the encoding time.
+        include its share of the encoding time. Features that are not finite are not kept: the
+        query about that image computes them again and reports it.
 
         Args:
             images: each (H, W, 3) uint8 RGB, of any size.
@@ -146,6 +157,7 @@ class ImageEncoder:
         self._batch = {
             key: EncodedImage(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
             for i, (key, image) in enumerate(by_key.items())
+            if all_finite(tokens[i]) and all_finite(features[i])
         }
 
     def clear(self) -> None:

@@ -137,7 +137,8 @@ class LisaBackend:
         no MaskReady if its score is below the threshold, if the answer has `masks.MAX_MASKS` masks
         already, or if the query asks for "the other one" and the mask shows an object of the
         dialogue. `Query.explain` appends the model's own request for a reason to the query.
-        Errors are raised by this call, not by the iteration.
+        Errors are raised by this call, not by the iteration, except for a ModelError: the model
+        computed NaN or infinity.
         """
         check_rgb(image)
         text = f'{query.text} {self.model.config.explain}' if query.explain else query.text

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lisa_ros.model.finite import check_finite
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception import mask_scores
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
@@ -50,11 +51,17 @@ class MaskDecoder:
             encoded: the image; its SAM features are computed here if they are missing.
             refine: whether to refine the mask's boundary with the image's edges.
             timer: gets the stages "sam", "masks" and "refine".
+
+        Raises:
+            ModelError: the state, the image's features or the mask are not finite.
         """
         sam_features = self._encoder.sam_features(encoded, timer)
         with timer.stage('masks'), torch.inference_mode():
+            check_finite(seg.state, 'the hidden state of [SEG]')
             prompts = self._model.project_seg(seg.state[None])
             low_res, predicted_iou = self._model.decode_masks(sam_features, prompts)
+            check_finite(low_res, 'the mask of [SEG]')
+            check_finite(predicted_iou, 'the predicted IoU of a mask')
             full_res = self._model.postprocess(low_res, encoded.sam.resized, encoded.sam.original)
             features = ScoreFeatures(
                 text_prob=seg.text_prob,

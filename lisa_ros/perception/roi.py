@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lisa_ros.errors import ImageError
+from lisa_ros.perception.answer_checks import checked_events
 from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
@@ -28,7 +29,8 @@ def stream_in_region(
     """Answer a query about its region; without a region, about the whole image.
 
     The backend gets the cropped image and dialogue. Masks come back as (H, W) of the whole image.
-    Errors are raised by this call, not by the iteration.
+    Errors are raised by this call, not by the iteration; what a model computes wrongly (NaN, masks
+    of another size) ends the stream with a result of status FAILED.
 
     Args:
         backend: the model.
@@ -41,14 +43,16 @@ def stream_in_region(
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
         QueryError: the text is empty or too long.
     """
-    region = query.region
+    region, shape = query.region, image.shape[:2]
     if region is None:
-        return backend.stream(image, query, options, cancel)
+        events = backend.stream(image, query, options, cancel)
+        return checked_events(events, query.text, shape)
     cropped_query = dataclasses.replace(
         query, region=None, dialogue=crop_dialogue(query.dialogue, region)
     )
-    events = backend.stream(crop(image, region), cropped_query, options, cancel)
-    return _pasted_events(events, region, image.shape[:2])
+    cropped = crop(image, region)
+    events = backend.stream(cropped, cropped_query, options, cancel)
+    return _pasted_events(checked_events(events, query.text, cropped.shape[:2]), region, shape)
 
 
 def _pasted_events(
@@ -104,5 +108,6 @@ def _paste_logits(logits: np.ndarray, region: Region, shape: tuple[int, int]) ->
     """Paste (N, height, width) logits into (N, H, W) of OUTSIDE_LOGIT."""
     x, y, width, height = region
     whole = np.full((len(logits), *shape), OUTSIDE_LOGIT, np.float32)
-    whole[:, y : y + height, x : x + width] = logits
+    if len(logits):  # no masks may have any size
+        whole[:, y : y + height, x : x + width] = logits
     return whole

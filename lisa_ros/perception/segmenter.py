@@ -121,6 +121,10 @@ class Segmenter:
             region: segment only this (x, y, width, height) [px]; None: the whole image. Masks
                 are (H, W) of the whole image either way.
 
+        Returns:
+            The result. Its status is FAILED, with a reason, if the model computed NaN or masks of
+            another size.
+
         Raises:
             ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
             QueryError: the text is empty, or too long by itself.

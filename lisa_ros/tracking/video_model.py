@@ -31,6 +31,7 @@ from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVide
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError
+from lisa_ros.model.finite import check_finite
 from lisa_ros.tracking.tracker import (
     MAX_OPEN_REFERENCES,
     MAX_REFERENCE_AGE,
@@ -193,7 +194,11 @@ class VideoTracker:
 
     @torch.inference_mode()
     def _process(self, frame: _BufferedFrame) -> TrackingState:
-        """Run the model on the next frame and return the objects on it."""
+        """Run the model on the next frame and return the objects on it.
+
+        Raises:
+            ModelError: the model computed NaN or infinity.
+        """
         age = (frame.stamp - self._followed.stamp) * 1e-9
         if self._session is None:
             masks, drift = np.zeros((0, *self._size), bool), np.zeros(0, np.float32)
@@ -203,6 +208,8 @@ class VideoTracker:
         self._index += 1
         logits = F.interpolate(output.pred_masks.float(), self._size, mode='bilinear')[:, 0]
         scores = output.object_score_logits.float().flatten()
+        check_finite(logits, 'the tracked masks')
+        check_finite(scores, 'the scores of the tracked objects')
         presence = torch.sigmoid(scores).cpu().numpy()  # (N,) probability
         masks = (logits > 0).cpu().numpy()  # (N, H, W)
         tracked = (presence > 0.5) & masks.any(axis=(1, 2))
