@@ -186,6 +186,8 @@ def test_all_sizes_are_inferred_from_the_checkpoint(name, tmp_path):
     folder = write_checkpoint(tmp_path / 'lisa', state, 'bin', shards=4)
     config = json.loads((folder / 'config.json').read_text()) | {
         'hidden_size': 48,
+        'intermediate_size': 80,
+        'num_hidden_layers': 3,
         'num_attention_heads': 6,
         'num_key_value_heads': 2,
         'vocab_size': 711,
@@ -586,14 +588,14 @@ def test_mixed_files_of_two_checkpoints_are_refused(tmp_path):
     ('change', 'message'),
     [
         (None, r'config\.json: holds a list'),
-        ({'num_attention_heads': 3}, 'num_attention_heads is 3 '),
-        ({'num_attention_heads': 0}, 'num_attention_heads is 0 '),
+        ({'num_attention_heads': 3}, 'num_attention_heads is 3;'),
+        ({'num_attention_heads': 0}, 'num_attention_heads is 0;'),
         ({'num_attention_heads': '4'}, "num_attention_heads is '4'"),
         ({'num_key_value_heads': 3}, 'num_key_value_heads is 3'),
         ({'head_dim': 5}, 'head_dim'),
-        ({'rms_norm_eps': 'small'}, 'no language model.*rms_norm_eps'),
+        ({'rms_norm_eps': 'small'}, "rms_norm_eps is 'small'; expected a number"),
         ({'hidden_act': 'magic'}, 'no model that can be built.*magic'),
-        ({'rope_scaling': [1]}, 'no language model'),
+        ({'rope_scaling': [1]}, r'rope_scaling is \[1\]; expected an object'),
         ({'mm_vision_select_layer': -9}, 'mm_vision_select_layer is -9; this CLIP has'),
         ({'mm_vision_select_layer': None}, 'mm_vision_select_layer is None'),
         ({'max_position_embeddings': 200}, 'more than the 256 tokens of an image'),
@@ -613,7 +615,7 @@ def test_an_impossible_config_is_refused_at_load(change, message, tmp_path):
         ('llama', {'num_attention_heads': 0}, r'config\.json.*'),
         ('llama', {'num_key_value_heads': 3}, 'num_key_value_heads is 3'),
         ('clip', {'num_attention_heads': 5}, r'config\.json.*'),
-        ('sam', None, r'config\.json: not a config of lisa_ros'),
+        ('sam', None, r'config\.json: sam is None; expected an object'),
         (None, {'mm_vision_select_layer': 8}, 'mm_vision_select_layer is 8'),
     ],
 )

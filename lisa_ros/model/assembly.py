@@ -8,7 +8,7 @@ in the requested precision.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,17 +16,35 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checkpoint_checks import check_keys, check_sizes
+from lisa_ros.model.checkpoint_checks import check_keys
+from lisa_ros.model.config_checks import check_claims
+from lisa_ros.model.finite import all_finite
+from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
-from lisa_ros.model.model_folder import error_summary
+from lisa_ros.model.model_folder import error_summary, listed
 from lisa_ros.model.quantization import (
-    QUANTIZED,
+    PRECISIONS,
+    QUANTIZED_BITS,
     is_quantized,
     quantize_linear,
     storage_dtype,
 )
 from lisa_ros.model.weight_files import WeightSource
+
+_FLOATS = (  # of weight files
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model's weights are stored, and the largest model that is."""
+
+    device: str | torch.device = 'cpu'
+    precision: str = 'fp32'  # one of `quantization.PRECISIONS`
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -48,8 +66,7 @@ class MappedWeights:
 def build_model(
     config: LisaConfig,
     sources: list[MappedWeights],
-    device: str | torch.device,
-    precision: str,
+    placement: Placement,
     folder: Path,
     to_file_key: Callable[[str], str] = str,
 ) -> LISA:
@@ -58,34 +75,71 @@ def build_model(
     Args:
         config: all sizes.
         sources: later ones replace weights of the same name.
-        device: of the model.
-        precision: one of `quantization.PRECISIONS`.
+        placement: device, precision and limits of the model.
         folder: the checkpoint's folder, for messages.
         to_file_key: maps the model's names to those in the user's files, for messages.
 
     Raises:
-        CheckpointError: the config describes no model, or the weights do not fit it.
+        CheckpointError: the config describes no model, the weights do not fit it or the memory,
+            or a weight is not finite.
     """
+    shapes = _merged_shapes(sources, folder)
+    check_claims(config, shapes, placement.limits, folder)
     try:
-        check_sizes(config, folder)
         with torch.device('meta'):
             model = LISA(config)
-    except CheckpointError:
-        raise
     except Exception as error:  # the libraries raise many types for sizes that they refuse
         raise CheckpointError(
             f'{folder}/config.json describes no model that can be built ({error_summary(error)})'
         ) from error
-    shapes: dict[str, tuple[int, ...]] = {}
-    for source in sources:
-        shapes |= source.shapes()
     check_keys(model, shapes, folder, _tied_weights(config), to_file_key)
+    size = _weight_bytes(model, placement.precision)
+    placement.limits.check_memory(size, placement.device, folder)
     for source in sources:
         for key, tensor in source.weights.tensors():
             name = source.to_model_key(key)
             if name is not None:
-                _set_weight(model, name, tensor, device, precision)
-    return _finish(model, device)
+                _check_type(tensor, f'{folder}: the weight {key}')
+                _set_weight(model, name, tensor, placement, f'{folder}: the weight {key}')
+    return _finish(model, placement.device)
+
+
+def _merged_shapes(sources: list[MappedWeights], folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all sources, under the model's names.
+
+    Raises:
+        CheckpointError: a weight has no numbers, so that no byte limits its other sides.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for source in sources:
+        shapes |= source.shapes()
+    empty = sorted(name for name, shape in shapes.items() if 0 in shape)
+    if empty:
+        raise CheckpointError(f'{folder}: weights without numbers: {listed(empty)}')
+    return shapes
+
+
+def _weight_bytes(model: LISA, precision: str) -> int:
+    """Return the memory of a model's weights in a precision, at least [bytes]."""
+    total = 0
+    for name, tensor in model.state_dict().items():
+        module = model.get_submodule(name.rpartition('.')[0])
+        bits = QUANTIZED_BITS.get(precision) if is_quantized(name, module) else None
+        total += tensor.numel() * (bits or 8 * storage_dtype(name, precision).itemsize) // 8
+    return total
+
+
+def _check_type(tensor: Tensor, noun: str) -> None:
+    """Check that a weight holds real numbers.
+
+    Raises:
+        CheckpointError: it holds integers, complex or packed numbers.
+    """
+    if tensor.dtype not in _FLOATS:
+        raise CheckpointError(
+            f'{noun} is {tensor.dtype}; expected float32, float16 or bfloat16: get the weights '
+            'that are not quantized, and choose int8 or nf4 as the precision'
+        )
 
 
 def model_from_state_dict(config: LisaConfig, state: Mapping[str, Tensor]) -> LISA:
@@ -111,21 +165,46 @@ def _tied_weights(config: LisaConfig) -> list[str]:
     return ['llm.lm_head.weight'] if config.llama.tie_word_embeddings else []
 
 
-def _set_weight(
-    model: LISA, name: str, tensor: Tensor, device: str | torch.device, precision: str
-) -> None:
-    """Set one weight of the model, in the precision of its layer."""
+def _set_weight(model: LISA, name: str, tensor: Tensor, placement: Placement, noun: str) -> None:
+    """Set one weight of the model, in the precision of its layer; check that it is finite.
+
+    Raises:
+        CheckpointError: it is not; `noun` names it.
+    """
+    device, precision = placement.device, placement.precision
     path, _, leaf = name.rpartition('.')
     module = model.get_submodule(path)
-    if precision in QUANTIZED and is_quantized(name, module):
+    if precision in QUANTIZED_BITS and is_quantized(name, module):
         parent, _, child = path.rpartition('.')
-        linear = quantize_linear(module, tensor, device, precision)
+        half = tensor.to(PRECISIONS[precision])
+        _check_finite(half, tensor, noun)
+        linear = quantize_linear(module, half, device, precision)
         setattr(model.get_submodule(parent), child, linear)
         return
     requires_grad = getattr(module, leaf).requires_grad
     # always a copy: the file may be memory-mapped, and may change later
     weight = tensor.to(device=device, dtype=storage_dtype(name, precision), copy=True)
+    _check_finite(weight, tensor, noun)
     module.register_parameter(leaf, nn.Parameter(weight, requires_grad=requires_grad))
+
+
+def _check_finite(weight: Tensor, original: Tensor, noun: str) -> None:
+    """Check a weight as it is stored; one pass over it.
+
+    Raises:
+        CheckpointError: it is NaN or infinite in the file, or became infinite in the precision.
+    """
+    if all_finite(weight):
+        return
+    if all_finite(original.float()):
+        raise CheckpointError(
+            f'{noun} overflows as {str(weight.dtype).removeprefix("torch.")}: its largest number '
+            f'is {float(original.float().abs().max()):.3g}; choose the precision bf16 or fp32'
+        )
+    raise CheckpointError(
+        f'{noun} has NaN or infinite numbers: the file is damaged, or its training diverged; '
+        'download it again, or take an earlier checkpoint'
+    )
 
 
 def _finish(model: LISA, device: str | torch.device) -> LISA:
@@ -134,6 +213,9 @@ def _finish(model: LISA, device: str | torch.device) -> LISA:
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
     with torch.device(device):
         model.llm.model.rotary_emb = LlamaRotaryEmbedding(model.llm.config)
+        if not all_finite(model.llm.model.rotary_emb.inv_freq):
+            rope = model.llm.config.rope_parameters
+            raise CheckpointError(f'config.json: {rope} gives no finite rotary positions')
         positions = model.clip.embeddings.num_positions
         model.clip.embeddings.position_ids = torch.arange(positions)[None]
     return model.eval()

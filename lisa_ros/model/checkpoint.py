@@ -17,17 +17,21 @@ parts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from lisa_ros.errors import CheckpointError, SettingsError
-from lisa_ros.model.assembly import MappedWeights, build_model
+from lisa_ros.errors import CheckpointError, LisaError, SettingsError
+from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
-from lisa_ros.model.config_inference import Shapes, clip_config, infer_config
+from lisa_ros.model.config_checks import check_preprocessing
+from lisa_ros.model.config_inference import clip_config, infer_config
 from lisa_ros.model.image_processing import ClipPreprocessing
+from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
     map_clip_key,
@@ -35,19 +39,15 @@ from lisa_ros.model.key_mapping import (
     map_sam_file_key,
     unmap_key,
 )
+from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.lora import WeightsWithLora
-from lisa_ros.model.model_folder import (
-    describe_folder,
-    error_summary,
-    read_json,
-    resolve_model_folder,
-)
+from lisa_ros.model.model_folder import describe_folder, error_summary
+from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.quantization import check_precision
-from lisa_ros.model.sam_file import sam_path
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.model.weight_files import WeightFiles
+from lisa_ros.model.weight_files import Shapes, WeightFiles
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """Device and precision of the model, and replacements of the folder's CLIP and template."""
+    """How a model is stored, replacements of its CLIP and template, and where files come from."""
 
-    device: str | torch.device = 'cpu'
-    precision: str = 'fp32'  # one of `quantization.PRECISIONS`
+    placement: Placement = field(default_factory=Placement)
     vision_tower: str | Path | None = None  # CLIP's folder or hub id; None: as config.json names
     template: str | None = None  # conversation template; None: the checkpoint's
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,11 @@ class ReleasedParts:
     """The parts of a checkpoint in the released layout, before CLIP is found."""
 
     folder: Path
-    config_dict: dict  # of config.json
+    config: JsonFields  # of config.json
     shapes: Shapes  # of all weights, under released names
     sources: list[MappedWeights]
     tokenizer: Tokenizer
+    is_local: bool  # whether the user named a local folder, not a hub id
 
 
 def load(
@@ -89,6 +90,8 @@ def load(
     template: str | None = None,
     device: str | torch.device = 'cpu',
     precision: str = 'fp32',
+    origin: Origin | None = None,
+    limits: Limits | None = None,
 ) -> Checkpoint:
     """Load a LISA in our own layout or the released one.
 
@@ -100,6 +103,9 @@ def load(
         template: the conversation template; None: the checkpoint's.
         device: device of the weights.
         precision: fp32, bf16, fp16, or int8 or nf4, which quantize the language model's layers.
+        origin: whether parts may be downloaded, and their checksums; None: no download of parts
+            that a local folder names, no checksums.
+        limits: the largest model that is loaded; None: the defaults of `Limits`.
 
     Raises:
         CheckpointError: the folder is not a LISA, or files, weights or sizes do not fit; the
@@ -108,43 +114,69 @@ def load(
             a checkpoint of our own layout, which is complete.
     """
     check_precision(precision, device)
-    target = LoadTarget(device, precision, vision_tower, template)
-    folder = resolve_model_folder(name, 'model')
-    if not (folder / 'config.json').is_file():
+    placement = Placement(device, precision, limits or Limits())
+    target = LoadTarget(placement, vision_tower, template, origin or Origin())
+    with translate_load_errors(name):
+        is_local = not is_hub_id(name)
+        folder = target.origin.model_folder(name)
+        config = read_config(folder)
+        if config.text('model_type', '') != 'lisa_ros':
+            return _load_released(folder, config, sam, target, is_local)
+        if sam is not None:
+            raise SettingsError(f'{folder} has a SAM of its own: remove sam={str(sam)!r}')
+        return _load_own(folder, config, target)
+
+
+def read_config(folder: Path) -> JsonFields:
+    """Return the config.json of a model's folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if not os.path.lexists(folder / 'config.json'):
         raise CheckpointError(
             f'{folder} is not a LISA checkpoint: it has no config.json; found '
             f'{describe_folder(folder)}'
         )
-    config_dict = read_json(folder / 'config.json')
-    if config_dict.get('model_type') == 'lisa_ros':
-        if sam is not None:
-            raise SettingsError(f'{folder} has a SAM of its own: remove sam={str(sam)!r}')
-        return _load_own(folder, config_dict, target)
-    return _load_released(folder, config_dict, sam, target)
+    return JsonFields.read(folder / 'config.json')
 
 
-def _load_own(folder: Path, config_dict: dict, target: LoadTarget) -> Checkpoint:
-    """Load a folder of our own layout."""
-    if target.template:
-        config_dict = {**config_dict, 'template': target.template}
+@contextmanager
+def translate_load_errors(name: str | Path) -> Iterator[None]:
+    """Turn errors that no check foresaw into CheckpointError: the files come from other people."""
     try:
-        config = LisaConfig.from_dict(config_dict)
-    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+        yield
+    except LisaError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise CheckpointError(
-            f'{folder / "config.json"}: not a config of lisa_ros ({error_summary(error)}); it may '
-            'be of another version'
+            f'{name}: the memory is full ({error_summary(error)}); choose a smaller precision '
+            '(bf16, int8, nf4) or another device'
         ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f'{name}: cannot be loaded as a LISA ({error_summary(error)}); its files are damaged '
+            'or of another kind'
+        ) from error
+
+
+def _load_own(folder: Path, fields: JsonFields, target: LoadTarget) -> Checkpoint:
+    """Load a folder of our own layout."""
+    config = LisaConfig.from_fields(fields)
+    if target.template:
+        config = replace(config, template=target.template)
     tokenizer = Tokenizer.load(folder)
-    preprocessing = ClipPreprocessing.from_dict(read_json(folder / 'preprocessor_config.json'))
+    preprocessing = ClipPreprocessing.read(folder / 'preprocessor_config.json')
+    check_preprocessing(preprocessing, config.clip, folder)
     weights = WeightsWithLora(WeightFiles.of_folder(folder), folder)
     source = MappedWeights(weights, lambda key: key)
-    model = build_model(config, [source], target.device, target.precision, folder)
+    model = build_model(config, [source], target.placement, folder)
     check_consistency(config, tokenizer, preprocessing, folder)
     return Checkpoint(model, tokenizer, preprocessing)
 
 
 def _load_released(
-    folder: Path, config_dict: dict, sam: str | Path | None, target: LoadTarget
+    folder: Path, config: JsonFields, sam: str | Path | None, target: LoadTarget, is_local: bool
 ) -> Checkpoint:
     """Load a folder of the released layout."""
     files = WeightFiles.of_folder(folder)
@@ -153,24 +185,24 @@ def _load_released(
     sources = [MappedWeights(files, map_key_without_clip)]
     if sam is not None:
         own_keys = frozenset(shapes)
-        sam_files = WeightFiles([sam_path(sam)])
+        sam_files = WeightFiles([target.origin.sam_file(sam)])
         sources.append(MappedWeights(sam_files, lambda key: map_sam_file_key(key, own_keys)))
         sam_shapes = {f'{LISA_SAM_PREFIX}{key}': s for key, s in sam_files.shapes().items()}
         shapes = sam_shapes | shapes
-    _check_is_lisa(folder, config_dict, shapes)
+    _check_is_lisa(folder, config, shapes)
     tokenizer = Tokenizer.load(folder)
     return assemble_released(
-        ReleasedParts(folder, config_dict, shapes, sources, tokenizer), target
+        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local), target
     )
 
 
-def _check_is_lisa(folder: Path, config_dict: dict, shapes: Shapes) -> None:
+def _check_is_lisa(folder: Path, config: JsonFields, shapes: Shapes) -> None:
     """Raise a CheckpointError if a part of LISA has no weights."""
     prefixes = ('model.text_hidden_fcs.', LISA_SAM_PREFIX, 'model.mm_projector.')
     missing = [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in shapes)]
     if missing:
-        architectures = config_dict.get('architectures')
-        kind = ', '.join(architectures or [config_dict.get('model_type', 'unknown')])
+        architectures = config.values.get('architectures') or [config.text('model_type', '?')]
+        kind = ', '.join(map(str, architectures)) if isinstance(architectures, list) else '?'
         raise CheckpointError(
             f'{folder} is not a LISA checkpoint: it is a {kind} with {len(shapes)} weights, none '
             f'of them named {"*, ".join(missing)}*; expected LISAForCausalLM with LoRA merged, '
@@ -184,49 +216,70 @@ def assemble_released(parts: ReleasedParts, target: LoadTarget) -> Checkpoint:
     Raises:
         CheckpointError: config.json names no vision tower, or parts do not fit each other.
     """
-    folder, config_dict, tokenizer = parts.folder, parts.config_dict, parts.tokenizer
-    check_image_marks(config_dict, tokenizer, folder)
-    tower_name = (
-        target.vision_tower
-        or config_dict.get('mm_vision_tower')
-        or config_dict.get('vision_tower')
-    )
-    if not isinstance(tower_name, str | Path) or not tower_name:
-        raise CheckpointError(f'{folder}/config.json names no vision tower: give vision_tower')
-    inside = folder / tower_name  # `export.save_clip` writes it there
-    is_inside = not Path(tower_name).is_absolute() and inside.is_dir()
-    tower = inside if is_inside else resolve_model_folder(tower_name, 'vision tower')
+    folder, tokenizer = parts.folder, parts.tokenizer
+    check_image_marks(parts.config, tokenizer, folder)
+    tower, tower_name = _find_tower(parts, target)
     clip_files = WeightFiles.of_folder(tower)
-    clip = clip_config(read_json(tower / 'config.json'), tower)
+    clip = clip_config(JsonFields.read(tower / 'config.json'))
     preprocessing = _clip_preprocessing(tower, clip.image_size)
-    template = target.template or _guess_template(config_dict)
-    config = infer_config(parts.shapes, config_dict, clip, tokenizer.seg_token_id, template)
+    check_preprocessing(preprocessing, clip, tower)
+    template = target.template or _guess_template(parts.config)
+    config = infer_config(
+        parts.shapes,
+        parts.config.values,
+        clip,
+        tokenizer.seg_token_id,
+        template,
+        parts.config.path,
+    )
     sources = [*parts.sources, MappedWeights(clip_files, map_clip_key)]
-    model = build_model(config, sources, target.device, target.precision, folder, unmap_key)
+    model = build_model(config, sources, target.placement, folder, unmap_key)
     check_consistency(config, tokenizer, preprocessing, folder)
-    if is_inside:
-        return Checkpoint(model, tokenizer, preprocessing)
-    # the full path of a folder, so that another config.json can name it, too
-    is_folder = Path(tower_name).expanduser().is_dir()
-    vision_tower = str(tower.resolve()) if is_folder else str(tower_name)
-    return Checkpoint(model, tokenizer, preprocessing, vision_tower)
+    return Checkpoint(model, tokenizer, preprocessing, tower_name)
+
+
+def _find_tower(parts: ReleasedParts, target: LoadTarget) -> tuple[Path, str | None]:
+    """Return the folder of the vision tower, and its name for another config.json.
+
+    The name is a full path or a hub id; None for a tower inside the model's own folder, where
+    `export.save_clip` writes it.
+
+    Raises:
+        CheckpointError: config.json names none, or it cannot be found or may not be downloaded.
+    """
+    config = parts.config
+    name = (
+        target.vision_tower
+        or config.text('mm_vision_tower', '')
+        or config.text('vision_tower', '')
+    )
+    if not name:
+        raise CheckpointError(
+            f'{parts.folder}/config.json names no vision tower: give vision_tower'
+        )
+    inside = parts.folder / name
+    if not Path(name).is_absolute() and inside.is_dir():
+        return inside, None
+    is_unasked = parts.is_local and not target.vision_tower
+    folder = target.origin.tower_folder(name, of_config=parts.folder if is_unasked else None)
+    return folder, str(name) if is_hub_id(name) else str(folder.resolve())
 
 
 def _clip_preprocessing(tower: Path, image_size: int) -> ClipPreprocessing:
     """Return the preprocessing in CLIP's folder; the usual one if the folder has none."""
     path = tower / 'preprocessor_config.json'
-    if path.is_file():
-        return ClipPreprocessing.from_dict(read_json(path))
+    if os.path.lexists(path):
+        return ClipPreprocessing.read(path)
     return ClipPreprocessing.of_size(image_size)
 
 
-def _guess_template(config_dict: dict) -> str:
+def _guess_template(config: JsonFields) -> str:
     """Return the template that `save_original` wrote, or that of the base model.
 
     The original reads it from the command line (chat.py --conv_type): released folders do not
     contain it.
     """
-    if isinstance(config_dict.get('conv_type'), str):
-        return config_dict['conv_type']
-    base = str(config_dict.get('_name_or_path', '')).lower().replace('_', '-')
+    if 'conv_type' in config:
+        return config.text('conv_type')
+    base = config.text('_name_or_path', '').lower().replace('_', '-')
     return 'llava_llama_2' if 'llama-2' in base else 'llava_v1'

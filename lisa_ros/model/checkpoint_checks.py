@@ -1,52 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a checkpoint before its weights are used: sizes, tokens, names and shapes."""
+"""Checks of a checkpoint before its weights are used: tokens, names and shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import nn
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.config_inference import Shapes
 from lisa_ros.model.image_processing import ClipPreprocessing
+from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.model_folder import listed
 from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.weight_files import Shapes
 
 
-def check_sizes(config: LisaConfig, folder: Path) -> None:
-    """Check sizes that fit the weights but make a model fail at the first image.
-
-    Raises:
-        CheckpointError: a size is impossible; the message names it and what was expected.
-    """
-    llama, clip = config.llama, config.clip
-    heads, key_value_heads = llama.num_attention_heads, llama.num_key_value_heads
-    layers, select_layer = clip.num_hidden_layers, config.mm_vision_select_layer
-    problem = None
-    if key_value_heads < 1 or heads % key_value_heads:
-        problem = (
-            f'num_key_value_heads is {key_value_heads}; expected a divisor of '
-            f'num_attention_heads, {heads}'
-        )
-    elif llama.head_dim < 2 or llama.head_dim % 2:
-        problem = f'head_dim is {llama.head_dim}; expected an even number, for rotary positions'
-    elif type(select_layer) is not int or not -layers - 1 <= select_layer <= layers:
-        problem = (
-            f'mm_vision_select_layer is {select_layer!r}; this CLIP has {layers} layers: '
-            f'expected {-layers - 1} to {layers}'
-        )
-    elif llama.max_position_embeddings <= config.image_tokens:
-        problem = (
-            f'max_position_embeddings is {llama.max_position_embeddings}; expected more than the '
-            f'{config.image_tokens} tokens of an image'
-        )
-    if problem:
-        raise CheckpointError(f'{folder}/config.json: {problem}')
-
-
-def check_image_marks(config_dict: Mapping, tokenizer: Tokenizer, folder: Path) -> None:
+def check_image_marks(config: JsonFields, tokenizer: Tokenizer, folder: Path) -> None:
     """Check that the tokenizer has the tokens around the image that the model was trained with.
 
     The vocabulary sizes do not show it: the model may have more tokens than the tokenizer,
@@ -56,7 +27,7 @@ def check_image_marks(config_dict: Mapping, tokenizer: Tokenizer, folder: Path) 
         CheckpointError: the tokenizer lacks <im_start> or <im_end>.
     """
     missing = [mark for mark in ('<im_start>', '<im_end>') if mark not in tokenizer]
-    if config_dict.get('mm_use_im_start_end') and missing:
+    if config.flag('mm_use_im_start_end', False) and missing:
         raise CheckpointError(
             f'{folder}: the model was trained with <im_start> and <im_end>, and the tokenizer '
             f'lacks {" and ".join(missing)}: added_tokens.json is cut off or of another checkpoint'
@@ -111,7 +82,7 @@ def check_keys(
         to_file_key: maps the model's names to those in the user's files, for the message.
 
     Raises:
-        CheckpointError: names each missing weight, each unexpected one and each other shape.
+        CheckpointError: names missing and unexpected weights and other shapes, some of each.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = sorted(map(to_file_key, set(expected) - set(shapes) - set(optional)))
@@ -123,7 +94,7 @@ def check_keys(
     ]
     groups = {'missing': missing, 'unexpected': unexpected, 'of another shape': reshaped}
     problems = [
-        f'{len(names)} {problem}: {", ".join(names)}' for problem, names in groups.items() if names
+        f'{len(names)} {problem}: {listed(names)}' for problem, names in groups.items() if names
     ]
     if problems:
         raise CheckpointError(f'{source}: the weights do not fit. ' + '; '.join(problems))

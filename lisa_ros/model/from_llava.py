@@ -12,23 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.assembly import MappedWeights
-from lisa_ros.model.checkpoint import Checkpoint, LoadTarget, ReleasedParts, assemble_released
-from lisa_ros.model.config_inference import Shapes
+from lisa_ros.model.assembly import MappedWeights, Placement
+from lisa_ros.model.checkpoint import (
+    Checkpoint,
+    LoadTarget,
+    ReleasedParts,
+    assemble_released,
+    read_config,
+    translate_load_errors,
+)
+from lisa_ros.model.json_file import read_json
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
     map_key,
     map_key_without_clip,
     map_sam_file_key,
 )
-from lisa_ros.model.model_folder import read_json, resolve_model_folder
+from lisa_ros.model.limits import Limits
+from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.quantization import check_precision
-from lisa_ros.model.sam_file import sam_path
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.model.weight_files import WeightFiles
+from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.results import SEG
 
 _NEW_TOKENS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
+_MAX_NEW_ROWS = 256  # tokens that a LLaVA's tokenizer may have beyond its embedding
 _VOCABULARY_WEIGHTS = ('model.embed_tokens.weight', 'lm_head.weight')  # a row for each token
 
 
@@ -82,6 +90,8 @@ def load_llava(
     device: str | torch.device = 'cpu',
     precision: str = 'fp32',
     seed: int = 0,
+    origin: Origin | None = None,
+    limits: Limits | None = None,
 ) -> Checkpoint:
     """Make a LISA from a LLaVA and a SAM, as the original's train_ds.py does.
 
@@ -97,19 +107,30 @@ def load_llava(
         device: device of the weights.
         precision: as in `checkpoint.load`.
         seed: of text_hidden_fcs.
+        origin: as in `checkpoint.load`.
+        limits: as in `checkpoint.load`.
 
     Raises:
         CheckpointError: a folder or file is not what is expected; the message names it.
         SettingsError: the precision does not exist or is not available here.
     """
     check_precision(precision, device)
-    target = LoadTarget(device, precision, vision_tower, template)
-    folder = resolve_model_folder(name, 'model')
-    config_dict = read_json(folder / 'config.json')
-    files, sam_files = WeightFiles.of_folder(folder), WeightFiles([sam_path(sam)])
+    placement = Placement(device, precision, limits or Limits())
+    target = LoadTarget(placement, vision_tower, template, origin or Origin())
+    with translate_load_errors(name):
+        return _load_llava(name, Path(sam), target, seed)
+
+
+def _load_llava(name: str | Path, sam: Path, target: LoadTarget, seed: int) -> Checkpoint:
+    """Make a LISA from a LLaVA and a SAM; see `load_llava`."""
+    is_local = not is_hub_id(name)
+    folder = target.origin.model_folder(name)
+    config = read_config(folder)
+    files, sam_files = WeightFiles.of_folder(folder), WeightFiles([target.origin.sam_file(sam)])
     shapes, sam_shapes = files.shapes(), sam_files.shapes()
     _check_is_llava(folder, shapes)
     tokenizer = _with_new_tokens(Tokenizer.load(folder))
+    _check_vocabulary(tokenizer, shapes, folder)
     if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
         raise CheckpointError(f"{sam}: not a SAM in segment-anything's layout")
     head = _random_head(
@@ -126,8 +147,22 @@ def load_llava(
         MappedWeights(sam_files, map_sam_file_key),
     ]
     return assemble_released(
-        ReleasedParts(folder, config_dict, shapes, sources, tokenizer), target
+        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local), target
     )
+
+
+def _check_vocabulary(tokenizer: Tokenizer, shapes: Shapes, folder: Path) -> None:
+    """Check that few tokens have no row of their own in the embedding.
+
+    Raises:
+        CheckpointError: the tokenizer has far more tokens than the model.
+    """
+    rows = shapes.get('model.embed_tokens.weight', (0,))[0]
+    if len(tokenizer) > rows + _MAX_NEW_ROWS:
+        raise CheckpointError(
+            f'{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {rows}: '
+            'added_tokens.json is damaged or of another model'
+        )
 
 
 def _check_is_llava(folder: Path, shapes: Shapes) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from lisa_ros.errors import CheckpointError, ImageError
+from lisa_ros.errors import ImageError
 from lisa_ros.images.pixel_limit import check_sides
+from lisa_ros.model.json_file import JsonFields, read_json
 
 _MAX_CLIP_RATIO = 32  # of the sides of an image that is resized for CLIP's centre crop
 SAM_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255, in every SAM
@@ -68,28 +70,37 @@ class ClipPreprocessing:
         return cls(size=size, crop=(size, size))
 
     @classmethod
-    def from_dict(cls, config: Mapping) -> ClipPreprocessing:
+    def read(cls, path: Path) -> ClipPreprocessing:
+        """Return the preprocessing in a preprocessor_config.json.
+
+        Raises:
+            CheckpointError: it cannot be read, or a value is not valid for CLIP's preprocessing.
+        """
+        return cls.from_dict(read_json(path), path)
+
+    @classmethod
+    def from_dict(
+        cls, config: Mapping, source: str | Path = 'preprocessor_config.json'
+    ) -> ClipPreprocessing:
         """Return the preprocessing of a preprocessor_config.json, read as a dict.
+
+        Args:
+            config: content of the file.
+            source: path of the file, for messages.
 
         Raises:
             CheckpointError: a value is not valid for CLIP's preprocessing.
         """
-        default = cls.of_size(224)
-        try:
-            has_crop = config.get('do_center_crop', True)
-            return cls(
-                size=_size(config.get('size', default.size)),
-                crop=_height_width(config.get('crop_size', default.crop)) if has_crop else None,
-                resample=int(config.get('resample', default.resample)),
-                scale=config.get('rescale_factor', default.scale),
-                mean=tuple(config.get('image_mean', default.mean)),
-                std=tuple(config.get('image_std', default.std)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f'preprocessor_config.json is not that of a CLIP ({error!r}); expected a size '
-                'that is a number, {"shortest_edge": n} or {"height": h, "width": w}'
-            ) from error
+        fields, default = JsonFields(config, source), cls.of_size(224)
+        has_crop = fields.flag('do_center_crop', True)
+        return cls(
+            size=_size(fields, 'size', default.size),
+            crop=_crop(fields, default.crop) if has_crop else None,
+            resample=fields.integer('resample', default.resample, *_RESAMPLES),
+            scale=fields.number('rescale_factor', default.scale, minimum=1e-6),
+            mean=_of_rgb(fields, 'image_mean', default.mean),
+            std=_of_rgb(fields, 'image_std', default.std, minimum=1e-6),
+        )
 
     def to_dict(self) -> dict:
         """Return the content of preprocessor_config.json; `from_dict` reads it."""
@@ -176,19 +187,38 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def _size(size: int | Mapping) -> int | tuple[int, int]:
-    if isinstance(size, Mapping) and 'shortest_edge' in size:
-        return int(size['shortest_edge'])
-    return size if isinstance(size, int) else _height_width(size)
+_RESAMPLES = (min(Image.Resampling), max(Image.Resampling))
 
 
-def _height_width(size: int | tuple[int, int] | Mapping) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, Mapping):
-        return int(size['height']), int(size['width'])
-    height, width = size
-    return int(height), int(width)
+def _size(fields: JsonFields, key: str, default: int) -> int | tuple[int, int]:
+    """Return a size: a number or shortest edge, or (height, width) [px]."""
+    size = fields.values.get(key)
+    if isinstance(size, dict) and 'shortest_edge' in size:
+        return fields.object(key).integer('shortest_edge', minimum=1)
+    if isinstance(size, dict) and {'height', 'width'} <= size.keys():
+        sides = fields.object(key)
+        return sides.integer('height', minimum=1), sides.integer('width', minimum=1)
+    if isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size):
+        return size[0], size[1]
+    if size is None or type(size) is int:
+        return fields.integer(key, default, minimum=1)
+    raise fields.error(key, 'a number, {"shortest_edge": n} or {"height": h, "width": w}')
+
+
+def _crop(fields: JsonFields, default: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the centre crop, (height, width) [px]."""
+    size = _size(fields, 'crop_size', default[0])
+    return (size, size) if isinstance(size, int) else size
+
+
+def _of_rgb(
+    fields: JsonFields, key: str, default: tuple[float, ...], minimum: float = -1e6
+) -> tuple[float, ...]:
+    """Return three numbers, for red, green and blue."""
+    values = fields.numbers(key, list(default))
+    if len(values) != 3 or min(values) < minimum:
+        raise fields.error(key, f'three numbers of {minimum:g} or more')
+    return values
 
 
 # ---- SAM

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 from transformers.models.sam.configuration_sam import (
     SamConfig,
     SamMaskDecoderConfig,
     SamPromptEncoderConfig,
     SamVisionConfig,
 )
+
+from lisa_ros.errors import CheckpointError
+from lisa_ros.model.json_file import JsonFields, shown
+from lisa_ros.model.model_folder import error_summary
 
 
 def sam_config(
@@ -125,17 +131,107 @@ class LisaConfig:
         return self.sam.vision_config.image_size
 
     def to_dict(self) -> dict:
-        """Return the content of config.json; `from_dict` reads it."""
+        """Return the content of config.json; `from_fields` reads it."""
         config_dict = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         parts = {name: config_dict[name].to_dict() for name in ('clip', 'llama', 'sam')}
         return {'model_type': 'lisa_ros', **config_dict, **parts}
 
     @classmethod
-    def from_dict(cls, config_dict: dict) -> LisaConfig:
-        """Return the config that `to_dict` wrote."""
-        values = {key: value for key, value in config_dict.items() if key != 'model_type'}
-        values['calibration'] = tuple(values.get('calibration', ()))  # JSON has no tuples
-        values['calibration_curve'] = tuple(map(tuple, values.get('calibration_curve', ())))
-        part_classes = {'clip': CLIPVisionConfig, 'llama': LlamaConfig, 'sam': SamConfig}
-        parts = {name: part(**values[name]) for name, part in part_classes.items()}
-        return cls(**{**values, **parts})
+    def from_fields(cls, fields: JsonFields) -> LisaConfig:
+        """Return the config that `to_dict` wrote.
+
+        Raises:
+            CheckpointError: a key is unknown or missing, or a value has another type.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(fields.values.keys() - known - {'model_type'})
+        if unknown:
+            raise CheckpointError(
+                f'{fields.path}: not a config of lisa_ros: the key {shown(unknown[0])} is '
+                'unknown; it may be of another version'
+            )
+        return cls(
+            clip=_part(CLIPVisionConfig, fields, 'clip'),
+            llama=_part(LlamaConfig, fields, 'llama'),
+            sam=_part(SamConfig, fields, 'sam', _SAM_PARTS),
+            seg_token_id=fields.integer('seg_token_id', minimum=0),
+            mm_vision_select_layer=fields.integer('mm_vision_select_layer', -2),
+            out_dim=fields.integer('out_dim', 256, minimum=1),
+            template=fields.text('template', 'llava_v1'),
+            explain=fields.text('explain', cls.explain),
+            confidence_threshold=fields.number('confidence_threshold', 0.0, 0, 1),
+            refine=fields.flag('refine', False),
+            calibration=_calibration(fields),
+            calibration_curve=_calibration_curve(fields),
+        )
+
+
+_SAM_PARTS = {
+    'vision_config': SamVisionConfig,
+    'prompt_encoder_config': SamPromptEncoderConfig,
+    'mask_decoder_config': SamMaskDecoderConfig,
+}
+_CALIBRATION_WEIGHTS = 4  # see perception/mask_scores.py
+
+
+def _part(
+    config_class: type[PreTrainedConfig],
+    fields: JsonFields,
+    key: str,
+    parts: Mapping[str, type[PreTrainedConfig]] | None = None,
+) -> PreTrainedConfig:
+    """Return one of the parts of a LISA; see `known_values`."""
+    part = fields.object(key)
+    values = known_values(config_class, part)
+    for name, part_class in (parts or {}).items():
+        values[name] = known_values(part_class, part.object(name))
+    return make_config(config_class, values, part)
+
+
+def known_values(config_class: type[PreTrainedConfig], fields: JsonFields) -> dict:
+    """Return the values that a config class declares itself, without those of its base.
+
+    The base class takes any key: "num_labels": 10^9 makes it build a dict of 10^9 names, and
+    others choose code to run.
+    """
+    own = {field.name for field in dataclasses.fields(config_class)}
+    base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return {key: value for key, value in fields.values.items() if key in own - base}
+
+
+def make_config(
+    config_class: type[PreTrainedConfig], values: dict, fields: JsonFields
+) -> PreTrainedConfig:
+    """Return a config of transformers, which checks the types of its values.
+
+    Raises:
+        CheckpointError: it refuses them; `fields` names the file.
+    """
+    try:
+        return config_class(**values)
+    except Exception as error:  # the library raises many types for values that it refuses
+        raise CheckpointError(
+            f'{fields.path}: not a config of {config_class.__name__} ({error_summary(error)}); it '
+            'may be of another version'
+        ) from error
+
+
+def _calibration(fields: JsonFields) -> tuple[float, ...]:
+    weights = fields.numbers('calibration', [])
+    if weights and len(weights) != _CALIBRATION_WEIGHTS:
+        raise fields.error('calibration', f'{_CALIBRATION_WEIGHTS} numbers, or none')
+    return weights
+
+
+def _calibration_curve(fields: JsonFields) -> tuple[tuple[float, float], ...]:
+    """Return knots (probability, score), both 0..1, in rising order of the probability."""
+    knots = fields.values.get('calibration_curve') or []
+    try:
+        curve = tuple((x, y) for x, y in knots)
+        is_valid = all(0 <= value <= 1 for knot in curve for value in knot)
+        is_valid = is_valid and all(a[0] <= b[0] for a, b in pairwise(curve))
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise fields.error('calibration_curve', 'pairs of numbers of 0 to 1, in rising order')
+    return curve

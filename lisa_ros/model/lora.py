@@ -16,6 +16,7 @@ So a further training of a 24 MB model is stored and sent in less than 1 MB.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.model.finite import all_finite
 from lisa_ros.model.weight_files import WeightFiles
 
 FILE = 'model_additions.safetensors'
@@ -110,12 +112,18 @@ def load_lora(folder: Path) -> dict[str, Tensor]:
     """Return the updates in a checkpoint's folder, float32; empty if there are none.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, or has NaN.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    return {name: tensor.float() for name, tensor in WeightFiles([path]).tensors()}
+    files = WeightFiles([path])
+    files.shapes()  # compares the file's claims with its bytes
+    updates = {name: tensor.float() for name, tensor in files.tensors()}
+    for name, tensor in updates.items():
+        if not all_finite(tensor):
+            raise CheckpointError(f'{path}: {name} has NaN or infinite numbers: it is damaged')
+    return updates
 
 
 class WeightsWithLora:
@@ -137,6 +145,8 @@ class WeightsWithLora:
                     f'{folder / FILE}: the model has no weight {weight} to add to: the file '
                     'belongs to another model'
                 )
+            if name.endswith('.down') and f'{weight}.up' not in self._updates:
+                raise CheckpointError(f'{folder / FILE}: {name} has no {weight}.up beside it')
             if not name.endswith('.down'):
                 self._check_shape(name, shapes[weight], folder / FILE)
 
@@ -150,8 +160,9 @@ class WeightsWithLora:
         if name.endswith('.up'):
             down = self._updates.get(f'{name.removesuffix(".up")}.down')
             shape = (*shape, *(down.shape if down is not None else ()))
+            rank = shape[1] if len(shape) > 1 else 0
             # rows, r, r, columns; the filters of a convolution are flattened to rows
-            expected = (expected[0], shape[1], shape[1], math.prod(expected[1:]))
+            expected = (*expected[:1], rank, rank, math.prod(expected[1:]))
         if shape != expected:
             raise CheckpointError(f'{path}: {name} is {shape}, expected {expected}')
 

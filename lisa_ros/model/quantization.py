@@ -15,7 +15,7 @@ PRECISIONS = {
     'int8': torch.float16,  # of the weights that are not quantized
     'nf4': torch.bfloat16,  # of the weights that are not quantized
 }
-QUANTIZED = ('int8', 'nf4')
+QUANTIZED_BITS = {'int8': 8, 'nf4': 4}  # of a quantized weight
 
 # A few million weights that decide where mask boundaries run: float32 at every precision. SAM's
 # neck is one of them because its sums overflow in fp16.
@@ -40,7 +40,7 @@ def check_precision(precision: str, device: str | torch.device) -> None:
     """
     if precision not in PRECISIONS:
         raise SettingsError(f'precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
-    if precision not in QUANTIZED:
+    if precision not in QUANTIZED_BITS:
         return
     if torch.device(device).type != 'cuda':
         raise SettingsError(

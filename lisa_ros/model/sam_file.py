@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers.models.sam.configuration_sam import SamConfig
 
-from lisa_ros.errors import CheckpointError
 from lisa_ros.model.config_inference import infer_sam
+from lisa_ros.model.file_checks import check_file
 from lisa_ros.model.key_mapping import map_sam_key
 from lisa_ros.model.weight_files import load_pickle
 
@@ -24,19 +24,9 @@ def load_sam_pth(path: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: the file is not a SAM, or cannot be read.
     """
-    state = load_pickle(sam_path(path))
+    path = Path(path).expanduser()
+    check_file(path, 'a SAM .pth file')
+    state = load_pickle(path)
     config = infer_sam({key: tuple(tensor.shape) for key, tensor in state.items()})
     renamed = {map_sam_key(key): tensor for key, tensor in state.items()}
     return config, {key: tensor for key, tensor in renamed.items() if key is not None}
-
-
-def sam_path(path: str | Path) -> Path:
-    """Return the path of an existing file.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f'{path}: no such file; expected a SAM .pth file')
-    return path

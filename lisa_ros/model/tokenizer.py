@@ -11,20 +11,25 @@ results).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.model_folder import read_json
+from lisa_ros.model.file_checks import check_file
+from lisa_ros.model.json_file import JsonFields, shown
+from lisa_ros.model.model_folder import describe_folder, error_summary
 from lisa_ros.results import SEG
 
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
-_FILES = ('added_tokens.json', 'special_tokens_map.json', 'tokenizer_config.json')
+_MAX_PIECES_BYTES = 32 * 2**20  # of tokenizer.model; that of LLaMA has 0.5 MB
+_MAX_ADDED = 10_000  # added tokens; a released LISA has 3
 
 
 @dataclass(frozen=True)
@@ -80,34 +85,27 @@ class Tokenizer:
         tokenizer_config.json in folders of newer libraries.
 
         Raises:
-            CheckpointError: a file is missing or cannot be read.
+            CheckpointError: a file is missing or cannot be read, or a value in it has another
+                type.
         """
         folder = Path(folder)
-        try:
-            pieces = SentencePieceProcessor(model_proto=(folder / 'tokenizer.model').read_bytes())
-            paths = {name: folder / name for name in _FILES}
-            contents = {n: read_json(p) if p.is_file() else {} for n, p in paths.items()}
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f'{folder}: cannot read the tokenizer ({error}); expected tokenizer.model '
-                f'(SentencePiece), {", ".join(_FILES)}'
-            ) from error
-        config = contents['tokenizer_config.json']
-        decoder = {
-            entry['content']: int(index)
-            for index, entry in config.get('added_tokens_decoder', {}).items()
-        }
-        added = {**decoder, **contents['added_tokens.json']}
-        special, roles = _special_tokens(config, contents['special_tokens_map.json'])
-        max_length = config.get('model_max_length')
+        pieces = _read_pieces(folder / 'tokenizer.model')
+        config = _read_fields(folder / 'tokenizer_config.json')
+        added_path = folder / 'added_tokens.json'
+        added = {**_decoder(config), **_added_tokens(_read_fields(added_path))}
+        added = {text: index for text, index in added.items() if index >= pieces.get_piece_size()}
+        _check_added(added, added_path)
+        special, roles = _special_tokens(config, _read_fields(folder / 'special_tokens_map.json'))
+        _check_roles(roles, added, pieces, folder)
+        max_length = config.number('model_max_length', None, minimum=1)
         return cls(
             pieces,
-            {text: index for text, index in added.items() if index >= pieces.get_piece_size()},
+            added,
             special,
             roles,
             # "no limit" is written as 10^30
-            model_max_length=max_length if max_length and max_length < 1e9 else None,
-            clean_up_spaces=config.get('clean_up_tokenization_spaces', True),
+            model_max_length=int(max_length) if max_length and max_length < 1e9 else None,
+            clean_up_spaces=config.flag('clean_up_tokenization_spaces', True),
         )
 
     def save(self, folder: str | Path) -> None:
@@ -277,8 +275,95 @@ class TokenStream:
         return added
 
 
+def _read_pieces(path: Path) -> SentencePieceProcessor:
+    """Return a SentencePiece model.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, too large or no such model.
+    """
+    if not os.path.lexists(path):
+        raise CheckpointError(
+            f'{path.parent} has no tokenizer.model (SentencePiece), found '
+            f'{describe_folder(path.parent)}; a tokenizer.json does not replace it: download the '
+            'folder again, or copy the file from the base model'
+        )
+    size = check_file(path)
+    if size > _MAX_PIECES_BYTES:
+        raise CheckpointError(
+            f'{path}: has {size} bytes; expected at most {_MAX_PIECES_BYTES} of a SentencePiece '
+            'model'
+        )
+    try:
+        pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+        count = pieces.get_piece_size()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f'{path}: cannot be read as a SentencePiece model ({error_summary(error)}); download '
+            'it again'
+        ) from error
+    if count < 1:
+        raise CheckpointError(f'{path}: holds no SentencePiece model; download it again')
+    return pieces
+
+
+def _read_fields(path: Path) -> JsonFields:
+    """Return the object in a JSON file; an empty one if there is no file."""
+    return JsonFields.read(path) if os.path.lexists(path) else JsonFields({}, path)
+
+
+def _added_tokens(fields: JsonFields) -> dict[str, int]:
+    """Return the ids in added_tokens.json."""
+    return {text: fields.integer(text, minimum=0) for text in fields.values}
+
+
+def _decoder(config: JsonFields) -> dict[str, int]:
+    """Return the ids of `added_tokens_decoder` in tokenizer_config.json."""
+    entries = config.object('added_tokens_decoder', {})
+    for index in entries.values:
+        if not (index.isascii() and index.isdigit() and len(index) < 10):
+            raise entries.error(index, 'ids as keys')
+    return {entries.object(index).text('content'): int(index) for index in entries.values}
+
+
+def _check_added(added: dict[str, int], path: Path) -> None:
+    """Check the texts and ids of added tokens.
+
+    Raises:
+        CheckpointError: a text is empty, two have one id, or there are too many.
+    """
+    if '' in added:  # it would be found between any two letters
+        raise CheckpointError(
+            f'{path}: an added token has no text; expected texts such as "[SEG]"'
+        )
+    if len(set(added.values())) < len(added):
+        ids = sorted(added.values())
+        twice = next(a for a, b in pairwise(ids) if a == b)
+        raise CheckpointError(f'{path}: two added tokens have the id {twice}; expected one each')
+    if len(added) > _MAX_ADDED:
+        raise CheckpointError(
+            f'{path}: has {len(added)} added tokens; expected at most {_MAX_ADDED}'
+        )
+
+
+def _check_roles(
+    roles: dict[str, str], added: dict[str, int], pieces: SentencePieceProcessor, folder: Path
+) -> None:
+    """Check that <s> and </s> are tokens: an answer would never end.
+
+    Raises:
+        CheckpointError: one of them is not in the vocabulary.
+    """
+    for role in ('bos_token', 'eos_token'):
+        token = roles[role]
+        if token not in added and pieces.id_to_piece(pieces.piece_to_id(token)) != token:
+            raise CheckpointError(
+                f'{folder}: {role} is {shown(token)} in tokenizer_config.json or '
+                'special_tokens_map.json; expected a token of the vocabulary, such as "</s>"'
+            )
+
+
 def _special_tokens(
-    config: dict, special_tokens_map: dict
+    config: JsonFields, special_tokens_map: JsonFields
 ) -> tuple[dict[str, tuple[bool, bool]], dict[str, str]]:
     """Return which sides each special token strips, and the token of each role.
 
@@ -286,15 +371,18 @@ def _special_tokens(
     special_tokens_map.json overrides them, and there a bare string strips both sides.
     """
     entries = {
-        role: _token(config.get(role) or default, bare_strips=False)
+        role: _token(config, role, config.values.get(role) or default, bare_strips=False)
         for role, default in _ROLES.items()
-        if config.get(role) or default
+        if config.values.get(role) or default
     }
     bare_keys = set()
-    for role, entry in special_tokens_map.items():
-        for number, token in enumerate(entry if isinstance(entry, list) else [entry]):
+    for role, entry in special_tokens_map.values.items():
+        tokens = entry if isinstance(entry, list) and role not in _ROLES else [entry]
+        for number, token in enumerate(tokens):
+            if token is None:  # no such token
+                continue
             key = role if role in _ROLES else f'{role} {number}'
-            entries[key] = _token(token, bare_strips=True)
+            entries[key] = _token(special_tokens_map, role, token, bare_strips=True)
             bare_keys |= {key} if isinstance(token, str) else set()
     # if a token has two roles (<unk> is also the padding), the entry with flags wins
     special = {text: strips for key, (text, strips) in entries.items() if key in bare_keys}
@@ -303,11 +391,22 @@ def _special_tokens(
     return special, roles
 
 
-def _token(entry: str | dict, bare_strips: bool) -> tuple[str, tuple[bool, bool]]:
-    """Return a token's text and which sides it strips; a bare string strips both or none."""
-    if isinstance(entry, str):
+def _token(
+    fields: JsonFields, role: str, entry: object, bare_strips: bool
+) -> tuple[str, tuple[bool, bool]]:
+    """Return a token's text and which sides it strips; a bare string strips both or none.
+
+    Raises:
+        CheckpointError: the entry of `role` is neither a text nor an object with its content.
+    """
+    if isinstance(entry, str) and entry:
         return entry, (bare_strips, bare_strips)
-    return entry['content'], (bool(entry.get('lstrip')), bool(entry.get('rstrip')))
+    if not isinstance(entry, dict):
+        raise fields.error(role, 'a token: "</s>", or {"content": "</s>", "lstrip": false, ...}')
+    token = JsonFields(entry, fields.path, f'{role}.')
+    if not token.text('content'):
+        raise token.error('content', 'the text of a token')
+    return token.text('content'), (token.flag('lstrip', False), token.flag('rstrip', False))
 
 
 def _clean_up(text: str) -> str:

@@ -73,6 +73,11 @@ class LoadOptions:
     sam: str | Path | None = None  # a .pth file of segment-anything
     template: str | None = None  # conversation template, a name in prompts.TEMPLATES
     threads: int | None = None  # CPU threads of the model
+    allow_download: bool = False  # of a CLIP that a local folder names by its hub id
+    sha256: str | None = None  # of the model's folder or its only weight file, 64 hex digits
+    lock: str | Path | None = None  # file with the checksums of all that is loaded
+    max_input_side: int | None = None  # largest input of CLIP and SAM that a model may claim [px]
+    max_model_size: float | None = None  # of the weights [GB]; None: the free memory
 
 
 class Cancellation(Protocol):

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from lisa_ros.errors import QueryError
 from lisa_ros.model import checkpoint, generation
+from lisa_ros.model.checksums import Lock
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
+from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
+from lisa_ros.model.origin import Origin
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
@@ -93,6 +96,8 @@ class LisaBackend:
             template=options.template,
             device=device,
             precision=options.precision or ('bf16' if device.type == 'cuda' else 'fp32'),
+            origin=_origin(options),
+            limits=_limits(options),
         )
         return cls(loaded.model, loaded.tokenizer, loaded.clip_preprocessing)
 
@@ -331,6 +336,18 @@ class LisaBackend:
         token_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated]
         answer_raw = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return answer.result(answer_raw, timer.seconds, early_end)
+
+
+def _origin(options: LoadOptions) -> Origin:
+    """Return where the model's files may come from."""
+    lock = Lock.read(options.lock) if options.lock else None
+    return Origin(options.allow_download, options.sha256, lock)
+
+
+def _limits(options: LoadOptions) -> Limits:
+    """Return the largest model that is loaded."""
+    default = Limits()
+    return Limits(options.max_input_side or default.input_side, options.max_model_size)
 
 
 def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:

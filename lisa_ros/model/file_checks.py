@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check files and folders of other people before they are opened: present, readable, whole.
+
+A path that is missing and a path that may not be read are different faults with different cures.
+Any thread.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from lisa_ros.errors import CheckpointError
+
+_KINDS = (
+    (stat.S_ISDIR, 'a folder'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+    (stat.S_ISFIFO, 'a pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+)
+_MAX_HOLES = 1000  # extents that are looked at
+
+
+def check_file(path: Path, expected: str = 'a file') -> int:
+    """Return the size of a regular file that may be read [bytes].
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the message.
+
+    Raises:
+        CheckpointError: it is missing, not a regular file, or may not be read.
+    """
+    try:
+        status = path.stat()
+        for has_kind, kind in _KINDS:  # opening a pipe would wait for ever
+            if has_kind(status.st_mode):
+                raise CheckpointError(f'{path}: is {kind}; expected {expected}')
+        path.open('rb').close()
+    except (OSError, ValueError) as error:
+        problem = access_problem(path, error)
+        raise CheckpointError(f'{path}: {problem}; expected {expected}') from error
+    return status.st_size
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be listed and entered.
+
+    Raises:
+        CheckpointError: it is missing, not a folder, or may not be read.
+    """
+    try:
+        os.scandir(folder).close()
+        with suppress(FileNotFoundError):
+            (folder / 'config.json').lstat()  # needs the permission to enter
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{folder}: {access_problem(folder, error)}') from error
+
+
+def check_whole(path: Path) -> None:
+    """Check that a weight file is not mostly holes, which a download that broke off leaves.
+
+    Raises:
+        CheckpointError: less than half of the file's size is on the disk.
+    """
+    size = check_file(path)
+    holes = _hole_bytes(path, size)
+    if holes > size / 2:
+        raise CheckpointError(
+            f'{path}: claims {size} bytes, but {holes} of them are holes without data: the '
+            'download broke off; download it again'
+        )
+
+
+def access_problem(path: Path, error: Exception) -> str:
+    """Return why a path cannot be read, with the cure, on one line.
+
+    Args:
+        path: that was opened or listed.
+        error: what was raised, an OSError or a ValueError.
+    """
+    if isinstance(error, FileNotFoundError):
+        target = f' (a link to {path.readlink()})' if path.is_symlink() else ''
+        return f'no such file or folder{target}'
+    if isinstance(error, NotADirectoryError):
+        return 'no such folder: a part of the path is a file'
+    if isinstance(error, PermissionError):
+        blocked = _blocked_part(path)
+        return (
+            f'permission denied for user {_user()}: {blocked} may not be read; its owner can '
+            f'allow it with: chmod -R a+rX {blocked}'
+        )
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def _blocked_part(path: Path) -> Path:
+    """Return the outermost folder of a path that may not be entered; else the path itself."""
+    effective = os.access in os.supports_effective_ids
+    for parent in reversed(path.absolute().parents):
+        if not os.access(parent, os.X_OK, effective_ids=effective):
+            return parent
+    return path
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.geteuid())
+
+
+def _hole_bytes(path: Path, size: int) -> int:
+    """Return how many bytes of a file are holes; 0 where the file system does not tell."""
+    holes = position = 0
+    try:
+        with path.open('rb') as file:
+            for _ in range(_MAX_HOLES):
+                start = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+                if start >= size:
+                    break
+                try:
+                    position = os.lseek(file.fileno(), start, os.SEEK_DATA)
+                except OSError:  # no data up to the end
+                    return holes + size - start
+                holes += position - start
+    except (OSError, AttributeError):  # not supported by this system
+        return 0
+    return holes

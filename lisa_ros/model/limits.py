@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of what a model may claim where no bytes in its files prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lisa_ros.errors import CheckpointError
+
+GB = 10**9
+_RELEASED_PATCH = 16  # of SAM ViT-H [px], with 16 heads
+_RELEASED_HEADS = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest model that is loaded; a hostile config.json claims more to fill the memory."""
+
+    # largest side of the images that CLIP and SAM get [px]; released models have 224 and 1024
+    input_side: int = 1024
+    memory: float | None = None  # largest size of the weights [GB]; None: the free memory
+
+    @property
+    def attention(self) -> int:
+        """Largest number of attention weights in a vision layer: heads times tokens squared.
+
+        SAM ViT-H with an input of `input_side` pixels has as many.
+        """
+        return _RELEASED_HEADS * (self.input_side // _RELEASED_PATCH) ** 4
+
+    def check_memory(self, size: int, device: str | torch.device, source: Path) -> None:
+        """Check that weights fit into the memory before it is allocated.
+
+        Args:
+            size: of the weights on the device [bytes].
+            device: of the weights.
+            source: the model's folder, for the message.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        if self.memory is not None:
+            if size > self.memory * GB:
+                raise CheckpointError(
+                    f'{source}: its weights take {size / GB:.1f} GB, more than the limit '
+                    f'max_model_size of {self.memory:g} GB'
+                )
+            return
+        free = free_memory(torch.device(device))
+        if free is not None and size > free:
+            raise CheckpointError(
+                f'{source}: its weights take {size / GB:.1f} GB, and {free / GB:.1f} GB are free '
+                f'on {device}: close other programs, choose another device or a smaller precision '
+                '(bf16, int8, nf4), or set max_model_size [GB] to load it anyway'
+            )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of a device, with swap [bytes]; None if it is unknown."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != 'cpu':
+        return None
+    try:
+        lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+        kilobytes = {line.split(':')[0]: int(line.split()[1]) for line in lines}
+        free = 1024 * (kilobytes['MemAvailable'] + kilobytes['SwapFree'])
+    except (OSError, ValueError, KeyError, IndexError):  # not Linux
+        return None
+    limit = _container_limit()
+    return free if limit is None else min(free, limit)
+
+
+def _container_limit() -> int | None:
+    """Return the memory limit of this container [bytes]; None without one."""
+    try:
+        return int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='ascii'))
+    except (OSError, ValueError):  # no cgroup version 2, or "max"
+        return None

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the files of a model: local folders, or downloads where the user allowed them.
+
+Who names a hub id allows its download. A hub id that stands in the config.json of a local folder
+was not named by the user: it is taken from the local cache, and downloaded only with
+`allow_download`. Checksums and the lock file are checked here, before a file is opened.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from lisa_ros.errors import CheckpointError
+from lisa_ros.model.checksums import Lock, check_sha256
+from lisa_ros.model.file_checks import access_problem, check_file, check_folder
+
+_HUB_ID = re.compile(r'[A-Za-z0-9_][\w.-]*/[\w.-]+')
+_TEXT_FILES = ('*.json', '*.model')
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the files of a model may come from, and what they must be."""
+
+    allow_download: bool = False  # of what a local folder's config.json names
+    sha256: str | None = None  # of the model's folder or of its only weight file
+    lock: Lock | None = None  # checksums of all that is loaded, and revisions for downloads
+
+    def model_folder(self, name: str | Path) -> Path:
+        """Return the folder of the model that the user named.
+
+        Raises:
+            CheckpointError: there is no such folder or repository, it may not be read, or it has
+                other checksums.
+        """
+        folder = self._folder(name, 'model', may_download=True)
+        if self.sha256:
+            check_sha256(folder, self.sha256)
+        return folder
+
+    def tower_folder(self, name: str | Path, *, of_config: Path | None) -> Path:
+        """Return the folder of a vision tower.
+
+        Args:
+            name: a folder or hub id.
+            of_config: the local folder whose config.json names it; None: the user named it, or
+                the model itself is from the hub.
+
+        Raises:
+            CheckpointError: as `model_folder`; or it would have to be downloaded unasked.
+        """
+        may_download = of_config is None or self.allow_download
+        return self._folder(name, 'vision tower', may_download, of_config)
+
+    def sam_file(self, path: str | Path) -> Path:
+        """Return the path of a segment-anything file that the user named.
+
+        Raises:
+            CheckpointError: it is missing, may not be read, or has another checksum.
+        """
+        path = Path(path).expanduser()
+        check_file(path, 'a SAM .pth file')
+        if self.lock is not None:
+            self.lock.check(path, path)
+        return path
+
+    def _folder(
+        self, name: str | Path, noun: str, may_download: bool, of_config: Path | None = None
+    ) -> Path:
+        folder = local_folder(name, noun)
+        if folder is None:
+            revision = self.lock.find(name).revision if self.lock else None
+            folder = _cached_or_downloaded(str(name), noun, revision, may_download, of_config)
+        check_folder(folder)
+        if self.lock is not None:
+            self.lock.check(name, folder)
+        return folder
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Return whether a name has the form of a hub id and is not a local folder.
+
+    Raises:
+        CheckpointError: a folder of this name may exist, but may not be read.
+    """
+    return bool(_HUB_ID.fullmatch(str(name))) and local_folder(name, 'model') is None
+
+
+def local_folder(name: str | Path, noun: str) -> Path | None:
+    """Return a local folder; None if there is none and the name has the form of a hub id.
+
+    Raises:
+        CheckpointError: it is a file, may not be read, or is missing and no hub id.
+    """
+    folder = Path(name)
+    try:
+        folder = folder.expanduser()
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        if _HUB_ID.fullmatch(str(name)):
+            return None
+        raise CheckpointError(
+            f'{noun} {name}: no such folder, and not a hub id; expected a folder or an id such as '
+            'xinlai/LISA-7B-v1'
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home of a "~user"
+        raise CheckpointError(f'{noun} {folder}: {access_problem(folder, error)}') from error
+    if not is_folder:
+        raise CheckpointError(f'{noun} {name} is a file; expected a folder or a hub id')
+    return folder
+
+
+def _cached_or_downloaded(
+    name: str, noun: str, revision: str | None, may_download: bool, of_config: Path | None
+) -> Path:
+    """Return the hub's local cache of a repository, after a download if that is allowed.
+
+    Raises:
+        CheckpointError: the download failed, or is not allowed and the cache lacks it.
+    """
+    try:
+        folder = _snapshot(name, revision, local_files_only=not may_download)
+        if not may_download and not _has_weights(folder):
+            raise FileNotFoundError(f'{folder} has no weights')
+        return folder
+    except Exception as error:  # errors of httpx, xet and the hub have no other common base class
+        if not may_download:
+            raise CheckpointError(
+                f'{noun} {name}, which {of_config}/config.json names, is neither a local folder '
+                'nor in the local cache, and is not downloaded unasked: give a folder with '
+                'vision_tower:=/path (--vision-tower), or allow the download with '
+                'allow_download:=true (--allow-download)'
+            ) from error
+        first_line = (str(error).splitlines() or [''])[0]
+        raise CheckpointError(
+            f'{noun} {name}: no such folder, and the download from the hub failed '
+            f'({type(error).__name__}: {first_line}); check the name and the network, or give a '
+            'local folder'
+        ) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(path.suffix in ('.safetensors', '.bin') for path in folder.iterdir())
+
+
+def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
+    """Return the hub's cache folder of a repository, with safetensors files if it has some."""
+    from huggingface_hub import snapshot_download  # only here: it uses the network
+
+    options = {'revision': revision} if revision else {}
+    if local_files_only:
+        options['local_files_only'] = True
+    folder = Path()
+    for pattern in ('model*.safetensors', 'pytorch_model*'):
+        folder = Path(snapshot_download(name, allow_patterns=[*_TEXT_FILES, pattern], **options))
+        if list(folder.glob('*.safetensors')):
+            break
+    return folder
