@@ -24,6 +24,7 @@ ARGUMENTS = {  # name: default, description
     'template': ('', 'conversation template of the prompt; empty: from params_file'),
     'device': ('', 'device: cpu, cuda or auto; empty: from params_file'),
     'precision': ('', 'weights: fp32, bf16, fp16, int8, nf4 or auto; empty: from params_file'),
+    'allow_download': ('', 'true: download the CLIP of a local folder; empty: from params_file'),
     'image': ('image', 'colour image topic, without /compressed'),
     'depth': ('depth', 'topic of the depth image, registered to the image (optional)'),
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
@@ -51,6 +52,8 @@ def lisa_node(context):
         for name in ('model', 'vision_tower', 'template', 'device', 'precision')
         if given[name]
     }
+    if given['allow_download']:
+        settings['allow_download'] = ParameterValue(given['allow_download'], value_type=bool)
     return [
         LifecycleNode(
             package='lisa_ros',

@@ -12,6 +12,7 @@ import sys
 
 from lisa_ros.commands import (
     chat,
+    checksum,
     evaluate,
     export,
     finetune,
@@ -37,12 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+_COMMANDS = (
+    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, checksum),
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='lisa-ros', description='Find objects in images by text queries (LISA).'
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for command in (segment, chat, listen, export, evaluate, scenes, train, frames, finetune):
+    for command in _COMMANDS:
         command.add(commands)
     return parser
 

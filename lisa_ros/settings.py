@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, LARGEST_MAX_IMAGE_PIXELS
+from lisa_ros.model.limits import Limits
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
@@ -73,6 +74,40 @@ class Settings(ValidatedSettings):
         'Number format of the weights; auto: bf16 on a GPU, fp32 on a CPU. int8 and nf4 quantize '
         'the language model and need a GPU and bitsandbytes',
         choices=('auto', 'fp32', 'bf16', 'fp16', 'int8', 'nf4'),
+        at_configure=True,
+    )
+    allow_download: bool = parameter(
+        False,
+        "Download the CLIP that a local folder's config.json names by its hub id. A hub id that "
+        'you give as model or vision_tower is downloaded, with its CLIP, without this',
+        at_configure=True,
+    )
+    model_sha256: str = parameter(
+        '',
+        'Load the model only if its folder, or its only weight file, has this SHA-256 '
+        '(lisa-ros checksum MODEL prints it); empty: any',
+        at_configure=True,
+    )
+    model_lock: str = parameter(
+        '',
+        'Lock file with the checksums, and the revisions of hub ids, of all that is loaded '
+        '(lisa-ros checksum MODEL --write-lock FILE writes it); empty: none',
+        at_configure=True,
+    )
+    max_input_side: int = parameter(
+        Limits.input_side,
+        'Largest input of CLIP and SAM that a model may claim [pixels]. Released models have 224 '
+        'and 1024; the memory of an answer grows with the fourth power',
+        minimum=32,
+        maximum=16384,
+        at_configure=True,
+    )
+    max_model_size: float = parameter(
+        0.0,
+        'Largest size of the weights in the chosen precision [GB]; 0: the free memory of the '
+        'device',
+        minimum=0.0,
+        maximum=10000.0,
         at_configure=True,
     )
     threads: int = parameter(

@@ -12,7 +12,15 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # From low to high. A module may import from lower layers, and from its own folder.
 LAYERS = [
     ['errors', 'english', 'resources', 'stop_signals', 'perception.masks'],
-    ['results', 'settings_schema', 'evaluation.metrics', 'images', 'model.finite'],
+    ['results', 'settings_schema', 'evaluation.metrics', 'images'],
+    [
+        'model.finite',
+        'model.file_checks',
+        'model.json_file',
+        'model.model_folder',
+        'model.pickle_claims',
+        'model.weight_files',
+    ],
     ['geometry', 'tracking', 'model', 'session.command_parser', 'chat_ui'],
     ['perception', 'voice'],
     ['settings', 'messages', 'session'],

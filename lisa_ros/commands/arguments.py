@@ -14,6 +14,10 @@ from lisa_ros.settings_schema import ValidatedSettings, parameter_info
 if TYPE_CHECKING:
     from lisa_ros.perception.segmenter import Segmenter
 
+_SOURCE_SETTINGS = (  # where a model comes from and how large it may be
+    *('allow_download', 'model_sha256', 'model_lock', 'max_input_side', 'max_model_size'),
+)
+_SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
 MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
 
 
@@ -34,9 +38,21 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'precision': options.precision,
         'vision_tower': options.vision_tower,
         'template': options.template,
+        **source_arguments(options),
         'options': InferenceOptions(
             max_new_tokens=options.max_new_tokens, typed_specials=options.typed_specials
         ),
+    }
+
+
+def source_arguments(options: argparse.Namespace) -> dict[str, object]:
+    """Return where a model may come from, as fields of `LoadOptions`."""
+    return {
+        'allow_download': options.allow_download,
+        'sha256': options.model_sha256,
+        'lock': options.model_lock,
+        'max_input_side': options.max_input_side,
+        'max_model_size': options.max_model_size or None,
     }
 
 
@@ -83,8 +99,14 @@ def setting_arguments(
             'metavar': None if info.choices else field.name.upper(),
             'help': f'{info.description} (default: {field.default or "none"})',
         }
-        flag = f'--{field.name.replace("_", "-")}'
-        parser.add_argument(flag, **(keywords | overrides.get(field.name, {})))
+        if isinstance(field.default, bool):
+            keywords = {
+                'action': argparse.BooleanOptionalAction,
+                'default': field.default,
+                'help': f'{info.description} (default: {"yes" if field.default else "no"})',
+            }
+        flags = [f'--{field.name.replace("_", "-")}', *_SHORT_FLAGS.get(field.name, ())]
+        parser.add_argument(*flags, **(keywords | overrides.get(field.name, {})))
 
 
 def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -93,7 +115,7 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
     With `several`, --model may be repeated and is a list, or None.
     """
     repeated = {'model': {'action': 'append', 'default': None}} if several else {}
-    setting_arguments(parser, Settings, MODEL_SETTINGS, **repeated)
+    setting_arguments(parser, Settings, (*MODEL_SETTINGS, *_SOURCE_SETTINGS), **repeated)
     parser.add_argument(
         '--typed-specials',
         action='store_true',

@@ -90,6 +90,13 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help='weights of SAM, a .pth of segment-anything; for --llava',
     )
     parser.add_argument('--vision-tower', help="CLIP folder or hub id (default: the checkpoint's)")
+    parser.add_argument(
+        '--allow-download',
+        action='store_true',
+        help="download the CLIP that a local folder's config.json names by its hub id",
+    )
+    parser.add_argument('--sha256', help='SHA-256 of the model, as lisa-ros checksum prints it')
+    parser.add_argument('--lock', help='lock file with the checksums of all that is loaded')
     parser.add_argument('--template', help="conversation template (default: the checkpoint's)")
     parser.add_argument(
         '--data',
@@ -127,7 +134,9 @@ def finetune(options: argparse.Namespace) -> int:
     Returns:
         Exit status: 0 done, 130 stopped by a signal.
     """
+    from lisa_ros.model.checksums import Lock
     from lisa_ros.model.device import resolve_device
+    from lisa_ros.model.origin import Origin
     from lisa_ros.training.finetune import run
     from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 
@@ -141,6 +150,11 @@ def finetune(options: argparse.Namespace) -> int:
         is_llava=options.llava is not None,
         template=options.template,
         seed=config.trainer.seed,
+        origin=Origin(
+            options.allow_download,
+            options.sha256,
+            Lock.read(options.lock) if options.lock else None,
+        ),
     )
     return 0 if run.finetune(options.out, base, mixture, validation, config, device) else 130
 

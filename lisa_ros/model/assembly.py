@@ -94,7 +94,7 @@ def build_model(
         ) from error
     check_keys(model, shapes, folder, _tied_weights(config), to_file_key)
     size = _weight_bytes(model, placement.precision)
-    placement.limits.check_memory(size, placement.device, folder)
+    placement.limits.check_memory(size, str(placement.device), folder)
     for source in sources:
         for key, tensor in source.weights.tensors():
             name = source.to_model_key(key)
@@ -196,10 +196,10 @@ def _check_finite(weight: Tensor, original: Tensor, noun: str) -> None:
     """
     if all_finite(weight):
         return
-    if all_finite(original.float()):
+    if all_finite(original.double()):
         raise CheckpointError(
             f'{noun} overflows as {str(weight.dtype).removeprefix("torch.")}: its largest number '
-            f'is {float(original.float().abs().max()):.3g}; choose the precision bf16 or fp32'
+            f'is {float(original.double().abs().max()):.3g}; choose the precision bf16 or fp32'
         )
     raise CheckpointError(
         f'{noun} has NaN or infinite numbers: the file is damaged, or its training diverged; '

@@ -19,11 +19,11 @@ from transformers.models.sam.configuration_sam import SamConfig
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.image_processing import ClipPreprocessing
-from lisa_ros.model.json_file import shown
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.weight_files import Shapes
 
+_MAX_POSITIONS = 2**20  # of the language model; keys and values of more fill the memory
 _MAX_PREPROCESSING = 4  # of the preprocessing's size, as a multiple of CLIP's input
 
 
@@ -41,11 +41,11 @@ def check_claims(config: LisaConfig, shapes: Shapes, limits: Limits, folder: Pat
             limit; the message names it and what was expected.
     """
     problems = chain(  # a later one may compute with what an earlier one has checked
-        _wrong_types(config),
         _wrong_counts(config, shapes),
+        _wrong_patches(config),
+        _too_large(config, limits),
         _wrong_llama(config),
         _wrong_sam(config.sam),
-        _too_large(config, limits),
         _wrong_epsilons(config),
     )
     problem = next(problems, None)
@@ -88,12 +88,16 @@ def count_layers(shapes: Shapes, prefix: str) -> int:
     return len(numbers)
 
 
-def _wrong_types(config: LisaConfig) -> Iterator[str]:
-    """Yield sizes that are lists: the libraries take them for images that are not square."""
-    for field, part in (('clip', config.clip), ('sam.vision_config', config.sam.vision_config)):
-        for name in ('image_size', 'patch_size'):
-            if type(getattr(part, name)) is not int:
-                yield f'{field}.{name} is {shown(getattr(part, name))}; expected an integer'
+def _wrong_patches(config: LisaConfig) -> Iterator[str]:
+    """Yield patches that do not fit into the images that CLIP and SAM get."""
+    clip, sam = config.clip, config.sam.vision_config
+    if clip.patch_size > clip.image_size:
+        yield f'clip.patch_size is {clip.patch_size}; expected 1 to {clip.image_size}'
+    if sam.image_size % sam.patch_size:
+        yield (
+            f'sam.vision_config.image_size is {sam.image_size}; expected a multiple of '
+            f'patch_size, {sam.patch_size}'
+        )
 
 
 def _wrong_counts(config: LisaConfig, shapes: Shapes) -> Iterator[str]:
@@ -134,9 +138,7 @@ def _wrong_llama(config: LisaConfig) -> Iterator[str]:
     llama, clip = config.llama, config.clip
     heads, key_value_heads = llama.num_attention_heads, llama.num_key_value_heads
     layers, select_layer = clip.num_hidden_layers, config.mm_vision_select_layer
-    if heads < 1:
-        yield f'num_attention_heads is {heads}; expected 1 or more'
-    elif key_value_heads < 1 or heads % key_value_heads:
+    if key_value_heads < 1 or heads % key_value_heads:
         yield (
             f'num_key_value_heads is {key_value_heads}; expected a divisor of '
             f'num_attention_heads, {heads}'
@@ -148,23 +150,16 @@ def _wrong_llama(config: LisaConfig) -> Iterator[str]:
             f'mm_vision_select_layer is {select_layer!r}; this CLIP has {layers} layers: '
             f'expected {-layers - 1} to {layers}'
         )
-    if not 1 <= clip.patch_size <= clip.image_size:
-        yield f'clip.patch_size is {clip.patch_size}; expected 1 to {clip.image_size}'
-    elif llama.max_position_embeddings <= config.image_tokens:
+    if not config.image_tokens < llama.max_position_embeddings <= _MAX_POSITIONS:
         yield (
             f'max_position_embeddings is {llama.max_position_embeddings}; expected more than the '
-            f'{config.image_tokens} tokens of an image'
+            f'{config.image_tokens} tokens of an image and at most {_MAX_POSITIONS}'
         )
 
 
 def _wrong_sam(sam: SamConfig) -> Iterator[str]:
     """Yield sizes of SAM's parts that do not fit each other."""
     vision, prompt, decoder = sam.vision_config, sam.prompt_encoder_config, sam.mask_decoder_config
-    if not 1 <= vision.patch_size <= vision.image_size or vision.image_size % vision.patch_size:
-        yield (
-            f'sam.vision_config.image_size is {vision.image_size}; expected a multiple of '
-            f'patch_size, {vision.patch_size}'
-        )
     pairs = {
         'sam.prompt_encoder_config.image_size': (prompt.image_size, vision.image_size),
         'sam.prompt_encoder_config.patch_size': (prompt.patch_size, vision.patch_size),
@@ -193,7 +188,7 @@ def _too_large(config: LisaConfig, limits: Limits) -> Iterator[str]:
         'clip': (clip.num_attention_heads, config.image_tokens),
         'sam.vision_config': (
             sam.num_attention_heads,
-            max(sam.image_size // max(sam.patch_size, 1), sam.window_size) ** 2,
+            max(sam.image_size // sam.patch_size, sam.window_size) ** 2,
         ),
     }
     for field, (heads, tokens) in parts.items():

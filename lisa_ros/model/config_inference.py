@@ -13,7 +13,7 @@ from lisa_ros.errors import CheckpointError
 from lisa_ros.model.config_checks import count_layers
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import LISA_SAM_PREFIX
-from lisa_ros.model.lisa_config import LisaConfig, make_config, sam_config
+from lisa_ros.model.lisa_config import LisaConfig, check_sizes, make_config, sam_config
 from lisa_ros.model.model_folder import error_summary
 from lisa_ros.model.weight_files import Shapes
 
@@ -198,6 +198,7 @@ def clip_config(config: JsonFields) -> CLIPVisionConfig:
             f'{Path(config.path).parent} is not a CLIP: model_type is {model_type or "missing"} '
             'in its config.json'
         )
+    check_sizes(values)
     return make_config(
         CLIPVisionConfig,
         {key: values.values[key] for key in _CLIP_FIELDS if key in values.values},

@@ -7,8 +7,8 @@ Any thread.
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -42,8 +42,8 @@ def check_file(path: Path, expected: str = 'a file') -> int:
                 raise CheckpointError(f'{path}: is {kind}; expected {expected}')
         path.open('rb').close()
     except (OSError, ValueError) as error:
-        problem = access_problem(path, error)
-        raise CheckpointError(f'{path}: {problem}; expected {expected}') from error
+        hint = f'; expected {expected}' if isinstance(error, FileNotFoundError) else ''
+        raise CheckpointError(f'{path}: {access_problem(path, error)}{hint}') from error
     return status.st_size
 
 
@@ -109,8 +109,8 @@ def _blocked_part(path: Path) -> Path:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user without a name
         return str(os.geteuid())
 
 

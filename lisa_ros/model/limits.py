@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of what a model may claim where no bytes in its files prove it."""
+"""Limits of what a model may claim where no bytes in its files prove it.
+
+Imports no torch before a limit is checked: the node's settings show the defaults.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from lisa_ros.errors import CheckpointError
 
@@ -31,12 +32,12 @@ class Limits:
         """
         return _RELEASED_HEADS * (self.input_side // _RELEASED_PATCH) ** 4
 
-    def check_memory(self, size: int, device: str | torch.device, source: Path) -> None:
+    def check_memory(self, size: int, device: str, source: Path) -> None:
         """Check that weights fit into the memory before it is allocated.
 
         Args:
             size: of the weights on the device [bytes].
-            device: of the weights.
+            device: of the weights, as torch names it.
             source: the model's folder, for the message.
 
         Raises:
@@ -49,7 +50,7 @@ class Limits:
                     f'max_model_size of {self.memory:g} GB'
                 )
             return
-        free = free_memory(torch.device(device))
+        free = free_memory(device)
         if free is not None and size > free:
             raise CheckpointError(
                 f'{source}: its weights take {size / GB:.1f} GB, and {free / GB:.1f} GB are free '
@@ -58,11 +59,13 @@ class Limits:
             )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device, with swap [bytes]; None if it is unknown."""
-    if device.type == 'cuda':
+def free_memory(device: str) -> int | None:
+    """Return the free memory of a torch device, with swap [bytes]; None if it is unknown."""
+    if device.startswith('cuda'):
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != 'cpu':
+    if device != 'cpu':
         return None
     try:
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()

@@ -194,9 +194,21 @@ def known_values(config_class: type[PreTrainedConfig], fields: JsonFields) -> di
     The base class takes any key: "num_labels": 10^9 makes it build a dict of 10^9 names, and
     others choose code to run.
     """
+    check_sizes(fields)
     own = {field.name for field in dataclasses.fields(config_class)}
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     return {key: value for key, value in fields.values.items() if key in own - base}
+
+
+def check_sizes(fields: JsonFields) -> None:
+    """Check the sizes that the libraries divide by, in a part of a config.
+
+    Raises:
+        CheckpointError: one of them is not an integer of 1 or more.
+    """
+    for key in ('image_size', 'patch_size', 'num_attention_heads'):
+        if key in fields.values:
+            fields.integer(key, minimum=1)
 
 
 def make_config(

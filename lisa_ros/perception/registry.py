@@ -14,9 +14,9 @@ model is loaded.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from importlib import metadata
-from pathlib import Path
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
@@ -65,7 +65,7 @@ def find_loader(model: str) -> tuple[BackendLoader, str]:
         SettingsError: the scheme is not registered.
     """
     scheme, colon, rest = model.partition(':')
-    if not colon or not _SCHEME.fullmatch(scheme) or Path(model).exists():
+    if not colon or not _SCHEME.fullmatch(scheme) or os.path.lexists(model):
         return load_lisa, model
     entry_points = {entry.name: entry for entry in metadata.entry_points(group=_ENTRY_POINTS)}
     if scheme not in _loaders and scheme in entry_points:

@@ -55,6 +55,11 @@ class Segmenter:
         sam: str | Path | None = None,
         template: str | None = None,
         threads: int | None = None,
+        allow_download: bool = False,
+        sha256: str | None = None,
+        lock: str | Path | None = None,
+        max_input_side: int | None = None,
+        max_model_size: float | None = None,
         options: InferenceOptions | None = None,
     ) -> Segmenter:
         """Load a model; arguments that are None have the backend's defaults.
@@ -69,13 +74,31 @@ class Segmenter:
                 lacks (LISA does not train SAM's vision encoder, so files may omit it).
             template: conversation template; None: the checkpoint's.
             threads: CPU threads of the model; None: as torch chooses.
+            allow_download: download the CLIP that a local folder's config.json names by its hub
+                id. A hub id given as `name` or `vision_tower` is downloaded without this.
+            sha256: load only a model whose folder or only weight file has this SHA-256.
+            lock: a file with the checksums of all that is loaded (`model.checksums`).
+            max_input_side: largest input of CLIP and SAM that a model may claim [px]; None: 1024.
+            max_model_size: largest size of the weights [GB]; None: the free memory.
             options: how queries are answered; None: the defaults of InferenceOptions.
 
         Raises:
             CheckpointError: the files are not a model, or are incomplete.
             SettingsError: the scheme, the device, the precision or the template is not available.
         """
-        load_options = LoadOptions(device, precision, vision_tower, sam, template, threads)
+        load_options = LoadOptions(
+            device=device,
+            precision=precision,
+            vision_tower=vision_tower,
+            sam=sam,
+            template=template,
+            threads=threads,
+            allow_download=allow_download,
+            sha256=sha256,
+            lock=lock,
+            max_input_side=max_input_side,
+            max_model_size=max_model_size,
+        )
         return cls(load_backend(str(name), load_options), options or InferenceOptions())
 
     @property

@@ -61,6 +61,11 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
         vision_tower=settings.vision_tower,
         template=settings.template,
         threads=settings.threads or None,
+        allow_download=settings.allow_download,
+        sha256=settings.model_sha256,
+        lock=settings.model_lock,
+        max_input_side=settings.max_input_side,
+        max_model_size=settings.max_model_size or None,
     )
     if settings.isolation == 'thread':
         return load_backend(settings.model, options)

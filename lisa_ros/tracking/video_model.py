@@ -15,6 +15,7 @@ thread-safe; each tracker belongs to one thread.
 
 from __future__ import annotations
 
+import os
 from bisect import insort
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,14 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import EdgeTamVideoModel, PreTrainedConfig, Sam2VideoModel
 from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from lisa_ros.errors import CheckpointError, ImageError, SettingsError
+from lisa_ros.errors import CheckpointError, ImageError, LisaError, SettingsError
 from lisa_ros.model.finite import check_finite
+from lisa_ros.model.model_folder import error_summary
 from lisa_ros.tracking.tracker import (
     MAX_OPEN_REFERENCES,
     MAX_REFERENCE_AGE,
@@ -39,6 +40,7 @@ from lisa_ros.tracking.tracker import (
     check_masks,
     unknown_reference,
 )
+from lisa_ros.tracking.video_model_files import check_claims, check_loaded, read_model_type
 
 VideoModel = Sam2VideoModel | EdgeTamVideoModel
 InferenceSession = Sam2VideoInferenceSession | EdgeTamVideoInferenceSession
@@ -243,25 +245,43 @@ def load_video_tracker(kind: str, model: str | Path, device: str | torch.device)
 
     Raises:
         SettingsError: `kind` is neither sam2 nor edgetam.
-        CheckpointError: no such model, or a model of another type.
+        CheckpointError: no such model, a model of another type, or one whose files are damaged.
     """
     if kind not in MODELS:
         raise SettingsError(f'no video tracker {kind!r}; expected {" or ".join(MODELS)}')
-    classes = MODELS[kind]
-    device = torch.device(device)
+    video_model = _load(kind, model, torch.device(device))
+    return VideoTracker(video_model, MODELS[kind].session)
+
+
+def _load(kind: str, model: str | Path, device: torch.device) -> VideoModel:
+    """Load a video model; see `load_video_tracker`."""
+    classes, folder = MODELS[kind], Path(model).expanduser()
+    is_local = os.path.lexists(folder)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(str(model))
-        model_type = config.get('model_type')
+        if is_local:
+            model_type = read_model_type(folder)
+        else:
+            config, _ = PreTrainedConfig.get_config_dict(str(model))
+            model_type = config.get('model_type')
         if model_type != classes.model_type:
             raise CheckpointError(
                 f'{model}: config.json names the type {model_type!r}, but the tracker {kind} '
                 f'needs {classes.model_type}: use weights in the format of transformers'
             )
-        video_model = classes.model.from_pretrained(
-            str(model),
+        if is_local:
+            check_claims(folder)
+        video_model, info = classes.model.from_pretrained(
+            str(folder if is_local else model),
             dtype=torch.bfloat16 if device.type == 'cuda' else torch.float32,
             use_safetensors=True,
+            local_files_only=is_local,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f'{model} cannot be loaded as {kind}: {error}') from error
-    return VideoTracker(video_model.to(device).eval(), classes.session)
+    except LisaError:
+        raise
+    except Exception as error:  # the library raises many types for files that do not fit
+        raise CheckpointError(
+            f'{model} cannot be loaded as {kind} ({error_summary(error)})'
+        ) from error
+    check_loaded(video_model, info, model)
+    return video_model.to(device).eval()

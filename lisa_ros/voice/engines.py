@@ -233,8 +233,9 @@ class Whisper:
 
         self._device = resolve_device(device)
         try:
-            self._processor = AutoProcessor.from_pretrained(model)
-            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model)
+            options = {'local_files_only': Path(model).is_dir(), 'trust_remote_code': False}
+            self._processor = AutoProcessor.from_pretrained(model, **options)
+            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model, **options)
         except (OSError, ValueError) as error:
             raise SettingsError(f'speech model {model}: {error}') from error
         self._model.to(self._device).eval()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from lisa_ros.errors import SettingsError
 from lisa_ros.model import checkpoint, from_llava
 from lisa_ros.model.checkpoint import Checkpoint
+from lisa_ros.model.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class BaseCheckpoint:
     is_llava: bool = False
     template: str | None = None  # conversation template; None: the checkpoint's
     seed: int = 0  # of the weights that a LLaVA lacks
+    origin: Origin = field(default_factory=Origin)  # whether CLIP may be downloaded; checksums
 
     def load(self, device: str | torch.device, precision: str) -> Checkpoint:
         """Load the model.
@@ -41,6 +43,7 @@ class BaseCheckpoint:
             'template': self.template,
             'device': device,
             'precision': precision,
+            'origin': self.origin,
         }
         if not self.is_llava:
             return checkpoint.load(self.name, **arguments)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check the folder of a video model before transformers builds the model, and the model after.
+
+The library believes config.json: a layer count of 10^9 fills the memory. Weights that are missing
+become random numbers, with a warning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from lisa_ros.errors import CheckpointError
+from lisa_ros.model.file_checks import check_folder
+from lisa_ros.model.finite import all_finite
+from lisa_ros.model.json_file import read_json, shown
+from lisa_ros.model.model_folder import listed
+from lisa_ros.model.weight_files import WeightFiles
+
+_COUNTS = ('layers', 'blocks', 'depth', 'labels')  # in keys whose value is a number of modules
+
+
+def check_claims(folder: Path) -> None:
+    """Compare the numbers in config.json with the weights of a local folder.
+
+    Raises:
+        CheckpointError: a number is larger than the weights allow, a file is damaged or may not be
+            read, or there are no safetensors files.
+    """
+    shapes = WeightFiles.of_folder(folder).shapes()
+    numbers = sum(map(math.prod, shapes.values()))
+    for key, value in _integers(read_json(folder / 'config.json')):
+        is_count = any(word in key for word in _COUNTS)
+        limit = len(shapes) if is_count else numbers
+        if value > limit:
+            raise CheckpointError(
+                f'{folder}/config.json: {key} is {shown(value)}; the weights have {limit} '
+                f'{"tensors" if is_count else "numbers"}: files of two models are mixed'
+            )
+
+
+def read_model_type(folder: Path) -> object:
+    """Return the type that config.json names; None without config.json.
+
+    Raises:
+        CheckpointError: the folder or the file cannot be read.
+    """
+    check_folder(folder)
+    path = folder / 'config.json'
+    return read_json(path).get('model_type') if os.path.lexists(path) else None
+
+
+def check_loaded(model: nn.Module, info: Mapping, source: str | Path) -> None:
+    """Check a model that transformers has loaded.
+
+    Args:
+        model: with its weights.
+        info: of `from_pretrained(..., output_loading_info=True)`.
+        source: folder or hub id, for messages.
+
+    Raises:
+        CheckpointError: a weight was missing, had another shape, or is not finite.
+    """
+    problems = [*info['missing_keys'], *(str(key) for key in info['mismatched_keys'])]
+    if problems:
+        raise CheckpointError(
+            f'{source}: weights are missing or of another shape: {listed(sorted(problems))}; '
+            'download the folder again'
+        )
+    for name, weight in model.named_parameters():
+        if not all_finite(weight.detach()):
+            raise CheckpointError(
+                f'{source}: the weight {name} has NaN or infinite numbers: the file is damaged; '
+                'download it again'
+            )
+
+
+def _integers(value: object, key: str = '') -> Iterator[tuple[str, int]]:
+    """Yield each integer in a config with its key; those in a list have the key of the list."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield from _integers(child, name)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _integers(child, key)
+    elif type(value) is int:
+        yield key, value

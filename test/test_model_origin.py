@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where model files come from: no download unasked, checksums, lock files, unreadable folders."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from golden import DATA, backend
+from hostile_folders import set_keys
+
+from lisa_ros import cli
+from lisa_ros.errors import CheckpointError
+from lisa_ros.model import checkpoint, export, from_llava
+from lisa_ros.model.checksums import Lock, check_sha256, file_checksums, folder_checksum
+from lisa_ros.model.origin import Origin
+from lisa_ros.perception.backend import LoadOptions
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.ros.configuration import load_model
+from lisa_ros.settings import Settings
+from lisa_ros.tracking.video_model import load_video_tracker
+
+CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
+TOWER = 'openai/clip-vit-large-patch14'  # as the toy's config.json names it
+CURES = r'vision_tower:=.*--vision-tower.*allow_download:=true.*--allow-download'
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, and no network: the test fails on any connection."""
+    cache, attempts = tmp_path / 'hub', []
+
+    def refuse(*arguments, **_):
+        attempts.append(arguments[-1])
+        raise OSError('no network in this test')
+
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    for name in ('connect', 'connect_ex'):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    hub = type('Hub', (), {'cache': cache, 'attempts': attempts})
+    yield hub
+    assert not attempts, f'the network was contacted: {attempts}'
+
+
+def fill_cache(hub, name, source, revision='0' * 40):
+    """Put a folder into the hub's cache, as a download does."""
+    folder = hub.cache / f'models--{name.replace("/", "--")}'
+    (folder / 'refs').mkdir(parents=True, exist_ok=True)
+    (folder / 'refs' / 'main').write_text(revision)
+    return shutil.copytree(source, folder / 'snapshots' / revision)
+
+
+# ---- downloads
+
+
+def test_a_hub_id_in_a_local_folder_is_not_downloaded_unasked():
+    with pytest.raises(CheckpointError, match=rf'{TOWER}.*{CKPT}/config\.json names.*{CURES}'):
+        checkpoint.load(CKPT)
+
+
+def test_nor_for_a_llava_the_node_or_the_command_line(tmp_path, capsys):
+    with pytest.raises(CheckpointError, match=CURES):
+        load_model(Settings(model=str(CKPT), device='cpu'))
+    assert cli.main(['segment', str(DATA / 'images' / 'coffee.webp'), 'x', '--model', str(CKPT)])
+    assert 'allow_download:=true' in capsys.readouterr().err
+    from test_checkpoint import write_llava_and_sam
+
+    folder, sam = write_llava_and_sam(tmp_path / 'llava')
+    with pytest.raises(CheckpointError, match=CURES):
+        from_llava.load_llava(folder, sam=sam)
+
+
+def test_what_is_in_the_cache_is_used_without_the_network(hub):
+    fill_cache(hub, TOWER, CLIP)
+    assert checkpoint.load(CKPT).vision_tower == TOWER
+
+
+def test_a_cache_without_weights_counts_as_empty(hub):
+    (fill_cache(hub, TOWER, CLIP) / 'pytorch_model.bin').unlink()
+    with pytest.raises(CheckpointError, match=CURES):
+        checkpoint.load(CKPT)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'allow_download': True},
+        {'vision_tower': TOWER},
+    ],
+)
+def test_a_download_that_was_asked_for_is_tried(options, hub):
+    with pytest.raises(CheckpointError, match=rf'{TOWER}: no such folder, and the download'):
+        load_backend(str(CKPT), LoadOptions(device='cpu', **options))
+    assert hub.attempts
+    hub.attempts.clear()
+
+
+def test_a_hub_id_allows_the_download_of_its_vision_tower(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    fill_cache(hub, 'xinlai/LISA-7B-v1', CKPT)
+    with pytest.raises(CheckpointError, match=rf'{TOWER}: no such folder, and the download'):
+        checkpoint.load('xinlai/LISA-7B-v1')
+    fill_cache(hub, TOWER, CLIP)
+    assert checkpoint.load('xinlai/LISA-7B-v1').vision_tower == TOWER
+
+
+def test_a_local_tracker_contacts_nobody(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'sam2_video'}))
+    with pytest.raises(CheckpointError, match='no weights'):
+        load_video_tracker('sam2', tmp_path, 'cpu')
+
+
+def test_the_bundled_model_contacts_nobody():
+    load_backend('lisa-tabletop', LoadOptions(device='cpu'))
+
+
+# ---- checksums
+
+
+@pytest.fixture
+def model(tmp_path):
+    lisa = backend(256)
+    export.save(lisa.model, lisa.tokenizer, lisa.clip_preprocessing, tmp_path / 'toy')
+    return tmp_path / 'toy'
+
+
+def test_the_checksum_is_that_of_sha256sum(model):
+    (model / 'README.md').write_text('not read')
+    command = 'sha256sum *.json *.model *.safetensors | LC_ALL=C sort -k 2 | sha256sum'
+    run = subprocess.run(
+        ['sh', '-c', command], cwd=model, capture_output=True, text=True, check=True
+    )
+    assert folder_checksum(file_checksums(model)) == run.stdout.split()[0]
+
+
+def test_a_model_with_another_checksum_is_refused(model, capsys):
+    checksums = file_checksums(model)
+    for accepted in (folder_checksum(checksums), checksums['model.safetensors'].upper()):
+        load_backend(str(model), LoadOptions(device='cpu', sha256=accepted))
+    for other in ('0' * 64, checksums['config.json']):
+        with pytest.raises(CheckpointError, match=rf'has the SHA-256 \w+, expected {other}'):
+            load_model(Settings(model=str(model), device='cpu', model_sha256=other))
+    for wrong in ('abc', 'sha256:' + '0' * 64):
+        with pytest.raises(CheckpointError, match='expected 64 hexadecimal digits'):
+            check_sha256(model, wrong)
+    image = str(DATA / 'images' / 'coffee.webp')
+    assert cli.main(['segment', image, 'x', '--model', str(model), '--sha256', '0' * 64]) == 1
+    assert 'has the SHA-256' in capsys.readouterr().err
+
+
+def test_a_changed_file_is_refused_before_it_is_read(model):
+    digest = folder_checksum(file_checksums(model))
+    (model / 'config.json').write_text('[' * 10**6)
+    with pytest.raises(CheckpointError, match='has the SHA-256'):
+        checkpoint.load(model, origin=Origin(sha256=digest))
+
+
+# ---- lock files
+
+
+def test_a_lock_file_pins_every_file(model, tmp_path, capsys):
+    lock = tmp_path / 'models.lock.json'
+    assert cli.main(['checksum', str(model), '--write-lock', str(lock)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f'{folder_checksum(file_checksums(model))}  {model}'
+    content = json.loads(lock.read_text())
+    digest = hashlib.sha256((model / 'config.json').read_bytes()).hexdigest()
+    assert content['models']['toy']['files']['config.json'] == digest
+    options = LoadOptions(device='cpu', lock=str(lock))
+    load_backend(str(model), options)
+    moved = shutil.copytree(model, tmp_path / 'elsewhere' / 'toy')
+    load_backend(str(moved), options)
+    set_keys('config.json', refine=True)(model)
+    with pytest.raises(CheckpointError, match=r'differs from .*config\.json changed'):
+        load_backend(str(model), options)
+    shutil.copy(moved / 'config.json', model)
+    (model / 'model_additions.safetensors').write_bytes(b'')
+    with pytest.raises(CheckpointError, match=r'model_additions\.safetensors not in the lock'):
+        load_backend(str(model), options)
+    (model / 'tokenizer.model').unlink()
+    with pytest.raises(CheckpointError, match=r'tokenizer\.model missing'):
+        load_backend(str(model), options)
+    with pytest.raises(CheckpointError, match=r'no entry for .*lisa-tabletop, only for toy'):
+        load_model(Settings(device='cpu', model_lock=str(lock)))
+
+
+def test_a_lock_file_pins_the_vision_tower_and_the_sam_too(tmp_path, capsys):
+    lock = tmp_path / 'lock.json'
+    for path in (CKPT, CLIP):
+        with pytest.raises(CheckpointError, match=r'no entry for|no such file'):
+            checkpoint.load(CKPT, vision_tower=CLIP, origin=Origin(lock=Lock.read(lock)))
+        cli.main(['checksum', str(path), '--write-lock', str(lock)])
+    origin = Origin(lock=Lock.read(lock))
+    checkpoint.load(CKPT, vision_tower=CLIP, origin=origin)
+    sam = tmp_path / 'sam.pth'
+    sam.write_bytes(b'x')
+    with pytest.raises(CheckpointError, match=r'no entry for .*sam\.pth'):
+        checkpoint.load(CKPT, vision_tower=CLIP, sam=sam, origin=origin)
+    cli.main(['checksum', str(sam), '--write-lock', str(lock)])
+    sam.write_bytes(b'y')
+    with pytest.raises(CheckpointError, match=r'sam\.pth changed'):
+        checkpoint.load(CKPT, vision_tower=CLIP, sam=sam, origin=Origin(lock=Lock.read(lock)))
+
+
+def test_a_hub_id_is_loaded_at_the_locked_revision(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    name, lock = 'someone/LISA', tmp_path / 'lock.json'
+    first = fill_cache(hub, name, CKPT, 'a' * 40)
+    cli.main(['checksum', name, '--write-lock', str(lock)])
+    cli.main(['checksum', str(CLIP), '--write-lock', str(lock)])
+    assert json.loads(lock.read_text())['models'][name]['revision'] == 'a' * 40
+    newer = fill_cache(hub, name, CKPT, 'b' * 40)  # a new version on the hub
+    set_keys('config.json', rms_norm_eps=0.1)(newer)
+    origin = Origin(lock=Lock.read(lock))
+    assert origin.model_folder(name) == first
+    loaded = checkpoint.load(name, vision_tower=CLIP, origin=origin)
+    assert loaded.model.config.llama.rms_norm_eps == 1e-5
+    copy = shutil.copytree(first, tmp_path / 'LISA')  # a copy under the repository's own name
+    checkpoint.load(copy, vision_tower=CLIP, origin=origin)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({}, 'lisa_ros_lock is missing; expected an integer'),
+        ({'lisa_ros_lock': 2, 'models': {}}, 'lisa_ros_lock is 2'),
+        ({'lisa_ros_lock': 1, 'models': []}, r'models is \[\]; expected an object'),
+        ({'lisa_ros_lock': 1, 'models': {'a': {}}}, r'models\.a\.files is missing'),
+        (
+            {'lisa_ros_lock': 1, 'models': {'a': {'files': {'b': 'c'}}}},
+            r"models\.a\.files\.b is 'c'",
+        ),
+        (
+            {'lisa_ros_lock': 1, 'models': {'a': {'files': {}, 'revision': 1}}},
+            r'models\.a\.revision is 1',
+        ),
+    ],
+)
+def test_a_file_that_is_no_lock_file_is_refused(content, message, tmp_path):
+    (tmp_path / 'lock.json').write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf'lock\.json: {message}'):
+        Lock.read(tmp_path / 'lock.json')
+
+
+# ---- unreadable is not missing
+
+
+@contextmanager
+def as_other_user():
+    """Act as a user without rights, so that root is refused, too."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    else:
+        yield
+
+
+@pytest.fixture
+def open_folder(tmp_path):
+    """A copy of the toy in a folder that every user may enter."""
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    yield shutil.copytree(CKPT, root / 'toy')
+    subprocess.run(['chmod', '-R', 'u+rwX', root], check=True)
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize('mode', [0o000, 0o600, 0o100])
+def test_a_folder_that_may_not_be_read(mode, open_folder):
+    open_folder.chmod(mode)
+    with as_other_user(), pytest.raises(CheckpointError) as caught:
+        checkpoint.load(open_folder, vision_tower=CLIP)
+    assert 'permission denied for user' in str(caught.value)
+    assert f'chmod -R a+rX {open_folder}' in str(caught.value)
+    assert 'hub' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['config.json', 'pytorch_model.bin', 'tokenizer.model', 'tokenizer_config.json'],
+)
+def test_a_file_that_may_not_be_read(name, open_folder):
+    (open_folder / name).chmod(0)
+    with as_other_user(), pytest.raises(CheckpointError) as caught:
+        checkpoint.load(open_folder, vision_tower=CLIP)
+    assert f'{open_folder}/{name}: permission denied' in str(caught.value)
+    assert f'chmod -R a+rX {open_folder}/{name}' in str(caught.value)
+
+
+def test_a_folder_in_one_that_may_not_be_entered(open_folder):
+    parent = open_folder.parent
+    parent.chmod(0)
+    with as_other_user():
+        for load in (
+            lambda: checkpoint.load(open_folder),
+            lambda: load_backend(str(open_folder), LoadOptions(device='cpu')),
+            lambda: checkpoint.load(CKPT, vision_tower=open_folder),
+            lambda: checkpoint.load(CKPT, vision_tower=CLIP, sam=f'{open_folder}/sam.pth'),
+        ):
+            with pytest.raises(CheckpointError, match=rf'permission denied.*chmod .* {parent}$'):
+                load()
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('/no/such/folder', 'no such folder, and not a hub id'),
+        ('a' * 5000, 'File name too long'),
+        ('a\0b', 'null'),
+        ('~nobody_here/x', 'home'),
+        ('', 'no config.json|no such folder|is not a LISA'),
+        (f'{CKPT}/config.json/x', 'no such folder'),
+    ],
+)
+def test_a_name_that_is_no_folder(name, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_backend(name, LoadOptions(device='cpu'))
