@@ -30,7 +30,7 @@ class Status(enum.IntEnum):
     FAILED = 4  # an error; `reason` says which
     STALE_INPUT = 5  # the newest image was older than allowed
     SUPERSEDED = 6  # a newer command replaced this one before it started
-    REPEATED = 8  # the model repeated the same words without end, and gave no mask before that
+    REPEATED = 7  # the model repeated the same words without end, and gave no mask before that
 
 
 ANSWERED = (Status.FOUND, Status.NOT_FOUND)  # the model has answered, with or without a mask

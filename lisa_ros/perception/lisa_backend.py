@@ -37,7 +37,6 @@ from lisa_ros.perception.prompts import (
     prompt_ids,
     training_ids,
 )
-from lisa_ros.perception.repetition import repeated_tail
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -240,8 +239,7 @@ class LisaBackend:
             if step.token_id == self.model.config.seg_token_id:
                 seg = SegToken(step.state, step.probability, text_prob)
                 yield from self._mask_events(seg, encoded, options, answer, timer)
-            answer.repeated = repeated_tail(answer.token_ids[answer.progress :])
-            if answer.repeated:
+            if answer.repeated_count:
                 break
         cancelled = not self._is_complete(answer.token_ids, options) and cancel.is_set()
         yield Done(self._result(answer, timer, cancelled))
@@ -323,8 +321,8 @@ class LisaBackend:
             yield event
 
     def _result(self, answer: AnswerBuilder, timer: StageTimer, cancelled: bool) -> Segmentation:
-        token_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated]
-        answer_raw = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
+        answer_raw = self.tokenizer.decode(text_ids, skip_special_tokens=True)
         return answer.result(answer_raw, timer.seconds, cancelled)
 
 

@@ -106,6 +106,7 @@ def request_status(source: StatusSource, scheduler: RequestScheduler) -> Diagnos
         'failed': counters.failed,
         'stale image': counters.stale,
         'cancelled': counters.cancelled,
+        'repeated (cut off)': counters.repeated,
         'superseded (dropped)': counters.superseded,
         'preempted (asked again)': counters.preempted,
         'rejected goals': counters.rejected,
