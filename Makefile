@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# `make` writes only to .venv, build, install, log and demo; `make clean` removes them.
+# `make clean` removes what `make` writes: .venv, build, install, log, demo and caches.
 
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c

@@ -30,8 +30,8 @@ class Status(enum.IntEnum):
     FAILED = 4  # an error; `reason` says which
     STALE_INPUT = 5  # the newest image was older than allowed
     SUPERSEDED = 6  # a newer command replaced this one before it started
-    TIMED_OUT = 7  # longer than `answer_timeout`; the result keeps what was ready by then
-    REPEATED = 8  # the model repeated the same words without end, and gave no mask before that
+    REPEATED = 7  # the model repeated the same words without end, and gave no mask before that
+    TIMED_OUT = 8  # longer than `answer_timeout`; the result keeps what was ready by then
 
 
 ANSWERED = (Status.FOUND, Status.NOT_FOUND)  # the model has answered, with or without a mask

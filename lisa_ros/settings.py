@@ -200,7 +200,8 @@ class Settings(ValidatedSettings):
     )
     max_command_chars: int = parameter(
         1000,
-        'Length limit of a command or of the query of a goal [characters]; longer ones fail',
+        'Length limit of a command, and of the query and the dialogue id of a goal [characters]; '
+        'longer ones fail',
         minimum=1,
         maximum=100000,
     )

@@ -549,7 +549,9 @@ def test_stop_ends_a_continuous_goal(peer, client):
     peer.wait(lambda: peer.received['segmentation'], START)
     peer.commands.publish(String(data='stop'))
     answer = client.wait(future)
-    assert (answer.status, answer.reason) == (Status.CANCELLED, 'stopped')
+    assert answer.status is Status.CANCELLED
+    # between two answers, or in the middle of one
+    assert answer.reason in ('stopped', 'cancelled during the answer')
     settle_answers(peer)
 
 

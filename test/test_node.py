@@ -4,6 +4,7 @@
 import array
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import platform
@@ -297,7 +298,8 @@ def test_the_overlay_is_drawn_for_a_subscriber(peer):
 def test_diagnostics_report_the_model_the_inputs_and_the_requests(peer):
     peer.received['diagnostics'].clear()
     for _ in range(5):
-        peer.publish_image(image(IMAGE), settle=False)
+        stamp = divmod(time.time_ns(), 10**9)
+        peer.publish_image(image(IMAGE, stamp=stamp), settle=False)
         peer.settle(0.1)
     statuses = {s.name: s for s in peer.received['diagnostics'][-1].status}
     assert statuses['/lisa: input /image'].level == DiagnosticStatus.OK
@@ -306,6 +308,23 @@ def test_diagnostics_report_the_model_the_inputs_and_the_requests(peer):
     values = {v.key: v.value for v in statuses['/lisa: requests'].values}
     assert int(values['answered']) > 0
     assert int(values['failed']) > 0
+
+
+def test_diagnostics_report_a_camera_with_wrong_stamps(peer):
+    now, counter = time.time(), itertools.count(1)
+    for stamps, cause in (
+        (lambda: (int(now) + 20, next(counter)), "s ahead of the node's clock: synchronize"),
+        (lambda: (7, next(counter)), "s behind the node's clock: for a bag, set use_sim_time"),
+        (lambda: (0, 0), 'its stamps are 0'),
+        (lambda: (int(now), 5), 'its stamp does not change'),
+    ):
+        peer.received['diagnostics'].clear()
+        for _ in range(5):
+            peer.publish_image(image(IMAGE, stamp=stamps()), settle=False)
+            peer.settle(0.1)
+        last = {s.name: s for s in peer.received['diagnostics'][-1].status}['/lisa: input /image']
+        assert last.level == DiagnosticStatus.WARN
+        assert cause in last.message
 
 
 def test_cleanup_and_configure_free_and_load_the_model_again(peer):

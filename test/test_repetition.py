@@ -47,7 +47,7 @@ def is_loop(masks):
         answer.token_ids.append(SEG)
         answer.add_mask(mask)
         answer.token_ids.append(DOT)
-        if repeated_tail(answer.token_ids[answer.progress :]):
+        if answer.repeated_count:
             return True
     return False
 

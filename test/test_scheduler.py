@@ -885,6 +885,15 @@ def test_without_a_query_there_is_no_requery(run):
 # ---- length, turns, stop
 
 
+def run_busy(run):
+    """Start a scheduler whose model answers the command "first" until `model.go` is set."""
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('first')
+    assert model.started.acquire(timeout=5)
+    return scheduler, model, listener
+
+
 def test_a_command_that_is_too_long_fails_and_is_not_kept_whole(run):
     scheduler, _, listener, _ = run(max_command_chars=200)
     scheduler.add_image(1, 'image')
@@ -895,14 +904,12 @@ def test_a_command_that_is_too_long_fails_and_is_not_kept_whole(run):
     assert max(len(text), len(result.query)) < 150
     scheduler.submit_command('a' * 200)
     assert listener.wait(2)[1][1] is Status.FOUND
+    assert not scheduler.set_standing_query('a' * 201)
+    assert scheduler.stop() == []
 
 
 def test_a_burst_of_commands_gets_an_answer_each(run):
-    model = Model(blocking=True)
-    scheduler, _, listener, _ = run(model)
-    scheduler.add_image(1, 'image')
-    scheduler.submit_command('first')
-    assert model.started.acquire(timeout=5)
+    scheduler, model, listener = run_busy(run)
     for number in range(300):
         scheduler.submit_command(f'command {number}')
     model.go.set()
@@ -913,11 +920,7 @@ def test_a_burst_of_commands_gets_an_answer_each(run):
 
 
 def test_clients_take_turns_whatever_the_number_of_their_goals(run):
-    model = Model(blocking=True)
-    scheduler, _, listener, _ = run(model)
-    scheduler.add_image(1, 'image')
-    scheduler.submit_command('first')
-    assert model.started.acquire(timeout=5)
+    scheduler, model, listener = run_busy(run)
     for number in range(5):
         scheduler.submit_goal(goal(f'greedy {number}', listener, client='greedy'))
     for number in range(2):
@@ -979,6 +982,25 @@ def test_an_answer_that_is_complete_when_it_is_stopped_ends_as_cancelled(run):
     scheduler.submit_command('the mug')
     assert listener.wait(1) == [('the mug', Status.CANCELLED)]
     assert listener.ends[0][2].reason == 'stopped'
+
+
+def test_a_standing_answer_that_is_complete_when_it_is_preempted_is_delivered(run):
+    model = Model()
+    scheduler, _, listener, _ = run(model)
+    answer = model.stream
+
+    def preempted_at_its_end(image, query, options, cancel):
+        for event in answer(image, query, options, cancel):
+            if isinstance(event, Done) and query.text == 'watched':
+                scheduler.submit_command('urgent')
+                assert cancel.is_set()
+            yield event
+
+    model.stream = preempted_at_its_end
+    scheduler.set_standing_query('watched')
+    scheduler.add_image(1, 'image')
+    assert listener.wait(2) == [('watched', Status.FOUND), ('urgent', Status.FOUND)]
+    assert model.texts == ['watched', 'urgent']
 
 
 # ---- freshness

@@ -54,11 +54,11 @@ def test_masks_of_images_of_different_sizes_are_an_error():
         result_from_message(message)
 
 
-@pytest.mark.parametrize('status', [0, 7, 255])
+@pytest.mark.parametrize('status', [0, 8, 255])
 def test_an_unknown_status_is_an_error(status):
     message = FACTORY.segmentation(HEADER, result())
     message.status = status
-    with pytest.raises(ImageError, match=f'the status {status}; expected 1 to 6'):
+    with pytest.raises(ImageError, match=f'the status {status}; expected one of 1, 2'):
         result_from_message(message)
 
 

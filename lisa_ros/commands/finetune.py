@@ -168,6 +168,7 @@ def _config(options: argparse.Namespace, device: str) -> FinetuneConfig:
     trainer = with_options(config.trainer, options)
     trainer = replace(
         trainer,
+        bf16=config.precision != 'fp32',
         monitor='val_giou' if options.val else None,
         warmup_steps=min(trainer.warmup_steps, max(1, trainer.steps // 5)),  # for short runs
     )

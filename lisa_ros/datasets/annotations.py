@@ -58,9 +58,8 @@ class AnnotatedQuery:
 
     text: str
     is_sentence: bool  # False: the name of an object
-    regions: tuple[
-        AnnotatedRegion, ...
-    ]  # targets and ignored regions; empty: the object is absent
+    # targets and ignored regions; empty: the object is absent
+    regions: tuple[AnnotatedRegion, ...]
 
     def ground_truth(self, height: int, width: int) -> np.ndarray:
         """Return (height, width) uint8: 1 target, IGNORED_PIXEL ignored, 0 elsewhere.

@@ -28,7 +28,7 @@ from lisa_ros.evaluation.metrics import ciou, giou
 from lisa_ros.images.image_file import decode_rgb
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import ANSWERED, Dialogue, Segmentation
+from lisa_ros.results import ANSWERED, Dialogue, Segmentation, Status
 from lisa_ros.tabletop.queries import IMPLICIT
 from lisa_ros.tabletop.test_sets import QUERIES_FILE
 
@@ -184,10 +184,11 @@ def _answer(segmenter: Segmenter, image: _TestImage, query: TabletopTestQuery) -
     dialogue = Dialogue()
     for text in query.history:
         earlier = answer_query(segmenter, image.pixels, text, dialogue)
-        if earlier.status not in ANSWERED:
+        if earlier.status is Status.FAILED:
             reason = f'the earlier query {text!r} failed: {earlier.reason}'
             return replace(earlier, query=query.text, reason=reason)
-        dialogue = dialogue.extended(earlier)
+        if earlier.status in ANSWERED:  # as in the node
+            dialogue = dialogue.extended(earlier)
     return answer_query(segmenter, image.pixels, query.text, dialogue)
 
 

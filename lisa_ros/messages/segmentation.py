@@ -285,9 +285,10 @@ def _check_sizes_and_status(message: Any) -> None:
             'the node that publishes it must set image_width and image_height of each instance'
         )
     if message.status not in set(Status):
+        known = ', '.join(str(int(status)) for status in Status)
         raise ImageError(
-            f'a Segmentation has the status {message.status}; expected {min(Status):d} to '
-            f'{max(Status):d}: build the publishing node and this one with the same lisa_ros'
+            f'a Segmentation has the status {message.status}; expected one of {known}: build the '
+            'publishing node and this one with the same lisa_ros'
         )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lisa_ros.perception.mask_decoder import ScoredMask
-from lisa_ros.perception.masks import MAX_MASKS, iou
+from lisa_ros.perception.masks import MAX_MASKS, area, box_slices, iou
+from lisa_ros.perception.repetition import repeated_tail
 from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import (
     LisaDetails,
@@ -24,7 +25,8 @@ from lisa_ros.results import (
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
-_REPEATED = 'the model found only an object that was shown before'
+_ONLY_SHOWN = 'the model found only an object that was shown before'
+_SHOWN_LEFT_OUT = 'a mask of an object that was shown before was left out'
 
 
 class AnswerBuilder:
@@ -46,13 +48,13 @@ class AnswerBuilder:
             excluded_masks: (H, W) bool each; leave out masks of the same objects.
         """
         self.token_ids: list[int] = []  # append each generated token
-        self.progress = 0  # tokens up to the last mask of an object that no mask showed before
-        self.repeated = 0  # tokens at the end that only repeat the ones before
         self._query, self._shape, self._threshold = query, shape, threshold
         self._excluded_masks = excluded_masks
-        self._has_repeated = False  # whether a mask was left out for `excluded_masks`
+        self._has_left_out = False  # whether a mask was left out for `excluded_masks`
+        self._new_mask_at = 0  # number of tokens up to the last mask of another object
         self._start = time.perf_counter()
         self._time_to_first_mask: float | None = None  # [s]
+        self._masks: list[np.ndarray] = []  # each (H, W) bool
         self._logits: list[np.ndarray] = []  # each (H, W) float32
         self._scores: list[float] = []
         self._score_features: list[ScoreFeatures] = []
@@ -62,22 +64,39 @@ class AnswerBuilder:
         """Whether the answer has as many masks as a label image can number."""
         return len(self._logits) >= MAX_MASKS
 
+    @property
+    def repeated_count(self) -> int:
+        """How many tokens at the end only repeat the ones before, see repetition.py."""
+        return repeated_tail(self.token_ids[self._new_mask_at :])
+
     def add_mask(self, mask: ScoredMask) -> MaskReady | None:
         """Add a mask; return its event, or None if the mask is left out."""
         if mask.score < self._threshold:
             return None
         pixels = mask.logits > 0
         if any(iou(pixels, excluded) > SAME_OBJECT_IOU for excluded in self._excluded_masks):
-            self._has_repeated = True
+            self._has_left_out = True
             return None
         if self._time_to_first_mask is None:
             self._time_to_first_mask = time.perf_counter() - self._start
-        if all(iou(pixels, other > 0) <= SAME_OBJECT_IOU for other in self._logits):
-            self.progress = len(self.token_ids)
+        if self._is_another_object(pixels):
+            self._new_mask_at = len(self.token_ids)
+        self._masks.append(pixels)
         self._logits.append(mask.logits)
         self._scores.append(mask.score)
         self._score_features.append(mask.features)
         return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score)
+
+    def _is_another_object(self, pixels: np.ndarray) -> bool:
+        """Return whether no mask of this answer shows the object of a mask, (H, W) bool."""
+        if not pixels.any():
+            return False
+        box, own_area = box_slices(pixels), area(pixels)
+        for other in self._masks:
+            shared = area(pixels[box] & other[box])
+            if shared > SAME_OBJECT_IOU * (own_area + area(other) - shared):
+                return False
+        return True
 
     def result(
         self, answer_raw: str, timings: dict[str, float], early_end: EarlyEnd | None
@@ -91,10 +110,12 @@ class AnswerBuilder:
         """
         empty = np.zeros((0, *self._shape), np.float32)
         logits = np.stack(self._logits) if self._logits else empty
-        masks = logits > 0
+        masks = np.stack(self._masks) if self._masks else empty > 0
         status = Status.FOUND if masks.any() else Status.NOT_FOUND
-        reason = _REPEATED if self._has_repeated else ''
-        if self.repeated:
+        reason = ''
+        if self._has_left_out:
+            reason = _SHOWN_LEFT_OUT if self._masks else _ONLY_SHOWN
+        if self.repeated_count:
             reason = _LOOP
             status = Status.FOUND if status is Status.FOUND else Status.REPEATED
         if early_end is not None:

@@ -40,7 +40,6 @@ from lisa_ros.perception.prompts import (
     prompt_ids,
     training_ids,
 )
-from lisa_ros.perception.repetition import repeated_tail
 from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
@@ -248,8 +247,7 @@ class LisaBackend:
             if step.token_id == self.model.config.seg_token_id:
                 seg = SegToken(step.state, step.probability, text_prob)
                 yield from self._mask_events(seg, encoded, options, answer, timer)
-            answer.repeated = repeated_tail(answer.token_ids[answer.progress :])
-            if answer.repeated:
+            if answer.repeated_count:
                 break
         is_complete = self._is_complete(answer.token_ids, options)
         yield Done(self._result(answer, timer, None if is_complete else stop.early_end))
@@ -333,8 +331,8 @@ class LisaBackend:
     def _result(
         self, answer: AnswerBuilder, timer: StageTimer, early_end: EarlyEnd | None
     ) -> Segmentation:
-        token_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated]
-        answer_raw = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
+        answer_raw = self.tokenizer.decode(text_ids, skip_special_tokens=True)
         return answer.result(answer_raw, timer.seconds, early_end)
 
 

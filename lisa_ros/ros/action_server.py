@@ -55,6 +55,7 @@ from lisa_ros.session.request import (
     PreviousAnswer,
     Request,
     RequestKind,
+    length_error,
     shortened,
 )
 from lisa_ros.session.scheduler import RequestScheduler
@@ -158,11 +159,8 @@ class SegmentActionServer:
     def _limit_client(self, goal_id: bytes) -> None:
         """End a goal if its client has too many unfinished ones."""
         client = self._clients.client(goal_id)
-        limit = self._settings.value.goals_per_client
-        if (
-            client
-            and sum(self._clients.client(other) == client for other in self._requests) > limit
-        ):
+        goals = sum(self._clients.client(other) == client for other in self._requests)
+        if client and goals > self._settings.value.goals_per_client:
             self._log.warning('a goal was aborted: its client has too many, see goals_per_client')
             self._cancel(goal_id, CancelReason.CLIENT_LIMIT)
 
@@ -284,11 +282,10 @@ def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None, max_char
     """
     if scheduler is None:
         raise QueryError('the node is not active')
-    if len(goal.query) > max_chars:
-        raise QueryError(
-            f'the query has {len(goal.query)} characters, max_command_chars allows {max_chars}: '
-            'say it in fewer words'
-        )
+    for text in (goal.query, goal.dialogue):
+        error = length_error(text, max_chars)
+        if error:
+            raise QueryError(error)
     if not goal.max_age >= 0:  # also NaN
         raise QueryError(f'max_age is {goal.max_age}; expected seconds, or 0 for any age')
     if goal.continuous and goal.image.width:

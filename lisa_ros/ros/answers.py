@@ -16,7 +16,7 @@ from lisa_ros.results import ANSWERED, BROKEN, Event, Segmentation, Status
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import CancelReason, Request, shortened, unanswered
+from lisa_ros.session.request import Request, shortened, unanswered
 from lisa_ros.tracking.worker import TrackingWorker
 
 
@@ -97,8 +97,7 @@ class TopicListener:
         if not self._context.node.context.ok():
             return  # ROS is shut down: no subscribers
         result = answer.result
-        is_stopped = request.cancellation.reason is CancelReason.STOPPED
-        if self._tracking is not None and result.status in ANSWERED and not is_stopped:
+        if self._tracking is not None and result.status in ANSWERED:
             self._tracking.on_answer(answer.frame, result)
         self._log(request, result)
         if result.status not in ANSWERED and not len(result.masks):
@@ -115,10 +114,10 @@ class TopicListener:
 
     def _log(self, request: Request, result: Segmentation) -> None:
         query = f'{self._log_prefix}{shortened(result.query)!r}'
+        cause = self._log_prefix + result.reason
         if result.status in BROKEN:
             outcome = 'timed out' if result.status is Status.TIMED_OUT else 'failed'
-            line = f'{query} {outcome}: {result.reason}'
-            self._context.log.error(line, self._log_prefix + result.reason)
+            self._context.log.error(f'{query} {outcome}: {result.reason}', cause)
             return
         answer = shortened(result.answer) or result.reason
         reason = f', {result.reason}' if result.answer and result.reason else ''
@@ -127,7 +126,7 @@ class TopicListener:
         if result.status in ANSWERED:
             self._context.node.get_logger().info(line)
         else:
-            self._context.log.info(line, result.reason)
+            self._context.log.info(line, cause)
 
 
 class ClientListener:

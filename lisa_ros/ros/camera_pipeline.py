@@ -23,7 +23,7 @@ from lisa_ros.session.command_parser import CommandKind, ParsedCommand
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
-from lisa_ros.session.request import RequestListener
+from lisa_ros.session.request import RequestListener, shortened
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
 from lisa_ros.tracking.tracker import Tracker
@@ -180,14 +180,14 @@ class CameraPipeline:
         scheduler, log = self.scheduler, self._context.node.get_logger()
         if scheduler is None:
             return
+        is_watch = command.kind is CommandKind.WATCH and bool(command.text)
         if command.kind is CommandKind.STOP:
             stopped = ', '.join(self.stop())
-            nothing = f'{command.text!r}: there is nothing to stop'
+            nothing = f'{shortened(command.text)!r}: there is nothing to stop'
             log.info(self._log_prefix + (f'stopped {stopped}' if stopped else nothing))
-        elif command.kind is CommandKind.WATCH and command.text:
-            scheduler.set_standing_query(command.text)
-            log.info(f'{self._log_prefix}watching {command.text!r} until "stop"')
-        else:
+        elif is_watch and scheduler.set_standing_query(command.text):
+            log.info(f'{self._log_prefix}watching {shortened(command.text)!r} until "stop"')
+        else:  # also a standing query that is empty or too long: the answer says so
             scheduler.submit_command(command.text)
 
     def stop(self) -> list[str]:

@@ -14,6 +14,7 @@ from lisa_ros.ros.camera_pipeline import CameraPipeline
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.inputs import TopicWatch
 from lisa_ros.session.command_parser import parse_command, select_cameras
+from lisa_ros.session.request import shortened
 from lisa_ros.session.scheduler import RequestScheduler
 
 
@@ -49,12 +50,12 @@ class Cameras:
         only = self._context.settings.value.camera
         if tuple(self._cameras) == ('',):
             if name and only and name != only:
-                raise SettingsError(f'no camera {name!r}: this node has {only!r}')
+                raise SettingsError(f'no camera {shortened(name)!r}: this node has {only!r}')
             return self._cameras['']
         if name not in self._cameras and (name or len(self._cameras) > 1):
             names = ', '.join(map(repr, self._cameras))
             raise SettingsError(
-                f'no camera {name!r}: this node has {names}'
+                f'no camera {shortened(name)!r}: this node has {names}'
                 if name
                 else f'several cameras, {names}: the goal has to name one'
             )
@@ -67,9 +68,7 @@ class Cameras:
             names, command = select_cameras(text, names)
             if not names:
                 known = ', '.join(self._cameras)
-                self._context.node.get_logger().error(
-                    f'{text!r}: no such camera; there are {known}'
-                )
+                self._context.log.error(f'{shortened(text)!r}: no such camera; there are {known}')
         for name in names:
             self._cameras[name].handle_command(parse_command(command))
 

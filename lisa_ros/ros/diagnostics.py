@@ -159,6 +159,7 @@ def request_status(source: StatusSource, scheduler: RequestScheduler) -> Diagnos
         'timed out': counters.timed_out,
         'stale image': counters.stale,
         'cancelled': counters.cancelled,
+        'repeated (cut off)': counters.repeated,
         'superseded (dropped)': counters.superseded,
         'preempted (asked again)': counters.preempted,
         'rejected goals': counters.rejected,

@@ -25,7 +25,7 @@ from service_msgs.msg import ServiceEventInfo
 from lisa_ros.action import Segment
 
 _QOS = QoSProfile(depth=1000)
-_MAX_EVENTS = 2000  # goals whose client is known before the goal is asked for
+_MAX_GOALS = 2000  # whose client is remembered; rejected goals are forgotten only in this way
 
 
 class GoalClients:
@@ -38,14 +38,14 @@ class GoalClients:
 
         Args:
             node: the server's.
-            server: its introspection is switched on.
+            server: its introspection is switched on, with contents: without them an event does
+                not tell the goal.
             action: full name of the action.
             on_known: called with the id of each goal whose client has become known.
         """
         self._node, self._action, self._on_known = node, action, on_known
         self._clients: dict[bytes, str] = {}  # by goal id, in the order of arrival
-        self._has_events = hasattr(server, 'configure_introspection')
-        if self._has_events:
+        if hasattr(server, 'configure_introspection'):
             self._listen(server)
 
     def _listen(self, server: ActionServer) -> None:
@@ -65,7 +65,7 @@ class GoalClients:
         if event.info.event_type == ServiceEventInfo.REQUEST_RECEIVED and event.request:
             goal_id = bytes(event.request[0].goal_id.uuid)
             self._clients[goal_id] = bytes(event.info.client_gid).hex()
-            if len(self._clients) > _MAX_EVENTS:
+            if len(self._clients) > _MAX_GOALS:
                 self.forget(next(iter(self._clients)))
             self._on_known(goal_id)
 

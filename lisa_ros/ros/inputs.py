@@ -48,9 +48,8 @@ class TopicWatch:
     is_required: bool  # without it nothing is answered
     incompatible_qos: str = ''  # QoS policy on which publisher and node disagree
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))  # [s, monotonic]
-    stamps: deque[int] = field(
-        default_factory=lambda: deque(maxlen=3)
-    )  # of the last messages [ns]
+    # stamps of the last messages [ns]
+    stamps: deque[int] = field(default_factory=lambda: deque(maxlen=3))
     stamp_age: float = 0.0  # of the last message at its arrival [s]
 
     def count(self, stamp: int, clock: Clock) -> None:

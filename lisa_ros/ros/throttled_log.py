@@ -34,7 +34,10 @@ class Logger(Protocol):
 
 
 class ThrottledLog:
-    """Logs each cause at most once in five seconds, and then how many messages it left out."""
+    """Logs each cause at most once in five seconds, and then how many messages it left out.
+
+    Each severity has its own call of the logger: rclpy allows one severity per line of code.
+    """
 
     def __init__(self, logger: Logger):
         self._logger = logger

@@ -21,10 +21,13 @@ from typing import Protocol
 from lisa_ros.session.frame_buffer import SyncedMessages
 
 SECONDS_PER_DAY = 86400.0
-MAX_STAMP_AGE = 1.5  # of an image when it arrives: more, and the clocks disagree [s]
+MAX_STAMP_AGE = 1.5  # an image that arrives with an older stamp is from a wrong clock [s]
 _SYNCHRONIZE = 'synchronize the clocks of camera and node (chrony, PTP)'
 _USE_SIM_TIME = 'for a bag, set use_sim_time and play it with --clock'
-_NO_CLOCK = 'use_sim_time is on, but /clock has no message: start the simulation or bag --clock'
+_NO_CLOCK = (
+    'use_sim_time is on, but /clock has no message: start the simulation, or play the bag with '
+    '--clock'
+)
 
 
 class Clock(Protocol):
@@ -77,7 +80,9 @@ def stale_reason(
         return None
     allows = f'{name} allows {limit:g} s'
     silence = clock.steady() - frame.arrived_at
-    if abs(silence) > limit:  # negative: the clock of a simulation went back
+    if silence < -limit:
+        return 'the simulation went back in time, and no image has come since: wait for one'
+    if silence > limit:
         return f'the newest image came {silence:.2f} s ago, {allows}: check the camera'
     age = stamp_age(frame.stamp, clock)
     if abs(age) <= limit or (not max_age and abs(age) > SECONDS_PER_DAY):

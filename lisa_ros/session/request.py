@@ -38,7 +38,7 @@ class CancelReason(enum.Enum):
     TIMED_OUT = 'the answer took longer than answer_timeout'
     PREEMPTED = 'preempted by a command or goal'  # background work only: it is asked again
     CLIENT_GONE = 'its client has gone'  # a goal whose client has left the ROS graph
-    CLIENT_LIMIT = 'its client has too many goals'
+    CLIENT_LIMIT = 'its client has too many goals, see goals_per_client'
 
 
 class CancelToken:
@@ -57,6 +57,11 @@ class CancelToken:
     def is_set(self) -> bool:
         """Return whether the request has to stop."""
         return self._cancelled.is_set()
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether nobody wants an answer any more, not even a complete one."""
+        return self._reason not in (None, CancelReason.PREEMPTED)
 
     @property
     def reason(self) -> CancelReason | None:
@@ -122,6 +127,7 @@ class RequestCounters:
     timed_out: int = 0  # the answer took longer than `answer_timeout`
     stale: int = 0  # the newest image was older than the request allows
     cancelled: int = 0
+    repeated: int = 0  # answers in a loop, without a mask
     superseded: int = 0  # commands that a newer one replaced before they started
     preempted: int = 0  # background requests that gave way to a command or goal
     rejected: int = 0  # goals beyond `goals_kept`
@@ -140,8 +146,20 @@ class RequestCounters:
             self.cancelled += 1
         elif status is Status.SUPERSEDED:
             self.superseded += 1
+        elif status is Status.REPEATED:
+            self.repeated += 1
         else:
             self.answered += 1
+
+
+def length_error(text: str, max_chars: int) -> str:
+    """Return why a text is too long for a command or a goal; empty if it is not."""
+    if len(text) <= max_chars:
+        return ''
+    return (
+        f'the text has {len(text)} characters, max_command_chars allows {max_chars}: say it in '
+        'fewer words'
+    )
 
 
 def shortened(text: str, length: int = 100) -> str:

@@ -51,6 +51,7 @@ from lisa_ros.session.request import (
     RequestCounters,
     RequestKind,
     RequestListener,
+    length_error,
     shortened,
     unanswered,
 )
@@ -176,7 +177,8 @@ class RequestScheduler:
                 turns of earlier commands.
             listener: receives its events and result; None: the camera's own listener.
         """
-        error = self._text_error(text)
+        error = length_error(text, self._options.max_command_chars)
+        error = error if text.strip() else _EMPTY
         request = Request(
             shortened(text) if error else text,
             RequestKind.COMMAND,
@@ -197,18 +199,6 @@ class RequestScheduler:
             result = unanswered(request.text, Status.FAILED, error)
             self._finish(request, self.newest_frame(), result)
         return request
-
-    def _text_error(self, text: str) -> str:
-        """Return why a text cannot be a command; empty if it can."""
-        if not text.strip():
-            return _EMPTY
-        longest = self._options.max_command_chars
-        if len(text) > longest:
-            return (
-                f'the command has {len(text)} characters, max_command_chars allows {longest}: '
-                'say it in fewer words'
-            )
-        return ''
 
     def _enqueue_command(self, command: Request) -> None:
         """Enqueue a command, lock held: replace a waiting command, else append."""
@@ -238,17 +228,23 @@ class RequestScheduler:
             goals = [r for r in self._waiting if r.kind is RequestKind.GOAL and not r.previous]
             return len(goals) < self._options.goals_kept
 
-    def set_standing_query(self, text: str) -> None:
+    def set_standing_query(self, text: str) -> bool:
         """Ask a query about every new frame, at most `watch_rate` times a second, until `stop`.
 
         It replaces an earlier standing query.
+
+        Returns:
+            Whether the text is short enough; if not, nothing changes.
         """
+        if length_error(text, self._options.max_command_chars):
+            return False
         with self._changed:
             self._stop_background()
             if not self._closed:
                 standing = Request(text, RequestKind.STANDING, self._listener)
                 self._background.set_standing(standing)
             self._inference.wake()
+        return True
 
     def requery(self) -> None:
         """Ask the last query again about the newest frame, once, as background work.
@@ -430,15 +426,15 @@ class RequestScheduler:
     def complete(self, job: InferenceJob, result: Segmentation) -> None:
         """Deliver the result of a job, except of cancelled background work."""
         request = job.request
-        if request.cancellation.is_set() and result.status in ANSWERED:  # cancelled at its end
-            reason = request.cancellation.reason.value
-            result = dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
-        is_answered = result.status in ANSWERED
-        if request.dialogue is not None and is_answered:
-            self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
         with self._changed:
             self._running = None
             self._changed.notify_all()  # `close` may wait for it
+            if result.status in ANSWERED and request.cancellation.is_revoked:
+                reason = request.cancellation.reason.value
+                result = dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
+            is_answered = result.status in ANSWERED
+            if request.dialogue is not None and is_answered:
+                self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
             if is_answered:
                 self.counters.last_seconds = time.monotonic() - request.created
             is_cancelled = result.status is Status.CANCELLED
