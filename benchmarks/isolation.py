@@ -5,8 +5,9 @@
 
 The model answers from a script with one mask, so that its own time is small. Both kinds of answers
 alternate in one run. Prints milliseconds for each size of the image: the image goes there and the
-mask comes back twice, as an event and in the result. The limit is 2 ms for 640 x 480; exit status
-1 if the median difference is above it.
+mask comes back twice, as an event and in the result. The cost is the difference of the fastest
+answers, to which other programs on the machine add nothing; the medians show what they add. The
+limit is 2 ms for 640 x 480; exit status 1 if the cost is above it.
 """
 
 from __future__ import annotations
@@ -68,17 +69,17 @@ def main() -> int:
         script = Path(folder) / 'script.json'
         script.write_text(json.dumps(REPLIES))
         there = ProcessBackend(f'scripted:{script}', LoadOptions())
-        print('median [ms]    this process   another   cost   ratio   cost, 95th percentile')
+        print(f'{"[ms]":15}{"fastest answer":^30}{"":10}{"median":^20}')
+        print(
+            f'{"":15}{"here":>10}{"there":>10}{"cost":>10}{"ratio":>10}{"here":>10}{"there":>10}'
+        )
         for size in SIZES:
             times = measure(here, there, size, options.answers)
-            own, other = np.median(times, axis=0)
-            differences = times[:, 1] - times[:, 0]
-            cost[size] = float(np.median(differences))
+            own, other = times.min(axis=0)
+            cost[size] = other - own
+            row = (own, other, cost[size], other / own, *np.median(times, axis=0))
             name = f'{size[0]} x {size[1]}'
-            print(
-                f'{name:15}{own:12.2f}{other:10.2f}{cost[size]:7.2f}{other / own:8.2f}'
-                f'{np.percentile(differences, 95):24.2f}'
-            )
+            print(f'{name:15}' + ''.join(f'{value:10.2f}' for value in row))
         there.close()
     return int(cost[LIMIT_SIZE] > LIMIT)
 

@@ -669,16 +669,13 @@ def test_a_node_that_cannot_deactivate_goes_on_answering(tmp_path, slow_peer):
     assert process.stop() == 0, process.output()
 
 
-@pytest.mark.parametrize('answer_timeout', [0.3, 0.0])
-def test_a_self_test_ends_although_the_model_hangs(
-    start_node, slow_peer, tmp_path, answer_timeout
-):
+def test_a_self_test_ends_although_the_model_hangs(start_node, slow_peer, tmp_path):
     (tmp_path / 'model').mkdir()
-    process = start_node(answer_timeout=answer_timeout)
+    process = start_node(answer_timeout=0.0)
     slow_peer.wait_until_active(process)
     response = slow_peer.call(Trigger, 'self_test')
     assert not response.success
-    assert re.search('not returned for|no answer within 1.5 s', response.message)
+    assert 'no answer within 1.5 s' in response.message
 
 
 def test_only_the_process_of_the_model_loads_torch(node_process, peer):

@@ -3,6 +3,7 @@
 
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -170,6 +171,35 @@ def test_a_cancel_after_the_last_token_changes_nothing():
     for event in lisa.stream(load_image(NONE['image']), NONE['prompt'], cancel=cancel):
         if isinstance(event, Token) and event.token_id == lisa.backend.tokenizer.eos_token_id:
             cancel.set()
+    assert event.result.status is Status.NOT_FOUND
+
+
+def test_an_answer_that_takes_too_long_keeps_what_was_ready():
+    lisa = segmenter(256, THREE['template'], answer_timeout=2.0)
+    start, events = time.monotonic(), []
+    for event in lisa.stream(load_image(THREE['image']), THREE['prompt']):
+        events.append(event)
+        if isinstance(event, MaskReady):
+            time.sleep(max(0.0, start + 2.1 - time.monotonic()))
+    result = events[-1].result
+    assert result.status is Status.TIMED_OUT
+    assert 'longer than answer_timeout (2 s)' in result.reason
+    assert len(result.masks) == 1
+    assert list(result.token_ids) == generated_ids(256, THREE)[: len(result.token_ids)]
+
+
+def test_without_any_time_the_answer_is_empty():
+    result = result_of(THREE, answer_timeout=0.0)
+    assert (result.status, result.token_ids) == (Status.TIMED_OUT, ())
+    assert result.masks.shape == (0, *THREE['original_size'])
+
+
+def test_a_time_limit_after_the_last_token_changes_nothing():
+    lisa = segmenter(256, NONE['template'], answer_timeout=2.0)
+    start = time.monotonic()
+    for event in lisa.stream(load_image(NONE['image']), NONE['prompt']):
+        if isinstance(event, Token) and event.token_id == lisa.backend.tokenizer.eos_token_id:
+            time.sleep(max(0.0, start + 2.1 - time.monotonic()))
     assert event.result.status is Status.NOT_FOUND
 
 

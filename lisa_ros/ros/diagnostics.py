@@ -33,6 +33,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.STALE,
 )
 _RECENT_FAILURE = 10.0  # how long a model's failure is a warning after it answers again [s]
+_SLOW_ANSWER = 30.0  # an answer that takes longer is a warning [s]
 _SILENT_AFTER = 2.0  # an input without a message for this time is called silent [s]
 
 
@@ -105,7 +106,8 @@ def _judge_model(model: str, health: ModelHealth) -> tuple[bytes, str]:
     if health.failure is not None and time.monotonic() - health.failure.at < _RECENT_FAILURE:
         return WARN, f'{model} is loaded; a moment ago: {health.failure.cause}'
     if health.state is HealthState.BUSY:
-        return OK, f'{model} has been answering for {seconds:.1f} s'
+        level = OK if seconds < _SLOW_ANSWER else WARN
+        return level, f'{model} has been answering for {seconds:.1f} s'
     return OK, f'{model} is loaded'
 
 
