@@ -54,17 +54,17 @@ def node_process(tmp_path_factory):
     assert 'Traceback' not in process.output(), process.output()
 
 
-def test_the_process_has_the_name_of_its_executable(node_process):
-    if executable()[0] != sys.executable:  # env started it: killall and top show this name
-        assert Path(f'/proc/{node_process.process.pid}/comm').read_text() == 'lisa_node\n'
-
-
 @pytest.fixture(scope='module')
 def peer(node_process):
     peer = Peer()
     peer.wait_until_active(node_process)
     yield peer
     peer.close()
+
+
+def test_the_process_has_the_name_of_its_executable(node_process, peer):
+    if executable()[0] != sys.executable:  # env started it: killall and top show this name
+        assert Path(f'/proc/{node_process.process.pid}/comm').read_text() == 'lisa_node\n'
 
 
 def header_of(message):
@@ -762,6 +762,19 @@ def test_settings_that_are_read_on_configure_are_refused_while_the_weights_load(
     (result,) = slow_peer.set_parameters(precision='bf16')
     assert not result.successful
     assert slow_peer.set_parameters(max_new_tokens=40)[0].successful
+    (tmp_path / 'model').mkdir()
+    slow_peer.wait_until_active(process)
+
+
+def test_a_client_cannot_end_configure_while_the_weights_load(start_node, slow_peer, tmp_path):
+    process = start_node()
+    process.wait_for_output('loading')
+    for label in ('transition_success', 'transition_failure', 'transition_error', 'shutdown'):
+        assert not slow_peer.change_state(label)
+    assert slow_peer.state() == 'configuring'
+    assert 'a transition refused: transition_success is not possible; possible now: none' in (
+        process.output()
+    )
     (tmp_path / 'model').mkdir()
     slow_peer.wait_until_active(process)
 

@@ -45,6 +45,10 @@ class CallbackErrorLog:
             details = '\n' + ''.join(traceback.format_list(frames)).rstrip()
         self._log.error(f'{source} failed, the node goes on: {text}{details}', cause)
 
+    def report_refused(self, request: str, reason: str) -> None:
+        """Log that a request was refused, and why; each kind of request once in 5 s at most."""
+        self._log.warning(f'{request} refused: {reason}', request)
+
 
 def shortened(value: object) -> str:
     """Return an error or another text from outside on one line of limited length."""

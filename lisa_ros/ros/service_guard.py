@@ -7,9 +7,12 @@ The services of parameters and lifecycle are rclpy's, and their callbacks raise 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions
 from rcl_interfaces.msg import Parameter, ParameterType, SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.executors import await_or_execute
@@ -23,6 +26,9 @@ ServiceCallback = Callable[[Any, Any], Any]  # (request, response) -> response, 
 
 _VALUE_TYPES = range(ParameterType.PARAMETER_NOT_SET, ParameterType.PARAMETER_STRING_ARRAY + 1)
 
+_TYPE_HASH = re.compile('RIHS01_[0-9a-f]{64}')
+_FIRST_INTERNAL_TRANSITION = Transition.TRANSITION_ON_CONFIGURE_SUCCESS
+
 
 def guard_services(node: Node, errors: CallbackErrorLog) -> None:
     """Make each present service of a node answer if its callback raises.
@@ -30,12 +36,17 @@ def guard_services(node: Node, errors: CallbackErrorLog) -> None:
     The answer says that the request failed and why, if the response has fields for that; else it
     is empty. Call it before the node spins.
     """
+    transitions = _available_transitions(node)
     for service in node.services:
         callback = service.callback
         if service.srv_type is SetParameters:
             callback = _set_one_by_one(callback, errors)
         elif service.srv_type is SetParametersAtomically:
             callback = _set_if_typed(callback)
+        elif service.srv_type.__name__ == 'GetTypeDescription':
+            callback = _describe_if_hashed(callback)
+        elif service.srv_type is ChangeState:
+            callback = _change_if_possible(callback, transitions, errors)
         service.callback = _guarded(service, callback, errors)
 
 
@@ -55,6 +66,71 @@ def _guarded(
             return _failure(service.srv_type, shortened(error))
 
     return answer
+
+
+def _available_transitions(node: Node) -> Callable[[], list[Transition]]:
+    """Return a function for the transitions that may be requested in the node's present state."""
+    answer = next(
+        (
+            service.callback
+            for service in node.services
+            if service.srv_name.endswith('/get_available_transitions')
+        ),
+        lambda _, response: response,
+    )
+
+    def transitions() -> list[Transition]:
+        response = answer(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
+        found = [description.transition for description in response.available_transitions]
+        return [transition for transition in found if transition.id < _FIRST_INTERNAL_TRANSITION]
+
+    return transitions
+
+
+def _change_if_possible(
+    callback: ServiceCallback,
+    transitions: Callable[[], list[Transition]],
+    errors: CallbackErrorLog,
+) -> ServiceCallback:
+    """Return a callback of ChangeState for transitions that are possible in the present state.
+
+    rclpy logs each other request, and accepts the transitions that a callback itself causes: a
+    client could end `configure` while the weights load.
+    """
+
+    def change_state(request: Any, response: Any) -> Any:
+        possible, wanted = transitions(), request.transition
+        if any(_is_same(wanted, transition) for transition in possible):
+            return callback(request, response)
+        labels = ', '.join(transition.label for transition in possible) or 'none, it is changing'
+        name = shortened(wanted.label) or wanted.id
+        errors.report_refused('a transition', f'{name} is not possible; possible now: {labels}')
+        response.success = False
+        return response
+
+    return change_state
+
+
+def _is_same(wanted: Transition, transition: Transition) -> bool:
+    """Return whether a request means a transition; a label counts more than a number."""
+    if wanted.label:
+        return wanted.label == transition.label
+    return wanted.id == transition.id
+
+
+def _describe_if_hashed(callback: ServiceCallback) -> ServiceCallback:
+    """Return a callback of GetTypeDescription; rcl logs each text that is not a hash."""
+
+    def describe(request: Any, response: Any) -> Any:
+        if _TYPE_HASH.fullmatch(request.type_hash):
+            return callback(request, response)
+        response.successful = False
+        response.failure_reason = (
+            f'type_hash is {shortened(request.type_hash)!r}; expected RIHS01_ and 64 hex digits'
+        )
+        return response
+
+    return describe
 
 
 def _set_one_by_one(callback: ServiceCallback, errors: CallbackErrorLog) -> ServiceCallback:
