@@ -346,8 +346,8 @@ RELEASED = {
     ),
     # the tokenizer
     'the id of a token': (
-        write('added_tokens.json', {'[SEG]': 10**12, '<im_start>': 705, '<im_end>': 706}),
-        'tokenizer has 1000000000001 tokens',
+        write('added_tokens.json', {'[SEG]': BILLION, '<im_start>': 705, '<im_end>': 706}),
+        'tokenizer has 1000000001 tokens',
     ),
     'a token without text': (
         write('added_tokens.json', {'[SEG]': 704, '': 705}),

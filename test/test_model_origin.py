@@ -267,48 +267,52 @@ def as_other_user():
 
 
 @pytest.fixture
-def open_folder(tmp_path):
-    """A copy of the toy in a folder that every user may enter."""
+def folders():
+    """Copies of the toy and of its CLIP in a folder that every user may enter."""
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
-    yield shutil.copytree(CKPT, root / 'toy')
+    for name, source in (('toy', CKPT), ('clip', CLIP), ('closed/toy', CKPT)):
+        shutil.copytree(source, root / name)
+    checkpoint.load(root / 'toy', vision_tower=root / 'clip')  # imports all of its modules
+    yield root
     subprocess.run(['chmod', '-R', 'u+rwX', root], check=True)
     shutil.rmtree(root)
 
 
 @pytest.mark.parametrize('mode', [0o000, 0o600, 0o100])
-def test_a_folder_that_may_not_be_read(mode, open_folder):
-    open_folder.chmod(mode)
+def test_a_folder_that_may_not_be_read(mode, folders):
+    (folders / 'toy').chmod(mode)
     with as_other_user(), pytest.raises(CheckpointError) as caught:
-        checkpoint.load(open_folder, vision_tower=CLIP)
+        checkpoint.load(folders / 'toy', vision_tower=folders / 'clip')
     assert 'permission denied for user' in str(caught.value)
-    assert f'chmod -R a+rX {open_folder}' in str(caught.value)
+    assert f'chmod -R a+rX {folders}/toy' in str(caught.value)
     assert 'hub' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['config.json', 'pytorch_model.bin', 'tokenizer.model', 'tokenizer_config.json'],
+    'name', ['config.json', 'pytorch_model.bin', 'tokenizer.model', 'tokenizer_config.json']
 )
-def test_a_file_that_may_not_be_read(name, open_folder):
-    (open_folder / name).chmod(0)
+def test_a_file_that_may_not_be_read(name, folders):
+    path = folders / 'toy' / name
+    path.chmod(0)
     with as_other_user(), pytest.raises(CheckpointError) as caught:
-        checkpoint.load(open_folder, vision_tower=CLIP)
-    assert f'{open_folder}/{name}: permission denied' in str(caught.value)
-    assert f'chmod -R a+rX {open_folder}/{name}' in str(caught.value)
+        checkpoint.load(folders / 'toy', vision_tower=folders / 'clip')
+    assert f'{path}: permission denied' in str(caught.value)
+    assert f'chmod -R a+rX {path}' in str(caught.value)
 
 
-def test_a_folder_in_one_that_may_not_be_entered(open_folder):
-    parent = open_folder.parent
-    parent.chmod(0)
+def test_a_folder_in_one_that_may_not_be_entered(folders):
+    toy, clip, closed = folders / 'toy', folders / 'clip', folders / 'closed'
+    closed.chmod(0)
     with as_other_user():
         for load in (
-            lambda: checkpoint.load(open_folder),
-            lambda: load_backend(str(open_folder), LoadOptions(device='cpu')),
-            lambda: checkpoint.load(CKPT, vision_tower=open_folder),
-            lambda: checkpoint.load(CKPT, vision_tower=CLIP, sam=f'{open_folder}/sam.pth'),
+            lambda: checkpoint.load(closed / 'toy'),
+            lambda: load_backend(str(closed / 'toy'), LoadOptions(device='cpu')),
+            lambda: checkpoint.load(toy, vision_tower=closed / 'toy'),
+            lambda: checkpoint.load(toy, vision_tower=clip, sam=closed / 'toy' / 'sam.pth'),
+            lambda: load_video_tracker('sam2', closed / 'toy', 'cpu'),
         ):
-            with pytest.raises(CheckpointError, match=rf'permission denied.*chmod .* {parent}$'):
+            with pytest.raises(CheckpointError, match=rf'permission denied.*chmod .* {closed}$'):
                 load()
 
 

@@ -31,7 +31,7 @@ from lisa_ros.model.checkpoint_checks import check_consistency, check_image_mark
 from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
 from lisa_ros.model.image_processing import ClipPreprocessing
-from lisa_ros.model.json_file import JsonFields
+from lisa_ros.model.json_file import JsonFields, shown
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
     map_clip_key,
@@ -202,7 +202,7 @@ def _check_is_lisa(folder: Path, config: JsonFields, shapes: Shapes) -> None:
     missing = [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in shapes)]
     if missing:
         architectures = config.values.get('architectures') or [config.text('model_type', '?')]
-        kind = ', '.join(map(str, architectures)) if isinstance(architectures, list) else '?'
+        kind = shown(architectures).strip('[]').replace("'", '')
         raise CheckpointError(
             f'{folder} is not a LISA checkpoint: it is a {kind} with {len(shapes)} weights, none '
             f'of them named {"*, ".join(missing)}*; expected LISAForCausalLM with LoRA merged, '

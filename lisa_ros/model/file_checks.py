@@ -25,6 +25,21 @@ _KINDS = (
 _MAX_HOLES = 1000  # extents that are looked at
 
 
+def exists(path: Path) -> bool:
+    """Return whether something is at a path, `~` expanded.
+
+    Raises:
+        CheckpointError: that cannot be known, because a folder may not be entered.
+    """
+    try:
+        path.expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home of a "~user"
+        raise CheckpointError(f'{path}: {access_problem(path, error)}') from error
+    return True
+
+
 def check_file(path: Path, expected: str = 'a file') -> int:
     """Return the size of a regular file that may be read [bytes].
 

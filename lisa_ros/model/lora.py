@@ -117,9 +117,7 @@ def load_lora(folder: Path) -> dict[str, Tensor]:
     path = folder / FILE
     if not os.path.lexists(path):
         return {}
-    files = WeightFiles([path])
-    files.shapes()  # compares the file's claims with its bytes
-    updates = {name: tensor.float() for name, tensor in files.tensors()}
+    updates = {name: tensor.float() for name, tensor in WeightFiles([path]).tensors()}
     for name, tensor in updates.items():
         if not all_finite(tensor):
             raise CheckpointError(f'{path}: {name} has NaN or infinite numbers: it is damaged')

@@ -9,13 +9,12 @@ was not named by the user: it is taken from the local cache, and downloaded only
 from __future__ import annotations
 
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.checksums import Lock, check_sha256
-from lisa_ros.model.file_checks import access_problem, check_file, check_folder
+from lisa_ros.model.file_checks import check_file, check_folder, exists
 
 _HUB_ID = re.compile(r'[A-Za-z0-9_][\w.-]*/[\w.-]+')
 _TEXT_FILES = ('*.json', '*.model')
@@ -95,20 +94,15 @@ def local_folder(name: str | Path, noun: str) -> Path | None:
     Raises:
         CheckpointError: it is a file, may not be read, or is missing and no hub id.
     """
-    folder = Path(name)
-    try:
-        folder = folder.expanduser()
-        is_folder = stat.S_ISDIR(folder.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+    if not exists(Path(name)):
         if _HUB_ID.fullmatch(str(name)):
             return None
         raise CheckpointError(
             f'{noun} {name}: no such folder, and not a hub id; expected a folder or an id such as '
             'xinlai/LISA-7B-v1'
-        ) from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home of a "~user"
-        raise CheckpointError(f'{noun} {folder}: {access_problem(folder, error)}') from error
-    if not is_folder:
+        )
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
         raise CheckpointError(f'{noun} {name} is a file; expected a folder or a hub id')
     return folder
 

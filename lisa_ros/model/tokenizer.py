@@ -29,6 +29,7 @@ from lisa_ros.results import SEG
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _MAX_PIECES_BYTES = 32 * 2**20  # of tokenizer.model; that of LLaMA has 0.5 MB
+_MAX_ID = 2**31 - 1
 _MAX_ADDED = 10_000  # added tokens; a released LISA has 3
 
 
@@ -313,7 +314,7 @@ def _read_fields(path: Path) -> JsonFields:
 
 def _added_tokens(fields: JsonFields) -> dict[str, int]:
     """Return the ids in added_tokens.json."""
-    return {text: fields.integer(text, minimum=0) for text in fields.values}
+    return {text: fields.integer(text, minimum=0, maximum=_MAX_ID) for text in fields.values}
 
 
 def _decoder(config: JsonFields) -> dict[str, int]:

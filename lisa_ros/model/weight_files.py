@@ -46,6 +46,7 @@ class WeightFiles:
     def __init__(self, paths: list[Path], index: Path | None = None):
         """Name the files; `index` is the one that lists them, if they are shards."""
         self._paths, self._index = paths, index
+        self._shapes: dict[str, tuple[int, ...]] | None = None  # None: the files are not checked
 
     @classmethod
     def of_folder(cls, folder: Path) -> WeightFiles:
@@ -72,6 +73,12 @@ class WeightFiles:
         Raises:
             CheckpointError: a file is damaged, or claims more than its bytes can hold.
         """
+        if self._shapes is None:
+            self._shapes = self._checked_shapes()
+        return dict(self._shapes)
+
+    def _checked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight, compared with the bytes of the files."""
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self._paths:
             own = _shapes_of(path)
@@ -92,12 +99,17 @@ class WeightFiles:
         return shapes
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each weight once; copy it if you need it after the next iteration."""
+        """Yield each weight once; copy it if you need it after the next iteration.
+
+        Raises:
+            CheckpointError: as `shapes`.
+        """
+        self.shapes()  # checks the files
         for path in self._paths:
             if path.suffix == '.safetensors':
                 yield from _safetensors(path)
             else:
-                state = load_pickle(path)
+                state = _read_pickle(path)
                 while state:
                     yield state.popitem()
 
@@ -210,6 +222,11 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
             not a dict of tensors.
     """
     _claims_of(path)
+    return _read_pickle(path)
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .bin or .pth file whose claims were checked."""
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # for damaged bytes torch and its unpickler raise many types

@@ -15,7 +15,6 @@ thread-safe; each tracker belongs to one thread.
 
 from __future__ import annotations
 
-import os
 from bisect import insort
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVide
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from lisa_ros.errors import CheckpointError, ImageError, LisaError, SettingsError
+from lisa_ros.model.file_checks import exists
 from lisa_ros.model.finite import check_finite
 from lisa_ros.model.model_folder import error_summary
 from lisa_ros.tracking.tracker import (
@@ -256,7 +256,7 @@ def load_video_tracker(kind: str, model: str | Path, device: str | torch.device)
 def _load(kind: str, model: str | Path, device: torch.device) -> VideoModel:
     """Load a video model; see `load_video_tracker`."""
     classes, folder = MODELS[kind], Path(model).expanduser()
-    is_local = os.path.lexists(folder)
+    is_local = exists(folder)
     try:
         if is_local:
             model_type = read_model_type(folder)
