@@ -130,6 +130,15 @@ def overlapping(folder):
     )
 
 
+def damage(name, old, new):
+    def change(folder):
+        content = (folder / name).read_bytes()
+        assert old in content
+        (folder / name).write_bytes(content.replace(old, new))
+
+    return change
+
+
 def cut(name, size):
     def change(folder):
         content = (folder / name).read_bytes()
@@ -370,6 +379,7 @@ RELEASED = {
         'tokenizer.model: has 1000000000 bytes',
     ),
     'a damaged tokenizer': (write('tokenizer.model', b'\x0a\xff\xff\x0f'), 'tokenizer.model'),
+    'a piece that is not UTF-8': (damage('tokenizer.model', b'object', b'ob\xbd\xbdct'), 'utf-8'),
     'an empty tokenizer': (write('tokenizer.model', b''), 'tokenizer.model'),
     # .bin
     'a stride of 0': (stride_zero, r'claims 160000000000 bytes, its storage has 4'),

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden import load_image
+from golden import DATA, load_image
 from scripted_backend import ScriptedBackend
 
+from lisa_ros import cli
 from lisa_ros.errors import ModelError
 from lisa_ros.model.finite import all_finite
 from lisa_ros.model.lisa import LISA
@@ -131,6 +132,16 @@ def test_a_scripted_nan_is_failed():
     assert result.status is Status.FAILED
     assert 'NaN' in result.reason
     assert 'try bf16 or fp32' in result.reason
+
+
+def test_the_command_line_reports_it_and_fails(tmp_path, capsys):
+    (tmp_path / 'script.json').write_text('{"": {"masks": "nan"}}')
+    image = str(DATA / 'images' / 'coffee.webp')
+    model = f'scripted:{tmp_path}/script.json'
+    assert cli.main(['segment', image, 'the mug', '--model', model, '--json']) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert printed.err.startswith('lisa-ros: the model returned NaN')
 
 
 # ---- LISA: where the first wrong number appears

@@ -9,11 +9,13 @@ import pytest
 from golden import DATA, backend
 from hostile_folders import make_released, set_keys
 
-from lisa_ros.errors import CheckpointError
+from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.model import checkpoint, export
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields, read_json
 from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.perception.backend import LoadOptions
+from lisa_ros.perception.registry import load_backend
 
 TOKENIZER = DATA / 'ckpt_256'
 TOKENIZER_CONFIG, ADDED, SPECIAL = (
@@ -159,6 +161,17 @@ def test_config(layout, key, value, toys, tmp_path):
         path.write_text(json.dumps(config))
     assert f'{path}: {key} is ' in str(caught.value)
     assert 'expected ' in str(caught.value)
+
+
+def test_a_template_that_does_not_exist_is_refused_at_load(toys):
+    path = toys / 'own' / 'config.json'
+    config = read_json(path)
+    try:
+        path.write_text(json.dumps({**config, 'template': 'vicuna'}))
+        with pytest.raises(SettingsError, match="no template 'vicuna': use one of llava_v1"):
+            load_backend(str(toys / 'own'), LoadOptions(device='cpu'))
+    finally:
+        path.write_text(json.dumps(config))
 
 
 def test_the_reader_of_values_accepts_what_it_should(tmp_path):

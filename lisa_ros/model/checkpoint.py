@@ -30,6 +30,7 @@ from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
 from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
+from lisa_ros.model.file_checks import exists
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields, shown
 from lisa_ros.model.key_mapping import (
@@ -258,7 +259,7 @@ def _find_tower(parts: ReleasedParts, target: LoadTarget) -> tuple[Path, str | N
             f'{parts.folder}/config.json names no vision tower: give vision_tower'
         )
     inside = parts.folder / name
-    if not Path(name).is_absolute() and inside.is_dir():
+    if not Path(name).is_absolute() and exists(inside) and inside.is_dir():
         return inside, None
     is_unasked = parts.is_local and not target.vision_tower
     folder = target.origin.tower_folder(name, of_config=parts.folder if is_unasked else None)

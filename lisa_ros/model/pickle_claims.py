@@ -111,7 +111,7 @@ def read_claims(path: Path) -> dict[str, TensorClaim]:
         with path.open('rb') as file:
             is_zip = file.read(4) == b'PK\x03\x04'
         claims = _read_zip(path) if is_zip else _read_plain(path)
-    except (ClaimError, OSError):
+    except ClaimError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
         raise ClaimError(f'the zip archive is damaged: {error}') from error

@@ -297,6 +297,7 @@ def _read_pieces(path: Path) -> SentencePieceProcessor:
     try:
         pieces = SentencePieceProcessor(model_proto=path.read_bytes())
         count = pieces.get_piece_size()
+        pieces.id_to_piece(list(range(count)))  # fails now, not in an answer, if one is not UTF-8
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f'{path}: cannot be read as a SentencePiece model ({error_summary(error)}); download '

@@ -37,6 +37,7 @@ from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
 from lisa_ros.perception.prompts import (
     append_boxes,
     asks_for_other_object,
+    named_template,
     prompt_ids,
     training_ids,
 )
@@ -63,10 +64,14 @@ class LisaBackend:
             tokenizer: the model's.
             clip_preprocessing: of the model's CLIP.
             template: conversation template (a name in prompts.TEMPLATES); None: the model's own.
+
+        Raises:
+            SettingsError: there is no such template.
         """
         self.model, self.tokenizer = model, tokenizer
         self.clip_preprocessing = clip_preprocessing
         self.template = template or model.config.template
+        named_template(self.template)  # fails now, not at the first query
         self.encoder = ImageEncoder(model, clip_preprocessing)
         self._mask_decoder = MaskDecoder(model, self.encoder)
 

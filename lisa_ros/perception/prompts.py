@@ -53,6 +53,17 @@ TEMPLATES = {
 }
 
 
+def named_template(name: str) -> Template:
+    """Return the template of a name.
+
+    Raises:
+        SettingsError: there is no such template.
+    """
+    if name not in TEMPLATES:
+        raise SettingsError(f'no template {name!r}: use one of {", ".join(TEMPLATES)}')
+    return TEMPLATES[name]
+
+
 def prompt_ids(
     tokenizer: Tokenizer,
     template: str,
@@ -160,9 +171,7 @@ def _parts(
     answered: bool,
 ) -> list[str | SpecialToken]:
     """Return the dialogue as text and tokens; without the last answer if not `answered`."""
-    if template not in TEMPLATES:
-        raise SettingsError(f'no template {template!r}: use one of {", ".join(TEMPLATES)}')
-    form = TEMPLATES[template]
+    form = named_template(template)
     parts: list[str | SpecialToken] = []
     for index, turn in enumerate(turns):
         parts += _opening(tokenizer, form, is_first=index == 0)
