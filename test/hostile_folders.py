@@ -113,21 +113,35 @@ def two_entries(folder):
     rewrite_zip(folder, lambda _, content: content, extra=[('pytorch_model/DATA.pkl', b'.')])
 
 
+def shifted(folder):
+    """A second archive before the first: zipfile reads the last one, another program the first."""
+    rewrite_zip(folder, lambda _, content: content)
+    path = folder / 'pytorch_model.bin'
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def two_ends(folder):
+    """The end record of a large archive that points to another one."""
+    path = folder / 'pytorch_model.bin'
+    content = path.read_bytes()
+    size, offset = struct.unpack_from('<II', content, len(content) - 10)
+    record = struct.pack('<IQHHIIQQQQ', 0x06064B50, 44, 45, 45, 0, 0, 9, 9, size, offset)
+    locator = struct.pack('<IIQI', 0x07064B50, 0, 0, 1)
+    path.write_bytes(content[:-22] + record + locator + content[-22:])
+
+
 def short_storage(folder):
     rewrite_zip(folder, lambda name, content: content[:4] if name.endswith('/3') else content)
 
 
 def overlapping(folder):
-    """A list of entries that show the same bytes 2000 times."""
+    """A list of entries of 60 MB that shows the same bytes again and again."""
     path = folder / 'pytorch_model.bin'
     content = path.read_bytes()
-    start = struct.unpack_from('<I', content, len(content) - 6)[0]
-    directory, end = content[start:-22], content[-22:]
-    count = (60 * 10**6) // len(directory)
-    body = content[:start] + directory * count
-    path.write_bytes(
-        body + end[:8] + struct.pack('<HHIIH', 9, 9, count * len(directory), start, 0)
-    )
+    size, start = struct.unpack_from('<II', content, len(content) - 10)
+    count = 60_000_000 // size
+    end = struct.pack('<IHHHHIIH', 0x06054B50, 0, 0, 9, 9, count * size, start, 0)
+    path.write_bytes(content[:start] + content[start : start + size] * count + end)
 
 
 def damage(name, old, new):
@@ -309,6 +323,10 @@ RELEASED = {
         }),
         r'layers\.123456789\.\*, but none',
     ),
+    'a long name': (
+        set_keys('config.json', mm_vision_tower='a' * 5000),
+        r'mm_vision_tower is .a+\.\.\.a+.; expected a text of at most 1000',
+    ),
     'num_hidden_layers': (
         set_keys('config.json', num_hidden_layers=BILLION),
         'num_hidden_layers is 1000000000; expected at most 2',
@@ -387,6 +405,8 @@ RELEASED = {
     'a size hidden in hooks': (content({'a': Hiding()}), 'claims 400000000000 bytes'),
     'compressed entries': (compressed, 'is compressed and claims'),
     'two entries of one name': (two_entries, 'two entries of one name'),
+    'an archive behind another': (shifted, 'bytes before its beginning'),
+    'an archive with two ends': (two_ends, 'the zip archive has two ends'),
     'an entry that is too short': (short_storage, r"storage '3' claims \d+ bytes, .* has 4"),
     'a huge list of entries': (overlapping, 'list of entries of'),
     'a cut archive': (cut('pytorch_model.bin', 900_000), 'zip archive is missing'),

@@ -266,14 +266,19 @@ def as_other_user():
         yield
 
 
+@pytest.fixture(scope='module')
+def imported():
+    """Import what loading imports: another user may not read the modules' files."""
+    checkpoint.load(CKPT, vision_tower=CLIP)
+
+
 @pytest.fixture
-def folders():
+def folders(imported):
     """Copies of the toy and of its CLIP in a folder that every user may enter."""
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     for name, source in (('toy', CKPT), ('clip', CLIP), ('closed/toy', CKPT)):
         shutil.copytree(source, root / name)
-    checkpoint.load(root / 'toy', vision_tower=root / 'clip')  # imports all of its modules
     yield root
     subprocess.run(['chmod', '-R', 'u+rwX', root], check=True)
     shutil.rmtree(root)

@@ -6,6 +6,8 @@ Any thread.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,9 @@ def all_finite(values: Tensor) -> bool:
     A finite sum proves it in one cheap pass. A sum that overflows is no proof of the opposite:
     then the extremes are compared.
     """
-    if values.numel() == 0 or bool(torch.isfinite(values.sum())):
+    if values.numel() == 0 or math.isfinite(values.sum().item()):
         return True
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values))
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values))
 
 
 def check_finite(values: Tensor, noun: str) -> None:

@@ -19,6 +19,7 @@ from lisa_ros.model.file_checks import check_file
 MAX_BYTES = 8 * 2**20  # of a file; the index of a 70B model has 0.1 MB
 _MAX_DEPTH = 32  # of nested lists and objects; released configs have 4
 _LARGEST = 1e38  # of a number; float32 overflows above it
+_MAX_TEXT = 1000  # characters of a value
 _REQUIRED = object()
 _Number = TypeVar('_Number', int, float)
 
@@ -137,8 +138,11 @@ class JsonFields:
         return CheckpointError(f'{self.path}: {self._prefix}{key} {found}; expected {expected}')
 
     def text(self, key: str, default: str | None = _REQUIRED) -> str | None:
-        """Return a text."""
-        return self._value(key, str, default, 'a text')
+        """Return a text of ordinary length."""
+        value = self._value(key, str, default, 'a text')
+        if value is not None and len(value) > _MAX_TEXT:
+            raise self.error(key, f'a text of at most {_MAX_TEXT} characters')
+        return value
 
     def flag(self, key: str, default: bool | None = _REQUIRED) -> bool | None:
         """Return true or false."""

@@ -62,9 +62,10 @@ class Limits:
 def free_memory(device: str) -> int | None:
     """Return the free memory of a torch device, with swap [bytes]; None if it is unknown."""
     if device.startswith('cuda'):
-        import torch
+        from torch import cuda
 
-        return torch.cuda.mem_get_info(device)[0]
+        cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)  # of earlier models
+        return cuda.mem_get_info(device)[0] + cached
     if device != 'cpu':
         return None
     try:

@@ -25,6 +25,7 @@ from lisa_ros.model.json_file import shown
 
 MAX_PICKLE_BYTES = 4 * 2**20  # of names, shapes and offsets; a 13B model has 0.3 MB
 _MAX_DIRECTORY_BYTES = 8 * 2**20  # of the zip archive's list of entries
+_MAX_END_BYTES = 2**16 + 98  # of the end of a zip archive: its comment and three records
 _MAX_SHARED = 2  # tied weights show their bytes twice
 _STORAGES = {
     'torch.FloatStorage': torch.float32,
@@ -146,18 +147,28 @@ def _read_zip(path: Path) -> dict[str, TensorClaim]:
 
 
 def _check_directory(file: io.BufferedIOBase, size: int) -> None:
-    """Check the size of the list of entries before zipfile makes objects of it."""
-    file.seek(max(0, size - 2**16 - 64))
+    """Check the list of entries before zipfile makes objects of it.
+
+    It must be small and end where the records of the archive's end begin: otherwise zipfile and
+    torch may read two different lists.
+    """
+    start = max(0, size - _MAX_END_BYTES)
+    file.seek(start)
     tail = file.read()
     end = tail.rfind(b'PK\x05\x06')
     if end < 0 or len(tail) < end + 22:
         raise ClaimError('the end of the zip archive is missing')
-    (directory,) = struct.unpack_from('<I', tail, end + 12)
-    end64 = tail.rfind(b'PK\x06\x06')
-    if directory == 0xFFFFFFFF and 0 <= end64 <= len(tail) - 48:
-        (directory,) = struct.unpack_from('<Q', tail, end64 + 40)
+    directory, offset = struct.unpack_from('<II', tail, end + 12)
+    if tail[max(0, end - 20) : end].startswith(b'PK\x06\x07'):  # a large archive
+        (record,) = struct.unpack_from('<Q', tail, end - 12)
+        end -= 76
+        if end < 0 or record != start + end:
+            raise ClaimError('the zip archive has two ends')
+        directory, offset = struct.unpack_from('<QQ', tail, end + 40)
     if directory > min(size, _MAX_DIRECTORY_BYTES):
         raise ClaimError(f'the zip archive claims a list of entries of {directory} bytes')
+    if offset + directory != start + end:
+        raise ClaimError('the zip archive has bytes before its beginning or its end')
 
 
 def _stored_sizes(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
