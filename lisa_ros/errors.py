@@ -5,6 +5,10 @@ The node, the CLI and the session catch `LisaError` and report one line. Any oth
 bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 
 class LisaError(Exception):
     """Base of all errors that a user can fix."""
@@ -36,3 +40,13 @@ class TrackingError(LisaError):
 
 class TransformError(LisaError):
     """TF does not know a transform between two frames, or tf2_ros is not installed."""
+
+
+# ---- what to do with a broken item of many
+
+ErrorHandler = Callable[[DataError], None]  # returns: skip the broken item and go on
+
+
+def raise_error(error: DataError) -> None:
+    """Stop at the first broken item. `list.append` is an ErrorHandler that collects them."""
+    raise error

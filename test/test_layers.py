@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # From low to high. A module may import from lower layers, and from its own folder.
 LAYERS = [
     ['errors', 'english', 'resources', 'perception.masks'],
-    ['results', 'settings_schema', 'evaluation.metrics'],
+    ['results', 'settings_schema', 'files', 'evaluation.metrics'],
     ['geometry', 'tracking', 'model', 'session.command_parser', 'chat_ui'],
     ['perception', 'voice'],
     ['settings', 'messages', 'session'],

@@ -20,6 +20,8 @@ import numpy as np
 
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.cases import Case
+from lisa_ros.files.json_schema import ANYTHING, MapOf, check_json
+from lisa_ros.files.text import read_json
 from lisa_ros.perception import mask_scores
 
 BINS = 10
@@ -160,11 +162,10 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / 'config.json'
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'{path}: cannot be read ({error}); give a model folder in lisa_ros format'
-        ) from error
+        config = read_json(path)
+        check_json(path, config, MapOf(ANYTHING))
+    except DataError as error:
+        raise DataError(f'{error}; give a model folder in lisa_ros format') from error
     if config.get('model_type') != 'lisa_ros':
         raise DataError(
             f'{path} has model_type {config.get("model_type")!r}, expected lisa_ros: save the '
