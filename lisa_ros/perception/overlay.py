@@ -22,6 +22,7 @@ COLOURS = (
 )
 RIGHT, WRONG, MISSED = (52, 199, 89), (255, 92, 53), (56, 132, 255)  # of `draw_errors`, RGB
 
+_LONGEST_SIDE = 8192  # of an image that is enlarged [px]
 _BACKGROUND, _TEXT, _TEXT_DIM = (24, 27, 34), (240, 242, 245), (150, 158, 170)  # RGB
 
 
@@ -41,8 +42,9 @@ def overlay(
 ) -> np.ndarray:
     """Return the image with its masks and a caption below it, (H', W', 3) uint8 RGB.
 
-    Small images are enlarged to `min_width`, so that the text is legible. The caption is below
-    the image, hides no part of it, and is as high as its text needs.
+    Small images are enlarged to `min_width`, so that the text is legible, but to at most
+    _LONGEST_SIDE in height: what is then still narrower gets a margin. The caption is below the
+    image, hides no part of it, and is as high as its text needs.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -53,7 +55,7 @@ def overlay(
         min_width: minimum width of the result [px].
     """
     height, width = image.shape[:2]
-    scale = max(1.0, min_width / width)
+    scale = max(1.0, min(min_width / width, _LONGEST_SIDE / height))
     size = (round(width * scale), round(height * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
     scaled_masks = [
@@ -68,7 +70,16 @@ def overlay(
     for index, (mask, label) in enumerate(zip(scaled_masks, labels, strict=False)):
         if label and mask.any():
             _draw_label(canvas, mask, label, colour(index))
-    return _with_caption(canvas, caption) if any(caption) else canvas
+    return _with_caption(_at_least(canvas, min_width), caption) if any(caption) else canvas
+
+
+def _at_least(image: np.ndarray, width: int) -> np.ndarray:
+    """Return an image with a margin on its right side, if it is narrower than `width` [px]."""
+    missing = width - image.shape[1]
+    if missing <= 0:
+        return image
+    border = (0, 0, 0, missing)
+    return cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=_BACKGROUND)
 
 
 def draw_errors(
@@ -128,11 +139,15 @@ def contact_sheet(
     return sheet
 
 
+_TALLEST_TILE = 4  # height of an image on a sheet, in widths
+
+
 def _tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     """Return an image scaled to a width [px], with its caption below."""
-    height = round(image.shape[0] * width / image.shape[1])
-    interpolation = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
-    tile = cv2.resize(image, (width, height), interpolation=interpolation)
+    scale = min(width / image.shape[1], _TALLEST_TILE * width / image.shape[0])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    tile = _at_least(cv2.resize(image, size, interpolation=interpolation), width)
     return _with_caption(tile, [caption]) if caption else tile
 
 
