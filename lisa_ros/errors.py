@@ -5,6 +5,10 @@ The node, the CLI and the session catch `LisaError` and report one line. Any oth
 bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 # of a NaN in an answer
 NON_FINITE_CAUSE = 'the weights are damaged, or precision fp16 overflowed: try bf16 or fp32'
 
@@ -47,3 +51,13 @@ class TransformError(LisaError):
 
 class WorkerError(LisaError):
     """The process of the model has died, or the model cannot be loaded again."""
+
+
+# ---- what to do with a broken item of many
+
+ErrorHandler = Callable[[DataError], None]  # returns: skip the broken item and go on
+
+
+def raise_error(error: DataError) -> None:
+    """Stop at the first broken item. `list.append` is an ErrorHandler that collects them."""
+    raise error

@@ -235,7 +235,7 @@ def test_invalid_ground_truth_is_an_error(frames, tmp_path):
 def test_labels_of_another_size_than_the_frame_are_errors(tmp_path):
     Image.new('RGB', (9, 9)).save(tmp_path / '7.png')
     (tmp_path / '7').mkdir()
-    Image.new('L', (9, 9)).save(tmp_path / '7' / 'mug.png')
+    Image.new('L', (9, 9), 255).save(tmp_path / '7' / 'mug.png')
     with pytest.raises(DataError, match='has another size than its frame, 80 x 60'):
         open_ground_truth(str(tmp_path), tmp_path).mask(7, (60, 80), Command(0, 'x', label='mug'))
 
@@ -277,7 +277,7 @@ def test_a_command_file_that_is_not_a_list_is_an_error(tmp_path):
         path.write_text(content)
         with pytest.raises(DataError, match=error):
             read_commands(path)
-    with pytest.raises(DataError, match='cannot be read as YAML'):
+    with pytest.raises(DataError, match=r'none\.yaml: no such file'):
         read_commands(tmp_path / 'none.yaml')
 
 

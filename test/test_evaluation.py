@@ -333,7 +333,7 @@ def test_runs_without_a_common_query_are_not_compared(reports, tmp_path, capsys)
         del case['iou']
     (other / 'report.json').write_text(json.dumps(content))
     assert cli.main([*command, str(other), '--out', str(tmp_path / 'out')]) == 1
-    assert "no evaluation here (KeyError('iou'))" in capsys.readouterr().err
+    assert 'report.json: cases[0].iou is missing' in capsys.readouterr().err
 
 
 def test_runs_with_different_question_templates_are_compared(labelled, reports, tmp_path):

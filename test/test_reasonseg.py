@@ -176,12 +176,17 @@ def test_a_photograph_is_turned_upright_by_its_exif_orientation(tmp_path):
     assert sample.image.shape[:2] == SIZE[::-1] == sample.ground_truth.shape[1:]
 
 
-def test_cp1252_text_is_read(tmp_path):
+@pytest.mark.parametrize('encoding', ['cp1252', 'gbk', 'utf-16'])
+def test_text_that_is_not_utf_8_is_refused_and_not_guessed(encoding, tmp_path):
     folder = write(tmp_path / 'a')
     target = json.dumps([square('target', 1, 1, 5)])
-    text = f'{{"text": ["the caf\xe9"], "is_sentence": false, "shapes": {target}}}'
-    (folder / 'one.json').write_bytes(text.encode('cp1252'))
-    assert read_folder(folder)[0].queries[0].text == 'the café'
+    label = 'the café' if encoding == 'cp1252' else '红色的杯子'
+    text = f'{{"text": ["{label}"], "is_sentence": false, "shapes": {target}}}'
+    (folder / 'one.json').write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=r'one\.json: is not UTF-8 .*; save it as UTF-8, .*iconv'):
+        read_folder(folder)
+    (folder / 'one.json').write_bytes(text.encode('utf-8-sig'))  # Windows adds a mark
+    assert read_folder(folder)[0].queries[0].text == label
 
 
 # ---- questions and answers

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from lisa_ros.errors import DataError
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import ValidatedSettings, parameter_info
 
@@ -122,3 +124,35 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         help='read special tokens typed in QUERY, such as [SEG], as tokens, as in the original '
         '(default: as text)',
     )
+
+
+_LISTED = 20  # broken items in an error; the others are counted
+
+
+def refuse_broken(skip_broken: bool, source: str, broken: Sequence[str], usable: Sequence) -> None:
+    """Refuse data with items that cannot be used, unless they are to be skipped.
+
+    Args:
+        skip_broken: --skip-broken.
+        source: of the data, for the message.
+        broken: why items cannot be used.
+        usable: the other items.
+
+    Raises:
+        DataError: there are broken items, and no --skip-broken; or no usable ones.
+    """
+    more = f'; and {len(broken) - _LISTED} more' if len(broken) > _LISTED else ''
+    listed = '; '.join(broken[:_LISTED]) + more
+    if not usable:
+        raise DataError(f'{source}: nothing can be used' + (f': {listed}' if broken else ''))
+    if broken and not skip_broken:
+        count = '1 item' if len(broken) == 1 else f'{len(broken)} items'
+        raise DataError(
+            f'{source}: {count} cannot be used: {listed}; correct them, or leave them out with '
+            '--skip-broken'
+        )
+
+
+def print_not_used(error: DataError) -> None:
+    """Name an item that is left out, on stderr."""
+    print(f'not used: {error}', file=sys.stderr)

@@ -18,8 +18,9 @@ from lisa_ros.commands.arguments import (
     load_segmenter,
     model_arguments,
     positive_int,
+    refuse_broken,
 )
-from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.errors import DataError, SettingsError, raise_error
 from lisa_ros.resources import TEST_SETS
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy
@@ -58,6 +59,12 @@ def _add_scenes(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder for the report (default: none is written)'
+    )
+    parser.add_argument(
+        '--skip-broken',
+        action='store_true',
+        help='skip images and queries that cannot be used and list them; exit with 0 even if '
+        'queries failed',
     )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument(
@@ -100,7 +107,8 @@ def _add_images(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--skip-broken',
         action='store_true',
-        help='skip files that cannot be read and list them; exit with 0 even if queries failed',
+        help='skip images and annotations that cannot be used and list them; exit with 0 even if '
+        'queries failed (default: refuse data with such items before the model is loaded)',
     )
     parser.add_argument(
         '--limit', type=positive_int, metavar='N', help='use only the first N images'
@@ -155,6 +163,7 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
 def evaluate_scenes(options: argparse.Namespace) -> None:
     """Evaluate a model on a tabletop test set; print the figures and write a report."""
     from lisa_ros.evaluation import report, tabletop
+    from lisa_ros.evaluation.broken_items import BrokenItems
 
     path = options.test_set or TEST_SETS / f'{options.split}.zip'
     queries = tabletop.read_test_set(path)
@@ -167,25 +176,35 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
             )
         queries = [query for query in queries if query.category in options.only]
     overlays = report.ensure_folder(options.out) / 'images' if options.out else None
-    cases = list(
-        tabletop.run_test_set(load_segmenter(options), queries[: options.limit], overlays)
-    )
+    broken = BrokenItems()
+    queries = tabletop.check_test_set(queries[: options.limit], broken.add)
+    refuse_broken(options.skip_broken, str(path), broken.messages, queries)
+    segmenter = load_segmenter(options)
+    cases = list(tabletop.run_test_set(segmenter, queries, overlays, broken.add))
     figures = tabletop.compute_figures(cases)
     _print_examples(cases, options.examples)
     if options.out:
-        _write_scenes_report(options, path, cases, figures)
+        _write_scenes_report(options, path, cases, figures, broken.messages)
     failed = report.failed_queries(cases)
     if options.json:
         source = {'test_set': str(path)} if options.test_set else {'split': options.split}
         print(json.dumps({'model': options.model, **source, 'failed': len(failed), **figures}))
     else:
         _print_scenes(figures)
-    if failed:
-        raise DataError(f'{len(failed)} of {len(cases)} queries failed; the first is {failed[0]}')
+    not_used = [*broken.messages, *failed]
+    if not_used and not options.skip_broken:
+        raise DataError(
+            f'{len(not_used)} of {len(cases)} queries failed or could not be used; the first is '
+            f'{not_used[0]}; --skip-broken ignores them'
+        )
 
 
 def _write_scenes_report(
-    options: argparse.Namespace, path: Path, cases: Sequence[Case], figures: Mapping
+    options: argparse.Namespace,
+    path: Path,
+    cases: Sequence[Case],
+    figures: Mapping,
+    broken: Sequence[str],
 ) -> None:
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.cases import Mode
@@ -196,6 +215,7 @@ def _write_scenes_report(
         settings={name: getattr(options, name) for name in MODEL_SETTINGS}
         | {'test set': str(path), 'categories': ' '.join(options.only or ['all'])},
         cases=cases,
+        broken=broken,
         more_figures={
             **_present_figures(figures),
             'present or absent, correct': figures['presence_accuracy'],
@@ -249,12 +269,12 @@ def _print_scenes(figures: Mapping) -> None:
 
 def evaluate_images(options: argparse.Namespace) -> None:
     """Evaluate a model on labelled images; print the figures and write a report."""
-    from lisa_ros.datasets import registry
+    from lisa_ros.datasets import checking
     from lisa_ros.datasets.annotations import AnnotatedQuery
-    from lisa_ros.datasets.json_io import raise_error
     from lisa_ros.datasets.lisa_templates import validation_question
     from lisa_ros.datasets.llava import TextDialogue
     from lisa_ros.evaluation import benchmarks, report
+    from lisa_ros.evaluation.broken_items import BrokenItems
     from lisa_ros.evaluation.cases import Mode
 
     if options.ask and '{}' not in options.ask:
@@ -263,18 +283,18 @@ def evaluate_images(options: argparse.Namespace) -> None:
     def question(query: AnnotatedQuery) -> str:
         return options.ask.replace('{}', query.text) if options.ask else validation_question(query)
 
-    errors: list[DataError] = []
-    handle_broken = errors.append if options.skip_broken else raise_error
-    images = registry.read_dataset(options.data, handle_broken)
+    broken = BrokenItems()
+    images = checking.read_checked(options.data, broken.add, options.limit)
+    refuse_broken(options.skip_broken, options.data, broken.messages, images)
     if isinstance(images[0], TextDialogue):
         raise SettingsError(f'{options.data}: text dialogues have no masks to compare with')
     report.ensure_folder(options.out)
     mode = Mode(options.mode)
     cases = benchmarks.evaluate_dataset(
         load_segmenter(options),
-        images[: options.limit],
+        images,
         benchmarks.DatasetOptions(mode, question, options.first_only, options.out / 'images'),
-        handle_broken,
+        broken.add,
     )
     run = report.Run(
         title=f'{options.model} on {options.data}',
@@ -286,13 +306,17 @@ def evaluate_images(options: argparse.Namespace) -> None:
             'question': options.ask or "of LISA's evaluation",
         },
         cases=list(cases),
-        broken=[str(error) for error in errors],
+        broken=broken.messages,
         published=benchmarks.published(options.data) if _as_in_paper(options) else {},
     )
     content = report.write(run, options.out)
     report.print_summary(content, options.out, options.json)
-    if content['failed'] and not options.skip_broken:
-        raise DataError(f'{len(content["failed"])} queries failed; --skip-broken ignores them')
+    not_used = [*content['broken'], *content['failed']]
+    if not_used and not options.skip_broken:
+        raise DataError(
+            f'{len(not_used)} queries failed or could not be used; the first is {not_used[0]}; '
+            '--skip-broken ignores them'
+        )
 
 
 def _as_in_paper(options: argparse.Namespace) -> bool:
@@ -334,13 +358,14 @@ def calibrate(options: argparse.Namespace) -> None:
     calibration.read_config(options.folder)  # fail early: the test set takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError("--plot needs matplotlib: pip install 'lisa_ros[train]'")
+    queries = tabletop.check_test_set(tabletop.read_test_set(options.test_set), raise_error)
     segmenter = Segmenter.load(
         str(options.folder),
         device=options.device,
         precision='fp32',
         options=InferenceOptions(confidence_threshold=0.0, refine=options.refine or None),
     )
-    cases = list(tabletop.run_test_set(segmenter, tabletop.read_test_set(options.test_set)))
+    cases = list(tabletop.run_test_set(segmenter, queries))
     failed = report.failed_queries(cases)
     if failed:
         raise DataError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from lisa_ros.settings import Settings
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy and rosbags
     from lisa_ros.evaluation.bag_job import BatchPlan
+    from lisa_ros.evaluation.broken_items import BrokenItems
     from lisa_ros.evaluation.command_file import Command
     from lisa_ros.evaluation.ground_truth import GroundTruth
     from lisa_ros.evaluation.live import LiveRun
@@ -61,7 +63,8 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--skip-broken',
         action='store_true',
-        help='exit with 0 even if bags could not be used or queries failed',
+        help='exit with 0 even if bags, parts of them or images could not be read, or queries '
+        'failed; the report names all of them',
     )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     model_arguments(parser, several=True)
@@ -121,34 +124,38 @@ def evaluate_bag(options: argparse.Namespace) -> None:
     """Evaluate models on the frames of bags; print the figures and write reports."""
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.bag_job import bag_name
+    from lisa_ros.evaluation.broken_items import BrokenItems
     from lisa_ros.evaluation.command_file import read_commands
     from lisa_ros.evaluation.ground_truth import open_ground_truth
 
     _check_options(options)
+    broken = BrokenItems()
     commands, ground_truth = read_commands(options.commands), None
     if len(options.bags) == 1 and options.ground_truth:  # fail before a model is loaded
         path = options.ground_truth.replace('{}', bag_name(options.bags[0]))
         options = argparse.Namespace(**{**vars(options), 'ground_truth': path})
-        ground_truth = open_ground_truth(path, options.bags[0])
+        ground_truth = open_ground_truth(path, options.bags[0], broken.add)
     models, out = options.model or [Settings.model], report.ensure_folder(options.out)
-    folders = [out] if len(models) == 1 else [out / name for name in _unique_names(models)]
-    is_complete = True
+    names = _unique_names([_model_name(model) for model in models])
+    folders = [out] if len(models) == 1 else [out / name for name in names]
+    not_used: list[str] = []
     for model, folder in zip(models, folders, strict=True):
         model_options = argparse.Namespace(
             **{**vars(options), 'model': model, 'out': report.ensure_folder(folder)}
         )
         if options.live:
-            result = _evaluate_live(model_options, commands, ground_truth)
+            result = _evaluate_live(model_options, commands, ground_truth, broken)
         elif len(options.bags) > 1 or options.ray is not None:
             result = _evaluate_several(model_options, commands)
         else:
-            result = _evaluate_offline(model_options, commands, ground_truth)
+            result = _evaluate_offline(model_options, commands, ground_truth, broken)
         report.print_summary(result, folder, options.json)
-        is_complete = is_complete and not result['broken'] and not result['failed']
+        not_used += [*result['broken'], *result['failed']]
     _compare_with_first(folders, out)
-    if not is_complete and not options.skip_broken:
+    if not_used and not options.skip_broken:
         raise DataError(
-            'some bags could not be used, or queries failed; --skip-broken ignores them'
+            'some bags could not be used, or not all of them, or queries failed: '
+            f'{not_used[0]}; --skip-broken ignores them'
         )
 
 
@@ -184,13 +191,22 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SettingsError('--workers and --threads need --ray')
 
 
-def _unique_names(paths: Sequence[str]) -> list[str]:
-    """Return a folder name for each model or bag: the last part of its path, made unique."""
-    names = [Path(path).name or 'model' for path in paths]
-    return [
-        name if names.count(name) == 1 else f'{name}_{number}'
-        for number, name in enumerate(names, 1)
-    ]
+def _model_name(model: str) -> str:
+    """Return the last part of a model's path."""
+    name = Path(model).name
+    return name if name.strip('.') else 'model'
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    """Return a folder name for each model or bag, made unique with its number."""
+    counts = Counter(names)
+    unique: dict[str, None] = {}  # in order
+    for number, name in enumerate(names, 1):
+        candidate = name if counts[name] == 1 else f'{name}_{number}'
+        while candidate in unique or (candidate != name and candidate in counts):
+            candidate += '_'
+        unique[candidate] = None
+    return list(unique)
 
 
 # ---- offline
@@ -200,13 +216,14 @@ def _evaluate_offline(
     options: argparse.Namespace,
     commands: Sequence[Command],
     ground_truth: GroundTruth | None,
+    broken: BrokenItems,
 ) -> dict:
-    """Evaluate one bag in this process."""
+    """Evaluate one bag in this process; `broken` has the errors of the ground truth."""
     from lisa_ros.evaluation.bag_job import evaluate_bag
 
     _remove_earlier_answers(options.out)
-    plan = _plan(options, commands)
-    return evaluate_bag(plan.load_segmenter(), options.bags[0], plan, ground_truth, options.out)
+    plan, bag = _plan(options, commands), options.bags[0]
+    return evaluate_bag(plan.load_segmenter(), bag, plan, ground_truth, options.out, broken)
 
 
 def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) -> dict:
@@ -241,6 +258,7 @@ def _plan(options: argparse.Namespace, commands: Sequence[Command]) -> BatchPlan
         topic=options.topic,
         every=options.every,
         batch_size=batch_size,
+        skip_broken=options.skip_broken,
         settings={**_settings(options, 'commands', 'topic', 'every'), 'batch': batch_size},
     )
 
@@ -265,6 +283,7 @@ def _evaluate_live(
     options: argparse.Namespace,
     commands: Sequence[Command],
     ground_truth: GroundTruth | None,
+    broken: BrokenItems,
 ) -> dict:
     """Play one bag to the node and compare its answers with the ground truth."""
     from lisa_ros.evaluation import report
@@ -276,21 +295,28 @@ def _evaluate_live(
     (bag,) = options.bags
     _remove_earlier_answers(options.out)
     with ResultBag(options.out / 'answers_bag') as results:
-        live_run, topic = _run_live(options, commands)
-        judge = FrameJudge(ground_truth, options.out / 'images', results)
-        cases = list(evaluate_live_answers(live_run.answers, bag, commands, judge, topic=topic))
+        live_run, topic = _run_live(options, commands, broken)
+        judge = FrameJudge(ground_truth, options.out / 'images', results, broken.add)
+        cases = list(
+            evaluate_live_answers(
+                live_run.answers, bag, commands, judge, topic=topic, on_error=broken.add
+            )
+        )
     names = ('commands', 'topic', 'ground_truth', 'every', 'rate', 'laps', 'sim_time')
     run = report.Run(
         title=f'{options.model} on {bag.name}',
         mode=Mode.LIVE,
         settings={**_settings(options, *names), 'bag': str(bag)},
         cases=cases,
+        broken=broken.messages,
         conditions=live_run.conditions(),
     )
     return report.write(run, options.out)
 
 
-def _run_live(options: argparse.Namespace, commands: Sequence[Command]) -> tuple[LiveRun, str]:
+def _run_live(
+    options: argparse.Namespace, commands: Sequence[Command], broken: BrokenItems
+) -> tuple[LiveRun, str]:
     """Play a bag to the node; return its answers and the image topic."""
     try:
         from lisa_ros.ros.bag_player import camera_topics
@@ -300,9 +326,10 @@ def _run_live(options: argparse.Namespace, commands: Sequence[Command]) -> tuple
             f'--live needs ROS 2 and the built package ({error}): `make setup`, or source '
             'install/setup.bash; without --live no ROS is needed'
         ) from error
-    topics = camera_topics(options.bags[0], options.topic)
+    topics = camera_topics(options.bags[0], options.topic, broken.add)
     playback = Playback(topics, options.every, options.rate, options.laps, options.sim_time)
     settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
     settings = {name: value for name, value in settings.items() if value not in (None, '')}
-    live_run = run_live(options.bags[0], commands, playback, settings, options.out / 'node.log')
+    log = options.out / 'node.log'
+    live_run = run_live(options.bags[0], commands, playback, settings, log, broken.add)
     return live_run, topics['image']

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lisa_ros.commands.arguments import load_segmenter, model_arguments
+from lisa_ros.commands.arguments import load_segmenter, model_arguments, print_not_used
 from lisa_ros.errors import DataError, ImageError, ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _load_input(options: argparse.Namespace) -> RgbdInput:
     _refuse_other_source(options)
     if options.bag:
         topics = (options.image_topic, options.depth_topic, options.info_topic)
-        return from_bag(options.bag, *topics, at=options.at or 0.0)
+        return from_bag(options.bag, *topics, at=options.at or 0.0, on_error=print_not_used)
     if options.depth is None:
         raise SettingsError(
             'no --depth: a 16-bit PNG [mm] or a .npy [m] is needed, registered to the image'

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lisa_ros.commands.arguments import print_not_used, refuse_broken
 from lisa_ros.commands.training_arguments import (
     add_config_flags,
     add_trainer_flags,
     with_options,
 )
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import DataError, ErrorHandler, SettingsError, raise_error
 from lisa_ros.model.registry import resolve_bundled_model
 
 if TYPE_CHECKING:
     from lisa_ros.datasets.annotations import ImageWithQueries
+    from lisa_ros.datasets.llava import TextDialogue
     from lisa_ros.training.finetune.config import FinetuneConfig
     from lisa_ros.training.finetune.mixture import Mixture
 
@@ -69,6 +72,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         default=None,
         help="recompute the language model's activations in the backward pass, which takes less "
         'memory and more time (default: yes)',
+    )
+    parser.add_argument(
+        '--skip-broken',
+        action='store_true',
+        help='leave out images and annotations that cannot be used, and list them in '
+        'RUN/skipped.txt (default: refuse data with such items before the model is loaded)',
     )
     parser.set_defaults(run=finetune)
 
@@ -142,7 +151,10 @@ def finetune(options: argparse.Namespace) -> int:
 
     device = str(resolve_device(options.device))
     config = _config(options, device)
-    mixture, validation = _mixture(options, config), _validation_images(options)
+    skipped = SkippedItems()
+    on_error = skipped.add if options.skip_broken else raise_error
+    mixture = _mixture(options, config, on_error, skipped)
+    validation = _validation_images(options, skipped)
     base = BaseCheckpoint(
         options.llava or resolve_bundled_model(options.model),
         options.vision_tower,
@@ -156,7 +168,57 @@ def finetune(options: argparse.Namespace) -> int:
             Lock.read(options.lock) if options.lock else None,
         ),
     )
-    return 0 if run.finetune(options.out, base, mixture, validation, config, device) else 130
+    if options.skip_broken:
+        skipped.write_to(options.out)
+    is_done = run.finetune(options.out, base, mixture, validation, config, device, on_error)
+    skipped.print_count()
+    return 0 if is_done else 130
+
+
+class SkippedItems:
+    """What a fine-tuning leaves out: printed, and listed in skipped.txt of its folder.
+
+    Threads: any thread, and any forked process, may call `add`.
+    """
+
+    def __init__(self):
+        self._messages: dict[str, None] = {}  # in order
+        self._file: Path | None = None
+
+    def add(self, error: DataError) -> None:
+        """Name an item that is left out, once; an `ErrorHandler`."""
+        text = str(error)
+        if text not in self._messages:
+            self._messages[text] = None
+            print_not_used(error)
+            self._append(text)
+
+    def write_to(self, run: Path) -> None:
+        """Write what is left out so far into the folder of a run, and from now on the rest.
+
+        Raises:
+            DataError: the folder cannot be written to.
+        """
+        self._file = run / 'skipped.txt'
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            self._file.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(
+                f'{run}: cannot be written to ({error}); give another --out'
+            ) from error
+        for text in self._messages:
+            self._append(text)
+
+    def print_count(self) -> None:
+        """Print how many items were left out, if any."""
+        if self._messages:
+            print(f'{len(self._messages)} items were left out: {self._file}', file=sys.stderr)
+
+    def _append(self, text: str) -> None:
+        if self._file is not None:
+            with self._file.open('a', encoding='utf-8') as file:
+                file.write(text + '\n')
 
 
 def _config(options: argparse.Namespace, device: str) -> FinetuneConfig:
@@ -175,30 +237,60 @@ def _config(options: argparse.Namespace, device: str) -> FinetuneConfig:
     return replace(config, trainer=trainer)
 
 
-def _mixture(options: argparse.Namespace, config: FinetuneConfig) -> Mixture:
+def _mixture(
+    options: argparse.Namespace,
+    config: FinetuneConfig,
+    on_error: ErrorHandler,
+    skipped: SkippedItems,
+) -> Mixture:
     """Return the training data.
 
     Raises:
-        SettingsError: the number of rates differs from the number of data sets.
+        SettingsError: the number of rates differs from the number of data sets, or one is given
+            twice.
         DataError: a data set cannot be read.
     """
-    from lisa_ros.datasets.registry import read_dataset
     from lisa_ros.training.finetune.mixture import Mixture
     from lisa_ros.training.finetune.samplers import make_sampler
 
+    twice = [name for name in options.data if options.data.count(name) > 1]
+    if twice:
+        raise SettingsError(f'--data has {twice[0]} twice; set its rate with --rates')
+    rates = options.rates or [1.0] * len(options.data)
+    if len(rates) != len(options.data):
+        raise SettingsError(
+            f'{len(rates)} --rates for {len(options.data)} data sets of --data: give one for each'
+        )
     samplers = {
-        name: make_sampler(read_dataset(name), config.queries_per_image, options.words_only)
+        name: make_sampler(
+            _read(options, name, skipped), config.queries_per_image, options.words_only, on_error
+        )
         for name in options.data
     }
-    rates = options.rates or [1.0] * len(samplers)
-    if len(rates) != len(samplers):
-        raise SettingsError(
-            f'{len(rates)} --rates for {len(samplers)} data sets of --data: give one for each'
-        )
     return Mixture(samplers, dict(zip(samplers, rates, strict=True)), config.trainer.seed)
 
 
-def _validation_images(options: argparse.Namespace) -> list[ImageWithQueries]:
+def _read(
+    options: argparse.Namespace, text: str, skipped: SkippedItems
+) -> list[ImageWithQueries] | list[TextDialogue]:
+    """Return the items of a data set, all of which can be used.
+
+    Raises:
+        DataError: there are items that cannot be used, and no --skip-broken; or no others.
+    """
+    from lisa_ros.datasets.checking import read_checked
+
+    errors: list[DataError] = []
+    items = read_checked(text, errors.append)
+    refuse_broken(options.skip_broken, text, [str(error) for error in errors], items)
+    for error in errors:
+        skipped.add(error)
+    return items
+
+
+def _validation_images(
+    options: argparse.Namespace, skipped: SkippedItems
+) -> list[ImageWithQueries]:
     """Return the images to validate on; none without --val.
 
     Raises:
@@ -206,9 +298,8 @@ def _validation_images(options: argparse.Namespace) -> list[ImageWithQueries]:
         DataError: it cannot be read.
     """
     from lisa_ros.datasets.llava import TextDialogue
-    from lisa_ros.datasets.registry import read_dataset
 
-    images = read_dataset(options.val) if options.val else []
+    images = _read(options, options.val, skipped) if options.val else []
     if images and isinstance(images[0], TextDialogue):
         raise SettingsError(
             f'--val {options.val}: text dialogues have no masks to validate on; '

@@ -6,6 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lisa_ros.commands.arguments import print_not_used
+from lisa_ros.errors import DataError
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -24,12 +27,29 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='SECONDS',
         help='least time between two images [s]; 0: all images (default: 0)',
     )
+    parser.add_argument(
+        '--skip-broken',
+        action='store_true',
+        help='exit with 0 even if parts of the bag or images cannot be read; they are named and '
+        'left out in any case',
+    )
     parser.set_defaults(run=frames)
 
 
 def frames(options: argparse.Namespace) -> None:
-    """Write images of a bag as PNG files."""
+    """Write images of a bag as PNG files; name what cannot be read."""
     from lisa_ros.datasets.bag_frames import extract_frames
 
-    paths = extract_frames(options.bag, options.out, options.topic, options.every)
+    errors: list[DataError] = []
+
+    def skip(error: DataError) -> None:
+        errors.append(error)
+        print_not_used(error)
+
+    paths = extract_frames(options.bag, options.out, options.topic, options.every, skip)
     print(f'{len(paths)} images in {options.out}/: annotate them with `labelme {options.out}`')
+    if errors and not options.skip_broken:
+        raise DataError(
+            f'{len(errors)} parts or images of {options.bag} could not be read; the first: '
+            f'{errors[0]}; --skip-broken ignores them'
+        )

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader
 
-from lisa_ros.errors import DataError, ImageError, SettingsError
+from lisa_ros.errors import DataError, ErrorHandler, ImageError, SettingsError, raise_error
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.image_file import decode_samples, exif_orientation, read_rgb
 from lisa_ros.images.pixel_limit import check_image_size
 from lisa_ros.messages.bag import open_bag
+from lisa_ros.messages.bag_reader import BagReader
 from lisa_ros.messages.compressed_format import CompressedFormat
 from lisa_ros.messages.image import (
     DEPTH_ENCODINGS,
@@ -123,6 +123,7 @@ def from_bag(
     depth_topic: str | None = None,
     info_topic: str | None = None,
     at: float = 0.0,
+    on_error: ErrorHandler = raise_error,
 ) -> RgbdInput:
     """Return an RGB-D image of a bag.
 
@@ -135,18 +136,21 @@ def from_bag(
         info_topic: topic of CameraInfo; None: camera_info in the namespace of the image topic, or
             the only one.
         at: take the first image at or after this time [s from the start of the bag].
+        on_error: called for each part of the bag and each message on the way to the image that
+            cannot be read; if it returns, the part or the message is left out.
 
     Raises:
         DataError: there is no bag or no such topic, a topic must be chosen, or there is no image
-            at that time.
+            at that time; or a part cannot be read, and `on_error` raised it.
         ImageError: a message cannot be read, or depth or camera info does not match the image.
     """
-    with open_bag(bag) as reader:
+    with open_bag(bag, on_error) as reader:
         image_topic, depth_topic, info_topic = _choose_topics(
             bag, reader, image_topic, depth_topic, info_topic
         )
         start = reader.start_time + round(at * 1e9)
-        bag_time, image = next(_messages(reader, image_topic, start), (0, None))
+        images = _messages(reader, image_topic, on_error, start)
+        bag_time, image = next(images, (0, None))
         if image is None:
             duration = (reader.end_time - reader.start_time) / 1e9
             raise DataError(
@@ -154,9 +158,10 @@ def from_bag(
             )
         stamp, seconds = _stamp_or_bag_time(image, bag_time), (bag_time - reader.start_time) / 1e9
         window = round(_SEARCH_WINDOW * 1e9)
-        depth_messages = _messages(reader, depth_topic, bag_time - window, bag_time + window)
-        depth = _nearest(depth_messages, stamp)
-        info = _nearest(_messages(reader, info_topic), stamp)  # some drivers send it only once
+        depth = _nearest(
+            _messages(reader, depth_topic, on_error, bag_time - window, bag_time + window), stamp
+        )
+        info = _nearest(_messages(reader, info_topic, on_error), stamp)  # it may be sent only once
     difference = float('inf') if depth is None else abs(depth[0] - stamp) / 1e9
     if difference > Settings.depth_tolerance:
         raise DataError(
@@ -170,7 +175,7 @@ def from_bag(
 
 def _choose_topics(
     bag: Path,
-    reader: AnyReader,
+    reader: BagReader,
     image_topic: str | None,
     depth_topic: str | None,
     info_topic: str | None,
@@ -192,7 +197,7 @@ def _choose_topics(
     )
 
 
-def _topics_by_kind(reader: AnyReader) -> dict[str, list[str]]:
+def _topics_by_kind(reader: BagReader) -> dict[str, list[str]]:
     """Return the topics with messages: image (colour), depth, compressed depth and info."""
     topics: dict[str, set[str]] = {
         kind: set() for kind in ('image', 'depth', 'compressed depth', 'info')
@@ -203,7 +208,10 @@ def _topics_by_kind(reader: AnyReader) -> dict[str, list[str]]:
         if connection.msgtype == _INFO:
             kind = 'info'
         else:
-            _, first = next(_messages(reader, connection.topic))
+            # a damaged message of another topic is no reason to fail
+            _, first = next(_messages(reader, connection.topic, _ignore), (0, None))
+            if first is None:
+                continue
             kind = _kind_of_image(first)
         topics[kind].add(connection.topic)
     return {kind: sorted(names) for kind, names in topics.items()}
@@ -229,12 +237,26 @@ def _choose_topic(bag: Path, flag: str, topics: list[str], name: str | None) -> 
 
 
 def _messages(
-    reader: AnyReader, topic: str, start: int | None = None, stop: int | None = None
+    reader: BagReader,
+    topic: str,
+    on_error: ErrorHandler,
+    start: int | None = None,
+    stop: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield bag time [ns] and message of a topic, between two bag times [ns]."""
     connections = [c for c in reader.connections if c.topic == topic]
     for connection, bag_time, data in reader.messages(connections, start, stop):
-        yield bag_time, reader.deserialize(data, connection.msgtype)
+        try:
+            message = reader.deserialize_stamped(data, connection.msgtype)
+        except DataError as error:
+            seconds = (bag_time - reader.start_time) / 1e9
+            on_error(DataError(f'{error}: {topic}, {seconds:.2f} s after the start'))
+            continue
+        yield bag_time, message
+
+
+def _ignore(error: DataError) -> None:
+    """Go on without the part that cannot be read."""
 
 
 def _nearest(messages: Iterator[tuple[int, Any]], stamp: int) -> tuple[int, Any] | None:

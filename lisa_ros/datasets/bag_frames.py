@@ -15,12 +15,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.messages.bag import read_images
 
 
 def extract_frames(
-    bag: Path, out: Path, topic: str | None = None, min_interval: float = 0.0
+    bag: Path,
+    out: Path,
+    topic: str | None = None,
+    min_interval: float = 0.0,
+    on_error: ErrorHandler = raise_error,
 ) -> list[Path]:
     """Write images of a bag as PNG files into a folder; return the files in the bag's order.
 
@@ -29,12 +33,14 @@ def extract_frames(
         out: the folder; created if missing.
         topic: of Image or CompressedImage; None: the only one in the bag.
         min_interval: shortest time between two frames, by their stamps [s]; 0: all frames.
+        on_error: called for each part of the bag and each image that cannot be read; if it
+            returns, the part or the image is left out.
 
     Raises:
         DataError: as `messages.bag.read_images`; or the folder cannot be written to.
     """
     written: list[Path] = []
-    for frame in read_images(bag, topic, min_interval):
+    for frame in read_images(bag, topic, min_interval, on_error):
         path = out / f'{frame.stamp}.png'
         try:
             out.mkdir(parents=True, exist_ok=True)

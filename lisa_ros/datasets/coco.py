@@ -12,133 +12,227 @@ same format. They name parts "mug:handle" and homonyms "mouse_(computer_equipmen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery
-from lisa_ros.datasets.json_io import read_json, validated_entries
+from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, with_names
+from lisa_ros.datasets.coco_masks import CocoRegion
+from lisa_ros.datasets.json_io import (
+    ErrorHandler,
+    image_path,
+    raise_error,
+    read_json,
+    read_or_skip,
+    validated_entries,
+)
 from lisa_ros.errors import DataError
+from lisa_ros.files.access import readable_folder
+from lisa_ros.files.text import short_repr
+
+__all__ = ['CocoInstances', 'CocoRegion', 'category_phrase', 'read_coco', 'read_instances']
 
 
 @dataclass(frozen=True)
-class CocoRegion:
-    """The region of one annotation."""
+class CocoInstance:
+    """An annotation: an instance of a category in an image."""
 
-    segmentation: tuple | dict | list  # polygons [[x, y, x, y, ...], ...], an RLE, or RLEs
-    source: str  # file and annotation, for error messages
-    size: tuple[int, int] | None = None  # (height, width) of the image in the file [px], if given
-    ignored: bool = False
+    id: int  # of the annotation
+    image: int  # id
+    category: int  # id
+    region: CocoRegion
 
-    def paint(self, canvas: np.ndarray, value: int) -> None:
-        """Set the region's pixels in a (H, W) uint8 array.
+    def check(self) -> None:
+        """Check the region, if the file gives the size of the image.
 
         Raises:
-            DataError: the segmentation is invalid, the file gives another image size, or
-                pycocotools is not installed.
+            DataError: it has no pixel in the image, or is no region.
         """
-        height, width = canvas.shape
-        if self.size not in (None, (height, width)):
-            raise DataError(
-                f'{self.source}: made for {self.size[1]} x {self.size[0]} pixels, the image has '
-                f'{width} x {height}; use the images that the file was made for'
-            )
-        try:
-            from pycocotools import mask as coco
-        except ImportError as error:
-            raise DataError(
-                "regions of COCO need the package pycocotools: pip install 'lisa_ros[train]'"
-            ) from error
-
-        try:
-            is_rle = isinstance(self.segmentation, dict)
-            parts = [self.segmentation] if is_rle else list(self.segmentation)
-            if parts and not isinstance(parts[0], dict):
-                parts = coco.frPyObjects(parts, height, width)
-            for rle in parts:
-                if isinstance(rle['counts'], list):
-                    rle = coco.frPyObjects(rle, height, width)  # noqa: PLW2901
-                canvas[coco.decode(rle) > 0] = value
-        except Exception as error:  # pycocotools raises many types
-            raise DataError(
-                f'{self.source}: not a region of {width} x {height} pixels '
-                f'({type(error).__name__}: {error}); expected polygons or RLE in COCO format'
-            ) from error
+        if self.region.size is not None:
+            self.region.check_form(*self.region.size)
 
 
 @dataclass(frozen=True)
 class CocoInstances:
     """The content of an instances file, by id."""
 
-    image_paths: dict[int, Path]  # by image id
-    regions: dict[int, CocoRegion]  # by annotation id
-    image_and_category: dict[int, tuple[int, int]]  # (image id, category id) by annotation id
-    category_names: dict[int, str]  # by category id
+    image_paths: dict[int, Path] = field(default_factory=dict)  # by image id
+    category_names: dict[int, str] = field(default_factory=dict)  # by category id
+    instances: list[CocoInstance] = field(default_factory=list)  # as in the file
+
+    def by_id(self, file: Path) -> dict[int, CocoInstance]:
+        """Return the instances by annotation id.
+
+        Args:
+            file: for the message.
+
+        Raises:
+            DataError: an id occurs twice.
+        """
+        _require_unique(file, 'annotation', [instance.id for instance in self.instances])
+        return {instance.id: instance for instance in self.instances}
 
 
-def read_instances(file: str | Path, image_folder: str | Path) -> CocoInstances:
-    """Return the instances of a JSON file.
+def read_instances(
+    file: str | Path, image_folder: str | Path, on_error: ErrorHandler = raise_error
+) -> CocoInstances:
+    """Return the instances of a JSON file. Their regions are not checked yet.
 
     Args:
         file: instances in COCO's format.
-        image_folder: folder of the images; file names in `file` are relative to it.
+        image_folder: folder of the images; file names in `file` are relative to it and may not
+            lead out of it.
+        on_error: called for each image or annotation that cannot be used; if it returns, it is
+            left out.
 
     Raises:
-        DataError: the file cannot be read or is not in this format; the message says where.
+        DataError: the file cannot be read or is not in this format, or an id of an image or
+            category occurs twice; the message says where.
     """
-    file, image_folder = Path(file), Path(image_folder)
+    file = Path(file)
     content = read_json(file)
-    instances = CocoInstances({}, {}, {}, {})
+    image_folder = readable_folder(image_folder, 'images')
+    result = CocoInstances()
+    images = validated_entries(file, content, 'images', on_error, id=int)
+    _require_unique(file, 'image', [image['id'] for image in images])
     sizes: dict[int, tuple[int, int] | None] = {}
-    for image in validated_entries(file, content, 'images', id=int):
-        instances.image_paths[image['id']] = image_folder / _file_name(file, image)
-        size = image.get('height'), image.get('width')
-        sizes[image['id']] = size if all(isinstance(side, int) for side in size) else None
-    for category in validated_entries(file, content, 'categories', id=int, name=str):
-        instances.category_names[category['id']] = category_phrase(category['name'])
+    for image in images:
+        path_and_size = read_or_skip(partial(_read_image, file, image, image_folder), on_error)
+        if path_and_size:
+            result.image_paths[image['id']], sizes[image['id']] = path_and_size
+    unusable = {image['id'] for image in images} - sizes.keys()
+    _read_categories(file, content, result.category_names)
     for annotation in validated_entries(
-        file, content, 'annotations', id=int, image_id=int, category_id=int
+        file, content, 'annotations', on_error, id=int, image_id=int, category_id=int
     ):
-        source, image_id = f'{file}: annotation {annotation["id"]}', annotation['image_id']
-        if image_id not in instances.image_paths:
-            raise DataError(f'{source} is about image {image_id}, which "images" does not contain')
-        segmentation = annotation.get('segmentation') or ()
-        region = CocoRegion(segmentation, source, sizes[image_id])
-        instances.regions[annotation['id']] = region
-        instances.image_and_category[annotation['id']] = image_id, annotation['category_id']
-    return instances
+        image_id, category = annotation['image_id'], annotation['category_id']
+        source = f'{file}: annotation {annotation["id"]}'
+        if image_id in unusable:
+            continue
+        if image_id not in result.image_paths:
+            on_error(
+                DataError(f'{source} is about image {image_id}, which "images" does not contain')
+            )
+            continue
+        region = CocoRegion(annotation.get('segmentation'), source, sizes[image_id])
+        result.instances.append(CocoInstance(annotation['id'], image_id, category, region))
+    return result
 
 
-def read_coco(file: str | Path, image_folder: str | Path) -> list[AnnotatedImage]:
+def _read_image(
+    file: Path, image: dict, image_folder: Path
+) -> tuple[Path, tuple[int, int] | None]:
+    """Return the path of an image, and its (height, width) [px] if the file gives it.
+
+    Raises:
+        DataError: the path leads out of the image folder, or the size is none.
+    """
+    path = image_path(file, f'image {image["id"]}', image_folder, _file_name(file, image))
+    return path, _size(file, image)
+
+
+def _read_categories(file: Path, content: object, names: dict[int, str]) -> None:
+    """Add the names of the categories by id.
+
+    Raises:
+        DataError: one has no name, or two of an id differ.
+    """
+    for category in validated_entries(file, content, 'categories', id=int, name=str):
+        name = category_phrase(category['name'])
+        if not name.strip():
+            raise DataError(f'{file}: category {category["id"]} has an empty name; name it')
+        if names.setdefault(category['id'], name) != name:
+            raise DataError(
+                f'{file}: category {category["id"]} is both '
+                f'{short_repr(names[category["id"]])} and {short_repr(name)}; give each its own id'
+            )
+
+
+def _require_unique(file: Path, noun: str, ids: list[int]) -> None:
+    """Raise a DataError if an id occurs twice, as in two files that were put into one."""
+    twice = [str(id_) for id_, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(
+            f'{file}: {len(twice)} {noun} ids occur twice, for example {noun} {twice[0]}; number '
+            'them anew'
+        )
+
+
+def _size(file: Path, image: dict) -> tuple[int, int] | None:
+    """Return (height, width) of an image [px]; None if the file does not give it.
+
+    Raises:
+        DataError: it gives something that is no size.
+    """
+    size = tuple(image.get(side) for side in ('height', 'width'))
+    if None in size:
+        return None
+    are_numbers = all(isinstance(side, int | float) and side == side // 1 > 0 for side in size)
+    if not are_numbers or bool in map(type, size):
+        raise DataError(
+            f'{file}: image {image["id"]} has the height and width {short_repr(size)}; '
+            'expected integers above 0'
+        )
+    return int(size[0]), int(size[1])
+
+
+def read_coco(
+    file: str | Path, image_folder: str | Path, *, on_error: ErrorHandler = raise_error
+) -> list[AnnotatedImage]:
     """Return the images, with a query for each category: its mask covers all its instances.
 
+    Every region is checked for which the file gives the size of the image. Regions of groups
+    (`iscrowd`) are parts of the mask, too.
+
+    Args:
+        file: instances in COCO's format.
+        image_folder: folder of the images.
+        on_error: called for each annotation that cannot be used; if it returns, the query of its
+            category in its image is left out, since its mask would be incomplete.
+
     Raises:
-        DataError: as `read_instances`; or there are no annotations.
+        DataError: as `read_instances`; or there are no annotations; or `on_error` raised it.
     """
-    instances = read_instances(file, image_folder)
+    content = read_instances(file, image_folder, on_error)
     regions_by_image: dict[int, dict[str, list[CocoRegion]]] = {}
-    for annotation, (image, category) in instances.image_and_category.items():
-        if category not in instances.category_names:
-            raise DataError(
-                f'{file}: annotation {annotation} has category {category}, which "categories" '
-                'does not contain'
-            )
-        regions_by_name = regions_by_image.setdefault(image, {})
-        regions = regions_by_name.setdefault(instances.category_names[category], [])
-        regions.append(instances.regions[annotation])
+    incomplete: set[tuple[int, str]] = set()
+    for instance in content.instances:
+        name = content.category_names.get(instance.category)
+        if not read_or_skip(partial(_is_usable, file, instance, name), on_error):
+            incomplete.add((instance.image, name))
+        regions_by_name = regions_by_image.setdefault(instance.image, {})
+        regions_by_name.setdefault(name, []).append(instance.region)
     if not regions_by_image:
         raise DataError(f'{file}: no annotations; expected instances in COCO format')
-    return [
+    images = [
         AnnotatedImage(
-            instances.image_paths[image],
+            content.image_paths[image],
             tuple(
                 AnnotatedQuery(name, False, tuple(regions))
                 for name, regions in regions_by_name.items()
+                if (image, name) not in incomplete
             ),
         )
         for image, regions_by_name in sorted(regions_by_image.items())
     ]
+    named = with_names(images, Path(image_folder))
+    return [image for image in named if image.queries]
+
+
+def _is_usable(file: str | Path, instance: CocoInstance, name: str | None) -> bool:
+    """Return True for an instance with a category and a mask.
+
+    Raises:
+        DataError: it lacks one of them.
+    """
+    if name is None:
+        raise DataError(
+            f'{file}: annotation {instance.id} has category {instance.category}, which '
+            '"categories" does not contain'
+        )
+    instance.check()
+    return True
 
 
 def _file_name(file: Path, image: dict) -> str:

@@ -3,40 +3,43 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
+from lisa_ros.files.access import access_problem, path_below
+from lisa_ros.files.text import read_json, short_repr
 
-ErrorHandler = Callable[[DataError], None]  # returns: skip the broken file and go on
+__all__ = [
+    'ErrorHandler',
+    'check_image',
+    'image_path',
+    'raise_error',
+    'read_json',
+    'read_or_skip',
+    'validated_entries',
+]
+
+_Result = TypeVar('_Result')
 
 
-def raise_error(error: DataError) -> None:
-    """Stop at the first broken file. `list.append` is an ErrorHandler that collects them."""
-    raise error
-
-
-def read_json(path: Path) -> object:
-    """Return the content of a JSON file, in UTF-8 or, as some of ReasonSeg's, in cp1252.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+def read_or_skip(read: Callable[[], _Result], on_error: ErrorHandler) -> _Result | None:
+    """Return what `read` returns; None if it raises a DataError and `on_error` returns."""
     try:
-        raw = path.read_bytes()
-        try:
-            return json.loads(raw.decode('utf-8'))
-        except UnicodeDecodeError:
-            return json.loads(raw.decode('cp1252'))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'{path}: cannot be read as JSON ({error}); copy or save it again'
-        ) from error
+        return read()
+    except DataError as error:
+        on_error(error)
+        return None
 
 
 def validated_entries(
-    path: Path, content: object, name: str | None, /, **required: type | tuple
+    path: Path,
+    content: object,
+    name: str | None,
+    /,
+    on_error: ErrorHandler = raise_error,
+    **required: type | tuple,
 ) -> list[dict]:
     """Return a list of objects from a file, after a check of their keys and types.
 
@@ -44,10 +47,12 @@ def validated_entries(
         path: of the file, for messages.
         content: of the file.
         name: key of the list in `content`; None: `content` is the list.
+        on_error: called for each object that has not these keys; if it returns, the object is
+            left out.
         required: the type of each key that every object must have; `object` accepts any.
 
     Raises:
-        DataError: it is not a list of such objects.
+        DataError: it is not a list, or `on_error` raised it.
     """
     entries = content
     if name is not None:
@@ -56,16 +61,25 @@ def validated_entries(
     expected = f'expected objects with {", ".join(required)}'
     if not isinstance(entries, list):
         raise DataError(f'{path}: does not have {list_name}; {expected}')
+    valid = []
     for index, entry in enumerate(entries):
-        for key, value_type in required.items():
-            if not isinstance(entry, dict) or key not in entry:
-                raise DataError(f'{path}: entry {index} of {list_name} has no {key}; {expected}')
-            if not isinstance(entry[key], value_type):
-                raise DataError(
-                    f'{path}: entry {index} of {list_name} has {key} {entry[key]!r}; expected '
-                    f'{_type_names(value_type)}'
-                )
-    return entries
+        problem = _entry_problem(entry, required, expected)
+        if problem:
+            on_error(DataError(f'{path}: entry {index} of {list_name} has {problem}'))
+        else:
+            valid.append(entry)
+    return valid
+
+
+def _entry_problem(entry: object, required: dict[str, type | tuple], expected: str) -> str:
+    """Return what is wrong with an entry; '' if nothing is."""
+    for key, value_type in required.items():
+        if not isinstance(entry, dict) or key not in entry:
+            return f'no {key}; {expected}'
+        value = entry[key]
+        if not isinstance(value, value_type) or (value_type is int and isinstance(value, bool)):
+            return f'{key} {short_repr(value)}; expected {_type_names(value_type)}'
+    return ''
 
 
 def _type_names(value_type: type | tuple) -> str:
@@ -73,17 +87,36 @@ def _type_names(value_type: type | tuple) -> str:
     return ' or '.join(t.__name__ for t in types)
 
 
-def existing_folder(path: str | Path, content: str) -> Path:
-    """Return the path of an existing folder.
+def image_path(file: Path, source: str, folder: Path, name: str) -> Path:
+    """Return the path of an image that a data set's file names; see `files.access.path_below`.
 
     Args:
-        path: of the folder.
-        content: what the folder should contain, for the message.
+        file: that names the image.
+        source: the entry in it, for the message.
+        folder: of the images.
+        name: from the file, relative to the folder.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the name leads out of the folder.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f'{path}: no such folder; expected one with {content}')
+    path = path_below(folder, name)
+    if path is None:
+        raise DataError(
+            f'{file}: {source} has the file name {short_repr(name)}, which leads out of the image '
+            f'folder {folder}; expected a name relative to this folder'
+        )
+    return path
+
+
+def check_image(path: Path, source: str) -> Path:
+    """Return the path of an entry's image, a file that may be read.
+
+    Raises:
+        DataError: it is not; the message says whether it is missing or may not be read.
+    """
+    problem = access_problem(path)
+    if problem.startswith('no such'):
+        raise DataError(f'{source}: its image {path} is missing; add it')
+    if problem or not path.is_file():
+        raise DataError(f'{source}: its image {path}: {problem or "is a folder"}')
     return path

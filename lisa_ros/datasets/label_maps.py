@@ -14,13 +14,23 @@ of the class.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import AnnotatedQuery
-from lisa_ros.datasets.json_io import existing_folder, read_json, validated_entries
+from lisa_ros.datasets.annotations import AnnotatedQuery, with_names
+from lisa_ros.datasets.json_io import (
+    ErrorHandler,
+    check_image,
+    raise_error,
+    read_json,
+    read_or_skip,
+    validated_entries,
+)
 from lisa_ros.errors import DataError, ImageError
+from lisa_ros.files.access import list_folder, readable_folder
+from lisa_ros.files.text import read_text
 from lisa_ros.images.mask_file import read_mask
 
 
@@ -39,13 +49,21 @@ class LabelMapRegion:
         Raises:
             DataError: the array has another size.
         """
-        if self.class_ids.shape != canvas.shape:
-            (map_height, map_width), (height, width) = self.class_ids.shape, canvas.shape
+        self.check(*canvas.shape)
+        canvas[self.class_ids == self.class_id] = value
+
+    def check(self, height: int, width: int) -> None:
+        """Check that the label map has the size of its image; each class in it has pixels.
+
+        Raises:
+            DataError: it has another size.
+        """
+        map_height, map_width = self.class_ids.shape
+        if (map_height, map_width) != (height, width):
             raise DataError(
                 f'{self.source}: has {map_width} x {map_height} pixels, '
                 f'its image {width} x {height}; scale both to the same size'
             )
-        canvas[self.class_ids == self.class_id] = value
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class LabelMapImage:
     label_map: Path  # (H, W) PNG of class ids
     class_names: dict[int, str]  # by class id; classes that are not in it get no query
     explanation: str = ''
+    name: str = ''  # unique in the data set
 
     @property
     def queries(self) -> tuple[AnnotatedQuery, ...]:
@@ -80,24 +99,32 @@ class LabelMapImage:
         )
 
 
-def read_ade20k(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
+def read_ade20k(
+    root: str | Path, split: str = 'training', *, on_error: ErrorHandler = raise_error
+) -> list[LabelMapImage]:
     """Return the images of ADEChallengeData2016. Class id 0 means unlabelled and gets no query.
+
+    Label maps without their image are passed to `on_error`, and left out if it returns.
 
     Raises:
         DataError: a file is missing or broken.
     """
-    root = existing_folder(root, 'images, annotations and objectInfo150.txt')
+    root = readable_folder(root, 'images, annotations and objectInfo150.txt')
     class_file = root / 'objectInfo150.txt'
     rows = [line.split('\t') for line in _lines(class_file) if line.strip()]
     class_names = {
-        int(row[0]): row[-1].split(',')[0].strip() for row in rows if row[0].strip().isdigit()
+        int(row[0]): row[-1].split(',')[0].strip() for row in rows if row[0].strip().isdecimal()
     }
     images, label_maps = root / 'images' / split, root / 'annotations' / split
-    return _pair_with_images(label_maps, images, class_names, class_file)
+    return _pair_with_images(label_maps, images, class_names, class_file, on_error)
 
 
 def read_cocostuff(
-    label_folder: str | Path, image_folder: str | Path, class_file: str | Path
+    label_folder: str | Path,
+    image_folder: str | Path,
+    class_file: str | Path,
+    *,
+    on_error: ErrorHandler = raise_error,
 ) -> list[LabelMapImage]:
     """Return the images of COCO-Stuff. Material classes, such as "wall-brick", get no query.
 
@@ -106,6 +133,7 @@ def read_cocostuff(
         image_folder: folder of COCO's images.
         class_file: labels.txt of COCO-Stuff: "0: unlabeled", "1: person", ... In the label maps
             the ids are one lower: "person" is 0. LISA's code reads them in the same way.
+        on_error: called for each label map without its image; if it returns, it is left out.
 
     Raises:
         DataError: a file is missing or broken.
@@ -113,46 +141,53 @@ def read_cocostuff(
     class_file = Path(class_file)
     labels = [line.split(': ')[-1].strip() for line in _lines(class_file)[1:] if line.strip()]
     class_names = {class_id: name for class_id, name in enumerate(labels) if '-' not in name}
-    image_folder = existing_folder(image_folder, 'images')
-    label_folder = existing_folder(label_folder, 'label maps')
-    return _pair_with_images(label_folder, image_folder, class_names, class_file)
+    image_folder, label_folder = Path(image_folder), Path(label_folder)
+    return _pair_with_images(label_folder, image_folder, class_names, class_file, on_error)
 
 
-def read_mapillary(root: str | Path, split: str = 'training') -> list[LabelMapImage]:
+def read_mapillary(
+    root: str | Path, split: str = 'training', *, on_error: ErrorHandler = raise_error
+) -> list[LabelMapImage]:
     """Return the images of Mapillary Vistas 2.0.
+
+    Label maps without their image are passed to `on_error`, and left out if it returns.
 
     Raises:
         DataError: a file is missing or broken.
     """
-    root = existing_folder(root, 'config_v2.0.json and training')
+    root = readable_folder(root, 'config_v2.0.json and training')
     class_file = root / 'config_v2.0.json'
     labels = validated_entries(class_file, read_json(class_file), 'labels', readable=str)
     class_names = {class_id: label['readable'].lower() for class_id, label in enumerate(labels)}
     images, label_maps = root / split / 'images', root / split / 'v2.0' / 'labels'
-    return _pair_with_images(label_maps, images, class_names, class_file)
+    return _pair_with_images(label_maps, images, class_names, class_file, on_error)
 
 
 def _lines(file: Path) -> list[str]:
     """Return the lines of a text file."""
-    try:
-        return file.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'{file}: cannot be read as class names ({error})') from error
+    return read_text(file).splitlines()
 
 
 def _pair_with_images(
-    label_folder: Path, image_folder: Path, class_names: dict[int, str], class_file: Path
+    label_folder: Path,
+    image_folder: Path,
+    class_names: dict[int, str],
+    class_file: Path,
+    on_error: ErrorHandler,
 ) -> list[LabelMapImage]:
-    """Return the images of the label maps in a folder: STEM.jpg in the image folder."""
+    """Return the images of the label maps in a folder: STEM.jpg in the image folder.
+
+    `on_error` is called for a label map without its image.
+    """
     if not class_names:
         raise DataError(f'{class_file}: contains no class names')
-    label_folder = existing_folder(label_folder, 'label maps, *.png of class ids')
+    label_folder = readable_folder(label_folder, 'label maps, *.png of class ids')
+    image_folder = readable_folder(image_folder, 'images')
     images = []
-    for label_map in sorted(label_folder.glob('*.png')):
-        image_path = image_folder / f'{label_map.stem}.jpg'
-        if not image_path.is_file():
-            raise DataError(f'{label_map}: its image {image_path} is missing; add it')
-        images.append(LabelMapImage(image_path, label_map, class_names))
+    for label_map in list_folder(label_folder, '.png'):
+        path = image_folder / f'{label_map.stem}.jpg'
+        if read_or_skip(partial(check_image, path, str(label_map)), on_error):
+            images.append(LabelMapImage(path, label_map, class_names))
     if not images:
         raise DataError(f'{label_folder}: no label maps; expected *.png of class ids')
-    return images
+    return with_names(images, image_folder)

@@ -7,7 +7,8 @@ In ReasonSeg (LISA, section 3.2) each image has a JSON file of the same name nex
      "shapes": [{"label": "target", "points": [[x, y], ...]}, {"label": "ignore", ...}]}
 
 Each text is a query. Its mask is the union of all "target" shapes. Pixels of "ignore" shapes are
-left out of losses and metrics. "flag" shapes are annotation notes and are skipped.
+left out of losses and metrics. "flag" shapes are annotation notes and are skipped. A text with
+`"shapes": []` asks for something that is not there; no other file says so.
 
 labelme writes files without "text". There each label is a query, except target, ignore and flag:
 the label is the name of an object ("the red mug"), its mask the union of all its shapes.
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +36,13 @@ from lisa_ros.datasets.annotations import (
     AnnotatedQuery,
     Polygon,
     image_size,
+    with_names,
 )
-from lisa_ros.datasets.json_io import ErrorHandler, existing_folder, raise_error, read_json
+from lisa_ros.datasets.json_io import ErrorHandler, raise_error, read_json, read_or_skip
 from lisa_ros.errors import DataError, ImageError
+from lisa_ros.files.access import access_problem, is_missing, list_folder, readable_folder
+from lisa_ros.files.json_schema import TEXT, ListOf, Record, check_json
+from lisa_ros.files.text import one_line, short_repr
 from lisa_ros.images.mask_file import read_mask
 
 _EXPLANATIONS = 'explanations.json'
@@ -49,8 +53,8 @@ _EXPLANATIONS = 'explanations.json'
 def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> list[AnnotatedImage]:
     """Return the annotated images of a folder, sorted by name; skip images without annotations.
 
-    It checks every JSON file and the size of every image, so that errors are found before a
-    training starts. The pixels are read later.
+    It checks every JSON file, every shape and the size of every image, so that errors are found
+    before a training starts. The pixels are read later.
 
     Args:
         folder: images and annotations.
@@ -59,10 +63,10 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
     Raises:
         DataError: no image is annotated, or `on_error` raised it; the message names the file.
     """
-    folder = existing_folder(folder, 'images and annotations')
+    folder = readable_folder(folder, 'images and annotations')
     explanations = _read_explanations(folder)
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in list_folder(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(path.stem, path) != path:
             on_error(
                 DataError(
@@ -70,13 +74,13 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
                 )
             )
     queries: dict[Path, tuple[AnnotatedQuery, ...]] = {}
-    for path in sorted(folder.glob('*.json')):
+    for path in list_folder(folder, '.json'):
         if path.name != _EXPLANATIONS:
-            json_queries = _read_or_skip(partial(_queries_of_json, path, images), on_error)
+            json_queries = read_or_skip(partial(_queries_of_json, path, images), on_error)
             if json_queries:
                 queries[images[path.stem]] = json_queries
     for image in images.values():
-        mask_queries = _read_or_skip(partial(_queries_of_masks, image), on_error)
+        mask_queries = read_or_skip(partial(_queries_of_masks, image), on_error)
         if mask_queries:
             queries[image] = (*queries.get(image, ()), *mask_queries)
     annotated = [
@@ -88,18 +92,7 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
             f'{folder}: {len(images)} images, none of them annotated; expected a JSON file of the '
             'same name next to each, as labelme writes it: run `labelme FOLDER`'
         )
-    return annotated
-
-
-def _read_or_skip(
-    read: Callable[[], tuple[AnnotatedQuery, ...]], on_error: ErrorHandler
-) -> tuple[AnnotatedQuery, ...]:
-    """Return the queries that `read` returns; none if it fails and `on_error` returns."""
-    try:
-        return read()
-    except DataError as error:
-        on_error(error)
-        return ()
+    return with_names(annotated, folder)
 
 
 def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuery, ...]:
@@ -115,22 +108,23 @@ def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuer
         images[path.stem], path, content.get('imageWidth'), content.get('imageHeight')
     )
     for query in queries:
-        for shape in (region for region in query.regions if region.mask is None):
-            x, y = shape.points.T
-            if x.max() < 0 or y.max() < 0 or x.min() >= width or y.min() >= height:
-                raise DataError(
-                    f'{path}: a shape {shape.label!r} lies outside of the image, which has '
-                    f'{width} x {height} pixels; draw it again'
-                )
+        query.check(height, width)
     return queries
 
 
 def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
     """Return a query for each mask in the folder with the image's name; none without it."""
-    paths = sorted(image.with_suffix('').glob('*.png'))
+    folder = image.with_suffix('')
+    paths = [] if is_missing(folder) or folder.is_file() else list_folder(folder, '.png')
     masks = [_read_mask(path) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         _check_size(image, path, *mask.mask.shape[::-1])
+        if not mask.mask.any():
+            raise DataError(
+                f'{path}: has no pixel, which is not taken for an absent object; draw it, remove '
+                f'the file, or write "text": ["{path.stem}"], "shapes": [] into '
+                f'{image.stem}.json if it is not there'
+            )
     return tuple(
         AnnotatedQuery(path.stem, False, (mask,)) for path, mask in zip(paths, masks, strict=True)
     )
@@ -165,22 +159,41 @@ def read_labels(path: Path) -> tuple[AnnotatedQuery, ...]:
             f'{path}: has no annotations; expected a JSON object with a list "shapes", as labelme '
             'writes it'
         )
-    shapes = [_read_shape(path, entry) for entry in content['shapes']]
+    shapes = [_read_shape(path, *numbered) for numbered in enumerate(content['shapes'])]
     shapes = [shape for shape in shapes if shape.label.lower() != 'flag']
     ignored = tuple(shape for shape in shapes if shape.ignored)
     targets = [shape for shape in shapes if not shape.ignored]
+    texts = _read_texts(path, content)
+    if not texts:
+        return _queries_of_labels(path, targets, ignored)
+    if content['shapes'] and not targets:
+        kind = 'ignored shapes' if ignored else '"flag" shapes'
+        raise DataError(
+            f'{path}: has the text {short_repr(texts[0])}, but only {kind}; draw a shape "target"'
+            + ('' if ignored else ', or write "shapes": [] if it is not there')
+        )
+    if targets and not any(map(_has_area, targets)):
+        raise DataError(f'{targets[0].source}: {_NO_AREA}')
+    # in ReasonSeg all shapes that are not ignored are the target, whatever their labels
+    return _queries_of_texts(texts, content.get('is_sentence'), (*targets, *ignored))
+
+
+def _read_texts(path: Path, content: dict) -> list[str]:
+    """Return the texts of a JSON file of ReasonSeg; none if it has none.
+
+    Raises:
+        DataError: they are not texts, or `is_sentence` is not true or false.
+    """
     texts = content.get('text') or []
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise DataError(f'{path}: "text" is {texts!r}; expected a list of instructions')
-    if texts and ignored and not targets:
+        raise DataError(f'{path}: "text" is {short_repr(texts)}; expected a list of instructions')
+    is_sentence = content.get('is_sentence')
+    if is_sentence not in (None, True, False):
         raise DataError(
-            f'{path}: has the text {texts[0]!r}, but only ignored shapes; draw a shape "target"'
+            f'{path}: "is_sentence" is {short_repr(is_sentence)}; expected true or false'
         )
-    if texts:
-        # in ReasonSeg all shapes that are not ignored are the target, whatever their labels
-        return _queries_of_texts(texts, content.get('is_sentence'), (*targets, *ignored))
-    return _queries_of_labels(path, targets, ignored)
+    return texts
 
 
 def _queries_of_texts(
@@ -207,6 +220,9 @@ def _queries_of_labels(
             f'{path}: has "target" shapes, but no "text" for them; add "text": '
             '["an instruction"], or use object names as labels'
         )
+    for shape in targets:
+        if not _has_area(shape):
+            raise DataError(f'{shape.source}: {_NO_AREA}')
     return tuple(
         AnnotatedQuery(
             name, False, (*(shape for shape in targets if shape.label.strip() == name), *ignored)
@@ -225,48 +241,59 @@ def _read_explanations(folder: Path) -> dict[str, str]:
         folder / _EXPLANATIONS,
         folder.parent / 'explanatory' / f'{folder.name}.json',
     )
-    path = next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if not is_missing(path)), None)
     if path is None:
         return {}
     entries = read_json(path)
     try:
-        return {str(entry['image']): str(entry['outputs']) for entry in entries}
-    except (TypeError, KeyError) as error:
+        check_json(path, entries, ListOf(Record({'image': TEXT, 'outputs': TEXT})))
+        return {entry['image']: entry['outputs'] for entry in entries}
+    except DataError as error:
         raise DataError(
-            f'{path}: cannot be read as explanations ({error!r}); expected a list of '
+            f'{path}: cannot be read as explanations ({one_line(error)}); expected a list of '
             '{"image": name, "query": text, "outputs": explanation}'
         ) from error
 
 
 # ---- shapes
 
+_SHAPE_TYPES = 'a polygon, rectangle, oriented_rectangle, circle or mask'
+_NO_AREA = 'has fewer than 3 different points, and no area; draw it again, or remove it'
 
-def _read_shape(path: Path, entry: object) -> Polygon:
-    """Return a shape of a JSON file: polygon, rectangle, circle or mask."""
+
+def _read_shape(path: Path, index: int, entry: object) -> Polygon:
+    """Return a shape of a JSON file."""
+    source = f'{path}: shape {index}'
     try:
         label, shape_type = entry['label'], entry.get('shape_type') or 'polygon'
-        points = np.array(entry['points'], np.float64).reshape(-1, 2)
-        if not isinstance(label, str) or not label.strip() or not np.isfinite(points).all():
-            raise ValueError(f'label {label!r}, points {entry["points"]!r}')
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f'label {short_repr(label)}')
+        source = f'{source}, {short_repr(label)},'
+        points = np.array(entry['points'], np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise ValueError(f'points {short_repr(entry["points"])}')
         ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
-        if shape_type == 'mask' and len(points):
-            return Polygon(label, points, _decode_mask(entry['mask']), ignored)
-        return Polygon(label, _corners(shape_type, points), ignored=ignored)
+        if shape_type == 'mask':
+            return Polygon(label, points, _decode_mask(entry['mask']), ignored, source)
+        return Polygon(label, _corners(shape_type, points), ignored=ignored, source=source)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f'{path}: a shape cannot be read ({type(error).__name__}: {error}); expected '
-            '{"label": name, "points": [[x, y], ...]} of a polygon, rectangle, circle or mask'
+            f'{source} cannot be read ({type(error).__name__}: {one_line(error)}); expected '
+            f'{{"label": name, "points": [[x, y], ...]}} of {_SHAPE_TYPES}'
         ) from error
 
 
 def _corners(shape_type: str, points: np.ndarray) -> np.ndarray:
-    """Return the corners of a region, (n, 2), from the points in labelme's file."""
+    """Return the corners of a region, (n, 2), from the points in labelme's file.
+
+    "rotation" is X-AnyLabeling's name of an oriented rectangle.
+    """
     if shape_type == 'polygon' and len(points) >= 1:
         return points
     if shape_type == 'rectangle' and len(points) == 2:
         (left, top), (right, bottom) = points
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    if shape_type == 'rectangle' and len(points) == 4:
+    if shape_type in ('rectangle', 'oriented_rectangle', 'rotation') and len(points) == 4:
         return points
     if shape_type == 'circle' and len(points) == 2:
         centre, edge = points
@@ -274,6 +301,11 @@ def _corners(shape_type: str, points: np.ndarray) -> np.ndarray:
         ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         return centre + np.linalg.norm(edge - centre) * ring
     raise ValueError(f'a {shape_type} with {len(points)} points has no area')
+
+
+def _has_area(shape: Polygon) -> bool:
+    """Return whether a shape is a mask, or has three different points."""
+    return shape.mask is not None or len({tuple(point) for point in shape.points.tolist()}) > 2
 
 
 def _decode_mask(text: str) -> np.ndarray:
@@ -293,5 +325,7 @@ def _read_mask(path: Path) -> Polygon:
     try:
         mask = read_mask(path).mask()
     except ImageError as error:
-        raise DataError(str(error)) from error
-    return Polygon(path.stem, np.zeros((1, 2)), mask)
+        problem = access_problem(path)
+        text = f'{path}: cannot be read as a mask: {problem}' if problem else str(error)
+        raise DataError(text) from error
+    return Polygon(path.stem, np.zeros((1, 2)), mask, source=str(path))

@@ -35,7 +35,8 @@ def read_dataset(
         text: a folder for `reasonseg.read_folder`; or a key of READERS with the arguments of its
             reader: `coco:instances.json:images`, `refer:refer_seg/refcoco:val`,
             `llava:llava_instruct_150k.json:train2017`.
-        on_error: called for a file of a folder that cannot be used.
+        on_error: called for each file or entry that cannot be used; if it returns, the item is
+            left out.
 
     Raises:
         SettingsError: there are too many or too few arguments.
@@ -48,7 +49,7 @@ def read_dataset(
         inspect.signature(READERS[kind]).bind(*arguments)
     except TypeError as error:
         raise SettingsError(f'{text}: {error}; expected {usage(kind)}') from error
-    return READERS[kind](*arguments)
+    return READERS[kind](*arguments, on_error=on_error)
 
 
 def usage(kind: str) -> str:
@@ -57,5 +58,6 @@ def usage(kind: str) -> str:
     texts = [
         (':{}' if parameter.default is parameter.empty else '[:{}').format(parameter.name.upper())
         for parameter in parameters
+        if parameter.kind is not parameter.KEYWORD_ONLY
     ]
     return kind + ''.join(texts) + ']' * sum(text.startswith('[') for text in texts)

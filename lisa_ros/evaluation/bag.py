@@ -9,13 +9,14 @@ several frames at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ErrorHandler, LisaError, raise_error
 from lisa_ros.evaluation.answering import answer_query
 from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.command_file import Command
@@ -35,6 +36,7 @@ def evaluate_offline(
     every: int = 10,
     batch_size: int = 1,
     progress: bool = True,
+    on_error: ErrorHandler = raise_error,
 ) -> Iterator[Case]:
     """Yield a case for each command and each of its frames, in the bag's order.
 
@@ -47,23 +49,29 @@ def evaluate_offline(
         every: commands without a time run on every n-th frame.
         batch_size: frames that CLIP and SAM encode at once.
         progress: show a progress bar.
+        on_error: called for each part of the bag and each image that cannot be read, and for
+            commands that are due after the last frame; if it returns, the run goes on without.
 
     Raises:
-        DataError: the bag, its images or the ground truth cannot be read, or a command is due
-            after the last frame.
+        DataError: the bag or the ground truth cannot be read, or `on_error` raised it.
     """
-    frames = prefetch(read_images(bag, topic))
+    frames = prefetch(read_images(bag, topic, on_error=on_error))
     frames = tqdm(frames, desc=bag.name, unit='frame', disable=not progress)
-    frames_with_commands = _with_due_commands(frames, bag, commands, every)
+    frames_with_commands = _with_due_commands(frames, bag, commands, every, on_error)
     while batch := list(itertools.islice(frames_with_commands, batch_size)):
         if batch_size > 1:
-            segmenter.encode_images([frame.pixels for frame, _ in batch])
+            with contextlib.suppress(LisaError):  # each frame has its own answer, and reason
+                segmenter.encode_images([frame.pixels for frame, _ in batch])
         for frame, due_commands in batch:
             yield from _evaluate_frame(segmenter, frame, due_commands, judge)
 
 
 def _with_due_commands(
-    frames: Iterable[BagImage], bag: Path, commands: Sequence[Command], every: int
+    frames: Iterable[BagImage],
+    bag: Path,
+    commands: Sequence[Command],
+    every: int,
+    on_error: ErrorHandler,
 ) -> Iterator[tuple[BagImage, list[Command]]]:
     """Yield each frame for which a command is due, with its commands."""
     pending = {command.number for command in commands if command.has_time}
@@ -83,8 +91,11 @@ def _with_due_commands(
             yield frame, due_commands
     if pending:
         numbers = ', '.join(str(number + 1) for number in sorted(pending))
-        raise DataError(
-            f'{bag}: ends after {count} frames, {elapsed:.1f} s, before commands {numbers} are due'
+        on_error(
+            DataError(
+                f'{bag}: ends after {count} frames, {elapsed:.1f} s, before commands {numbers} '
+                'are due; give an earlier time or frame'
+            )
         )
 
 

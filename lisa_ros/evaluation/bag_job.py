@@ -16,7 +16,8 @@ from pathlib import Path
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag import evaluate_offline
-from lisa_ros.evaluation.cases import Mode
+from lisa_ros.evaluation.broken_items import BrokenItems
+from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
@@ -41,6 +42,7 @@ class BatchPlan:
     topic: str | None = None
     every: int = 10  # commands without a time run on every n-th frame
     batch_size: int = 1  # frames that CLIP and SAM encode at once
+    skip_broken: bool = False  # write a report also about a bag of which nothing can be read
     settings: Mapping[str, object] = field(default_factory=dict)  # for the report
 
     def load_segmenter(self) -> Segmenter:
@@ -76,9 +78,12 @@ def evaluate_bag(
     plan: BatchPlan,
     ground_truth: GroundTruth | None,
     out: Path,
+    broken: BrokenItems | None = None,
     progress: bool = True,
 ) -> dict:
     """Evaluate one bag; write its report and its answers.
+
+    Parts, images and ground truth that cannot be read are left out, and named in the report.
 
     Args:
         segmenter: the plan's model.
@@ -86,36 +91,60 @@ def evaluate_bag(
         plan: what to ask.
         ground_truth: the plan's, opened for this bag.
         out: folder for the report.
+        broken: what could not be used of the ground truth; gets what cannot be used of the bag.
         progress: show a progress bar.
 
     Returns:
         The content of report.json.
 
     Raises:
-        DataError: the bag, its images or the ground truth cannot be read.
+        DataError: nothing of the bag can be read, unless `plan.skip_broken`; or a file cannot be
+            written.
     """
     report.ensure_folder(out)
+    broken = broken or BrokenItems()
     with ResultBag(out / 'answers_bag') as results:
-        cases = list(
-            evaluate_offline(
-                segmenter,
-                bag,
-                plan.commands,
-                FrameJudge(ground_truth, out / 'images', results),
-                topic=plan.topic,
-                every=plan.every,
-                batch_size=plan.batch_size,
-                progress=progress,
-            )
-        )
+        judge = FrameJudge(ground_truth, out / 'images', results, broken.add)
+        cases = _evaluate_all(segmenter, bag, plan, judge, broken, progress)
     run = report.Run(
         title=f'{plan.model} on {bag.name}',
         mode=Mode.OFFLINE,
         settings={**plan.settings, 'bag': str(bag), 'ground truth': str(plan.ground_truth)},
         cases=cases,
+        broken=broken.messages,
         conditions={'peak memory [MiB]': report.peak_memory()},
     )
     return report.write(run, out)
+
+
+def _evaluate_all(
+    segmenter: Segmenter,
+    bag: Path,
+    plan: BatchPlan,
+    judge: FrameJudge,
+    broken: BrokenItems,
+    progress: bool,
+) -> list[Case]:
+    """Return the cases of a bag, none if nothing of it can be read and the plan allows that."""
+    cases: list[Case] = []
+    try:
+        cases += evaluate_offline(
+            segmenter,
+            bag,
+            plan.commands,
+            judge,
+            topic=plan.topic,
+            every=plan.every,
+            batch_size=plan.batch_size,
+            progress=progress,
+            on_error=broken.add,
+        )
+    except DataError as error:
+        if not plan.skip_broken:
+            cause = next(iter(broken.messages), str(error))  # why nothing was read
+            raise DataError(cause) from error
+        broken.add(error)
+    return cases
 
 
 def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> str:
@@ -133,9 +162,12 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     partial = report.ensure_folder(out / f'{_PARTIAL}{job.name}-{uuid.uuid4().hex}')
     source = plan.ground_truth and plan.ground_truth.replace('{}', bag_name(job.bag))
     try:
-        ground_truth = open_ground_truth(source, job.bag) if source else None
+        broken = BrokenItems()
+        ground_truth = open_ground_truth(source, job.bag, broken.add) if source else None
         own_plan = replace(plan, ground_truth=source)
-        content = evaluate_bag(segmenter, job.bag, own_plan, ground_truth, partial, progress=False)
+        content = evaluate_bag(
+            segmenter, job.bag, own_plan, ground_truth, partial, broken, progress=False
+        )
         _check_any_answered(job.bag, content)
     except DataError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -25,6 +25,7 @@ from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, remove_partial, run_j
 from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
 from lisa_ros.evaluation.report_files import read_cases, read_report
+from lisa_ros.files.text import read_json
 
 
 def evaluate_bags(
@@ -46,7 +47,7 @@ def evaluate_bags(
 
     Raises:
         DataError: the folder holds an evaluation of another plan, or of another bag of the same
-            name; or no bag could be used.
+            name; or no bag could be used, unless `plan.skip_broken`.
         SettingsError: Ray is not installed or cannot be reached, or its workers cannot work.
     """
     _check_or_write_plan(plan, out)
@@ -66,7 +67,7 @@ def evaluate_bags(
             bar.update(1)
     remove_partial(out)
     done = [job.name for job in jobs if job.name not in errors]
-    if not done:
+    if not done and not plan.skip_broken:
         raise DataError(f'none of {len(jobs)} bags could be used: {next(iter(errors.values()))}')
     return _write_report_of_all(done, errors, plan, out)
 
@@ -85,15 +86,16 @@ def _check_or_write_plan(plan: BatchPlan, out: Path) -> None:
         DataError: it is another one.
     """
     plan_json = json.loads(json.dumps(asdict(plan), default=str))
+    del plan_json['skip_broken']  # it changes no answer
     path = report.ensure_folder(out) / 'plan.json'
+    if path.exists() and read_json(path) != plan_json:
+        raise DataError(
+            f'{out} holds an evaluation with another model, other commands or settings: '
+            'give another --out, or remove it'
+        )
     try:
-        if path.exists() and json.loads(path.read_text(encoding='utf-8')) != plan_json:
-            raise DataError(
-                f'{out} holds an evaluation with another model, other commands or settings: '
-                'give another --out, or remove it'
-            )
         path.write_text(json.dumps(plan_json, indent=1) + '\n', encoding='utf-8')
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f'{path}: {error}; give another --out') from error
 
 
@@ -117,8 +119,10 @@ def _write_report_of_all(
     """Write the report of all bags from those of each bag."""
     cases: list[Case] = []
     by_bag = {}
+    broken = [f'{name}: {error}' for name, error in errors.items()]
     for name in names:
         bag_report = read_report(out / name)
+        broken += [f'{name}: {error}' for error in bag_report['broken']]
         cases += read_cases(bag_report, out / name, f'{name}/')
         by_bag[name] = bag_report['figures']['all']
     run = report.Run(
@@ -130,7 +134,7 @@ def _write_report_of_all(
             'ground truth': str(plan.ground_truth),
         },
         cases=cases,
-        broken=[f'{name}: {error}' for name, error in errors.items()],
+        broken=broken,
         by_bag=by_bag,
     )
     return report.write(run, out)

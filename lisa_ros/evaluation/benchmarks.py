@@ -23,7 +23,7 @@ from lisa_ros.datasets.lisa_templates import TEACHER_FORCED_ANSWER, validation_q
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.answering import answer_query, teacher_forced_answer
 from lisa_ros.evaluation.cases import Case, Mode, case_from_result
-from lisa_ros.evaluation.error_overlay import write_error_overlay
+from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.perception.segmenter import Segmenter
 
 # The paper's figures of its own models (arXiv 2308.00692), gIoU and cIoU in percent: table 1,
@@ -120,14 +120,15 @@ def _evaluate_image(
         DataError: it or its labels cannot be read.
     """
     cases = []
-    image, group = read_image(annotated.path), annotated.path.stem
+    image, group = read_image(annotated.path), annotated.name or annotated.path.stem
     for number, query in enumerate(annotated.queries[: 1 if options.first_only else None]):
+        query.check(*image.shape[:2])
         target, text = query.ground_truth(*image.shape[:2]), options.question(query)
         if options.mode is Mode.TEACHER_FORCED:
             result = teacher_forced_answer(segmenter, image, text, TEACHER_FORCED_ANSWER)
         else:
             result = answer_query(segmenter, image, text)
-        overlay = options.overlays and options.overlays / f'{group}.{number}.jpg'
+        overlay = options.overlays and overlay_path(options.overlays, group, number)
         if overlay:
             write_error_overlay(overlay, image, result, target)
         cases.append(

@@ -19,9 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from lisa_ros.errors import DataError
+from lisa_ros.files.text import read_yaml, short_repr
 
 _KEYS = {
     'text': (str,),
@@ -65,10 +64,7 @@ def read_commands(path: Path) -> list[Command]:
     Raises:
         DataError: the file cannot be read, or an entry is not valid; the message names it.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f'{path}: cannot be read as YAML ({error})') from error
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not entries:
         content = 'nothing' if entries is None else type(entries).__name__
         raise DataError(
@@ -102,7 +98,7 @@ def _checked_entry(location: str, entry: object) -> dict:
     if isinstance(entry, str):
         entry = {'text': entry}
     if not isinstance(entry, dict):
-        raise DataError(f'{location}: is {entry!r}; expected {{text: ...}}')
+        raise DataError(f'{location}: is {short_repr(entry)}; expected {{text: ...}}')
     entry = {'category' if key == 'kind' else key: value for key, value in entry.items()}
     unknown = sorted(str(key) for key in entry if key not in _KEYS)
     if unknown:
@@ -111,7 +107,7 @@ def _checked_entry(location: str, entry: object) -> dict:
         is_bool = isinstance(value, bool)  # which Python counts as an int
         if not isinstance(value, _KEYS[key]) or (is_bool and bool not in _KEYS[key]):
             types = ' or '.join(kind.__name__ for kind in _KEYS[key])
-            raise DataError(f'{location}: {key} is {value!r}; expected {types}')
+            raise DataError(f'{location}: {key} is {short_repr(value)}; expected {types}')
     if not entry.get('text', '').strip():
         raise DataError(f'{location}: has no text; expected a query such as "find the mug"')
     return entry
@@ -131,4 +127,4 @@ def _check_ground_truth(location: str, entry: dict) -> None:
         raise DataError(f'{location}: has {" and ".join(references)}; give one')
     targets = entry.get('targets', [])
     if not all(type(target) is int and 0 < target < 255 for target in targets):
-        raise DataError(f'{location}: targets are {targets!r}; expected ids of 1 to 254')
+        raise DataError(f'{location}: targets are {short_repr(targets)}; expected ids of 1 to 254')

@@ -30,8 +30,13 @@ def compare(first: Path, second: Path, out: Path) -> dict:
         The content of compare.json.
 
     Raises:
-        DataError: a folder holds no report, or the two have no query in common.
+        DataError: a folder holds no report, the two have no query in common, or `out` is one of
+            them.
     """
+    if out.resolve() in (first.resolve(), second.resolve()):
+        raise DataError(
+            f'{out} is a report to compare, and its page would be overwritten; give another --out'
+        )
     runs = read_report(first), read_report(second)
     names = _common_cases(runs, (first, second))
     comparison = {

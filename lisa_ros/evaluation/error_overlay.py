@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,28 @@ from lisa_ros.evaluation.cases import union_mask
 from lisa_ros.perception import overlay
 from lisa_ros.perception.masks import IGNORED_PIXEL
 from lisa_ros.results import Segmentation
+
+_LONGEST_NAME = 120  # of a file without its suffix [bytes]; file systems allow 255
+
+
+def overlay_path(folder: Path, group: str, number: int | str) -> Path:
+    """Return the path of a case's overlay, which no other case has.
+
+    Args:
+        folder: for all overlays.
+        group: of the case; it may have slashes, for images in several folders.
+        number: of the case in its group.
+    """
+    parts = [part for part in group.split('/') if part]
+    parts = [f'_{part}' if part in ('.', '..') else part for part in parts] or ['_']
+    short = []
+    for part in parts:
+        raw = part.encode('utf-8', 'surrogateescape')
+        if len(raw) > _LONGEST_NAME:
+            digest = hashlib.sha256(raw).hexdigest()[:16]
+            part = f'{raw[: _LONGEST_NAME - 20].decode("utf-8", "ignore")}_{digest}'  # noqa: PLW2901
+        short.append(part)
+    return folder.joinpath(*short[:-1], f'{short[-1]}.{number}.jpg')
 
 
 def write_error_overlay(

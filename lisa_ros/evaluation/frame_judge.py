@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.evaluation.error_overlay import write_error_overlay
+from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.ground_truth import GroundTruth
 from lisa_ros.evaluation.result_bag import ResultBag
 from lisa_ros.messages.bag import BagImage
@@ -24,6 +25,8 @@ class FrameJudge:
     ground_truth: GroundTruth | None = None
     overlays: Path | None = None  # folder for overlays of the answers' errors
     results: ResultBag | None = None  # an open bag for the answers
+    # called for a frame without ground truth; if it returns, the answer is not compared
+    on_error: ErrorHandler = raise_error
 
     def judge(
         self,
@@ -41,14 +44,15 @@ class FrameJudge:
             number: of the case within its frame; None: the command's.
 
         Raises:
-            DataError: there is no ground truth for this frame, or a file cannot be written.
+            DataError: a file cannot be written; or there is no ground truth for this frame, and
+                `on_error` raised it.
         """
         number = command.number if number is None else number
         result = _with_frame_shape(result, frame)
         if self.results is not None:
             self.results.put(frame, result)
         target = self._target(frame, command)
-        overlay = self.overlays and self.overlays / f'{frame.stamp}.{number}.jpg'
+        overlay = self.overlays and overlay_path(self.overlays, str(frame.stamp), number)
         if overlay:
             write_error_overlay(overlay, frame.pixels, result, target)
         return case_from_result(
@@ -65,7 +69,11 @@ class FrameJudge:
         """Return the ground truth (H, W) of a command, None where it is unknown."""
         if self.ground_truth is None or not command.has_ground_truth:
             return None
-        return self.ground_truth.mask(frame.stamp, frame.pixels.shape[:2], command)
+        try:
+            return self.ground_truth.mask(frame.stamp, frame.pixels.shape[:2], command)
+        except DataError as error:
+            self.on_error(error)
+            return None
 
 
 def _with_frame_shape(result: Segmentation, frame: BagImage) -> Segmentation:

@@ -12,21 +12,28 @@ FOLDER or KIND:PATH[:MORE]  an annotated data set (`datasets.registry`). The nam
 
 from __future__ import annotations
 
-import json
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from rosbags.interfaces import Connection
 
 from lisa_ros.datasets import registry
 from lisa_ros.datasets.annotations import ImageWithQueries, image_size
+from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
-from lisa_ros.errors import DataError, ImageError
+from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation.command_file import Command
+from lisa_ros.files.access import access_problem, describe_error, list_folder
+from lisa_ros.files.json_schema import TEXT, MapOf, Record, check_json
+from lisa_ros.files.text import read_json
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.messages.bag import open_bag
+from lisa_ros.messages.bag_reader import BagReader
 from lisa_ros.messages.stamp import stamp_ns
 
 
@@ -58,6 +65,8 @@ class InstanceMasks(ABC):
             names: ids by object name.
         """
         self._source, self._names = source, names
+        self._known = {number for numbers in names.values() for number in numbers}
+        self._has_all_ids = False  # whether `_known` has the ids of all images
 
     @abstractmethod
     def ids(self, stamp: int) -> np.ndarray:
@@ -66,6 +75,10 @@ class InstanceMasks(ABC):
         Raises:
             DataError: there is no image of ids at this stamp.
         """
+
+    @abstractmethod
+    def stamps(self) -> list[int]:
+        """Return the stamps of all images of ids [ns]."""
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
         """See GroundTruth."""
@@ -83,7 +96,26 @@ class InstanceMasks(ABC):
                 f'{self._source}: the ids at {stamp} ns have {ids.shape[1]} x '
                 f'{ids.shape[0]} pixels, the frame has {shape[1]} x {shape[0]}'
             )
+        self._check_known(targets, ids)
         return np.isin(ids, targets).astype(np.uint8)
+
+    def _check_known(self, targets: Sequence[int], ids: np.ndarray) -> None:
+        """Check that a target is in some image: a wrong number is no absent object.
+
+        Raises:
+            DataError: all of them are in none.
+        """
+        self._known.update(np.unique(ids).tolist())
+        if targets and self._known.isdisjoint(targets) and not self._has_all_ids:
+            for stamp in self.stamps():
+                with contextlib.suppress(DataError):  # it is reported where it is used
+                    self._known.update(np.unique(self.ids(stamp)).tolist())
+            self._has_all_ids = True
+        if targets and self._known.isdisjoint(targets):
+            raise DataError(
+                f'{self._source}: no image of ids contains {targets[0]}; correct the targets, or '
+                'write `absent: true`'
+            )
 
 
 class InstanceFolder(InstanceMasks):
@@ -109,28 +141,53 @@ class InstanceFolder(InstanceMasks):
             return read_mask(path).ids('instance ids')
         except ImageError as error:
             raise DataError(
-                f'{path}: cannot be read as an image of instance ids ({error})'
+                f'{path}: cannot be read as an image of instance ids '
+                f'({describe_error(path, error)}); write it again'
             ) from error
+
+    def stamps(self) -> list[int]:
+        """See InstanceMasks."""
+        files = list_folder(self._folder, '.png')
+        return [int(path.stem) for path in files if path.stem.isdecimal()]
 
 
 class InstanceTopic(InstanceMasks):
     """Ground truth from an Image topic of instance ids. All its images are kept in memory."""
 
-    def __init__(self, bag: Path, topic: str):
+    def __init__(self, bag: Path, topic: str, on_error: ErrorHandler = raise_error):
         """Read all images of the topic.
 
+        Args:
+            bag: with the topic.
+            topic: of Image messages.
+            on_error: called for each part and each message that cannot be read; if it returns, the
+                message is left out.
+
         Raises:
-            DataError: the bag has no such topic, or its images hold no ids.
+            DataError: the bag has no such topic; or an image cannot be read, and `on_error` raised
+                it.
         """
         super().__init__(f'{bag}, {topic}', {})
         self._ids: dict[int, np.ndarray] = {}
-        with open_bag(bag) as reader:
+        with open_bag(bag, on_error) as reader:
             connections = [c for c in reader.connections if c.topic == topic]
             if not connections or any(c.msgtype != 'sensor_msgs/msg/Image' for c in connections):
                 raise DataError(f'{bag}: has no Image topic {topic} for the ground truth')
             for connection, _, data in reader.messages(connections):
-                message = reader.deserialize(data, connection.msgtype)
-                self._ids[stamp_ns(message.header)] = _read_ids(message, topic)
+                read_or_skip(partial(self._add, reader, connection, data), on_error)
+
+    def _add(self, reader: BagReader, connection: Connection, data: bytes) -> None:
+        """Add the image of ids of a message.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        message = reader.deserialize_stamped(data, connection.msgtype)
+        self._ids[stamp_ns(message.header)] = _read_ids(message, connection.topic)
+
+    def stamps(self) -> list[int]:
+        """See InstanceMasks."""
+        return list(self._ids)
 
     def ids(self, stamp: int) -> np.ndarray:
         """See InstanceMasks."""
@@ -148,9 +205,19 @@ class AnnotationTruth:
         Args:
             source: where the images come from, for error messages.
             images: of the data set.
+
+        Raises:
+            DataError: two images have the same stamp.
         """
         self._source = source
-        self._images = {image.path.stem: image for image in images}
+        self._images: dict[str, ImageWithQueries] = {}
+        for image in images:
+            first = self._images.setdefault(image.path.stem, image)
+            if first is not image:
+                raise DataError(
+                    f'{source}: {first.path} and {image.path} have the same stamp; give one data '
+                    'set of one bag'
+                )
 
     def mask(self, stamp: int, shape: tuple[int, int], command: Command) -> np.ndarray:
         """See GroundTruth."""
@@ -175,27 +242,35 @@ class AnnotationTruth:
             raise DataError(
                 f'{image.path}: no object has the name {command.label!r}; expected one of {known}'
             )
+        queries[0].check(*shape)
         return queries[0].ground_truth(*shape)
 
 
-def open_ground_truth(text: str, bag: Path) -> GroundTruth:
+def open_ground_truth(text: str, bag: Path, on_error: ErrorHandler = raise_error) -> GroundTruth:
     """Open the ground truth with this name.
 
     Args:
         text: folder, topic of the bag, or data set, as in the module's docstring.
         bag: the bag whose frames are evaluated.
+        on_error: called for each file, entry or message of it that cannot be used; if it returns,
+            the item is left out.
 
     Raises:
-        DataError: there is no ground truth of this name.
+        DataError: there is no ground truth of this name, or `on_error` raised it.
     """
     folder = Path(text)
+    problem = access_problem(folder)
+    if problem and not problem.startswith('no such'):
+        raise DataError(f'{folder}: {problem}')
     if folder.is_dir() and any(path.stem.isdigit() for path in folder.glob('*.png')):
         labelled = any(path.stem.isdigit() for path in folder.glob('*.json'))
         if not labelled and not any(path.is_dir() for path in folder.iterdir()):
             return InstanceFolder(folder)
     if text.startswith('/') and not folder.exists():
-        return InstanceTopic(bag, text)
-    images = registry.read_dataset(text)
+        return InstanceTopic(bag, text, on_error)
+    images = registry.read_dataset(text, on_error)
+    if not images:
+        raise DataError(f'{text}: nothing in it can be used')
     if isinstance(images[0], TextDialogue):
         raise DataError(f'{text}: text dialogues have no masks; give a data set with masks')
     return AnnotationTruth(text, images)
@@ -205,15 +280,16 @@ def _read_names(path: Path) -> dict[str, list[int]]:
     """Return the ids of each name in an objects.json; none if there is no such file."""
     if not path.is_file():
         return {}
+    content = read_json(path)
+    check_json(path, content, MapOf(Record({'name': TEXT})))
     names: dict[str, list[int]] = {}
-    try:
-        for id_, entry in json.loads(path.read_text(encoding='utf-8')).items():
-            names.setdefault(str(entry['name']), []).append(int(id_))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path}: cannot be read as instance names ({error!r}); '
-            'expected {"6": {"name": "red bowl"}}'
-        ) from error
+    for number, entry in content.items():
+        if not number.isdecimal():
+            raise DataError(
+                f'{path}: the key {number!r} is no instance id; expected '
+                '{"6": {"name": "red bowl"}}'
+            )
+        names.setdefault(entry['name'], []).append(int(number))
     return names
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import jinja2
 
 from lisa_ros.evaluation import html_plots
+from lisa_ros.files.access import path_inside
 
 MAX_IMAGES = 300  # the page shows the worst answers up to this number; report.json has all
+_JPEG_START, _LARGEST_IMAGE = b'\xff\xd8\xff', 10**7  # of overlays, some 100 kB each [bytes]
 COLUMNS = {
     'giou': 'gIoU',
     'ciou': 'cIoU',
@@ -228,6 +230,9 @@ def _tile(
 def _images(runs: Sequence[Mapping], folders: Sequence[Path]) -> Iterable[tuple[str, str]]:
     """Yield alternative text and data URL of each run's image; skip missing files."""
     for run, folder in zip(runs, folders, strict=True):
-        if run['image'] and (folder / run['image']).is_file():
-            encoded = base64.b64encode((folder / run['image']).read_bytes()).decode()
-            yield run['query'], f'data:image/jpeg;base64,{encoded}'
+        path = path_inside(folder, run['image']) if run['image'] else None
+        if path and path.is_file() and path.stat().st_size <= _LARGEST_IMAGE:
+            data = path.read_bytes()
+            if data.startswith(_JPEG_START):  # nothing else is embedded
+                encoded = base64.b64encode(data).decode()
+                yield run['query'], f'data:image/jpeg;base64,{encoded}'

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lisa_ros.errors import ErrorHandler, raise_error
 from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
@@ -63,6 +64,7 @@ def evaluate_live_answers(
     judge: FrameJudge,
     *,
     topic: str,
+    on_error: ErrorHandler = raise_error,
 ) -> Iterator[Case]:
     """Yield a case for each answer of a node, in the order of the frames.
 
@@ -75,15 +77,16 @@ def evaluate_live_answers(
         commands: that the answers are to.
         judge: compares the answers with the ground truth and writes them.
         topic: image topic.
+        on_error: called for each part of the bag and each image that cannot be read.
 
     Raises:
-        DataError: the bag or the ground truth cannot be read.
+        DataError: the bag or the ground truth cannot be read, and `on_error` raised it.
     """
     by_stamp: dict[int, list[LiveAnswer]] = {}
     for answer in answers:
         by_stamp.setdefault(answer.stamp, []).append(answer)
     counts: Counter[tuple[int, int]] = Counter()
-    for frame in read_images(bag, topic):
+    for frame in read_images(bag, topic, on_error=on_error):
         for answer in by_stamp.pop(frame.stamp, ()):
             command = commands[answer.command]
             earlier = counts[frame.stamp, command.number]

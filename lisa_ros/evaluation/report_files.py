@@ -3,14 +3,30 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lisa_ros.errors import DataError
+from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case
+from lisa_ros.evaluation.csv_cells import Cell, number_cell, write_rows
 from lisa_ros.evaluation.metrics import Overlap
+from lisa_ros.files.access import access_problem, path_inside
+from lisa_ros.files.json_schema import (
+    ANYTHING,
+    INTEGER,
+    NUMBER,
+    SCALAR,
+    TEXT,
+    TRUTH,
+    ListOf,
+    MapOf,
+    Record,
+    check_json,
+    optional,
+)
+from lisa_ros.files.text import read_json, short_repr
 
 # Keys of reports that earlier versions wrote, and their names now.
 _OLD_CASE_KEYS = {
@@ -19,9 +35,44 @@ _OLD_CASE_KEYS = {
     'boundary': 'boundary_f',
     'picture': 'image',
 }
-_REQUIRED_CASE_KEYS = {
-    'name', 'group', 'category', 'expression', 'query', 'answer', 'iou', 'scores', 'image',
-}  # fmt: skip
+_CASE = Record(
+    {
+        'name': TEXT,
+        'group': TEXT,
+        'category': TEXT,
+        'expression': TEXT,
+        'query': TEXT,
+        'answer': TEXT,
+        'status': TEXT,
+        'present': optional(TRUTH),
+        'found': TRUTH,
+        'iou': optional(NUMBER),
+        'intersection': optional(NUMBER),
+        'union': optional(NUMBER),
+        'boundary_f': optional(NUMBER),
+        'scores': ListOf(NUMBER),
+        'image': optional(TEXT),
+    },
+    {'reason': TEXT, 'history': ListOf(TEXT), 'expected_phrases': ListOf(ListOf(TEXT))},
+)
+_FIGURES = Record({'count': INTEGER}, dict.fromkeys(html_report.COLUMNS, optional(NUMBER)))
+_REPORT = Record(
+    {
+        'title': TEXT,
+        'mode': TEXT,
+        'settings': MapOf(SCALAR),
+        'figures': MapOf(_FIGURES),
+        'broken': ListOf(TEXT),
+        'cases': ListOf(MapOf(ANYTHING)),
+    }
+)
+_TIMINGS = Record(
+    {
+        'machine': MapOf(SCALAR),
+        'cases': MapOf(MapOf(NUMBER)),
+        'to_mask': MapOf(optional(NUMBER)),
+    }
+)
 
 
 def case_to_json(case: Case, out: Path) -> dict:
@@ -56,28 +107,52 @@ def case_to_json(case: Case, out: Path) -> dict:
 def read_report(folder: Path) -> dict:
     """Return the content of report.json, with that of timings.json under `timings`.
 
-    `names` has the cases by name. Reports of earlier versions get the keys of today.
+    `names` has the cases by name. Reports of earlier versions get the keys of today. A report may
+    come from other people: every value that is used is checked, and images must be in the folder.
 
     Raises:
-        DataError: the folder holds no report.
+        DataError: the folder holds no report, or a value in it is not valid; the message names the
+            file and the key.
     """
-    try:
-        report = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
-        timings = json.loads((folder / 'timings.json').read_text(encoding='utf-8'))
-        cases = [_with_new_keys(case) for case in report['cases']]
-        for case in cases:
-            if not case.keys() >= _REQUIRED_CASE_KEYS:
-                raise KeyError(*sorted(_REQUIRED_CASE_KEYS - case.keys()))
-        copied = {
-            name: report[name] for name in ('title', 'mode', 'settings', 'figures', 'broken')
-        }
-        names = {case['name']: case for case in cases}
-        return {**copied, 'cases': cases, 'timings': timings, 'names': names}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    for name in ('report.json', 'timings.json'):
+        problem = access_problem(folder / name)
+        if problem:
+            raise DataError(
+                f'{folder}: no evaluation here ({name}: {problem}); expected report.json and '
+                'timings.json as `lisa-ros evaluate ... --out` writes them'
+            )
+    path = folder / 'report.json'
+    report, timings = read_json(path), read_json(folder / 'timings.json')
+    check_json(path, report, _REPORT)
+    check_json(path, report['figures'], Record({'all': _FIGURES}), 'figures')
+    check_json(folder / 'timings.json', timings, _TIMINGS)
+    names: dict[str, dict] = {}
+    for index, entry in enumerate(report['cases']):
+        case = {_OLD_CASE_KEYS.get(key, key): value for key, value in entry.items()}
+        _check_case(path, f'cases[{index}]', case)
+        if names.setdefault(case['name'], case) is not case:
+            raise DataError(
+                f'{path}: cases[{index}].name is {case["name"]!r}, as that of another case; '
+                'evaluate again with this version, which names each case by its own image'
+            )
+    copied = {name: report[name] for name in ('title', 'mode', 'settings', 'figures', 'broken')}
+    return {**copied, 'cases': list(names.values()), 'timings': timings, 'names': names}
+
+
+def _check_case(path: Path, key: str, case: dict) -> None:
+    """Check the values of a case; `key` is where it is in the file.
+
+    Raises:
+        DataError: one is not valid.
+    """
+    check_json(path, case, _CASE, key)
+    if case['iou'] is not None and None in (case['intersection'], case['union']):
+        raise DataError(f'{path}: {key} has an iou, but not both intersection and union')
+    if case['image'] is not None and path_inside(path.parent, case['image']) is None:
         raise DataError(
-            f'{folder}: no evaluation here ({error!r}); expected report.json and timings.json as '
-            '`lisa-ros evaluate ... --out` writes them'
-        ) from error
+            f'{path}: {key}.image is {short_repr(case["image"])}; expected the path of an image '
+            'inside the folder of the report, without links out of it'
+        )
 
 
 def read_cases(report: dict, folder: Path, prefix: str) -> list[Case]:
@@ -87,7 +162,13 @@ def read_cases(report: dict, folder: Path, prefix: str) -> list[Case]:
         report: as `read_report` returned it.
         folder: where it was read from.
         prefix: put before the names and groups of the cases.
+
+    Raises:
+        DataError: timings.json lacks a case.
     """
+    for name in report['names']:
+        if not all(name in report['timings'][key] for key in ('cases', 'to_mask')):
+            raise DataError(f'{folder}/timings.json: lacks the case {short_repr(name)}')
     return [
         Case(
             name=prefix + case['name'],
@@ -121,19 +202,18 @@ def write_json(path: Path, content: dict) -> None:
 def write_csv(path: Path, cases: Sequence[Case]) -> None:
     """Write a row for each case, with the seconds of each stage."""
     stages = list(dict.fromkeys(stage for case in cases for stage in case.timings))
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow([*_COLUMNS, *(f'{stage} [s]' for stage in stages)])
-        for case in cases:
-            seconds = [f'{case.timings.get(stage, 0.0):.4f}' for stage in stages]
-            writer.writerow([*(value(case) for value in _COLUMNS.values()), *seconds])
+    header = [*_COLUMNS, *(f'{stage} [s]' for stage in stages)]
+    rows = (
+        [
+            *(value(case) for value in _COLUMNS.values()),
+            *(number_cell(case.timings.get(stage, 0.0), 4) for stage in stages),
+        ]
+        for case in cases
+    )
+    write_rows(path, [header, *rows])
 
 
-def _decimals(value: float | None, digits: int) -> str:
-    return '' if value is None else f'{value:.{digits}f}'
-
-
-_COLUMNS = {
+_COLUMNS: dict[str, Callable[[Case], Cell]] = {
     'name': lambda case: case.name,
     'category': lambda case: case.category,
     'query': lambda case: case.query,
@@ -141,14 +221,10 @@ _COLUMNS = {
     'status': lambda case: case.status,
     'present': lambda case: '' if case.present is None else int(case.present),
     'found': lambda case: int(case.found),
-    'iou': lambda case: _decimals(case.iou, 6),
-    'boundary_f': lambda case: _decimals(case.boundary_f, 6),
-    'score': lambda case: _decimals(case.score, 4),
+    'iou': lambda case: number_cell(case.iou, 6),
+    'boundary_f': lambda case: number_cell(case.boundary_f, 6),
+    'score': lambda case: number_cell(case.score, 4),
 }
-
-
-def _with_new_keys(case: dict) -> dict:
-    return {_OLD_CASE_KEYS.get(key, key): value for key, value in case.items()}
 
 
 def _overlap(case: dict) -> Overlap | None:

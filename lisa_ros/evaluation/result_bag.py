@@ -37,6 +37,8 @@ _TOPICS = {
     '/lisa/overlay/compressed': 'sensor_msgs/msg/CompressedImage',
 }
 
+_JPEG_LIMIT = 65500  # longest side of a JPEG [px]
+
 
 class ResultBag:
     """Writer of a result bag; a context manager that opens and closes the bag."""
@@ -85,6 +87,7 @@ class ResultBag:
         drawn = overlay_module.overlay(
             frame.pixels, result.masks, caption=[result.query, result.answer]
         )
+        drawn = drawn[:_JPEG_LIMIT, :_JPEG_LIMIT]  # a line camera's image may be longer
         jpeg = cv2.imencode('.jpg', np.ascontiguousarray(drawn[..., ::-1]))[1].ravel()
         overlay = self._types['sensor_msgs/msg/CompressedImage'](header, 'jpeg', jpeg)
         for topic, message in (

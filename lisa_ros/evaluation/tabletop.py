@@ -10,21 +10,27 @@ The model generates its answers freely, without teacher forcing.
 
 from __future__ import annotations
 
-import json
+import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError, ImageError
+from lisa_ros.datasets.annotations import unique_names
+from lisa_ros.datasets.json_io import image_path, read_or_skip
+from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation import calibration
 from lisa_ros.evaluation.answering import answer_query
 from lisa_ros.evaluation.cases import Case, case_from_result
-from lisa_ros.evaluation.error_overlay import write_error_overlay
+from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.metrics import ciou, giou
+from lisa_ros.files.access import describe_error
+from lisa_ros.files.json_schema import INTEGER, TEXT, ListOf, Record, Value, check_json
+from lisa_ros.files.text import File, read_bytes, read_json
 from lisa_ros.images.image_file import decode_rgb
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.segmenter import Segmenter
@@ -32,7 +38,20 @@ from lisa_ros.results import ANSWERED, Dialogue, Segmentation, Status
 from lisa_ros.tabletop.queries import IMPLICIT
 from lisa_ros.tabletop.test_sets import QUERIES_FILE
 
-File = Path | zipfile.Path
+_IMAGES = ListOf(
+    Record(
+        {
+            'image': TEXT,
+            'ids': TEXT,
+            'queries': ListOf(
+                Record(
+                    {'category': TEXT, 'text': TEXT, 'targets': ListOf(INTEGER)},
+                    {'history': ListOf(TEXT)},
+                )
+            ),
+        }
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,7 @@ class TabletopTestQuery:
     # phrases (object and reason) that the answer must contain, each with its alternatives; a
     # phrase counts only at the end of a sentence, and is given without the full stop
     expected_phrases: tuple[tuple[str, ...], ...] = ()
+    group: str = ''  # name of the image, unique in the test set
 
 
 def read_test_set(path: Path) -> list[TabletopTestQuery]:
@@ -61,24 +81,11 @@ def read_test_set(path: Path) -> list[TabletopTestQuery]:
         DataError: queries.json is missing or has another format.
     """
     try:
-        folder: File = zipfile.Path(path) if path.suffix == '.zip' else path
-        images = json.loads((folder / QUERIES_FILE).read_text())
-        return [
-            TabletopTestQuery(
-                folder / image['image'],
-                folder / image['ids'],
-                query['category'],
-                query['text'],
-                tuple(query['targets']),
-                tuple(query.get('history', ())),
-                _alternatives(query.get('expected_phrases', [])),
-            )
-            for image in images
-            for query in image['queries']
-        ]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        return _read_queries(path)
+    except (DataError, OSError, zipfile.BadZipFile) as error:
         raise DataError(
-            f'{path}: expected a test set with {QUERIES_FILE} ({error!r}); {_cure(path)}'
+            f'{path}: expected a test set with {QUERIES_FILE} ({describe_error(path, error)}); '
+            f'{_cure(path)}'
         ) from error
 
 
@@ -92,24 +99,104 @@ def _cure(path: Path) -> str:
     return '`lisa-ros scenes --split test --out FOLDER` renders scenes and writes one'
 
 
-def _alternatives(expected_phrases: list[str | list[str]]) -> tuple[tuple[str, ...], ...]:
+def _read_queries(path: Path) -> list[TabletopTestQuery]:
+    """Return the queries of a test set; see `read_test_set`."""
+    folder: File = zipfile.Path(path) if path.suffix == '.zip' else path
+    file = folder / QUERIES_FILE
+    images = read_json(file)
+    check_json(file, images, _IMAGES)
+    names = unique_names([Path(image['image']) for image in images], Path())
+    return [
+        TabletopTestQuery(
+            _file(folder, image['image']),
+            _file(folder, image['ids']),
+            query['category'],
+            query['text'],
+            tuple(query['targets']),
+            tuple(query.get('history', ())),
+            _alternatives(file, query.get('expected_phrases', [])),
+            name,
+        )
+        for image, name in zip(images, names, strict=True)
+        for query in image['queries']
+    ]
+
+
+def _file(folder: File, name: str) -> File:
+    """Return the path of an image in a test set.
+
+    Raises:
+        DataError: it leads out of the folder.
+    """
+    if isinstance(folder, zipfile.Path):
+        return folder / name  # inside the archive, whatever the name
+    return image_path(folder / QUERIES_FILE, 'an entry', folder, name)
+
+
+def _alternatives(
+    file: File, expected_phrases: list[str | list[str]]
+) -> tuple[tuple[str, ...], ...]:
     """Return the alternatives of each phrase.
 
     Raises:
-        ValueError: `expected_phrases` is not a list of texts or of non-empty lists of texts.
+        DataError: `expected_phrases` is not a list of texts or of non-empty lists of texts.
     """
+    schema = ListOf(Value((str, list), 'a text or a list of texts'))
+    check_json(file, expected_phrases, schema, 'expected_phrases')
     alternatives = tuple(
         (phrase,) if isinstance(phrase, str) else tuple(phrase) for phrase in expected_phrases
     )
-    if not isinstance(expected_phrases, list) or not all(alternatives):
-        raise ValueError(
-            f'"expected_phrases" is {expected_phrases!r}, not a list of texts or of lists of texts'
-        )
+    check_json(file, list(map(list, alternatives)), ListOf(ListOf(TEXT)), 'expected_phrases')
+    if not all(alternatives):
+        raise DataError(f'{file}: expected_phrases has an empty list; expected a text in each')
     return alternatives
 
 
+def check_test_set(
+    queries: Sequence[TabletopTestQuery], on_error: ErrorHandler
+) -> list[TabletopTestQuery]:
+    """Return the queries whose images and targets can be used; call it before a long run.
+
+    Args:
+        queries: of `read_test_set`.
+        on_error: called for each image that cannot be read, and for each query whose targets are
+            not in its image; if it returns, they are left out.
+
+    Raises:
+        DataError: `on_error` raised it.
+    """
+    usable = []
+    for _, of_image in itertools.groupby(queries, key=lambda query: query.group):
+        of_image = list(of_image)  # noqa: PLW2901
+        image = read_or_skip(partial(_TestImage.read, of_image[0]), on_error)
+        if image is not None:
+            usable += [
+                query
+                for query in of_image
+                if read_or_skip(partial(_has_targets, image, query), on_error)
+            ]
+    return usable
+
+
+def _has_targets(image: _TestImage, query: TabletopTestQuery) -> bool:
+    """Return True if a target is in the image, or the object is absent.
+
+    Raises:
+        DataError: there are targets, and none of them is in the image.
+    """
+    if query.targets and not np.isin(image.ids, query.targets).any():
+        raise DataError(
+            f'{query.ids}: has none of the targets {list(query.targets)} of {query.text!r}; '
+            'correct them, or write [] if it is not there'
+        )
+    return True
+
+
 def run_test_set(
-    segmenter: Segmenter, queries: Sequence[TabletopTestQuery], overlays: Path | None = None
+    segmenter: Segmenter,
+    queries: Sequence[TabletopTestQuery],
+    overlays: Path | None = None,
+    on_error: ErrorHandler = raise_error,
 ) -> Iterator[Case]:
     """Answer each query of a test set and compare the answer with the ground truth.
 
@@ -117,15 +204,19 @@ def run_test_set(
         segmenter: the model.
         queries: of `read_test_set`.
         overlays: folder for images that show the errors of each mask; None: write none.
+        on_error: called for each image that cannot be read, and for each query whose targets are
+            not in its image; if it returns, they are left out.
 
     Raises:
-        DataError: an image cannot be read; the message names it.
+        DataError: an image cannot be read, and `on_error` raised it; the message names it.
     """
-    image, query_number = None, 0
+    image, group, query_number = None, None, 0
     for query in tqdm(queries, desc='test set', unit='query'):
-        if image is None or str(image.path) != str(query.image):  # zipfile.Path has no ==
-            image, query_number = _TestImage.read(query), 0
-        yield _evaluate_query(segmenter, image, query, query_number, overlays)
+        if query.group != group:
+            image = read_or_skip(partial(_TestImage.read, query), on_error)
+            group, query_number = query.group, 0
+        if image is not None and read_or_skip(partial(_has_targets, image, query), on_error):
+            yield _evaluate_query(segmenter, image, query, query_number, overlays)
         query_number += 1
 
 
@@ -133,7 +224,6 @@ def run_test_set(
 class _TestImage:
     """An image with its instance ids."""
 
-    path: File
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
     ids: np.ndarray  # (H, W) uint8
 
@@ -142,14 +232,19 @@ class _TestImage:
         """Read the image of a query.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or its ids have another size.
         """
         try:
-            pixels = decode_rgb(_read(query.image), str(query.image))
-            ids = read_mask(_read(query.ids), str(query.ids)).ids()
+            pixels = decode_rgb(read_bytes(query.image), str(query.image))
+            ids = read_mask(read_bytes(query.ids), str(query.ids)).ids()
         except ImageError as error:
             raise DataError(str(error)) from error
-        return cls(query.image, pixels, ids)
+        if ids.shape != pixels.shape[:2]:
+            raise DataError(
+                f'{query.ids}: has {ids.shape[1]} x {ids.shape[0]} pixels, its image '
+                f'{pixels.shape[1]} x {pixels.shape[0]}; scale both to the same size'
+            )
+        return cls(pixels, ids)
 
 
 def _evaluate_query(
@@ -162,14 +257,13 @@ def _evaluate_query(
     """Return the case of a query; `query_number` counts those about one image."""
     result = _answer(segmenter, image, query)
     target = np.isin(image.ids, query.targets)
-    group = Path(image.path.name).stem
-    overlay = overlays and overlays / f'{group}.{query_number}.jpg'
+    overlay = overlays and overlay_path(overlays, query.group, query_number)
     if overlay:
         write_error_overlay(overlay, image.pixels, result, target)
     return case_from_result(
         result,
         target,
-        group=group,
+        group=query.group,
         number=query_number,
         category=query.category,
         expression=query.text,
@@ -266,11 +360,3 @@ def _accuracy(correct: list[bool]) -> dict:
 
 def _mean(correct: list[bool]) -> float | None:
     return float(np.mean(correct)) if correct else None
-
-
-def _read(path: File) -> bytes:
-    """Return the content of a file."""
-    try:
-        return path.read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path} is missing or cannot be read ({error})') from error

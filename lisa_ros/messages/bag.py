@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
+from rosbags.rosbag1 import Reader as Reader1
 
-from lisa_ros.errors import DataError, ImageError
+from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
+from lisa_ros.messages.bag_files import ZSTD_MAGIC, open_storages
+from lisa_ros.messages.bag_reader import BagReader
 from lisa_ros.messages.image import message_to_rgb
 from lisa_ros.messages.stamp import stamp_ns
 
 _IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-_ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
+_STAMP_LIMIT = 2**31 * 10**9  # of builtin_interfaces/Time [ns]
 
 
 @dataclass(frozen=True)
@@ -33,76 +35,113 @@ class BagImage:
 
 
 @contextlib.contextmanager
-def open_bag(bag: Path) -> Iterator[AnyReader]:
-    """Open a bag and yield a rosbags reader.
+def open_bag(bag: Path, on_error: ErrorHandler = raise_error) -> Iterator[BagReader]:
+    """Open a bag and yield a reader.
 
     Args:
         bag: one of:
             - a rosbag2 folder, mcap or sqlite3; it may be split and compressed. metadata.yaml may
-              be missing if neither messages nor files are compressed one by one;
+              be missing, empty or damaged if neither messages nor files are compressed one by one;
             - a single .mcap or .db3 file;
             - a .bag of ROS 1.
+        on_error: called for each part of the bag that cannot be read; if it returns, the part is
+            left out.
 
     Raises:
-        DataError: the bag does not exist or cannot be read; the message says why.
+        DataError: the bag does not exist or may not be read; or a part cannot be read, and
+            `on_error` raised it.
     """
-    if not bag.exists():
-        raise DataError(f'there is no bag at {bag}')
-    paths = [bag]
-    if bag.is_dir() and not (bag / 'metadata.yaml').exists():
-        paths = sorted(bag.glob('*.mcap')) or sorted(bag.glob('*.db3'))
-        if not paths:
-            raise DataError(
-                f'{bag} has neither a metadata.yaml nor .mcap or .db3 files that can be read '
-                f'without it; recreate the metadata with `ros2 bag reindex {bag}`'
-            )
-    try:
-        reader = AnyReader(paths, default_typestore=get_typestore(Stores.LATEST))
-        reader.open()
-    except (AnyReaderError, ValueError, OSError) as error:
-        raise DataError(f'{bag} cannot be read as a rosbag2 bag: {error}') from error
-    try:
+    with contextlib.ExitStack() as stack:
+        storages = open_storages(bag, on_error, stack)
+        is_ros_1 = any(isinstance(each.storage, Reader1) for each in storages)
+        reader = BagReader(bag, storages, on_error, is2=not is_ros_1)
+        stack.callback(reader.close)
         yield reader
-    finally:
-        reader.close()
 
 
-def read_images(bag: Path, topic: str | None = None, every: float = 0.0) -> Generator[BagImage]:
+def read_images(
+    bag: Path,
+    topic: str | None = None,
+    every: float = 0.0,
+    on_error: ErrorHandler = raise_error,
+) -> Generator[BagImage]:
     """Yield the images of a topic, in the order of the bag.
 
     Args:
         bag: see `open_bag`.
         topic: of Image or CompressedImage messages; None: the only one in the bag.
         every: minimum time between two images, by their stamps [s]; 0: all images.
+        on_error: called for each part of the bag and each message that cannot be read; if it
+            returns, the part or the message is left out.
 
     Raises:
-        DataError: the bag cannot be read; it has no such topic; `topic` is None and several topics
-            have images; or an image cannot be decoded.
+        DataError: the bag is missing; it has no such topic; `topic` is None and several topics
+            have images; or a part or an image cannot be read, and `on_error` raised it.
     """
     last_stamp, used_stamps = None, set()
-    with open_bag(bag) as reader:
+    with open_bag(bag, on_error) as reader:
         for connection, bag_time, raw_message in reader.messages(
             _image_connections(reader, bag, topic)
         ):
-            if raw_message[:4] == _ZSTD_MAGIC:
-                raise DataError(
-                    f'{bag}: messages are compressed one by one, and the metadata.yaml that says '
-                    f'so is missing; recreate it with `ros2 bag reindex {bag}`'
-                )
-            message = reader.deserialize(raw_message, connection.msgtype)
-            stamp = stamp_ns(message.header)
-            if stamp == 0 or stamp in used_stamps:
-                stamp = bag_time  # the driver does not set stamps
-            # a stamp before the last one: the clock was reset
-            if last_stamp is not None and 0 <= stamp - last_stamp < every * 1e9:
+            seconds = (bag_time - reader.start_time) / 1e9
+            place = f'{bag}, {connection.topic}, {seconds:.2f} s after the start'
+            try:
+                message = _deserialize(reader, bag, connection, raw_message)
+                stamp = _unique_stamp(message, bag_time, used_stamps)
+                # a stamp before the last one: the clock was reset
+                if last_stamp is not None and 0 <= stamp - last_stamp < every * 1e9:
+                    continue
+                image = BagImage(stamp, _decode(message), message.header.frame_id)
+            except (DataError, ImageError) as error:
+                on_error(DataError(f'{place}: {str(error).removeprefix(f"{bag}: ")}'))
                 continue
             last_stamp = stamp
             used_stamps.add(stamp)
-            try:
-                pixels = message_to_rgb(message)
-            except ImageError as error:
-                raise DataError(f'{bag}, {connection.topic}, stamp {stamp}: {error}') from error
-            yield BagImage(stamp, pixels, message.header.frame_id)
+            yield image
+
+
+def _deserialize(reader: BagReader, bag: Path, connection: Connection, raw_message: bytes) -> Any:
+    """Return an image message.
+
+    Raises:
+        DataError: it cannot be read, or messages are compressed and it is not known how.
+    """
+    if raw_message[:4] == ZSTD_MAGIC:
+        raise DataError(
+            'messages are compressed one by one, and the metadata.yaml that says so is missing; '
+            f'recreate it with `ros2 bag reindex {bag}`'
+        )
+    return reader.deserialize_stamped(raw_message, connection.msgtype)
+
+
+def _decode(message: Any) -> np.ndarray:
+    """Return the pixels of an image message, (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    try:
+        return message_to_rgb(message)
+    except ImageError:
+        raise
+    except Exception as error:  # a definition in a foreign bag may have any fields
+        raise ImageError(f'it cannot be decoded ({type(error).__name__}: {error})') from error
+
+
+def _unique_stamp(message: Any, bag_time: int, used: Collection[int]) -> int:
+    """Return a stamp that names an image [ns]: that of its header, or its recording time.
+
+    Raises:
+        DataError: both are out of the range of builtin_interfaces/Time.
+    """
+    stamp = stamp_ns(message.header)
+    if not 0 < stamp < _STAMP_LIMIT or stamp in used:
+        stamp = bag_time  # the driver does not set stamps
+    while stamp in used or stamp == 0:
+        stamp += 1
+    if not 0 < stamp < _STAMP_LIMIT:
+        raise DataError(f'its recording time, {stamp} ns, is no time of ROS')
+    return stamp
 
 
 def prefetch(images: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
@@ -127,18 +166,22 @@ def prefetch(images: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
             decoder.submit(images.close)  # the thread that reads the bag also closes it
 
 
-def image_times(bag: Path, topic: str) -> dict[int, float]:
+def image_times(bag: Path, topic: str, on_error: ErrorHandler = raise_error) -> dict[int, float]:
     """Return the recording time of each image, from the bag's start [s], by its stamp [ns].
 
     Raises:
         DataError: as `read_images`; or a stamp is 0 or repeated.
     """
     times: dict[int, float] = {}
-    with open_bag(bag) as reader:
+    with open_bag(bag, on_error) as reader:
         for connection, bag_time, raw_message in reader.messages(
             _image_connections(reader, bag, topic)
         ):
-            stamp = stamp_ns(reader.deserialize(raw_message, connection.msgtype).header)
+            try:
+                stamp = stamp_ns(_deserialize(reader, bag, connection, raw_message).header)
+            except DataError as error:
+                on_error(error)
+                continue
             if stamp == 0 or stamp in times:
                 raise DataError(
                     f'{bag}, {topic}: stamp {stamp} is 0 or repeated, so answers cannot be '
@@ -148,8 +191,10 @@ def image_times(bag: Path, topic: str) -> dict[int, float]:
     return times
 
 
-def _image_connections(reader: AnyReader, bag: Path, topic: str | None) -> list[Connection]:
+def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return the connections of an image topic; topic None: the only one with images."""
+    if not reader.connections:
+        raise DataError(f'{bag}: nothing in it can be read')
     connections = [c for c in reader.connections if c.msgtype in _IMAGE_TYPES]
     topics = sorted({c.topic for c in connections})
     if topic is None and len(topics) == 1:

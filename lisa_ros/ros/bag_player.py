@@ -11,6 +11,7 @@ published on /clock, for nodes with use_sim_time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import math
 import sys
@@ -29,8 +30,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.interfaces import Connection
 
 from lisa_ros import stop_signals
-from lisa_ros.errors import DataError, LisaError
+from lisa_ros.errors import DataError, ErrorHandler, LisaError, raise_error
 from lisa_ros.messages.bag import open_bag
+from lisa_ros.messages.bag_reader import BagReader
 from lisa_ros.messages.compressed_format import CompressedFormat
 from lisa_ros.ros import fastdds
 from lisa_ros.ros.initialization import initialize
@@ -63,6 +65,7 @@ class BagPlayer:
         loop: bool = False,
         topics: Collection[str] = (),
         clock: bool = False,
+        on_error: ErrorHandler | None = None,
     ) -> None:
         """Store the arguments; the bag is opened by `start`.
 
@@ -73,9 +76,12 @@ class BagPlayer:
             loop: start again at the end.
             topics: topics to play; empty: all.
             clock: publish the bag time on /clock, every 20 ms and at each message.
+            on_error: called for each part of the bag that cannot be read, also from the thread; if
+                it returns, the part is not played. None: log a warning.
         """
         self._node, self._bag, self._rate, self._loop = node, bag, rate, loop
         self._topics, self._clock = topics, clock
+        self._on_error = on_error or self._warn
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, name='replay', daemon=True)
         self._publishers: dict[str, Publisher] = {}
@@ -101,7 +107,9 @@ class BagPlayer:
         Raises:
             DataError: there is no bag, or it cannot be read.
         """
-        with open_bag(self._bag) as reader:
+        with open_bag(self._bag, self._on_error) as reader:
+            if not reader.connections:
+                raise DataError(f'{self._bag}: nothing in it can be read')
             for connection in reader.connections:
                 if not self._topics or connection.topic in self._topics:
                     self._add_publisher(connection)
@@ -139,19 +147,26 @@ class BagPlayer:
                 message_type, connection.topic, qos
             )
 
+    def _warn(self, error: DataError) -> None:
+        self._node.get_logger().warning(f'not played: {error}')
+
     @property
     def _ended(self) -> bool:
         return self._stopped.is_set() or not self._node.context.ok()
 
     def _play(self) -> None:
         while not self._ended:
-            self._play_lap()
+            try:
+                self._play_lap()
+            except DataError as error:  # the bag was removed, or changed
+                self._node.get_logger().error(f'the bag is not played to its end: {error}')
+                return
             self._lap = _Lap(self._lap.number + 1)
             if not self._loop:
                 return
 
     def _play_lap(self) -> None:
-        with open_bag(self._bag) as reader:
+        with open_bag(self._bag, self._on_error) as reader:
             self._bag_start = reader.start_time
             lap = self._lap = _Lap(self._lap.number, time.monotonic())
             for connection, bag_time, data in reader.messages():
@@ -181,7 +196,9 @@ class BagPlayer:
             self._publishers['/clock'].publish(message)
 
 
-def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
+def camera_topics(
+    bag: Path, image: str | None = None, on_error: ErrorHandler = raise_error
+) -> dict[str, str]:
     """Return the bag's topics as a dict with the keys image, depth and camera_info, if present.
 
     image is the first colour Image, else the first CompressedImage; depth is the first Image of
@@ -191,11 +208,13 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
     Args:
         bag: rosbag2 folder or a bare .mcap file.
         image: topic to use as image; None: choose as above.
+        on_error: called for each part of the bag that cannot be read; if it returns, the part is
+            left out.
 
     Raises:
         DataError: the bag cannot be played, has no colour image or lacks the given topic.
     """
-    with open_bag(bag) as reader:
+    with open_bag(bag, on_error) as reader:
         if not reader.is2:
             raise DataError(f'{bag} is a ROS 1 bag, whose messages cannot be played: convert it')
         topics: dict[str, str] = {}
@@ -204,13 +223,11 @@ def camera_topics(bag: Path, image: str | None = None) -> dict[str, str]:
             if connection.msgtype == 'sensor_msgs/msg/CameraInfo':
                 topics.setdefault('camera_info', connection.topic)
             elif connection.msgtype == 'sensor_msgs/msg/Image' and connection.msgcount:
-                _, _, data = next(reader.messages([connection]))
-                encoding = reader.deserialize(data, connection.msgtype).encoding
+                encoding = _first_text(reader, connection, 'encoding')
                 name = 'depth' if encoding in ('16UC1', '32FC1') else 'image'
                 topics.setdefault(name, connection.topic)
             elif _is_compressed(connection) and connection.msgcount:
-                _, _, data = next(reader.messages([connection]))
-                text = reader.deserialize(data, connection.msgtype).format
+                text = _first_text(reader, connection, 'format')
                 name = 'depth' if CompressedFormat.parse(text).is_depth else 'image'
                 compressed.setdefault(name, connection.topic)
         types = {connection.topic: connection.msgtype for connection in reader.connections}
@@ -240,6 +257,14 @@ def _is_latched(connection: Connection) -> bool:
     return connection.topic.endswith('tf_static') or any(
         profile.durability.name == 'TRANSIENT_LOCAL' for profile in profiles
     )
+
+
+def _first_text(reader: BagReader, connection: Connection, field: str) -> str:
+    """Return a text field of the first message that can be read; '' without one."""
+    for _, _, data in reader.messages([connection]):
+        with contextlib.suppress(DataError, AttributeError):
+            return getattr(reader.deserialize(data, connection.msgtype), field)
+    return ''
 
 
 def _is_compressed(connection: Connection) -> bool:

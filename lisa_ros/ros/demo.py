@@ -19,7 +19,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.evaluation import acceptance
@@ -28,6 +27,7 @@ from lisa_ros.evaluation.command_file import Command, read_commands
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.ground_truth import GroundTruth, InstanceFolder
 from lisa_ros.evaluation.live import LiveAnswer, case_without_frame
+from lisa_ros.files.text import parse_yaml
 from lisa_ros.messages.bag import BagImage, read_images
 from lisa_ros.perception import overlay
 from lisa_ros.resources import SAMPLE
@@ -219,7 +219,10 @@ def main(args: list[str] | None = None) -> int:
         name, equals, value = assignment.partition('=')
         if not equals:
             parser.error(f'--set {assignment}: expected NAME=VALUE')
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = parse_yaml(value, f'--set {name}')
+        except LisaError as error:
+            parser.error(str(error))
     isolate_ros_graph()
     try:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.live import LiveAnswer, LiveRun
 from lisa_ros.messages.bag import image_times
@@ -59,6 +59,7 @@ def run_live(
     playback: Playback,
     settings: Mapping[str, Any],
     log: Path,
+    on_error: ErrorHandler = raise_error,
 ) -> LiveRun:
     """Play a bag to the node and ask the commands when they are due.
 
@@ -68,13 +69,15 @@ def run_live(
         playback: how to play the bag.
         settings: parameters of the node that differ from its defaults.
         log: file for the node's output; its parameters go to a .yaml file of the same name.
+        on_error: called for each part of the bag and each image that cannot be read, and for
+            commands that are due after its end; if it returns, the run goes on without.
 
     Raises:
         DataError: the bag cannot be played, a command is due after its end, or the node ended or
             did not answer; the message has the end of its log.
     """
-    times = image_times(bag, playback.topics['image'])
-    due_commands = schedule(commands, list(times.values()), playback.every)
+    times = image_times(bag, playback.topics['image'], on_error)
+    due_commands = schedule(commands, list(times.values()), playback.every, on_error)
     has_dialogues = any(command.dialogue for command in commands)
     with _running_node(playback, settings, has_dialogues, log) as client:
         diagnostics: dict[str, str] = {}
@@ -92,6 +95,7 @@ def run_live(
             loop=playback.laps > 1,
             topics=playback.topics.values(),
             clock=playback.sim_time,
+            on_error=on_error,
         )
         driver = LiveDriver(client, player, times, has_dialogues)
         try:
@@ -141,16 +145,23 @@ class DueCommand:
     command: Command
 
 
-def schedule(commands: Sequence[Command], times: Sequence[float], every: int) -> list[DueCommand]:
+def schedule(
+    commands: Sequence[Command],
+    times: Sequence[float],
+    every: int,
+    on_error: ErrorHandler = raise_error,
+) -> list[DueCommand]:
     """Return when each command is due, in that order.
 
     Args:
         commands: each with a time, a frame, or neither.
         times: of the frames [s from the bag's start].
         every: commands without a time run on every n-th frame.
+        on_error: called if commands are due after the last frame; if it returns, they are left
+            out.
 
     Raises:
-        DataError: a command is due after the last frame.
+        DataError: a command is due after the last frame, and `on_error` raised it.
     """
     due: list[DueCommand] = []
     late = []
@@ -165,8 +176,9 @@ def schedule(commands: Sequence[Command], times: Sequence[float], every: int) ->
             late.append(str(command.number + 1))
         due += [DueCommand(t, repetition, command) for repetition, t in enumerate(own_times)]
     if late:
-        raise DataError(
-            f'the bag ends after {len(times)} frames, before commands {", ".join(late)} are due'
+        numbers = ', '.join(late)
+        on_error(
+            DataError(f'the bag ends after {len(times)} frames, before commands {numbers} are due')
         )
     return sorted(due, key=lambda entry: (entry.time, entry.command.number))
 

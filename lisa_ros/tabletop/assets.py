@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.text import read_json
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.tabletop.objects import OBJECTS, MeshPart, ObjectModel
 
@@ -58,7 +59,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
         DataError: `assets` lacks a mesh or a texture, or PyMeshLab is not installed.
     """
     done = cache / 'done.json'
-    if done.is_file() and json.loads(done.read_text()).keys() == OBJECTS.keys():
+    if _is_complete(done):
         return cache
     if importlib.util.find_spec('pymeshlab') is None:
         raise DataError("rendering needs PyMeshLab and MuJoCo: pip install 'lisa_ros[train]'")
@@ -71,6 +72,15 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
         _shrink_texture(find_asset(assets / 'textures', f'{name}.png'), cache / f'{name}.png')
     done.write_text(json.dumps(boxes))
     return cache
+
+
+def _is_complete(done: Path) -> bool:
+    """Return whether a file lists all objects, which it does when the cache is filled."""
+    try:
+        content = read_json(done)
+    except DataError:  # it is missing, or the last run was stopped while it was written
+        return False
+    return isinstance(content, dict) and content.keys() == OBJECTS.keys()
 
 
 def _convert_model(model: ObjectModel, folder: Path, cache: Path) -> list[list[float]]:

@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.text import read_json
 from lisa_ros.tabletop.assets import prepare_assets
 from lisa_ros.tabletop.objects import PART_FLAG, SIZES
 from lisa_ros.tabletop.rendering import Renderer
@@ -160,6 +161,6 @@ def scene_metadata(scene: Scene, pose: np.ndarray, ids: np.ndarray) -> list[dict
 
 def write_index(out: Path, split: str, size: tuple[int, int]) -> None:
     """Collect the metadata of all rendered scenes in scenes.json."""
-    scenes = [json.loads(path.read_text()) for path in sorted((out / 'meta').glob('*.json'))]
+    scenes = [read_json(path) for path in sorted((out / 'meta').glob('*.json'))]
     index = {'split': split, 'size': list(size), 'scenes': scenes}
     (out / 'scenes.json').write_text(json.dumps(index))

@@ -25,6 +25,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lisa_ros.errors import DataError
+from lisa_ros.files.access import path_below
+from lisa_ros.files.text import read_json, short_repr
 from lisa_ros.tabletop import query_sampling
 from lisa_ros.tabletop.objects import OBJECTS
 from lisa_ros.tabletop.queries import TabletopQuery
@@ -69,7 +72,7 @@ def _entry(query: TabletopQuery, category: str) -> dict[str, Any]:
 
 def write_test_set(folder: Path) -> None:
     """Write queries.json next to the scenes.json of a split."""
-    index = json.loads((folder / 'scenes.json').read_text())
+    index = read_json(folder / 'scenes.json')
     images = []
     for scene in index['scenes']:
         graph = SceneGraph.from_dicts(scene['objects'])
@@ -90,16 +93,19 @@ def pack_test_set(folders: list[Path], out: Path, quality: int = 80) -> None:
         folders: folders of the splits, each with queries.json.
         out: the zip file.
         quality: of the WebP images, 0 to 100.
+
+    Raises:
+        DataError: an image is missing, or is not in its folder.
     """
     images = []
     with zipfile.ZipFile(out, 'w') as archive:
         for folder in folders:
-            for entry in tqdm(json.loads((folder / QUERIES_FILE).read_text()), desc=folder.name):
+            for entry in tqdm(read_json(folder / QUERIES_FILE), desc=folder.name):
                 if not entry['queries']:
                     continue
                 name = f'{folder.name}_{Path(entry["ids"]).stem}'
-                image = cv2.imread(str(folder / entry['image']), cv2.IMREAD_COLOR)
-                ids = cv2.imread(str(folder / entry['ids']), cv2.IMREAD_GRAYSCALE)
+                image = _read(folder, entry['image'], cv2.IMREAD_COLOR)
+                ids = _read(folder, entry['ids'], cv2.IMREAD_GRAYSCALE)
                 archive.writestr(
                     f'{name}.webp', _encode('.webp', image, cv2.IMWRITE_WEBP_QUALITY, quality)
                 )
@@ -108,6 +114,18 @@ def pack_test_set(folders: list[Path], out: Path, quality: int = 80) -> None:
                 )
                 images.append({**entry, 'image': f'{name}.webp', 'ids': f'{name}.png'})
         archive.writestr(QUERIES_FILE, json.dumps(images), zipfile.ZIP_DEFLATED)
+
+
+def _read(folder: Path, name: str, flags: int) -> np.ndarray:
+    """Return an image of a test set, decoded with OpenCV's `flags`."""
+    path = path_below(folder, name)
+    image = None if path is None else cv2.imread(str(path), flags)
+    if image is None:
+        raise DataError(
+            f'{folder / QUERIES_FILE}: {short_repr(name)} is no image in its folder; render the '
+            'scenes again with `lisa-ros scenes`'
+        )
+    return image
 
 
 def _encode(suffix: str, pixels: np.ndarray, option: int, value: int) -> bytes:

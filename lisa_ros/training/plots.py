@@ -4,8 +4,15 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from lisa_ros.errors import DataError
+from lisa_ros.files.text import read_text, short_repr
+
+_COLUMN = re.compile(r'\w[\w .\[\]/-]*')  # begins as no formula of a spreadsheet
+_CURE = 'remove it, or choose another --out'
 
 
 def append_curves(run: Path, values: Mapping[str, float]) -> None:
@@ -15,19 +22,48 @@ def append_curves(run: Path, values: Mapping[str, float]) -> None:
         run: folder of the run.
         values: the row by column: `step`, `minutes`, losses, metrics named `val_*`. It replaces
             rows of the same or a later step, which a resumed run computes again.
+
+    Raises:
+        DataError: curves.csv is there, and is not a table of numbers.
     """
     table = run / 'curves.csv'
-    rows: list[dict[str, str]] = []
-    if table.exists():
-        with table.open(newline='') as file:
-            rows = [row for row in csv.DictReader(file) if float(row['step']) < values['step']]
+    rows = read_curves(table) if table.exists() else []
+    rows = [row for row in rows if float(row['step']) < values['step']]
     rows.append({name: f'{value:.4f}' for name, value in values.items()})
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with table.open('w', newline='') as file:
+    with table.open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     plot_curves(table, run / 'curves.png')
+
+
+def read_curves(table: Path) -> list[dict[str, str]]:
+    """Return the rows of curves.csv by column; an empty cell has no number.
+
+    Raises:
+        DataError: it has another content; the message names the line.
+    """
+    lines = csv.DictReader(read_text(table).splitlines())
+    rows = list(lines)
+    if rows and not all(_COLUMN.fullmatch(name or '') for name in lines.fieldnames or ()):
+        raise DataError(f'{table}: has the columns {short_repr(lines.fieldnames)}; {_CURE}')
+    for number, row in enumerate(rows, 2):
+        for name, cell in row.items():
+            if not _is_number(cell) and not (cell in ('', None) and name != 'step'):
+                raise DataError(
+                    f'{table}: line {number} has {short_repr(name)} {short_repr(cell)}; expected '
+                    f'a number; {_CURE}'
+                )
+    return rows
+
+
+def _is_number(cell: object) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def plot_curves(table: Path, image: Path) -> None:
@@ -45,8 +81,7 @@ def plot_curves(table: Path, image: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    with table.open(newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = read_curves(table)
     names = [name for name in rows[0] if name not in ('step', 'minutes')]
     metrics = [name for name in names if name.startswith('val_')]
     losses = [name for name in names if name not in metrics]

@@ -13,6 +13,17 @@ import torch
 from torch import Tensor
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.json_schema import (
+    ANYTHING,
+    INTEGER,
+    NUMBER,
+    ListOf,
+    MapOf,
+    Record,
+    Value,
+    check_json,
+)
+from lisa_ros.files.text import one_line
 
 STATE_FILE = 'last.pt'
 
@@ -27,6 +38,19 @@ _KEYS = {
     'ema_weights': 'average',
     'optimizers': 'optimizers',
 }
+_TENSORS = MapOf(Value((Tensor,), 'a tensor'))
+_SCHEMA = Record(
+    {
+        'step': INTEGER,
+        'seed': INTEGER,
+        'best': Value((float, int), 'a number', may_be_infinite=True),
+        'worse': INTEGER,
+        'minutes': NUMBER,
+        'trained': _TENSORS,
+        'average': _TENSORS,
+        'optimizers': ListOf(MapOf(ANYTHING)),
+    }
+)
 # Versions that trained LoRA with peft named its matrices `lora_A.default.weight`.
 _PEFT_NAME = re.compile(r'\.(lora_[AB])\.default\.weight$')
 
@@ -55,15 +79,23 @@ class RunState:
         """Read the state from a run's folder.
 
         Raises:
-            DataError: an older version wrote it, without the seed or the optimizers.
+            DataError: it cannot be read, an older version wrote it without the seed or the
+                optimizers, or a value in it has another type; the message names the key.
         """
         path = run / STATE_FILE
-        saved = torch.load(path, weights_only=True, map_location=device)
-        if 'seed' not in saved or 'optimizers' not in saved:
+        try:
+            saved = torch.load(path, weights_only=True, map_location=device)
+        except Exception as error:  # a damaged archive or pickle raises many types
+            raise DataError(
+                f'{path}: cannot be read as the state of a training ({one_line(error)}); remove '
+                'it to begin anew, or choose another --out'
+            ) from error
+        if not isinstance(saved, dict) or 'seed' not in saved or 'optimizers' not in saved:
             raise DataError(
                 f'{path} was written by an older version and cannot be resumed: '
                 'choose another --out'
             )
+        check_json(path, saved, _SCHEMA)
         for key in ('trained', 'average'):
             saved[key] = {_PEFT_NAME.sub(r'.\1.weight', name): t for name, t in saved[key].items()}
         return cls(**{field: saved[key] for field, key in _KEYS.items()})

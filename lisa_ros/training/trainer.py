@@ -321,8 +321,14 @@ class Trainer:
         self._set_weights(state.weights)
         for name, average in self.ema_state().items():
             average.copy_(state.ema_weights[name])
-        for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
+                optimizer.load_state_dict(saved)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f'{self.run / STATE_FILE}: optimizers is not the state of this training '
+                f'({error}); choose another --out'
+            ) from error
         self.step, self.minutes = state.step, state.minutes
         self.best_score, self._stale_validations = state.best_score, state.stale_validations
         if self._ema is not None:

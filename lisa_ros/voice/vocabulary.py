@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from lisa_ros.english import plural
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.files.text import read_yaml
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.session.command_parser import STOP
 
@@ -67,8 +66,8 @@ class Vocabulary:
                 list of texts, or `pronunciations` is not a dict.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            content = read_yaml(Path(path)) or {}
+        except DataError as error:
             raise SettingsError(f'vocabulary {path} cannot be read: {error}') from error
         keys = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or not set(content) <= keys:

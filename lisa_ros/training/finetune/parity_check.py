@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.text import read_json
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import Checkpoint
@@ -100,10 +100,10 @@ def _compare_set(folder: Path, path: Path, device: str) -> Iterator[dict[str, An
     """Yield the comparison of each batch in one golden_<size>.json."""
     size = path.stem.removeprefix('golden_')
     try:
-        entries = json.loads(path.read_text(encoding='utf-8'))['train']
+        entries = read_json(path)['train']
         with np.load(path.with_suffix('.npz')) as file:
             arrays = {name: file[name] for name in file.files if name.startswith('train_')}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path}: the golden data cannot be read ({error!r})') from error
     tower = folder / f'clip_{size}'
     loaded = checkpoint.load(

@@ -6,12 +6,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lisa_ros.datasets.annotations import ImageWithQueries
-from lisa_ros.errors import SettingsError
+from lisa_ros.datasets.json_io import read_or_skip
+from lisa_ros.errors import DataError, ErrorHandler, SettingsError, raise_error
 from lisa_ros.training.distributed import init_distributed
 from lisa_ros.training.finetune import memory_estimate
 from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
@@ -20,6 +22,8 @@ from lisa_ros.training.finetune.config import FinetuneConfig
 from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.task import FinetuneTask
 from lisa_ros.training.trainer import Trainer
+
+_LISTED = 20  # items named in an error; the others are counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def finetune(
     validation: Sequence[ImageWithQueries] = (),
     config: FinetuneConfig | None = None,
     device: str = 'cpu',
+    on_error: ErrorHandler = raise_error,
 ) -> bool:
     """Fine-tune in the folder of a run, or resume it; first print its memory and time.
 
@@ -47,13 +52,16 @@ def finetune(
         validation: images to validate on; without them the last weights are exported.
         config: options.
         device: cpu or cuda.
+        on_error: called for each query that is too long, and for each item that cannot be read
+            when it is drawn; if it returns, other items are drawn.
 
     Returns:
         False if a signal stopped it before its last step.
 
     Raises:
         SettingsError: `patience` is set, but there is nothing to validate on.
-        CheckpointError, DataError: see `FinetuneTask` and `Trainer`.
+        CheckpointError, DataError: see `FinetuneTask` and `Trainer`; or an item cannot be used,
+            and `on_error` raised it.
     """
     config = config or FinetuneConfig()
     if not validation:
@@ -61,7 +69,8 @@ def finetune(
             raise SettingsError('--patience needs images to validate on: give --val')
         config = replace(config, trainer=replace(config.trainer, monitor=None))
     *_, device = init_distributed(device)
-    task = FinetuneTask(base, mixture, validation, config, device)
+    task = FinetuneTask(base, mixture, validation, config, device, on_error)
+    _report(task.long_queries(), on_error)
     shape = memory_estimate.StepShape(
         precision=config.precision,
         rank=config.rank,
@@ -76,6 +85,17 @@ def finetune(
         memory = f', peak memory {profile.peak_memory / 1e9:.2f} GB before AdamW'
     print(f'a step takes about {profile.seconds:.1f} s{memory}')
     return Trainer(run, config.trainer, task, device).train()
+
+
+def _report(errors: Sequence[DataError], on_error: ErrorHandler) -> None:
+    """Report items that cannot be used; if `on_error` raises, raise one error that names all."""
+    refused = []
+    for error in errors:
+        read_or_skip(partial(on_error, error), refused.append)
+    if refused:
+        more = f'; and {len(refused) - _LISTED} more' if len(refused) > _LISTED else ''
+        listed = '; '.join(map(str, refused[:_LISTED]))
+        raise DataError(f'{listed}{more}; --skip-broken leaves them out')
 
 
 def profile_step(task: FinetuneTask) -> StepProfile:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lisa_ros.datasets.annotations import AnnotatedQuery, ImageWithQueries, read_image
+from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.lisa_templates import (
     ANSWERS,
     EXPLANATORY_QUESTIONS,
@@ -19,10 +21,12 @@ from lisa_ros.datasets.lisa_templates import (
     validation_question,
 )
 from lisa_ros.datasets.llava import TextDialogue
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.results import Turn
 from lisa_ros.training.finetune.batches import Sample
 from lisa_ros.training.finetune.mixture import Sampler
+
+_MOST_BROKEN_DRAWS = 100  # in a row; then the data set is not there any more
 
 
 class AnswerForm(Enum):
@@ -50,15 +54,21 @@ class AnnotatedImageSampler:
         images: Sequence[ImageWithQueries],
         max_queries: int = 3,
         words_only: float = 0.1,
+        on_error: ErrorHandler = raise_error,
     ):
-        self._images, self._max_queries, self._words_only = images, max_queries, words_only
+        self.images, self._max_queries, self._words_only = images, max_queries, words_only
+        self._on_error = on_error
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return an image with up to `max_queries` dialogues of one turn.
 
         Raises:
-            DataError: the image or its annotations cannot be read, or no image has annotations.
+            DataError: the image or its annotations cannot be read, and `on_error` raised it; or
+                none of many draws could be used.
         """
+        return _first_usable(partial(self._draw, rng), self._on_error)
+
+    def _draw(self, rng: np.random.Generator) -> Sample:
         image, queries = self._draw_image(rng)
         count = min(self._max_queries, len(queries))
         chosen = [queries[i] for i in rng.choice(len(queries), count, replace=False)]
@@ -72,7 +82,7 @@ class AnnotatedImageSampler:
     ) -> tuple[ImageWithQueries, tuple[AnnotatedQuery, ...]]:
         """Return a random image that has queries. A label map without known classes has none."""
         for _ in range(1000):
-            image = self._images[rng.integers(len(self._images))]
+            image = self.images[rng.integers(len(self.images))]
             queries = image.queries
             if queries:
                 return image, queries
@@ -90,15 +100,19 @@ class AnnotatedImageSampler:
 class DialogueSampler:
     """Samples dialogues without masks, so that the model does not lose its dialogue skills."""
 
-    def __init__(self, dialogues: Sequence[TextDialogue]):
-        self._dialogues = dialogues
+    def __init__(self, dialogues: Sequence[TextDialogue], on_error: ErrorHandler = raise_error):
+        self._dialogues, self._on_error = dialogues, on_error
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return an image with its dialogue.
 
         Raises:
-            DataError: the image cannot be read.
+            DataError: the image cannot be read, and `on_error` raised it; or none of many draws
+                could be used.
         """
+        return _first_usable(partial(self._draw, rng), self._on_error)
+
+    def _draw(self, rng: np.random.Generator) -> Sample:
         dialogue = self._dialogues[rng.integers(len(self._dialogues))]
         return _sample(dialogue.path, [dialogue.turns], [])
 
@@ -107,11 +121,29 @@ def make_sampler(
     data: Sequence[ImageWithQueries] | Sequence[TextDialogue],
     max_queries: int = 3,
     words_only: float = 0.1,
+    on_error: ErrorHandler = raise_error,
 ) -> Sampler:
-    """Return the sampler for a data set, as `datasets.registry.read_dataset` returns it."""
+    """Return the sampler for a data set.
+
+    Args:
+        data: as `datasets.registry.read_dataset` returns it.
+        max_queries: queries about each image, at most.
+        words_only: see `AnnotatedImageSampler`.
+        on_error: called for each item that cannot be read when it is drawn; if it returns, another
+            one is drawn.
+    """
     if isinstance(data[0], TextDialogue):
-        return DialogueSampler(data)
-    return AnnotatedImageSampler(data, max_queries, words_only)
+        return DialogueSampler(data, on_error)
+    return AnnotatedImageSampler(data, max_queries, words_only, on_error)
+
+
+def _first_usable(draw: Callable[[], Sample], on_error: ErrorHandler) -> Sample:
+    """Return the first sample that can be read."""
+    for _ in range(_MOST_BROKEN_DRAWS):
+        sample = read_or_skip(draw, on_error)
+        if sample is not None:
+            return sample
+    raise DataError(f'{_MOST_BROKEN_DRAWS} draws in a row cannot be read; copy the data set again')
 
 
 def _turn(
@@ -132,6 +164,12 @@ def _turn(
     return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWERS))
 
 
+def longest_turn(query: AnnotatedQuery) -> Turn:
+    """Return the longest turn of a query whose answer has a mask and no explanation."""
+    templates = LONG_QUESTIONS if query.is_sentence else SHORT_QUESTIONS
+    return Turn(max(templates, key=len).format(query.text), max(ANSWERS, key=len))
+
+
 def validation_sample(image: ImageWithQueries) -> Sample:
     """Return an image with all its queries, asked as in the original's validation."""
     queries = image.queries  # each access of `queries` may read a label map
@@ -145,6 +183,8 @@ def _sample(
     """Return a sample. Its n-th [SEG] has the mask of the n-th query."""
     image = read_image(path)
     height, width = image.shape[:2]
+    for query in queries:
+        query.check(height, width)
     masks = [query.ground_truth(height, width) for query in queries]
     return Sample(
         image,

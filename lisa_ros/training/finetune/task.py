@@ -11,18 +11,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lisa_ros.datasets.annotations import ImageWithQueries
+from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, ImageWithQueries
+from lisa_ros.datasets.json_io import read_or_skip
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.evaluation import metrics
+from lisa_ros.files.text import short_repr
 from lisa_ros.model import assembly, export, quantization
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lora_linear import add_lora_layers, lora_deltas, state_dict_without_lora
-from lisa_ros.perception import overlay
+from lisa_ros.perception import overlay, prompts
 from lisa_ros.training.finetune import batch_losses, batches, samplers
 from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 from lisa_ros.training.finetune.batches import FinetuneBatch, Sample
@@ -32,6 +36,9 @@ from lisa_ros.training.finetune.mixture import Mixture
 _MAX_LENGTH = 512  # of text and image [positions]; model_max_length of the original
 _MIN_TEXT_LENGTH = 128  # room for text, however many positions the image takes [tokens]
 _MAX_TILES = 20  # images in answers.png
+_SURELY_SHORT = 20  # a query of fewer characters is never too long; a character has few tokens
+_MOST_BROKEN_BATCHES = 20  # drawn anew, in a row
+_NEXT_ATTEMPT = 1_000_003  # added to the number of a batch to draw it anew
 
 
 class FinetuneTask:
@@ -53,6 +60,7 @@ class FinetuneTask:
         validation: Sequence[ImageWithQueries] = (),
         config: FinetuneConfig | None = None,
         device: str = 'cpu',
+        on_error: ErrorHandler = raise_error,
     ):
         """Load the base model and add LoRA.
 
@@ -62,6 +70,8 @@ class FinetuneTask:
             validation: images for `validate`.
             config: options.
             device: cpu or cuda.
+            on_error: called for each batch or validation image that cannot be made; if it
+                returns, another batch is drawn, and the image is left out.
 
         Raises:
             CheckpointError: see `BaseCheckpoint.load`.
@@ -71,6 +81,7 @@ class FinetuneTask:
         self.config.check_precision(device)
         self.device = torch.device(device)
         self._base, self._mixture, self._validation = base, mixture, validation
+        self._on_error = on_error
         loaded = base.load(device, self.config.precision)
         self.tokenizer, self.clip_preprocessing = loaded.tokenizer, loaded.clip_preprocessing
         self._vision_tower = loaded.vision_tower
@@ -78,21 +89,68 @@ class FinetuneTask:
         add_lora(self.lisa, self.config)
 
     def draw(self, step: int, batch_index: int) -> FinetuneBatch:
-        """Return the batch of a micro-step. It depends only on the arguments and the seed."""
-        return self.make_batch(self._mixture.draw(step, batch_index, self.config.batch_size))
+        """Return the batch of a micro-step. It depends only on the arguments and the seed.
 
-    def make_batch(self, samples: Sequence[Sample]) -> FinetuneBatch:
-        """Return a batch of these samples; dialogues that are too long are cut."""
+        Raises:
+            DataError: the batch cannot be made, and `on_error` raised it.
+        """
+        for attempt in range(_MOST_BROKEN_BATCHES):
+            batch = read_or_skip(partial(self._draw, step, batch_index, attempt), self._on_error)
+            if batch is not None:
+                return batch
+        raise DataError(f'{_MOST_BROKEN_BATCHES} batches of step {step} cannot be made')
+
+    def _draw(self, step: int, batch_index: int, attempt: int) -> FinetuneBatch:
+        number = batch_index + attempt * _NEXT_ATTEMPT
+        return self.make_batch(self._mixture.draw(step, number, self.config.batch_size))
+
+    @property
+    def _max_length(self) -> int:
+        """Longest dialogue [tokens; one token stands for the image]."""
         model = self.lisa.config
         positions = min(_MAX_LENGTH, model.llama.max_position_embeddings)
         positions = max(positions, model.image_tokens + _MIN_TEXT_LENGTH)
+        return positions - model.image_tokens + 1
+
+    def make_batch(self, samples: Sequence[Sample]) -> FinetuneBatch:
+        """Return a batch of these samples; dialogues that are too long are cut."""
         return batches.make_batch(
-            model,
+            self.lisa.config,
             self.tokenizer,
             self.clip_preprocessing,
             samples,
-            max_length=positions - model.image_tokens + 1,  # one token stands for the image
+            max_length=self._max_length,
         )
+
+    def long_queries(self) -> list[DataError]:
+        """Return an error for each query of the data that is too long: it would lose its [SEG]."""
+        drawn = (
+            image
+            for sampler in self._mixture.samplers.values()
+            if isinstance(sampler, samplers.AnnotatedImageSampler)
+            for image in sampler.images
+        )
+        return [
+            DataError(
+                f'{image.path}: its query of {len(query.text)} characters is too long for a '
+                f'training: {short_repr(query.text)}; shorten it'
+            )
+            for image in (*drawn, *self._validation)
+            if isinstance(image, AnnotatedImage)  # others have class names
+            for query in image.queries
+            if self._is_too_long(query)
+        ]
+
+    def _is_too_long(self, query: AnnotatedQuery) -> bool:
+        if len(query.text) < _SURELY_SHORT:
+            return False
+        ids, _ = prompts.training_ids(
+            self.tokenizer,
+            self.lisa.config.template,
+            [samplers.longest_turn(query)],
+            max_length=self._max_length,
+        )
+        return self.lisa.config.seg_token_id not in ids
 
     def losses(self, batch: FinetuneBatch, step: int) -> dict[str, Tensor]:
         """Return the losses of the original; they do not depend on the step."""
@@ -107,7 +165,9 @@ class FinetuneTask:
         """
         overlaps, tiles = [], []
         for image in self._validation:
-            sample = samplers.validation_sample(image)
+            sample = read_or_skip(partial(samplers.validation_sample, image), self._on_error)
+            if sample is None:
+                continue
             batch = self.make_batch([sample]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, self.config.trainer.bf16):
                 masks = batch_losses.predict_masks(self.lisa, batch)[0]

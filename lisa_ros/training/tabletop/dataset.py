@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,15 @@ import cv2
 import numpy as np
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.json_schema import SCALAR, TEXT, ListOf, MapOf, Record, check_json
+from lisa_ros.files.text import read_json, short_repr
 from lisa_ros.model import image_processing
 from lisa_ros.tabletop.objects import PART_FLAG
 from lisa_ros.tabletop.scene_graph import SceneGraph
 
 _AREA_PIXELS = 320 * 240  # a scene graph has areas for an image of this size [px]
+
+_SCENES = Record({'scenes': ListOf(Record({'name': TEXT, 'objects': ListOf(MapOf(SCALAR))}))})
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ class SceneSet:
             DataError: scenes.json or an image is missing or broken; the message names it.
         """
         try:
-            scenes = json.loads((folder / 'scenes.json').read_text())['scenes'][:limit]
+            content = read_json(folder / 'scenes.json')
+            check_json(folder / 'scenes.json', content, _SCENES)
+            scenes = content['scenes'][:limit]
             scene_graphs = [SceneGraph.from_dicts(scene['objects']) for scene in scenes]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (DataError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f'{folder}: scenes.json cannot be read ({error!r}); expected scenes of this '
+                f'{folder}: scenes.json cannot be read ({error}); expected scenes of this '
                 'version: render them with `lisa-ros scenes`'
             ) from error
         if not scenes:
@@ -80,6 +85,8 @@ class SceneSet:
 
 def _read_images(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the colour image (RGB) and the id image of a scene."""
+    if not name.isalnum():
+        raise DataError(f'{folder}: scenes.json has the name {short_repr(name)}; expected digits')
     image = cv2.imread(str(folder / 'colour' / f'{name}.jpg'), cv2.IMREAD_COLOR)
     ids = cv2.imread(str(folder / 'ids' / f'{name}.png'), cv2.IMREAD_GRAYSCALE)
     if image is None or ids is None:

@@ -31,6 +31,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.json_schema import (
+    ANYTHING,
+    INTEGER,
+    SCALAR,
+    ListOf,
+    MapOf,
+    Record,
+    check_json,
+)
+from lisa_ros.files.text import read_json
 from lisa_ros.model import image_processing
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
@@ -45,6 +55,9 @@ _ENCODERS = ('clip.', 'sam.vision_encoder.')
 _ENCODE_BATCH = 32  # images
 _ARRAYS = ('clip', 'sam', 'ids')
 _INDEX = 'views.json'
+_INDEX_SCHEMA = Record(
+    {'scene_graphs': ListOf(ListOf(MapOf(SCALAR))), 'shape': ListOf(INTEGER)},
+)
 _VIEW_SEED = 7919  # first number of the seed of a cached view
 # earlier versions wrote the index under this name, with these keys
 _OLD_INDEX = 'tables.json'
@@ -126,26 +139,36 @@ def load_or_build(
         _build(folder, lisa, scenes, key, bf16)
     index = _read_index(folder)
     differences = [
-        f'{name} {index[name]}, expected {value}'
+        f'{name} {index.get(name)}, expected {value}'
         for name, value in key.items()
-        if index[name] != value
+        if index.get(name) != value
     ]
     if differences:
         raise DataError(
             f'{folder} contains features of other encoders or scenes ({"; ".join(differences)}): '
             'give --feature-cache another folder, or remove this one'
         )
-    arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r') for name in _ARRAYS}
-    scene_graphs = [SceneGraph.from_dicts(objects) for objects in index['scene_graphs']]
+    try:
+        arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r') for name in _ARRAYS}
+        scene_graphs = [SceneGraph.from_dicts(objects) for objects in index['scene_graphs']]
+        lengths = {len(scene_graphs), *map(len, arrays.values())}
+        if len(lengths) > 1:
+            raise ValueError(f'its files have {sorted(lengths)} views')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{folder}: the feature cache cannot be read ({error}); remove it to build it anew'
+        ) from error
     return FeatureCache(**arrays, scene_graphs=scene_graphs, image_shape=tuple(index['shape']))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     """Return the index of a cache; keys of earlier versions are renamed."""
-    if (folder / _INDEX).exists():
-        return json.loads((folder / _INDEX).read_text())
-    index = json.loads((folder / _OLD_INDEX).read_text())
-    return {_OLD_KEYS.get(name, name): value for name, value in index.items()}
+    path = folder / (_INDEX if (folder / _INDEX).exists() else _OLD_INDEX)
+    index = read_json(path)
+    check_json(path, index, MapOf(ANYTHING))
+    index = {_OLD_KEYS.get(name, name): value for name, value in index.items()}
+    check_json(path, index, _INDEX_SCHEMA)
+    return index
 
 
 def _build(folder: Path, lisa: LISA, scenes: SceneSet, key: dict[str, Any], bf16: bool) -> None:

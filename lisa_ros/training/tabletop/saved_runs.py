@@ -7,6 +7,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from lisa_ros.training.plots import read_curves
+
 # losses of `pretrain`, by their earlier names
 PRETRAIN_COLUMNS = {
     'pixels': 'pixel_class',
@@ -34,16 +36,19 @@ def rename_columns(run: Path, new_names: Mapping[str, str]) -> None:
     Args:
         run: folder of the run; nothing happens if curves.csv is missing or empty.
         new_names: today's name of each old one.
+
+    Raises:
+        DataError: curves.csv is not a table of numbers.
     """
     path = run / 'curves.csv'
     if not path.exists():
         return
-    with path.open(newline='') as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    rows = read_curves(path)
+    header = list(rows[0]) if rows else []
     renamed = [new_names.get(name, name) for name in header]
     if renamed == header:
         return
     unfinished = path.with_name('curves.csv.new')
-    with unfinished.open('w', newline='') as file:
-        csv.writer(file).writerows([renamed, *rows])
+    with unfinished.open('w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([renamed, *(row.values() for row in rows)])
     unfinished.replace(path)

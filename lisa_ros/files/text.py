@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads text, JSON and YAML files of other people, with errors that name the file and the cure.
+
+All of them are UTF-8, with or without a byte order mark. Bytes of another encoding are refused and
+never guessed: "café" in GBK would be trained, spoken and compared as other words.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import zipfile
+import zlib
+from pathlib import Path
+
+import yaml
+
+from lisa_ros.errors import DataError
+from lisa_ros.files.access import access_problem, describe_error
+
+File = Path | zipfile.Path
+
+_LARGEST_IN_ARCHIVE = 10**9  # uncompressed size of a file [bytes]
+# of files, and of damaged, encrypted or oddly compressed entries of an archive
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_BYTE_ORDER_MARKS = {
+    b'\xff\xfe\x00\x00': 'UTF-32',
+    b'\x00\x00\xfe\xff': 'UTF-32',
+    b'\xff\xfe': 'UTF-16',
+    b'\xfe\xff': 'UTF-16',
+}
+
+
+def read_bytes(path: File) -> bytes:
+    """Return the content of a file, in a folder or in a zip archive.
+
+    Raises:
+        DataError: it is missing, may not be read, or is too large to be true in an archive.
+    """
+    problem = access_problem(path) if isinstance(path, Path) else ''
+    if problem:
+        raise DataError(f'{path}: {problem}')
+    try:
+        if isinstance(path, zipfile.Path):
+            size = path.root.getinfo(path.at).file_size
+            if size > _LARGEST_IN_ARCHIVE:
+                raise DataError(f'{path}: has {size} bytes; expected at most 1 GB')
+        return path.read_bytes()
+    except KeyError as error:
+        raise DataError(f'{path}: no such file in the archive') from error
+    except _READ_ERRORS as error:
+        raise DataError(f'{path}: cannot be read ({describe_error(path, error)})') from error
+
+
+def read_text(path: File) -> str:
+    """Return the content of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: it is missing, may not be read, or is not UTF-8.
+    """
+    raw = read_bytes(path)
+    try:
+        return raw.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark))
+        encoding = next(marks, 'GBK')
+        found = f'byte 0x{raw[error.start]:02x} at position {error.start}'
+        raise DataError(
+            f'{path}: is not UTF-8 ({found}); save it as UTF-8, or convert it from its own '
+            f'encoding, for example `iconv -f {encoding} -t UTF-8 FILE > NEW_FILE` (GBK, CP1252, '
+            'UTF-16, ...)'
+        ) from error
+
+
+def read_json(path: File) -> object:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8 or not JSON, or has a key twice in an object.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f'{path}: cannot be read as JSON ({one_line(error)}); copy or save it again'
+        ) from error
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; of a key that occurs twice, one value would be lost silently."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key {short_repr(twice)} occurs twice in an object')
+    return content
+
+
+def read_yaml(path: File) -> object:
+    """Return the content of a YAML file, read without running any code.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8 or not YAML, or has a key twice in a mapping.
+    """
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """Return the content of YAML text.
+
+    Raises:
+        DataError: it is not YAML, or has a key twice in a mapping; the message starts with
+            `source`.
+    """
+    try:
+        return yaml.load(text, _UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f'{source}: cannot be read as YAML ({one_line(error)})') from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key that occurs twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(
+                None, None, f'the key {short_repr(twice)} occurs twice', node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line, or its type; those of libraries may be long."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, RecursionError):
+        text = 'it is nested too deeply'
+    return (text if len(text) <= 300 else f'{text[:297]}...') or type(error).__name__
+
+
+def short_repr(value: object) -> str:
+    """Return a value for an error message, shortened, however large or deep it is."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6

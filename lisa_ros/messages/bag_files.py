@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and opens the files of a bag, also without a usable metadata.yaml."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from rosbags.rosbag1 import Reader as Reader1
+from rosbags.rosbag2 import Reader as Reader2
+from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
+
+from lisa_ros.errors import DataError, ErrorHandler
+from lisa_ros.files.access import access_problem, list_folder
+from lisa_ros.files.text import one_line, read_yaml
+from lisa_ros.messages.bag_reader import OpenStorage, Storage, cure
+from lisa_ros.messages.mcap_scan import McapScan, is_cut, starts_as_mcap
+from lisa_ros.messages.sqlite_scan import SqliteScan
+
+_SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
+ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
+_COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
+
+
+@dataclass(frozen=True)
+class BagMetadata:
+    """What metadata.yaml says about the files of a bag."""
+
+    files: tuple[str, ...]  # names in the bag's folder
+    are_messages_compressed: bool
+
+
+def open_storages(
+    bag: Path, on_error: ErrorHandler, stack: contextlib.ExitStack
+) -> list[OpenStorage]:
+    """Open the files of a bag.
+
+    Args:
+        bag: see `messages.bag.open_bag`.
+        on_error: called for each file, or part of it, that cannot be read; if it returns, the
+            other files and parts are opened.
+        stack: gets the temporary files to remove.
+
+    Raises:
+        DataError: the bag is missing, or may not be read, or `on_error` raised it.
+    """
+    problem = access_problem(bag)
+    if problem.startswith('no such'):
+        raise DataError(f'there is no bag at {bag}')
+    if problem:
+        raise DataError(f'{bag}: {problem}')
+    metadata = None if bag.is_file() else _read_metadata(bag)
+    if metadata is None:
+        paths = [bag] if bag.is_file() else _files_in(bag)
+        _check_logs(bag, paths, on_error)
+        files = [_decompressed_file(bag, path, on_error, stack) for path in paths]
+        is_unknown = bag.is_dir() and (bag / 'metadata.yaml').exists()
+        decompress = _decompress_if_compressed if is_unknown else None
+        return _open_files(bag, list(filter(None, files)), on_error, decompress)
+    present = _present_files(bag, metadata, on_error)
+    _check_logs(bag, present, on_error)
+    if len(present) == len(metadata.files):
+        with contextlib.suppress(Exception):  # what is wrong with it, its files say
+            reader = Reader2(bag)
+            reader.open()
+            decompress = _decompress if metadata.are_messages_compressed else None
+            return [OpenStorage(reader, tuple(present), decompress, is_raw=False)]
+    files = [_decompressed_file(bag, path, on_error, stack) for path in present]
+    decompress = _decompress if metadata.are_messages_compressed else None
+    return _open_files(bag, list(filter(None, files)), on_error, decompress)
+
+
+# ---- metadata.yaml
+
+
+def _read_metadata(bag: Path) -> BagMetadata | None:
+    """Return what metadata.yaml says; None if it is missing, empty, cut or of another format.
+
+    Raises:
+        DataError: it may not be read.
+    """
+    path = bag / 'metadata.yaml'
+    problem = access_problem(path)
+    if problem and not problem.startswith('no such'):
+        raise DataError(f'{path}: {problem}')
+    try:
+        information = read_yaml(path)['rosbag2_bagfile_information']
+        names = [PurePosixPath(name).name for name in information['relative_file_paths']]
+        mode = str(information.get('compression_mode', '')).lower()
+    except (DataError, KeyError, TypeError, AttributeError):
+        return None
+    names = [name for name in names if PurePosixPath(name).suffix in (*_SUFFIXES, '.zstd')]
+    return BagMetadata(tuple(names), mode == 'message') if names else None
+
+
+def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> list[Path]:
+    """Return the files that metadata.yaml lists; a missing one is a loss, and no detail."""
+    present = []
+    for name in metadata.files:
+        problem = access_problem(bag / name)
+        if problem:
+            reason = 'is missing' if problem.startswith('no such') else problem
+            on_error(
+                DataError(
+                    f'{bag}: its file {name}, which metadata.yaml lists, {reason}; copy it again, '
+                    f'or run `ros2 bag reindex {bag}` to read the bag without it'
+                )
+            )
+        else:
+            present.append(bag / name)
+    return present
+
+
+def _files_in(bag: Path) -> list[Path]:
+    """Return the files of a folder without a usable metadata.yaml.
+
+    Raises:
+        DataError: there are none.
+    """
+    is_there = (bag / 'metadata.yaml').exists()
+    compressed = [suffix + _COMPRESSED_SUFFIX for suffix in _SUFFIXES] if is_there else []
+    for suffix in (*_SUFFIXES, *compressed):
+        files = list_folder(bag, suffix)
+        if files:
+            return files
+    state = 'a metadata.yaml that is empty or damaged, and no' if is_there else 'neither'
+    found = '.mcap or .db3' if is_there else 'a metadata.yaml nor .mcap or .db3'
+    raise DataError(
+        f'{bag} has {state} {found} files that can be read without it; recreate the metadata with '
+        f'`ros2 bag reindex {bag}`'
+    )
+
+
+def _check_logs(bag: Path, paths: Sequence[Path], on_error: ErrorHandler) -> None:
+    """Report messages that a killed recording has left in a database's write-ahead log."""
+    for path in paths:
+        log = path.with_name(path.name + '-wal')
+        if log.is_file() and log.stat().st_size:
+            on_error(
+                DataError(
+                    f'{bag}: {log.name} has messages that are not in {path.name} yet, because the '
+                    f"recording was killed; run `sqlite3 {path} 'PRAGMA wal_checkpoint'`"
+                )
+            )
+
+
+# ---- files
+
+
+def _open_files(
+    bag: Path,
+    paths: Sequence[Path],
+    on_error: ErrorHandler,
+    decompress: Callable[[bytes], bytes] | None = None,
+) -> list[OpenStorage]:
+    """Open some files, each by rosbags or record by record."""
+    opened = []
+    try:
+        for path in paths:
+            storage = _open_file(bag, path, on_error)
+            if storage is not None:
+                opened.append(OpenStorage(storage, (path,), decompress))
+    except BaseException:
+        for each in opened:
+            each.storage.close()
+        raise
+    return opened
+
+
+def _open_file(bag: Path, path: Path, on_error: ErrorHandler) -> Storage | None:
+    """Open one file; None if it cannot be read and `on_error` returned."""
+    reader = Reader1(path) if path.suffix == '.bag' else None
+    try:
+        reader = reader or Reader2(path)
+        reader.open()
+    except Exception as error:  # noqa: BLE001  # readers of damaged files raise anything
+        return _scan_file(bag, path, error, on_error)
+    if path.suffix == '.mcap' and not getattr(reader.storage, 'chunks', True):
+        reader.close()  # without an index, rosbags needs messages by rising time
+        return McapScan(path)
+    return reader
+
+
+def _scan_file(bag: Path, path: Path, error: Exception, on_error: ErrorHandler) -> Storage | None:
+    """Open a file that rosbags refuses; None if it cannot be read and `on_error` returned.
+
+    Args:
+        bag: for messages.
+        path: of the file.
+        error: of rosbags.
+        on_error: see `open_storages`.
+    """
+    try:
+        if path.suffix == '.mcap':
+            return _scan_mcap(bag, path, on_error)
+        if path.suffix == '.db3':
+            return _reported(bag, path, SqliteScan(path), on_error)
+    except DataError:
+        raise
+    except Exception as second:  # noqa: BLE001  # readers of damaged files raise anything
+        error = second
+    kind = 'ROS 1' if '.bag' in path.suffixes else 'rosbag2'
+    name = '' if path == bag else f'{path.name}: '
+    on_error(
+        DataError(f'{bag} cannot be read as a {kind} bag: {name}{one_line(error)}; {cure(path)}')
+    )
+    return None
+
+
+def _scan_mcap(bag: Path, path: Path, on_error: ErrorHandler) -> McapScan:
+    """Open an MCAP file record by record; report what is damaged.
+
+    Raises:
+        OSError, ValueError: as `McapScan`.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError('the file is empty')
+    if starts_as_mcap(path) and is_cut(path):  # first: reading a large file takes a minute
+        on_error(DataError(f'{bag}: {path.name} is cut, its end is missing; {cure(path)}'))
+        return McapScan(path)
+    return _reported(bag, path, McapScan(path), on_error)
+
+
+def _reported(
+    bag: Path, path: Path, scan: McapScan | SqliteScan, on_error: ErrorHandler
+) -> McapScan | SqliteScan:
+    """Return a scanned file; report its damage."""
+    is_copy = path.parent != bag and path != bag  # of a file that was compressed as a whole
+    try:
+        for damage in scan.damage:
+            advice = 'copy the bag again' if is_copy else cure(path)
+            on_error(DataError(f'{bag}: {path.name}: {damage}; {advice}'))
+    except BaseException:
+        scan.close()
+        raise
+    return scan
+
+
+def _decompressed_file(
+    bag: Path, path: Path, on_error: ErrorHandler, stack: contextlib.ExitStack
+) -> Path | None:
+    """Return a file that is not compressed as a whole; None if nothing of it can be read."""
+    if path.suffix != _COMPRESSED_SUFFIX:
+        return path
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    target = folder / path.stem
+    try:
+        with path.open('rb') as raw, zstd.open(raw, 'rb') as source, target.open('wb') as sink:
+            shutil.copyfileobj(source, sink)
+    except Exception as error:  # noqa: BLE001  # a damaged file raises many types
+        on_error(
+            DataError(
+                f'{bag}: {path.name} cannot be decompressed ({one_line(error)}); copy it again'
+            )
+        )
+        return None if not target.exists() or not target.stat().st_size else target
+    return target
+
+
+def _decompress(data: bytes) -> bytes:
+    return zstd.decompress(data)
+
+
+def _decompress_if_compressed(data: bytes) -> bytes:
+    """Return the data of a message that may be compressed."""
+    return zstd.decompress(data) if data[:4] == ZSTD_MAGIC else data

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bag whose messages can be read although parts of it are damaged.
+
+rosbags reads the files; this module names what cannot be read, and goes on behind it. One damaged
+chunk, message or message definition is no reason to lose the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinitionFormat
+from rosbags.rosbag1 import Reader as Reader1
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from lisa_ros.errors import DataError, ErrorHandler
+from lisa_ros.files.text import one_line, short_repr
+from lisa_ros.messages.mcap_scan import McapScan
+
+_TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it
+_IDL_SEPARATOR = '=' * 80 + '\n'
+_RESOLUTION = 10**5  # of the time behind a damaged part [ns]
+
+
+class Storage(Protocol):
+    """A file or folder of messages: a reader of rosbags, `McapScan` or `SqliteScan`."""
+
+    connections: list[Connection]
+    start_time: int  # of the first message [ns]
+    end_time: int  # after the last message [ns]
+
+    def messages(
+        self, connections: Collection[Connection], start: int | None, stop: int | None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield connection, time [ns] and data of messages, by rising time."""
+
+    def close(self) -> None:
+        """Close all files."""
+
+
+@dataclass(frozen=True)
+class OpenStorage:
+    """An open storage and its files, which are read once more if it is damaged."""
+
+    storage: Storage
+    files: tuple[Path, ...]
+    decompress: Callable[[bytes], bytes] | None = None  # of each message in the files
+    is_raw: bool = True  # False: the storage decompresses messages itself
+
+
+class BagReader:
+    """The connections and messages of an open bag.
+
+    Threads: one thread reads at a time.
+    """
+
+    def __init__(
+        self, bag: Path, storages: Sequence[OpenStorage], on_error: ErrorHandler, is2: bool = True
+    ):
+        """Take over open storages; `close` closes them.
+
+        Args:
+            bag: for error messages.
+            storages: of the bag.
+            on_error: called for each part that cannot be read; if it returns, the part is left
+                out.
+            is2: False for a bag of ROS 1.
+        """
+        self.is2 = is2
+        self._bag, self._storages, self._on_error = bag, storages, on_error
+        self._own = [_usable_connections(each.storage) for each in storages]
+        self._typestores: dict[str, Typestore] = {}
+        self._recovered: list[McapScan] = []
+        self.connections = [connection for own in self._own for connection in own]
+
+    @property
+    def start_time(self) -> int:
+        """Time of the first message [ns]."""
+        return min((each.storage.start_time for each in self._storages), default=2**63 - 1)
+
+    @property
+    def end_time(self) -> int:
+        """Time after the last message [ns]."""
+        return max((each.storage.end_time for each in self._storages), default=0)
+
+    def close(self) -> None:
+        """Close all files."""
+        for storage in (*(each.storage for each in self._storages), *self._recovered):
+            storage.close()
+
+    # ---- messages
+
+    def messages(
+        self,
+        connections: Collection[Connection] = (),
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield connection, time [ns] and data of messages, by rising time.
+
+        Args:
+            connections: of this bag; empty: all.
+            start: first time [ns]; None: from the beginning.
+            stop: time after the last [ns]; None: to the end.
+
+        Raises:
+            DataError: a part cannot be read, and `on_error` raised it.
+        """
+        wanted = {id(connection) for connection in connections or self.connections}
+        streams = []
+        for each, own in zip(self._storages, self._own, strict=True):
+            chosen = [connection for connection in own if id(connection) in wanted]
+            if chosen:
+                streams.append(self._readable(each, chosen, start, stop))
+        return heapq.merge(*streams, key=lambda message: message[1])
+
+    def _readable(
+        self, each: OpenStorage, chosen: list[Connection], start: int | None, stop: int | None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield the messages of a storage; behind a damaged part, go on."""
+        position: int | None = start
+        while True:
+            try:
+                for connection, time, data in each.storage.messages(chosen, position, stop):
+                    yield connection, time, _decompressed(each, data) if each.is_raw else data
+                    position = time + 1
+            except DataError:
+                raise
+            except Exception as error:  # noqa: BLE001  # readers of damaged files raise anything
+                after = self.start_time if position is None else position
+                if all(path.suffix == '.mcap' for path in each.files):
+                    yield from self._scanned(each, chosen, after, stop, error)
+                    return
+                position = self._behind(each, chosen, after, stop, error)
+                if position is not None:
+                    continue
+            return
+
+    def _scanned(
+        self,
+        each: OpenStorage,
+        chosen: list[Connection],
+        after: int,
+        stop: int | None,
+        error: Exception,
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield the messages of MCAP files from a time on, read without their index."""
+        by_name = {(connection.topic, connection.msgtype): connection for connection in chosen}
+        scans = [McapScan(path) for path in each.files]
+        self._recovered += scans
+        for scan, path in zip(scans, each.files, strict=True):
+            for damage in scan.damage:
+                self._on_error(DataError(f'{self._bag}: {damage}; {cure(path)}'))
+        if not any(scan.damage for scan in scans):
+            self._on_error(self._error(after, stop, error, each))
+        streams = [
+            scan.messages(
+                [c for c in scan.connections if (c.topic, c.msgtype) in by_name], after, stop
+            )
+            for scan in scans
+        ]
+        for connection, time, data in heapq.merge(*streams, key=lambda message: message[1]):
+            own = by_name[connection.topic, connection.msgtype]
+            yield own, time, _decompressed(each, data)
+
+    def _behind(
+        self,
+        each: OpenStorage,
+        chosen: list[Connection],
+        after: int,
+        stop: int | None,
+        error: Exception,
+    ) -> int | None:
+        """Return the time from which a storage can be read again [ns]; None if there is none."""
+        end = each.storage.end_time if stop is None else min(stop, each.storage.end_time)
+        low, high = after, after + 10**6
+        while high < end and not _can_read(each.storage, chosen, high, stop):
+            low, high = high, high + 2 * (high - after)
+        high = min(high, end)
+        while high - low > _RESOLUTION:
+            middle = (low + high) // 2
+            if _can_read(each.storage, chosen, middle, stop):
+                high = middle
+            else:
+                low = middle
+        _forget_chunk(each.storage)
+        resumed = high if high < end else None
+        self._on_error(self._error(after, resumed, error, each))
+        return resumed
+
+    def _error(
+        self, after: int, until: int | None, error: Exception, each: OpenStorage
+    ) -> DataError:
+        """Return the error of a part that cannot be read, from a time until another [ns]."""
+        start = self.start_time
+        first = f'{max(0, after - start) / 1e9:.2f} s'
+        last = '' if until is None else f'{(until - start) / 1e9:.2f} s'
+        part = f'between {first} and {last}' if last else f'after {first}'
+        return DataError(
+            f'{self._bag}: the messages {part} cannot be read ({type(error).__name__}: '
+            f'{one_line(error)}); {cure(each.files[0])}'
+        )
+
+    # ---- message types
+
+    def deserialize(self, data: bytes, msgtype: str) -> Any:
+        """Return a message.
+
+        Raises:
+            DataError: the data is damaged, or the type is unknown.
+        """
+        store = self._typestore(msgtype)
+        try:
+            read = store.deserialize_cdr if self.is2 else store.deserialize_ros1
+            return read(data, msgtype)
+        except Exception as error:  # damaged data raises many types
+            reason = 'no data' if not data else f'{type(error).__name__}: {one_line(error)}'
+            raise DataError(
+                f'{self._bag}: a message of {msgtype} cannot be read ({reason})'
+            ) from error
+
+    def deserialize_stamped(self, data: bytes, msgtype: str) -> Any:
+        """Return a message with a header.
+
+        Raises:
+            DataError: as `deserialize`; or the definition in the bag has no header.
+        """
+        message = self.deserialize(data, msgtype)
+        header = getattr(message, 'header', None)
+        stamp = getattr(header, 'stamp', None)
+        times = [getattr(stamp, name, None) for name in ('sec', 'nanosec')]
+        is_header = isinstance(getattr(header, 'frame_id', None), str)
+        if not is_header or not all(isinstance(time, int) for time in times):
+            raise DataError(
+                f'{self._bag}: the definition of {msgtype} in it has no std_msgs/Header'
+            )
+        return message
+
+    def _typestore(self, msgtype: str) -> Typestore:
+        """Return the types of a message: from its definition in the bag, or those of ROS.
+
+        Raises:
+            DataError: there is no definition, or it is not that of the messages.
+        """
+        if msgtype not in self._typestores:
+            same_type = [c for c in self.connections if c.msgtype == msgtype]
+            found = (_types_in_bag(connection, self.is2) for connection in same_type)
+            store = next(filter(None, found), None)
+            if store is None:
+                store = get_typestore(Stores.LATEST if self.is2 else Stores.ROS1_NOETIC)
+            else:
+                self._check_digests(store, same_type)
+            if msgtype not in store.types:
+                raise DataError(
+                    f'{self._bag}: the message type {short_repr(msgtype)} has no definition that '
+                    'can be read; record the bag again, or convert it with `ros2 bag convert`'
+                )
+            self._typestores[msgtype] = store
+        return self._typestores[msgtype]
+
+    def _check_digests(self, store: Typestore, connections: Sequence[Connection]) -> None:
+        """Raise a DataError if a definition has another hash than the bag gives."""
+        for connection in connections:
+            msgtype, expected = connection.msgtype, connection.digest
+            found = _digest(store, msgtype, self.is2)
+            if expected and found != expected:
+                raise DataError(
+                    f'{self._bag}: the definition of {msgtype} has the hash {found}, and the bag '
+                    f'gives {expected}; record the bag again'
+                )
+
+
+def _decompressed(each: OpenStorage, data: bytes) -> bytes:
+    """Return the data of a message; empty if it is compressed and damaged."""
+    if each.decompress is None:
+        return data
+    try:
+        return each.decompress(data)
+    except Exception:  # noqa: BLE001  # decompressors raise many types
+        return b''
+
+
+def _usable_connections(storage: Storage) -> list[Connection]:
+    """Return the connections with messages of ROS; other loggers add channels of other kinds."""
+    return [
+        connection
+        for connection in storage.connections
+        if not isinstance(connection.ext, ConnectionExtRosbag2)
+        or connection.ext.serialization_format in ('cdr', '')
+    ]
+
+
+def _digest(store: Typestore, msgtype: str, is2: bool) -> str:
+    """Return the hash of a type and all that it consists of, as bags give it."""
+    return store.hash_rihs01(msgtype) if is2 else store.generate_msgdef(msgtype)[1]
+
+
+def _types_in_bag(connection: Connection, is2: bool) -> Typestore | None:
+    """Return the types of a definition in the bag; None if it cannot be read."""
+    msgtype, (form, text) = connection.msgtype, connection.msgdef
+    is_empty = form is MessageDefinitionFormat.NONE or not text.strip()
+    if is_empty or not _TYPE_NAME.fullmatch(msgtype):
+        return None
+    try:
+        if form is MessageDefinitionFormat.MSG:
+            types = get_types_from_msg(text, msgtype)
+        else:
+            types = {}
+            for part in text.split(_IDL_SEPARATOR):
+                body = part.split('\n', 1)[1] if part.startswith('IDL: ') else part
+                types |= get_types_from_idl(body) if body.strip() else {}
+        store = get_typestore(Stores.EMPTY)
+        store.register(types)
+        _digest(store, msgtype, is2)  # fails if a part of the type is missing
+    except Exception:  # noqa: BLE001  # parsers of damaged text raise many types
+        return None
+    return store
+
+
+def _can_read(
+    storage: Storage, connections: list[Connection], start: int, stop: int | None
+) -> bool:
+    """Return whether the first message from a time on [ns] can be read, or there is none."""
+    _forget_chunk(storage)
+    try:
+        next(iter(storage.messages(connections, start, stop)), None)
+    except Exception:  # noqa: BLE001  # readers of damaged files raise anything
+        return False
+    return True
+
+
+def _forget_chunk(storage: Storage) -> None:
+    """Let a reader of ROS 1 load its chunk anew: after an error it has a closed one."""
+    if isinstance(storage, Reader1):
+        storage.current_chunk = (-1, BytesIO())
+
+
+def cure(path: Path) -> str:
+    """Return how to repair a damaged file of a bag."""
+    if path.suffix == '.mcap':
+        return f'`mcap recover {path} -o recovered.mcap` copies what can be read'
+    if path.suffix == '.db3':
+        return f'`sqlite3 {path} .recover | sqlite3 recovered.db3` copies what can be read'
+    if '.bag' in path.suffixes:
+        return f'`rosbag reindex {path}` restores what can be read'
+    return 'expected a rosbag2 folder, .mcap, .db3 or .bag file'
