@@ -155,7 +155,7 @@ def _require_unique(file: Path, noun: str, ids: list[int]) -> None:
     if twice:
         raise DataError(
             f'{file}: {len(twice)} {noun} ids occur twice, for example {noun} {twice[0]}; number '
-            'them anew'
+            'them again'
         )
 
 

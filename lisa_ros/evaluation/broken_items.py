@@ -25,6 +25,6 @@ class BrokenItems:
 
     @property
     def messages(self) -> list[str]:
-        """All errors, in the order in which they came."""
+        """All errors, first to last."""
         with self._lock:
             return list(self._messages)

@@ -257,7 +257,7 @@ def _links(patch: DepthPatch, surface: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     The surface is (h, w) bool; links to the right (h, w - 1) and down (h - 1, w) bool are True
     where no jump is between two pixels. Holes up to two pixels wide get the depth of the closer
-    surface beside them.
+    surface at their edge.
     """
     near = cv2.erode(np.where(surface, patch.z, _FAR), np.ones((3, 3), np.uint8))
     hole = (near < _FAR) & (patch.mask | np.isnan(patch.z))

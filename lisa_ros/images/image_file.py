@@ -54,13 +54,15 @@ def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarr
     return _rgb(decode_samples(path, str(path), max_pixels=max_pixels), str(path))
 
 
-def decode_rgb(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
+def decode_rgb(
+    encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> np.ndarray:
     """Return the image of a file in memory, as `read_rgb`; `name` is for errors.
 
     Raises:
         ImageError: as `read_rgb`.
     """
-    return _rgb(decode_samples(data, name, max_pixels=max_pixels), name)
+    return _rgb(decode_samples(encoded, name, max_pixels=max_pixels), name)
 
 
 def decode_samples(

@@ -13,17 +13,17 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _NEXT_MARKER = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
 
 
-def count_scans(data: bytes) -> int:
+def count_scans(jpeg: bytes) -> int:
     """Return the number of scans of the first image of a JPEG file.
 
     What follows it, such as the video of a motion photo, is not read.
     """
     scans, position = 0, 2  # behind the start-of-image marker
-    while (found := _NEXT_MARKER.search(data, position)) is not None:
-        marker = found[1][0]
+    while (match := _NEXT_MARKER.search(jpeg, position)) is not None:
+        marker = match[1][0]
         if marker == _END_OF_IMAGE:
             break
         scans += marker == _START_OF_SCAN
-        length = int.from_bytes(data[found.end() : found.end() + 2], 'big')
-        position = found.end() + max(2, length)
+        length = int.from_bytes(jpeg[match.end() : match.end() + 2], 'big')
+        position = match.end() + max(2, length)
     return scans

@@ -15,17 +15,17 @@ _NIBBLE_SHIFTS = np.arange(28, -1, -4, dtype=np.uint32)
 _MAX_NIBBLES = 11  # of a number of 32 bits
 
 
-def decode_rvl(data: bytes, count: int) -> np.ndarray:
+def decode_rvl(stream: bytes, count: int) -> np.ndarray:
     """Return the pixels of an RVL stream, (count,) uint16.
 
     Args:
-        data: the stream, in little-endian words.
+        stream: of RVL, in little-endian words.
         count: of pixels; memory is allocated for them, so compare it with a limit first.
 
     Raises:
         ValueError: the stream ends early, or has more pixels.
     """
-    numbers = _numbers(data)
+    numbers = _numbers(stream)
     pixels = np.zeros(count, np.uint16)
     runs, differences = [], []
     position = start = 0
@@ -49,14 +49,14 @@ def decode_rvl(data: bytes, count: int) -> np.ndarray:
     return pixels
 
 
-def _numbers(data: bytes) -> np.ndarray:
+def _numbers(stream: bytes) -> np.ndarray:
     """Return the numbers of a stream, (n,) int64; the padding at its end becomes zeros."""
-    words = np.frombuffer(data, '<u4', count=len(data) // 4)
+    words = np.frombuffer(stream, '<u4', count=len(stream) // 4)
     nibbles = ((words[:, None] >> _NIBBLE_SHIFTS) & 15).ravel().astype(np.int64)
-    ends = np.flatnonzero(nibbles < 8)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if not len(ends) or lengths.max() > _MAX_NIBBLES:
+    last_nibbles = np.flatnonzero(nibbles < 8)
+    starts = np.concatenate([[0], last_nibbles[:-1] + 1])
+    lengths = last_nibbles - starts + 1
+    if not len(last_nibbles) or lengths.max() > _MAX_NIBBLES:
         raise ValueError('the RVL stream is damaged')
-    places = np.arange(ends[-1] + 1) - np.repeat(starts, lengths)
-    return np.add.reduceat((nibbles[: ends[-1] + 1] & 7) << (3 * places), starts)
+    places = np.arange(last_nibbles[-1] + 1) - np.repeat(starts, lengths)
+    return np.add.reduceat((nibbles[: last_nibbles[-1] + 1] & 7) << (3 * places), starts)

@@ -128,10 +128,10 @@ def _files_in(bag: Path) -> list[Path]:
         if files:
             return files
     state = 'a metadata.yaml that is empty or damaged, and no' if is_there else 'neither'
-    found = '.mcap or .db3' if is_there else 'a metadata.yaml nor .mcap or .db3'
+    expected = '.mcap or .db3' if is_there else 'a metadata.yaml nor .mcap or .db3'
     raise DataError(
-        f'{bag} has {state} {found} files that can be read without it; recreate the metadata with '
-        f'`ros2 bag reindex {bag}`'
+        f'{bag} has {state} {expected} files that can be read without it; recreate the metadata '
+        f'with `ros2 bag reindex {bag}`'
     )
 
 
@@ -261,10 +261,10 @@ def _decompressed_file(
     return target
 
 
-def _decompress(data: bytes) -> bytes:
-    return zstd.decompress(data)
+def _decompress(raw_message: bytes) -> bytes:
+    return zstd.decompress(raw_message)
 
 
-def _decompress_if_compressed(data: bytes) -> bytes:
+def _decompress_if_compressed(raw_message: bytes) -> bytes:
     """Return the data of a message that may be compressed."""
-    return zstd.decompress(data) if data[:4] == ZSTD_MAGIC else data
+    return zstd.decompress(raw_message) if raw_message[:4] == ZSTD_MAGIC else raw_message

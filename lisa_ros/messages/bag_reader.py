@@ -75,24 +75,29 @@ class BagReader:
         """
         self.is2 = is2
         self._bag, self._storages, self._on_error = bag, storages, on_error
-        self._own = [_usable_connections(each.storage) for each in storages]
+        self._own = [_usable_connections(open_storage.storage) for open_storage in storages]
         self._typestores: dict[str, Typestore] = {}
         self._recovered: list[McapScan] = []
-        self.connections = [connection for own in self._own for connection in own]
+        self.connections = [connection for usable in self._own for connection in usable]
 
     @property
     def start_time(self) -> int:
         """Time of the first message [ns]."""
-        return min((each.storage.start_time for each in self._storages), default=2**63 - 1)
+        return min(
+            (open_storage.storage.start_time for open_storage in self._storages), default=2**63 - 1
+        )
 
     @property
     def end_time(self) -> int:
         """Time after the last message [ns]."""
-        return max((each.storage.end_time for each in self._storages), default=0)
+        return max((open_storage.storage.end_time for open_storage in self._storages), default=0)
 
     def close(self) -> None:
         """Close all files."""
-        for storage in (*(each.storage for each in self._storages), *self._recovered):
+        for storage in (
+            *(open_storage.storage for open_storage in self._storages),
+            *self._recovered,
+        ):
             storage.close()
 
     # ---- messages
@@ -113,104 +118,122 @@ class BagReader:
         Raises:
             DataError: a part cannot be read, and `on_error` raised it.
         """
-        wanted = {id(connection) for connection in connections or self.connections}
+        connection_ids = {id(connection) for connection in connections or self.connections}
         streams = []
-        for each, own in zip(self._storages, self._own, strict=True):
-            chosen = [connection for connection in own if id(connection) in wanted]
+        for open_storage, usable in zip(self._storages, self._own, strict=True):
+            chosen = [connection for connection in usable if id(connection) in connection_ids]
             if chosen:
-                streams.append(self._readable(each, chosen, start, stop))
+                streams.append(self._readable(open_storage, chosen, start, stop))
         return heapq.merge(*streams, key=lambda message: message[1])
 
     def _readable(
-        self, each: OpenStorage, chosen: list[Connection], start: int | None, stop: int | None
+        self,
+        open_storage: OpenStorage,
+        chosen: list[Connection],
+        start: int | None,
+        stop: int | None,
     ) -> Iterator[tuple[Connection, int, bytes]]:
         """Yield the messages of a storage; behind a damaged part, go on."""
         position: int | None = start
         while True:
             try:
-                for connection, time, data in each.storage.messages(chosen, position, stop):
-                    yield connection, time, _decompressed(each, data) if each.is_raw else data
+                for connection, time, raw_message in open_storage.storage.messages(
+                    chosen, position, stop
+                ):
+                    yield (
+                        connection,
+                        time,
+                        _decompressed(open_storage, raw_message)
+                        if open_storage.is_raw
+                        else raw_message,
+                    )
                     position = time + 1
             except DataError:
                 raise
             except Exception as error:  # noqa: BLE001  # readers of damaged files raise anything
-                after = self.start_time if position is None else position
-                if all(path.suffix == '.mcap' for path in each.files):
-                    yield from self._scanned(each, chosen, after, stop, error)
+                damaged_from = self.start_time if position is None else position
+                if all(path.suffix == '.mcap' for path in open_storage.files):
+                    yield from self._scanned(open_storage, chosen, damaged_from, stop, error)
                     return
-                position = self._behind(each, chosen, after, stop, error)
+                position = self._behind(open_storage, chosen, damaged_from, stop, error)
                 if position is not None:
                     continue
             return
 
     def _scanned(
         self,
-        each: OpenStorage,
+        open_storage: OpenStorage,
         chosen: list[Connection],
-        after: int,
+        damaged_from: int,
         stop: int | None,
         error: Exception,
     ) -> Iterator[tuple[Connection, int, bytes]]:
         """Yield the messages of MCAP files from a time on, read without their index."""
         by_name = {(connection.topic, connection.msgtype): connection for connection in chosen}
-        scans = [McapScan(path) for path in each.files]
+        scans = [McapScan(path) for path in open_storage.files]
         self._recovered += scans
-        for scan, path in zip(scans, each.files, strict=True):
+        for scan, path in zip(scans, open_storage.files, strict=True):
             for damage in scan.damage:
                 self._on_error(DataError(f'{self._bag}: {damage}; {cure(path)}'))
         if not any(scan.damage for scan in scans):
-            self._on_error(self._error(after, stop, error, each))
+            self._on_error(self._error(damaged_from, stop, error, open_storage))
         streams = [
             scan.messages(
-                [c for c in scan.connections if (c.topic, c.msgtype) in by_name], after, stop
+                [c for c in scan.connections if (c.topic, c.msgtype) in by_name],
+                damaged_from,
+                stop,
             )
             for scan in scans
         ]
-        for connection, time, data in heapq.merge(*streams, key=lambda message: message[1]):
-            own = by_name[connection.topic, connection.msgtype]
-            yield own, time, _decompressed(each, data)
+        for connection, time, raw_message in heapq.merge(*streams, key=lambda message: message[1]):
+            same_connection = by_name[connection.topic, connection.msgtype]
+            yield same_connection, time, _decompressed(open_storage, raw_message)
 
     def _behind(
         self,
-        each: OpenStorage,
+        open_storage: OpenStorage,
         chosen: list[Connection],
-        after: int,
+        damaged_from: int,
         stop: int | None,
         error: Exception,
     ) -> int | None:
         """Return the time from which a storage can be read again [ns]; None if there is none."""
-        end = each.storage.end_time if stop is None else min(stop, each.storage.end_time)
-        low, high = after, after + 10**6
-        while high < end and not _can_read(each.storage, chosen, high, stop):
-            low, high = high, high + 2 * (high - after)
+        end = (
+            open_storage.storage.end_time
+            if stop is None
+            else min(stop, open_storage.storage.end_time)
+        )
+        low, high = damaged_from, damaged_from + 10**6
+        while high < end and not _can_read(open_storage.storage, chosen, high, stop):
+            low, high = high, high + 2 * (high - damaged_from)
         high = min(high, end)
         while high - low > _RESOLUTION:
             middle = (low + high) // 2
-            if _can_read(each.storage, chosen, middle, stop):
+            if _can_read(open_storage.storage, chosen, middle, stop):
                 high = middle
             else:
                 low = middle
-        _forget_chunk(each.storage)
+        _forget_chunk(open_storage.storage)
         resumed = high if high < end else None
-        self._on_error(self._error(after, resumed, error, each))
+        self._on_error(self._error(damaged_from, resumed, error, open_storage))
         return resumed
 
     def _error(
-        self, after: int, until: int | None, error: Exception, each: OpenStorage
+        self, damaged_from: int, until: int | None, error: Exception, open_storage: OpenStorage
     ) -> DataError:
         """Return the error of a part that cannot be read, from a time until another [ns]."""
         start = self.start_time
-        first = f'{max(0, after - start) / 1e9:.2f} s'
+        first = f'{max(0, damaged_from - start) / 1e9:.2f} s'
         last = '' if until is None else f'{(until - start) / 1e9:.2f} s'
         part = f'between {first} and {last}' if last else f'after {first}'
         return DataError(
             f'{self._bag}: the messages {part} cannot be read ({type(error).__name__}: '
-            f'{one_line(error)}); {cure(each.files[0])}'
+            f'{one_line(error)}); {cure(open_storage.files[0])}'
         )
 
     # ---- message types
 
-    def deserialize(self, data: bytes, msgtype: str) -> Any:
+    def deserialize(self, raw_message: bytes, msgtype: str) -> Any:
         """Return a message.
 
         Raises:
@@ -219,20 +242,22 @@ class BagReader:
         store = self._typestore(msgtype)
         try:
             read = store.deserialize_cdr if self.is2 else store.deserialize_ros1
-            return read(data, msgtype)
+            return read(raw_message, msgtype)
         except Exception as error:  # damaged data raises many types
-            reason = 'no data' if not data else f'{type(error).__name__}: {one_line(error)}'
+            reason = (
+                'it is empty' if not raw_message else f'{type(error).__name__}: {one_line(error)}'
+            )
             raise DataError(
                 f'{self._bag}: a message of {msgtype} cannot be read ({reason})'
             ) from error
 
-    def deserialize_stamped(self, data: bytes, msgtype: str) -> Any:
+    def deserialize_stamped(self, raw_message: bytes, msgtype: str) -> Any:
         """Return a message with a header.
 
         Raises:
             DataError: as `deserialize`; or the definition in the bag has no header.
         """
-        message = self.deserialize(data, msgtype)
+        message = self.deserialize(raw_message, msgtype)
         header = getattr(message, 'header', None)
         stamp = getattr(header, 'stamp', None)
         times = [getattr(stamp, name, None) for name in ('sec', 'nanosec')]
@@ -251,8 +276,8 @@ class BagReader:
         """
         if msgtype not in self._typestores:
             same_type = [c for c in self.connections if c.msgtype == msgtype]
-            found = (_types_in_bag(connection, self.is2) for connection in same_type)
-            store = next(filter(None, found), None)
+            bag_types = (_types_in_bag(connection, self.is2) for connection in same_type)
+            store = next(filter(None, bag_types), None)
             if store is None:
                 store = get_typestore(Stores.LATEST if self.is2 else Stores.ROS1_NOETIC)
             else:
@@ -269,20 +294,20 @@ class BagReader:
         """Raise a DataError if a definition has another hash than the bag gives."""
         for connection in connections:
             msgtype, expected = connection.msgtype, connection.digest
-            found = _digest(store, msgtype, self.is2)
-            if expected and found != expected:
+            digest = _digest(store, msgtype, self.is2)
+            if expected and digest != expected:
                 raise DataError(
-                    f'{self._bag}: the definition of {msgtype} has the hash {found}, and the bag '
+                    f'{self._bag}: the definition of {msgtype} has the hash {digest}, and the bag '
                     f'gives {expected}; record the bag again'
                 )
 
 
-def _decompressed(each: OpenStorage, data: bytes) -> bytes:
+def _decompressed(open_storage: OpenStorage, raw_message: bytes) -> bytes:
     """Return the data of a message; empty if it is compressed and damaged."""
-    if each.decompress is None:
-        return data
+    if open_storage.decompress is None:
+        return raw_message
     try:
-        return each.decompress(data)
+        return open_storage.decompress(raw_message)
     except Exception:  # noqa: BLE001  # decompressors raise many types
         return b''
 
@@ -337,7 +362,7 @@ def _can_read(
 
 
 def _forget_chunk(storage: Storage) -> None:
-    """Let a reader of ROS 1 load its chunk anew: after an error it has a closed one."""
+    """Let a reader of ROS 1 load its chunk again: after an error, its chunk is closed."""
     if isinstance(storage, Reader1):
         storage.current_chunk = (-1, BytesIO())
 

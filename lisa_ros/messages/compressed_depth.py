@@ -38,7 +38,7 @@ def decode_compressed_depth(
     Raises:
         ImageError: the format is not one of depth, or the data cannot be decoded.
     """
-    data, name = bytes(message.data), f'compressed depth {message.format!r}'
+    stream, name = bytes(message.data), f'compressed depth {message.format!r}'
     parts = CompressedFormat.parse(message.format)
     if parts.encoding not in ('16uc1', 'mono16', '32fc1'):
         raise ImageError(
@@ -46,29 +46,31 @@ def decode_compressed_depth(
             'png": remap depth to a depth topic, or set depth_transport'
         )
     quantization = None
-    if parts.is_compressed_depth and not data.startswith(_PNG_MAGIC):
-        if len(data) <= _HEADER.size:
-            raise ImageError(f'{name} cannot be decoded: {len(data)} bytes, shorter than a header')
-        _, *quantization = _HEADER.unpack_from(data)
-        data = data[_HEADER.size :]
+    if parts.is_compressed_depth and not stream.startswith(_PNG_MAGIC):
+        if len(stream) <= _HEADER.size:
+            raise ImageError(
+                f'{name} cannot be decoded: {len(stream)} bytes, shorter than a header'
+            )
+        _, *quantization = _HEADER.unpack_from(stream)
+        stream = stream[_HEADER.size :]
     if parts.is_compressed_depth and 'rvl' in message.format.lower():
-        values = _decode_rvl_image(data, name, max_pixels)
+        values = _decode_rvl_image(stream, name, max_pixels)
     else:
-        values = decode_samples(data, name, upright=False, max_pixels=max_pixels)
+        values = decode_samples(stream, name, upright=False, max_pixels=max_pixels)
     _check_type(values, name)
     if parts.encoding == '32fc1' and values.dtype == np.uint16:
         return _metres(values, quantization, name)
     return values
 
 
-def _decode_rvl_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+def _decode_rvl_image(stream: bytes, name: str, max_pixels: int) -> np.ndarray:
     """Return the image of an RVL stream with its size, (H, W) uint16."""
-    if len(data) < _RVL_SIZE.size:
-        raise ImageError(f'{name} cannot be decoded: {len(data)} bytes, too few for RVL')
-    width, height = _RVL_SIZE.unpack_from(data)
+    if len(stream) < _RVL_SIZE.size:
+        raise ImageError(f'{name} cannot be decoded: {len(stream)} bytes, too few for RVL')
+    width, height = _RVL_SIZE.unpack_from(stream)
     check_image_size(width, height, name, max_pixels)
     try:
-        return decode_rvl(data[_RVL_SIZE.size :], width * height).reshape(height, width)
+        return decode_rvl(stream[_RVL_SIZE.size :], width * height).reshape(height, width)
     except ValueError as error:
         raise ImageError(
             f'{name} of {width} x {height} pixels cannot be decoded: {error}'

@@ -181,8 +181,8 @@ def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
             'decode it with `ros2 run image_transport republish`, or publish raw or compressed'
         )
     name = f'compressed image {message.format!r}'
-    data = _data_bytes(message).tobytes()
-    samples = decode_samples(data, name, upright=False, max_pixels=max_pixels)
+    encoded = _data_bytes(message).tobytes()
+    samples = decode_samples(encoded, name, upright=False, max_pixels=max_pixels)
     pixels = _coded_to_uint8(samples, parts, name)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)

@@ -222,17 +222,17 @@ class McapScan:
         self._stream.seek(chunk.start)
         raw = self._stream.read(chunk.size)
         if chunk.is_cut:
-            data = _decompressed_start(raw, chunk.compression)
+            content = _decompressed_start(raw, chunk.compression)
         else:
-            data = DECOMPRESSORS[chunk.compression](raw, chunk.raw_size)
-            if len(data) != chunk.raw_size:
-                raise ValueError(f'{len(data)} bytes instead of {chunk.raw_size}')
-            if chunk.checksum and crc32(data) != chunk.checksum:
+            content = DECOMPRESSORS[chunk.compression](raw, chunk.raw_size)
+            if len(content) != chunk.raw_size:
+                raise ValueError(f'{len(content)} bytes instead of {chunk.raw_size}')
+            if chunk.checksum and crc32(content) != chunk.checksum:
                 raise ValueError('its checksum is wrong')
-        self._chunks[offset] = data
+        self._chunks[offset] = content
         while len(self._chunks) > _CACHED_CHUNKS:
             self._chunks.popitem(last=False)
-        return data
+        return content
 
     def _index(self, opcode: int, record: bytes, chunk: int | None, start: int, size: int) -> None:
         """Remember a schema, a channel or where a message is; see `_Entry`."""
@@ -241,8 +241,8 @@ class McapScan:
             self._entries.append(_Entry(time, channel, chunk, start + 22, size - 22))
         elif opcode == _SCHEMA:
             (number,) = struct.unpack_from('<H', record)
-            name, encoding, data = _strings(record, 2, 3)
-            self._schemas[number] = (name.decode(), encoding.decode(), data)
+            name, encoding, definition = _strings(record, 2, 3)
+            self._schemas[number] = (name.decode(), encoding.decode(), definition)
         else:
             number, schema = struct.unpack_from('<HH', record)
             topic, encoding = _strings(record, 4, 2)
@@ -318,11 +318,11 @@ def _decompressed_start(raw: bytes, compression: str) -> bytes:
     """Return what can be decompressed of the start of a chunk; nothing of LZ4."""
     if compression != 'zstd':
         return b'' if compression else raw
-    decompressor, data = zstd.ZstdDecompressor(), bytearray()
+    decompressor, content = zstd.ZstdDecompressor(), bytearray()
     with contextlib.suppress(Exception):  # decompressors raise many types
         for start in range(0, len(raw), _PIECE):
-            data += decompressor.decompress(raw[start : start + _PIECE])
-    return bytes(data)
+            content += decompressor.decompress(raw[start : start + _PIECE])
+    return bytes(content)
 
 
 def _strings(record: bytes, position: int, count: int) -> list[bytes]:

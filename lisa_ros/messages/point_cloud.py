@@ -22,14 +22,16 @@ def point_cloud2_fields(cloud: np.ndarray) -> dict[str, Any]:
             its bytes are copied once. `data` is an array('B'), which rclpy takes without a check.
     """
     height, width = cloud.shape[:2] if cloud.ndim == 3 else (1, len(cloud))
-    data = array.array('B')
-    data.frombytes(memoryview(np.ascontiguousarray(cloud, np.float32)).cast('B') if width else b'')
+    values = array.array('B')
+    values.frombytes(
+        memoryview(np.ascontiguousarray(cloud, np.float32)).cast('B') if width else b''
+    )
     return {
         'height': height,
         'width': width,
         'is_bigendian': sys.byteorder == 'big',
         'point_step': _POINT_STEP,
         'row_step': _POINT_STEP * width,
-        'data': data,
+        'data': values,
         'is_dense': cloud.ndim == 2,
     }

@@ -256,7 +256,7 @@ def result_from_message(message: Any) -> Segmentation:
     `details` is None.
 
     Raises:
-        ImageError: a mask cannot be read, see `mask_from_message`; the masks are of images of
+        ImageError: a mask cannot be read, see `mask_from_message`; the images of the masks have
             different sizes; or the status is unknown.
     """
     _check_sizes_and_status(message)
@@ -279,16 +279,16 @@ def _check_sizes_and_status(message: Any) -> None:
     """Check what `result_from_message` assumes about a lisa_ros/msg/Segmentation."""
     sizes = {(instance.image_width, instance.image_height) for instance in message.instances}
     if len(sizes) > 1:
-        found = ', '.join(f'{width} x {height}' for width, height in sorted(sizes))
+        sizes_text = ', '.join(f'{width} x {height}' for width, height in sorted(sizes))
         raise ImageError(
-            f'the instances of a Segmentation are of images of {found} pixels; expected one size: '
-            'the node that publishes it must set image_width and image_height of each instance'
+            f'the instances of a Segmentation have images of {sizes_text} pixels; expected one '
+            'size: the node that publishes it must set image_width and image_height of each instance'
         )
     if message.status not in set(Status):
-        known = ', '.join(str(int(status)) for status in Status)
+        statuses = ', '.join(str(int(status)) for status in Status)
         raise ImageError(
-            f'a Segmentation has the status {message.status}; expected one of {known}: build the '
-            'publishing node and this one with the same lisa_ros'
+            f'a Segmentation has the status {message.status}; expected one of {statuses}: build '
+            'the publishing node and this one with the same lisa_ros'
         )
 
 

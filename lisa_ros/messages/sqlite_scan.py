@@ -132,8 +132,10 @@ class SqliteScan:
             lost = 0
             yield row
         if is_damaged:
-            found = f'the last that can be read is number {last}' if last else 'none can be read'
-            self.damage.append(f'the database is cut or damaged; of its messages, {found}')
+            readable = (
+                f'the last that can be read is number {last}' if last else 'none can be read'
+            )
+            self.damage.append(f'the database is cut or damaged; of its messages, {readable}')
 
     def _definitions(self) -> dict[str, MessageDefinition]:
         """Return the message definitions by type; none in databases of earlier versions."""
@@ -150,6 +152,6 @@ class SqliteScan:
         }
 
 
-def _is_row(row: tuple, after: int) -> bool:
+def _is_row(row: tuple, last_id: int) -> bool:
     """Return whether a row has an id above another, a topic id and a time [ns]."""
-    return len(row) == 3 and all(type(value) is int for value in row) and row[0] > after
+    return len(row) == 3 and all(type(value) is int for value in row) and row[0] > last_id

@@ -79,7 +79,7 @@ def check_sha256(source: Path, expected: str) -> None:
     if expected not in accepted:
         raise CheckpointError(
             f'{source}: has the SHA-256 {folder_checksum(checksums)}, expected {expected}: the '
-            'files were changed or are of another version; download them again, or correct '
+            'files were changed or have another version; download them again, or correct '
             'model_sha256'
         )
 

@@ -144,7 +144,7 @@ class WeightsWithLora:
                     'belongs to another model'
                 )
             if name.endswith('.down') and f'{weight}.up' not in self._updates:
-                raise CheckpointError(f'{folder / FILE}: {name} has no {weight}.up beside it')
+                raise CheckpointError(f'{folder / FILE}: {name} without {weight}.up')
             if not name.endswith('.down'):
                 self._check_shape(name, shapes[weight], folder / FILE)
 

@@ -115,7 +115,7 @@ class WeightFiles:
 
 
 def _shards(index: Path, suffix: str) -> list[Path]:
-    """Return the files that an index of shards names, each beside it.
+    """Return the files that an index of shards names, in its folder.
 
     Raises:
         CheckpointError: a name leads out of the folder, has another suffix, or is missing.

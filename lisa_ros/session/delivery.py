@@ -31,7 +31,7 @@ class ErrorLog(Protocol):
 
 
 class DeliveryThread:
-    """Runs calls of listeners in the order in which they were posted."""
+    """Runs calls of listeners, first posted first."""
 
     def __init__(self, log: ErrorLog, on_delivered: Callable[[], None]):
         """Make a thread; `start` starts it.

@@ -238,7 +238,7 @@ class TrackingWorker(Generic[_Frame]):
     def _is_outdated(self, frame: _Frame) -> bool:
         """Return whether a query comes so late that its frame would restart the tracker.
 
-        Its answer starts the tracking anew, if there is one.
+        If it has an answer, tracking starts again from it.
         """
         if self._tracked_stamp is None:
             return False

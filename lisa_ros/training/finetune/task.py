@@ -37,7 +37,7 @@ _MAX_LENGTH = 512  # of text and image [positions]; model_max_length of the orig
 _MIN_TEXT_LENGTH = 128  # room for text, however many positions the image takes [tokens]
 _MAX_TILES = 20  # images in answers.png
 _SURELY_SHORT = 20  # a query of fewer characters is never too long; a character has few tokens
-_MOST_BROKEN_BATCHES = 20  # drawn anew, in a row
+_MOST_BROKEN_BATCHES = 20  # in a row, each replaced by another
 _NEXT_ATTEMPT = 1_000_003  # added to the number of a batch to draw it anew
 
 
