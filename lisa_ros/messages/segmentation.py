@@ -282,7 +282,7 @@ def _check_sizes_and_status(message: Any) -> None:
         sizes_text = ', '.join(f'{width} x {height}' for width, height in sorted(sizes))
         raise ImageError(
             f'the instances of a Segmentation have images of {sizes_text} pixels; expected one '
-            'size: the node that publishes it must set image_width and image_height of each instance'
+            'size: the publishing node must set image_width and image_height of each instance'
         )
     if message.status not in set(Status):
         statuses = ', '.join(str(int(status)) for status in Status)
