@@ -117,12 +117,12 @@ def test_tabletop_scenes_are_answered_by_a_backend_and_reported(tmp_path, capsys
 def zipped_test_set(tmp_path, queries):
     """A zip of two white images, each with the same queries."""
     path = tmp_path / 'test_set.zip'
-    white = cv2.imencode('.png', IMAGE)[1].tobytes()
+    image, ids = (cv2.imencode('.png', pixels)[1].tobytes() for pixels in (IMAGE, IMAGE[..., 0]))
     images = []
     with zipfile.ZipFile(path, 'w') as archive:
         for name in ('a', 'b'):
-            archive.writestr(f'{name}.png', white)
-            archive.writestr(f'{name}_ids.png', white)
+            archive.writestr(f'{name}.png', image)
+            archive.writestr(f'{name}_ids.png', ids)
             images += [{'image': f'{name}.png', 'ids': f'{name}_ids.png', 'queries': queries}]
         archive.writestr('queries.json', json.dumps(images))
     return path

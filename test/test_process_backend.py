@@ -2,7 +2,6 @@
 """A model in a process of its own: what it answers, what ends it, how it comes back."""
 
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.worker import describe_exit
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
+from lisa_ros.stop_signals import STOP_SIGNALS
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 LISA_ERRORS = [name for name in dir(errors) if name.endswith('Error')]
@@ -384,7 +384,7 @@ def test_a_process_that_dies_between_requests_is_replaced_at_once(shared):
 
 def test_signals_for_the_whole_group_do_not_end_the_model(shared):
     (pid,) = children()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         psutil.Process(pid).send_signal(number)
     assert_answers(shared)
     assert children() == [pid]

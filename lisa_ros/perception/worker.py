@@ -20,6 +20,7 @@ from multiprocessing import Pipe, connection
 from pathlib import Path
 
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
+from lisa_ros.stop_signals import STOP_SIGNALS
 
 # The parent's own search path comes before any other import, so the child finds the same modules.
 _CODE = (
@@ -27,7 +28,7 @@ _CODE = (
     'from lisa_ros.perception.worker_process import main; main(*map(int, sys.argv[1:5]))'
 )
 _REAP_TIMEOUT = 5.0  # how long a killed process may take to go: longer if a driver holds it [s]
-_EXIT_TIMEOUT = 1.0  # how long a process may live without its socket [s]
+_EXIT_TIMEOUT = 5.0  # how long a process may take to end after it has closed its socket [s]
 
 
 class Worker:
@@ -48,11 +49,11 @@ class Worker:
     def start(cls) -> Worker:
         """Start a child that waits for a `Load` message.
 
-        It has a group of processes of its own, with the processes that it starts. Blocks SIGINT
-        and SIGTERM for the calling thread and for the child: who stops a robot may send them to
-        every process, and the child ends when the parent does.
+        It has a group of processes of its own, with the processes that it starts. Blocks the stop
+        signals for the calling thread and for the child: who stops a robot may send them to every
+        process, and the child ends when the parent does.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         own, other = Pipe()
         incoming, outgoing = SharedMemory.create(), SharedMemory.create()
         descriptors = [other.fileno(), incoming.descriptor, outgoing.descriptor]

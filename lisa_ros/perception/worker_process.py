@@ -2,8 +2,8 @@
 """The child process of a `ProcessBackend`: it loads a model and answers one request at a time.
 
 The parent starts it with a socket and two memories (`shared_channel.Channel`). It ends when the
-parent ends, even if the model hangs. Ctrl-C and SIGTERM do not end it: who stops a robot may send
-them to every process, and the parent ends it when its own requests have ended.
+parent ends, even if the model hangs. SIGINT, SIGTERM and SIGHUP do not end it: who stops a robot
+may send them to every process, and the parent ends it when its own requests have ended.
 
 Threads: the main thread runs the model, a second one reads the socket.
 """
@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
+from lisa_ros import stop_signals
 from lisa_ros.errors import LisaError
 from lisa_ros.perception.backend import Backend, GpuMemory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
@@ -58,8 +59,7 @@ def main(connection: int, outgoing: int, incoming: int, parent: int) -> None:
     """
     for descriptor in (connection, outgoing, incoming):
         os.set_inheritable(descriptor, False)  # children of this process are not the model
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    stop_signals.ignore()
     _end_with(parent)
     channel = Channel(Connection(connection), SharedMemory(outgoing), SharedMemory(incoming))
     ModelServer(channel).run()
