@@ -26,7 +26,9 @@ test: setup  ## run lint and all tests
 	@$(env)
 	ruff check .
 	ruff format --check .
-	LISA_ROS_REQUIRE_ROS=1 python -m pytest  # tests of what the set-up installed may not be skipped
+	export LISA_ROS_REQUIRE_ROS=1  # tests of what the set-up installed may not be skipped
+	export OMP_NUM_THREADS=1       # the test processes share the cores
+	python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 clean:  ## remove everything that make wrote
 	rm -rf .venv build install log demo lisa_ros.egg-info .pytest_cache .ruff_cache
