@@ -24,7 +24,7 @@ LAYERS = [
     ['geometry', 'tracking', 'model', 'session.command_parser', 'chat_ui'],
     ['perception', 'voice'],
     ['settings', 'messages', 'session'],
-    ['datasets', 'tabletop'],
+    ['datasets', 'tabletop', 'health'],
     ['segmenter', 'evaluation'],
     ['training', 'ros'],
     ['commands', 'client'],
