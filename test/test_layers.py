@@ -25,7 +25,7 @@ LAYERS = [
     ['perception', 'voice'],
     ['settings', 'messages', 'session'],
     ['datasets', 'tabletop', 'health'],
-    ['segmenter', 'evaluation'],
+    ['segmenter', 'evaluation', 'doctor'],
     ['training', 'ros'],
     ['commands', 'client'],
     ['cli'],
