@@ -52,10 +52,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Run all checks, print the findings; return the exit status."""
-    from lisa_ros.doctor import run, table
-    from lisa_ros.doctor.finding import worst
+    from lisa_ros.doctor.run import DoctorOptions, report
     from lisa_ros.doctor.weights import ModelOptions
-    from lisa_ros.health.verdict import Level
 
     model = ModelOptions(
         options.model,
@@ -66,7 +64,5 @@ def doctor(options: argparse.Namespace) -> int:
         options.device,
         options.precision,
     )
-    asked = run.DoctorOptions(model, options.node, options.load, options.timeout)
-    findings = run.run_checks(run.checks(asked), run.time_limit(asked))
-    print(table.as_json(findings) if options.json else table.as_table(findings))
-    return int(worst(findings) >= (Level.WARN if options.strict else Level.ERROR))
+    asked = DoctorOptions(model, options.node, options.load, options.timeout)
+    return report(asked, as_json=options.json, is_strict=options.strict)

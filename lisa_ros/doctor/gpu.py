@@ -95,6 +95,8 @@ def judge_gpu(driver: DriverFacts, result: ProbeResult, device: str = 'auto') ->
         cure = f'pip install torch; {_SELECT}'
         if result.is_late:
             cure = 'give more time with --timeout'
+        elif 'numpy' in result.error.lower():
+            cure = 'see the row import numpy'
         return Finding('GPU and torch', level, f'torch: {result.error}', cure)
     torch = TorchFacts(**result.facts['torch'])
     if torch.devices:

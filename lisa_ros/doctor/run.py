@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lisa_ros.doctor import discovery, imports, loopback, versions
-from lisa_ros.doctor.finding import Check, Finding
+from lisa_ros.doctor.finding import Check, Finding, worst
 from lisa_ros.doctor.graph import check_graph
 from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
 from lisa_ros.doctor.shared_memory import check_shared_memory
 from lisa_ros.doctor.system_clock import check_system_clock
+from lisa_ros.doctor.table import as_table, to_json
 from lisa_ros.doctor.weights import LONG_TIMEOUT, ModelOptions, check_model
 from lisa_ros.health.verdict import Level
 
@@ -33,6 +34,22 @@ class DoctorOptions:
     node: str | None = None  # full name; None: /lisa, if it runs
     is_loaded: bool = False  # load the model and ask it
     timeout: float = 10.0  # of each check [s]
+
+
+def report(options: DoctorOptions, *, as_json: bool = False, is_strict: bool = False) -> int:
+    """Run all checks and print the findings.
+
+    Args:
+        options: what to check.
+        as_json: print JSON instead of a table.
+        is_strict: warnings count as errors.
+
+    Returns:
+        The exit status: 1 with errors, else 0.
+    """
+    findings = run_checks(checks(options), time_limit(options))
+    print(to_json(findings) if as_json else as_table(findings))
+    return int(worst(findings) >= (Level.WARN if is_strict else Level.ERROR))
 
 
 def checks(options: DoctorOptions, ros: RosFacts | None = None) -> list[Check]:

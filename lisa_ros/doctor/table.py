@@ -31,7 +31,7 @@ def summary(findings: Sequence[Finding]) -> str:
     return f'{counts[Level.ERROR]} errors, {counts[Level.WARN]} warnings, {counts[Level.OK]} OK'
 
 
-def as_json(findings: Sequence[Finding]) -> str:
+def to_json(findings: Sequence[Finding]) -> str:
     """Return the findings as JSON: {"level": "WARN", "findings": [{"check": ...}, ...]}."""
     rows = [
         {'check': f.check, 'level': f.level.name, 'found': f.found, 'cure': f.cure}

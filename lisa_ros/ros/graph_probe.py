@@ -35,7 +35,7 @@ from lisa_ros.ros.qos import are_all_latched, latched_qos
 
 _SETTLE = 0.7  # to see other nodes of its name, and publishers [s]
 _LISTEN = 2.0  # to its inputs [s]
-_LONGEST = 4.0  # for replies and /diagnostics, from the beginning of listening [s]
+_LONGEST = 2.0  # for replies and /diagnostics after that [s]
 _TYPES = {
     'sensor_msgs/msg/Image': Image,
     'sensor_msgs/msg/CompressedImage': CompressedImage,
@@ -90,6 +90,35 @@ class _Ear:
         return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-6)
 
 
+class _Question:
+    """A request to a service of the node.
+
+    Fast DDS may drop the reply to a client that it has not discovered yet (ros2/rmw_fastrtps#842),
+    so it is asked again if no reply comes.
+    """
+
+    def __init__(self, node: Node, service_type: Any, service: str, **fields: Any):
+        self._client = node.create_client(service_type, service)
+        self._request = service_type.Request(**fields)
+        self._futures: list[rclpy.task.Future] = []
+
+    def ask(self) -> bool:
+        """Ask once, as soon as the service is there; return whether that is done."""
+        if not self._futures and self._client.service_is_ready():
+            self._futures.append(self._client.call_async(self._request))
+        return bool(self._futures)
+
+    def repeat(self) -> None:
+        """Ask again if no reply has come."""
+        if self.reply is None:
+            self._futures.append(self._client.call_async(self._request))
+
+    @property
+    def reply(self) -> Any | None:
+        """The first reply; None so far."""
+        return next((future.result() for future in self._futures if future.done()), None)
+
+
 class _Probe:
     """A node of its own that looks at another one."""
 
@@ -110,29 +139,33 @@ class _Probe:
         names = self._names()
         own = full_name(self._node.get_name(), self._node.get_namespace())
         other_nodes = tuple(sorted({*names} - {self._name, own}))
-        count = names.count(self._name)
-        if not count:
+        if self._name not in names:
             return GraphFacts(self._name, 0, other_nodes)
-        return self._listen(count, other_nodes)
+        return self._listen(other_nodes)
 
-    def _listen(self, count: int, other_nodes: tuple[str, ...]) -> GraphFacts:
-        state = self._call(GetState, 'get_state')
-        parameters = self._call(GetParameters, 'get_parameters', names=list(_PARAMETERS))
+    def _listen(self, other_nodes: tuple[str, ...]) -> GraphFacts:
+        state = _Question(self._node, GetState, f'{self._name}/get_state')
+        names = list(_PARAMETERS)
+        service = f'{self._name}/get_parameters'
+        parameters = _Question(self._node, GetParameters, service, names=names)
+        questions = (state, parameters)
         self._subscribe_to_common_topics()
         ears = {topic: self._subscribe(topic, kind) for topic, kind in self._input_types()}
         start = time.monotonic()
+        self._spin(lambda: all([q.ask() for q in questions]), _SETTLE)
         self._spin(lambda: False, _LISTEN)
+        for question in questions:
+            question.repeat()
         listened = time.monotonic() - start
         inputs = tuple(self._input(topic, kind, ear) for topic, (kind, ear) in ears.items())
-        is_complete = lambda: state.done() and parameters.done() and self._statuses  # noqa: E731
-        self._spin(is_complete, _LONGEST - _LISTEN)
+        self._spin(lambda: state.reply and parameters.reply and self._statuses, _LONGEST)
         return GraphFacts(
             self._name,
-            count,
+            max(1, self._names().count(self._name)),  # a second one may be found late
             other_nodes,
-            state.result().current_state.label if state.done() else '',
+            state.reply.current_state.label if state.reply else '',
             inputs,
-            _values(parameters.result()) if parameters.done() else None,
+            _values(parameters.reply) if parameters.reply else None,
             self._node.count_publishers('/clock'),
             self._clock,
             self._system_time,
@@ -149,18 +182,26 @@ class _Probe:
     def _names(self) -> list[str]:
         return [full_name(*pair) for pair in self._node.get_node_names_and_namespaces()]
 
-    def _call(self, service_type: Any, service: str, **fields: Any) -> rclpy.task.Future:
-        client = self._node.create_client(service_type, f'{self._name}/{service}')
-        self._spin(client.service_is_ready, 1.0)
-        return client.call_async(service_type.Request(**fields))
-
     # ---- topics
 
     def _input_types(self) -> list[tuple[str, str]]:
         """Return topic and type of the images and camera infos that the node subscribes to."""
-        namespace, _, name = self._name.rpartition('/')
-        topics = self._node.get_subscriber_names_and_types_by_node(name, namespace or '/')
-        return [(topic, types[0]) for topic, types in sorted(topics) if types[0] in _TYPES]
+        # Not get_subscriber_names_and_types_by_node: of two nodes of one name it knows one.
+        return [
+            (topic, kind)
+            for topic, kinds in sorted(self._node.get_topic_names_and_types())
+            for kind in kinds
+            if kind in _TYPES and any(self._subscriptions(topic, kind))
+        ]
+
+    def _subscriptions(self, topic: str, kind: str) -> list[TopicEndpointInfo]:
+        """Return the node's subscriptions to a topic."""
+        return [
+            info
+            for info in self._node.get_subscriptions_info_by_topic(topic)
+            if info.topic_type == kind
+            and full_name(info.node_name, info.node_namespace) == self._name
+        ]
 
     def _subscribe(self, topic: str, kind: str) -> tuple[str, _Ear]:
         ear, publishers = _Ear(), self._node.get_publishers_info_by_topic(topic)
@@ -200,11 +241,7 @@ class _Probe:
 
     def _input(self, topic: str, kind: str, ear: _Ear) -> InputFacts:
         infos = self._node.get_publishers_info_by_topic(topic)
-        wanted = [
-            info.qos_profile
-            for info in self._node.get_subscriptions_info_by_topic(topic)
-            if full_name(info.node_name, info.node_namespace) == self._name
-        ]
+        wanted = [info.qos_profile for info in self._subscriptions(topic, kind)]
         return InputFacts(
             topic,
             kind,
