@@ -157,6 +157,8 @@ def test_the_doctor_sees_the_same_from_outside(peer, camera, monkeypatch):
 
         peer.wait(is_done, START)
     twin.destroy_node()
+    print(*future.result(), sep='\n')
+
     rows = {finding.check: finding for finding in future.result()}
     for check, level, found, cure in (
         ('/lisa', WARN, '2 nodes have the name /lisa', 'stop one, or rename it'),

@@ -33,9 +33,11 @@ from lisa_ros.ros.health_reports import full_name
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.qos import are_all_latched, latched_qos
 
-_SETTLE = 0.7  # to see other nodes of its name, and publishers [s]
-_LISTEN = 2.0  # to its inputs [s]
-_LONGEST = 2.0  # for replies and /diagnostics after that [s]
+_SETTLE = 0.7  # to find more than one node [s]
+_ASK = 0.7  # longest wait for a service [s]
+_LISTEN = 2.0  # to its inputs, after the last one was found [s]
+_LONGEST_LISTEN = 3.5  # [s]
+_LONGEST = 1.5  # for replies and /diagnostics after that [s]
 _TYPES = {
     'sensor_msgs/msg/Image': Image,
     'sensor_msgs/msg/CompressedImage': CompressedImage,
@@ -127,6 +129,7 @@ class _Probe:
         self._node: Node = rclpy.create_node(f'lisa_doctor_{os.getpid()}')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
+        self._ears: dict[str, tuple[str, _Ear]] = {}  # type and messages by topic
         self._statuses: dict[str, StatusFacts] = {}
         self._frames: dict[str, str] = {}  # parent by child
         self._clock: float | None = None
@@ -148,16 +151,14 @@ class _Probe:
         names = list(_PARAMETERS)
         service = f'{self._name}/get_parameters'
         parameters = _Question(self._node, GetParameters, service, names=names)
-        questions = (state, parameters)
         self._subscribe_to_common_topics()
-        ears = {topic: self._subscribe(topic, kind) for topic, kind in self._input_types()}
         start = time.monotonic()
-        self._spin(lambda: all([q.ask() for q in questions]), _SETTLE)
-        self._spin(lambda: False, _LISTEN)
-        for question in questions:
-            question.repeat()
+        self._spin(lambda: state.ask() & parameters.ask(), _ASK)
+        self._hear_inputs()
+        state.repeat()
+        parameters.repeat()
         listened = time.monotonic() - start
-        inputs = tuple(self._input(topic, kind, ear) for topic, (kind, ear) in ears.items())
+        inputs = tuple(self._input(topic, *self._ears[topic]) for topic in sorted(self._ears))
         self._spin(lambda: state.reply and parameters.reply and self._statuses, _LONGEST)
         return GraphFacts(
             self._name,
@@ -202,6 +203,16 @@ class _Probe:
             if info.topic_type == kind
             and full_name(info.node_name, info.node_namespace) == self._name
         ]
+
+    def _hear_inputs(self) -> None:
+        """Subscribe to the node's inputs as they are discovered, and listen to them."""
+        start = found_at = time.monotonic()
+        while time.monotonic() < min(found_at + _LISTEN, start + _LONGEST_LISTEN):
+            new = [item for item in self._input_types() if item[0] not in self._ears]
+            if new:
+                found_at = time.monotonic()
+            self._ears.update({topic: self._subscribe(topic, kind) for topic, kind in new})
+            self._spin(lambda: False, 0.2)
 
     def _subscribe(self, topic: str, kind: str) -> tuple[str, _Ear]:
         ear, publishers = _Ear(), self._node.get_publishers_info_by_topic(topic)
