@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared memory for large messages: with the real Fast DDS, and never against the user."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,62 @@ def test_fast_dds_reads_the_profile_and_allocates_the_memory():
     configured, *sizes = process.stdout.split()
     assert configured == 'True'
     assert max(map(int, sizes)) > 32 << 20
+
+
+def segment(folder, number, age):
+    """Make the files of a segment as Fast DDS does; return both paths."""
+    paths = [folder / f'fastdds_{number:016x}{suffix}' for suffix in ('', '_el')]
+    for path in paths:
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    return paths
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_only_segments_that_nobody_locks_are_removed(tmp_path):
+    abandoned, used, young = (segment(tmp_path, n, age) for n, age in enumerate((60, 60, 0)))
+    foreign = [tmp_path / name for name in ('fastdds_port7400_el', 'x_el', 'sem.fastdds_0_el')]
+    for path in foreign:
+        path.touch()
+        os.utime(path, (0, 0))
+    with used[1].open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert fastdds.remove_abandoned_segments(tmp_path) == 1
+        assert fastdds.remove_abandoned_segments(tmp_path / 'absent') == 0
+    assert {*tmp_path.iterdir()} == {*used, *young, *foreign}
+    assert not any(path.exists() for path in abandoned)
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    monkeypatch.setattr(fastdds, '_MIN_AGE', 0.0)
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1])).replace(
+        'print(end - begin)', "print('segment', line.split()[-1])"
+    )
+    command = [sys.executable, '-c', code + "print('ready', flush=True)\nsys.stdin.read()"]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+        segments = [read_segments(process) for process in (killed, alive)]
+        killed.kill()
+        killed.wait()
+        fastdds.remove_abandoned_segments()
+        assert not any(path.exists() for path in segments[0])
+        assert all(path.exists() for path in segments[1])
+        alive.kill()
+    fastdds.remove_abandoned_segments()
+    assert not any(path.exists() for path in segments[1])
+
+
+def read_segments(process):
+    """Return the segments that a process names before it is ready; it has its own, at least."""
+    words = [line.split() for line in iter(process.stdout.readline, 'ready\n')]
+    paths = [Path(line[1]) for line in words if line[0] == 'segment']
+    names = {path for path in paths if 'port' not in path.name}
+    assert names
+    return names
 
 
 class Refusing:

@@ -357,6 +357,7 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
         stop_timeout: how long deactivate waits for a busy model [s].
     """
     fastdds.configure_shared_memory()
+    fastdds.remove_abandoned_segments()
     return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 
