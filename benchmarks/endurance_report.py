@@ -31,11 +31,12 @@ class Limit:
     value: float
     largest: float
     unit: str = ''
+    is_judged: bool = True  # False: the run is too short to tell
 
     @property
     def holds(self) -> bool:
-        """Whether the value is within the limit; NaN is not."""
-        return self.value <= self.largest
+        """Whether the value is within the limit, or not judged; NaN is not within."""
+        return self.value <= self.largest or not self.is_judged
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class Report:
         return path
 
     def print_table(self) -> None:
-        """Print each limit and whether it holds."""
+        """Print each limit and whether it holds; "short": the run is too short to tell."""
         model = self.arguments['model']
         print(f'{self.benchmark}, model {model}, {self.seconds:.0f} s on {machine()}')
         for limit in self.limits:
-            verdict = 'holds' if limit.holds else 'FAILS'
+            verdict = ('holds' if limit.holds else 'FAILS') if limit.is_judged else 'short'
             value, largest = f'{limit.value:.4g}', f'{limit.largest:.4g}'
-            print(f'  {verdict}  {limit.name:58}{value:>10} of {largest:>6} {limit.unit}')
+            print(f'  {verdict}  {limit.name:62}{value:>8} of {largest:>4} {limit.unit}')
 
 
 def machine() -> str:

@@ -29,7 +29,7 @@ class NodePeer:
 
     def __init__(
         self,
-        on_answer: Callable[[Segmentation], None],
+        on_answer: Callable[[Segmentation], None] = lambda message: None,
         on_diagnostics: Callable[[DiagnosticArray], None] = lambda message: None,
     ):
         """Join the graph.
@@ -131,6 +131,20 @@ class NodePeer:
         """Leave the graph."""
         self._executor.shutdown()
         self.node.destroy_node()
+
+    def wait_for_listeners(self) -> None:
+        """Wait until a camera and, beside this peer, a listener have joined the node.
+
+        Raises:
+            TimeoutError: they do not.
+        """
+
+        def have_joined() -> bool:
+            listeners = self.node.count_subscribers(f'{NODE}/tracked/scene_points')
+            return listeners > 0 and self.node.count_publishers('image') > 1  # this peer's, too
+
+        self.wait(have_joined, START_TIMEOUT, 'camera and listener')
+        self.spin(1.0)  # the node has to discover them, too
 
     def client(self, service_type: type, name: str) -> Any:
         """Return a client of a service of the node.

@@ -2,7 +2,7 @@
 """The processes of a run, node, model process, cameras and clients: what they use and leave.
 
 All of them carry the name of the run in their environment, so that each one is found again, also
-one whose parent has ended. Importing this module makes `test/` importable, for the scripted model.
+one whose parent has ended.
 
 Threads: `RespawnedNode` starts the node again on a thread of its own; all else is one thread's.
 """
@@ -10,7 +10,6 @@ Threads: `RespawnedNode` starts the node again on a thread of its own; all else 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -26,21 +25,20 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
+sys.path.insert(0, str(ROOT))
 
 from lisa_ros.ros.node_process import write_parameters  # noqa: E402
 
-SCRIPTED = 'scripted'  # as --model: answers at once, from a script, without weights
+BRIGHT = 'bright:'  # as --model: answers at once, without weights
 RESPAWN_DELAY = 2.0  # as in launch/lisa.launch.py [s]
 SHARED_MEMORY = Path('/dev/shm')  # noqa: S108  # where Fast DDS keeps its segments on Linux
+CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # command line
 _RUN_VARIABLE = 'LISA_ROS_RUN'
 _WORKER = 'lisa_ros.perception.worker_process'  # in the command line of a model process
-_SCRIPTED_NODE = (
-    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; import scripted_backend; '
+_BRIGHT_NODE = (
+    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; import bright_backend; '
     'from lisa_ros.ros import node; raise SystemExit(node.main())'
 )
-# One mask, of the pixels whose red is above 200.
-_SCRIPT = {'': {'masks': 'bright', 'answer': 'It is here.'}}
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,22 @@ def usage(pid: int) -> Usage:
     process = psutil.Process(pid)
     memory = process.memory_full_info()
     return Usage(memory.rss / 2**20, memory.pss / 2**20, process.num_threads(), process.num_fds())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a node and its model process hold after a number of messages or queries."""
+
+    count: int
+    node: Usage
+    model: Usage
+
+
+def sample(count: int, node: int) -> Sample:
+    """Measure a node, by its process id, and its model process."""
+    model = model_process(node)
+    assert model is not None, 'the node has no model process'
+    return Sample(count, usage(node), usage(model))
 
 
 class Run:
@@ -127,16 +141,13 @@ def node_command(folder: Path, model: str, parameters: Mapping[str, Any]) -> lis
     """Return the command line that runs lisa_node.
 
     Args:
-        folder: receives the parameter file, and the script of a scripted model.
-        model: SCRIPTED, or what the parameter `model` accepts.
+        folder: receives the parameter file.
+        model: BRIGHT, or what the parameter `model` accepts.
         parameters: of the node, beside `model`.
     """
     program = [sys.executable, '-m', 'lisa_ros.ros.node']
-    if model == SCRIPTED:
-        script = folder / 'script.json'
-        script.write_text(json.dumps(_SCRIPT), encoding='utf-8')
-        model = f'scripted:{script}'
-        program = [sys.executable, '-c', _SCRIPTED_NODE, str(ROOT), str(ROOT / 'test')]
+    if model == BRIGHT:
+        program = [sys.executable, '-c', _BRIGHT_NODE, str(ROOT), str(ROOT / 'benchmarks')]
     path = write_parameters(folder / 'parameters.yaml', {'model': model, **parameters})
     return [*program, '--ros-args', '--params-file', str(path)]
 
