@@ -12,7 +12,8 @@ Exit status 1 if a limit does not hold:
   starts again, within 5 s of its restart). For the node that includes the delay of the launch file
   and the loading of the weights;
 - /diagnostics names the cause within 2 s. A dead node has no diagnostics: there the parent process
-  must see its end within that time;
+  must see its end within that time. DDS reports a dead client after its lease, 20 s: there the
+  time counts from then;
 - nobody works for a killed client longer than the DDS lease of 20 s and 4 s more;
 - no process and no shared memory of the killed is left over, and the node ends with status 0.
 """
@@ -40,7 +41,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lisa_ros.msg import Segmentation
-from node_peer import NodePeer
+from node_peer import NODE, NodePeer
 from tqdm import tqdm
 
 from lisa_ros.client import LisaClient
@@ -53,12 +54,14 @@ LEASE, ENDING = 20.0, 4.0  # until DDS sees that a client is gone; and until its
 GOALS = 4  # continuous goals of a client
 _PATIENCE = 30.0  # after which a recovery counts as failed [s]
 _PROBE_PERIOD = 0.25  # between two commands [s]
+_GRAPH_PERIOD = 0.1  # between two looks at the ROS graph [s]
+_FEEDBACK = f'{NODE}/segment/_action/feedback'  # each action client subscribes to it
 
 
 class Target(enum.Enum):
     """What is killed, and how /diagnostics must name it."""
 
-    CLIENT = r'client'
+    CLIENT = r'client'  # after it has left the ROS graph
     CAMERA = r'no message|nobody publishes|silent|stopped|camera'
     MODEL = r'model process died|signal 9|loaded again'
     NODE = ''  # its parent sees the end
@@ -71,9 +74,10 @@ class Kill:
     target: Target
     at: float  # since the beginning of the run [s]
     recovery: float  # until the first answer to a command that was sent afterwards [s]
-    naming: float  # until /diagnostics, or the parent, named the cause [s]
-    words: str  # of /diagnostics
     orphans: int  # processes without a use, after the recovery
+    naming: float = math.nan  # until /diagnostics, or the parent, named the cause [s]
+    words: str = ''  # of /diagnostics
+    client: str = ''  # query of the client's goals
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,27 @@ class Observer:
         self.worked_at: dict[str, float] = {}  # when a client's query was last answered, by query
         self._warnings: list[tuple[float, str]] = []  # time and text of each, newest last
         self._number = 0
+        self._clients: set[str] = set()  # GIDs of the action clients in the graph
+        self._gids: dict[str, str] = {}  # of the clients, by query
+        self.left_at: dict[str, float] = {}  # when a client left the graph, by GID
+        self.peer.node.create_timer(_GRAPH_PERIOD, self._watch_graph)
+
+    def _watch_graph(self) -> None:
+        readers = self.peer.node.get_subscriptions_info_by_topic(_FEEDBACK)
+        present = {bytes(reader.endpoint_gid).hex() for reader in readers}
+        self.left_at |= dict.fromkeys(self._clients - present, time.monotonic())
+        self._clients = present
+
+    def wait_for_client(self, name: str) -> None:
+        """Wait until a client is in the graph and has an answer; `name` is its query."""
+        earlier = {*self._gids.values()}
+        self.peer.wait(lambda: name in self.worked_at and self._clients - earlier, _PATIENCE, name)
+        (self._gids[name],) = self._clients - earlier
+
+    def named_client(self, name: str) -> tuple[float, str]:
+        """Return when, after it left the graph [s], and how a client was named; NaN: never."""
+        left_at = self.left_at.get(self._gids[name], math.inf)
+        return self.named(Target.CLIENT.value, left_at)
 
     def _on_answer(self, message: Segmentation) -> None:
         if message.query.startswith('client'):
@@ -114,7 +139,6 @@ class Observer:
             for status in message.status
             if status.level != DiagnosticStatus.OK
         ]
-        del self._warnings[:-1000]
 
     def named(self, pattern: str, since: float) -> tuple[float, str]:
         """Return when and how a warning with a pattern came after a time; NaN and '' if none."""
@@ -152,15 +176,15 @@ class Observer:
             2 * _PATIENCE,
         )
 
-    def wait_until_idle(self, clients: Iterable[str]) -> None:
-        """Wait until the goals of killed clients have not been answered for 3 s."""
+    def wait_until_clients_left(self) -> None:
+        """Wait until all clients have left the graph and the node had time to end their goals."""
         deadline = time.monotonic() + LEASE + 2 * ENDING
 
-        def is_idle() -> bool:
-            last = max((self.worked_at.get(name, 0.0) for name in clients), default=0.0)
-            return time.monotonic() > min(deadline, last + 3)
+        def have_left() -> bool:
+            ends = [self.left_at.get(gid, math.inf) for gid in self._gids.values()]
+            return time.monotonic() > min(deadline, max(ends, default=0.0) + ENDING)
 
-        self.peer.wait(is_idle, 2 * _PATIENCE)
+        self.peer.wait(have_left, 2 * _PATIENCE)
 
 
 def work(name: str) -> None:
@@ -199,8 +223,8 @@ class Robot:
             Target.MODEL: self._kill_model,
             Target.NODE: self.node.kill,
         }[target]
-        name = f'client {len(self.clients)}'
-        if target is Target.CLIENT:
+        name = f'client {len(self.clients)}' if target is Target.CLIENT else ''
+        if name:
             self._start_client(name)
         self._run.note_segments()
         killed_at = since = strike()
@@ -208,20 +232,19 @@ class Robot:
             self._wait_until_named(target, killed_at)
             since = time.monotonic()
             self._camera = self._start(processes.CAMERA, 'chaos_camera.log')
-        elif target is Target.CLIENT:
-            self.clients[name] = killed_at
         recovery = self._observer.recover(since)
+        if name:  # DDS, and so the node, does not know yet
+            self.clients[name] = killed_at
+            return Kill(target, killed_at, recovery, self._orphans(), client=name)
         self._wait_until_named(target, killed_at)
-        naming, words = self._naming(target, killed_at)
-        return Kill(target, killed_at, recovery, naming, words, self._orphans())
+        naming = self._naming(target, killed_at)
+        return Kill(target, killed_at, recovery, self._orphans(), *naming)
 
     def _start_client(self, name: str) -> None:
         """Start a client and wait until it has an answer."""
         command = (sys.executable, __file__, '--work', name)
         self._client = self._start(command, 'chaos_client.log')
-        self._observer.peer.wait(
-            lambda: name in self._observer.worked_at, _PATIENCE, f'an answer to {name}'
-        )
+        self._observer.wait_for_client(name)
 
     def _kill_client(self) -> float:
         return processes.kill(self._client)
@@ -280,8 +303,17 @@ def kill_all(
         observer.peer.spin(max(0.0, at - time.monotonic()))
         observer.wait_until_unnamed(target.value)
         kills.append(robot.kill(target))
-    observer.wait_until_idle(robot.clients)
-    return [dataclasses.replace(kill, at=kill.at - start) for kill in kills]
+    observer.wait_until_clients_left()
+    return [_completed(kill, observer, start) for kill in kills]
+
+
+def _completed(kill: Kill, observer: Observer, start: float) -> Kill:
+    """Return a kill with its time since the start, and with what came of a client's later."""
+    kill = dataclasses.replace(kill, at=kill.at - start)
+    if not kill.client:
+        return kill
+    naming, words = observer.named_client(kill.client)
+    return dataclasses.replace(kill, naming=naming, words=words)
 
 
 def work_for_nobody(clients: dict[str, float], worked_at: dict[str, float]) -> float:
@@ -341,10 +373,13 @@ def plot(kills: Sequence[Kill], path: Path, title: str) -> None:
 
 
 def choose(kills: int, seed: int) -> list[Target]:
-    """Return the targets of a run: each kind in turn, in a random order."""
+    """Return the targets of a run: each kind in turn, in a random order.
+
+    A new node knows no clients of the old one, so the node is not killed within a client's lease.
+    """
     rng, targets = random.Random(seed), []
     while len(targets) < kills:
-        targets += [Target.CLIENT, *rng.sample([Target.CAMERA, Target.MODEL, Target.NODE], 3)]
+        targets += [Target.NODE, Target.CLIENT, *rng.sample([Target.CAMERA, Target.MODEL], 2)]
     return targets[:kills]
 
 
@@ -353,9 +388,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=4, help='(default: 4)')
     parser.add_argument('--minutes', type=float, default=0.0, help='of the run (default: 0)')
+    parser.add_argument(
+        '--targets', default='', help='kill these instead, in this order: node,client,camera,model'
+    )
     parser.add_argument('--seed', type=int, default=0, help='of the order (default: 0)')
     parser.add_argument(
-        '--model', default='lisa-tabletop', help=f'or {processes.BRIGHT} (default: lisa-tabletop)'
+        '--model', default='lisa-tabletop', help=f'or {processes.CENTRE} (default: lisa-tabletop)'
     )
     parser.add_argument('--out', type=Path, default=Path('runs/endurance'), help='folder')
     parser.add_argument('--work', help=argparse.SUPPRESS)
@@ -374,7 +412,8 @@ def main() -> int:
     try:
         observer.peer.wait_until_active()
         observer.recover(time.monotonic())
-        targets = choose(options.kills, options.seed)
+        targets = [Target[name.upper()] for name in filter(None, options.targets.split(','))]
+        targets = targets or choose(options.kills, options.seed)
         kills = kill_all(robot, observer, targets, 60 * options.minutes)
     finally:
         status = robot.stop()

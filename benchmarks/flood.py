@@ -396,7 +396,7 @@ def main() -> int:
     parser.add_argument(
         '--model',
         default='lisa-tabletop',
-        help=f'or {processes.BRIGHT} (default: lisa-tabletop)',
+        help=f'or {processes.CENTRE} (default: lisa-tabletop)',
     )
     parser.add_argument('--out', type=Path, default=Path('runs/endurance'), help='folder')
     options = parser.parse_args()

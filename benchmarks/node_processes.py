@@ -29,14 +29,14 @@ sys.path.insert(0, str(ROOT))
 
 from lisa_ros.ros.node_process import write_parameters  # noqa: E402
 
-BRIGHT = 'bright:'  # as --model: answers at once, without weights
+CENTRE = 'centre:'  # as --model: answers at once, without weights
 RESPAWN_DELAY = 2.0  # as in launch/lisa.launch.py [s]
 SHARED_MEMORY = Path('/dev/shm')  # noqa: S108  # where Fast DDS keeps its segments on Linux
 CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # command line
 _RUN_VARIABLE = 'LISA_ROS_RUN'
 _WORKER = 'lisa_ros.perception.worker_process'  # in the command line of a model process
-_BRIGHT_NODE = (
-    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; import bright_backend; '
+_CENTRE_NODE = (
+    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; import centre_backend; '
     'from lisa_ros.ros import node; raise SystemExit(node.main())'
 )
 
@@ -142,12 +142,12 @@ def node_command(folder: Path, model: str, parameters: Mapping[str, Any]) -> lis
 
     Args:
         folder: receives the parameter file.
-        model: BRIGHT, or what the parameter `model` accepts.
+        model: CENTRE, or what the parameter `model` accepts.
         parameters: of the node, beside `model`.
     """
     program = [sys.executable, '-m', 'lisa_ros.ros.node']
-    if model == BRIGHT:
-        program = [sys.executable, '-c', _BRIGHT_NODE, str(ROOT), str(ROOT / 'benchmarks')]
+    if model == CENTRE:
+        program = [sys.executable, '-c', _CENTRE_NODE, str(ROOT), str(ROOT / 'benchmarks')]
     path = write_parameters(folder / 'parameters.yaml', {'model': model, **parameters})
     return [*program, '--ros-args', '--params-file', str(path)]
 

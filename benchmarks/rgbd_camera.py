@@ -4,7 +4,8 @@
     python benchmarks/rgbd_camera.py [--rate 30] [--width 640 --height 480]
 
 The image is the first one of the bundled test set, moved by a pixel from frame to frame, so that
-no two frames in a row are the same. The depth is a table that is seen at a slant, in millimetres.
+no two frames in a row are the same. The depth is a table that is seen at a slant, with a box in
+the centre, in millimetres.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def test_image(width: int, height: int) -> np.ndarray:
 
 
 def table_depth(width: int, height: int) -> np.ndarray:
-    """Return the depth of a slanted table, (height, width) uint16 [mm]."""
+    """Return the depth of a slanted table with a box on it, (height, width) uint16 [mm]."""
     rows = np.linspace(1200, 600, height).astype(np.uint16)
-    return np.repeat(rows[:, None], width, axis=1)
+    depth = np.repeat(rows[:, None], width, axis=1)
+    depth[height // 4 : height - height // 4, width // 4 : width - width // 4] = 700
+    return depth
 
 
 def image_message(pixels: np.ndarray, encoding: str):  # -> sensor_msgs/Image

@@ -100,12 +100,8 @@ class LisaNode(LifecycleNode):
         self._bond = ManagerBond(self)
         parameter_declaration.declare(self, Settings, self._is_configured)
         self._settings = CurrentSettings(parameter_declaration.read(self, Settings))
-        context = NodeContext(
-            self,
-            self._settings,
-            Transforms(self, self._settings),
-            ThrottledLog(self.get_logger()),
-        )
+        self._log = ThrottledLog(self.get_logger())
+        context = NodeContext(self, self._settings, Transforms(self, self._settings), self._log)
         self._cameras = Cameras(context)
         self.add_post_set_parameters_callback(self._on_parameters)
         self._create_services()
@@ -304,7 +300,7 @@ class LisaNode(LifecycleNode):
         response.message = f'stopped {stopped}' if stopped else 'there is nothing to stop'
         if not response.success:
             response.message = 'the node is not active'
-        self.get_logger().info(f'~/stop: {response.message}')
+        self._log.info(f'~/stop: {response.message}')
         return response
 
     def _on_reset_dialogue(

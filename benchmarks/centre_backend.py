@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend that answers at once with a mask of the bright pixels; registers "bright:".
+"""A backend that answers at once with the centre of the image; registers "centre:".
 
 It keeps nothing, so a leak beside it is one of the node.
 """
@@ -20,12 +20,11 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.registry import register_backend
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token
 
-_BRIGHT = 200  # of 255
 _ANSWER = 'It is here.'
 
 
-class BrightBackend:
-    """Answers each query with the pixels whose red is above 200."""
+class CentreBackend:
+    """Answers each query with a mask of half the width and half the height, in the centre."""
 
     device, capabilities = 'cpu', Capabilities(explains=True, dialogue=True)
 
@@ -43,7 +42,9 @@ class BrightBackend:
         cancel: Cancellation,
     ) -> Iterator[Event]:
         """Yield a text and a mask."""
-        logits = np.where(image[None, ..., 0] > _BRIGHT, 5, -5).astype(np.float32)
+        height, width = image.shape[:2]
+        logits = np.full((1, height, width), -5, np.float32)
+        logits[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 5
         yield Token(_ANSWER)
         yield MaskReady(0, logits[0] > 0, logits[0], 1.0)
         status = Status.CANCELLED if cancel.is_set() else Status.FOUND
@@ -51,9 +52,9 @@ class BrightBackend:
         yield Done(Segmentation(query.text, _ANSWER, _ANSWER, *arrays, status))
 
 
-def load(name: str, options: LoadOptions) -> BrightBackend:
+def load(name: str, options: LoadOptions) -> CentreBackend:
     """Return the backend; the name has no meaning."""
-    return BrightBackend()
+    return CentreBackend()
 
 
-register_backend('bright', load)
+register_backend('centre', load)
