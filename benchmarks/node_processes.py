@@ -33,6 +33,7 @@ CENTRE = 'centre:'  # as --model: answers at once, without weights
 RESPAWN_DELAY = 2.0  # as in launch/lisa.launch.py [s]
 SHARED_MEMORY = Path('/dev/shm')  # noqa: S108  # where Fast DDS keeps its segments on Linux
 CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # command line
+_LOCK_SUFFIX = '_el'  # of the file that the owner of a segment holds locked
 _RUN_VARIABLE = 'LISA_ROS_RUN'
 _WORKER = 'lisa_ros.perception.worker_process'  # in the command line of a model process
 _CENTRE_NODE = (
@@ -86,7 +87,7 @@ class Run:
     def __init__(self) -> None:
         """Mark this process; processes that it starts from now on belong to the run."""
         self._name = uuid.uuid4().hex
-        self._segments: set[str] = set()  # names in SHARED_MEMORY that its processes have mapped
+        self._segments: set[str] = set()  # of its processes, names in SHARED_MEMORY
         os.environ[_RUN_VARIABLE] = self._name
 
     def processes(self) -> list[psutil.Process]:
@@ -105,25 +106,29 @@ class Run:
             return False
 
     def note_segments(self) -> None:
-        """Remember the shared memory that the processes of the run use now."""
-        for process in [psutil.Process(), *self.processes()]:
-            self._segments |= _mapped(process)
+        """Remember the shared memory that belongs to the processes of the run now."""
+        self._segments.update(*map(_segments, self.processes()))
 
     def abandoned_segments(self) -> set[str]:
-        """Return the names of shared memory of this run that no process of it uses any more."""
-        used = set().union(*map(_mapped, [psutil.Process(), *self.processes()]))
-        return {name for name in self._segments - used if (SHARED_MEMORY / name).exists()}
+        """Return the names of shared memory of this run whose processes have ended."""
+        living = set().union(*map(_segments, self.processes()))
+        return {name for name in self._segments - living if (SHARED_MEMORY / name).exists()}
 
 
-def _mapped(process: psutil.Process) -> set[str]:
-    """Return the names of files in SHARED_MEMORY that a process has mapped."""
+def _segments(process: psutil.Process) -> set[str]:
+    """Return the names of the segments in SHARED_MEMORY that a process has made.
+
+    It holds a lock on the file NAME_el of each. Ports, of 50 kB, belong to all processes of a
+    domain and are left out.
+    """
     try:
-        paths = [Path(area.path) for area in process.memory_maps()]
-    except psutil.Error:
+        names = [Path(file.path).name for file in process.open_files()]
+    except psutil.Error:  # it has ended
         return set()
-    # Segments only: ports, of 50 kB, are shared by all processes of a domain.
     return {
-        path.name for path in paths if path.parent == SHARED_MEMORY and 'port' not in path.name
+        name.removesuffix(_LOCK_SUFFIX)
+        for name in names
+        if name.endswith(_LOCK_SUFFIX) and '_port' not in name
     }
 
 

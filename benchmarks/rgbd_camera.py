@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import array
+import signal
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -68,33 +70,41 @@ def camera_info(width: int, height: int):  # -> sensor_msgs/CameraInfo
 
 
 def publish(rate: float, width: int, height: int) -> None:
-    """Publish frames at a rate [Hz] until ROS is shut down."""
+    """Publish frames at a rate [Hz] until a signal comes."""
     import rclpy
     from rclpy.qos import qos_profile_sensor_data as qos
+    from rclpy.signals import SignalHandlerOptions
     from sensor_msgs.msg import CameraInfo, Image
 
     from lisa_ros.ros import fastdds
 
     fastdds.configure_shared_memory()
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('camera')
     image, depth = test_image(width, height), table_depth(width, height)
     frames = [image_message(np.roll(image, n, axis=1), 'rgb8') for n in range(_PERIOD)]
     messages = [image_message(depth, '16UC1'), camera_info(width, height)]
     publishers = [
         node.create_publisher(message_type, topic, qos)
-        for message_type, topic in ((Image, 'depth'), (CameraInfo, 'camera_info'))
+        for message_type, topic in (
+            (Image, 'depth'),
+            (CameraInfo, 'camera_info'),
+            (Image, 'image'),
+        )
     ]
-    images = node.create_publisher(Image, 'image', qos)
-    next_at, number = time.monotonic(), 0
-    while rclpy.ok():
+    is_stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_stopping.set())
+    next_at, count = time.monotonic(), 0
+    while not is_stopping.wait(max(0.0, next_at - time.monotonic())):
         stamp = node.get_clock().now().to_msg()
-        frame = frames[number % _PERIOD]
-        for message, publisher in zip([*messages, frame], [*publishers, images], strict=True):
+        frame = frames[count % _PERIOD]
+        for message, publisher in zip([*messages, frame], publishers, strict=True):
             message.header.stamp = stamp
             publisher.publish(message)
-        number, next_at = number + 1, max(next_at + 1 / rate, time.monotonic() - 1)
-        time.sleep(max(0.0, next_at - time.monotonic()))
+        count, next_at = count + 1, max(next_at + 1 / rate, time.monotonic() - 1)
+    node.destroy_node()  # frees the shared memory
+    rclpy.try_shutdown()
 
 
 def main() -> None:
@@ -104,13 +114,7 @@ def main() -> None:
     parser.add_argument('--width', type=int, default=640, help='[px] (default: 640)')
     parser.add_argument('--height', type=int, default=480, help='[px] (default: 480)')
     options = parser.parse_args()
-    try:
-        publish(options.rate, options.width, options.height)
-    except KeyboardInterrupt:
-        return
-    except Exception as error:  # "context is invalid", if the signal comes within `publish`
-        if 'context' not in str(error) and 'publisher' not in str(error).lower():
-            raise
+    publish(options.rate, options.width, options.height)
 
 
 if __name__ == '__main__':

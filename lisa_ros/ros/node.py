@@ -53,6 +53,7 @@ from lisa_ros.settings import Settings
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
 _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+_SHARED_MEMORY_PERIOD = 10.0  # at which that of killed processes is freed [s]
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
@@ -112,6 +113,9 @@ class LisaNode(LifecycleNode):
             self._settings.value.diagnostics_period,
             self._publish_diagnostics,
             clock=_STEADY_CLOCK,
+        )
+        self.create_timer(
+            _SHARED_MEMORY_PERIOD, fastdds.remove_abandoned_segments, clock=_STEADY_CLOCK
         )
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
@@ -238,6 +242,7 @@ class LisaNode(LifecycleNode):
         Raises:
             LisaError: a tracker, or the publishing of an answer, does not end.
         """
+        self._take_waiting_commands()
         if not self._close_cameras():
             raise LisaError(
                 f'a tracker, or the publishing of an answer, is still busy '
@@ -249,6 +254,22 @@ class LisaNode(LifecycleNode):
         if self._commands is not None:
             self.destroy_subscription(self._commands)
         self._commands = None
+
+    def _take_waiting_commands(self) -> None:
+        """Take the commands that have arrived and were not read yet: each one gets an answer."""
+        commands = self._commands
+        if commands is None or not self.context.ok():
+            return
+        for _ in range(COMMAND_QOS.depth):
+            try:
+                with commands.handle:
+                    taken = commands.handle.take_message(String, False)
+            except Exception as error:  # noqa: BLE001  # malformed: dropped, as by the executor
+                self._log.error(f'reading {commands.topic_name} failed: {error}')
+                continue
+            if taken is None:
+                return
+            self._on_command(taken[0])
 
     def _close_cameras(self) -> bool:
         """Cancel all requests within `stop_timeout`; give up a model that does not stop."""
