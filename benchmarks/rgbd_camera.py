@@ -84,14 +84,8 @@ def publish(rate: float, width: int, height: int) -> None:
     image, depth = test_image(width, height), table_depth(width, height)
     frames = [image_message(np.roll(image, n, axis=1), 'rgb8') for n in range(_PERIOD)]
     messages = [image_message(depth, '16UC1'), camera_info(width, height)]
-    publishers = [
-        node.create_publisher(message_type, topic, qos)
-        for message_type, topic in (
-            (Image, 'depth'),
-            (CameraInfo, 'camera_info'),
-            (Image, 'image'),
-        )
-    ]
+    topics = {'depth': Image, 'camera_info': CameraInfo, 'image': Image}
+    publishers = [node.create_publisher(topics[topic], topic, qos) for topic in topics]
     is_stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: is_stopping.set())

@@ -182,3 +182,32 @@ def test_a_message_that_dds_refuses_is_logged_and_raises_nothing():
     context.shutdown()
     outputs.publish_safely(Refusing(), None)  # after Ctrl-C nothing is logged
     assert len(log.errors) == 1
+
+
+@pytest.mark.ros
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc, and /proc')
+def test_free_pages_of_the_heap_are_returned():
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    code = """
+import ctypes, pathlib
+from lisa_ros.ros.memory_reclaim import reclaim
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def pages():
+    return int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+before = pages()
+blocks = [libc.malloc(60_000) for _ in range(1000)]  # below the size for a mapping of its own
+for block in blocks:
+    ctypes.memset(block, 1, 60_000)
+for block in blocks[::2] + blocks[1:-1:2]:  # the last one stays on top
+    libc.free(block)
+kept = pages() - before
+reclaim()
+print(kept, pages() - before)
+"""
+    output = subprocess.check_output([sys.executable, '-c', code], text=True, timeout=60)
+    kept, left = map(int, output.split())
+    if kept < 10_000:
+        pytest.skip('this C library returns free pages by itself')
+    assert left < 1000

@@ -8,7 +8,8 @@ again three seconds later, or more if several processes compete for the CPU (mea
 `benchmarks/bursts.py`). With 32 MB nothing is overwritten.
 
 A process that is killed leaves its segment in /dev/shm, and Fast DDS frees it nowhere: after two
-kills of this node, the 64 MB of a Docker container are full. So the node frees it at its start.
+kills of this node, the 64 MB of a Docker container are full. So the node frees it, at its start
+and now and then.
 
 The memory belongs to the sender: receivers need no profile. It does not help the images of a
 camera driver, which is a sender of its own (docs/commands.md).

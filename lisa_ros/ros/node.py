@@ -40,6 +40,7 @@ from lisa_ros.ros.bond import ManagerBond
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeClock, NodeContext
 from lisa_ros.ros.image_decoder import MessageDecoder
+from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import run
@@ -53,7 +54,6 @@ from lisa_ros.settings import Settings
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 # For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
 _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
-_SHARED_MEMORY_PERIOD = 10.0  # at which that of killed processes is freed [s]
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
@@ -114,9 +114,7 @@ class LisaNode(LifecycleNode):
             self._publish_diagnostics,
             clock=_STEADY_CLOCK,
         )
-        self.create_timer(
-            _SHARED_MEMORY_PERIOD, fastdds.remove_abandoned_segments, clock=_STEADY_CLOCK
-        )
+        self.create_timer(RECLAIM_PERIOD, reclaim, clock=_STEADY_CLOCK)
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
     def _create_services(self) -> None:
