@@ -47,10 +47,10 @@ from tqdm import tqdm
 from lisa_ros.client import LisaClient
 from lisa_ros.results import ANSWERED
 from lisa_ros.ros import fastdds
-from lisa_ros.ros.node_process import isolate_ros_graph
 
 RECOVERY, NAMING = 5.0, 2.0  # largest allowed [s]
 LEASE, ENDING = 20.0, 4.0  # until DDS sees that a client is gone; and until its goals end [s]
+FREEING = 16.0  # until the node has freed the shared memory of a killed process [s]
 GOALS = 4  # continuous goals of a client
 _PATIENCE = 30.0  # after which a recovery counts as failed [s]
 _PROBE_PERIOD = 0.25  # between two commands [s]
@@ -78,6 +78,7 @@ class Kill:
     naming: float = math.nan  # until /diagnostics, or the parent, named the cause [s]
     words: str = ''  # of /diagnostics
     client: str = ''  # query of the client's goals
+    departure: float = math.nan  # until the client had left the ROS graph [s]
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,13 @@ class Observer:
         self._number = 0
         self._clients: set[str] = set()  # GIDs of the action clients in the graph
         self._gids: dict[str, str] = {}  # of the clients, by query
-        self.left_at: dict[str, float] = {}  # when a client left the graph, by GID
+        self._left_at: dict[str, float] = {}  # when a client left the graph, by GID
         self.peer.node.create_timer(_GRAPH_PERIOD, self._watch_graph)
 
     def _watch_graph(self) -> None:
         readers = self.peer.node.get_subscriptions_info_by_topic(_FEEDBACK)
         present = {bytes(reader.endpoint_gid).hex() for reader in readers}
-        self.left_at |= dict.fromkeys(self._clients - present, time.monotonic())
+        self._left_at |= dict.fromkeys(self._clients - present, time.monotonic())
         self._clients = present
 
     def wait_for_client(self, name: str) -> None:
@@ -121,10 +122,9 @@ class Observer:
         self.peer.wait(lambda: name in self.worked_at and self._clients - earlier, _PATIENCE, name)
         (self._gids[name],) = self._clients - earlier
 
-    def named_client(self, name: str) -> tuple[float, str]:
-        """Return when, after it left the graph [s], and how a client was named; NaN: never."""
-        left_at = self.left_at.get(self._gids[name], math.inf)
-        return self.named(Target.CLIENT.value, left_at)
+    def departure(self, name: str) -> float:
+        """Return when a client left the graph [s, monotonic]; infinite if it did not."""
+        return self._left_at.get(self._gids[name], math.inf)
 
     def _on_answer(self, message: Segmentation) -> None:
         if message.query.startswith('client'):
@@ -181,7 +181,7 @@ class Observer:
         deadline = time.monotonic() + LEASE + 2 * ENDING
 
         def have_left() -> bool:
-            ends = [self.left_at.get(gid, math.inf) for gid in self._gids.values()]
+            ends = [self._left_at.get(gid, math.inf) for gid in self._gids.values()]
             return time.monotonic() > min(deadline, max(ends, default=0.0) + ENDING)
 
         self.peer.wait(have_left, 2 * _PATIENCE)
@@ -207,6 +207,7 @@ class Robot:
         command = processes.node_command(folder, model, {})
         self.node = processes.RespawnedNode(command, folder / 'chaos_node.log')
         self._camera = self._start(processes.CAMERA, 'chaos_camera.log')
+        self._client: subprocess.Popen | None = None  # the newest one
         self.clients: dict[str, float] = {}  # when a client was killed, by its query
 
     def _start(self, command: Sequence[str], log: str) -> subprocess.Popen:
@@ -304,16 +305,20 @@ def kill_all(
         observer.wait_until_unnamed(target.value)
         kills.append(robot.kill(target))
     observer.wait_until_clients_left()
+    last = max((kill.at for kill in kills if kill.target is not Target.MODEL), default=-math.inf)
+    observer.peer.spin(max(0.0, last + FREEING - time.monotonic()))
     return [_completed(kill, observer, start) for kill in kills]
 
 
 def _completed(kill: Kill, observer: Observer, start: float) -> Kill:
     """Return a kill with its time since the start, and with what came of a client's later."""
-    kill = dataclasses.replace(kill, at=kill.at - start)
+    at = kill.at - start
     if not kill.client:
-        return kill
-    naming, words = observer.named_client(kill.client)
-    return dataclasses.replace(kill, naming=naming, words=words)
+        return dataclasses.replace(kill, at=at)
+    left_at = observer.departure(kill.client)
+    naming, words = observer.named(Target.CLIENT.value, left_at)
+    departure = left_at - kill.at
+    return dataclasses.replace(kill, at=at, naming=naming, words=words, departure=departure)
 
 
 def work_for_nobody(clients: dict[str, float], worked_at: dict[str, float]) -> float:
@@ -403,9 +408,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for log in options.out.glob('chaos_*.log'):
         log.unlink()
-    isolate_ros_graph()
     run = processes.Run()
-    rclpy.init()
+    processes.join_graph()
     start = time.monotonic()
     observer = Observer()
     robot = Robot(options.out, options.model, run, observer)

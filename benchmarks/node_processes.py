@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import rclpy
+from rclpy.signals import SignalHandlerOptions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lisa_ros.ros.node_process import write_parameters  # noqa: E402
+from lisa_ros.ros.node_process import isolate_ros_graph, write_parameters  # noqa: E402
 
 CENTRE = 'centre:'  # as --model: answers at once, without weights
 RESPAWN_DELAY = 2.0  # as in launch/lisa.launch.py [s]
@@ -79,6 +81,16 @@ def sample(count: int, node: int) -> Sample:
     model = model_process(node)
     assert model is not None, 'the node has no model process'
     return Sample(count, usage(node), usage(model))
+
+
+def join_graph() -> None:
+    """Join a ROS graph of this process and its children alone.
+
+    SIGTERM ends this process by SystemExit, so that it ends its children first.
+    """
+    isolate_ros_graph()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 class Run:

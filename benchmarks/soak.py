@@ -42,7 +42,6 @@ from tqdm import tqdm
 
 from lisa_ros.results import ANSWERED
 from lisa_ros.ros import fastdds
-from lisa_ros.ros.node_process import isolate_ros_graph
 
 MEMORY_GROWTH, SLOWDOWN = 0.01, 0.10  # largest allowed, as shares
 JUDGED_QUERIES = 2000  # fewer do not tell a leak, or a slowdown, from noise
@@ -105,7 +104,8 @@ def ask(peer: NodePeer, queries: int, node: int) -> Answers:
     """Ask and measure; the first WARM_UP queries are left out."""
     latencies, unanswered, samples = [], 0, []
     every = max(1, queries // SAMPLES)
-    for number in tqdm(range(-WARM_UP, queries), desc='soak', unit='query'):
+    warm_up = min(WARM_UP, queries)
+    for number in tqdm(range(-warm_up, queries), desc='soak', unit='query'):
         text = f'{QUERIES[number % len(QUERIES)]} {number}'
         start = time.monotonic()
         try:
@@ -221,9 +221,8 @@ def main() -> int:
     log, counts = options.out / 'soak_node.log', options.out / 'soak_topics.json'
     for path in (log, counts):
         path.unlink(missing_ok=True)
-    isolate_ros_graph()
     processes.Run()
-    rclpy.init()
+    processes.join_graph()
     start = time.monotonic()
     peer = NodePeer()
     command = processes.node_command(options.out, options.model, {})

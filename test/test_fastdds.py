@@ -130,6 +130,28 @@ def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_
     assert not any(path.exists() for path in segments[1])
 
 
+@pytest.mark.ros
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_a_process_that_ends_without_a_teardown_leaves_no_segment():
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1])).replace(
+        'print(end - begin)', "print('segment', line.split()[-1])"
+    )
+    code += """
+print('ready', flush=True)
+from lisa_ros import stop_signals
+stop_signals.before_exit(fastdds.remove_own_segments)
+stop_signals.leave(0)
+"""
+    with subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
+    ) as process:
+        segments = read_segments(process)
+        assert process.wait(20) == 0
+    assert not any(path.exists() for path in segments)
+
+
 def read_segments(process):
     """Return the segments that a process names before it is ready; it has its own, at least."""
     words = [line.split() for line in iter(process.stdout.readline, 'ready\n')]

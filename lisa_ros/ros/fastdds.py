@@ -86,6 +86,20 @@ def remove_abandoned_segments(folder: Path = _SEGMENTS) -> int:
     return sum(map(_remove_if_abandoned, locks))
 
 
+def remove_own_segments() -> None:
+    """Remove the shared memory of this process, which is about to end without a teardown.
+
+    Others that have mapped it may read on. Linux only.
+    """
+    for descriptor in Path('/proc/self/fd').glob('*'):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            lock = descriptor.readlink()
+            name = lock.name.removesuffix(_LOCK_SUFFIX)
+            if lock.parent == _SEGMENTS and name != lock.name and _SEGMENT.fullmatch(name):
+                lock.with_name(name).unlink(missing_ok=True)
+                lock.unlink()
+
+
 def _remove_if_abandoned(lock: Path) -> bool:
     """Remove a segment and the file of its lock if nobody holds that; return whether it did."""
     with contextlib.suppress(OSError), lock.open('rb') as file:

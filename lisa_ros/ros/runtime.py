@@ -13,6 +13,7 @@ from rclpy.node import Node
 
 from lisa_ros import stop_signals
 from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.ros import fastdds
 from lisa_ros.ros.executor import GuardedExecutor, shortened
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.service_guard import guard_services
@@ -39,6 +40,7 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
         The exit status: 0; 1 if the node cannot start, with the reason in the log.
     """
     stop_signals.install()
+    stop_signals.before_exit(fastdds.remove_own_segments)
     try:
         initialize(args)
         node = _created(create)

@@ -18,7 +18,7 @@ _INTERVAL = 5.0  # minimum time between two messages of one cause [s]
 _MAX_CAUSES = 200  # that are remembered; others wait, so that a flood of causes is bounded, too
 _MAX_CHARS = 2000  # of a message; a traceback fits
 # quoted text and numbers
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|-?(?:\d[\d.,e+-]*|\b(?:nan|inf)\b)")
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|-?(?:\d+(?:[.,e+-]+\d+)*|\b(?:nan|inf)\b)")
 
 
 class Logger(Protocol):
