@@ -311,7 +311,7 @@ def run(flood: Flood, messages: int, node: int) -> list[Sample]:
             if number % every == 0:
                 samples.append(sample(number, node))
     flood.settle()
-    return [*samples, sample(messages, node)]
+    return [*samples, processes.resting_sample(messages, node)]
 
 
 def levels(samples: list[Sample], process: str) -> tuple[float, float]:

@@ -10,6 +10,7 @@ Threads: `RespawnedNode` starts the node again on a thread of its own; all else 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -93,13 +94,32 @@ def join_graph() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+def resting_sample(count: int, node: int) -> Sample:
+    """Measure as `sample`, with the fewest threads and handles of a second: leaks stay."""
+    samples = []
+    for _ in range(5):
+        time.sleep(0.2)
+        samples.append(sample(count, node))
+    return Sample(
+        count, _fewest([item.node for item in samples]), _fewest([item.model for item in samples])
+    )
+
+
+def _fewest(usages: Sequence[Usage]) -> Usage:
+    return dataclasses.replace(
+        usages[-1],
+        threads=min(item.threads for item in usages),
+        handles=min(item.handles for item in usages),
+    )
+
+
 class Run:
     """The processes and the shared memory of one run."""
 
     def __init__(self) -> None:
         """Mark this process; processes that it starts from now on belong to the run."""
         self._name = uuid.uuid4().hex
-        self._segments: set[str] = set()  # of its processes, names in SHARED_MEMORY
+        self._segments: dict[str, str] = {}  # names in SHARED_MEMORY, and whose they are
         os.environ[_RUN_VARIABLE] = self._name
 
     def processes(self) -> list[psutil.Process]:
@@ -119,12 +139,19 @@ class Run:
 
     def note_segments(self) -> None:
         """Remember the shared memory that belongs to the processes of the run now."""
-        self._segments.update(*map(_segments, self.processes()))
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                owner = f'{process.pid} {" ".join(process.cmdline()[:3])[-60:]}'
+                self._segments |= dict.fromkeys(_segments(process), owner)
 
-    def abandoned_segments(self) -> set[str]:
-        """Return the names of shared memory of this run whose processes have ended."""
+    def abandoned_segments(self) -> dict[str, str]:
+        """Return shared memory of this run whose processes have ended, and whose it was."""
         living = set().union(*map(_segments, self.processes()))
-        return {name for name in self._segments - living if (SHARED_MEMORY / name).exists()}
+        return {
+            name: owner
+            for name, owner in self._segments.items()
+            if name not in living and (SHARED_MEMORY / name).exists()
+        }
 
 
 def _segments(process: psutil.Process) -> set[str]:

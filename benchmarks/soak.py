@@ -121,6 +121,7 @@ def ask(peer: NodePeer, queries: int, node: int) -> Answers:
             unanswered += not is_answered
             if number % every == 0 or number == queries - 1:
                 samples.append(sample(number, node))
+    samples.append(processes.resting_sample(queries, node))
     return Answers(latencies, unanswered, samples)
 
 

@@ -23,7 +23,7 @@ MODEL = ('--model', 'centre:', '--out')
 RUNS = {
     'flood': ['--messages', '100'],
     'soak': ['--queries', '10'],
-    'chaos': ['--targets', 'model'],
+    'chaos': ['--targets', 'model', '--untimed'],
 }
 
 

@@ -141,7 +141,8 @@ def test_a_process_that_ends_without_a_teardown_leaves_no_segment():
     code += """
 print('ready', flush=True)
 from lisa_ros import stop_signals
-stop_signals.before_exit(fastdds.remove_own_segments)
+segments = fastdds.own_segments()
+stop_signals.before_exit(lambda: fastdds.remove_segments(segments))
 stop_signals.leave(0)
 """
     with subprocess.Popen(

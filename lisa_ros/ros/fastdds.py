@@ -21,6 +21,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 try:
@@ -86,18 +87,26 @@ def remove_abandoned_segments(folder: Path = _SEGMENTS) -> int:
     return sum(map(_remove_if_abandoned, locks))
 
 
-def remove_own_segments() -> None:
-    """Remove the shared memory of this process, which is about to end without a teardown.
-
-    Others that have mapped it may read on. Linux only.
-    """
+def own_segments() -> list[Path]:
+    """Return the locks of the segments that this process holds now; none but on Linux."""
+    locks = []
     for descriptor in Path('/proc/self/fd').glob('*'):
         with contextlib.suppress(OSError):  # closed meanwhile
             lock = descriptor.readlink()
             name = lock.name.removesuffix(_LOCK_SUFFIX)
             if lock.parent == _SEGMENTS and name != lock.name and _SEGMENT.fullmatch(name):
-                lock.with_name(name).unlink(missing_ok=True)
-                lock.unlink()
+                locks.append(lock)
+    return locks
+
+
+def remove_segments(locks: Iterable[Path]) -> None:
+    """Remove segments, by their locks; who has mapped one may read on.
+
+    For a process that ends without a teardown, or in the middle of it.
+    """
+    for lock in locks:
+        lock.with_name(lock.name.removesuffix(_LOCK_SUFFIX)).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def _remove_if_abandoned(lock: Path) -> bool:
@@ -106,7 +115,6 @@ def _remove_if_abandoned(lock: Path) -> bool:
         if time.time() - os.fstat(file.fileno()).st_mtime < _MIN_AGE:
             return False
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock.with_name(lock.name.removesuffix(_LOCK_SUFFIX)).unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
+        remove_segments([lock])
         return True
     return False  # it is locked, belongs to another user, or another node was faster

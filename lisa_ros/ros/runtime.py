@@ -40,7 +40,6 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
         The exit status: 0; 1 if the node cannot start, with the reason in the log.
     """
     stop_signals.install()
-    stop_signals.before_exit(fastdds.remove_own_segments)
     try:
         initialize(args)
         node = _created(create)
@@ -48,6 +47,8 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
         get_logger(name).fatal(str(error))
         rclpy.try_shutdown()
         return 1
+    segments = fastdds.own_segments()
+    stop_signals.before_exit(lambda: fastdds.remove_segments(segments))
     if not spin(node, node.stop):  # loading or a long step cannot be interrupted
         stop_signals.leave(0)
     node.destroy_node()
