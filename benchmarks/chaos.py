@@ -374,8 +374,8 @@ def plot(kills: Sequence[Kill], path: Path, title: str) -> None:
             axis.plot([k.at for k in hits], values, 'o', ms=5, label=target.name.lower())
         axis.axhline(largest, color=report.LIMIT_COLOUR, ls=':', lw=1)
         axis.set(ylabel=label, ylim=(0, None))
-    axes[0].legend(title='killed', frameon=False, fontsize=8, ncols=4)
-    axes[1].set(xlabel='time of the kill [s]; dotted: limit; a missing point: never')
+    report.add_legend(axes[0], 'dotted: limit; a missing point: never')
+    axes[1].set(xlabel='time of the kill [s]')
     report.save(drawn, path)
 
 

@@ -111,6 +111,12 @@ def figure(rows: int, title: str) -> tuple[Figure, list[Axes]]:
     return drawn, list(axes[:, 0])
 
 
+def add_legend(axis: Axes, note: str) -> None:
+    """Put the legend above a plot, with a note that explains its lines and areas."""
+    axis.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=6, frameon=False, fontsize=8)
+    axis.set_title(note, loc='left', fontsize=8, color='0.4')
+
+
 def save(drawn: Figure, path: Path) -> Path:
     """Save a figure as PNG and free it; return the file."""
     drawn.savefig(path, dpi=110)

@@ -382,7 +382,7 @@ def plot(samples: list[Sample], path: Path, title: str) -> None:
         counts.plot(messages, [usage.handles for usage in usages], color=colour, ls='--')
     memory.axvspan(0, WARM_UP * messages[-1], color='0.92')
     memory.set(ylabel='PSS [MiB]', ylim=(0, None))
-    memory.legend(title='dotted: limit, grey: warm-up', frameon=False, fontsize=8)
+    report.add_legend(memory, 'dotted: limit, grey: warm-up')
     counts.set(xlabel='hostile messages', ylabel='threads (-), files (--)', ylim=(0, None))
     report.save(drawn, path)
 

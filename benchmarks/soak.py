@@ -194,14 +194,14 @@ def plot(answers: Answers, path: Path, title: str) -> None:
         middles = [start + tenth / 2 for start in starts]
         latency.plot(middles, values, style, marker='.', label=f'{share}th percentile')
     latency.set(ylabel='latency [s]', ylim=(0, 1.5 * np.percentile(answers.latencies, 99)))
-    latency.legend(title='of each tenth', frameon=False, fontsize=8, ncols=2)
+    report.add_legend(latency, 'lines: of each tenth')
     for process, colour in (('node', report.NODE_COLOUR), ('model', report.MODEL_COLOUR)):
         values = [getattr(item, process).proportional for item in answers.samples]
         queries = [item.count for item in answers.samples]
         memory.plot(queries, values, color=colour, label=f'{process} process')
     memory.axvspan(count / 2, count, color='0.92')
     memory.set(xlabel='answered queries', ylabel='PSS [MiB]', ylim=(0, None))
-    memory.legend(title='grey: judged half', frameon=False, fontsize=8, ncols=2)
+    report.add_legend(memory, 'grey: judged half')
     report.save(drawn, path)
 
 
