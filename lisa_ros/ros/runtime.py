@@ -53,6 +53,7 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
         stop_signals.leave(0)
     node.destroy_node()
     rclpy.try_shutdown()
+    fastdds.remove_segments(segments)  # an entity that something still refers to has kept them
     stop_signals.ignore()
     return 0
 
