@@ -42,6 +42,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lisa_ros.msg import Segmentation
 from node_peer import NODE, NodePeer
+from rgbd_camera import SPONGE
 from tqdm import tqdm
 
 from lisa_ros.client import LisaClient
@@ -157,7 +158,7 @@ class Observer:
         sent: list[str] = []
         while time.monotonic() < since + _PATIENCE:
             self._number += 1
-            sent.append(f'where is the mug? {self._number}')
+            sent.append(f'{SPONGE} {self._number}')
             self.peer.command(sent[-1])
             self.peer.spin(_PROBE_PERIOD)
             times = [self._answered[text] for text in sent if text in self._answered]

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lisa_ros.resources import TEST_SETS  # found by the line above
 
+SPONGE = 'show me the sponge'  # a query about the image that lisa-tabletop answers with a mask
+_IMAGE = 'test_00000.webp'  # of the bundled test set
 FRAME_ID = 'camera_optical'
 _PERIOD = 16  # frames until the motion repeats
 
@@ -33,8 +35,7 @@ _PERIOD = 16  # frames until the motion repeats
 def test_image(width: int, height: int) -> np.ndarray:
     """Return the first image of the bundled test set, (height, width, 3) uint8 RGB."""
     with zipfile.ZipFile(TEST_SETS / 'test.zip') as files:
-        name = min(name for name in files.namelist() if name.endswith(('.jpg', '.png')))
-        content = np.frombuffer(files.read(name), np.uint8)
+        content = np.frombuffer(files.read(_IMAGE), np.uint8)
     return cv2.resize(cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1], (width, height))
 
 

@@ -51,8 +51,9 @@ SAMPLES = 200  # of memory
 # Without queries nothing is published there: /rosout of a node that logs nothing, events of goals.
 _SILENT = ('/rosout', '/_action/', '_event')
 QUERIES = (
-    'segment the red mug', 'what can I eat?', 'which object holds water?', 'where is the pan?',
-    'the leftmost object', 'everything on the table', 'what cuts bread?', 'the green one',
+    'show me the sponge', 'the thing made of metal', 'What can make coffee?',
+    'hand me the lowest thing', 'what soaks up water in this image?', 'hand me the cream cheese',
+    'where is the handle of the coffee pot?', 'where is the coffee pot and the sponge?',
 )  # fmt: skip
 
 
@@ -212,6 +213,12 @@ def main() -> int:
     parser.add_argument(
         '--model', default='lisa-tabletop', help=f'or {processes.CENTRE} (default: lisa-tabletop)'
     )
+    parser.add_argument(
+        '--threads',
+        type=int,
+        default=1,
+        help='parameter threads of the node (default: 1: camera and topics need the other cores)',
+    )
     parser.add_argument('--out', type=Path, default=Path('runs/endurance'), help='folder')
     parser.add_argument('--listen', type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,7 +233,7 @@ def main() -> int:
     processes.join_graph()
     start = time.monotonic()
     peer = NodePeer()
-    command = processes.node_command(options.out, options.model, {})
+    command = processes.node_command(options.out, options.model, {'threads': options.threads})
     listener = [sys.executable, __file__, '--listen', str(counts.resolve())]
     with (
         processes.started(command, log) as node,
