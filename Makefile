@@ -28,7 +28,7 @@ test: setup  ## run lint and all tests
 	ruff format --check .
 	export LISA_ROS_REQUIRE_ROS=1  # tests of what the set-up installed may not be skipped
 	export OMP_NUM_THREADS=1       # the test processes share the cores
-	python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:  ## remove everything that make wrote
 	rm -rf .venv build install log demo lisa_ros.egg-info .pytest_cache .ruff_cache
