@@ -13,6 +13,7 @@ import sys
 from lisa_ros.commands import (
     chat,
     checksum,
+    doctor,
     evaluate,
     export,
     finetune,
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, checksum),
+    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, checksum, doctor),
 )
 
 

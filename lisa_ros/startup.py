@@ -55,8 +55,10 @@ def run_command_line(*command: str) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP under nohup
             signal.signal(number, _exit_terminated)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals.STOP_SIGNALS)
-    from lisa_ros import cli
-
+    try:
+        from lisa_ros import cli
+    except ImportError as error:
+        _exit_without_packages(error, [*command, *sys.argv[1:]])
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -73,6 +75,17 @@ def run_command_line(*command: str) -> NoReturn:
         _exit_interrupted()  # a library made an ImportError of it, or Ctrl-C came twice
     stop_signals.ignore()
     sys.exit(status)
+
+
+def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn:
+    """Run the doctor, which needs no package, if it is asked for; else name it."""
+    if arguments[:1] == ['doctor']:
+        from lisa_ros.doctor.__main__ import main
+
+        sys.exit(main(arguments[1:]))
+    text = ' '.join(str(error).split())
+    print(f'lisa-ros: {text}; lisa-ros doctor checks all packages', file=sys.stderr)
+    sys.exit(1)
 
 
 def _exit_interrupted(*_: object) -> NoReturn:

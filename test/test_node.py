@@ -308,6 +308,8 @@ def test_diagnostics_report_the_model_the_inputs_and_the_requests(peer):
     assert statuses['/lisa: input /image'].level == DiagnosticStatus.OK
     assert statuses['/lisa: model'].level == DiagnosticStatus.OK
     assert statuses['/lisa: model'].hardware_id == f'{platform.node()} cpu'
+    model = {v.key: v.value for v in statuses['/lisa: model'].values}
+    assert model['precision'] == 'fp32'  # the one in use: the parameter is auto
     values = {v.key: v.value for v in statuses['/lisa: requests'].values}
     assert int(values['answered']) > 0
     assert int(values['failed']) > 0

@@ -53,16 +53,39 @@ def resize_registered_depth(
         ImageError: the depth is in another frame or has another aspect ratio.
     """
     height, width = depth.shape
-    if frame and depth_frame and frame != depth_frame:
-        raise ImageError(f'depth is in frame {depth_frame}, the image in {frame}: {_REGISTER}')
-    if abs(width * camera.size[1] - camera.size[0] * height) > max(height, camera.size[1]):
-        raise ImageError(
-            f'depth is {width} x {height} pixels, the image {camera.size[0]} x {camera.size[1]}: '
-            f'not the same aspect ratio; {_REGISTER}'
-        )
+    fault = registration_fault(frame, depth_frame, tuple(camera.size), (width, height))
+    if fault:
+        raise ImageError(fault)
     if (width, height) == tuple(camera.size):
         return depth
     return cv2.resize(depth, tuple(camera.size), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def registration_fault(
+    frame: str,
+    depth_frame: str,
+    size: tuple[int, int] | None,
+    depth_size: tuple[int, int] | None,
+) -> str:
+    """Return why depth is not registered to an image, with the cure; empty if it may be.
+
+    Args:
+        frame: frame_id of the image; '' if unknown.
+        depth_frame: frame_id of the depth; '' if unknown.
+        size: width and height of the image [pixels]; None: unknown.
+        depth_size: width and height of the depth [pixels]; None: unknown.
+    """
+    if frame and depth_frame and frame != depth_frame:
+        return f'depth is in frame {depth_frame}, the image in {frame}: {_REGISTER}'
+    if size is None or depth_size is None:
+        return ''
+    (width, height), (depth_width, depth_height) = size, depth_size
+    if abs(depth_width * height - width * depth_height) <= max(depth_height, height):
+        return ''
+    return (
+        f'depth is {depth_width} x {depth_height} pixels, the image {width} x {height}: '
+        f'not the same aspect ratio; {_REGISTER}'
+    )
 
 
 def depth_to_points(

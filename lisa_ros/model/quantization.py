@@ -55,6 +55,18 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         ) from error
 
 
+def weights_precision(model: nn.Module) -> str:
+    """Return the precision of a model's language layers, a name in PRECISIONS; '' if unknown."""
+    layers = {type(module).__name__ for module in model.modules()}
+    for name, quantized_layer in (('nf4', 'Linear4bit'), ('int8', 'Linear8bitLt')):
+        if quantized_layer in layers:
+            return name
+    names = {PRECISIONS[name]: name for name in ('fp32', 'bf16', 'fp16')}
+    weights = (weight for name, weight in model.named_parameters() if name.startswith('llm.'))
+    first = next(weights, None)
+    return '' if first is None else names.get(first.dtype, '')
+
+
 def is_quantized(name: str, module: nn.Module) -> bool:
     """Return whether int8 and nf4 quantize this weight of `module`.
 

@@ -175,6 +175,24 @@ class SupervisedBackend(Backend, Protocol):
         """Free the model; no more requests."""
 
 
+@runtime_checkable
+class ReportsPrecision(Protocol):
+    """A backend that says in which number format its weights are; any thread."""
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16, int8 or nf4; empty if it is unknown."""
+
+
+@runtime_checkable
+class ReportsPeakMemory(Protocol):
+    """A backend that says how much memory it has had; any thread."""
+
+    @property
+    def peak_memory(self) -> int:
+        """Largest resident memory so far, without that of a GPU [bytes]; 0 if unknown."""
+
+
 class BackendLoader(Protocol):
     """Loads the models of a scheme, such as "vlm+sam:"; see `registry.register_backend`."""
 

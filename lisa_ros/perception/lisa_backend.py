@@ -21,6 +21,7 @@ from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.origin import Origin
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
+from lisa_ros.model.quantization import weights_precision
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
@@ -109,6 +110,11 @@ class LisaBackend:
     def device(self) -> str:
         """The torch device of the model, such as "cuda:0"."""
         return str(self.encoder.device)
+
+    @property
+    def precision(self) -> str:
+        """The number format of most weights: fp32, bf16, fp16, int8 or nf4."""
+        return weights_precision(self.model)
 
     @property
     def capabilities(self) -> Capabilities:

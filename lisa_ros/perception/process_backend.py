@@ -132,6 +132,11 @@ class ProcessBackend:
         return self._loaded.capabilities
 
     @property
+    def precision(self) -> str:
+        """The number format of the weights in the child; empty if it is unknown."""
+        return self._loaded.precision
+
+    @property
     def health(self) -> ModelHealth:
         """Whether the model can be asked; OK also while it answers."""
         return self._supervisor.health
@@ -140,6 +145,11 @@ class ProcessBackend:
     def memory(self) -> int:
         """Resident memory of the child, without that of a GPU [bytes]; 0 if there is none."""
         return self._supervisor.memory
+
+    @property
+    def peak_memory(self) -> int:
+        """Largest resident memory of the child so far [bytes]; 0 if it is unknown."""
+        return self._supervisor.peak_memory
 
     @property
     def gpu_memory(self) -> GpuMemory | None:

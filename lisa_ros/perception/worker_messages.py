@@ -77,6 +77,7 @@ class Loaded:
 
     device: str
     capabilities: Capabilities
+    precision: str = ''  # of the weights; empty: unknown
 
 
 @dataclass(frozen=True)

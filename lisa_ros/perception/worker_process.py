@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from lisa_ros import stop_signals
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend, GpuMemory
+from lisa_ros.perception.backend import Backend, GpuMemory, ReportsPrecision
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
     Answered,
@@ -122,7 +122,8 @@ class ModelServer:
             self._channel.send(_raised(0, error))
             _exit(1)
         self._send_gpu_memory()
-        self._channel.send(Loaded(str(backend.device), backend.capabilities))
+        precision = backend.precision if isinstance(backend, ReportsPrecision) else ''
+        self._channel.send(Loaded(str(backend.device), backend.capabilities, precision))
         return backend
 
     def _serve(self, backend: Backend, request: Request) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 from lisa_ros.errors import WorkerError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
+from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import ChannelClosedError
 from lisa_ros.perception.stopping import Deadline, EarlyEnd
 from lisa_ros.perception.worker import Worker
@@ -116,6 +117,13 @@ class WorkerSupervisor:
         with self._changed:
             worker = self._worker or self._starting
         return worker.memory() if worker else 0
+
+    @property
+    def peak_memory(self) -> int:
+        """Largest resident memory of the child so far [bytes]; 0 if there is none."""
+        with self._changed:
+            worker = self._worker or self._starting
+        return process_memory(worker.pid).peak if worker else 0
 
     # ---- for requests
 

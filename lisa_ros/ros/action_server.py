@@ -19,6 +19,7 @@ works for a client that has gone: its goals end within 2 s after it has left the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -30,6 +31,7 @@ from sensor_msgs.msg import RegionOfInterest
 
 from lisa_ros.action import Segment
 from lisa_ros.errors import LisaError, QueryError
+from lisa_ros.health.goals import OpenGoal
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.msg import Instance
 from lisa_ros.msg import Segmentation as SegmentationMessage
@@ -129,6 +131,7 @@ class SegmentActionServer:
         )
         action = self._node.resolve_service_name('~/segment')
         self._clients = GoalClients(self._node, self._server, action, self._limit_client)
+        self._since: dict[bytes, float] = {}  # when a goal came [s, monotonic], by its id
         self._missing: set[bytes] = set()  # goals whose client was not there at the last check
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=clock)
@@ -143,8 +146,23 @@ class SegmentActionServer:
             return GoalResponse.REJECT
         if not scheduler.accepts_goals:
             self._log.error('a goal was rejected: the queue is full, see goals_kept')
+            scheduler.note_rejection()
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
+
+    def open_goals(self) -> list[OpenGoal]:
+        """Return the goals that have not ended; on the executor's thread."""
+        names = self._clients.names() if self._requests else {}
+        now = time.monotonic()
+        return [
+            OpenGoal(
+                names.get(self._clients.client(goal_id), 'unknown client'),
+                request.text,
+                request.is_continuous,
+                now - self._since.get(goal_id, now),
+            )
+            for goal_id, (_, request) in self._requests.items()
+        ]
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         self._cancel(bytes(goal.goal_id.uuid), CancelReason.CANCELLED)
@@ -162,6 +180,8 @@ class SegmentActionServer:
         goals = sum(self._clients.client(other) == client for other in self._requests)
         if client and goals > self._settings.value.goals_per_client:
             self._log.warning('a goal was aborted: its client has too many, see goals_per_client')
+            scheduler, _ = self._requests[goal_id]
+            scheduler.history.add_rejection(CancelReason.CLIENT_LIMIT.value)
             self._cancel(goal_id, CancelReason.CLIENT_LIMIT)
 
     def _check_clients(self) -> None:
@@ -174,6 +194,7 @@ class SegmentActionServer:
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
         """Wait for the end of a goal and return its result; other callbacks run meanwhile."""
+        self._since[bytes(goal.goal_id.uuid)] = time.monotonic()
         try:
             camera = self._cameras.named(goal.request.camera)
             _check_goal(goal.request, camera.scheduler, self._settings.value.max_command_chars)
@@ -183,6 +204,7 @@ class SegmentActionServer:
             return _failed_result(shortened(goal.request.query), str(error))
         finally:
             self._clients.forget(bytes(goal.goal_id.uuid))
+            del self._since[bytes(goal.goal_id.uuid)]
         is_continuous = goal.request.continuous
         if goal.is_cancel_requested and (is_continuous or status is Status.CANCELLED):
             goal.canceled()

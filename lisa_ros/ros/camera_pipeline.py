@@ -23,6 +23,7 @@ from lisa_ros.session.command_parser import CommandKind, ParsedCommand
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.outcomes import Outcome
 from lisa_ros.session.request import RequestListener, shortened
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
@@ -165,6 +166,13 @@ class CameraPipeline:
         """The input topics, that of the colour image first; none while the node is inactive."""
         parts = self._parts
         return [] if parts is None else parts.inputs.watches
+
+    @property
+    def newest_position(self) -> Outcome | None:
+        """Whether the last 3D positions could be computed; None: there were none."""
+        publishers = self._publishers  # another thread may release them
+        outcomes = () if publishers is None else publishers.answers.positions.newest
+        return outcomes[-1] if outcomes else None
 
     def client_listener(self, receiver: AnswerReceiver, is_public: bool) -> RequestListener:
         """Return the listener of a request whose client waits for the answer.

@@ -20,6 +20,7 @@ from typing import Any
 from rclpy.action import ActionServer
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from service_msgs.msg import ServiceEventInfo
 
 from lisa_ros.action import Segment
@@ -73,6 +74,15 @@ class GoalClients:
         """Return the GID of a goal's client; '' as long as it is unknown."""
         return self._clients.get(goal_id, '')
 
+    def names(self) -> dict[str, str]:
+        """Return the node of each action client in the graph, by the client's GID."""
+        return {
+            bytes(reader.endpoint_gid).hex(): (
+                f'{reader.node_namespace.rstrip("/")}/{reader.node_name}'
+            )
+            for reader in self._readers()
+        }
+
     def forget(self, goal_id: bytes) -> None:
         """Forget a goal that has ended."""
         self._clients.pop(goal_id, None)
@@ -90,6 +100,9 @@ class GoalClients:
 
     def _present(self) -> set[str]:
         """Return the GIDs of all action clients in the graph; empty if the middleware has none."""
+        return {bytes(reader.endpoint_gid).hex() for reader in self._readers()}
+
+    def _readers(self) -> list[TopicEndpointInfo]:
+        """Return the DDS readers of responses to goals."""
         replies = f'rr{self._action}/_action/send_goalReply'
-        readers = self._node.get_subscriptions_info_by_topic(replies, no_mangle=True)
-        return {bytes(reader.endpoint_gid).hex() for reader in readers}
+        return self._node.get_subscriptions_info_by_topic(replies, no_mangle=True)

@@ -24,7 +24,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -33,12 +32,14 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros.errors import LisaError
+from lisa_ros.health.node import Lifecycle
 from lisa_ros.perception.backend import Backend, SupervisedBackend
-from lisa_ros.ros import configuration, diagnostics, fastdds, parameter_declaration
+from lisa_ros.ros import configuration, fastdds, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.bond import ManagerBond
 from lisa_ros.ros.cameras import Cameras
-from lisa_ros.ros.context import NodeClock, NodeContext
+from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.diagnostics import Diagnostics, ModelParts
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
@@ -57,6 +58,23 @@ _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
+_CHANGING = {
+    'configure': 'configuring',
+    'activate': 'activating',
+    'deactivate': 'deactivating',
+    'cleanup': 'cleaning up',
+    'shutdown': 'shutting down',
+    'error': 'recovering from an error',
+}
+_STATE_AFTER = {
+    'configure': 'inactive',
+    'activate': 'active',
+    'deactivate': 'inactive',
+    'cleanup': 'unconfigured',
+    'shutdown': 'finalized',
+    'error': 'unconfigured',
+}
+
 Transition = Callable[['LisaNode', LifecycleState], TransitionCallbackReturn]
 
 
@@ -65,14 +83,22 @@ def log_transition_errors(transition: Transition) -> Transition:
 
     @functools.wraps(transition)
     def run(self: LisaNode, state: LifecycleState) -> TransitionCallbackReturn:
+        name = transition.__name__.removeprefix('on_')
+        self.note_transition(_CHANGING[name])
+        reason = ''
         try:
-            return transition(self, state)
+            result = transition(self, state)
         except LisaError as error:  # the user can correct it: one line, and the state stays
-            self.get_logger().error(f'{transition.__name__[3:]} failed: {error}')
-            return TransitionCallbackReturn.FAILURE
-        except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001  # a bug: logged whole
+            reason = f'{name} failed: {error}'
+            self.get_logger().error(reason)
+            result = TransitionCallbackReturn.FAILURE
+        except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001  # a bug: logged whole
+            reason = f'{name} failed: internal error: {type(error).__name__}: {error}'
             self.get_logger().error(traceback.format_exc())
-            return TransitionCallbackReturn.ERROR
+            result = TransitionCallbackReturn.ERROR
+        is_done = result == _SUCCESS
+        self.note_transition(_STATE_AFTER[name] if is_done else state.label, reason)
+        return result
 
     return run
 
@@ -95,6 +121,7 @@ class LisaNode(LifecycleNode):
         super().__init__('lisa', **node_options)
         self._stop_timeout = stop_timeout
         self._is_loading = False  # configure is reading the weights
+        self._lifecycle = Lifecycle('unconfigured', time.monotonic())
         self._backend: Backend | None = None  # while configured, as `_inference`
         self._inference: InferenceThread | None = None
         self._commands: Subscription | None = None  # while active
@@ -108,7 +135,7 @@ class LisaNode(LifecycleNode):
         self._create_services()
         # Made here and not on activate: a new server would leave earlier goals unanswered.
         self._action_server = SegmentActionServer(context, self._cameras)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._diagnostics = Diagnostics(context, self._cameras, self._action_server)
         self.create_timer(
             self._settings.value.diagnostics_period,
             self._publish_diagnostics,
@@ -138,6 +165,16 @@ class LisaNode(LifecycleNode):
     def stop(self) -> bool:
         """Cancel all requests, in any state; False if one runs longer than `stop_timeout`."""
         return not self._is_loading and self._cameras.close(self._stop_timeout)
+
+    def note_transition(self, state: str, error: str = '') -> None:
+        """Note the lifecycle state, and why the last transition failed.
+
+        The reason of a failure stays until a transition succeeds.
+        """
+        is_settled = state in _STATE_AFTER.values()
+        is_kept = not is_settled or state == 'unconfigured'
+        error = error or (self._lifecycle.error if is_kept else '')
+        self._lifecycle = Lifecycle(state, time.monotonic(), error)
 
     # ---- transitions
 
@@ -342,26 +379,10 @@ class LisaNode(LifecycleNode):
         return response
 
     def _publish_diagnostics(self) -> None:
-        settings = self._settings.value
         backend = None if self._is_loading else self._backend  # another thread may release it
-        device = str(backend.device) if backend else ''
-        hardware_id = diagnostics.hardware_id(device or settings.device)
-        name = self.get_fully_qualified_name()
-        source, clock = diagnostics.StatusSource(name, hardware_id), NodeClock(self)
-        inference = self._inference
-        health = inference.health if inference and backend else None
-        memory = diagnostics.model_memory(backend)
-        statuses = [diagnostics.model_status(source, settings, device, health, memory)]
-        for watch in self._cameras.inputs:
-            publishers = self.count_publishers(watch.topic)
-            statuses.append(diagnostics.topic_status(source, watch, publishers, clock))
-        for camera in self._cameras:
-            if camera.scheduler:
-                source = diagnostics.StatusSource(f'{name} {camera.name}'.rstrip(), hardware_id)
-                statuses.append(diagnostics.request_status(source, camera.scheduler))
-        message = DiagnosticArray(status=statuses)
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        lifecycle = self._lifecycle
+        since = lifecycle.since if self._is_loading else None
+        self._diagnostics.publish(ModelParts(backend, self._inference, since), lifecycle)
 
 
 def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> int:

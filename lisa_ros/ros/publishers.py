@@ -34,8 +34,10 @@ from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.outcomes import Outcomes
 from lisa_ros.tracking.tracker import TrackingState
 
+_POSITION = '3D position'
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
 
 
@@ -61,6 +63,7 @@ class AnswerPublishers:
         """
         self._node, self._context = context.node, context
         self._publishers: list[Publisher] = []
+        self.positions = Outcomes()  # of 3D positions
         create = functools.partial(self._create, prefix)
         self._segmentation = create(SegmentationMessage, 'segmentation', COMMAND_QOS)
         self._mask = create(Image, 'mask')
@@ -146,8 +149,10 @@ class AnswerPublishers:
             objects = rgbd_frame.localize(result.masks, self._gravity_direction(frame))
         except ImageError as error:
             if frame.depth is not None:  # without a depth camera this is expected
+                self.positions.note(_POSITION, str(error))
                 self._context.log.error(f'no 3D position: {error}')
             return LocalizedResult(None, unknown, str(error))
+        self.positions.note(_POSITION)
         target, target_error = self._target_pose(frame, objects)
         reasons = [_missing_depth(objects), target_error]
         return LocalizedResult(rgbd_frame, objects, '; '.join(filter(None, reasons)), target)

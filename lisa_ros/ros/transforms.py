@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transform poses to other frames at the stamp of an image, with tf2_ros if installed.
 
-Threads: `transform_pose` and `gravity_direction` wait for a transform; they may be called from any
-thread except the executor's, which has to receive /tf meanwhile.
+Threads: `missing` returns at once, on any thread. `transform_pose` and `gravity_direction` wait
+for a transform; they may be called from any thread except the executor's, which has to receive
+/tf meanwhile.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,15 @@ from std_msgs.msg import Header
 from lisa_ros.errors import TransformError
 from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
 from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.session.outcomes import Outcomes
 
 try:
     import tf2_ros
 except ImportError:  # not in every install: then ~/target is not published in other frames
     tf2_ros = None
+
+
+_PUBLISH_IT = 'start robot_state_publisher or static_transform_publisher, or correct target_frame'
 
 
 class Transforms:
@@ -34,7 +41,14 @@ class Transforms:
         """Make one for a node; it waits `transform_timeout` of the settings for a transform."""
         self._node, self._settings = node, settings
         self._buffer: Any = None
+        self.lookups = Outcomes()  # of transforms, by frames
         self._lock = threading.Lock()  # delivery threads of several cameras may be the first
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the parameters ask for a transform."""
+        settings = self._settings.value
+        return bool(settings.target_frame or settings.gravity_frame)
 
     def listen(self) -> None:
         """Subscribe to /tf and /tf_static if tf2_ros is installed."""
@@ -74,13 +88,38 @@ class Transforms:
         rotation, _ = self._lookup(gravity_frame, header)
         return rotation[2]  # rows of image-to-level are the level axes in the image's frame
 
+    def missing(self, frames: Sequence[str], targets: Sequence[str]) -> str:
+        """Return which transform TF does not know now, with the cure; empty if none is missing.
+
+        Args:
+            frames: frame_ids of images; without any, nothing is missing yet.
+            targets: the frames to transform to.
+        """
+        for frame, target in itertools.product(frames, targets):
+            if frame == target:
+                continue
+            if tf2_ros is None:
+                return _not_installed(frame, target)
+            buffer = self._buffer
+            if buffer is not None and not buffer.can_transform(target, frame, Time()):
+                return f'TF has no transform from {frame} to {target}: {_PUBLISH_IT}'
+        return ''
+
     def _lookup(self, target: str, header: Header) -> tuple[np.ndarray, np.ndarray]:
         """Return rotation (3, 3) and translation (3,) [m] from the header's frame to target."""
+        subject = f'{header.frame_id} to {target}'
+        try:
+            transform = self._waited_for(target, header)
+        except TransformError as error:
+            self.lookups.note(subject, str(error))
+            raise
+        self.lookups.note(subject)
+        return transform
+
+    def _waited_for(self, target: str, header: Header) -> tuple[np.ndarray, np.ndarray]:
+        """Return rotation and translation, after `transform_timeout` at most."""
         if tf2_ros is None:
-            raise TransformError(
-                f'tf2_ros is not installed, so {header.frame_id} is not known in {target}: '
-                'install tf2_ros_py, or leave target_frame and gravity_frame empty'
-            )
+            raise TransformError(_not_installed(header.frame_id, target))
         self.listen()
         timeout = Duration(nanoseconds=round(self._settings.value.transform_timeout * 1e9))
         try:
@@ -89,10 +128,18 @@ class Transforms:
             ).transform
         except tf2_ros.TransformException as error:
             raise TransformError(
-                f"no transform from {header.frame_id} to {target} at the image's stamp: {error}"
+                f"no transform from {header.frame_id} to {target} at the image's stamp: {error}; "
+                f'{_PUBLISH_IT}'
             ) from error
         quaternion, translation = transform.rotation, transform.translation
         return (
             quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w),
             np.array([translation.x, translation.y, translation.z]),
         )
+
+
+def _not_installed(frame: str, target: str) -> str:
+    return (
+        f'tf2_ros is not installed, so {frame} is not known in {target}: install tf2_ros_py, or '
+        'leave target_frame and gravity_frame empty'
+    )

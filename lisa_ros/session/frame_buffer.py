@@ -34,6 +34,17 @@ class SyncedMessages:
 
 
 @dataclass(frozen=True)
+class NewestMessages:
+    """The newest message of each topic of a camera; None before the first."""
+
+    image: Any | None
+    depth: Any | None
+    camera_info: Any | None
+    # between an image and the depth image nearest to it, the smallest of those that are kept [s]
+    stamp_gap: float | None
+
+
+@dataclass(frozen=True)
 class _Image:
     """A colour image with its arrival."""
 
@@ -128,6 +139,18 @@ class FrameBuffer:
             return SyncedMessages(
                 stamp, image.message, depth, info, image.arrival, image.arrived_at
             )
+
+    def newest_messages(self) -> NewestMessages:
+        """Return the newest message of each topic, whether their stamps fit or not."""
+        with self._lock:
+            rings = self._images, self._depths, self._infos
+            stamped = [ring.entries[-1] if ring.entries else None for ring in rings]
+            nearest = None
+            if stamped[0] and stamped[1]:
+                pairs = itertools.product(self._images.entries, self._depths.entries)
+                nearest = min(abs(image - depth) for (image, _), (depth, _) in pairs) / 1e9
+        image, depth, info = (entry and entry[1] for entry in stamped)
+        return NewestMessages(image and image.message, depth, info, nearest)
 
     def usable_at(self, frame: SyncedMessages | None) -> float:
         """Return the earliest time to answer a request about the newest frame [s, monotonic].

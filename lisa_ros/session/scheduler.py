@@ -41,7 +41,7 @@ from lisa_ros.session.background import BackgroundWork
 from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.delivery import DeliveryThread, ErrorLog
 from lisa_ros.session.dialogue_history import MAX_TURNS, DialogueStore
-from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
+from lisa_ros.session.frame_buffer import FrameBuffer, NewestMessages, SyncedMessages
 from lisa_ros.session.image_age import Clock, SystemClock, stale_reason
 from lisa_ros.session.inference_thread import InferenceJob, InferenceThread, Urgency
 from lisa_ros.session.options import SessionOptions
@@ -55,11 +55,13 @@ from lisa_ros.session.request import (
     shortened,
     unanswered,
 )
+from lisa_ros.session.request_history import RequestHistory
 
 COMMANDS = ''  # key of the dialogue that commands belong to
 # Results that wait for their listeners: one is delivered while the model computes the next. More
 # would only make a command wait for more deliveries, and each holds an image and masks.
-_MAX_UNDELIVERED = 2
+MAX_UNDELIVERED = 2
+_FULL = 'the queue was full: send fewer goals at once, or raise goals_kept'
 _EMPTY = 'the command is empty: say what to look for, such as "segment the red mug"'
 
 
@@ -86,7 +88,7 @@ class RequestScheduler:
             clock: the clock of stamps and arrivals; None: the system clock.
             log: receives tracebacks of listeners; None: the logger of this module.
         """
-        self.counters = RequestCounters()
+        self.counters, self.history = RequestCounters(), RequestHistory()
         self._inference, self._listener, self._options = inference, listener, options
         self._changed = inference.changed
         self._dialogues = dialogues or DialogueStore()
@@ -163,6 +165,10 @@ class RequestScheduler:
         """Return the newest image with its depth and camera info; None before the first image."""
         return self._frames.newest_frame(self._options.depth_tolerance)
 
+    def newest_messages(self) -> NewestMessages:
+        """Return the newest message of each topic, whether their stamps fit or not."""
+        return self._frames.newest_messages()
+
     # ---- requests
 
     def submit_command(
@@ -217,18 +223,39 @@ class RequestScheduler:
         with self._changed:
             self.counters.commands += 1
             if self._closed or not self.accepts_goals:
-                self.counters.rejected += 1
+                self.note_rejection()
                 return False
             self._waiting.append(request)
             self._inference.wake()
         return True
 
+    def note_rejection(self, reason: str = _FULL) -> None:
+        """Count a goal that was not accepted, or not kept."""
+        with self._changed:
+            self.counters.rejected += 1
+        self.history.add_rejection(reason)
+
     @property
     def accepts_goals(self) -> bool:
         """Whether one more goal may wait."""
+        return self.waiting_goals < self.goals_kept
+
+    @property
+    def waiting_goals(self) -> int:
+        """How many goals wait for their first answer."""
         with self._changed:
-            goals = [r for r in self._waiting if r.kind is RequestKind.GOAL and not r.previous]
-            return len(goals) < self._options.goals_kept
+            goals = (r for r in self._waiting if r.kind is RequestKind.GOAL and not r.previous)
+            return sum(1 for _ in goals)
+
+    @property
+    def goals_kept(self) -> int:
+        """How many goals may wait."""
+        return self._options.goals_kept
+
+    @property
+    def undelivered(self) -> int:
+        """How many results wait for their listeners; with `MAX_UNDELIVERED` the model waits."""
+        return self._delivery.undelivered
 
     def set_standing_query(self, text: str) -> bool:
         """Ask a query about every new frame, at most `watch_rate` times a second, until `stop`.
@@ -357,7 +384,7 @@ class RequestScheduler:
         is_background = urgency is Urgency.BACKGROUND
         if not (self._background.is_pending if is_background else self._waiting):
             return math.inf
-        if self._delivery.undelivered >= (1 if is_background else _MAX_UNDELIVERED):
+        if self._delivery.undelivered >= (1 if is_background else MAX_UNDELIVERED):
             return math.inf  # until `_on_delivered`
         frame = self.newest_frame()
         if is_background:
@@ -483,6 +510,9 @@ class RequestScheduler:
         """Count the end of a request and deliver it."""
         with self._changed:
             self.counters.count(result.status)
+        is_begun = frame is not None and frame.frozen_at > 0
+        seconds = time.monotonic() - frame.frozen_at if is_begun else None
+        self.history.add_end(result.status, result.reason, seconds)
         self._delivery.finished(request, frame, result)
 
 

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m lisa_ros.doctor`: the checks where `lisa-ros` itself cannot be imported.
+
+NumPy and all other packages may be missing or broken. The model is lisa-tabletop.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lisa_ros.doctor.run import DoctorOptions, report
+from lisa_ros.doctor.weights import ModelOptions
+from lisa_ros.resources import DEFAULT_MODEL
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all checks and print the findings; return the exit status."""
+    parser = argparse.ArgumentParser(prog='python -m lisa_ros.doctor', description=__doc__)
+    parser.add_argument('--node', metavar='NAME', help='a node that must run, such as /lisa')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument('--timeout', type=float, default=10.0, help='of each check [s]')
+    options, _ = parser.parse_known_args(arguments)
+    asked = DoctorOptions(ModelOptions(DEFAULT_MODEL), options.node, timeout=options.timeout)
+    return report(asked, as_json=options.json)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

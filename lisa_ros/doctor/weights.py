@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check torch with its GPU, and the weights of a model: present, readable, whole.
+
+One process imports torch, which takes seconds, for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lisa_ros.doctor.finding import Finding
+from lisa_ros.doctor.gpu import driver_facts, judge_gpu
+from lisa_ros.doctor.probe import ProbeResult, run_probe
+from lisa_ros.health.verdict import Level
+
+LONG_TIMEOUT = 600.0  # of what reads all weights: checksums, --load [s]
+_PROBE = 'lisa_ros.doctor.model_probe'
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is checked, and what it must be."""
+
+    model: str
+    vision_tower: str = ''
+    sha256: str = ''
+    lock: str = ''
+    allow_download: bool = False
+    device: str = 'auto'
+    precision: str = 'auto'
+
+
+def check_model(options: ModelOptions, is_loaded: bool, timeout: float) -> list[Finding]:
+    """Return the findings about torch and the weights, and about the loaded model.
+
+    Args:
+        options: of the model; sha256 and lock read all weights.
+        is_loaded: load the model and ask it.
+        timeout: [s]; ten minutes if all weights are read.
+    """
+    reads_all = is_loaded or options.sha256 or options.lock
+    arguments = [json.dumps(asdict(options)), json.dumps(is_loaded)]
+    result = run_probe(_PROBE, arguments, LONG_TIMEOUT if reads_all else timeout)
+    findings = [
+        judge_gpu(driver_facts(), result, options.device),
+        _weights(options, result),
+    ]
+    return [*findings, judge_model('model', result, 'loaded')] if is_loaded else findings
+
+
+def _weights(options: ModelOptions, result: ProbeResult) -> Finding:
+    scheme, colon, _ = options.model.partition(':')
+    if colon and '/' not in scheme:
+        found = f'{options.model} has a loader of its own: use --load'
+        return Finding('weights', Level.OK, found)
+    return judge_model('weights', result, 'weights')
+
+
+def judge_model(check: str, result: ProbeResult, key: str) -> Finding:
+    """Return a finding of the probe; if the probe did not come so far, why.
+
+    Args:
+        check: the subject.
+        result: of `model_probe`.
+        key: of the facts: weights or loaded.
+    """
+    facts: Mapping[str, Any] | None = result.facts.get(key)
+    if facts is not None:
+        return Finding(check, Level(facts['level']), facts['found'], facts['cure'])
+    level = Level.WARN if result.is_late else Level.ERROR
+    cure = 'give more time with --timeout' if result.is_late else 'see the row of torch'
+    return Finding(check, level, result.error or 'not checked', cure)

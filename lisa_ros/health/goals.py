@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge the goals of ~/segment: how many each client has, and which go on for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
+from lisa_ros.session.request import shortened
+
+_LISTED = 10  # goals
+_QUERY_CHARS = 40
+_NEARLY = 0.8  # share of `goals_per_client`
+
+
+@dataclass(frozen=True)
+class OpenGoal:
+    """A goal that has not ended."""
+
+    client: str  # name of the client's node; its GID, or "unknown client", if it has no name
+    query: str
+    is_continuous: bool
+    seconds: float  # since it came [s]
+
+
+@dataclass(frozen=True)
+class GoalReport:
+    """All goals at one moment."""
+
+    goals: Sequence[OpenGoal]
+    per_client: int  # `goals_per_client`
+
+
+def judge_goals(report: GoalReport) -> Verdict:
+    """Return which clients have goals."""
+    continuous = [goal for goal in report.goals if goal.is_continuous]
+    owners = Counter(goal.client for goal in continuous)
+    values: dict[str, object] = {'goals': len(report.goals), 'continuous goals': len(continuous)}
+    for client, count in Counter(goal.client for goal in report.goals).most_common(_LISTED):
+        values[f'goals of {client}'] = f'{count}, {owners[client]} of them continuous'
+    for number, goal in enumerate(continuous[:_LISTED], 1):
+        text = f'{shortened(goal.query, _QUERY_CHARS)!r} of {goal.client}'
+        values[f'continuous goal {number}'] = f'{text} for {goal.seconds:.0f} s'
+    healthy = f'{len(report.goals)} goals' if report.goals else 'no goals'
+    if continuous:
+        clients = ', '.join(f'{count} of {client}' for client, count in owners.most_common(3))
+        healthy = f'{healthy}; continuous: {clients}'
+    return verdict([_greedy(report)], healthy, values)
+
+
+def _greedy(report: GoalReport) -> Problem | None:
+    clients = Counter(goal.client for goal in report.goals)
+    client, count = clients.most_common(1)[0] if clients else ('', 0)
+    if count < _NEARLY * report.per_client or count < 2:
+        return None
+    text = f'{client} has {count} goals, goals_per_client allows {report.per_client}'
+    return Problem(Level.WARN, f'{text}: let it wait for answers, or cancel continuous goals')

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge an input topic: nobody publishes, nothing comes, QoS, two publishers, stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
+
+SILENT_AFTER = 2.0  # an input without a message for this time is called silent [s]
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """An input topic at one moment."""
+
+    topic: str  # full name
+    is_required: bool  # without it nothing is answered
+    publishers: Sequence[str]  # full names of their nodes, one for each publisher
+    is_latched: bool  # all publishers are transient local: one message may be all there is
+    silence: float  # since the last message [s]; infinite before the first
+    rate: float  # of the last messages [Hz]
+    stamp_age: float  # of the last message at its arrival [s]
+    incompatible_qos: str = ''  # the policy on which a publisher and the node disagree
+    stamp_fault: str = ''  # what is wrong with the stamps, and the cure
+
+
+def judge_input(report: InputReport) -> Verdict:
+    """Return the state of an input topic."""
+    return verdict(_problems(report), _healthy(report), _values(report))
+
+
+def _healthy(report: InputReport) -> str:
+    if not report.publishers:
+        return 'nobody publishes it (optional)'
+    return f'{report.rate:.1f} Hz' if report.silence <= SILENT_AFTER else 'latched'
+
+
+def _problems(report: InputReport) -> list[Problem | None]:
+    if not report.publishers:
+        text = 'nobody publishes it: start the camera, or remap the topic (ros2 topic list)'
+        return [Problem(Level.ERROR, text) if report.is_required else None]
+    if report.silence > SILENT_AFTER:
+        return [_silence(report), _several(report)]
+    fault = report.stamp_fault if report.is_required else ''
+    return [Problem(Level.WARN, fault) if fault else None, _several(report)]
+
+
+def _silence(report: InputReport) -> Problem | None:
+    if report.incompatible_qos:
+        cure = f'set qos_overrides.{report.topic}.subscription'
+        text = f'QoS of the publisher is incompatible ({report.incompatible_qos}): {cure}'
+        return Problem(Level.ERROR, text)
+    if report.is_latched and report.silence < float('inf'):
+        return None
+    level = Level.ERROR if report.is_required else Level.WARN
+    text = 'there is a publisher, but no message comes: check the camera and its cable'
+    return Problem(level, f'{text} ({", ".join(sorted(set(report.publishers)))})')
+
+
+def _several(report: InputReport) -> Problem | None:
+    if len(report.publishers) < 2:
+        return None
+    names = ', '.join(sorted(report.publishers))
+    return Problem(
+        Level.WARN,
+        f'{len(report.publishers)} publishers send on it ({names}), and their messages alternate: '
+        'stop all but one, or remap (a publisher that was killed stays in the graph for 20 s)',
+    )
+
+
+def _values(report: InputReport) -> dict[str, object]:
+    has_come = report.silence < float('inf')
+    return {
+        'rate [Hz]': f'{report.rate if report.silence < SILENT_AFTER else 0:.1f}',
+        'publishers': len(report.publishers),
+        'last message [s ago]': f'{report.silence:.1f}' if has_come else 'never',
+        'age at arrival [s]': f'{report.stamp_age:.3f}' if has_come else 'unknown',
+    }

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a process and of the computer, from /proc; zeros on systems without it. Any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Resident memory of a process."""
+
+    now: int = 0  # [bytes]
+    peak: int = 0  # since its start [bytes]
+
+
+@dataclass(frozen=True)
+class SystemMemory:
+    """Memory of the computer."""
+
+    total: int = 0  # [bytes]
+    available: int = 0  # [bytes]
+
+
+def process_memory(pid: int | None = None) -> ProcessMemory:
+    """Return the memory of a process; None: of this one. Zeros if it has ended."""
+    sizes = _sizes(Path(f'/proc/{pid or os.getpid()}/status'))
+    return ProcessMemory(sizes.get('VmRSS', 0), sizes.get('VmHWM', 0))
+
+
+def system_memory() -> SystemMemory:
+    """Return the memory of the computer."""
+    sizes = _sizes(Path('/proc/meminfo'))
+    return SystemMemory(sizes.get('MemTotal', 0), sizes.get('MemAvailable', 0))
+
+
+def _sizes(path: Path) -> Mapping[str, int]:
+    """Return the sizes in a file of lines such as "VmRSS:  1234 kB" [bytes]."""
+    sizes = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+            name, _, value = line.partition(':')
+            words = value.split()
+            if len(words) == 2 and words[1] == 'kB' and words[0].isdecimal():
+                sizes[name] = 1024 * int(words[0])
+    return sizes

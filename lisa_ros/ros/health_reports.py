@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the state of the parts of a node, for `lisa_ros/health` to judge.
+
+Threads: the executor's. Nothing here waits; counters of other threads are read without a lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy
+
+from lisa_ros.errors import ImageError
+from lisa_ros.health.depth import DepthReport, ImageReport
+from lisa_ros.health.goals import GoalReport
+from lisa_ros.health.inputs import InputReport
+from lisa_ros.health.memory import MemoryReport
+from lisa_ros.health.model import ModelReport
+from lisa_ros.health.node import Lifecycle, NodeReport
+from lisa_ros.health.requests import RequestReport
+from lisa_ros.health.transforms import TransformReport
+from lisa_ros.messages.camera_info import camera_from_info
+from lisa_ros.perception.backend import (
+    Backend,
+    GpuMemory,
+    ReportsPeakMemory,
+    ReportsPrecision,
+    SupervisedBackend,
+)
+from lisa_ros.perception.process_memory import ProcessMemory, process_memory, system_memory
+from lisa_ros.ros.action_server import SegmentActionServer
+from lisa_ros.ros.cameras import Cameras
+from lisa_ros.ros.context import NodeClock, NodeContext
+from lisa_ros.ros.inputs import TopicWatch
+from lisa_ros.session.frame_buffer import NewestMessages
+from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.outcomes import Outcome
+from lisa_ros.session.scheduler import MAX_UNDELIVERED, RequestScheduler
+
+
+class SameName:
+    """Looks for other nodes with the name of a node."""
+
+    def __init__(self, node: LifecycleNode):
+        self._node = node
+        self._since: float | None = None  # when one was first seen [s, monotonic]
+
+    def report(self, now: float, lifecycle: Lifecycle) -> NodeReport:
+        """Return the state of the node; `now` [s, monotonic]."""
+        name = self._node.get_fully_qualified_name()
+        names = self._node.get_node_names_and_namespaces()
+        count = sum(full_name(node, namespace) == name for node, namespace in names)
+        if count < 2:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return NodeReport(now, name, lifecycle, max(1, count), self._since)
+
+
+def full_name(name: str, namespace: str) -> str:
+    """Return the full name of a node in the graph."""
+    return f'{namespace.rstrip("/")}/{name}'
+
+
+def model_report(
+    now: float,
+    context: NodeContext,
+    cameras: Cameras,
+    backend: Backend | None,
+    inference: InferenceThread | None,
+    loading_since: float | None,
+) -> ModelReport:
+    """Return the state of the model; times in seconds on the monotonic clock."""
+    settings = context.settings.value
+    ends = [end for scheduler in cameras.schedulers for end in scheduler.history.ends]
+    return ModelReport(
+        now,
+        settings.model,
+        str(backend.device) if backend else settings.device,
+        (backend.precision if isinstance(backend, ReportsPrecision) else ''),
+        settings.isolation,
+        inference.health if inference and backend else None,
+        loading_since,
+        sorted(ends, key=lambda end: end.at),
+        settings.answer_timeout,
+    )
+
+
+def memory_report(context: NodeContext, backend: Backend | None) -> MemoryReport:
+    """Return the memory of the processes and of the GPU."""
+    model, gpu = None, _gpu_memory() if backend else None
+    if isinstance(backend, SupervisedBackend):
+        has_peak = isinstance(backend, ReportsPeakMemory)
+        model = ProcessMemory(backend.memory, backend.peak_memory if has_peak else 0)
+        gpu = backend.gpu_memory
+    limit = context.settings.value.worker_memory_limit * 2**20
+    return MemoryReport(process_memory(), model, limit, gpu, system_memory())
+
+
+def _gpu_memory() -> GpuMemory | None:
+    """Return the memory that this process has on a GPU; None if it uses none."""
+    torch = sys.modules.get('torch')
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return GpuMemory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+
+
+def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalReport:
+    """Return the goals that have not ended."""
+    return GoalReport(actions.open_goals(), context.settings.value.goals_per_client)
+
+
+def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
+    """Return the state of an input topic."""
+    publishers = node.get_publishers_info_by_topic(watch.topic)
+    durabilities = [publisher.qos_profile.durability for publisher in publishers]
+    return InputReport(
+        watch.topic,
+        watch.is_required,
+        [full_name(info.node_name, info.node_namespace) for info in publishers],
+        all(durability is DurabilityPolicy.TRANSIENT_LOCAL for durability in durabilities),
+        watch.silence(),
+        watch.rate(),
+        watch.stamp_age,
+        watch.incompatible_qos,
+        watch.stamp_fault(NodeClock(node)),
+    )
+
+
+def request_report(now: float, scheduler: RequestScheduler) -> RequestReport:
+    """Return the requests of a camera; `now` [s, monotonic]."""
+    return RequestReport(
+        now,
+        scheduler.counters,
+        scheduler.history.ends,
+        scheduler.history.rejections,
+        scheduler.waiting_goals,
+        scheduler.goals_kept,
+        scheduler.seconds_waiting,
+        scheduler.seconds_running,
+        scheduler.undelivered,
+        MAX_UNDELIVERED,
+    )
+
+
+def depth_report(
+    now: float, context: NodeContext, newest: NewestMessages, position: Outcome | None
+) -> DepthReport:
+    """Return whether the depth and the camera info of a camera fit its images."""
+    settings = context.settings.value
+    info_size, info_fault = _calibration(newest.camera_info, settings.image_is_rectified)
+    return DepthReport(
+        now,
+        _image_report(newest.image),
+        _image_report(newest.depth),
+        newest.camera_info is not None,
+        info_size,
+        info_fault,
+        newest.stamp_gap,
+        settings.depth_tolerance,
+        position,
+    )
+
+
+def _image_report(message: Any) -> ImageReport | None:
+    if message is None:
+        return None
+    has_size = hasattr(message, 'width')  # a CompressedImage has none
+    return ImageReport(
+        message.header.frame_id, (message.width, message.height) if has_size else None
+    )
+
+
+def _calibration(message: Any, is_rectified: bool) -> tuple[tuple[int, int] | None, str]:
+    """Return the size of a camera info's images, and why it cannot be used."""
+    if message is None:
+        return None, ''
+    try:
+        size = camera_from_info(message, is_rectified).size
+    except ImageError as error:
+        return None, str(error)
+    return (None if 0 in size else tuple(size)), ''
+
+
+def transform_report(now: float, context: NodeContext, cameras: Cameras) -> TransformReport:
+    """Return whether TF knows the transforms that the parameters ask for."""
+    settings = context.settings.value
+    targets = [frame for frame in (settings.target_frame, settings.gravity_frame) if frame]
+    missing = context.transforms.missing(_frame_ids(cameras), targets)
+    return TransformReport(
+        now,
+        settings.target_frame,
+        settings.gravity_frame,
+        context.transforms.lookups.newest,
+        missing,
+    )
+
+
+def _frame_ids(cameras: Cameras) -> Sequence[str]:
+    """Return the frames of the newest images."""
+    images = [scheduler.newest_messages().image for scheduler in cameras.schedulers]
+    return list(dict.fromkeys(image.header.frame_id for image in images if image is not None))
