@@ -12,7 +12,7 @@ Exit status 1 if a limit does not hold:
 - a command about a fixed image has the same answer as before, to the bit;
 - the node and its model process have no more threads and open files than after the warm-up, the
   first fifth of the messages;
-- their memory (PSS) is at most 3 % above its level in the second half of the warm-up (not
+- their memory is at most 3 % above its level in the second half of the warm-up (not
   judged below 30000 messages);
 - the log has at most 2 MB and no traceback;
 - each command has one answer, each accepted goal one result, each request one response.
@@ -330,7 +330,7 @@ def levels(samples: list[Sample], process: str) -> tuple[float, float]:
         samples: of the run.
         process: node or model.
     """
-    memory = [(item.count, getattr(item, process).proportional) for item in samples]
+    memory = [(item.count, getattr(item, process).memory) for item in samples]
     last = memory[-1][0]
     level = statistics.median(
         value for number, value in memory if WARM_UP / 2 * last <= number <= WARM_UP * last
@@ -401,14 +401,14 @@ def plot(samples: list[Sample], path: Path, title: str) -> None:
     messages = [item.count for item in samples]
     for process, colour in (('node', report.NODE_COLOUR), ('model', report.MODEL_COLOUR)):
         usages = [getattr(item, process) for item in samples]
-        values = [usage.proportional for usage in usages]
+        values = [usage.memory for usage in usages]
         memory.plot(messages, values, color=colour, label=f'{process} process')
         level, _ = levels(samples, process)
         memory.axhline(level * (1 + MEMORY_GROWTH), color=colour, ls=':', lw=1)
         counts.plot(messages, [usage.threads for usage in usages], color=colour)
         counts.plot(messages, [usage.handles for usage in usages], color=colour, ls='--')
     memory.axvspan(0, WARM_UP * messages[-1], color='0.92')
-    memory.set(ylabel='PSS [MiB]', ylim=(0, None))
+    memory.set(ylabel='memory [MiB]', ylim=(0, None))
     report.add_legend(memory, 'dotted: limit, grey: warm-up')
     counts.set(xlabel='hostile messages', ylabel='threads (-), files (--)', ylim=(0, None))
     report.save(drawn, path)

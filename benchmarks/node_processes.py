@@ -49,10 +49,8 @@ _CENTRE_NODE = (
 class Usage:
     """What a process holds at one moment."""
 
-    resident: float  # RSS: shared memory counts fully [MiB]
-    proportional: (
-        float  # PSS: shared memory counts by share; the sum over all processes is true [MiB]
-    )
+    resident: float  # RSS [MiB]
+    memory: float  # RSS without files: what is resident of libraries depends on others, too [MiB]
     threads: int
     handles: int  # open file descriptors
 
@@ -64,8 +62,16 @@ def usage(pid: int) -> Usage:
         psutil.NoSuchProcess: it has ended.
     """
     process = psutil.Process(pid)
-    memory = process.memory_full_info()
-    return Usage(memory.rss / 2**20, memory.pss / 2**20, process.num_threads(), process.num_fds())
+    kibibytes = {
+        name: int(value.split()[0])
+        for name, _, value in (
+            line.partition(':') for line in Path(f'/proc/{pid}/status').read_text().splitlines()
+        )
+        if name in ('VmRSS', 'RssAnon', 'RssShmem')
+    }
+    memory = kibibytes['RssAnon'] + kibibytes['RssShmem']
+    handles = process.num_fds()
+    return Usage(kibibytes['VmRSS'] / 1024, memory / 1024, process.num_threads(), handles)
 
 
 @dataclass(frozen=True)

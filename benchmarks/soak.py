@@ -12,7 +12,7 @@ log. Exit status 1 if a limit does not hold:
 
 - every query is answered, and each topic of the node has messages;
 - no thread and no open file more than in the beginning;
-- memory (PSS) of node and model process grows by less than 1 % over the second half;
+- memory of node and model process grows by less than 1 % over the second half;
 - the 95th percentile of the latency of the last tenth is at most 10 % above that of the first.
 
 The last two need at least 2000 queries: in shorter runs they are printed and not judged.
@@ -134,7 +134,7 @@ def growth(samples: Sequence[Sample], process: str) -> float:
     half = samples[len(samples) // 2 :]
     if len(half) < 2:
         return float('nan')
-    memory = [getattr(item, process).proportional for item in half]
+    memory = [getattr(item, process).memory for item in half]
     slope, start = np.polyfit(np.linspace(0, 1, len(memory)), memory, 1)
     return float(slope / start)
 
@@ -197,11 +197,11 @@ def plot(answers: Answers, path: Path, title: str) -> None:
     latency.set(ylabel='latency [s]', ylim=(0, 1.5 * np.percentile(answers.latencies, 99)))
     report.add_legend(latency, 'lines: of each tenth')
     for process, colour in (('node', report.NODE_COLOUR), ('model', report.MODEL_COLOUR)):
-        values = [getattr(item, process).proportional for item in answers.samples]
+        values = [getattr(item, process).memory for item in answers.samples]
         queries = [item.count for item in answers.samples]
         memory.plot(queries, values, color=colour, label=f'{process} process')
     memory.axvspan(count / 2, count, color='0.92')
-    memory.set(xlabel='answered queries', ylabel='PSS [MiB]', ylim=(0, None))
+    memory.set(xlabel='answered queries', ylabel='memory [MiB]', ylim=(0, None))
     report.add_legend(memory, 'grey: judged half')
     report.save(drawn, path)
 
