@@ -42,16 +42,19 @@ def dds_topics(names):
     publish, subscribe = {'ros_discovery_info'}, {'ros_discovery_info'}
     publish |= {f'rt{name}' for name in names['publish']}
     subscribe |= {f'rt{name}' for name in names['subscribe']}
-    requested, replied = set(names['request']), set(names['reply'])
-    for role, services, feedback in (
-        ('call', requested, subscribe),
-        ('execute', replied, publish),
-    ):
-        for action in names[role]:
-            services |= {f'{action}/_action/{part}' for part in _SERVICES_OF_AN_ACTION}
-            feedback |= {f'rt{action}/_action/{part}' for part in _TOPICS_OF_AN_ACTION}
+    streams = {
+        role: _of_actions(names[role], _TOPICS_OF_AN_ACTION) for role in ('call', 'execute')
+    }
+    subscribe |= {f'rt{name}' for name in streams['call']}
+    publish |= {f'rt{name}' for name in streams['execute']}
+    requested = names['request'] | _of_actions(names['call'], _SERVICES_OF_AN_ACTION)
+    replied = names['reply'] | _of_actions(names['execute'], _SERVICES_OF_AN_ACTION)
     publish |= {f'rq{name}Request' for name in requested} | {f'rr{name}Reply' for name in replied}
     subscribe |= {f'rr{name}Reply' for name in requested} | {
         f'rq{name}Request' for name in replied
     }
     return publish, subscribe
+
+
+def _of_actions(actions, parts):
+    return {f'{action}/_action/{part}' for action in actions for part in parts}

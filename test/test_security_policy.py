@@ -5,7 +5,6 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-
 from security_policy import FILE, ROLES, read_policy
 
 # What the nodes have with other settings or packages than in this test.
