@@ -34,7 +34,7 @@ def command_seeds():
         'watch: front: the mug',
         'all: watch: x',
         'STOP!',
-        'rear:',
+        'rear: it',
         '<image> [SEG]',
     )
     return [text.encode() for text in texts]
