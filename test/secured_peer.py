@@ -3,7 +3,7 @@
 
 camera: publishes an image ten times a second.
 client: asks again and again, and prints each query that was answered, with its number of masks.
-intruder: tries for five seconds to command and to read; prints what it was able to do.
+intruder:NODE:QUERY: tries for five seconds to command and to read; prints what it could do.
 """
 
 import json
@@ -64,7 +64,7 @@ def attempt(results, name, create):
     return created
 
 
-def intruder(name):
+def intruder(name, query):
     results, received = {}, []
     node = rclpy.create_node(name)
     commands = attempt(
@@ -81,11 +81,11 @@ def intruder(name):
     action = attempt(results, 'segment', lambda: ActionClient(node, Segment, '/lisa/segment'))
     stop = attempt(results, 'stop', lambda: node.create_client(Trigger, '/lisa/stop'))
     end = time.monotonic() + TRY_SECONDS
-    goal = Segment.Goal(query='the intruder asks')
+    goal = Segment.Goal(query=query)
     sent = False
     while time.monotonic() < end:
         if commands:
-            commands.publish(String(data='the intruder asks'))
+            commands.publish(String(data=query))
         if action and action.server_is_ready() and not sent:
             action.send_goal_async(goal)
             sent = True

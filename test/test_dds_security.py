@@ -69,8 +69,8 @@ def run(command, env, enclave=None):
     )
 
 
-def intrude(env, enclave=None, name='client'):
-    result = run([sys.executable, str(PEER), f'intruder:{name}'], env, enclave)
+def intrude(env, query, enclave=None, name='client'):
+    result = run([sys.executable, str(PEER), f'intruder:{name}:{query}'], env, enclave)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -145,9 +145,10 @@ def test_an_authorised_client_commands_and_reads_masks(client):
 def test_what_the_intruder_tries_works_with_the_keys_of_a_client(client, keystore):
     results = {}
     output = answers_after(
-        client, lambda: results.update(intrude(secured(keystore), '/lisa_ros/client'))
+        client,
+        lambda: results.update(intrude(secured(keystore), 'another client', '/lisa_ros/client')),
     )
-    assert 'the intruder asks' in output
+    assert 'another client' in output
     assert {results[name] for name in ATTEMPTS} == {'created'}
     assert results['received'] > 0
     assert results['sees_action']
@@ -156,8 +157,8 @@ def test_what_the_intruder_tries_works_with_the_keys_of_a_client(client, keystor
 
 def test_a_participant_without_keys_sees_nothing(client):
     results = {}
-    output = answers_after(client, lambda: results.update(intrude(environment())))
-    assert 'the intruder asks' not in output
+    output = answers_after(client, lambda: results.update(intrude(environment(), 'without keys')))
+    assert 'without keys' not in output
     assert results['received'] == 0
     assert not results['sees_action']
     assert not results['sees_stop']
@@ -169,9 +170,10 @@ def test_keys_of_another_authority_are_of_no_use(client, tmp_path):
     foreign.add('/lisa_ros/client', read_policy()['/lisa_ros/client'])
     results = {}
     output = answers_after(
-        client, lambda: results.update(intrude(secured(foreign), '/lisa_ros/client'))
+        client,
+        lambda: results.update(intrude(secured(foreign), 'foreign keys', '/lisa_ros/client')),
     )
-    assert 'the intruder asks' not in output
+    assert 'foreign keys' not in output
     assert results['command'] == 'created'  # its own permissions allow that
     assert results['received'] == 0
     assert results['sees_subscribers'] == 0
@@ -181,9 +183,11 @@ def test_keys_without_permission_neither_command_nor_read(client, keystore):
     results = {}
     output = answers_after(
         client,
-        lambda: results.update(intrude(secured(keystore), '/lisa_ros/camera', name='camera')),
+        lambda: results.update(
+            intrude(secured(keystore), 'a camera asks', '/lisa_ros/camera', 'camera')
+        ),
     )
-    assert 'the intruder asks' not in output
+    assert 'a camera asks' not in output
     assert all(results[name].startswith('refused') for name in ATTEMPTS), results
     assert results['received'] == 0
 
