@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a fuzz target with coverage guidance: python test/fuzz/run_atheris.py TARGET [SECONDS].
 
-`make fuzz TARGET=coco SECONDS=300` runs it with atheris installed. A finding is written to
---out: copy it to test/fuzz/findings/TARGET/, where test/test_fuzz.py reads it.
+`make fuzz TARGET=coco SECONDS=300` runs it with atheris installed. Each finding is written
+to --out: copy it to test/fuzz/findings/TARGET/, where test/test_fuzz.py reads it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import atheris
@@ -42,11 +43,20 @@ def main():
         (corpus / f'seed{number}').write_bytes(seed)
     scratch = Path(tempfile.mkdtemp())
 
+    findings = {}  # input by the place where it failed
+
     def check(content):
         folder = scratch / 'input'
         folder.mkdir()
         try:
             target.check(content, folder)
+        except Exception as error:  # noqa: BLE001  # the run goes on, to find other places
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            key = f'{type(error).__name__} in {Path(place.filename).name}:{place.lineno}'
+            if key not in findings:
+                findings[key] = given.out / f'{given.target}.finding{len(findings)}'
+                findings[key].write_bytes(content)
+                print(f'FINDING {findings[key]}: {key}: {error}', flush=True)
         finally:
             shutil.rmtree(folder)
 
