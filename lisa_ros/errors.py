@@ -30,7 +30,7 @@ class LisaError(Exception):
 
 
 def printable(text: str) -> str:
-    r"""Return a text with line ends, control and direction characters escaped: \n, \x1b, \u202e."""
+    r"""Return a text with line ends and control characters escaped, as \n, \x1b and \u202e."""
     return text if text.isprintable() else ''.join(map(_printable, text))
 
 

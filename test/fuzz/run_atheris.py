@@ -23,12 +23,17 @@ MAX_INPUT = 100_000  # bytes
 
 def arguments(names):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('target', choices=names)
+    parser.add_argument('target', nargs='?', choices=names)
     parser.add_argument('seconds', type=int, nargs='?', default=60)
     parser.add_argument(
         '--out', type=Path, default=Path('fuzz'), help='folder of corpora and findings'
     )
-    return parser.parse_args()
+    parser.add_argument('--list', action='store_true', help='print the names of all targets')
+    given = parser.parse_args()
+    if given.list or not given.target:
+        print(' '.join(names))
+        raise SystemExit
+    return given
 
 
 def main():
