@@ -43,7 +43,8 @@ def test_a_known_vulnerability_fails_with_its_cure(audit):
 
 @pytest.mark.parametrize('identifier', ['PYSEC-2024-1', 'CVE-2024-1'])
 def test_the_allow_list_accepts_an_id_or_an_alias_with_a_reason(audit, identifier):
-    text = f'[[vulnerability]]\nid = "{identifier}"\npackage = "jinja2"\nreason = "no templates of others"\n'
+    keys = f'id = "{identifier}"\npackage = "jinja2"\nreason = "no templates of others"'
+    text = f'[[vulnerability]]\n{keys}'
     lines, status = audit.judge({'dependencies': [BAD]}, audit.read_allow_list(text))
     assert status == 0
     assert 'accepted: ' in lines[0]
