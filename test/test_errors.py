@@ -3,7 +3,9 @@
 
 import pytest
 
-from lisa_ros.errors import MAX_CHARS, DataError, LisaError, QueryError
+from lisa_ros.errors import MAX_CHARS, CheckpointError, DataError, LisaError, QueryError
+from lisa_ros.files.text import parse_yaml, read_json, read_yaml
+from lisa_ros.model.json_file import parse_json
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,26 @@ def test_a_long_message_keeps_its_beginning_and_its_cure():
 def test_a_usual_message_is_unchanged():
     text = 'labels.json: annotation 17: not a region; correct or remove it'
     assert str(LisaError(text)) == text
+
+
+@pytest.mark.parametrize('text', [r'{"name": "\ud83d"}', r'["a", {"\udc00": 1}]'])
+def test_half_a_character_in_a_file_is_refused(text, tmp_path):
+    path = tmp_path / 'labels.json'
+    path.write_text(text)
+    for read in (read_json, read_yaml):
+        with pytest.raises(DataError, match='half a character'):
+            read(path)
+    with pytest.raises(CheckpointError, match='half a character'):
+        parse_json(path.read_bytes(), path)
+
+
+def test_a_whole_character_in_two_escapes_is_read(tmp_path):
+    path = tmp_path / 'labels.json'
+    path.write_text(r'{"name": "\ud83c\udf75"}')
+    assert read_json(path) == {'name': '\U0001f375'}
+    assert parse_json(path.read_bytes(), path) == {'name': '\U0001f375'}
+
+
+def test_a_yaml_document_that_contains_itself_is_checked_once():
+    with pytest.raises(DataError, match='half a character'):
+        parse_yaml(r'&a [*a, "\ud83d"]', 'x')

@@ -28,7 +28,7 @@ from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.masks import area, bounding_box, decode_rle, encode_rle, iou
-from lisa_ros.perception.prompts import TEMPLATES, prompt_ids
+from lisa_ros.perception.prompts import TEMPLATES, prompt_ids, training_ids
 from lisa_ros.results import SEG, Dialogue, Turn, answer_text
 from lisa_ros.session.command_parser import CommandKind, parse_command, select_cameras
 from lisa_ros.settings import Settings
@@ -283,6 +283,15 @@ def test_a_long_dialogue_loses_its_oldest_turns_and_keeps_the_query(tokenizer):
 def test_a_blank_query_is_refused(text):
     with pytest.raises(QueryError):
         prompt_ids(None, 'plain', text)
+
+
+@pytest.mark.parametrize('template', TEMPLATES)
+def test_half_a_character_is_refused(template, tokenizer):
+    with pytest.raises(QueryError, match='half a character'):
+        prompt_ids(tokenizer, template, 'the mug \ud83d')
+    with pytest.raises(QueryError, match='half a character'):
+        training_ids(tokenizer, template, [Turn('the mug', 'Sure \udc00')])
+    assert prompt_ids(tokenizer, template, 'the \U0001f375')  # a whole one
 
 
 def test_pieces_of_a_stream_are_the_decoded_answer(tokenizer):
