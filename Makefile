@@ -28,7 +28,8 @@ test: setup  ## run lint and all tests
 	ruff format --check .
 	export LISA_ROS_REQUIRE_ROS=1  # tests of what the set-up installed may not be skipped
 	export OMP_NUM_THREADS=1       # the test processes share the cores
-	python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	# one process more than cores: tests of nodes often wait
+	python -m pytest -n $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )) --dist loadfile --no-loadscope-reorder
 
 audit: build/audit/.done  ## compare the pinned packages with the known vulnerabilities
 	@$(PYTHON) .ci/audit.py build/audit
