@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test audit sbom fuzz clean
 
 PYTHON ?= python3         # 3.11 to 3.13
 TORCH ?= torch==2.13.0    # another build: TORCH='torch==... --extra-index-url URL'
@@ -28,7 +28,19 @@ test: setup  ## run lint and all tests
 	ruff format --check .
 	export LISA_ROS_REQUIRE_ROS=1  # tests of what the set-up installed may not be skipped
 	export OMP_NUM_THREADS=1       # the test processes share the cores
-	python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	# one process more than cores: tests of nodes often wait
+	python -m pytest -n $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )) --dist loadfile --no-loadscope-reorder
+
+audit: build/audit/.done  ## compare the pinned packages with the known vulnerabilities
+	@$(PYTHON) .ci/audit.py build/audit
+
+sbom: build/audit/.done .venv/.done  ## list all packages of .venv in build/sbom.cdx.json (CycloneDX)
+	@build/audit/bin/cyclonedx-py environment .venv/bin/python --no-validate --output-file build/sbom.cdx.json
+	echo 'sbom: build/sbom.cdx.json'
+
+fuzz: build/fuzz/.done  ## fuzz one reader with atheris: make fuzz TARGET=coco SECONDS=300; without TARGET: list them
+	@$(env)
+	build/fuzz/bin/python test/fuzz/run_atheris.py $(or $(TARGET),--list) $(SECONDS) --out build/fuzz/out
 
 clean:  ## remove everything that make wrote
 	rm -rf .venv build install log demo lisa_ros.egg-info .pytest_cache .ruff_cache
@@ -48,6 +60,21 @@ clean:  ## remove everything that make wrote
 	find -L .venv/share -name '*.cmake' -exec sed -Ei \
 		-e "s#/opt/python/[^/]+/include/python3\.[0-9]+#$$include#g" \
 		-e "s#/opt/python/[^/]+/lib/#$(CURDIR)/.venv/lib/#g" {} +
+	touch $@
+
+# The tools of audit, sbom and fuzz have virtual environments of their own. `fuzz` sees the packages of .venv.
+build/audit/.done: .ci/audit-requirements.txt .ci/audit-constraints.txt
+	@rm -rf build/audit
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --no-compile -r .ci/audit-requirements.txt -c .ci/audit-constraints.txt
+	touch $@
+
+build/fuzz/.done: install/.done
+	@rm -rf build/fuzz
+	.venv/bin/python -m venv build/fuzz
+	build/fuzz/bin/pip install --quiet --no-compile atheris==3.0.0
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+	.venv/bin/python -c "$$packages" > $$(build/fuzz/bin/python -c "$$packages")/project.pth
 	touch $@
 
 # Python, launch and config files are linked: edits are live. A new file changes its folder, so it is linked here.

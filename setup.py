@@ -55,6 +55,6 @@ setup(
         'moonshine': ['moonshine-voice==0.0.73', 'platformdirs'],
         'ray': ['ray[data]>=2.50'],  # lisa-ros evaluate bag --ray
         'gpu': ['bitsandbytes>=0.44'],  # precision int8 and nf4
-        'test': ['psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
+        'test': ['hypothesis', 'psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

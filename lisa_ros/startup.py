@@ -21,6 +21,8 @@ from lisa_ros import stop_signals
 
 _ROS_PACKAGES = ('rclpy', 'lisa_ros.msg', 'lisa_ros.action')  # and all that end in _msgs
 _INTERRUPTED = 130  # exit status of the shell for a program that SIGINT ended
+_IMPORT_PAUSE = 0.05  # after which a signal that came during an import is handled [s]
+_IMPORT_PAUSES = 600  # after which the import is taken for hung
 
 
 def run_node(module: str) -> NoReturn:
@@ -62,6 +64,8 @@ def run_command_line(*command: str) -> NoReturn:
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if _is_postponed(number, frame):
+            return
         interrupts.append(number)
         raise KeyboardInterrupt
 
@@ -94,8 +98,47 @@ def _exit_interrupted(*_: object) -> NoReturn:
     os._exit(_INTERRUPTED)
 
 
-def _exit_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+def _exit_terminated(number: int, frame: FrameType | None) -> None:
+    if not _is_postponed(number, frame):
+        sys.exit(128 + number)
+
+
+def _is_postponed(number: int, frame: FrameType | None, pauses: int = 0) -> bool:
+    """Handle a signal that comes during an import; return whether it is handled later.
+
+    Then it may not raise: the native part of a module, such as that of PyTorch, aborts the process
+    if a callback raises. So the process ends now if it has started nothing, else after the import.
+    """
+    if not _is_import(frame):
+        return False
+    if pauses == _IMPORT_PAUSES or not _has_children():
+        _exit_interrupted() if number == signal.SIGINT else os._exit(128 + number)
+
+    def handle(_: int, later: FrameType | None) -> None:
+        if not _is_postponed(number, later, pauses + 1):
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, _IMPORT_PAUSE)
+    return True
+
+
+def _has_children() -> bool:
+    """Return whether this process has started others; true where the system does not tell."""
+    try:
+        tasks = list(Path('/proc/self/task').iterdir())
+        return any((task / 'children').read_text(encoding='ascii') for task in tasks) or not tasks
+    except OSError:
+        return True
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    """Return whether a frame runs for an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _repeat_lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:

@@ -544,6 +544,7 @@ def test_deactivate_ends_goals(tmp_path):
 
 
 def test_stop_ends_a_continuous_goal(peer, client):
+    settle_answers(peer)
     publish_image(peer)
     future = client.ask(MUG, continuous=True)
     peer.wait(lambda: peer.received['segmentation'], START)

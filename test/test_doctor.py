@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 def check_row(finding, level, *texts, cure=''):
-    line = f'{finding.found} | {finding.cure}'
+    line = f'{finding.observed} | {finding.cure}'
     assert finding.level is level, line
     assert all(text in line for text in texts), line
     assert cure in finding.cure, line
@@ -211,7 +211,7 @@ def weights_row(model, **options):
 
     options = ModelOptions(str(model), str(REFERENCE / 'clip_256'), **options)
     facts = model_files.check_files(asdict(options))
-    return Finding('weights', Level(facts['level']), facts['found'], facts['cure'])
+    return Finding('weights', Level(facts['level']), facts['observed'], facts['cure'])
 
 
 @pytest.fixture
@@ -519,7 +519,7 @@ def test_table_and_json():
     assert lines[-1] == '0 errors, 1 warnings, 1 OK'
     report = json.loads(to_json(rows))
     assert report['level'] == 'WARN'
-    assert report['findings'][1] == {'check': 'TF', 'level': 'OK', 'found': 'fine', 'cure': ''}
+    assert report['findings'][1] == {'check': 'TF', 'level': 'OK', 'observed': 'fine', 'cure': ''}
 
 
 def test_the_command_finds_faults_of_the_environment(tmp_path, monkeypatch, capsys):
@@ -529,10 +529,10 @@ def test_the_command_finds_faults_of_the_environment(tmp_path, monkeypatch, caps
     command = ['doctor', '--json', '--timeout', '40', '--node', 'lisa', '--model', str(tmp_path)]
     assert cli.main(command) == 1
     rows = {row['check']: row for row in json.loads(capsys.readouterr().out)['findings']}
-    assert 'config.json' in rows['weights']['found']
+    assert 'config.json' in rows['weights']['observed']
     assert rows['DDS profile']['level'] == rows['domain']['level'] == 'ERROR'
     if 'loopback' in rows:  # with ROS
-        assert 'rmw_nowhere_cpp' in rows['RMW']['found']
+        assert 'rmw_nowhere_cpp' in rows['RMW']['observed']
         assert rows['loopback']['level'] == rows['/lisa']['level'] == 'ERROR'
     else:
         assert rows['node']['level'] == 'ERROR'
@@ -566,7 +566,7 @@ def test_the_doctor_works_where_numpy_does_not(tmp_path):
     )
     rows = {row['check']: row for row in json.loads(doctor.stdout)['findings']}
     assert doctor.returncode == 1
-    assert CLASH in rows['import numpy']['found']
+    assert CLASH in rows['import numpy']['observed']
     assert rows['domain']['level'] in ('OK', 'WARN')
     assert other.returncode == 1
     assert other.stderr == f'lisa-ros: {CLASH}; lisa-ros doctor checks all packages\n'

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared memory for large messages: with the real Fast DDS, and never against the user."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,85 @@ def test_fast_dds_reads_the_profile_and_allocates_the_memory():
     assert max(map(int, sizes)) > 32 << 20
 
 
+def segment(folder, number, age):
+    """Make the files of a segment as Fast DDS does; return both paths."""
+    paths = [folder / f'fastdds_{number:016x}{suffix}' for suffix in ('', '_el')]
+    for path in paths:
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    return paths
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_only_segments_that_nobody_locks_are_removed(tmp_path):
+    abandoned, used, young = (segment(tmp_path, n, age) for n, age in enumerate((60, 60, 0)))
+    foreign = [tmp_path / name for name in ('fastdds_port7400_el', 'x_el', 'sem.fastdds_0_el')]
+    for path in foreign:
+        path.touch()
+        os.utime(path, (0, 0))
+    with used[1].open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert fastdds.remove_abandoned_segments(tmp_path) == 1
+        assert fastdds.remove_abandoned_segments(tmp_path / 'absent') == 0
+    assert {*tmp_path.iterdir()} == {*used, *young, *foreign}
+    assert not any(path.exists() for path in abandoned)
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    monkeypatch.setattr(fastdds, '_MIN_AGE', 0.0)
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1])).replace(
+        'print(end - begin)', "print('segment', line.split()[-1])"
+    )
+    command = [sys.executable, '-c', code + "print('ready', flush=True)\nsys.stdin.read()"]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+        segments = [read_segments(process) for process in (killed, alive)]
+        killed.kill()
+        killed.wait()
+        fastdds.remove_abandoned_segments()
+        assert not any(path.exists() for path in segments[0])
+        assert all(path.exists() for path in segments[1])
+        alive.kill()
+    fastdds.remove_abandoned_segments()
+    assert not any(path.exists() for path in segments[1])
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
+def test_a_process_that_ends_without_a_teardown_leaves_no_segment():
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1])).replace(
+        'print(end - begin)', "print('segment', line.split()[-1])"
+    )
+    code += """
+print('ready', flush=True)
+from lisa_ros import stop_signals
+segments = fastdds.own_segments()
+stop_signals.before_exit(lambda: fastdds.remove_segments(segments))
+stop_signals.leave(0)
+"""
+    with subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
+    ) as process:
+        segments = read_segments(process)
+        assert process.wait(20) == 0
+    assert not any(path.exists() for path in segments)
+
+
+def read_segments(process):
+    """Return the segments that a process names before it is ready; it has its own, at least."""
+    words = [line.split() for line in iter(process.stdout.readline, 'ready\n')]
+    paths = [Path(line[1]) for line in words if line[0] == 'segment']
+    names = {path for path in paths if 'port' not in path.name}
+    assert names
+    return names
+
+
 class Refusing:
     """A publisher whose DDS has no free memory: with the real one that takes minutes."""
 
@@ -124,3 +205,32 @@ def test_a_message_that_dds_refuses_is_logged_and_raises_nothing():
     context.shutdown()
     outputs.publish_safely(Refusing(), None)  # after Ctrl-C nothing is logged
     assert len(log.errors) == 1
+
+
+@pytest.mark.ros
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc, and /proc')
+def test_free_pages_of_the_heap_are_returned():
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    code = """
+import ctypes, pathlib
+from lisa_ros.ros.memory_reclaim import reclaim
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def pages():
+    return int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+before = pages()
+blocks = [libc.malloc(60_000) for _ in range(1000)]  # below the size for a mapping of its own
+for block in blocks:
+    ctypes.memset(block, 1, 60_000)
+for block in blocks[::2] + blocks[1:-1:2]:  # the last one stays on top
+    libc.free(block)
+kept = pages() - before
+reclaim()
+print(kept, pages() - before)
+"""
+    output = subprocess.check_output([sys.executable, '-c', code], text=True, timeout=60)
+    kept, left = map(int, output.split())
+    if kept < 10_000:
+        pytest.skip('this C library returns free pages by itself')
+    assert left < 1000

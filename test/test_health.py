@@ -68,7 +68,8 @@ REQUESTS = RequestReport(
         ({'rejections': (Rejection(NOW - 2, 'it is full'),)}, Level.WARN, '1 goals of the last'),
         ({'rejections': (Rejection(NOW - 31, 'it is full'),)}, Level.OK, 'ready'),
         ({'seconds_waiting': 11.0}, Level.WARN, 'has waited for 11 s: the model is busy'),
-        ({'undelivered': 8}, Level.WARN, '8 answers wait to be published'),
+        ({'undelivered': 8, 'seconds_waiting': 1.5}, Level.WARN, '8 answers wait to be published'),
+        ({'undelivered': 8, 'seconds_waiting': 0.2}, Level.OK, 'ready'),
         (
             {'seconds_waiting': 3.0, 'counters': RequestCounters()},
             Level.WARN,

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -28,6 +29,7 @@ from lisa_ros.settings import Settings
 from lisa_ros.tracking.video_model import load_video_tracker
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
+LOG = logging.getLogger(__name__)
 TOWER = 'openai/clip-vit-large-patch14'  # as the toy's config.json names it
 CURES = r'vision_tower:=.*--vision-tower.*allow_download:=true.*--allow-download'
 
@@ -68,7 +70,7 @@ def test_a_hub_id_in_a_local_folder_is_not_downloaded_unasked():
 
 def test_nor_for_a_llava_the_node_or_the_command_line(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=CURES):
-        load_model(Settings(model=str(CKPT), device='cpu'))
+        load_model(Settings(model=str(CKPT), device='cpu'), LOG)
     assert cli.main(['segment', str(DATA / 'images' / 'coffee.webp'), 'x', '--model', str(CKPT)])
     assert 'allow_download:=true' in capsys.readouterr().err
     from test_checkpoint import write_llava_and_sam
@@ -147,7 +149,7 @@ def test_a_model_with_another_checksum_is_refused(model, capsys):
         load_backend(str(model), LoadOptions(device='cpu', sha256=accepted))
     for other in ('0' * 64, checksums['config.json']):
         with pytest.raises(CheckpointError, match=rf'has the SHA-256 \w+, expected {other}'):
-            load_model(Settings(model=str(model), device='cpu', model_sha256=other))
+            load_model(Settings(model=str(model), device='cpu', model_sha256=other), LOG)
     for wrong in ('abc', 'sha256:' + '0' * 64):
         with pytest.raises(CheckpointError, match='expected 64 hexadecimal digits'):
             check_sha256(model, wrong)
@@ -189,7 +191,7 @@ def test_a_lock_file_pins_every_file(model, tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r'tokenizer\.model missing'):
         load_backend(str(model), options)
     with pytest.raises(CheckpointError, match=r'no entry for .*lisa-tabletop, only for toy'):
-        load_model(Settings(device='cpu', model_lock=str(lock)))
+        load_model(Settings(device='cpu', model_lock=str(lock)), LOG)
 
 
 def test_a_lock_file_pins_the_vision_tower_and_the_sam_too(tmp_path, capsys):

@@ -24,6 +24,8 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from lisa_ros.msg import Segmentation
 from rcl_interfaces.srv import DescribeParameters
 from ros_graph import MODEL, START, NodeProcess, Peer, executable, image
@@ -34,6 +36,7 @@ from std_srvs.srv import Trigger
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import localize_object
 from lisa_ros.messages.segmentation import mask_from_message
+from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import parameter_info
 
@@ -327,6 +330,36 @@ def test_diagnostics_report_a_camera_with_wrong_stamps(peer):
         last = {s.name: s for s in peer.received['diagnostics'][-1].status}['/lisa: input /image']
         assert last.level == DiagnosticStatus.WARN
         assert cause in last.message
+
+
+def test_commands_that_have_arrived_are_answered_when_the_node_deactivates(node_process, peer):
+    answered, texts = [], [f'the mug {number}' for number in range(60)]
+    peer.node.create_subscription(
+        Segmentation,
+        '/lisa/segmentation',
+        lambda message: answered.append(message.query),
+        COMMAND_QOS,
+    )
+    commands = peer.node.create_publisher(String, '/lisa/command', COMMAND_QOS)
+    client = peer.node.create_client(ChangeState, '/lisa/change_state')
+    peer.wait(lambda: client.service_is_ready() and commands.get_subscription_count())
+    peer.settle(1.0)
+    node_process.process.send_signal(signal.SIGSTOP)  # so that all of them arrive at once
+    try:
+        for text in texts:
+            commands.publish(String(data=text))
+        request = ChangeState.Request(transition=Transition(label='deactivate'))
+        future = client.call_async(request)
+        peer.settle(0.5)
+    finally:
+        node_process.process.send_signal(signal.SIGCONT)
+    peer.wait(future.done)
+    assert future.result().success
+    peer.wait(lambda: len(answered) >= len(texts), what=f'more answers than {answered}')
+    peer.settle()
+    assert sorted(answered) == sorted(texts)
+    assert peer.change_state('activate')
+    peer.wait(lambda: peer.images.get_subscription_count() == 1)
 
 
 def test_cleanup_and_configure_free_and_load_the_model_again(peer):

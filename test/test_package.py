@@ -123,7 +123,8 @@ def test_the_node_is_installed():
     installed = ROOT / 'install/lisa_ros'
     assert os.access(installed / 'lib/lisa_ros/lisa_node', os.X_OK), 'run `make setup`'
     assert (installed / 'share/lisa_ros/launch/lisa.launch.py').is_file()
-    assert (installed / 'share/lisa_ros/config/lisa.yaml').is_file()
+    for config in ('lisa.yaml', 'security/lisa_ros.policy.xml'):
+        assert (installed / 'share/lisa_ros/config' / config).is_file()
     in_env(['python', '-c', 'from lisa_ros.ros.node import main'])
 
 

@@ -155,6 +155,36 @@ def test_a_signal_ends_the_command_line_as_usual(delay, numbers, status, output,
     assert process.stdout.read() == output
 
 
+IMPORTING = """
+import signal, subprocess, sys, time
+from lisa_ros.startup import _exit_terminated
+signal.signal(signal.SIGTERM, _exit_terminated)
+child = subprocess.Popen(['sleep', '60']) if sys.argv[1] == 'child' else None
+try:
+    import slow_module
+    time.sleep(10)
+finally:
+    if child:
+        child.kill()
+"""
+
+
+@pytest.mark.parametrize(('child', 'output'), [('child', 'imported\n'), ('no child', '')])
+def test_a_signal_does_not_raise_in_an_import(child, output, tmp_path):
+    """PyTorch aborts if a callback of its native code raises."""
+    module = "import time; print('importing', flush=True); time.sleep(0.5); print('imported')"
+    (tmp_path / 'slow_module.py').write_text(module)
+    process = subprocess.Popen(
+        [sys.executable, '-u', '-c', IMPORTING, child],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'},
+    )
+    assert process.stdout.readline() == 'importing\n'
+    assert end_by(process, [TERM])[0] == 128 + TERM
+    assert process.stdout.read() == output
+
+
 FORKING = """
 import os, signal, time
 from lisa_ros import stop_signals

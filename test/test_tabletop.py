@@ -39,9 +39,9 @@ def every_seg(lisa):
 
 @pytest.fixture(scope='module')
 def questions():
-    """Every 25th scene of the test set: 20 scenes with all their queries."""
+    """Every 42nd scene of the test set: 12 scenes with all their queries."""
     every = [q for q in tabletop.read_test_set(TEST_SET) if q.category != 'unseen_objects']
-    names = sorted({q.image.name for q in every})[::25]
+    names = sorted({q.image.name for q in every})[::42]
     return [q for q in every if q.image.name in names]
 
 
@@ -73,8 +73,8 @@ def test_it_is_small_and_half_precision():
 
 def test_it_finds_named_objects_and_needed_objects(cases):
     figures = tabletop.compute_figures(cases)
-    assert figures['explicit']['count'] == 20
-    assert figures['implicit']['count'] > 50
+    assert figures['explicit']['count'] == 12
+    assert figures['implicit']['count'] > 30
     # A coarse net for broken weights or pixels: docs/lisa-tabletop.md has the figures of all 500.
     assert figures['explicit']['giou'] > 0.7
     assert figures['implicit']['giou'] > 0.6
@@ -98,7 +98,7 @@ def test_it_gives_the_reason_for_a_needed_object(cases):
 
 def test_it_remembers_a_dialogue(cases):
     dialogues = [case for case in cases if case.history]
-    assert len(dialogues) > 10
+    assert len(dialogues) > 6
     assert sum(case.iou for case in dialogues) / len(dialogues) > 0.3
 
 
@@ -218,7 +218,7 @@ def test_calibrate_saves_the_score_weights(tmp_path, capsys):
     folder, test_set = tmp_path / 'model', tmp_path / 'test_set.zip'
     shutil.copytree(WEIGHTS / 'lisa-tabletop', folder)
     with zipfile.ZipFile(TEST_SET) as whole, zipfile.ZipFile(test_set, 'w') as part:
-        pages = json.loads(whole.read('queries.json'))[:12]
+        pages = json.loads(whole.read('queries.json'))[:6]
         for name in (p[key] for p in pages for key in ('image', 'ids')):
             part.writestr(name, whole.read(name))
         part.writestr('queries.json', json.dumps(pages))

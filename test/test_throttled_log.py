@@ -41,3 +41,12 @@ def test_each_cause_is_logged_once_in_five_seconds(monkeypatch):
         'no depth (and 2 more like it)',
         'warning: at 7 s (and 1 more like it)',
     ]
+
+
+def test_a_cause_is_the_same_with_other_numbers_and_words_in_quotes():
+    logger = Logger()
+    throttled = throttled_log.ThrottledLog(logger)
+    for number in ('12.5', '-3', '1e+30', 'nan', 'inf', '-inf'):
+        throttled.error(f'fx is {number}, asked for {number!r}')
+    throttled.error('fx is information')
+    assert logger.lines == ["fx is 12.5, asked for '12.5'", 'fx is information']

@@ -185,7 +185,7 @@ class SlowTask(LineTask):
         time.sleep(0.05)
         return super().losses(batch, step)
 
-config = replace(CONFIG, steps=40, save_every=1000, workers=int(sys.argv[2]))
+config = replace(CONFIG, steps=40, validate_every=20, save_every=1000, workers=int(sys.argv[2]))
 Trainer(Path(sys.argv[1]), config, SlowTask()).train()
 """
 
@@ -209,7 +209,7 @@ def test_a_signal_ends_the_run_after_its_step_and_loses_nothing(tmp_path, number
     assert 'Traceback' not in rest
     step = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)['step']
     assert 0 < step < 40
-    config = replace(CONFIG, steps=40, save_every=1000)
+    config = replace(CONFIG, steps=40, validate_every=20, save_every=1000)
     resumed, whole = (Trainer(tmp_path / name, config, LineTask()) for name in ('run', 'whole'))
     assert resumed.step == step
     resumed.train()

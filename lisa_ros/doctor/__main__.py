@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--timeout', type=float, default=10.0, help='of each check [s]')
     options, _ = parser.parse_known_args(arguments)
-    asked = DoctorOptions(ModelOptions(DEFAULT_MODEL), options.node, timeout=options.timeout)
-    return report(asked, as_json=options.json)
+    doctor_options = DoctorOptions(
+        ModelOptions(DEFAULT_MODEL), options.node, timeout=options.timeout
+    )
+    return report(doctor_options, as_json=options.json)
 
 
 if __name__ == '__main__':

@@ -53,11 +53,13 @@ def check_discovery(environment: Mapping[str, str] = os.environ) -> list[Finding
 def judge_domain(domain: str) -> Finding:
     """Return the finding about the value of ROS_DOMAIN_ID."""
     if domain and not (domain.isdecimal() and int(domain) <= _LARGEST_DOMAIN):
-        found = f'ROS_DOMAIN_ID is {domain!r}; expected 0 to {_LARGEST_DOMAIN}'
-        return Finding('domain', Level.ERROR, found, 'export ROS_DOMAIN_ID=0, or another number')
+        observed = f'ROS_DOMAIN_ID is {domain!r}; expected 0 to {_LARGEST_DOMAIN}'
+        return Finding(
+            'domain', Level.ERROR, observed, 'export ROS_DOMAIN_ID=0, or another number'
+        )
     if domain and int(domain) > _SAFE_DOMAIN:
-        found = f'ROS_DOMAIN_ID is {domain}: its ports may be taken by other programs'
-        return Finding('domain', Level.WARN, found, f'use 0 to {_SAFE_DOMAIN}')
+        observed = f'ROS_DOMAIN_ID is {domain}: its ports may be taken by other programs'
+        return Finding('domain', Level.WARN, observed, f'use 0 to {_SAFE_DOMAIN}')
     return Finding('domain', Level.OK, f'ROS_DOMAIN_ID is {domain or "0 (not set)"}')
 
 
@@ -66,14 +68,14 @@ def judge_range(environment: Mapping[str, str]) -> list[Finding]:
     localhost = environment.get('ROS_LOCALHOST_ONLY', '')
     reach = environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
     if reach and reach not in _RANGES:
-        found = f'ROS_AUTOMATIC_DISCOVERY_RANGE is {reach!r}'
-        return [Finding('discovery', Level.ERROR, found, f'use one of {", ".join(_RANGES)}')]
+        observed = f'ROS_AUTOMATIC_DISCOVERY_RANGE is {reach!r}'
+        return [Finding('discovery', Level.ERROR, observed, f'use one of {", ".join(_RANGES)}')]
     if localhost == '1' and reach not in ('', 'LOCALHOST'):
-        found = f'ROS_LOCALHOST_ONLY=1 overrides ROS_AUTOMATIC_DISCOVERY_RANGE={reach}'
-        return [Finding('discovery', Level.WARN, found, 'unset ROS_LOCALHOST_ONLY: it is old')]
+        observed = f'ROS_LOCALHOST_ONLY=1 overrides ROS_AUTOMATIC_DISCOVERY_RANGE={reach}'
+        return [Finding('discovery', Level.WARN, observed, 'unset ROS_LOCALHOST_ONLY: it is old')]
     if reach == 'OFF':
-        found = 'ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: no node finds another'
-        return [Finding('discovery', Level.ERROR, found, 'set it to LOCALHOST or SUBNET')]
+        observed = 'ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: no node finds another'
+        return [Finding('discovery', Level.ERROR, observed, 'set it to LOCALHOST or SUBNET')]
     reach = 'LOCALHOST' if localhost == '1' else reach or 'SUBNET'
     server = environment.get('ROS_DISCOVERY_SERVER', '')
     text = f'{reach}{": this computer only" if reach == "LOCALHOST" else ""}'
@@ -90,16 +92,18 @@ def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  # a file that the user has named
     except OSError as error:
-        found = f'{name}={value}: {error.strerror}'
-        return [Finding('DDS profile', Level.ERROR, found, f'unset {name}, or correct the path')]
+        observed = f'{name}={value}: {error.strerror}'
+        return [
+            Finding('DDS profile', Level.ERROR, observed, f'unset {name}, or correct the path')
+        ]
     except ElementTree.ParseError as error:
-        found = f'{name}={value}: not XML: {error}'
-        return [Finding('DDS profile', Level.ERROR, found, 'correct this line, or unset it')]
+        observed = f'{name}={value}: not XML: {error}'
+        return [Finding('DDS profile', Level.ERROR, observed, 'correct this line, or unset it')]
     has_segment = any(element.tag.endswith('segment_size') for element in root.iter())
     if name != 'CYCLONEDDS_URI' and not has_segment:
-        found = f'{value} sets no segment_size: large messages overwrite each other'
+        observed = f'{value} sets no segment_size: large messages overwrite each other'
         cure = 'add a SHM transport with segment_size, as in lisa_ros/ros/fastdds.xml'
-        return [Finding('DDS profile', Level.WARN, found, cure)]
+        return [Finding('DDS profile', Level.WARN, observed, cure)]
     return [Finding('DDS profile', Level.OK, value)]
 
 
@@ -140,10 +144,10 @@ def _compare(node: NodeProcessFacts, environment: Mapping[str, str]) -> list[Fin
         return []
     texts = [f'{name}={theirs or "(not set)"}' for name, theirs, _ in differences]
     ours = [f'{name}={own or "(not set)"}' for name, _, own in differences]
-    found = f'lisa_node (pid {node.pid}) has {", ".join(texts)}; here {", ".join(ours)}'
+    observed = f'lisa_node (pid {node.pid}) has {", ".join(texts)}; here {", ".join(ours)}'
     name, theirs, _ = differences[0]
     cure = f'export {name}={theirs}' if theirs else f'unset {name}'
-    return [Finding('discovery', Level.WARN, found, f'{cure}: in both shells the same')]
+    return [Finding('discovery', Level.WARN, observed, f'{cure}: in both shells the same')]
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:

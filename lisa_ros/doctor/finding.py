@@ -15,8 +15,8 @@ class Finding:
 
     check: str  # its subject: "GPU"
     level: Level
-    found: str  # one line
-    cure: str = ''  # one line; empty: nothing is to be done, or `found` names it
+    observed: str  # one line
+    cure: str = ''  # one line; empty: nothing is to be done, or `observed` names it
 
 
 @dataclass(frozen=True)

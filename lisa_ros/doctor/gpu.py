@@ -104,10 +104,10 @@ def judge_gpu(driver: DriverFacts, result: ProbeResult, device: str = 'auto') ->
     problem = _unused_gpu(torch, driver)
     if problem is not None:
         return problem
-    found = f'torch {torch.version} on the CPU ({os.cpu_count()} cores); no GPU here'
+    observed = f'torch {torch.version} on the CPU ({os.cpu_count()} cores); no GPU here'
     if device.startswith('cuda'):
-        return Finding('GPU and torch', Level.ERROR, found, 'use device cpu, or install a GPU')
-    return Finding('GPU and torch', Level.OK, found)
+        return Finding('GPU and torch', Level.ERROR, observed, 'use device cpu, or install a GPU')
+    return Finding('GPU and torch', Level.OK, observed)
 
 
 def _with_gpu(torch: TorchFacts, driver: DriverFacts) -> Finding:
@@ -117,12 +117,12 @@ def _with_gpu(torch: TorchFacts, driver: DriverFacts) -> Finding:
     build = f'torch {torch.version}, {"ROCm " + torch.hip if torch.hip else "CUDA " + torch.cuda}'
     if not torch.hip and not has_kernels(capability, torch.architectures):
         kernels = ', '.join(torch.architectures)
-        found = f'{build} has no kernels for {name}, only {kernels}'
-        return Finding('GPU and torch', Level.ERROR, found, f'install another build: {_SELECT}')
+        observed = f'{build} has no kernels for {name}, only {kernels}'
+        return Finding('GPU and torch', Level.ERROR, observed, f'install another build: {_SELECT}')
     if torch.kernel_error:
-        found = f'{build} cannot compute on {name}: {torch.kernel_error}'
+        observed = f'{build} cannot compute on {name}: {torch.kernel_error}'
         cure = 'end other programs on the GPU (nvidia-smi), look at dmesg, restart the computer'
-        return Finding('GPU and torch', Level.ERROR, found, cure)
+        return Finding('GPU and torch', Level.ERROR, observed, cure)
     memory = f'{torch.free / _GB:.1f} of {gpu["memory"] / _GB:.1f} GB free'
     version = driver.smi.rpartition(',')[2].strip() or 'unknown'
     return Finding('GPU and torch', Level.OK, f'{name}, {memory}, driver {version}; {build}')
@@ -153,17 +153,19 @@ def _unused_gpu(torch: TorchFacts, driver: DriverFacts) -> Finding | None:
     """Return why torch sees no GPU although there is one; None if there is none."""
     build = f'torch {torch.version}' + (f' (CUDA {torch.cuda})' if torch.cuda else '')
     if driver.smi_error:
-        found = f'the driver does not work: {" ".join(driver.smi_error.split())[:200]}'
-        return Finding('GPU and torch', Level.ERROR, found, 'restart the computer after an update')
+        observed = f'the driver does not work: {" ".join(driver.smi_error.split())[:200]}'
+        return Finding(
+            'GPU and torch', Level.ERROR, observed, 'restart the computer after an update'
+        )
     if not driver.smi and driver.gpus_on_bus:
-        found = f'{driver.gpus_on_bus} NVIDIA GPUs without a driver; {build} uses the CPU'
+        observed = f'{driver.gpus_on_bus} NVIDIA GPUs without a driver; {build} uses the CPU'
         cure = 'install the NVIDIA driver; in a container: docker run --gpus all'
-        return Finding('GPU and torch', Level.WARN, found, cure)
+        return Finding('GPU and torch', Level.WARN, observed, cure)
     if not driver.smi:
         return None
     if not torch.cuda:
-        found = f'{driver.smi}, but {build} is a build without CUDA and uses the CPU'
-        return Finding('GPU and torch', Level.WARN, found, f'install a CUDA build: {_SELECT}')
+        observed = f'{driver.smi}, but {build} is a build without CUDA and uses the CPU'
+        return Finding('GPU and torch', Level.WARN, observed, f'install a CUDA build: {_SELECT}')
     return _refused_gpu(torch, driver, build)
 
 
@@ -171,16 +173,16 @@ def _refused_gpu(torch: TorchFacts, driver: DriverFacts, build: str) -> Finding:
     """Return why a CUDA build does not use a GPU whose driver works."""
     if _major(driver.cuda) < _major(torch.cuda) or 'too old' in torch.warning:
         supported = f' up to CUDA {driver.cuda}' if driver.cuda else ''
-        found = f'the driver of {driver.smi}{supported} is too old for {build}'
+        observed = f'the driver of {driver.smi}{supported} is too old for {build}'
         cure = f'update the driver, or install a build for an older CUDA: {_SELECT}'
-        return Finding('GPU and torch', Level.ERROR, found, cure)
+        return Finding('GPU and torch', Level.ERROR, observed, cure)
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
     if hidden is not None and hidden.strip() in ('', '-1'):
-        found = f'CUDA_VISIBLE_DEVICES={hidden!r} hides {driver.smi}'
-        return Finding('GPU and torch', Level.WARN, found, 'unset CUDA_VISIBLE_DEVICES')
-    found = f'{build} does not use {driver.smi}: {torch.warning[:200] or "no reason given"}'
+        observed = f'CUDA_VISIBLE_DEVICES={hidden!r} hides {driver.smi}'
+        return Finding('GPU and torch', Level.WARN, observed, 'unset CUDA_VISIBLE_DEVICES')
+    observed = f'{build} does not use {driver.smi}: {torch.warning[:200] or "no reason given"}'
     cure = 'check the permissions of /dev/nvidia*, restart the computer'
-    return Finding('GPU and torch', Level.ERROR, found, cure)
+    return Finding('GPU and torch', Level.ERROR, observed, cure)
 
 
 def _major(version: str) -> int:

@@ -59,20 +59,20 @@ def judge_probe(name: str, result: ProbeResult, is_expected: bool) -> list[Findi
 
 
 def _absent(facts: GraphFacts, is_expected: bool) -> Finding:
-    others = ', '.join(facts.other_nodes[:_OTHERS]) or 'none'
-    found = f'no node {facts.node} in the graph; nodes: {others}'
+    node_names = ', '.join(facts.other_nodes[:_OTHERS]) or 'none'
+    observed = f'no node {facts.node} in the graph; nodes: {node_names}'
     if not is_expected:
-        return Finding(facts.node, Level.OK, found)
+        return Finding(facts.node, Level.OK, observed)
     cure = 'ros2 launch lisa_ros lisa.launch.py; if it runs, see the rows domain and discovery'
-    return Finding(facts.node, Level.ERROR, found, cure)
+    return Finding(facts.node, Level.ERROR, observed, cure)
 
 
 def judge_presence(facts: GraphFacts) -> list[Finding]:
     """Return the findings about the node's lifecycle state and its name."""
     if not facts.state:
-        found = f'{facts.node} is in the graph and does not answer get_state'
+        observed = f'{facts.node} is in the graph and does not answer get_state'
         cure = 'it hangs, or was killed less than 20 s ago: restart it'
-        return [Finding(facts.node, Level.ERROR, found, cure)]
+        return [Finding(facts.node, Level.ERROR, observed, cure)]
     since = None if facts.same_name < 2 else 0.0
     lifecycle = Lifecycle(facts.state, 0.0)
     report = NodeReport(0.0, facts.node, lifecycle, facts.same_name, since)
@@ -89,16 +89,16 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     ]
     if faults:
         cure = f'set qos_overrides.{item.topic}.subscription of the node, or correct the publisher'
-        found = f'the node receives nothing from {"; ".join(faults)}'
-        return [Finding(check, Level.ERROR, found, cure)]
+        observed = f'the node receives nothing from {"; ".join(faults)}'
+        return [Finding(check, Level.ERROR, observed, cure)]
     is_required = item.topic == facts.inputs[0].topic or _is_colour(item)
     if not item.publishers and item.similar:
         level = Level.ERROR if is_required else Level.OK
-        found = f'nobody publishes it; there are {", ".join(item.similar)}'
+        observed = f'nobody publishes it; there are {", ".join(item.similar)}'
         cure = f'remap it: -r {item.topic.rpartition("/")[2]}:={item.similar[0]}'
         if item.similar[0] == f'{item.topic}/compressed':
             cure = 'set the parameter image_transport to compressed'
-        return [Finding(check, level, found, cure if is_required else '')]
+        return [Finding(check, level, observed, cure if is_required else '')]
     report = InputReport(
         item.topic,
         is_required,
@@ -137,20 +137,22 @@ def judge_clock(facts: GraphFacts) -> list[Finding]:
     uses_simulation = bool((facts.parameters or {}).get('use_sim_time'))
     if uses_simulation and facts.clock is None:
         count = facts.clock_publishers
-        found = f'use_sim_time is on, and /clock has {count} publishers and no message'
+        observed = f'use_sim_time is on, and /clock has {count} publishers and no message'
         cure = 'start the simulation, or play the bag with --clock; or set use_sim_time to false'
-        return [Finding('clock', Level.ERROR, found, cure)]
+        return [Finding('clock', Level.ERROR, observed, cure)]
     if facts.clock is None:
         return [Finding('clock', Level.OK, 'system time; nothing on /clock')]
     skew = facts.clock - facts.system_time
-    found = f'/clock is {abs(skew):.1f} s {"ahead of" if skew > 0 else "behind"} the system clock'
+    observed = (
+        f'/clock is {abs(skew):.1f} s {"ahead of" if skew > 0 else "behind"} the system clock'
+    )
     if not uses_simulation:
-        found = f'{found}, and {facts.node} does not use it'
+        observed = f'{observed}, and {facts.node} does not use it'
         level = Level.WARN if abs(skew) > MAX_STAMP_AGE else Level.OK
         cure = 'set use_sim_time: true, in all nodes or in none' if level else ''
-        return [Finding('clock', level, found, cure)]
+        return [Finding('clock', level, observed, cure)]
     is_live = abs(skew) < SECONDS_PER_DAY and abs(skew) > MAX_STAMP_AGE
-    return [Finding('clock', Level.OK, found + (' (a recording)' if is_live else ''))]
+    return [Finding('clock', Level.OK, observed + (' (a recording)' if is_live else ''))]
 
 
 def judge_frames(facts: GraphFacts) -> list[Finding]:
@@ -165,10 +167,10 @@ def judge_frames(facts: GraphFacts) -> list[Finding]:
     if not missing:
         return [Finding('TF', Level.OK, f'{images[0]} to {", ".join(targets)} is known')]
     frames = sorted({frame for pair in facts.frames for frame in pair})
-    known = ', '.join(frames[:_OTHERS]) or 'no frames'
-    found = f'no transform from {images[0]} to {missing[0]}; TF has {known}'
+    frame_names = ', '.join(frames[:_OTHERS]) or 'no frames'
+    observed = f'no transform from {images[0]} to {missing[0]}; TF has {frame_names}'
     cure = 'start robot_state_publisher or static_transform_publisher, or correct target_frame'
-    return [Finding('TF', Level.WARN, found, cure)]
+    return [Finding('TF', Level.WARN, observed, cure)]
 
 
 def is_connected(first: str, second: str, frames: Sequence[tuple[str, str]]) -> bool:
@@ -192,10 +194,12 @@ def judge_statuses(facts: GraphFacts) -> list[Finding]:
     """Return the findings of the node's /diagnostics: those that are not OK, or one for all."""
     if not facts.statuses:
         period = (facts.parameters or {}).get('diagnostics_period') or 1.0
-        found = f'{facts.node} publishes nothing on /diagnostics (diagnostics_period {period:g} s)'
+        observed = (
+            f'{facts.node} publishes nothing on /diagnostics (diagnostics_period {period:g} s)'
+        )
         level = Level.OK if period > facts.listened else Level.WARN
         cure = 'the node hangs, or its messages are lost: restart it' if level else ''
-        return [Finding('/diagnostics', level, found, cure)]
+        return [Finding('/diagnostics', level, observed, cure)]
     problems = [
         Finding(_part(facts.node, status.name), Level(min(status.level, 2)), status.message)
         for status in facts.statuses
@@ -213,5 +217,5 @@ def _as_finding(check: str, verdict: Verdict) -> Finding:
     """Return a verdict as a row: what follows its first ": " is the cure."""
     if verdict.level is Level.OK:
         return Finding(check, verdict.level, verdict.message)
-    found, _, cure = verdict.message.partition(': ')
-    return Finding(check, verdict.level, found, cure)
+    observed, _, cure = verdict.message.partition(': ')
+    return Finding(check, verdict.level, observed, cure)

@@ -35,8 +35,8 @@ def judge_import(name: str, result: ProbeResult) -> Finding:
     if not error:
         return Finding(f'import {name}', Level.OK, _version(result))
     level = Level.WARN if name == 'cv_bridge' or result.is_late else Level.ERROR
-    found, cure = f'cannot be imported: {error[-_MAX_CHARS:]}', _cure(name, error.lower())
-    return Finding(f'import {name}', level, found, cure)
+    observed, cure = f'cannot be imported: {error[-_MAX_CHARS:]}', _cure(name, error.lower())
+    return Finding(f'import {name}', level, observed, cure)
 
 
 def _missing(name: str) -> Finding:

@@ -25,14 +25,14 @@ def judge_loopback(result: ProbeResult) -> Finding:
     facts = result.facts
     times = {name: f'{1000 * facts[f"{name}_latency"]:.1f} ms' for name in ('small', 'large')}
     lost = {name: facts['sent'] - facts[name] for name in ('small', 'large')}
-    found = f'message {times["small"]}, image of 0.9 MB {times["large"]}'
+    observed = f'message {times["small"]}, image of 0.9 MB {times["large"]}'
     if any(lost.values()):
         text = f'of {facts["sent"]} messages, {lost["small"]} small and {lost["large"]} large'
         return Finding('loopback', Level.ERROR, f'{text} ones were lost', _CURE)
     if max(facts['small_latency'], facts['large_latency']) > _SLOW:
         cure = 'end programs that use all cores (top), or check the network interface of DDS'
-        return Finding('loopback', Level.WARN, f'slow: {found}', cure)
-    return Finding('loopback', Level.OK, found)
+        return Finding('loopback', Level.WARN, f'slow: {observed}', cure)
+    return Finding('loopback', Level.OK, observed)
 
 
 def _cure(error: str) -> str:

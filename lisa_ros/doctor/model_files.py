@@ -28,7 +28,7 @@ _WEIGHTS = ('.safetensors', '.bin')
 
 
 def check_files(options: Mapping[str, Any]) -> dict[str, object]:
-    """Return `level` (a number), `found` and `cure` of the files of a model; nothing is loaded.
+    """Return `level` (a number), `observed` and `cure` of the files of a model; nothing is loaded.
 
     Args:
         options: the fields of `weights.ModelOptions`.
@@ -49,8 +49,8 @@ def load_and_ask(options: Mapping[str, Any]) -> dict[str, object]:
         return _finding(Level.ERROR, str(error), _CURE)
 
 
-def _finding(level: Level, found: str, cure: str = '') -> dict[str, object]:
-    return {'level': int(level), 'found': found, 'cure': cure}
+def _finding(level: Level, observed: str, cure: str = '') -> dict[str, object]:
+    return {'level': int(level), 'observed': observed, 'cure': cure}
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, object]:
@@ -106,11 +106,11 @@ def _size(folders: list[Path], is_verified: bool) -> dict[str, object]:
     files = [f for folder in folders for f in folder.iterdir() if f.suffix in _WEIGHTS]
     size, free = sum(file.stat().st_size for file in files), free_memory('cpu')
     sums = 'checksums are right' if is_verified else 'checksums not compared (--sha256, --lock)'
-    found = f'{folders[0]}: whole, {size / GB:.2f} GB, {sums}'
+    observed = f'{folders[0]}: whole, {size / GB:.2f} GB, {sums}'
     if free is not None and size > free:
         cure = 'close programs, or use precision bf16, int8 or nf4 on a GPU'
-        return _finding(Level.WARN, f'{found}; {free / GB:.2f} GB of memory are free', cure)
-    return _finding(Level.OK, found)
+        return _finding(Level.WARN, f'{observed}; {free / GB:.2f} GB of memory are free', cure)
+    return _finding(Level.OK, observed)
 
 
 def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
@@ -133,10 +133,12 @@ def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
     seconds = time.monotonic() - start
     image = next(iter(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))).pixels
     result = segmenter.segment(image, 'segment the yellow mug')
-    found = (
+    observed = (
         f'loaded in {seconds:.1f} s on {segmenter.device}; it answers {result.answer!r} with '
         f'{len(result.masks)} masks'
     )
     if result.status in ANSWERED:
-        return _finding(Level.OK, found)
-    return _finding(Level.ERROR, f'{found}: {result.status.name}: {result.reason}', 'see its text')
+        return _finding(Level.OK, observed)
+    return _finding(
+        Level.ERROR, f'{observed}: {result.status.name}: {result.reason}', 'see its text'
+    )

@@ -56,15 +56,15 @@ def _rclpy_version() -> str | None:
 def judge_ros(facts: RosFacts) -> list[Finding]:
     """Return the findings about the installation."""
     if facts.rclpy_version is None:
-        found = 'no rclpy in this Python: the command line works, the node does not'
-        return [Finding('ROS', Level.WARN, found, _SOURCE)]
+        observed = 'no rclpy in this Python: the command line works, the node does not'
+        return [Finding('ROS', Level.WARN, observed, _SOURCE)]
     version = f'rclpy {facts.rclpy_version or "of unknown version"}'
-    found = f'ROS 2 {facts.distribution or "without ROS_DISTRO"}, {version}'
+    observed = f'ROS 2 {facts.distribution or "without ROS_DISTRO"}, {version}'
     if facts.distribution and facts.distribution not in _SUPPORTED:
         cure = f'use one of {", ".join(_SUPPORTED)}'
-        rows = [Finding('ROS', Level.WARN, f'{found}; not tested with lisa_ros', cure)]
+        rows = [Finding('ROS', Level.WARN, f'{observed}; not tested with lisa_ros', cure)]
     else:
-        rows = [Finding('ROS', Level.OK, found)]
+        rows = [Finding('ROS', Level.OK, observed)]
     if not facts.has_messages:
         text = 'the messages of lisa_ros are not built, or not for this Python'
         cure = 'colcon build in the workspace, then source install/setup.bash'
@@ -75,9 +75,9 @@ def judge_ros(facts: RosFacts) -> list[Finding]:
 def _judge_rmw(facts: RosFacts) -> Finding:
     installed = ', '.join(facts.installed_rmws) or 'none'
     if facts.rmw and facts.installed_rmws and facts.rmw not in facts.installed_rmws:
-        found = f'RMW_IMPLEMENTATION is {facts.rmw}, installed: {installed}'
+        observed = f'RMW_IMPLEMENTATION is {facts.rmw}, installed: {installed}'
         package = f'ros-{facts.distribution or "DISTRIBUTION"}-{facts.rmw.replace("_", "-")}'
         cure = f'apt install {package}, or unset RMW_IMPLEMENTATION'
-        return Finding('RMW', Level.ERROR, found, cure)
-    found = f'{facts.rmw or "the default"}; installed: {installed}'
-    return Finding('RMW', Level.OK, found)
+        return Finding('RMW', Level.ERROR, observed, cure)
+    observed = f'{facts.rmw or "the default"}; installed: {installed}'
+    return Finding('RMW', Level.OK, observed)

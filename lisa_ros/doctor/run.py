@@ -87,12 +87,12 @@ def run_checks(listed: Sequence[Check], timeout: float) -> list[Finding]:
         listed: the checks.
         timeout: after it a check is reported as not finished [s].
     """
-    ends: queue.SimpleQueue[tuple[int, Sequence[Finding]]] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[tuple[int, Sequence[Finding]]] = queue.SimpleQueue()
     for number, check in enumerate(listed):
         threading.Thread(
-            target=lambda n, c: ends.put((n, _outcome(c))), args=(number, check), daemon=True
+            target=lambda n, c: outcomes.put((n, _outcome(c))), args=(number, check), daemon=True
         ).start()
-    findings = dict(_received(ends, len(listed), timeout))
+    findings = dict(_received(outcomes, len(listed), timeout))
     return [
         finding
         for number, check in enumerate(listed)
@@ -101,12 +101,12 @@ def run_checks(listed: Sequence[Check], timeout: float) -> list[Finding]:
 
 
 def _received(
-    ends: queue.SimpleQueue[tuple[int, Sequence[Finding]]], count: int, timeout: float
+    outcomes: queue.SimpleQueue[tuple[int, Sequence[Finding]]], count: int, timeout: float
 ) -> Iterator[tuple[int, Sequence[Finding]]]:
     deadline = time.monotonic() + timeout
     with contextlib.suppress(queue.Empty):
         for _ in range(count):
-            yield ends.get(timeout=max(0.0, deadline - time.monotonic()))
+            yield outcomes.get(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _outcome(check: Check) -> Sequence[Finding]:
@@ -119,8 +119,8 @@ def _outcome(check: Check) -> Sequence[Finding]:
 
 
 def _late(check: Check, timeout: float) -> Finding:
-    found = f'not finished within {timeout:g} s'
-    return Finding(check.name, Level.WARN, found, 'give more time with --timeout')
+    observed = f'not finished within {timeout:g} s'
+    return Finding(check.name, Level.WARN, observed, 'give more time with --timeout')
 
 
 def time_limit(options: DoctorOptions) -> float:

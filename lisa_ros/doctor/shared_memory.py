@@ -33,8 +33,8 @@ def check_shared_memory(folder: Path = FOLDER) -> list[Finding]:
     """Return the findings about the shared memory."""
     facts = shared_memory_facts(folder)
     if facts is None:
-        found = f'{folder} is missing: messages go through the network stack'
-        return [Finding(_NAME, Level.WARN, found, 'mount a tmpfs on /dev/shm')]
+        observed = f'{folder} is missing: messages go through the network stack'
+        return [Finding(_NAME, Level.WARN, observed, 'mount a tmpfs on /dev/shm')]
     return [judge_shared_memory(facts)]
 
 
@@ -56,20 +56,20 @@ def shared_memory_facts(folder: Path) -> SharedMemoryFacts | None:
 
 def judge_shared_memory(facts: SharedMemoryFacts) -> Finding:
     """Return the finding about the shared memory."""
-    found = f'{facts.free // _MIB} of {facts.size // _MIB} MiB of /dev/shm are free'
+    observed = f'{facts.free // _MIB} of {facts.size // _MIB} MiB of /dev/shm are free'
     if facts.free < _PER_PROCESS:
         cure = 'end unused nodes and run `fastdds shm clean`; in a container: --shm-size=1g'
         level = Level.ERROR
-        return Finding(_NAME, level, f'{found}; a node needs {_PER_PROCESS // _MIB}', cure)
+        return Finding(_NAME, level, f'{observed}; a node needs {_PER_PROCESS // _MIB}', cure)
     if facts.foreign_ports:
         names = ', '.join(facts.foreign_ports[:3])
-        found = f'{names} in /dev/shm belong to another user: nodes of {_user()} lose messages'
+        observed = f'{names} in /dev/shm belong to another user: nodes of {_user()} lose messages'
         cure = 'run all nodes as one user; remove the files when no node of the other user runs'
-        return Finding(_NAME, Level.WARN, found, cure)
+        return Finding(_NAME, Level.WARN, observed, cure)
     if facts.size < _SMALL:
-        found = f'{FOLDER} has {facts.size // _MIB} MiB; expected {_SMALL // _MIB} or more'
-        return Finding(_NAME, Level.WARN, found, 'in a container: --shm-size=1g, or --ipc=host')
-    return Finding(_NAME, Level.OK, f'{found}, {facts.segments // _MIB} used by Fast DDS')
+        observed = f'{FOLDER} has {facts.size // _MIB} MiB; expected {_SMALL // _MIB} or more'
+        return Finding(_NAME, Level.WARN, observed, 'in a container: --shm-size=1g, or --ipc=host')
+    return Finding(_NAME, Level.OK, f'{observed}, {facts.segments // _MIB} used by Fast DDS')
 
 
 def _user() -> str:

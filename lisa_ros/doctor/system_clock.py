@@ -52,6 +52,8 @@ def judge_system_clock(now: float, synchronized: bool | None) -> Finding:
     if now < _EARLIEST:
         return Finding('system clock', Level.ERROR, f'{date} is in the past', _CURE)
     if synchronized is False:  # a fault only if images come from another computer
-        found = f'{date}, not synchronized by NTP or PTP'
-        return Finding('system clock', Level.OK, found, f'for images of other computers: {_CURE}')
+        observed = f'{date}, not synchronized by NTP or PTP'
+        return Finding(
+            'system clock', Level.OK, observed, f'for images of other computers: {_CURE}'
+        )
     return Finding('system clock', Level.OK, date + (', synchronized' if synchronized else ''))

@@ -19,7 +19,9 @@ def as_table(findings: Sequence[Finding]) -> str:
     lines = []
     for finding in findings:
         level = finding.level.name
-        lines.append(f'{level:<{_LEVEL_WIDTH}} {finding.check:<{width}}  {_line(finding.found)}')
+        lines.append(
+            f'{level:<{_LEVEL_WIDTH}} {finding.check:<{width}}  {_line(finding.observed)}'
+        )
         if finding.cure:
             lines.append(f'{"":<{_LEVEL_WIDTH}} {"":<{width}}  cure: {_line(finding.cure)}')
     return '\n'.join([*lines, summary(findings)])
@@ -34,7 +36,7 @@ def summary(findings: Sequence[Finding]) -> str:
 def to_json(findings: Sequence[Finding]) -> str:
     """Return the findings as JSON: {"level": "WARN", "findings": [{"check": ...}, ...]}."""
     rows = [
-        {'check': f.check, 'level': f.level.name, 'found': f.found, 'cure': f.cure}
+        {'check': f.check, 'level': f.level.name, 'observed': f.observed, 'cure': f.cure}
         for f in findings
     ]
     return json.dumps({'level': worst(findings).name, 'findings': rows}, indent=2)

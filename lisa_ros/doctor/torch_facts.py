@@ -34,8 +34,8 @@ def torch_facts() -> dict[str, object]:
             }
         )
     try:
-        ones = torch.ones((8, 8), device='cuda')
-        assert float((ones @ ones).sum()) == 512  # noqa: S101  # a wrong result is an error
+        matrix = torch.ones((8, 8), device='cuda')
+        assert float((matrix @ matrix).sum()) == 512  # noqa: S101  # a wrong result is an error
         facts['free'] = torch.cuda.mem_get_info()[0]
     except Exception as error:  # noqa: BLE001  # of CUDA: any type
         facts['kernel_error'] = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -68,11 +68,11 @@ def judge_python(version: Sequence[int]) -> Finding:
     """Return the finding about the version of Python, (major, minor, micro)."""
     text = '.'.join(map(str, version))
     prefix = f'Python {text} in {sys.prefix}, {platform.machine()}, lisa_ros'
-    found = f'{prefix} {lisa_ros.__version__} in {os.path.dirname(lisa_ros.__file__)}'  # noqa: PTH120
+    observed = f'{prefix} {lisa_ros.__version__} in {os.path.dirname(lisa_ros.__file__)}'  # noqa: PTH120
     if tuple(version[:2]) >= MIN_PYTHON:
-        return Finding('Python', Level.OK, found)
+        return Finding('Python', Level.OK, observed)
     cure = f'install Python {".".join(map(str, MIN_PYTHON))} or later'
-    return Finding('Python', Level.ERROR, found, cure)
+    return Finding('Python', Level.ERROR, observed, cure)
 
 
 def judge_packages(versions: Mapping[str, str | None]) -> list[Finding]:
@@ -89,8 +89,8 @@ def judge_packages(versions: Mapping[str, str | None]) -> list[Finding]:
         if version is None:
             findings.append(Finding('packages', Level.ERROR, f'{name} is not installed', cure))
         elif version and not _is_between(version, oldest, too_new):
-            found = f'{name} {version}; expected {requirement}'
-            findings.append(Finding('packages', Level.ERROR, found, cure))
+            observed = f'{name} {version}; expected {requirement}'
+            findings.append(Finding('packages', Level.ERROR, observed, cure))
     shown = ', '.join(f'{n} {versions[n] or "?"}' for n in _SHOWN if versions.get(n) is not None)
     return [*findings, Finding('packages', Level.OK, shown)] if shown else findings
 
@@ -99,10 +99,10 @@ def judge_opencv(distributions: Sequence[str]) -> list[Finding]:
     """Return a warning if several packages bring the module cv2."""
     if len(distributions) < 2:
         return []
-    found = f'{" and ".join(distributions)} overwrite the files of each other (module cv2)'
+    observed = f'{" and ".join(distributions)} overwrite the files of each other (module cv2)'
     unwanted = ' '.join(distributions)
     cure = f'pip uninstall {unwanted}; pip install opencv-python-headless'
-    return [Finding('packages', Level.WARN, found, cure)]
+    return [Finding('packages', Level.WARN, observed, cure)]
 
 
 def _is_between(version: str, oldest: str, too_new: str) -> bool:

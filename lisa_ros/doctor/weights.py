@@ -54,8 +54,8 @@ def check_model(options: ModelOptions, is_loaded: bool, timeout: float) -> list[
 def _weights(options: ModelOptions, result: ProbeResult) -> Finding:
     scheme, colon, _ = options.model.partition(':')
     if colon and '/' not in scheme:
-        found = f'{options.model} has a loader of its own: use --load'
-        return Finding('weights', Level.OK, found)
+        observed = f'{options.model} has a loader of its own: use --load'
+        return Finding('weights', Level.OK, observed)
     return judge_model('weights', result, 'weights')
 
 
@@ -69,7 +69,7 @@ def judge_model(check: str, result: ProbeResult, key: str) -> Finding:
     """
     facts: Mapping[str, Any] | None = result.facts.get(key)
     if facts is not None:
-        return Finding(check, Level(facts['level']), facts['found'], facts['cure'])
+        return Finding(check, Level(facts['level']), facts['observed'], facts['cure'])
     level = Level.WARN if result.is_late else Level.ERROR
     cure = 'give more time with --timeout' if result.is_late else 'see the row of torch'
     return Finding(check, level, result.error or 'not checked', cure)

@@ -8,6 +8,7 @@ never guessed: "café" in GBK would be trained, spoken and compared as other wor
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import zipfile
 import zlib
@@ -87,7 +88,7 @@ def read_json(path: File) -> object:
     """
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return checked_characters(text, json.loads(text, object_pairs_hook=_unique_keys))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f'{path}: cannot be read as JSON ({one_line(error)}); copy or save it again'
@@ -102,6 +103,38 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f'the key {short_repr(twice)} occurs twice in an object')
     return content
+
+
+_HALF_CHARACTER = re.compile(r'\\[uU](?:0000)?[dD][89a-fA-F]')  # also of a valid pair
+
+
+def checked_characters(text: str, content: object) -> object:
+    r"""Return the content of JSON or YAML text, if all of its characters are whole.
+
+    JSON writes an emoji as two escapes. Half of such a pair, \ud83d alone, is no character: it
+    cannot be written to a file, a message or a tokenizer.
+
+    Raises:
+        ValueError: a text or a key has half a character.
+    """
+    rest, visited = [content] if _HALF_CHARACTER.search(text) else [], set()
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str) and not is_encodable(value):
+            raise ValueError(f'the text {short_repr(value)} has half a character')
+        if id(value) not in visited and isinstance(value, dict | list):  # YAML may have loops
+            visited.add(id(value))
+            rest += [*value, *value.values()] if isinstance(value, dict) else value
+    return content
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_yaml(path: File) -> object:
@@ -121,7 +154,8 @@ def parse_yaml(text: str, source: str) -> object:
             `source`.
     """
     try:
-        return yaml.load(text, _UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        content = yaml.load(text, _UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        return checked_characters(text, content)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f'{source}: cannot be read as YAML ({one_line(error)})') from error
 

@@ -14,6 +14,7 @@ from lisa_ros.session.request_history import Rejection, RequestEnd
 _LAST_REQUESTS = 10  # of which the share of failures is given
 _LONG_WAIT = 10.0  # a request that waits longer is a warning [s]
 _NO_IMAGE_WAIT = 2.0  # a request that waits longer for the first image is one, too [s]
+_SLOW_DELIVERY = 1.0  # and one that waits longer for answers to be published [s]
 _NEARLY_FULL = 0.8  # share of `goals_kept`
 _NOT_AS_ASKED = (Status.FAILED, Status.TIMED_OUT, Status.STALE_INPUT, Status.REPEATED)
 
@@ -94,9 +95,9 @@ def _wait(report: RequestReport) -> Problem | None:
 
 
 def _delivery(report: RequestReport) -> Problem | None:
-    if report.undelivered < report.max_undelivered:
+    if report.undelivered < report.max_undelivered or report.seconds_waiting < _SLOW_DELIVERY:
         return None
-    text = f'{report.undelivered} answers wait to be published, and the model for them'
+    text = f'{report.undelivered} answers wait to be published, and the next request for them'
     return Problem(
         Level.WARN, f'{text}: lower transform_timeout, or close slow subscribers of large topics'
     )

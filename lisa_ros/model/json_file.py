@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.files.text import checked_characters
 from lisa_ros.model.file_checks import check_file
 
 MAX_BYTES = 8 * 2**20  # of a file; the index of a 70B model has 0.1 MB
@@ -54,11 +55,9 @@ def parse_json(content: bytes, source: str | Path) -> dict:
         CheckpointError: as `read_json`.
     """
     try:
-        value = json.loads(
-            content.decode('utf-8-sig'),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-        )
+        text = content.decode('utf-8-sig')
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        checked_characters(text, value)
         if _depth_exceeds(value, _MAX_DEPTH):
             raise ValueError(f'it is nested more than {_MAX_DEPTH} levels deep')
     except RecursionError as error:

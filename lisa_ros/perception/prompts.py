@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lisa_ros.errors import QueryError, SettingsError
+from lisa_ros.files.text import is_encodable, short_repr
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import SpecialToken, Tokenizer
 from lisa_ros.results import SEG, Dialogue, Turn
@@ -94,6 +95,7 @@ def prompt_ids(
     if not text.strip():
         raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
     turns = [*(dialogue.turns if dialogue else ()), Turn(text, '')]
+    _check_characters(turns)
     for oldest in range(len(turns)):
         parts = _parts(tokenizer, template, turns[oldest:], typed_specials, answered=False)
         ids = _ids(tokenizer, parts)
@@ -150,6 +152,7 @@ def training_ids(
     """
     if not turns or not all(turn.query.strip() for turn in turns):
         raise QueryError('a training dialogue needs at least one query, and none may be empty')
+    _check_characters(turns)
 
     def ids_of(count: int, answered: bool) -> list[int]:
         parts = _parts(tokenizer, template, turns[:count], typed_specials, answered)
@@ -181,6 +184,16 @@ def _parts(
             parts += [' ', *tokenizer.split_special(turn.answer_raw.strip()), form.after_answer]
             parts.append(SpecialToken(tokenizer.eos_token))
     return parts
+
+
+def _check_characters(turns: Sequence[Turn]) -> None:
+    r"""Raise a QueryError if a text has half a character, such as \ud83d."""
+    for text in (text for turn in turns for text in (turn.query, turn.answer_raw)):
+        if not is_encodable(text):
+            raise QueryError(
+                f'the query or an answer, {short_repr(text)}, has half a character (a lone '
+                'surrogate); expected text that can be written as UTF-8'
+            )
 
 
 def _opening(tokenizer: Tokenizer, form: Template, is_first: bool) -> list[str | SpecialToken]:

@@ -185,7 +185,7 @@ class CameraPipeline:
 
     def handle_command(self, command: ParsedCommand) -> None:
         """Handle a command from ~/command; no effect while the node is inactive."""
-        scheduler, log = self.scheduler, self._context.node.get_logger()
+        scheduler, log = self.scheduler, self._context.log
         if scheduler is None:
             return
         is_watch = command.kind is CommandKind.WATCH and bool(command.text)

@@ -41,6 +41,7 @@ from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.diagnostics import Diagnostics, ModelParts
 from lisa_ros.ros.image_decoder import MessageDecoder
+from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import run
@@ -127,12 +128,8 @@ class LisaNode(LifecycleNode):
         self._bond = ManagerBond(self)
         parameter_declaration.declare(self, Settings, self._is_configured)
         self._settings = CurrentSettings(parameter_declaration.read(self, Settings))
-        context = NodeContext(
-            self,
-            self._settings,
-            Transforms(self, self._settings),
-            ThrottledLog(self.get_logger()),
-        )
+        self._log = ThrottledLog(self.get_logger())
+        context = NodeContext(self, self._settings, Transforms(self, self._settings), self._log)
         self._cameras = Cameras(context)
         self.add_post_set_parameters_callback(self._on_parameters)
         self._create_services()
@@ -144,6 +141,7 @@ class LisaNode(LifecycleNode):
             self._publish_diagnostics,
             clock=_STEADY_CLOCK,
         )
+        self.create_timer(RECLAIM_PERIOD, reclaim, clock=_STEADY_CLOCK)
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
     def _create_services(self) -> None:
@@ -279,6 +277,7 @@ class LisaNode(LifecycleNode):
         Raises:
             LisaError: a tracker, or the publishing of an answer, does not end.
         """
+        self._take_waiting_commands()
         if not self._close_cameras():
             raise LisaError(
                 f'a tracker, or the publishing of an answer, is still busy '
@@ -290,6 +289,22 @@ class LisaNode(LifecycleNode):
         if self._commands is not None:
             self.destroy_subscription(self._commands)
         self._commands = None
+
+    def _take_waiting_commands(self) -> None:
+        """Take the commands that have arrived and were not read yet: each one gets an answer."""
+        commands = self._commands
+        if commands is None or not self.context.ok():
+            return
+        for _ in range(COMMAND_QOS.depth):
+            try:
+                with commands.handle:
+                    taken = commands.handle.take_message(String, False)
+            except Exception as error:  # noqa: BLE001  # malformed: dropped, as by the executor
+                self._log.error(f'reading {commands.topic_name} failed: {error}')
+                continue
+            if taken is None:
+                return
+            self._on_command(taken[0])
 
     def _close_cameras(self) -> bool:
         """Cancel all requests within `stop_timeout`; give up a model that does not stop."""
@@ -341,7 +356,7 @@ class LisaNode(LifecycleNode):
         response.message = f'stopped {stopped}' if stopped else 'there is nothing to stop'
         if not response.success:
             response.message = 'the node is not active'
-        self.get_logger().info(f'~/stop: {response.message}')
+        self._log.info(f'~/stop: {response.message}')
         return response
 
     def _on_reset_dialogue(
@@ -378,6 +393,7 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
         stop_timeout: how long deactivate waits for a busy model [s].
     """
     fastdds.configure_shared_memory()
+    fastdds.remove_abandoned_segments()
     return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 

@@ -2,8 +2,8 @@
 """Logging throttled by cause: a camera delivers thirty messages a second.
 
 rclpy's own throttle counts by line of code, so one message would hide the others. Two messages
-have the same cause if they differ only in numbers and in quoted text: "the newest image is 3.21 s
-old" and "... 3.24 s old" are logged once.
+have the same cause if they differ only in numbers, nan and inf included, and in quoted text: "the
+newest image is 3.21 s old" and "... 3.24 s old" are logged once.
 
 Threads: any; if two threads log a cause at the same moment it may be logged twice.
 """
@@ -17,7 +17,8 @@ from typing import Protocol
 _INTERVAL = 5.0  # minimum time between two messages of one cause [s]
 _MAX_CAUSES = 200  # that are remembered; others wait, so that a flood of causes is bounded, too
 _MAX_CHARS = 2000  # of a message; a traceback fits
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,e+-]*")  # quoted text and numbers
+# quoted text and numbers
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|-?(?:\d+(?:[.,e+-]+\d+)*|\b(?:nan|inf)\b)")
 
 
 class Logger(Protocol):

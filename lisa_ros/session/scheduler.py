@@ -14,7 +14,7 @@ Rules:
 - A standing query is asked about every new frame while no command or goal is due. A command or
   goal preempts it, and it is asked again afterwards.
 - If listeners are slower than the model, the model waits, so that memory and delay are bounded.
-  Background work waits until all results are delivered. Commands and goals wait while 8 or more
+  Background work waits until all results are delivered. Commands and goals wait while 2 or more
   results are undelivered.
 
 Which camera's request the model answers next is decided in inference_thread.py.
@@ -58,7 +58,9 @@ from lisa_ros.session.request import (
 from lisa_ros.session.request_history import RequestHistory
 
 COMMANDS = ''  # key of the dialogue that commands belong to
-MAX_UNDELIVERED = 8  # results that wait for their listeners; each holds an image and masks
+# Results that wait for their listeners: one is delivered while the model computes the next. More
+# would only make a command wait for more deliveries, and each holds an image and masks.
+MAX_UNDELIVERED = 2
 _FULL = 'the queue was full: send fewer goals at once, or raise goals_kept'
 _EMPTY = 'the command is empty: say what to look for, such as "segment the red mug"'
 
