@@ -68,7 +68,7 @@ def test_only_the_node_reads_the_contents_of_goals_and_results(policy):
         ('publish', '/lisa/command', {'client', 'voice_node'}),
         ('call', '/lisa/segment', {'client'}),
         ('request', '/lisa/stop', {'client', 'operator'}),
-        *(('request', f'/lisa/{service}', {'operator'}) for service in CHANGES),
+        *(('request', f'/lisa/{service}', {'operator'}) for service in sorted(CHANGES)),
         *(('subscribe', f'/lisa/{topic}', {'client'}) for topic in ('mask', 'segmentation')),
         *(('subscribe', f'/lisa/tracked/{topic}', {'client'}) for topic in ('mask', 'overlay')),
         ('publish', '/image', {'camera'}),
