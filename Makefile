@@ -27,9 +27,10 @@ test: setup  ## run lint and all tests
 	ruff check .
 	ruff format --check .
 	export LISA_ROS_REQUIRE_ROS=1  # tests of what the set-up installed may not be skipped
+	cores=$$(nproc)
 	export OMP_NUM_THREADS=1       # the test processes share the cores
-	# one process more than cores: tests of nodes often wait
-	python -m pytest -n $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )) --dist loadfile --no-loadscope-reorder
+	# one process more than cores, at most 4: tests of nodes often wait
+	python -m pytest -n $$(( cores < 4 ? cores + 1 : 4 )) --dist loadfile --no-loadscope-reorder
 
 audit: build/audit/.done  ## compare the pinned packages with the known vulnerabilities
 	@$(PYTHON) .ci/audit.py build/audit
