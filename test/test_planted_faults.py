@@ -160,7 +160,7 @@ def test_the_doctor_sees_the_same_from_outside(peer, camera, monkeypatch):
     print(*future.result(), sep='\n')
 
     rows = {finding.check: finding for finding in future.result()}
-    for check, level, found, cure in (
+    for check, level, observed, cure in (
         ('/lisa', WARN, '2 nodes have the name /lisa', 'stop one, or rename it'),
         ('input /camera_info', ERROR, '/tester: ', 'qos_overrides./camera_info'),
         ('input /image', WARN, 'ahead of the clock', 'synchronize the clocks'),
@@ -170,7 +170,7 @@ def test_the_doctor_sees_the_same_from_outside(peer, camera, monkeypatch):
     ):
         finding = rows[check]
         assert finding.level is level, finding
-        assert found in finding.found, finding
+        assert observed in finding.observed, finding
         assert cure in finding.cure, finding
 
 
@@ -294,7 +294,7 @@ def test_a_node_that_is_not_active(peer, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', DOMAIN)
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     (row, *_) = check_graph('/lisa', 40.0)
-    assert row.found == 'inactive, so nothing is answered'
+    assert row.observed == 'inactive, so nothing is answered'
     assert row.cure == 'ros2 lifecycle set /lisa activate'
     assert peer.change_state('cleanup')
     assert peer.set_parameters(model='nowhere:lisa')[0].successful

@@ -20,11 +20,12 @@ from typing import Any
 
 _MARK = 'lisa_ros probe: '  # before the facts; libraries print lines of their own
 _CODE = f"""
-import importlib, json, sys
+import ctypes, importlib, json, os, signal, sys
+if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: Ctrl-C ends the doctor, too
 sys.path[:] = json.loads(sys.argv[1])
 for facts in importlib.import_module(sys.argv[2]).main(sys.argv[3:]):
     print('\\n{_MARK}' + json.dumps(facts), flush=True)
-import os
 os._exit(0)  # threads of a library must not delay or break the end
 """
 _MAX_CHARS = 400  # of a line of a library in a finding
@@ -58,11 +59,17 @@ def run_probe(module: str, arguments: Sequence[str], timeout: float) -> ProbeRes
         error = f'not finished within {timeout:g} s'
         return ProbeResult(_newest_facts(_text(expired.output or b'')), error, is_late=True)
     finally:
+        _end(process)
+    error = _exit_error(process.returncode, _text(errors)) if process.returncode else ''
+    return ProbeResult(_newest_facts(_text(output)), error)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that has not ended, and its children; its id is not that of another yet."""
+    if process.returncode is None:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    error = _exit_error(process.returncode, _text(errors)) if process.returncode else ''
-    return ProbeResult(_newest_facts(_text(output)), error)
 
 
 def _newest_facts(output: str) -> Mapping[str, Any]:
