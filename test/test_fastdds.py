@@ -117,6 +117,8 @@ def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_
         'print(end - begin)', "print('segment', line.split()[-1])"
     )
     command = [sys.executable, '-c', code + "print('ready', flush=True)\nsys.stdin.read()"]
+    # Processes that discover each other map each other's segments.
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'OFF')
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
         segments = [read_segments(process) for process in (killed, alive)]
