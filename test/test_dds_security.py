@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('rclpy')
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from keystore import Keystore
 from ros_graph import DOMAIN, MODEL, START, environment, executable

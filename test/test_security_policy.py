@@ -119,7 +119,7 @@ STREAMS = ('feedback', 'status')
 @pytest.fixture(scope='module')
 def graphs(tmp_path_factory):
     """The real nodes, started as launch/lisa.launch.py does; {enclave: {role: names}}."""
-    pytest.importorskip('rclpy')
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
     import ros_graph
 
     folder = tmp_path_factory.mktemp('policy')

@@ -32,7 +32,7 @@ class RequestReport:
     seconds_waiting: float  # of the next request; 0: none waits
     seconds_running: float  # 0: none runs
     undelivered: int  # results whose publishing has not ended
-    max_undelivered: int  # with so many the model waits
+    max_undelivered: int  # at this number the model waits
 
 
 def judge_requests(report: RequestReport) -> Verdict:

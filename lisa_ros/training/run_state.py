@@ -88,7 +88,7 @@ class RunState:
         except Exception as error:  # a damaged archive or pickle raises many types
             raise DataError(
                 f'{path}: cannot be read as the state of a training ({one_line(error)}); remove '
-                'it to begin anew, or choose another --out'
+                'it to start from the beginning, or choose another --out'
             ) from error
         if not isinstance(saved, dict) or 'seed' not in saved or 'optimizers' not in saved:
             raise DataError(

@@ -38,7 +38,7 @@ _MIN_TEXT_LENGTH = 128  # room for text, however many positions the image takes 
 _MAX_TILES = 20  # images in answers.png
 _SURELY_SHORT = 20  # a query of fewer characters is never too long; a character has few tokens
 _MOST_BROKEN_BATCHES = 20  # in a row, each replaced by another
-_NEXT_ATTEMPT = 1_000_003  # added to the number of a batch to draw it anew
+_NEXT_ATTEMPT = 1_000_003  # added to the number of a batch to draw another one
 
 
 class FinetuneTask:

@@ -156,7 +156,7 @@ def load_or_build(
             raise ValueError(f'its files have {sorted(lengths)} views')
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f'{folder}: the feature cache cannot be read ({error}); remove it to build it anew'
+            f'{folder}: the feature cache cannot be read ({error}); remove it to build it again'
         ) from error
     return FeatureCache(**arrays, scene_graphs=scene_graphs, image_shape=tuple(index['shape']))
 
