@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give Fast DDS enough shared memory for large messages.
+"""Give Fast DDS enough shared memory for large messages, and take back what is not in use.
 
 By default a Fast DDS process has 0.5 MB of shared memory for everything it publishes, in segments
 of 64 kB. A mask of 640 x 480 pixels takes five segments, and an answer with mask, confidence and
 overlay needs more than there are: segments are overwritten before they are read. They are sent
 again three seconds later, or more if several processes compete for the CPU (measured by
 `benchmarks/bursts.py`). With 32 MB nothing is overwritten.
+
+Histories: by default Fast DDS keeps the buffer of each message that was read, in the size of the
+largest one it has held, for later messages. Bursts on queues of a thousand commands or goals then
+cost memory for good: 4000 hostile goals took 110 MB, and more came. With the policy DYNAMIC a
+buffer is freed with its message (the same goals: 20 MB).
 
 A process that is killed leaves its segment in /dev/shm, and Fast DDS frees it nowhere: after two
 kills of this node, the 64 MB of a Docker container are full. So the node frees it, at its start
@@ -34,6 +39,7 @@ from lisa_ros.resources import FASTDDS_PROFILE
 _PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _PROFILE_VARIABLE_2 = 'FASTRTPS_DEFAULT_PROFILES_FILE'  # of Fast DDS 2; with 3, it gives a warning
 _FAST_DDS_2 = ('humble', 'iron', 'jazzy')  # the distributions with Fast DDS 2
+_QOS_VARIABLE = 'RMW_FASTRTPS_USE_QOS_FROM_XML'  # 1: the profile's policy for histories counts
 # each of these variables and files means that the user has configured transports
 _USER_VARIABLES = (
     _PROFILE_VARIABLE,
@@ -49,9 +55,9 @@ _USER_FILES = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 
 
 def configure_shared_memory() -> bool:
-    """Give this process 32 MB of shared memory for Fast DDS; call it before `rclpy.init`.
+    """Give this process 32 MB of shared memory for Fast DDS, and histories that free memory.
 
-    Other DDS implementations ignore it.
+    Call it before `rclpy.init`. Other DDS implementations ignore it.
 
     Returns:
         False if the user has configured transports: then nothing is changed.
@@ -62,6 +68,7 @@ def configure_shared_memory() -> bool:
         return False
     has_fast_dds_2 = os.environ.get('ROS_DISTRO') in _FAST_DDS_2
     os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(FASTDDS_PROFILE)
+    os.environ.setdefault(_QOS_VARIABLE, '1')
     return True
 
 
