@@ -25,6 +25,7 @@ from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
 from lisa_ros.doctor.table import as_table, to_json
 from lisa_ros.doctor.weights import ModelOptions
 from lisa_ros.health.verdict import Level
+from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE
 
 OK, WARN, ERROR = Level
 ROOT = Path(__file__).parents[1]
@@ -310,6 +311,11 @@ def test_a_profile_of_dds(tmp_path):
     good = ROOT / 'lisa_ros' / 'ros' / 'fastdds.xml'
     (row,) = discovery.judge_profile(name, {name: str(good)})
     check_row(row, OK, str(good))
+    local = {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    (row,) = discovery.judge_profile(name, {name: str(good), **local})
+    check_row(row, WARN, 'has a UDP transport', cure='fastdds_localhost.xml')
+    (row,) = discovery.judge_profile(name, {name: str(FASTDDS_LOCALHOST_PROFILE), **local})
+    check_row(row, OK, str(FASTDDS_LOCALHOST_PROFILE))
     assert discovery.judge_profile(name, {}) == []
 
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from lisa_ros.resources import FASTDDS_PROFILE
+from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE, FASTDDS_PROFILE
 from lisa_ros.ros import fastdds
 
 VARIABLES = (
@@ -46,13 +47,38 @@ def unconfigured(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ('distribution', 'name'), [('kilted', VARIABLES[0]), ('jazzy', VARIABLES[1])]
 )
-def test_the_profile_is_set_if_the_user_has_none(distribution, name, monkeypatch):
+@pytest.mark.parametrize(
+    ('reach', 'profile'),
+    [('LOCALHOST', FASTDDS_LOCALHOST_PROFILE), ('', FASTDDS_PROFILE), ('SUBNET', FASTDDS_PROFILE)],
+)
+def test_the_profile_is_set_if_the_user_has_none(distribution, name, reach, profile, monkeypatch):
     monkeypatch.setenv('ROS_DISTRO', distribution)
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', reach)
     assert fastdds.configure_shared_memory()
     assert {variable: os.environ[variable] for variable in VARIABLES if os.environ[variable]} == {
-        name: str(FASTDDS_PROFILE)
+        name: str(profile)
     }
     assert not fastdds.configure_shared_memory()  # it is set already
+
+
+@pytest.mark.usefixtures('unconfigured')
+def test_the_old_variable_for_a_graph_on_one_computer_counts(monkeypatch):
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
+    monkeypatch.setenv('ROS_LOCALHOST_ONLY', '1')
+    assert fastdds.profile() == FASTDDS_LOCALHOST_PROFILE
+
+
+def test_the_profiles_differ_in_the_udp_transport_alone():
+    def elements(path):
+        return [
+            (element.tag, (element.text or '').strip())
+            for element in ElementTree.parse(path).iter()  # noqa: S314  # our own file
+        ]
+
+    both, local = elements(FASTDDS_PROFILE), elements(FASTDDS_LOCALHOST_PROFILE)
+    for element in local:
+        both.remove(element)
+    assert [text for _, text in both if text] == ['udp', 'UDPv4', 'udp']
 
 
 @pytest.mark.usefixtures('unconfigured')

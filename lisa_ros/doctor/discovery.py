@@ -76,11 +76,17 @@ def judge_range(environment: Mapping[str, str]) -> list[Finding]:
     if reach == 'OFF':
         observed = 'ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: no node finds another'
         return [Finding('discovery', Level.ERROR, observed, 'set it to LOCALHOST or SUBNET')]
-    reach = 'LOCALHOST' if localhost == '1' else reach or 'SUBNET'
+    reach = 'LOCALHOST' if _is_localhost(environment) else reach or 'SUBNET'
     server = environment.get('ROS_DISCOVERY_SERVER', '')
     text = f'{reach}{": this computer only" if reach == "LOCALHOST" else ""}'
     text += f', discovery server {server}' if server else ''
     return [Finding('discovery', Level.OK, text)]
+
+
+def _is_localhost(environment: Mapping[str, str]) -> bool:
+    """Return whether discovery stays on this computer."""
+    reach = environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
+    return reach == 'LOCALHOST' or environment.get('ROS_LOCALHOST_ONLY') == '1'
 
 
 def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
@@ -99,10 +105,15 @@ def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
     except ElementTree.ParseError as error:
         observed = f'{name}={value}: not XML: {error}'
         return [Finding('DDS profile', Level.ERROR, observed, 'correct this line, or unset it')]
-    has_segment = any(element.tag.endswith('segment_size') for element in root.iter())
-    if name != 'CYCLONEDDS_URI' and not has_segment:
+    if name == 'CYCLONEDDS_URI':
+        return [Finding('DDS profile', Level.OK, value)]
+    if not any(element.tag.endswith('segment_size') for element in root.iter()):
         observed = f'{value} sets no segment_size: large messages overwrite each other'
         cure = 'add a SHM transport with segment_size, as in lisa_ros/ros/fastdds.xml'
+        return [Finding('DDS profile', Level.WARN, observed, cure)]
+    if _is_localhost(environment) and any(element.text == 'UDPv4' for element in root.iter()):
+        observed = f'{value} has a UDP transport, and LOCALHOST adds one: nodes appear 3 s late'
+        cure = 'leave the UDP transport out, as in lisa_ros/ros/fastdds_localhost.xml'
         return [Finding('DDS profile', Level.WARN, observed, cure)]
     return [Finding('DDS profile', Level.OK, value)]
 
@@ -180,11 +191,7 @@ def judge_multicast(error: str, environment: Mapping[str, str]) -> Finding:
     """Return the finding about multicast, which discovery between computers needs."""
     if not error:
         return Finding('multicast', Level.OK, f'a packet to {_GROUP} came back')
-    is_local = 'LOCALHOST' in (
-        environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', ''),
-        'LOCALHOST' if environment.get('ROS_LOCALHOST_ONLY') == '1' else '',
-    )
-    if is_local or environment.get('ROS_DISCOVERY_SERVER'):
+    if _is_localhost(environment) or environment.get('ROS_DISCOVERY_SERVER'):
         return Finding('multicast', Level.OK, f'{error}; not needed with these settings')
     cure = 'allow UDP multicast in the firewall, or set ROS_STATIC_PEERS or a discovery server'
     return Finding('multicast', Level.WARN, error, cure)

@@ -16,6 +16,11 @@ A process that is killed leaves its segment in /dev/shm, and Fast DDS frees it n
 kills of this node, the 64 MB of a Docker container are full. So the node frees it, at its start
 and now and then.
 
+A graph on one computer: with ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, rmw_fastrtps adds transports
+of its own to those of the profile. Two UDP transports of a process listen on the same ports, and
+answers to the first announcements are lost: nodes then found each other after 3 s instead of 0.5
+to 1 s. So there is a profile without UDP for this case.
+
 The memory belongs to the sender: receivers need no profile. It does not help the images of a
 camera driver, which is a sender of its own (docs/commands.md).
 """
@@ -34,7 +39,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from lisa_ros.resources import FASTDDS_PROFILE
+from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE, FASTDDS_PROFILE
 
 _PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _PROFILE_VARIABLE_2 = 'FASTRTPS_DEFAULT_PROFILES_FILE'  # of Fast DDS 2; with 3, it gives a warning
@@ -57,7 +62,8 @@ _USER_FILES = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 def configure_shared_memory() -> bool:
     """Give this process 32 MB of shared memory for Fast DDS, and histories that free memory.
 
-    Call it before `rclpy.init`. Other DDS implementations ignore it.
+    Call it before `rclpy.init`, with the variables of the ROS graph set. Other DDS implementations
+    ignore it.
 
     Returns:
         False if the user has configured transports: then nothing is changed.
@@ -67,9 +73,16 @@ def configure_shared_memory() -> bool:
     if any(map(os.path.exists, _USER_FILES)):
         return False
     has_fast_dds_2 = os.environ.get('ROS_DISTRO') in _FAST_DDS_2
-    os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(FASTDDS_PROFILE)
+    os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(profile())
     os.environ.setdefault(_QOS_VARIABLE, '1')
     return True
+
+
+def profile() -> Path:
+    """Return the profile for the range of discovery that the environment asks for."""
+    reach = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
+    is_localhost = reach == 'LOCALHOST' or os.environ.get('ROS_LOCALHOST_ONLY') == '1'
+    return FASTDDS_LOCALHOST_PROFILE if is_localhost else FASTDDS_PROFILE
 
 
 def remove_abandoned_segments(folder: Path = _SEGMENTS) -> int:

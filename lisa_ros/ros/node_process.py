@@ -29,9 +29,9 @@ _LOG_TAIL = 12  # lines of the log in an error
 
 def isolate_ros_graph() -> None:
     """Choose a ROS domain for this process and its children alone; call it before `rclpy.init`."""
-    fastdds.configure_shared_memory()
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    fastdds.configure_shared_memory()
 
 
 def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:
