@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that a user can fix. Each message says what came, what was expected and the cure.
 
-A message quotes files and messages of other people. It is always one line of at most MAX_CHARS
-characters, so that nobody can forge lines of a log or fill it.
+A message quotes files and messages of other people. It is always one line of at most
+1500 characters, so that nobody can forge lines of a log or fill it.
 
 The node, the CLI and the session catch `LisaError` and report one line. Any other exception is a
 bug and keeps its traceback.
@@ -10,15 +10,12 @@ bug and keeps its traceback.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
+
+from lisa_ros.error_text import printable, without_middle
 
 # of a NaN in an answer
 NON_FINITE_CAUSE = 'the weights are damaged, or precision fp16 overflowed: try bf16 or fp32'
-
-
-MAX_CHARS = 1500  # of a message
-_CURE_CHARS = 400  # at the end of a message that is shortened
 
 
 class LisaError(Exception):
@@ -26,26 +23,7 @@ class LisaError(Exception):
 
     def __str__(self) -> str:
         """Return the message in one line; a long one without its middle."""
-        return shortened(printable(super().__str__()))
-
-
-def printable(text: str) -> str:
-    r"""Return a text with line ends and control characters escaped, as \n, \x1b and \u202e."""
-    return text if text.isprintable() else ''.join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    if character.isprintable() or unicodedata.category(character) == 'Zs':  # a kind of space
-        return character
-    return character.encode('unicode_escape').decode('ascii')
-
-
-def shortened(text: str) -> str:
-    """Return a text of at most MAX_CHARS characters: its beginning and its end."""
-    if len(text) <= MAX_CHARS:
-        return text
-    start = MAX_CHARS - _CURE_CHARS - len(' [...] ')
-    return f'{text[:start]} [...] {text[-_CURE_CHARS:]}'
+        return without_middle(printable(super().__str__()))
 
 
 class ImageError(LisaError):

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lisa_ros import stop_signals
+from lisa_ros.error_text import one_line
 
 _ROS_PACKAGES = ('rclpy', 'lisa_ros.msg', 'lisa_ros.action')  # and all that end in _msgs
 _INTERRUPTED = 130  # exit status of the shell for a program that SIGINT ended
@@ -87,8 +88,7 @@ def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn
         from lisa_ros.doctor.__main__ import main
 
         sys.exit(main(arguments[1:]))
-    text = ' '.join(str(error).split())
-    print(f'lisa-ros: {text}; lisa-ros doctor checks all packages', file=sys.stderr)
+    print(f'lisa-ros: {one_line(error)}; lisa-ros doctor checks all packages', file=sys.stderr)
     sys.exit(1)
 
 

@@ -3,7 +3,8 @@
 
 import pytest
 
-from lisa_ros.errors import MAX_CHARS, CheckpointError, DataError, LisaError, QueryError
+from lisa_ros.error_text import MAX_CHARS
+from lisa_ros.errors import CheckpointError, DataError, LisaError, QueryError
 from lisa_ros.files.text import parse_yaml, read_json, read_yaml
 from lisa_ros.model.json_file import parse_json
 

@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.files.access import access_problem
-from lisa_ros.files.text import short_repr
 from lisa_ros.images import image_file
 from lisa_ros.perception.masks import IGNORED_PIXEL
 

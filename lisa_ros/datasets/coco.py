@@ -27,9 +27,9 @@ from lisa_ros.datasets.json_io import (
     read_or_skip,
     validated_entries,
 )
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.access import readable_folder
-from lisa_ros.files.text import short_repr
 
 __all__ = ['CocoInstances', 'CocoRegion', 'category_phrase', 'read_coco', 'read_instances']
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lisa_ros.datasets.annotations import misplaced
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError
-from lisa_ros.files.text import one_line, short_repr
 
 _CURE = 'expected polygons of 3 or more points, or RLE, in COCO format; correct or remove it'
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.files.access import access_problem, path_below
-from lisa_ros.files.text import read_json, short_repr
+from lisa_ros.files.text import read_json
 
 __all__ = [
     'ErrorHandler',

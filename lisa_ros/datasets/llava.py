@@ -19,9 +19,9 @@ from lisa_ros.datasets.json_io import (
     read_or_skip,
     validated_entries,
 )
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.access import readable_folder
-from lisa_ros.files.text import short_repr
 from lisa_ros.results import Turn
 
 _IMAGE_PLACEHOLDER = '<image>'

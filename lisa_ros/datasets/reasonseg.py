@@ -39,10 +39,10 @@ from lisa_ros.datasets.annotations import (
     with_names,
 )
 from lisa_ros.datasets.json_io import ErrorHandler, raise_error, read_json, read_or_skip
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.files.access import access_problem, is_missing, list_folder, readable_folder
 from lisa_ros.files.json_schema import TEXT, ListOf, Record, check_json
-from lisa_ros.files.text import one_line, short_repr
 from lisa_ros.images.mask_file import read_mask
 
 _EXPLANATIONS = 'explanations.json'

@@ -25,9 +25,9 @@ from lisa_ros.datasets.json_io import (
     read_or_skip,
     validated_entries,
 )
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.access import access_problem, readable_folder
-from lisa_ros.files.text import one_line, short_repr
 
 _IMAGE_FOLDERS = {  # by name of the data set, relative to refer_seg
     'refclef': ('images/saiapr_tc-12', 'saiapr_tc-12'),

@@ -15,6 +15,7 @@ from typing import Any
 
 from lisa_ros.doctor.finding import Finding
 from lisa_ros.doctor.probe import ProbeResult
+from lisa_ros.error_text import one_line
 from lisa_ros.health.verdict import Level
 
 _SMI_TIMEOUT = 5.0  # [s]
@@ -153,7 +154,7 @@ def _unused_gpu(torch: TorchFacts, driver: DriverFacts) -> Finding | None:
     """Return why torch sees no GPU although there is one; None if there is none."""
     build = f'torch {torch.version}' + (f' (CUDA {torch.cuda})' if torch.cuda else '')
     if driver.smi_error:
-        observed = f'the driver does not work: {" ".join(driver.smi_error.split())[:200]}'
+        observed = f'the driver does not work: {one_line(driver.smi_error, 200)}'
         return Finding(
             'GPU and torch', Level.ERROR, observed, 'restart the computer after an update'
         )

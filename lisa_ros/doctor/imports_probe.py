@@ -10,6 +10,10 @@ import sys
 from collections.abc import Iterator
 from importlib import util
 
+from lisa_ros.error_text import one_line
+
+_MAX_CHARS = 5000  # NumPy explains a wrong version at length
+
 
 def main(arguments: list[str]) -> Iterator[dict[str, object]]:
     """Yield the version, and the error, of one module.
@@ -27,8 +31,8 @@ def main(arguments: list[str]) -> Iterator[dict[str, object]]:
             module = importlib.import_module(name)
             _use(name)
     except BaseException as error:  # noqa: BLE001  # a compiled module may raise anything
-        text = f'{type(error).__name__}: {error}'
-        yield {'is_installed': True, 'error': ' '.join(f'{lines.getvalue()} {text}'.split())}
+        text = f'{lines.getvalue()} {type(error).__name__}: {error}'
+        yield {'is_installed': True, 'error': one_line(text, _MAX_CHARS)}
         return
     version = getattr(module, '__version__', '')
     yield {'is_installed': True, 'version': version, 'file': str(module.__file__)}

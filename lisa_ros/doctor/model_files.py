@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError
 from lisa_ros.health.verdict import Level
 from lisa_ros.model.checksums import Lock
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.limits import GB, free_memory
-from lisa_ros.model.model_folder import error_summary
 from lisa_ros.model.origin import Origin, is_hub_id, local_folder
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import Tokenizer

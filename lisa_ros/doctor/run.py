@@ -21,6 +21,7 @@ from lisa_ros.doctor.shared_memory import check_shared_memory
 from lisa_ros.doctor.system_clock import check_system_clock
 from lisa_ros.doctor.table import as_table, to_json
 from lisa_ros.doctor.weights import LONG_TIMEOUT, ModelOptions, check_model
+from lisa_ros.error_text import error_summary
 from lisa_ros.health.verdict import Level
 
 _MARGIN = 2.0  # that a check may take beyond its own limit [s]
@@ -113,9 +114,9 @@ def _outcome(check: Check) -> Sequence[Finding]:
     try:
         return check.run()
     except BaseException as error:  # noqa: BLE001  # of a broken installation: any type
-        text = f'the check itself failed: {type(error).__name__}: {error}'
+        text = f'the check itself failed: {error_summary(error)}'
         cure = 'please report it, with the version of lisa_ros'
-        return [Finding(check.name, Level.ERROR, ' '.join(text.split()), cure)]
+        return [Finding(check.name, Level.ERROR, text, cure)]
 
 
 def _late(check: Check, timeout: float) -> Finding:

@@ -7,6 +7,8 @@ import warnings
 
 import torch
 
+from lisa_ros.error_text import error_summary
+
 
 def torch_facts() -> dict[str, object]:
     """Return the fields of `gpu.TorchFacts`."""
@@ -38,5 +40,5 @@ def torch_facts() -> dict[str, object]:
         assert float((matrix @ matrix).sum()) == 512  # noqa: S101  # a wrong result is an error
         facts['free'] = torch.cuda.mem_get_info()[0]
     except Exception as error:  # noqa: BLE001  # of CUDA: any type
-        facts['kernel_error'] = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        facts['kernel_error'] = error_summary(error)
     return facts

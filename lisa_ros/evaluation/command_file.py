@@ -19,8 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
-from lisa_ros.files.text import read_yaml, short_repr
+from lisa_ros.files.text import read_yaml
 
 _KEYS = {
     'text': (str,),

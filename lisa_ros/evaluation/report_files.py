@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case
@@ -26,7 +27,7 @@ from lisa_ros.files.json_schema import (
     check_json,
     optional,
 )
-from lisa_ros.files.text import read_json, short_repr
+from lisa_ros.files.text import read_json
 
 # Keys of reports that earlier versions wrote, and their names now.
 _OLD_CASE_KEYS = {

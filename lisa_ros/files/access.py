@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import DataError
 
 
@@ -52,18 +53,20 @@ def describe_error(path: Path, error: Exception) -> str:
         path: that was accessed.
         error: what was raised, an OSError or another exception.
     """
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return 'no such file or folder'
+    if isinstance(error, FileNotFoundError):
+        target = f' (a link to {path.readlink()})' if path.is_symlink() else ''
+        return f'no such file or folder{target}'
+    if isinstance(error, NotADirectoryError):
+        return 'no such file or folder: a part of the path is a file'
     if isinstance(error, PermissionError):
         blocked = _blocking_folder(path)
         return (
-            f'permission denied for user {_user()}; allow it with `chmod -R u+rwX {blocked}` as '
-            'the owner'
+            f'permission denied for user {_user()}: {blocked} may not be read; its owner can '
+            f'allow it with: chmod -R a+rX {blocked}'
         )
     if isinstance(error, IsADirectoryError):
         return 'is a folder; expected a file'
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ' '.join(text.split()) or type(error).__name__
+    return one_line((isinstance(error, OSError) and error.strerror) or error)
 
 
 def _blocking_folder(path: Path) -> Path:

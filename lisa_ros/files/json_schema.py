@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
-from lisa_ros.files.text import File, short_repr
+from lisa_ros.files.text import File
 
 _LARGEST = 1e15  # of a number; larger ones overflow in sums and plots
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 import zipfile
 import zlib
 from pathlib import Path
 
 import yaml
 
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.access import access_problem, describe_error
 
@@ -88,15 +88,19 @@ def read_json(path: File) -> object:
     """
     text = read_text(path)
     try:
-        return checked_characters(text, json.loads(text, object_pairs_hook=_unique_keys))
+        return checked_characters(text, json.loads(text, object_pairs_hook=unique_keys))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f'{path}: cannot be read as JSON ({one_line(error)}); copy or save it again'
         ) from error
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object; of a key that occurs twice, one value would be lost silently."""
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the object of these keys and values, for `json.loads`.
+
+    Raises:
+        ValueError: a key occurs twice; one of its values would be lost silently.
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -171,21 +175,3 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 None, None, f'the key {short_repr(twice)} occurs twice', node.start_mark
             )
         return super().construct_mapping(node, deep)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line, or its type; those of libraries may be long."""
-    text = ' '.join(str(error).split())
-    if isinstance(error, RecursionError):
-        text = 'it is nested too deeply'
-    return (text if len(text) <= 300 else f'{text[:297]}...') or type(error).__name__
-
-
-def short_repr(value: object) -> str:
-    """Return a value for an error message, shortened, however large or deep it is."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lisa_ros.error_text import shortened
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
-from lisa_ros.session.request import shortened
 
 _LISTED = 10  # goals
 _QUERY_CHARS = 40

@@ -14,9 +14,10 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
 from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.files.access import access_problem, list_folder
-from lisa_ros.files.text import one_line, read_yaml
+from lisa_ros.files.text import read_yaml
 from lisa_ros.messages.bag_reader import OpenStorage, Storage, cure
 from lisa_ros.messages.mcap_scan import McapScan, is_cut, starts_as_mcap
 from lisa_ros.messages.sqlite_scan import SqliteScan

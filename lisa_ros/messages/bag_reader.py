@@ -20,8 +20,8 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
-from lisa_ros.files.text import one_line, short_repr
 from lisa_ros.messages.mcap_scan import McapScan
 
 _TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it

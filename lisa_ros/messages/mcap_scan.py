@@ -25,7 +25,7 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, zstd
 
-from lisa_ros.files.text import one_line
+from lisa_ros.error_text import one_line
 
 MAGIC = b'\x89MCAP0\r\n'
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x02, 0x03, 0x04, 0x05, 0x06

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.checkpoint_checks import check_keys
 from lisa_ros.model.config_checks import check_claims
@@ -22,7 +23,7 @@ from lisa_ros.model.finite import all_finite
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
-from lisa_ros.model.model_folder import error_summary, listed
+from lisa_ros.model.model_folder import listed
 from lisa_ros.model.quantization import (
     PRECISIONS,
     QUANTIZED_BITS,

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError, LisaError, SettingsError
 from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
@@ -32,7 +33,7 @@ from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.image_processing import ClipPreprocessing
-from lisa_ros.model.json_file import JsonFields, shown
+from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
     map_clip_key,
@@ -44,7 +45,7 @@ from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.lora import WeightsWithLora
-from lisa_ros.model.model_folder import describe_folder, error_summary
+from lisa_ros.model.model_folder import describe_folder
 from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.tokenizer import Tokenizer
@@ -203,7 +204,7 @@ def _check_is_lisa(folder: Path, config: JsonFields, shapes: Shapes) -> None:
     missing = [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in shapes)]
     if missing:
         architectures = config.values.get('architectures') or [config.text('model_type', '?')]
-        kind = shown(architectures).strip('[]').replace("'", '')
+        kind = short_repr(architectures).strip('[]').replace("'", '')
         raise CheckpointError(
             f'{folder} is not a LISA checkpoint: it is a {kind} with {len(shapes)} weights, none '
             f'of them named {"*, ".join(missing)}*; expected LISAForCausalLM with LoRA merged, '

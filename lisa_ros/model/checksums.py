@@ -22,9 +22,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.file_checks import check_file
-from lisa_ros.model.json_file import JsonFields, shown
+from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.model_folder import listed
 
 _READ_SUFFIXES = {'.json', '.model', '.safetensors', '.bin', '.pth'}
@@ -68,7 +69,7 @@ def check_sha256(source: Path, expected: str) -> None:
     expected = expected.strip().lower()
     if not _SHA256.fullmatch(expected):
         raise CheckpointError(
-            f'model_sha256 is {shown(expected)}; expected 64 hexadecimal digits, as '
+            f'model_sha256 is {short_repr(expected)}; expected 64 hexadecimal digits, as '
             f'`lisa-ros checksum {source}` prints them'
         )
     checksums = file_checksums(source)

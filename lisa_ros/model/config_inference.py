@@ -9,12 +9,12 @@ from pathlib import Path
 from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.models.sam.configuration_sam import SamConfig
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.config_checks import count_layers
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import LISA_SAM_PREFIX
 from lisa_ros.model.lisa_config import LisaConfig, check_sizes, make_config, sam_config
-from lisa_ros.model.model_folder import error_summary
 from lisa_ros.model.weight_files import Shapes
 
 _CLIP_FIELDS = (

@@ -8,12 +8,12 @@ Any thread.
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.files.access import describe_error
 
 _KINDS = (
     (stat.S_ISDIR, 'a folder'),
@@ -36,7 +36,7 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home of a "~user"
-        raise CheckpointError(f'{path}: {access_problem(path, error)}') from error
+        raise CheckpointError(f'{path}: {describe_error(path, error)}') from error
     return True
 
 
@@ -58,7 +58,7 @@ def check_file(path: Path, expected: str = 'a file') -> int:
         path.open('rb').close()
     except (OSError, ValueError) as error:
         hint = f'; expected {expected}' if isinstance(error, FileNotFoundError) else ''
-        raise CheckpointError(f'{path}: {access_problem(path, error)}{hint}') from error
+        raise CheckpointError(f'{path}: {describe_error(path, error)}{hint}') from error
     return status.st_size
 
 
@@ -73,7 +73,7 @@ def check_folder(folder: Path) -> None:
         with suppress(FileNotFoundError):
             (folder / 'config.json').lstat()  # needs the permission to enter
     except (OSError, ValueError) as error:
-        raise CheckpointError(f'{folder}: {access_problem(folder, error)}') from error
+        raise CheckpointError(f'{folder}: {describe_error(folder, error)}') from error
 
 
 def check_whole(path: Path) -> None:
@@ -89,44 +89,6 @@ def check_whole(path: Path) -> None:
             f'{path}: claims {size} bytes, but {holes} of them are holes without data: the '
             'download broke off; download it again'
         )
-
-
-def access_problem(path: Path, error: Exception) -> str:
-    """Return why a path cannot be read, with the cure, on one line.
-
-    Args:
-        path: that was opened or listed.
-        error: what was raised, an OSError or a ValueError.
-    """
-    if isinstance(error, FileNotFoundError):
-        target = f' (a link to {path.readlink()})' if path.is_symlink() else ''
-        return f'no such file or folder{target}'
-    if isinstance(error, NotADirectoryError):
-        return 'no such folder: a part of the path is a file'
-    if isinstance(error, PermissionError):
-        blocked = _blocked_part(path)
-        return (
-            f'permission denied for user {_user()}: {blocked} may not be read; its owner can '
-            f'allow it with: chmod -R a+rX {blocked}'
-        )
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ' '.join(text.split()) or type(error).__name__
-
-
-def _blocked_part(path: Path) -> Path:
-    """Return the outermost folder of a path that may not be entered; else the path itself."""
-    effective = os.access in os.supports_effective_ids
-    for parent in reversed(path.absolute().parents):
-        if not os.access(parent, os.X_OK, effective_ids=effective):
-            return parent
-    return path
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container's user without a name
-        return str(os.geteuid())
 
 
 def _hole_bytes(path: Path, size: int) -> int:

@@ -8,13 +8,13 @@ what was expected. null counts as a missing key where a key has a default.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import CheckpointError
-from lisa_ros.files.text import checked_characters
+from lisa_ros.files.text import checked_characters, unique_keys
 from lisa_ros.model.file_checks import check_file
 
 MAX_BYTES = 8 * 2**20  # of a file; the index of a 70B model has 0.1 MB
@@ -23,14 +23,6 @@ _LARGEST = 1e38  # of a number; float32 overflows above it
 _MAX_TEXT = 1000  # characters of a value
 _REQUIRED = object()
 _Number = TypeVar('_Number', int, float)
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 40
-
-
-def shown(value: object) -> str:
-    """Return a value for an error message, shortened, however large or deep it is."""
-    return _SHORT.repr(value)
 
 
 def read_json(path: Path) -> dict:
@@ -56,32 +48,21 @@ def parse_json(content: bytes, source: str | Path) -> dict:
     """
     try:
         text = content.decode('utf-8-sig')
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
         checked_characters(text, value)
         if _depth_exceeds(value, _MAX_DEPTH):
             raise ValueError(f'it is nested more than {_MAX_DEPTH} levels deep')
     except RecursionError as error:
         raise CheckpointError(f'{source}: cannot be read as JSON: nested too deeply') from error
     except ValueError as error:
-        summary = ' '.join(str(error).split())
         raise CheckpointError(
-            f'{source}: cannot be read as JSON ({summary:.200}); download it again'
+            f'{source}: cannot be read as JSON ({one_line(error, 200)}); download it again'
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
             f'{source}: holds a {type(value).__name__}; expected an object, {{"name": value}}'
         )
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object; of a key that occurs twice, one value would be lost silently."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f'the key {shown(twice)} occurs twice in an object')
-    return values
 
 
 def _refuse_constant(name: str) -> object:
@@ -133,7 +114,7 @@ class JsonFields:
     def error(self, key: str, expected: str) -> CheckpointError:
         """Return the error for the value of a key, which is not what was expected."""
         value = self.values.get(key, _REQUIRED)
-        found = 'is missing' if value is _REQUIRED else f'is {shown(value)}'
+        found = 'is missing' if value is _REQUIRED else f'is {short_repr(value)}'
         return CheckpointError(f'{self.path}: {self._prefix}{key} {found}; expected {expected}')
 
     def text(self, key: str, default: str | None = _REQUIRED) -> str | None:

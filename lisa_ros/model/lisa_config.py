@@ -16,9 +16,9 @@ from transformers.models.sam.configuration_sam import (
     SamVisionConfig,
 )
 
+from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.json_file import JsonFields, shown
-from lisa_ros.model.model_folder import error_summary
+from lisa_ros.model.json_file import JsonFields
 
 
 def sam_config(
@@ -147,7 +147,7 @@ class LisaConfig:
         unknown = sorted(fields.values.keys() - known - {'model_type'})
         if unknown:
             raise CheckpointError(
-                f'{fields.path}: not a config of lisa_ros: the key {shown(unknown[0])} is '
+                f'{fields.path}: not a config of lisa_ros: the key {short_repr(unknown[0])} is '
                 'unknown; it may be of another version'
             )
         return cls(

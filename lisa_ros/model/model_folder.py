@@ -20,11 +20,3 @@ def listed(names: Sequence[str], limit: int = 12) -> str:
     """Return names, separated by commas, at most `limit` of them."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
-
-
-def error_summary(error: BaseException) -> str:
-    """Return the type and message of an error on one line; library messages may have several."""
-    message = ' '.join(str(error).split())
-    if len(message) > 300:
-        message = f'{message[:297]}...'
-    return f'{type(error).__name__}: {message}' if message else type(error).__name__

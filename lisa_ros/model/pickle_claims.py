@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from lisa_ros.model.json_file import shown
+from lisa_ros.error_text import short_repr
 
 MAX_PICKLE_BYTES = 4 * 2**20  # of names, shapes and offsets; a 13B model has 0.3 MB
 _MAX_DIRECTORY_BYTES = 8 * 2**20  # of the zip archive's list of entries
@@ -139,7 +139,7 @@ def _read_zip(path: Path) -> dict[str, TensorClaim]:
         present = sizes.get(f'{prefix}/data/{storage.key}')
         if present is None or storage.bytes > present:
             raise ClaimError(
-                f'storage {shown(storage.key)} claims {storage.bytes} bytes, the archive has '
+                f'storage {short_repr(storage.key)} claims {storage.bytes} bytes, the archive has '
                 f'{present or 0}'
             )
     _check_sum(claims, sum(sizes.values()))
@@ -176,8 +176,8 @@ def _stored_sizes(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise ClaimError(
-                f'entry {shown(entry.filename)} is compressed and claims {entry.file_size} bytes; '
-                'torch.save stores entries uncompressed'
+                f'entry {short_repr(entry.filename)} is compressed and claims {entry.file_size} '
+                'bytes; torch.save stores entries uncompressed'
             )
     sizes = {entry.filename: entry.file_size for entry in entries}
     if len({name.casefold() for name in sizes}) < len(entries):
@@ -240,7 +240,7 @@ def _tensors_by_name(content: object) -> dict[str, TensorClaim]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, TensorClaim):
             kind = 'dict' if isinstance(value, dict) else type(value).__name__
-            raise UnsafeError(f'holds {shown(name)} of type {kind}; expected weights by name')
+            raise UnsafeError(f'holds {short_repr(name)} of type {kind}; expected weights by name')
     return content
 
 
@@ -321,7 +321,7 @@ class _PickleReader:
     def _binpersid(self, _: object) -> None:
         storage = _storage(self._stack.pop())
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ClaimError(f'has two storages of the key {shown(storage.key)}')
+            raise ClaimError(f'has two storages of the key {short_repr(storage.key)}')
         self._stack.append(storage)
 
     def _reduce(self, _: object) -> None:
@@ -336,7 +336,7 @@ class _PickleReader:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if key in target:
-                raise ClaimError(f'has the key {shown(key)} twice')
+                raise ClaimError(f'has the key {short_repr(key)} twice')
             target[key] = value
 
     def _pop_marked(self) -> list:
@@ -364,7 +364,7 @@ def _storage(persistent_id: tuple) -> StorageClaim:
     word, kind, key, _, count = persistent_id[:5]
     dtype = _STORAGES.get(kind.name) if isinstance(kind, _Global) else None
     if word != 'storage' or dtype is None:
-        raise UnsafeError(f'has a storage of {shown(kind)}, which is no block of real numbers')
+        raise UnsafeError(f'has a storage of {short_repr(kind)}, no block of real numbers')
     _check_sizes(count)
     return StorageClaim(str(key), count * dtype.itemsize, dtype.itemsize)
 
@@ -382,7 +382,7 @@ def _call(function: object, arguments: tuple) -> object:
         return arguments[0]
     if name in _TENSORS:
         return _tensor(arguments, name.endswith('_v3'))
-    raise UnsafeError(f'calls {name or shown(function)}')
+    raise UnsafeError(f'calls {name or short_repr(function)}')
 
 
 def _tensor(arguments: tuple, has_dtype: bool) -> TensorClaim:
@@ -392,21 +392,23 @@ def _tensor(arguments: tuple, has_dtype: bool) -> TensorClaim:
     if has_dtype:
         dtype = getattr(torch, arguments[6].name.removeprefix('torch.'), None)
         if not isinstance(dtype, torch.dtype):
-            raise UnsafeError(f'has a tensor of the type {shown(arguments[6])}')
+            raise UnsafeError(f'has a tensor of the type {short_repr(arguments[6])}')
         item_bytes = dtype.itemsize
     _check_sizes(offset, *shape, *stride)
     if len(shape) != len(stride):
-        raise ClaimError(f'has a tensor of shape {shown(shape)} and stride {shown(stride)}')
+        raise ClaimError(
+            f'has a tensor of shape {short_repr(shape)} and stride {short_repr(stride)}'
+        )
     tensor = TensorClaim(storage, offset, tuple(shape), tuple(stride), item_bytes)
     claimed = max(tensor.bytes, tensor.end)
     if claimed > storage.bytes:
         raise ClaimError(
-            f'a tensor of shape {shown(tensor.shape)} and stride {shown(tensor.stride)} claims '
-            f'{claimed} bytes, its storage has {storage.bytes}'
+            f'a tensor of shape {short_repr(tensor.shape)} and stride {short_repr(tensor.stride)} '
+            f'claims {claimed} bytes, its storage has {storage.bytes}'
         )
     return tensor
 
 
 def _check_sizes(*sizes: object) -> None:
     if not all(type(size) is int and size >= 0 for size in sizes):
-        raise ClaimError(f'has a size of {shown(sizes)}; expected whole numbers')
+        raise ClaimError(f'has a size of {short_repr(sizes)}; expected whole numbers')

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.file_checks import check_file
-from lisa_ros.model.json_file import JsonFields, shown
-from lisa_ros.model.model_folder import describe_folder, error_summary
+from lisa_ros.model.json_file import JsonFields
+from lisa_ros.model.model_folder import describe_folder
 from lisa_ros.results import SEG
 
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
@@ -359,7 +360,7 @@ def _check_roles(
         token = roles[role]
         if token not in added and pieces.id_to_piece(pieces.piece_to_id(token)) != token:
             raise CheckpointError(
-                f'{folder}: {role} is {shown(token)} in tokenizer_config.json or '
+                f'{folder}: {role} is {short_repr(token)} in tokenizer_config.json or '
                 'special_tokens_map.json; expected a token of the vocabulary, such as "</s>"'
             )
 

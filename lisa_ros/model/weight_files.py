@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.file_checks import check_file, check_whole
-from lisa_ros.model.json_file import JsonFields, parse_json, shown
-from lisa_ros.model.model_folder import describe_folder, error_summary, listed
+from lisa_ros.model.json_file import JsonFields, parse_json
+from lisa_ros.model.model_folder import describe_folder, listed
 from lisa_ros.model.pickle_claims import ClaimError, UnsafeError, read_claims
 
 MAX_WEIGHTS = 16_384  # in all files of a model; LISA-13B has 1400
@@ -124,8 +125,8 @@ def _shards(index: Path, suffix: str) -> list[Path]:
     for name in names:
         if Path(name).name != name or '\\' in name or not name.endswith(suffix):
             raise CheckpointError(
-                f'{index} names the file {shown(name)}; expected the name of a {suffix} file in '
-                'its own folder'
+                f'{index} names the file {short_repr(name)}; expected the name of a {suffix} file '
+                'in its own folder'
             )
     missing = [name for name in names if not os.path.lexists(index.parent / name)]
     if missing or not names:

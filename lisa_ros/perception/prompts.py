@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import QueryError, SettingsError
-from lisa_ros.files.text import is_encodable, short_repr
+from lisa_ros.files.text import is_encodable
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import SpecialToken, Tokenizer
 from lisa_ros.results import SEG, Dialogue, Turn

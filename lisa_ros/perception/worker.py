@@ -17,8 +17,8 @@ import sys
 import time
 import weakref
 from multiprocessing import Pipe, connection
-from pathlib import Path
 
+from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.stop_signals import STOP_SIGNALS
 
@@ -125,10 +125,7 @@ class Worker:
 
     def memory(self) -> int:
         """Return the resident memory of the child [bytes]; 0 if the system does not tell."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pages = Path(f'/proc/{self.pid}/statm').read_text().split()
-            return int(pages[1]) * os.sysconf('SC_PAGE_SIZE')
-        return 0
+        return process_memory(self.pid).now
 
 
 def describe_exit(status: int) -> str:

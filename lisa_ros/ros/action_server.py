@@ -30,6 +30,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import RegionOfInterest
 
 from lisa_ros.action import Segment
+from lisa_ros.error_text import shortened
 from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.health.goals import OpenGoal
 from lisa_ros.messages.stamp import stamp_ns
@@ -58,7 +59,6 @@ from lisa_ros.session.request import (
     Request,
     RequestKind,
     length_error,
-    shortened,
 )
 from lisa_ros.session.scheduler import RequestScheduler
 

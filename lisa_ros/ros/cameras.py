@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from lisa_ros.error_text import shortened
 from lisa_ros.errors import SettingsError
 from lisa_ros.ros.camera_pipeline import CameraPipeline
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.inputs import TopicWatch
 from lisa_ros.session.command_parser import parse_command, select_cameras
-from lisa_ros.session.request import shortened
 from lisa_ros.session.scheduler import RequestScheduler
 
 

@@ -14,13 +14,14 @@ from rclpy.exceptions import NameValidationException
 from sensor_msgs.msg import Image
 
 from lisa_ros.chat_ui import Reply
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages.image import image_to_rgb
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.results import ANSWERED
 from lisa_ros.ros import fastdds
 from lisa_ros.ros.action_client import LisaClient
-from lisa_ros.ros.executor import GuardedExecutor, shortened
+from lisa_ros.ros.executor import GuardedExecutor
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.service_guard import guard_services
 
@@ -53,7 +54,7 @@ class NodeChat:
             self._node.create_subscription(Image, f'{name}/overlay', self._on_overlay, 10)
         except NameValidationException as error:
             raise SettingsError(
-                f'{name!r} is not the name of a node: {shortened(error)}; expected one such as '
+                f'{name!r} is not the name of a node: {one_line(error)}; expected one such as '
                 'lisa or /arm/lisa'
             ) from error
         self._dialogues = 0

@@ -18,10 +18,10 @@ from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.ros.throttled_log import Logger, ThrottledLog
 
 _PAUSE = 0.001  # after an error, so that one that comes again and again leaves time [s]
-_MAX_ERROR_CHARS = 300  # of an error's text in the log: it may repeat a whole message
 
 
 class CallbackErrorLog:
@@ -36,7 +36,7 @@ class CallbackErrorLog:
 
     def report(self, error: BaseException, source: str) -> None:
         """Log an error; `source` says what could not be done."""
-        text = f'{type(error).__name__}: {shortened(error)}'
+        text = error_summary(error)
         frames = traceback.extract_tb(error.__traceback__)
         cause = f'{source} {type(error).__name__} {frames[-1:]}'
         details = ''
@@ -48,12 +48,6 @@ class CallbackErrorLog:
     def report_refused(self, request: str, reason: str) -> None:
         """Log that a request was refused, and why; each kind of request once in 5 s at most."""
         self._log.warning(f'{request} refused: {reason}', request)
-
-
-def shortened(value: object) -> str:
-    """Return an error or another text from outside on one line of limited length."""
-    text = ' '.join(str(value).split())
-    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + ' ...'
 
 
 class GuardedExecutor(SingleThreadedExecutor):

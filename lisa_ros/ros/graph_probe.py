@@ -26,6 +26,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, PublisherFacts, StatusFacts
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros import fastdds
@@ -285,7 +286,7 @@ def _publisher(info: TopicEndpointInfo, kind: str, wanted: list[QoSProfile]) -> 
     for profile in wanted:
         compatibility, reason = qos_check_compatible(info.qos_profile, profile)
         if compatibility == QoSCompatibility.ERROR:
-            fault = ' '.join(reason.split())
+            fault = one_line(reason)
     if info.topic_type != kind:
         fault = f'its type is {info.topic_type}, the node expects {kind}'
     name = full_name(info.node_name, info.node_namespace)

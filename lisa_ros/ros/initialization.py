@@ -20,6 +20,7 @@ from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import SettingsError
 
 _C_SOURCE = re.compile(r',? at \S+\.(?:c|cpp|h|hpp):\d+')
@@ -99,7 +100,7 @@ def explained(message: str) -> str:
     Args:
         message: such as "failed to initialize rcl: Couldn't parse log level: '--log-level x'. ..."
     """
-    message = ' '.join(_C_SOURCE.sub('', message).split())
+    message = one_line(_C_SOURCE.sub('', message), 1000)
     file = re.search(r"params file: '--params-file (.*)'\. Error: (.*)", message)
     if file:
         return _explained_file(Path(file[1]), file[2])
@@ -129,7 +130,7 @@ def _explained_file(path: Path, detail: str) -> str:
     except UnicodeDecodeError as error:
         return f'{path}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8'
     except yaml.YAMLError as error:
-        return f'{path}: not YAML: {" ".join(str(error).split())}; correct this line'
+        return f'{path}: not YAML: {one_line(error)}; correct this line'
     cure = _YAML_FORM
     if 'same type' in detail:
         cure = 'expected a list of values of one type: put texts in quotes, also on, off, yes, no'

@@ -15,13 +15,10 @@ a MultiThreadedExecutor, 4 of 60 did.
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -32,7 +29,6 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros.errors import LisaError
-from lisa_ros.health.node import Lifecycle
 from lisa_ros.perception.backend import Backend, SupervisedBackend
 from lisa_ros.ros import configuration, fastdds, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
@@ -48,6 +44,7 @@ from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
+from lisa_ros.ros.transitions import LifecycleRecord, log_transition_errors
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.request import CancelReason
 from lisa_ros.settings import Settings
@@ -57,50 +54,6 @@ _SUCCESS = TransitionCallbackReturn.SUCCESS
 _STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
-
-_CHANGING = {
-    'configure': 'configuring',
-    'activate': 'activating',
-    'deactivate': 'deactivating',
-    'cleanup': 'cleaning up',
-    'shutdown': 'shutting down',
-    'error': 'recovering from an error',
-}
-_STATE_AFTER = {
-    'configure': 'inactive',
-    'activate': 'active',
-    'deactivate': 'inactive',
-    'cleanup': 'unconfigured',
-    'shutdown': 'finalized',
-    'error': 'unconfigured',
-}
-
-Transition = Callable[['LisaNode', LifecycleState], TransitionCallbackReturn]
-
-
-def log_transition_errors(transition: Transition) -> Transition:
-    """Log exceptions of a transition: rclpy turns them into ERROR without a traceback."""
-
-    @functools.wraps(transition)
-    def run(self: LisaNode, state: LifecycleState) -> TransitionCallbackReturn:
-        name = transition.__name__.removeprefix('on_')
-        self.note_transition(_CHANGING[name])
-        reason = ''
-        try:
-            result = transition(self, state)
-        except LisaError as error:  # the user can correct it: one line, and the state stays
-            reason = f'{name} failed: {error}'
-            self.get_logger().error(reason)
-            result = TransitionCallbackReturn.FAILURE
-        except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001  # a bug: logged whole
-            reason = f'{name} failed: internal error: {type(error).__name__}: {error}'
-            self.get_logger().error(traceback.format_exc())
-            result = TransitionCallbackReturn.ERROR
-        is_done = result == _SUCCESS
-        self.note_transition(_STATE_AFTER[name] if is_done else state.label, reason)
-        return result
-
-    return run
 
 
 class LisaNode(LifecycleNode):
@@ -121,7 +74,7 @@ class LisaNode(LifecycleNode):
         super().__init__('lisa', **node_options)
         self._stop_timeout = stop_timeout
         self._is_loading = False  # configure is reading the weights
-        self._lifecycle = Lifecycle('unconfigured', time.monotonic())
+        self.lifecycle = LifecycleRecord()
         self._backend: Backend | None = None  # while configured, as `_inference`
         self._inference: InferenceThread | None = None
         self._commands: Subscription | None = None  # while active
@@ -165,16 +118,6 @@ class LisaNode(LifecycleNode):
     def stop(self) -> bool:
         """Cancel all requests, in any state; False if one runs longer than `stop_timeout`."""
         return not self._is_loading and self._cameras.close(self._stop_timeout)
-
-    def note_transition(self, state: str, error: str = '') -> None:
-        """Note the lifecycle state, and why the last transition failed.
-
-        The reason of a failure stays until a transition succeeds.
-        """
-        is_settled = state in _STATE_AFTER.values()
-        is_kept = not is_settled or state == 'unconfigured'
-        error = error or (self._lifecycle.error if is_kept else '')
-        self._lifecycle = Lifecycle(state, time.monotonic(), error)
 
     # ---- transitions
 
@@ -380,7 +323,7 @@ class LisaNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         backend = None if self._is_loading else self._backend  # another thread may release it
-        lifecycle = self._lifecycle
+        lifecycle = self.lifecycle.current
         since = lifecycle.since if self._is_loading else None
         self._diagnostics.publish(ModelParts(backend, self._inference, since), lifecycle)
 

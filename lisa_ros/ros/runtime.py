@@ -12,9 +12,10 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 
 from lisa_ros import stop_signals
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.ros import fastdds
-from lisa_ros.ros.executor import GuardedExecutor, shortened
+from lisa_ros.ros.executor import GuardedExecutor
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.service_guard import guard_services
 
@@ -70,7 +71,7 @@ def _created(create: Callable[[], Stoppable]) -> Stoppable:
         if not type(error).__module__.startswith(('rclpy.', '_rclpy')):
             raise
         raise SettingsError(
-            f'the node cannot be created: {shortened(error)}; check its name, namespace, '
+            f'the node cannot be created: {one_line(error)}; check its name, namespace, '
             'remappings (-r) and parameters'
         ) from error
 

@@ -19,8 +19,9 @@ from rclpy.executors import await_or_execute
 from rclpy.node import Node
 from rclpy.service import Service
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
-from lisa_ros.ros.executor import CallbackErrorLog, shortened
+from lisa_ros.ros.executor import CallbackErrorLog
 
 ServiceCallback = Callable[[Any, Any], Any]  # (request, response) -> response, or a coroutine
 
@@ -63,7 +64,7 @@ def _guarded(
             return _failure(service.srv_type, str(error))
         except Exception as error:  # noqa: BLE001  # of rclpy's and our callbacks: any type
             errors.report(error, f'a request to {service.srv_name}')
-            return _failure(service.srv_type, shortened(error))
+            return _failure(service.srv_type, one_line(error))
 
     return answer
 
@@ -103,7 +104,7 @@ def _change_if_possible(
         if any(_is_same(wanted, transition) for transition in possible):
             return callback(request, response)
         labels = ', '.join(transition.label for transition in possible) or 'none, it is changing'
-        name = shortened(wanted.label) or wanted.id
+        name = one_line(wanted.label) or wanted.id
         errors.report_refused('a transition', f'{name} is not possible; possible now: {labels}')
         response.success = False
         return response
@@ -126,7 +127,7 @@ def _describe_if_hashed(callback: ServiceCallback) -> ServiceCallback:
             return callback(request, response)
         response.successful = False
         response.failure_reason = (
-            f'type_hash is {shortened(request.type_hash)!r}; expected RIHS01_ and 64 hex digits'
+            f'type_hash is {one_line(request.type_hash)!r}; expected RIHS01_ and 64 hex digits'
         )
         return response
 
@@ -147,7 +148,7 @@ def _set_one_by_one(callback: ServiceCallback, errors: CallbackErrorLog) -> Serv
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:  # noqa: BLE001  # as in `_guarded`
             errors.report(error, 'setting a parameter')
-            return SetParametersResult(successful=False, reason=shortened(error))
+            return SetParametersResult(successful=False, reason=one_line(error))
 
     def set_parameters(request: Any, response: Any) -> Any:
         response.results = [set_one(parameter) for parameter in request.parameters]
@@ -174,7 +175,7 @@ def _type_fault(parameter: Parameter) -> str:
     if parameter.value.type in _VALUE_TYPES:
         return ''
     return (
-        f'{shortened(parameter.name)} has a value of type {parameter.value.type}; expected '
+        f'{one_line(parameter.name)} has a value of type {parameter.value.type}; expected '
         f'{_VALUE_TYPES[0]} to {_VALUE_TYPES[-1]}, see rcl_interfaces/msg/ParameterType'
     )
 

@@ -162,11 +162,6 @@ def length_error(text: str, max_chars: int) -> str:
     )
 
 
-def shortened(text: str, length: int = 100) -> str:
-    """Return a text for a log line or a reason, cut to about this many characters."""
-    return text if len(text) <= length else f'{text[:length]}... ({len(text)} characters)'
-
-
 def unanswered(query: str, status: Status, reason: str) -> Segmentation:
     """Return a result without answer and masks; `masks` is (0, 0, 0)."""
     no_masks = np.zeros((0, 0, 0), np.float32)

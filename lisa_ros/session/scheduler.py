@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lisa_ros.error_text import shortened
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status
 from lisa_ros.session.background import BackgroundWork
 from lisa_ros.session.client_turns import ClientTurns
@@ -52,7 +53,6 @@ from lisa_ros.session.request import (
     RequestKind,
     RequestListener,
     length_error,
-    shortened,
     unanswered,
 )
 from lisa_ros.session.request_history import RequestHistory

@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.access import path_below
-from lisa_ros.files.text import read_json, short_repr
+from lisa_ros.files.text import read_json
 from lisa_ros.tabletop import query_sampling
 from lisa_ros.tabletop.objects import OBJECTS
 from lisa_ros.tabletop.queries import TabletopQuery

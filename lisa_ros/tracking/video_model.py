@@ -29,10 +29,10 @@ from transformers import EdgeTamVideoModel, PreTrainedConfig, Sam2VideoModel
 from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError, ImageError, LisaError, SettingsError
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.finite import check_finite
-from lisa_ros.model.model_folder import error_summary
 from lisa_ros.tracking.tracker import (
     MAX_OPEN_REFERENCES,
     MAX_REFERENCE_AGE,

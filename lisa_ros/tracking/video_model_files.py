@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.file_checks import check_folder
 from lisa_ros.model.finite import all_finite
-from lisa_ros.model.json_file import read_json, shown
+from lisa_ros.model.json_file import read_json
 from lisa_ros.model.model_folder import listed
 from lisa_ros.model.weight_files import WeightFiles
 
@@ -38,7 +39,7 @@ def check_claims(folder: Path) -> None:
         limit = len(shapes) if is_count else numbers
         if value > limit:
             raise CheckpointError(
-                f'{folder}/config.json: {key} is {shown(value)}; the weights have {limit} '
+                f'{folder}/config.json: {key} is {short_repr(value)}; the weights have {limit} '
                 f'{"tensors" if is_count else "numbers"}: files of two models are mixed'
             )
 

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
-from lisa_ros.files.text import read_text, short_repr
+from lisa_ros.files.text import read_text
 
 _COLUMN = re.compile(r'\w[\w .\[\]/-]*')  # begins as no formula of a spreadsheet
 _CURE = 'remove it, or choose another --out'

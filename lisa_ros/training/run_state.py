@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import DataError
 from lisa_ros.files.json_schema import (
     ANYTHING,
@@ -23,7 +24,6 @@ from lisa_ros.files.json_schema import (
     Value,
     check_json,
 )
-from lisa_ros.files.text import one_line
 
 STATE_FILE = 'last.pt'
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mutation import mutated_bytes, mutated_json
 
-from lisa_ros.errors import MAX_CHARS, LisaError, printable
+from lisa_ros.error_text import MAX_CHARS, printable
+from lisa_ros.errors import LisaError
 
 FINDINGS = Path(__file__).parent / 'findings'  # inputs that failed once, in a folder per target
 

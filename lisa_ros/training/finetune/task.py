@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, ImageWithQueries
 from lisa_ros.datasets.json_io import read_or_skip
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, raise_error
 from lisa_ros.evaluation import metrics
-from lisa_ros.files.text import short_repr
 from lisa_ros.model import assembly, export, quantization
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lora_linear import add_lora_layers, lora_deltas, state_dict_without_lora

@@ -11,9 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError
 from lisa_ros.files.json_schema import SCALAR, TEXT, ListOf, MapOf, Record, check_json
-from lisa_ros.files.text import read_json, short_repr
+from lisa_ros.files.text import read_json
 from lisa_ros.model import image_processing
 from lisa_ros.tabletop.objects import PART_FLAG
 from lisa_ros.tabletop.scene_graph import SceneGraph
