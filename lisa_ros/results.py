@@ -115,6 +115,23 @@ class Segmentation:
         return self.details.score_features if self.details else ()
 
 
+def unanswered(
+    query: str, status: Status, reason: str, shape: tuple[int, int] = (0, 0)
+) -> Segmentation:
+    """Return a result without answer and masks; (H, W) of the image [px], if it is known."""
+    logits = np.zeros((0, *shape), np.float32)
+    return Segmentation(
+        query=query,
+        answer='',
+        answer_raw='',
+        masks=logits > 0,
+        mask_logits=logits,
+        scores=np.zeros(0, np.float32),
+        status=status,
+        reason=reason,
+    )
+
+
 @dataclass(frozen=True)
 class Token:
     """A piece of the answer, sent as soon as it is generated."""

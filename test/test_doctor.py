@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ CLASH = 'A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4.6
 def test_a_cv_bridge_for_another_numpy(tmp_path, monkeypatch, code):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'cv_bridge.py').write_text(code)
-    numpy, cv2, cv_bridge = imports.check_imports(20.0)
+    numpy, cv2, cv_bridge = (imports.check_import(name, 20.0)[0] for name in imports.MODULES)
     check_row(numpy, OK, '2.')
     check_row(cv2, OK)
     check_row(cv_bridge, WARN, 'cannot be imported', cure="pip install 'numpy<2'")
@@ -117,8 +118,22 @@ def test_an_opencv_without_the_libraries_of_a_screen():
     error = 'ImportError: libGL.so.1: cannot open shared object file'
     result = ProbeResult({'is_installed': True, 'error': error})
     check_row(imports.judge_import('cv2', result), ERROR, 'libGL', cure='opencv-python-headless')
+    late = imports.judge_import('cv2', ProbeResult({}, 'not finished within 10 s', is_late=True))
+    check_row(late, WARN, 'import not finished within 10 s', cure='--timeout')
     missing = imports.judge_import('cv_bridge', ProbeResult({'is_installed': False}))
     check_row(missing, OK, 'does not need it')
+
+
+@pytest.mark.parametrize('name', ['opencv-python', 'opencv-contrib-python-headless'])
+def test_any_one_distribution_of_opencv_is_right(name, monkeypatch):
+    def version(asked):
+        if asked.startswith('opencv') and asked != name:
+            raise metadata.PackageNotFoundError(asked)
+        return '4.12'
+
+    monkeypatch.setattr(versions.metadata, 'version', version)
+    assert versions.installed_version('opencv-python-headless') == '4.12'
+    assert not [row for row in versions.check_versions() if 'overwrite' in row.observed]
 
 
 # ---- GPU
@@ -431,6 +446,14 @@ def graph_rows(facts, is_expected=True):
             'no transform from optical to map; TF has no',
             'robot_st',
         ),
+        (
+            {'parameters': SIMULATED, 'clock': 1e9 - 90000.0, 'system_time': 1e9},
+            'clock',
+            OK,
+            '(a recording)',
+            '',
+        ),
+        ({'parameters': SIMULATED, 'clock': 12.0, 'system_time': 1e9}, 'clock', OK, 'behind', ''),
         ({'parameters': MAP, 'frames': CHAIN}, 'TF', OK, 'is known', ''),
         ({'parameters': MAP, 'frames': CHAIN[1:]}, 'TF', WARN, 'TF has base, odom, optical', ''),
         ({'statuses': ()}, '/diagnostics', WARN, 'publishes nothing', 'hangs'),

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE, FASTDDS_PROFILE
-from lisa_ros.ros import fastdds
+from lisa_ros.ros import fastdds, fastdds_segments
 
 VARIABLES = (
     'FASTDDS_DEFAULT_PROFILES_FILE',
@@ -23,7 +23,7 @@ VARIABLES = (
 PRINT_SHARED_MEMORY = """
 import sys
 sys.path.insert(0, {here!r})
-from lisa_ros.ros import fastdds
+from lisa_ros.ros import fastdds, fastdds_segments
 print(fastdds.configure_shared_memory())
 import rclpy
 rclpy.init()
@@ -169,8 +169,8 @@ def test_only_segments_that_nobody_locks_are_removed(tmp_path):
         os.utime(path, (0, 0))
     with used[1].open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        assert fastdds.remove_abandoned_segments(tmp_path) == 1
-        assert fastdds.remove_abandoned_segments(tmp_path / 'absent') == 0
+        assert fastdds_segments.remove_abandoned_segments(tmp_path) == 1
+        assert fastdds_segments.remove_abandoned_segments(tmp_path / 'absent') == 0
     assert {*tmp_path.iterdir()} == {*used, *young, *foreign}
     assert not any(path.exists() for path in abandoned)
 
@@ -180,7 +180,7 @@ def test_only_segments_that_nobody_locks_are_removed(tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='Fast DDS has no such files elsewhere')
 def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(monkeypatch):
     pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-    monkeypatch.setattr(fastdds, '_MIN_AGE', 0.0)
+    monkeypatch.setattr(fastdds_segments, '_MIN_AGE', 0.0)
     code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1])).replace(
         'print(end - begin)', "print('segment', line.split()[-1])"
     )
@@ -192,11 +192,11 @@ def test_the_segment_of_a_killed_process_is_removed_and_that_of_a_living_one_is_
         segments = [read_segments(process) for process in (killed, alive)]
         killed.kill()
         killed.wait()
-        fastdds.remove_abandoned_segments()
+        fastdds_segments.remove_abandoned_segments()
         assert not any(path.exists() for path in segments[0])
         assert all(path.exists() for path in segments[1])
         alive.kill()
-    fastdds.remove_abandoned_segments()
+    fastdds_segments.remove_abandoned_segments()
     assert not any(path.exists() for path in segments[1])
 
 
@@ -211,8 +211,8 @@ def test_a_process_that_ends_without_a_teardown_leaves_no_segment():
     code += """
 print('ready', flush=True)
 from lisa_ros import stop_signals
-segments = fastdds.own_segments()
-stop_signals.before_exit(lambda: fastdds.remove_segments(segments))
+segments = fastdds_segments.own_segments()
+stop_signals.before_exit(lambda: fastdds_segments.remove_segments(segments))
 stop_signals.leave(0)
 """
     with subprocess.Popen(

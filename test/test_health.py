@@ -14,6 +14,7 @@ from lisa_ros.health.inputs import InputReport, judge_input
 from lisa_ros.health.memory import MemoryReport, judge_memory
 from lisa_ros.health.model import ModelReport, judge_model
 from lisa_ros.health.node import Lifecycle, NodeReport, judge_node
+from lisa_ros.health.outcomes import Outcome, Outcomes
 from lisa_ros.health.requests import RequestReport, judge_requests
 from lisa_ros.health.transforms import TransformReport, judge_transforms
 from lisa_ros.health.verdict import Level
@@ -21,7 +22,6 @@ from lisa_ros.perception.backend import GpuMemory
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.perception.process_memory import ProcessMemory, SystemMemory, process_memory
 from lisa_ros.results import Status
-from lisa_ros.session.outcomes import Outcome, Outcomes
 from lisa_ros.session.request import RequestCounters
 from lisa_ros.session.request_history import Rejection, RequestEnd, RequestHistory
 
@@ -315,6 +315,7 @@ NODE = NodeReport(NOW, '/arm/lisa', Lifecycle('active', NOW - 9), 1, None)
         ({'lifecycle': Lifecycle('unconfigured', NOW)}, Level.WARN, 'configure, then activate'),
         ({'lifecycle': Lifecycle('finalized', NOW)}, Level.WARN, 'restart the node'),
         ({'lifecycle': Lifecycle('configuring', NOW - 8)}, Level.WARN, 'configuring (for 8 s)'),
+        ({'lifecycle': Lifecycle('configuring', NOW, 'no such folder')}, Level.WARN, ': wait'),
         (
             {'lifecycle': Lifecycle('unconfigured', NOW, 'configure failed: no such folder')},
             Level.ERROR,

@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import zlib
 
 import cv2
 import numpy as np
@@ -171,3 +172,13 @@ def test_instances_without_a_background_are_refused(tmp_path):
         read_masks(path, (H, W))
     path.write_bytes(png(np.where(DISC, 2, 255).astype(np.uint8)))  # 255: unlabelled
     np.testing.assert_array_equal(read_masks(path, (H, W)), DISC[None])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_grey_ids_on_a_transparent_background(dtype):
+    ids = ONE.astype(dtype) * 2 + (X > 30).astype(dtype) * ONE
+    chunk = b'tRNS\0\0'  # the grey value that is transparent; Pillow writes it for 8 bits only
+    data = png(ids)
+    content = (2).to_bytes(4, 'big') + chunk + zlib.crc32(chunk).to_bytes(4, 'big')
+    data = data[:33] + content + data[33:]  # behind the header
+    assert (read_mask(data, 'ids').ids('ids') == ids).all()

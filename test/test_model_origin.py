@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -18,8 +19,10 @@ from golden import DATA, backend
 from hostile_folders import set_keys
 
 from lisa_ros import cli
+from lisa_ros.doctor import model_files
+from lisa_ros.doctor.weights import ModelOptions
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model import checkpoint, export, from_llava
+from lisa_ros.model import checkpoint, checksums, export, from_llava
 from lisa_ros.model.checksums import Lock, check_sha256, file_checksums, folder_checksum
 from lisa_ros.model.origin import Origin
 from lisa_ros.perception.backend import LoadOptions
@@ -136,7 +139,8 @@ def model(tmp_path):
 
 def test_the_checksum_is_that_of_sha256sum(model):
     (model / 'README.md').write_text('not read')
-    command = 'sha256sum *.json *.model *.safetensors | LC_ALL=C sort -k 2 | sha256sum'
+    shutil.copytree(CLIP, model / 'clip')
+    command = checksums.__doc__.split('cd FOLDER && ')[1].split('\n\n')[0]
     run = subprocess.run(
         ['sh', '-c', command], cwd=model, capture_output=True, text=True, check=True
     )
@@ -227,6 +231,54 @@ def test_a_hub_id_is_loaded_at_the_locked_revision(hub, tmp_path, monkeypatch, c
     assert loaded.model.config.llama.rms_norm_eps == 1e-5
     copy = shutil.copytree(first, tmp_path / 'LISA')  # a copy under the repository's own name
     checkpoint.load(copy, vision_tower=CLIP, origin=origin)
+
+
+def test_the_doctor_checks_a_hub_id_at_the_locked_revision(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    name, lock = 'someone/LISA', tmp_path / 'lock.json'
+    locked = fill_cache(hub, name, CKPT, 'a' * 40)
+    for model in (name, str(CLIP)):
+        cli.main(['checksum', model, '--write-lock', str(lock)])
+    (hub.cache / 'models--someone--LISA' / 'refs' / 'main').unlink()  # downloaded by revision
+
+    def check():
+        options = ModelOptions(name, str(CLIP), lock=str(lock))
+        return model_files.check_files(asdict(options))
+
+    assert 'checksums are right' in check()['observed']
+    (locked / 'config.json').write_text('{}')
+    assert 'config.json changed' in check()['observed']
+    shutil.rmtree(locked)
+    assert 'not in the local cache' in check()['observed']
+
+
+def test_the_doctor_downloads_nothing(hub):
+    options = asdict(ModelOptions(str(CKPT), TOWER))  # the user may have a node download it
+    assert 'not downloaded without permission' in model_files.check_files(options)['observed']
+
+
+def test_a_link_to_a_model_is_locked_under_its_own_name(model, tmp_path, capsys):
+    lock, link = tmp_path / 'lock.json', tmp_path / 'link'
+    link.symlink_to(model)
+    assert cli.main(['checksum', str(link), '--write-lock', str(lock)]) == 0
+    load_backend(str(link), LoadOptions(device='cpu', lock=str(lock)))
+    with pytest.raises(CheckpointError, match='no entry for'):
+        load_backend(str(model), LoadOptions(device='cpu', lock=str(lock)))
+
+
+@pytest.mark.parametrize('tower', ['../clip', 'link'])
+def test_a_vision_tower_outside_of_the_model_has_an_entry_of_its_own(tower, tmp_path, capsys):
+    lock, folder = tmp_path / 'lock.json', tmp_path / 'toy'
+    shutil.copytree(CKPT, folder)
+    shutil.copytree(CLIP, tmp_path / 'clip')
+    (folder / 'link').symlink_to(tmp_path / 'clip')
+    set_keys('config.json', mm_vision_tower=tower)(folder)
+    cli.main(['checksum', str(folder), '--write-lock', str(lock)])
+    with pytest.raises(CheckpointError, match=rf'no entry for .*{tower}'):
+        checkpoint.load(folder, origin=Origin(lock=Lock.read(lock)))
+    cli.main(['checksum', str(folder / tower), '--write-lock', str(lock)])
+    loaded = checkpoint.load(folder, origin=Origin(lock=Lock.read(lock)))
+    assert loaded.vision_tower == str(tmp_path / 'clip')
 
 
 @pytest.mark.parametrize(

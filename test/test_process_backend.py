@@ -15,7 +15,7 @@ from scripted_backend import ScriptedBackend
 
 from lisa_ros import errors
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError, WorkerError
-from lisa_ros.perception import registry, worker_supervisor
+from lisa_ros.perception import process_backend, registry, worker_supervisor
 from lisa_ros.perception.backend import (
     STOP_GRACE,
     InferenceOptions,
@@ -25,9 +25,11 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.health import HealthState
 from lisa_ros.perception.process_backend import ProcessBackend
+from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.perception.roi import stream_in_region
+from lisa_ros.perception.stopping import Deadline, timed_out
 from lisa_ros.perception.worker import describe_exit
-from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn, unanswered
 from lisa_ros.stop_signals import STOP_SIGNALS
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -38,6 +40,17 @@ class NamedError(errors.ImageError):
     def __init__(self, file, line):
         super().__init__(f'{file}:{line}: not an image')
 raise NamedError('mug.png', 3)
+"""
+GPU = """
+import itertools, sys, types
+allocated = itertools.count(100)
+cuda = types.SimpleNamespace(
+    is_available=lambda: True,
+    is_initialized=lambda: True,
+    memory_allocated=lambda: next(allocated),
+    memory_reserved=lambda: 1000,
+)
+sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)
 """
 STATEMENTS = {  # what the model does before it answers, by query
     'hold': 'ctypes.PyDLL(None).sleep(30)',  # holds the GIL: no thread of the process runs
@@ -257,6 +270,15 @@ def test_a_model_that_eats_memory_while_it_loads_is_ended(make):
         make(STATEMENTS['eat'], memory_limit=300 << 20)
 
 
+def test_the_memory_of_a_gpu_arrives_with_the_model_and_with_each_answer(make):
+    """With a stand-in for torch: PyTorch asks a driver for these numbers."""
+    backend = make(GPU)
+    assert backend.gpu_memory == GpuMemory(100, 1000)
+    assert (backend.device, backend.capabilities) == ('cpu', ScriptedBackend.capabilities)
+    assert_answers(backend)
+    assert backend.gpu_memory.allocated > 100
+
+
 def test_an_unknown_scheme_needs_no_process():
     with pytest.raises(SettingsError, match='is not a registered scheme'):
         ProcessBackend('unknown:x', LoadOptions())
@@ -424,6 +446,15 @@ def test_a_request_does_not_wait_for_ever_for_a_model_that_loads(make, tmp_path)
     assert done.result.status is Status.CANCELLED
     assert 'while the model was being loaded again' in done.result.reason
     assert_answers(backend)
+
+
+def test_the_reason_of_a_late_answer_names_the_limit_of_the_user():
+    """The process of the model had less: a part was spent on loading it again."""
+    late = Done(unanswered('mug', Status.TIMED_OUT, timed_out(0.8).reason))
+    done = process_backend._with_limit(late, Deadline(30.0))
+    assert done.result.reason == timed_out(30.0).reason
+    answered = Done(unanswered('mug', Status.NOT_FOUND, ''))
+    assert process_backend._with_limit(answered, Deadline(30.0)) is answered
 
 
 def test_nothing_is_left_after_close(make):

@@ -16,7 +16,7 @@ from lisa_ros.settings_schema import ValidatedSettings, parameter_info
 if TYPE_CHECKING:
     from lisa_ros.perception.segmenter import Segmenter
 
-_SOURCE_SETTINGS = (  # where a model comes from and how large it may be
+SOURCE_SETTINGS = (  # where a model comes from and how large it may be
     *('allow_download', 'model_sha256', 'model_lock', 'max_input_side', 'max_model_size'),
 )
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
@@ -117,7 +117,7 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
     With `several`, --model may be repeated and is a list, or None.
     """
     repeated = {'model': {'action': 'append', 'default': None}} if several else {}
-    setting_arguments(parser, Settings, (*MODEL_SETTINGS, *_SOURCE_SETTINGS), **repeated)
+    setting_arguments(parser, Settings, (*MODEL_SETTINGS, *SOURCE_SETTINGS), **repeated)
     parser.add_argument(
         '--typed-specials',
         action='store_true',

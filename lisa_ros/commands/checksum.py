@@ -58,8 +58,9 @@ def _source(model: str) -> Path:
 
 def _locked_name(model: str, source: Path) -> tuple[str, str | None]:
     """Return the name in the lock file, and the hub's revision; None for local files."""
+    from lisa_ros.model.checksums import local_name
     from lisa_ros.model.origin import is_hub_id
 
     if not source.is_file() and is_hub_id(model) and source.parent.name == 'snapshots':
         return model, source.name
-    return source.resolve().name, None
+    return local_name(source), None

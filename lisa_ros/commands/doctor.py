@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import argparse
 
-from lisa_ros.commands.arguments import positive_float, setting_arguments
+from lisa_ros.commands.arguments import (
+    SOURCE_SETTINGS,
+    positive_float,
+    setting_arguments,
+    source_arguments,
+)
 from lisa_ros.settings import Settings
 
-_MODEL = (
-    *('model', 'vision_tower', 'device', 'precision'),
-    *('model_sha256', 'model_lock', 'allow_download'),
-)
+_MODEL = ('model', 'vision_tower', 'template', 'device', 'precision', *SOURCE_SETTINGS)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -57,12 +59,11 @@ def doctor(options: argparse.Namespace) -> int:
 
     model = ModelOptions(
         options.model,
-        options.vision_tower,
-        options.model_sha256,
-        options.model_lock,
-        options.allow_download,
-        options.device,
-        options.precision,
+        vision_tower=options.vision_tower,
+        template=options.template,
+        device=options.device,
+        precision=options.precision,
+        **source_arguments(options),
     )
     asked = DoctorOptions(model, options.node, options.load, options.timeout)
     return report(asked, as_json=options.json, is_strict=options.strict)

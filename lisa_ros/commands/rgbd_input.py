@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, SettingsError, raise_error
+from lisa_ros.files.access import access_problem
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.image_file import decode_samples, exif_orientation, read_rgb
@@ -78,8 +79,9 @@ def read_depth(path: Path) -> np.ndarray:
     Raises:
         ImageError: the file cannot be read, or is not a depth image.
     """
-    if not path.exists():
-        raise ImageError(f'{path} cannot be read as depth: there is no such file')
+    problem = access_problem(path)
+    if problem:
+        raise ImageError(f'{path} cannot be read as depth: {problem}')
     if path.suffix == '.npy':
         values = _read_npy(path)
     else:
@@ -111,9 +113,9 @@ def _check_not_turned(path: Path) -> None:
     orientation = exif_orientation(path)
     if orientation != 1:
         raise ImageError(
-            f'{path} has the EXIF orientation {orientation}: viewers turn it, but depth and --k '
-            'may be those of the stored pixels; expected none: turn image, depth and K to one '
-            'orientation and save the image without the tag (exiftool -Orientation= FILE)'
+            f'{path} has the EXIF orientation {orientation}: viewers show it turned, and depth '
+            'and --k may belong to the stored pixels. Turn all three the same way, then save the '
+            'image without the tag (exiftool -Orientation= FILE)'
         )
 
 

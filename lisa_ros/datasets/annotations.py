@@ -217,7 +217,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         return image_file.image_size(path)
     except ImageError as error:
-        raise _image_error(path, error) from error
+        raise image_error(path, error) from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -229,10 +229,10 @@ def read_image(path: Path) -> np.ndarray:
     try:
         return image_file.read_rgb(path)
     except ImageError as error:
-        raise _image_error(path, error) from error
+        raise image_error(path, error) from error
 
 
-def _image_error(path: Path, error: ImageError) -> DataError:
+def image_error(path: Path, error: ImageError, kind: str = 'an image') -> DataError:
     """Return the error of an image that cannot be read: missing, not allowed or damaged."""
     problem = access_problem(path)
-    return DataError(f'{path} cannot be read as an image: {problem}' if problem else str(error))
+    return DataError(f'{path} cannot be read as {kind}: {problem}' if problem else str(error))

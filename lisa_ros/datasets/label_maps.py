@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import AnnotatedQuery, with_names
+from lisa_ros.datasets.annotations import AnnotatedQuery, image_error, with_names
 from lisa_ros.datasets.json_io import (
     ErrorHandler,
     check_image,
@@ -86,9 +86,7 @@ class LabelMapImage:
         try:
             class_ids = read_mask(self.label_map).ids('class ids')
         except ImageError as error:
-            raise DataError(
-                f'{self.label_map}: cannot be read as a label map ({error})'
-            ) from error
+            raise image_error(self.label_map, error, 'a label map') from error
         source = str(self.label_map)
         return tuple(
             AnnotatedQuery(

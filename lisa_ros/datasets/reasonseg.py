@@ -35,13 +35,14 @@ from lisa_ros.datasets.annotations import (
     AnnotatedImage,
     AnnotatedQuery,
     Polygon,
+    image_error,
     image_size,
     with_names,
 )
 from lisa_ros.datasets.json_io import ErrorHandler, raise_error, read_json, read_or_skip
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ImageError
-from lisa_ros.files.access import access_problem, is_missing, list_folder, readable_folder
+from lisa_ros.files.access import is_missing, list_folder, readable_folder
 from lisa_ros.files.json_schema import TEXT, ListOf, Record, check_json
 from lisa_ros.images.mask_file import read_mask
 
@@ -325,7 +326,5 @@ def _read_mask(path: Path) -> Polygon:
     try:
         mask = read_mask(path).mask()
     except ImageError as error:
-        problem = access_problem(path)
-        text = f'{path}: cannot be read as a mask: {problem}' if problem else str(error)
-        raise DataError(text) from error
+        raise image_error(path, error, 'a mask') from error
     return Polygon(path.stem, np.zeros((1, 2)), mask, source=str(path))

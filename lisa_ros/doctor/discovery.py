@@ -20,14 +20,19 @@ _SAFE_DOMAIN = 101  # above it, ports may be those that Linux gives to other pro
 _RANGES = ('SUBNET', 'LOCALHOST', 'OFF', 'SYSTEM_DEFAULT')
 _GROUP = '239.255.0.1'  # of DDS discovery
 _MULTICAST_TIMEOUT = 0.5  # [s]
-_PROFILES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-_PROFILES = (*_PROFILES, 'CYCLONEDDS_URI')
+_PROFILES = (
+    *('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+    'CYCLONEDDS_URI',
+)
 _COMPARED = (  # a node and this shell must agree on these to find each other
     *('ROS_DOMAIN_ID', 'RMW_IMPLEMENTATION', 'ROS_LOCALHOST_ONLY'),
     *('ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_DISCOVERY_SERVER'),
 )
-_DEFAULTS = {'ROS_DOMAIN_ID': '0', 'ROS_LOCALHOST_ONLY': '0'}
-_DEFAULTS['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'SUBNET'
+_DEFAULTS = {
+    'ROS_DOMAIN_ID': '0',
+    'ROS_LOCALHOST_ONLY': '0',
+    'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET',
+}
 _EXECUTABLE = 'lisa_node'
 
 
@@ -140,9 +145,7 @@ def judge_processes(
     nodes: Sequence[NodeProcessFacts], environment: Mapping[str, str]
 ) -> list[Finding]:
     """Return a finding for each lisa_node that this shell cannot find."""
-    return [
-        finding for node in nodes for finding in _compare(node, environment) if finding is not None
-    ]
+    return [finding for node in nodes for finding in _compare(node, environment)]
 
 
 def _compare(node: NodeProcessFacts, environment: Mapping[str, str]) -> list[Finding]:
@@ -158,7 +161,7 @@ def _compare(node: NodeProcessFacts, environment: Mapping[str, str]) -> list[Fin
     observed = f'lisa_node (pid {node.pid}) has {", ".join(texts)}; here {", ".join(ours)}'
     name, theirs, _ = differences[0]
     cure = f'export {name}={theirs}' if theirs else f'unset {name}'
-    return [Finding('discovery', Level.WARN, observed, f'{cure}: in both shells the same')]
+    return [Finding('discovery', Level.WARN, observed, f'{cure} in this shell')]
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:
@@ -169,7 +172,7 @@ def _value(environment: Mapping[str, str], name: str) -> str:
 
 
 def multicast_error() -> str:
-    """Send a packet to DDS's group and receive it; return what went wrong, empty: nothing."""
+    """Send a packet to DDS's group and receive it; return the error, '' if it came back."""
     with contextlib.ExitStack() as stack:
         try:
             receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

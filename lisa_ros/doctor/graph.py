@@ -11,14 +11,13 @@ from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.health.inputs import InputReport, judge_input
 from lisa_ros.health.node import Lifecycle, NodeReport, judge_node
 from lisa_ros.health.verdict import Level, Verdict
-from lisa_ros.session.image_age import MAX_STAMP_AGE, SECONDS_PER_DAY
+from lisa_ros.session.image_age import MAX_STAMP_AGE, SECONDS_PER_DAY, SystemClock, clock_hint
 
 _PROBE = 'lisa_ros.ros.graph_probe'
 _DEFAULT_NODE = '/lisa'
 _DISCOVERY = 3.0  # longest wait for a node that must run [s]
 _SHORT_DISCOVERY = 1.5  # for one that may run [s]
 _OTHERS = 8  # names of other nodes
-_SYNCHRONIZE = 'synchronize the clocks of camera and node (chrony, PTP); for a bag: use_sim_time'
 
 
 def check_graph(node: str | None, timeout: float) -> list[Finding]:
@@ -111,7 +110,7 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     )
     verdict = judge_input(report)
     age = '' if item.stamp_age is None else f', stamps {item.stamp_age:.2f} s old at arrival'
-    if verdict.level is Level.OK and item.messages:
+    if verdict.level is Level.OK and item.messages and report.publishers:
         return [Finding(check, Level.OK, f'{verdict.message} from {report.publishers[0]}{age}')]
     return [_as_finding(check, verdict)]
 
@@ -129,7 +128,8 @@ def _stamp_fault(item: InputFacts) -> str:
     if item.stamp_age is None or abs(item.stamp_age) <= MAX_STAMP_AGE:
         return ''
     side = 'behind' if item.stamp_age > 0 else 'ahead of'
-    return f'its stamps are {abs(item.stamp_age):.1f} s {side} the clock: {_SYNCHRONIZE}'
+    cure = clock_hint(item.stamp_age, SystemClock())
+    return f'its stamps are {abs(item.stamp_age):.1f} s {side} the clock: {cure}'
 
 
 def judge_clock(facts: GraphFacts) -> list[Finding]:
@@ -151,8 +151,9 @@ def judge_clock(facts: GraphFacts) -> list[Finding]:
         level = Level.WARN if abs(skew) > MAX_STAMP_AGE else Level.OK
         cure = 'set use_sim_time: true, in all nodes or in none' if level else ''
         return [Finding('clock', level, observed, cure)]
-    is_live = abs(skew) < SECONDS_PER_DAY and abs(skew) > MAX_STAMP_AGE
-    return [Finding('clock', Level.OK, observed + (' (a recording)' if is_live else ''))]
+    # a simulation begins at 0
+    is_recording = facts.clock > SECONDS_PER_DAY and abs(skew) > MAX_STAMP_AGE
+    return [Finding('clock', Level.OK, observed + (' (a recording)' if is_recording else ''))]
 
 
 def judge_frames(facts: GraphFacts) -> list[Finding]:

@@ -11,15 +11,14 @@ from lisa_ros.doctor.finding import Finding
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.health.verdict import Level
 
-_MODULES = ('numpy', 'cv2', 'cv_bridge')
+MODULES = ('numpy', 'cv2', 'cv_bridge')
 _NUMPY_SIGNS = ('numpy', '_array_api', 'multiarray', 'sigsegv')
 _MAX_CHARS = 200
 
 
-def check_imports(timeout: float) -> list[Finding]:
-    """Return the findings about the modules; `timeout` of each [s]."""
-    results = {name: run_probe(_PROBE, [name], timeout) for name in _MODULES}
-    return [judge_import(name, result) for name, result in results.items()]
+def check_import(name: str, timeout: float) -> list[Finding]:
+    """Return the finding about one of MODULES, within `timeout` [s]."""
+    return [judge_import(name, run_probe(_PROBE, [name], timeout))]
 
 
 def judge_import(name: str, result: ProbeResult) -> Finding:
@@ -29,12 +28,15 @@ def judge_import(name: str, result: ProbeResult) -> Finding:
         name: numpy, cv2 or cv_bridge.
         result: of `imports_probe`.
     """
+    if result.is_late:
+        cure = 'give more time with --timeout'
+        return Finding(f'import {name}', Level.WARN, f'import {result.error}', cure)
     error = result.error or str(result.facts.get('error', ''))
     if not error and not result.facts.get('is_installed'):
         return _missing(name)
     if not error:
         return Finding(f'import {name}', Level.OK, _version(result))
-    level = Level.WARN if name == 'cv_bridge' or result.is_late else Level.ERROR
+    level = Level.WARN if name == 'cv_bridge' else Level.ERROR
     observed, cure = f'cannot be imported: {error[-_MAX_CHARS:]}', _cure(name, error.lower())
     return Finding(f'import {name}', level, observed, cure)
 

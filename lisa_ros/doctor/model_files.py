@@ -18,7 +18,7 @@ from lisa_ros.model.checksums import Lock
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.limits import GB, free_memory
-from lisa_ros.model.origin import Origin, is_hub_id, local_folder
+from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.model.weight_files import WeightFiles
@@ -56,18 +56,19 @@ def _finding(level: Level, observed: str, cure: str = '') -> dict[str, object]:
 def _checked(options: Mapping[str, Any]) -> dict[str, object]:
     name = resolve_bundled_model(options['model'])
     lock = Lock.read(options['lock']) if options['lock'] else None
-    origin = Origin(sha256=options['sha256'] or None, lock=lock)
     is_remote = is_hub_id(name)
-    folder = _cached(str(name)) if is_remote else local_folder(name, 'model')
-    if folder is None:
-        cure = f'start once with the network, or: huggingface-cli download {name}'
-        return _finding(Level.WARN, f'{name} is not in the local cache', cure)
-    folder = origin.model_folder(folder)
-    towers = _parts(folder, options['vision_tower'], origin)
+    if is_remote:
+        revision = lock.find(name).revision if lock else None
+        if cached_folder(str(name), revision) is None:
+            cure = f'start once with the network, or: hf download {name}'
+            return _finding(Level.WARN, f'{name} is not in the local cache', cure)
+    origin = Origin(sha256=options['sha256'] or None, lock=lock, is_offline=True)
+    folder = origin.model_folder(name)
+    towers = _parts(folder, options['vision_tower'], origin, is_local=not is_remote)
     return _size([folder, *towers], bool(options['sha256'] or lock))
 
 
-def _parts(folder: Path, vision_tower: str, origin: Origin) -> list[Path]:
+def _parts(folder: Path, vision_tower: str, origin: Origin, *, is_local: bool) -> list[Path]:
     """Read configs, tokenizer and the headers of all weights; return the folder of CLIP, if any.
 
     Raises:
@@ -79,26 +80,9 @@ def _parts(folder: Path, vision_tower: str, origin: Origin) -> list[Path]:
     if config.text('model_type', '') == 'lisa_ros':
         ClipPreprocessing.read(folder / 'preprocessor_config.json')
         return []
-    name = vision_tower or config.text('mm_vision_tower', '') or config.text('vision_tower', '')
-    inside = folder / name if name and not Path(name).is_absolute() else None
-    if inside is not None and inside.is_dir():
-        tower = inside
-    else:
-        tower = origin.tower_folder(name, of_config=folder)
+    tower, _ = origin.find_tower(folder, config, vision_tower, is_local=is_local)
     WeightFiles.of_folder(tower).shapes()
     return [tower]
-
-
-def _cached(name: str) -> Path | None:
-    """Return the folder of a hub id in the local cache; None if it is not there, or not whole."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if any(path.suffix in _WEIGHTS for path in folder.iterdir()) else None
 
 
 def _size(folders: list[Path], is_verified: bool) -> dict[str, object]:
@@ -129,6 +113,9 @@ def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
         sha256=options['sha256'] or None,
         lock=options['lock'] or None,
         allow_download=bool(options['allow_download']),
+        template=options['template'] or None,
+        max_input_side=options['max_input_side'],
+        max_model_size=options['max_model_size'],
     )
     seconds = time.monotonic() - start
     image = next(iter(bag.read_images(SAMPLE / 'bag', '/camera/color/image_raw'))).pixels

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from lisa_ros.doctor import discovery, imports, loopback, versions
 from lisa_ros.doctor.finding import Check, Finding, worst
@@ -20,7 +21,7 @@ from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
 from lisa_ros.doctor.shared_memory import check_shared_memory
 from lisa_ros.doctor.system_clock import check_system_clock
 from lisa_ros.doctor.table import as_table, to_json
-from lisa_ros.doctor.weights import LONG_TIMEOUT, ModelOptions, check_model
+from lisa_ros.doctor.weights import ModelOptions, check_model, time_limit
 from lisa_ros.error_text import error_summary
 from lisa_ros.health.verdict import Level
 
@@ -48,7 +49,8 @@ def report(options: DoctorOptions, *, as_json: bool = False, is_strict: bool = F
     Returns:
         The exit status: 1 with errors, else 0.
     """
-    findings = run_checks(checks(options), time_limit(options))
+    limit = time_limit(options.model, options.is_loaded, options.timeout) + _MARGIN
+    findings = run_checks(checks(options), limit)
     print(to_json(findings) if as_json else as_table(findings))
     return int(worst(findings) >= (Level.WARN if is_strict else Level.ERROR))
 
@@ -63,7 +65,10 @@ def checks(options: DoctorOptions, ros: RosFacts | None = None) -> list[Check]:
     ros, timeout, model = ros or ros_facts(), options.timeout, options.model
     listed = [
         Check('versions', versions.check_versions),
-        Check('imports', lambda: imports.check_imports(timeout)),
+        *(
+            Check(f'import {name}', partial(imports.check_import, name, timeout))
+            for name in imports.MODULES
+        ),
         Check('GPU, torch, weights', lambda: check_model(model, options.is_loaded, timeout)),
         Check('system clock', check_system_clock),
         Check('shared memory', check_shared_memory),
@@ -122,9 +127,3 @@ def _outcome(check: Check) -> Sequence[Finding]:
 def _late(check: Check, timeout: float) -> Finding:
     observed = f'not finished within {timeout:g} s'
     return Finding(check.name, Level.WARN, observed, 'give more time with --timeout')
-
-
-def time_limit(options: DoctorOptions) -> float:
-    """Return the time that all checks together may take [s]."""
-    reads_all = options.is_loaded or options.model.sha256 or options.model.lock
-    return (LONG_TIMEOUT if reads_all else options.timeout) + _MARGIN

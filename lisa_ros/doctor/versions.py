@@ -6,7 +6,6 @@ The versions are read from the packages' metadata: nothing is imported.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
@@ -48,20 +47,23 @@ def check_versions() -> list[Finding]:
     return [
         judge_python(sys.version_info[:3]),
         *judge_packages({name: installed_version(name) for name in BOUNDS}),
-        *judge_opencv([name for name in _OPENCV if installed_version(name)]),
+        *judge_opencv([name for name in _OPENCV if _distribution_version(name)]),
     ]
 
 
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed package; '' if it does not tell; None: not installed."""
     names = _OPENCV if distribution == _OPENCV[0] else (distribution,)
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    if distribution in _OPENCV[1:]:
-        return None
+    versions = filter(None, map(_distribution_version, names))
     module = _MODULES.get(distribution, distribution)
-    return _NO_VERSION if util.find_spec(module) else None
+    return next(versions, _NO_VERSION if util.find_spec(module) else None)
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def judge_python(version: Sequence[int]) -> Finding:

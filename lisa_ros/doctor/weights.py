@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from lisa_ros.doctor.gpu import driver_facts, judge_gpu
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.health.verdict import Level
 
-LONG_TIMEOUT = 600.0  # of what reads all weights: checksums, --load [s]
+_LONG_TIMEOUT = 600.0  # of what reads all weights: checksums, --load [s]
 _PROBE = 'lisa_ros.doctor.model_probe'
 
 
@@ -31,6 +32,9 @@ class ModelOptions:
     allow_download: bool = False
     device: str = 'auto'
     precision: str = 'auto'
+    template: str = ''
+    max_input_side: int | None = None  # [px]; None: 1024
+    max_model_size: float | None = None  # [GB]; None: the free memory
 
 
 def check_model(options: ModelOptions, is_loaded: bool, timeout: float) -> list[Finding]:
@@ -41,14 +45,18 @@ def check_model(options: ModelOptions, is_loaded: bool, timeout: float) -> list[
         is_loaded: load the model and ask it.
         timeout: [s]; ten minutes if all weights are read.
     """
-    reads_all = is_loaded or options.sha256 or options.lock
     arguments = [json.dumps(asdict(options)), json.dumps(is_loaded)]
-    result = run_probe(_PROBE, arguments, LONG_TIMEOUT if reads_all else timeout)
-    findings = [
-        judge_gpu(driver_facts(), result, options.device),
-        _weights(options, result),
-    ]
+    with ThreadPoolExecutor(1) as pool:  # a driver that hangs costs no time of the model
+        driver = pool.submit(driver_facts)
+        result = run_probe(_PROBE, arguments, time_limit(options, is_loaded, timeout))
+    findings = [judge_gpu(driver.result(), result, options.device), _weights(options, result)]
     return [*findings, judge_model('model', result, 'loaded')] if is_loaded else findings
+
+
+def time_limit(options: ModelOptions, is_loaded: bool, timeout: float) -> float:
+    """Return the time limit of the model's checks [s]; longer if all weights are read."""
+    reads_all = is_loaded or options.sha256 or options.lock
+    return _LONG_TIMEOUT if reads_all else timeout
 
 
 def _weights(options: ModelOptions, result: ProbeResult) -> Finding:

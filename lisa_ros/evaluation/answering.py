@@ -12,11 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError, SettingsError
-from lisa_ros.perception.answer_checks import check_result, failure
+from lisa_ros.perception.answer_checks import check_result
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue, Segmentation
+from lisa_ros.results import Dialogue, Segmentation, Status, unanswered
 
 _logger = logging.getLogger(__name__)
 _logged_places: set[str] = set()  # stack of each error that was logged
@@ -64,10 +65,10 @@ def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> S
         result = ask()
         check_result(result, image.shape[:2])
     except LisaError as error:
-        return failure(text, image.shape[:2], str(error))
+        return unanswered(text, Status.FAILED, str(error), image.shape[:2])
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
         _log_once(error)
-        return failure(text, image.shape[:2], f'{type(error).__name__}: {error}')
+        return unanswered(text, Status.FAILED, error_summary(error), image.shape[:2])
     if not result.timings:
         seconds = time.perf_counter() - start
         return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})

@@ -23,12 +23,12 @@ import numpy as np
 from rosbags.interfaces import Connection
 
 from lisa_ros.datasets import registry
-from lisa_ros.datasets.annotations import ImageWithQueries, image_size
+from lisa_ros.datasets.annotations import ImageWithQueries, image_error, image_size
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.files.access import access_problem, describe_error, list_folder
+from lisa_ros.files.access import access_problem, is_missing, list_folder
 from lisa_ros.files.json_schema import TEXT, MapOf, Record, check_json
 from lisa_ros.files.text import read_json
 from lisa_ros.images.mask_file import read_mask
@@ -133,17 +133,14 @@ class InstanceFolder(InstanceMasks):
     def ids(self, stamp: int) -> np.ndarray:
         """See InstanceMasks."""
         path = self._folder / f'{stamp}.png'
-        if not path.exists():
+        if is_missing(path):
             raise DataError(
                 f'{path}: no ground truth for this frame: an image of instance ids is needed'
             )
         try:
             return read_mask(path).ids('instance ids')
         except ImageError as error:
-            raise DataError(
-                f'{path}: cannot be read as an image of instance ids '
-                f'({describe_error(path, error)}); write it again'
-            ) from error
+            raise image_error(path, error, 'an image of instance ids') from error
 
     def stamps(self) -> list[int]:
         """See InstanceMasks."""

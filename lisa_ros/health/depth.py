@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lisa_ros.geometry.rgbd import registration_fault
+from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.verdict import WINDOW, Level, Problem, Verdict, verdict
-from lisa_ros.session.outcomes import Outcome
 
 Size = tuple[int, int]  # width and height [pixels]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lisa_ros.error_text import shortened
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
 
+UNKNOWN_CLIENT = 'unknown client'  # there may be several: goals_per_client does not count them
 _LISTED = 10  # goals
 _QUERY_CHARS = 40
 _NEARLY = 0.8  # share of `goals_per_client`
@@ -19,7 +20,7 @@ _NEARLY = 0.8  # share of `goals_per_client`
 class OpenGoal:
     """A goal that has not ended."""
 
-    client: str  # name of the client's node; its GID, or "unknown client", if it has no name
+    client: str  # name of the client's node, or UNKNOWN_CLIENT
     query: str
     is_continuous: bool
     seconds: float  # since it came [s]
@@ -51,7 +52,7 @@ def judge_goals(report: GoalReport) -> Verdict:
 
 
 def _greedy(report: GoalReport) -> Problem | None:
-    clients = Counter(goal.client for goal in report.goals)
+    clients = Counter(goal.client for goal in report.goals if goal.client != UNKNOWN_CLIENT)
     client, count = clients.most_common(1)[0] if clients else ('', 0)
     if count < _NEARLY * report.per_client or count < 2:
         return None

@@ -49,11 +49,12 @@ def _little_left(report: MemoryReport) -> Problem | None:
     system = report.system
     if system.available >= _LITTLE * system.total:
         return None
-    text = f'{system.available // _MIB} MiB of the memory of this computer are free'
+    victim = "the model's process" if report.model else 'this node'
     return Problem(
         Level.WARN,
-        f'{text}; when they are used, the kernel ends the process of the model: close programs, '
-        'or use a smaller model or precision bf16',
+        f'{system.available // _MIB} MiB of the memory of this computer are free; when they are '
+        f'used, the kernel ends {victim}: close programs, or use a smaller model or precision '
+        'bf16',
     )
 
 

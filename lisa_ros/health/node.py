@@ -53,11 +53,11 @@ def _state(report: NodeReport) -> Problem | None:
     if lifecycle.state == 'active':
         return None
     cure = _CURES.get(lifecycle.state, '').format(name=report.name)
-    if lifecycle.error:
-        return Problem(Level.ERROR, f'{lifecycle.state}: {lifecycle.error}; then {cure}')
     if not cure:
         seconds = report.now - lifecycle.since
         return Problem(Level.WARN, f'{lifecycle.state} (for {seconds:.0f} s): wait')
+    if lifecycle.error:
+        return Problem(Level.ERROR, f'{lifecycle.state}: {lifecycle.error}; then {cure}')
     return Problem(Level.WARN, f'{lifecycle.state}, so nothing is answered: {cure}')
 
 

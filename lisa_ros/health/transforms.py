@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.verdict import WINDOW, Level, Problem, Verdict, verdict
-from lisa_ros.session.outcomes import Outcome
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ def judge_transforms(report: TransformReport) -> Verdict:
     texts = dict.fromkeys([lookup.reason for lookup in failed[-2:]])
     if report.missing and not failed:
         texts = {report.missing: None}
-    is_used = report.target_frame or report.gravity_frame
-    healthy = 'all transforms are known' if is_used else 'none is needed'
-    return verdict([Problem(Level.WARN, text) for text in texts], healthy, values)
+    problems = [Problem(Level.WARN, text) for text in texts]
+    return verdict(problems, 'all transforms are known', values)
 
 
 def _is_needed(lookup: Outcome, report: TransformReport) -> bool:

@@ -11,7 +11,7 @@ from PIL import TiffImagePlugin
 
 from lisa_ros.images.pixel_limit import check_image_size
 
-_MAGIC = (b'II*\0', b'MM\0*')
+TIFF_MAGIC = (b'II*\0', b'MM\0*')
 _WIDTH, _HEIGHT, _SAMPLE_FORMAT = 256, 257, 339  # tags of TIFF
 _FLOAT = 3  # a sample format
 
@@ -23,7 +23,7 @@ def decode_float_tiff(tiff: bytes, name: str, max_pixels: int) -> np.ndarray | N
         ImageError: it has more than `max_pixels`.
         Exception: it is damaged.
     """
-    if tiff[:4] not in _MAGIC:
+    if tiff[:4] not in TIFF_MAGIC:
         return None
     tags = TiffImagePlugin.ImageFileDirectory_v2(tiff[:8])
     stream = io.BytesIO(tiff)

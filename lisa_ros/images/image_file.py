@@ -27,7 +27,7 @@ from PIL import Image
 
 from lisa_ros.errors import ImageError
 from lisa_ros.images.bit_depth import to_uint8
-from lisa_ros.images.float_tiff import decode_float_tiff
+from lisa_ros.images.float_tiff import TIFF_MAGIC, decode_float_tiff
 from lisa_ros.images.jpeg_scans import count_scans
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
@@ -35,6 +35,7 @@ from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_si
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF')
 GREY_MODES = ('L', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
 _ORIENTATION_TAG = 0x0112  # of EXIF and TIFF
+_TIFF_SIZE = 256, 257  # tags; Pillow 10 turns the size of a TIFF only when it is decoded
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 # A damaged or huge file is an ImageError; Pillow would also print a line for each strange tag.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
@@ -107,7 +108,10 @@ def image_size(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[
     """
     try:
         with open_image(path, str(path), max_pixels) as image:
-            return image.size[::-1] if turn_of(image) in _SIDEWAYS else image.size
+            stored = (
+                tuple(map(image.tag_v2.get, _TIFF_SIZE)) if image.format == 'TIFF' else image.size
+            )
+            return stored[::-1] if _orientation(image) in _SIDEWAYS else stored
     except ImageError:
         samples = _float_tiff(path, str(path), max_pixels)
         if samples is None:
@@ -157,8 +161,7 @@ def turn_of(image: Image.Image) -> int:
 
 def has_deep_colour(image: Image.Image) -> bool:
     """Return whether an image has several channels of 16 bits, which Pillow would cut to 8."""
-    raw_mode = str(image.tile[0][3]) if image.tile else ''
-    return ';16' in raw_mode and image.mode not in GREY_MODES
+    return ';16' in _raw_mode(image) and image.mode not in GREY_MODES
 
 
 def deep_colour(image: Image.Image, source: Path | bytes) -> np.ndarray:
@@ -243,14 +246,25 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
 
 def _samples(image: Image.Image) -> np.ndarray:
     """Return the samples of an image that Pillow decodes without loss."""
+    raw_mode = _raw_mode(image)
     if image.mode in ('1', 'LA', 'La'):
         image = image.convert('L')
-    return native(np.asarray(image if image.mode in GREY_MODES else image.convert('RGB')))
+    samples = native(np.asarray(image if image.mode in GREY_MODES else image.convert('RGB')))
+    is_widened = image.mode == 'I' and raw_mode.startswith('I;16')  # a grey PNG, by Pillow 10
+    return samples.astype(np.uint16) if is_widened else samples
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return the kind of samples in the file, such as "I;16B"; to ask before they are decoded."""
+    return str(image.tile[0][3]) if image.tile else ''
 
 
 def _float_tiff(source: Path | bytes, name: str, max_pixels: int) -> np.ndarray | None:
     """Return the samples of a TIFF that Pillow does not know; None for another or damaged file."""
     try:
+        with _byte_stream(source) as stream:
+            if stream.read(4) not in TIFF_MAGIC:  # it may be a huge file of another kind
+                return None
         return decode_float_tiff(_bytes(source), name, max_pixels)
     except ImageError:
         raise

@@ -142,6 +142,8 @@ def read_mask(
 
 def _channels(image: Image.Image) -> np.ndarray:
     """Return grey values or palette indices (H, W), or RGB or RGBA (H, W, 3 or 4)."""
+    if image.mode in GREY_MODES and image.info.get('transparency') == 0:
+        return native(np.asarray(image))  # 0 is the background anyway
     if image.mode.startswith('I') and image.info.get('transparency'):
         raise ValueError('one of its grey values above 0 is transparent')
     if image.mode in _ALPHA_MODES or 'transparency' in image.info:

@@ -31,7 +31,6 @@ from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
 from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
-from lisa_ros.model.file_checks import exists
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import (
@@ -220,7 +219,9 @@ def assemble_released(parts: ReleasedParts, target: LoadTarget) -> Checkpoint:
     """
     folder, tokenizer = parts.folder, parts.tokenizer
     check_image_marks(parts.config, tokenizer, folder)
-    tower, tower_name = _find_tower(parts, target)
+    tower, tower_name = target.origin.find_tower(
+        folder, parts.config, target.vision_tower, is_local=parts.is_local
+    )
     clip_files = WeightFiles.of_folder(tower)
     clip = clip_config(JsonFields.read(tower / 'config.json'))
     preprocessing = _clip_preprocessing(tower, clip.image_size)
@@ -238,33 +239,6 @@ def assemble_released(parts: ReleasedParts, target: LoadTarget) -> Checkpoint:
     model = build_model(config, sources, target.placement, folder, unmap_key)
     check_consistency(config, tokenizer, preprocessing, folder)
     return Checkpoint(model, tokenizer, preprocessing, tower_name)
-
-
-def _find_tower(parts: ReleasedParts, target: LoadTarget) -> tuple[Path, str | None]:
-    """Return the folder of the vision tower, and its name for another config.json.
-
-    The name is a full path or a hub id; None for a tower inside the model's own folder, where
-    `export.save_clip` writes it.
-
-    Raises:
-        CheckpointError: config.json names none, or it cannot be found or may not be downloaded.
-    """
-    config = parts.config
-    name = (
-        target.vision_tower
-        or config.text('mm_vision_tower', '')
-        or config.text('vision_tower', '')
-    )
-    if not name:
-        raise CheckpointError(
-            f'{parts.folder}/config.json names no vision tower: give vision_tower'
-        )
-    inside = parts.folder / name
-    if not Path(name).is_absolute() and exists(inside) and inside.is_dir():
-        return inside, None
-    is_unasked = parts.is_local and not target.vision_tower
-    folder = target.origin.tower_folder(name, of_config=parts.folder if is_unasked else None)
-    return folder, str(name) if is_hub_id(name) else str(folder.resolve())
 
 
 def _clip_preprocessing(tower: Path, image_size: int) -> ClipPreprocessing:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SHA-256 checksums of model folders, and the lock file that pins models to them.
+r"""SHA-256 checksums of model folders, and the lock file that pins models to them.
 
 The checksum of a folder is that of the lines which `sha256sum` prints for its files, by name:
 
-    cd FOLDER && sha256sum *.bin *.json *.model *.safetensors | LC_ALL=C sort -k 2 | sha256sum
+    cd FOLDER && find . -name '*.bin' -o -name '*.json' -o -name '*.model' -o -name '*.pth' \
+        -o -name '*.safetensors' | cut -c 3- | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum
 
 `lisa-ros checksum MODEL` prints it. A lock file is JSON:
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,7 +133,7 @@ class Lock:
         Raises:
             CheckpointError: there is none.
         """
-        last = Path(name).expanduser().absolute().name
+        last = local_name(name)
         for key in (str(name), last):
             if key in self.models:
                 return self.models[key]
@@ -162,6 +164,11 @@ class Lock:
                 f'{source}: differs from {self.path}: {"; ".join(problems)}; get the locked '
                 'files, or write the lock again if you trust these'
             )
+
+
+def local_name(path: str | Path) -> str:
+    """Return the name of a local folder or file in a lock file; a link has its own."""
+    return Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100  # links stay
 
 
 def write_lock(path: Path, name: str, revision: str | None, checksums: Mapping[str, str]) -> None:

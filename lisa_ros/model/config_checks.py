@@ -48,7 +48,10 @@ def check_claims(config: LisaConfig, shapes: Shapes, limits: Limits, folder: Pat
         _wrong_sam(config.sam),
         _wrong_epsilons(config),
     )
-    problem = next(problems, None)
+    try:
+        problem = next(problems, None)
+    except CheckpointError as error:  # of count_layers, which knows no file
+        raise CheckpointError(f'{folder}: {error}') from error
     if problem is not None:
         raise CheckpointError(f'{folder}/config.json: {problem}')
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.checksums import Lock, check_sha256
 from lisa_ros.model.file_checks import check_file, check_folder, exists
+from lisa_ros.model.json_file import JsonFields
 
 _HUB_ID = re.compile(r'[A-Za-z0-9_][\w.-]*/[\w.-]+')
 _TEXT_FILES = ('*.json', '*.model')
@@ -27,6 +28,7 @@ class Origin:
     allow_download: bool = False  # of what a local folder's config.json names
     sha256: str | None = None  # of the model's folder or of its only weight file
     lock: Lock | None = None  # checksums of all that is loaded, and revisions for downloads
+    is_offline: bool = False  # download nothing, not even what the user names
 
     def model_folder(self, name: str | Path) -> Path:
         """Return the folder of the model that the user named.
@@ -35,7 +37,7 @@ class Origin:
             CheckpointError: there is no such folder or repository, it may not be read, or it has
                 other checksums.
         """
-        folder = self._folder(name, 'model', may_download=True)
+        folder = self._folder(name, 'model', is_allowed=True)
         if self.sha256:
             check_sha256(folder, self.sha256)
         return folder
@@ -49,10 +51,41 @@ class Origin:
                 the model itself is from the hub.
 
         Raises:
-            CheckpointError: as `model_folder`; or it would have to be downloaded unasked.
+            CheckpointError: as `model_folder`; or the user has not allowed its download.
         """
-        may_download = of_config is None or self.allow_download
-        return self._folder(name, 'vision tower', may_download, of_config)
+        is_allowed = of_config is None or self.allow_download
+        return self._folder(name, 'vision tower', is_allowed, of_config)
+
+    def find_tower(
+        self, folder: Path, config: JsonFields, vision_tower: str | Path | None, *, is_local: bool
+    ) -> tuple[Path, str | None]:
+        """Return the folder of a model's vision tower, and its name for another config.json.
+
+        The name is a full path or a hub id; None for a tower inside the model's own folder, where
+        `export.save_clip` writes it.
+
+        Args:
+            folder: of the model.
+            config: its config.json.
+            vision_tower: the user's choice, or None.
+            is_local: the model is a local folder, so that the user has named no hub id.
+
+        Raises:
+            CheckpointError: config.json names none, or it is not found or may not be downloaded.
+        """
+        name = (
+            vision_tower or config.text('mm_vision_tower', '') or config.text('vision_tower', '')
+        )
+        if not name:
+            raise CheckpointError(f'{folder}/config.json names no vision tower: give vision_tower')
+        relative = folder / name
+        if not Path(name).is_absolute() and exists(relative) and relative.is_dir():
+            if relative.resolve().is_relative_to(folder.resolve()):
+                return relative, None  # its files were checked with the model's
+            name = relative
+        is_named_by_config = is_local and not vision_tower
+        tower = self.tower_folder(name, of_config=folder if is_named_by_config else None)
+        return tower, str(name) if is_hub_id(name) else str(tower.resolve())
 
     def sam_file(self, path: str | Path) -> Path:
         """Return the path of a segment-anything file that the user named.
@@ -67,11 +100,12 @@ class Origin:
         return path
 
     def _folder(
-        self, name: str | Path, noun: str, may_download: bool, of_config: Path | None = None
+        self, name: str | Path, noun: str, is_allowed: bool, of_config: Path | None = None
     ) -> Path:
         folder = local_folder(name, noun)
         if folder is None:
             revision = self.lock.find(name).revision if self.lock else None
+            may_download = is_allowed and not self.is_offline
             folder = _cached_or_downloaded(str(name), noun, revision, may_download, of_config)
         check_folder(folder)
         if self.lock is not None:
@@ -115,19 +149,19 @@ def _cached_or_downloaded(
     Raises:
         CheckpointError: the download failed, or is not allowed and the cache lacks it.
     """
+    if not may_download:
+        cached = cached_folder(name, revision)
+        if cached is not None:
+            return cached
+        source = f', which {of_config}/config.json names,' if of_config else ''
+        raise CheckpointError(
+            f'{noun} {name}{source} is neither a local folder nor in the local cache, and is not '
+            'downloaded without permission: give a folder with vision_tower:=/path '
+            '(--vision-tower), or allow the download with allow_download:=true (--allow-download)'
+        )
     try:
-        folder = _snapshot(name, revision, local_files_only=not may_download)
-        if not may_download and not _has_weights(folder):
-            raise FileNotFoundError(f'{folder} has no weights')
-        return folder
+        return _snapshot(name, revision, local_files_only=False)
     except Exception as error:  # errors of httpx, xet and the hub have no other common base class
-        if not may_download:
-            raise CheckpointError(
-                f'{noun} {name}, which {of_config}/config.json names, is neither a local folder '
-                'nor in the local cache, and is not downloaded unasked: give a folder with '
-                'vision_tower:=/path (--vision-tower), or allow the download with '
-                'allow_download:=true (--allow-download)'
-            ) from error
         first_line = (str(error).splitlines() or [''])[0]
         raise CheckpointError(
             f'{noun} {name}: no such folder, and the download from the hub failed '
@@ -136,8 +170,14 @@ def _cached_or_downloaded(
         ) from error
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(path.suffix in ('.safetensors', '.bin') for path in folder.iterdir())
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a hub id in the local cache; None if it is not there, or not whole."""
+    try:
+        folder = _snapshot(name, revision, local_files_only=True)
+    except Exception:  # noqa: BLE001  # as above
+        return None
+    is_whole = any(path.suffix in ('.safetensors', '.bin') for path in folder.iterdir())
+    return folder if is_whole else None
 
 
 def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:

@@ -80,11 +80,13 @@ def is_quantized(name: str, module: nn.Module) -> bool:
 def quantize_linear(
     linear: nn.Linear, weight: Tensor, device: str | torch.device, precision: str
 ) -> nn.Module:
-    """Return a bitsandbytes layer with the sizes of `linear` and this weight, on the device."""
+    """Return a bitsandbytes layer with the sizes of `linear` and this weight, on the device.
+
+    `weight` has the type that PRECISIONS gives for the precision.
+    """
     import bitsandbytes as bnb
 
     size = (linear.in_features, linear.out_features)
-    half = weight.to(PRECISIONS[precision])
     with torch.device('meta'):
         if precision == 'int8':
             layer = bnb.nn.Linear8bitLt(*size, bias=False, has_fp16_weights=False, threshold=6.0)
@@ -93,9 +95,9 @@ def quantize_linear(
                 *size, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
             )
     if precision == 'int8':
-        layer.weight = bnb.nn.Int8Params(half, requires_grad=False, has_fp16_weights=False)
+        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         layer.weight = bnb.nn.Params4bit(
-            half, requires_grad=False, quant_type='nf4', compress_statistics=True
+            weight, requires_grad=False, quant_type='nf4', compress_statistics=True
         )
     return layer.to(device)  # the move to the device quantizes

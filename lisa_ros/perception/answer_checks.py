@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
-from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token
+from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token, unanswered
 
 _SCORE_TOLERANCE = 1e-3  # a backend may round a score to a little more than 1
 
@@ -36,22 +36,7 @@ def checked_events(events: Iterable[Event], query: str, shape: tuple[int, int]) 
                 return
         raise ModelError('the backend ended its answer without a result: correct the backend')
     except ModelError as error:
-        yield Done(failure(query, shape, str(error)))
-
-
-def failure(query: str, shape: tuple[int, int], reason: str) -> Segmentation:
-    """Return a result of status FAILED without masks, for an image of (H, W) [px]."""
-    logits = np.zeros((0, *shape), np.float32)
-    return Segmentation(
-        query=query,
-        answer='',
-        answer_raw='',
-        masks=logits > 0,
-        mask_logits=logits,
-        scores=np.zeros(0, np.float32),
-        status=Status.FAILED,
-        reason=reason,
-    )
+        yield Done(unanswered(query, Status.FAILED, str(error), shape))
 
 
 def check_result(result: Segmentation, shape: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lisa_ros.perception.health import ModelHealth
+from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.results import Dialogue, Event, Region
 
 STOP_GRACE = 0.5  # how long a backend may take to stop after `answer_timeout` [s]
@@ -135,14 +136,6 @@ class Backend(Protocol):
 
     def clear_cache(self) -> None:
         """Drop the features of earlier images."""
-
-
-@dataclass(frozen=True)
-class GpuMemory:
-    """Memory of a model on its GPU."""
-
-    allocated: int  # [bytes]
-    reserved: int  # [bytes]
 
 
 @runtime_checkable

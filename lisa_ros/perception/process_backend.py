@@ -33,15 +33,15 @@ from lisa_ros.perception.backend import (
     BackendLoader,
     Cancellation,
     Capabilities,
-    GpuMemory,
     InferenceOptions,
     LoadOptions,
     Query,
 )
 from lisa_ros.perception.health import ModelHealth
+from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.perception.registry import find_loader, without_auto
 from lisa_ros.perception.shared_channel import ChannelClosedError
-from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer
+from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer, timed_out
 from lisa_ros.perception.worker import Worker
 from lisa_ros.perception.worker_messages import (
     Answered,
@@ -59,7 +59,7 @@ from lisa_ros.perception.worker_supervisor import StoppedError, WorkerLog, Worke
 from lisa_ros.results import Done, Event, Status
 
 _CANCEL_PERIOD = 0.01  # how often a cancel is looked for while the child answers [s]
-_SHORT_WAIT = 0.1  # a wait for the model that does not count as part of the answer [s]
+_SHORT_WAIT = 0.1  # a shorter wait for the model is not taken off `answer_timeout` [s]
 
 
 class _DiedEarlyError(WorkerError):
@@ -118,8 +118,8 @@ class ProcessBackend:
         )
         self._numbers = itertools.count(1)
         self._asked: Worker | None = None  # answers a request
-        self._gpu_memory: GpuMemory | None = None
         self._loaded = self._supervisor.start()
+        self._gpu_memory = self._loaded.gpu_memory
 
     @property
     def device(self) -> str:
@@ -153,7 +153,7 @@ class ProcessBackend:
 
     @property
     def gpu_memory(self) -> GpuMemory | None:
-        """Memory of the model on its GPU after the last answer; None without a GPU."""
+        """Memory of the model on its GPU after loading or the last answer; None: no GPU."""
         return self._gpu_memory
 
     def interrupt(self, cause: str) -> None:
@@ -247,7 +247,8 @@ class ProcessBackend:
                     has_begun = True
                     yield None
                 elif isinstance(reply, Answered):
-                    yield reply.event
+                    self._gpu_memory = reply.gpu_memory or self._gpu_memory
+                    yield _with_limit(reply.event, limits.answer)
                 if _is_last(reply):  # maybe without Done: the caller reports that
                     return
         except ChannelClosedError:
@@ -269,9 +270,7 @@ class ProcessBackend:
             worker.send(request)
             while True:
                 reply = worker.receive(_CANCEL_PERIOD)
-                if isinstance(reply, GpuMemory):
-                    self._gpu_memory = reply
-                elif reply is not None and reply.number == request.number:
+                if reply is not None and reply.number == request.number:
                     if isinstance(reply, Raised):
                         raise exception_of(reply)
                     yield reply
@@ -289,6 +288,14 @@ class ProcessBackend:
             raise
         finally:
             self._asked = None
+
+
+def _with_limit(event: Event, answer: Deadline) -> Event:
+    """Return an event with `answer_timeout` in its reason; the child had the rest of it."""
+    if not isinstance(event, Done) or event.result.status is not Status.TIMED_OUT:
+        return event
+    reason = timed_out(answer.limit).reason
+    return Done(dataclasses.replace(event.result, reason=reason))
 
 
 def _is_last(reply: object) -> bool:

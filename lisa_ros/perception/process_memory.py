@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a process and of the computer, from /proc; zeros on systems without it. Any thread."""
+"""Memory of a process, of its GPU and of the computer. Any thread.
+
+Process and computer are read from /proc; without it, all is zero.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,22 @@ class SystemMemory:
 
     total: int = 0  # [bytes]
     available: int = 0  # [bytes]
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Memory that PyTorch has on a GPU."""
+
+    allocated: int  # [bytes]
+    reserved: int  # [bytes]
+
+
+def gpu_memory() -> GpuMemory | None:
+    """Return the memory that this process has on a GPU; None if it uses none."""
+    torch = sys.modules.get('torch')  # not imported for this
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return GpuMemory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
 
 
 def process_memory(pid: int | None = None) -> ProcessMemory:

@@ -28,6 +28,7 @@ _CODE = (
     'from lisa_ros.perception.worker_process import main; main(*map(int, sys.argv[1:5]))'
 )
 _REAP_TIMEOUT = 5.0  # how long a killed process may take to go: longer if a driver holds it [s]
+_REAP_WAIT = 0.1  # for a process that has ended, if another thread reads its status [s]
 _EXIT_TIMEOUT = 5.0  # how long a process may take to end after it has closed its socket [s]
 
 
@@ -108,8 +109,8 @@ class Worker:
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` [s] for the end of the child; return whether it has ended."""
         if self._exit_descriptor is not None:
-            connection.wait([self._exit_descriptor], timeout)
-            timeout = 0
+            has_ended = bool(connection.wait([self._exit_descriptor], timeout))
+            timeout = _REAP_WAIT if has_ended else 0.0  # another thread may be reaping it
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
         return self._process.returncode is not None
@@ -117,7 +118,7 @@ class Worker:
     def exit_cause(self) -> str:
         """Return why the child has ended: "died of signal 11 (SIGSEGV)".
 
-        A child that has closed its socket is ended.
+        A child that has closed its socket, but does not exit within 5 s, is killed.
         """
         if not self._kill_cause and not self.wait(_EXIT_TIMEOUT):
             self.kill('has closed its connection')

@@ -15,11 +15,11 @@ import numpy as np
 
 from lisa_ros.perception.backend import (
     Capabilities,
-    GpuMemory,
     InferenceOptions,
     LoadOptions,
     Query,
 )
+from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.results import Event
 
 # ---- from the parent
@@ -68,7 +68,7 @@ class Cancel:
 
 Request = Ask | EncodeImages | ClearCache
 
-# ---- from the child: also `GpuMemory`, after loading and after each answer
+# ---- from the child
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Loaded:
     device: str
     capabilities: Capabilities
     precision: str = ''  # of the weights; empty: unknown
+    gpu_memory: GpuMemory | None = None  # None: no GPU
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Answered:
 
     number: int
     event: Event
+    gpu_memory: GpuMemory | None = None  # with `Done`; None: no GPU
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Raised:
     traceback: str  # of the child; empty for errors that a user can fix
 
 
-Reply = GpuMemory | Loaded | Begun | Answered | Ended | Raised
+Reply = Loaded | Begun | Answered | Ended | Raised
 
 
 class RemoteTracebackError(Exception):

@@ -25,7 +25,8 @@ from typing import NoReturn
 
 from lisa_ros import stop_signals
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend, GpuMemory, ReportsPrecision
+from lisa_ros.perception.backend import Backend, ReportsPrecision
+from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
     Answered,
@@ -121,9 +122,10 @@ class ModelServer:
         except Exception as error:  # noqa: BLE001  # sent to the parent
             self._channel.send(_raised(0, error))
             _exit(1)
-        self._send_gpu_memory()
         precision = backend.precision if isinstance(backend, ReportsPrecision) else ''
-        self._channel.send(Loaded(str(backend.device), backend.capabilities, precision))
+        self._channel.send(
+            Loaded(str(backend.device), backend.capabilities, precision, gpu_memory())
+        )
         return backend
 
     def _serve(self, backend: Backend, request: Request) -> None:
@@ -149,17 +151,10 @@ class ModelServer:
         self._channel.send(Begun(ask.number))
         for event in events:
             if isinstance(event, Done):
-                self._send_gpu_memory()
-            self._channel.send(Answered(ask.number, event))
-            if isinstance(event, Done):
+                self._channel.send(Answered(ask.number, event, gpu_memory()))
                 return
+            self._channel.send(Answered(ask.number, event))
         self._channel.send(Ended(ask.number))
-
-    def _send_gpu_memory(self) -> None:
-        torch = sys.modules.get('torch')
-        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-            allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-            self._channel.send(GpuMemory(allocated, reserved))
 
 
 def _raised(number: int, error: Exception) -> Raised:

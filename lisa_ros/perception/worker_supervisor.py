@@ -10,7 +10,6 @@ thread.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import Protocol
@@ -290,5 +289,4 @@ class WorkerSupervisor:
                 f'used {memory // _MIB} MiB, worker_memory_limit allows '
                 f'{self._memory_limit // _MIB} MiB: raise it, or use a smaller model or image'
             )
-            with contextlib.suppress(ProcessLookupError):
-                self.discard(worker, cause)
+            self.discard(worker, cause)

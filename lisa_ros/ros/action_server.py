@@ -24,7 +24,6 @@ from collections.abc import Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor
 from rclpy.task import Future
 from sensor_msgs.msg import RegionOfInterest
@@ -32,7 +31,7 @@ from sensor_msgs.msg import RegionOfInterest
 from lisa_ros.action import Segment
 from lisa_ros.error_text import shortened
 from lisa_ros.errors import LisaError, QueryError
-from lisa_ros.health.goals import OpenGoal
+from lisa_ros.health.goals import UNKNOWN_CLIENT, OpenGoal
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.msg import Instance
 from lisa_ros.msg import Segmentation as SegmentationMessage
@@ -49,7 +48,7 @@ from lisa_ros.results import (
 from lisa_ros.ros import message_types
 from lisa_ros.ros.camera_pipeline import CameraPipeline
 from lisa_ros.ros.cameras import Cameras
-from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.context import STEADY_CLOCK, NodeContext
 from lisa_ros.ros.goal_clients import GoalClients
 from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 from lisa_ros.session.frame_buffer import SyncedMessages
@@ -110,6 +109,10 @@ class _GoalReceiver:
         self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
 
 
+class _DeactivatedError(LisaError):
+    """The node deactivates: a goal that was accepted before is not started."""
+
+
 class SegmentActionServer:
     """The server of the action; see the module's docstring for threads and rules."""
 
@@ -133,8 +136,7 @@ class SegmentActionServer:
         self._clients = GoalClients(self._node, self._server, action, self._limit_client)
         self._since: dict[bytes, float] = {}  # when a goal came [s, monotonic], by its id
         self._missing: set[bytes] = set()  # goals whose client was not there at the last check
-        clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=clock)
+        self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=STEADY_CLOCK)
 
     def _on_goal(self, goal: Segment.Goal) -> GoalResponse:
         try:
@@ -156,7 +158,7 @@ class SegmentActionServer:
         now = time.monotonic()
         return [
             OpenGoal(
-                names.get(self._clients.client(goal_id), 'unknown client'),
+                names.get(self._clients.client(goal_id), UNKNOWN_CLIENT),
                 request.text,
                 request.is_continuous,
                 now - self._since.get(goal_id, now),
@@ -176,6 +178,8 @@ class SegmentActionServer:
 
     def _limit_client(self, goal_id: bytes) -> None:
         """End a goal if its client has too many unfinished ones."""
+        if goal_id not in self._requests:
+            return  # `_answer` looks again when it has registered the goal
         client = self._clients.client(goal_id)
         goals = sum(self._clients.client(other) == client for other in self._requests)
         if client and goals > self._settings.value.goals_per_client:
@@ -201,7 +205,13 @@ class SegmentActionServer:
             status, message = await self._answers(goal, camera)
         except LisaError as error:
             goal.abort()
-            return _failed_result(shortened(goal.request.query), str(error))
+            status = Status.CANCELLED if isinstance(error, _DeactivatedError) else Status.FAILED
+            query = shortened(goal.request.query)
+            return Segment.Result(
+                segmentation=SegmentationMessage(
+                    query=query, status=int(status), reason=str(error)
+                )
+            )
         finally:
             self._clients.forget(bytes(goal.goal_id.uuid))
             del self._since[bytes(goal.goal_id.uuid)]
@@ -251,6 +261,7 @@ class SegmentActionServer:
 
         Raises:
             QueryError: the request is not accepted.
+            _DeactivatedError: the node deactivates.
         """
         goal_id = bytes(goal.goal_id.uuid)
         receiver = _GoalReceiver(goal, self._node.executor)
@@ -260,7 +271,9 @@ class SegmentActionServer:
         self._requests[goal_id] = scheduler, request
         try:
             if not scheduler.submit_goal(request):
-                raise QueryError('the node is stopping, or the queue is full, see goals_kept')
+                if scheduler.is_closed:
+                    raise _DeactivatedError(CancelReason.SHUTDOWN.value)
+                raise QueryError('the queue is full, see goals_kept')
             if goal.is_cancel_requested:  # cancelled before the request was registered
                 scheduler.cancel(request)
             if previous is None:  # its client may have become known before
@@ -300,10 +313,11 @@ def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None, max_char
     """Check a goal before it is queued.
 
     Raises:
-        QueryError: the goal is not valid, or the node is not active.
+        QueryError: the goal is not valid.
+        _DeactivatedError: the node is not active any more.
     """
     if scheduler is None:
-        raise QueryError('the node is not active')
+        raise _DeactivatedError(CancelReason.SHUTDOWN.value)
     for text in (goal.query, goal.dialogue):
         error = length_error(text, max_chars)
         if error:
@@ -318,9 +332,3 @@ def _region(region: RegionOfInterest) -> Region | None:
     """Return x, y, width and height [px]; None for an empty region: the whole image."""
     values = (region.x_offset, region.y_offset, region.width, region.height)
     return values if region.width or region.height else None
-
-
-def _failed_result(query: str, reason: str) -> Segment.Result:
-    return Segment.Result(
-        segmentation=SegmentationMessage(query=query, status=int(Status.FAILED), reason=reason)
-    )

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from lisa_ros.error_text import shortened
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.results import ANSWERED, BROKEN, Event, Segmentation, Status
+from lisa_ros.results import ANSWERED, BROKEN, Event, Segmentation, Status, unanswered
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import Request, unanswered
+from lisa_ros.session.request import Request
 from lisa_ros.tracking.worker import TrackingWorker
 
 

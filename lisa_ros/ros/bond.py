@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bond with a lifecycle manager: it learns at once when this process has died.
+"""The bond with a lifecycle manager: it learns within 4 s that this process has died.
 
 As in Nav2's own nodes: topic `bond`, the node's name as id, one bond while the node is active.
 `bondpy` comes with a ROS distribution; without it there is no bond.

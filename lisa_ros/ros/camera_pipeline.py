@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from lisa_ros.error_text import shortened
+from lisa_ros.health.outcomes import Outcome
 from lisa_ros.ros import configuration
 from lisa_ros.ros.answers import AnswerReceiver, ClientListener, TopicListener
 from lisa_ros.ros.context import NodeClock, NodeContext
@@ -24,7 +25,6 @@ from lisa_ros.session.command_parser import CommandKind, ParsedCommand
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
-from lisa_ros.session.outcomes import Outcome
 from lisa_ros.session.request import RequestListener
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings

@@ -6,11 +6,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
+
+# For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
+STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 
 
 @dataclass(frozen=True)

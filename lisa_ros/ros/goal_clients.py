@@ -24,6 +24,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from service_msgs.msg import ServiceEventInfo
 
 from lisa_ros.action import Segment
+from lisa_ros.ros.graph_names import full_name
 
 _QOS = QoSProfile(depth=1000)
 _MAX_GOALS = 2000  # whose client is remembered; rejected goals are forgotten only in this way
@@ -77,9 +78,7 @@ class GoalClients:
     def names(self) -> dict[str, str]:
         """Return the node of each action client in the graph, by the client's GID."""
         return {
-            bytes(reader.endpoint_gid).hex(): (
-                f'{reader.node_namespace.rstrip("/")}/{reader.node_name}'
-            )
+            bytes(reader.endpoint_gid).hex(): full_name(reader.node_name, reader.node_namespace)
             for reader in self._readers()
         }
 

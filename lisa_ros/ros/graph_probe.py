@@ -17,7 +17,6 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import GetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible, qos_profile_sensor_data
@@ -30,7 +29,8 @@ from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros import fastdds
-from lisa_ros.ros.health_reports import full_name
+from lisa_ros.ros.executor import GuardedExecutor
+from lisa_ros.ros.graph_names import full_name
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.qos import are_all_latched, latched_qos
 
@@ -128,7 +128,7 @@ class _Probe:
     def __init__(self, name: str, discovery: float):
         self._name, self._discovery = name, discovery
         self._node: Node = rclpy.create_node(f'lisa_doctor_{os.getpid()}')
-        self._executor = SingleThreadedExecutor()
+        self._executor = GuardedExecutor(self._node.get_logger())
         self._executor.add_node(self._node)
         self._ears: dict[str, tuple[str, _Ear]] = {}  # type and messages by topic
         self._statuses: dict[str, StatusFacts] = {}

@@ -6,12 +6,10 @@ Threads: the executor's. Nothing here waits; counters of other threads are read 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy
 
 from lisa_ros.errors import ImageError
 from lisa_ros.health.depth import DepthReport, ImageReport
@@ -20,24 +18,30 @@ from lisa_ros.health.inputs import InputReport
 from lisa_ros.health.memory import MemoryReport
 from lisa_ros.health.model import ModelReport
 from lisa_ros.health.node import Lifecycle, NodeReport
+from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.requests import RequestReport
 from lisa_ros.health.transforms import TransformReport
 from lisa_ros.messages.camera_info import camera_from_info
 from lisa_ros.perception.backend import (
     Backend,
-    GpuMemory,
     ReportsPeakMemory,
     ReportsPrecision,
     SupervisedBackend,
 )
-from lisa_ros.perception.process_memory import ProcessMemory, process_memory, system_memory
+from lisa_ros.perception.process_memory import (
+    ProcessMemory,
+    gpu_memory,
+    process_memory,
+    system_memory,
+)
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeClock, NodeContext
+from lisa_ros.ros.graph_names import full_name
 from lisa_ros.ros.inputs import TopicWatch
+from lisa_ros.ros.qos import are_all_latched
 from lisa_ros.session.frame_buffer import NewestMessages
 from lisa_ros.session.inference_thread import InferenceThread
-from lisa_ros.session.outcomes import Outcome
 from lisa_ros.session.scheduler import MAX_UNDELIVERED, RequestScheduler
 
 
@@ -58,11 +62,6 @@ class SameName:
         elif self._since is None:
             self._since = now
         return NodeReport(now, name, lifecycle, max(1, count), self._since)
-
-
-def full_name(name: str, namespace: str) -> str:
-    """Return the full name of a node in the graph."""
-    return f'{namespace.rstrip("/")}/{name}'
 
 
 def model_report(
@@ -91,21 +90,13 @@ def model_report(
 
 def memory_report(context: NodeContext, backend: Backend | None) -> MemoryReport:
     """Return the memory of the processes and of the GPU."""
-    model, gpu = None, _gpu_memory() if backend else None
+    model, gpu = None, gpu_memory() if backend else None
     if isinstance(backend, SupervisedBackend):
         has_peak = isinstance(backend, ReportsPeakMemory)
         model = ProcessMemory(backend.memory, backend.peak_memory if has_peak else 0)
         gpu = backend.gpu_memory
     limit = context.settings.value.worker_memory_limit * 2**20
     return MemoryReport(process_memory(), model, limit, gpu, system_memory())
-
-
-def _gpu_memory() -> GpuMemory | None:
-    """Return the memory that this process has on a GPU; None if it uses none."""
-    torch = sys.modules.get('torch')
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return None
-    return GpuMemory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
 
 
 def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalReport:
@@ -116,12 +107,11 @@ def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalRepor
 def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
     """Return the state of an input topic."""
     publishers = node.get_publishers_info_by_topic(watch.topic)
-    durabilities = [publisher.qos_profile.durability for publisher in publishers]
     return InputReport(
         watch.topic,
         watch.is_required,
         [full_name(info.node_name, info.node_namespace) for info in publishers],
-        all(durability is DurabilityPolicy.TRANSIENT_LOCAL for durability in durabilities),
+        are_all_latched(publishers),
         watch.silence(),
         watch.rate(),
         watch.stamp_age,

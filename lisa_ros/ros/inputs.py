@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rclpy.clock import Clock as RosClock
-from rclpy.clock import ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import qos_policy_name_from_kind
@@ -23,7 +21,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages.stamp import stamp_ns
-from lisa_ros.ros.context import NodeClock
+from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.qos import (
     are_all_latched,
     is_latched_in_vain,
@@ -36,7 +34,6 @@ from lisa_ros.session.image_age import MAX_STAMP_AGE, Clock, clock_hint, stamp_a
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.worker import TrackingWorker
 
-_STEADY_CLOCK = RosClock(clock_type=ClockType.STEADY_TIME)
 _PUBLISHER_CHECK_PERIOD = 0.5  # at which an input looks whether its publishers are latched [s]
 
 
@@ -54,6 +51,7 @@ class TopicWatch:
 
     def count(self, stamp: int, clock: Clock) -> None:
         """Note that a message with this stamp [ns] has just arrived."""
+        self.incompatible_qos = ''  # of another publisher, or an earlier one
         self.arrivals.append(time.monotonic())
         self.stamps.append(stamp)
         self.stamp_age = stamp_age(stamp, clock)
@@ -109,7 +107,7 @@ class LatchedInput:
             self._timer = self._node.create_timer(
                 _PUBLISHER_CHECK_PERIOD,
                 self._follow,
-                clock=_STEADY_CLOCK,
+                clock=STEADY_CLOCK,
             )
             self._follow()
 

@@ -3,7 +3,7 @@
 
 - glibc keeps what was freed: after messages of many sizes the heap has holes, and the resident
   memory grows for hours although no more is in use. `malloc_trim` gives the holes back.
-- Fast DDS leaves the shared memory of killed processes, see fastdds.py.
+- Fast DDS leaves the shared memory of killed processes, see fastdds_segments.py.
 
 Threads: any.
 """
@@ -14,7 +14,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-from lisa_ros.ros import fastdds
+from lisa_ros.ros import fastdds_segments
 
 RECLAIM_PERIOD = 10.0  # between two calls of `reclaim` [s]; each takes some milliseconds
 
@@ -24,7 +24,7 @@ def reclaim() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
-    fastdds.remove_abandoned_segments()
+    fastdds_segments.remove_abandoned_segments()
 
 
 @functools.cache

@@ -22,7 +22,6 @@ import time
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -30,11 +29,11 @@ from std_srvs.srv import Trigger
 
 from lisa_ros.errors import LisaError
 from lisa_ros.perception.backend import Backend, SupervisedBackend
-from lisa_ros.ros import configuration, fastdds, parameter_declaration
+from lisa_ros.ros import configuration, fastdds, fastdds_segments, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.bond import ManagerBond
 from lisa_ros.ros.cameras import Cameras
-from lisa_ros.ros.context import NodeContext
+from lisa_ros.ros.context import STEADY_CLOCK, NodeContext
 from lisa_ros.ros.diagnostics import Diagnostics, ModelParts
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
@@ -50,8 +49,6 @@ from lisa_ros.session.request import CancelReason
 from lisa_ros.settings import Settings
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
-# For timers: with use_sim_time, a bag that restarts or is paused would stop a timer of ROS time.
-_STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
@@ -92,9 +89,9 @@ class LisaNode(LifecycleNode):
         self.create_timer(
             self._settings.value.diagnostics_period,
             self._publish_diagnostics,
-            clock=_STEADY_CLOCK,
+            clock=STEADY_CLOCK,
         )
-        self.create_timer(RECLAIM_PERIOD, reclaim, clock=_STEADY_CLOCK)
+        self.create_timer(RECLAIM_PERIOD, reclaim, clock=STEADY_CLOCK)
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
     def _create_services(self) -> None:
@@ -202,9 +199,11 @@ class LisaNode(LifecycleNode):
 
     @log_transition_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Deactivate and free everything, from any state."""
-        self._deactivate()
-        self._release()
+        """Deactivate and free everything, from any state, also if a tracker is still busy."""
+        try:
+            self._deactivate()
+        finally:
+            self._release()
         return super().on_shutdown(state)
 
     @log_transition_errors
@@ -336,7 +335,7 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
         stop_timeout: how long deactivate waits for a busy model [s].
     """
     fastdds.configure_shared_memory()
-    fastdds.remove_abandoned_segments()
+    fastdds_segments.remove_abandoned_segments()
     return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from lisa_ros.errors import ImageError, TransformError
 from lisa_ros.geometry.object_3d import Object3D
+from lisa_ros.health.outcomes import Outcomes
 from lisa_ros.messages import rgbd
 from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
@@ -32,13 +33,11 @@ from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
-from lisa_ros.ros.qos import COMMAND_QOS
+from lisa_ros.ros.qos import COMMAND_QOS, latched_qos
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.outcomes import Outcomes
 from lisa_ros.tracking.tracker import TrackingState
 
 _POSITION = '3D position'
-_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # reliable, too
 
 
 @dataclass(frozen=True)
@@ -306,7 +305,7 @@ class CameraPublishers:
         self._label_info = None
         if message_types.vision is not None:
             label_info = message_types.vision.LabelInfo
-            self._label_info = create(label_info, f'{prefix}label_info', _LATCHED)
+            self._label_info = create(label_info, f'{prefix}label_info', latched_qos())
 
     def destroy(self) -> None:
         """Free the publishers."""

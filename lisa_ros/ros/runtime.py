@@ -14,7 +14,7 @@ from rclpy.node import Node
 from lisa_ros import stop_signals
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError, SettingsError
-from lisa_ros.ros import fastdds
+from lisa_ros.ros import fastdds_segments
 from lisa_ros.ros.executor import GuardedExecutor
 from lisa_ros.ros.initialization import initialize
 from lisa_ros.ros.service_guard import guard_services
@@ -48,13 +48,15 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
         get_logger(name).fatal(str(error))
         rclpy.try_shutdown()
         return 1
-    segments = fastdds.own_segments()
-    stop_signals.before_exit(lambda: fastdds.remove_segments(segments))
+    segments = fastdds_segments.own_segments()
+    stop_signals.before_exit(lambda: fastdds_segments.remove_segments(segments))
     if not spin(node, node.stop):  # loading or a long step cannot be interrupted
         stop_signals.leave(0)
     node.destroy_node()
     rclpy.try_shutdown()
-    fastdds.remove_segments(segments)  # an entity that something still refers to has kept them
+    fastdds_segments.remove_segments(
+        segments
+    )  # an entity that something still refers to has kept them
     stop_signals.ignore()
     return 0
 

@@ -16,11 +16,10 @@ from std_msgs.msg import Header
 
 from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.results import ANSWERED, Event, Segmentation, Status
+from lisa_ros.results import ANSWERED, Event, Segmentation, Status, unanswered
 from lisa_ros.ros import message_types
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import unanswered
 
 SELF_TEST_TIMEOUT = 60.0  # if there is no answer_timeout [s]
 _MARGIN = 1.0  # from the end of an answer to its arrival [s]

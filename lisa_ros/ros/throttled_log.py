@@ -15,7 +15,7 @@ import time
 from typing import Protocol
 
 _INTERVAL = 5.0  # minimum time between two messages of one cause [s]
-_MAX_CAUSES = 200  # that are remembered; others wait, so that a flood of causes is bounded, too
+_MAX_CAUSES = 200  # within the interval; messages of further causes are left out
 _MAX_CHARS = 2000  # of a message; a traceback fits
 # quoted text and numbers
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|-?(?:\d+(?:[.,e+-]+\d+)*|\b(?:nan|inf)\b)")

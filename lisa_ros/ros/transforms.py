@@ -22,8 +22,8 @@ from std_msgs.msg import Header
 
 from lisa_ros.errors import TransformError
 from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
+from lisa_ros.health.outcomes import Outcomes
 from lisa_ros.ros.parameter_declaration import CurrentSettings
-from lisa_ros.session.outcomes import Outcomes
 
 try:
     import tf2_ros

@@ -34,6 +34,7 @@ _STATE_AFTER = {
     'shutdown': 'finalized',
     'error': 'unconfigured',
 }
+_ENDS_IF_FAILED = ('shutdown', 'error')  # the node is finalized then (rcl_lifecycle)
 
 
 class LifecycleRecord:
@@ -45,11 +46,19 @@ class LifecycleRecord:
     def __init__(self) -> None:
         self.current = Lifecycle('unconfigured', time.monotonic())
 
-    def note(self, state: str, error: str = '') -> None:
-        """Note the state; the reason of a failure stays until a transition succeeds."""
-        is_settled = state in _STATE_AFTER.values()
-        is_kept = not is_settled or state == 'unconfigured'
-        error = error or (self.current.error if is_kept else '')
+    def begin(self, transition: str) -> None:
+        """Note that a transition begins; the reason of an earlier failure stays."""
+        self._note(_CHANGING[transition], self.current.error)
+
+    def succeed(self, transition: str) -> None:
+        """Note that a transition has succeeded; on_error keeps the reason why it was called."""
+        self._note(_STATE_AFTER[transition], self.current.error if transition == 'error' else '')
+
+    def fail(self, transition: str, state: str, error: str) -> None:
+        """Note that a transition from `state` has failed, and why."""
+        self._note('finalized' if transition in _ENDS_IF_FAILED else state, error)
+
+    def _note(self, state: str, error: str) -> None:
         self.current = Lifecycle(state, time.monotonic(), error)
 
 
@@ -68,14 +77,14 @@ Transition = Callable[[TransitionNode, LifecycleState], TransitionCallbackReturn
 def log_transition_errors(transition: Transition) -> Transition:
     """Make `on_configure` and the like log their exceptions and record the state.
 
-    A LisaError, which the user can correct, is one line, and the state stays. Another exception is
-    a bug, logged with its traceback, and the transition ends in ERROR.
+    A LisaError, which the user can correct, is one line, and the transition fails. Another
+    exception is a bug, logged with its traceback, and the transition ends in ERROR.
     """
 
     @functools.wraps(transition)
     def run(node: TransitionNode, state: LifecycleState) -> TransitionCallbackReturn:
         name = transition.__name__.removeprefix('on_')
-        node.lifecycle.note(_CHANGING[name])
+        node.lifecycle.begin(name)
         reason = ''
         try:
             result = transition(node, state)
@@ -87,8 +96,10 @@ def log_transition_errors(transition: Transition) -> Transition:
             reason = f'{name} failed: internal error: {type(error).__name__}: {error}'
             node.get_logger().error(traceback.format_exc())
             result = TransitionCallbackReturn.ERROR
-        is_done = result == TransitionCallbackReturn.SUCCESS
-        node.lifecycle.note(_STATE_AFTER[name] if is_done else state.label, reason)
+        if result == TransitionCallbackReturn.SUCCESS:
+            node.lifecycle.succeed(name)
+        else:
+            node.lifecycle.fail(name, state.label, reason)
         return result
 
     return run

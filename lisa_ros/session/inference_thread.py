@@ -13,7 +13,7 @@ thread sleeps until it is woken or until the next due time.
 
 A backend that does not return in time: `STOP_GRACE` after `answer_timeout` the watchdog (a thread
 of its own) ends the job as TIMED_OUT with the masks that were ready, and ignores whatever the
-backend still yields. A backend in a process of its own is interrupted, then. A thread cannot be
+backend still yields. It also interrupts a backend in a process of its own. A thread cannot be
 ended: while the backend holds it, the watchdog ends every command and goal as FAILED, with a
 reason that names the cure. When the backend returns, the thread goes on as before. Whatever a
 backend raises, SystemExit and the like included, ends one request and not the thread.
@@ -45,10 +45,10 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth, newest_failure
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.stopping import Deadline, EarlyEnd, PartialAnswer
-from lisa_ros.results import Dialogue, Done, Event, Segmentation, Status
+from lisa_ros.results import Dialogue, Done, Event, Segmentation, Status, unanswered
 from lisa_ros.session.delivery import ErrorLog
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.request import CancelReason, Request, unanswered
+from lisa_ros.session.request import CancelReason, Request
 from lisa_ros.session.watchdog import Watchdog
 
 _PREEMPT_AHEAD = 0.1  # background work gives way this long before a command or goal is due [s]
@@ -142,6 +142,7 @@ class InferenceThread:
         """
         self.changed = threading.Condition()
         self._backend, self._decoder = backend, decoder
+        self._supervised = backend if isinstance(backend, SupervisedBackend) else None
         self._options, self._log = options, log
         self._queues: list[RequestQueue] = []  # the first one is served next
         self._running: _Run | None = None
@@ -175,8 +176,8 @@ class InferenceThread:
         with self.changed:
             run, own_failure = self._running, self._failure
         health = ModelHealth(HealthState.OK, time.monotonic())
-        if isinstance(self._backend, SupervisedBackend):
-            health = self._backend.health
+        if self._supervised is not None:
+            health = self._supervised.health
         health = dataclasses.replace(health, failure=newest_failure(health.failure, own_failure))
         if not self._thread.is_alive():
             cause = 'the inference thread has ended: restart the node'
@@ -297,7 +298,7 @@ class InferenceThread:
     def _make_run(self, queue: RequestQueue, job: InferenceJob) -> _Run:
         options = self._options
         grace = STOP_GRACE
-        if isinstance(self._backend, SupervisedBackend):
+        if self._supervised is not None:
             grace += _INTERRUPT_MARGIN
         limit = options.answer_timeout
         deadline = Deadline(None if limit is None else limit + grace)
@@ -399,8 +400,8 @@ class InferenceThread:
     def _interrupt(self, run: _Run, cause: str) -> None:
         """Make the backend return, if it can, lock held."""
         run.job.request.cancellation.cancel(CancelReason.TIMED_OUT)
-        if isinstance(self._backend, SupervisedBackend):
-            self._backend.interrupt(cause)
+        if self._supervised is not None:
+            self._supervised.interrupt(cause)
 
     def _refuse_while_hung(self, run: _Run) -> None:
         """End commands and goals as FAILED until the backend returns."""
@@ -421,7 +422,7 @@ class InferenceThread:
     def _hung_reason(self, run: _Run) -> str:
         cure = (
             'its process was ended'
-            if isinstance(self._backend, SupervisedBackend)
+            if self._supervised is not None
             else 'restart the node; the parameter isolation:=process lets the node end such a '
             'model by itself'
         )

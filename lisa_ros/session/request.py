@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from lisa_ros.results import Dialogue, Event, Region, Segmentation, Status
 from lisa_ros.session.frame_buffer import SyncedMessages
 
@@ -159,19 +157,4 @@ def length_error(text: str, max_chars: int) -> str:
     return (
         f'the text has {len(text)} characters, max_command_chars allows {max_chars}: say it in '
         'fewer words'
-    )
-
-
-def unanswered(query: str, status: Status, reason: str) -> Segmentation:
-    """Return a result without answer and masks; `masks` is (0, 0, 0)."""
-    no_masks = np.zeros((0, 0, 0), np.float32)
-    return Segmentation(
-        query=query,
-        answer='',
-        answer_raw='',
-        masks=no_masks.astype(bool),
-        mask_logits=no_masks,
-        scores=np.zeros(0, np.float32),
-        status=status,
-        reason=reason,
     )

@@ -37,7 +37,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lisa_ros.error_text import shortened
-from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status
+from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status, unanswered
 from lisa_ros.session.background import BackgroundWork
 from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.delivery import DeliveryThread, ErrorLog
@@ -53,7 +53,6 @@ from lisa_ros.session.request import (
     RequestKind,
     RequestListener,
     length_error,
-    unanswered,
 )
 from lisa_ros.session.request_history import RequestHistory
 

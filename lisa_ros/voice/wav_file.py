@@ -20,6 +20,7 @@ _PCM, _FLOAT, _A_LAW, _MU_LAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _SUBFORMAT_TAIL = bytes.fromhex('000000001000800000aa00389b71')  # after the two bytes of a format
 _AFTER_DATA = (b'LIST', b'id3 ', b'bext', b'fact', b'cue ', b'PEAK')  # chunks
 _FORMAT_NAMES = {
+    _PCM: 'PCM', _FLOAT: 'float',
     0x02: 'ADPCM', 0x11: 'IMA ADPCM', 0x31: 'GSM 6.10', 0x50: 'MPEG', 0x55: 'MP3', 0xFF: 'AAC',
 }  # fmt: skip
 _RATES = 1_000, 1_000_000  # a rate outside of these is a damaged header [Hz]
@@ -120,8 +121,8 @@ def _decode(data: bytes, wav_format: _Format) -> np.ndarray:
         return table[np.frombuffer(data, np.uint8)]
     name = _FORMAT_NAMES.get(kind[0], f'format {kind[0]:#x}')
     raise ValueError(
-        f'samples of {kind[1]} bytes in {name if kind[0] not in (_PCM, _FLOAT) else "PCM"}; '
-        'expected PCM of 8 to 32 bits, float, A-law or mu-law'
+        f'samples of {kind[1]} bytes in {name}; expected PCM of 8 to 32 bits, float of 32 or 64 '
+        'bits, A-law or mu-law'
     )
 
 
