@@ -21,6 +21,7 @@ The last two need at least 2000 queries: in shorter runs they are printed and no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -76,10 +77,9 @@ def listen(counts: Path) -> None:
 
     for topic, type_name in topics.items():
         subscribe(topic, type_name)
-    try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        counts.write_text(json.dumps(received), encoding='utf-8')
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        rclpy.spin(node)  # it may also return: the signal ends the context
+    counts.write_text(json.dumps(received), encoding='utf-8')
 
 
 def _published(node: rclpy.node.Node) -> dict[str, str]:

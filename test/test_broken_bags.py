@@ -465,7 +465,7 @@ def test_a_frame_without_ground_truth_and_a_late_command_do_not_end_a_run(tmp_pa
     ious = [case['iou'] for case in report['cases'] if case['expression'] == 'find the mug']
     assert ious == [pytest.approx(1), None, *[pytest.approx(1)] * 2, None, pytest.approx(1)]
     broken = '\n'.join(report['broken'])
-    assert f'{FRAMES[1].stamp}.png: cannot be read' in broken
+    assert f'{FRAMES[1].stamp}.png cannot be read' in broken
     assert f'{FRAMES[4].stamp}.png: no ground truth' in broken
     assert 'no image of ids contains 55' in broken  # and is not taken for absent
     assert 'before commands 3 are due' in broken

@@ -345,7 +345,7 @@ def test_an_image_that_viewers_turn_is_refused_with_depth(orientation, files, ca
     arguments[arguments.index(str(files / 'image.png'))] = str(files / 'turned.jpg')
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
-    assert f'turned.jpg has the EXIF orientation {orientation}: viewers turn it' in error
+    assert f'turned.jpg has the EXIF orientation {orientation}: viewers show it turned' in error
     assert 'exiftool' in error
     assert not out.exists()
 
