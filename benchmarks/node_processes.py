@@ -180,7 +180,8 @@ def _segments(process: psutil.Process) -> set[str]:
 def model_process(node: int) -> int | None:
     """Return the process id of the model process of a node; None while there is none."""
     with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(node).children():
+        children = psutil.Process(node).children()
+        for child in sorted(children, key=psutil.Process.create_time):  # the newest one is ready
             with contextlib.suppress(psutil.Error):
                 if _WORKER in ' '.join(child.cmdline()):
                     return child.pid

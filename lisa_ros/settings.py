@@ -127,6 +127,13 @@ class Settings(ValidatedSettings):
         choices=('process', 'thread'),
         at_configure=True,
     )
+    worker_standby: bool = parameter(
+        True,
+        'Keep a second process ready that has imported PyTorch (about 270 MB): if the process of '
+        'the model ends, the model is back a second later, not after five to eight. Needs '
+        'isolation process',
+        at_configure=True,
+    )
     worker_memory_limit: int = parameter(
         0,
         'End the process of the model if its resident memory, without that of a GPU, is above '

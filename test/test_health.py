@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lisa_ros.health.depth import DepthReport, ImageReport, judge_depth
-from lisa_ros.health.goals import GoalReport, OpenGoal, judge_goals
+from lisa_ros.health.goals import Departure, GoalReport, OpenGoal, judge_goals
 from lisa_ros.health.inputs import InputReport, judge_input
 from lisa_ros.health.memory import MemoryReport, judge_memory
 from lisa_ros.health.model import ModelReport, judge_model
@@ -332,15 +332,25 @@ def test_node(change, level, text):
 
 def test_goals_name_their_owners():
     goals = [OpenGoal('/planner', 'the mug', True, 60.0), OpenGoal('/gui', 'the bowl', False, 1.0)]
-    verdict = judge_goals(GoalReport(goals, 32))
+    verdict = judge_goals(GoalReport(NOW, goals, 32))
     assert verdict.level is Level.OK
     assert verdict.message == '2 goals; continuous: 1 of /planner'
     assert verdict.values['continuous goal 1'] == "'the mug' of /planner for 60 s"
-    assert judge_goals(GoalReport((), 32)).message == 'no goals'
+    assert judge_goals(GoalReport(NOW, (), 32)).message == 'no goals'
 
 
 def test_a_client_with_many_goals_is_a_warning():
     goals = [OpenGoal('/planner', 'the mug', True, 60.0)] * 26
-    verdict = judge_goals(GoalReport(goals, 32))
+    verdict = judge_goals(GoalReport(NOW, goals, 32))
     assert verdict.level is Level.WARN
     assert '/planner has 26 goals, goals_per_client allows 32: let it wait' in verdict.message
+
+
+def test_a_client_that_left_is_named_for_a_while():
+    old, new = Departure('/planner', 2, NOW - 99), Departure('/arm', 4, NOW - 3)
+    verdict = judge_goals(GoalReport(NOW, (), 32, [old, new]))
+    assert verdict.level is Level.WARN
+    assert verdict.message.startswith('the client /arm has left the ROS graph, and its 4 goals')
+    assert judge_goals(GoalReport(NOW, (), 32, [old])).level is Level.OK
+    many = [new, Departure('unknown client', 1, NOW)]
+    assert '(1 other clients left, too)' in judge_goals(GoalReport(NOW, (), 32, many)).message

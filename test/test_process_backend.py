@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model in a process of its own: what it answers, what ends it, how it comes back."""
 
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -402,6 +405,47 @@ def test_a_process_that_dies_between_requests_is_replaced_at_once(shared):
     psutil.Process(children()[0]).kill()
     wait(lambda: shared.health.reloads == reloads + 2)  # without a request, too
     assert_answers(shared)
+
+
+LIBRARY = """
+import os, pathlib
+from scripted_backend import ScriptedBackend
+pathlib.Path(__file__).with_name(f'imported.{os.getpid()}').touch()
+class Backend(ScriptedBackend):
+    pass
+"""
+LOADER = """
+def load(name, options):
+    from slow_library import Backend
+    return Backend()
+"""
+
+
+def test_a_standby_has_imported_the_libraries_and_loads_the_model_next(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'slow_library.py').write_text(LIBRARY)
+    (tmp_path / 'slow_loader.py').write_text(LOADER)
+    before = children()
+    monkeypatch.setitem(registry._loaders, 'slow', importlib.import_module('slow_loader').load)
+    backend = ProcessBackend('slow:x', LoadOptions(), has_standby=True, log=Log())
+    wait(lambda: len(list(tmp_path.glob('imported.*'))) == 2)
+    model, standby = (pid for pid in children() if pid not in before)
+    os.kill(model, signal.SIGKILL)
+    assert ask(backend, timeout=30)[-1].result.answer == 'Sure.'
+    wait(lambda: len(list(tmp_path.glob('imported.*'))) == 3)  # the next one is ready
+    assert {model, standby} & set(children()) == {standby}
+    backend.close()
+    wait(lambda: children() == before)
+
+
+def test_without_a_living_standby_another_process_loads_the_model(make):
+    before = children()
+    backend = make('', has_standby=True)
+    wait(lambda: len(children()) == len(before) + 2)
+    for pid in set(children()) - set(before):
+        os.kill(pid, signal.SIGKILL)
+    wait(lambda: backend.health.state is HealthState.OK and len(children()) == len(before) + 2)
+    assert_answers(backend)
 
 
 def test_signals_for_the_whole_group_do_not_end_the_model(shared):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lisa_ros.error_text import shortened
-from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
+from lisa_ros.health.verdict import WINDOW, Level, Problem, Verdict, verdict
 
 UNKNOWN_CLIENT = 'unknown client'  # there may be several: goals_per_client does not count them
 _LISTED = 10  # goals
@@ -27,11 +27,22 @@ class OpenGoal:
 
 
 @dataclass(frozen=True)
+class Departure:
+    """A client that left the ROS graph with goals that had not ended."""
+
+    client: str  # name of its node, or UNKNOWN_CLIENT
+    goals: int
+    at: float  # [s, monotonic]
+
+
+@dataclass(frozen=True)
 class GoalReport:
     """All goals at one moment."""
 
+    now: float  # [s, monotonic]
     goals: Sequence[OpenGoal]
     per_client: int  # `goals_per_client`
+    departures: Sequence[Departure] = ()  # the newest last
 
 
 def judge_goals(report: GoalReport) -> Verdict:
@@ -48,7 +59,7 @@ def judge_goals(report: GoalReport) -> Verdict:
     if continuous:
         clients = ', '.join(f'{count} of {client}' for client, count in owners.most_common(3))
         healthy = f'{healthy}; continuous: {clients}'
-    return verdict([_greedy(report)], healthy, values)
+    return verdict([_greedy(report), _departed(report)], healthy, values)
 
 
 def _greedy(report: GoalReport) -> Problem | None:
@@ -58,3 +69,13 @@ def _greedy(report: GoalReport) -> Problem | None:
         return None
     text = f'{client} has {count} goals, goals_per_client allows {report.per_client}'
     return Problem(Level.WARN, f'{text}: let it wait for answers, or cancel continuous goals')
+
+
+def _departed(report: GoalReport) -> Problem | None:
+    recent = [departure for departure in report.departures if report.now - departure.at < WINDOW]
+    if not recent:
+        return None
+    last = recent[-1]
+    text = f'the client {last.client} has left the ROS graph, and its {last.goals} goals ended'
+    others = f' ({len(recent) - 1} other clients left, too)' if len(recent) > 1 else ''
+    return Problem(Level.WARN, f'{text}{others}: look why it ended')

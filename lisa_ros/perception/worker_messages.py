@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between a process and the child process that runs its model.
 
-The child gets one `Load`, then requests. A request has a number: the child answers one request
-after the other, and the parent ignores messages about requests that it has given up.
+The child gets one `Load`, maybe after a `Prepare`, then requests. A request has a number. The
+child answers one request after the other; the parent ignores messages about requests that it has
+given up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.results import Event
 
 # ---- from the parent
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Import a module, with the libraries that a later `Load` needs; no reply."""
+
+    module: str  # `Loaded.module` of another child
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Loaded:
     capabilities: Capabilities
     precision: str = ''  # of the weights; empty: unknown
     gpu_memory: GpuMemory | None = None  # None: no GPU
+    module: str = ''  # of the backend's class
 
 
 @dataclass(frozen=True)

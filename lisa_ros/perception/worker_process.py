@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import pickle
 import queue
@@ -38,6 +39,7 @@ from lisa_ros.perception.worker_messages import (
     Ended,
     Load,
     Loaded,
+    Prepare,
     Raised,
     Request,
 )
@@ -82,14 +84,14 @@ class ModelServer:
 
     def __init__(self, channel: Channel):
         self._channel = channel
-        self._inbox: queue.SimpleQueue[Load | Request] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Prepare | Load | Request] = queue.SimpleQueue()
         self._cancels: dict[int, threading.Event] = {}  # by the number of an Ask
 
     def run(self) -> NoReturn:
         """Load the model and serve; ends with the process."""
         threading.Thread(target=self._read, name='lisa-parent', daemon=True).start()
         try:
-            backend = self._load(self._inbox.get())
+            backend = self._load(self._first_load())
             while True:
                 self._serve(backend, self._inbox.get())
         except ChannelClosedError:  # the parent has ended while something was sent
@@ -97,6 +99,15 @@ class ModelServer:
         except BaseException as error:  # noqa: BLE001  # SystemExit and the like end the process
             traceback.print_exc()
             _exit(_exit_status(error))
+
+    def _first_load(self) -> Load:
+        """Return the message to load a model; prepare for it if that is asked for."""
+        message = self._inbox.get()
+        while isinstance(message, Prepare):
+            with contextlib.suppress(Exception):  # loading reports it
+                importlib.import_module(message.module)
+            message = self._inbox.get()
+        return message
 
     def _read(self) -> None:
         """Receive the parent's messages; end the process when the parent has ended."""
@@ -124,7 +135,13 @@ class ModelServer:
             _exit(1)
         precision = backend.precision if isinstance(backend, ReportsPrecision) else ''
         self._channel.send(
-            Loaded(str(backend.device), backend.capabilities, precision, gpu_memory())
+            Loaded(
+                str(backend.device),
+                backend.capabilities,
+                precision,
+                gpu_memory(),
+                type(backend).__module__,
+            )
         )
         return backend
 

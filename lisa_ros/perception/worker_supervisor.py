@@ -10,6 +10,7 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Protocol
@@ -21,7 +22,7 @@ from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import ChannelClosedError
 from lisa_ros.perception.stopping import Deadline, EarlyEnd
 from lisa_ros.perception.worker import Worker
-from lisa_ros.perception.worker_messages import Load, Loaded, Raised, exception_of
+from lisa_ros.perception.worker_messages import Load, Loaded, Prepare, Raised, exception_of
 from lisa_ros.results import Status
 
 RELOAD_DELAYS = (0.0, 1.0, 3.0)  # before each try to load the model again [s]
@@ -52,7 +53,15 @@ class StoppedError(Exception):
 class WorkerSupervisor:
     """Owns the child; see the module's docstring for rules and threads."""
 
-    def __init__(self, name: str, load: Load, memory_limit: int | None, log: WorkerLog) -> None:
+    def __init__(
+        self,
+        name: str,
+        load: Load,
+        memory_limit: int | None,
+        log: WorkerLog,
+        *,
+        has_standby: bool = False,
+    ) -> None:
         """Make a supervisor; `start` starts the first child.
 
         Args:
@@ -60,11 +69,14 @@ class WorkerSupervisor:
             load: the first message to every child.
             memory_limit: largest resident memory of the child [bytes]; None: no limit.
             log: receives the ends of children and the reloads.
+            has_standby: keep another child ready, with the libraries imported but without a model.
         """
         self._name, self._load, self._memory_limit, self._log = name, load, memory_limit, log
+        self._has_standby = has_standby
         self._changed = threading.Condition()  # guards everything below
         self._worker: Worker | None = None  # can be asked
         self._starting: Worker | None = None  # loads the model
+        self._standby: Worker | None = None  # loads the model next
         self._loaded: Loaded | None = None  # of the first child
         self._error: Exception | None = None  # of the last try to load
         self._state, self._since, self._cause = HealthState.RELOADING, time.monotonic(), ''
@@ -95,7 +107,8 @@ class WorkerSupervisor:
         """Kill the child for good, and wait at most `timeout` [s] for its end."""
         with self._changed:
             self._is_closed = True
-            workers = [worker for worker in (self._worker, self._starting) if worker]
+            owned = self._worker, self._starting, self._standby
+            workers = [worker for worker in owned if worker]
             self._worker = None
             self._changed.notify_all()
         for worker in workers:
@@ -191,6 +204,8 @@ class WorkerSupervisor:
         while self._wait_until_wanted():
             worker = self._load_with_retries(delays)
             if worker is not None:
+                if self._has_standby:
+                    self._start_standby(self._loaded.module)
                 self._watch(worker)
                 delays = RELOAD_DELAYS
             elif self._loaded is None:
@@ -236,7 +251,7 @@ class WorkerSupervisor:
             WorkerError: the child died.
             Exception: what the loader raised.
         """
-        start, worker = time.monotonic(), Worker.start()
+        start, worker = time.monotonic(), self._take_standby() or Worker.start()
         with self._changed:
             self._starting = worker
             is_closed = self._is_closed
@@ -249,6 +264,23 @@ class WorkerSupervisor:
                 self._starting = None
         self._note_loaded(worker, loaded, time.monotonic() - start)
         return worker
+
+    def _take_standby(self) -> Worker | None:
+        """Return the child that is ready to load; None if there is none that lives."""
+        with self._changed:
+            worker, self._standby = self._standby, None
+        return None if worker is None or worker.wait(0) else worker
+
+    def _start_standby(self, module: str) -> None:
+        """Start a child that imports what the model needs, and waits."""
+        worker = Worker.start()
+        with contextlib.suppress(ChannelClosedError):
+            worker.send(Prepare(module))
+        with self._changed:
+            self._standby = worker
+            is_closed = self._is_closed
+        if is_closed:  # `close` did not see it
+            worker.kill('was ended')
 
     def _load_model(self, worker: Worker) -> Loaded:
         try:

@@ -20,6 +20,7 @@ works for a client that has gone: its goals end within 2 s after it has left the
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -31,7 +32,7 @@ from sensor_msgs.msg import RegionOfInterest
 from lisa_ros.action import Segment
 from lisa_ros.error_text import shortened
 from lisa_ros.errors import LisaError, QueryError
-from lisa_ros.health.goals import UNKNOWN_CLIENT, OpenGoal
+from lisa_ros.health.goals import UNKNOWN_CLIENT, Departure, OpenGoal
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.msg import Instance
 from lisa_ros.msg import Segmentation as SegmentationMessage
@@ -61,7 +62,8 @@ from lisa_ros.session.request import (
 )
 from lisa_ros.session.scheduler import RequestScheduler
 
-_CHECK_PERIOD = 1.0  # of the presence of clients; a goal ends if it is missed twice [s]
+_CHECK_PERIOD = 0.4  # of the presence of clients; a goal ends if it is missed twice [s]
+_MAX_DEPARTURES = 50  # that are remembered
 
 
 class _GoalReceiver:
@@ -135,6 +137,8 @@ class SegmentActionServer:
         action = self._node.resolve_service_name('~/segment')
         self._clients = GoalClients(self._node, self._server, action, self._limit_client)
         self._since: dict[bytes, float] = {}  # when a goal came [s, monotonic], by its id
+        self._orphaned: set[bytes] = set()  # goals that end for this reason
+        self._departures: deque[Departure] = deque(maxlen=_MAX_DEPARTURES)
         self._missing: set[bytes] = set()  # goals whose client was not there at the last check
         self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=STEADY_CLOCK)
 
@@ -154,17 +158,21 @@ class SegmentActionServer:
 
     def open_goals(self) -> list[OpenGoal]:
         """Return the goals that have not ended; on the executor's thread."""
-        names = self._clients.names() if self._requests else {}
         now = time.monotonic()
         return [
             OpenGoal(
-                names.get(self._clients.client(goal_id), UNKNOWN_CLIENT),
+                self._clients.name(goal_id) or UNKNOWN_CLIENT,
                 request.text,
                 request.is_continuous,
                 now - self._since.get(goal_id, now),
             )
             for goal_id, (_, request) in self._requests.items()
         ]
+
+    @property
+    def departures(self) -> list[Departure]:
+        """Clients that left the graph with open goals, the newest last."""
+        return list(self._departures)
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         self._cancel(bytes(goal.goal_id.uuid), CancelReason.CANCELLED)
@@ -190,10 +198,20 @@ class SegmentActionServer:
 
     def _check_clients(self) -> None:
         """End the goals whose clients have left the ROS graph."""
-        gone = self._clients.gone(self._requests) if self._requests else set()
-        for goal_id in gone & self._missing:
-            self._log.warning('a goal was aborted: its client has left the ROS graph')
+        if not self._requests:
+            self._missing, self._orphaned = set(), set()
+            return
+        gone = self._clients.gone(self._requests)
+        ended = (gone & self._missing) - self._orphaned
+        for goal_id in ended:
             self._cancel(goal_id, CancelReason.CLIENT_GONE)
+        self._orphaned = (self._orphaned | ended) & self._requests.keys()
+        clients = Counter(self._clients.name(goal_id) or UNKNOWN_CLIENT for goal_id in ended)
+        for client, goals in clients.items():
+            self._log.warning(
+                f'a goal was aborted: its client has left the ROS graph ({client}, {goals} goals)'
+            )
+            self._departures.append(Departure(client, goals, time.monotonic()))
         self._missing = gone
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:

@@ -70,7 +70,13 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
     if settings.isolation == 'thread':
         return load_backend(settings.model, options)
     memory_limit = settings.worker_memory_limit * 2**20 or None
-    return ProcessBackend(settings.model, options, memory_limit=memory_limit, log=log)
+    return ProcessBackend(
+        settings.model,
+        options,
+        memory_limit=memory_limit,
+        has_standby=settings.worker_standby,
+        log=log,
+    )
 
 
 def load_tracker(settings: Settings) -> Tracker | None:

@@ -47,6 +47,7 @@ class GoalClients:
         """
         self._node, self._action, self._on_known = node, action, on_known
         self._clients: dict[bytes, str] = {}  # by goal id, in the order of arrival
+        self._names: dict[str, str] = {}  # of nodes, by the GID of their client
         if hasattr(server, 'configure_introspection'):
             self._listen(server)
 
@@ -75,12 +76,9 @@ class GoalClients:
         """Return the GID of a goal's client; '' as long as it is unknown."""
         return self._clients.get(goal_id, '')
 
-    def names(self) -> dict[str, str]:
-        """Return the node of each action client in the graph, by the client's GID."""
-        return {
-            bytes(reader.endpoint_gid).hex(): full_name(reader.node_name, reader.node_namespace)
-            for reader in self._readers()
-        }
+    def name(self, goal_id: bytes) -> str:
+        """Return the name of the node that sent a goal, from the last `gone`; '': unknown."""
+        return self._names.get(self.client(goal_id), '')
 
     def forget(self, goal_id: bytes) -> None:
         """Forget a goal that has ended."""
@@ -89,7 +87,12 @@ class GoalClients:
     def gone(self, goal_ids: Iterable[bytes]) -> set[bytes]:
         """Return those of these goals whose client is not in the graph."""
         has_listeners = self._node.count_subscribers(f'{self._action}/_action/feedback') > 0
-        present = self._present()
+        present = {
+            bytes(reader.endpoint_gid).hex(): full_name(reader.node_name, reader.node_namespace)
+            for reader in self._readers()
+        }
+        known = {*present, *self._clients.values()}
+        self._names = {gid: n for gid, n in {**self._names, **present}.items() if gid in known}
         clients = {goal_id: self.client(goal_id) for goal_id in goal_ids}
         return {
             goal_id
@@ -97,11 +100,7 @@ class GoalClients:
             if not (client in present if client and present else has_listeners)
         }
 
-    def _present(self) -> set[str]:
-        """Return the GIDs of all action clients in the graph; empty if the middleware has none."""
-        return {bytes(reader.endpoint_gid).hex() for reader in self._readers()}
-
     def _readers(self) -> list[TopicEndpointInfo]:
-        """Return the DDS readers of responses to goals."""
+        """Return the DDS readers of responses to goals; none with middleware that has none."""
         replies = f'rr{self._action}/_action/send_goalReply'
         return self._node.get_subscriptions_info_by_topic(replies, no_mangle=True)

@@ -6,6 +6,7 @@ Threads: the executor's. Nothing here waits; counters of other threads are read 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,7 +102,12 @@ def memory_report(context: NodeContext, backend: Backend | None) -> MemoryReport
 
 def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalReport:
     """Return the goals that have not ended."""
-    return GoalReport(actions.open_goals(), context.settings.value.goals_per_client)
+    return GoalReport(
+        time.monotonic(),
+        actions.open_goals(),
+        context.settings.value.goals_per_client,
+        actions.departures,
+    )
 
 
 def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
