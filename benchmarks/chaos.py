@@ -278,8 +278,7 @@ class Robot:
     def _orphans(self) -> int:
         """Return the number of processes of the run that belong to nobody."""
         pids = {process.pid for process in self._run.processes()}
-        node = self.node.pid
-        return len(pids - {node, self._camera.pid, processes.model_process(node)})
+        return len(pids - {self.node.pid, self._camera.pid, *processes.workers(self.node.pid)[:2]})
 
     def stop(self) -> int:
         """End everything; return the exit status of the node."""

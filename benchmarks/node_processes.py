@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from lisa_ros.ros.node_process import isolate_ros_graph, write_parameters  # noqa: E402
 
 CENTRE = 'centre:'  # as --model: answers at once, without weights
-RESPAWN_DELAY = 2.0  # as in launch/lisa.launch.py [s]
+RESPAWN_DELAY = 0.5  # as in launch/lisa.launch.py [s]
 SHARED_MEMORY = Path('/dev/shm')  # noqa: S108  # where Fast DDS keeps its segments on Linux
 CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # command line
 _LOCK_SUFFIX = '_el'  # of the file that the owner of a segment holds locked
@@ -177,15 +177,21 @@ def _segments(process: psutil.Process) -> set[str]:
     }
 
 
-def model_process(node: int) -> int | None:
-    """Return the process id of the model process of a node; None while there is none."""
+def workers(node: int) -> list[int]:
+    """Return the process ids of a node's model process and of its standby, in this order."""
+    pids = []
     with contextlib.suppress(psutil.Error):
         children = psutil.Process(node).children()
-        for child in sorted(children, key=psutil.Process.create_time):  # the newest one is ready
+        for child in sorted(children, key=psutil.Process.create_time):
             with contextlib.suppress(psutil.Error):
                 if _WORKER in ' '.join(child.cmdline()):
-                    return child.pid
-    return None
+                    pids.append(child.pid)
+    return pids
+
+
+def model_process(node: int) -> int | None:
+    """Return the process id of the model process of a node; None while there is none."""
+    return next(iter(workers(node)), None)
 
 
 def node_command(folder: Path, model: str, parameters: Mapping[str, Any]) -> list[str]:
