@@ -44,10 +44,11 @@ class NodeProcess:
 
     def __init__(self, log, parameters, *arguments, program=None):
         self._log = log
-        # Most tests publish one image and ask about it much later.
+        # Most tests publish one image and ask about it much later, and none of their models dies.
+        defaults = {'max_image_age': 0.0, 'worker_standby': 'false'}
         options = [
             part
-            for name, value in {'max_image_age': 0.0, **parameters}.items()
+            for name, value in {**defaults, **parameters}.items()
             for part in ('-p', f'{name}:={value}')
         ]
         with log.open('w') as output:

@@ -623,13 +623,19 @@ def ask_for_seconds(slow_peer, text):
     return answer, time.monotonic() - start
 
 
+def model_process(node):
+    """Return the process of the model: its standby is younger."""
+    return min(psutil.Process(node.process.pid).children(), key=psutil.Process.create_time)
+
+
 def test_a_node_survives_its_model_in_a_process(start_node, slow_peer, tmp_path):
-    node = start_scripted_node(start_node, slow_peer, tmp_path, answer_timeout=0.5)
+    parameters = {'answer_timeout': 0.5, 'worker_standby': 'true'}
+    node = start_scripted_node(start_node, slow_peer, tmp_path, **parameters)
     wait_for_model_status(slow_peer, DiagnosticStatus.OK, 'is loaded')
     answer, seconds = ask_for_seconds(slow_peer, 'hang')
     assert (answer.status, seconds < 1.5) == (Segmentation.TIMED_OUT, True), seconds
     assert 'its process was ended and is being loaded again' in answer.reason
-    wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'did not end its answer within 1 s')
+    wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'has not returned for 1 s')
     assert slow_peer.set_parameters(answer_timeout=20.0)[0].successful  # for a busy machine
     assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
     (answer,) = slow_peer.ask('exit')
@@ -637,8 +643,7 @@ def test_a_node_survives_its_model_in_a_process(start_node, slow_peer, tmp_path)
     assert answer.reason.startswith('the model process exited with status 3')
     wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'exited with status 3')
     assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
-    (model,) = psutil.Process(node.process.pid).children()
-    model.kill()
+    model_process(node).kill()
     wait_for_model_status(slow_peer, DiagnosticStatus.WARN, 'died of signal 9')
     assert slow_peer.ask('the mug')[0].status == Segmentation.FOUND
 
@@ -715,7 +720,7 @@ def test_a_self_test_ends_although_the_model_hangs(start_node, slow_peer, tmp_pa
 
 def test_only_the_process_of_the_model_loads_torch(node_process, peer):
     assert peer.state() == 'active'
-    (model,) = psutil.Process(node_process.process.pid).children()
+    model = model_process(node_process)
     libraries = {pid: Path(f'/proc/{pid}/maps').read_text() for pid in (model.pid, model.ppid())}
     assert 'libtorch' in libraries[model.pid]
     assert 'libtorch' not in libraries[model.ppid()]

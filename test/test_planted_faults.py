@@ -273,7 +273,7 @@ def test_continuous_goals_name_their_owner(peer, camera):
 def test_a_model_that_hangs(peer, camera):
     assert peer.set_parameters(answer_timeout=0.5)[0].successful
     assert ask(peer, camera, 'hang').status == Segmentation.TIMED_OUT
-    wait_for(peer, 'model', WARN, 'did not end its answer within 1 s')
+    wait_for(peer, 'model', WARN, 'has not returned for 1 s')
     assert peer.set_parameters(answer_timeout=30.0)[0].successful
 
 

@@ -278,7 +278,7 @@ class ProcessBackend:
                         raise exception_of(reply)
                     yield reply
                 if limits.stop.is_over:
-                    cause = f'did not end its answer within {limits.stop.limit:.3g} s'
+                    cause = f'has not returned for {limits.stop.limit:.3g} s'
                     self._supervisor.discard(worker, cause)
                     raise StoppedError(limits.end_of_killed())
                 if limits.cancel.is_set() and not is_cancelled:

@@ -156,7 +156,8 @@ def run(sample: Sample, out: Path, settings: Mapping[str, Any], rate: float) -> 
     topics = camera_topics(sample.bag)
     inputs, transports = node_inputs(topics)
     log = out / 'node.log'
-    settings = {'autostart': True, **transports, **settings}
+    # The node lives for some minutes: a standby would only take time from the answers.
+    settings = {'autostart': True, 'worker_standby': False, **transports, **settings}
     command_line = node_command(inputs, write_parameters(out / 'parameters.yaml', settings))
     frames = {frame.stamp: frame for frame in read_images(sample.bag, topics['image'])}
     _print(f'starting {Path(command_line[0]).name}, its log is {log} ...')

@@ -124,6 +124,7 @@ def _running_node(
         'autostart': True,
         'use_sim_time': playback.sim_time,
         'max_image_age': 0.0,  # a frame is shown for as long as its query takes
+        'worker_standby': False,
         'dialogue_turns': _DIALOGUE_TURNS if has_dialogues else 0,
     }
     parameter_file = write_parameters(log.with_suffix('.yaml'), parameters)
