@@ -353,4 +353,4 @@ def test_a_client_that_left_is_named_for_a_while():
     assert verdict.message.startswith('the client /arm has left the ROS graph, and its 4 goals')
     assert judge_goals(GoalReport(NOW, (), 32, [old])).level is Level.OK
     many = [new, Departure('unknown client', 1, NOW)]
-    assert '(1 other clients left, too)' in judge_goals(GoalReport(NOW, (), 32, many)).message
+    assert '(clients that left before it: 1)' in judge_goals(GoalReport(NOW, (), 32, many)).message

@@ -438,6 +438,25 @@ def test_a_standby_has_imported_the_libraries_and_loads_the_model_next(tmp_path,
     wait(lambda: children() == before)
 
 
+def test_a_standby_that_cannot_be_started_does_not_end_the_model(make, monkeypatch):
+    start, starts = worker_supervisor.Worker.start, []
+
+    def refuse_the_second():
+        starts.append(len(starts))
+        if len(starts) == 2:
+            raise BlockingIOError('Resource temporarily unavailable')
+        return start()
+
+    monkeypatch.setattr(worker_supervisor.Worker, 'start', refuse_the_second)
+    backend = make('', has_standby=True)
+    lines = backend._supervisor._log.lines
+    wait(lambda: any('no standby for' in line for line in lines))
+    with pytest.raises(WorkerError):
+        ask(backend, 'os._exit')
+    assert_answers(backend)  # another process has loaded it
+    assert len(starts) >= 3
+
+
 def test_without_a_living_standby_another_process_loads_the_model(make):
     before = children()
     backend = make('', has_standby=True)

@@ -77,5 +77,5 @@ def _departed(report: GoalReport) -> Problem | None:
         return None
     last = recent[-1]
     text = f'the client {last.client} has left the ROS graph, and its {last.goals} goals ended'
-    others = f' ({len(recent) - 1} other clients left, too)' if len(recent) > 1 else ''
-    return Problem(Level.WARN, f'{text}{others}: look why it ended')
+    others = f' (clients that left before it: {len(recent) - 1})' if len(recent) > 1 else ''
+    return Problem(Level.WARN, f'{text}{others}: see the log of that client')

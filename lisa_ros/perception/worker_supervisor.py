@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Protocol
 
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import WorkerError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
@@ -272,8 +273,14 @@ class WorkerSupervisor:
         return None if worker is None or worker.wait(0) else worker
 
     def _start_standby(self, module: str) -> None:
-        """Start a child that imports what the model needs, and waits."""
-        worker = Worker.start()
+        """Start a child that imports what the model needs, and waits; log it if that fails."""
+        try:
+            worker = Worker.start()
+        except OSError as error:  # no memory, or too many processes: the model itself runs on
+            self._log.error(
+                f'no standby for {self._name}: {one_line(error)}; loading again takes longer'
+            )
+            return
         with contextlib.suppress(ChannelClosedError):
             worker.send(Prepare(module))
         with self._changed:
