@@ -110,6 +110,15 @@ class Settings(ValidatedSettings):
         maximum=10000.0,
         at_configure=True,
     )
+    cache_memory: int = parameter(
+        512,
+        'Memory for what the language model knows of earlier prompts, so that a further question '
+        'about an image, or a further turn, reads only its own words [MiB]. 0: nothing is kept, '
+        'and the same question about the same image has the same answer to the last bit',
+        minimum=0,
+        maximum=999_999,
+        at_configure=True,
+    )
     threads: int = parameter(
         0,
         'CPU threads of PyTorch; 0: as PyTorch chooses. Set 1 when other processes share the '
@@ -204,6 +213,11 @@ class Settings(ValidatedSettings):
         'is further from the clock of the node [s]; 0: any age. A goal may set max_age instead',
         minimum=0.0,
         maximum=3600.0,
+    )
+    self_test_images: str = parameter(
+        '',
+        'Folder with an annotated image for ~/self_test (labelme, ReasonSeg or PNG masks): its '
+        'first query must give its mask; empty: a rendered table with a mug',
     )
     max_command_chars: int = parameter(
         1000,

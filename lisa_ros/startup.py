@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lisa_ros import stop_signals
+from lisa_ros import native_settings, stop_signals
 from lisa_ros.error_text import one_line
 
 _ROS_PACKAGES = ('rclpy', 'lisa_ros.msg', 'lisa_ros.action')  # and all that end in _msgs
@@ -29,6 +29,7 @@ _IMPORT_PAUSES = 600  # after which the import is taken for hung
 def run_node(module: str) -> NoReturn:
     """Run `main()` of a node's module; every stop signal ends the process with status 0."""
     stop_signals.install()
+    native_settings.apply()
     name = _name_process()
     try:
         main = importlib.import_module(module).main
@@ -58,6 +59,7 @@ def run_command_line(*command: str) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP under nohup
             signal.signal(number, _exit_terminated)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals.STOP_SIGNALS)
+    native_settings.apply()
     try:
         from lisa_ros import cli
     except ImportError as error:

@@ -19,6 +19,7 @@ pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make 
 from ros_graph import START, NodeProcess, Peer, environment, image
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from lisa_ros.client import LisaClient, Status
 from lisa_ros.errors import LisaError, QueryError
@@ -98,6 +99,12 @@ def settle_answers(peer):
 
 
 # ---- single goals
+
+
+def test_the_self_test_finds_the_bundled_object(peer):
+    response = peer.call(Trigger, 'self_test')
+    assert response.success, response.message
+    assert 'the model answers rightly in' in response.message
 
 
 def test_a_goal_is_answered_about_the_newest_image_and_published(peer, client):

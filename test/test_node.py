@@ -277,11 +277,11 @@ def test_the_dialogue_can_be_reset(peer):
     assert (response.success, response.message) == (True, 'dialogue forgotten')
 
 
-def test_the_self_test_runs_the_model_and_publishes_nothing(peer):
+def test_the_self_test_compares_the_mask_and_publishes_nothing(peer):
     peer.received['segmentation'].clear()
     response = peer.call(Trigger, 'self_test')
-    assert response.success, response.message
-    assert 'the model answers in' in response.message
+    assert not response.success, response.message  # the weights are random
+    assert "'the mug' in the test image" in response.message
     assert peer.received['segmentation'] == []
 
 
@@ -718,6 +718,33 @@ def test_a_self_test_ends_although_the_model_hangs(start_node, slow_peer, tmp_pa
     assert 'no answer within 1.5 s' in response.message
 
 
+def test_a_self_test_fails_if_the_model_answers_wrongly(start_node, slow_peer, tmp_path):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'answer').write_text('0')
+    process = start_node()
+    slow_peer.wait_until_active(process)
+    response = slow_peer.call(Trigger, 'self_test')
+    assert not response.success
+    assert "does not find 'the mug' in the test image" in response.message
+    images = tmp_path / 'images'
+    (images / 'screws').mkdir(parents=True)
+    cv2.imwrite(str(images / 'screws.png'), np.zeros((20, 30, 3), np.uint8))
+    mask = np.full((20, 30), 255, np.uint8)
+    cv2.imwrite(str(images / 'screws' / 'found.png'), mask)
+    assert slow_peer.set_parameters(self_test_images=str(images))[0].successful
+    response = slow_peer.call(Trigger, 'self_test')
+    assert response.success, response.message
+    mask[:15] = 0
+    cv2.imwrite(str(images / 'screws' / 'found.png'), mask)
+    response = slow_peer.call(Trigger, 'self_test')
+    assert not response.success
+    assert 'its IoU with the right one is 0.25' in response.message
+    (images / 'screws.png').unlink()
+    response = slow_peer.call(Trigger, 'self_test')
+    assert not response.success
+    assert str(images) in response.message
+
+
 def test_only_the_process_of_the_model_loads_torch(node_process, peer):
     assert peer.state() == 'active'
     model = model_process(node_process)
@@ -777,7 +804,7 @@ def test_the_node_keeps_responding_during_a_self_test(start_node, slow_peer, tmp
     assert not response.done()
     (tmp_path / 'model' / 'answer').touch()
     slow_peer.wait(response.done, what='the self-test')
-    assert response.result().success, response.result().message
+    assert "does not find 'the mug'" in response.result().message
 
 
 def test_an_interrupt_during_a_self_test_ends_the_node_without_errors(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
@@ -62,7 +62,7 @@ from lisa_ros.session.request import (
 )
 from lisa_ros.session.scheduler import RequestScheduler
 
-_CHECK_PERIOD = 0.4  # of the presence of clients; a goal ends if it is missed twice [s]
+_CHECK_PERIOD = 0.25  # of the presence of clients; a goal ends if it is missed twice [s]
 _MAX_DEPARTURES = 50  # that are remembered
 
 
@@ -118,8 +118,15 @@ class _DeactivatedError(LisaError):
 class SegmentActionServer:
     """The server of the action; see the module's docstring for threads and rules."""
 
-    def __init__(self, context: NodeContext, cameras: Cameras):
-        """Offer the action; it rejects goals while the node is inactive."""
+    def __init__(self, context: NodeContext, cameras: Cameras, on_departure: Callable[[], None]):
+        """Offer the action; it rejects goals while the node is inactive.
+
+        Args:
+            context: of the node.
+            cameras: that answer goals.
+            on_departure: called when a client has left the graph, after `departures` has grown.
+        """
+        self._on_departure = on_departure
         self._node, self._log, self._cameras = context.node, context.log, cameras
         self._settings = context.settings
         self._requests: dict[bytes, tuple[RequestScheduler, Request]] = {}  # by goal id
@@ -213,6 +220,8 @@ class SegmentActionServer:
             )
             self._departures.append(Departure(client, goals, time.monotonic()))
         self._missing = gone
+        if ended:
+            self._on_departure()
 
     async def _execute(self, goal: ServerGoalHandle) -> Segment.Result:
         """Wait for the end of a goal and return its result; other callbacks run meanwhile."""

@@ -27,6 +27,7 @@ from rclpy.subscription import Subscription
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from lisa_ros import native_settings
 from lisa_ros.errors import LisaError
 from lisa_ros.perception.backend import Backend, SupervisedBackend
 from lisa_ros.ros import configuration, fastdds, fastdds_segments, parameter_declaration
@@ -84,7 +85,10 @@ class LisaNode(LifecycleNode):
         self.add_post_set_parameters_callback(self._on_parameters)
         self._create_services()
         # Made here and not on activate: a new server would leave earlier goals unanswered.
-        self._action_server = SegmentActionServer(context, self._cameras)
+        # A client that has left is reported at once, not at the next period.
+        self._action_server = SegmentActionServer(
+            context, self._cameras, on_departure=self._publish_diagnostics
+        )
         self._diagnostics = Diagnostics(context, self._cameras, self._action_server)
         self.create_timer(
             self._settings.value.diagnostics_period,
@@ -316,7 +320,7 @@ class LisaNode(LifecycleNode):
     ) -> Trigger.Response:
         timeout = self._settings.value.answer_timeout or SELF_TEST_TIMEOUT
         response.success, response.message = await run_self_test(
-            self._cameras, self.executor, timeout
+            self._cameras, self.executor, self._settings.value.self_test_images, timeout
         )
         return response
 
@@ -334,6 +338,7 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
         args: ROS command-line arguments; None: those of the process.
         stop_timeout: how long deactivate waits for a busy model [s].
     """
+    native_settings.apply()
     fastdds.configure_shared_memory()
     fastdds_segments.remove_abandoned_segments()
     return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The self-test: a command about a grey image, through the whole path except for the topics.
+"""The self-test: a command about an image with a known answer, through all but the topics.
 
 Threads: `run` is a coroutine on the executor's thread; other callbacks run while it awaits the
 answer, which comes from a camera's delivery thread.
@@ -8,14 +8,17 @@ answer, which comes from a camera's delivery thread.
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
-import numpy as np
 from rclpy.executors import Executor
 from rclpy.task import Future
 from std_msgs.msg import Header
 
+from lisa_ros.errors import DataError
+from lisa_ros.evaluation.known_answer import KnownAnswer
 from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
+from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import ANSWERED, Event, Segmentation, Status, unanswered
 from lisa_ros.ros import message_types
 from lisa_ros.ros.cameras import Cameras
@@ -49,12 +52,15 @@ class _TestReceiver:
         self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
 
 
-async def run_self_test(cameras: Cameras, executor: Executor, timeout: float) -> tuple[bool, str]:
-    """Return whether the model answers, and a line about it and the inputs.
+async def run_self_test(
+    cameras: Cameras, executor: Executor, images: str, timeout: float
+) -> tuple[bool, str]:
+    """Return whether the model answers rightly, and a line about it and the inputs.
 
     Args:
         cameras: the first active one is asked.
         executor: of the node.
+        images: the setting `self_test_images`.
         timeout: the answer may take this long, and a second more to come here [s].
     """
     active = [camera for camera in cameras if camera.scheduler]
@@ -62,11 +68,14 @@ async def run_self_test(cameras: Cameras, executor: Executor, timeout: float) ->
         return False, 'the node is not active: configure and activate it'
     if any(camera.scheduler.is_busy for camera in active):
         return False, 'busy with a command: ask again when it is answered'
-    pixels = np.full((240, 320, 3), 128, np.uint8)
-    image = message_types.make.image(Header(), image_fields(pixels, 'rgb8'))
+    try:
+        known = KnownAnswer.read(Path(images).expanduser() if images else SELF_TEST)
+    except DataError as error:
+        return False, str(error)
+    image = message_types.make.image(Header(), image_fields(known.image, 'rgb8'))
     receiver = _TestReceiver(executor)
     request = active[0].scheduler.submit_command(
-        'segment the mug',
+        known.query,
         SyncedMessages(0, image),
         active[0].client_listener(receiver, is_public=False),
     )
@@ -79,5 +88,6 @@ async def run_self_test(cameras: Cameras, executor: Executor, timeout: float) ->
     timer.cancel()
     active[0].scheduler.cancel(request)  # no effect after its end
     rates = ', '.join(f'{watch.topic} {watch.rate():.1f} Hz' for watch in cameras.inputs)
-    outcome = result.reason or f'the model answers in {sum(result.timings.values()):.2f} s'
-    return result.status in ANSWERED, f'{outcome}; inputs: {rates}'
+    error = result.reason if result.status not in ANSWERED else known.error_of(result)
+    outcome = error or f'the model answers rightly in {sum(result.timings.values()):.2f} s'
+    return not error, f'{outcome}; inputs: {rates}'
