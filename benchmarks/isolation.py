@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
 import scripted_backend  # noqa: E402  # registers "scripted:"
 
+from lisa_ros import native_settings  # noqa: E402
 from lisa_ros.perception.backend import (  # noqa: E402
     Backend,
     InferenceOptions,
@@ -64,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--answers', type=int, default=200, help='of each kind (default: 200)')
     options = parser.parse_args()
+    native_settings.apply()  # as the node does
     here, cost = scripted_backend.ScriptedBackend(REPLIES), {}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / 'script.json'

@@ -2,8 +2,9 @@
 """A backend that answers from a script; importing this module registers "scripted:".
 
 `scripted:FILE.json` maps the beginning of a query to a reply: `answer`, `masks` (all bright nan),
-`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`, `run` and `then`
-(Python to run before the answer and after the masks); "load" maps to Python to run while it loads.
+`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`, `flip` (the result
+has the masks in another order), `run` and `then` (Python to run before the answer and
+after the masks); "load" maps to Python to run while it loads.
 `scripted:FOLDER` waits for FOLDER when it loads, and before each answer for the file
 FOLDER/answer, which may contain a delay [s].
 """
@@ -49,6 +50,7 @@ class ScriptedBackend:
         logits = np.reshape(logits, (-1, *size)).astype(np.float32)
         yield from (MaskReady(i, mask > 0, mask, 1.0) for i, mask in enumerate(logits))
         exec(reply.get('then', ''), {})  # noqa: S102
+        logits = logits[::-1] if 'flip' in reply else logits
         status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(names))
         arrays = logits > 0, logits, np.ones(len(names))
         yield Done(Segmentation(query.text, text, text, *arrays, status))

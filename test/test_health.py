@@ -18,6 +18,7 @@ from lisa_ros.health.outcomes import Outcome, Outcomes
 from lisa_ros.health.requests import RequestReport, judge_requests
 from lisa_ros.health.transforms import TransformReport, judge_transforms
 from lisa_ros.health.verdict import Level
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.backend import GpuMemory
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.perception.process_memory import ProcessMemory, SystemMemory, process_memory
@@ -183,6 +184,13 @@ def test_memory(change, level, text):
     verdict = judge_memory(replace(MEMORY, **change))
     assert (verdict.level, text in verdict.message) == (level, True), verdict.message
     assert verdict.values['peak memory [MiB]'] == '400'
+
+
+def test_the_prompts_that_are_kept_are_counted():
+    assert 'cache [MiB]' not in judge_memory(MEMORY).values
+    values = judge_memory(replace(MEMORY, cache=CacheUse(3, 40 * MIB, 512 * MIB))).values
+    assert values['prompts in cache'] == 3
+    assert (values['cache [MiB]'], values['cache_memory [MiB]']) == ('40', 512)
 
 
 MEASURE = """

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
-from lisa_ros.perception.backend import GpuMemory
-from lisa_ros.perception.process_memory import ProcessMemory, SystemMemory
+from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.perception.process_memory import GpuMemory, ProcessMemory, SystemMemory
 
 _MIB = 2**20
 _NEAR_LIMIT = 0.9  # share of `worker_memory_limit`
@@ -23,6 +23,7 @@ class MemoryReport:
     model_limit: int  # `worker_memory_limit` [bytes]; 0: none
     gpu: GpuMemory | None  # None: no GPU
     system: SystemMemory
+    cache: CacheUse | None = None  # None: the model keeps no prompts
 
 
 def judge_memory(report: MemoryReport) -> Verdict:
@@ -72,4 +73,8 @@ def _values(report: MemoryReport) -> dict[str, object]:
     if report.gpu is not None:
         values['GPU memory [MiB]'] = f'{report.gpu.allocated / _MIB:.0f}'
         values['GPU memory reserved [MiB]'] = f'{report.gpu.reserved / _MIB:.0f}'
+    if report.cache is not None:
+        values['prompts in cache'] = report.cache.prompts
+        values['cache [MiB]'] = f'{report.cache.bytes / _MIB:.0f}'
+        values['cache_memory [MiB]'] = report.cache.limit // _MIB
     return values

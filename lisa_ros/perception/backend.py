@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.results import Dialogue, Event, Region
@@ -79,6 +80,7 @@ class LoadOptions:
     lock: str | Path | None = None  # file with the checksums of all that is loaded
     max_input_side: int | None = None  # largest input of CLIP and SAM that a model may claim [px]
     max_model_size: float | None = None  # of the weights [GB]; None: the free memory
+    cache_bytes: int | None = None  # for keys and values of earlier prompts; None: 512 MiB
 
 
 class Cancellation(Protocol):
@@ -184,6 +186,15 @@ class ReportsPeakMemory(Protocol):
     @property
     def peak_memory(self) -> int:
         """Largest resident memory so far, without that of a GPU [bytes]; 0 if unknown."""
+
+
+@runtime_checkable
+class ReportsCache(Protocol):
+    """A backend that keeps earlier prompts; any thread."""
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What is kept; None: it keeps nothing."""
 
 
 class BackendLoader(Protocol):

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lisa_ros.errors import SettingsError, WorkerError
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.backend import (
     STOP_GRACE,
     BackendLoader,
@@ -54,9 +55,10 @@ from lisa_ros.perception.worker_messages import (
     Load,
     Raised,
     exception_of,
+    with_masks,
 )
 from lisa_ros.perception.worker_supervisor import StoppedError, WorkerLog, WorkerSupervisor
-from lisa_ros.results import Done, Event, Status
+from lisa_ros.results import Done, Event, MaskReady, Status
 
 _CANCEL_PERIOD = 0.01  # how often a cancel is looked for while the child answers [s]
 _SHORT_WAIT = 0.1  # a shorter wait for the model is not taken off `answer_timeout` [s]
@@ -123,6 +125,7 @@ class ProcessBackend:
         self._asked: Worker | None = None  # answers a request
         self._loaded = self._supervisor.start()
         self._gpu_memory = self._loaded.gpu_memory
+        self._cache_use: CacheUse | None = None
 
     @property
     def device(self) -> str:
@@ -158,6 +161,11 @@ class ProcessBackend:
     def gpu_memory(self) -> GpuMemory | None:
         """Memory of the model on its GPU after loading or the last answer; None: no GPU."""
         return self._gpu_memory
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What the model kept of earlier prompts after the last answer; None: nothing."""
+        return self._cache_use
 
     def interrupt(self, cause: str) -> None:
         """Kill the child if it answers a request, which then ends; see `SupervisedBackend`."""
@@ -242,7 +250,7 @@ class ProcessBackend:
         left = limits.answer.seconds_left
         if left is not None and left < options.answer_timeout - _SHORT_WAIT:
             options = dataclasses.replace(options, answer_timeout=left)
-        has_begun = False
+        has_begun, masks = False, []
         try:
             ask = Ask(next(self._numbers), image, query, options)
             for reply in self._replies(worker, ask, limits):
@@ -251,7 +259,13 @@ class ProcessBackend:
                     yield None
                 elif isinstance(reply, Answered):
                     self._gpu_memory = reply.gpu_memory or self._gpu_memory
-                    yield _with_limit(reply.event, limits.answer)
+                    self._cache_use = reply.cache_use or self._cache_use
+                    event = reply.event
+                    if isinstance(event, MaskReady):
+                        masks.append(event)
+                    elif reply.has_earlier_masks:
+                        event = with_masks(event, masks)
+                    yield _with_limit(event, limits.answer)
                 if _is_last(reply):  # maybe without Done: the caller reports that
                     return
         except ChannelClosedError:

@@ -6,23 +6,28 @@ socket, the arrays are copied into memory that both processes map, and the recei
 out. So types, shapes and bits are those of the sender, and nobody sees a later change.
 
 The memory has no name in the file system: it is freed with the last process that maps it, however
-that ends, and the size of /dev/shm does not limit it.
+that ends, and the size of /dev/shm does not limit it. It grows with the largest message; what
+the last messages did not use goes back to the system.
 
 Threads: one thread at a time sends, one at a time receives; both may do so at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
+import select
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 _ALIGNMENT = 64  # of arrays in memory [bytes]
-_GRANULARITY = 1 << 20  # the memory grows by multiples of this [bytes]
+_GRANULARITY = 1 << 20  # the memory grows and shrinks by multiples of this [bytes]
+_RECENT = 8  # exchanges whose largest size the memory keeps
 
 Span = tuple[int, int]  # start and end of an array in the memory [bytes]
 
@@ -44,6 +49,8 @@ class SharedMemory:
         weakref.finalize(self, os.close, descriptor)
         self._map: mmap.mmap | None = None
         self._end = 0  # of the arrays that were written [bytes]
+        self._reserved = 0  # what the system has set aside for this memory [bytes]
+        self._recent: deque[int] = deque(maxlen=_RECENT)  # `_end` of the last exchanges
 
     @classmethod
     def create(cls) -> SharedMemory:
@@ -55,7 +62,9 @@ class SharedMemory:
 
     def clear(self) -> None:
         """Let the next array overwrite the first; the receiver must have read all it needs."""
+        self._recent.append(self._end)
         self._end = 0
+        self._shrink(max(self._recent))
 
     def write(self, arrays: Sequence[memoryview]) -> list[Span]:
         """Append arrays, each as flat bytes; return where they are."""
@@ -86,19 +95,38 @@ class SharedMemory:
 
     def _grow(self, size: int) -> None:
         """Make the memory at least this large [bytes]; OSError if there is not that much."""
-        if size <= self._size:
+        if size <= self._reserved:
             return
-        size = -(-size // _GRANULARITY) * _GRANULARITY
+        size = _rounded(size)
         if hasattr(os, 'posix_fallocate'):  # an error now, instead of SIGBUS when it is written
             os.posix_fallocate(self.descriptor, 0, size)
-        else:
+        elif size > self._size:
             os.ftruncate(self.descriptor, size)
-        self._remap(size)
+        self._reserved = size
+        if size > self._size:
+            self._remap(size)
+
+    def _shrink(self, size: int) -> None:
+        """Give memory above this size [bytes] back if it is more than half; its pages become zero.
+
+        The receiver may still map all of it: a message that nobody wants any more reads zeros.
+        """
+        size = _rounded(size)
+        if self._map is None or self._reserved <= 2 * size or not hasattr(mmap, 'MADV_REMOVE'):
+            return
+        with contextlib.suppress(OSError):  # a file system that cannot; Linux's memfd can
+            self._map.madvise(mmap.MADV_REMOVE, size, self._reserved - size)
+            self._reserved = size
 
     def _remap(self, size: int) -> None:
         if self._map is not None:
             self._map.close()
         self._map = mmap.mmap(self.descriptor, size)
+
+
+def _rounded(size: int) -> int:
+    """Return the smallest size of a memory that holds this [bytes]."""
+    return max(1, -(-size // _GRANULARITY)) * _GRANULARITY
 
 
 class Channel:
@@ -109,6 +137,8 @@ class Channel:
 
     def __init__(self, connection: Connection, outgoing: SharedMemory, incoming: SharedMemory):
         self._connection, self._outgoing, self._incoming = connection, outgoing, incoming
+        self._poll = select.poll()  # Connection.poll makes one for each call
+        self._poll.register(connection.fileno(), select.POLLIN)
 
     def clear(self) -> None:
         """Reuse the memory: all that was sent has been received, or is not wanted any more."""
@@ -135,7 +165,7 @@ class Channel:
             ChannelClosedError: the other process has ended, and all that it sent was received.
         """
         try:
-            if not self._connection.poll(timeout):
+            if timeout is not None and not self._poll.poll(1000 * timeout):
                 return None
             content, spans = pickle.loads(self._connection.recv_bytes())  # noqa: S301  # our own
         except (EOFError, OSError) as error:

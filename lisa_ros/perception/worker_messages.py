@@ -8,12 +8,14 @@ given up.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.backend import (
     Capabilities,
     InferenceOptions,
@@ -21,7 +23,7 @@ from lisa_ros.perception.backend import (
     Query,
 )
 from lisa_ros.perception.process_memory import GpuMemory
-from lisa_ros.results import Event
+from lisa_ros.results import Done, Event, MaskReady
 
 # ---- from the parent
 
@@ -99,11 +101,17 @@ class Begun:
 
 @dataclass(frozen=True)
 class Answered:
-    """An event of the answer; `Done` is the last reply."""
+    """An event of the answer; `Done` is the last reply.
+
+    The masks are sent once: a `Done` whose masks are those of the `MaskReady` events before it
+    comes without them.
+    """
 
     number: int
     event: Event
     gpu_memory: GpuMemory | None = None  # with `Done`; None: no GPU
+    cache_use: CacheUse | None = None  # with `Done`; None: the model keeps no prompts
+    has_earlier_masks: bool = False  # `Done` without the masks of the events before
 
 
 @dataclass(frozen=True)
@@ -143,3 +151,46 @@ def exception_of(raised: Raised) -> Exception:
     if raised.traceback:
         error.__cause__ = RemoteTracebackError(raised.traceback)
     return error
+
+
+# ---- the masks of an answer are sent once
+
+
+def without_masks(done: Done, sent: Sequence[MaskReady]) -> Done | None:
+    """Return a `Done` without its masks; None if they are not those of `sent`, bit for bit."""
+    result = done.result
+    if not (
+        _is_stack(result.masks, [event.mask for event in sent])
+        and _is_stack(result.mask_logits, [event.mask_logits for event in sent])
+    ):
+        return None
+    none, no_logits = result.masks[:0], result.mask_logits[:0]
+    return Done(dataclasses.replace(result, masks=none, mask_logits=no_logits))
+
+
+def with_masks(done: Done, sent: Sequence[MaskReady]) -> Done:
+    """Return a `Done` with the masks of the events before it."""
+    masks = _stack([event.mask for event in sent])
+    logits = _stack([event.mask_logits for event in sent])
+    return Done(dataclasses.replace(done.result, masks=masks, mask_logits=logits))
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (N, H, W) of N arrays (H, W); a view if there is one."""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
+
+
+def _is_stack(array: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
+    """Return whether an array consists of these arrays, with their types and bits."""
+    return 0 < len(rows) == len(array) and all(
+        own.dtype == row.dtype
+        and own.shape == row.shape
+        and np.array_equal(_bits(own), _bits(row))
+        for own, row in zip(array, rows, strict=True)
+    )
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of an array, in as few numbers as possible: they are compared faster."""
+    number = np.uint64 if array.nbytes % 8 == 0 else np.uint8
+    return np.ascontiguousarray(array).reshape(-1).view(number)

@@ -20,13 +20,14 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
-from lisa_ros import stop_signals
+from lisa_ros import native_settings, stop_signals
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend, ReportsPrecision
+from lisa_ros.perception.backend import Backend, ReportsCache, ReportsPrecision
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
@@ -42,8 +43,9 @@ from lisa_ros.perception.worker_messages import (
     Prepare,
     Raised,
     Request,
+    without_masks,
 )
-from lisa_ros.results import Done
+from lisa_ros.results import Done, MaskReady
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 # The kernel ends this process first when memory runs out: it can be loaded again, the rest of the
@@ -63,6 +65,7 @@ def main(connection: int, outgoing: int, incoming: int, parent: int) -> None:
     for descriptor in (connection, outgoing, incoming):
         os.set_inheritable(descriptor, False)  # children of this process are not the model
     stop_signals.ignore()
+    native_settings.apply()
     _end_with(parent)
     channel = Channel(Connection(connection), SharedMemory(outgoing), SharedMemory(incoming))
     ModelServer(channel).run()
@@ -166,12 +169,27 @@ class ModelServer:
     def _answer(self, backend: Backend, ask: Ask) -> None:
         events = backend.stream(ask.image, ask.query, ask.options, self._cancels[ask.number])
         self._channel.send(Begun(ask.number))
+        masks: list[MaskReady] = []
         for event in events:
             if isinstance(event, Done):
-                self._channel.send(Answered(ask.number, event, gpu_memory()))
+                done = _without_masks(event, masks)
+                cache = backend.cache_use if isinstance(backend, ReportsCache) else None
+                self._channel.send(
+                    Answered(ask.number, done or event, gpu_memory(), cache, done is not None)
+                )
                 return
+            if isinstance(event, MaskReady):
+                masks.append(event)
             self._channel.send(Answered(ask.number, event))
         self._channel.send(Ended(ask.number))
+
+
+def _without_masks(done: Done, masks: Sequence[MaskReady]) -> Done | None:
+    """Return a `Done` as `without_masks` does; None also if a broken model made no arrays."""
+    try:
+        return without_masks(done, masks)
+    except (AttributeError, TypeError, ValueError):  # the parent checks the answer
+        return None
 
 
 def _raised(number: int, error: Exception) -> Raised:

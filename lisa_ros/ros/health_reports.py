@@ -25,6 +25,7 @@ from lisa_ros.health.transforms import TransformReport
 from lisa_ros.messages.camera_info import camera_from_info
 from lisa_ros.perception.backend import (
     Backend,
+    ReportsCache,
     ReportsPeakMemory,
     ReportsPrecision,
     SupervisedBackend,
@@ -97,7 +98,8 @@ def memory_report(context: NodeContext, backend: Backend | None) -> MemoryReport
         model = ProcessMemory(backend.memory, backend.peak_memory if has_peak else 0)
         gpu = backend.gpu_memory
     limit = context.settings.value.worker_memory_limit * 2**20
-    return MemoryReport(process_memory(), model, limit, gpu, system_memory())
+    cache = backend.cache_use if isinstance(backend, ReportsCache) else None
+    return MemoryReport(process_memory(), model, limit, gpu, system_memory(), cache)
 
 
 def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalReport:
