@@ -433,7 +433,7 @@ def main() -> int:
     processes.join_graph()
     start, tally = time.monotonic(), Tally()
     peer = NodePeer(tally.on_answer)
-    command = processes.node_command(options.out, options.model, {})
+    command = processes.node_command(options.out, options.model, {'cache_memory': 0})
     with processes.started(command, log) as process:
         peer.wait_until_active()
         flood = Flood(peer, tally, options.seed)
