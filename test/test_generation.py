@@ -6,6 +6,7 @@ from golden import backend, case_array, cases, generated_ids, load_image
 from lisa_ros.errors import QueryError
 from lisa_ros.model import generation
 from lisa_ros.model.image_processing import clip_pixels
+from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 
 CASE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
@@ -22,13 +23,15 @@ def prompt(lisa) -> generation.Prefill:
     ids = torch.from_numpy(case_array(256, CASE, 'input_ids')).long()
     with torch.inference_mode():
         embeddings = lisa.model.embed(ids, lisa.model.encode_clip(pixels[None])[0])
-    return generation.prefill(lisa.model, embeddings)
+    return generation.prefill(LanguageModel(lisa.model.llm), embeddings)
 
 
 def generate(lisa, prompt, limit=512, **options) -> list[generation.GeneratedToken]:
     stop = lisa.tokenizer.eos_token_id
     return list(
-        generation.generate(lisa.model, prompt, stop_id=stop, max_new_tokens=limit, **options)
+        generation.generate(
+            LanguageModel(lisa.model.llm), prompt, stop_id=stop, max_new_tokens=limit, **options
+        )
     )
 
 

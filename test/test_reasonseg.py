@@ -13,10 +13,10 @@ from PIL import Image
 
 from lisa_ros import cli
 from lisa_ros.datasets import bag_frames
-from lisa_ros.datasets.lisa_templates import ANSWERS
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.perception.masks import IGNORED_PIXEL
+from lisa_ros.perception.prompts import ANSWER_TEMPLATES
 from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler, validation_sample
 
@@ -214,7 +214,7 @@ def test_object_names_use_the_originals_templates(tmp_path):
         read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)]))
     )
     turns = [source.draw(np.random.default_rng(seed)).dialogues[0][0] for seed in range(40)]
-    assert {turn.answer_raw for turn in turns} == set(ANSWERS)
+    assert {turn.answer_raw for turn in turns} == set(ANSWER_TEMPLATES)
     assert len({turn.query for turn in turns}) == 4
     assert all('red mug in this image' in turn.query for turn in turns)
 

@@ -218,7 +218,9 @@ def test_the_same_image_is_encoded_once():
     second = lisa.segment(image.copy(), THREE['prompt'])
     assert {'clip', 'sam'} <= set(first.timings)
     assert not {'clip', 'sam'} & set(second.timings)
-    assert np.array_equal(first.mask_logits, second.mask_logits)
+    assert first.token_ids == second.token_ids
+    # the second prompt is read from its last position on, with the first reply as a draft
+    np.testing.assert_allclose(first.mask_logits, second.mask_logits, atol=1e-3)
 
 
 def test_images_that_are_encoded_ahead_cost_only_their_text():
@@ -301,9 +303,10 @@ def test_earlier_boxes_are_in_the_prompt_with_dialogue_boxes():
     written = Dialogue((Turn('Where is the cup?', 'Sure, [SEG] (1, 2, 3, 4) .'),))
     without = lisa.segment(image, text, boxes)
     expected = lisa.segment(image, text, written)
-    assert not np.array_equal(without.mask_logits, expected.mask_logits)
+    assert np.abs(without.mask_logits - expected.mask_logits).max() > 0.01
     lisa = segmenter(256, 'llava_v1', dialogue_boxes=True)
-    assert np.array_equal(lisa.segment(image, text, boxes).mask_logits, expected.mask_logits)
+    result = lisa.segment(image, text, boxes)
+    np.testing.assert_allclose(result.mask_logits, expected.mask_logits, atol=1e-3)
 
 
 def test_sam_does_not_encode_an_image_without_seg():

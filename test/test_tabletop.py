@@ -15,6 +15,7 @@ from lisa_ros import cli
 from lisa_ros.evaluation import tabletop
 from lisa_ros.messages import bag
 from lisa_ros.model import generation
+from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.perception import masks
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.image_encoder import StageTimer
@@ -243,9 +244,10 @@ def test_numbers_do_not_count_in_the_text_probability(lisa, questions):
     encoded = lisa.backend.encoder.encode(image, StageTimer(torch.device('cpu')))
     with torch.inference_mode():
         embeddings = model.embed(torch.tensor(ids), encoded.clip_tokens)
+    language_model = LanguageModel(model.llm)
     steps = generation.generate(
-        model,
-        generation.prefill(model, embeddings),
+        language_model,
+        generation.prefill(language_model, embeddings),
         stop_id=tokenizer.eos_token_id,
         max_new_tokens=60,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LISA's question and answer templates, from utils/utils.py of dvlab-research/LISA.
+"""LISA's question templates, from utils/utils.py of dvlab-research/LISA.
 
 The validation question is that of its ValDataset (utils/dataset.py). The released models were
 trained with these words, and published results use them.
@@ -23,13 +23,6 @@ EXPLANATORY_QUESTIONS = (
     'Please output segmentation mask and explain why.',
     'Please output segmentation mask and explain the reason.',
     'Please output segmentation mask and give some explanation.',
-)
-ANSWERS = (
-    'It is [SEG].',
-    'Sure, [SEG].',
-    'Sure, it is [SEG].',
-    'Sure, the segmentation result is [SEG].',
-    '[SEG].',
 )
 TEACHER_FORCED_ANSWER = '[SEG].'  # given to the model where only masks are compared
 

@@ -48,6 +48,7 @@ from lisa_ros.model.model_folder import describe_folder
 from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.usual_replies import read_usual_replies
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 
 
@@ -59,6 +60,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     clip_preprocessing: ClipPreprocessing
     vision_tower: str | None = None  # folder or hub id of CLIP; None: the model's own folder
+    usual_replies: tuple[str, ...] = ()  # see usual_replies.py
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _load_own(folder: Path, fields: JsonFields, target: LoadTarget) -> Checkpoin
     source = MappedWeights(weights, lambda key: key)
     model = build_model(config, [source], target.placement, folder)
     check_consistency(config, tokenizer, preprocessing, folder)
-    return Checkpoint(model, tokenizer, preprocessing)
+    replies = read_usual_replies(folder)
+    return Checkpoint(model, tokenizer, preprocessing, usual_replies=replies)
 
 
 def _load_released(

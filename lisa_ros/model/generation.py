@@ -2,31 +2,27 @@
 """Greedy generation of LISA's answer, token by token, with the hidden state of each token.
 
 The image is encoded once and keys and values are cached, where the original computes the whole
-sequence again for each token. Ids and states are the same (test/test_generation.py).
+sequence again for each token. Drafts of what follows are read with the prompt and with each token.
+Ids and states are the same (test/test_generation.py).
 
-Letters: L positions of the prompt, image tokens included; D width of the language model.
+Letters: L positions of the prompt, image tokens included; D width of the language model; K tokens
+of the drafts.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
-from lisa_ros.model.lisa import LISA
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """A prompt that the language model has read. Use it for one answer: the cache grows."""
-
-    states: Tensor  # (L, D) after the final norm; the state at position i predicts position i + 1
-    cache: DynamicCache  # keys and values
+from lisa_ros.model.drafts import NO_DRAFTS, ROOT, Drafts, DraftTree
+from lisa_ros.model.key_values import KeyValues
+from lisa_ros.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -38,19 +34,129 @@ class GeneratedToken:
     state: Tensor  # (D,) the state that predicted it; the mask of a [SEG] is made from it
 
 
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt that the language model has read. Use it for one answer: the cache grows."""
+
+    states: Tensor  # (n, D) of the last n positions; state i predicts position i + 1
+    length: int  # L
+    key_values: KeyValues  # of the prompt and of the drafts that the model agrees with
+    # the first tokens of the answer: those of the drafts, and the one that follows them
+    tokens: tuple[GeneratedToken, ...]
+    drafts: Drafts  # of the answer
+
+    def state(self, position: int) -> Tensor:
+        """Return the state, (D,), of one of the last n positions of the prompt."""
+        return self.states[position - (self.length - len(self.states))]
+
+
 @torch.inference_mode()
-def prefill(model: LISA, embeddings: Tensor) -> Prefill:
-    """Run the language model on a prompt, (L, D), that `LISA.embed` returned."""
-    cache = DynamicCache(config=model.llm.config)
-    states = model.llm.model(
-        inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True
-    ).last_hidden_state[0]
-    return Prefill(states, cache)
+def prefill(
+    model: LanguageModel,
+    embeddings: Tensor,
+    key_values: KeyValues | None = None,
+    drafts: Drafts = NO_DRAFTS,
+    max_new_tokens: int = 0,
+) -> Prefill:
+    """Read a prompt and drafts of its answer.
+
+    Args:
+        model: the language model.
+        embeddings: (L, D) of the whole prompt, as `LISA.embed` returns it.
+        key_values: of the first positions of the prompt, at most L - 1; it is extended. None: the
+            whole prompt is read.
+        drafts: replies that the model may give.
+        max_new_tokens: room for the answer.
+
+    Raises:
+        ModelError: the scores of a token are NaN.
+    """
+    length, tree = len(embeddings), drafts.tree()
+    if key_values is None:
+        key_values = model.new_cache(length + max(len(tree), max_new_tokens))
+    states, tokens = _read(model, embeddings[key_values.length :], key_values, tree)
+    return Prefill(states, length, key_values, tokens, drafts)
+
+
+def _read(
+    model: LanguageModel, embeddings: Tensor, key_values: KeyValues, tree: DraftTree
+) -> tuple[Tensor, tuple[GeneratedToken, ...]]:
+    """Read the next positions and drafts of what follows; keep the drafts that are right.
+
+    Args:
+        model: the language model.
+        embeddings: (n, D) of the positions.
+        key_values: of all positions before them; extended.
+        tree: the drafts.
+
+    Returns:
+        The states of the positions, (n, D), and the next tokens: one, and those of the drafts.
+    """
+    drafted, start = len(tree), key_values.length
+    end = start + len(embeddings)
+    if not drafted:
+        states = model.read(embeddings[None], key_values)[0]
+        return states, _accepted(model, states[-1:], tree)[0]
+    device = embeddings.device
+    tokens = torch.tensor(tree.tokens, device=device)
+    embeddings = torch.cat([embeddings, model.embed(tokens).to(embeddings.dtype)])
+    behind = torch.tensor([end - 1 + depth for depth in tree.depths()], device=device)
+    positions = torch.cat([torch.arange(start, end, device=device), behind])
+    before = torch.ones((drafted, end), dtype=torch.bool)
+    mask = torch.cat([before, tree.mask()], dim=1).to(device)
+    states = model.read(embeddings[None], key_values, positions=positions[None], mask=mask)[0]
+    accepted, nodes = _accepted(model, states[-drafted - 1 :], tree)
+    key_values.keep(end, [end + node for node in nodes])
+    return states[:-drafted], accepted
+
+
+def _accepted(
+    model: LanguageModel, states: Tensor, tree: DraftTree
+) -> tuple[tuple[GeneratedToken, ...], list[int]]:
+    """Return the next tokens of the answer, and which tokens of the drafts are among them.
+
+    Args:
+        model: the language model.
+        states: (1 + K, D) of the position before the drafts, and of the drafts.
+        tree: the drafts, K tokens.
+    """
+    chosen, probabilities = _choose(model, states)
+    accepted, nodes, node = [], [], ROOT
+    while node is not None:
+        token, probability = chosen[node + 1], probabilities[node + 1]
+        accepted.append(GeneratedToken(token, _checked(probability), states[node + 1]))
+        node = tree.child(node, token)
+        if node is not None:
+            nodes.append(node)
+    return tuple(accepted), nodes
+
+
+def _choose(model: LanguageModel, states: Tensor) -> tuple[list[int], list[float]]:
+    """Return the most probable token after each state, (n, D), and its probability."""
+    scores = model.scores(states)
+    best, tokens = scores.max(-1)
+    probabilities = (best - scores.logsumexp(-1)).exp()
+    # one transfer for both; float64 holds a token id exactly
+    tokens, probabilities = torch.stack([tokens.double(), probabilities.double()]).tolist()
+    return [int(token) for token in tokens], probabilities
+
+
+def _checked(probability: float) -> float:
+    """Return a probability.
+
+    Raises:
+        ModelError: it is NaN: one NaN or infinite score makes all of them NaN.
+    """
+    if not math.isfinite(probability):
+        raise ModelError(
+            f'the model computed NaN in the scores of the next token: {NON_FINITE_CAUSE}'
+        )
+    return probability
 
 
 @torch.inference_mode()
 def generate(
-    model: LISA,
+    model: LanguageModel,
     prompt: Prefill,
     *,
     stop_id: int,
@@ -60,7 +166,7 @@ def generate(
     """Yield the answer's tokens up to and with `stop_id`, or until the limit or a cancel.
 
     Args:
-        model: in eval mode.
+        model: that read the prompt.
         prompt: a new Prefill; this call changes its cache.
         stop_id: the id of </s>.
         max_new_tokens: length limit of the answer.
@@ -69,21 +175,16 @@ def generate(
     Raises:
         ModelError: the scores of a token are NaN.
     """
-    state = prompt.states[-1]
+    answer: list[int] = []
+    ready = deque(prompt.tokens)
     for _ in range(max_new_tokens):
         if is_cancelled():
             return
-        scores = model.llm.lm_head(state).float()
-        token = int(scores.argmax())
-        probability = float(scores.softmax(-1)[token])
-        if not math.isfinite(probability):  # one NaN or infinite score makes all of them NaN
-            raise ModelError(
-                f'the model computed NaN in the scores of the next token: {NON_FINITE_CAUSE}'
-            )
-        yield GeneratedToken(token, probability, state)
-        if token == stop_id:
+        if not ready:  # the cache has all of the answer but its last token
+            last = model.embed(torch.tensor(answer[-1:], device=model.device))
+            ready.extend(_read(model, last, prompt.key_values, prompt.drafts.tree(answer))[1])
+        token = ready.popleft()
+        answer.append(token.token_id)
+        yield token
+        if token.token_id == stop_id:
             return
-        embedding = model.llm.get_input_embeddings()(torch.tensor([[token]], device=state.device))
-        state = model.llm.model(
-            inputs_embeds=embedding, past_key_values=prompt.cache, use_cache=True
-        ).last_hidden_state[0, -1]

@@ -10,17 +10,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lisa_ros.errors import QueryError
 from lisa_ros.model import checkpoint, generation
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.checksums import Lock
 from lisa_ros.model.device import resolve_device
+from lisa_ros.model.drafts import NO_DRAFTS, Drafts, ReplyMemory
 from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
+from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.origin import Origin
-from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
+from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
 from lisa_ros.model.quantization import weights_precision
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
@@ -36,6 +39,7 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
 from lisa_ros.perception.prompts import (
+    ANSWER_TEMPLATES,
     append_boxes,
     asks_for_other_object,
     named_template,
@@ -46,6 +50,8 @@ from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
+# of drafts, on a CPU and on a GPU: there a few more positions cost next to nothing
+MAX_DRAFT_TOKENS = 16, 64
 
 
 class LisaBackend:
@@ -57,6 +63,9 @@ class LisaBackend:
         tokenizer: Tokenizer,
         clip_preprocessing: ClipPreprocessing,
         template: str | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        usual_replies: Sequence[str] = (),
+        language_model: LanguageModel | None = None,
     ):
         """Wrap a loaded model; `load` reads one from files.
 
@@ -65,6 +74,9 @@ class LisaBackend:
             tokenizer: the model's.
             clip_preprocessing: of the model's CLIP.
             template: conversation template (a name in prompts.TEMPLATES); None: the model's own.
+            cache_bytes: memory for keys and values of earlier prompts; 0: prompts are read whole.
+            usual_replies: of the model, the most usual first; empty: those of the released LISA.
+            language_model: runs the language model of `model`; None: a LanguageModel.
 
         Raises:
             SettingsError: there is no such template.
@@ -73,6 +85,10 @@ class LisaBackend:
         self.clip_preprocessing = clip_preprocessing
         self.template = template or model.config.template
         named_template(self.template)  # fails now, not at the first query
+        self._language_model = language_model or LanguageModel(model.llm)
+        self._prefixes = PrefixCache(cache_bytes)
+        replies = _reply_ids(tokenizer, self.template, usual_replies)
+        self._replies = ReplyMemory(replies, kept=64 if cache_bytes else 0)
         self.encoder = ImageEncoder(model, clip_preprocessing)
         self._mask_decoder = MaskDecoder(model, self.encoder)
 
@@ -93,7 +109,7 @@ class LisaBackend:
         """
         if options.threads:
             torch.set_num_threads(options.threads)
-        device = resolve_device(options.device)
+        device, cache_bytes = resolve_device(options.device), options.cache_bytes
         loaded = checkpoint.load(
             resolve_bundled_model(model),
             vision_tower=options.vision_tower,
@@ -104,7 +120,13 @@ class LisaBackend:
             origin=_origin(options),
             limits=_limits(options),
         )
-        return cls(loaded.model, loaded.tokenizer, loaded.clip_preprocessing)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.clip_preprocessing,
+            cache_bytes=DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes,
+            usual_replies=loaded.usual_replies,
+        )
 
     @property
     def device(self) -> str:
@@ -127,6 +149,11 @@ class LisaBackend:
             scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
         )
 
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is kept of earlier prompts."""
+        return self._prefixes.use
+
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
         """Encode several (H, W, 3) uint8 RGB images at once; kept until the next call.
 
@@ -136,8 +163,10 @@ class LisaBackend:
         self.encoder.encode_batch(images)
 
     def clear_cache(self) -> None:
-        """Drop the features of all images."""
+        """Drop the features of all images, earlier prompts and replies."""
         self.encoder.clear()
+        self._prefixes.clear()
+        self._replies.clear()
 
     def stream(
         self,
@@ -193,7 +222,7 @@ class LisaBackend:
         options = options or InferenceOptions()
         turns = [Turn(text, answer_raw)]
         ids, _ = training_ids(self.tokenizer, self.template, turns, options.typed_specials)
-        length = len(ids) - 1 + self.model.config.image_tokens
+        length = self._length(ids)
         if length > self._max_positions:
             raise QueryError(
                 f'query and answer take {length} positions, this model has '
@@ -203,13 +232,15 @@ class LisaBackend:
         answer = AnswerBuilder(text, image.shape[:2], threshold=0.0)
         answer.token_ids.extend(self.tokenizer.encode(answer_raw, parse_special=True))
         encoded = self.encoder.encode(image, timer)
-        with timer.stage('prompt'):
-            prompt = self._prefill(ids, encoded)
-        states = self._seg_states(ids, prompt)
         count = answer.token_ids.count(self.model.config.seg_token_id)
-        # States before the last `count` belong to [SEG] typed in the query.
-        for state in states[len(states) - count :]:
-            list(self._mask_events(SegToken(state), encoded, options, answer, timer))
+        # Those before the last `count` are [SEG] typed in the query.
+        positions = self._seg_positions(ids)
+        positions = positions[len(positions) - count :]
+        with timer.stage('prompt'):
+            prompt = self._prefill(ids, encoded, positions)
+        for position in positions:
+            seg = SegToken(prompt.state(position - 1))
+            list(self._mask_events(seg, encoded, options, answer, timer))
         return self._result(answer, timer, early_end=None)
 
     @property
@@ -242,12 +273,14 @@ class LisaBackend:
         timer = StageTimer(self.encoder.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
         encoded = self.encoder.encode(image, timer)
+        typed = self._typed_positions(text, ids) if options.typed_specials else []
+        max_new_tokens = min(options.max_new_tokens, self._max_positions - self._length(ids))
         with timer.stage('prompt'):
-            prompt = self._prefill(ids, encoded)
-        if options.typed_specials:
-            for state in self._typed_states(text, ids, prompt):
-                yield from self._mask_events(SegToken(state), encoded, options, answer, timer)
-        max_new_tokens = min(options.max_new_tokens, self._max_positions - len(prompt.states))
+            drafts = self._replies.drafts(text, self._max_draft_tokens(max_new_tokens))
+            prompt = self._prefill(ids, encoded, typed, drafts, max_new_tokens)
+        for position in typed:
+            seg = SegToken(prompt.state(position - 1))
+            yield from self._mask_events(seg, encoded, options, answer, timer)
         pieces, text_prob = self.tokenizer.stream(), 1.0
         for step in self._generate(prompt, max_new_tokens, stop, timer):
             # Digits do not count: another number near this one may be as right.
@@ -261,6 +294,7 @@ class LisaBackend:
             if answer.repeated_count:
                 break
         is_complete = self._is_complete(answer.token_ids, options)
+        self._remember(text, [*ids, *answer.token_ids], encoded, prompt, is_complete)
         yield Done(self._result(answer, timer, None if is_complete else stop.early_end))
 
     def _generate(
@@ -272,7 +306,7 @@ class LisaBackend:
     ) -> Iterator[generation.GeneratedToken]:
         """Yield the answer's tokens; the timer gets the stage "tokens"."""
         steps = generation.generate(
-            self.model,
+            self._language_model,
             prompt,
             stop_id=self.tokenizer.eos_token_id,
             max_new_tokens=max_new_tokens,
@@ -295,33 +329,78 @@ class LisaBackend:
             or len(token_ids) >= options.max_new_tokens
         )
 
-    def _prefill(self, ids: list[int], encoded: EncodedImage) -> generation.Prefill:
+    def _prefill(
+        self,
+        ids: list[int],
+        encoded: EncodedImage,
+        seg_positions: Sequence[int] = (),
+        drafts: Drafts = NO_DRAFTS,
+        max_new_tokens: int = 0,
+    ) -> generation.Prefill:
+        """Read a prompt; what is known of its beginning is not read again.
+
+        Args:
+            ids: of the prompt.
+            encoded: its image.
+            seg_positions: of [SEG] in the prompt whose masks are wanted.
+            drafts: of the answer.
+            max_new_tokens: room for the answer.
+        """
         with torch.inference_mode():
             input_ids = torch.tensor(ids, device=self.encoder.device)
             embeddings = self.model.embed(input_ids, encoded.clip_tokens)
-        return generation.prefill(self.model, embeddings)
+        length = len(embeddings)
+        needed = min((position - 1 for position in seg_positions), default=length - 1)
+        room = length + max(drafts.max_tokens, max_new_tokens)
+        known = self._prefixes.find(self._key(ids, encoded), needed, room)
+        return generation.prefill(self._language_model, embeddings, known, drafts, max_new_tokens)
 
-    def _typed_states(self, text: str, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
-        """Return the states that predict the [SEG] tokens that the user typed in this query.
+    def _key(self, ids: Sequence[int], encoded: EncodedImage) -> PromptKey:
+        return PromptKey(tuple(ids), encoded.key, self.model.config.image_tokens)
+
+    def _max_draft_tokens(self, max_new_tokens: int) -> int:
+        """Return how many tokens of drafts cost less than they save."""
+        limit = MAX_DRAFT_TOKENS[self.encoder.device.type == 'cuda']
+        return min(limit, max_new_tokens)
+
+    def _remember(
+        self,
+        text: str,
+        ids: list[int],
+        encoded: EncodedImage,
+        prompt: generation.Prefill,
+        is_complete: bool,
+    ) -> None:
+        """Keep prompt and answer for the next prompt, and a complete answer as a draft."""
+        self._prefixes.add(self._key(ids, encoded), prompt.key_values)
+        if is_complete:
+            answer = ids[prompt.length - self.model.config.image_tokens + 1 :]
+            self._replies.add(text, answer)
+
+    def _length(self, ids: list[int]) -> int:
+        """Return the number of positions that a prompt takes."""
+        return len(ids) - 1 + self.model.config.image_tokens
+
+    def _typed_positions(self, text: str, ids: list[int]) -> list[int]:
+        """Return the positions of the [SEG] tokens that the user typed in this query.
 
         [SEG] tokens of earlier turns are left out: their masks belong to the earlier answers.
         """
         count = self.tokenizer.encode(text, parse_special=True).count(
             self.model.config.seg_token_id
         )
-        states = self._seg_states(ids, prompt)
-        return states[len(states) - count :]
+        positions = self._seg_positions(ids)
+        return positions[len(positions) - count :]
 
-    def _seg_states(self, ids: list[int], prompt: generation.Prefill) -> list[Tensor]:
-        """Return the states, (D,) each, that predict the [SEG] tokens of a prompt, in order."""
+    def _seg_positions(self, ids: list[int]) -> list[int]:
+        """Return the positions of the [SEG] tokens of a prompt, in order."""
         image_position = ids.index(IMAGE_TOKEN_INDEX)
         shift = self.model.config.image_tokens - 1  # the image takes P positions for one id
-        positions = [
+        return [
             position + (shift if position > image_position else 0)
             for position, token_id in enumerate(ids)
             if token_id == self.model.config.seg_token_id
         ]
-        return [prompt.states[position - 1] for position in positions]
 
     def _mask_events(
         self,
@@ -345,6 +424,17 @@ class LisaBackend:
         text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
         answer_raw = self.tokenizer.decode(text_ids, skip_special_tokens=True)
         return answer.result(answer_raw, timer.seconds, early_end)
+
+
+def _reply_ids(
+    tokenizer: Tokenizer, template: str, replies: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Return the token ids of replies, each with its </s>; none given: of the released LISA's."""
+    ids = []
+    for reply in replies or ANSWER_TEMPLATES:
+        prompt_and_reply, labels = training_ids(tokenizer, template, [Turn('x', reply)])
+        ids.append(tuple(prompt_and_reply[labels.count(IGNORE_INDEX) :]))
+    return ids
 
 
 def _origin(options: LoadOptions) -> Origin:

@@ -53,6 +53,14 @@ TEMPLATES = {
         opening='', question='USER: {} ASSISTANT:', after_answer='', bos_each_turn=False
     ),
 }
+# LISA's replies without reasons, from utils/utils.py of dvlab-research/LISA.
+ANSWER_TEMPLATES = (
+    'It is [SEG].',
+    'Sure, [SEG].',
+    'Sure, it is [SEG].',
+    'Sure, the segmentation result is [SEG].',
+    '[SEG].',
+)
 
 
 def named_template(name: str) -> Template:

@@ -66,6 +66,7 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
         lock=settings.model_lock,
         max_input_side=settings.max_input_side,
         max_model_size=settings.max_model_size or None,
+        cache_bytes=settings.cache_memory * 2**20,
     )
     if settings.isolation == 'thread':
         return load_backend(settings.model, options)

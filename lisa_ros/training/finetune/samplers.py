@@ -13,7 +13,6 @@ import numpy as np
 from lisa_ros.datasets.annotations import AnnotatedQuery, ImageWithQueries, read_image
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.lisa_templates import (
-    ANSWERS,
     EXPLANATORY_QUESTIONS,
     LONG_QUESTIONS,
     SHORT_QUESTIONS,
@@ -22,6 +21,7 @@ from lisa_ros.datasets.lisa_templates import (
 )
 from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.errors import DataError, ErrorHandler, raise_error
+from lisa_ros.perception.prompts import ANSWER_TEMPLATES
 from lisa_ros.results import Turn
 from lisa_ros.training.finetune.batches import Sample
 from lisa_ros.training.finetune.mixture import Sampler
@@ -158,16 +158,16 @@ def _turn(
         return Turn(query.text, explanation)
     if form is AnswerForm.MASK_AND_EXPLANATION:
         question = f'{query.text} {pick(EXPLANATORY_QUESTIONS)}'
-        return Turn(question, f'{pick(ANSWERS)} {explanation}')
+        return Turn(question, f'{pick(ANSWER_TEMPLATES)} {explanation}')
     if query.is_sentence:
-        return Turn(pick(LONG_QUESTIONS).format(query.text), pick(ANSWERS))
-    return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWERS))
+        return Turn(pick(LONG_QUESTIONS).format(query.text), pick(ANSWER_TEMPLATES))
+    return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWER_TEMPLATES))
 
 
 def longest_turn(query: AnnotatedQuery) -> Turn:
     """Return the longest turn of a query whose answer has a mask and no explanation."""
     templates = LONG_QUESTIONS if query.is_sentence else SHORT_QUESTIONS
-    return Turn(max(templates, key=len).format(query.text), max(ANSWERS, key=len))
+    return Turn(max(templates, key=len).format(query.text), max(ANSWER_TEMPLATES, key=len))
 
 
 def validation_sample(image: ImageWithQueries) -> Sample:

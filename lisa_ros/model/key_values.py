@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of the positions that a language model has read.
+
+One tensor holds those of all layers, with room for more positions, so that a new token is written
+and nothing is copied (transformers' DynamicCache copies everything for each token).
+
+Letters: N layers, B rows, G heads of keys and values, P positions, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KeyValues:
+    """A cache that one thread at a time extends."""
+
+    def __init__(self, storage: Tensor, length: int = 0):
+        """Wrap memory.
+
+        Args:
+            storage: (N, 2, B, G, P, d) keys and values.
+            length: positions that are in use, from the first one.
+        """
+        self._storage = storage
+        self.length = length
+
+    @property
+    def capacity(self) -> int:
+        """How many positions have room."""
+        return self._storage.shape[4]
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Memory of a position."""
+        return self._storage[..., 0, :].numel() * self._storage.element_size()
+
+    @property
+    def bytes(self) -> int:
+        """Memory, with that of positions that are not in use."""
+        return self.capacity * self.bytes_per_position
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the next positions of a layer, (B, G, n, d) each; return all of the layer's.
+
+        More memory is taken if there is no room.
+
+        Call `advance` when all layers are written.
+        """
+        end = self.length + keys.shape[2]
+        if end > self.capacity:
+            self._storage = self.copy(self.length, max(end, 2 * self.capacity))._storage
+        own = self._storage[layer]
+        own[0, :, :, self.length : end] = keys
+        own[1, :, :, self.length : end] = values
+        return own[0, :, :, :end], own[1, :, :, :end]
+
+    def advance(self, count: int) -> None:
+        """Count `count` positions, which were written, as in use."""
+        self.length += count
+
+    def keep(self, start: int, positions: Sequence[int]) -> None:
+        """Keep, of the positions from `start` on, only some; they move together.
+
+        Args:
+            start: all positions before it stay.
+            positions: of those to keep, ascending.
+        """
+        end = start + len(positions)
+        if list(positions) != list(range(start, end)):
+            index = torch.tensor(positions, device=self._storage.device)
+            self._storage[..., start:end, :] = self._storage[..., index, :]
+        self.length = end
+
+    def copy(self, length: int, capacity: int) -> KeyValues:
+        """Return a new cache with room for `capacity` positions and the first `length` of this."""
+        shape = (*self._storage.shape[:4], capacity, self._storage.shape[5])
+        storage = self._storage.new_empty(shape)
+        storage[..., :length, :] = self._storage[..., :length, :]
+        return KeyValues(storage, length)
