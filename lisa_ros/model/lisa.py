@@ -32,7 +32,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
-from lisa_ros.model import packing
+from lisa_ros.model import packing, sam_encoder
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.packing import IGNORE_INDEX
 
@@ -214,7 +214,10 @@ class LISA(nn.Module):
     def encode_sam(self, pixels: Tensor) -> Tensor:
         """Return SAM's image embeddings, (B, C, h, w), of SAM pixels (B, 3, S, S)."""
         weight = self.sam.vision_encoder.patch_embed.projection.weight
-        return self.sam.vision_encoder(pixels.to(weight.dtype)).last_hidden_state
+        encoder, pixels = self.sam.vision_encoder, pixels.to(weight.dtype)
+        if torch.is_grad_enabled() and weight.requires_grad:  # training
+            return encoder(pixels).last_hidden_state
+        return sam_encoder.encode(encoder, pixels)
 
     def decode_masks(self, image_embedding: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Return a mask for each prompt.
