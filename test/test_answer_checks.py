@@ -180,8 +180,8 @@ FORCED = replace(SHORT, typed_specials=True)  # "[SEG]" makes a mask whatever is
     [
         ('clip.embeddings.patch_embedding.weight', np.nan, "CLIP's features"),
         ('mm_projector.bias', np.inf, "CLIP's features"),
-        ('llm.model.layers.1.mlp.up_proj.weight', np.nan, 'hidden state of [SEG]'),
-        ('llm.model.norm.weight', np.inf, 'hidden state of [SEG]'),
+        ('llm.model.layers.1.mlp.up_proj.weight', np.nan, 'scores of the next token'),
+        ('llm.model.norm.weight', np.inf, 'scores of the next token'),
         ('llm.lm_head.weight', np.nan, 'scores of the next token'),
         ('sam.vision_encoder.layers.1.mlp.lin1.weight', np.nan, "SAM's features"),
         ('text_hidden_fcs.2.weight', np.nan, 'mask of [SEG]'),
