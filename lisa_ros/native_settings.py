@@ -2,8 +2,9 @@
 """Settings of native libraries that suit a robot: the C library's memory, and OpenMP's threads.
 
 - glibc gives a freed array of some megabytes back to the system at once, and the system has to
-  clear the pages of the next one: more than half of the time of an answer without its model. So
-  freed memory is kept; the node returns it every 10 s (ros/memory_reclaim.py).
+  clear the pages of the next one. That was more than half of what the exchange of an image and its
+  mask with the model's process cost. So freed memory is kept; the node returns it every 10 s
+  (ros/memory_reclaim.py).
 - The threads of OpenMP, which PyTorch uses, wait for each other in a loop. Beside other programs
   on all cores, a thread in such a loop takes the core from the one that it waits for. So threads
   sleep after a short wait.

@@ -5,7 +5,7 @@ import torch
 
 from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX as IMAGE
-from lisa_ros.model.prefix_cache import PrefixCache, PromptKey
+from lisa_ros.model.prefix_cache import MAX_PROMPTS, PrefixCache, PromptKey
 
 TOKENS = 10  # of an image
 
@@ -66,3 +66,12 @@ def test_tokens_that_were_not_read_are_not_kept():
     cache = PrefixCache()
     cache.add(key([1, 5, IMAGE, 6, 7, 8]), written(13))  # the last two came without a pass
     assert cache.find(key([1, 5, IMAGE, 6, 7, 8]), 99, 40).length == 13
+
+
+def test_a_stream_of_images_does_not_fill_the_memory():
+    cache = PrefixCache()
+    for number in range(MAX_PROMPTS + 5):
+        cache.add(key([1, 5, IMAGE, 6], image=number), written(13))
+    assert cache.use.prompts == MAX_PROMPTS
+    assert cache.find(key([1, 5, IMAGE, 6], image=4), 13, 20) is None
+    assert cache.find(key([1, 5, IMAGE, 6], image=5), 13, 20).length == 13

@@ -24,7 +24,8 @@ from torch import Tensor
 ROOT = -1  # the last token of the text, as a parent
 
 _OWN_WEIGHT = 100.0  # of the last reply to the same question
-_RECENT_WEIGHT = 2.0  # of the newest reply; the n-th newest has 1/n of it, usual ones 1/n
+_RECENT_WEIGHT = 2.0  # of the newest reply; the n-th newest weighs 1/n of it
+_USUAL_WEIGHT = 1.0  # of the first usual reply; the n-th weighs 1/n of it
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,6 @@ class ReplyMemory:
             recent = list(reversed(self._by_question.values()))
         weighted = [(own, _OWN_WEIGHT)] if own else []
         weighted += [(reply, _RECENT_WEIGHT / n) for n, reply in enumerate(recent, 1)]
-        weighted += [(reply, 1 / n) for n, reply in enumerate(self._usual, 1)]
+        weighted += [(reply, _USUAL_WEIGHT / n) for n, reply in enumerate(self._usual, 1)]
         replies = tuple(reply for reply, _ in weighted)
         return Drafts(replies, tuple(weight for _, weight in weighted), max_tokens)

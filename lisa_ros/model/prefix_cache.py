@@ -16,6 +16,7 @@ from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
+MAX_PROMPTS = 32  # each image of a camera makes one, which a small model would keep by the hundred
 _MIN_POSITIONS = 8  # a shorter prefix is read again
 
 
@@ -64,16 +65,16 @@ class PrefixCache:
             capacity: positions of the copy.
         """
         with self._lock:
-            best, count = None, 0
-            for other in self._entries:
-                common = key.positions(key.common_ids(other))
-                if common > count:
-                    best, count = other, common
-            if best is None:
+            longest, shared = None, 0  # prompt, and positions that it has in common
+            for prompt in self._entries:
+                positions = key.positions(key.common_ids(prompt))
+                if positions > shared:
+                    longest, shared = prompt, positions
+            if longest is None:
                 return None
-            entry = self._entries[best] = self._entries.pop(best)
-        count = min(count, max_positions, entry.length)
-        return entry.copy(count, capacity) if count >= _MIN_POSITIONS else None
+            key_values = self._entries[longest] = self._entries.pop(longest)
+        shared = min(shared, max_positions, key_values.length)
+        return key_values.copy(shared, capacity) if shared >= _MIN_POSITIONS else None
 
     def add(self, key: PromptKey, key_values: KeyValues) -> None:
         """Keep a prompt with its answer.
@@ -86,12 +87,12 @@ class PrefixCache:
         key = PromptKey(key.ids[: len(key.ids) - missing], key.image, key.image_tokens)
         if key_values.length * key_values.bytes_per_position > self._max_bytes:
             return
-        entry = key_values.copy(key_values.length, key_values.length)
+        copied = key_values.copy(key_values.length, key_values.length)
         with self._lock:
-            for other in [o for o in self._entries if key.common_ids(o) == len(o.ids)]:
-                del self._entries[other]  # the new one contains it
-            self._entries[key] = entry
-            while self._bytes() > self._max_bytes:
+            for prompt in [p for p in self._entries if key.common_ids(p) == len(p.ids)]:
+                del self._entries[prompt]  # the new one contains it
+            self._entries[key] = copied
+            while self._bytes() > self._max_bytes or len(self._entries) > MAX_PROMPTS:
                 del self._entries[next(iter(self._entries))]
 
     def clear(self) -> None:

@@ -50,8 +50,8 @@ from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
-# of drafts, on a CPU and on a GPU: there a few more positions cost next to nothing
-MAX_DRAFT_TOKENS = 16, 64
+# of drafts, by device; a GPU reads a few more positions at next to no cost
+MAX_DRAFT_TOKENS = {'cpu': 16, 'cuda': 64}
 
 
 class LisaBackend:
@@ -360,7 +360,7 @@ class LisaBackend:
 
     def _max_draft_tokens(self, max_new_tokens: int) -> int:
         """Return how many tokens of drafts cost less than they save."""
-        limit = MAX_DRAFT_TOKENS[self.encoder.device.type == 'cuda']
+        limit = MAX_DRAFT_TOKENS.get(self.encoder.device.type, MAX_DRAFT_TOKENS['cpu'])
         return min(limit, max_new_tokens)
 
     def _remember(
