@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lisa_ros import native_settings, stop_signals
+from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.error_text import one_line
 
 _ROS_PACKAGES = ('rclpy', 'lisa_ros.msg', 'lisa_ros.action')  # and all that end in _msgs
@@ -32,7 +32,8 @@ def run_node(module: str) -> NoReturn:
     native_settings.apply()
     name = _name_process()
     try:
-        main = importlib.import_module(module).main
+        with garbage_collection.paused():
+            main = importlib.import_module(module).main
     except ModuleNotFoundError as error:
         if not _is_ros_package(error.name or ''):
             raise

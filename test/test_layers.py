@@ -12,7 +12,15 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 # From low to high. A module may import from lower layers, and from its own folder.
 LAYERS = [
     ['error_text'],
-    ['errors', 'english', 'native_settings', 'resources', 'stop_signals', 'perception.masks'],
+    [
+        'errors',
+        'english',
+        'garbage_collection',
+        'native_settings',
+        'resources',
+        'stop_signals',
+        'perception.masks',
+    ],
     ['results', 'settings_schema', 'files', 'evaluation.metrics', 'images'],
     [
         'model.finite',

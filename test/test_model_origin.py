@@ -151,9 +151,12 @@ def test_a_model_with_another_checksum_is_refused(model, capsys):
     checksums = file_checksums(model)
     for accepted in (folder_checksum(checksums), checksums['model.safetensors'].upper()):
         load_backend(str(model), LoadOptions(device='cpu', sha256=accepted))
-    for other in ('0' * 64, checksums['config.json']):
+    for other, isolation in (('0' * 64, 'process'), (checksums['config.json'], 'thread')):
+        settings = Settings(
+            model=str(model), device='cpu', model_sha256=other, isolation=isolation
+        )
         with pytest.raises(CheckpointError, match=rf'has the SHA-256 \w+, expected {other}'):
-            load_model(Settings(model=str(model), device='cpu', model_sha256=other), LOG)
+            load_model(settings, LOG)
     for wrong in ('abc', 'sha256:' + '0' * 64):
         with pytest.raises(CheckpointError, match='expected 64 hexadecimal digits'):
             check_sha256(model, wrong)
@@ -195,7 +198,7 @@ def test_a_lock_file_pins_every_file(model, tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r'tokenizer\.model missing'):
         load_backend(str(model), options)
     with pytest.raises(CheckpointError, match=r'no entry for .*lisa-tabletop, only for toy'):
-        load_model(Settings(device='cpu', model_lock=str(lock)), LOG)
+        load_model(Settings(device='cpu', model_lock=str(lock), isolation='thread'), LOG)
 
 
 def test_a_lock_file_pins_the_vision_tower_and_the_sam_too(tmp_path, capsys):

@@ -18,6 +18,7 @@ import os
 import re
 from importlib import metadata
 
+from lisa_ros import garbage_collection
 from lisa_ros.errors import SettingsError
 from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
 
@@ -108,6 +109,7 @@ def without_auto(options: LoadOptions) -> LoadOptions:
 
 def load_lisa(model: str, options: LoadOptions) -> Backend:
     """Load a LISA; see `LisaBackend.load`."""
-    from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
+    with garbage_collection.paused():
+        from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
 
-    return LisaBackend.load(model, options)
+        return LisaBackend.load(model, options)

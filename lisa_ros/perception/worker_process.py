@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
-from lisa_ros import native_settings, stop_signals
+from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.errors import LisaError
 from lisa_ros.perception.backend import Backend, ReportsCache, ReportsPrecision
 from lisa_ros.perception.process_memory import gpu_memory
@@ -107,7 +107,7 @@ class ModelServer:
         """Return the message to load a model; prepare for it if that is asked for."""
         message = self._inbox.get()
         while isinstance(message, Prepare):
-            with contextlib.suppress(Exception):  # loading reports it
+            with garbage_collection.paused(), contextlib.suppress(Exception):  # loading reports it
                 importlib.import_module(message.module)
             message = self._inbox.get()
         return message
@@ -132,7 +132,9 @@ class ModelServer:
     def _load(self, message: Load) -> Backend:
         """Load the model and tell the parent; an error ends the process."""
         try:
-            backend = pickle.loads(message.loader)(message.model, message.options)  # noqa: S301
+            with garbage_collection.paused():
+                backend = pickle.loads(message.loader)(message.model, message.options)  # noqa: S301
+            garbage_collection.ignore_present_objects()
         except Exception as error:  # noqa: BLE001  # sent to the parent
             self._channel.send(_raised(0, error))
             _exit(1)

@@ -17,6 +17,7 @@ import pytest
 from lisa_ros.training.tabletop.dataset import SceneSet
 from lisa_ros.training.tabletop.pretrain import PretrainTask
 from lisa_ros.training.tabletop.pretrain_config import PretrainConfig
+from lisa_ros.training.tabletop.vocabulary import write_tokenizer
 from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 OBJECTS = (
@@ -29,6 +30,7 @@ TRAINER_CONFIG = TrainerConfig(
 CONFIG = PretrainConfig(
     TRAINER_CONFIG, vision_warmup_steps=2, batch_size=2, queries_per_image=2, threads=1
 )
+FEW_DIALOGUES = 2000  # enough for a tokenizer of all words
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ def train_set(scene_folder):
 
 
 @pytest.fixture(scope='session')
-def trained(scene_folder, tmp_path_factory):
+def trained(scene_folder, train_set, tmp_path_factory):
     """A run of six steps from random weights."""
     folder = tmp_path_factory.mktemp('run')
+    # a run that finds a tokenizer does not train one, which takes longer than the six steps
+    write_tokenizer(folder / 'tokenizer', train_set.scene_graphs, dialogues=FEW_DIALOGUES)
     task = PretrainTask(folder, scene_folder, CONFIG)
     Trainer(folder, TRAINER_CONFIG, task).train()
     return TrainedRun(folder, task)

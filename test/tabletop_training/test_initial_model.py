@@ -23,7 +23,8 @@ def test_known_tokens_keep_their_rows_and_new_ones_get_the_mean_of_their_pieces(
     train_set, tmp_path
 ):
     old, new = (
-        write_tokenizer(tmp_path / str(size), train_set.scene_graphs, size) for size in (700, 1400)
+        write_tokenizer(tmp_path / str(size), train_set.scene_graphs, size, dialogues=2000)
+        for size in (700, 1400)
     )
     assert len(old) < len(new)
     state = {name: torch.randn(len(old), 8) for name in TOKEN_TABLES}

@@ -16,11 +16,14 @@ from lisa_ros.tabletop import answer_text, query_sampling
 from lisa_ros.tabletop.scene_graph import SceneGraph
 
 ADDED_TOKENS = ('[SEG]', '<im_start>', '<im_end>')
-_SENTENCES = 30000  # sampled queries that the tokenizer is trained on
+DIALOGUES = 30000  # that the tokenizer is trained on
 
 
 def write_tokenizer(
-    folder: Path, scene_graphs: list[SceneGraph], vocabulary_size: int = 1400
+    folder: Path,
+    scene_graphs: list[SceneGraph],
+    vocabulary_size: int = 1400,
+    dialogues: int = DIALOGUES,
 ) -> Tokenizer:
     """Train a SentencePiece model on sampled dialogues and write LISA's tokenizer folder.
 
@@ -30,10 +33,11 @@ def write_tokenizer(
         folder: to write; it is created.
         scene_graphs: scenes that the dialogues are about.
         vocabulary_size: upper limit, without ADDED_TOKENS.
+        dialogues: number of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_sample_sentences(scene_graphs)),
+        sentence_iterator=iter(_sample_sentences(scene_graphs, dialogues)),
         model_prefix=str(folder / 'tokenizer'),
         vocab_size=vocabulary_size,
         model_type='bpe',
@@ -48,11 +52,11 @@ def write_tokenizer(
     return Tokenizer.load(folder)
 
 
-def _sample_sentences(scene_graphs: list[SceneGraph]) -> list[str]:
+def _sample_sentences(scene_graphs: list[SceneGraph], dialogues: int) -> list[str]:
     """Return sampled turns as text, without [SEG]."""
     rng = np.random.default_rng(0)
     sentences = []
-    for i in range(_SENTENCES):
+    for i in range(dialogues):
         query = query_sampling.sample_query(rng, scene_graphs[i % len(scene_graphs)])
         for turn in query.turns:
             answer = turn.answer_raw.replace(SEG, '')
