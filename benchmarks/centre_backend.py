@@ -6,6 +6,7 @@ It keeps nothing, so a leak beside it is one of the node.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -41,15 +42,18 @@ class CentreBackend:
         options: InferenceOptions,
         cancel: Cancellation,
     ) -> Iterator[Event]:
-        """Yield a text and a mask."""
+        """Yield a text and a mask; the result has the time that they took, as `model`."""
+        start = time.perf_counter()
         height, width = image.shape[:2]
         logits = np.full((1, height, width), -5, np.float32)
         logits[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 5
+        masks = logits > 0
+        timings = {'model': time.perf_counter() - start}
         yield Token(_ANSWER)
-        yield MaskReady(0, logits[0] > 0, logits[0], 1.0)
+        yield MaskReady(0, masks[0], logits[0], 1.0)
         status = Status.CANCELLED if cancel.is_set() else Status.FOUND
-        arrays = logits > 0, logits, np.ones(1)
-        yield Done(Segmentation(query.text, _ANSWER, _ANSWER, *arrays, status))
+        arrays = masks, logits, np.ones(1)
+        yield Done(Segmentation(query.text, _ANSWER, _ANSWER, *arrays, status, timings=timings))
 
 
 def load(name: str, options: LoadOptions) -> CentreBackend:

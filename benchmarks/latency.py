@@ -32,6 +32,7 @@ import endurance_report as report
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -40,6 +41,13 @@ from lisa_ros.model.image_processing import ClipPreprocessing, clip_pixels, sam_
 from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig, sam_config
+from lisa_ros.model.quantization import (
+    PRECISIONS,
+    QUANTIZED_BITS,
+    is_quantized,
+    quantize_linear,
+    storage_dtype,
+)
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.backend import InferenceOptions, Query
 from lisa_ros.perception.lisa_backend import LisaBackend
@@ -56,7 +64,7 @@ EXPLANATION = (
     'robot would have to move that plate first, and may break it. The sponge near the sink is wet.'
 )
 _SHAPE = 'hidden_size', 'intermediate_size', 'num_hidden_layers'
-PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+_BASE = 64
 SIZES = {  # LLaMA: width, MLP, layers, heads; CLIP: the same, image, patch; SAM: see sam_config
     'tiny': ((64, 128, 2, 4), (32, 64, 2, 2, 56, 14), (128, 48, 2, 3, (1,))),
     'small': ((512, 1376, 8, 8), (768, 3072, 12, 12, 224, 14), (1024, 768, 12, 12, (2, 5, 8, 11))),
@@ -74,30 +82,34 @@ SIZES = {  # LLaMA: width, MLP, layers, heads; CLIP: the same, image, patch; SAM
 
 
 class ForcedLanguageModel(LanguageModel):
-    """Computes everything and chooses the tokens of a given reply."""
+    """Computes everything and chooses the tokens of a given reply.
+
+    Two numbers of each state are replaced by its position, so that `scores` knows it.
+    """
 
     def __init__(self, llm: torch.nn.Module):
         super().__init__(llm)
         self.reply: list[int] = []
         self.prompt_length = 0  # positions
-        self._last_positions: Tensor | None = None
 
     def read(self, embeddings: Tensor, key_values, *, positions=None, mask=None) -> Tensor:
         """Note which positions are read; see LanguageModel."""
         start = key_values.length
-        self._last_positions = positions
+        states = super().read(embeddings, key_values, positions=positions, mask=mask)
         if positions is None:
-            self._last_positions = torch.arange(start, start + embeddings.shape[1])[None]
-        return super().read(embeddings, key_values, positions=positions, mask=mask)
+            positions = torch.arange(start, start + embeddings.shape[1], device=self.device)[None]
+        # whole numbers up to 256 are exact in bf16
+        states[..., -1] = (positions // _BASE).to(states.dtype)
+        states[..., -2] = (positions % _BASE).to(states.dtype)
+        return states
 
     def scores(self, states: Tensor) -> Tensor:
         """Return scores whose largest is that of the reply's next token."""
         scores = super().scores(states)
-        positions = self._last_positions[0, -len(states) :].tolist()
-        following = [position - self.prompt_length + 1 for position in positions]
-        tokens = [self.reply[min(index, len(self.reply) - 1)] for index in following]
-        scores[torch.arange(len(states)), torch.tensor(tokens)] = 1000.0
-        return scores
+        positions = _BASE * states[..., -1].long() + states[..., -2].long()
+        following = (positions - self.prompt_length + 1).clamp(max=len(self.reply) - 1)
+        reply = torch.tensor(self.reply, device=self.device)
+        return scores.scatter(-1, reply[following.clamp(min=0)][..., None], 1000.0)
 
 
 class Bench:
@@ -105,10 +117,10 @@ class Bench:
 
     def __init__(self, size: str, device: str, precision: str):
         self.device, self.size = torch.device(device), size
-        self.dtype = PRECISIONS[precision]
+        self.dtype = PRECISIONS[precision]  # of weights that are not quantized
         self.tokenizer = Tokenizer.load(WEIGHTS / DEFAULT_MODEL)
         self.config = lisa_config(size, self.tokenizer.seg_token_id)
-        self.model = random_lisa(self.config, self.device, self.dtype)
+        self.model = random_lisa(self.config, self.device, precision)
         self.preprocessing = ClipPreprocessing.of_size(self.config.clip.image_size)
         self.language_model = ForcedLanguageModel(self.model.llm)
         self.backend = LisaBackend(
@@ -129,10 +141,14 @@ class Bench:
         assert len(more) == length - 4, len(more)
         return [*tokens, *more, self.tokenizer.eos_token_id]
 
-    def ask(self) -> tuple[str, list[int]]:
-        """Return a question that no path has had, and the ids of its prompt."""
+    def ask(self, number: int | None = None) -> tuple[str, list[int]]:
+        """Return a question that no path has had, and the ids of its prompt.
+
+        Args:
+            number: that is in no other question; None: the next one.
+        """
         self._questions += 1
-        text = QUESTION.format(self._questions)
+        text = QUESTION.format(self._questions if number is None else number)
         return text, prompt_ids(self.tokenizer, self.backend.template, text)
 
     def synchronize(self) -> None:
@@ -278,26 +294,37 @@ def lisa_config(size: str, seg_token_id: int) -> LisaConfig:
     )
 
 
-def random_lisa(config: LisaConfig, device: torch.device, dtype: torch.dtype) -> LISA:
-    """Return a LISA with random weights, made on the device."""
+def random_lisa(config: LisaConfig, device: torch.device, precision: str) -> LISA:
+    """Return a LISA with random weights, made on the device, in a precision as `load` makes it."""
     with torch.device('meta'):
-        model = LISA(config).to(dtype)
-    model = model.to_empty(device=device).eval().requires_grad_(False)
+        model = LISA(config)
     generator = torch.Generator(device).manual_seed(0)
-    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        if 'inv_freq' in name or 'position_ids' in name:
-            continue
-        if 'norm' in name and name.endswith('weight'):
-            weight.fill_(1)
-        else:
-            weight.normal_(0, 0.02, generator=generator)
-    rebuilt = LISA(_without_layers(config))  # its computed buffers, such as rotary frequencies
-    buffers = dict(rebuilt.named_buffers())
-    for name, buffer in model.named_buffers():
-        if name in buffers and ('inv_freq' in name or 'position_ids' in name):
-            buffer.copy_(buffers[name])
-    model.llm.model.rotary_emb.float()
-    return model
+    for name, weight in model.state_dict().items():
+        dtype = storage_dtype(name, precision) if weight.is_floating_point() else weight.dtype
+        tensor = torch.ones(weight.shape, dtype=dtype, device=device)
+        if weight.is_floating_point() and not ('norm' in name and name.endswith('weight')):
+            tensor.normal_(0, 0.02, generator=generator)
+        _set_weight(model, name, tensor, precision)
+    rebuilt = dict(LISA(_without_layers(config)).named_buffers())
+    for name, _ in list(model.named_buffers()):  # computed: rotary frequencies, position ids
+        if name in rebuilt:
+            path, _, leaf = name.rpartition('.')
+            buffer = rebuilt[name].to(device)
+            setattr(model.get_submodule(path), leaf, buffer)
+    return model.eval().requires_grad_(False)
+
+
+def _set_weight(model: LISA, name: str, tensor: Tensor, precision: str) -> None:
+    """Put a weight into a model without storage; quantize it if the precision asks for that."""
+    path, _, leaf = name.rpartition('.')
+    module = model.get_submodule(path)
+    if precision in QUANTIZED_BITS and is_quantized(name, module):
+        layer = quantize_linear(module, tensor, tensor.device, precision)
+        model.set_submodule(path, layer)
+    elif leaf in module._parameters:  # of torch's own, as its documentation names it
+        setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(module, leaf, tensor)
 
 
 def _without_layers(config: LisaConfig) -> LisaConfig:
@@ -311,8 +338,14 @@ def _without_layers(config: LisaConfig) -> LisaConfig:
     return dataclasses.replace(config, llama=llama)
 
 
-def measure(bench: Bench, rounds: int) -> dict[str, object]:
-    """Return all times, as medians over rounds in which the paths take turns [s]."""
+def measure(bench: Bench, rounds: int, has_upstream: bool) -> dict[str, float]:
+    """Return all times, as medians over rounds in which the paths take turns [s].
+
+    Args:
+        bench: the paths.
+        rounds: number of them.
+        has_upstream: measure `upstream`, too; its long answer, which takes minutes, only once.
+    """
     short, long = bench.reply(5), bench.reply(LONG)
     image = bench.new_image()
     for path in (bench.ours, bench.plain):  # warm up
@@ -322,7 +355,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, object]:
     def note(name: str, value: float) -> None:
         rows.setdefault(name, []).append(value)
 
-    for round_number in range(rounds):
+    for round_number in tqdm(range(rounds), desc='latency', unit='round'):
         bench.backend.clear_cache()
         fresh, further = bench.new_image(), bench.new_image()
         with torch.inference_mode():
@@ -341,7 +374,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, object]:
             mask, end = bench.times(bench.plain, further, reply)
             note(f'plain {name} mask', mask)
             note(f'plain {name} answer', end)
-            if round_number == 0 or name == 'short':
+            if has_upstream and (round_number == 0 or name == 'short'):
                 mask, _ = bench.times(bench.upstream, further, reply)
                 note(f'upstream {name}', mask)
     return {name: statistics.median(values) for name, values in rows.items()}
@@ -350,11 +383,15 @@ def measure(bench: Bench, rounds: int) -> dict[str, object]:
 def figures(times: dict[str, float]) -> dict[str, float]:
     """Return the ratios of the times."""
     floor = sum(times[f'floor {part}'] for part in ('clip', 'prefill', 'sam', 'mask'))
-    return {
+    ratios = {
         'mask_over_floor': times['ours short mask'] / floor,
         'sam_encoder_speedup': times['floor sam'] / times['floor our sam'],
         'same_frame_over_fresh': times['ours short same frame mask'] / times['ours short mask'],
         'plain_mask_speedup': times['plain short mask'] / times['ours short mask'],
+    }
+    if 'upstream long' not in times:
+        return ratios
+    return ratios | {
         'upstream_same_frame_speedup': times['upstream short']
         / times['ours short same frame mask'],
         'upstream_mask_speedup': times['upstream long'] / times['ours long mask'],
@@ -374,11 +411,12 @@ def plot(times: dict[str, float], path: Path, title: str) -> None:
         'ours, further question, mask': times['ours short same frame mask'],
         'ours, mask': times['ours short mask'],
         'plain, mask': times['plain short mask'],
-        'upstream, mask': times['upstream short'],
+        'upstream, mask': times.get('upstream short'),
         f'ours, {LONG} tokens': times['ours long answer'],
         f'plain, {LONG} tokens': times['plain long answer'],
-        f'upstream, {LONG} tokens': times['upstream long'],
+        f'upstream, {LONG} tokens': times.get('upstream long'),
     }
+    rows = {name: seconds for name, seconds in rows.items() if seconds}
     names, values = list(rows)[::-1], np.array(list(rows.values())[::-1])
     colors = ['tab:green' if 'ours' in name else 'tab:gray' for name in names]
     axes.barh(names, 1000 * values, color=colors)
@@ -416,6 +454,9 @@ def main() -> None:
     )
     parser.add_argument('--threads', type=int, default=2, help='of a CPU (default: 2)')
     parser.add_argument('--rounds', type=int, default=3, help='(default: 3)')
+    parser.add_argument(
+        '--no-upstream', dest='upstream', action='store_false', help='leave the slowest path out'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON (default: a table)')
     parser.add_argument('--out', type=Path, help='folder for JSON and plot (default: none)')
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)
@@ -426,12 +467,14 @@ def main() -> None:
     if options.memory_of:
         print_memory(bench, options.memory_of)
         return
-    times = measure(bench, options.rounds)
+    times = measure(bench, options.rounds, options.upstream)
     ratios = figures(times)
     del bench
     device = report.machine() if options.device == 'cpu' else torch.cuda.get_device_name()
-    memory = {path: peak_memory(path, options) for path in ('upstream', 'ours')}
-    ratios['peak_memory_over_upstream'] = memory['ours'] / memory['upstream']
+    paths = ('upstream', 'ours') if options.upstream else ('ours',)
+    memory = {path: peak_memory(path, options) for path in paths}
+    if options.upstream:
+        ratios['peak_memory_over_upstream'] = memory['ours'] / memory['upstream']
     result = {
         **{name: round(value, 4) for name, value in ratios.items()},
         'seconds': {name: round(value, 5) for name, value in times.items()},

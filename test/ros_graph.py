@@ -2,6 +2,7 @@
 """A ROS graph for tests: the node in its own process, and a peer that uses it over DDS."""
 
 import array
+import math
 import os
 import signal
 import subprocess
@@ -141,22 +142,36 @@ class Peer:
             return (
                 self.commands.get_subscription_count()
                 and self.images.get_subscription_count()
-                and self._is_discovered_as_camera()
+                and self._knows_publishers_of(*topics)
             )
 
+        topics = [p.topic_name for p in (self.images, self.depths, self.infos)]
         self.received['diagnostics'].clear()
         self.wait(ready, START, 'an active node')
 
-    def _is_discovered_as_camera(self):
-        """Return whether the node's diagnostics count the publisher of this peer."""
-        status_name = f'{self.name}: input {self.images.topic_name}'
-        statuses = [
-            {value.key: value.value for value in status.values}
+    def create_input(self, message_type, topic, qos=10):
+        """Return a publisher for an input of the node, which has discovered it."""
+        publisher = self.node.create_publisher(message_type, topic, qos)
+        self.received['diagnostics'].clear()
+        self.wait(
+            lambda: publisher.get_subscription_count() and self._knows_publishers_of(topic),
+            START,
+            f'an input {topic}',
+        )
+        return publisher
+
+    def _knows_publishers_of(self, *topics):
+        """Return whether the node's diagnostics count all publishers of its inputs."""
+        counted = {
+            status.name.removeprefix(f'{self.name}: input '): int(value.value)
             for array in self.received['diagnostics']
             for status in array.status
-            if status.name == status_name
-        ]
-        return any(int(values['publishers']) for values in statuses)
+            for value in status.values
+            if value.key == 'publishers'
+        }
+        return counted and all(
+            counted.get(topic, math.inf) >= self.node.count_publishers(topic) for topic in topics
+        )
 
     def publish_image(self, image, settle=True):
         """Publish an image and give DDS a moment to deliver it."""

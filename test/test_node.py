@@ -450,8 +450,7 @@ def test_an_incompatible_quality_of_service_is_reported(misconfigured, robot_pee
 
 
 def test_compressed_images_are_answered(robot_peer):
-    publisher = robot_peer.node.create_publisher(CompressedImage, COMPRESSED, 10)
-    robot_peer.wait(publisher.get_subscription_count)
+    publisher = robot_peer.create_input(CompressedImage, COMPRESSED)
     message = CompressedImage(format='jpeg')
     message.data = array.array('B', cv2.imencode('.jpg', IMAGE)[1].tobytes())
     message.header.stamp.sec, message.header.frame_id = 33, 'camera_optical'
@@ -463,10 +462,8 @@ def test_compressed_images_are_answered(robot_peer):
 
 
 def test_compressed_depth_gives_positions(robot_peer):
-    create = robot_peer.node.create_publisher
-    images = create(CompressedImage, COMPRESSED, 10)
-    depths = create(CompressedImage, '/robot/depth/compressedDepth', 10)
-    robot_peer.wait(lambda: images.get_subscription_count() and depths.get_subscription_count())
+    images = robot_peer.create_input(CompressedImage, COMPRESSED)
+    depths = robot_peer.create_input(CompressedImage, '/robot/depth/compressedDepth')
     info = CameraInfo(width=160, height=120, k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
     depth = cv2.imencode('.png', np.full((120, 160), 1500, np.uint16))[1].tobytes()
     for publisher, message, data in (

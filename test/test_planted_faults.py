@@ -190,8 +190,7 @@ def test_a_clock_that_is_ahead(peer, camera):
 
 def test_depth_that_does_not_fit(peer, camera):
     peer.node.destroy_publisher(peer.infos)
-    peer.infos = peer.node.create_publisher(CameraInfo, '/camera_info', 10)  # reliable
-    peer.wait(peer.infos.get_subscription_count)
+    peer.infos = peer.create_input(CameraInfo, '/camera_info')  # reliable
 
     def publish(**message):
         info = CameraInfo(**{**INFO, **message})

@@ -61,6 +61,13 @@ def _add_scenes(kinds: argparse._SubParsersAction) -> None:
         '--out', type=Path, metavar='DIR', help='folder for the report (default: none is written)'
     )
     parser.add_argument(
+        '--batch',
+        type=positive_int,
+        default=1,
+        metavar='N',
+        help='answer N queries at once, which a GPU does faster (default: 1)',
+    )
+    parser.add_argument(
         '--skip-broken',
         action='store_true',
         help='skip images and queries that cannot be used and list them; exit with 0 even if '
@@ -180,7 +187,7 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
     queries = tabletop.check_test_set(queries[: options.limit], broken.add)
     refuse_broken(options.skip_broken, str(path), broken.messages, queries)
     segmenter = load_segmenter(options)
-    cases = list(tabletop.run_test_set(segmenter, queries, overlays, broken.add))
+    cases = list(tabletop.run_test_set(segmenter, queries, overlays, broken.add, options.batch))
     figures = tabletop.compute_figures(cases)
     _print_examples(cases, options.examples)
     if options.out:

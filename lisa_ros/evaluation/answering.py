@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -40,6 +40,18 @@ def answer_query(
 ) -> Segmentation:
     """Answer a query about an (H, W, 3) uint8 RGB image; FAILED with a reason if that fails."""
     return _guarded(image, text, lambda: segmenter.segment(image, text, dialogue))
+
+
+def answer_queries(
+    segmenter: Segmenter, requests: Sequence[tuple[np.ndarray, str]]
+) -> list[Segmentation]:
+    """Answer queries about (H, W, 3) uint8 RGB images at once; see `answer_query`."""
+    try:
+        results = segmenter.segment_batch(requests)
+    except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
+        _log_once(error)
+        return [answer_query(segmenter, image, text) for image, text in requests]
+    return results
 
 
 def teacher_forced_answer(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from lisa_ros.datasets.annotations import unique_names
 from lisa_ros.datasets.json_io import image_path, read_or_skip
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation import calibration
-from lisa_ros.evaluation.answering import answer_query
+from lisa_ros.evaluation.answering import answer_queries, answer_query
 from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.metrics import ciou, giou
@@ -197,6 +197,7 @@ def run_test_set(
     queries: Sequence[TabletopTestQuery],
     overlays: Path | None = None,
     on_error: ErrorHandler = raise_error,
+    batch_size: int = 1,
 ) -> Iterator[Case]:
     """Answer each query of a test set and compare the answer with the ground truth.
 
@@ -206,18 +207,36 @@ def run_test_set(
         overlays: folder for images that show the errors of each mask; None: write none.
         on_error: called for each image that cannot be read, and for each query whose targets are
             not in its image; if it returns, they are left out.
+        batch_size: queries that are answered at once.
 
     Raises:
         DataError: an image cannot be read, and `on_error` raised it; the message names it.
     """
-    image, group, query_number = None, None, 0
-    for query in tqdm(queries, desc='test set', unit='query'):
+    asked = _with_images(tqdm(queries, desc='test set', unit='query'), on_error)
+    while batch := list(itertools.islice(asked, batch_size)):
+        for item, result in zip(batch, _answers(segmenter, batch), strict=True):
+            yield _case(item, result, overlays)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query with its image."""
+
+    query: TabletopTestQuery
+    image: _TestImage
+    number: int  # of the query, among those about its image
+
+
+def _with_images(queries: Iterable[TabletopTestQuery], on_error: ErrorHandler) -> Iterator[_Asked]:
+    """Yield the queries that can be used, with their images."""
+    image, group, number = None, None, 0
+    for query in queries:
         if query.group != group:
             image = read_or_skip(partial(_TestImage.read, query), on_error)
-            group, query_number = query.group, 0
+            group, number = query.group, 0
         if image is not None and read_or_skip(partial(_has_targets, image, query), on_error):
-            yield _evaluate_query(segmenter, image, query, query_number, overlays)
-        query_number += 1
+            yield _Asked(query, image, number)
+        number += 1
 
 
 @dataclass(frozen=True)
@@ -247,30 +266,39 @@ class _TestImage:
         return cls(pixels, ids)
 
 
-def _evaluate_query(
-    segmenter: Segmenter,
-    image: _TestImage,
-    query: TabletopTestQuery,
-    query_number: int,
-    overlays: Path | None,
-) -> Case:
-    """Return the case of a query; `query_number` counts those about one image."""
-    result = _answer(segmenter, image, query)
+def _case(asked: _Asked, result: Segmentation, overlays: Path | None) -> Case:
+    """Return the case of a query."""
+    query, image = asked.query, asked.image
     target = np.isin(image.ids, query.targets)
-    overlay = overlays and overlay_path(overlays, query.group, query_number)
+    overlay = overlays and overlay_path(overlays, query.group, asked.number)
     if overlay:
         write_error_overlay(overlay, image.pixels, result, target)
     return case_from_result(
         result,
         target,
         group=query.group,
-        number=query_number,
+        number=asked.number,
         category=query.category,
         expression=query.text,
         history=query.history,
         expected_phrases=query.expected_phrases,
         image=overlay,
     )
+
+
+def _answers(segmenter: Segmenter, batch: Sequence[_Asked]) -> list[Segmentation]:
+    """Return the answers to queries: those without a history at once, if there are several."""
+    together = [item for item in batch if not item.query.history]
+    if len(together) < 2:
+        return [_answer(segmenter, item.image, item.query) for item in batch]
+    answers = answer_queries(
+        segmenter, [(item.image.pixels, item.query.text) for item in together]
+    )
+    by_item = {id(item): answer for item, answer in zip(together, answers, strict=True)}
+    return [
+        by_item[id(item)] if id(item) in by_item else _answer(segmenter, item.image, item.query)
+        for item in batch
+    ]
 
 
 def _answer(segmenter: Segmenter, image: _TestImage, query: TabletopTestQuery) -> Segmentation:

@@ -11,9 +11,10 @@ of the drafts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,7 @@ def _read(
     end = start + len(embeddings)
     if not drafted:
         states = model.read(embeddings[None], key_values)[0]
-        return states, _accepted(model, states[-1:], tree)[0]
+        return states, accepted_tokens(model, [states[-1:]], [tree])[0][0]
     device = embeddings.device
     tokens = torch.tensor(tree.tokens, device=device)
     embeddings = torch.cat([embeddings, model.embed(tokens).to(embeddings.dtype)])
@@ -105,30 +106,37 @@ def _read(
     before = torch.ones((drafted, end), dtype=torch.bool)
     mask = torch.cat([before, tree.mask()], dim=1).to(device)
     states = model.read(embeddings[None], key_values, positions=positions[None], mask=mask)[0]
-    accepted, nodes = _accepted(model, states[-drafted - 1 :], tree)
+    ((accepted, nodes),) = accepted_tokens(model, [states[-drafted - 1 :]], [tree])
     key_values.keep(end, [end + node for node in nodes])
     return states[:-drafted], accepted
 
 
-def _accepted(
-    model: LanguageModel, states: Tensor, tree: DraftTree
-) -> tuple[tuple[GeneratedToken, ...], list[int]]:
-    """Return the next tokens of the answer, and which tokens of the drafts are among them.
+def accepted_tokens(
+    model: LanguageModel, states: Sequence[Tensor], trees: Sequence[DraftTree]
+) -> list[tuple[tuple[GeneratedToken, ...], list[int]]]:
+    """Return the next tokens of answers, and which tokens of the drafts are among them.
 
     Args:
         model: the language model.
-        states: (1 + K, D) of the position before the drafts, and of the drafts.
-        tree: the drafts, K tokens.
+        states: of each answer (1 + K, D), of the position before its drafts and of the drafts.
+        trees: the drafts of each answer, K tokens.
+
+    Raises:
+        ModelError: the scores of a token are NaN.
     """
-    chosen, probabilities = _choose(model, states)
-    accepted, nodes, node = [], [], ROOT
-    while node is not None:
-        token, probability = chosen[node + 1], probabilities[node + 1]
-        accepted.append(GeneratedToken(token, _checked(probability), states[node + 1]))
-        node = tree.child(node, token)
-        if node is not None:
-            nodes.append(node)
-    return tuple(accepted), nodes
+    chosen = zip(*_choose(model, torch.cat(list(states))), strict=True)
+    results = []
+    for own_states, tree in zip(states, trees, strict=True):
+        own = list(itertools.islice(chosen, len(own_states)))
+        accepted, nodes, node = [], [], ROOT
+        while node is not None:
+            token, probability = own[node + 1]
+            accepted.append(GeneratedToken(token, _checked(probability), own_states[node + 1]))
+            node = tree.child(node, token)
+            if node is not None:
+                nodes.append(node)
+        results.append((tuple(accepted), nodes))
+    return results
 
 
 def _choose(model: LanguageModel, states: Tensor) -> tuple[list[int], list[float]]:

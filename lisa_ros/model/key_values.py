@@ -75,6 +75,32 @@ class KeyValues:
             self._storage[..., start:end, :] = self._storage[..., index, :]
         self.length = end
 
+    def keep_each(self, start: int, columns: Tensor) -> None:
+        """Keep, of the positions from `start` on, other ones in each row; they move together.
+
+        Args:
+            start: all positions before it stay.
+            columns: (B, n) long, those to keep, ascending in each row.
+        """
+        end = start + columns.shape[1]
+        for row, own in enumerate(columns.to(self._storage.device)):
+            part = self._storage[:, :, row]
+            part[..., start:end, :] = part[..., own, :]
+        self.length = end
+
+    def rows(self, rows: Sequence[int]) -> KeyValues:
+        """Return a new cache with some of the rows."""
+        index = torch.tensor(rows, device=self._storage.device)
+        return KeyValues(self._storage[:, :, index], self.length)
+
+    def write_row(self, row: int, source: KeyValues) -> None:
+        """Copy the positions of a cache of one row into the first positions of a row."""
+        self._storage[:, :, row, :, : source.length] = source._storage[:, :, 0, :, : source.length]
+
+    def clear(self) -> None:
+        """Set all memory to zero."""
+        self._storage.zero_()
+
     def copy(self, length: int, capacity: int) -> KeyValues:
         """Return a new cache with room for `capacity` positions and the first `length` of this."""
         shape = (*self._storage.shape[:4], capacity, self._storage.shape[5])

@@ -18,7 +18,7 @@ import numpy as np
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
-from lisa_ros.results import Dialogue, Event, Region
+from lisa_ros.results import Dialogue, Event, Region, Segmentation
 
 STOP_GRACE = 0.5  # how long a backend may take to stop after `answer_timeout` [s]
 
@@ -195,6 +195,30 @@ class ReportsCache(Protocol):
     @property
     def cache_use(self) -> CacheUse | None:
         """What is kept; None: it keeps nothing."""
+
+
+@runtime_checkable
+class AnswersBatches(Protocol):
+    """A backend that answers several queries at once, which a GPU does faster."""
+
+    def answer_batch(
+        self,
+        requests: Sequence[tuple[np.ndarray, Query]],
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> list[Segmentation]:
+        """Return the answers in the order of the requests, each as `Backend.stream` gives it.
+
+        Args:
+            requests: images (H, W, 3) uint8 RGB, of any size, and queries without a region.
+            options: for all of them; `answer_timeout` limits the time of the whole batch.
+            cancel: ends all answers.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            QueryError: a text is empty or too long.
+            ModelError: the model computed NaN or infinity for one of them.
+        """
 
 
 class BackendLoader(Protocol):

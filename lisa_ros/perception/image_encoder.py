@@ -128,9 +128,9 @@ class ImageEncoder:
     def encode_batch(self, images: Sequence[np.ndarray]) -> None:
         """Run CLIP and SAM on several images at once, which a GPU does faster.
 
-        The features are kept until the next call. The `timings` of the first answer about an image
-        include its share of the encoding time. Features that are not finite are not kept: the
-        query about that image computes them again and reports it.
+        The features are kept until the next call; known ones are not computed again. The `timings`
+        of the first answer about an image include its share of the encoding time. Features that
+        are not finite are not kept: the query about that image computes them again and reports it.
 
         Args:
             images: each (H, W, 3) uint8 RGB, of any size.
@@ -139,12 +139,17 @@ class ImageEncoder:
             ImageError: an image has another shape or type.
         """
         timer, sam_size = StageTimer(self.device), self._model.config.sam_size
+        last = self._last
         with timer.stage('preprocess'):
             by_key = {image_key(check_rgb(image)): image for image in images}
-            sam = [sam_input(image, sam_size) for image in by_key.values()]
-            clip = [clip_pixels(image, self._preprocessing) for image in by_key.values()]
-        self._batch = {}
-        if not by_key:
+            known = {key: self._batch[key] for key in by_key if key in self._batch}
+            if last is not None and last.key in by_key and last.sam_features is not None:
+                known[last.key] = last
+            new = {key: image for key, image in by_key.items() if key not in known}
+            sam = [sam_input(image, sam_size) for image in new.values()]
+            clip = [clip_pixels(image, self._preprocessing) for image in new.values()]
+        self._batch = known
+        if not new:
             return
         with torch.inference_mode():
             with timer.stage('clip'):
@@ -153,10 +158,10 @@ class ImageEncoder:
             with timer.stage('sam'):
                 pixels = torch.from_numpy(np.stack([padded.pixels for padded in sam]))
                 features = self._model.encode_sam(pixels.to(self.device))
-        share = {name: duration / len(by_key) for name, duration in timer.seconds.items()}
-        self._batch = {
+        share = {name: duration / len(new) for name, duration in timer.seconds.items()}
+        self._batch = known | {
             key: EncodedImage(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
-            for i, (key, image) in enumerate(by_key.items())
+            for i, (key, image) in enumerate(new.items())
             if all_finite(tokens[i]) and all_finite(features[i])
         }
 

@@ -7,12 +7,15 @@ Threads: one thread at a time calls a LisaBackend. Another thread may set `cance
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lisa_ros.errors import QueryError
 from lisa_ros.model import checkpoint, generation
+from lisa_ros.model.batch_beginnings import BatchBeginnings
+from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.checksums import Lock
 from lisa_ros.model.device import resolve_device
@@ -26,7 +29,7 @@ from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
 from lisa_ros.model.quantization import weights_precision
 from lisa_ros.model.registry import resolve_bundled_model
-from lisa_ros.model.tokenizer import SPACE, Tokenizer
+from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
     Cancellation,
@@ -46,12 +49,23 @@ from lisa_ros.perception.prompts import (
     prompt_ids,
     training_ids,
 )
-from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
-from lisa_ros.results import Done, Event, MaskReady, Segmentation, Token, Turn
+from lisa_ros.perception.reply import Reply
+from lisa_ros.perception.stopping import Deadline, StopCondition
+from lisa_ros.results import Done, Event, Segmentation, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
 # of drafts, by device; a GPU reads a few more positions at next to no cost
 MAX_DRAFT_TOKENS = {'cpu': 16, 'cuda': 64}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query as a prompt."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    text: str  # of the query, with the request for a reason
+    ids: list[int]  # of the prompt
+    answer: AnswerBuilder  # empty
 
 
 class LisaBackend:
@@ -184,6 +198,16 @@ class LisaBackend:
         Errors are raised by this call, not by the iteration, except for a ModelError: the model
         computed NaN or infinity.
         """
+        asked = self._checked(image, query, options)
+        return self._events(asked, options, cancel)
+
+    def _checked(self, image: np.ndarray, query: Query, options: InferenceOptions) -> _Asked:
+        """Return a query as a prompt.
+
+        Raises:
+            ImageError: the image is not (H, W, 3) uint8.
+            QueryError: the text is empty or too long.
+        """
         check_rgb(image)
         text = f'{query.text} {self.model.config.explain}' if query.explain else query.text
         ids = self._prompt_ids(text, query, options)
@@ -194,7 +218,85 @@ class LisaBackend:
             self.model.config.confidence_threshold if threshold is None else threshold,
             _excluded_masks(query, image.shape[:2]),
         )
-        return self._events(image, text, ids, options, cancel, answer)
+        return _Asked(image, text, ids, answer)
+
+    def answer_batch(
+        self,
+        requests: Sequence[tuple[np.ndarray, Query]],
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> list[Segmentation]:
+        """Answer several queries at once; see `AnswersBatches`.
+
+        Images, prompts and tokens go through the model together, masks one after the other. The
+        `timings` of an answer have its share of what was done together.
+        """
+        asked = [self._checked(image, query, options) for image, query in requests]
+        if options.typed_specials:  # masks of prompts: rare
+            return [_last_result(self._events(item, options, cancel)) for item in asked]
+        if not asked:
+            return []
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        self.encoder.encode_batch([item.image for item in asked])
+        replies = []
+        for item in asked:
+            timer = StageTimer(self.encoder.device)
+            encoded = self.encoder.encode(item.image, timer)
+            replies.append(self._reply(encoded, options, item.answer, timer))
+        self._generate_batch(asked, replies, options, stop)
+        results = []
+        for item, reply in zip(asked, replies, strict=True):
+            is_complete = reply.is_complete(options.max_new_tokens)
+            if is_complete:
+                self._replies.add(item.text, item.answer.token_ids)
+            results.append(reply.result(None if is_complete else stop.early_end))
+        return results
+
+    def _generate_batch(
+        self,
+        asked: Sequence[_Asked],
+        replies: Sequence[Reply],
+        options: InferenceOptions,
+        stop: Cancellation,
+    ) -> None:
+        """Generate all answers; the timers of the replies get the stages "prompt" and "tokens"."""
+        timer = StageTimer(self.encoder.device)
+        with timer.stage('prompt'), torch.inference_mode():
+            images = [reply.encoded for reply in replies]
+            prompts = self._batch_prompts(asked, images, options)
+        steps = generate_batch(
+            self._language_model,
+            prompts,
+            stop_id=self.tokenizer.eos_token_id,
+            is_done=lambda number: stop.is_set() or replies[number].answer.repeated_count > 0,
+        )
+        while True:
+            with timer.stage('tokens'):
+                number, step = next(steps, (0, None))
+            if step is None:
+                break
+            for _ in replies[number].push(step):
+                pass
+        for reply in replies:
+            reply.timer.add({name: s / len(replies) for name, s in timer.seconds.items()})
+
+    def _batch_prompts(
+        self, asked: Sequence[_Asked], images: Sequence[EncodedImage], options: InferenceOptions
+    ) -> list[BatchPrompt]:
+        """Return the prompts of a batch; their beginnings up to the image are read."""
+        keys = [self._key(item.ids, image) for item, image in zip(asked, images, strict=True)]
+        embeddings = [
+            self.model.embed(torch.tensor(item.ids, device=self.encoder.device), image.clip_tokens)
+            for item, image in zip(asked, images, strict=True)
+        ]
+        beginnings = BatchBeginnings(self._language_model, self._prefixes)
+        known = beginnings.read(keys, embeddings)
+        prompts = []
+        for item, own, beginning in zip(asked, embeddings, known, strict=True):
+            limit = min(options.max_new_tokens, self._max_positions - len(own))
+            drafts = self._replies.drafts(item.text, self._max_draft_tokens(limit))
+            prompts.append(BatchPrompt(own, limit, beginning, drafts))
+        return prompts
 
     def teacher_forced(
         self,
@@ -238,10 +340,10 @@ class LisaBackend:
         positions = positions[len(positions) - count :]
         with timer.stage('prompt'):
             prompt = self._prefill(ids, encoded, positions)
+        reply = self._reply(encoded, options, answer, timer)
         for position in positions:
-            seg = SegToken(prompt.state(position - 1))
-            list(self._mask_events(seg, encoded, options, answer, timer))
-        return self._result(answer, timer, early_end=None)
+            list(reply.decode(SegToken(prompt.state(position - 1))))
+        return reply.result(early_end=None)
 
     @property
     def _max_positions(self) -> int:
@@ -262,40 +364,27 @@ class LisaBackend:
         )
 
     def _events(
-        self,
-        image: np.ndarray,
-        text: str,
-        ids: list[int],
-        options: InferenceOptions,
-        cancel: Cancellation,
-        answer: AnswerBuilder,
+        self, asked: _Asked, options: InferenceOptions, cancel: Cancellation
     ) -> Iterator[Event]:
+        text, ids, answer = asked.text, asked.ids, asked.answer
         timer = StageTimer(self.encoder.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
-        encoded = self.encoder.encode(image, timer)
+        encoded = self.encoder.encode(asked.image, timer)
         typed = self._typed_positions(text, ids) if options.typed_specials else []
         max_new_tokens = min(options.max_new_tokens, self._max_positions - self._length(ids))
         with timer.stage('prompt'):
             drafts = self._replies.drafts(text, self._max_draft_tokens(max_new_tokens))
             prompt = self._prefill(ids, encoded, typed, drafts, max_new_tokens)
+        reply = self._reply(encoded, options, answer, timer)
         for position in typed:
-            seg = SegToken(prompt.state(position - 1))
-            yield from self._mask_events(seg, encoded, options, answer, timer)
-        pieces, text_prob = self.tokenizer.stream(), 1.0
+            yield from reply.decode(SegToken(prompt.state(position - 1)))
         for step in self._generate(prompt, max_new_tokens, stop, timer):
-            # Digits do not count: another number near this one may be as right.
-            if not self._is_digit(step.token_id):
-                text_prob *= step.probability
-            answer.token_ids.append(step.token_id)
-            yield Token(pieces.push(step.token_id), step.token_id)
-            if step.token_id == self.model.config.seg_token_id:
-                seg = SegToken(step.state, step.probability, text_prob)
-                yield from self._mask_events(seg, encoded, options, answer, timer)
+            yield from reply.push(step)
             if answer.repeated_count:
                 break
-        is_complete = self._is_complete(answer.token_ids, options)
+        is_complete = reply.is_complete(options.max_new_tokens)
         self._remember(text, [*ids, *answer.token_ids], encoded, prompt, is_complete)
-        yield Done(self._result(answer, timer, None if is_complete else stop.early_end))
+        yield Done(reply.result(None if is_complete else stop.early_end))
 
     def _generate(
         self,
@@ -318,16 +407,6 @@ class LisaBackend:
             if step is None:
                 return
             yield step
-
-    def _is_digit(self, token_id: int) -> bool:
-        return self.tokenizer.id_to_token(token_id).strip(SPACE).isdigit()
-
-    def _is_complete(self, token_ids: list[int], options: InferenceOptions) -> bool:
-        """Return whether an answer ends with </s> or has the maximum length."""
-        return len(token_ids) > 0 and (
-            token_ids[-1] == self.tokenizer.eos_token_id
-            or len(token_ids) >= options.max_new_tokens
-        )
 
     def _prefill(
         self,
@@ -402,28 +481,23 @@ class LisaBackend:
             if token_id == self.model.config.seg_token_id
         ]
 
-    def _mask_events(
+    def _reply(
         self,
-        seg: SegToken,
         encoded: EncodedImage,
         options: InferenceOptions,
         answer: AnswerBuilder,
         timer: StageTimer,
-    ) -> Iterator[MaskReady]:
-        """Decode the mask of a [SEG] and yield its event, unless the answer leaves it out."""
-        if answer.is_full:
-            return
+    ) -> Reply:
         refine = self.model.config.refine if options.refine is None else options.refine
-        event = answer.add_mask(self._mask_decoder.decode(seg, encoded, refine, timer))
-        if event is not None:
-            yield event
+        return Reply(
+            self.tokenizer, self._mask_decoder, encoded, answer, refine=refine, timer=timer
+        )
 
-    def _result(
-        self, answer: AnswerBuilder, timer: StageTimer, early_end: EarlyEnd | None
-    ) -> Segmentation:
-        text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
-        answer_raw = self.tokenizer.decode(text_ids, skip_special_tokens=True)
-        return answer.result(answer_raw, timer.seconds, early_end)
+
+def _last_result(events: Iterator[Event]) -> Segmentation:
+    """Return the result of a stream."""
+    *_, done = events
+    return done.result
 
 
 def _reply_ids(

@@ -26,6 +26,7 @@ from lisa_ros.perception.backend import (
     LoadOptions,
     Query,
 )
+from lisa_ros.perception.batch import answer_requests
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.resources import DEFAULT_MODEL
@@ -157,6 +158,25 @@ class Segmenter:
             if isinstance(event, Done):
                 return event.result
         raise AssertionError('a stream ends with Done')
+
+    def segment_batch(
+        self,
+        requests: Sequence[tuple[np.ndarray, str | Query]],
+        cancel: Cancellation | Callable[[], bool] | None = None,
+    ) -> list[Segmentation]:
+        """Answer several queries at once, which a GPU does faster; each as `segment` does.
+
+        Args:
+            requests: images (H, W, 3) uint8 RGB, of any size, and queries about them; several may
+                be about one image.
+            cancel: as in `segment`; ends all answers.
+
+        Returns:
+            The results, in the order of the requests. A request that is not valid has the status
+            FAILED, with the reason.
+        """
+        queries = [(image, q if isinstance(q, Query) else Query(q)) for image, q in requests]
+        return answer_requests(self.backend, queries, self.options, _cancellation(cancel))
 
     def stream(
         self,

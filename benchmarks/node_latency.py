@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what the node adds to the time of its model, and what each frame of a camera costs it.
+
+    python benchmarks/node_latency.py [--width 1280 --height 720] [--isolation process]
+
+A camera (30 Hz, another process) sends images; this process sends a command and waits for
+~/segmentation, ~/mask and ~/confidence. The model answers at once and says how long it took; the
+rest is the node, DDS and, with --isolation process, the way to the model's process and back. Then
+nobody asks, and the CPU time of the thread that runs the node's callbacks is divided by the number
+of frames: an upper bound of how long a frame holds the interpreter's lock.
+
+Writes OUT/node_latency.json and OUT/node_latency.png. Exit status 1 if a limit does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import endurance_report as report
+import node_processes as processes  # makes lisa_ros importable
+import numpy as np
+import rclpy
+from lisa_ros.msg import Segmentation
+from node_peer import NODE, NodePeer
+from sensor_msgs.msg import Image
+from tqdm import tqdm
+
+MEDIAN, PERCENTILE_95, CALLBACKS = 4.0, 12.0, 1.5  # limits [ms]
+WARM_UP = 20  # questions that are not measured
+RATE = 30.0  # of the camera [Hz]
+ISOLATIONS = ('process', 'thread')
+PAUSE = 0.05  # between two questions [s]
+COUNTED = 10.0  # time in which the cost of frames is measured [s]
+
+
+class Asker:
+    """Asks questions and notes when the messages of an answer arrive; one thread."""
+
+    def __init__(self) -> None:
+        """Join the graph; images arrive as bytes: their conversion is not the node's time."""
+        self.peer = NodePeer(on_answer=self._note_answer)
+        self._answer: Segmentation | None = None
+        self._images = 0
+        for topic in ('mask', 'confidence'):
+            self.peer.node.create_subscription(
+                Image, f'{NODE}/{topic}', self._note_image, 10, raw=True
+            )
+
+    def _note_answer(self, message: Segmentation) -> None:
+        self._answer = message
+
+    def _note_image(self, message: bytes) -> None:
+        self._images += 1
+
+    def ask(self, text: str) -> tuple[float, float]:
+        """Return the time until an answer is complete here, and that of its model [ms].
+
+        Raises:
+            TimeoutError: it did not come.
+        """
+        self._answer, self._images = None, 0
+        start = time.perf_counter()
+        self.peer.command(text)
+        self.peer.wait(lambda: self._answer is not None and self._images == 2, 10, 'an answer')
+        seconds = time.perf_counter() - start
+        assert self._answer.status == Segmentation.FOUND, self._answer
+        model = next(t.seconds for t in self._answer.timings if t.stage == 'model')
+        return 1000 * seconds, 1000 * model
+
+
+def callback_time(node: int) -> float:
+    """Return the CPU time of the main thread of the node, which runs its callbacks [s]."""
+    path = Path(f'/proc/{node}/task/{node}/schedstat')
+    return int(path.read_text(encoding='ascii').split()[0]) / 1e9
+
+
+def frame_cost(peer: NodePeer, node: int) -> float:
+    """Return the CPU time of the callbacks for each frame [ms]."""
+    peer.spin(1)
+    start, before = time.monotonic(), callback_time(node)
+    peer.spin(COUNTED)
+    seconds, after = time.monotonic() - start, callback_time(node)
+    return 1000 * (after - before) / (RATE * seconds)
+
+
+def measure(options: argparse.Namespace, isolation: str) -> tuple[np.ndarray, float]:
+    """Return the times of the answers, (questions, 2) [ms], and the cost of a frame [ms]."""
+    size = ['--width', str(options.width), '--height', str(options.height)]
+    parameters = {'isolation': isolation, 'tracker': 'off'}
+    command = processes.node_command(options.out, processes.CENTRE, parameters)
+    camera = [*processes.CAMERA, '--rate', str(RATE), *size]
+    asker = Asker()
+    with (
+        processes.started(command, options.out / 'node_latency_node.log') as node,
+        processes.started(camera, options.out / 'node_latency_camera.log'),
+    ):
+        asker.peer.wait_until_active()
+        asker.peer.spin(2)
+        rows = []
+        for number in tqdm(range(WARM_UP + options.questions), desc=isolation, unit='question'):
+            rows.append(asker.ask(f'the mug {number}'))
+            asker.peer.spin(PAUSE)
+        cost = frame_cost(asker.peer, node.pid)
+    asker.peer.close()
+    return np.array(rows[WARM_UP:]), cost
+
+
+def limits(added: np.ndarray, cost: float, isolation: str) -> list[report.Limit]:
+    """Return the limits of one kind of isolation."""
+    median, high = np.percentile(added, (50, 95))
+    return [
+        report.Limit(f'{isolation}: added to the model, median', float(median), MEDIAN, 'ms'),
+        report.Limit(f'{isolation}: added to the model, p95', float(high), PERCENTILE_95, 'ms'),
+        report.Limit(f'{isolation}: callbacks for a frame', cost, CALLBACKS, 'ms'),
+    ]
+
+
+def plot(added: dict[str, np.ndarray], path: Path, title: str) -> None:
+    """Draw what the node added to each answer, sorted."""
+    drawn, (axis,) = report.figure(1, title)
+    for (isolation, values), colour in zip(
+        added.items(), (report.NODE_COLOUR, report.MODEL_COLOUR), strict=False
+    ):
+        shares = np.linspace(0, 100, len(values))
+        axis.plot(shares, np.sort(values), color=colour, label=f'model in a {isolation}')
+    for value, share in ((MEDIAN, 50), (PERCENTILE_95, 95)):
+        axis.plot(share, value, 'v', color=report.LIMIT_COLOUR, ms=6)
+    axis.set(xlabel='percentile of the answers', ylabel='added time [ms]', ylim=(0, None))
+    report.add_legend(axis, 'red: limits')
+    report.save(drawn, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, report and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--width', type=int, default=1280, help='[px] (default: 1280)')
+    parser.add_argument('--height', type=int, default=720, help='[px] (default: 720)')
+    parser.add_argument('--questions', type=int, default=300, help='(default: 300)')
+    parser.add_argument('--isolation', choices=ISOLATIONS, help='(default: both, in turns)')
+    parser.add_argument('--out', type=Path, default=Path('runs/endurance'), help='folder')
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    processes.Run()
+    processes.join_graph()
+    start = time.monotonic()
+    rows, added, all_limits = {}, {}, []
+    for isolation in (options.isolation,) if options.isolation else ISOLATIONS:
+        times, cost = measure(options, isolation)
+        added[isolation] = times[:, 0] - times[:, 1]
+        all_limits += limits(added[isolation], cost, isolation)
+        rows[isolation] = {
+            'whole [ms]': float(np.median(times[:, 0])),
+            'model [ms]': float(np.median(times[:, 1])),
+            'added [ms]': [round(float(value), 3) for value in added[isolation]],
+        }
+    rclpy.shutdown()
+    named = {name: str(value) for name, value in vars(options).items()}
+    result = report.Report(
+        'node_latency',
+        {**named, 'model': processes.CENTRE},
+        time.monotonic() - start,
+        all_limits,
+        rows,
+    )
+    title = f'What the node adds at {options.width} x {options.height}'
+    plot(added, options.out / 'node_latency.png', title)
+    print(f'figures: {result.write(options.out)}')
+    result.print_table()
+    return int(not result.holds)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn the tokens of one answer of LISA into events: text as it comes, a mask for each [SEG]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lisa_ros.model.generation import GeneratedToken
+from lisa_ros.model.tokenizer import SPACE, Tokenizer
+from lisa_ros.perception.answer_builder import AnswerBuilder
+from lisa_ros.perception.image_encoder import EncodedImage, StageTimer
+from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
+from lisa_ros.perception.stopping import EarlyEnd
+from lisa_ros.results import Event, MaskReady, Segmentation, Token
+
+
+class Reply:
+    """One answer about one image; one thread."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        mask_decoder: MaskDecoder,
+        encoded: EncodedImage,
+        answer: AnswerBuilder,
+        *,
+        refine: bool,
+        timer: StageTimer,
+    ):
+        """Begin.
+
+        Args:
+            tokenizer: of the model.
+            mask_decoder: of the model.
+            encoded: the image.
+            answer: gets tokens and masks.
+            refine: whether to refine the boundaries of masks with the image's edges.
+            timer: gets the stages of the masks.
+        """
+        self._tokenizer, self._mask_decoder = tokenizer, mask_decoder
+        self.encoded, self.answer, self.timer = encoded, answer, timer
+        self._refine = refine
+        self._pieces = tokenizer.stream()
+        self._text_prob = 1.0
+
+    def push(self, step: GeneratedToken) -> Iterator[Event]:
+        """Yield the events of the next token: its text, and the mask of a [SEG]."""
+        # Digits do not count: another number near this one may be as right.
+        if not self._tokenizer.id_to_token(step.token_id).strip(SPACE).isdigit():
+            self._text_prob *= step.probability
+        self.answer.token_ids.append(step.token_id)
+        yield Token(self._pieces.push(step.token_id), step.token_id)
+        if step.token_id == self._tokenizer.seg_token_id:
+            yield from self.decode(SegToken(step.state, step.probability, self._text_prob))
+
+    def decode(self, seg: SegToken) -> Iterator[MaskReady]:
+        """Decode the mask of a [SEG] and yield its event, unless the answer leaves it out."""
+        if self.answer.is_full:
+            return
+        mask = self._mask_decoder.decode(seg, self.encoded, self._refine, self.timer)
+        event = self.answer.add_mask(mask)
+        if event is not None:
+            yield event
+
+    def is_complete(self, max_new_tokens: int) -> bool:
+        """Return whether the answer ends with </s> or has this length."""
+        ids = self.answer.token_ids
+        return len(ids) > 0 and (
+            ids[-1] == self._tokenizer.eos_token_id or len(ids) >= max_new_tokens
+        )
+
+    def result(self, early_end: EarlyEnd | None) -> Segmentation:
+        """Return the answer; `early_end`: how it was stopped, None if it is complete."""
+        answer = self.answer
+        text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
+        answer_raw = self._tokenizer.decode(text_ids, skip_special_tokens=True)
+        return answer.result(answer_raw, self.timer.seconds, early_end)

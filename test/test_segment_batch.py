@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several queries at once have the answers of each alone."""
+
+import json
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+from scripted_backend import ScriptedBackend
+
+from lisa_ros.evaluation.tabletop import read_test_set, run_test_set
+from lisa_ros.images.image_file import decode_rgb
+from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.perception.masks import iou
+from lisa_ros.resources import TEST_SETS
+from lisa_ros.results import Status
+from lisa_ros.segmenter import Segmenter
+
+OPTIONS = InferenceOptions(refine=False)
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    return Segmenter.load(device='cpu', options=OPTIONS)
+
+
+@pytest.fixture(scope='module')
+def requests():
+    """Queries about three images, of two sizes."""
+    with zipfile.ZipFile(TEST_SETS / 'test.zip') as files:
+        entries = json.loads(files.read('queries.json'))[:3]
+        images = [decode_rgb(files.read(entry['image']), entry['image']) for entry in entries]
+    images[1] = np.ascontiguousarray(images[1][:400, 100:])
+    return [
+        (image, query['text'])
+        for image, entry in zip(images, entries, strict=True)
+        for query in entry['queries'][:4]
+    ]
+
+
+def alone(segmenter, requests):
+    segmenter.clear_cache()
+    return [segmenter.segment(image, text) for image, text in requests]
+
+
+def check(results, expected):
+    for result, reference in zip(results, expected, strict=True):
+        assert result.query == reference.query
+        assert result.token_ids == reference.token_ids, result.query
+        assert (result.status, result.reason) == (reference.status, reference.reason)
+        assert len(result.masks) == len(reference.masks)
+        for own, other in zip(result.masks, reference.masks, strict=True):
+            assert iou(own, other) >= 0.999
+        np.testing.assert_allclose(result.scores, reference.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize('is_known', [False, True])
+def test_a_batch_has_the_answers_of_its_requests(segmenter, requests, is_known):
+    expected = alone(segmenter, requests)
+    if not is_known:
+        segmenter.clear_cache()
+    mixed = list(range(0, len(requests), 2)) + list(range(1, len(requests), 2))
+    results = segmenter.segment_batch([requests[n] for n in mixed])
+    check(results, [expected[n] for n in mixed])
+    assert all(result.timings['tokens'] > 0 for result in results)
+
+
+def test_a_request_at_fault_does_not_end_the_others(segmenter, requests):
+    expected = alone(segmenter, requests[:2])
+    results = segmenter.segment_batch(
+        [requests[0], (requests[0][0].astype(np.float32), 'the mug'), requests[1]]
+    )
+    check(results[::2], expected)
+    assert results[1].status is Status.FAILED
+    assert 'float32' in results[1].reason
+    (empty,) = segmenter.segment_batch([(requests[0][0], '')])
+    assert empty.status is Status.FAILED
+    assert segmenter.segment_batch([]) == []
+
+
+def test_regions_and_dialogues_are_those_of_the_request(segmenter, requests):
+    image, text = requests[0]
+    queries = [Query(text, region=(0, 0, 320, 240)), Query(text), Query('and the other one?')]
+    results = segmenter.segment_batch([(image, query) for query in queries])
+    assert [result.masks.shape[1:] for result in results if len(result.masks)]
+    assert all(r.masks.shape[1:] == image.shape[:2] for r in results if len(r.masks))
+
+
+def test_a_cancel_ends_all_answers(segmenter, requests):
+    cancel = threading.Event()
+    cancel.set()
+    results = segmenter.segment_batch(requests[:3], cancel)
+    assert [result.status for result in results] == [Status.CANCELLED] * 3
+
+
+def test_a_backend_without_batches_is_asked_one_after_the_other(requests):
+    segmenter = Segmenter(ScriptedBackend({'': {'masks': 'all'}}))
+    results = segmenter.segment_batch(requests[:2])
+    assert [result.query for result in results] == [text for _, text in requests[:2]]
+    assert [result.status for result in results] == [Status.FOUND] * 2
+
+
+def test_an_evaluation_in_batches_has_the_same_cases(segmenter):
+    queries = read_test_set(TEST_SETS / 'test.zip')[:9]
+    single = list(run_test_set(segmenter, queries))
+    segmenter.clear_cache()
+    batched = list(run_test_set(segmenter, queries, batch_size=4))
+    for own, other in zip(batched, single, strict=True):
+        assert (own.name, own.answer, own.found) == (other.name, other.answer, other.found)
+        assert (
+            own.overlap == pytest.approx(other.overlap, abs=2e-3) or own.overlap == other.overlap
+        )
