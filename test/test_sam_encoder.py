@@ -44,11 +44,11 @@ def encoder(**sizes):
     ],
     ids=str,
 )
-@pytest.mark.parametrize('wide', [False, True], ids=['by row', 'wide'])
+@pytest.mark.parametrize('wide', [False, True], ids=['in blocks', 'wide'])
 @torch.inference_mode()
 def test_the_features_are_those_of_transformers(sizes, wide, monkeypatch):
     if wide:  # the way of a GPU
-        monkeypatch.setattr(sam_encoder, '_attend_by_row', sam_encoder._attend_wide)
+        monkeypatch.setattr(sam_encoder, '_attend_in_blocks', sam_encoder._attend_wide)
     model = encoder(**sizes)
     side = model.config.image_size
     pixels = torch.randn(2, 3, side, side)

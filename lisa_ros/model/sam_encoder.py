@@ -3,10 +3,10 @@
 
 Attention adds q·R_h + q·R_w to the scores of each pair of cells: how far a key is above and beside
 the query (segment-anything, from MViTv2, arXiv 2112.01526). transformers makes a tensor of all
-pairs: 0.8 GB for each global layer of ViT-B at 1024 px. Here no such tensor exists:
+pairs: 0.8 GB for each global layer of ViT-B at 1024 px. Here there is no such tensor:
 
-- on a CPU, queries are processed row by row: for a row of the grid, R_h is added to the keys,
-  because all its queries have the same distance to a row of keys;
+- on a CPU, a block of heads and queries after the other gets a small one, which stays in the
+  processor's cache;
 - on a GPU, the two terms are further dimensions of queries and keys: a query gets its terms for
   each row and column, a key a one in its own row and column. Then flash attention needs no bias.
 
@@ -20,27 +20,38 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.sam.modeling_sam import (
     SamVisionAttention,
     SamVisionEncoder,
     SamVisionLayer,
 )
 
+_BLOCK = 1 << 22  # numbers in the relative positions of a block on a CPU, 16 MB
 _MLP_CELLS = 1024  # at a time on a CPU, so that intermediate states stay in its cache
 
 
+@torch.no_grad()
 def encode(encoder: SamVisionEncoder, pixels: Tensor) -> Tensor:
     """Return SAM's image embeddings, (B, C, h, w), of SAM pixels (B, 3, S, S)."""
-    states = encoder.patch_embed(pixels)
+    states = encoder.patch_embed(pixels)  # (B, h, w, C)
     if encoder.pos_embed is not None:
         states = states + encoder.pos_embed
+    states = states.contiguous()  # changed in place from here on
     for layer in encoder.layers:
         qkv = layer.attn.qkv(layer.layer_norm1(states))
-        attended = _windows(layer, qkv) if layer.window_size else _attend(layer.attn, qkv)
-        states = states + layer.attn.proj(attended)
-        states = states + _mlp(layer, states)
+        attended = _windows(layer, qkv) if layer.window_size else _whole(layer.attn, qkv)
+        states += layer.attn.proj(attended)
+        _add_mlp(layer, states)
     return encoder.neck(states)
+
+
+def _whole(attention: SamVisionAttention, qkv: Tensor) -> Tensor:
+    """Return the output of attention over the whole grid, (B, h, w, C), of qkv (B, h, w, 3C)."""
+    images, height, width, _ = qkv.shape
+    parts = qkv.view(images, height * width, 3, attention.num_attention_heads, -1)
+    attended = _attend(attention, parts.permute(2, 0, 3, 1, 4), height, width)
+    return attended.transpose(1, 2).reshape(images, height, width, -1)
 
 
 def _windows(layer: SamVisionLayer, qkv: Tensor) -> Tensor:
@@ -50,30 +61,32 @@ def _windows(layer: SamVisionLayer, qkv: Tensor) -> Tensor:
     bias = layer.attn.qkv.bias
     if (rows * size, columns * size) != (height, width):
         padded = qkv.new_empty((images, rows * size, columns * size, channels))
-        padded[:] = 0 if bias is None else bias
+        for outside in (padded[:, height:], padded[:, :height, width:]):
+            outside[:] = 0 if bias is None else bias
         padded[:, :height, :width] = qkv
         qkv = padded
-    windows = qkv.view(images, rows, size, columns, size, channels).transpose(2, 3)
-    windows = windows.reshape(-1, size, size, channels)
-    attended = _attend(layer.attn, windows)
-    attended = attended.view(images, rows, columns, size, size, -1).transpose(2, 3)
-    return attended.reshape(images, rows * size, columns * size, -1)[:, :height, :width]
+    heads = layer.attn.num_attention_heads
+    windows = qkv.view(images, rows, size, columns, size, 3, heads, -1)
+    windows = windows.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(
+        3, -1, heads, size * size, channels // 3 // heads
+    )
+    attended = _attend(layer.attn, windows, size, size)
+    attended = attended.view(images, rows, columns, heads, size, size, -1)
+    attended = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(
+        images, rows * size, columns * size, -1
+    )
+    return attended[:, :height, :width]
 
 
-def _attend(attention: SamVisionAttention, qkv: Tensor) -> Tensor:
-    """Return the output of attention before `proj`, (B, h, w, C), of qkv (B, h, w, 3C)."""
-    images, height, width, _ = qkv.shape
-    heads = attention.num_attention_heads
-    qkv = qkv.reshape(images, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    queries, keys, values = qkv.unbind(0)  # (B, G, h w, d)
+def _attend(attention: SamVisionAttention, qkv: Tensor, height: int, width: int) -> Tensor:
+    """Return the output of attention before `proj`, (B, G, h w, d), of qkv (3, B, G, h w, d)."""
+    queries, keys, values = qkv
     if not attention.use_rel_pos:
-        attended = F.scaled_dot_product_attention(queries, keys, values)
-    else:
-        by_row = _relative(attention.rel_pos_h, height)  # (h, h, d): of query and key
-        by_column = _relative(attention.rel_pos_w, width)  # (w, w, d)
-        attend = _attend_wide if qkv.is_cuda else _attend_by_row
-        attended = attend(queries, keys, values, by_row, by_column)
-    return attended.transpose(1, 2).reshape(images, height, width, -1)
+        return F.scaled_dot_product_attention(queries, keys, values)
+    by_row = _relative(attention.rel_pos_h, height)  # (h, h, d): of query and key
+    by_column = _relative(attention.rel_pos_w, width)  # (w, w, d)
+    attend = _attend_wide if qkv.is_cuda else _attend_in_blocks
+    return attend(queries, keys, values, by_row, by_column)
 
 
 def _relative(table: Tensor, size: int) -> Tensor:
@@ -108,36 +121,41 @@ def _attend_wide(
     return attended[..., :depth]
 
 
-def _attend_by_row(
+def _attend_in_blocks(
     queries: Tensor, keys: Tensor, values: Tensor, by_row: Tensor, by_column: Tensor
 ) -> Tensor:
-    """Return attention, (B, G, h w, d), one row of queries after the other."""
+    """Return attention, (B, G, h w, d), of some heads and rows of queries after the other."""
     height, width, depth = len(by_row), len(by_column), queries.shape[-1]
-    images, heads = queries.shape[:2]
-    queries = queries.reshape(-1, height, width, depth)  # (B G, h, w, d)
-    grid_keys = keys.reshape(-1, height, width, depth) * depth**-0.5
-    values = values.reshape(-1, height * width, depth)
+    images, heads, cells = queries.shape[:3]
+    queries, keys, values = (
+        part.reshape(1, images * heads, cells, depth) for part in (queries, keys, values)
+    )
+    grid = queries[0].view(-1, height, width, depth)  # (B G, h, w, d)
+    rows = torch.einsum('nyxd,ykd->nyxk', grid, by_row)[..., None]  # (B G, h, w, h, 1)
+    columns = torch.einsum('nyxd,xkd->nyxk', grid, by_column)[..., None, :]  # (B G, h, w, 1, w)
+    block_rows = max(1, min(height, _BLOCK // (width * cells)))
+    block_heads = max(1, _BLOCK // (block_rows * width * cells))
     attended = torch.empty_like(queries)
-    scores = queries.new_empty((len(queries), width, height, width))
-    row_keys = torch.empty_like(grid_keys)
-    flat_keys = row_keys.view(len(queries), -1, depth).transpose(1, 2)
-    flat_scores = scores.view(len(queries), width, -1)
-    for row in range(height):
-        own = queries[:, row]  # (B G, w, d)
-        torch.add(grid_keys, by_row[row][:, None], out=row_keys)
-        beside = torch.einsum('nxd,xkd->nxk', own, by_column)  # (B G, w, w)
-        scores.copy_(beside[:, :, None])
-        torch.baddbmm(flat_scores, own, flat_keys, out=flat_scores)
-        torch.softmax(flat_scores, dim=-1, out=flat_scores)
-        torch.bmm(flat_scores, values, out=attended[:, row])
-    return attended.view(images, heads, height * width, depth)
+    biases = queries.new_empty((min(block_heads, len(grid)), block_rows, width, height, width))
+    for head in range(0, len(grid), block_heads):
+        own = slice(head, head + block_heads)
+        for row in range(0, height, block_rows):
+            block = slice(row, row + block_rows)
+            own_rows, own_columns = rows[own, block], columns[own, block]
+            bias = biases[: len(own_rows), : own_rows.shape[1]]
+            torch.add(own_rows, own_columns, out=bias)
+            part = slice(row * width, (row + bias.shape[1]) * width)
+            attended[:, own, part] = F.scaled_dot_product_attention(
+                queries[:, own, part],
+                keys[:, own],
+                values[:, own],
+                attn_mask=bias.reshape(1, len(bias), -1, cells),
+            )
+    return attended.view(images, heads, cells, depth)
 
 
-def _mlp(layer: SamVisionLayer, states: Tensor) -> Tensor:
-    """Return the output of a layer's MLP, with its norm, (B, h, w, C)."""
-    mlp: nn.Module = layer.mlp
-    if states.is_cuda or states.requires_grad:
-        return mlp(layer.layer_norm2(states))
-    flat = states.flatten(0, 2)
-    parts = [mlp(layer.layer_norm2(part)) for part in flat.split(_MLP_CELLS)]
-    return torch.cat(parts).view_as(states)
+def _add_mlp(layer: SamVisionLayer, states: Tensor) -> None:
+    """Add the output of a layer's MLP, with its norm, to states (B, h, w, C)."""
+    flat = states.view(-1, states.shape[-1])
+    for part in flat.split(len(flat) if states.is_cuda else _MLP_CELLS):
+        part.add_(layer.mlp(layer.layer_norm2(part)))
