@@ -22,6 +22,7 @@ import torch
 from latency import PRECISIONS, SIZES, Bench
 from tqdm import tqdm
 
+from lisa_ros import native_settings
 from lisa_ros.perception.backend import InferenceOptions, Query
 
 IMAGES = ('new images', 'one known image')
@@ -118,6 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     precision = options.precision or ('fp32' if options.device == 'cpu' else 'bf16')
     torch.set_num_threads(options.threads)
+    native_settings.apply()
     bench = BatchBench(options.size, options.device, precision)
     times = measure(bench, sorted(options.batches), options.rounds)
     device = report.machine() if options.device == 'cpu' else torch.cuda.get_device_name()

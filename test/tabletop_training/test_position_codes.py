@@ -10,11 +10,11 @@ from lisa_ros.training.tabletop.position_distillation import PositionDistillatio
 from lisa_ros.training.trainer import Trainer, TrainerConfig
 
 TRAINER_CONFIG = TrainerConfig(
-    steps=8,
+    steps=5,
     learning_rate=2e-4,
     warmup_steps=1,
-    validate_every=8,
-    save_every=8,
+    validate_every=5,
+    save_every=5,
     max_grad_norm=5.0,
 )
 
