@@ -3,11 +3,11 @@
 
     python benchmarks/node_latency.py [--width 1280 --height 720] [--isolation process]
 
-A camera (30 Hz, another process) sends images; this process sends a command and waits for
-~/segmentation, ~/mask and ~/confidence. The model answers at once and says how long it took; the
-rest is the node, DDS and, with --isolation process, the way to the model's process and back. Then
-nobody asks, and the CPU time of the thread that runs the node's callbacks is divided by the number
-of frames: an upper bound of how long a frame holds the interpreter's lock.
+A camera (30 Hz, without depth, another process) sends images; this process sends a command and
+waits for ~/segmentation, ~/mask and ~/confidence. The model answers at once and says how long it
+took; the rest is the node, DDS and, with --isolation process, the way to the model's process and
+back. Then nobody asks, and the CPU time of the thread that runs the node's callbacks is divided
+by the number of frames: an upper bound of how long a frame holds the interpreter's lock.
 
 Writes OUT/node_latency.json and OUT/node_latency.png. Exit status 1 if a limit does not hold.
 """
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, isolation: str) -> tuple[np.ndarray, fl
     size = ['--width', str(options.width), '--height', str(options.height)]
     parameters = {'isolation': isolation, 'tracker': 'off'}
     command = processes.node_command(options.out, processes.CENTRE, parameters)
-    camera = [*processes.CAMERA, '--rate', str(RATE), *size]
+    camera = [*processes.CAMERA, '--rate', str(RATE), '--no-depth', *size]
     asker = Asker()
     with (
         processes.started(command, options.out / 'node_latency_node.log') as node,

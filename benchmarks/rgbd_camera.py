@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An RGB-D camera: publishes image, depth and camera_info at a steady rate, until it is stopped.
 
-    python benchmarks/rgbd_camera.py [--rate 30] [--width 640 --height 480]
+    python benchmarks/rgbd_camera.py [--rate 30] [--width 640 --height 480] [--no-depth]
 
 The image is the first one of the bundled test set, moved by a pixel from frame to frame, so that
 no two frames in a row are the same. The depth is a table that is seen at a slant, with a box in
@@ -70,8 +70,8 @@ def camera_info(width: int, height: int):  # -> sensor_msgs/CameraInfo
     return message
 
 
-def publish(rate: float, width: int, height: int) -> None:
-    """Publish frames at a rate [Hz] until a signal comes."""
+def publish(rate: float, width: int, height: int, has_depth: bool = True) -> None:
+    """Publish frames at a rate [Hz] until a signal comes; without depth only images."""
     import rclpy
     from rclpy.qos import qos_profile_sensor_data as qos
     from rclpy.signals import SignalHandlerOptions
@@ -86,6 +86,8 @@ def publish(rate: float, width: int, height: int) -> None:
     frames = [image_message(np.roll(image, n, axis=1), 'rgb8') for n in range(_PERIOD)]
     messages = [image_message(depth, '16UC1'), camera_info(width, height)]
     topics = {'depth': Image, 'camera_info': CameraInfo, 'image': Image}
+    if not has_depth:
+        messages, topics = [], {'image': Image}
     publishers = [node.create_publisher(topics[topic], topic, qos) for topic in topics]
     is_stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -108,8 +110,11 @@ def main() -> None:
     parser.add_argument('--rate', type=float, default=30.0, help='[Hz] (default: 30)')
     parser.add_argument('--width', type=int, default=640, help='[px] (default: 640)')
     parser.add_argument('--height', type=int, default=480, help='[px] (default: 480)')
+    parser.add_argument(
+        '--no-depth', dest='depth', action='store_false', help='publish images only'
+    )
     options = parser.parse_args()
-    publish(options.rate, options.width, options.height)
+    publish(options.rate, options.width, options.height, options.depth)
 
 
 if __name__ == '__main__':

@@ -227,7 +227,7 @@ def image_fields(pixels: np.ndarray, encoding: str) -> dict[str, Any]:
             f'with {channels} channel(s)'
         )
     pixel_bytes = array.array('B')
-    pixel_bytes.frombytes(np.ascontiguousarray(pixels).tobytes())
+    pixel_bytes.frombytes(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
     return {
         'height': height,
         'width': width,

@@ -10,6 +10,7 @@ import numpy as np
 
 IGNORED_PIXEL = 255  # in ground truth: of pixels that are left out of losses and metrics
 MAX_MASKS = 254  # of one answer: 0 is background in a label image, 255 "unlabelled" in vision_msgs
+_BLOCK = 1 << 16  # pixels that are computed at a time, so that they stay in the processor's cache
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -75,13 +76,16 @@ def label_image(masks: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
         masks: (N, H, W) bool.
         mask_logits: (N, H, W) float32 of the same masks.
     """
+    if len(masks) == 1:
+        return masks[0].astype(np.uint8)
     labels = np.zeros(masks.shape[1:], np.uint8)
     highest = np.full(masks.shape[1:], -np.inf, np.float32)
     pairs = zip(masks[:MAX_MASKS], mask_logits[:MAX_MASKS], strict=True)
     for number, (mask, logits) in enumerate(pairs, 1):
-        wins = mask & (logits > highest)
-        labels[wins] = number
-        highest[wins] = logits[wins]
+        box = box_slices(mask) if mask.any() else (slice(0), slice(0))
+        wins = mask[box] & (logits[box] > highest[box])
+        np.copyto(labels[box], number, where=wins)
+        np.copyto(highest[box], logits[box], where=wins)
     return labels
 
 
@@ -92,5 +96,14 @@ def confidence_image(mask_logits: np.ndarray) -> np.ndarray:
     """
     if len(mask_logits) == 0:
         return np.zeros(mask_logits.shape[1:], np.uint8)
-    highest = np.clip(mask_logits.max(axis=0), -30, 30)  # exp stays finite in float32
-    return np.rint(255 / (1 + np.exp(-highest))).astype(np.uint8)
+    height, width = mask_logits.shape[1:]
+    confidence = np.empty((height, width), np.uint8)
+    step = max(1, _BLOCK // max(1, width))
+    for start in range(0, height, step):
+        rows = slice(start, start + step)
+        values = mask_logits[:, rows].max(axis=0)
+        np.clip(values, -30, 30, out=values)  # exp stays finite in float32
+        np.exp(np.negative(values, out=values), out=values)
+        np.divide(255, np.add(values, 1, out=values), out=values)
+        confidence[rows] = np.rint(values, out=values)
+    return confidence

@@ -6,6 +6,7 @@ Threads: all of it runs on the camera's delivery thread.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from dataclasses import dataclass
@@ -81,8 +82,12 @@ class TopicListener:
 
     def answer(self, frame: SyncedMessages | None, result: Segmentation) -> _Answer:
         """Return a result with positions and message; after an internal error a failed one."""
+        start = time.monotonic()
         try:
             localized = self._publishers.answers.localize(frame, result, always=True)
+            if localized.rgbd_frame is not None:
+                seconds = time.monotonic() - start
+                result = dataclasses.replace(result, timings={**result.timings, 'place': seconds})
             message = self._publishers.answers.message(frame, result, localized)
         except BaseException as error:  # noqa: BLE001  # a bug: the client gets a failed result
             self._context.node.get_logger().error(traceback.format_exc())
