@@ -108,6 +108,7 @@ class Peer:
             self.subscribe(f'{self.name}/{topic}', message_type, topic)
         self.subscribe('/diagnostics', DiagnosticArray, 'diagnostics')
         self.commands = self.node.create_publisher(String, f'{self.name}/command', 10)
+        self._inputs = [f'{namespace}/{name}' for name in ('image', 'depth', 'camera_info')]
         publish = self.node.create_publisher
         self.images = publish(Image, f'{namespace}/image', qos_profile_sensor_data)
         self.depths = publish(Image, f'{namespace}/depth', qos_profile_sensor_data)
@@ -142,10 +143,9 @@ class Peer:
             return (
                 self.commands.get_subscription_count()
                 and self.images.get_subscription_count()
-                and self._knows_publishers_of(*topics)
+                and self._knows_publishers_of(*self._inputs)
             )
 
-        topics = [p.topic_name for p in (self.images, self.depths, self.infos)]
         self.received['diagnostics'].clear()
         self.wait(ready, START, 'an active node')
 
