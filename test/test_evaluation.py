@@ -138,16 +138,13 @@ def test_a_run_writes_its_figures_and_the_same_ones_twice(reports, labelled):
     timings = json.loads((reports / 'a' / 'timings.json').read_text())
     assert timings['cases'].keys() == {case['name'] for case in content['cases']}
     assert timings['machine']['torch'] == torch.__version__
-    # a mask is ready before the last token of its answer (answers without a mask may be faster),
-    # and every stage is part of the answer
-    whole, mask = (
-        timings['delays']['to the answer [s]'],
-        timings['delays']['to the first mask [s]'],
-    )
-    assert 0 < mask['p50'] <= mask['p99'] < whole['p99']
+    assert timings['delays']['to the answer [s]']['p50'] > 0
     assert {'clip [s]', 'tokens [s]', 'sam [s]'} < timings['delays'].keys()
-    for stage, spent in timings['delays'].items():
-        assert spent['p99'] <= whole['p99'], stage
+    # a mask is ready before its answer ends, and every stage is part of the answer
+    for case in read_cases(read_report(reports / 'a'), reports / 'a', ''):
+        assert bool(len(case.scores)) == (case.time_to_first_mask is not None)
+        assert 0 < max(case.timings.values()) < case.total_time
+        assert (case.time_to_first_mask or 0) <= case.total_time
 
 
 def test_a_teacher_forced_run_names_its_mode_and_has_a_mask_for_every_query(reports):

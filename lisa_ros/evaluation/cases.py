@@ -61,8 +61,11 @@ class Case:
 
     @property
     def total_time(self) -> float:
-        """Sum of the stages [s]."""
-        return sum(self.timings.values())
+        """Sum of the stages, and no less than the time to the first mask [s].
+
+        That also contains what runs between the stages.
+        """
+        return max(sum(self.timings.values()), self.time_to_first_mask or 0.0)
 
     @property
     def explained(self) -> bool:
