@@ -452,15 +452,20 @@ def print_memory(bench: Bench, path: str) -> None:
     print(process_memory().peak)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add size, device, precision and threads."""
     parser.add_argument('--size', choices=SIZES, default='small', help='(default: small)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda (default: cpu)')
     parser.add_argument(
         '--precision', choices=PRECISIONS, default=None, help='(default: fp32 on a CPU, else bf16)'
     )
     parser.add_argument('--threads', type=int, default=2, help='of a CPU (default: 2)')
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
     parser.add_argument('--rounds', type=int, default=3, help='(default: 3)')
     parser.add_argument(
         '--no-upstream', dest='upstream', action='store_false', help='leave the slowest path out'

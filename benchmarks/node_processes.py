@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import rclpy
 from rclpy.signals import SignalHandlerOptions
@@ -117,6 +118,19 @@ def _fewest(usages: Sequence[Usage]) -> Usage:
         threads=min(item.threads for item in usages),
         handles=min(item.handles for item in usages),
     )
+
+
+def memory_growth(samples: Sequence[Sample], process: str) -> float:
+    """Return how much the memory of "node" or "model" grows over the second half, as a share.
+
+    A line is fitted to the second half, so that single samples do not count much.
+    """
+    half = samples[len(samples) // 2 :]
+    if len(half) < 2:
+        return float('nan')
+    memory = [getattr(item, process).memory for item in half]
+    slope, start = np.polyfit(np.linspace(0, 1, len(memory)), memory, 1)
+    return float(slope / start)
 
 
 class Run:

@@ -126,19 +126,6 @@ def ask(peer: NodePeer, queries: int, node: int) -> Answers:
     return Answers(latencies, unanswered, samples)
 
 
-def growth(samples: Sequence[Sample], process: str) -> float:
-    """Return how much the memory of a process grows over the second half, as a share.
-
-    A line is fitted to the second half, so that single samples do not count much.
-    """
-    half = samples[len(samples) // 2 :]
-    if len(half) < 2:
-        return float('nan')
-    memory = [getattr(item, process).memory for item in half]
-    slope, start = np.polyfit(np.linspace(0, 1, len(memory)), memory, 1)
-    return float(slope / start)
-
-
 def slowdown(latencies: Sequence[float]) -> float:
     """Return how far the 95th percentile of the last tenth is above the first's, as a share."""
     tenth = max(1, len(latencies) // 10)
@@ -173,7 +160,7 @@ def limits(answers: Answers, received: dict[str, int]) -> list[report.Limit]:
             report.Limit(f'handles lost by the {process}', after.handles - before.handles, 0),
             report.Limit(
                 f'memory growth of the {process} over the second half',
-                100 * growth(answers.samples, process),
+                100 * processes.memory_growth(answers.samples, process),
                 100 * MEMORY_GROWTH,
                 '%',
                 is_long,

@@ -84,14 +84,6 @@ def watch(watcher: Watcher, minutes: float, node: int) -> list[Sample]:
     return samples
 
 
-def growth(samples: list[Sample], process: str) -> float:
-    """Return how much the memory of a process grows over the second half, as a share."""
-    half = samples[len(samples) // 2 :]
-    memory = [getattr(item, process).memory for item in half]
-    slope, start = np.polyfit(np.linspace(0, 1, len(memory)), memory, 1)
-    return float(slope / start)
-
-
 def limits(watcher: Watcher, samples: list[Sample], minutes: float) -> list[report.Limit]:
     """Return the limits of a run."""
     _, ages, durations = np.array(watcher.answers).T
@@ -117,7 +109,7 @@ def limits(watcher: Watcher, samples: list[Sample], minutes: float) -> list[repo
     rows += [
         report.Limit(
             f'memory growth of the {process} over the second half',
-            100 * growth(samples, process),
+            100 * processes.memory_growth(samples, process),
             100 * MEMORY_GROWTH,
             '%',
             is_long,

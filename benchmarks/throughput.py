@@ -19,7 +19,7 @@ from pathlib import Path
 
 import endurance_report as report
 import torch
-from latency import PRECISIONS, SIZES, Bench
+from latency import Bench, add_model_arguments
 from tqdm import tqdm
 
 from lisa_ros import native_settings
@@ -104,12 +104,7 @@ def plot(times: dict[str, dict[int, float]], path: Path, title: str) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--size', choices=SIZES, default='small', help='(default: small)')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda (default: cpu)')
-    parser.add_argument(
-        '--precision', choices=PRECISIONS, default=None, help='(default: fp32 on a CPU, else bf16)'
-    )
-    parser.add_argument('--threads', type=int, default=2, help='of a CPU (default: 2)')
+    add_model_arguments(parser)
     parser.add_argument(
         '--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16], help='(default: 1 2 4 8 16)'
     )

@@ -3,41 +3,20 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from counting_model import counting_model
 
 from lisa_ros.errors import ModelError
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts
 from lisa_ros.model.generation import generate, prefill
-from lisa_ros.model.language_model import LanguageModel
 
 STOP = 2
 LENGTHS = (9, 4, 15, 7, 30)
 
 
-class CountingModel(LanguageModel):
-    """Counts the passes through the language model."""
-
-    passes = 0
-
-    def read(self, *arguments, **options):
-        self.passes += 1
-        return super().read(*arguments, **options)
-
-
 @pytest.fixture(scope='module')
 def model():
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40,
-        initializer_range=0.5,
-    )
-    return CountingModel(LlamaForCausalLM(config).eval())
+    return counting_model(key_value_heads=2)
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scripted_backend import ScriptedBackend
 
+from lisa_ros.evaluation.answering import WHOLE_ANSWER, answer_queries
 from lisa_ros.evaluation.tabletop import read_test_set, run_test_set
 from lisa_ros.images.image_file import decode_rgb
 from lisa_ros.perception.backend import InferenceOptions, Query
@@ -99,6 +100,11 @@ def test_a_backend_without_batches_is_asked_one_after_the_other(requests):
     results = segmenter.segment_batch(requests[:2])
     assert [result.query for result in results] == [text for _, text in requests[:2]]
     assert [result.status for result in results] == [Status.FOUND] * 2
+
+
+def test_a_backend_that_times_no_stages_has_its_share_of_the_time(requests):
+    results = answer_queries(Segmenter(ScriptedBackend({'': {'masks': 'all'}})), requests[:2])
+    assert all(list(result.timings) == [WHOLE_ANSWER] for result in results)
 
 
 def test_an_evaluation_in_batches_has_the_same_cases(segmenter):

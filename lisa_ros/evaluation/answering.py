@@ -46,12 +46,17 @@ def answer_queries(
     segmenter: Segmenter, requests: Sequence[tuple[np.ndarray, str]]
 ) -> list[Segmentation]:
     """Answer queries about (H, W, 3) uint8 RGB images at once; see `answer_query`."""
+    start = time.perf_counter()
     try:
         results = segmenter.segment_batch(requests)
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
         _log_once(error)
         return [answer_query(segmenter, image, text) for image, text in requests]
-    return results
+    share = (time.perf_counter() - start) / max(1, len(requests))
+    return [
+        result if result.status is Status.FAILED else _with_timings(result, share)
+        for result in results
+    ]
 
 
 def teacher_forced_answer(
@@ -81,10 +86,14 @@ def _guarded(image: np.ndarray, text: str, ask: Callable[[], Segmentation]) -> S
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
         _log_once(error)
         return unanswered(text, Status.FAILED, error_summary(error), image.shape[:2])
-    if not result.timings:
-        seconds = time.perf_counter() - start
-        return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})
-    return result
+    return _with_timings(result, time.perf_counter() - start)
+
+
+def _with_timings(result: Segmentation, seconds: float) -> Segmentation:
+    """Return a result with its duration [s] if its backend does not time its stages."""
+    if result.timings:
+        return result
+    return dataclasses.replace(result, timings={WHOLE_ANSWER: seconds})
 
 
 def _log_once(error: Exception) -> None:

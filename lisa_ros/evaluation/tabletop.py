@@ -291,12 +291,11 @@ def _answers(segmenter: Segmenter, batch: Sequence[_Asked]) -> list[Segmentation
     together = [item for item in batch if not item.query.history]
     if len(together) < 2:
         return [_answer(segmenter, item.image, item.query) for item in batch]
-    answers = answer_queries(
-        segmenter, [(item.image.pixels, item.query.text) for item in together]
+    answers = iter(
+        answer_queries(segmenter, [(item.image.pixels, item.query.text) for item in together])
     )
-    by_item = {id(item): answer for item, answer in zip(together, answers, strict=True)}
     return [
-        by_item[id(item)] if id(item) in by_item else _answer(segmenter, item.image, item.query)
+        _answer(segmenter, item.image, item.query) if item.query.history else next(answers)
         for item in batch
     ]
 

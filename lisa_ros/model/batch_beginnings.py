@@ -19,51 +19,49 @@ from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 from lisa_ros.model.prefix_cache import PrefixCache, PromptKey
 
 
-class BatchBeginnings:
-    """Finds and reads beginnings; what is read is kept in a PrefixCache, too."""
+@torch.inference_mode()
+def read_beginnings(
+    model: LanguageModel,
+    prefixes: PrefixCache,
+    keys: Sequence[PromptKey],
+    embeddings: Sequence[Tensor],
+) -> list[KeyValues | None]:
+    """Return keys and values of the first positions of each prompt.
 
-    def __init__(self, model: LanguageModel, prefixes: PrefixCache):
-        """Use a model, and what is known of earlier prompts."""
-        self._model, self._prefixes = model, prefixes
+    Args:
+        model: reads what is not known.
+        prefixes: what is known of earlier prompts; gets what is read.
+        keys: of the prompts.
+        embeddings: (L, D) of each prompt.
+    """
+    known = [
+        prefixes.find(key, len(prompt) - 1, len(prompt))
+        for key, prompt in zip(keys, embeddings, strict=True)
+    ]
+    new: dict[PromptKey, Tensor] = {}  # the embeddings of each beginning
+    for key, prompt, part in zip(keys, embeddings, known, strict=True):
+        beginning = _beginning(key)
+        length = beginning.positions(len(beginning.ids))
+        if part is None or part.length < length:
+            new.setdefault(beginning, prompt[:length])
+    read = _read(model, new)
+    for beginning, key_values in read.items():
+        prefixes.add(beginning, key_values)
+    return [read.get(_beginning(key), part) for key, part in zip(keys, known, strict=True)]
 
-    @torch.inference_mode()
-    def read(
-        self, keys: Sequence[PromptKey], embeddings: Sequence[Tensor]
-    ) -> list[KeyValues | None]:
-        """Return keys and values of the first positions of each prompt.
 
-        Args:
-            keys: of the prompts.
-            embeddings: (L, D) of each prompt.
-        """
-        known = [
-            self._prefixes.find(key, len(own) - 1, len(own))
-            for key, own in zip(keys, embeddings, strict=True)
-        ]
-        new: dict[PromptKey, int] = {}  # beginning, and the first prompt that has it
-        for number, (key, part) in enumerate(zip(keys, known, strict=True)):
-            beginning = _beginning(key)
-            if part is None or part.length < beginning.positions(len(beginning.ids)):
-                new.setdefault(beginning, number)
-        read = self._read_new(new, embeddings)
-        return [read.get(_beginning(key), part) for key, part in zip(keys, known, strict=True)]
-
-    def _read_new(
-        self, new: dict[PromptKey, int], embeddings: Sequence[Tensor]
-    ) -> dict[PromptKey, KeyValues]:
-        """Return keys and values of beginnings; those of one length are read together."""
-        by_length: dict[int, list[PromptKey]] = {}
-        for beginning in new:
-            by_length.setdefault(beginning.positions(len(beginning.ids)), []).append(beginning)
-        read = {}
-        for length, beginnings in by_length.items():
-            rows = torch.stack([embeddings[new[beginning]][:length] for beginning in beginnings])
-            cache = self._model.new_cache(length, len(beginnings))
-            self._model.read(rows, cache)
-            for row, beginning in enumerate(beginnings):
-                read[beginning] = cache.rows([row])
-                self._prefixes.add(beginning, read[beginning])
-        return read
+def _read(model: LanguageModel, new: dict[PromptKey, Tensor]) -> dict[PromptKey, KeyValues]:
+    """Return keys and values of beginnings; those of one length are read together."""
+    by_length: dict[int, list[PromptKey]] = {}
+    for beginning, embeddings in new.items():
+        by_length.setdefault(len(embeddings), []).append(beginning)
+    read = {}
+    for length, beginnings in by_length.items():
+        cache = model.new_cache(length, len(beginnings))
+        model.read(torch.stack([new[beginning] for beginning in beginnings]), cache)
+        for row, beginning in enumerate(beginnings):
+            read[beginning] = cache.rows([row])
+    return read
 
 
 def _beginning(key: PromptKey) -> PromptKey:

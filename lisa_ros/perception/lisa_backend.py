@@ -14,7 +14,7 @@ import torch
 
 from lisa_ros.errors import QueryError
 from lisa_ros.model import checkpoint, generation
-from lisa_ros.model.batch_beginnings import BatchBeginnings
+from lisa_ros.model.batch_beginnings import read_beginnings
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.checksums import Lock
@@ -277,8 +277,9 @@ class LisaBackend:
                 break
             for _ in replies[number].push(step):
                 pass
+        share = {name: seconds / len(replies) for name, seconds in timer.seconds.items()}
         for reply in replies:
-            reply.timer.add({name: s / len(replies) for name, s in timer.seconds.items()})
+            reply.timer.add(share)
 
     def _batch_prompts(
         self, asked: Sequence[_Asked], images: Sequence[EncodedImage], options: InferenceOptions
@@ -289,8 +290,7 @@ class LisaBackend:
             self.model.embed(torch.tensor(item.ids, device=self.encoder.device), image.clip_tokens)
             for item, image in zip(asked, images, strict=True)
         ]
-        beginnings = BatchBeginnings(self._language_model, self._prefixes)
-        known = beginnings.read(keys, embeddings)
+        known = read_beginnings(self._language_model, self._prefixes, keys, embeddings)
         prompts = []
         for item, own, beginning in zip(asked, embeddings, known, strict=True):
             limit = min(options.max_new_tokens, self._max_positions - len(own))

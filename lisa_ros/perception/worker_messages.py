@@ -23,7 +23,7 @@ from lisa_ros.perception.backend import (
     Query,
 )
 from lisa_ros.perception.process_memory import GpuMemory
-from lisa_ros.results import Done, Event, MaskReady
+from lisa_ros.results import Done, Event, MaskReady, Segmentation
 
 # ---- from the parent
 
@@ -157,10 +157,14 @@ def exception_of(raised: Raised) -> Exception:
 
 
 def without_masks(done: Done, sent: Sequence[MaskReady]) -> Done | None:
-    """Return a `Done` without its masks; None if they are not those of `sent`, bit for bit."""
+    """Return a `Done` without its masks; None if they are not those of `sent`, bit for bit.
+
+    Of a broken model they may be anything: the parent checks the answer.
+    """
     result = done.result
     if not (
-        _is_stack(result.masks, [event.mask for event in sent])
+        isinstance(result, Segmentation)
+        and _is_stack(result.masks, [event.mask for event in sent])
         and _is_stack(result.mask_logits, [event.mask_logits for event in sent])
     ):
         return None
@@ -182,8 +186,11 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def _is_stack(array: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
     """Return whether an array consists of these arrays, with their types and bits."""
+    if not all(isinstance(item, np.ndarray) and item.ndim for item in (array, *rows)):
+        return False
     return 0 < len(rows) == len(array) and all(
         own.dtype == row.dtype
+        and own.dtype.kind in 'bf'
         and own.shape == row.shape
         and np.array_equal(_bits(own), _bits(row))
         for own, row in zip(array, rows, strict=True)

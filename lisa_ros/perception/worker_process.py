@@ -20,7 +20,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -174,7 +173,7 @@ class ModelServer:
         masks: list[MaskReady] = []
         for event in events:
             if isinstance(event, Done):
-                done = _without_masks(event, masks)
+                done = without_masks(event, masks)
                 cache = backend.cache_use if isinstance(backend, ReportsCache) else None
                 self._channel.send(
                     Answered(ask.number, done or event, gpu_memory(), cache, done is not None)
@@ -184,14 +183,6 @@ class ModelServer:
                 masks.append(event)
             self._channel.send(Answered(ask.number, event))
         self._channel.send(Ended(ask.number))
-
-
-def _without_masks(done: Done, masks: Sequence[MaskReady]) -> Done | None:
-    """Return a `Done` as `without_masks` does; None also if a broken model made no arrays."""
-    try:
-        return without_masks(done, masks)
-    except (AttributeError, TypeError, ValueError):  # the parent checks the answer
-        return None
 
 
 def _raised(number: int, error: Exception) -> Raised:
