@@ -2,7 +2,7 @@
 """The command `lisa-ros`: parse the arguments and run one command. It works without ROS.
 
 Exit status: 0 success, 1 an error that the user can fix (one line on stderr says how) or a check
-that failed, 130 interrupted.
+that failed, 130 interrupted (see `lisa_ros.startup`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
     except LisaError as error:
         print(f'lisa-ros: {error}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('lisa-ros: interrupted', file=sys.stderr)
-        return 130
 
 
 _COMMANDS = (
@@ -55,4 +52,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    from lisa_ros.startup import run_command_line
+
+    run_command_line()

@@ -80,7 +80,8 @@ def run_command_line(*command: str) -> NoReturn:
     except (Exception, KeyboardInterrupt):
         if not interrupts:
             raise
-        _exit_interrupted()  # a library made an ImportError of it, or Ctrl-C came twice
+        _report_interrupt()  # a library may have made another exception of it
+        status = _INTERRUPTED
     stop_signals.ignore()
     sys.exit(status)
 
@@ -96,9 +97,13 @@ def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn
 
 
 def _exit_interrupted(*_: object) -> NoReturn:
-    """Report Ctrl-C as `cli.main` does, and end the process now."""
-    os.write(2, b'lisa-ros: interrupted\n')
+    _report_interrupt()
     os._exit(_INTERRUPTED)
+
+
+def _report_interrupt() -> None:
+    stop_signals.ignore()  # else Ctrl-C that comes twice is reported twice
+    os.write(2, b'lisa-ros: interrupted\n')
 
 
 def _exit_terminated(number: int, frame: FrameType | None) -> None:
@@ -130,7 +135,8 @@ def _has_children() -> bool:
     """Return whether this process has started others; true where the system does not tell."""
     try:
         tasks = list(Path('/proc/self/task').iterdir())
-        return any((task / 'children').read_text(encoding='ascii') for task in tasks) or not tasks
+        # bytes: to decode text imports a codec, and the next signal comes during this import
+        return any((task / 'children').read_bytes() for task in tasks) or not tasks
     except OSError:
         return True
 

@@ -168,12 +168,22 @@ finally:
         child.kill()
 """
 
+SLOW_MODULE = """
+import sys, time
+modules = set(sys.modules)
+print('importing', flush=True)
+time.sleep(0.5)
+print('imported', *set(sys.modules) - modules)
+"""
+
 
 @pytest.mark.parametrize(('child', 'output'), [('child', 'imported\n'), ('no child', '')])
 def test_a_signal_does_not_raise_in_an_import(child, output, tmp_path):
-    """PyTorch aborts if a callback of its native code raises."""
-    module = "import time; print('importing', flush=True); time.sleep(0.5); print('imported')"
-    (tmp_path / 'slow_module.py').write_text(module)
+    """PyTorch aborts if a callback of its native code raises.
+
+    Nor does the handler import: the next signal would come during this import.
+    """
+    (tmp_path / 'slow_module.py').write_text(SLOW_MODULE)
     process = subprocess.Popen(
         [sys.executable, '-u', '-c', IMPORTING, child],
         stdout=subprocess.PIPE,
