@@ -193,14 +193,27 @@ def _segments(process: psutil.Process) -> set[str]:
 
 def workers(node: int) -> list[int]:
     """Return the process ids of a node's model process and of its standby, in this order."""
-    pids = []
-    with contextlib.suppress(psutil.Error):
-        children = psutil.Process(node).children()
-        for child in sorted(children, key=psutil.Process.create_time):
-            with contextlib.suppress(psutil.Error):
-                if _WORKER in ' '.join(child.cmdline()):
-                    pids.append(child.pid)
-    return pids
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if _WORKER in ' '.join(process.cmdline()) and _belongs_to(process, node):
+                found.append((process.create_time(), process.pid))
+    return [pid for _, pid in sorted(found)]
+
+
+def _belongs_to(worker: psutil.Process, node: int) -> bool:
+    """Return whether a node has started a process, or has taken it over: they share a pipe."""
+    return worker.ppid() == node or bool(_pipes(worker.pid) & _pipes(node))
+
+
+def _pipes(pid: int) -> set[str]:
+    """Return the pipes of a process, without those of its output."""
+    pipes = set()
+    for descriptor in Path(f'/proc/{pid}/fd').iterdir():
+        with contextlib.suppress(OSError):
+            if int(descriptor.name) > 2 and (target := descriptor.readlink().name)[:4] == 'pipe':
+                pipes.add(target)
+    return pipes
 
 
 def model_process(node: int) -> int | None:

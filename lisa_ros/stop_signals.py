@@ -67,12 +67,16 @@ def on_stop(request_stop: Callable[[], None]) -> None:
     _stop[:] = [request_stop]
 
 
-def before_exit(callback: Callable[[], None]) -> None:
+def before_exit(callback: Callable[[], None]) -> Callable[[], None]:
     """Call `callback` before `leave` ends the process, such as to kill a child process.
 
     It must return at once and may run in any thread.
+
+    Returns:
+        The callback, so that this is a decorator, too.
     """
     _before_exit.append(callback)
+    return callback
 
 
 def ignore() -> None:

@@ -487,6 +487,20 @@ def test_a_standby_that_cannot_be_started_does_not_end_the_model(make, monkeypat
     assert len(starts) >= 3
 
 
+def test_a_standby_that_ends_is_replaced(make, monkeypatch):
+    monkeypatch.setattr(worker_supervisor, '_STANDBY_PERIOD', 0.1)
+    monkeypatch.setattr(worker_supervisor, '_WATCH_PERIOD', 0.05)
+    backend = make('', has_standby=True)
+    wait(lambda: backend._supervisor._standby)
+    standby = backend._supervisor._standby
+    os.kill(standby.pid, signal.SIGKILL)
+    wait(lambda: backend._supervisor._standby is not standby)
+    lines = backend._supervisor._log.lines
+    assert any('the standby of' in line and 'signal 9' in line for line in lines)
+    assert_answers(backend)
+    assert backend.health.reloads == 0
+
+
 def test_without_a_living_standby_another_process_loads_the_model(make):
     before = set(children())
     backend = make('', has_standby=True)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A child process that runs a model, as its parent sees it: start, exchange messages, end.
 
-Threads: `send` and `receive` belong to one thread at a time, `start` and `wait` to the thread that
-supervises the process, which must outlive it: the kernel ends the child with the thread that
-started it. All other methods may be called from any thread.
+Or a process that another node has started, and that this one takes over (`standby_handover`).
+
+Threads: `send` and `receive` belong to one thread at a time, `start`, `adopt` and `wait` to the
+thread that supervises the process, which must outlive it: the kernel ends the child with the
+thread that started it. All other methods may be called from any thread.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -18,6 +21,8 @@ import time
 import weakref
 from multiprocessing import Pipe, connection
 
+from lisa_ros import stop_signals
+from lisa_ros.perception import standby_handover
 from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.stop_signals import STOP_SIGNALS
@@ -29,22 +34,35 @@ _CODE = (
 )
 _REAP_TIMEOUT = 5.0  # how long a killed process may take to go: longer if a driver holds it [s]
 _REAP_WAIT = 0.1  # for a process that has ended, if another thread reads its status [s]
+_UNKNOWN_END = 'has ended; its exit status is known only to the node that started it'
 _EXIT_TIMEOUT = 5.0  # how long a process may take to end after it has closed its socket [s]
 
 
 class Worker:
     """A running child; see the module's docstring for threads."""
 
-    def __init__(self, process: subprocess.Popen, channel: Channel) -> None:
-        """Wrap a child that `start` has started."""
-        self.pid = process.pid
+    def __init__(
+        self, pid: int, channel: Channel, process: subprocess.Popen | None, lifeline: int | None
+    ) -> None:
+        """Wrap a process; use `start` or `adopt`.
+
+        Args:
+            pid: of the process.
+            channel: to it.
+            process: None if another process has started it.
+            lifeline: descriptor whose end ends the process; closed with this object.
+        """
+        self.pid = pid
         self._process, self._channel = process, channel
         self._kill_cause = ''
         self._killed_at = math.inf  # [s, monotonic]
         self._exit_descriptor: int | None = None  # readable when the child has ended
         if hasattr(os, 'pidfd_open'):
-            self._exit_descriptor = os.pidfd_open(process.pid)
+            self._exit_descriptor = os.pidfd_open(pid)
             weakref.finalize(self, os.close, self._exit_descriptor)
+        if lifeline is not None:
+            weakref.finalize(self, os.close, lifeline)
+        _living.add(self)
 
     @classmethod
     def start(cls) -> Worker:
@@ -55,9 +73,7 @@ class Worker:
         process, and the child ends when the parent does.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        own, other = Pipe()
-        incoming, outgoing = SharedMemory.create(), SharedMemory.create()
-        descriptors = [other.fileno(), incoming.descriptor, outgoing.descriptor]
+        channel, other, descriptors = _new_channel()
         with other:  # only the child keeps it: it ends with the child
             process = subprocess.Popen(  # noqa: S603  # our own code, no shell
                 [sys.executable, '-c', _CODE, *map(str, descriptors), str(os.getpid()), *sys.path],
@@ -65,7 +81,33 @@ class Worker:
                 pass_fds=descriptors,
                 start_new_session=True,
             )
-        return cls(process, Channel(own, outgoing, incoming))
+        return cls(process.pid, channel, process, None)
+
+    @classmethod
+    def adopt(cls, fingerprint: str) -> Worker | None:
+        """Take over the standby of a node that died; it waits for a `Load` message, as a child.
+
+        Args:
+            fingerprint: of this process, see `standby_handover`.
+
+        Returns:
+            None if there is no such standby.
+        """
+        if not hasattr(os, 'pidfd_open'):  # its end would not be seen
+            return None
+        channel, other, descriptors = _new_channel()
+        read_end, write_end = os.pipe()
+        try:
+            with other:
+                pid = standby_handover.adopt(fingerprint, [*descriptors, read_end])
+            if pid is not None:
+                return cls(pid, channel, None, os.dup(write_end))
+        except OSError:  # it has ended since
+            pass
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+        return None
 
     def send(self, message: object) -> None:
         """Send a request; it may overwrite the arrays of the one before.
@@ -83,7 +125,7 @@ class Worker:
             ChannelClosedError: the child has ended.
         """
         reply = self._channel.receive(timeout)
-        if reply is not None or self._process.poll() is None:
+        if reply is not None or not self.wait(0):
             return reply
         reply = self._channel.receive(0)
         if reply is None:  # a process that it has started may hold the socket
@@ -110,6 +152,8 @@ class Worker:
         """Wait at most `timeout` [s] for the end of the child; return whether it has ended."""
         if self._exit_descriptor is not None:
             has_ended = bool(connection.wait([self._exit_descriptor], timeout))
+            if self._process is None:
+                return has_ended
             timeout = _REAP_WAIT if has_ended else 0.0  # another thread may be reaping it
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
@@ -122,11 +166,33 @@ class Worker:
         """
         if not self._kill_cause and not self.wait(_EXIT_TIMEOUT):
             self.kill('has closed its connection')
-        return self._kill_cause or describe_exit(self._process.returncode)
+        if self._kill_cause:
+            return self._kill_cause
+        return describe_exit(self._process.returncode) if self._process else _UNKNOWN_END
 
     def memory(self) -> int:
         """Return the resident memory of the child [bytes]; 0 if the system does not tell."""
         return process_memory(self.pid).now
+
+
+_living: weakref.WeakSet[Worker] = weakref.WeakSet()
+_owner = os.getpid()
+
+
+@atexit.register
+@stop_signals.before_exit
+def _kill_living() -> None:
+    """End all children with this process, which stops in an orderly way: no standby waits."""
+    for worker in list(_living) if os.getpid() == _owner else ():  # not in a fork
+        worker.kill('was ended')
+
+
+def _new_channel() -> tuple[Channel, connection.Connection, list[int]]:
+    """Return a channel, the other end's connection, and the other end's descriptors."""
+    own, other = Pipe()
+    incoming, outgoing = SharedMemory.create(), SharedMemory.create()
+    descriptors = [other.fileno(), incoming.descriptor, outgoing.descriptor]
+    return Channel(own, outgoing, incoming), other, descriptors
 
 
 def describe_exit(status: int) -> str:

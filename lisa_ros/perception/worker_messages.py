@@ -30,9 +30,10 @@ from lisa_ros.results import Done, Event, MaskReady, Segmentation
 
 @dataclass(frozen=True)
 class Prepare:
-    """Import a module, with the libraries that a later `Load` needs; no reply."""
+    """Be a standby: import a module, with the libraries that a later `Load` needs; no reply."""
 
     module: str  # `Loaded.module` of another child
+    fingerprint: str  # of the parent, see `standby_handover`
 
 
 @dataclass(frozen=True)

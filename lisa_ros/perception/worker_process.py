@@ -2,7 +2,8 @@
 """The child process of a `ProcessBackend`: it loads a model and answers one request at a time.
 
 The parent starts it with a socket and two memories (`shared_channel.Channel`). It ends when the
-parent ends, even if the model hangs. SIGINT, SIGTERM and SIGHUP do not end it: who stops a robot
+parent ends, even if the model hangs. Only a standby, which has no model yet, waits for the next
+node then (`standby_handover`). SIGINT, SIGTERM and SIGHUP do not end it: who stops a robot
 may send them to every process, and the parent ends it when its own requests have ended.
 
 Threads: the main thread runs the model, a second one reads the socket.
@@ -26,6 +27,7 @@ from typing import NoReturn
 
 from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.errors import LisaError
+from lisa_ros.perception import standby_handover
 from lisa_ros.perception.backend import Backend, ReportsCache, ReportsPrecision
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
@@ -66,26 +68,46 @@ def main(connection: int, outgoing: int, incoming: int, parent: int) -> None:
     stop_signals.ignore()
     native_settings.apply()
     _end_with(parent)
-    channel = Channel(Connection(connection), SharedMemory(outgoing), SharedMemory(incoming))
-    ModelServer(channel).run()
+    with contextlib.suppress(OSError):  # a container may forbid it
+        Path('/proc/self/oom_score_adj').write_text(_OOM_SCORE_ADJUSTMENT)
+    ModelServer(_channel(connection, outgoing, incoming), parent).run()
+
+
+def _channel(connection: int, outgoing: int, incoming: int) -> Channel:
+    return Channel(Connection(connection), SharedMemory(outgoing), SharedMemory(incoming))
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel end this process with its parent; the socket tells it, too (any system)."""
+    """Let the kernel end this process with its parent; the socket tells it, too (any system).
+
+    It holds for the main thread, which must call this.
+    """
     if sys.platform != 'linux':
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended already
         os._exit(0)
-    with contextlib.suppress(OSError):  # a container may forbid it
-        Path('/proc/self/oom_score_adj').write_text(_OOM_SCORE_ADJUSTMENT)
+
+
+def _outlive_parent() -> None:
+    """Do not end with the parent any more."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
 
 
 class ModelServer:
     """Loads a model and answers requests; see the module's docstring for threads."""
 
-    def __init__(self, channel: Channel):
-        self._channel = channel
+    def __init__(self, channel: Channel, parent: int):
+        """Make a server; `run` serves.
+
+        Args:
+            channel: to the parent.
+            parent: process id of the parent.
+        """
+        self._channel, self._parent = channel, parent
+        self._lifeline: int | None = None  # of a parent that has not started this process
+        self._fingerprint = ''  # of the parent, while this process is a standby
         self._inbox: queue.SimpleQueue[Prepare | Load | Request] = queue.SimpleQueue()
         self._cancels: dict[int, threading.Event] = {}  # by the number of an Ask
 
@@ -106,16 +128,24 @@ class ModelServer:
         """Return the message to load a model; prepare for it if that is asked for."""
         message = self._inbox.get()
         while isinstance(message, Prepare):
+            _outlive_parent()
             with garbage_collection.paused(), contextlib.suppress(Exception):  # loading reports it
                 importlib.import_module(message.module)
             message = self._inbox.get()
+        if self._lifeline is not None:
+            standby_handover.end_with_lifeline(self._lifeline)
+        else:
+            _end_with(self._parent)
         return message
 
     def _read(self) -> None:
-        """Receive the parent's messages; end the process when the parent has ended."""
+        """Receive the parent's messages; end the process when the last parent has ended."""
         try:
             while True:
-                message = self._channel.receive()
+                message = self._receive()
+                if isinstance(message, Prepare | Load):
+                    is_standby = isinstance(message, Prepare)
+                    self._fingerprint = message.fingerprint if is_standby else ''
                 if isinstance(message, Cancel):
                     self._cancels.get(message.number, threading.Event()).set()
                     continue
@@ -127,6 +157,20 @@ class ModelServer:
         except BaseException:  # noqa: BLE001  # nobody reads any more: the parent loads it again
             traceback.print_exc()
             _exit(1)
+
+    def _receive(self) -> object:
+        """Return the next message, of the next parent if this one has ended."""
+        while True:
+            try:
+                return self._channel.receive()
+            except ChannelClosedError:
+                if not self._fingerprint:
+                    raise
+            descriptors = standby_handover.wait_for_next_parent(self._fingerprint, 4)
+            if descriptors is None:
+                raise ChannelClosedError('no node has taken this process over')
+            *ends, self._lifeline = descriptors
+            self._channel = _channel(*ends)
 
     def _load(self, message: Load) -> Backend:
         """Load the model and tell the parent; an error ends the process."""

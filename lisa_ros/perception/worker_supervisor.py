@@ -2,7 +2,7 @@
 """Keeps a child process with a loaded model: starts it, watches it, loads it again when it ended.
 
 A load that fails is tried again after 1 s and 3 s, then only when the next request comes. A child
-whose memory is above the limit is killed.
+whose memory is above the limit is killed. A standby that ends is replaced.
 
 Threads: a thread of its own starts and watches the child. Every method may be called from any
 thread.
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import WorkerError
+from lisa_ros.perception import standby_handover
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.perception.process_memory import process_memory
@@ -29,6 +30,7 @@ from lisa_ros.results import Status
 RELOAD_DELAYS = (0.0, 1.0, 3.0)  # before each try to load the model again [s]
 _MEMORY_PERIOD = 0.05  # how often the memory of the child is read, if it has a limit [s]
 _WATCH_PERIOD = 1.0  # how often a child without limit is looked at; its end is seen at once [s]
+_STANDBY_PERIOD = 10.0  # between two starts of a standby that ends [s]
 _CANCEL_PERIOD = 0.01  # how often a cancel is looked for while the model is loaded again [s]
 _MIB = 2**20
 
@@ -70,14 +72,17 @@ class WorkerSupervisor:
             load: the first message to every child.
             memory_limit: largest resident memory of the child [bytes]; None: no limit.
             log: receives the ends of children and the reloads.
-            has_standby: keep another child ready, with the libraries imported but without a model.
+            has_standby: keep another child ready, with the libraries imported but without a model;
+                take over that of a node that died.
         """
         self._name, self._load, self._memory_limit, self._log = name, load, memory_limit, log
         self._has_standby = has_standby
+        self._fingerprint = standby_handover.fingerprint() if has_standby else ''
         self._changed = threading.Condition()  # guards everything below
         self._worker: Worker | None = None  # can be asked
         self._starting: Worker | None = None  # loads the model
         self._standby: Worker | None = None  # loads the model next
+        self._standby_started = 0.0  # [s, monotonic]
         self._loaded: Loaded | None = None  # of the first child
         self._error: Exception | None = None  # of the last try to load
         self._state, self._since, self._cause = HealthState.RELOADING, time.monotonic(), ''
@@ -252,7 +257,8 @@ class WorkerSupervisor:
             WorkerError: the child died.
             Exception: what the loader raised.
         """
-        start, worker = time.monotonic(), self._take_standby() or Worker.start()
+        start = time.monotonic()
+        worker = self._take_standby() or self._adopt_standby() or Worker.start()
         with self._changed:
             self._starting = worker
             is_closed = self._is_closed
@@ -272,8 +278,18 @@ class WorkerSupervisor:
             worker, self._standby = self._standby, None
         return None if worker is None or worker.wait(0) else worker
 
+    def _adopt_standby(self) -> Worker | None:
+        """Take over the standby of a node that died, for the first model of this one."""
+        if not self._has_standby or self._loaded is not None:
+            return None
+        worker = Worker.adopt(self._fingerprint)
+        if worker is not None:
+            self._log.info('the standby process of a node that died loads the model')
+        return worker
+
     def _start_standby(self, module: str) -> None:
         """Start a child that imports what the model needs, and waits; log it if that fails."""
+        self._standby_started = time.monotonic()
         try:
             worker = Worker.start()
         except OSError as error:  # no memory, or too many processes: the model itself runs on
@@ -282,7 +298,7 @@ class WorkerSupervisor:
             )
             return
         with contextlib.suppress(ChannelClosedError):
-            worker.send(Prepare(module))
+            worker.send(Prepare(module, self._fingerprint))
         with self._changed:
             self._standby = worker
             is_closed = self._is_closed
@@ -317,7 +333,18 @@ class WorkerSupervisor:
         period = _MEMORY_PERIOD if self._memory_limit else _WATCH_PERIOD
         while not worker.wait(period) and not worker.is_lost:
             self._check_memory(worker)
+            self._check_standby()
         self._record_end(worker, worker.exit_cause())
+
+    def _check_standby(self) -> None:
+        """Replace a standby that has ended, now and then: what ends it may end the next one."""
+        with self._changed:
+            standby, is_closed = self._standby, self._is_closed
+        since = time.monotonic() - self._standby_started
+        if standby is None or is_closed or since < _STANDBY_PERIOD or not standby.wait(0):
+            return
+        self._log.error(f'the standby of {self._name} {standby.exit_cause()}; another is started')
+        self._start_standby(self._loaded.module)
 
     def _check_memory(self, worker: Worker) -> None:
         if self._memory_limit is None:
