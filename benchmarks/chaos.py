@@ -56,6 +56,7 @@ FREEING = 16.0  # until the node has freed the shared memory of a killed process
 GOALS = 4  # continuous goals of a client
 _EVER = 1000.0  # limit of durations that are not judged [s]
 _PATIENCE = 30.0  # after which a recovery counts as failed [s]
+_SETTLING = 10.0  # from the first answer to the first kill: the standby gets ready [s]
 _PROBE_PERIOD = 0.25  # between two commands [s]
 _GRAPH_PERIOD = 0.1  # between two looks at the ROS graph [s]
 _ALIVE = '/chaos/alive'  # each client publishes on it
@@ -105,7 +106,7 @@ class Observer:
     """Listens to the node: its answers and its diagnostics."""
 
     def __init__(self) -> None:
-        self.peer = NodePeer(self._on_answer, self._on_diagnostics)
+        self.peer = NodePeer(self._on_answer, self._on_diagnostics, is_camera=False)
         self._answered: dict[str, float] = {}  # when a command was answered, by its text
         self.worked_at: dict[str, float] = {}  # when a client's query was last answered, by query
         self._warnings: list[tuple[float, str]] = []  # time and text of each, newest last
@@ -306,6 +307,7 @@ def kill_all(
         targets: of the kills.
         seconds: how long all of them take, at least [s].
     """
+    observer.peer.spin(_SETTLING)
     kills, start = [], time.monotonic()
     for number, target in enumerate(tqdm(targets, desc='chaos', unit='kill')):
         at = start + number * seconds / len(targets)

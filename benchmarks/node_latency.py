@@ -41,7 +41,7 @@ class Asker:
 
     def __init__(self) -> None:
         """Join the graph; images arrive as bytes: their conversion is not the node's time."""
-        self.peer = NodePeer(on_answer=self._note_answer)
+        self.peer = NodePeer(on_answer=self._note_answer, is_camera=False)
         self._answer: Segmentation | None = None
         self._images = 0
         for topic in ('mask', 'confidence'):

@@ -31,12 +31,15 @@ class NodePeer:
         self,
         on_answer: Callable[[Segmentation], None] = lambda message: None,
         on_diagnostics: Callable[[DiagnosticArray], None] = lambda message: None,
+        *,
+        is_camera: bool = True,
     ):
         """Join the graph.
 
         Args:
             on_answer: called with each message on ~/segmentation.
             on_diagnostics: called with each message on /diagnostics.
+            is_camera: whether `publish_frame` will be used.
         """
         self.node = Node('peer')
         self._executor = GuardedExecutor(self.node.get_logger())
@@ -49,9 +52,10 @@ class NodePeer:
         self.node.create_subscription(DiagnosticArray, '/diagnostics', on_diagnostics, 10)
         self._commands = self.node.create_publisher(String, f'{NODE}/command', COMMAND_QOS)
         create = self.node.create_publisher
-        self.images = create(Image, 'image', qos_profile_sensor_data)
-        self.depths = create(Image, 'depth', qos_profile_sensor_data)
-        self.infos = create(CameraInfo, 'camera_info', qos_profile_sensor_data)
+        if is_camera:
+            self.images = create(Image, 'image', qos_profile_sensor_data)
+            self.depths = create(Image, 'depth', qos_profile_sensor_data)
+            self.infos = create(CameraInfo, 'camera_info', qos_profile_sensor_data)
         self._clients: dict[str, Any] = {}  # by name of the service
 
     def _receive(self, message: Segmentation) -> None:
@@ -119,7 +123,7 @@ class NodePeer:
         def is_active() -> bool:
             counts = (
                 self._commands.get_subscription_count(),
-                self.images.get_subscription_count(),
+                self.node.count_subscribers('image'),
                 self.node.count_publishers(f'{NODE}/segmentation'),
             )
             return all(counts)

@@ -43,7 +43,7 @@ class Watcher:
 
     def __init__(self) -> None:
         """Join the graph."""
-        self.peer = NodePeer(self._note_answer, self._note_diagnostics)
+        self.peer = NodePeer(self._note_answer, self._note_diagnostics, is_camera=False)
         self.answers: list[tuple[float, float, float]] = []  # arrival, age, duration [s]
         self.waiting: list[tuple[float, ...]] = []  # values of _WAITING
         self.unanswered = 0

@@ -49,9 +49,3 @@ def _parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add(commands)
     return parser
-
-
-if __name__ == '__main__':
-    from lisa_ros.startup import run_command_line
-
-    run_command_line()

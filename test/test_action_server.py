@@ -462,7 +462,7 @@ def test_a_standing_query_is_answered_until_stop_and_yields_to_a_goal(peer, clie
 
 def test_chat_with_the_node_in_a_terminal(peer, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, '-m', 'lisa_ros.cli', 'chat', '--out', str(tmp_path)],
+        [sys.executable, '-m', 'lisa_ros', 'chat', '--out', str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**environment(), 'XDG_CACHE_HOME': str(tmp_path)},
     )  # fmt: skip

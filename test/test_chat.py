@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from lisa_ros.cli import main
 sys.exit(main())
 """
-COMMAND = [sys.executable, '-m', 'lisa_ros.cli', 'chat']
+COMMAND = [sys.executable, '-m', 'lisa_ros', 'chat']
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ LAYERS = [
     ['training', 'ros'],
     ['commands', 'client'],
     ['cli'],
-    ['startup'],
+    ['startup', '__main__'],
 ]
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}
 

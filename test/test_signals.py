@@ -145,7 +145,7 @@ def test_a_signal_ends_the_command_line_as_usual(delay, numbers, status, output,
     Image.new('RGB', (40, 30)).save(tmp_path / 'image.png')
     arguments = ['segment', str(tmp_path / 'image.png'), 'the mug', '--out', str(tmp_path)]
     process = subprocess.Popen(
-        [*executable('lisa-ros', 'lisa_ros.cli'), *arguments],
+        [*executable('lisa-ros', 'lisa_ros'), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

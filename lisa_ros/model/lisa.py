@@ -32,7 +32,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
-from lisa_ros.model import packing, sam_encoder
+from lisa_ros.model import packing, sam_decoder, sam_encoder
 from lisa_ros.model.lisa_config import LisaConfig
 from lisa_ros.model.packing import IGNORE_INDEX
 
@@ -125,6 +125,12 @@ def _complete_prompt_encoder_config(config: SamConfig) -> SamConfig:
     part = config.prompt_encoder_config
     part.image_embedding_size = part.image_size // part.patch_size
     return config
+
+
+def _is_inference_on_cpu(weight: Tensor) -> bool:
+    """Return whether to save arithmetic; a GPU is faster with fewer, larger kernels."""
+    is_plain = weight.device.type == 'cpu' and weight.dtype is torch.float32
+    return is_plain and not torch.is_grad_enabled()
 
 
 def clip_patch_states(clip: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
@@ -239,9 +245,13 @@ class LISA(nn.Module):
         decoder, prompt_encoder = self.sam.mask_decoder, self.sam.prompt_encoder
         dtype = decoder.iou_token.weight.dtype
         dense = prompt_encoder.no_mask_embed.weight[:, :, None, None]  # (1, C, 1, 1)
+        positions = self.sam.grid_positions().to(dtype)
+        if _is_inference_on_cpu(decoder.iou_token.weight):
+            embedding = image_embedding.to(dtype) + dense.to(dtype)
+            return sam_decoder.decode(decoder, embedding, positions, prompts.to(dtype))
         masks, iou = decoder(
             image_embeddings=image_embedding.to(dtype).expand(count, -1, -1, -1),
-            image_positional_embeddings=self.sam.grid_positions().to(dtype),
+            image_positional_embeddings=positions,
             sparse_prompt_embeddings=prompts.to(dtype)[:, None, None],  # (N, 1, 1, C)
             dense_prompt_embeddings=dense.to(dtype),
             multimask_output=False,  # mask token 0
