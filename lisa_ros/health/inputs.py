@@ -66,7 +66,8 @@ def _several(report: InputReport) -> Problem | None:
     return Problem(
         Level.WARN,
         f'{len(report.publishers)} publishers send on it ({names}), and their messages may '
-        'alternate: stop all but one, or remap (a publisher that was killed stays in the graph for 20 s)',
+        'alternate: stop all but one, or remap (a publisher that was killed stays in the graph '
+        'for 20 s)',
     )
 
 
