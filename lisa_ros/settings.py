@@ -139,8 +139,8 @@ class Settings(ValidatedSettings):
     worker_standby: bool = parameter(
         True,
         'Keep a second process ready that has imported PyTorch (about 270 MB): if the process of '
-        'the model ends, the model is back a second later, not after five to eight. Needs '
-        'isolation process',
+        'the model ends, the model is back a second later, not after five to eight. If the node '
+        'dies, it waits 5 s for the next one (Linux). Needs isolation process',
         at_configure=True,
     )
     worker_memory_limit: int = parameter(
