@@ -232,6 +232,12 @@ SILENT = {'silence': 5.0}
         ({'publishers': ()}, Level.ERROR, 'nobody publishes it: start the camera'),
         ({'publishers': (), 'is_required': False}, Level.OK, 'optional'),
         (SILENT, Level.ERROR, 'no message comes: check the camera and its cable (/camera)'),
+        ({'silence': 1.1}, Level.ERROR, 'no message comes'),
+        ({'silence': 0.9}, Level.OK, '30.0 Hz'),
+        ({'silence': 4.0, 'rate': 1.0}, Level.OK, '1.0 Hz'),  # a slow camera
+        ({'silence': 6.0, 'rate': 1.0}, Level.ERROR, 'no message comes'),
+        ({'silence': 11.0, 'rate': 0.1}, Level.ERROR, 'no message comes'),
+        ({'silence': 1.9, 'rate': 0.0}, Level.OK, '0.0 Hz'),  # one message so far
         ({**SILENT, 'is_required': False}, Level.WARN, 'no message comes'),
         ({**SILENT, 'is_latched': True}, Level.OK, 'latched'),
         ({'silence': math.inf, 'is_latched': True}, Level.ERROR, 'no message comes'),

@@ -38,7 +38,8 @@ LAYERS = [
     ['training', 'ros'],
     ['commands', 'client'],
     ['cli'],
-    ['startup', '__main__'],
+    ['startup'],
+    ['__main__'],
 ]
 ROS = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'std_srvs'}
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
 
-SILENT_AFTER = 2.0  # an input without a message for this time is called silent [s]
+_MISSING = 5  # so many messages in a row must be missing before an input is called silent
+_SHORTEST, _LONGEST = 1.0, 10.0  # silence that is reported at the soonest, at the latest [s]
+_OF_UNKNOWN_RATE = 2.0  # silence that is reported of an input that has no rate yet [s]
+
+
+def silent_after(rate: float) -> float:
+    """Return how long an input of this rate [Hz] may be without a message [s]."""
+    if rate <= 0:
+        return _OF_UNKNOWN_RATE
+    return min(max(_SHORTEST, _MISSING / rate), _LONGEST)
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,11 @@ class InputReport:
     incompatible_qos: str = ''  # the policy on which a publisher and the node disagree
     stamp_fault: str = ''  # what is wrong with the stamps, and the cure
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether messages that should have come are missing."""
+        return self.silence > silent_after(self.rate)
+
 
 def judge_input(report: InputReport) -> Verdict:
     """Return the state of an input topic."""
@@ -34,14 +48,14 @@ def judge_input(report: InputReport) -> Verdict:
 def _healthy(report: InputReport) -> str:
     if not report.publishers:
         return 'nobody publishes it (optional)'
-    return f'{report.rate:.1f} Hz' if report.silence <= SILENT_AFTER else 'latched'
+    return f'{report.rate:.1f} Hz' if not report.is_silent else 'latched'
 
 
 def _problems(report: InputReport) -> list[Problem | None]:
     if not report.publishers:
         text = 'nobody publishes it: start the camera, or remap the topic (ros2 topic list)'
         return [Problem(Level.ERROR, text) if report.is_required else None]
-    if report.silence > SILENT_AFTER:
+    if report.is_silent:
         return [_silence(report), _several(report)]
     fault = report.stamp_fault if report.is_required else ''
     return [Problem(Level.WARN, fault) if fault else None, _several(report)]
@@ -74,7 +88,7 @@ def _several(report: InputReport) -> Problem | None:
 def _values(report: InputReport) -> dict[str, object]:
     has_come = report.silence < float('inf')
     return {
-        'rate [Hz]': f'{report.rate if report.silence < SILENT_AFTER else 0:.1f}',
+        'rate [Hz]': f'{0 if report.is_silent else report.rate:.1f}',
         'publishers': len(report.publishers),
         'last message [s ago]': f'{report.silence:.1f}' if has_come else 'never',
         'age at arrival [s]': f'{report.stamp_age:.3f}' if has_come else 'unknown',

@@ -210,7 +210,7 @@ class WorkerSupervisor:
         while self._wait_until_wanted():
             worker = self._load_with_retries(delays)
             if worker is not None:
-                if self._has_standby:
+                if self._has_standby and self._standby is None:
                     self._start_standby(self._loaded.module)
                 self._watch(worker)
                 delays = RELOAD_DELAYS
@@ -258,7 +258,11 @@ class WorkerSupervisor:
             Exception: what the loader raised.
         """
         start = time.monotonic()
-        worker = self._take_standby() or self._adopt_standby() or Worker.start()
+        worker = self._take_standby()
+        if worker is not None:  # the next one takes longer to be ready than this one to load
+            self._start_standby(self._loaded.module)
+        else:
+            worker = self._adopt_standby() or Worker.start()
         with self._changed:
             self._starting = worker
             is_closed = self._is_closed

@@ -52,6 +52,7 @@ class Diagnostics:
         self._context, self._cameras, self._actions = context, cameras, actions
         self._publisher = context.node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._same_name = health_reports.SameName(context.node)
+        self._stopped: set[str] = set()  # topics of inputs that have stopped
 
     def publish(self, model: ModelParts, lifecycle: Lifecycle) -> None:
         """Publish the state of all parts."""
@@ -64,6 +65,13 @@ class Diagnostics:
         message = DiagnosticArray(status=statuses)
         message.header.stamp = node.get_clock().now().to_msg()
         self._publisher.publish(message)
+
+    def publish_if_input_stopped(self, model: ModelParts, lifecycle: Lifecycle) -> None:
+        """Publish the state of all parts if an input has stopped since the last call."""
+        stopped = {watch.topic for watch in self._cameras.inputs if watch.has_stopped()}
+        has_changed, self._stopped = bool(stopped - self._stopped), stopped
+        if has_changed:
+            self.publish(model, lifecycle)
 
     def _verdicts(self, model: ModelParts, lifecycle: Lifecycle) -> Iterator[tuple[str, Verdict]]:
         """Yield the rest of each status's name, and its verdict."""

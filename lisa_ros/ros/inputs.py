@@ -20,6 +20,7 @@ from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.health.inputs import silent_after
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.qos import (
@@ -84,6 +85,10 @@ class TopicWatch:
     def silence(self) -> float:
         """Return the time since the last message [s], infinite before the first."""
         return time.monotonic() - self.arrivals[-1] if self.arrivals else float('inf')
+
+    def has_stopped(self) -> bool:
+        """Return whether messages came before and are missing now."""
+        return bool(self.arrivals) and self.silence() > silent_after(self.rate())
 
 
 class LatchedInput:

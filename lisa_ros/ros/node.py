@@ -51,6 +51,7 @@ from lisa_ros.settings import Settings
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
+_INPUT_PERIOD = 0.25  # at which the node looks whether an input has stopped [s]
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
 
@@ -95,6 +96,8 @@ class LisaNode(LifecycleNode):
             self._publish_diagnostics,
             clock=STEADY_CLOCK,
         )
+        # A camera that stops is reported at once, too.
+        self.create_timer(_INPUT_PERIOD, self._report_stopped_inputs, clock=STEADY_CLOCK)
         self.create_timer(RECLAIM_PERIOD, reclaim, clock=STEADY_CLOCK)
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
@@ -325,10 +328,15 @@ class LisaNode(LifecycleNode):
         return response
 
     def _publish_diagnostics(self) -> None:
+        self._diagnostics.publish(self._model_parts(), self.lifecycle.current)
+
+    def _report_stopped_inputs(self) -> None:
+        self._diagnostics.publish_if_input_stopped(self._model_parts(), self.lifecycle.current)
+
+    def _model_parts(self) -> ModelParts:
         backend = None if self._is_loading else self._backend  # another thread may release it
-        lifecycle = self.lifecycle.current
-        since = lifecycle.since if self._is_loading else None
-        self._diagnostics.publish(ModelParts(backend, self._inference, since), lifecycle)
+        since = self.lifecycle.current.since if self._is_loading else None
+        return ModelParts(backend, self._inference, since)
 
 
 def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> int:
