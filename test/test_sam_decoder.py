@@ -48,14 +48,15 @@ def test_the_masks_are_those_of_transformers(sizes, images, height, width):
     channels, count = model.hidden_size, 3
     shape = (channels, height, width)
     embedding = torch.randn(1 if images == 'one image' else count, *shape)
+    dense = torch.randn(1, channels)
     positions, prompts = torch.randn(1, *shape), torch.randn(count, channels)
     expected, expected_iou = model(
         image_embeddings=embedding.expand(count, -1, -1, -1),
         image_positional_embeddings=positions,
         sparse_prompt_embeddings=prompts[:, None, None],
-        dense_prompt_embeddings=torch.zeros(1, channels, 1, 1),
+        dense_prompt_embeddings=dense[:, :, None, None],
         multimask_output=False,
     )
-    masks, iou = sam_decoder.decode(model, embedding, positions, prompts)
+    masks, iou = sam_decoder.decode(model, embedding, dense, positions, prompts)
     torch.testing.assert_close(masks, expected[:, 0, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(iou, expected_iou[:, 0, 0], atol=1e-5, rtol=1e-4)

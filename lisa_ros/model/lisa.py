@@ -244,16 +244,16 @@ class LISA(nn.Module):
             return empty((0, 4 * rows, 4 * columns)), empty((0,))
         decoder, prompt_encoder = self.sam.mask_decoder, self.sam.prompt_encoder
         dtype = decoder.iou_token.weight.dtype
-        dense = prompt_encoder.no_mask_embed.weight[:, :, None, None]  # (1, C, 1, 1)
+        dense = prompt_encoder.no_mask_embed.weight.to(dtype)  # (1, C)
         positions = self.sam.grid_positions().to(dtype)
         if _is_inference_on_cpu(decoder.iou_token.weight):
-            embedding = image_embedding.to(dtype) + dense.to(dtype)
-            return sam_decoder.decode(decoder, embedding, positions, prompts.to(dtype))
+            embedding, prompts = image_embedding.to(dtype), prompts.to(dtype)
+            return sam_decoder.decode(decoder, embedding, dense, positions, prompts)
         masks, iou = decoder(
             image_embeddings=image_embedding.to(dtype).expand(count, -1, -1, -1),
             image_positional_embeddings=positions,
             sparse_prompt_embeddings=prompts.to(dtype)[:, None, None],  # (N, 1, 1, C)
-            dense_prompt_embeddings=dense.to(dtype),
+            dense_prompt_embeddings=dense[:, :, None, None],
             multimask_output=False,  # mask token 0
         )  # (N, 1, 1, 4h, 4w), (N, 1, 1)
         return masks[:, 0, 0], iou[:, 0, 0]

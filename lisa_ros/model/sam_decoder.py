@@ -30,13 +30,18 @@ _CELLS = 512  # upscaled at a time: the intermediate states stay in the processo
 
 
 def decode(
-    decoder: SamMaskDecoder, image_embedding: Tensor, positions: Tensor, prompts: Tensor
+    decoder: SamMaskDecoder,
+    image_embedding: Tensor,
+    dense_prompt: Tensor,
+    positions: Tensor,
+    prompts: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the first mask of each prompt.
 
     Args:
         decoder: the layers.
-        image_embedding: (B, C, h, w), with the dense prompt.
+        image_embedding: (B, C, h, w).
+        dense_prompt: that of every cell, (1, C).
         positions: encoding of the grid's cells, (1, C, h, w).
         prompts: (N, C), one sparse token each.
 
@@ -46,7 +51,8 @@ def decode(
     count, (height, width) = len(prompts), image_embedding.shape[-2:]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(count, -1, -1), prompts[:, None]], dim=1)  # (N, T, C)
-    image = image_embedding.flatten(2).transpose(1, 2).contiguous()  # (B, P, C)
+    cells = image_embedding.flatten(2).transpose(1, 2)
+    image = cells.clone(memory_format=torch.contiguous_format).add_(dense_prompt)  # (B, P, C)
     places = positions.flatten(2).transpose(1, 2)  # (1, P, C)
     states, transformer = tokens, decoder.transformer
     for layer in transformer.layers:
@@ -73,8 +79,8 @@ def _layer(
     read = _read_image(layer.cross_attn_token_to_image, states + tokens, placed, image)
     states = layer.layer_norm2(states + read)
     states = layer.layer_norm3(states + layer.mlp(states))
-    written = _read_tokens(layer.cross_attn_image_to_token, placed, states + tokens, states)
-    return states, layer.layer_norm4(written.add_(image))
+    image = _write_image(layer.cross_attn_image_to_token, image, placed, states + tokens, states)
+    return states, layer.layer_norm4(image)
 
 
 def _attend_tokens(attention: SamAttention, queries: Tensor, values: Tensor) -> Tensor:
@@ -96,8 +102,10 @@ def _read_image(attention: SamAttention, queries: Tensor, placed: Tensor, image:
     return attention.out_proj(read)
 
 
-def _read_tokens(attention: SamAttention, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return attention of the image (B, P, C) to tokens (N, T, C), (N, P, C)."""
+def _write_image(
+    attention: SamAttention, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Return the image (B, P, C) plus its attention to tokens (N, T, C), (N, P, C)."""
     heads, tokens = attention.num_attention_heads, keys.shape[1]
     known = attention.k_proj(keys).unflatten(-1, (heads, -1)) * attention.scaling  # (N, T, G, d)
     queries = attention.q_proj.weight.unflatten(0, (heads, -1))  # (G, d, C)
@@ -108,7 +116,8 @@ def _read_tokens(attention: SamAttention, placed: Tensor, keys: Tensor, values: 
     said = attention.v_proj(values).unflatten(-1, (heads, -1))
     out = attention.out_proj.weight.unflatten(1, (heads, -1))  # (C, G, d)
     said = torch.einsum('ntgd,cgd->ngtc', said, out).flatten(1, 2)  # (N, G T, C)
-    return torch.baddbmm(attention.out_proj.bias, shares, said)
+    said = said + attention.out_proj.bias / heads  # the shares of each head sum to 1
+    return torch.baddbmm(image.expand(len(said), -1, -1), shares, said)
 
 
 def _upscale(
