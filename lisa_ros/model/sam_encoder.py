@@ -39,23 +39,39 @@ def encode(encoder: SamVisionEncoder, pixels: Tensor) -> Tensor:
         states = states + encoder.pos_embed
     states = states.contiguous()  # changed in place from here on
     for layer in encoder.layers:
-        qkv = layer.attn.qkv(layer.layer_norm1(states))
-        attended = _windows(layer, qkv) if layer.window_size else _whole(layer.attn, qkv)
-        states += layer.attn.proj(attended)
+        attend = _windows if layer.window_size else _whole
+        states += layer.attn.proj(attend(layer, states))
         _add_mlp(layer, states)
     return encoder.neck(states)
 
 
-def _whole(attention: SamVisionAttention, qkv: Tensor) -> Tensor:
-    """Return the output of attention over the whole grid, (B, h, w, C), of qkv (B, h, w, 3C)."""
-    images, height, width, _ = qkv.shape
+def _whole(layer: SamVisionLayer, states: Tensor) -> Tensor:
+    """Return the output of attention over the whole grid, (B, h, w, C), of states (B, h, w, C)."""
+    images, height, width, _ = states.shape
+    attention = layer.attn
+    qkv = attention.qkv(layer.layer_norm1(states))
     parts = qkv.view(images, height * width, 3, attention.num_attention_heads, -1)
     attended = _attend(attention, parts.permute(2, 0, 3, 1, 4), height, width)
-    return attended.transpose(1, 2).reshape(images, height, width, -1)
+    return attended.transpose(1, 2).reshape(states.shape)
 
 
-def _windows(layer: SamVisionLayer, qkv: Tensor) -> Tensor:
-    """Return the output of attention inside windows, (B, h, w, C), of qkv (B, h, w, 3C)."""
+def _windows(layer: SamVisionLayer, states: Tensor) -> Tensor:
+    """Return the output of attention inside windows, (B, h, w, C), of states (B, h, w, C).
+
+    One row of windows after the other on a CPU: all of them would need three times the memory.
+    """
+    size, height = layer.window_size, states.shape[1]
+    step = height if states.is_cuda else size
+    attended = torch.empty_like(states)
+    for row in range(0, height, step):
+        part = slice(row, row + step)
+        attended[:, part] = _rows_of_windows(layer, states[:, part])
+    return attended
+
+
+def _rows_of_windows(layer: SamVisionLayer, states: Tensor) -> Tensor:
+    """Return `_windows` of some rows; the last window may be incomplete."""
+    qkv = layer.attn.qkv(layer.layer_norm1(states))
     size, (images, height, width, channels) = layer.window_size, qkv.shape
     rows, columns = -(-height // size), -(-width // size)
     bias = layer.attn.qkv.bias
@@ -131,17 +147,17 @@ def _attend_in_blocks(
         part.reshape(1, images * heads, cells, depth) for part in (queries, keys, values)
     )
     grid = queries[0].view(-1, height, width, depth)  # (B G, h, w, d)
-    rows = torch.einsum('nyxd,ykd->nyxk', grid, by_row)[..., None]  # (B G, h, w, h, 1)
-    columns = torch.einsum('nyxd,xkd->nyxk', grid, by_column)[..., None, :]  # (B G, h, w, 1, w)
     block_rows = max(1, min(height, _BLOCK // (width * cells)))
     block_heads = max(1, _BLOCK // (block_rows * width * cells))
     attended = torch.empty_like(queries)
     biases = queries.new_empty((min(block_heads, len(grid)), block_rows, width, height, width))
     for head in range(0, len(grid), block_heads):
         own = slice(head, head + block_heads)
+        rows = torch.einsum('nyxd,ykd->nyxk', grid[own], by_row)[..., None]  # (.., h, w, h, 1)
+        columns = torch.einsum('nyxd,xkd->nyxk', grid[own], by_column)[..., None, :]
         for row in range(0, height, block_rows):
             block = slice(row, row + block_rows)
-            own_rows, own_columns = rows[own, block], columns[own, block]
+            own_rows, own_columns = rows[:, block], columns[:, block]
             bias = biases[: len(own_rows), : own_rows.shape[1]]
             torch.add(own_rows, own_columns, out=bias)
             part = slice(row * width, (row + bias.shape[1]) * width)
