@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from lisa_ros.ros.node_process import isolate_ros_graph, write_parameters  # noqa: E402
 
 CENTRE = 'centre:'  # as --model: answers at once, without weights
-RESPAWN_DELAY = 0.5  # as in launch/lisa.launch.py [s]
+RESPAWN_DELAY = 0.2  # as in launch/lisa.launch.py [s]
 SHARED_MEMORY = Path('/dev/shm')  # noqa: S108  # where Fast DDS keeps its segments on Linux
 CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # command line
 _LOCK_SUFFIX = '_el'  # of the file that the owner of a segment holds locked

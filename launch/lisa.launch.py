@@ -30,14 +30,14 @@ ARGUMENTS = {  # name: default, description
     'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
     'params_file': (str(CONFIG / 'lisa.yaml'), 'parameter file of lisa_node'),
     'namespace': ('', 'namespace of the nodes and of their relative topics'),
-    'respawn': ('true', 'start lisa_node again, 0.5 s after it has ended'),
+    'respawn': ('true', 'start lisa_node again, 0.2 s after it has ended'),
     'voice': ('false', 'true: start voice_node, for spoken commands'),
     'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameter file of voice_node'),
     'audio': ('audio', 'audio topic: 16-bit samples, one channel, 16 kHz'),
     'rviz': ('false', 'true: start RViz with config/lisa.rviz; needs rviz2'),
 }
 
-RESPAWN_DELAY = 0.5  # [s]
+RESPAWN_DELAY = 0.2  # [s]
 
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),

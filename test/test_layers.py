@@ -13,6 +13,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*
 LAYERS = [
     ['error_text'],
     [
+        'discovery_range',
         'errors',
         'english',
         'garbage_collection',

@@ -299,6 +299,9 @@ def test_the_overlay_is_drawn_for_a_subscriber(peer):
 
 
 def test_diagnostics_report_the_model_the_inputs_and_the_requests(peer):
+    peer.ask('  ')  # fails
+    peer.publish_image(image(IMAGE, stamp=(3, 0)))
+    peer.ask(QUERY)
     peer.received['diagnostics'].clear()
     for _ in range(5):
         stamp = divmod(time.time_ns(), 10**9)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lisa_ros.discovery_range import is_localhost
 from lisa_ros.doctor.finding import Finding
 from lisa_ros.health.verdict import Level
 
@@ -81,17 +82,11 @@ def judge_range(environment: Mapping[str, str]) -> list[Finding]:
     if reach == 'OFF':
         observed = 'ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: no node finds another'
         return [Finding('discovery', Level.ERROR, observed, 'set it to LOCALHOST or SUBNET')]
-    reach = 'LOCALHOST' if _is_localhost(environment) else reach or 'SUBNET'
+    reach = 'LOCALHOST' if is_localhost(environment) else reach or 'SUBNET'
     server = environment.get('ROS_DISCOVERY_SERVER', '')
     text = f'{reach}{": this computer only" if reach == "LOCALHOST" else ""}'
     text += f', discovery server {server}' if server else ''
     return [Finding('discovery', Level.OK, text)]
-
-
-def _is_localhost(environment: Mapping[str, str]) -> bool:
-    """Return whether discovery stays on this computer."""
-    reach = environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
-    return reach == 'LOCALHOST' or environment.get('ROS_LOCALHOST_ONLY') == '1'
 
 
 def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
@@ -116,7 +111,7 @@ def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
         observed = f'{value} sets no segment_size: large messages overwrite each other'
         cure = 'add a SHM transport with segment_size, as in lisa_ros/ros/fastdds.xml'
         return [Finding('DDS profile', Level.WARN, observed, cure)]
-    if _is_localhost(environment) and any(element.text == 'UDPv4' for element in root.iter()):
+    if is_localhost(environment) and any(element.text == 'UDPv4' for element in root.iter()):
         observed = f'{value} has a UDP transport, and LOCALHOST adds one: nodes appear 3 s late'
         cure = 'leave the UDP transport out, as in lisa_ros/ros/fastdds_localhost.xml'
         return [Finding('DDS profile', Level.WARN, observed, cure)]
@@ -194,7 +189,7 @@ def judge_multicast(error: str, environment: Mapping[str, str]) -> Finding:
     """Return the finding about multicast, which discovery between computers needs."""
     if not error:
         return Finding('multicast', Level.OK, f'a packet to {_GROUP} came back')
-    if _is_localhost(environment) or environment.get('ROS_DISCOVERY_SERVER'):
+    if is_localhost(environment) or environment.get('ROS_DISCOVERY_SERVER'):
         return Finding('multicast', Level.OK, f'{error}; not needed with these settings')
     cure = 'allow UDP multicast in the firewall, or set ROS_STATIC_PEERS or a discovery server'
     return Finding('multicast', Level.WARN, error, cure)

@@ -12,6 +12,8 @@ Letters: H x W the image [px], h x w a part of it. Pure numpy and OpenCV, any th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -59,18 +61,21 @@ def _guided_filter(image: np.ndarray, values: np.ndarray, radius: int) -> np.nda
 
     Each pixel's system of three equations is solved by inverting a symmetric 3 x 3 matrix.
     """
-    guide = image.astype(np.float32) / 255
+    guide = [plane.astype(np.float32) / 255 for plane in cv2.split(image)]
     window = (2 * radius + 1, 2 * radius + 1)
 
     def mean(array: np.ndarray) -> np.ndarray:
         return cv2.blur(array, window, borderType=cv2.BORDER_REFLECT)
 
-    mean_guide, mean_values = mean(guide), mean(values)
-    covariance = mean(guide * values[..., None]) - mean_guide * mean_values[..., None]
+    mean_guide, mean_values = [mean(plane) for plane in guide], mean(values)
+    covariance = [
+        mean(plane * values) - mean_plane * mean_values
+        for plane, mean_plane in zip(guide, mean_guide, strict=True)
+    ]
     pairs = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
     a, b, c, d, e, f = (
-        mean(guide[..., i] * guide[..., j])
-        - mean_guide[..., i] * mean_guide[..., j]
+        mean(guide[i] * guide[j])
+        - mean_guide[i] * mean_guide[j]
         + np.float32(_EPSILON if i == j else 0)
         for i, j in pairs
     )
@@ -78,12 +83,17 @@ def _guided_filter(image: np.ndarray, values: np.ndarray, radius: int) -> np.nda
     adjugate += ((adjugate[0][1], a * f - c * c, b * c - a * e),)
     adjugate += ((adjugate[0][2], adjugate[1][2], a * d - b * b),)
     determinant = a * adjugate[0][0] + b * adjugate[0][1] + c * adjugate[0][2]
-    slope = np.stack(
-        [sum(row[i] * covariance[..., i] for i in range(3)) / determinant for row in adjugate],
-        axis=-1,
-    )
-    offset = mean_values - (slope * mean_guide).sum(axis=-1)
-    return (mean(slope) * guide).sum(axis=-1) + mean(offset)
+    slope = [_dot(row, covariance) / determinant for row in adjugate]
+    offset = mean_values - _dot(slope, mean_guide)
+    return _dot([mean(plane) for plane in slope], guide) + mean(offset)
+
+
+def _dot(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of the products of two lists of planes, (h, w)."""
+    first, *others = (one * other for one, other in zip(left, right, strict=True))
+    for product in others:
+        first += product
+    return first
 
 
 def _grab_cut(image: np.ndarray, mask: np.ndarray, band: int, surroundings: int) -> np.ndarray:

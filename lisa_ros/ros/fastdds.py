@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lisa_ros.discovery_range import is_localhost
 from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE, FASTDDS_PROFILE
 
 _PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
@@ -63,6 +64,4 @@ def configure_shared_memory() -> bool:
 
 def profile() -> Path:
     """Return the profile for the range of discovery that the environment asks for."""
-    reach = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '')
-    is_localhost = reach == 'LOCALHOST' or os.environ.get('ROS_LOCALHOST_ONLY') == '1'
-    return FASTDDS_LOCALHOST_PROFILE if is_localhost else FASTDDS_PROFILE
+    return FASTDDS_LOCALHOST_PROFILE if is_localhost(os.environ) else FASTDDS_PROFILE
