@@ -87,7 +87,7 @@ def _receive(peer: socket.socket, count: int) -> list[int] | None:
         peer.settimeout(_EXCHANGE)
         if _peer(peer)[1] != os.getuid():
             return None
-        _, descriptors, _, _ = socket.recv_fds(peer, 1, count + 2)
+        _, descriptors, _, _ = socket.recv_fds(peer, 1, count + 2, socket.MSG_CMSG_CLOEXEC)
         if len(descriptors) != count + 2:
             return None
         _use_output(*descriptors[count:])
