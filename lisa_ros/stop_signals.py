@@ -70,7 +70,7 @@ def on_stop(request_stop: Callable[[], None]) -> None:
 def before_exit(callback: Callable[[], None]) -> Callable[[], None]:
     """Call `callback` before `leave` ends the process, such as to kill a child process.
 
-    It must return at once and may run in any thread.
+    The last one is called first. It must return at once and may run in any thread.
 
     Returns:
         The callback, so that this is a decorator, too.
@@ -87,7 +87,7 @@ def ignore() -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process now, without the teardown of the interpreter, which signals can break."""
-    for callback in _before_exit:
+    for callback in reversed(_before_exit):
         with contextlib.suppress(Exception):
             callback()
     os._exit(status)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A camera info that was latched before the node subscribed; QoS overrides of the inputs."""
+"""A camera info that was latched before the node subscribed; QoS overrides and rates of inputs."""
 
 import json
 import sys
@@ -27,7 +27,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CameraInfo
 
+from lisa_ros.ros import inputs
 from lisa_ros.ros.bag_player import BagPlayer
+from lisa_ros.session.image_age import SystemClock
 
 pytestmark = pytest.mark.ros
 
@@ -163,3 +165,15 @@ def test_a_played_bag_latches_what_was_latched_when_it_was_recorded(peer, tmp_pa
     peer.wait(lambda: received, what='the camera info')
     assert list(received[0].k) == list(INFO.k)
     player.stop()
+
+
+def test_a_pause_does_not_count_for_the_rate_of_an_input(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(inputs.time, 'monotonic', lambda: now[0])
+    watch = inputs.TopicWatch('/image', is_required=True)
+    for second in (*range(100), *range(6000, 6010)):  # tenths: ten seconds, and one after a pause
+        now[0] = second / 10
+        watch.count(1, SystemClock())
+    assert watch.rate() == pytest.approx(10)
+    now[0] += 1.2
+    assert watch.has_stopped()

@@ -56,7 +56,8 @@ class Node:
             env={**os.environ, **environment},
         )
         self.model, self.standby = map(int, self.process.stdout.readline().split())
-        wait(lambda: psutil.Process(self.standby).num_threads() > 1)  # it reads messages
+        self.children = [psutil.Process(pid) for pid in (self.model, self.standby)]
+        wait(lambda: self.children[1].num_threads() > 1)  # it reads messages
         time.sleep(0.5)  # it knows that it is a standby
 
     def ask(self, query):
@@ -90,9 +91,9 @@ def start(tmp_path, runtime_folder):
     yield start
     for node in nodes:
         node.process.kill()
-        for pid in (node.model, node.standby):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in node.children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         node.process.stdin.close()
         node.process.stdout.close()
         node.process.wait(5)
@@ -159,6 +160,58 @@ def test_no_standby_waits_for_a_node_that_has_ended_in_an_orderly_way(start):
     first.process.stdin.close()  # the program returns; it does not close the backend
     first.process.wait(5)
     wait(lambda: has_ended(first.standby) and has_ended(first.model), timeout=2)
+
+
+def test_sigterm_ends_a_standby_that_waits(start):
+    first = start()
+    first.kill()
+    time.sleep(0.3)
+    os.kill(first.standby, signal.SIGTERM)
+    wait(lambda: has_ended(first.standby), timeout=2)
+
+
+def test_sigterm_does_not_end_a_standby_of_a_living_node_nor_one_that_was_taken(start):
+    first = start()
+    os.kill(first.standby, signal.SIGTERM)
+    time.sleep(0.3)
+    assert not has_ended(first.standby)
+    first.kill()
+    # The signal came before: it was for all processes of the robot.
+    wait(lambda: has_ended(first.standby), timeout=2)
+    second = start()
+    second.kill()
+    third = start()
+    assert third.model == second.standby
+    os.kill(third.model, signal.SIGTERM)
+    assert third.ask('the mug') == 'Sure.'
+
+
+def test_a_standby_that_cannot_load_is_replaced_by_a_new_process(tmp_path, start):
+    first = start()
+    first.kill()
+    time.sleep(0.3)
+    psutil.Process(first.standby).suspend()  # it takes the connection only later
+    resume = threading.Timer(0.3, lambda: os.kill(first.standby, signal.SIGCONT))
+    kill = threading.Timer(0.8, lambda: os.kill(first.standby, signal.SIGKILL))
+    for timer in (resume, kill):
+        timer.start()
+    second = start()  # whether it has taken the standby or not
+    for timer in (resume, kill):
+        timer.join()
+    assert second.ask('the mug') == 'Sure.'
+
+
+def test_received_descriptors_are_not_for_the_children(folder):
+    ours, theirs = socket.socketpair()
+    own = [os.dup(1) for _ in range(3)]
+    socket.send_fds(ours, [b'1'], own)
+    outputs = os.dup(1), os.dup(2)
+    (received,) = standby_handover._receive(theirs, 1)
+    os.dup2(outputs[0], 1), os.dup2(outputs[1], 2)
+    assert not os.get_inheritable(received)
+    for descriptor in (received, *own, *outputs):
+        os.close(descriptor)
+    ours.close(), theirs.close()
 
 
 def test_a_node_in_another_environment_does_not_take_it(start):

@@ -130,7 +130,7 @@ def _complete_prompt_encoder_config(config: SamConfig) -> SamConfig:
 def _is_inference_on_cpu(weight: Tensor) -> bool:
     """Return whether to save arithmetic; a GPU is faster with fewer, larger kernels."""
     is_plain = weight.device.type == 'cpu' and weight.dtype is torch.float32
-    return is_plain and not torch.is_grad_enabled()
+    return is_plain and not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'))
 
 
 def clip_patch_states(clip: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:

@@ -24,48 +24,93 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE = 5.0  # how long a standby waits for the next node [s]
+PATIENCE = 10.0  # how long a standby waits for the next node [s]
 _EXCHANGE = 1.0  # how long one side waits for the other [s]
 _TAKEN = b'1'  # the standby's reply
 _CREDENTIALS = struct.Struct('3i')  # process, user, group: of SO_PEERCRED
 _F_SETSIG = 10  # of fcntl(2)
-# systemd gives each start of a service others.
-_CHANGING = ('INVOCATION_ID', 'JOURNAL_STREAM', 'SYSTEMD_EXEC_PID')
+_LONGEST_FOLDER = 80  # so that the path of a socket has no more than 107 characters
+# systemd changes these at each start of a service.
+_CHANGING = (
+    *('INVOCATION_ID', 'JOURNAL_STREAM', 'SYSTEMD_EXEC_PID', 'WATCHDOG_PID'),
+    *('LISTEN_PID', 'MANAGERPID', 'NOTIFY_SOCKET'),
+)
 
 
 def fingerprint() -> str:
     """Return what a process must have in common with this one to take over its standby.
 
     Call it before libraries are imported that change the environment.
+
+    Returns:
+        Empty if this process can neither offer nor take over a standby.
     """
-    package = Path(__file__).resolve().parents[1]
-    changed = max((file.stat().st_mtime_ns for file in package.rglob('*.py')), default=0)
-    environment = sorted(item for item in os.environ.items() if item[0] not in _CHANGING)
-    content = (sys.executable, sys.path, str(Path.cwd()), str(package), changed, environment)
+    try:
+        content = (_program(), _environment())
+    except OSError:  # the working folder was removed, for example
+        return ''
     return hashlib.sha256(repr(content).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+
+def _program() -> list[object]:
+    """Return which code a process runs: its own files, and the folders of installed packages."""
+    package, files = Path(__file__).resolve().parents[1], []
+    for file in sorted(package.rglob('*.py')):
+        with contextlib.suppress(OSError):  # an editor's lock, or removed just now
+            status = file.stat()
+            files.append((file.relative_to(package), status.st_mtime_ns, status.st_size))
+    installed = []
+    for folder in map(Path, sys.path):
+        if folder.name.endswith('-packages'):
+            with contextlib.suppress(OSError):
+                installed.append((folder, folder.stat().st_mtime_ns))
+    return [sys.executable, sys.path, package, files, installed]
+
+
+def _environment() -> list[object]:
+    """Return where a process runs: folder, variables, groups, cores and limits."""
+    variables = sorted(item for item in os.environ.items() if item[0] not in _CHANGING)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    limits = Path('/proc/self/cgroup')
+    return [
+        *(Path.cwd(), variables, sorted(os.getgroups()), cores),
+        limits.read_text(encoding='utf-8') if limits.exists() else '',
+    ]
 
 
 # ---- in the standby
 
 
-def wait_for_next_parent(fingerprint: str, count: int) -> list[int] | None:
-    """Wait for a node that takes this process over; its stdout and stderr become those of it.
+def wait_for_next_parent(own: str, count: int) -> list[int] | None:
+    """Wait for a node that takes this process over; then write to that node's stdout and stderr.
+
+    While it waits, SIGTERM ends this process if its action is the default: then nobody who stops
+    all processes waits for it.
 
     Args:
-        fingerprint: of the node that died.
+        own: the fingerprint of the node that died.
         count: of descriptors that the next node sends.
 
     Returns:
         The descriptors, as `adopt` was given them; None if no node came in time.
     """
-    _use_output(*[os.open(os.devnull, os.O_RDWR)] * 2)  # who reads the dead node's sees its end
+    # Who reads the dead node's output sees end-of-file.
+    _use_output(*[os.open(os.devnull, os.O_RDWR)] * 2)
     folder = _private_folder()
-    if folder is None:
+    if folder is None or not own:
         return None
-    path = folder / f'{fingerprint}-{os.getpid()}'
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    try:
+        return _listen(folder / f'{own}-{os.getpid()}', count)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _listen(path: Path, count: int) -> list[int] | None:
     with socket.socket(socket.AF_UNIX) as server:
         try:
             path.unlink(missing_ok=True)
@@ -87,7 +132,9 @@ def _receive(peer: socket.socket, count: int) -> list[int] | None:
         peer.settimeout(_EXCHANGE)
         if _peer(peer)[1] != os.getuid():
             return None
-        _, descriptors, _, _ = socket.recv_fds(peer, 1, count + 2, socket.MSG_CMSG_CLOEXEC)
+        _, descriptors, _, _ = socket.recv_fds(peer, 1, count + 2)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         if len(descriptors) != count + 2:
             return None
         _use_output(*descriptors[count:])
@@ -124,53 +171,82 @@ def end_with_lifeline(read_end: int) -> None:
 # ---- in the node
 
 
-def adopt(fingerprint: str, descriptors: Sequence[int]) -> int | None:
-    """Take over a standby that waits; return its process id, None if there is none.
+@dataclass(frozen=True)
+class Standby:
+    """A standby that was taken over."""
+
+    pid: int
+    exit_descriptor: int  # of pidfd_open(2): readable when the process has ended
+
+
+def adopt(own: str, descriptors: Sequence[int]) -> Standby | None:
+    """Take over a standby that waits; return None if there is none.
 
     Args:
-        fingerprint: of this process.
+        own: the fingerprint of this process.
         descriptors: for the standby, which gets copies.
     """
-    for path in _waiting(fingerprint):
-        try:
-            with socket.socket(socket.AF_UNIX) as standby:
-                standby.settimeout(_EXCHANGE)
-                standby.connect(str(path))
-                process, user, _ = _peer(standby)
-                if user != os.getuid():
-                    continue
-                socket.send_fds(standby, [_TAKEN], [*descriptors, 1, 2])
-                if standby.recv(1) == _TAKEN:
-                    return process
-        except OSError:  # it has ended, or another node was faster
-            with contextlib.suppress(OSError):
-                path.unlink()
+    folder = _private_folder() if own and hasattr(os, 'pidfd_open') else None
+    if folder is None:
+        return None
+    waiting = sorted(folder.glob(f'{own}-*'))
+    return next(filter(None, (_connect(path, descriptors) for path in waiting)), None)
+
+
+def _connect(path: Path, descriptors: Sequence[int]) -> Standby | None:
+    """Take over the standby that listens on a socket; return None if that fails."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_EXCHANGE)
+            connection.connect(str(path))
+            return _take(connection, descriptors)
+    except ConnectionRefusedError:  # it was killed while it waited
+        with contextlib.suppress(OSError):
+            path.unlink()
+    except OSError:  # another node was faster, or it does not answer
+        pass
     return None
 
 
-def _waiting(fingerprint: str) -> Iterator[Path]:
-    folder = _private_folder()
-    if folder is not None:
-        yield from sorted(folder.glob(f'{fingerprint}-*'))
+def _take(connection: socket.socket, descriptors: Sequence[int]) -> Standby | None:
+    process, user, _ = _peer(connection)
+    if user != os.getuid() or process <= 1:  # 0: it belongs to another container
+        return None
+    exit_descriptor = os.pidfd_open(process)  # before its number can belong to another process
+    try:
+        socket.send_fds(connection, [_TAKEN], [*descriptors, 1, 2])
+        if connection.recv(1) == _TAKEN:
+            kept, exit_descriptor = exit_descriptor, None
+            return Standby(process, kept)
+    finally:
+        if exit_descriptor is not None:
+            os.close(exit_descriptor)
+    return None
 
 
 # ---- both
 
 
 def _private_folder() -> Path | None:
-    """Return the folder of the sockets; None if it cannot be kept from other users."""
+    """Return the folder of the sockets; None if none can be kept from other users."""
     if sys.platform != 'linux':
         return None
-    user = os.getuid()
-    folder = Path(os.environ.get('XDG_RUNTIME_DIR') or tempfile.gettempdir())
-    folder /= f'lisa_ros-{user}'
+    for parent in (os.environ.get('XDG_RUNTIME_DIR'), tempfile.gettempdir()):
+        folder = Path(parent or '') / f'lisa_ros-{os.getuid()}'
+        if parent and len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_private(folder):
+            return folder
+    return None
+
+
+def _is_private(folder: Path) -> bool:
+    """Make a folder if there is none; return whether only this user can enter it."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError:
-        return None
-    is_private = status.st_uid == user and not stat.S_IMODE(status.st_mode) & 0o077
-    return folder if stat.S_ISDIR(status.st_mode) and is_private else None
+        return False
+    is_own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
+    return stat.S_ISDIR(status.st_mode) and is_own
 
 
 def _peer(connection: socket.socket) -> tuple[int, int, int]:

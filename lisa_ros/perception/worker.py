@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A child process that runs a model, as its parent sees it: start, exchange messages, end.
 
-Or a process that another node has started, and that this one takes over (`standby_handover`).
+It may also be a process that another node has started (`standby_handover`).
 
 Threads: `send` and `receive` belong to one thread at a time, `start`, `adopt` and `wait` to the
 thread that supervises the process, which must outlive it: the kernel ends the child with the
@@ -10,7 +10,6 @@ thread that started it. All other methods may be called from any thread.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import math
 import os
@@ -21,7 +20,6 @@ import time
 import weakref
 from multiprocessing import Pipe, connection
 
-from lisa_ros import stop_signals
 from lisa_ros.perception import standby_handover
 from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
@@ -34,7 +32,7 @@ _CODE = (
 )
 _REAP_TIMEOUT = 5.0  # how long a killed process may take to go: longer if a driver holds it [s]
 _REAP_WAIT = 0.1  # for a process that has ended, if another thread reads its status [s]
-_UNKNOWN_END = 'has ended; its exit status is known only to the node that started it'
+_UNKNOWN_END = 'has ended (exit status unknown: an earlier node started it)'
 _EXIT_TIMEOUT = 5.0  # how long a process may take to end after it has closed its socket [s]
 
 
@@ -42,27 +40,30 @@ class Worker:
     """A running child; see the module's docstring for threads."""
 
     def __init__(
-        self, pid: int, channel: Channel, process: subprocess.Popen | None, lifeline: int | None
+        self,
+        pid: int,
+        channel: Channel,
+        process: subprocess.Popen | None = None,
+        exit_descriptor: int | None = None,
+        lifeline: int | None = None,
     ) -> None:
-        """Wrap a process; use `start` or `adopt`.
+        """Wrap a process; use `start` or `adopt`. Descriptors are closed with this object.
 
         Args:
             pid: of the process.
             channel: to it.
             process: None if another process has started it.
-            lifeline: descriptor whose end ends the process; closed with this object.
+            exit_descriptor: readable when the process has ended; None if the system has no such.
+            lifeline: write end of a pipe; the kernel kills the process when it is closed.
         """
         self.pid = pid
         self._process, self._channel = process, channel
         self._kill_cause = ''
         self._killed_at = math.inf  # [s, monotonic]
-        self._exit_descriptor: int | None = None  # readable when the child has ended
-        if hasattr(os, 'pidfd_open'):
-            self._exit_descriptor = os.pidfd_open(pid)
-            weakref.finalize(self, os.close, self._exit_descriptor)
-        if lifeline is not None:
-            weakref.finalize(self, os.close, lifeline)
-        _living.add(self)
+        self._exit_descriptor = exit_descriptor
+        for descriptor in (exit_descriptor, lifeline):
+            if descriptor is not None:
+                weakref.finalize(self, os.close, descriptor)
 
     @classmethod
     def start(cls) -> Worker:
@@ -81,7 +82,9 @@ class Worker:
                 pass_fds=descriptors,
                 start_new_session=True,
             )
-        return cls(process.pid, channel, process, None)
+        has_descriptors = hasattr(os, 'pidfd_open')
+        exit_descriptor = os.pidfd_open(process.pid) if has_descriptors else None
+        return cls(process.pid, channel, process, exit_descriptor)
 
     @classmethod
     def adopt(cls, fingerprint: str) -> Worker | None:
@@ -93,21 +96,15 @@ class Worker:
         Returns:
             None if there is no such standby.
         """
-        if not hasattr(os, 'pidfd_open'):  # its end would not be seen
-            return None
         channel, other, descriptors = _new_channel()
-        read_end, write_end = os.pipe()
-        try:
-            with other:
-                pid = standby_handover.adopt(fingerprint, [*descriptors, read_end])
-            if pid is not None:
-                return cls(pid, channel, None, os.dup(write_end))
-        except OSError:  # it has ended since
-            pass
-        finally:
-            os.close(read_end)
-            os.close(write_end)
-        return None
+        read_end, lifeline = os.pipe()
+        with other:
+            standby = standby_handover.adopt(fingerprint, [*descriptors, read_end])
+        os.close(read_end)
+        if standby is None:
+            os.close(lifeline)
+            return None
+        return cls(standby.pid, channel, None, standby.exit_descriptor, lifeline)
 
     def send(self, message: object) -> None:
         """Send a request; it may overwrite the arrays of the one before.
@@ -140,6 +137,8 @@ class Worker:
         """
         self._kill_cause = self._kill_cause or cause
         self._killed_at = min(self._killed_at, time.monotonic())
+        if self._process is None and self.wait(0):
+            return  # its number may belong to another process
         with contextlib.suppress(OSError):  # they have ended
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -173,18 +172,6 @@ class Worker:
     def memory(self) -> int:
         """Return the resident memory of the child [bytes]; 0 if the system does not tell."""
         return process_memory(self.pid).now
-
-
-_living: weakref.WeakSet[Worker] = weakref.WeakSet()
-_owner = os.getpid()
-
-
-@atexit.register
-@stop_signals.before_exit
-def _kill_living() -> None:
-    """End all children with this process, which stops in an orderly way: no standby waits."""
-    for worker in list(_living) if os.getpid() == _owner else ():  # not in a fork
-        worker.kill('was ended')
 
 
 def _new_channel() -> tuple[Channel, connection.Connection, list[int]]:

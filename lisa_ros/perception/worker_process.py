@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import pickle
@@ -49,6 +50,8 @@ from lisa_ros.perception.worker_messages import (
 from lisa_ros.results import Done, MaskReady
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LONGEST_IMPORT = 300.0  # of a standby [s]
+_HANDED_DESCRIPTORS = 4  # socket, memory to write, memory to read, lifeline: from the next node
 # The kernel ends this process first when memory runs out: it can be loaded again, the rest of the
 # robot cannot.
 _OOM_SCORE_ADJUSTMENT = '500'
@@ -80,7 +83,7 @@ def _channel(connection: int, outgoing: int, incoming: int) -> Channel:
 def _end_with(parent: int) -> None:
     """Let the kernel end this process with its parent; the socket tells it, too (any system).
 
-    It holds for the main thread, which must call this.
+    The kernel keeps this setting for each thread: call it in the main thread.
     """
     if sys.platform != 'linux':
         return
@@ -106,7 +109,8 @@ class ModelServer:
             parent: process id of the parent.
         """
         self._channel, self._parent = channel, parent
-        self._lifeline: int | None = None  # of a parent that has not started this process
+        # Read end of the pipe of a node that took this process over; None: the parent started it.
+        self._lifeline: int | None = None
         self._fingerprint = ''  # of the parent, while this process is a standby
         self._inbox: queue.SimpleQueue[Prepare | Load | Request] = queue.SimpleQueue()
         self._cancels: dict[int, threading.Event] = {}  # by the number of an Ask
@@ -129,9 +133,14 @@ class ModelServer:
         message = self._inbox.get()
         while isinstance(message, Prepare):
             _outlive_parent()
-            with garbage_collection.paused(), contextlib.suppress(Exception):  # loading reports it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # blocked, but while it waits for a node
+            # An import that hangs in native code must not live for ever.
+            faulthandler.dump_traceback_later(_LONGEST_IMPORT, exit=True)
+            with garbage_collection.paused():
                 importlib.import_module(message.module)
+            faulthandler.cancel_dump_traceback_later()
             message = self._inbox.get()
+        stop_signals.ignore()
         if self._lifeline is not None:
             standby_handover.end_with_lifeline(self._lifeline)
         else:
@@ -166,9 +175,13 @@ class ModelServer:
             except ChannelClosedError:
                 if not self._fingerprint:
                     raise
-            descriptors = standby_handover.wait_for_next_parent(self._fingerprint, 4)
+            descriptors = standby_handover.wait_for_next_parent(
+                self._fingerprint, _HANDED_DESCRIPTORS
+            )
             if descriptors is None:
                 raise ChannelClosedError('no node has taken this process over')
+            if self._lifeline is not None:  # of a node that died before it sent a Load
+                os.close(self._lifeline)
             *ends, self._lifeline = descriptors
             self._channel = _channel(*ends)
 

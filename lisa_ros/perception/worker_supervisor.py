@@ -10,11 +10,15 @@ thread.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import threading
 import time
+import weakref
 from typing import Protocol
 
+from lisa_ros import stop_signals
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import WorkerError
 from lisa_ros.perception import standby_handover
@@ -98,6 +102,8 @@ class WorkerSupervisor:
             WorkerError: the child died while it loaded the model.
             LisaError: what the loader of the model raises.
         """
+        with _lock:
+            _started.add(self)
         self._thread.start()
         try:
             with self._changed:
@@ -257,12 +263,20 @@ class WorkerSupervisor:
             WorkerError: the child died.
             Exception: what the loader raised.
         """
-        start = time.monotonic()
         worker = self._take_standby()
-        if worker is not None:  # the next one takes longer to be ready than this one to load
+        if worker is not None:  # start its successor now: its imports take longer than this load
             self._start_standby(self._loaded.module)
-        else:
-            worker = self._adopt_standby() or Worker.start()
+        elif (adopted := self._adopt_standby()) is not None:
+            try:
+                return self._load_in(adopted)
+            except Exception as error:  # noqa: BLE001  # a new process may do better
+                self._log.error(f'{one_line(error)}; another process loads {self._name}')
+                adopted.kill('was ended')
+        return self._load_in(worker or Worker.start())
+
+    def _load_in(self, worker: Worker) -> Worker:
+        """Load the model in a child; return the child."""
+        start = time.monotonic()
         with self._changed:
             self._starting = worker
             is_closed = self._is_closed
@@ -341,13 +355,16 @@ class WorkerSupervisor:
         self._record_end(worker, worker.exit_cause())
 
     def _check_standby(self) -> None:
-        """Replace a standby that has ended, now and then: what ends it may end the next one."""
+        """Replace a standby that has ended or was not started, but not again and again."""
         with self._changed:
-            standby, is_closed = self._standby, self._is_closed
-        since = time.monotonic() - self._standby_started
-        if standby is None or is_closed or since < _STANDBY_PERIOD or not standby.wait(0):
+            standby, is_wanted = self._standby, self._has_standby and not self._is_closed
+        if not is_wanted or time.monotonic() - self._standby_started < _STANDBY_PERIOD:
             return
-        self._log.error(f'the standby of {self._name} {standby.exit_cause()}; another is started')
+        if standby is not None:
+            if not standby.wait(0):
+                return
+            cause = standby.exit_cause()
+            self._log.error(f'the standby of {self._name} {cause}; another is started')
         self._start_standby(self._loaded.module)
 
     def _check_memory(self, worker: Worker) -> None:
@@ -360,3 +377,20 @@ class WorkerSupervisor:
                 f'{self._memory_limit // _MIB} MiB: raise it, or use a smaller model or image'
             )
             self.discard(worker, cause)
+
+
+_started: weakref.WeakSet[WorkerSupervisor] = weakref.WeakSet()
+_lock = threading.Lock()  # guards it
+_owner = os.getpid()
+
+
+@atexit.register
+@stop_signals.before_exit
+def _close_started() -> None:
+    """End all children with this process, which stops in an orderly way: no standby waits."""
+    if os.getpid() != _owner:  # a fork
+        return
+    with _lock:
+        supervisors = list(_started)
+    for supervisor in supervisors:
+        supervisor.close(timeout=0)
