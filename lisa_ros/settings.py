@@ -140,7 +140,7 @@ class Settings(ValidatedSettings):
         True,
         'Keep a second process ready that has imported PyTorch (about 270 MB): if the process of '
         'the model ends, the model is back a second later, not after five to eight. If the node '
-        'dies, it waits 5 s for the next one (Linux). Needs isolation process',
+        'dies, it waits 10 s for the next one (Linux). Needs isolation process',
         at_configure=True,
     )
     worker_memory_limit: int = parameter(
