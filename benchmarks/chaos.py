@@ -69,7 +69,7 @@ class Target(enum.Enum):
 
     CLIENT = r'client'  # after it has left the ROS graph
     CAMERA = r'no message|nobody publishes|silent|stopped|camera'
-    MODEL = r'model process died|signal 9|loaded again'
+    MODEL = r'model process (died|has ended)|loaded again'
     NODE = ''  # its parent sees the end
 
 
