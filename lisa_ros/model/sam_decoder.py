@@ -49,8 +49,8 @@ def decode(
         Low-resolution logits (N, 4h, 4w), and the prediction of their IoU (N,).
     """
     count, (height, width) = len(prompts), image_embedding.shape[-2:]
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(count, -1, -1), prompts[:, None]], dim=1)  # (N, T, C)
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(count, -1, -1), prompts[:, None]], dim=1)  # (N, T, C)
     cells = image_embedding.flatten(2).transpose(1, 2)
     image = cells.clone(memory_format=torch.contiguous_format).add_(dense_prompt)  # (B, P, C)
     places = positions.flatten(2).transpose(1, 2)  # (1, P, C)
@@ -92,13 +92,15 @@ def _attend_tokens(attention: SamAttention, queries: Tensor, values: Tensor) -> 
 def _read_image(attention: SamAttention, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
     """Return attention of tokens (N, T, C) to the image (B, P, C), (N, T, C)."""
     heads = attention.num_attention_heads
-    asked = attention.q_proj(queries).unflatten(-1, (heads, -1))  # (N, T, G, d)
+    folded_queries = attention.q_proj(queries).unflatten(-1, (heads, -1))  # (N, T, G, d)
     keys = attention.k_proj.weight.unflatten(0, (heads, -1))  # (G, d, C)
-    asked = torch.einsum('ntgd,gdc->ngtc', asked, keys).flatten(1, 2) * attention.scaling
-    shares = (asked @ placed.transpose(1, 2)).softmax(-1)  # (N, G T, P)
-    seen = (shares @ image).unflatten(1, (heads, -1))  # (N, G, T, C)
+    folded_queries = (
+        torch.einsum('ntgd,gdc->ngtc', folded_queries, keys).flatten(1, 2) * attention.scaling
+    )
+    shares = (folded_queries @ placed.transpose(1, 2)).softmax(-1)  # (N, G T, P)
+    pooled = (shares @ image).unflatten(1, (heads, -1))  # (N, G, T, C)
     values = attention.v_proj.weight.unflatten(0, (heads, -1))
-    read = torch.einsum('ngtc,gdc->ntgd', seen, values).flatten(2) + attention.v_proj.bias
+    read = torch.einsum('ngtc,gdc->ntgd', pooled, values).flatten(2) + attention.v_proj.bias
     return attention.out_proj(read)
 
 
@@ -107,17 +109,23 @@ def _write_image(
 ) -> Tensor:
     """Return the image (B, P, C) plus its attention to tokens (N, T, C), (N, P, C)."""
     heads, tokens = attention.num_attention_heads, keys.shape[1]
-    known = attention.k_proj(keys).unflatten(-1, (heads, -1)) * attention.scaling  # (N, T, G, d)
+    folded_keys = (
+        attention.k_proj(keys).unflatten(-1, (heads, -1)) * attention.scaling
+    )  # (N, T, G, d)
     queries = attention.q_proj.weight.unflatten(0, (heads, -1))  # (G, d, C)
-    bias = torch.einsum('ntgd,gd->ngt', known, attention.q_proj.bias.unflatten(0, (heads, -1)))
-    known = torch.einsum('ntgd,gdc->ngtc', known, queries).flatten(1, 2)  # (N, G T, C)
-    scores = placed @ known.transpose(1, 2) + bias.flatten(1)[:, None]  # (N, P, G T)
+    bias = torch.einsum(
+        'ntgd,gd->ngt', folded_keys, attention.q_proj.bias.unflatten(0, (heads, -1))
+    )
+    folded_keys = torch.einsum('ntgd,gdc->ngtc', folded_keys, queries).flatten(1, 2)  # (N, G T, C)
+    scores = placed @ folded_keys.transpose(1, 2) + bias.flatten(1)[:, None]  # (N, P, G T)
     shares = scores.unflatten(-1, (heads, tokens)).softmax(-1).flatten(2)
-    said = attention.v_proj(values).unflatten(-1, (heads, -1))
+    token_values = attention.v_proj(values).unflatten(-1, (heads, -1))
     out = attention.out_proj.weight.unflatten(1, (heads, -1))  # (C, G, d)
-    said = torch.einsum('ntgd,cgd->ngtc', said, out).flatten(1, 2)  # (N, G T, C)
-    said = said + attention.out_proj.bias / heads  # the shares of each head sum to 1
-    return torch.baddbmm(image.expand(len(said), -1, -1), shares, said)
+    token_values = torch.einsum('ntgd,cgd->ngtc', token_values, out).flatten(1, 2)  # (N, G T, C)
+    token_values = (
+        token_values + attention.out_proj.bias / heads
+    )  # the shares of each head sum to 1
+    return torch.baddbmm(image.expand(len(token_values), -1, -1), shares, token_values)
 
 
 def _upscale(

@@ -90,10 +90,11 @@ def _guided_filter(image: np.ndarray, values: np.ndarray, radius: int) -> np.nda
 
 def _dot(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
     """Return the sum of the products of two lists of planes, (h, w)."""
-    first, *others = (one * other for one, other in zip(left, right, strict=True))
-    for product in others:
-        first += product
-    return first
+    products = [a * b for a, b in zip(left, right, strict=True)]
+    total = products[0]
+    for product in products[1:]:
+        total += product
+    return total
 
 
 def _grab_cut(image: np.ndarray, mask: np.ndarray, band: int, surroundings: int) -> np.ndarray:

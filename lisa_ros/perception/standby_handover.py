@@ -85,14 +85,14 @@ def _environment() -> list[object]:
 # ---- in the standby
 
 
-def wait_for_next_parent(own: str, count: int) -> list[int] | None:
+def wait_for_next_parent(node_fingerprint: str, count: int) -> list[int] | None:
     """Wait for a node that takes this process over; then write to that node's stdout and stderr.
 
     While it waits, SIGTERM ends this process if its action is the default: then nobody who stops
     all processes waits for it.
 
     Args:
-        own: the fingerprint of the node that died.
+        node_fingerprint: of the node that died.
         count: of descriptors that the next node sends.
 
     Returns:
@@ -101,11 +101,11 @@ def wait_for_next_parent(own: str, count: int) -> list[int] | None:
     # Who reads the dead node's output sees end-of-file.
     _use_output(*[os.open(os.devnull, os.O_RDWR)] * 2)
     folder = _private_folder()
-    if folder is None or not own:
+    if folder is None or not node_fingerprint:
         return None
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
-        return _listen(folder / f'{own}-{os.getpid()}', count)
+        return _listen(folder / f'{node_fingerprint}-{os.getpid()}', count)
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
@@ -179,17 +179,18 @@ class Standby:
     exit_descriptor: int  # of pidfd_open(2): readable when the process has ended
 
 
-def adopt(own: str, descriptors: Sequence[int]) -> Standby | None:
+def adopt(node_fingerprint: str, descriptors: Sequence[int]) -> Standby | None:
     """Take over a standby that waits; return None if there is none.
 
     Args:
-        own: the fingerprint of this process.
+        node_fingerprint: of this process.
         descriptors: for the standby, which gets copies.
     """
-    folder = _private_folder() if own and hasattr(os, 'pidfd_open') else None
+    can_adopt = node_fingerprint and hasattr(os, 'pidfd_open')
+    folder = _private_folder() if can_adopt else None
     if folder is None:
         return None
-    waiting = sorted(folder.glob(f'{own}-*'))
+    waiting = sorted(folder.glob(f'{node_fingerprint}-*'))
     return next(filter(None, (_connect(path, descriptors) for path in waiting)), None)
 
 
