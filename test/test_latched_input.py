@@ -177,3 +177,15 @@ def test_a_pause_does_not_count_for_the_rate_of_an_input(monkeypatch):
     assert watch.rate() == pytest.approx(10)
     now[0] += 1.2
     assert watch.has_stopped()
+
+
+def test_a_slow_input_has_a_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(inputs.time, 'monotonic', lambda: now[0])
+    watch = inputs.TopicWatch('/image', is_required=True)
+    for second in range(0, 30, 3):
+        now[0] = float(second)
+        watch.count(1, SystemClock())
+    assert watch.rate() == pytest.approx(1 / 3)
+    now[0] += 5
+    assert not watch.has_stopped()

@@ -487,6 +487,18 @@ def test_a_standby_that_cannot_be_started_does_not_end_the_model(make, monkeypat
     assert len(starts) >= 3
 
 
+def test_a_standby_of_another_node_that_cannot_load_is_replaced(make, monkeypatch):
+    def adopt(fingerprint):
+        worker = worker_supervisor.Worker.start()
+        worker.kill('was ended')
+        return worker
+
+    monkeypatch.setattr(worker_supervisor.Worker, 'adopt', adopt)
+    backend = make('', has_standby=True)
+    assert_answers(backend)
+    assert any('another process loads' in line for line in backend._supervisor._log.lines)
+
+
 def test_a_standby_that_ends_is_replaced(make, monkeypatch):
     monkeypatch.setattr(worker_supervisor, '_STANDBY_PERIOD', 0.1)
     monkeypatch.setattr(worker_supervisor, '_WATCH_PERIOD', 0.05)

@@ -193,21 +193,6 @@ def test_sigterm_does_not_end_a_standby_of_a_living_node_nor_one_that_was_taken(
     assert third.ask('the mug') == 'Sure.'
 
 
-def test_a_standby_that_cannot_load_is_replaced_by_a_new_process(tmp_path, start):
-    first = start()
-    first.kill()
-    time.sleep(0.3)
-    psutil.Process(first.standby).suspend()  # it takes the connection only later
-    resume = threading.Timer(0.3, lambda: os.kill(first.standby, signal.SIGCONT))
-    kill = threading.Timer(0.8, lambda: os.kill(first.standby, signal.SIGKILL))
-    for timer in (resume, kill):
-        timer.start()
-    second = start()  # whether it has taken the standby or not
-    for timer in (resume, kill):
-        timer.join()
-    assert second.ask('the mug') == 'Sure.'
-
-
 def test_received_descriptors_are_not_for_the_children(folder):
     ours, theirs = socket.socketpair()
     own = [os.dup(1) for _ in range(3)]

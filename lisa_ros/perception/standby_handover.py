@@ -6,9 +6,9 @@ node is killed, it waits `PATIENCE` for another node, then ends. So a node that 
 answers after the seconds that its own imports and the weights take.
 
 The standby listens on a Unix socket in a folder that only its user can enter. The socket's name
-has the `fingerprint` of the node: another node takes the standby only if program, search path,
-working folder, environment and user are the same. It sends the descriptors of a new channel, and
-its own stdout and stderr. Linux only: elsewhere there is no handover.
+has the `fingerprint` of the node: another node takes the standby only if program, libraries,
+working folder, environment, groups, cores and limits are the same. It sends the descriptors of a
+new channel, and its own stdout and stderr. Linux only: elsewhere there is no handover.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from lisa_ros.perception.worker_messages import (
 from lisa_ros.results import Done, MaskReady
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_LONGEST_IMPORT = 300.0  # of a standby [s]
+_LONGEST_IMPORT = 300.0  # after which a standby that still imports ends [s]
 _HANDED_DESCRIPTORS = 4  # socket, memory to write, memory to read, lifeline: from the next node
 # The kernel ends this process first when memory runs out: it can be loaded again, the rest of the
 # robot cannot.
@@ -133,7 +133,7 @@ class ModelServer:
         message = self._inbox.get()
         while isinstance(message, Prepare):
             _outlive_parent()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # blocked, but while it waits for a node
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # blocked unless it waits for a node
             # An import that hangs in native code must not live for ever.
             faulthandler.dump_traceback_later(_LONGEST_IMPORT, exit=True)
             with garbage_collection.paused():

@@ -53,7 +53,7 @@ class TopicWatch:
     def count(self, stamp: int, clock: Clock) -> None:
         """Note that a message with this stamp [ns] has just arrived."""
         self.incompatible_qos = ''  # of another publisher, or an earlier one
-        if self.has_stopped():
+        if len(self.arrivals) > 1 and self.has_stopped():
             self.arrivals.clear()  # the pause does not count for the rate
         self.arrivals.append(time.monotonic())
         self.stamps.append(stamp)
