@@ -12,8 +12,8 @@ Exit status 1 if a limit does not hold:
 - a command about a fixed image has the same answer as before, to the bit;
 - the node and its model process have no more threads and open files than after the warm-up, the
   first fifth of the messages;
-- their memory is at most 3 % above its level in the second half of the warm-up (not
-  judged below 30000 messages);
+- their memory at rest, after each fifth of the messages, is at most 3 % above its level after the
+  warm-up (not judged below 30000 messages);
 - the log has at most 2 MB and no traceback;
 - each command has one answer, each accepted goal one result, each request one response.
 """
@@ -25,7 +25,6 @@ import collections
 import dataclasses
 import random
 import re
-import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +49,8 @@ from tqdm import tqdm
 from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 
 MEMORY_GROWTH, LOG_SIZE = 0.03, 2.0  # largest allowed: share, [MB]
-WARM_UP = 0.2  # share of the messages; the second half of it gives the level of memory
+STAGES = 5  # after each one the node rests and is measured; the first one is the warm-up
+REST = 12.0  # the node returns free memory to the system each 10 s [s]
 JUDGED_MESSAGES = 30_000  # with fewer, buffers still fill in the warm-up: memory is not judged
 SAMPLES = 100  # of memory
 KINDS = {  # how often each kind is sent
@@ -243,6 +243,15 @@ class Flood:
             self._peer.spin(0.1)
         return True
 
+    def rest(self, seconds: float) -> None:
+        """Settle, ask one question and leave the node alone for some seconds.
+
+        The question is the one before the first message: it maps shared memory anew.
+        """
+        self.settle()
+        self.probe()
+        self._peer.spin(seconds)
+
     def reload(self, with_model: bool) -> None:
         """Deactivate and activate the node, if asked with its model, among hostile messages."""
         self.settle()
@@ -305,9 +314,35 @@ class Flood:
         self._peer.call(SetParameters, 'set_parameters', parameters=parameters)
 
 
-def run(flood: Flood, messages: int, node: int) -> list[Sample]:
-    """Send hostile messages; return samples, the first before and the last after them."""
-    samples = [sample(0, node)]
+@dataclass(frozen=True)
+class Samples:
+    """What the node and its model process hold while the messages arrive, and at rest."""
+
+    flooded: list[Sample]  # the first one before all messages
+    resting: list[Sample]  # one after each stage
+
+    def growth(self, process: str) -> float:
+        """Return how much the memory at rest of "node" or "model" grows after the warm-up.
+
+        The largest value counts, as a share of the first one.
+        """
+        level, *later = [getattr(item, process).memory for item in self.resting]
+        return max(later) / level - 1
+
+    def lost(self, process: str, attribute: str) -> int:
+        """Return how many threads or handles there are at the end that the warm-up did not have.
+
+        Libraries start some threads when a function is used for the first time.
+        """
+        warm_up = self.resting[0]
+        before = [item for item in self.flooded if item.count <= warm_up.count] + [warm_up]
+        most = max(getattr(getattr(item, process), attribute) for item in before)
+        return getattr(getattr(self.resting[-1], process), attribute) - most
+
+
+def run(flood: Flood, messages: int, node: int) -> Samples:
+    """Send hostile messages in stages and measure the node, by its process id."""
+    flooded, resting = [sample(0, node)], []
     every = max(1, messages // SAMPLES)
     cycle = min(CYCLE, messages // 3 + 1)
     with tqdm(total=messages, desc='flood', unit='message') as progress:
@@ -317,39 +352,14 @@ def run(flood: Flood, messages: int, node: int) -> list[Sample]:
             if number % cycle == 0:
                 flood.reload(with_model=number // cycle % 3 == 2)
             if number % every == 0:
-                samples.append(sample(number, node))
-    flood.settle()
-    flood.probe()  # as before the first sample: shared memory is mapped when it is needed
-    return [*samples, processes.resting_sample(messages, node)]
+                flooded.append(sample(number, node))
+            if number % max(1, messages // STAGES) == 0:
+                flood.rest(REST if messages >= JUDGED_MESSAGES else 0.5)
+                resting.append(processes.resting_sample(number, node))
+    return Samples(flooded, resting)
 
 
-def levels(samples: list[Sample], process: str) -> tuple[float, float]:
-    """Return the memory of a process in the warm-up and at the end, both medians [MiB].
-
-    Args:
-        samples: of the run.
-        process: node or model.
-    """
-    memory = [(item.count, getattr(item, process).memory) for item in samples]
-    last = memory[-1][0]
-    level = statistics.median(
-        value for number, value in memory if WARM_UP / 2 * last <= number <= WARM_UP * last
-    )
-    end = statistics.median(value for number, value in memory if number >= 0.95 * last)
-    return level, end
-
-
-def most(samples: list[Sample], process: str, attribute: str) -> int:
-    """Return the largest number of threads or handles until the end of the warm-up.
-
-    Libraries start some threads when a function is used for the first time.
-    """
-    last = samples[-1].count
-    usages = [getattr(item, process) for item in samples if item.count <= WARM_UP * last]
-    return max(getattr(usage, attribute) for usage in usages)
-
-
-def limits(tally: Tally, samples: list[Sample], same: bool, log: str) -> list[report.Limit]:
+def limits(tally: Tally, samples: Samples, same: bool, log: str) -> list[report.Limit]:
     """Return the limits of a flood.
 
     Args:
@@ -358,7 +368,6 @@ def limits(tally: Tally, samples: list[Sample], same: bool, log: str) -> list[re
         same: whether the answer is the one from before.
         log: of the node.
     """
-    last = samples[-1]
     answers = [count for count in tally.answers.values() if count != 1]
     rows = [
         report.Limit('answers that differ from before', 1 - same, 0),
@@ -371,45 +380,35 @@ def limits(tally: Tally, samples: list[Sample], same: bool, log: str) -> list[re
         report.Limit('tracebacks in the log', log.count('Traceback (most'), 0),
     ]
     for process in ('node', 'model'):
-        after = getattr(last, process)
-        level, end = levels(samples, process)
         rows += [
+            report.Limit(f'threads lost by the {process}', samples.lost(process, 'threads'), 0),
+            report.Limit(f'handles lost by the {process}', samples.lost(process, 'handles'), 0),
             report.Limit(
-                f'threads lost by the {process}',
-                after.threads - most(samples, process, 'threads'),
-                0,
-            ),
-            report.Limit(
-                f'handles lost by the {process}',
-                after.handles - most(samples, process, 'handles'),
-                0,
-            ),
-            report.Limit(
-                f'memory growth of the {process} after the warm-up',
-                100 * (end / level - 1),
+                f'growth of the resting {process} after the warm-up',
+                100 * samples.growth(process),
                 100 * MEMORY_GROWTH,
                 '%',
-                last.count >= JUDGED_MESSAGES,
+                samples.resting[-1].count >= JUDGED_MESSAGES,
             ),
         ]
     return rows
 
 
-def plot(samples: list[Sample], path: Path, title: str) -> None:
+def plot(samples: Samples, path: Path, title: str) -> None:
     """Draw memory, threads and handles over the messages."""
     drawn, (memory, counts) = report.figure(2, title)
-    messages = [item.count for item in samples]
+    messages = [item.count for item in samples.flooded]
     for process, colour in (('node', report.NODE_COLOUR), ('model', report.MODEL_COLOUR)):
-        usages = [getattr(item, process) for item in samples]
-        values = [usage.memory for usage in usages]
-        memory.plot(messages, values, color=colour, label=f'{process} process')
-        level, _ = levels(samples, process)
-        memory.axhline(level * (1 + MEMORY_GROWTH), color=colour, ls=':', lw=1)
+        usages = [getattr(item, process) for item in samples.flooded]
+        memory.plot(messages, [usage.memory for usage in usages], color=colour, lw=0.7)
+        resting = [(item.count, getattr(item, process).memory) for item in samples.resting]
+        memory.plot(*zip(*resting, strict=True), 'o-', color=colour, label=f'{process}, at rest')
+        memory.axhline(resting[0][1] * (1 + MEMORY_GROWTH), color=colour, ls=':', lw=1)
         counts.plot(messages, [usage.threads for usage in usages], color=colour)
         counts.plot(messages, [usage.handles for usage in usages], color=colour, ls='--')
-    memory.axvspan(0, WARM_UP * messages[-1], color='0.92')
+    memory.axvspan(0, samples.resting[0].count, color='0.92')
     memory.set(ylabel='memory [MiB]', ylim=(0, None))
-    report.add_legend(memory, 'dotted: limit, grey: warm-up')
+    report.add_legend(memory, 'thin: during the flood, dotted: limit, grey: warm-up')
     counts.set(xlabel='hostile messages', ylabel='threads (-), files (--)', ylim=(0, None))
     report.save(drawn, path)
 
@@ -456,7 +455,8 @@ def main() -> int:
             'goals rejected': tally.rejected,
             'state': state,
             'exit status': process.returncode,
-            'samples': [dataclasses.asdict(item) for item in samples],
+            'samples': [dataclasses.asdict(item) for item in samples.flooded],
+            'resting': [dataclasses.asdict(item) for item in samples.resting],
         },
     )
     plot(samples, options.out / 'flood.png', f'{options.messages} hostile messages')

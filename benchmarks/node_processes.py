@@ -40,9 +40,11 @@ CAMERA = (sys.executable, str(ROOT / 'benchmarks' / 'rgbd_camera.py'))  # comman
 _LOCK_SUFFIX = '_el'  # of the file that the owner of a segment holds locked
 _RUN_VARIABLE = 'LISA_ROS_RUN'
 _WORKER = 'lisa_ros.perception.worker_process'  # in the command line of a model process
+_NODE = 'from lisa_ros import startup; startup.run_node("lisa_ros.ros.node")'  # as lisa_node does
 _CENTRE_NODE = (
-    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; import centre_backend; '
-    'from lisa_ros.ros import node; raise SystemExit(node.main())'
+    'import sys; sys.path[:0] = sys.argv[1:3]; del sys.argv[1:3]; '
+    'from lisa_ros import native_settings; native_settings.apply(); import centre_backend; '
+    + _NODE
 )
 
 
@@ -229,7 +231,7 @@ def node_command(folder: Path, model: str, parameters: Mapping[str, Any]) -> lis
         model: CENTRE, or what the parameter `model` accepts.
         parameters: of the node, beside `model`.
     """
-    program = [sys.executable, '-m', 'lisa_ros.ros.node']
+    program = [sys.executable, '-c', _NODE]
     if model == CENTRE:
         program = [sys.executable, '-c', _CENTRE_NODE, str(ROOT), str(ROOT / 'benchmarks')]
     path = write_parameters(folder / 'parameters.yaml', {'model': model, **parameters})

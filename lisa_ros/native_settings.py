@@ -22,7 +22,7 @@ import os
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
 _LARGEST_HEAP_ARRAY = 32 << 20  # the largest that glibc accepts; larger arrays are mapped [bytes]
 _KEPT = 256 << 20  # free memory at the end of a heap that is kept [bytes]
-_ARENAS = 2  # heaps; by default up to 8 for each core, and each keeps what was freed in it
+_ARENAS = 1  # heaps; by default up to 8 for each core; `malloc_trim` returns all of one heap only
 
 
 def apply() -> None:

@@ -28,8 +28,8 @@ _IMPORT_PAUSES = 600  # after which the import is taken for hung
 
 def run_node(module: str) -> NoReturn:
     """Run `main()` of a node's module; every stop signal ends the process with status 0."""
+    native_settings.apply()  # before there are threads
     stop_signals.install()
-    native_settings.apply()
     name = _name_process()
     try:
         with garbage_collection.paused():
