@@ -349,7 +349,7 @@ def run(flood: Flood, messages: int, node: int) -> Samples:
         for number in range(1, messages + 1):
             flood.send()
             progress.update()
-            if number % cycle == 0:
+            if number % cycle == cycle // 2:  # long before the rest after a stage
                 flood.reload(with_model=number // cycle % 3 == 2)
             if number % every == 0:
                 flooded.append(sample(number, node))

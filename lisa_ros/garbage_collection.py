@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pause Python's garbage collector while libraries are imported and a model is loaded.
+"""Keep Python's garbage collector away from the objects of libraries and models.
 
-Both make about a million objects that stay. The collector looks through all of them again and
-again meanwhile, which is a fifth of the time of the imports.
+Imports and a model make up to a million objects that stay. The collector looks through all of them
+again and again meanwhile, which is a fifth of the time of the imports, and in each full collection
+later.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def paused() -> Iterator[None]:
 
 
 def ignore_present_objects() -> None:
-    """Never look at the objects that exist now: for a process whose model has just been loaded.
+    """Never look at the objects that exist now: after imports, or when a model has been loaded.
 
     A full collection then takes milliseconds instead of a third of a second.
     """

@@ -34,6 +34,7 @@ def run_node(module: str) -> NoReturn:
     try:
         with garbage_collection.paused():
             main = importlib.import_module(module).main
+        garbage_collection.ignore_present_objects()
     except ModuleNotFoundError as error:
         if not _is_ros_package(error.name or ''):
             raise
