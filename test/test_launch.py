@@ -11,8 +11,9 @@ from lisa_ros import cli
 
 LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
-    'model', 'vision_tower', 'template', 'device', 'precision', 'image', 'depth', 'camera_info',
-    'params_file', 'namespace', 'respawn', 'rviz', 'voice', 'voice_params_file', 'audio',
+    'model', 'vision_tower', 'template', 'device', 'precision', 'allow_download', 'image', 'depth',
+    'camera_info', 'params_file', 'namespace', 'respawn', 'rviz', 'voice', 'voice_params_file',
+    'audio',
 }  # fmt: skip
 
 
@@ -104,11 +105,15 @@ def test_launch_starts_the_node_with_its_parameters_and_topics(described, tmp_pa
         assert values[0].string_value == str(MODEL['model'])
         assert values[1].integer_value == 1
         assert 'Traceback' not in (tmp_path / 'log').read_text()
-        node = next(
-            p for p in psutil.Process(process.pid).children(True) if 'lisa_node' in p.name()
-        )
-        node.kill()  # launch starts it again
-        peer.wait(lambda: peer.node.count_subscribers('/camera/colour') == 0, START)
+
+        def nodes():
+            children = psutil.Process(process.pid).children(True)
+            return [child for child in children if 'lisa_node' in child.name()]
+
+        (killed,) = nodes()
+        killed.kill()  # launch starts it again
+        # The killed one stays in the graph until its DDS lease ends.
+        peer.wait(lambda: nodes() and nodes() != [killed], START, 'the next node')
         peer.wait(lambda: peer.node.count_subscribers('/camera/colour') == 1, START)
     finally:
         process.send_signal(signal.SIGINT)
