@@ -3,14 +3,19 @@
 
     ros2 launch lisa_ros lisa.launch.py image:=/camera/image_raw
 
-All other parameters are in config/lisa.yaml and config/voice.yaml.
+All other parameters are in config/lisa.yaml and config/voice.yaml. A wrong argument ends the
+launch with one line.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.conditions import IfCondition
+from launch.launch_context import LaunchContext
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -18,19 +23,34 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch import LaunchDescription
 
 CONFIG = Path(get_package_share_directory('lisa_ros')) / 'config'
+FROM_FILE = 'empty: from params_file'
 ARGUMENTS = {  # name: default, description
-    'model': ('', 'lisa-tabletop, a folder or a hub id; empty: from params_file'),
-    'vision_tower': ('', 'CLIP of the model, folder or hub id; empty: from params_file'),
-    'template': ('', 'conversation template of the prompt; empty: from params_file'),
-    'device': ('', 'device: cpu, cuda or auto; empty: from params_file'),
-    'precision': ('', 'weights: fp32, bf16, fp16, int8, nf4 or auto; empty: from params_file'),
-    'allow_download': ('', 'true: download the CLIP of a local folder; empty: from params_file'),
-    'image': ('image', 'colour image topic, without /compressed'),
-    'depth': ('depth', 'topic of the depth image, registered to the image (optional)'),
-    'camera_info': ('camera_info', 'camera info topic of the image (optional)'),
+    'model': ('', f'lisa-tabletop, a folder or a hub id; {FROM_FILE}'),
+    'vision_tower': ('', f'CLIP of the model, folder or hub id; {FROM_FILE}'),
+    'template': ('', f'conversation template of the prompt; {FROM_FILE}'),
+    'device': ('', f'device: cpu, cuda or auto; {FROM_FILE}'),
+    'precision': ('', f'weights: fp32, bf16, fp16, int8, nf4 or auto; {FROM_FILE}'),
+    'allow_download': ('', f'true: download the CLIP of a local folder; {FROM_FILE}'),
+    'image': ('', 'colour image topic, without /compressed; empty: image'),
+    'depth': ('', 'topic of the depth image, registered to the image; empty: depth'),
+    'camera_info': ('', 'camera info topic of the image; empty: camera_info'),
+    'cameras': (
+        '',
+        'names of several cameras: cameras:=front,wrist. Then image, depth and camera_info have '
+        f'one topic for each, separated by commas too; empty: front/image and so on. {FROM_FILE}',
+    ),
+    'target_frame': ('', f'TF frame of the pose on ~/target; {FROM_FILE}'),
+    'output_reliability': (
+        '',
+        'reliability of the images and clouds that the node publishes: reliable or best_effort; '
+        f'{FROM_FILE}',
+    ),
     'params_file': (str(CONFIG / 'lisa.yaml'), 'parameter file of lisa_node'),
     'namespace': ('', 'namespace of the nodes and of their relative topics'),
+    'use_sim_time': ('', f'true: use the clock of a simulator or a bag (/clock); {FROM_FILE}'),
+    'autostart': ('', f'false: wait for a lifecycle manager; {FROM_FILE}'),
     'respawn': ('true', 'start lisa_node again, 0.2 s after it has ended'),
+    'log_level': ('info', 'of lisa_node and voice_node: debug, info, warn, error or fatal'),
     'voice': ('false', 'true: start voice_node, for spoken commands'),
     'voice_params_file': (str(CONFIG / 'voice.yaml'), 'parameter file of voice_node'),
     'audio': ('audio', 'audio topic: 16-bit samples, one channel, 16 kHz'),
@@ -38,66 +58,179 @@ ARGUMENTS = {  # name: default, description
 }
 
 RESPAWN_DELAY = 0.2  # [s]
-
+LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
+RELIABILITIES = ('reliable', 'best_effort')
+INPUTS = ('image', 'depth', 'camera_info')
+LARGE_OUTPUTS = ('mask', 'confidence', 'overlay', 'scene_points', 'object_points')
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),
     *('tracked/overlay', 'tracked/object_points', 'tracked/target'),
 )
 
 
-def lisa_node(context):
-    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    settings = {
+# ---- arguments
+
+
+def is_on(name: str, value: str) -> bool:
+    if value.lower() in ('true', 'on', 'yes', '1'):
+        return True
+    if value.lower() in ('false', 'off', 'no', '0'):
+        return False
+    raise RuntimeError(f'{name} is {value!r}; expected true or false: {name}:=true')
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value.lower() not in choices:
+        raise RuntimeError(f'{name} is {value!r}; expected one of {", ".join(choices)}')
+    return value.lower()
+
+
+def existing_file(name: str, value: str) -> str:
+    if not Path(value).is_file():
+        raise RuntimeError(f'{name} is {value!r}: there is no such file; correct {name}:=FILE')
+    return value
+
+
+def names_in(value: str) -> list[str]:
+    """Return the items of "front, wrist" or "[front, wrist]"."""
+    return [item.strip() for item in value.strip('[] ').split(',') if item.strip()]
+
+
+def file_cameras(path: str) -> list[str]:
+    """Return the names of cameras that a parameter file sets; none if it sets no names."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []  # the node says what is wrong with its file
+    pending = [content]
+    while pending:
+        level = pending.pop()
+        if isinstance(level, dict):
+            cameras = level.get('cameras')
+            if isinstance(cameras, list) and any(cameras):
+                return [str(camera) for camera in cameras if camera]
+            pending += level.values()
+    return []
+
+
+def input_remappings(given: dict[str, str], cameras: list[str]) -> list[tuple[str, str]]:
+    """Return the remappings of the inputs: one topic each, or one for each camera."""
+    if not cameras:
+        return [(name, given[name]) for name in INPUTS if given[name]]
+    remappings = []
+    for name in INPUTS:
+        topics = names_in(given[name])
+        if topics and len(topics) != len(cameras):
+            raise RuntimeError(
+                f'{name}:={given[name]} names {len(topics)} topics for {len(cameras)} cameras '
+                f'({", ".join(cameras)}): give one for each, separated by commas, or leave it out '
+                f'for {cameras[0]}/{name} and so on'
+            )
+        remappings += [
+            (f'{camera}/{name}', topic) for camera, topic in zip(cameras, topics, strict=False)
+        ]
+    return remappings
+
+
+def output_qos(reliability: str, namespace: str, cameras: list[str]) -> dict[str, str]:
+    """Return the parameters that set the reliability of the large outputs."""
+    node = '/'.join(['', *filter(None, namespace.split('/')), 'lisa'])
+    return {
+        f'qos_overrides.{node}/{prefix}{name}.publisher.reliability': reliability
+        for camera in cameras or ['']
+        for prefix in ([f'{camera}/', f'{camera}/tracked/'] if camera else ['', 'tracked/'])
+        for name in LARGE_OUTPUTS
+    }
+
+
+def node_parameters(given: dict[str, str], cameras: list[str]) -> dict[str, Any]:
+    """Return the parameters that are given as arguments; they replace those of the file."""
+    parameters: dict[str, Any] = {
         name: ParameterValue(given[name], value_type=str)
-        for name in ('model', 'vision_tower', 'template', 'device', 'precision')
+        for name in ('model', 'vision_tower', 'template', 'device', 'precision', 'target_frame')
         if given[name]
     }
-    if given['allow_download']:
-        settings['allow_download'] = ParameterValue(given['allow_download'], value_type=bool)
-    return [
-        LifecycleNode(
-            package='lisa_ros',
-            executable='lisa_node',
-            name='lisa',
-            namespace=given['namespace'],
-            parameters=[given['params_file'], settings],
-            remappings=[(name, given[name]) for name in ('image', 'depth', 'camera_info')],
-            output='screen',
-            respawn=given['respawn'].lower() in ('true', '1'),
-            respawn_delay=RESPAWN_DELAY,
-        )
-    ]
+    for name in ('allow_download', 'use_sim_time', 'autostart'):
+        if given[name]:
+            parameters[name] = is_on(name, given[name])
+    if given['cameras']:
+        parameters['cameras'] = cameras
+    if given['output_reliability']:
+        reliability = choice('output_reliability', given['output_reliability'], RELIABILITIES)
+        parameters |= output_qos(reliability, given['namespace'], cameras)
+    return parameters
 
 
-def generate_launch_description():
-    voice = Node(
+# ---- nodes
+
+
+def lisa_node(given: dict[str, str], cameras: list[str]) -> LifecycleNode:
+    return LifecycleNode(
+        package='lisa_ros',
+        executable='lisa_node',
+        name='lisa',
+        namespace=given['namespace'],
+        parameters=[given['params_file'], node_parameters(given, cameras)],
+        remappings=input_remappings(given, cameras),
+        ros_arguments=['--log-level', choice('log_level', given['log_level'], LOG_LEVELS)],
+        output='screen',
+        respawn=is_on('respawn', given['respawn']),
+        respawn_delay=RESPAWN_DELAY,
+    )
+
+
+def voice_node(given: dict[str, str]) -> Node:
+    parameters = [existing_file('voice_params_file', given['voice_params_file'])]
+    if given['use_sim_time']:
+        parameters.append({'use_sim_time': is_on('use_sim_time', given['use_sim_time'])})
+    return Node(
         package='lisa_ros',
         executable='voice_node',
-        namespace=LaunchConfiguration('namespace'),
-        parameters=[LaunchConfiguration('voice_params_file')],
+        namespace=given['namespace'],
+        parameters=parameters,
         # relative names, so the namespace applies to them as to the node's
         remappings=[
-            ('audio', LaunchConfiguration('audio')),
+            ('audio', given['audio']),
             ('command', 'lisa/command'),
             ('say', 'lisa/explanation'),
         ],
+        ros_arguments=['--log-level', choice('log_level', given['log_level'], LOG_LEVELS)],
         output='screen',
-        condition=IfCondition(LaunchConfiguration('voice')),
     )
-    rviz = Node(
+
+
+def rviz(given: dict[str, str], cameras: list[str]) -> Node:
+    """Return RViz; it shows the first camera."""
+    camera = f'{cameras[0]}/' if cameras else ''
+    images = names_in(given['image']) or [f'{camera}image']
+    return Node(
         package='rviz2',
         executable='rviz2',
-        namespace=LaunchConfiguration('namespace'),
+        namespace=given['namespace'],
         arguments=['-d', str(CONFIG / 'lisa.rviz')],
         # lisa.rviz has absolute names: make them relative, so the namespace applies to them.
         remappings=[
-            ('/image', LaunchConfiguration('image')),
-            *((f'/lisa/{name}', f'lisa/{name}') for name in SHOWN),
+            ('/image', images[0]),
+            *((f'/lisa/{name}', f'lisa/{camera}{name}') for name in SHOWN),
         ],
-        condition=IfCondition(LaunchConfiguration('rviz')),
     )
+
+
+def start_nodes(context: LaunchContext) -> list[Node]:
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    params_file = existing_file('params_file', given['params_file'])
+    cameras = names_in(given['cameras']) or file_cameras(params_file)
+    nodes = [lisa_node(given, cameras)]
+    if is_on('voice', given['voice']):
+        nodes.append(voice_node(given))
+    if is_on('rviz', given['rviz']):
+        nodes.append(rviz(given, cameras))
+    return nodes
+
+
+def generate_launch_description() -> LaunchDescription:
     arguments = [
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, (default, description) in ARGUMENTS.items()
     ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=lisa_node), voice, rviz])
+    return LaunchDescription([*arguments, OpaqueFunction(function=start_nodes)])

@@ -35,13 +35,15 @@ class Settings(ValidatedSettings):
     """
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = (
-        "QoS of an input by the topic's full name (default: best effort, volatile, keep last 5; a",
-        'latched camera_info is received, too):',
+        "QoS by the topic's full name. Inputs have by default best effort, volatile, keep last 5",
+        '(a latched camera_info is received, too), outputs have reliable, volatile, keep last 10:',
         'qos_overrides:',
         '  /image:',
         '    subscription: {reliability: reliable, history: keep_last, depth: 1}',
         '  /camera_info:',
         '    subscription: {reliability: reliable, durability: transient_local}',
+        '  /lisa/mask:',
+        '    publisher: {reliability: best_effort, history: keep_last, depth: 1}',
     )
 
     # ---- model

@@ -28,6 +28,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from lisa_ros.msg import Segmentation
 from rcl_interfaces.srv import DescribeParameters
+from rclpy.qos import ReliabilityPolicy
 from ros_graph import MODEL, START, NodeProcess, Peer, executable, image
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
@@ -247,7 +248,10 @@ def test_parameters_are_described_as_in_the_settings(peer):
     for field, descriptor in zip(fields, described, strict=True):
         info = parameter_info(field)
         assert (descriptor.name, descriptor.description) == (field.name, info.description)
-        assert descriptor.read_only == info.read_only
+        assert not descriptor.read_only  # so that the same value is accepted
+        assert ('another value is refused' in descriptor.additional_constraints) == (
+            info.read_only or info.at_configure
+        )
         ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
         assert [(r.from_value, r.to_value) for r in ranges] == (
             [] if info.minimum is None else [(info.minimum, info.maximum)]
@@ -258,8 +262,18 @@ def test_settings_that_are_read_on_configure_are_refused_while_configured(peer):
     (result,) = peer.set_parameters(precision='bf16')
     assert not result.successful
     assert 'precision is read on configure: call cleanup first' in result.reason
+    (result,) = peer.set_parameters(autostart=False)
+    assert not result.successful
+    assert 'autostart is read at the start' in result.reason
     (result,) = peer.set_parameters(confidence_threshold=2.0)
     assert not result.successful
+
+
+def test_settings_that_have_the_value_already_are_accepted(peer):
+    """As `ros2 param load` sets them from a file."""
+    assert all(result.successful for result in peer.set_parameters(autostart=True, tracker='flow'))
+    (result,) = peer.set_parameters(isolation='process')
+    assert result.successful
 
 
 def test_the_threshold_applies_at_once(peer):
@@ -859,6 +873,33 @@ def test_an_invalid_quality_of_service_is_one_log_line_and_the_node_keeps_runnin
     assert 'relable' in line
     assert slow_peer.images.get_subscription_count() == 0
     assert slow_peer.change_state('cleanup')
+    assert slow_peer.state() == 'unconfigured'
+
+
+def test_the_quality_of_service_of_an_output_can_be_overridden(start_node, slow_peer, tmp_path):
+    (tmp_path / 'model').mkdir()
+    process = start_node(**{'qos_overrides./slow/lisa/mask.publisher.reliability': 'best_effort'})
+    slow_peer.wait_until_active(process)
+
+    def reliability(name):
+        topic = f'/slow/lisa/{name}'
+        slow_peer.wait(lambda: slow_peer.node.count_publishers(topic) == 1, what=topic)
+        (publisher,) = slow_peer.node.get_publishers_info_by_topic(topic)
+        return publisher.qos_profile.reliability
+
+    assert reliability('mask') is ReliabilityPolicy.BEST_EFFORT
+    assert reliability('overlay') is ReliabilityPolicy.RELIABLE
+
+
+def test_an_invalid_quality_of_service_of_an_output_is_one_log_line(
+    start_node, slow_peer, tmp_path
+):
+    (tmp_path / 'model').mkdir()
+    process = start_node(**{'qos_overrides./slow/lisa/overlay.publisher.depth': 'many'})
+    process.wait_for_output('[ERROR]')
+    (line,) = [line for line in process.output().splitlines() if '[ERROR]' in line]
+    assert 'configure failed: no publisher of /slow/lisa/overlay' in line
+    assert 'correct qos_overrides./slow/lisa/overlay.publisher.*' in line
     assert slow_peer.state() == 'unconfigured'
 
 

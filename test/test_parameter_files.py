@@ -24,6 +24,8 @@ FILE = """
     qos_overrides:
       /camera_info:
         subscription: {durabilty: transient_local, depth: 1}
+      /lisa/mask:
+        publisher: {reliabilty: best_effort}
 lisa_node:
   ros__parameters:
     watch_rate: 5.0
@@ -50,6 +52,8 @@ def test_misspelt_names_and_sections_of_other_nodes_are_reported(sections):
         'there is no parameter target_fame; did you mean target_frame?',
         'there is no parameter qos_overrides./camera_info.subscription.durabilty; did you mean '
         'durability?',
+        'there is no parameter qos_overrides./lisa/mask.publisher.reliabilty; did you mean '
+        'reliability?',
         'the parameters of lisa_node are not for this node: name the section /lisa or /**',
         'the parameters of arm/lisa are not for this node: name the section /lisa or /**',
     ]

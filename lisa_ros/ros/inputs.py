@@ -25,9 +25,9 @@ from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.qos import (
     are_all_latched,
+    input_qos_overrides,
     is_latched_in_vain,
     latched_qos,
-    qos_overrides,
     sensor_qos,
 )
 from lisa_ros.session.frame_buffer import SyncedMessages
@@ -226,7 +226,7 @@ class CameraInputs:
                 receive,
                 sensor_qos(),
                 event_callbacks=SubscriptionEventCallbacks(incompatible_qos=warn_of_qos),
-                qos_overriding_options=qos_overrides(),
+                qos_overriding_options=input_qos_overrides(),
             )
         except Exception as error:  # rclpy has an exception type for each wrong override
             raise SettingsError(

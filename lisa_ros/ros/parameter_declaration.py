@@ -81,8 +81,14 @@ def declare(
             field = fields.get(change.name)
             if field is None:  # use_sim_time, qos_overrides: not of this package
                 continue
-            if parameter_info(field).at_configure and is_configured():
+            if change.value == node.get_parameter(change.name).value:
+                continue  # `ros2 param load` sets all parameters of a file
+            info, reason = parameter_info(field), ''
+            if info.read_only:
+                reason = f'{change.name} is read at the start: give it to the node and start it'
+            elif info.at_configure and is_configured():
                 reason = f'{change.name} is read on configure: call cleanup first'
+            if reason:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 
@@ -145,12 +151,13 @@ def descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     if info.choices:
         constraints.append('one of ' + ', '.join(repr(choice) for choice in info.choices))
     if info.at_configure:
-        constraints.append('read on configure, refused while configured')
+        constraints.append('read on configure; another value is refused while configured')
+    if info.read_only:  # not as ROS's own flag, with which the same value is refused, too
+        constraints.append('read at the start; another value is refused')
     result = ParameterDescriptor(
         name=field.name,
         description=info.description,
         additional_constraints='; '.join(constraints),
-        read_only=info.read_only,
     )
     if info.minimum is not None and isinstance(field.default, int):
         result.integer_range = [

@@ -22,7 +22,7 @@ import yaml
 from lisa_ros.ros.qos import OVERRIDABLE_POLICIES
 
 _SIMILARITY = 0.8  # of two names, above which one may be a misspelling of the other [0..1]
-_QOS_OVERRIDE = re.compile(r'qos_overrides\./[^.]*\.subscription\.(\w+)')
+_QOS_OVERRIDE = re.compile(r'qos_overrides\./[^.]*\.(subscription|publisher)\.(\w+)')
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def ineffective_names(
 def _misspelt(section: ParameterSection, own_names: Collection[str]) -> Iterator[str]:
     for name in section.names:
         policy = _QOS_OVERRIDE.fullmatch(name)
-        known = [kind.name.lower() for kind in OVERRIDABLE_POLICIES] if policy else own_names
-        given = policy[1] if policy else name
+        known, given = own_names, name
+        if policy:
+            known = [kind.name.lower() for kind in OVERRIDABLE_POLICIES[policy[1]]]
+            given = policy[2]
         similar = difflib.get_close_matches(given, known, 1, 0 if policy else _SIMILARITY)
         if given not in known and similar:
             yield f'{section.file}: there is no parameter {name}; did you mean {similar[0]}?'

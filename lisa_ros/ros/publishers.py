@@ -10,6 +10,7 @@ Threads: any, but each set of publishers is used by one thread at a time.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
-from lisa_ros.errors import ImageError, TransformError
+from lisa_ros.errors import ImageError, SettingsError, TransformError
 from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.health.outcomes import Outcomes
 from lisa_ros.messages import rgbd
@@ -33,11 +35,38 @@ from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
-from lisa_ros.ros.qos import COMMAND_QOS, latched_qos
+from lisa_ros.ros.qos import COMMAND_QOS, latched_qos, output_qos_overrides
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
 _POSITION = '3D position'
+
+
+def create_output(
+    node: LifecycleNode, message_type: type, topic: str, qos: QoSProfile | int = 10
+) -> LifecyclePublisher:
+    """Return a lifecycle publisher whose QoS the user can override.
+
+    Args:
+        node: the publisher's.
+        message_type: class of the messages.
+        topic: its name, which may be relative.
+        qos: default profile, or its depth.
+
+    Raises:
+        SettingsError: an override is not valid.
+    """
+    profile = copy.copy(qos)  # rclpy writes overrides into it
+    try:
+        return node.create_lifecycle_publisher(
+            message_type, topic, profile, qos_overriding_options=output_qos_overrides()
+        )
+    except Exception as error:  # rclpy has an exception type for each wrong override
+        name = node.resolve_topic_name(topic)
+        raise SettingsError(
+            f'no publisher of {name}: {error}; correct qos_overrides.{name}.publisher.* and '
+            'restart the node, which reads them at its start'
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -80,7 +109,7 @@ class AnswerPublishers:
     def _create(
         self, prefix: str, message_type: type, name: str, qos: QoSProfile | int = 10
     ) -> Publisher:
-        publisher = self._node.create_lifecycle_publisher(message_type, prefix + name, qos)
+        publisher = create_output(self._node, message_type, prefix + name, qos)
         self._publishers.append(publisher)
         return publisher
 
@@ -300,8 +329,8 @@ class CameraPublishers:
         self._node = context.node
         self.answers = AnswerPublishers(context, prefix)
         self.tracked = AnswerPublishers(context, f'{prefix}tracked/')
-        create = self._node.create_lifecycle_publisher
-        self._explanation = create(String, f'{prefix}explanation', 10)
+        create = functools.partial(create_output, self._node)
+        self._explanation = create(String, f'{prefix}explanation')
         self._label_info = None
         if message_types.vision is not None:
             label_info = message_types.vision.LabelInfo

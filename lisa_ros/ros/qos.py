@@ -23,15 +23,19 @@ ACTION_SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIAB
 # Of ~/command and ~/segmentation, which answers each command: a burst of commands fits in.
 COMMAND_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
-OVERRIDABLE_POLICIES = (
+_OUTPUT_POLICIES = (
     QoSPolicyKind.HISTORY,
     QoSPolicyKind.DEPTH,
     QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY,
+)  # rclpy's default are the first three
+_INPUT_POLICIES = (
+    *_OUTPUT_POLICIES,
     QoSPolicyKind.DEADLINE,
     QoSPolicyKind.LIVELINESS,
     QoSPolicyKind.LIVELINESS_LEASE_DURATION,
-)  # rclpy's default are the first three
+)
+OVERRIDABLE_POLICIES = {'subscription': _INPUT_POLICIES, 'publisher': _OUTPUT_POLICIES}
 
 
 def sensor_qos() -> QoSProfile:
@@ -69,9 +73,14 @@ def is_latched_in_vain(profile: QoSProfile) -> bool:
     )
 
 
-def qos_overrides() -> QoSOverridingOptions:
+def input_qos_overrides() -> QoSOverridingOptions:
     """Return the options for `qos_overrides.<topic>.subscription.*` parameters of an input.
 
     These parameters set every policy that a subscription has.
     """
-    return QoSOverridingOptions(OVERRIDABLE_POLICIES)
+    return QoSOverridingOptions(_INPUT_POLICIES)
+
+
+def output_qos_overrides() -> QoSOverridingOptions:
+    """Return the options for `qos_overrides.<topic>.publisher.*` parameters of an output."""
+    return QoSOverridingOptions(_OUTPUT_POLICIES)

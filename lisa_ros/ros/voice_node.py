@@ -30,7 +30,7 @@ from std_msgs.msg import String, UInt8MultiArray
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.msg import Heard
 from lisa_ros.ros import parameter_declaration
-from lisa_ros.ros.qos import qos_overrides, sensor_qos
+from lisa_ros.ros.qos import input_qos_overrides, sensor_qos
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.voice import audio
@@ -99,7 +99,7 @@ class VoiceNode(Node):
                 'audio',
                 lambda message: self._take_bytes(np.asarray(message.data, np.uint8)),
                 qos,
-                qos_overriding_options=qos_overrides(),
+                qos_overriding_options=input_qos_overrides(),
             )
             return None
         if settings.source == 'microphone':
