@@ -341,7 +341,7 @@ def test_boxes_and_labels_as_vision_msgs(start):
     assert flat.header == solid.header
     x = camera.square_columns[stamp_of(flat)]
     (detection,) = flat.detections
-    assert (detection.id, detection.results[0].hypothesis.class_id) == ('1', 'target_1')
+    assert (detection.id, detection.results[0].hypothesis.class_id) == ('1', 'bright objects')
     assert detection.results[0].hypothesis.score == pytest.approx(1)
     assert (detection.bbox.center.position.x, detection.bbox.size_x) == (x + 20, 40)
     (box,) = solid.detections

@@ -126,7 +126,7 @@ RELEASED_KEYS = {
 OWN_KEYS = {
     **dict.fromkeys(['clip', 'llama', 'sam'], 'x'),
     **dict.fromkeys(['seg_token_id', 'out_dim', 'mm_vision_select_layer'], '1'),
-    **dict.fromkeys(['template', 'explain'], 7),
+    **dict.fromkeys(['template', 'explain', 'reason_question'], 7),
     'confidence_threshold': 'high',
     'refine': 'off',
     'calibration': ['x'],

@@ -21,6 +21,7 @@ from lisa_ros.geometry.rotation import matrix_to_quaternion
 from lisa_ros.messages.image import image_fields, image_to_rgb, mask_fields
 from lisa_ros.messages.point_cloud import FLOAT32, POINT_FIELDS, point_cloud2_fields
 from lisa_ros.perception import masks
+from lisa_ros.perception.answer_phrases import object_names
 from lisa_ros.results import Segmentation, Status
 from lisa_ros.tracking.tracker import TrackingState
 
@@ -76,7 +77,7 @@ class MessageFactory:
             tracked: the state of the tracker that the masks come from; None for an answer.
         """
         count = min(len(result.masks), masks.MAX_MASKS)
-        objects = objects or [None] * count
+        objects, names = objects or [None] * count, object_names(result)
         return self.types['lisa_ros/msg/Segmentation'](
             header=header,
             query=result.query,
@@ -91,6 +92,7 @@ class MessageFactory:
                     result.masks[i],
                     float(result.scores[i]),
                     objects[i],
+                    name=names[i],
                     tracked=tracked is None or bool(tracked.tracked[i]),
                     drift=0.0 if tracked is None else float(tracked.drift[i]),
                 )
@@ -112,6 +114,7 @@ class MessageFactory:
         score: float,
         located: Object3D | None = None,
         *,
+        name: str = '',
         tracked: bool = True,
         drift: float = 0.0,
     ) -> Any:
@@ -123,6 +126,7 @@ class MessageFactory:
             mask: (H, W) bool; the message carries the part inside its bounding box.
             score: of the mask, 0..1.
             located: the object in the header's frame; None if unknown.
+            name: of the object; empty while the answer is not complete.
             tracked: whether the tracker still sees the object.
             drift: of the tracker, 0..1.
         """
@@ -132,6 +136,7 @@ class MessageFactory:
         box = located.box if located else Box(unknown, np.eye(3), unknown)
         return self.types['lisa_ros/msg/Instance'](
             id=number,
+            name=name,
             score=score,
             image_height=mask.shape[0],
             image_width=mask.shape[1],
@@ -185,7 +190,7 @@ class MessageFactory:
 
     def detections(self, header: Any, result: Segmentation) -> Any:
         """Return the bounding boxes of the masks as vision_msgs/Detection2DArray [px]."""
-        detections = []
+        detections, names = [], object_names(result)
         for i, mask in enumerate(result.masks[: masks.MAX_MASKS]):
             x, y, width, height = masks.bounding_box(mask)
             if not width:
@@ -196,7 +201,7 @@ class MessageFactory:
                 self.types['vision_msgs/msg/Detection2D'](
                     header=header,
                     id=str(i + 1),
-                    results=[self._hypothesis(i, result)],
+                    results=[self._hypothesis(names[i], result.scores[i])],
                     bbox=self.types['vision_msgs/msg/BoundingBox2D'](
                         center=centre,
                         size_x=float(width),
@@ -211,11 +216,12 @@ class MessageFactory:
         self, header: Any, result: Segmentation, objects: Sequence[Object3D | None]
     ) -> Any:
         """Return the boxes of the located objects as vision_msgs/Detection3DArray."""
+        names = object_names(result)
         detections = [
             self.types['vision_msgs/msg/Detection3D'](
                 header=header,
                 id=str(i + 1),
-                results=[self._hypothesis(i, result, located)],
+                results=[self._hypothesis(names[i], result.scores[i], located)],
                 bbox=self.types['vision_msgs/msg/BoundingBox3D'](
                     center=self.pose(located.box.centre, located.box.rotation),
                     size=self.vector(located.box.extent),
@@ -227,15 +233,11 @@ class MessageFactory:
         make_array = self.types['vision_msgs/msg/Detection3DArray']
         return make_array(header=header, detections=detections)
 
-    def _hypothesis(
-        self, index: int, result: Segmentation, located: Object3D | None = None
-    ) -> Any:
-        """Return a mask's class name as in ~/label_info, its score and, if known, its pose."""
+    def _hypothesis(self, name: str, score: float, located: Object3D | None = None) -> Any:
+        """Return an object's name as class, its score and, if known, its pose."""
         hypothesis = self.types['vision_msgs/msg/ObjectHypothesisWithPose']()
-        number = index + 1
-        name = LABELS[number] if number < len(LABELS) else f'target_{number}'
         hypothesis.hypothesis.class_id = name
-        hypothesis.hypothesis.score = float(result.scores[index])
+        hypothesis.hypothesis.score = float(score)
         if located is not None:
             hypothesis.pose.pose = self.pose(located.centroid, located.axes)
         return hypothesis

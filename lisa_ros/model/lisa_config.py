@@ -115,6 +115,7 @@ class LisaConfig:
     out_dim: int = 256  # C, width of a projected [SEG] state
     template: str = 'llava_v1'  # conversation template of its training, see perception/prompts.py
     explain: str = 'Please output segmentation mask and explain why.'  # asks for an explanation
+    reason_question: str = ''  # asks for the reason in a further turn, if the answer has none
     confidence_threshold: float = 0.0  # drop masks that score lower, chosen on validation [0..1]
     refine: bool = False  # refine mask boundaries, see perception/mask_refinement.py
     calibration: tuple[float, ...] = ()  # see perception/mask_scores.py; empty: not calibrated
@@ -159,6 +160,7 @@ class LisaConfig:
             out_dim=fields.integer('out_dim', 256, minimum=1),
             template=fields.text('template', 'llava_v1'),
             explain=fields.text('explain', cls.explain),
+            reason_question=fields.text('reason_question', cls.reason_question),
             confidence_threshold=fields.number('confidence_threshold', 0.0, 0, 1),
             refine=fields.flag('refine', False),
             calibration=_calibration(fields),

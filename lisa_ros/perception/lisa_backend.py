@@ -49,6 +49,7 @@ from lisa_ros.perception.prompts import (
     prompt_ids,
     training_ids,
 )
+from lisa_ros.perception.reasons import with_reason
 from lisa_ros.perception.reply import Reply
 from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.results import Done, Event, Segmentation, Turn
@@ -194,12 +195,22 @@ class LisaBackend:
         A MaskReady directly follows the Token of its [SEG], before the text after it. A [SEG] has
         no MaskReady if its score is below the threshold, if the answer has `masks.MAX_MASKS` masks
         already, or if the query asks for "the other one" and the mask shows an object of the
-        dialogue. `Query.explain` appends the model's own request for a reason to the query.
+        dialogue. `Query.explain` appends the model's own request for a reason to the query; if
+        the answer has no reason all the same, a model with a `reason_question` is asked that.
         Errors are raised by this call, not by the iteration, except for a ModelError: the model
         computed NaN or infinity.
         """
         asked = self._checked(image, query, options)
-        return self._events(asked, options, cancel)
+        events = self._events(asked, options, cancel)
+        if query.explain and self.model.config.reason_question:
+            return with_reason(
+                events,
+                query,
+                self.model.config.reason_question,
+                options,
+                lambda further, limits: _last_result(self.stream(image, further, limits, cancel)),
+            )
+        return events
 
     def _checked(self, image: np.ndarray, query: Query, options: InferenceOptions) -> _Asked:
         """Return a query as a prompt.
@@ -232,8 +243,10 @@ class LisaBackend:
         `timings` of an answer have its share of what was done together.
         """
         asked = [self._checked(image, query, options) for image, query in requests]
-        if options.typed_specials:  # masks of prompts: rare
-            return [_last_result(self._events(item, options, cancel)) for item in asked]
+        # masks of prompts and further turns are rare: one after the other
+        if options.typed_specials or any(query.explain for _, query in requests):
+            streams = [self.stream(*request, options, cancel) for request in requests]
+            return list(map(_last_result, streams))
         if not asked:
             return []
         stop = StopCondition(cancel, Deadline(options.answer_timeout))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from lisa_ros.error_text import shortened
 from lisa_ros.msg import Segmentation as SegmentationMessage
+from lisa_ros.perception.answer_phrases import spoken_answer
 from lisa_ros.results import ANSWERED, BROKEN, Event, Segmentation, Status, unanswered
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
@@ -116,7 +117,7 @@ class TopicListener:
         # If a mask was left out, the answer may name an object that no mask shows.
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
-            self._publishers.publish_explanation(left_out or result.answer)
+            self._publishers.publish_explanation(left_out or spoken_answer(result))
 
     def _log(self, request: Request, result: Segmentation) -> None:
         query = f'{self._log_prefix}{shortened(result.query)!r}'
