@@ -20,7 +20,10 @@ sys.path.insert(0, str(ROOT))
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
 from lisa_ros.settings_schema import parameter_info  # noqa: E402
 
-TABLES = ('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg')
+TABLES = (
+    *('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg'),
+    *('NodeState.msg', 'CameraState.msg'),
+)
 
 
 def parameter_table() -> str:

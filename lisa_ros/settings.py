@@ -252,6 +252,11 @@ class Settings(ValidatedSettings):
         minimum=1,
         maximum=1000,
     )
+    stop_ends_goals: bool = parameter(
+        False,
+        'The command "stop" and ~/stop end goals of ~/segment, too, as CANCELLED; false: only '
+        'commands, standing queries and continuous goals',
+    )
     camera: str = parameter(
         '',
         'Name of the only camera: goals of ~/segment that name another camera fail; empty: any '

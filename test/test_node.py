@@ -26,7 +26,7 @@ pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make set
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from lisa_ros.msg import Segmentation
+from lisa_ros.msg import NodeState, Segmentation
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.qos import ReliabilityPolicy
 from ros_graph import MODEL, START, NodeProcess, Peer, executable, image
@@ -37,7 +37,7 @@ from std_srvs.srv import Trigger
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import localize_object
 from lisa_ros.messages.segmentation import mask_from_message
-from lisa_ros.ros.qos import COMMAND_QOS
+from lisa_ros.ros.qos import COMMAND_QOS, latched_qos
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import parameter_info
 
@@ -274,6 +274,23 @@ def test_settings_that_have_the_value_already_are_accepted(peer):
     assert all(result.successful for result in peer.set_parameters(autostart=True, tracker='flow'))
     (result,) = peer.set_parameters(isolation='process')
     assert result.successful
+
+
+def test_a_standing_query_is_logged_at_most_once_a_second(node_process, peer):
+    line = "'the thing that is watched': "
+    assert peer.set_parameters(watch_rate=50.0)[0].successful
+    peer.commands.publish(String(data='watch: the thing that is watched'))
+
+    def answers():
+        peer.publish_image(image(IMAGE))
+        return [m for m in peer.received['segmentation'] if m.query == line[1:-3]]
+
+    start = time.monotonic()
+    peer.wait(lambda: len(answers()) > 10, what='eleven answers')
+    peer.commands.publish(String(data='stop'))
+    node_process.wait_for_output('stopped the standing query')
+    assert peer.set_parameters(watch_rate=2.0)[0].successful
+    assert 0 < node_process.output().count(line) <= time.monotonic() - start + 1
 
 
 def test_the_threshold_applies_at_once(peer):
@@ -774,7 +791,14 @@ def test_stop_ends_commands_and_the_standing_query_and_names_them(start_node, sl
     slow_peer.commands.publish(String(data='the bowl'))
     slow_peer.commands.publish(String(data='watch: the milk'))
     process.wait_for_output('watching')
+    states = []
+    slow_peer.node.create_subscription(NodeState, '/slow/lisa/state', states.append, latched_qos())
+    slow_peer.wait(lambda: states and states[-1].cameras[0].waiting == 1, what='the state')
+    (camera,) = states[-1].cameras
+    assert (camera.active_query, camera.standing_query) == ('the mug', 'the milk')
+    assert (states[-1].lifecycle, states[-1].device) == ('active', 'cpu')
     assert slow_peer.call(Trigger, 'stop').success
+    slow_peer.wait(lambda: not states[-1].cameras[0].standing_query, what='the state')
     process.wait_for_output(  # not in the reply: DDS may lose the first one to a new client
         "~/stop: stopped the standing query 'the milk', the running command 'the mug', "
         "the waiting command 'the bowl'"
@@ -787,6 +811,7 @@ def test_stop_ends_commands_and_the_standing_query_and_names_them(start_node, sl
     }
     assert slow_peer.call(Trigger, 'stop').message == 'there is nothing to stop'
     assert slow_peer.change_state('deactivate')
+    slow_peer.wait(lambda: states[-1].lifecycle == 'inactive', what='the state')
     response = slow_peer.call(Trigger, 'stop')
     assert (response.success, response.message) == (False, 'the node is not active')
 

@@ -16,7 +16,7 @@ from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
-from lisa_ros.session.scheduler import RequestScheduler
+from lisa_ros.session.scheduler import Activity, RequestScheduler
 from lisa_ros.settings import Settings
 
 MS = 1_000_000  # ns
@@ -720,6 +720,31 @@ def test_stop_ends_commands_at_once_and_names_them_but_not_goals(run):
     assert scheduler.stop() == []  # the goal runs, and goes on
     model.go.set()
     assert listener.wait(3)[2] == ('a goal', Status.FOUND)
+
+
+def test_stop_ends_goals_if_asked(run):
+    scheduler, model, listener, _ = run(Model(blocking=True), stop_ends_goals=True)
+    scheduler.add_image(1, 'image')
+    assert scheduler.submit_goal(goal('one', listener))
+    assert model.started.acquire(timeout=5)
+    assert scheduler.submit_goal(goal('two', listener))
+    assert scheduler.stop() == ["the running goal 'one'", "the waiting goal 'two'"]
+    assert sorted(listener.wait(2)) == [('one', Status.CANCELLED), ('two', Status.CANCELLED)]
+
+
+def test_the_activity_names_what_is_answered_watched_and_how_much_waits(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    assert scheduler.activity() == Activity('', '', 0)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('mug')
+    assert model.started.acquire(timeout=5)
+    assert scheduler.set_standing_query('the bowl')
+    assert scheduler.submit_goal(goal('a goal', listener))
+    assert scheduler.activity() == Activity('mug', 'the bowl', 1)
+    scheduler.stop()
+    model.go.set()
+    listener.wait(2)
+    wait(lambda: scheduler.activity() == Activity('', '', 0))
 
 
 def test_an_image_that_is_too_old_is_stale_unless_it_is_the_goals_own(run):

@@ -22,6 +22,8 @@ from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.request import Request
 from lisa_ros.tracking.worker import TrackingWorker
 
+_REPEATED_INTERVAL = 1.0  # between two log lines of a query that is asked again and again [s]
+
 
 class AnswerReceiver(Protocol):
     """A client that waits for its own answer: a goal, or the self-test."""
@@ -130,7 +132,9 @@ class TopicListener:
         reason = f', {result.reason}' if result.answer and result.reason else ''
         seconds = time.monotonic() - request.created
         line = f'{query}: {result.status.name}, {answer!r}{reason} ({seconds:.2f} s)'
-        if result.status in ANSWERED:
+        if request.kind.is_background or request.is_continuous:
+            self._context.log.info(line, f'{query} is asked again', _REPEATED_INTERVAL)
+        elif result.status in ANSWERED:
             self._context.node.get_logger().info(line)
         else:
             self._context.log.info(line, cause)

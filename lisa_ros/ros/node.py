@@ -42,6 +42,7 @@ from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
+from lisa_ros.ros.state_publisher import StatePublisher
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
 from lisa_ros.ros.transitions import LifecycleRecord, log_transition_errors
@@ -51,7 +52,9 @@ from lisa_ros.settings import Settings
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _PATIENCE = 0.8  # share of `stop_timeout` after which a busy model is given up
-_INPUT_PERIOD = 0.25  # at which the node looks whether an input has stopped [s]
+_CHANGE_PERIOD = (
+    0.25  # at which the node looks whether an input has stopped or its state changed [s]
+)
 STOP_TIMEOUT = 10.0  # how long deactivate waits for a busy model [s]
 
 
@@ -91,13 +94,14 @@ class LisaNode(LifecycleNode):
             context, self._cameras, on_departure=self._publish_diagnostics
         )
         self._diagnostics = Diagnostics(context, self._cameras, self._action_server)
+        self._state = StatePublisher(context, self._cameras)
         self.create_timer(
             self._settings.value.diagnostics_period,
             self._publish_diagnostics,
             clock=STEADY_CLOCK,
         )
-        # A camera that stops is reported at once, too.
-        self.create_timer(_INPUT_PERIOD, self._report_stopped_inputs, clock=STEADY_CLOCK)
+        # A camera that stops is reported at once, too, as all changes on ~/state.
+        self.create_timer(_CHANGE_PERIOD, self._report_changes, clock=STEADY_CLOCK)
         self.create_timer(RECLAIM_PERIOD, reclaim, clock=STEADY_CLOCK)
         threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
 
@@ -330,8 +334,10 @@ class LisaNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         self._diagnostics.publish(self._model_parts(), self.lifecycle.current)
 
-    def _report_stopped_inputs(self) -> None:
-        self._diagnostics.publish_if_input_stopped(self._model_parts(), self.lifecycle.current)
+    def _report_changes(self) -> None:
+        model, lifecycle = self._model_parts(), self.lifecycle.current
+        self._diagnostics.publish_if_input_stopped(model, lifecycle)
+        self._state.publish_if_changed(model, lifecycle)
 
     def _model_parts(self) -> ModelParts:
         backend = None if self._is_loading else self._backend  # another thread may release it

@@ -57,18 +57,25 @@ class ThrottledLog:
         if line:
             self._logger.warning(line)
 
-    def info(self, message: str, cause: str = '') -> None:
-        """Log a note unless its cause was logged just now; the cause defaults to the text."""
-        line = self._line(message, cause)
+    def info(self, message: str, cause: str = '', interval: float = _INTERVAL) -> None:
+        """Log a note unless its cause was logged just now; the cause defaults to the text.
+
+        Args:
+            message: the line.
+            cause: of the line.
+            interval: minimum time between two lines of the cause, at most five seconds [s].
+        """
+        line = self._line(message, cause, interval)
         if line:
             self._logger.info(line)
 
-    def _line(self, message: str, cause: str) -> str:
+    def _line(self, message: str, cause: str, interval: float = _INTERVAL) -> str:
         """Return the line to log; empty if the cause was logged just now."""
         key = _VARYING.sub('#', (cause or message)[:_MAX_CHARS])
         now = time.monotonic()
         recent = {key: at for key, at in self._logged_at.items() if now - at < _INTERVAL}
-        if key in recent or len(recent) >= _MAX_CAUSES:
+        is_recent = now - recent.get(key, -_INTERVAL) < interval
+        if is_recent or len(recent) >= _MAX_CAUSES:
             self._left_out[key] = self._left_out.get(key, 0) + 1
             return ''
         self._logged_at = {**recent, key: now}

@@ -17,4 +17,5 @@ class SessionOptions:
     goals_kept: int  # maximum number of waiting goals
     max_image_age: float  # of the newest image when the model begins [s]; 0: any
     max_command_chars: int  # longest query
+    stop_ends_goals: bool  # "stop" ends all goals, not only continuous ones
     watch_rate: float  # maximum rate of answers to a standing query [Hz]

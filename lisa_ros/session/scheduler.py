@@ -34,6 +34,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from lisa_ros.error_text import shortened
@@ -55,6 +56,16 @@ from lisa_ros.session.request import (
     length_error,
 )
 from lisa_ros.session.request_history import RequestHistory
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a camera does at one moment; texts are empty if there is none."""
+
+    active_query: str  # of the command or goal that is being answered
+    standing_query: str
+    waiting: int  # commands and goals
+
 
 COMMANDS = ''  # key of the dialogue that commands belong to
 # Results that wait for their listeners: one is delivered while the model computes the next. More
@@ -300,21 +311,33 @@ class RequestScheduler:
     def stop(self) -> list[str]:
         """End the standing query, all commands and continuous goals; return what was stopped.
 
-        Other goals go on: each has one answer, and a client that waits for it.
+        Other goals go on, unless `stop_ends_goals` is set: a client waits for their answer.
         """
         with self._changed:
+            goals = self._options.stop_ends_goals
             standing = self._background.standing_text
             stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
             self._stop_background()
-            waiting = [r for r in self._waiting if _is_stoppable(r)]
+            waiting = [r for r in self._waiting if _is_stoppable(r, goals)]
             running = self._running
-            if running and _is_stoppable(running):
+            if running and _is_stoppable(running, goals):
                 running.cancellation.cancel(CancelReason.STOPPED)
                 stopped.append(f'the running {_described(running)}')
             elif running and running.kind is RequestKind.REQUERY:
                 stopped.append(f'the repeated query {shortened(running.text)!r}')
             self._cancel_waiting(waiting, CancelReason.STOPPED)
             return stopped + [f'the waiting {_described(request)}' for request in waiting]
+
+    def activity(self) -> Activity:
+        """Return what is being answered, watched and waiting."""
+        with self._changed:
+            running = self._running
+            is_asked = running is not None and not running.kind.is_background
+            return Activity(
+                shortened(running.text) if is_asked else '',
+                shortened(self._background.standing_text or ''),
+                len(self._waiting),
+            )
 
     def cancel(self, request: Request, reason: CancelReason = CancelReason.CANCELLED) -> bool:
         """Cancel a request that waits or runs; False if it has ended already."""
@@ -515,11 +538,19 @@ class RequestScheduler:
         self._delivery.finished(request, frame, result)
 
 
-def _is_stoppable(request: Request) -> bool:
-    """Return whether "stop" ends a request: commands, and goals without an end of their own."""
-    return request.kind is RequestKind.COMMAND or request.is_continuous
+def _is_stoppable(request: Request, goals: bool) -> bool:
+    """Return whether "stop" ends a request: commands, and goals without an end of their own.
+
+    Args:
+        request: waits or runs.
+        goals: "stop" ends all goals.
+    """
+    is_goal = request.kind is RequestKind.GOAL
+    return request.kind is RequestKind.COMMAND or request.is_continuous or (goals and is_goal)
 
 
 def _described(request: Request) -> str:
-    kind = 'continuous goal' if request.is_continuous else 'command'
+    kind = 'goal' if request.kind is RequestKind.GOAL else 'command'
+    if request.is_continuous:
+        kind = 'continuous goal'
     return f'{kind} {shortened(request.text)!r}'
