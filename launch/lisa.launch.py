@@ -61,9 +61,12 @@ RESPAWN_DELAY = 0.2  # [s]
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 RELIABILITIES = ('reliable', 'best_effort')
 INPUTS = ('image', 'depth', 'camera_info')
-LARGE_OUTPUTS = ('mask', 'confidence', 'overlay', 'scene_points', 'object_points')
+LARGE_OUTPUTS = (
+    *('mask', 'confidence', 'overlay', 'scene_points', 'object_points'),
+    *('mask/compressed', 'overlay/compressed'),
+)
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
-    *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target'),
+    *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target', 'markers'),
     *('tracked/overlay', 'tracked/object_points', 'tracked/target'),
 )
 

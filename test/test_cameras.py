@@ -21,11 +21,12 @@ pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make set
 from geometry_msgs.msg import PoseStamped
 from lisa_ros.msg import Segmentation
 from ros_graph import NodeProcess, Peer, image
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from lisa_ros.client import LisaClient, Status
 from lisa_ros.messages import bag
+from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
 from lisa_ros.resources import SAMPLE
 from lisa_ros.ros.bag_player import BagPlayer, camera_topics
 
@@ -439,3 +440,38 @@ def test_each_of_two_cameras_is_answered_within_twice_its_fair_share(start):
     peer.wait(ask_again, 60, 'five answers of each')
     assert max(max(times) for times in latencies.values()) < 2 * 2 * 0.5, latencies
     assert abs(len(latencies['front']) - len(latencies['wrist'])) <= 1
+
+
+def test_compressed_outputs_are_the_same_images(start):
+    _, peer, _ = start(0.0)
+    outputs = subscribe_outputs(
+        peer, '',
+        {'mask': Image, 'overlay': Image,
+         'mask/compressed': CompressedImage, 'overlay/compressed': CompressedImage},
+    )  # fmt: skip
+    send_command(peer, 'bright objects')
+    peer.wait(lambda: all(outputs.values()))
+    for name, mean in (('mask', 0), ('overlay', 3)):  # JPEG blurs the letters
+        raw, compressed = outputs[name][0], outputs[f'{name}/compressed'][0]
+        assert raw.header == compressed.header
+        difference = np.abs(compressed_to_rgb(compressed).astype(int) - image_to_rgb(raw))
+        assert difference.mean() <= mean
+    assert outputs['mask/compressed'][0].format == 'mono8; png compressed '
+    assert outputs['overlay/compressed'][0].format == 'rgb8; jpeg compressed bgr8'
+
+
+def test_boxes_and_names_as_markers(start):
+    module = pytest.importorskip(
+        'visualization_msgs.msg', reason='needs visualization_msgs, which has no wheel'
+    )
+    _, peer, _ = start(0.0)
+    outputs = subscribe_outputs(peer, '', {'markers': module.MarkerArray})
+    send_command(peer, 'bright objects')
+    peer.wait(lambda: all(outputs.values()))
+    clear, box, name = outputs['markers'][0].markers
+    assert clear.action == module.Marker.DELETEALL
+    assert (box.type, box.ns, box.id) == (module.Marker.CUBE, 'boxes', 1)
+    assert box.scale.x == pytest.approx(40 / 150 * 0.8, abs=0.01)
+    assert (name.type, name.text) == (module.Marker.TEXT_VIEW_FACING, 'bright objects 1.00')
+    assert name.pose.position == box.pose.position
+    assert box.header.frame_id == name.header.frame_id == clear.header.frame_id != ''

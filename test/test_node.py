@@ -172,8 +172,10 @@ def test_the_readme_lists_the_topics_and_services_of_the_node(peer):
         listed[direction] |= {n.replace('~', '/lisa') for n in topics}
     if not has_vision_msgs:
         listed['out'] = {n for n in listed['out'] if not re.search('detections|label_info', n)}
+    if importlib.util.find_spec('visualization_msgs') is None:
+        listed['out'] = {n for n in listed['out'] if not n.endswith('/markers')}
     node = peer.node
-    own_names = r'/(lisa/(?!_|segment/)\w+(/\w+)?|diagnostics|image|depth|camera_info)$'
+    own_names = r'/(lisa/(?!_|segment/)\w+(/\w+){0,2}|diagnostics|image|depth|camera_info)$'
     standard_names = r'parameter|describe|transition|change_state|get_|type_desc|logger'
 
     def own(pairs):

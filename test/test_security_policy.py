@@ -11,8 +11,11 @@ from security_policy import FILE, ROLES, read_policy
 OPTIONAL = {
     '/lisa_ros/lisa_node': {
         'publish': {
-            *(f'/lisa/{name}' for name in ('label_info', 'detections', 'detections_3d')),
-            *(f'/lisa/tracked/{name}' for name in ('detections', 'detections_3d')),
+            *(
+                f'/lisa/{name}'
+                for name in ('label_info', 'detections', 'detections_3d', 'markers')
+            ),
+            *(f'/lisa/tracked/{name}' for name in ('detections', 'detections_3d', 'markers')),
             '/bond',
         },
         'subscribe': {

@@ -18,11 +18,12 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 ANSWER_OUTPUTS = {  # published for each answer, and for each tracked image
     'segmentation', 'mask', 'confidence', 'overlay', 'scene_points', 'object_points', 'target',
+    'mask/compressed', 'overlay/compressed', 'markers',
 }  # fmt: skip
 PUBLISHED = {
     '/diagnostics',
     *(f'/lisa/{name}' for name in (*ANSWER_OUTPUTS, 'label_info', 'detections', 'detections_3d')),
-    '/lisa/explanation',
+    *('/lisa/explanation', '/lisa/state'),
     *(f'/lisa/tracked/{name}' for name in ANSWER_OUTPUTS),
 }
 SUBSCRIBED = {'/image', '/lisa/command'}
@@ -138,7 +139,7 @@ def test_every_rviz_display_is_complete_and_shows_a_topic_of_the_node(rviz):
         assert topic['Durability Policy'] in ('Volatile', 'Transient Local')
         assert topic['History Policy'] in ('Keep Last', 'Keep All')
         assert topic['Depth'] > 0
-    assert kinds == {'Image', 'PointCloud2', 'Pose', 'TF'}
+    assert kinds == {'Image', 'MarkerArray', 'PointCloud2', 'Pose', 'TF'}
 
 
 def test_tracked_outputs_are_hidden_by_default(foxglove, rviz):

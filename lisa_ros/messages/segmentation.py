@@ -7,11 +7,13 @@ Letters: N masks, H, W rows and columns of the image, M points. Any thread.
 
 from __future__ import annotations
 
+import array
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from lisa_ros.errors import ImageError
@@ -22,6 +24,7 @@ from lisa_ros.messages.image import image_fields, image_to_rgb, mask_fields
 from lisa_ros.messages.point_cloud import FLOAT32, POINT_FIELDS, point_cloud2_fields
 from lisa_ros.perception import masks
 from lisa_ros.perception.answer_phrases import object_names
+from lisa_ros.perception.overlay import colour
 from lisa_ros.results import Segmentation, Status
 from lisa_ros.tracking.tracker import TrackingState
 
@@ -29,6 +32,12 @@ from lisa_ros.tracking.tracker import TrackingState
 # answer. There are few because Nav2's semantic layer logs an error for each name that is not
 # configured; it ignores values without a name.
 LABELS = ('background', *(f'target_{number}' for number in range(1, 17)))
+
+
+_JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 85]
+_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # fast; masks become small all the same
+_MIN_MARKER = 0.001  # side of a box; viewers refuse 0 [m]
+_TEXT_HEIGHT = 0.03  # of a name [m]
 
 
 class MessageType(Protocol):
@@ -183,6 +192,27 @@ class MessageFactory:
             header, image_fields(masks.confidence_image(result.mask_logits), 'mono8')
         )
 
+    def compressed_image(self, header: Any, pixels: np.ndarray, file_format: str) -> Any:
+        """Return pixels as sensor_msgs/CompressedImage, as image_transport compresses them.
+
+        Args:
+            header: of the source image.
+            pixels: (H, W) uint8, or (H, W, 3) uint8 RGB.
+            file_format: jpeg or png.
+        """
+        is_colour = pixels.ndim == 3
+        options = _JPEG_OPTIONS if file_format == 'jpeg' else _PNG_OPTIONS
+        _, encoded = cv2.imencode(
+            f'.{file_format}', pixels[:, :, ::-1] if is_colour else pixels, options
+        )
+        return self.types['sensor_msgs/msg/CompressedImage'](
+            header=header,
+            format=f'rgb8; {file_format} compressed bgr8'
+            if is_colour
+            else f'mono8; {file_format} compressed ',
+            data=array.array('B', encoded.tobytes()),
+        )
+
     def target(self, header: Any, located: Object3D) -> Any:
         """Return an object as geometry_msgs/PoseStamped: centroid, and its longest axis as x."""
         pose = self.pose(located.centroid, located.axes)
@@ -232,6 +262,44 @@ class MessageFactory:
         ]
         make_array = self.types['vision_msgs/msg/Detection3DArray']
         return make_array(header=header, detections=detections)
+
+    def markers(
+        self, header: Any, result: Segmentation, objects: Sequence[Object3D | None]
+    ) -> Any:
+        """Return boxes and names of the located objects as visualization_msgs/MarkerArray.
+
+        The first marker removes those of the answer before.
+        """
+        make, names = self.types['visualization_msgs/msg/Marker'], object_names(result)
+        markers = [make(header=header, action=make.DELETEALL)]
+        for i, located in enumerate(objects[: masks.MAX_MASKS]):
+            if located is None:
+                continue
+            red, green, blue = (channel / 255 for channel in colour(i))
+            common = {'header': header, 'id': i + 1, 'action': make.ADD}
+            box = self.pose(located.box.centre, located.box.rotation)
+            markers.append(
+                make(
+                    **common,
+                    ns='boxes',
+                    type=make.CUBE,
+                    pose=box,
+                    scale=self.vector(np.maximum(located.box.extent, _MIN_MARKER)),
+                    color=self.types['std_msgs/msg/ColorRGBA'](r=red, g=green, b=blue, a=0.4),
+                )
+            )
+            markers.append(
+                make(
+                    **common,
+                    ns='names',
+                    type=make.TEXT_VIEW_FACING,
+                    pose=box,
+                    scale=self.vector(np.array([0.0, 0.0, _TEXT_HEIGHT])),
+                    color=self.types['std_msgs/msg/ColorRGBA'](r=1.0, g=1.0, b=1.0, a=1.0),
+                    text=f'{names[i]} {result.scores[i]:.2f}',
+                )
+            )
+        return self.types['visualization_msgs/msg/MarkerArray'](markers=markers)
 
     def _hypothesis(self, name: str, score: float, located: Object3D | None = None) -> Any:
         """Return an object's name as class, its score and, if known, its pose."""

@@ -7,7 +7,8 @@ import array
 from typing import Any
 
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
-from sensor_msgs.msg import Image, PointCloud2, PointField, RegionOfInterest
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
+from std_msgs.msg import ColorRGBA
 
 from lisa_ros.messages.segmentation import MessageFactory, MessageType
 from lisa_ros.msg import Instance, Segmentation, StageTime
@@ -17,8 +18,13 @@ try:
 except ImportError:  # optional package: without it no detections and no label_info
     vision = None
 
+try:
+    import visualization_msgs.msg as visualization
+except ImportError:  # optional package: without it no markers
+    visualization = None
+
 _TYPES = (
-    *(Point, Pose, PoseStamped, Quaternion, Vector3),
+    *(Point, Pose, PoseStamped, Quaternion, Vector3, ColorRGBA),
     *(Image, PointCloud2, PointField, RegionOfInterest),
     *(Instance, Segmentation, StageTime),
 )
@@ -27,6 +33,7 @@ _VISION = (
     *('Detection3DArray', 'LabelInfo', 'ObjectHypothesisWithPose', 'Point2D', 'Pose2D'),
     'VisionClass',
 )
+_VISUALIZATION = ('Marker', 'MarkerArray')
 
 
 def _type_name(message_class: type) -> str:
@@ -47,6 +54,13 @@ def _without_data_check(message_class: type) -> MessageType:
 
 make = MessageFactory(
     {_type_name(message_class): message_class for message_class in _TYPES}
-    | {_type_name(large): _without_data_check(large) for large in (Image, PointCloud2)}
+    | {
+        _type_name(large): _without_data_check(large)
+        for large in (Image, CompressedImage, PointCloud2)
+    }
     | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}
+    | {
+        f'visualization_msgs/msg/{name}': getattr(visualization, name)
+        for name in (_VISUALIZATION if visualization else ())
+    }
 )

@@ -21,7 +21,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from lisa_ros.errors import ImageError, SettingsError, TransformError
@@ -30,7 +30,7 @@ from lisa_ros.health.outcomes import Outcomes
 from lisa_ros.messages import rgbd
 from lisa_ros.messages.image import image_fields
 from lisa_ros.msg import Segmentation as SegmentationMessage
-from lisa_ros.perception import overlay
+from lisa_ros.perception import masks, overlay
 from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
@@ -100,6 +100,11 @@ class AnswerPublishers:
         self._object_points = create(PointCloud2, 'object_points')
         self._scene_points = create(PointCloud2, 'scene_points')
         self._target = create(PoseStamped, 'target')
+        self._compressed_mask = create(CompressedImage, 'mask/compressed')
+        self._compressed_overlay = create(CompressedImage, 'overlay/compressed')
+        self._markers = None
+        if message_types.visualization is not None:
+            self._markers = create(message_types.visualization.MarkerArray, 'markers')
         self._detections = self._detections_3d = None
         if message_types.vision is not None:
             vision = message_types.vision
@@ -130,8 +135,7 @@ class AnswerPublishers:
 
     def _needs_positions(self) -> bool:
         publishers = [self._segmentation, self._object_points, self._target]
-        if self._detections_3d is not None:
-            publishers.append(self._detections_3d)
+        publishers += [item for item in (self._detections_3d, self._markers) if item is not None]
         return any(map(self._is_subscribed, publishers))
 
     def _is_subscribed(self, publisher: Publisher) -> bool:
@@ -236,13 +240,33 @@ class AnswerPublishers:
         self._publish_if_subscribed(self._segmentation, message)
         self._publish_if_subscribed(self._mask, lambda: make.label_image(header, result))
         self._publish_if_subscribed(
-            self._confidence, lambda: make.confidence_image(header, result)
+            self._compressed_mask,
+            lambda: make.compressed_image(
+                header, masks.label_image(result.masks, result.mask_logits), 'png'
+            ),
         )
         self._publish_if_subscribed(
-            self._overlay, lambda: self._draw_overlay(frame, result, image, note)
+            self._confidence, lambda: make.confidence_image(header, result)
         )
+        self._publish_overlays(frame, result, image, note)
         self._publish_detections(header, result, localized.objects)
         self._publish_positions(header, localized)
+
+    def _publish_overlays(
+        self, frame: SyncedMessages, result: Segmentation, image: np.ndarray | None, note: str
+    ) -> None:
+        """Draw the overlay once for both topics that carry it."""
+        publishers = (self._overlay, self._compressed_overlay)
+        raw, compressed = [self._is_subscribed(publisher) for publisher in publishers]
+        if not (raw or compressed):
+            return
+        header, make = frame.image.header, message_types.make
+        drawn = self._drawn_overlay(frame, result, image, note)
+        if raw:
+            self.publish_safely(self._overlay, make.image(header, image_fields(drawn, 'rgb8')))
+        if compressed:
+            message = make.compressed_image(header, drawn, 'jpeg')
+            self.publish_safely(self._compressed_overlay, message)
 
     def _publish_detections(
         self, header: Header, result: Segmentation, objects: Sequence[Object3D | None]
@@ -252,6 +276,10 @@ class AnswerPublishers:
             self._publish_if_subscribed(self._detections, lambda: make.detections(header, result))
             self._publish_if_subscribed(
                 self._detections_3d, lambda: make.detections_3d(header, result, objects)
+            )
+        if self._markers is not None:
+            self._publish_if_subscribed(
+                self._markers, lambda: make.markers(header, result, objects)
             )
 
     def _publish_positions(self, header: Header, localized: LocalizedResult) -> None:
@@ -300,11 +328,12 @@ class AnswerPublishers:
     def _rgb_image(self, frame: SyncedMessages) -> np.ndarray:
         return rgb_image(frame, self._context.settings.value.max_image_pixels)
 
-    def _draw_overlay(
+    def _drawn_overlay(
         self, frame: SyncedMessages, result: Segmentation, image: np.ndarray | None, note: str
-    ) -> Image:
+    ) -> np.ndarray:
+        """Return the image with the masks and the text, (H, W, 3) uint8 RGB."""
         settings = self._context.settings.value
-        drawn = overlay.overlay(
+        return overlay.overlay(
             self._rgb_image(frame) if image is None else image,
             result.masks,
             [f'{number}  {score:.2f}' for number, score in enumerate(result.scores, 1)],
@@ -312,7 +341,6 @@ class AnswerPublishers:
             opacity=settings.overlay_opacity,
             min_width=settings.overlay_width,
         )
-        return message_types.make.image(frame.image.header, image_fields(drawn, 'rgb8'))
 
 
 def _missing_depth(objects: Sequence[Object3D | None]) -> str:
