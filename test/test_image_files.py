@@ -15,7 +15,7 @@ from lisa_ros.datasets.annotations import image_size as dataset_image_size
 from lisa_ros.datasets.annotations import read_image
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
-from lisa_ros.images.jpeg_scans import count_scans
+from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 
 H, W = 24, 32
@@ -121,6 +121,64 @@ def test_a_jpeg_of_very_many_scans_is_refused():
     last = data[data.rindex(b'\xff\xda') : -2]
     with pytest.raises(ImageError, match=f'it has {scans + 300} scans; expected at most 100'):
         decode_rgb(data[:-2] + 300 * last + data[-2:], 'x')
+
+
+PLAIN_BOTTOM = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+PLAIN_BOTTOM[64:] = 128  # as decoders fill what is missing
+JPEGS = {
+    'baseline': {},
+    'of a camera': {'subsampling': 2, 'quality': 90},
+    'optimized': {'optimize': True},
+    'progressive': {'progressive': True},
+    'restarts': {'restart_marker_blocks': 2},
+    'progressive, restarts': {'progressive': True, 'restart_marker_rows': 1},
+    'grey': {'mode': 'L'},
+    'grey, progressive': {'mode': 'L', 'progressive': True},
+    'cmyk': {'mode': 'CMYK'},
+    'mpo': {'kind': 'MPO'},
+}
+
+
+@pytest.mark.parametrize('kind', JPEGS)
+def test_a_whole_jpeg_with_a_plain_bottom_is_read(kind):
+    for pixels in (PLAIN_BOTTOM, PLAIN_BOTTOM[:81, :49], np.full_like(PLAIN_BOTTOM, 128)):
+        data = saved(pixels, **{'kind': 'JPEG', **JPEGS[kind]})
+        stored = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+        np.testing.assert_array_equal(decode_rgb(data, 'x'), stored)
+        np.testing.assert_array_equal(decode_rgb(data + bytes(99), 'x'), stored)
+
+
+@pytest.mark.parametrize('tail', [b'', bytes(200)])
+@pytest.mark.parametrize('kind', JPEGS)
+def test_a_cut_jpeg_with_an_end_is_truncated(kind, tail):
+    pixels = PLAIN_BOTTOM[:64]
+    data = saved(pixels, **{'kind': 'JPEG', **JPEGS[kind]})
+    whole = data[: data.index(b'\xff\xd9')]
+    start = whole.rindex(b'\xff\xda') + 14
+    for cut in np.linspace(start, start + (len(whole) - start) * 0.7, 40).astype(int):
+        with pytest.raises(ImageError, match='truncated'):
+            decode_rgb(whole[:cut] + tail + b'\xff\xd9', 'x')
+
+
+def test_a_jpeg_cut_between_two_restarts_is_truncated():
+    data = saved(PLAIN_BOTTOM, 'JPEG', restart_marker_rows=1)
+    for number in (0, 1):
+        end = data.index(bytes([0xFF, 0xD0 + number]))
+        for cut in (end, end + 1, end + 2):
+            with pytest.raises(ImageError, match='truncated'):
+                decode_rgb(data[:cut] + b'\xff\xd9', 'x')
+
+
+def test_a_jpeg_of_arithmetic_coding_gets_no_more_data():
+    data = saved(PLAIN_BOTTOM, 'JPEG', progressive=True)
+    assert with_more_data(data) != data
+    arithmetic = data.replace(b'\xff\xc2', b'\xff\xca')  # the start of a frame
+    assert with_more_data(arithmetic) == arithmetic
+
+
+def test_a_usual_jpeg_is_decoded_once(monkeypatch):
+    monkeypatch.setattr('lisa_ros.images.image_file.with_more_data', None)
+    assert decode_rgb(saved(RGB, 'JPEG'), 'x').shape == (H, W, 3)
 
 
 TURNED = {  # what a camera stores with each EXIF orientation, for the upright RGB

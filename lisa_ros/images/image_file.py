@@ -23,12 +23,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
 from lisa_ros.images.bit_depth import to_uint8
 from lisa_ros.images.float_tiff import TIFF_MAGIC, decode_float_tiff
-from lisa_ros.images.jpeg_scans import count_scans
+from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
@@ -42,6 +42,8 @@ warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _NEVER = None, lambda magic: False  # a format that this Pillow is built without
 _MAX_SCANS = 100  # of JPEG
+_SCANS = 'scans of JPEG'  # a key of Image.info
+_JPEG_FORMATS = ('JPEG', 'MPO')
 _MAGIC_SIZE = 16  # bytes that Pillow's plugins look at
 
 
@@ -92,6 +94,7 @@ def decode_samples(
         with open_image(source, name, max_pixels) as image:
             deep = has_deep_colour(image)
             samples = deep_colour(image, source)[:, :, :3] if deep else _samples(image)
+            check_complete(image, source)
             return turned_upright(samples, turn_of(image) if upright else 1)
     except ImageError:
         samples = _float_tiff(source, name, max_pixels)
@@ -187,12 +190,31 @@ def turned_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _check_scans(stream: io.BufferedIOBase) -> None:
-    """Raise a ValueError for a JPEG that takes very long to decode."""
+def check_complete(image: Image.Image, source: Path | bytes) -> None:
+    """Raise a ValueError for a decoded JPEG whose last scan is cut, although the file has an end.
+
+    The decoder says nothing and takes grey of 128 for missing pixels. So a file of one scan whose
+    last pixel is not of that grey is complete, and costs nothing. Another one is decoded once more
+    with more data: the pixels of a complete one stay the same.
+    """
+    if image.format not in _JPEG_FORMATS:
+        return
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if image.info[_SCANS] == 1 and image.mode in ('L', 'RGB') and set(np.ravel(last)) != {128}:
+        return
+    with io.BytesIO(with_more_data(_bytes(source))) as stream:
+        longer = np.asarray(JpegImagePlugin.JpegImageFile(stream))
+    if not np.array_equal(longer, np.asarray(image)):
+        raise ValueError('image file is truncated: its last scan is cut')
+
+
+def _check_scans(stream: io.BufferedIOBase) -> int:
+    """Return the number of scans; raise a ValueError for a JPEG that takes very long to decode."""
     scans = count_scans(stream.read())
     stream.seek(0)
     if scans > _MAX_SCANS:
         raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}')
+    return scans
 
 
 def native(samples: np.ndarray) -> np.ndarray:
@@ -237,9 +259,10 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
     Image.init()
     for name, (factory, accept) in ((name, Image.OPEN.get(name, _NEVER)) for name in FORMATS):
         if accept(magic) is True:
-            if name == 'JPEG':
-                _check_scans(stream)
-            return factory(stream, '')
+            scans = _check_scans(stream) if name == 'JPEG' else 0
+            image = factory(stream, '')
+            image.info[_SCANS] = scans
+            return image
     came = f'it starts with {magic!r}' if magic else 'it is empty'
     raise ValueError(f'{came}; expected a JPEG or PNG file, or {", ".join(FORMATS[2:])}')
 

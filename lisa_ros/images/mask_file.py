@@ -28,6 +28,7 @@ from PIL import Image
 from lisa_ros.errors import ImageError
 from lisa_ros.images.image_file import (
     GREY_MODES,
+    check_complete,
     deep_colour,
     has_deep_colour,
     native,
@@ -130,6 +131,7 @@ def read_mask(
     name = name or str(source)
     with open_image(source, name, max_pixels, 'a mask') as image:
         channels = deep_colour(image, source) if has_deep_colour(image) else _channels(image)
+        check_complete(image, source)
         channels = turned_upright(channels, turn_of(image))
     if channels.ndim == 2:
         return MaskImage(_integers(channels, name), name)
