@@ -39,6 +39,27 @@ def encoded(pixels, suffix, *options):
     return cv2.imencode(suffix, np.ascontiguousarray(bgr), options)[1].tobytes()
 
 
+def white_is_zero_tiff(grey, bits, order):
+    """Return a TIFF with tag 262 = 0: floats 0 to 1 for 32 and 64 bits, else integers."""
+    if bits > 16:
+        samples = (1 - grey).astype(f'{order}f{bits // 8}').tobytes()
+    elif bits >= 8:
+        samples = (2**bits - 1 - grey).astype(f'{order}u{bits // 8}').tobytes()
+    else:
+        digits = (2**bits - 1 - grey // (255 // (2**bits - 1))).astype(np.uint8)[..., None]
+        samples = np.packbits(np.unpackbits(digits, axis=2)[..., -bits:]).tobytes()
+    height, width = grey.shape
+    tags = {
+        256: width, 257: height, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: height,
+        279: len(samples), 339: 3 if bits > 16 else 1,
+    }  # fmt: skip
+    directory = struct.pack(f'{order}H', len(tags))
+    for tag, value in tags.items():
+        directory += struct.pack(f'{order}HHII', tag, 4, 1, value)
+    magic = b'II*\0' if order == '<' else b'MM\0*'
+    return magic + struct.pack(f'{order}I', 8 + len(samples)) + samples + directory + bytes(4)
+
+
 FEW = np.where(RGB > 100, RGB.dtype.type(200), RGB.dtype.type(40))  # few colours
 WIDE_GREY, WIDE_RGB = GREY.astype(np.uint16), RGB.astype(np.uint16)
 ALPHA = np.full((H, W, 1), 255, np.uint8)
@@ -121,6 +142,17 @@ def test_a_jpeg_of_very_many_scans_is_refused():
     last = data[data.rindex(b'\xff\xda') : -2]
     with pytest.raises(ImageError, match=f'it has {scans + 300} scans; expected at most 100'):
         decode_rgb(data[:-2] + 300 * last + data[-2:], 'x')
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('bits', [1, 4, 8, 16, 32, 64])
+def test_a_tiff_with_white_as_zero_is_read_with_black_as_zero(bits, order):
+    black_is_zero = {
+        1: (GREY > 99) * np.uint8(255), 4: GREY // 17 * np.uint8(17), 8: GREY, 16: WIDE_GREY * 257
+    }.get(bits, GREY / 255)  # fmt: skip
+    image = decode_rgb(white_is_zero_tiff(black_is_zero, bits, order), 'x')
+    expected = black_is_zero // 257 if bits == 16 else GREY if bits > 16 else black_is_zero
+    np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
 
 
 PLAIN_BOTTOM = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)

@@ -75,6 +75,11 @@ MASKS = {  # all of them mark the disc
     'gif': png(ALPHA, kind='GIF'),
     'float tiff': cv2.imencode('.tiff', ONE.astype(np.float32))[1].tobytes(),
 }
+stream = io.BytesIO()  # white is 0: the tag is changed in the file
+Image.fromarray(65535 * (1 - ONE.astype(np.uint16))).save(stream, 'TIFF')
+MASKS['16 bit tiff, white is 0'] = stream.getvalue().replace(
+    b'\6\1\3\0\1\0\0\0\1', b'\6\1\3\0\1\0\0\0\0'
+)
 UNCLEAR = {
     'no background': (png(np.where(DISC, 250, 3).astype(np.uint8)), 'no pixel of value 0'),
     'a photo': (png(PHOTO), 'several colours'),

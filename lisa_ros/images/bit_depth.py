@@ -49,6 +49,15 @@ def upper_byte(samples: np.ndarray) -> np.ndarray:
     return (samples >> 8).astype(np.uint8) if samples.dtype == np.uint16 else samples
 
 
+def exchange_black_and_white(samples: np.ndarray) -> np.ndarray:
+    """Return grey samples that have white as 0 with black as 0. Same shape and type.
+
+    White of unsigned integers is their largest value, that of floats is 1.
+    """
+    white = 1 if samples.dtype.kind == 'f' else np.iinfo(samples.dtype).max
+    return samples.dtype.type(white) - samples
+
+
 def stretch_to_uint8(samples: np.ndarray) -> np.ndarray:
     """Scale values of any range to uint8: the lowest valid value becomes 0, the highest 255.
 

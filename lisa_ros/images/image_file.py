@@ -18,16 +18,22 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
-from lisa_ros.images.bit_depth import to_uint8
-from lisa_ros.images.float_tiff import TIFF_MAGIC, decode_float_tiff
+from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
+from lisa_ros.images.float_tiff import (
+    TIFF_MAGIC,
+    WHITE_IS_ZERO,
+    decode_float_tiff,
+    tiff_tags,
+)
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
@@ -128,8 +134,17 @@ def exif_orientation(path: Path) -> int:
     Raises:
         ImageError: it cannot be opened.
     """
-    with open_image(path, str(path)) as image:
-        return _orientation(image)
+    return _valid_orientation(_tags(path).get(_ORIENTATION_TAG, 1))
+
+
+def has_white_as_zero(path: Path) -> bool:
+    """Return whether a file is a TIFF whose tag says that its value 0 is white.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    tag, white = WHITE_IS_ZERO
+    return _tags(path).get(tag) == white
 
 
 # ---- parts, also for mask_file.py
@@ -160,6 +175,17 @@ def open_image(
 def turn_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, that decoding an opened image leaves to be applied."""
     return 1 if image.format == 'TIFF' else _orientation(image)  # both decoders turn a TIFF
+
+
+def black_as_zero(image: Image.Image, samples: np.ndarray) -> np.ndarray:
+    """Return the samples of a decoded image with black as 0, also those of a TIFF with white as 0.
+
+    Pillow exchanges black and white of 8 bits and fewer.
+    """
+    tag, white = WHITE_IS_ZERO
+    if image.format != 'TIFF' or image.tag_v2.get(tag) != white or samples.dtype.itemsize == 1:
+        return samples
+    return exchange_black_and_white(native(samples))
 
 
 def has_deep_colour(image: Image.Image) -> bool:
@@ -224,11 +250,34 @@ def native(samples: np.ndarray) -> np.ndarray:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image, 1 to 8; 1 if it is damaged or missing."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  # a damaged tag: viewers show the stored pixels, too
-        return 1
+    return _valid_orientation(_exif(image).get(_ORIENTATION_TAG, 1))
+
+
+def _valid_orientation(value: Any) -> int:
     return value if value in range(1, 9) else 1
+
+
+def _exif(image: Image.Image) -> Mapping[int, Any]:
+    """Return the EXIF tags of an opened image; none if they are damaged or missing."""
+    try:
+        return image.getexif()
+    except Exception:  # noqa: BLE001  # viewers show the stored pixels, too
+        return {}
+
+
+def _tags(path: Path) -> Mapping[int, Any]:
+    """Return the tags of EXIF or TIFF of a file; none if they are damaged or missing.
+
+    Raises:
+        ImageError: the file cannot be opened.
+    """
+    try:
+        with open_image(path, str(path)) as image:
+            return image.tag_v2 if image.format == 'TIFF' else _exif(image)
+    except ImageError:
+        if _float_tiff(path, str(path), DEFAULT_MAX_IMAGE_PIXELS) is None:
+            raise
+        return tiff_tags(path.read_bytes())
 
 
 def _bytes(source: Path | bytes) -> bytes:
@@ -272,7 +321,8 @@ def _samples(image: Image.Image) -> np.ndarray:
     raw_mode = _raw_mode(image)
     if image.mode in ('1', 'LA', 'La'):
         image = image.convert('L')
-    samples = native(np.asarray(image if image.mode in GREY_MODES else image.convert('RGB')))
+    pixels = np.asarray(image if image.mode in GREY_MODES else image.convert('RGB'))
+    samples = native(black_as_zero(image, pixels))
     is_widened = image.mode == 'I' and raw_mode.startswith('I;16')  # a grey PNG, by Pillow 10
     return samples.astype(np.uint16) if is_widened else samples
 

@@ -28,6 +28,7 @@ from PIL import Image
 from lisa_ros.errors import ImageError
 from lisa_ros.images.image_file import (
     GREY_MODES,
+    black_as_zero,
     check_complete,
     deep_colour,
     has_deep_colour,
@@ -132,6 +133,7 @@ def read_mask(
     with open_image(source, name, max_pixels, 'a mask') as image:
         channels = deep_colour(image, source) if has_deep_colour(image) else _channels(image)
         check_complete(image, source)
+        channels = black_as_zero(image, channels)
         channels = turned_upright(channels, turn_of(image))
     if channels.ndim == 2:
         return MaskImage(_integers(channels, name), name)
