@@ -273,6 +273,14 @@ def test_a_file_without_a_clear_image_is_an_error(data, message, tmp_path):
         read_image(path)
 
 
+def test_a_folder_or_a_missing_file_is_an_error_with_what_was_expected(tmp_path):
+    for read in (read_rgb, image_size):
+        with pytest.raises(ImageError, match='read as an image: is a folder; expected a file'):
+            read(tmp_path)
+        with pytest.raises(ImageError, match=r'x\.png cannot be read as an image: no such file'):
+            read(tmp_path / 'x.png')
+
+
 def bomb(width, height):
     """Return a valid PNG header for a white image of this size; its pixels are missing."""
 

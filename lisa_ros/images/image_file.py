@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
+from lisa_ros.files.access import describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
 from lisa_ros.images.float_tiff import (
     TIFF_MAGIC,
@@ -47,6 +48,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _NEVER = None, lambda magic: False  # a format that this Pillow is built without
+_SEND_AGAIN = '; expected a whole image file: save or send it again, without loss of bytes'
 _MAX_SCANS = 100  # of JPEG
 _SCANS = 'scans of JPEG'  # a key of Image.info
 _JPEG_FORMATS = ('JPEG', 'MPO')
@@ -292,9 +294,11 @@ def _failure(source: Path | bytes, error: Exception, kind: str) -> str:
     """Return what is wrong with a file or its bytes, and the cure."""
     reason = str(error) or type(error).__name__
     if not isinstance(source, Path):
-        return f'cannot be decoded: {len(source)} bytes, {reason}'
-    is_there = getattr(error, 'errno', None) is None  # the file, with other content than expected
-    return f'cannot be read as {kind}: {reason}{"; copy it again" if is_there else ""}'
+        cure = '' if 'expected' in reason else _SEND_AGAIN
+        return f'cannot be decoded: {len(source)} bytes, {reason}{cure}'
+    if isinstance(error, OSError) and error.errno is not None:
+        return f'cannot be read as {kind}: {describe_error(source, error)}'
+    return f'cannot be read as {kind}: {reason}; copy it again'  # it is there, with other content
 
 
 def _identify(stream: io.BufferedIOBase) -> Image.Image:
