@@ -75,6 +75,10 @@ def test_colours_are_those_of_the_image_before_compression(text):
         ('bayer_{}8; png compressed ', '.png', 1),
         ('BAYER_{}8;PNG compressed', '.png', 1),
         ('bayer_{}16; png compressed ', '.png', 257),
+        ('bayer_{}12; png compressed ', '.png', 16),
+        ('bayer_{}10; png', '.png', 4),
+        ('bayer_{}14; tiff compressed ', '.tiff', 64),
+        ('bayer_{}12; jpeg compressed ', '.jpg', 1),  # the driver has made 8 bits of it
     ],
 )
 def test_a_compressed_mosaic_becomes_colours(pattern, text, suffix, scale):
@@ -83,6 +87,43 @@ def test_a_compressed_mosaic_becomes_colours(pattern, text, suffix, scale):
     inner = np.abs(image.astype(int) - RGB)[2:-2, 2:-2]
     assert inner.mean() < 3
     assert inner.max() < 25
+
+
+def test_a_dark_mosaic_of_12_bits_stays_dark():
+    dark = mosaic('rggb').astype(np.uint16)  # a sixteenth of the range
+    image = compressed_to_rgb(message('bayer_rggb12; png compressed ', encoded(dark, '.png')))
+    assert np.abs(image.astype(int) - RGB // 16).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ('text', 'data', 'expected'),
+    [
+        (
+            'bayer_rggb12p; png compressed ',
+            encoded(GREY, '.png'),
+            'not supported; expected one of bayer_rggb8, .*bayer_grbg14: let the driver',
+        ),
+        ('bayer_rgbw8; jpeg compressed mono8', encoded(GREY, '.jpg'), 'is not supported'),
+        (
+            'bayer_rggb12; png compressed ',
+            encoded(mosaic('rggb') * np.uint16(257), '.png'),
+            'has values up to 63479; expected 12 bits, 0 to 4095',
+        ),
+        (
+            'bayer_rggb8; tiff compressed ',
+            encoded(GREY.astype(np.float32) / 255, '.tiff'),
+            'a Bayer image of float32; expected values of 8 or 16 bits',
+        ),
+    ],
+)
+def test_a_mosaic_that_is_not_known_is_refused(text, data, expected):
+    with pytest.raises(ImageError, match=expected):
+        compressed_to_rgb(message(text, data))
+
+
+def test_colours_of_an_unknown_mosaic_are_read():
+    colours = compressed_to_rgb(message('bayer_rgbw8; png compressed bgr8', encoded(BGR, '.png')))
+    np.testing.assert_array_equal(colours, RGB)
 
 
 def test_colours_and_grey_of_a_bayer_camera_stay_as_they_are():
@@ -110,7 +151,12 @@ def test_values_without_a_range_are_stretched_as_in_raw_images(suffix):
     [
         ('h264', b'\0\0\0\1\x67' + bytes(99), 'is a video stream, expected single images'),
         ('bgr8; ffmpeg', bytes(99), 'is a video stream'),
-        ('jpeg', encoded(BGR, '.jpg')[:-99], 'cannot be decoded: .* truncated'),
+        (
+            'jpeg',
+            encoded(BGR, '.jpg')[:-99],
+            'cannot be decoded: .* truncated .*; expected a whole image file: save or send it',
+        ),
+        ('32FC1; tiff compressed ', encoded(np.full((H, W), np.nan), '.tiff'), 'no finite value'),
         ('jpeg', bytes(9), r"cannot be decoded: 9 bytes, it starts with b'\\x00"),
         ('rgb8; png compressed bgr8', encoded(BGR, '.png')[:200], 'cannot be decoded: 200 bytes'),
         ('bayer_rggb8; png compressed ', encoded(GREY[:1], '.png'), '64 x 1 pixels; expected 2'),

@@ -2,6 +2,7 @@
 """`lisa-ros export`: the files of grasp planners hold the points of the object."""
 
 import json
+import struct
 
 import cv2
 import numpy as np
@@ -348,6 +349,35 @@ def test_an_image_that_viewers_turn_is_refused_with_depth(orientation, files, ca
     assert f'turned.jpg has the EXIF orientation {orientation}: viewers show it turned' in error
     assert 'exiftool' in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize('orientation', [3, 6])
+@pytest.mark.parametrize('suffix', ['.png', '.tiff', '.float.tiff'])
+def test_a_depth_file_that_viewers_turn_is_refused(suffix, orientation, tmp_path):
+    path = tmp_path / f'depth{suffix}'
+    metres = np.full((2, 3), 1.5)
+    if suffix == '.float.tiff':  # of 64 bits: change a tag of OpenCV's file
+        tiff = cv2.imencode('.tiff', metres)[1].tobytes()
+        plain = struct.pack('<HHIH', 284, 3, 1, 1)  # planar configuration 1 is the default
+        turned = struct.pack('<HHIH', 0x0112, 3, 1, orientation)
+        assert plain in tiff
+        path.write_bytes(tiff.replace(plain, turned))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray((metres * 1000).astype(np.uint16)).save(path, exif=exif)
+    with pytest.raises(ImageError, match=rf'the EXIF orientation {orientation}: viewers show it'):
+        read_depth(path)
+
+
+def test_a_depth_file_with_white_as_zero_is_refused(tmp_path):
+    path = tmp_path / 'depth.tiff'
+    Image.fromarray(np.full((2, 3), 1500, np.uint16)).save(path)
+    assert read_depth(path) == pytest.approx(np.full((2, 3), 1.5))
+    plain, inverted = (struct.pack('<HHIH', 262, 3, 1, value) for value in (1, 0))
+    path.write_bytes(path.read_bytes().replace(plain, inverted))
+    with pytest.raises(ImageError, match='Interpretation 0, white is zero'):
+        read_depth(path)
 
 
 def test_a_depth_file_is_not_believed_before_its_size_is_known(tmp_path):

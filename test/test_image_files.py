@@ -15,7 +15,7 @@ from lisa_ros.datasets.annotations import image_size as dataset_image_size
 from lisa_ros.datasets.annotations import read_image
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
-from lisa_ros.images.jpeg_scans import count_scans
+from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 
 H, W = 24, 32
@@ -37,6 +37,27 @@ def encoded(pixels, suffix, *options):
     """Return a file of pixels, written by OpenCV; colours are given as RGB."""
     bgr = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     return cv2.imencode(suffix, np.ascontiguousarray(bgr), options)[1].tobytes()
+
+
+def white_is_zero_tiff(grey, bits, order):
+    """Return a TIFF with tag 262 = 0: floats 0 to 1 for 32 and 64 bits, else integers."""
+    if bits > 16:
+        samples = (1 - grey).astype(f'{order}f{bits // 8}').tobytes()
+    elif bits >= 8:
+        samples = (2**bits - 1 - grey).astype(f'{order}u{bits // 8}').tobytes()
+    else:
+        digits = (2**bits - 1 - grey // (255 // (2**bits - 1))).astype(np.uint8)[..., None]
+        samples = np.packbits(np.unpackbits(digits, axis=2)[..., -bits:]).tobytes()
+    height, width = grey.shape
+    tags = {
+        256: width, 257: height, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: height,
+        279: len(samples), 339: 3 if bits > 16 else 1,
+    }  # fmt: skip
+    directory = struct.pack(f'{order}H', len(tags))
+    for tag, value in tags.items():
+        directory += struct.pack(f'{order}HHII', tag, 4, 1, value)
+    magic = b'II*\0' if order == '<' else b'MM\0*'
+    return magic + struct.pack(f'{order}I', 8 + len(samples)) + samples + directory + bytes(4)
 
 
 FEW = np.where(RGB > 100, RGB.dtype.type(200), RGB.dtype.type(40))  # few colours
@@ -123,6 +144,75 @@ def test_a_jpeg_of_very_many_scans_is_refused():
         decode_rgb(data[:-2] + 300 * last + data[-2:], 'x')
 
 
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('bits', [1, 4, 8, 16, 32, 64])
+def test_a_tiff_with_white_as_zero_is_read_with_black_as_zero(bits, order):
+    black_is_zero = {
+        1: (GREY > 99) * np.uint8(255), 4: GREY // 17 * np.uint8(17), 8: GREY, 16: WIDE_GREY * 257
+    }.get(bits, GREY / 255)  # fmt: skip
+    image = decode_rgb(white_is_zero_tiff(black_is_zero, bits, order), 'x')
+    expected = black_is_zero // 257 if bits == 16 else GREY if bits > 16 else black_is_zero
+    np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
+
+
+PLAIN_BOTTOM = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+PLAIN_BOTTOM[64:] = 128  # as decoders fill what is missing
+JPEGS = {
+    'baseline': {},
+    'of a camera': {'subsampling': 2, 'quality': 90},
+    'optimized': {'optimize': True},
+    'progressive': {'progressive': True},
+    'restarts': {'restart_marker_blocks': 2},
+    'progressive, restarts': {'progressive': True, 'restart_marker_rows': 1},
+    'grey': {'mode': 'L'},
+    'grey, progressive': {'mode': 'L', 'progressive': True},
+    'cmyk': {'mode': 'CMYK'},
+    'mpo': {'kind': 'MPO'},
+}
+
+
+@pytest.mark.parametrize('kind', JPEGS)
+def test_a_whole_jpeg_with_a_plain_bottom_is_read(kind):
+    for pixels in (PLAIN_BOTTOM, PLAIN_BOTTOM[:81, :49], np.full_like(PLAIN_BOTTOM, 128)):
+        data = saved(pixels, **{'kind': 'JPEG', **JPEGS[kind]})
+        stored = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+        np.testing.assert_array_equal(decode_rgb(data, 'x'), stored)
+        np.testing.assert_array_equal(decode_rgb(data + bytes(99), 'x'), stored)
+
+
+@pytest.mark.parametrize('tail', [b'', bytes(200)])
+@pytest.mark.parametrize('kind', JPEGS)
+def test_a_cut_jpeg_with_an_end_is_truncated(kind, tail):
+    pixels = PLAIN_BOTTOM[:64]
+    data = saved(pixels, **{'kind': 'JPEG', **JPEGS[kind]})
+    whole = data[: data.index(b'\xff\xd9')]
+    start = whole.rindex(b'\xff\xda') + 14
+    for cut in np.linspace(start, start + (len(whole) - start) * 0.7, 40).astype(int):
+        with pytest.raises(ImageError, match='truncated'):
+            decode_rgb(whole[:cut] + tail + b'\xff\xd9', 'x')
+
+
+def test_a_jpeg_cut_between_two_restarts_is_truncated():
+    data = saved(PLAIN_BOTTOM, 'JPEG', restart_marker_rows=1)
+    for number in (0, 1):
+        end = data.index(bytes([0xFF, 0xD0 + number]))
+        for cut in (end, end + 1, end + 2):
+            with pytest.raises(ImageError, match='truncated'):
+                decode_rgb(data[:cut] + b'\xff\xd9', 'x')
+
+
+def test_a_jpeg_of_arithmetic_coding_gets_no_more_data():
+    data = saved(PLAIN_BOTTOM, 'JPEG', progressive=True)
+    assert with_more_data(data) != data
+    arithmetic = data.replace(b'\xff\xc2', b'\xff\xca')  # the start of a frame
+    assert with_more_data(arithmetic) == arithmetic
+
+
+def test_a_usual_jpeg_is_decoded_once(monkeypatch):
+    monkeypatch.setattr('lisa_ros.images.image_file.with_more_data', None)
+    assert decode_rgb(saved(RGB, 'JPEG'), 'x').shape == (H, W, 3)
+
+
 TURNED = {  # what a camera stores with each EXIF orientation, for the upright RGB
     1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
     5: RGB.swapaxes(0, 1), 6: np.rot90(RGB), 7: np.rot90(RGB, 2).swapaxes(0, 1),
@@ -181,6 +271,14 @@ def test_a_file_without_a_clear_image_is_an_error(data, message, tmp_path):
     assert '\n' not in str(raised.value)
     with pytest.raises(DataError, match=message):
         read_image(path)
+
+
+def test_a_folder_or_a_missing_file_is_an_error_with_what_was_expected(tmp_path):
+    for read in (read_rgb, image_size):
+        with pytest.raises(ImageError, match='read as an image: is a folder; expected a file'):
+            read(tmp_path)
+        with pytest.raises(ImageError, match=r'x\.png cannot be read as an image: no such file'):
+            read(tmp_path / 'x.png')
 
 
 def bomb(width, height):

@@ -332,6 +332,20 @@ def test_colours_equal_cv_bridge(encoding):
     assert np.abs(image_to_rgb(source).astype(int) - reference).max() <= tolerance
 
 
+@pytest.mark.parametrize('encoding', ['bayer_rggb10', 'bayer_rggb12', 'bayer_rggb12p'])
+def test_a_raw_mosaic_of_an_unknown_packing_is_refused(encoding):
+    with pytest.raises(ImageError, match=rf'{encoding}.* is not supported; .*bayer_rggb16'):
+        image_to_rgb(message(VALUES, encoding))
+
+
+def test_an_image_of_one_value_is_black_and_one_without_values_is_refused():
+    for value in (0, 700):
+        assert not image_to_rgb(message(np.full((H, W), value, np.uint16), '16UC1')).any()
+    for value in (np.nan, np.inf):
+        with pytest.raises(ImageError, match='image of 32FC1 has no finite value; expected'):
+            image_to_rgb(message(np.full((H, W), value, np.float32), '32FC1'))
+
+
 @pytest.mark.parametrize('encoding', ['8UC1', '8UC3', '8UC4', '16UC1', '32FC1'])
 def test_values_equal_cv_bridge(encoding):
     """cv_bridge does not treat these encodings as colours: it returns the stored values."""

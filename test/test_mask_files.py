@@ -72,13 +72,28 @@ MASKS = {  # all of them mark the disc
     'soft edges': png(SOFT),
     'jpeg': png(ALPHA, kind='JPEG', quality=60),
     'jpeg, rgb': png(WHITE * ONE[..., None], kind='JPEG', quality=60),
+    'jpeg, fine': png(ALPHA, kind='JPEG', quality=90),
+    'jpeg, finest': png(ALPHA, kind='JPEG', quality=100),
+    'jpeg, dark': png(ONE * np.uint8(128), kind='JPEG', quality=90),
+    'webp': png(WHITE * ONE[..., None], kind='WEBP', quality=60),
+    'tiff of jpeg': png(ALPHA, kind='TIFF', compression='jpeg', quality=90),
     'gif': png(ALPHA, kind='GIF'),
     'float tiff': cv2.imencode('.tiff', ONE.astype(np.float32))[1].tobytes(),
 }
+stream = io.BytesIO()  # white is 0: the tag is changed in the file
+Image.fromarray(65535 * (1 - ONE.astype(np.uint16))).save(stream, 'TIFF')
+MASKS['16 bit tiff, white is 0'] = stream.getvalue().replace(
+    b'\6\1\3\0\1\0\0\0\1', b'\6\1\3\0\1\0\0\0\0'
+)
 UNCLEAR = {
     'no background': (png(np.where(DISC, 250, 3).astype(np.uint8)), 'no pixel of value 0'),
     'a photo': (png(PHOTO), 'several colours'),
     'a grey photo': (png(X.astype(np.uint8) * 3 + Y.astype(np.uint8)), '2.. different values'),
+    'a photo as jpeg': (png(PHOTO, kind='JPEG'), 'several colours'),
+    'a grey photo as jpeg': (
+        png(PHOTO[..., 0], kind='JPEG', quality=90),
+        '2.. different values',
+    ),
     'depth': (png((X * 30 + Y).astype(np.uint16)), 'different values'),
     'two colours': (png(np.dstack([ALPHA, (X < 9) * np.uint8(255), 0 * ONE])), 'several colours'),
     'a mask with other transparency': (
@@ -151,6 +166,23 @@ def test_all_readers_of_masks_agree(kind, tmp_path):
         np.testing.assert_array_equal(ground_truth == 1, DISC)
     (mask,) = read_masks(tmp_path / 'table' / 'mug.png', (H, W))
     np.testing.assert_array_equal(mask, DISC)
+
+
+@pytest.mark.parametrize('quality', [50, 75, 90, 95, 100])
+def test_the_noise_of_a_jpeg_is_no_instance(quality, tmp_path):
+    path = tmp_path / 'mug.jpg'
+    path.write_bytes(png(ALPHA, kind='JPEG', quality=quality))
+    (mask,) = read_masks(path, (H, W))
+    np.testing.assert_array_equal(mask, DISC)
+    path.write_bytes(png(0 * ONE, kind='JPEG', quality=quality))
+    assert not read_mask(path).mask().any()
+    path.write_bytes(png(0 * ONE + 255, kind='JPEG', quality=quality))
+    assert read_mask(path).mask().all()
+
+
+def test_ids_in_a_lossy_format_are_refused():
+    with pytest.raises(ImageError, match='expected class ids without loss: save it as PNG'):
+        read_mask(MASKS['jpeg'], 'm.jpg').ids('class ids')
 
 
 def test_readers_of_ids_need_one_channel(tmp_path):

@@ -368,3 +368,14 @@ def test_broken_files_are_reported_and_the_rest_is_read(tmp_path):
     for error in errors:
         (name,) = [name for name in messages if f'{name}.' in str(error).split(':')[0]]
         assert messages[name] in str(error)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.JPEG', '.tiff', '.gif', '.webp', '.bmp'])
+def test_a_mask_that_is_no_png_is_an_error(suffix, tmp_path):
+    (tmp_path / 'table').mkdir()
+    pixels = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
+    pixels.save(tmp_path / 'table.png')
+    pixels.save(tmp_path / 'table' / 'bowl.png')
+    pixels.save(tmp_path / 'table' / f'mug{suffix}')
+    with pytest.raises(DataError, match=r'mug.*: a mask as .*; expected PNG: save it as mug\.png'):
+        read_folder(tmp_path)

@@ -43,7 +43,7 @@ def read_masks(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Return the masks of a PNG by rising value, (N, H, W) bool, N at most MAX_MASKS.
 
     Each value is an instance, as in ~/mask. 255 is an instance if there is no other value, and
-    "unlabelled" else. A cut-out, a colour or a mask with soft edges is one instance; see
+    "unlabelled" else. A cut-out, a colour, a mask with soft edges or a JPEG is one instance; see
     `images.mask_file`.
 
     Raises:

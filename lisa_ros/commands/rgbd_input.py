@@ -14,7 +14,12 @@ from lisa_ros.errors import DataError, ErrorHandler, ImageError, SettingsError, 
 from lisa_ros.files.access import access_problem
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.rgbd import resize_registered_depth
-from lisa_ros.images.image_file import decode_samples, exif_orientation, read_rgb
+from lisa_ros.images.image_file import (
+    decode_samples,
+    exif_orientation,
+    has_white_as_zero,
+    read_rgb,
+)
 from lisa_ros.images.pixel_limit import check_image_size
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.bag_reader import BagReader
@@ -49,8 +54,8 @@ class RgbdInput:
 def from_files(image: Path, depth: Path, k: Sequence[float]) -> RgbdInput:
     """Return the RGB-D image of two files.
 
-    All three are those of the stored pixels. An image that its EXIF orientation turns is refused,
-    because nothing says whether depth and K were turned, too.
+    All three are those of the stored pixels. An image or depth file that its EXIF orientation
+    turns is refused, because nothing says whether the others were turned, too.
 
     Args:
         image: any image format.
@@ -77,7 +82,8 @@ def read_depth(path: Path) -> np.ndarray:
     """Return the depth of a file, (h, w) float32 [m], NaN where invalid (REP-118).
 
     Raises:
-        ImageError: the file cannot be read, or is not a depth image.
+        ImageError: the file cannot be read, is not a depth image, is turned by its EXIF
+            orientation, or is a TIFF that says that its value 0 is white.
     """
     problem = access_problem(path)
     if problem:
@@ -85,6 +91,8 @@ def read_depth(path: Path) -> np.ndarray:
     if path.suffix == '.npy':
         values = _read_npy(path)
     else:
+        _check_not_turned(path)
+        _check_black_is_zero(path)
         values = decode_samples(path, str(path), upright=False)
     if values.ndim != 2 or values.dtype.kind not in 'fui' or values.dtype.itemsize < 2:
         raise ImageError(
@@ -113,9 +121,18 @@ def _check_not_turned(path: Path) -> None:
     orientation = exif_orientation(path)
     if orientation != 1:
         raise ImageError(
-            f'{path} has the EXIF orientation {orientation}: viewers show it turned, and depth '
-            'and --k may belong to the stored pixels. Turn all three the same way, then save the '
-            'image without the tag (exiftool -Orientation= FILE)'
+            f'{path} has the EXIF orientation {orientation}: viewers show it turned, and image, '
+            'depth and --k may not all belong to the stored pixels; expected 1 or none. Turn all '
+            'three the same way, then save the file without the tag (exiftool -Orientation= FILE)'
+        )
+
+
+def _check_black_is_zero(path: Path) -> None:
+    """Raise an ImageError for depth that is perhaps stored inverted."""
+    if has_white_as_zero(path):
+        raise ImageError(
+            f'{path} has the PhotometricInterpretation 0, white is zero, which has no meaning for '
+            f'depth; expected 1: save it as {_DEPTH_FILES}'
         )
 
 

@@ -47,6 +47,7 @@ from lisa_ros.files.json_schema import TEXT, ListOf, Record, check_json
 from lisa_ros.images.mask_file import read_mask
 
 _EXPLANATIONS = 'explanations.json'
+_OTHER_MASK_SUFFIXES = tuple({*IMAGE_SUFFIXES, '.tif', '.tiff', '.gif'} - {'.png'})
 
 # ---- folders
 
@@ -116,7 +117,14 @@ def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuer
 def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
     """Return a query for each mask in the folder with the image's name; none without it."""
     folder = image.with_suffix('')
-    paths = [] if is_missing(folder) or folder.is_file() else list_folder(folder, '.png')
+    files = [] if is_missing(folder) or folder.is_file() else list_folder(folder)
+    for path in files:
+        if path.suffix.lower() in _OTHER_MASK_SUFFIXES:
+            raise DataError(
+                f'{path}: a mask as {path.suffix[1:]}; expected PNG: save it as {path.stem}.png, '
+                f'or move it out of the folder of the masks of {image.name}'
+            )
+    paths = [path for path in files if path.suffix == '.png']
     masks = [_read_mask(path) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         _check_size(image, path, *mask.mask.shape[::-1])

@@ -19,6 +19,11 @@ _CONVERSIONS = {
 BAYER_PATTERNS = {
     f'bayer_{pattern}{bits}': pattern for bits in (8, 16) for pattern in _CONVERSIONS
 }
+# The same of cameras of 10, 12 and 14 bits, which drivers write with 16 bits into a compressed
+# image: encoding -> pattern and bits. sensor_msgs does not define them.
+DEEP_BAYER_PATTERNS = {
+    f'bayer_{pattern}{bits}': (pattern, bits) for bits in (10, 12, 14) for pattern in _CONVERSIONS
+}
 _MOSAIC_CONTRAST = 1.5  # in a mosaic, neighbours differ this much more than second neighbours
 
 
@@ -30,8 +35,12 @@ def demosaic(mosaic: np.ndarray, pattern: str) -> np.ndarray:
         pattern: one of rggb, bggr, gbrg, grbg: the first two pixels of the first two rows.
 
     Raises:
-        ImageError: a side has fewer than 2 pixels.
+        ImageError: a side has fewer than 2 pixels, or the values have another type.
     """
+    if mosaic.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f'a Bayer image of {mosaic.dtype}; expected values of 8 or 16 bits: publish it as PNG'
+        )
     height, width = mosaic.shape
     if min(height, width) < 2:
         raise ImageError(

@@ -44,19 +44,63 @@ def to_uint8(samples: np.ndarray, name: str) -> np.ndarray:
     return (samples >> (depth - 8)).astype(np.uint8)
 
 
+def top_byte(samples: np.ndarray, bits: int, name: str) -> np.ndarray:
+    """Return 16-bit samples of which some bits are in use as uint8; uint8 as it is. Same shape.
+
+    Args:
+        samples: uint8 or uint16.
+        bits: in use, 8 to 16.
+        name: of the file or message, for the error.
+
+    Raises:
+        ImageError: a value needs more bits.
+    """
+    if samples.dtype == np.uint8:
+        return samples
+    high = int(samples.max())
+    if high >= 1 << bits:
+        raise ImageError(
+            f'{name} has values up to {high}; expected {bits} bits, 0 to {(1 << bits) - 1}: if '
+            'the driver scales them to 16 bits, let it name an encoding of 16 bits'
+        )
+    return (samples >> (bits - 8)).astype(np.uint8)
+
+
 def upper_byte(samples: np.ndarray) -> np.ndarray:
     """Return 16-bit samples of full range as uint8; uint8 as it is. Same shape."""
     return (samples >> 8).astype(np.uint8) if samples.dtype == np.uint16 else samples
 
 
-def stretch_to_uint8(samples: np.ndarray) -> np.ndarray:
+def exchange_black_and_white(samples: np.ndarray) -> np.ndarray:
+    """Return grey samples that have white as 0 with black as 0. Same shape and type.
+
+    White of unsigned integers is their largest value, that of floats is 1.
+    """
+    white = 1 if samples.dtype.kind == 'f' else np.iinfo(samples.dtype).max
+    return samples.dtype.type(white) - samples
+
+
+def stretch_to_uint8(samples: np.ndarray, name: str) -> np.ndarray:
     """Scale values of any range to uint8: the lowest valid value becomes 0, the highest 255.
 
     For depth and infrared images, whose range is unknown. 0 and non-finite values are invalid and
-    become 0. Same shape.
+    become 0. An image of one value becomes black. Same shape.
+
+    Args:
+        samples: integers or floats, of one image.
+        name: of the file or message, for the error.
+
+    Raises:
+        ImageError: no value is finite.
     """
     values = samples.astype(np.float32)
-    valid = np.isfinite(values) & (values != 0)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ImageError(
+            f'{name} has no finite value; expected distances or brightness: check the camera, or '
+            'remap image to a colour topic'
+        )
+    valid = finite & (values != 0)
     if not valid.any():
         return np.zeros(samples.shape, np.uint8)
     low, high = values[valid].min(), values[valid].max()

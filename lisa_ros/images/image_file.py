@@ -18,17 +18,24 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
-from lisa_ros.images.bit_depth import to_uint8
-from lisa_ros.images.float_tiff import TIFF_MAGIC, decode_float_tiff
-from lisa_ros.images.jpeg_scans import count_scans
+from lisa_ros.files.access import describe_error
+from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
+from lisa_ros.images.float_tiff import (
+    TIFF_MAGIC,
+    WHITE_IS_ZERO,
+    decode_float_tiff,
+    tiff_tags,
+)
+from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
@@ -41,7 +48,10 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _NEVER = None, lambda magic: False  # a format that this Pillow is built without
+_SEND_AGAIN = '; expected a whole image file: save or send it again, without loss of bytes'
 _MAX_SCANS = 100  # of JPEG
+_SCANS = 'scans of JPEG'  # a key of Image.info
+_JPEG_FORMATS = ('JPEG', 'MPO')
 _MAGIC_SIZE = 16  # bytes that Pillow's plugins look at
 
 
@@ -92,6 +102,7 @@ def decode_samples(
         with open_image(source, name, max_pixels) as image:
             deep = has_deep_colour(image)
             samples = deep_colour(image, source)[:, :, :3] if deep else _samples(image)
+            check_complete(image, source)
             return turned_upright(samples, turn_of(image) if upright else 1)
     except ImageError:
         samples = _float_tiff(source, name, max_pixels)
@@ -125,8 +136,17 @@ def exif_orientation(path: Path) -> int:
     Raises:
         ImageError: it cannot be opened.
     """
-    with open_image(path, str(path)) as image:
-        return _orientation(image)
+    return _valid_orientation(_tags(path).get(_ORIENTATION_TAG, 1))
+
+
+def has_white_as_zero(path: Path) -> bool:
+    """Return whether a file is a TIFF whose tag says that its value 0 is white.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    tag, white = WHITE_IS_ZERO
+    return _tags(path).get(tag) == white
 
 
 # ---- parts, also for mask_file.py
@@ -159,6 +179,17 @@ def turn_of(image: Image.Image) -> int:
     return 1 if image.format == 'TIFF' else _orientation(image)  # both decoders turn a TIFF
 
 
+def black_as_zero(image: Image.Image, samples: np.ndarray) -> np.ndarray:
+    """Return the samples of a decoded image with black as 0, also those of a TIFF with white as 0.
+
+    Pillow exchanges black and white of 8 bits and fewer.
+    """
+    tag, white = WHITE_IS_ZERO
+    if image.format != 'TIFF' or image.tag_v2.get(tag) != white or samples.dtype.itemsize == 1:
+        return samples
+    return exchange_black_and_white(native(samples))
+
+
 def has_deep_colour(image: Image.Image) -> bool:
     """Return whether an image has several channels of 16 bits, which Pillow would cut to 8."""
     return ';16' in _raw_mode(image) and image.mode not in GREY_MODES
@@ -187,12 +218,31 @@ def turned_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _check_scans(stream: io.BufferedIOBase) -> None:
-    """Raise a ValueError for a JPEG that takes very long to decode."""
+def check_complete(image: Image.Image, source: Path | bytes) -> None:
+    """Raise a ValueError for a decoded JPEG whose last scan is cut, although the file has an end.
+
+    The decoder says nothing and takes grey of 128 for missing pixels. So a file of one scan whose
+    last pixel is not of that grey is complete, and costs nothing. Another one is decoded once more
+    with more data: the pixels of a complete one stay the same.
+    """
+    if image.format not in _JPEG_FORMATS:
+        return
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if image.info[_SCANS] == 1 and image.mode in ('L', 'RGB') and set(np.ravel(last)) != {128}:
+        return
+    with io.BytesIO(with_more_data(_bytes(source))) as stream:
+        longer = np.asarray(JpegImagePlugin.JpegImageFile(stream))
+    if not np.array_equal(longer, np.asarray(image)):
+        raise ValueError('image file is truncated: its last scan is cut')
+
+
+def _check_scans(stream: io.BufferedIOBase) -> int:
+    """Return the number of scans; raise a ValueError for a JPEG that takes very long to decode."""
     scans = count_scans(stream.read())
     stream.seek(0)
     if scans > _MAX_SCANS:
         raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}')
+    return scans
 
 
 def native(samples: np.ndarray) -> np.ndarray:
@@ -202,11 +252,34 @@ def native(samples: np.ndarray) -> np.ndarray:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image, 1 to 8; 1 if it is damaged or missing."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  # a damaged tag: viewers show the stored pixels, too
-        return 1
+    return _valid_orientation(_exif(image).get(_ORIENTATION_TAG, 1))
+
+
+def _valid_orientation(value: Any) -> int:
     return value if value in range(1, 9) else 1
+
+
+def _exif(image: Image.Image) -> Mapping[int, Any]:
+    """Return the EXIF tags of an opened image; none if they are damaged or missing."""
+    try:
+        return image.getexif()
+    except Exception:  # noqa: BLE001  # viewers show the stored pixels, too
+        return {}
+
+
+def _tags(path: Path) -> Mapping[int, Any]:
+    """Return the tags of EXIF or TIFF of a file; none if they are damaged or missing.
+
+    Raises:
+        ImageError: the file cannot be opened.
+    """
+    try:
+        with open_image(path, str(path)) as image:
+            return image.tag_v2 if image.format == 'TIFF' else _exif(image)
+    except ImageError:
+        if _float_tiff(path, str(path), DEFAULT_MAX_IMAGE_PIXELS) is None:
+            raise
+        return tiff_tags(path.read_bytes())
 
 
 def _bytes(source: Path | bytes) -> bytes:
@@ -221,9 +294,11 @@ def _failure(source: Path | bytes, error: Exception, kind: str) -> str:
     """Return what is wrong with a file or its bytes, and the cure."""
     reason = str(error) or type(error).__name__
     if not isinstance(source, Path):
-        return f'cannot be decoded: {len(source)} bytes, {reason}'
-    is_there = getattr(error, 'errno', None) is None  # the file, with other content than expected
-    return f'cannot be read as {kind}: {reason}{"; copy it again" if is_there else ""}'
+        cure = '' if 'expected' in reason else _SEND_AGAIN
+        return f'cannot be decoded: {len(source)} bytes, {reason}{cure}'
+    if isinstance(error, OSError) and error.errno is not None:
+        return f'cannot be read as {kind}: {describe_error(source, error)}'
+    return f'cannot be read as {kind}: {reason}; copy it again'  # it is there, with other content
 
 
 def _identify(stream: io.BufferedIOBase) -> Image.Image:
@@ -237,9 +312,10 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
     Image.init()
     for name, (factory, accept) in ((name, Image.OPEN.get(name, _NEVER)) for name in FORMATS):
         if accept(magic) is True:
-            if name == 'JPEG':
-                _check_scans(stream)
-            return factory(stream, '')
+            scans = _check_scans(stream) if name == 'JPEG' else 0
+            image = factory(stream, '')
+            image.info[_SCANS] = scans
+            return image
     came = f'it starts with {magic!r}' if magic else 'it is empty'
     raise ValueError(f'{came}; expected a JPEG or PNG file, or {", ".join(FORMATS[2:])}')
 
@@ -249,7 +325,8 @@ def _samples(image: Image.Image) -> np.ndarray:
     raw_mode = _raw_mode(image)
     if image.mode in ('1', 'LA', 'La'):
         image = image.convert('L')
-    samples = native(np.asarray(image if image.mode in GREY_MODES else image.convert('RGB')))
+    pixels = np.asarray(image if image.mode in GREY_MODES else image.convert('RGB'))
+    samples = native(black_as_zero(image, pixels))
     is_widened = image.mode == 'I' and raw_mode.startswith('I;16')  # a grey PNG, by Pillow 10
     return samples.astype(np.uint16) if is_widened else samples
 

@@ -14,6 +14,7 @@ How a pixel's value is found:
 
 Anything else, such as several colours, is an error that names the cure. `mask` is true where the
 value is not 0, and in graded images (soft edges, JPEG) where it is at least half of the largest.
+Formats that may change values (JPEG, WebP, AVIF) have no ids: one object, and no instances.
 The EXIF orientation is applied, as to images. Any thread.
 """
 
@@ -28,6 +29,8 @@ from PIL import Image
 from lisa_ros.errors import ImageError
 from lisa_ros.images.image_file import (
     GREY_MODES,
+    black_as_zero,
+    check_complete,
     deep_colour,
     has_deep_colour,
     native,
@@ -42,6 +45,8 @@ _MAX_VALUES = 200  # distinct values of a mask; more: a photo, or depth
 _MIN_GRADES = 16  # a graded image has more distinct values
 _MIN_GRADED_LEVEL = 200  # the largest value of a graded image is at least this
 _MAX_LAYER_COLOURS = 8  # more opaque colours: a photo
+_LOSSY_FORMATS = ('JPEG', 'MPO', 'WEBP', 'AVIF')  # of Pillow
+_LOSSY_COMPRESSIONS = ('jpeg', 'tiff_jpeg', 'webp')  # of TIFF
 _SHADE_TOLERANCE = 24  # difference from a shade of one colour (JPEG) [of 255]
 _CURE = 'save it as grey: 0 for the background and one other value for each object'
 
@@ -53,11 +58,12 @@ class MaskImage:
     values: np.ndarray  # (H, W) integers, 0 and above
     name: str  # of the file, for errors
     channels: int = 1  # of the file; more than one: only the value 0 has a meaning
+    is_lossy: bool = False  # the file's format may change values
 
     @property
     def has_ids(self) -> bool:
-        """Whether each value has a meaning: the file has no colours and no transparency."""
-        return self.channels == 1
+        """Whether each value has a meaning: no colours, no transparency and no lossy format."""
+        return self.channels == 1 and not self.is_lossy
 
     def ids(self, meaning: str = 'ids') -> np.ndarray:
         """Return the value of each pixel, (H, W) integers.
@@ -66,8 +72,13 @@ class MaskImage:
             meaning: of the values, for the error.
 
         Raises:
-            ImageError: the file has colours or transparency.
+            ImageError: the file has colours or transparency, or its format may change values.
         """
+        if self.channels == 1 and self.is_lossy:
+            raise ImageError(
+                f'{self.name} has a format that may change values; expected {meaning} without '
+                'loss: save it as PNG, from the original and not from this file'
+            )
         if not self.has_ids:
             raise ImageError(
                 f'{self.name} has {self.channels} channels; expected one of {meaning}: save it '
@@ -100,18 +111,19 @@ class MaskImage:
         """Whether the values are grey levels of one object: soft edges, or noise of JPEG.
 
         There are many values, most of them near 0 or near the largest, and those near the largest
-        outnumber those in the middle.
+        outnumber those in the middle. In a lossy format any values are graded, except many values
+        of which many are in the middle: those of a photo.
         """
         largest = int(self.values.max())
-        if largest < _MIN_GRADED_LEVEL:
+        if largest < (1 if self.is_lossy else _MIN_GRADED_LEVEL):
             return False
         low = int(np.count_nonzero(self.values < largest / 16))
         high = int(np.count_nonzero(self.values > largest - largest / 16))
         middle = self.values.size - low - high
-        return (
-            0 < middle < min(high, self.values.size / 10)
-            and len(np.unique(self.values)) > _MIN_GRADES
-        )
+        distinct = len(np.unique(self.values))
+        if self.is_lossy:
+            return middle < max(high, self.values.size / 10) or distinct <= _MAX_VALUES
+        return 0 < middle < min(high, self.values.size / 10) and distinct > _MIN_GRADES
 
 
 def read_mask(
@@ -130,14 +142,22 @@ def read_mask(
     name = name or str(source)
     with open_image(source, name, max_pixels, 'a mask') as image:
         channels = deep_colour(image, source) if has_deep_colour(image) else _channels(image)
+        check_complete(image, source)
+        channels = black_as_zero(image, channels)
         channels = turned_upright(channels, turn_of(image))
+        is_lossy = _is_lossy(image)
     if channels.ndim == 2:
-        return MaskImage(_integers(channels, name), name)
+        return MaskImage(_integers(channels, name), name, is_lossy=is_lossy)
     colours, alpha = channels[:, :, :3], channels[:, :, 3:]
     opaque = _opaque(alpha[:, :, 0]) if alpha.size else np.ones(channels.shape[:2], bool)
     if opaque.all():
-        return MaskImage(_shades(colours, name), name, channels.shape[2])
+        return MaskImage(_shades(colours, name), name, channels.shape[2], is_lossy)
     return MaskImage(_visible_part(colours, opaque, name), name, channels.shape[2])
+
+
+def _is_lossy(image: Image.Image) -> bool:
+    """Return whether the format or compression of a file may change values."""
+    return image.format in _LOSSY_FORMATS or image.info.get('compression') in _LOSSY_COMPRESSIONS
 
 
 def _channels(image: Image.Image) -> np.ndarray:

@@ -23,8 +23,8 @@ import numpy as np
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.rgbd import is_valid_depth
-from lisa_ros.images.bayer import BAYER_PATTERNS, demosaic, is_mosaic
-from lisa_ros.images.bit_depth import stretch_to_uint8, to_uint8, upper_byte
+from lisa_ros.images.bayer import BAYER_PATTERNS, DEEP_BAYER_PATTERNS, demosaic, is_mosaic
+from lisa_ros.images.bit_depth import stretch_to_uint8, to_uint8, top_byte, upper_byte
 from lisa_ros.images.image_file import decode_samples
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.messages.compressed_depth import decode_compressed_depth
@@ -88,8 +88,8 @@ def image_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np
     display.
 
     Raises:
-        ImageError: an encoding not in `SUPPORTED_ENCODINGS`, data of a wrong size, or more than
-            `max_pixels`.
+        ImageError: an encoding not in `SUPPORTED_ENCODINGS`, data of a wrong size, more than
+            `max_pixels`, or no finite value.
     """
     encoding = message.encoding
     check_image_size(message.width, message.height, 'image', max_pixels)
@@ -111,7 +111,10 @@ def image_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np
         )
     element_type, channels, order = _INTERLEAVED[encoding]
     pixels = _pixels(message, element_type, channels)
-    pixels = stretch_to_uint8(pixels) if order == 'RANGE' else upper_byte(pixels)
+    if order == 'RANGE':
+        pixels = stretch_to_uint8(pixels, f'image of {encoding}')
+    else:
+        pixels = upper_byte(pixels)
     if channels == 1:
         return np.repeat(pixels, 3, axis=2)
     # BGR is copied: a reversed view would do for NumPy, but torch refuses negative strides.
@@ -162,12 +165,13 @@ def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     compressed, and the channel order of the file after "compressed" ("rgb8; jpeg compressed
     bgr8"). With "compressed rgb" red and blue are swapped in the file, and are swapped back here.
     Values of more than 8 bits become what `image_to_rgb` makes of the encoding; without a known
-    encoding, see `images.bit_depth`. A Bayer mosaic becomes RGB. Pixels stay as stored, without
-    EXIF orientation: camera_info and depth are those of the stored pixels.
+    encoding, see `images.bit_depth`. A Bayer mosaic of 8, 10, 12, 14 or 16 bits becomes RGB.
+    Pixels stay as stored, without EXIF orientation: camera_info and depth are those of the stored
+    pixels.
 
     Raises:
-        ImageError: data that cannot be decoded, depth, a video stream, or more than `max_pixels`;
-            the message names the format.
+        ImageError: data that cannot be decoded, depth, a video stream, a mosaic of an unknown
+            encoding, or more than `max_pixels`; the message names the format.
     """
     parts = CompressedFormat.parse(message.format)
     if parts.is_compressed_depth:
@@ -192,14 +196,23 @@ def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
 def _coded_to_uint8(samples: np.ndarray, parts: CompressedFormat, name: str) -> np.ndarray:
     """Return the samples of a compressed image as uint8, (H, W) grey or (H, W, 3)."""
     pattern = BAYER_PATTERNS.get(parts.encoding)
+    bits = 16
+    if parts.encoding in DEEP_BAYER_PATTERNS:
+        pattern, bits = DEEP_BAYER_PATTERNS[parts.encoding]
+    if parts.encoding.startswith('bayer') and not pattern and samples.ndim == 2:
+        raise ImageError(
+            f'{name} is a Bayer mosaic of an encoding that is not supported; expected one of '
+            f'{", ".join((*BAYER_PATTERNS, *DEEP_BAYER_PATTERNS))}: let the driver publish one '
+            'of them, or colours'
+        )
     # image_transport of ROS 2 makes grey ("mono8") of a mosaic before it compresses it, unless
     # jpeg_compress_bayer is set; that of ROS 1 does not. Not all drivers say which they do.
     if pattern and samples.ndim == 2:
         if not parts.stored.startswith('mono') or is_mosaic(samples):
-            return upper_byte(demosaic(samples, pattern))
-        return upper_byte(samples)
+            samples = demosaic(samples, pattern)
+        return top_byte(samples, bits, name)
     if parts.is_depth and samples.dtype != np.uint8:
-        return stretch_to_uint8(samples)
+        return stretch_to_uint8(samples, name)
     if parts.encoding in _FULL_RANGE and samples.dtype == np.uint16:
         return upper_byte(samples)
     return to_uint8(samples, name)
