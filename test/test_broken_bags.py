@@ -2,6 +2,7 @@
 """What can be read of a damaged bag is read, and the rest is named; a report is always written."""
 
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -17,10 +18,12 @@ from rosbags import rosbag1
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from lisa_ros import cli
+from lisa_ros.commands.rgbd_input import from_bag
 from lisa_ros.datasets.bag_frames import extract_frames
 from lisa_ros.errors import DataError
+from lisa_ros.evaluation.ground_truth import InstanceTopic
 from lisa_ros.evaluation.report_files import read_report
-from lisa_ros.messages.bag import BagImage, open_bag, read_images
+from lisa_ros.messages.bag import BagImage, image_times, open_bag, read_images
 
 SECOND = 10**9
 COUNT = 6
@@ -482,6 +485,66 @@ def test_frames_are_extracted_up_to_the_damage(tmp_path, capsys):
     assert cli.main([*command, '--skip-broken']) == 0
     with pytest.raises(DataError, match='mcap recover'):
         extract_frames(bag, tmp_path / 'other')
+
+
+# ---- bags without messages
+
+
+def without_topics(path):
+    """Write a database that has lost its table of topics."""
+    bag = write(path, FRAMES, SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute('DELETE FROM topics')
+    database.close()
+    return bag
+
+
+BAGS_WITHOUT_MESSAGES = {
+    'mcap': (lambda path: write(path, []), f'no messages on {TOPIC}; .*: record the bag again'),
+    'sqlite3': (lambda path: write(path, [], SQLITE3), f'no messages on {TOPIC}; .*: record'),
+    'no topics': (without_topics, rf'none of the {COUNT} messages on {TOPIC} .*: `sqlite3 .*db3'),
+}
+
+
+@pytest.mark.parametrize('kind', BAGS_WITHOUT_MESSAGES)
+def test_a_bag_without_messages_is_an_error(kind, tmp_path, model, capsys):
+    make, expected = BAGS_WITHOUT_MESSAGES[kind]
+    bag = make(tmp_path / 'empty')
+    for use in (
+        lambda: list(read_images(bag)),
+        lambda: image_times(bag, TOPIC),
+        lambda: InstanceTopic(bag, TOPIC),
+    ):
+        with pytest.raises(DataError, match=expected) as caught:
+            use()
+        assert str(caught.value).startswith(f'{bag}: ')
+        assert one_line(str(caught.value))
+    assert cli.main(['frames', str(bag), '--out', str(tmp_path / 'frames')]) == 1
+    printed = capsys.readouterr()
+    assert re.search(expected, printed.err)
+    assert 'images in' not in printed.out
+    assert evaluate([bag], tmp_path / 'out', model) == 1
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / 'out' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('kind', BAGS_WITHOUT_MESSAGES)
+def test_of_several_bags_the_one_without_messages_is_left_out(kind, tmp_path, model):
+    make, expected = BAGS_WITHOUT_MESSAGES[kind]
+    bags = [make(tmp_path / 'empty'), write(tmp_path / 'full', FRAMES)]
+    assert evaluate(bags, tmp_path / 'out', model) == 1
+    assert evaluate(bags, tmp_path / 'skipped', model, '--skip-broken') == 0
+    for out in ('out', 'skipped'):
+        report = read_report(tmp_path / out)
+        assert len(report['cases']) == COUNT
+        (broken,) = report['broken']
+        assert re.search(rf'empty: .*{expected}', broken)
+
+
+def test_an_rgbd_image_of_a_bag_without_messages_is_an_error(tmp_path):
+    for kind, (make, _) in BAGS_WITHOUT_MESSAGES.items():
+        with pytest.raises(DataError, match='has messages that can be read; expected colour'):
+            from_bag(make(tmp_path / kind))
 
 
 def test_bags_of_the_same_name_have_folders_of_their_own(tmp_path, model):

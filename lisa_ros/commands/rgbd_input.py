@@ -181,6 +181,9 @@ def from_bag(
             _messages(reader, depth_topic, on_error, bag_time - window, bag_time + window), stamp
         )
         info = _nearest(_messages(reader, info_topic, on_error), stamp)  # it may be sent only once
+        if info is None:
+            infos = [c for c in reader.connections if c.topic == info_topic]
+            raise reader.no_messages(infos, 'camera_info')
     difference = float('inf') if depth is None else abs(depth[0] - stamp) / 1e9
     if difference > Settings.depth_tolerance:
         raise DataError(
@@ -249,10 +252,13 @@ def _choose_topic(bag: Path, flag: str, topics: list[str], name: str | None) -> 
         return topics[0]
     if name in topics:
         return name
+    if not topics:
+        raise DataError(
+            f'{bag}: no topic for {flag} has messages that can be read; expected colour images, '
+            'depth images and camera_info: record all three'
+        )
     problem = f'no suitable topic {name}' if name else f'{len(topics)} suitable topics'
-    raise DataError(
-        f'{bag}: {problem}; expected {flag} to be one of {", ".join(topics) or "none"}'
-    )
+    raise DataError(f'{bag}: {problem}; expected {flag} to be one of {", ".join(topics)}')
 
 
 def _messages(

@@ -161,8 +161,8 @@ class InstanceTopic(InstanceMasks):
                 message is left out.
 
         Raises:
-            DataError: the bag has no such topic; or an image cannot be read, and `on_error` raised
-                it.
+            DataError: the bag has no such topic, or no message on it; or an image cannot be read,
+                and `on_error` raised it.
         """
         super().__init__(f'{bag}, {topic}', {})
         self._ids: dict[int, np.ndarray] = {}
@@ -170,8 +170,12 @@ class InstanceTopic(InstanceMasks):
             connections = [c for c in reader.connections if c.topic == topic]
             if not connections or any(c.msgtype != 'sensor_msgs/msg/Image' for c in connections):
                 raise DataError(f'{bag}: has no Image topic {topic} for the ground truth')
+            is_empty = True
             for connection, _, data in reader.messages(connections):
+                is_empty = False
                 read_or_skip(partial(self._add, reader, connection, data), on_error)
+            if is_empty:
+                raise reader.no_messages(connections, 'images of instance ids')
 
     def _add(self, reader: BagReader, connection: Connection, data: bytes) -> None:
         """Add the image of ids of a message.

@@ -75,14 +75,13 @@ def read_images(
             returns, the part or the message is left out.
 
     Raises:
-        DataError: the bag is missing; it has no such topic; `topic` is None and several topics
-            have images; or a part or an image cannot be read, and `on_error` raised it.
+        DataError: the bag is missing; it has no such topic, or no message on it; `topic` is None
+            and several topics have images; or a part or an image cannot be read, and `on_error`
+            raised it.
     """
     last_stamp, used_stamps = None, set()
     with open_bag(bag, on_error) as reader:
-        for connection, bag_time, raw_message in reader.messages(
-            _image_connections(reader, bag, topic)
-        ):
+        for connection, bag_time, raw_message in _image_messages(reader, bag, topic):
             seconds = (bag_time - reader.start_time) / 1e9
             place = f'{bag}, {connection.topic}, {seconds:.2f} s after the start'
             try:
@@ -174,9 +173,7 @@ def image_times(bag: Path, topic: str, on_error: ErrorHandler = raise_error) -> 
     """
     times: dict[int, float] = {}
     with open_bag(bag, on_error) as reader:
-        for connection, bag_time, raw_message in reader.messages(
-            _image_connections(reader, bag, topic)
-        ):
+        for connection, bag_time, raw_message in _image_messages(reader, bag, topic):
             try:
                 stamp = stamp_ns(_deserialize(reader, bag, connection, raw_message).header)
             except DataError as error:
@@ -191,10 +188,29 @@ def image_times(bag: Path, topic: str, on_error: ErrorHandler = raise_error) -> 
     return times
 
 
+def _image_messages(
+    reader: BagReader, bag: Path, topic: str | None
+) -> Iterator[tuple[Connection, int, bytes]]:
+    """Yield connection, time [ns] and data of the messages of an image topic.
+
+    Raises:
+        DataError: there is no such topic, or it has no message.
+    """
+    connections = _image_connections(reader, bag, topic)
+    is_empty = True
+    for message in reader.messages(connections):
+        is_empty = False
+        yield message
+    if is_empty:
+        raise reader.no_messages(connections, 'images')
+
+
 def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return the connections of an image topic; topic None: the only one with images."""
     if not reader.connections:
-        raise DataError(f'{bag}: nothing in it can be read')
+        raise DataError(
+            f'{bag}: nothing in it can be read; expected a topic with images: record it again'
+        )
     connections = [c for c in reader.connections if c.msgtype in _IMAGE_TYPES]
     topics = sorted({c.topic for c in connections})
     if topic is None and len(topics) == 1:

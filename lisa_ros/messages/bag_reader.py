@@ -126,6 +126,23 @@ class BagReader:
                 streams.append(self._readable(open_storage, chosen, start, stop))
         return heapq.merge(*streams, key=lambda message: message[1])
 
+    def no_messages(self, connections: Collection[Connection], expected: str) -> DataError:
+        """Return the error of a topic without any message that can be read.
+
+        Args:
+            connections: of the topic; the bag has them, but none of their messages came.
+            expected: what the messages were to be, for example "images".
+        """
+        topic = ', '.join(sorted({connection.topic for connection in connections}))
+        claimed = sum(connection.msgcount for connection in connections)
+        if claimed:
+            advice = cure(self._storages[0].files[0])
+            problem = f'none of the {claimed} messages on {topic} can be read'
+        else:
+            problem = f'no messages on {topic}'
+            advice = 'record the bag again while they are published, or choose another topic'
+        return DataError(f'{self._bag}: {problem}; expected {expected}: {advice}')
+
     def _readable(
         self,
         open_storage: OpenStorage,
