@@ -13,7 +13,7 @@ from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token
 from lisa_ros.ros.configuration import session_options
 from lisa_ros.session.dialogue_history import DialogueStore
-from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
 from lisa_ros.session.scheduler import Activity, RequestScheduler
@@ -523,6 +523,39 @@ def test_of_equal_stamps_the_newest_message_is_taken(run):
         scheduler.add_camera_info(1, f'{which} info')
         scheduler.add_image(1, f'{which} image')
     assert scheduler.newest_frame() == SyncedMessages(1, 'new image', 'new depth', 'new info')
+
+
+@pytest.mark.parametrize(
+    ('stamps', 'moments'),
+    [
+        ([5, 5, 5], [5, 5.1, 5.2]),  # [s]; the images arrive every 0.1 s
+        ([-5, -5], [-5, -4.9]),
+        ([5, 5.1, 5.2], [5, 5.1, 5.2]),
+        ([5, 5, 5.05, 5.3], [5, 5.1, 5.1 + 1e-9, 5.3]),  # the stamp is coarse
+        ([5, 5, 4], [5, 5.1, 4]),  # time went back
+    ],
+)
+def test_each_image_has_a_moment_of_its_own(stamps, moments):
+    frames = FrameBuffer(8)
+    for number, (stamp, moment) in enumerate(zip(stamps, moments, strict=True)):
+        frames.add_image(seconds(stamp), number, 100 + number / 10)
+        newest = frames.newest_frame(0.01)
+        assert (newest.stamp, newest.image) == (seconds(stamp), number)
+        assert newest.moment == pytest.approx(round(moment * 1e9), abs=2)
+        assert newest.is_stamp_repeated == (stamp != moment)
+
+
+def test_a_camera_whose_stamp_does_not_change_is_named(run):
+    clock = SetClock()
+    scheduler, _, listener, _ = run(clock=clock)
+    for _ in range(3):
+        scheduler.add_image(seconds(980.0), 'image')
+        clock.advance(0.1)
+    scheduler.submit_goal(goal('the mug', listener, max_age=0.5))
+    listener.wait(1)
+    reason = listener.ends[0][2].reason
+    assert 'its stamp does not change: stamp each image' in reason
+    assert 'synchronize' not in reason
 
 
 def test_depth_that_stopped_does_not_hold_the_image_back(run):

@@ -12,6 +12,7 @@ from test_scheduler import found_result
 
 from lisa_ros.errors import ImageError
 from lisa_ros.ros.configuration import requery_policy
+from lisa_ros.session.frame_buffer import FrameBuffer
 from lisa_ros.settings import Settings
 from lisa_ros.tracking.optical_flow import FlowTracker
 from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
@@ -27,6 +28,10 @@ class Frame:
     stamp: int
     shift: int = 0
     broken: bool = False
+
+    @property
+    def moment(self):
+        return self.stamp
 
 
 def answer(shift=0):
@@ -71,8 +76,8 @@ class Sink:
 class Rig:
     """A worker with its sink."""
 
-    def __init__(self):
-        self.sink = Sink()
+    def __init__(self, sink=None):
+        self.sink = sink or Sink()
         self.worker = TrackingWorker(FlowTracker(), self.sink, requery_policy(Settings()))
         self.worker.start()
 
@@ -237,6 +242,42 @@ def test_of_many_frames_the_newest_is_tracked(rig):
     rig.sink.gate.set()
     rig.wait_until_idle()
     assert [frame.stamp for frame, *_ in rig.sink.published] == [49]
+
+
+class StreamSink(Sink):
+    """Gives the frames of a frame buffer, as the node does."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffer = FrameBuffer(8)
+
+    def newest_frame(self):
+        return self.buffer.newest_frame(0.01)
+
+    def convert(self, frame):
+        return TrackerFrame(frame.moment, np.roll(TEXTURE, frame.image, axis=1))
+
+
+@pytest.mark.parametrize('stamp', [5 * 10**9, -5 * 10**9, 1_790_000_000 * 10**9])
+def test_images_with_one_stamp_are_tracked(stamp):
+    rig = Rig(StreamSink())
+    rig.sink.buffer.add_image(stamp, 0, 100.0)
+    first = rig.sink.newest_frame()
+    rig.worker.on_query(first)
+    rig.worker.on_answer(first, answer())
+    for i in range(1, 11):
+        rig.sink.buffer.add_image(stamp, 3 * i, 100 + i * 0.1)
+        rig.worker.notify()
+        rig.wait_until_idle()
+    assert rig.worker.close()
+    frames = [frame for frame, _, _ in rig.sink.published]
+    assert [frame.image for frame in frames] == [3 * i for i in range(1, 11)]
+    assert {frame.stamp for frame in frames} == {stamp}
+    _, result, state = rig.sink.published[-1]
+    expected = answer(30).masks[0]
+    assert (result.masks[0] & expected).sum() / (result.masks[0] | expected).sum() > 0.9
+    assert state.age == pytest.approx(1.0)
+    assert not rig.sink.reports
 
 
 def test_the_score_falls_with_the_drift():

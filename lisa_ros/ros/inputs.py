@@ -31,7 +31,13 @@ from lisa_ros.ros.qos import (
     sensor_qos,
 )
 from lisa_ros.session.frame_buffer import SyncedMessages
-from lisa_ros.session.image_age import MAX_STAMP_AGE, Clock, clock_hint, stamp_age
+from lisa_ros.session.image_age import (
+    MAX_STAMP_AGE,
+    STAMP_IS_CONSTANT,
+    Clock,
+    clock_hint,
+    stamp_age,
+)
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.tracking.worker import TrackingWorker
 
@@ -67,7 +73,7 @@ class TopicWatch:
         if not any(stamps):
             return 'its stamps are 0, so its images count as new when they arrive: stamp them'
         if len(stamps) == self.stamps.maxlen and len(set(stamps)) == 1:
-            return 'its stamp does not change: stamp each image with the time it was taken'
+            return STAMP_IS_CONSTANT
         if abs(age) <= MAX_STAMP_AGE:
             return ''
         side = 'behind' if age > 0 else 'ahead of'

@@ -47,7 +47,7 @@ class TrackingOutput:
         max_pixels = self._context.settings.value.max_image_pixels
         image = rgb_image(frame, max_pixels)
         depth = _aligned_depth(frame, image.shape[:2], max_pixels)
-        return TrackerFrame(frame.stamp, image, depth)
+        return TrackerFrame(frame.moment, image, depth)
 
     def has_subscribers(self) -> bool:
         """Return whether anybody subscribes to ~/tracked."""

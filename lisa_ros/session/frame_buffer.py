@@ -16,6 +16,9 @@ from typing import Any
 
 _MAX_IMAGE_LAG = 500_000_000  # an image with depth may be this much older than the newest [ns]
 _FIRST_DEPTH_WAIT = 0.1  # how long the first image waits for its depth and camera info [s]
+# The moments of images with one stamp may run ahead of the next stamp by this: stamps in whole
+# seconds repeat [ns]
+_MAX_LEAD = 1_000_000_000
 _MIN_RESTART_INTERVAL = 1.0  # between two images that count as a first one [s]
 
 
@@ -30,7 +33,20 @@ class SyncedMessages:
     # Images count from 1: a camera may repeat a stamp, but each of its images is a new frame.
     arrival: int = field(default=0, compare=False)
     arrived_at: float = field(default=math.inf, compare=False)  # [s], on the steady clock
+    # The stamp; if the camera repeats it, later by the time between the arrivals. Each image of a
+    # stream has its own [ns]; None: `stamp`.
+    own_moment: int | None = field(default=None, compare=False)
     frozen_at: float = field(default=0.0, compare=False)  # when the model began [s, monotonic]
+
+    @property
+    def moment(self) -> int:
+        """When the image was taken, different for each image of a stream [ns]."""
+        return self.stamp if self.own_moment is None else self.own_moment
+
+    @property
+    def is_stamp_repeated(self) -> bool:
+        """Whether an earlier image of the stream has the same stamp."""
+        return self.moment != self.stamp
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class _Image:
     message: Any
     arrival: int
     arrived_at: float
+    moment: int  # see `SyncedMessages.own_moment`
 
 
 class _MessageRing:
@@ -98,7 +115,8 @@ class FrameBuffer:
     def add_image(self, stamp: int, message: Any, arrived_at: float) -> None:
         """Add a colour image; `stamp` [ns], `arrived_at` [s] on the steady clock."""
         with self._lock:
-            self._images.add(stamp, _Image(message, next(self._arrivals), arrived_at))
+            moment = self._moment(stamp, arrived_at)
+            self._images.add(stamp, _Image(message, next(self._arrivals), arrived_at, moment))
 
     def add_depth(self, stamp: int, message: Any) -> None:
         """Add a depth image; `stamp` [ns]."""
@@ -137,7 +155,7 @@ class FrameBuffer:
                     break
             info = self._camera_info(stamp, tolerance)
             return SyncedMessages(
-                stamp, image.message, depth, info, image.arrival, image.arrived_at
+                stamp, image.message, depth, info, image.arrival, image.arrived_at, image.moment
             )
 
     def newest_messages(self) -> NewestMessages:
@@ -165,6 +183,17 @@ class FrameBuffer:
             first_arrival = self._images.first_arrival
         is_complete = frame.depth is not None and frame.camera_info is not None
         return first_arrival if is_complete else first_arrival + _FIRST_DEPTH_WAIT
+
+    def _moment(self, stamp: int, arrived_at: float) -> int:
+        """Return the moment of an image that has just arrived, see `SyncedMessages` [ns]."""
+        if not self._images.entries:
+            return stamp
+        last_stamp, last = self._images.entries[-1]
+        if stamp == last_stamp:
+            return last.moment + max(1, round((arrived_at - last.arrived_at) * 1e9))
+        if last_stamp < stamp <= last.moment < stamp + _MAX_LEAD:
+            return last.moment + 1
+        return stamp
 
     def _own_depth(self, stamp: int, tolerance: float) -> Any | None:
         """Return the depth image nearest to an image; None if it is nearer to another image.

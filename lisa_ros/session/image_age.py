@@ -24,6 +24,7 @@ SECONDS_PER_DAY = 86400.0
 MAX_STAMP_AGE = 1.5  # an image that arrives with an older stamp is from a wrong clock [s]
 _SYNCHRONIZE = 'synchronize the clocks of camera and node (chrony, PTP)'
 _USE_SIM_TIME = 'for a bag, set use_sim_time and play it with --clock'
+STAMP_IS_CONSTANT = 'its stamp does not change: stamp each image with the time it was taken'
 _NO_CLOCK = (
     'use_sim_time is on, but /clock has no message: start the simulation, or play the bag with '
     '--clock'
@@ -87,7 +88,7 @@ def stale_reason(
     age = stamp_age(frame.stamp, clock)
     if abs(age) <= limit or (not max_age and abs(age) > SECONDS_PER_DAY):
         return None
-    hint = clock_hint(age, clock)
+    hint = STAMP_IS_CONSTANT if frame.is_stamp_repeated else clock_hint(age, clock)
     if age < 0:
         return f"the newest image is {-age:.2f} s ahead of the node's clock, {allows}: {hint}"
     is_delay = age - silence < MAX_STAMP_AGE  # it may well have been under way for so long

@@ -34,24 +34,24 @@ _MAX_LATENESS = 1_000_000_000
 _MAX_ANSWER_AGE = 5_000_000_000  # oldest answer that is tracked for a new subscriber [ns]
 
 
-class StampedFrame(Protocol):
+class CameraFrame(Protocol):
     """A camera frame; only the sink knows what is in it."""
 
     @property
-    def stamp(self) -> int:
-        """When it was taken [ns]."""
+    def moment(self) -> int:
+        """When it was taken [ns]; each frame has its own, although a camera may repeat stamps."""
 
 
 @dataclass(frozen=True)
 class TrackerFrame:
     """A frame, converted for the tracker."""
 
-    stamp: int  # [ns]
+    moment: int  # of the camera frame [ns]
     image: np.ndarray  # (H, W, 3) uint8 RGB
     depth: np.ndarray | None = None  # (H, W) float32 [m], NaN where invalid
 
 
-_Frame = TypeVar('_Frame', bound=StampedFrame)
+_Frame = TypeVar('_Frame', bound=CameraFrame)
 
 
 class TrackingSink(Protocol[_Frame]):
@@ -124,8 +124,8 @@ class TrackingWorker(Generic[_Frame]):
         self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
         self._has_reference = False  # whether the tracker knows the frame of a query
         self._result: Segmentation | None = None  # of the answer that is tracked
-        self._tracked_stamp: int | None = None  # of the newest frame that was tracked [ns]
-        self._published_stamp: int | None = None  # of the last frame for this answer [ns]
+        self._tracked_moment: int | None = None  # of the newest frame that was tracked [ns]
+        self._published_moment: int | None = None  # of the last frame for this answer [ns]
         self._has_new_frame = False
         self._closed = False
         self._changed = threading.Condition()
@@ -240,13 +240,13 @@ class TrackingWorker(Generic[_Frame]):
 
         If it has an answer, tracking starts again from it.
         """
-        if self._tracked_stamp is None:
+        if self._tracked_moment is None:
             return False
-        return MAX_REFERENCE_AGE < self._tracked_stamp - frame.stamp <= _MAX_ANSWER_AGE
+        return MAX_REFERENCE_AGE < self._tracked_moment - frame.moment <= _MAX_ANSWER_AGE
 
     def _set_reference(self, frame: _Frame) -> None:
         converted = self._sink.convert(frame)
-        self._tracker.set_reference(converted.stamp, converted.image, converted.depth)
+        self._tracker.set_reference(converted.moment, converted.image, converted.depth)
         self._has_reference = True
 
     def _track_answer(self) -> None:
@@ -255,18 +255,18 @@ class TrackingWorker(Generic[_Frame]):
             return
         frame, result = self._answer.frame, self._answer.result
         try:
-            self._tracker.set_masks(frame.stamp, result.masks)
+            self._tracker.set_masks(frame.moment, result.masks)
         except TrackingError:  # nobody subscribed when the query began
             self._tracker.reset()
             self._set_reference(frame)
-            self._tracker.set_masks(frame.stamp, result.masks)
-        self._result, self._published_stamp = result, None
+            self._tracker.set_masks(frame.moment, result.masks)
+        self._result, self._published_moment = result, None
 
     def _is_recent(self, frame: _Frame) -> bool:
         """Return whether the last answer is new enough to be tracked to this frame at once."""
         if self._answer is None:
             return False
-        return 0 <= frame.stamp - self._answer.frame.stamp <= _MAX_ANSWER_AGE
+        return 0 <= frame.moment - self._answer.frame.moment <= _MAX_ANSWER_AGE
 
     def _track_newest(self) -> None:
         """Track to the newest frame and publish."""
@@ -285,27 +285,27 @@ class TrackingWorker(Generic[_Frame]):
         self._track_to(frame)
 
     def _is_processed_or_late(self, frame: _Frame) -> bool:
-        if frame.stamp == self._published_stamp:
+        if frame.moment == self._published_moment:
             return True
         return (
-            self._tracked_stamp is not None
-            and 0 < self._tracked_stamp - frame.stamp < _MAX_LATENESS
+            self._tracked_moment is not None
+            and 0 < self._tracked_moment - frame.moment < _MAX_LATENESS
         )
 
     def _reset_if_time_went_back(self, frame: _Frame) -> bool:
         """If a bag has restarted while an answer was tracked, stop tracking and return True."""
-        last = self._tracked_stamp
-        if last is None or frame.stamp >= last or self._result is None:
+        last = self._tracked_moment
+        if last is None or frame.moment >= last or self._result is None:
             return False
         self._sink.report('time went back, so nothing is tracked until the next answer')
         self._reset()
-        self._tracked_stamp = frame.stamp
+        self._tracked_moment = frame.moment
         return True
 
     def _track_to(self, frame: _Frame) -> None:
         converted = self._sink.convert(frame)
-        self._tracker.update(converted.stamp, converted.image, converted.depth)
-        self._tracked_stamp = self._published_stamp = frame.stamp
+        self._tracker.update(converted.moment, converted.image, converted.depth)
+        self._tracked_moment = self._published_moment = frame.moment
         if self._result is None:
             return
         state = self._tracker.state()
