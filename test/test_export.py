@@ -233,6 +233,7 @@ def test_a_mask_without_depth_is_an_error(files, rgbd_input, capsys):
         ({'--depth': 'wide.npy'}, 'depth is 320 x 100 pixels, the image 320 x 240'),
         ({'--k': None}, 'no --k FX FY CX CY'),
         ({'--k': ['0', '1', '2', '3']}, 'expected fx and fy above 0'),
+        ({'--k': ['0.8', '0.8', '0.5', '0.5']}, 'give pixels, not fractions of the image'),
         ({'--image': 'no_such.png'}, 'cannot be read as an image'),
         ({'--mask': 'no_such.png'}, 'cannot be read as a mask'),
         ({'--mask': 'small.png'}, 'is 20 x 10 pixels, the image 320 x 240'),
@@ -281,7 +282,7 @@ def test_what_a_bag_lacks_is_an_error(arguments, message):
 
 def test_a_bag_without_depth_is_an_error(tmp_path):
     bag = write(tmp_path / 'bag', [BagImage(1, np.zeros((4, 6, 3), np.uint8))])
-    with pytest.raises(DataError, match='expected --depth-topic to be one of none'):
+    with pytest.raises(DataError, match='no topic for --depth-topic has messages'):
         from_bag(bag, image_topic=TOPIC)
 
 

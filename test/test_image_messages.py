@@ -308,6 +308,68 @@ def test_an_uncalibrated_camera_is_an_error():
             camera_from_info(info(k))
 
 
+def with_changes(values, changes):
+    return [changes.get(place, value) for place, value in enumerate(values)]
+
+
+P = info(K).p
+
+
+@pytest.mark.parametrize(
+    ('k', 'error'),
+    [
+        ([500.0, 0, 0, 0, 510, 0, 320, 240, 1], r'\[500 0 0; 0 510 0; 320 240 1\]; .*row by row'),
+        (with_changes(K, {1: 30.0}), r'K .*\[500 30 320; .*expected \[fx 0 cx; 0 fy cy; 0 0 1\]'),
+        (with_changes(K, {3: 1.0}), 'not that of a camera'),
+        (with_changes(K, {8: 0.0}), 'not that of a camera'),
+        (with_changes(K, {0: 1e-6, 4: 1e-6}), 'fx 1e-06, fy 1e-06; expected 6.4 to 6.4e'),
+        (with_changes(K, {0: 0.8, 4: 0.8, 2: 0.5, 5: 0.5}), 'in pixels, not as fractions'),
+        (with_changes(K, {0: 1e12}), 'fx 1e.12, fy 510; expected 6.4 to'),
+        (K[:8], 'K in camera_info has 8 numbers; expected 9'),
+    ],
+)
+def test_a_matrix_that_is_not_that_of_a_camera_is_an_error(k, error):
+    with pytest.raises(ImageError, match=error) as caught:
+        camera_from_info(info(k))
+    assert '\n' not in str(caught.value)
+    assert camera_from_info(info(k), rectified=True).k[0, 0] == 400  # K is not read
+
+
+@pytest.mark.parametrize(
+    ('p', 'error'),
+    [
+        (with_changes(P, {1: 30.0}), r'expected \[fx 0 cx Tx; 0 fy cy Ty; 0 0 1 0\]'),
+        (with_changes(P, {10: 0.0}), 'P in camera_info is not that of a camera'),
+        (with_changes(P, {0: 1e-6}), 'P in camera_info has the focal lengths'),
+        ([0.0] * 12, 'not calibrated'),
+        ([], 'P in camera_info has 0 numbers; expected 12'),
+    ],
+)
+def test_the_matrix_of_a_rectified_image_is_checked_in_the_same_way(p, error):
+    with pytest.raises(ImageError, match=error):
+        camera_from_info(info(K, p=p), rectified=True)
+    assert camera_from_info(info(K, p=p)).k[0, 0] == 500  # P is not read
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {1: 1.5},  # a skew, as MATLAB fits it
+        {1: 1e-14, 3: -1e-13, 8: 1 + 1e-12},  # rounded
+        {0: 100.0, 4: 100.0},  # a fisheye lens
+        {0: 60_000.0, 4: 60_000.0},  # a telescope
+        {2: -100.0, 5: 900.0},  # a principal point outside of the image
+    ],
+)
+def test_the_matrix_of_an_unusual_camera_is_read(changes):
+    k = with_changes(K, changes)
+    for size in ((640, 480), (0, 0)):
+        camera = camera_from_info(info(k, width=size[0], height=size[1]))
+        assert camera.k.ravel().tolist() == k
+    stereo = with_changes(P, {3: -24.0})  # Tx of the right camera
+    assert camera_from_info(info(K, p=stereo), rectified=True).k[0].tolist() == [400, 0, 300]
+
+
 def convert_with_cv_bridge(encoding, stored, output_encoding):
     """Return a sensor_msgs/Image and the array that cv_bridge converts it to."""
     cv_bridge = pytest.importorskip('cv_bridge', reason='cv_bridge needs a ROS installation')

@@ -12,7 +12,7 @@ import numpy as np
 
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, SettingsError, raise_error
 from lisa_ros.files.access import access_problem
-from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.camera import Camera, focal_length_range
 from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.image_file import (
     decode_samples,
@@ -66,15 +66,23 @@ def from_files(image: Path, depth: Path, k: Sequence[float]) -> RgbdInput:
     Raises:
         ImageError: a file cannot be read, is turned by its EXIF orientation, or the depth does
             not match the image.
-        SettingsError: a focal length in `k` is not positive, or a value is not finite.
+        SettingsError: a focal length in `k` is not positive or not one of a lens, or a value is
+            not finite.
     """
     _check_not_turned(image)
     pixels = read_rgb(image)
     fx, fy, cx, cy = k
     if not (fx > 0 and fy > 0 and np.isfinite(k).all()):
         raise SettingsError(f'--k {fx:g} {fy:g} {cx:g} {cy:g}: expected fx and fy above 0 [px]')
+    size = pixels.shape[1], pixels.shape[0]
+    shortest, longest = focal_length_range(size)
+    if not (shortest <= min(fx, fy) and max(fx, fy) <= longest):
+        raise SettingsError(
+            f'--k {fx:g} {fy:g} {cx:g} {cy:g}: expected fx and fy of {shortest:g} to {longest:g} '
+            'for this image: give pixels, not fractions of the image'
+        )
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
-    camera = Camera(matrix, (pixels.shape[1], pixels.shape[0]))
+    camera = Camera(matrix, size)
     return RgbdInput(RgbdFrame(pixels, resize_registered_depth(read_depth(depth), camera), camera))
 
 

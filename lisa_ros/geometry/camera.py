@@ -14,6 +14,9 @@ import numpy as np
 
 from lisa_ros.geometry.distortion import opencv_distortion
 
+# Focal length by the longer side of the image: a fisheye lens has 0.15, a telescope 100
+_MIN_FOCAL_LENGTH, _MAX_FOCAL_LENGTH = 0.01, 10_000
+_UNKNOWN_SIDE = 100  # of an image whose size is not known [px]
 _MAX_REPROJECTION_ERROR = 0.1  # a pixel with a larger error has no ray [px]
 
 
@@ -44,6 +47,16 @@ class Camera:
             coefficients.tobytes(),
             model,
         )
+
+
+def focal_length_range(size: tuple[int, int]) -> tuple[float, float]:
+    """Return the shortest and the longest focal length of a lens [px].
+
+    Args:
+        size: width and height of the image [px]; 0: unknown.
+    """
+    side = max(size) or _UNKNOWN_SIDE
+    return _MIN_FOCAL_LENGTH * side, _MAX_FOCAL_LENGTH * side
 
 
 @functools.lru_cache(maxsize=8)  # colour cameras of one robot; 7 MB each at 1280 x 720
