@@ -95,6 +95,10 @@ UNUSABLE = {
     'left of it': ({'segmentation': [[v - 500 for v in BOX]]}, 'outside of the image'),
     'far outside': ({'segmentation': [[*BOX[:-2], 1e12, 5]]}, 'far outside'),
     'fractions': ({'segmentation': [[v / W for v in BOX]]}, 'fractions of the image'),
+    'fractions over 1': (
+        {'segmentation': [[0.2, 0.2, 1.0001, 0.2, 1.02, 0.9]]}, '0.2 to 1.02, as fractions'
+    ),
+    'fractions below 0': ({'segmentation': [[-0.01, 0.2, 1, 0.2, 1, 0.9]]}, 'as fractions'),
     'two points': ({'segmentation': [[5, 5, 25, 20]]}, 'has 2 points'),
     'two points first': ({'segmentation': [[5, 5, 6, 5], BOX]}, 'has 2 points'),
     'two points last': ({'segmentation': [BOX, [5, 5, 6, 5]]}, 'has 2 points'),
@@ -157,6 +161,15 @@ def test_a_usable_mask_is_read(segmentation, crowd, tmp_path):
     data = write_coco(tmp_path, [{'segmentation': segmentation, 'iscrowd': crowd}])
     (image,) = read_checked(data, pytest.fail)
     np.testing.assert_array_equal(image.queries[0].ground_truth(H, W), mask_of_box())
+
+
+@pytest.mark.parametrize(
+    'polygon', [[0, 0, 2, 0, 2, 2, 0, 2], [0, 0, 0.9, 0, 0.9, 5, 0, 5], [38, 28, 40, 28, 40, 30]]
+)
+def test_a_small_region_in_a_corner_is_read(polygon, tmp_path):
+    data = write_coco(tmp_path, [{'segmentation': [polygon]}])
+    (image,) = read_checked(data, pytest.fail)
+    assert image.queries[0].ground_truth(H, W).any()
 
 
 def test_compressed_run_lengths_are_decoded_as_pycocotools_does():
@@ -374,6 +387,7 @@ SHAPES = {
     'NaN': (shape('polygon', [[1, 2], [NAN, 3], [9, 9]]), 'points'),
     'null': (shape('polygon', None), 'cannot be read'),
     'fractions': (shape('polygon', [[0.1, 0.1], [0.5, 0.1], [0.5, 0.6]]), 'fractions'),
+    'fractions over 1': (shape('polygon', [[0.1, 0.1], [1.01, 0.1], [0.5, 0.6]]), 'fractions'),
     'outside': (shape('polygon', [[500, 5], [510, 5], [510, 20]]), 'lies outside of the image'),
     'huge': (shape('polygon', [[5, 5], [1e300, 5], [9, 20]]), 'far outside'),
     'around the corner': (shape('polygon', [[-30, 15], [15, -30], [-30, -30]]), 'no pixel'),

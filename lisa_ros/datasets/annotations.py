@@ -24,6 +24,7 @@ from lisa_ros.perception.masks import IGNORED_PIXEL
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
+_FRACTION_EXCESS = 0.99  # coordinates 0 to 1 of an object at the border reach over by less
 _FAR = 10  # a coordinate is an error if it is farther outside than this many image sizes
 
 
@@ -55,8 +56,11 @@ def misplaced(points: np.ndarray, height: int, width: int) -> str:
         return f'it lies outside of the image, which has {width} x {height} pixels'
     if np.abs(points).max() > (_FAR + 1) * max(height, width):
         return f'it reaches far outside of the image, which has {width} x {height} pixels'
-    if max(right, bottom) <= 1 and min(left, top) >= 0 and max(height, width) > 2:
-        return 'its coordinates are 0 to 1, as fractions of the image; expected pixels'
+    low, high = min(left, top), max(right, bottom)
+    if low > -_FRACTION_EXCESS and high < 1 + _FRACTION_EXCESS and max(height, width) > 2:
+        return (
+            f'its coordinates are {low:g} to {high:g}, as fractions of the image; expected pixels'
+        )
     return ''
 
 
