@@ -126,6 +126,9 @@ class FixedClock:
     def steady(self):
         return self.time_ns / 1e9
 
+    def has_ended(self):
+        return False
+
 
 def make_scheduler(model, listener, log, *, dialogues=None, clock=None, **options):
     """Return an inference thread and a scheduler with options, both started."""
@@ -1069,12 +1072,16 @@ class SetClock:
 
     def __init__(self, now=1000.0, steady=None):
         self.now, self.time = now, now if steady is None else steady
+        self.is_over = False  # the simulation has gone
 
     def now_ns(self):
         return int(self.now * 1e9)
 
     def steady(self):
         return self.time
+
+    def has_ended(self):
+        return self.is_over
 
     def advance(self, seconds):
         self.now += seconds
@@ -1122,7 +1129,9 @@ def test_the_age_of_an_image_is_judged_by_its_arrival_and_its_stamp(
 def test_a_simulation_without_a_clock_is_named(run):
     clock = SetClock(now=0.0, steady=50.0)
     scheduler, _, listener, _ = run(clock=clock)
-    scheduler.add_image(seconds(1.79e9), 'image')
+    for _ in range(2):  # the stamp of a paused simulation does not change
+        scheduler.add_image(seconds(1.79e9), 'image')
+        clock.time += 0.1
     scheduler.submit_goal(goal('the mug', listener, max_age=0.5))
     listener.wait(1)
     assert 'use_sim_time is on, but /clock has no message' in listener.ends[0][2].reason
@@ -1138,6 +1147,28 @@ def test_a_paused_simulation_can_be_asked_and_a_dead_camera_in_it_cannot(run):
     clock.advance(3.5)
     scheduler.submit_command('dead')
     assert listener.wait(2)[1] == ('dead', Status.STALE_INPUT)
+
+
+def test_the_last_image_of_a_simulation_that_has_ended_is_refused(run):
+    clock = SetClock(now=30.0)
+    scheduler, _, listener, _ = run(clock=clock, max_image_age=0.2)
+    scheduler.add_image(seconds(29.9), 'image')
+    clock.is_over = True
+    scheduler.submit_command('at once')  # the image is still new
+    assert listener.wait(1)[0] == ('at once', Status.FOUND)
+    time.sleep(0.25)
+    scheduler.submit_command('too late')
+    assert listener.wait(2)[1] == ('too late', Status.STALE_INPUT)
+    reason = listener.ends[1][2].reason
+    assert 'the simulation has ended: nobody publishes /clock' in reason
+    assert 'max_image_age allows 0.2 s: start it again' in reason
+    clock.is_over = False  # a paused one publishes on /clock again, or is still there
+    scheduler.submit_command('paused')
+    assert listener.wait(3)[2] == ('paused', Status.FOUND)
+    clock.is_over = True
+    scheduler.add_image(seconds(29.9), 'new image')
+    scheduler.submit_command('new')
+    assert listener.wait(4)[3] == ('new', Status.FOUND)
 
 
 @pytest.mark.parametrize('stamps', [(0, 0, 0), (7, 7, 7), (9, 8, 9)])

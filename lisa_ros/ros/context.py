@@ -42,3 +42,13 @@ class NodeClock:
         clock = self.node.get_clock()
         now = clock.now().nanoseconds
         return now / 1e9 if clock.ros_time_is_active and now else time.monotonic()
+
+    def has_ended(self) -> bool:
+        """Return whether /clock has had messages, and has no publisher any more.
+
+        A process that was killed stays in the graph for up to 20 s.
+        """
+        clock = self.node.get_clock()
+        if not clock.ros_time_is_active or not clock.now().nanoseconds:
+            return False
+        return not self.node.count_publishers(self.node.resolve_topic_name('/clock'))

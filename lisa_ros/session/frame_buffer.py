@@ -36,6 +36,7 @@ class SyncedMessages:
     # The stamp; if the camera repeats it, later by the time between the arrivals. Each image of a
     # stream has its own [ns]; None: `stamp`.
     own_moment: int | None = field(default=None, compare=False)
+    received_at: float = field(default=math.inf, compare=False)  # [s, monotonic]: never pauses
     frozen_at: float = field(default=0.0, compare=False)  # when the model began [s, monotonic]
 
     @property
@@ -68,6 +69,7 @@ class _Image:
     arrival: int
     arrived_at: float
     moment: int  # see `SyncedMessages.own_moment`
+    received_at: float  # [s, monotonic]
 
 
 class _MessageRing:
@@ -116,7 +118,8 @@ class FrameBuffer:
         """Add a colour image; `stamp` [ns], `arrived_at` [s] on the steady clock."""
         with self._lock:
             moment = self._moment(stamp, arrived_at)
-            self._images.add(stamp, _Image(message, next(self._arrivals), arrived_at, moment))
+            image = _Image(message, next(self._arrivals), arrived_at, moment, time.monotonic())
+            self._images.add(stamp, image)
 
     def add_depth(self, stamp: int, message: Any) -> None:
         """Add a depth image; `stamp` [ns]."""
@@ -155,7 +158,14 @@ class FrameBuffer:
                     break
             info = self._camera_info(stamp, tolerance)
             return SyncedMessages(
-                stamp, image.message, depth, info, image.arrival, image.arrived_at, image.moment
+                stamp,
+                image.message,
+                depth,
+                info,
+                image.arrival,
+                image.arrived_at,
+                image.moment,
+                image.received_at,
             )
 
     def newest_messages(self) -> NewestMessages:

@@ -10,7 +10,11 @@ how long an image was under way. So both are checked:
     max_image_age       yes       yes, unless it differs from the node's clock by more than a day
 
 A bag or a simulation without use_sim_time has stamps of another day: then the node's own limit
-leaves them out, and only the diagnostics report the two clocks. Any thread.
+leaves them out, and only the diagnostics report the two clocks.
+
+Arrivals are measured on a clock that pauses with a simulation: the last image of a paused one can
+be asked about. A simulation that has ended is no paused one. Nobody publishes /clock any more, so
+its last image ages by the time of the computer. Any thread.
 """
 
 from __future__ import annotations
@@ -40,6 +44,9 @@ class Clock(Protocol):
     def steady(self) -> float:
         """Return a time to measure durations with [s]; it pauses with a simulation."""
 
+    def has_ended(self) -> bool:
+        """Return whether this is the time of a simulation that ran and has gone."""
+
 
 class SystemClock:
     """The clock of the computer, seconds since 1970."""
@@ -52,16 +59,28 @@ class SystemClock:
         """Return the monotonic time [s]."""
         return time.monotonic()
 
+    def has_ended(self) -> bool:
+        """Return False: it never ends."""
+        return False
+
 
 def stamp_age(stamp: int, clock: Clock) -> float:
     """Return how much older than now a stamp [ns] is [s]; negative: it is in the future."""
     return (clock.now_ns() - stamp) / 1e9
 
 
-def clock_hint(age: float, clock: Clock) -> str:
-    """Return the cure for a stamp with this age [s] that cannot be right."""
+def clock_hint(age: float, clock: Clock, is_constant: bool = False) -> str:
+    """Return the cure for a stamp that cannot be right.
+
+    Args:
+        age: of the stamp [s]; negative: it is in the future.
+        clock: that of the stamp.
+        is_constant: the camera repeats the stamp.
+    """
     if clock.now_ns() == 0:
         return _NO_CLOCK
+    if is_constant:
+        return STAMP_IS_CONSTANT
     return _USE_SIM_TIME if abs(age) > SECONDS_PER_DAY else _SYNCHRONIZE
 
 
@@ -85,10 +104,16 @@ def stale_reason(
         return 'the simulation went back in time, and no image has come since: wait for one'
     if silence > limit:
         return f'the newest image came {silence:.2f} s ago, {allows}: check the camera'
+    wall_silence = time.monotonic() - frame.received_at
+    if wall_silence > limit and clock.has_ended():
+        return (
+            f'the simulation has ended: nobody publishes /clock, and the newest image came '
+            f'{wall_silence:.2f} s ago, {allows}: start it again, or set use_sim_time to false'
+        )
     age = stamp_age(frame.stamp, clock)
     if abs(age) <= limit or (not max_age and abs(age) > SECONDS_PER_DAY):
         return None
-    hint = STAMP_IS_CONSTANT if frame.is_stamp_repeated else clock_hint(age, clock)
+    hint = clock_hint(age, clock, frame.is_stamp_repeated)
     if age < 0:
         return f"the newest image is {-age:.2f} s ahead of the node's clock, {allows}: {hint}"
     is_delay = age - silence < MAX_STAMP_AGE  # it may well have been under way for so long
