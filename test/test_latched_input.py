@@ -114,6 +114,23 @@ def test_a_publisher_that_latches_nothing_is_not_asked_for_more(start, peer):
     assert warnings == []
 
 
+def test_a_latched_camera_info_is_received_beside_a_publisher_that_latches_nothing(start, peer):
+    silent = peer.node.create_publisher(
+        CameraInfo, '/latched/camera_info', qos_profile_sensor_data
+    )
+    latched = publish_once(peer)
+    peer.wait_until_active(start())
+    peer.wait(lambda: not place_reason(peer), what='the latched camera info')
+
+    def has_changed():
+        silent.publish(CameraInfo(width=64, height=48))  # not calibrated
+        return 'fx 0' in place_reason(peer)
+
+    peer.wait(has_changed, what='the camera info of the other publisher')
+    peer.node.destroy_publisher(silent)
+    peer.node.destroy_publisher(latched)
+
+
 def test_durability_can_be_overridden_for_each_input(start, peer):
     topics = [f'/latched/{name}' for name in ('camera_info', 'image', 'depth')]
     start(

@@ -949,7 +949,7 @@ def test_depth_without_camera_info_is_reported_once(start_node, slow_peer, tmp_p
     )
     slow_peer.ask('found one')
     slow_peer.ask('found one')
-    assert process.output().count('there is depth, but no camera_info') == 1
+    assert process.output().count('there is depth, but no camera_info has come') == 1
 
 
 SPINNING_NODE = """

@@ -46,6 +46,14 @@ def sections(tmp_path):
     return read_sections(['lisa_node', '--ros-args', '--params-file', str(path), '-p', 'a:=1'])
 
 
+def test_a_file_of_another_encoding_that_ros_reads_is_named(tmp_path):
+    for encoding in ('utf-8-sig', 'utf-16'):
+        path = tmp_path / f'{encoding}.yaml'
+        path.write_text(FILE, encoding=encoding)
+        sections = read_sections(['x', '--params-file', str(path)])
+        assert source_of('watch_rate', '/lisa_node', sections) == f'{path}: '
+
+
 def test_misspelt_names_and_sections_of_other_nodes_are_reported(sections):
     warnings = ineffective_names('/lisa', OWN_NAMES, sections)
     assert [warning.partition('robot.yaml: ')[2] for warning in warnings] == [

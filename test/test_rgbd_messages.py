@@ -62,6 +62,14 @@ def test_a_mismatch_is_an_error_that_names_it(depth, camera_info, error):
         rgbd_from_messages(IMAGE, RGB, depth, camera_info)
 
 
+@pytest.mark.parametrize(
+    ('gap', 'text'), [(-2.0, 'taken 2.000 s before it'), (0.25, 'taken 0.250 s after it')]
+)
+def test_depth_of_another_time_is_an_error_that_says_by_how_much(gap, text):
+    with pytest.raises(ImageError, match=rf'{text}; expected at most depth_tolerance: synchron'):
+        rgbd_from_messages(IMAGE, RGB, None, INFO, depth_gap=gap)
+
+
 def test_depth_of_another_size_is_resized_to_the_image():
     half_size = message(DEPTH[::2, ::2].copy(), '32FC1')
     assert rgbd_from_messages(IMAGE, RGB, half_size, INFO).depth.shape == (48, 64)

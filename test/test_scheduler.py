@@ -561,6 +561,21 @@ def test_a_camera_whose_stamp_does_not_change_is_named(run):
     assert 'synchronize' not in reason
 
 
+def test_a_frame_without_depth_says_how_far_the_nearest_is(run):
+    scheduler, _, _, _ = run(depth_tolerance=0.01)
+    scheduler.add_image(seconds(10), 'image')
+    assert scheduler.newest_frame().depth_gap is None  # there is no depth at all
+    scheduler.add_depth(seconds(8), 'early')
+    assert scheduler.newest_frame().depth_gap == -2
+    scheduler.add_depth(seconds(10.5), 'late')
+    assert scheduler.newest_frame().depth_gap == 0.5
+    scheduler.add_depth(seconds(10.505), 'later')
+    assert scheduler.newest_frame().depth_gap == 0.5
+    scheduler.add_image(seconds(10.5), 'with depth')
+    frame = scheduler.newest_frame()
+    assert (frame.depth, frame.depth_gap) == ('late', None)
+
+
 def test_depth_that_stopped_does_not_hold_the_image_back(run):
     scheduler, _, _, _ = run(frames_kept=4)
     scheduler.add_depth(0, 'depth 0')

@@ -283,7 +283,7 @@ def _messages(
             message = reader.deserialize_stamped(data, connection.msgtype)
         except DataError as error:
             seconds = (bag_time - reader.start_time) / 1e9
-            on_error(DataError(f'{error}: {topic}, {seconds:.2f} s after the start'))
+            on_error(DataError(f'{topic}, {seconds:.2f} s after the start: {error}'))
             continue
         yield bag_time, message
 

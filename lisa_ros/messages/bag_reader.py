@@ -265,7 +265,8 @@ class BagReader:
                 'it is empty' if not raw_message else f'{type(error).__name__}: {one_line(error)}'
             )
             raise DataError(
-                f'{self._bag}: a message of {msgtype} cannot be read ({reason})'
+                f'{self._bag}: a message of {msgtype} cannot be read ({reason}); copy the bag '
+                'again, or record it anew'
             ) from error
 
     def deserialize_stamped(self, raw_message: bytes, msgtype: str) -> Any:

@@ -53,6 +53,7 @@ def rgbd_from_messages(
     *,
     rectified: bool = False,
     max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    depth_gap: float | None = None,
 ) -> RgbdFrame:
     """Return an image with its depth and camera.
 
@@ -63,16 +64,28 @@ def rgbd_from_messages(
         info: sensor_msgs/CameraInfo of the image, or None.
         rectified: the image is rectified, see `camera_from_info`.
         max_pixels: limit of the depth's width times height.
+        depth_gap: without depth, by how much the nearest depth image is later [s]; None: there is
+            none.
 
     Raises:
         ImageError: a message is missing or too large; the depth encoding or its data, the camera's
             calibration or its distortion model cannot be used; or sizes or frames differ. The
             text names the cure.
     """
+    if depth is None and depth_gap is not None:
+        side = 'after' if depth_gap > 0 else 'before'
+        raise ImageError(
+            f'no depth came with the image: the nearest was taken {abs(depth_gap):.3f} s {side} '
+            'it; expected at most depth_tolerance: synchronize both streams of the camera, or '
+            'raise depth_tolerance'
+        )
     if depth is None:
         raise ImageError('no depth came with the image: remap depth to a registered depth topic')
     if info is None:
-        raise ImageError('there is depth, but no camera_info: remap camera_info to its topic')
+        raise ImageError(
+            'there is depth, but no camera_info has come: remap camera_info to its topic, and let '
+            'the camera publish there'
+        )
     height, width = image.shape[:2]
     camera = camera_from_info(info, rectified)
     if 0 in camera.size:  # the driver does not publish the size

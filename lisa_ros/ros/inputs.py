@@ -24,8 +24,8 @@ from lisa_ros.health.inputs import silent_after
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.qos import (
-    are_all_latched,
     input_qos_overrides,
+    is_latched,
     is_latched_in_vain,
     latched_qos,
     sensor_qos,
@@ -104,7 +104,8 @@ class LatchedInput:
 
     A camera info may be published once, as a transient local message. A transient local
     subscription receives it, but nothing of a volatile publisher, and makes that publisher log a
-    warning. So the subscription is replaced as soon as the publishers require the other kind.
+    warning. So the subscription is replaced as soon as the publishers require the other kind. If
+    they are of both kinds, a second subscription receives what is latched.
     It stays as it is if `qos_overrides` has set its QoS.
     """
 
@@ -112,6 +113,7 @@ class LatchedInput:
         """Take over a subscription to a topic; `destroy` removes it."""
         self._node, self._subscription = node, subscription
         self._is_latched = False
+        self._second: Subscription | None = None  # latched, beside a volatile one
         self._timer: Timer | None = None
 
     def start(self) -> None:
@@ -128,18 +130,37 @@ class LatchedInput:
         """Remove the subscription."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
+        if self._second is not None:
+            self._node.destroy_subscription(self._second)
         self._node.destroy_subscription(self._subscription)
 
     def _follow(self) -> None:
         publishers = self._node.get_publishers_info_by_topic(self._subscription.topic)
-        is_latched = are_all_latched(publishers)
-        if not publishers or is_latched == self._is_latched:
+        if not publishers:
             return
-        old, self._is_latched = self._subscription, is_latched
-        self._subscription = self._node.create_subscription(
-            old.msg_type, old.topic, old.callback, latched_qos() if is_latched else sensor_qos()
+        latched = [publisher for publisher in publishers if is_latched(publisher)]
+        are_all_latched = len(latched) == len(publishers)
+        if are_all_latched != self._is_latched:
+            old, self._is_latched = self._subscription, are_all_latched
+            self._subscription = self._subscribe(are_all_latched)
+            self._node.destroy_subscription(old)
+        needs_second = bool(latched) and not are_all_latched
+        if needs_second and self._second is None:
+            self._second = self._subscribe(True)
+        elif not needs_second and self._second is not None:
+            self._node.destroy_subscription(self._second)
+            self._second = None
+
+    def _subscribe(self, to_latched: bool) -> Subscription:
+        """Return one more subscription to the same topic."""
+        return self._node.create_subscription(
+            self._subscription.msg_type,
+            self._subscription.topic,
+            self._subscription.callback,
+            latched_qos() if to_latched else sensor_qos(),
+            # a publisher of the other kind is expected, and no fault
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
         )
-        self._node.destroy_subscription(old)
 
 
 class CameraInputs:

@@ -57,7 +57,7 @@ def read_sections(args: Sequence[str] | None = None) -> list[ParameterSection]:
         if option == '--params-file':
             # rclpy has read the file: what PyYAML alone refuses is only not checked further
             with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
-                content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+                content = yaml.safe_load(Path(path).read_bytes())  # UTF-8 or UTF-16, as rcl
                 sections += _sections(Path(path), content)
     return sections
 

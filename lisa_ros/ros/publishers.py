@@ -175,6 +175,7 @@ class AnswerPublishers:
                 frame.camera_info,
                 rectified=self._context.settings.value.image_is_rectified,
                 max_pixels=self._context.settings.value.max_image_pixels,
+                depth_gap=frame.depth_gap,
             )
             if not (always or self._needs_positions()):
                 return LocalizedResult(rgbd_frame, unknown)  # only for ~/scene_points

@@ -55,14 +55,18 @@ def latched_qos() -> QoSProfile:
     )
 
 
-def are_all_latched(publishers: Sequence[TopicEndpointInfo]) -> bool:
-    """Return whether `latched_qos` fits all publishers of a topic, and there are some."""
-    profiles = [publisher.qos_profile for publisher in publishers]
-    return bool(profiles) and all(
+def is_latched(publisher: TopicEndpointInfo) -> bool:
+    """Return whether `latched_qos` fits a publisher."""
+    profile = publisher.qos_profile
+    return (
         profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
         and profile.reliability is ReliabilityPolicy.RELIABLE
-        for profile in profiles
     )
+
+
+def are_all_latched(publishers: Sequence[TopicEndpointInfo]) -> bool:
+    """Return whether `latched_qos` fits all publishers of a topic, and there are some."""
+    return bool(publishers) and all(map(is_latched, publishers))
 
 
 def is_latched_in_vain(profile: QoSProfile) -> bool:

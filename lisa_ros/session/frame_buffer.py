@@ -37,6 +37,8 @@ class SyncedMessages:
     # stream has its own [ns]; None: `stamp`.
     own_moment: int | None = field(default=None, compare=False)
     received_at: float = field(default=math.inf, compare=False)  # [s, monotonic]: never pauses
+    # Stamp of the nearest depth image minus `stamp`, if none is near enough [s]; None: none came
+    depth_gap: float | None = field(default=None, compare=False)
     frozen_at: float = field(default=0.0, compare=False)  # when the model began [s, monotonic]
 
     @property
@@ -166,6 +168,7 @@ class FrameBuffer:
                 image.arrived_at,
                 image.moment,
                 image.received_at,
+                self._depth_gap(stamp) if depth is None else None,
             )
 
     def newest_messages(self) -> NewestMessages:
@@ -204,6 +207,11 @@ class FrameBuffer:
         if last_stamp < stamp <= last.moment < stamp + _MAX_LEAD:
             return last.moment + 1
         return stamp
+
+    def _depth_gap(self, stamp: int) -> float | None:
+        """Return by how much the depth image nearest to a stamp [ns] is later [s]."""
+        nearest = self._depths.nearest(stamp, math.inf)
+        return nearest and (nearest[0] - stamp) / 1e9
 
     def _own_depth(self, stamp: int, tolerance: float) -> Any | None:
         """Return the depth image nearest to an image; None if it is nearer to another image.
