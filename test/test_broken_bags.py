@@ -173,6 +173,40 @@ def test_a_damaged_chunk_is_left_out_and_the_next_ones_are_read(compression, tmp
     assert all(map(one_line, errors))
 
 
+@pytest.mark.parametrize('compression', ['', 'lz4', 'zstd'])
+@pytest.mark.parametrize('damage', [b'\0', b'\x55', b'\x06'])
+def test_the_chunks_behind_damaged_bytes_are_read(damage, compression, tmp_path):
+    definition = mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))
+    records = [definition]
+    for frame in FRAMES:
+        content = mcap_writer.message(1, frame.stamp, raw(frame))
+        records.append(mcap_writer.chunk(content, frame.stamp, frame.stamp, compression))
+    path = mcap_writer.write(tmp_path / 'bag.mcap', records)
+    start = len(mcap_writer.MAGIC + mcap_writer.record(1, bytes(16))) + sum(map(len, records[:3]))
+    length = len(records[3]) + 100  # the head of the next chunk is lost, too
+    overwrite(path, (start + 200) / path.stat().st_size, damage * (length - 200))
+    numbers, errors = read(path)
+    assert numbers == [0, 1, 4, 5]
+    assert re.search(r'the bytes \d+ to \d+ of \d+ are damaged; `mcap recover', errors[-1])
+    assert all(map(one_line, errors))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda content: content + bytes(4096),
+        lambda content: content[:-8],  # the magic bytes
+        lambda content: content[:-40] + b'\x11' * 40,  # the footer
+    ],
+)
+def test_an_mcap_that_has_lost_only_what_follows_the_messages_is_whole(change, tmp_path):
+    bag = write(tmp_path / 'bag', FRAMES)
+    file = only_file(bag, '.mcap')
+    file.write_bytes(change(file.read_bytes()))
+    assert read(bag) == (list(range(COUNT)), [])
+    assert read(file) == (list(range(COUNT)), [])
+
+
 FOREIGN = {
     'json': ('json', ('Odom', 'jsonschema', '{"type": "object"}')),
     'protobuf': ('protobuf', ('foxglove.FrameTransform', 'protobuf', b'\x0a\xff\xfe\x80')),

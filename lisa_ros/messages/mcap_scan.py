@@ -9,6 +9,7 @@ and a ROS 2 schema (JSON, Protobuf, no schema) are left out: loggers write them 
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from binascii import crc32
 from collections import OrderedDict
@@ -28,7 +29,14 @@ from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, zstd
 from lisa_ros.error_text import one_line
 
 MAGIC = b'\x89MCAP0\r\n'
-_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x02, 0x03, 0x04, 0x05, 0x06
+_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0F
+# The head of a chunk: opcode, size of the record, 28 bytes, the name of its compression, and the
+# size of its data
+_CHUNK_HEAD = re.compile(
+    rb'(?=\x06(.{8}).{28}(\0{4}|\x04\0{3}zstd|\x03\0{3}lz4)(.{8}))', re.DOTALL
+)
+_LONGEST_HEAD = 53  # of a chunk [bytes]
+_WINDOW = 1 << 22  # of a file, searched at once [bytes]
 _LARGEST_CHUNK = 1 << 32  # [bytes]; larger ones are damaged lengths
 _PIECE = 1 << 16  # of a cut chunk, decompressed at once [bytes]
 _CACHED_CHUNKS = 4  # chunks overlap in time if several topics are recorded
@@ -76,14 +84,19 @@ def starts_as_mcap(path: Path) -> bool:
 
 
 def is_cut(path: Path) -> bool:
-    """Return whether an MCAP file lacks its end, as after a power cut.
+    """Return whether an MCAP file lacks the end of its messages, as after a power cut.
+
+    What comes after them, an index, is not needed. Only the heads of the records are read.
 
     Raises:
         OSError: it cannot be read.
     """
+    size = path.stat().st_size
     with path.open('rb') as stream:
-        stream.seek(max(0, path.stat().st_size - len(MAGIC)))
-        return stream.read() != MAGIC
+        stream.seek(max(0, size - len(MAGIC)))
+        if stream.read() == MAGIC:
+            return False
+        return not any(opcode == _DATA_END for opcode, _, _ in _records(stream, size))
 
 
 class McapScan:
@@ -157,9 +170,21 @@ class McapScan:
     # ---- the first pass
 
     def _scan(self) -> None:
-        """Index all records up to the end of the data, or to the first that is damaged."""
-        for opcode, start, size in _records(self._stream, self._size):
+        """Index all records up to the end of the data."""
+        position: int | None = len(MAGIC)
+        while position is not None:
+            position = self._scan_from(position)
+
+    def _scan_from(self, position: int) -> int | None:
+        """Index the records from a position on, up to the first damage.
+
+        Returns:
+            The position of the next chunk behind the damage; None: there is none.
+        """
+        for opcode, start, size in _records(self._stream, self._size, position):
             end = start + size
+            if opcode == _DATA_END:
+                return None
             if opcode == _CHUNK:
                 self._scan_chunk(start, min(end, self._size), is_cut=end > self._size)
             elif opcode in (_SCHEMA, _CHANNEL, _MESSAGE) and end <= self._size:
@@ -170,7 +195,28 @@ class McapScan:
                 except (struct.error, ValueError) as error:
                     self.damage.append(f'a record at byte {start} is damaged ({one_line(error)})')
             if end > self._size or opcode == 0:
-                self.damage.append(f'the file ends or is damaged at byte {start} of {self._size}')
+                following = self._next_chunk(start - 8)
+                self.damage.append(
+                    f'the file ends or is damaged at byte {start} of {self._size}'
+                    if following is None
+                    else f'the bytes {start} to {following} of {self._size} are damaged'
+                )
+                return following
+        return None
+
+    def _next_chunk(self, position: int) -> int | None:
+        """Return the position of the first whole chunk from a position on; None without one."""
+        while position < self._size:
+            self._stream.seek(position)
+            window = self._stream.read(_WINDOW + _LONGEST_HEAD)
+            for head in _CHUNK_HEAD.finditer(window):
+                record_size, data_size = (struct.unpack('<Q', head[n])[0] for n in (1, 3))
+                start = position + head.start()
+                is_whole = start + 9 + record_size <= self._size
+                if is_whole and record_size == 36 + len(head[2]) + data_size:
+                    return start
+            position += _WINDOW
+        return None
 
     def _scan_chunk(self, offset: int, end: int, is_cut: bool) -> None:
         """Index the records of a chunk, of a cut one as many as there are."""
@@ -273,13 +319,14 @@ class McapScan:
             )
 
 
-def _records(stream: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+def _records(
+    stream: BinaryIO, end: int, position: int = len(MAGIC)
+) -> Iterator[tuple[int, int, int]]:
     """Yield opcode, start and size of each record's content, up to the footer.
 
     The last one may be longer than the file, up to byte `end`. Opcode 0 is no record: the file
     ends without a footer, or is damaged.
     """
-    position = len(MAGIC)
     opcode = None
     while position < end and opcode != _FOOTER:
         stream.seek(position)
