@@ -49,7 +49,7 @@ clean:  ## remove everything that make wrote
 
 # --no-compile: Python compiles the modules that are imported; compiling all of them takes a minute more.
 # The wheels' CMake files contain paths of the machine that built them: replace them by this Python and .venv.
-.venv/.done: .ci/requirements.txt .ci/constraints.txt setup.py
+.venv/.done: .ci/requirements.txt .ci/constraints.txt setup.py $(wildcard config/requirements/*.txt)
 	$(step) 'PyTorch into .venv'
 	$(PYTHON) .ci/check_machine.py
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv

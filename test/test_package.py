@@ -2,6 +2,7 @@
 """The package as installed: one version, declared imports, messages and executables found."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -26,18 +27,6 @@ WHEELS = {
 @pytest.fixture(scope='module')
 def package():
     return ET.parse(ROOT / 'package.xml').getroot()  # noqa: S314  our own file
-
-
-@pytest.fixture(scope='module')
-def setup():
-    """Return the literal arguments of the setup() call in setup.py."""
-    tree = ast.parse((ROOT / 'setup.py').read_text())
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    call = next(c for c in calls if getattr(c.func, 'id', '') == 'setup')
-    literals = (ast.List, ast.Dict, ast.Constant)
-    return {
-        k.arg: ast.literal_eval(k.value) for k in call.keywords if isinstance(k.value, literals)
-    }
 
 
 def in_env(command, **variables):
@@ -92,16 +81,46 @@ ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
 OPTIONAL = {'audio_common_msgs', 'bondpy'}  # used if installed, see package.xml
 
 
-def test_every_import_is_declared(package, setup):
+def requirements(file):
+    lines = file.read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+def test_every_import_is_declared(package):
     ros = {e.text for e in package if e.tag in ('depend', 'exec_depend')}
-    wheels = sum(setup['extras_require'].values(), setup['install_requires'])
-    wheels = {re.split(r'[<>=[]', wheel)[0].lower() for wheel in wheels}
+    files = (ROOT / 'config/requirements').glob('*.txt')
+    wheels = {
+        re.split(r'[<>=[]', line)[0].lower() for file in files for line in requirements(file)
+    }
     always = sys.stdlib_module_names | {'lisa_ros', *OPTIONAL}
     for folder in ('lisa_ros', 'launch'):
         for path, name in imports(ROOT / folder):
             in_ros = ROS_PACKAGES.get(name, name) in ros
             declared = name in always or in_ros or WHEELS.get(name, name).lower() in wheels
             assert declared, f'{path.relative_to(ROOT)} imports {name}, which nothing declares'
+
+
+def test_pip_installs_what_the_requirement_files_list():
+    """setup.py reads the files that a robot installs."""
+    metadata = [  # the build of the messages makes a distribution without requirements
+        text
+        for distribution in importlib.metadata.distributions(name='lisa_ros')
+        for text in distribution.requires or ()
+    ]
+    if not metadata:
+        pytest.skip('lisa_ros is not installed by pip')
+
+    def parsed(text, extra=''):
+        name, bounds, marker = re.match(r'([\w.[\]-]+)([^;]*)(.*)', text).groups()
+        extra = extra or ''.join(re.findall(r'extra == .(\w+)', marker))
+        return name, frozenset(bounds.replace(' ', '').split(',')), extra
+
+    listed = {
+        parsed(line, '' if file.stem in ('robot', 'library') else file.stem)
+        for file in (ROOT / 'config/requirements').glob('*.txt')
+        for line in requirements(file)
+    }
+    assert listed == {wheel for wheel in map(parsed, metadata) if wheel[2] != 'test'}
 
 
 @pytest.mark.ros
@@ -123,7 +142,7 @@ def test_the_node_is_installed():
     installed = ROOT / 'install/lisa_ros'
     assert os.access(installed / 'lib/lisa_ros/lisa_node', os.X_OK), 'run `make setup`'
     assert (installed / 'share/lisa_ros/launch/lisa.launch.py').is_file()
-    for config in ('lisa.yaml', 'security/lisa_ros.policy.xml'):
+    for config in ('lisa.yaml', 'security/lisa_ros.policy.xml', 'requirements/voice.txt'):
         assert (installed / 'share/lisa_ros/config' / config).is_file()
     in_env(['python', '-c', 'from lisa_ros.ros.node import main'])
 
@@ -133,6 +152,13 @@ def test_the_node_is_installed():
 def test_ros2_run_finds_the_command_line(name, word):
     """`ros2 run lisa_ros NAME` runs lib/lisa_ros/NAME."""
     assert word in in_env([str(ROOT / 'install/lisa_ros/lib/lisa_ros' / name), '--help'])
+
+
+@pytest.mark.ros
+def test_setup_bash_puts_the_command_line_on_the_path():
+    assert os.access(ROOT / 'install/lisa_ros/bin/lisa-ros', os.X_OK), 'run `make setup`'
+    hook = ROOT / 'install/lisa_ros/share/lisa_ros/environment/path.sh'
+    assert '$AMENT_CURRENT_PREFIX/bin' in hook.read_text()
 
 
 @pytest.mark.ros

@@ -18,6 +18,7 @@ pytest.importorskip('rapidfuzz', reason="needs pip install 'lisa_ros[voice]'")
 from lisa_ros import cli
 from lisa_ros.english import plural
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.optional_packages import install_command
 from lisa_ros.session.command_parser import STOP
 from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
 from lisa_ros.voice import audio, engines
@@ -237,15 +238,15 @@ def test_an_engine_that_is_not_available_is_an_error(vocabulary):
 @pytest.mark.parametrize(
     ('engine', 'module', 'extra'),
     [
-        ('pocketsphinx', 'pocketsphinx', 'lisa_ros[voice]'),
-        ('moonshine', 'moonshine_voice', 'lisa_ros[moonshine]'),
+        ('pocketsphinx', 'pocketsphinx', 'voice'),
+        ('moonshine', 'moonshine_voice', 'moonshine'),
     ],
 )
 def test_the_error_of_an_engine_that_is_not_installed_names_its_extra(
     engine, module, extra, vocabulary, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SettingsError, match=re.escape(f"pip install '{extra}'")):
+    with pytest.raises(SettingsError, match=re.escape(install_command(extra))):
         engines.load_engine(engine, vocabulary, '', '', 'cpu')
 
 

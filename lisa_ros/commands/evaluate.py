@@ -21,6 +21,7 @@ from lisa_ros.commands.arguments import (
     refuse_broken,
 )
 from lisa_ros.errors import DataError, SettingsError, raise_error
+from lisa_ros.optional_packages import install_command
 from lisa_ros.resources import TEST_SETS
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy
@@ -364,7 +365,7 @@ def calibrate(options: argparse.Namespace) -> None:
 
     calibration.read_config(options.folder)  # fail early: the test set takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
-        raise SettingsError("--plot needs matplotlib: pip install 'lisa_ros[train]'")
+        raise SettingsError(f'--plot needs matplotlib: {install_command("train")}')
     queries = tabletop.check_test_set(tabletop.read_test_set(options.test_set), raise_error)
     segmenter = Segmenter.load(
         str(options.folder),

@@ -16,6 +16,7 @@ import numpy as np
 from lisa_ros.datasets.annotations import misplaced
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError
+from lisa_ros.optional_packages import install_command
 
 _CURE = 'expected polygons of 3 or more points, or RLE, in COCO format; correct or remove it'
 
@@ -103,7 +104,7 @@ def _import_pycocotools() -> None:
         import pycocotools.mask  # noqa: F401
     except ImportError as error:
         raise DataError(
-            "regions of COCO need the package pycocotools: pip install 'lisa_ros[train]'"
+            f'regions of COCO need the package pycocotools: {install_command("train")}'
         ) from error
 
 

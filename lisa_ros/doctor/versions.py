@@ -18,12 +18,13 @@ from lisa_ros.doctor.finding import Finding
 from lisa_ros.health.verdict import Level
 
 MIN_PYTHON = (3, 10)
-# by distribution, as in setup.py: the oldest version, and the first that is too new
+# by distribution, as in config/requirements (robot.txt and library.txt): the oldest version, and
+# the first that is too new
 BOUNDS: Mapping[str, tuple[str, str]] = {
     'huggingface_hub': ('1', ''),
     'jinja2': ('3.1', ''),
     'numpy': ('1.26', ''),
-    'opencv-python-headless': ('4.8', ''),
+    'opencv-python-headless': ('4.6', ''),
     'pillow': ('10', ''),
     'pyyaml': ('6', ''),
     'rosbags': ('0.10', ''),

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
+from lisa_ros.optional_packages import install_command
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _connected_ray(pool: RayPool) -> Iterator[ModuleType]:
         import ray.data
     except ImportError as error:
         raise SettingsError(
-            f"--ray needs Ray Data ({error}): pip install 'lisa_ros[ray]'; without --ray the bags "
+            f'--ray needs Ray Data ({error}): {install_command("ray")}; without --ray the bags '
             'are evaluated one after another'
         ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False  # `evaluate_bags` has one

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.optional_packages import install_command
 
 PRECISIONS = {
     'fp32': torch.float32,
@@ -50,8 +51,8 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         import bitsandbytes  # noqa: F401  only to check that it is installed
     except ImportError as error:
         raise SettingsError(
-            f'precision {precision} needs the package bitsandbytes: pip install '
-            "'lisa_ros[gpu]', or use bf16"
+            f'precision {precision} needs the package bitsandbytes: '
+            f'{install_command("gpu")}, or use bf16'
         ) from error
 
 

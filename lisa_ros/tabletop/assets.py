@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lisa_ros.errors import DataError
 from lisa_ros.files.text import read_json
 from lisa_ros.images.image_file import read_rgb
+from lisa_ros.optional_packages import install_command
 from lisa_ros.tabletop.objects import OBJECTS, MeshPart, ObjectModel
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def prepare_assets(assets: Path, cache: Path) -> Path:
     if _is_complete(done):
         return cache
     if importlib.util.find_spec('pymeshlab') is None:
-        raise DataError("rendering needs PyMeshLab and MuJoCo: pip install 'lisa_ros[train]'")
+        raise DataError(f'rendering needs PyMeshLab and MuJoCo: {install_command("train")}')
     cache.mkdir(parents=True, exist_ok=True)
     boxes = {
         model.name: _convert_model(model, assets / 'meshes', cache)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lisa_ros.errors import DataError
+from lisa_ros.optional_packages import install_command
 from lisa_ros.voice.wav_file import read_wav_file
 
 RATE = 16000  # sample rate of all arrays in this package [Hz]
@@ -56,6 +57,6 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     except ImportError as error:
         raise DataError(
             f'audio at {rate} Hz; expected {RATE} Hz, or the package soxr: '
-            "pip install 'lisa_ros[voice]'"
+            f'{install_command("voice")}'
         ) from error
     return soxr.resample(samples, rate, RATE).astype(np.float32)

@@ -20,6 +20,7 @@ import torch
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.model.device import resolve_device
+from lisa_ros.optional_packages import install_command
 from lisa_ros.voice.audio import RATE, to_pcm16
 from lisa_ros.voice.settings import ENGINES
 from lisa_ros.voice.vocabulary import Vocabulary
@@ -74,7 +75,7 @@ def load_engine(
 
 
 def _not_installed(package: str, extra: str) -> SettingsError:
-    return SettingsError(f"speech needs the package {package}: pip install 'lisa_ros[{extra}]'")
+    return SettingsError(f'speech needs the package {package}: {install_command(extra)}')
 
 
 class PocketSphinx:
@@ -208,7 +209,7 @@ class Moonshine:
         if not folder.is_dir():
             raise SettingsError(
                 f'moonshine has no model at {folder}: only the wheel of version 0.0.73 contains '
-                "it; pip install 'lisa_ros[moonshine]'"
+                f'it; {install_command("moonshine")}'
             )
         self._transcriber = Transcriber(str(folder), ModelArch.TINY)
 

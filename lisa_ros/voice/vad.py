@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.optional_packages import install_command
 from lisa_ros.voice.audio import RATE
 
 _CHUNK = 512  # samples in one step of the detector at 16 kHz
@@ -45,7 +46,7 @@ class UtteranceDetector:
             import silero_vad  # sets the number of PyTorch threads of the process to one
         except ImportError as error:
             raise SettingsError(
-                "speech needs the package silero-vad: pip install 'lisa_ros[voice]'"
+                f'speech needs the package silero-vad: {install_command("voice")}'
             ) from error
         self._detector = silero_vad.load_silero_vad()
         torch.set_num_threads(threads)
