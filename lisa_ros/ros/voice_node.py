@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rclpy.node import Node
@@ -34,6 +34,7 @@ from lisa_ros.ros.qos import input_qos_overrides, sensor_qos
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.voice import audio
+from lisa_ros.voice.audio_messages import message_samples
 from lisa_ros.voice.listener import Outcome, Recognition, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 
@@ -97,7 +98,7 @@ class VoiceNode(Node):
             self.create_subscription(
                 _audio_message_type(settings.audio_type),
                 'audio',
-                lambda message: self._take_bytes(np.asarray(message.data, np.uint8)),
+                self._take_message,
                 qos,
                 qos_overriding_options=input_qos_overrides(),
             )
@@ -108,10 +109,10 @@ class VoiceNode(Node):
         threading.Thread(target=self._play, args=(samples,), daemon=True).start()
         return None
 
-    def _take_bytes(self, pcm: np.ndarray) -> None:
-        """Queue the 16-bit samples of a message; log a broken one."""
+    def _take_message(self, message: Any) -> None:
+        """Queue the samples of a message; log a broken one."""
         try:
-            self._take_samples(audio.from_pcm16(pcm))
+            self._take_samples(message_samples(message))
         except LisaError as error:
             self._warn(f'audio: {error}', 'audio')
 
@@ -218,19 +219,30 @@ class VoiceNode(Node):
 
 
 def _audio_message_type(audio_type: str) -> type:
-    """Return the message type of `audio`; both types have bytes in `data`."""
-    if audio_type in ('auto', 'AudioData'):
-        try:
-            from audio_common_msgs.msg import AudioData
+    """Return the message type of `audio`.
 
-            return AudioData
-        except ImportError as error:
-            if audio_type == 'AudioData':
-                raise SettingsError(
-                    'audio_type AudioData needs the package audio_common_msgs: install it, or set '
-                    'audio_type UInt8MultiArray'
-                ) from error
-    return UInt8MultiArray
+    Raises:
+        SettingsError: the package that has it is not installed.
+    """
+    if audio_type == 'UInt8MultiArray':
+        return UInt8MultiArray
+    try:
+        from audio_common_msgs import msg as audio_common
+    except ImportError as error:
+        if audio_type == 'auto':
+            return UInt8MultiArray
+        raise SettingsError(
+            f'audio_type {audio_type} needs the package audio_common_msgs: install it, or set '
+            'audio_type UInt8MultiArray'
+        ) from error
+    if audio_type == 'auto':  # only mgonzs13's package has an AudioStamped
+        return getattr(audio_common, 'AudioStamped', audio_common.AudioData)
+    if not hasattr(audio_common, audio_type):
+        raise SettingsError(
+            f'audio_type {audio_type}: the installed audio_common_msgs, which may be that of '
+            'ros-drivers, has no such message: set audio_type AudioData'
+        )
+    return getattr(audio_common, audio_type)
 
 
 def _open_microphone(

@@ -27,9 +27,11 @@ class VoiceSettings(ValidatedSettings):
     )
     audio_type: str = parameter(
         'auto',
-        'Message type on `audio` (16-bit samples, mono, 16 kHz): AudioData of audio_common_msgs, '
-        'or UInt8MultiArray of std_msgs; auto: AudioData if audio_common_msgs is installed',
-        choices=('auto', 'AudioData', 'UInt8MultiArray'),
+        'Message type on `audio`: AudioData of the audio_common_msgs of ros-drivers or '
+        'UInt8MultiArray of std_msgs (16-bit samples, mono, 16 kHz), or AudioStamped of the '
+        'audio_common_msgs of mgonzs13 (any samples); auto: that of the installed package, or '
+        'UInt8MultiArray without one',
+        choices=('auto', 'AudioData', 'AudioStamped', 'UInt8MultiArray'),
         read_only=True,
     )
     microphone: str = parameter(
