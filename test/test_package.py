@@ -81,6 +81,18 @@ ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
 OPTIONAL = {'audio_common_msgs', 'bondpy'}  # used if installed, see package.xml
 
 
+def test_cmake_lists_all_interfaces():
+    listed = set(
+        re.findall(
+            r'^  ((?:msg|srv|action)/\w+\.\w+)$',
+            (ROOT / 'CMakeLists.txt').read_text(),
+            re.MULTILINE,
+        )
+    )
+    files = [file for kind in ('msg', 'srv', 'action') for file in ROOT.glob(f'{kind}/*.{kind}')]
+    assert listed == {str(file.relative_to(ROOT)) for file in files}
+
+
 def requirements(file):
     lines = file.read_text().splitlines()
     return [line for line in lines if line and not line.startswith('#')]
