@@ -22,7 +22,8 @@ LAYERS = [
         'stop_signals',
         'perception.masks',
     ],
-    ['results', 'settings_schema', 'files', 'evaluation.metrics', 'images'],
+    ['files', 'optional_packages'],
+    ['results', 'settings_schema', 'evaluation.metrics', 'images'],
     [
         'model.finite',
         'model.file_checks',
