@@ -2,10 +2,12 @@
 # `pip install .` installs the library, the weights and the command lisa-ros, without ROS.
 # In a ROS workspace colcon uses package.xml and CMakeLists.txt and ignores this file.
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+manifest = ET.parse(Path(__file__).parent / 'package.xml').getroot()  # noqa: S314  our own
 init_file = Path(__file__).parent / 'lisa_ros/__init__.py'
 message_files = [('share/lisa_ros/msg', sorted(map(str, Path('msg').glob('*.msg'))))]
 
@@ -21,6 +23,10 @@ setup(
     version=re.search(r"__version__ = '(.+)'", init_file.read_text())[1],
     description='LISA, reasoning segmentation: image and command in, masks and reason out',
     license='Apache-2.0',
+    url=manifest.findtext('url[@type="website"]'),
+    author=manifest.findtext('author'),
+    maintainer=manifest.findtext('maintainer'),
+    maintainer_email=manifest.find('maintainer').get('email'),
     python_requires='>=3.10',
     packages=find_packages(include=['lisa_ros', 'lisa_ros.*']),
     data_files=message_files,  # result bags contain them

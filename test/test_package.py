@@ -77,6 +77,17 @@ def test_the_manifest_has_the_required_entries(package):
     assert package.findtext('member_of_group') == 'rosidl_interface_packages'
 
 
+def test_the_owner_is_named(package):
+    fields = [
+        package.find('maintainer').get('email'),
+        *(url.text for url in package.findall('url')),
+    ]
+    if any('.example' in field for field in fields):
+        pytest.skip('to be filled by the owner: maintainer, url and author in package.xml')
+    assert all(fields)
+    assert package.findtext('author')
+
+
 ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
 OPTIONAL = {'audio_common_msgs', 'bondpy'}  # used if installed, see package.xml
 
