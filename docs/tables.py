@@ -22,7 +22,7 @@ from lisa_ros.settings_schema import parameter_info  # noqa: E402
 
 TABLES = (
     *('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg'),
-    *('NodeState.msg', 'CameraState.msg'),
+    *('NodeState.msg', 'CameraState.msg', 'Place.msg'),
 )
 
 

@@ -288,6 +288,35 @@ class Settings(ValidatedSettings):
         'TF frame whose z axis points up (odom, base_link), for upright 3D boxes; empty: up is '
         'the normal of the table in the depth image',
     )
+    map_frame: str = parameter(
+        '',
+        'Fixed TF frame, such as map, in which the node remembers where objects were seen '
+        '(~/places, ~/recall); empty: it does not remember',
+        at_configure=True,
+    )
+    places_file: str = parameter(
+        '',
+        'JSON file that keeps the remembered places over a restart; empty: none',
+        at_configure=True,
+    )
+    places_kept: int = parameter(
+        200,
+        'Places that are remembered [objects]; the oldest ones are dropped',
+        minimum=1,
+        maximum=10000,
+    )
+    place_max_age: float = parameter(
+        0.0,
+        'A place is forgotten this long after the object was seen there [s]; 0: never',
+        minimum=0.0,
+        maximum=31_536_000.0,
+    )
+    place_merge_distance: float = parameter(
+        0.15,
+        'An object of the same name that is seen nearer to a place than this is the same one [m]',
+        minimum=0.0,
+        maximum=10.0,
+    )
     transform_timeout: float = parameter(
         0.1,
         "Wait at most this long for a transform at the image's stamp [s]",

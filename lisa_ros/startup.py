@@ -20,7 +20,9 @@ from typing import NoReturn
 from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.error_text import one_line
 
-_ROS_PACKAGES = ('rclpy', 'lisa_ros.msg', 'lisa_ros.action')  # and all that end in _msgs
+_ROS_PACKAGES = (  # and all that end in _msgs
+    *('rclpy', 'lisa_ros.msg', 'lisa_ros.srv', 'lisa_ros.action'),
+)
 _INTERRUPTED = 130  # exit status of the shell for a program that SIGINT ended
 _IMPORT_PAUSE = 0.05  # after which a signal that came during an import is handled [s]
 _IMPORT_PAUSES = 600  # after which the import is taken for hung

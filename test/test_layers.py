@@ -75,7 +75,7 @@ def is_ros(module):
     return (
         first in ROS
         or first.endswith('_msgs')
-        or (first, *rest[:1]) in {('lisa_ros', 'msg'), ('lisa_ros', 'action')}
+        or (first, *rest[:1]) in {('lisa_ros', part) for part in ('msg', 'srv', 'action')}
     )
 
 

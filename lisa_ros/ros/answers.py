@@ -67,7 +67,7 @@ class TopicListener:
             tracking: gets the frames of queries, and the answers; None if tracking is off.
         """
         self._context, self._publishers, self._tracking = context, publishers, tracking
-        self._log_prefix = f'{camera}: ' if camera else ''
+        self._camera, self._log_prefix = camera, f'{camera}: ' if camera else ''
 
     def started(self, request: Request, frame: SyncedMessages) -> None:
         """Give the tracker the frame, so that it can track the answer later."""
@@ -108,6 +108,9 @@ class TopicListener:
         result = answer.result
         if self._tracking is not None and result.status in ANSWERED:
             self._tracking.on_answer(answer.frame, result)
+        if result.status is Status.FOUND and answer.frame is not None:
+            objects = answer.localized.objects
+            self._context.places.note(answer.frame, result, objects, self._camera)
         self._log(request, result)
         if result.status not in ANSWERED and not len(result.masks):
             # The request was not answered: an empty ~/mask would say that nothing was found.

@@ -11,20 +11,22 @@ masks on the tracking worker's (tracking_output.py).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lisa_ros.error_text import shortened
 from lisa_ros.health.outcomes import Outcome
+from lisa_ros.results import Status, unanswered
 from lisa_ros.ros import configuration
 from lisa_ros.ros.answers import AnswerReceiver, ClientListener, TopicListener
 from lisa_ros.ros.context import NodeClock, NodeContext
 from lisa_ros.ros.inputs import CameraInputs, TopicWatch
-from lisa_ros.ros.publishers import CameraPublishers
+from lisa_ros.ros.publishers import CameraPublishers, LocalizedResult
 from lisa_ros.ros.tracking_output import TrackingOutput
 from lisa_ros.session.command_parser import CommandKind, ParsedCommand
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
+from lisa_ros.session.place_memory import asks_about_the_past
 from lisa_ros.session.request import RequestListener
 from lisa_ros.session.scheduler import RequestScheduler
 from lisa_ros.settings import Settings
@@ -74,7 +76,7 @@ class CameraPipeline:
             SettingsError: an input cannot be subscribed to.
         """
         settings = self._context.settings.value
-        if settings.target_frame or settings.gravity_frame:
+        if self._context.transforms.is_used:
             self._context.transforms.listen()
         self._publishers.publish_label_info()
         self._parts = parts = self._make_parts(inference, settings)
@@ -196,8 +198,24 @@ class CameraPipeline:
             log.info(self._log_prefix + (f'stopped {stopped}' if stopped else nothing))
         elif is_watch and scheduler.set_standing_query(command.text):
             log.info(f'{self._log_prefix}watching {shortened(command.text)!r} until "stop"')
+        elif asks_about_the_past(command.text) and self._context.places.is_on:
+            self._answer_from_memory(command.text)
         else:  # also a standing query that is empty or too long: the answer says so
             scheduler.submit_command(command.text)
+
+    def _answer_from_memory(self, question: str) -> None:
+        """Answer where an object was seen last, without a look."""
+        text = self._context.places.answer(question)
+        result = replace(
+            unanswered(shortened(question), Status.NOT_FOUND, ''), answer=text, answer_raw=text
+        )
+        publishers = self._publishers
+        message = publishers.answers.message(None, result, LocalizedResult(None, ()))
+        publishers.answers.publish_status(message)
+        publishers.publish_explanation(text)
+        self._context.node.get_logger().info(
+            f'{self._log_prefix}{shortened(question)!r}: {text!r} (from memory)'
+        )
 
     def stop(self) -> list[str]:
         """End the standing query, all commands and the tracking; return what was stopped."""

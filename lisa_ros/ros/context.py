@@ -10,6 +10,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 
 from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.ros.places import Places
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
 
@@ -25,6 +26,7 @@ class NodeContext:
     settings: CurrentSettings
     transforms: Transforms
     log: ThrottledLog  # for errors that every frame may repeat
+    places: Places
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def _calibration(message: Any, is_rectified: bool) -> tuple[tuple[int, int] | No
 def transform_report(now: float, context: NodeContext, cameras: Cameras) -> TransformReport:
     """Return whether TF knows the transforms that the parameters ask for."""
     settings = context.settings.value
-    targets = [frame for frame in (settings.target_frame, settings.gravity_frame) if frame]
+    frames = (settings.target_frame, settings.gravity_frame, settings.map_frame)
+    targets = [frame for frame in frames if frame]
     missing = context.transforms.missing(_frame_ids(cameras), targets)
     return TransformReport(
         now,

@@ -39,6 +39,7 @@ from lisa_ros.ros.diagnostics import Diagnostics, ModelParts
 from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.ros.places import Places
 from lisa_ros.ros.qos import COMMAND_QOS
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
@@ -84,7 +85,9 @@ class LisaNode(LifecycleNode):
         parameter_declaration.declare(self, Settings, self._is_configured)
         self._settings = CurrentSettings(parameter_declaration.read(self, Settings))
         self._log = ThrottledLog(self.get_logger())
-        context = NodeContext(self, self._settings, Transforms(self, self._settings), self._log)
+        transforms = Transforms(self, self._settings)
+        self._places = Places(self, self._settings, transforms, self._log)
+        context = NodeContext(self, self._settings, transforms, self._log, self._places)
         self._cameras = Cameras(context)
         self.add_post_set_parameters_callback(self._on_parameters)
         self._create_services()
@@ -158,6 +161,7 @@ class LisaNode(LifecycleNode):
         # Parameters may have changed before `_on_parameters` saw the thread.
         self._inference.set_options(configuration.inference_options(self._settings.value))
         self._inference.start()
+        self._places.configure()
         for camera in self._cameras:
             camera.configure()
 
@@ -237,6 +241,7 @@ class LisaNode(LifecycleNode):
                 f'{self._stop_timeout:g} s after the request to stop: try again later'
             )
         self._bond.stop()
+        self._places.save()
         for camera in self._cameras:
             camera.unsubscribe()
         if self._commands is not None:
@@ -299,6 +304,7 @@ class LisaNode(LifecycleNode):
         inference = self._inference  # another thread may release it
         if inference is not None:
             inference.set_options(configuration.inference_options(settings))
+        self._places.apply_settings(settings)
         for camera in self._cameras:
             camera.apply_settings(settings)
 
@@ -338,6 +344,7 @@ class LisaNode(LifecycleNode):
         model, lifecycle = self._model_parts(), self.lifecycle.current
         self._diagnostics.publish_if_input_stopped(model, lifecycle)
         self._state.publish_if_changed(model, lifecycle)
+        self._places.report_changes()
 
     def _model_parts(self) -> ModelParts:
         backend = None if self._is_loading else self._backend  # another thread may release it

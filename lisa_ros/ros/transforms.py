@@ -48,7 +48,7 @@ class Transforms:
     def is_used(self) -> bool:
         """Whether the parameters ask for a transform."""
         settings = self._settings.value
-        return bool(settings.target_frame or settings.gravity_frame)
+        return bool(settings.target_frame or settings.gravity_frame or settings.map_frame)
 
     def listen(self) -> None:
         """Subscribe to /tf and /tf_static if tf2_ros is installed."""

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where objects were seen last: a bounded list of places in one fixed frame, such as the map.
+
+Rules:
+
+- A sighting near a known place of the same object updates it. Two names mean the same object if
+  they end with the same noun and one has all words of the other: "mug" and "red mug".
+- There are as many places of a name as were seen at once. A sighting elsewhere is therefore an
+  object that has moved, and replaces the place that was seen longest ago, unless the answer shows
+  more objects of the name than any answer before.
+- The oldest places are dropped when there are too many, and each one after `max_age`.
+
+Threads: any; each method holds a lock for microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+_ARTICLES = {'the', 'a', 'an', 'my', 'our', 'your', 'its'}
+_ABOUT_THE_PAST = re.compile(
+    r'^(?:where (?:did|have) (?:you|we|i) (?:last )?(?:see|seen)|where (?:was|were)|'
+    r'when did you (?:last )?see|have you seen)\b',
+    re.IGNORECASE,
+)
+_ABOUT_NOW = re.compile(r'^where (?:is|are)\b', re.IGNORECASE)
+_ENDING = re.compile(r'\b(?:last|seen|before|the last time)$', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PlaceMemoryOptions:
+    """How places are kept."""
+
+    merge_distance: float  # nearer sightings of a name are the same object [m]
+    max_places: int
+    max_age: float  # a place is dropped this long after its last sighting [s]; 0: never
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object was seen last."""
+
+    name: str  # "red mug"
+    position: tuple[float, float, float]  # in the frame of the memory [m]
+    stamp: int  # of the image [ns]
+    confidence: float  # of the mask, 0..1
+    camera: str = ''
+    thumbnail: bytes = b''  # JPEG; empty: none
+    sightings: int = 1  # answers that have shown it at this place
+
+
+class PlaceMemory:
+    """The places; see the module's docstring for rules and threads."""
+
+    def __init__(self, options: PlaceMemoryOptions, places: Iterable[Place] = ()):
+        """Make a memory, which may begin with places of an earlier one."""
+        self._lock = threading.Lock()
+        self._options = options
+        self._places = list(places)
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """How often the places have changed; to see whether they must be published or saved."""
+        return self._changes
+
+    def set_options(self, options: PlaceMemoryOptions) -> None:
+        """Use other options from now on."""
+        with self._lock:
+            self._options = options
+
+    def add(self, seen: Sequence[Place]) -> None:
+        """Take the objects of one answer."""
+        if not seen:
+            return
+        with self._lock:
+            pending = list(seen)
+            while pending:
+                group = [place for place in pending if is_same_name(place.name, pending[0].name)]
+                pending = [place for place in pending if place not in group]
+                self._add_group(group)
+            newest = max(place.stamp for place in seen)
+            self._drop_old(newest)
+            self._places.sort(key=lambda place: place.stamp)
+            del self._places[: max(0, len(self._places) - self._options.max_places)]
+            self._changes += 1
+
+    def places(self, now: int) -> list[Place]:
+        """Return all places, the one seen last first; `now` [ns]."""
+        with self._lock:
+            count = len(self._places)
+            self._drop_old(now)
+            self._changes += count != len(self._places)
+            return sorted(self._places, key=lambda place: -place.stamp)
+
+    def recall(self, query: str, now: int) -> list[Place]:
+        """Return the places of an object, the one seen last first.
+
+        Args:
+            query: a name ("the mug") or a question ("where did you last see the mug?"); empty:
+                all places.
+            now: the present time [ns].
+        """
+        name = asked_name(query)
+        return [place for place in self.places(now) if not name or is_same_name(place.name, name)]
+
+    def clear(self) -> None:
+        """Forget all places."""
+        with self._lock:
+            self._places.clear()
+            self._changes += 1
+
+    def _add_group(self, group: list[Place]) -> None:
+        """Take the sightings of one name in one answer."""
+        known = [place for place in self._places if is_same_name(place.name, group[0].name)]
+        pairs = sorted(
+            (math.dist(old.position, new.position), i, j)
+            for i, old in enumerate(known)
+            for j, new in enumerate(group)
+        )
+        merged_old: set[int] = set()
+        merged_new: set[int] = set()
+        for distance, i, j in pairs:
+            if distance > self._options.merge_distance or i in merged_old or j in merged_new:
+                continue
+            self._replace(known[i], _merged(known[i], group[j]))
+            merged_old.add(i)
+            merged_new.add(j)
+        elsewhere = [new for j, new in enumerate(group) if j not in merged_new]
+        unseen = sorted(
+            (old for i, old in enumerate(known) if i not in merged_old), key=lambda old: old.stamp
+        )
+        excess = len(known) - len(merged_old) + len(group) - max(len(known), len(group))
+        for old in unseen[:excess]:
+            self._places.remove(old)  # it has moved
+        self._places += elsewhere
+
+    def _replace(self, old: Place, new: Place) -> None:
+        self._places[self._places.index(old)] = new
+
+    def _drop_old(self, now: int) -> None:
+        if self._options.max_age:
+            oldest = now - round(self._options.max_age * 1e9)
+            self._places = [place for place in self._places if place.stamp >= oldest]
+
+
+def is_same_name(one: str, other: str) -> bool:
+    """Return whether two names may mean the same object: "mug" and "the red mug"."""
+    first, second = _words(one), _words(other)
+    if not first or not second or first[-1] != second[-1]:
+        return first == second
+    return set(first) <= set(second) or set(second) <= set(first)
+
+
+def asks_about_the_past(command: str) -> bool:
+    """Return whether a command asks the memory: "where did you last see the mug?"."""
+    return _ABOUT_THE_PAST.match(command.strip()) is not None
+
+
+def asked_name(query: str) -> str:
+    """Return the name in a question: "mug" of "where did you last see the mug?"."""
+    text = query.strip().rstrip('?.! ')
+    for pattern in (_ABOUT_THE_PAST, _ABOUT_NOW, _ENDING):
+        text = pattern.sub('', text).strip()
+    return ' '.join(_words(text))
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case, without articles; plurals count as singular."""
+    words = re.findall(r'\w+', name.lower())
+    return [
+        word[:-1] if word.endswith('s') and not word.endswith('ss') else word
+        for word in words
+        if word not in _ARTICLES
+    ]
+
+
+def _merged(old: Place, new: Place) -> Place:
+    """Return a known place after a new sighting; the longer name stays."""
+    name = max(old.name, new.name, key=lambda text: len(_words(text)))
+    thumbnail = new.thumbnail or old.thumbnail
+    return replace(new, name=name, thumbnail=thumbnail, sightings=old.sightings + 1)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""~/places, ~/recall and the file of places, with a node whose model is scripted."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+pytest.importorskip('lisa_ros.srv', reason='needs the built interfaces: make setup')
+
+from lisa_ros.msg import PlaceList, Segmentation
+from lisa_ros.srv import Recall
+from test_cameras import send_command, start  # noqa: F401  # a fixture
+
+from lisa_ros.ros.places import _duration_text
+from lisa_ros.ros.qos import latched_qos
+
+pytestmark = pytest.mark.ros
+QUERY = 'bright box'
+FRAME = 'camera_optical'  # that of the camera: no TF is needed
+
+
+def ask(peer, text):
+    count = len(peer.received['segmentation'])
+    send_command(peer, text)
+    peer.wait(lambda: len(peer.received['segmentation']) > count, what='the answer')
+    return peer.received['segmentation'][-1]
+
+
+def test_what_was_found_is_remembered_recalled_and_kept_over_a_restart(start, tmp_path):  # noqa: F811
+    file = tmp_path / 'places.json'
+    _, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
+    answer = ask(peer, QUERY)
+    assert answer.status == Segmentation.FOUND
+    centroid = answer.instances[0].centroid
+
+    lists = []
+    peer.node.create_subscription(PlaceList, '/lisa/places', lists.append, latched_qos())
+    peer.wait(lambda: lists and lists[-1].places, what='the list')
+    (place,) = lists[-1].places
+    assert (lists[-1].header.frame_id, place.name, place.sightings) == (FRAME, 'bright box', 1)
+    assert place.position == centroid
+    assert place.stamp == answer.header.stamp
+
+    response = peer.call(Recall, 'recall', query='where did you last see the box?')
+    (place,), (age,) = response.places, response.ages
+    assert response.answer.startswith('I last saw the bright box ')
+    assert response.answer.endswith(f' m in {FRAME}.')
+    assert 0 <= age < 60
+    thumbnail = cv2.imdecode(
+        np.frombuffer(bytes(place.thumbnail.data), np.uint8), cv2.IMREAD_COLOR
+    )
+    assert max(thumbnail.shape[:2]) <= 96
+    assert thumbnail.max() > 200  # the square of the camera is bright
+    assert peer.call(Recall, 'recall', query='the plate').answer == 'I have not seen the plate.'
+
+    from_memory = ask(peer, 'Where did you last see the box?')
+    assert from_memory.status == Segmentation.NOT_FOUND
+    assert from_memory.answer.startswith('I last saw the bright box ')
+    spoken = peer.received['explanation']
+    peer.wait(lambda: spoken[-1].data.startswith('I last saw the bright box '), what='the text')
+    assert ask(peer, 'where have you seen the plate?').answer == 'I have not seen the plate.'
+
+    assert peer.change_state('deactivate')
+    saved = json.loads(file.read_text())
+    assert (saved['frame'], [p['name'] for p in saved['places']]) == (FRAME, ['bright box'])
+    assert peer.change_state('cleanup')
+    assert peer.change_state('configure')
+    assert len(peer.call(Recall, 'recall', query='').places) == 1
+
+
+def test_without_a_map_frame_nothing_is_remembered(start):  # noqa: F811
+    _, peer, _ = start(0.0)
+    assert ask(peer, QUERY).status == Segmentation.FOUND
+    response = peer.call(Recall, 'recall', query='')
+    assert list(response.places) == []
+    assert 'set map_frame' in response.answer
+    # then it is a query like any other
+    assert 'last saw' not in ask(peer, 'where did you last see the box?').answer
+
+
+def test_a_damaged_file_is_named_and_left_as_it_is(start, tmp_path):  # noqa: F811
+    file = tmp_path / 'places.json'
+    file.write_text('{"frame": 3}')
+    node, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
+    assert ask(peer, QUERY).status == Segmentation.FOUND
+    assert len(peer.call(Recall, 'recall', query='').places) == 1
+    assert peer.change_state('deactivate')
+    assert file.read_text() == '{"frame": 3}'
+    assert 'places are not saved' in node.output()
+
+
+def test_a_frame_that_tf_does_not_know_is_one_error_and_the_answer_comes(start):  # noqa: F811
+    node, peer, _ = start(0.0, map_frame='nowhere')
+    assert ask(peer, QUERY).status == Segmentation.FOUND
+    node.wait_for_output('no place to remember')
+    assert 'nowhere' in peer.call(Recall, 'recall', query='').header.frame_id
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(0.4, '0 s'), (-3, '0 s'), (119, '119 s'), (300, '5 min'), (7200, '2 h'), (400000, '5 days')],
+)
+def test_ages_are_written_for_people(seconds, text):
+    assert _duration_text(seconds) == text
