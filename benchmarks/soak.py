@@ -36,6 +36,7 @@ import endurance_report as report
 import node_processes as processes  # makes lisa_ros importable
 import numpy as np
 import rclpy
+import rgbd_camera
 from node_peer import NODE, NodePeer
 from node_processes import Sample, sample
 from rclpy.executors import ExternalShutdownException
@@ -220,7 +221,8 @@ def main() -> int:
     processes.join_graph()
     start = time.monotonic()
     peer = NodePeer()
-    command = processes.node_command(options.out, options.model, {'threads': options.threads})
+    parameters = {'threads': options.threads, 'map_frame': rgbd_camera.FRAME_ID}  # for ~/places
+    command = processes.node_command(options.out, options.model, parameters)
     listener = [sys.executable, __file__, '--listen', str(counts.resolve())]
     with (
         processes.started(command, log) as node,

@@ -40,6 +40,7 @@ ARGUMENTS = {  # name: default, description
         f'one topic for each, separated by commas too; empty: front/image and so on. {FROM_FILE}',
     ),
     'target_frame': ('', f'TF frame of the pose on ~/target; {FROM_FILE}'),
+    'map_frame': ('', f'fixed TF frame in which the node remembers places, as map; {FROM_FILE}'),
     'output_reliability': (
         '',
         'reliability of the images and clouds that the node publishes: reliable or best_effort; '
@@ -60,6 +61,9 @@ ARGUMENTS = {  # name: default, description
 RESPAWN_DELAY = 0.2  # [s]
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 RELIABILITIES = ('reliable', 'best_effort')
+TEXT_PARAMETERS = (
+    *('model', 'vision_tower', 'template', 'device', 'precision', 'target_frame', 'map_frame'),
+)
 INPUTS = ('image', 'depth', 'camera_info')
 LARGE_OUTPUTS = (
     *('mask', 'confidence', 'overlay', 'scene_points', 'object_points'),
@@ -100,19 +104,18 @@ def names_in(value: str) -> list[str]:
 
 
 def file_cameras(path: str) -> list[str]:
-    """Return the names of cameras that a parameter file sets; none if it sets no names."""
+    """Return the names of cameras that a parameter file sets for the node; none without names."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        content = yaml.safe_load(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []  # the node says what is wrong with its file
-    pending = [content]
-    while pending:
-        level = pending.pop()
-        if isinstance(level, dict):
-            cameras = level.get('cameras')
-            if isinstance(cameras, list) and any(cameras):
-                return [str(camera) for camera in cameras if camera]
-            pending += level.values()
+    for node, section in content.items() if isinstance(content, dict) else ():
+        if str(node).strip('/') not in ('**', '*', 'lisa') and not str(node).endswith('/lisa'):
+            continue
+        parameters = section.get('ros__parameters') if isinstance(section, dict) else None
+        cameras = parameters.get('cameras') if isinstance(parameters, dict) else None
+        if isinstance(cameras, list) and any(cameras):
+            return [str(camera) for camera in cameras if camera]
     return []
 
 
@@ -150,7 +153,7 @@ def node_parameters(given: dict[str, str], cameras: list[str]) -> dict[str, Any]
     """Return the parameters that are given as arguments; they replace those of the file."""
     parameters: dict[str, Any] = {
         name: ParameterValue(given[name], value_type=str)
-        for name in ('model', 'vision_tower', 'template', 'device', 'precision', 'target_frame')
+        for name in TEXT_PARAMETERS
         if given[name]
     }
     for name in ('allow_download', 'use_sim_time', 'autostart'):
@@ -160,7 +163,7 @@ def node_parameters(given: dict[str, str], cameras: list[str]) -> dict[str, Any]
         parameters['cameras'] = cameras
     if given['output_reliability']:
         reliability = choice('output_reliability', given['output_reliability'], RELIABILITIES)
-        parameters |= output_qos(reliability, given['namespace'], cameras)
+        parameters |= output_qos(reliability, given['full_namespace'], cameras)
     return parameters
 
 
@@ -182,7 +185,9 @@ def lisa_node(given: dict[str, str], cameras: list[str]) -> LifecycleNode:
     )
 
 
-def voice_node(given: dict[str, str]) -> Node:
+def voice_node(given: dict[str, str], cameras: list[str]) -> Node:
+    """Return voice_node; it speaks the answers of the first camera."""
+    camera = f'{cameras[0]}/' if cameras else ''
     parameters = [existing_file('voice_params_file', given['voice_params_file'])]
     if given['use_sim_time']:
         parameters.append({'use_sim_time': is_on('use_sim_time', given['use_sim_time'])})
@@ -195,7 +200,7 @@ def voice_node(given: dict[str, str]) -> Node:
         remappings=[
             ('audio', given['audio']),
             ('command', 'lisa/command'),
-            ('say', 'lisa/explanation'),
+            ('say', f'lisa/{camera}explanation'),
         ],
         ros_arguments=['--log-level', choice('log_level', given['log_level'], LOG_LEVELS)],
         output='screen',
@@ -211,6 +216,7 @@ def rviz(given: dict[str, str], cameras: list[str]) -> Node:
         executable='rviz2',
         namespace=given['namespace'],
         arguments=['-d', str(CONFIG / 'lisa.rviz')],
+        parameters=[{'use_sim_time': is_on('use_sim_time', given['use_sim_time'] or 'false')}],
         # lisa.rviz has absolute names: make them relative, so the namespace applies to them.
         remappings=[
             ('/image', images[0]),
@@ -221,11 +227,16 @@ def rviz(given: dict[str, str], cameras: list[str]) -> Node:
 
 def start_nodes(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    pushed = context.launch_configurations.get('ros_namespace', '')  # by PushRosNamespace
+    if not given['namespace'].startswith('/'):
+        given['full_namespace'] = f'{pushed}/{given["namespace"]}'
+    else:
+        given['full_namespace'] = given['namespace']
     params_file = existing_file('params_file', given['params_file'])
     cameras = names_in(given['cameras']) or file_cameras(params_file)
     nodes = [lisa_node(given, cameras)]
     if is_on('voice', given['voice']):
-        nodes.append(voice_node(given))
+        nodes.append(voice_node(given, cameras))
     if is_on('rviz', given['rviz']):
         nodes.append(rviz(given, cameras))
     return nodes

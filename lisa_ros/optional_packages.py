@@ -8,6 +8,7 @@ in share/lisa_ros, and `pip install 'lisa_ros[voice]'` would have no effect ther
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from lisa_ros.resources import SOURCE_ROOT
@@ -25,5 +26,5 @@ def install_command(purpose: str) -> str:
     for root in (*roots, SOURCE_ROOT):
         file = root / _FOLDER / f'{purpose}.txt'
         if file.is_file():
-            return f'pip install -r {file}'
+            return f'pip install -r {shlex.quote(str(file))}'
     return f"pip install 'lisa_ros[{purpose}]'"

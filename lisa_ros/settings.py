@@ -36,7 +36,8 @@ class Settings(ValidatedSettings):
 
     YAML_NOTES: ClassVar[tuple[str, ...]] = (
         "QoS by the topic's full name. Inputs have by default best effort, volatile, keep last 5",
-        '(a latched camera_info is received, too), outputs have reliable, volatile, keep last 10:',
+        '(a latched camera_info is received, too), outputs have reliable, volatile, keep last 10',
+        '(~/segmentation 1000; ~/label_info is latched; not of ~/state and ~/places):',
         'qos_overrides:',
         '  /image:',
         '    subscription: {reliability: reliable, history: keep_last, depth: 1}',
@@ -303,7 +304,7 @@ class Settings(ValidatedSettings):
         200,
         'Places that are remembered [objects]; the oldest ones are dropped',
         minimum=1,
-        maximum=10000,
+        maximum=1000,
     )
     place_max_age: float = parameter(
         0.0,

@@ -266,7 +266,7 @@ def test_a_message_that_dds_refuses_is_logged_and_raises_nothing():
     context.init()
     node = LifecycleNode('outputs', context=context)
     log = Log()
-    node_context = NodeContext(node, CurrentSettings(Settings()), None, log)
+    node_context = NodeContext(node, CurrentSettings(Settings()), None, log, None)
     outputs = AnswerPublishers(node_context, '~/')
     outputs.publish_safely(Refusing(), None)
     ((line, cause),) = log.errors

@@ -296,7 +296,9 @@ def test_depth(change, level, text):
 
 # ---- transforms
 
-TRANSFORMS = TransformReport(now=NOW, target_frame='map', gravity_frame='', lookups=())
+TRANSFORMS = TransformReport(
+    now=NOW, target_frame='map', gravity_frame='', map_frame='', lookups=()
+)
 LOOKUP = Outcome('optical to map', NOW - 1, 'no transform from optical to map: start')
 
 

@@ -70,6 +70,33 @@ def test_other_names_are_other_objects():
     assert memory.recall('the plate', SECOND) == []
 
 
+def test_a_name_that_fits_several_objects_replaces_none():
+    memory = PlaceMemory(OPTIONS)
+    memory.add([seen('red mug', 1.0, 1)])
+    memory.add([seen('blue mug', 2.0, 2)])
+    memory.add([seen('mug', 5.0, 3)])
+    assert positions(memory) == [1.0, 2.0, 5.0]
+    memory.add([seen('mug', 1.05, 4)])
+    assert positions(memory) == [1.05, 2.0, 5.0]
+
+
+def test_an_answer_about_an_old_image_replaces_nothing():
+    memory = PlaceMemory(OPTIONS)
+    memory.add([seen('red mug', 1.0, 10)])
+    memory.add([seen('red mug', 1.1, 5)])
+    memory.add([seen('red mug', 7.0, 5)])
+    assert positions(memory) == [1.0]
+
+
+def test_places_of_the_future_count_as_seen_now():
+    memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0))
+    memory.add([seen('red mug', 1.0, 1000), seen('bowl', 2.0, 1000)])
+    assert [place.stamp for place in memory.places(3 * SECOND)] == [3 * SECOND] * 2
+    memory.add([seen('red mug', 5.0, 4)])  # the simulation has begun again
+    assert positions(memory, now=4) == [2.0, 5.0]
+    assert positions(memory, now=65) == []
+
+
 def test_twelve_objects_on_a_drive_around_three_tables():
     """Noise of 3 cm, two objects move, each answer shows those of one table."""
     rng = np.random.default_rng(0)
@@ -112,11 +139,12 @@ def test_places_grow_old_and_their_number_is_limited():
     ('question', 'name', 'is_past'),
     [
         ('where did you last see the red mug?', 'red mug', True),
-        ('Where have you seen my keys', 'key', True),
+        ('Where have you seen my keys', 'keys', True),
+        ('where did you see the glasses the last time?', 'glasses', True),
         ('where was the bowl?', 'bowl', True),
         ('have you seen the glass?', 'glass', True),
         ('where is the mug?', 'mug', False),
-        ('the mugs', 'mug', False),
+        ('the mugs', 'mugs', False),
         ('segment the last mug', 'segment last mug', False),
         ('', '', False),
     ],
@@ -131,6 +159,10 @@ def test_names():
     assert is_same_name('mugs', 'a mug')
     assert not is_same_name('red mug', 'blue mug')
     assert not is_same_name('mug holder', 'mug')
+    assert is_same_name('mug on the left', 'the mug')
+    assert not is_same_name('mug on the table', 'table')
+    for several, one in (('boxes', 'box'), ('glasses', 'glass'), ('batteries', 'battery')):
+        assert is_same_name(several, one)
     assert not is_same_name('', 'mug')
 
 
@@ -150,8 +182,9 @@ def test_the_file_keeps_all_and_an_interrupted_write_keeps_the_old_one(tmp_path)
 @pytest.mark.parametrize(
     'change',
     [
-        {'position': [1, 2]}, {'position': ['a', 'b', 'c']}, {'stamp': 'x'}, {'thumbnail': '!'},
-        {'name': 3}, {'confidence': None},
+        {'position': [1, 2]}, {'position': ['a', 'b', 'c']}, {'position': [1, 2, 1e9]},
+        {'stamp': '-1'}, {'stamp': '9' * 30}, {'stamp': 'x'}, {'sightings': -1},
+        {'thumbnail': '!'}, {'name': 3}, {'confidence': None},
     ],
     ids=str,
 )  # fmt: skip

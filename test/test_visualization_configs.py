@@ -23,7 +23,7 @@ ANSWER_OUTPUTS = {  # published for each answer, and for each tracked image
 PUBLISHED = {
     '/diagnostics',
     *(f'/lisa/{name}' for name in (*ANSWER_OUTPUTS, 'label_info', 'detections', 'detections_3d')),
-    *('/lisa/explanation', '/lisa/state'),
+    *('/lisa/explanation', '/lisa/state', '/lisa/places'),
     *(f'/lisa/tracked/{name}' for name in ANSWER_OUTPUTS),
 }
 SUBSCRIBED = {'/image', '/lisa/command'}

@@ -17,6 +17,7 @@ class TransformReport:
     now: float  # [s, monotonic]
     target_frame: str  # the parameter; empty: none
     gravity_frame: str  # the parameter; empty: none
+    map_frame: str  # the parameter; empty: none
     lookups: Sequence[Outcome]  # the newest of each pair of frames
     missing: str = ''  # what TF does not know at this moment, with the cure; empty: nothing
 
@@ -26,6 +27,7 @@ def judge_transforms(report: TransformReport) -> Verdict:
     values = {
         'target_frame': report.target_frame or 'none',
         'gravity_frame': report.gravity_frame or 'none',
+        'map_frame': report.map_frame or 'none',
     }
     failed = [
         lookup
@@ -42,4 +44,4 @@ def judge_transforms(report: TransformReport) -> Verdict:
 def _is_needed(lookup: Outcome, report: TransformReport) -> bool:
     """Return whether the parameters still ask for a transform; they may have changed."""
     target = lookup.subject.rpartition(' to ')[2]
-    return target in (report.target_frame, report.gravity_frame)
+    return target in (report.target_frame, report.gravity_frame, report.map_frame)

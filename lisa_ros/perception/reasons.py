@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from lisa_ros.errors import LisaError
 from lisa_ros.perception.backend import InferenceOptions, Query
 from lisa_ros.results import Done, Event, Segmentation, Status, Token
 
@@ -46,7 +47,11 @@ def with_reason(
         if options.answer_timeout:
             left = max(_MIN_TIME, options.answer_timeout - (time.monotonic() - start))
             options = dataclasses.replace(options, answer_timeout=left)
-        reason = ask(Query(question, query.dialogue.extended(result)), options)
+        try:
+            reason = ask(Query(question, query.dialogue.extended(result)), options)
+        except LisaError:  # the answer is complete without it
+            yield Done(result)
+            continue
         if reason.status is Status.NOT_FOUND and reason.answer:  # words and no mask
             yield Token(f' {reason.answer}')
             result = _joined(result, reason)

@@ -108,9 +108,6 @@ class TopicListener:
         result = answer.result
         if self._tracking is not None and result.status in ANSWERED:
             self._tracking.on_answer(answer.frame, result)
-        if result.status is Status.FOUND and answer.frame is not None:
-            objects = answer.localized.objects
-            self._context.places.note(answer.frame, result, objects, self._camera)
         self._log(request, result)
         if result.status not in ANSWERED and not len(result.masks):
             # The request was not answered: an empty ~/mask would say that nothing was found.
@@ -123,6 +120,17 @@ class TopicListener:
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
             self._publishers.publish_explanation(left_out or spoken_answer(result))
+        self._remember(answer)
+
+    def _remember(self, answer: _Answer) -> None:
+        """Note where the objects are; an error is logged, as the answer has been published."""
+        result, frame = answer.result, answer.frame
+        if result.status is not Status.FOUND or frame is None:
+            return
+        try:
+            self._context.places.note(frame, result, answer.localized.objects, self._camera)
+        except Exception:  # noqa: BLE001  # a bug, or an image that cannot be decoded again
+            self._context.log.error(traceback.format_exc(), 'places')
 
     def _log(self, request: Request, result: Segmentation) -> None:
         query = f'{self._log_prefix}{shortened(result.query)!r}'

@@ -198,23 +198,32 @@ class CameraPipeline:
             log.info(self._log_prefix + (f'stopped {stopped}' if stopped else nothing))
         elif is_watch and scheduler.set_standing_query(command.text):
             log.info(f'{self._log_prefix}watching {shortened(command.text)!r} until "stop"')
-        elif asks_about_the_past(command.text) and self._context.places.is_on:
+        elif self._is_for_memory(command.text):
             self._answer_from_memory(command.text)
         else:  # also a standing query that is empty or too long: the answer says so
             scheduler.submit_command(command.text)
 
+    def _is_for_memory(self, text: str) -> bool:
+        """Return whether a command asks where an object was seen last."""
+        settings = self._context.settings.value
+        return (
+            self._context.places.is_on
+            and len(text) <= settings.max_command_chars  # else the scheduler says so
+            and asks_about_the_past(text)
+        )
+
     def _answer_from_memory(self, question: str) -> None:
         """Answer where an object was seen last, without a look."""
         text = self._context.places.answer(question)
-        result = replace(
-            unanswered(shortened(question), Status.NOT_FOUND, ''), answer=text, answer_raw=text
-        )
+        result = replace(unanswered(question, Status.NOT_FOUND, ''), answer=text, answer_raw=text)
         publishers = self._publishers
+        if publishers is None:  # released by another thread
+            return
         message = publishers.answers.message(None, result, LocalizedResult(None, ()))
         publishers.answers.publish_status(message)
         publishers.publish_explanation(text)
         self._context.node.get_logger().info(
-            f'{self._log_prefix}{shortened(question)!r}: {text!r} (from memory)'
+            f'{self._log_prefix}{shortened(question)!r}: {shortened(text)!r} (from memory)'
         )
 
     def stop(self) -> list[str]:

@@ -193,6 +193,7 @@ def transform_report(now: float, context: NodeContext, cameras: Cameras) -> Tran
         now,
         settings.target_frame,
         settings.gravity_frame,
+        settings.map_frame,
         context.transforms.lookups.newest,
         missing,
     )

@@ -128,7 +128,9 @@ class LisaNode(LifecycleNode):
 
     def stop(self) -> bool:
         """Cancel all requests, in any state; False if one runs longer than `stop_timeout`."""
-        return not self._is_loading and self._cameras.close(self._stop_timeout)
+        is_stopped = not self._is_loading and self._cameras.close(self._stop_timeout)
+        self._places.save()
+        return is_stopped
 
     # ---- transitions
 
@@ -284,6 +286,7 @@ class LisaNode(LifecycleNode):
         if isinstance(backend, SupervisedBackend):
             backend.close()
         self._backend = self._inference = backend = None
+        self._places.release()
         for camera in self._cameras:
             camera.release()
         gc.collect()  # the model is full of reference cycles

@@ -10,6 +10,8 @@ else runs on the executor's thread and returns at once, apart from the writing o
 
 from __future__ import annotations
 
+import array
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from lisa_ros.error_text import shortened
 from lisa_ros.errors import DataError, TransformError
 from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.messages.stamp import stamp_ns
@@ -37,14 +40,23 @@ from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.ros.transforms import Transforms
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.place_file import read_places, write_places
-from lisa_ros.session.place_memory import Place, PlaceMemory, PlaceMemoryOptions, asked_name
+from lisa_ros.session.place_memory import (
+    Place,
+    PlaceMemory,
+    PlaceMemoryOptions,
+    asked_name,
+    is_pronoun,
+    is_valid_place,
+)
 from lisa_ros.settings import Settings
 from lisa_ros.srv import Recall
 
 _THUMBNAIL_SIDE = 96  # longer side [px]
 _MARGIN = 0.15  # of a thumbnail around the mask's box, as a share of its longer side
 _SAVE_PERIOD = 5.0  # between two writings of the file [s]
+_PUBLISH_PERIOD = 1.0  # between two messages on ~/places [s]
 _OFF = 'the memory of places is off: set map_frame, such as map'
+_NOT_CONFIGURED = 'the node is not configured: ros2 lifecycle set it to configure, then activate'
 
 
 class Places:
@@ -63,7 +75,8 @@ class Places:
         self._memory: PlaceMemory | None = None  # None: off
         self._frame, self._file = '', None
         self._published = self._saved = 0  # changes of the memory
-        self._saved_at = 0.0  # [s, monotonic]
+        self._published_at = self._saved_at = 0.0  # [s, monotonic]
+        self._saving = threading.Lock()
         self._publisher = node.create_publisher(PlaceList, '~/places', latched_qos())
         node.create_service(Recall, '~/recall', self._on_recall)
 
@@ -80,13 +93,20 @@ class Places:
             return
         places: list[Place] = []
         if settings.places_file:
-            file = Path(settings.places_file).expanduser()
             try:
+                file = Path(settings.places_file).expanduser()
                 places, self._file = read_places(file, self._frame), file
-            except DataError as error:
+            except (DataError, OSError, RuntimeError) as error:  # RuntimeError: no such user
                 self._node.get_logger().error(f'{error}; places are not saved')
         self._memory = PlaceMemory(_options(settings), places)
         self._published, self._saved = -1, 0
+
+    def release(self) -> None:
+        """Save and forget the places; ~/places becomes empty."""
+        self.save()
+        if self._memory is not None:
+            self._publish([])
+        self._memory = None
 
     def apply_settings(self, settings: Settings) -> None:
         """Apply parameters that may change while the node is active."""
@@ -98,29 +118,37 @@ class Places:
         memory = self._memory
         if memory is None:
             return
-        now = self._node.get_clock().now()
-        places = memory.places(now.nanoseconds)
-        if memory.changes != self._published:
-            self._published = memory.changes
-            header = Header(stamp=now.to_msg(), frame_id=self._frame)
-            messages = [_message(place, self._frame, with_thumbnail=False) for place in places]
-            self._publisher.publish(PlaceList(header=header, places=messages))
+        if time.monotonic() - self._published_at > _PUBLISH_PERIOD:
+            now = self._node.get_clock().now().nanoseconds
+            memory.places(now)  # drops those that are too old, which is a change
+            changes = memory.changes  # before the list is read: what comes meanwhile comes again
+            if changes != self._published:
+                self._publish(memory.places(now))
+                self._published = changes
         if time.monotonic() - self._saved_at > _SAVE_PERIOD:
             self.save()
 
+    def _publish(self, places: Sequence[Place]) -> None:
+        stamp = self._node.get_clock().now().to_msg()
+        header = Header(stamp=stamp, frame_id=self._frame)
+        messages = [_message(place, self._frame, with_thumbnail=False) for place in places]
+        self._published_at = time.monotonic()
+        self._publisher.publish(PlaceList(header=header, places=messages))
+
     def save(self) -> None:
-        """Write the file if the places have changed; an error is logged."""
-        memory, file = self._memory, self._file
-        if memory is None or file is None or memory.changes == self._saved:
-            return
-        changes, self._saved_at = memory.changes, time.monotonic()
-        try:
-            places = memory.places(self._node.get_clock().now().nanoseconds)
-            write_places(file, self._frame, places)
-        except DataError as error:
-            self._log.error(str(error), 'places_file')
-        else:
-            self._saved = changes
+        """Write the file if the places have changed; an error is logged. Any thread."""
+        with self._saving:
+            memory, file = self._memory, self._file
+            if memory is None or file is None or memory.changes == self._saved:
+                return
+            changes, self._saved_at = memory.changes, time.monotonic()
+            try:
+                places = memory.places(self._node.get_clock().now().nanoseconds)
+                write_places(file, self._frame, places)
+            except DataError as error:
+                self._log.error(str(error), 'places_file')
+            else:
+                self._saved = changes
 
     # ---- notes and questions
 
@@ -157,16 +185,16 @@ class Places:
                 return
             if image is None:
                 image = rgb_image(frame, self._settings.value.max_image_pixels)
-            seen.append(
-                Place(
-                    name,
-                    (position.x, position.y, position.z),
-                    stamp_ns(header) or self._node.get_clock().now().nanoseconds,
-                    float(result.scores[i]),
-                    camera,
-                    _thumbnail(image, result.masks[i]),
-                )
+            place = Place(
+                name,
+                (position.x, position.y, position.z),
+                stamp_ns(header) or self._node.get_clock().now().nanoseconds,
+                float(result.scores[i]),
+                camera,
+                _thumbnail(image, result.masks[i]),
             )
+            if is_valid_place(place):  # else the stamp or the depth is wrong
+                seen.append(place)
         memory.add(seen)
 
     @property
@@ -178,24 +206,29 @@ class Places:
         """Return where an object was seen last, for people."""
         memory = self._memory
         if memory is None:
-            return _OFF
+            return self._why_off()
         now = self._node.get_clock().now().nanoseconds
         return self._answer(question, memory.recall(question, now), now)
 
     def _on_recall(self, request: Recall.Request, response: Recall.Response) -> Recall.Response:
         memory, now = self._memory, self._node.get_clock().now()
         if memory is None:
-            response.answer = _OFF
+            response.answer = self._why_off()
             return response
         places = memory.recall(request.query, now.nanoseconds)
         response.header = Header(stamp=now.to_msg(), frame_id=self._frame)
         response.places = [_message(place, self._frame, with_thumbnail=True) for place in places]
-        response.ages = [(now.nanoseconds - place.stamp) / 1e9 for place in places]
+        response.ages = [max(0, now.nanoseconds - place.stamp) / 1e9 for place in places]
         response.answer = self._answer(request.query, places, now.nanoseconds)
         return response
 
+    def _why_off(self) -> str:
+        return _NOT_CONFIGURED if self._settings.value.map_frame else _OFF
+
     def _answer(self, question: str, places: Sequence[Place], now: int) -> str:
-        name = asked_name(question)
+        name = shortened(asked_name(question))
+        if is_pronoun(name):
+            return 'Name the object: "where did you last see the mug?"'
         if not places:
             return f'I have not seen the {name}.' if name else 'I remember no object.'
         texts = []
@@ -228,7 +261,7 @@ def _message(place: Place, frame: str, *, with_thumbnail: bool) -> PlaceMessage:
     if with_thumbnail and place.thumbnail:
         header = Header(stamp=message.stamp, frame_id=frame)
         message.thumbnail = CompressedImage(header=header, format='jpeg')
-        message.thumbnail.data = place.thumbnail
+        message.thumbnail.data = array.array('B', place.thumbnail)
     return message
 
 

@@ -5,7 +5,7 @@ A camera has the same topics twice: ~/mask and so on for answers, ~/tracked/mask
 masks that the tracker has moved to newer images. Messages that take time to build are built only
 if their topic has a subscriber.
 
-Threads: any, but each set of publishers is used by one thread at a time.
+Threads: any. Answers come from the delivery thread, answers from memory from the executor's.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ class StatePublisher:
         state = self._state(model, lifecycle)
         if state == self._last:
             return
-        self._last = state
         message = NodeState(**{name: getattr(state, name) for name in _FIELDS})
         message.header.stamp = self._context.node.get_clock().now().to_msg()
         self._publisher.publish(message)
+        self._last = state
 
     def _state(self, model: ModelParts, lifecycle: Lifecycle) -> NodeState:
         """Return the state with an empty header."""

@@ -31,7 +31,10 @@ except ImportError:  # not in every install: then ~/target is not published in o
     tf2_ros = None
 
 
-_PUBLISH_IT = 'start robot_state_publisher or static_transform_publisher, or correct target_frame'
+_PUBLISH_IT = (
+    'start robot_state_publisher, static_transform_publisher or, for a map, the localization; or '
+    'correct target_frame, gravity_frame or map_frame'
+)
 
 
 class Transforms:
@@ -126,7 +129,7 @@ class Transforms:
             transform = self._buffer.lookup_transform(
                 target, header.frame_id, Time.from_msg(header.stamp), timeout
             ).transform
-        except tf2_ros.TransformException as error:
+        except (tf2_ros.TransformException, ValueError, OverflowError) as error:  # a wrong stamp
             raise TransformError(
                 f"no transform from {header.frame_id} to {target} at the image's stamp: {error}; "
                 f'{_PUBLISH_IT}'
@@ -141,5 +144,5 @@ class Transforms:
 def _not_installed(frame: str, target: str) -> str:
     return (
         f'tf2_ros is not installed, so {frame} is not known in {target}: install tf2_ros_py, or '
-        'leave target_frame and gravity_frame empty'
+        'leave target_frame, gravity_frame and map_frame empty'
     )

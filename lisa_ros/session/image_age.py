@@ -108,7 +108,7 @@ def stale_reason(
     if wall_silence > limit and clock.has_ended():
         return (
             f'the simulation has ended: nobody publishes /clock, and the newest image came '
-            f'{wall_silence:.2f} s ago, {allows}: start it again, or set use_sim_time to false'
+            f'{wall_silence:.2f} s ago, {allows}: start it again, or set max_image_age to 0'
         )
     age = stamp_age(frame.stamp, clock)
     if abs(age) <= limit or (not max_age and abs(age) > SECONDS_PER_DAY):

@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lisa_ros.errors import DataError
-from lisa_ros.files.access import describe_error
+from lisa_ros.files.access import is_missing
 from lisa_ros.files.json_schema import INTEGER, NUMBER, TEXT, ListOf, Record, check_json
 from lisa_ros.files.text import read_json
-from lisa_ros.session.place_memory import Place
+from lisa_ros.session.place_memory import Place, is_valid_place
 
 _PLACE = Record(
     {
@@ -56,11 +57,15 @@ def write_places(path: Path, frame: str, places: Sequence[Place]) -> None:
     }
     new = path.with_name(f'{path.name}.new')
     try:
-        new.write_text(json.dumps(content, indent=1), encoding='utf-8')
+        with new.open('w', encoding='utf-8') as file:
+            file.write(json.dumps(content))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file
         new.replace(path)
     except OSError as error:
         raise DataError(
-            f'{path} cannot be written: {describe_error(path, error)}; correct places_file'
+            f'{path} cannot be written ({error.strerror}): let the user of the node write there, '
+            'or give another places_file'
         ) from error
 
 
@@ -70,7 +75,7 @@ def read_places(path: Path, frame: str) -> list[Place]:
     Raises:
         DataError: the file is damaged, or its places are in another frame.
     """
-    if not path.exists():
+    if is_missing(path):
         return []
     content = read_json(path)
     check_json(path, content, _FILE)
@@ -85,7 +90,7 @@ def read_places(path: Path, frame: str) -> list[Place]:
 def _place(path: Path, item: dict) -> Place:
     try:
         x, y, z = map(float, item['position'])
-        return Place(
+        place = Place(
             item['name'],
             (x, y, z),
             int(item['stamp']),
@@ -98,3 +103,9 @@ def _place(path: Path, item: dict) -> Place:
         raise DataError(
             f'{path}: the place {item["name"]!r} is damaged ({error}): remove it, or the file'
         ) from error
+    if not is_valid_place(place):
+        raise DataError(
+            f'{path}: the place {place.name!r} has a position, stamp or count that cannot be: '
+            'remove it, or the file'
+        )
+    return place

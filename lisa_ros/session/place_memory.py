@@ -4,11 +4,15 @@
 Rules:
 
 - A sighting near a known place of the same object updates it. Two names mean the same object if
-  they end with the same noun and one has all words of the other: "mug" and "red mug".
+  they have the same noun and one has all words of the other: "mug" and "red mug". Words from the
+  first preposition on do not count: "mug on the left" is "mug".
 - There are as many places of a name as were seen at once. A sighting elsewhere is therefore an
   object that has moved, and replaces the place that was seen longest ago, unless the answer shows
-  more objects of the name than any answer before.
-- The oldest places are dropped when there are too many, and each one after `max_age`.
+  more objects of the name than any answer before. A sighting of a name that fits several known
+  ones ("mug", with a red and a blue one) replaces none.
+- A sighting never replaces a newer one: an answer may be about an old image.
+- The oldest places are dropped when there are too many, and each one after `max_age`. Places of
+  the future, after a simulation has begun again, count as seen now.
 
 Threads: any; each method holds a lock for microseconds.
 """
@@ -21,6 +25,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+_FARTHEST = 1e6  # coordinate of a place [m]
+_LATEST = 2**31 * 10**9  # stamp that ROS messages can hold [ns]
 _ARTICLES = {'the', 'a', 'an', 'my', 'our', 'your', 'its'}
 _ABOUT_THE_PAST = re.compile(
     r'^(?:where (?:did|have) (?:you|we|i) (?:last )?(?:see|seen)|where (?:was|were)|'
@@ -28,7 +34,26 @@ _ABOUT_THE_PAST = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_NOW = re.compile(r'^where (?:is|are)\b', re.IGNORECASE)
-_ENDING = re.compile(r'\b(?:last|seen|before|the last time)$', re.IGNORECASE)
+_ENDING = re.compile(r'\b(?:the last time|last time|last|seen|before)$', re.IGNORECASE)
+_PREPOSITIONS = {
+    *(
+        'on',
+        'in',
+        'at',
+        'of',
+        'by',
+        'to',
+        'from',
+        'with',
+        'near',
+        'next',
+        'behind',
+        'under',
+        'over',
+    ),
+    *('above', 'below', 'between', 'beside', 'that', 'which', 'who', 'for', 'left', 'right'),
+}
+_PRONOUNS = {'it', 'that', 'this', 'them', 'one'}
 
 
 @dataclass(frozen=True)
@@ -83,8 +108,6 @@ class PlaceMemory:
                 group = [place for place in pending if is_same_name(place.name, pending[0].name)]
                 pending = [place for place in pending if place not in group]
                 self._add_group(group)
-            newest = max(place.stamp for place in seen)
-            self._drop_old(newest)
             self._places.sort(key=lambda place: place.stamp)
             del self._places[: max(0, len(self._places) - self._options.max_places)]
             self._changes += 1
@@ -93,6 +116,8 @@ class PlaceMemory:
         """Return all places, the one seen last first; `now` [ns]."""
         with self._lock:
             count = len(self._places)
+            if any(place.stamp > now for place in self._places):
+                self._places = [replace(p, stamp=min(p.stamp, now)) for p in self._places]
             self._drop_old(now)
             self._changes += count != len(self._places)
             return sorted(self._places, key=lambda place: -place.stamp)
@@ -127,7 +152,8 @@ class PlaceMemory:
         for distance, i, j in pairs:
             if distance > self._options.merge_distance or i in merged_old or j in merged_new:
                 continue
-            self._replace(known[i], _merged(known[i], group[j]))
+            if group[j].stamp >= known[i].stamp:
+                self._replace(known[i], _merged(known[i], group[j]))
             merged_old.add(i)
             merged_new.add(j)
         elsewhere = [new for j, new in enumerate(group) if j not in merged_new]
@@ -135,8 +161,12 @@ class PlaceMemory:
             (old for i, old in enumerate(known) if i not in merged_old), key=lambda old: old.stamp
         )
         excess = len(known) - len(merged_old) + len(group) - max(len(known), len(group))
-        for old in unseen[:excess]:
-            self._places.remove(old)  # it has moved
+        are_one_name = all(is_same_name(one.name, two.name) for one in known for two in known)
+        for new, old in list(zip(elsewhere, unseen[:excess], strict=False)):
+            if old.stamp > new.stamp:
+                elsewhere.remove(new)  # of an old image
+            elif are_one_name:
+                self._places.remove(old)  # it has moved
         self._places += elsewhere
 
     def _replace(self, old: Place, new: Place) -> None:
@@ -146,6 +176,15 @@ class PlaceMemory:
         if self._options.max_age:
             oldest = now - round(self._options.max_age * 1e9)
             self._places = [place for place in self._places if place.stamp >= oldest]
+
+
+def is_valid_place(place: Place) -> bool:
+    """Return whether a message can hold a place, and a robot can have seen it."""
+    return (
+        all(abs(metres) < _FARTHEST for metres in place.position)
+        and 0 <= place.stamp < _LATEST
+        and 0 <= place.sightings < 2**32
+    )
 
 
 def is_same_name(one: str, other: str) -> bool:
@@ -162,21 +201,32 @@ def asks_about_the_past(command: str) -> bool:
 
 
 def asked_name(query: str) -> str:
-    """Return the name in a question: "mug" of "where did you last see the mug?"."""
+    """Return the name in a question: "red mug" of "where did you last see the red mug?"."""
     text = query.strip().rstrip('?.! ')
     for pattern in (_ABOUT_THE_PAST, _ABOUT_NOW, _ENDING):
         text = pattern.sub('', text).strip()
-    return ' '.join(_words(text))
+    return ' '.join(word for word in text.split() if word.lower() not in _ARTICLES)
+
+
+def is_pronoun(name: str) -> bool:
+    """Return whether a name names nothing: "it"."""
+    return name.lower() in _PRONOUNS
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name in lower case, without articles; plurals count as singular."""
-    words = re.findall(r'\w+', name.lower())
-    return [
-        word[:-1] if word.endswith('s') and not word.endswith('ss') else word
-        for word in words
-        if word not in _ARTICLES
-    ]
+    """Return the words of a name in lower case, up to a preposition, as singular, no articles."""
+    words = [word for word in re.findall(r'\w+', name.lower()) if word not in _ARTICLES]
+    end = next((i for i, word in enumerate(words) if i and word in _PREPOSITIONS), len(words))
+    return [_singular(word) for word in words[:end]]
+
+
+def _singular(word: str) -> str:
+    """Return a word without the ending of a plural; only to compare words."""
+    if re.search(r'(?:s|x|z|ch|sh)es$', word):
+        return word[:-2]
+    if re.search(r'[^aeiou]ies$', word):
+        return word[:-3] + 'y'
+    return word[:-1] if re.search(r'[^su]s$', word) else word
 
 
 def _merged(old: Place, new: Place) -> Place:
