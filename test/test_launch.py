@@ -2,6 +2,7 @@
 """The launch file: compiles everywhere, and with a real `launch` starts the node it describes."""
 
 import ast
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -219,8 +220,12 @@ def test_launch_starts_the_node_with_its_parameters_and_topics(described, tmp_pa
         assert 'Traceback' not in (tmp_path / 'log').read_text()
 
         def nodes():
-            children = psutil.Process(process.pid).children(True)
-            return [child for child in children if 'lisa_node' in child.name()]
+            found = []
+            for child in psutil.Process(process.pid).children(True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    if 'lisa_node' in child.name():
+                        found.append(child)
+            return found
 
         (killed,) = nodes()
         killed.kill()  # launch starts it again

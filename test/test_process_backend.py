@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model in a process of its own: what it answers, what ends it, how it comes back."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -129,7 +130,13 @@ def ask(backend, text='', timeout=None, cancel=None):
 
 
 def children():
-    return [p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    """Return the process ids of the living children; one may end between two lines."""
+    living = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                living.append(process.pid)
+    return living
 
 
 def wait(condition, seconds=20):
