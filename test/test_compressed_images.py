@@ -82,7 +82,9 @@ def test_colours_are_those_of_the_image_before_compression(text):
     ],
 )
 def test_a_compressed_mosaic_becomes_colours(pattern, text, suffix, scale):
-    pixels = mosaic(pattern) * (np.uint16(scale) if scale > 1 else np.uint8(1))
+    pixels = mosaic(pattern)
+    if scale > 1:
+        pixels = pixels.astype(np.uint16) * scale
     image = compressed_to_rgb(message(text.format(pattern), encoded(pixels, suffix)))
     inner = np.abs(image.astype(int) - RGB)[2:-2, 2:-2]
     assert inner.mean() < 3
