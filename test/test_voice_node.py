@@ -45,9 +45,17 @@ class VoicePeer(Peer):
         """Publish a WAV file and a second of silence, in pieces of 0.2 s."""
         samples = np.pad(read_wav(SOUNDS / f'{name}.wav'), RATE)
         for start in range(0, len(samples), RATE // 5):
-            data = to_pcm16(samples[start : start + RATE // 5]).tobytes()
-            self.audio.publish(self.message_type(data=data))
+            self.audio.publish(self.audio_message(to_pcm16(samples[start : start + RATE // 5])))
             self.settle(0.02)
+
+    def audio_message(self, pcm):
+        """Return a message of 16-bit samples, (2 n,) uint8."""
+        if self.message_type.__name__ != 'AudioStamped':
+            return self.message_type(data=pcm.tobytes())
+        message = self.message_type()  # of mgonzs13: stereo, to try its description
+        message.audio.info.rate, message.audio.info.channels = RATE, 2
+        message.audio.audio_data.int16_data = np.repeat(pcm.view('<i2'), 2).tolist()
+        return message
 
     def outcome(self):
         """Wait for the end of an utterance; return its message."""
@@ -118,7 +126,8 @@ def test_messages_of_audio_common_are_recognized(tmp_path):
         tmp_path / 'voice.log', {'audio_type': 'auto'},
         '-r', '__node:=other', '-r', 'audio:=/other/audio', program=VOICE,
     )  # fmt: skip
-    peer = VoicePeer('other', '/other/audio', audio_common.AudioData)
+    message_type = getattr(audio_common, 'AudioStamped', audio_common.AudioData)
+    peer = VoicePeer('other', '/other/audio', message_type)
     try:
         node.wait_for_output(READY_LOG)
         peer.wait(peer.audio.get_subscription_count, START, 'a subscriber to the audio')
