@@ -55,13 +55,16 @@ def test_the_behaviour_finds_and_fails_and_is_cancelled(tmp_path):
     peer = Peer()
     try:
         peer.wait_until_active(node)
-        pixels = image(np.full((30, 40, 3), 200, np.uint8))
+
+        def publish():
+            stamp = divmod(time.time_ns(), 10**9)
+            peer.publish_image(image(np.full((30, 40, 3), 200, np.uint8), stamp=stamp))
 
         def run(query, until):
             behaviour = Find(query, peer.node, query)
             behaviour.setup()
             for _ in range(200):
-                peer.publish_image(pixels)
+                publish()
                 behaviour.tick_once()
                 peer.executor.spin_once(timeout_sec=0.05)
                 if until(behaviour):
@@ -77,7 +80,7 @@ def test_the_behaviour_finds_and_fails_and_is_cancelled(tmp_path):
         hanging.stop(py_trees.common.Status.INVALID)
         deadline = time.monotonic() + 10
         while not hanging._goal.done() and time.monotonic() < deadline:
-            peer.publish_image(pixels)
+            publish()
             peer.executor.spin_once(timeout_sec=0.05)
         assert hanging._goal.done()
         assert threading.active_count() < 50
