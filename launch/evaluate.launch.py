@@ -11,6 +11,7 @@ from launch.launch_context import LaunchContext
 from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
+from lisa_ros.launch_arguments import is_on
 
 EVALUATE = Path(get_package_prefix('lisa_ros')) / 'lib' / 'lisa_ros' / 'evaluate'
 # Arguments of `lisa-ros evaluate bag`: default (None: required) and description.
@@ -29,14 +30,6 @@ ARGUMENTS = {
     'sim_time': ('false', 'live: true: the node uses bag time (/clock)'),
 }
 FLAGS = ('live', 'sim_time')
-
-
-def is_on(name: str, value: str) -> bool:
-    if value.lower() in ('true', 'on', 'yes', '1'):
-        return True
-    if value.lower() in ('false', 'off', 'no', '0'):
-        return False
-    raise RuntimeError(f'{name} is {value!r}; expected true or false: {name}:=true')
 
 
 def start_evaluation(context: LaunchContext) -> list[ExecuteProcess]:

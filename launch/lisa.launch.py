@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.launch_context import LaunchContext
@@ -21,6 +20,16 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
+from lisa_ros.launch_arguments import (
+    cameras_in_file,
+    choice,
+    existing_file,
+    full_name,
+    input_remappings,
+    is_on,
+    items,
+    output_qos,
+)
 
 CONFIG = Path(get_package_share_directory('lisa_ros')) / 'config'
 FROM_FILE = 'empty: from params_file'
@@ -64,92 +73,16 @@ RELIABILITIES = ('reliable', 'best_effort')
 TEXT_PARAMETERS = (
     *('model', 'vision_tower', 'template', 'device', 'precision', 'target_frame', 'map_frame'),
 )
-INPUTS = ('image', 'depth', 'camera_info')
-LARGE_OUTPUTS = (
-    *('mask', 'confidence', 'overlay', 'scene_points', 'object_points'),
-    *('mask/compressed', 'overlay/compressed'),
-)
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target', 'markers'),
     *('tracked/overlay', 'tracked/object_points', 'tracked/target'),
 )
 
 
-# ---- arguments
+# ---- nodes
 
 
-def is_on(name: str, value: str) -> bool:
-    if value.lower() in ('true', 'on', 'yes', '1'):
-        return True
-    if value.lower() in ('false', 'off', 'no', '0'):
-        return False
-    raise RuntimeError(f'{name} is {value!r}; expected true or false: {name}:=true')
-
-
-def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value.lower() not in choices:
-        raise RuntimeError(f'{name} is {value!r}; expected one of {", ".join(choices)}')
-    return value.lower()
-
-
-def existing_file(name: str, value: str) -> str:
-    if not Path(value).is_file():
-        raise RuntimeError(f'{name} is {value!r}: there is no such file; correct {name}:=FILE')
-    return value
-
-
-def names_in(value: str) -> list[str]:
-    """Return the items of "front, wrist" or "[front, wrist]"."""
-    return [item.strip() for item in value.strip('[] ').split(',') if item.strip()]
-
-
-def file_cameras(path: str) -> list[str]:
-    """Return the names of cameras that a parameter file sets for the node; none without names."""
-    try:
-        content = yaml.safe_load(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return []  # the node says what is wrong with its file
-    for node, section in content.items() if isinstance(content, dict) else ():
-        if str(node).strip('/') not in ('**', '*', 'lisa') and not str(node).endswith('/lisa'):
-            continue
-        parameters = section.get('ros__parameters') if isinstance(section, dict) else None
-        cameras = parameters.get('cameras') if isinstance(parameters, dict) else None
-        if isinstance(cameras, list) and any(cameras):
-            return [str(camera) for camera in cameras if camera]
-    return []
-
-
-def input_remappings(given: dict[str, str], cameras: list[str]) -> list[tuple[str, str]]:
-    """Return the remappings of the inputs: one topic each, or one for each camera."""
-    if not cameras:
-        return [(name, given[name]) for name in INPUTS if given[name]]
-    remappings = []
-    for name in INPUTS:
-        topics = names_in(given[name])
-        if topics and len(topics) != len(cameras):
-            raise RuntimeError(
-                f'{name}:={given[name]} names {len(topics)} topics for {len(cameras)} cameras '
-                f'({", ".join(cameras)}): give one for each, separated by commas, or leave it out '
-                f'for {cameras[0]}/{name} and so on'
-            )
-        remappings += [
-            (f'{camera}/{name}', topic) for camera, topic in zip(cameras, topics, strict=False)
-        ]
-    return remappings
-
-
-def output_qos(reliability: str, namespace: str, cameras: list[str]) -> dict[str, str]:
-    """Return the parameters that set the reliability of the large outputs."""
-    node = '/'.join(['', *filter(None, namespace.split('/')), 'lisa'])
-    return {
-        f'qos_overrides.{node}/{prefix}{name}.publisher.reliability': reliability
-        for camera in cameras or ['']
-        for prefix in ([f'{camera}/', f'{camera}/tracked/'] if camera else ['', 'tracked/'])
-        for name in LARGE_OUTPUTS
-    }
-
-
-def node_parameters(given: dict[str, str], cameras: list[str]) -> dict[str, Any]:
+def node_parameters(given: dict[str, str], cameras: list[str], node: str) -> dict[str, Any]:
     """Return the parameters that are given as arguments; they replace those of the file."""
     parameters: dict[str, Any] = {
         name: ParameterValue(given[name], value_type=str)
@@ -163,20 +96,17 @@ def node_parameters(given: dict[str, str], cameras: list[str]) -> dict[str, Any]
         parameters['cameras'] = cameras
     if given['output_reliability']:
         reliability = choice('output_reliability', given['output_reliability'], RELIABILITIES)
-        parameters |= output_qos(reliability, given['full_namespace'], cameras)
+        parameters |= output_qos(reliability, node, cameras)
     return parameters
 
 
-# ---- nodes
-
-
-def lisa_node(given: dict[str, str], cameras: list[str]) -> LifecycleNode:
+def lisa_node(given: dict[str, str], cameras: list[str], node: str) -> LifecycleNode:
     return LifecycleNode(
         package='lisa_ros',
         executable='lisa_node',
         name='lisa',
         namespace=given['namespace'],
-        parameters=[given['params_file'], node_parameters(given, cameras)],
+        parameters=[given['params_file'], node_parameters(given, cameras, node)],
         remappings=input_remappings(given, cameras),
         ros_arguments=['--log-level', choice('log_level', given['log_level'], LOG_LEVELS)],
         output='screen',
@@ -210,7 +140,7 @@ def voice_node(given: dict[str, str], cameras: list[str]) -> Node:
 def rviz(given: dict[str, str], cameras: list[str]) -> Node:
     """Return RViz; it shows the first camera."""
     camera = f'{cameras[0]}/' if cameras else ''
-    images = names_in(given['image']) or [f'{camera}image']
+    images = items(given['image']) or [f'{camera}image']
     return Node(
         package='rviz2',
         executable='rviz2',
@@ -227,14 +157,10 @@ def rviz(given: dict[str, str], cameras: list[str]) -> Node:
 
 def start_nodes(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    pushed = context.launch_configurations.get('ros_namespace', '')  # by PushRosNamespace
-    if not given['namespace'].startswith('/'):
-        given['full_namespace'] = f'{pushed}/{given["namespace"]}'
-    else:
-        given['full_namespace'] = given['namespace']
     params_file = existing_file('params_file', given['params_file'])
-    cameras = names_in(given['cameras']) or file_cameras(params_file)
-    nodes = [lisa_node(given, cameras)]
+    cameras = items(given['cameras']) or cameras_in_file(params_file)
+    pushed = context.launch_configurations.get('ros_namespace', '')  # by PushRosNamespace
+    nodes = [lisa_node(given, cameras, full_name(pushed, given['namespace'], 'lisa'))]
     if is_on('voice', given['voice']):
         nodes.append(voice_node(given, cameras))
     if is_on('rviz', given['rviz']):

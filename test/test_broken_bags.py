@@ -156,15 +156,20 @@ def test_the_chunk_that_a_file_ends_in_is_read_as_far_as_it_goes(compression, tm
     assert 'mcap recover' in str(errors[0])
 
 
-@pytest.mark.parametrize('compression', ['', 'lz4', 'zstd'])
-def test_a_damaged_chunk_is_left_out_and_the_next_ones_are_read(compression, tmp_path):
-    definition = mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))
-    records = [definition]
+def write_chunks(folder, compression):
+    """Write each frame as a chunk; return the bag, and start and length of the third chunk."""
+    records = [mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))]
     for frame in FRAMES:
         content = mcap_writer.message(1, frame.stamp, raw(frame))
         records.append(mcap_writer.chunk(content, frame.stamp, frame.stamp, compression))
-    path = mcap_writer.write(tmp_path / 'bag.mcap', records)
+    path = mcap_writer.write(folder / 'bag.mcap', records)
     start = len(mcap_writer.MAGIC + mcap_writer.record(1, bytes(16))) + sum(map(len, records[:3]))
+    return path, start, len(records[3])
+
+
+@pytest.mark.parametrize('compression', ['', 'lz4', 'zstd'])
+def test_a_damaged_chunk_is_left_out_and_the_next_ones_are_read(compression, tmp_path):
+    path, start, _ = write_chunks(tmp_path, compression)
     overwrite(path, (start + 200) / path.stat().st_size, b'\x55' * 300)
     numbers, errors = read(path)
     assert numbers == [0, 1, 3, 4, 5]
@@ -176,15 +181,9 @@ def test_a_damaged_chunk_is_left_out_and_the_next_ones_are_read(compression, tmp
 @pytest.mark.parametrize('compression', ['', 'lz4', 'zstd'])
 @pytest.mark.parametrize('damage', [b'\0', b'\x55', b'\x06'])
 def test_the_chunks_behind_damaged_bytes_are_read(damage, compression, tmp_path):
-    definition = mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))
-    records = [definition]
-    for frame in FRAMES:
-        content = mcap_writer.message(1, frame.stamp, raw(frame))
-        records.append(mcap_writer.chunk(content, frame.stamp, frame.stamp, compression))
-    path = mcap_writer.write(tmp_path / 'bag.mcap', records)
-    start = len(mcap_writer.MAGIC + mcap_writer.record(1, bytes(16))) + sum(map(len, records[:3]))
-    length = len(records[3]) + 100  # the head of the next chunk is lost, too
-    overwrite(path, (start + 200) / path.stat().st_size, damage * (length - 200))
+    path, start, length = write_chunks(tmp_path, compression)
+    # the head of the next chunk is lost, too
+    overwrite(path, (start + 200) / path.stat().st_size, damage * (length - 100))
     numbers, errors = read(path)
     assert numbers == [0, 1, 4, 5]
     assert re.search(r'the bytes \d+ to \d+ of \d+ are damaged; `mcap recover', errors[-1])

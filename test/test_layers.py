@@ -22,7 +22,7 @@ LAYERS = [
         'stop_signals',
         'perception.masks',
     ],
-    ['files', 'optional_packages'],
+    ['files', 'launch_arguments', 'optional_packages'],
     ['results', 'settings_schema', 'evaluation.metrics', 'images'],
     [
         'model.finite',

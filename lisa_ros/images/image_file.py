@@ -29,14 +29,14 @@ from PIL import Image, JpegImagePlugin
 from lisa_ros.errors import ImageError
 from lisa_ros.files.access import describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
-from lisa_ros.images.float_tiff import (
-    TIFF_MAGIC,
-    WHITE_IS_ZERO,
-    decode_float_tiff,
-    tiff_tags,
-)
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
+from lisa_ros.images.rare_tiff import (
+    TIFF_MAGIC,
+    WHITE_IS_ZERO,
+    decode_rare_tiff,
+    tiff_tags,
+)
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF')
@@ -105,7 +105,7 @@ def decode_samples(
             check_complete(image, source)
             return turned_upright(samples, turn_of(image) if upright else 1)
     except ImageError:
-        samples = _float_tiff(source, name, max_pixels)
+        samples = _rare_tiff(source, name, max_pixels)
         if samples is None:
             raise
         return samples
@@ -124,7 +124,7 @@ def image_size(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[
             )
             return stored[::-1] if _orientation(image) in _SIDEWAYS else stored
     except ImageError:
-        samples = _float_tiff(path, str(path), max_pixels)
+        samples = _rare_tiff(path, str(path), max_pixels)
         if samples is None:
             raise
         return samples.shape[1], samples.shape[0]
@@ -277,7 +277,7 @@ def _tags(path: Path) -> Mapping[int, Any]:
         with open_image(path, str(path)) as image:
             return image.tag_v2 if image.format == 'TIFF' else _exif(image)
     except ImageError:
-        if _float_tiff(path, str(path), DEFAULT_MAX_IMAGE_PIXELS) is None:
+        if _rare_tiff(path, str(path), DEFAULT_MAX_IMAGE_PIXELS) is None:
             raise
         return tiff_tags(path.read_bytes())
 
@@ -336,13 +336,13 @@ def _raw_mode(image: Image.Image) -> str:
     return str(image.tile[0][3]) if image.tile else ''
 
 
-def _float_tiff(source: Path | bytes, name: str, max_pixels: int) -> np.ndarray | None:
+def _rare_tiff(source: Path | bytes, name: str, max_pixels: int) -> np.ndarray | None:
     """Return the samples of a TIFF that Pillow does not know; None for another or damaged file."""
     try:
         with _byte_stream(source) as stream:
             if stream.read(4) not in TIFF_MAGIC:  # it may be a huge file of another kind
                 return None
-        return decode_float_tiff(_bytes(source), name, max_pixels)
+        return decode_rare_tiff(_bytes(source), name, max_pixels)
     except ImageError:
         raise
     except Exception:  # noqa: BLE001  # the caller reports Pillow's reason

@@ -266,7 +266,7 @@ class BagReader:
             )
             raise DataError(
                 f'{self._bag}: a message of {msgtype} cannot be read ({reason}); copy the bag '
-                'again, or record it anew'
+                'again, or record again'
             ) from error
 
     def deserialize_stamped(self, raw_message: bytes, msgtype: str) -> Any:

@@ -24,6 +24,7 @@ from lisa_ros.health.inputs import silent_after
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.qos import (
+    are_all_latched,
     input_qos_overrides,
     is_latched,
     is_latched_in_vain,
@@ -105,7 +106,7 @@ class LatchedInput:
     A camera info may be published once, as a transient local message. A transient local
     subscription receives it, but nothing of a volatile publisher, and makes that publisher log a
     warning. So the subscription is replaced as soon as the publishers require the other kind. If
-    they are of both kinds, a second subscription receives what is latched.
+    there are publishers of both kinds, a second subscription receives the latched messages.
     It stays as it is if `qos_overrides` has set its QoS.
     """
 
@@ -138,13 +139,12 @@ class LatchedInput:
         publishers = self._node.get_publishers_info_by_topic(self._subscription.topic)
         if not publishers:
             return
-        latched = [publisher for publisher in publishers if is_latched(publisher)]
-        are_all_latched = len(latched) == len(publishers)
-        if are_all_latched != self._is_latched:
-            old, self._is_latched = self._subscription, are_all_latched
-            self._subscription = self._subscribe(are_all_latched)
+        is_only_latched = are_all_latched(publishers)
+        if is_only_latched != self._is_latched:
+            old, self._is_latched = self._subscription, is_only_latched
+            self._subscription = self._subscribe(is_only_latched)
             self._node.destroy_subscription(old)
-        needs_second = bool(latched) and not are_all_latched
+        needs_second = any(map(is_latched, publishers)) and not is_only_latched
         if needs_second and self._second is None:
             self._second = self._subscribe(True)
         elif not needs_second and self._second is not None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file that keeps a `PlaceMemory` over a restart: JSON with the frame and the places.
 
-It is written to a file beside it first, so that a node that is killed leaves the old one whole.
+A new version is written to another file, which then replaces the old one: a node that is killed
+meanwhile leaves the old version complete.
 Any thread, one at a time for each file.
 """
 

@@ -19,6 +19,7 @@ Threads: any; each method holds a lock for microseconds.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -117,7 +118,9 @@ class PlaceMemory:
         with self._lock:
             count = len(self._places)
             if any(place.stamp > now for place in self._places):
-                self._places = [replace(p, stamp=min(p.stamp, now)) for p in self._places]
+                self._places = [
+                    replace(place, stamp=min(place.stamp, now)) for place in self._places
+                ]
             self._drop_old(now)
             self._changes += count != len(self._places)
             return sorted(self._places, key=lambda place: -place.stamp)
@@ -133,49 +136,51 @@ class PlaceMemory:
         name = asked_name(query)
         return [place for place in self.places(now) if not name or is_same_name(place.name, name)]
 
-    def clear(self) -> None:
-        """Forget all places."""
-        with self._lock:
-            self._places.clear()
-            self._changes += 1
-
-    def _add_group(self, group: list[Place]) -> None:
+    def _add_group(self, seen: list[Place]) -> None:
         """Take the sightings of one name in one answer."""
-        known = [place for place in self._places if is_same_name(place.name, group[0].name)]
-        pairs = sorted(
-            (math.dist(old.position, new.position), i, j)
-            for i, old in enumerate(known)
-            for j, new in enumerate(group)
-        )
-        merged_old: set[int] = set()
-        merged_new: set[int] = set()
-        for distance, i, j in pairs:
-            if distance > self._options.merge_distance or i in merged_old or j in merged_new:
-                continue
-            if group[j].stamp >= known[i].stamp:
-                self._replace(known[i], _merged(known[i], group[j]))
-            merged_old.add(i)
-            merged_new.add(j)
-        elsewhere = [new for j, new in enumerate(group) if j not in merged_new]
-        unseen = sorted(
-            (old for i, old in enumerate(known) if i not in merged_old), key=lambda old: old.stamp
-        )
-        excess = len(known) - len(merged_old) + len(group) - max(len(known), len(group))
-        are_one_name = all(is_same_name(one.name, two.name) for one in known for two in known)
-        for new, old in list(zip(elsewhere, unseen[:excess], strict=False)):
-            if old.stamp > new.stamp:
-                elsewhere.remove(new)  # of an old image
-            elif are_one_name:
-                self._places.remove(old)  # it has moved
+        known = [place for place in self._places if is_same_name(place.name, seen[0].name)]
+        pairs = _nearest_pairs(known, seen, self._options.merge_distance)
+        for place, sighting in pairs:
+            if sighting.stamp >= place.stamp:
+                self._places[self._places.index(place)] = _merged(place, sighting)
+        elsewhere = _without(seen, [sighting for _, sighting in pairs])
+        unseen = _without(known, [place for place, _ in pairs])
+        unseen.sort(key=lambda place: place.stamp)
+        # more places than were ever seen at once: that many objects have moved
+        moved = len(known) + len(elsewhere) - max(len(known), len(seen))
+        is_one_name = all(is_same_name(one.name, two.name) for one in known for two in known)
+        for place, sighting in list(zip(unseen[:moved], elsewhere, strict=False)):
+            if place.stamp > sighting.stamp:
+                elsewhere.remove(sighting)  # of an old image
+            elif is_one_name:
+                self._places.remove(place)
         self._places += elsewhere
-
-    def _replace(self, old: Place, new: Place) -> None:
-        self._places[self._places.index(old)] = new
 
     def _drop_old(self, now: int) -> None:
         if self._options.max_age:
             oldest = now - round(self._options.max_age * 1e9)
             self._places = [place for place in self._places if place.stamp >= oldest]
+
+
+def _nearest_pairs(
+    known: Sequence[Place], seen: Sequence[Place], limit: float
+) -> list[tuple[Place, Place]]:
+    """Return known places and their sightings within a distance [m], each at most once."""
+    pairs: list[tuple[Place, Place]] = []
+    candidates = sorted(
+        itertools.product(known, seen),
+        key=lambda pair: math.dist(pair[0].position, pair[1].position),
+    )
+    for place, sighting in candidates:
+        is_free = all(place is not taken and sighting is not used for taken, used in pairs)
+        if is_free and math.dist(place.position, sighting.position) <= limit:
+            pairs.append((place, sighting))
+    return pairs
+
+
+def _without(places: Sequence[Place], removed: Sequence[Place]) -> list[Place]:
+    """Return the places that are not among the removed ones."""
+    return [place for place in places if all(place is not other for other in removed)]
 
 
 def is_valid_place(place: Place) -> bool:

@@ -6,7 +6,7 @@ Two packages are named audio_common_msgs, and they are told apart by the fields:
 - ros-drivers: AudioData has bytes in `data`: 16-bit samples, mono, 16 kHz.
 - mgonzs13: AudioStamped has `audio`, with `audio_data` and `info`. The data have a list for each
   sample format, of which one is filled; `info` has the rate and the number of channels. In older
-  versions, `audio` are the data, and `info` stands beside it.
+  versions `audio` is the data, and `info` is a field of AudioStamped.
 
 std_msgs/UInt8MultiArray is read as the first one.
 """

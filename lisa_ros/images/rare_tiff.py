@@ -23,7 +23,7 @@ _WIDTH, _HEIGHT, _BITS, _SAMPLE_FORMAT = 256, 257, 258, 339  # tags of TIFF
 _UNSIGNED, _FLOAT = 1, 3  # sample formats
 
 
-def decode_float_tiff(tiff: bytes, name: str, max_pixels: int) -> np.ndarray | None:
+def decode_rare_tiff(tiff: bytes, name: str, max_pixels: int) -> np.ndarray | None:
     """Return the samples of a TIFF, (H, W) or (H, W, 3) RGB; None for another kind of file.
 
     They are floats, or grey of 16 bits. Black is 0.
