@@ -239,35 +239,49 @@ class AnswerPublishers:
         """
         header, make = frame.image.header, message_types.make
         self._publish_if_subscribed(self._segmentation, message)
-        self._publish_if_subscribed(self._mask, lambda: make.label_image(header, result))
-        self._publish_if_subscribed(
-            self._compressed_mask,
-            lambda: make.compressed_image(
-                header, masks.label_image(result.masks, result.mask_logits), 'png'
-            ),
+        self._publish_image(
+            header,
+            (self._mask, self._compressed_mask),
+            lambda: masks.label_image(result.masks, result.mask_logits),
+            'png',
         )
         self._publish_if_subscribed(
             self._confidence, lambda: make.confidence_image(header, result)
         )
-        self._publish_overlays(frame, result, image, note)
+        self._publish_image(
+            header,
+            (self._overlay, self._compressed_overlay),
+            lambda: self._drawn_overlay(frame, result, image, note),
+            'jpeg',
+        )
         self._publish_detections(header, result, localized.objects)
         self._publish_positions(header, localized)
 
-    def _publish_overlays(
-        self, frame: SyncedMessages, result: Segmentation, image: np.ndarray | None, note: str
+    def _publish_image(
+        self,
+        header: Header,
+        publishers: tuple[Publisher, Publisher],
+        draw: Callable[[], np.ndarray],
+        file_format: str,
     ) -> None:
-        """Draw the overlay once for both topics that carry it."""
-        publishers = (self._overlay, self._compressed_overlay)
-        raw, compressed = [self._is_subscribed(publisher) for publisher in publishers]
-        if not (raw or compressed):
+        """Publish an image raw and compressed; it is drawn once, if one of them is subscribed.
+
+        Args:
+            header: of the source image.
+            publishers: of the raw and of the compressed image.
+            draw: returns the image, (H, W) uint8 or (H, W, 3) uint8 RGB.
+            file_format: of the compressed image, jpeg or png.
+        """
+        raw, compressed = publishers
+        wants_raw, wants_compressed = map(self._is_subscribed, publishers)
+        if not (wants_raw or wants_compressed):
             return
-        header, make = frame.image.header, message_types.make
-        drawn = self._drawn_overlay(frame, result, image, note)
-        if raw:
-            self.publish_safely(self._overlay, make.image(header, image_fields(drawn, 'rgb8')))
-        if compressed:
-            message = make.compressed_image(header, drawn, 'jpeg')
-            self.publish_safely(self._compressed_overlay, message)
+        pixels, make = draw(), message_types.make
+        if wants_raw:
+            encoding = 'rgb8' if pixels.ndim == 3 else 'mono8'
+            self.publish_safely(raw, make.image(header, image_fields(pixels, encoding)))
+        if wants_compressed:
+            self.publish_safely(compressed, make.compressed_image(header, pixels, file_format))
 
     def _publish_detections(
         self, header: Header, result: Segmentation, objects: Sequence[Object3D | None]

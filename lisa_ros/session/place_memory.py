@@ -148,7 +148,9 @@ class PlaceMemory:
         unseen.sort(key=lambda place: place.stamp)
         # more places than were ever seen at once: that many objects have moved
         moved = len(known) + len(elsewhere) - max(len(known), len(seen))
-        is_one_name = all(is_same_name(one.name, two.name) for one in known for two in known)
+        is_one_name = all(
+            is_same_name(first.name, second.name) for first in known for second in known
+        )
         for place, sighting in list(zip(unseen[:moved], elsewhere, strict=False)):
             if place.stamp > sighting.stamp:
                 elsewhere.remove(sighting)  # of an old image
@@ -180,7 +182,7 @@ def _nearest_pairs(
 
 def _without(places: Sequence[Place], removed: Sequence[Place]) -> list[Place]:
     """Return the places that are not among the removed ones."""
-    return [place for place in places if all(place is not other for other in removed)]
+    return [place for place in places if all(place is not excluded for excluded in removed)]
 
 
 def is_valid_place(place: Place) -> bool:
@@ -192,12 +194,13 @@ def is_valid_place(place: Place) -> bool:
     )
 
 
-def is_same_name(one: str, other: str) -> bool:
+def is_same_name(first: str, second: str) -> bool:
     """Return whether two names may mean the same object: "mug" and "the red mug"."""
-    first, second = _words(one), _words(other)
-    if not first or not second or first[-1] != second[-1]:
-        return first == second
-    return set(first) <= set(second) or set(second) <= set(first)
+    first_words, second_words = _words(first), _words(second)
+    if not first_words or not second_words or first_words[-1] != second_words[-1]:
+        return first_words == second_words
+    shorter, longer = sorted((set(first_words), set(second_words)), key=len)
+    return shorter <= longer
 
 
 def asks_about_the_past(command: str) -> bool:
