@@ -374,7 +374,10 @@ def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path):
         )
     )
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
-    subprocess.run([*command, program, tmp_path], check=True, timeout=120, capture_output=True)
+    done = subprocess.run(
+        [*command, program, tmp_path], check=False, timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
     single = Trainer(tmp_path / 'single', replace(CONFIG, accumulate=2), UnevenTask())
     single.train()
