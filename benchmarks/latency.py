@@ -92,8 +92,15 @@ class ForcedLanguageModel(LanguageModel):
 
     def __init__(self, llm: torch.nn.Module):
         super().__init__(llm)
-        self.reply: list[int] = []
-        self.prompt_length = 0  # positions
+        # on the device, where a captured step reads them
+        self._reply = torch.zeros(LONG, dtype=torch.long, device=self.device)
+        self._prompt_length = torch.zeros(1, dtype=torch.long, device=self.device)
+
+    def force(self, reply: list[int], prompt_length: int) -> None:
+        """Answer the next prompt, of so many positions, with a reply of at most LONG tokens."""
+        padded = reply + reply[-1:] * (LONG - len(reply))
+        self._reply.copy_(torch.tensor(padded))
+        self._prompt_length.fill_(prompt_length)
 
     def read(self, embeddings: Tensor, key_values, *, positions=None, mask=None) -> Tensor:
         """Note which positions are read; see LanguageModel."""
@@ -110,9 +117,8 @@ class ForcedLanguageModel(LanguageModel):
         """Return scores whose largest is that of the reply's next token."""
         scores = super().scores(states)
         positions = _BASE * states[..., -1].long() + states[..., -2].long()
-        following = (positions - self.prompt_length + 1).clamp(max=len(self.reply) - 1)
-        reply = torch.tensor(self.reply, device=self.device)
-        return scores.scatter(-1, reply[following.clamp(min=0)][..., None], 1000.0)
+        following = (positions - self._prompt_length + 1).clamp(0, LONG - 1)
+        return scores.scatter(-1, self._reply[following][..., None], 1000.0)
 
 
 class Bench:
@@ -164,8 +170,7 @@ class Bench:
     def ours(self, image: np.ndarray, reply: list[int]) -> Iterator[None]:
         """Answer as the package does."""
         text, ids = self.ask()
-        self.language_model.reply = reply
-        self.language_model.prompt_length = len(ids) - 1 + self.config.image_tokens
+        self.language_model.force(reply, len(ids) - 1 + self.config.image_tokens)
         options = InferenceOptions(max_new_tokens=len(reply))
         for event in self.backend.stream(image, Query(text), options, threading.Event()):
             if isinstance(event, MaskReady):

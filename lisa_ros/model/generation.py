@@ -11,11 +11,12 @@ of the drafts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,13 @@ class GeneratedToken:
     token_id: int
     probability: float  # of this token, given all tokens before it
     state: Tensor  # (D,) the state that predicted it; the mask of a [SEG] is made from it
+
+
+class Decoder(Protocol):
+    """Another way to generate tokens, without drafts (`captured_decoding.CapturedDecoder`)."""
+
+    def decode(self, token: int, key_values: KeyValues) -> Generator[GeneratedToken]:
+        """Yield tokens that follow `token`, as many as it can; extend the cache."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +132,18 @@ def accepted_tokens(
     Raises:
         ModelError: the scores of a token are NaN.
     """
-    chosen = zip(*_choose(model, torch.cat(list(states))), strict=True)
+    # one transfer for both
+    tokens, probabilities = most_probable(model, torch.cat(list(states))).tolist()
+    chosen = zip(map(int, tokens), probabilities, strict=True)
     results = []
     for own_states, tree in zip(states, trees, strict=True):
         own = list(itertools.islice(chosen, len(own_states)))
         accepted, nodes, node = [], [], ROOT
         while node is not None:
             token, probability = own[node + 1]
-            accepted.append(GeneratedToken(token, _checked(probability), own_states[node + 1]))
+            accepted.append(
+                GeneratedToken(token, checked_probability(probability), own_states[node + 1])
+            )
             node = tree.child(node, token)
             if node is not None:
                 nodes.append(node)
@@ -139,17 +151,19 @@ def accepted_tokens(
     return results
 
 
-def _choose(model: LanguageModel, states: Tensor) -> tuple[list[int], list[float]]:
-    """Return the most probable token after each state, (n, D), and its probability."""
+def most_probable(model: LanguageModel, states: Tensor) -> Tensor:
+    """Return the most probable token after each state, (n, D), and its probability.
+
+    Returns:
+        (2, n) float64, which holds a token id exactly; on the device.
+    """
     scores = model.scores(states)
     best, tokens = scores.max(-1)
     probabilities = (best - scores.logsumexp(-1)).exp()
-    # one transfer for both; float64 holds a token id exactly
-    tokens, probabilities = torch.stack([tokens.double(), probabilities.double()]).tolist()
-    return [int(token) for token in tokens], probabilities
+    return torch.stack([tokens.double(), probabilities.double()])
 
 
-def _checked(probability: float) -> float:
+def checked_probability(probability: float) -> float:
     """Return a probability.
 
     Raises:
@@ -170,6 +184,7 @@ def generate(
     stop_id: int,
     max_new_tokens: int,
     is_cancelled: Callable[[], bool] = lambda: False,
+    decoder: Decoder | None = None,
 ) -> Iterator[GeneratedToken]:
     """Yield the answer's tokens up to and with `stop_id`, or until the limit or a cancel.
 
@@ -179,20 +194,37 @@ def generate(
         stop_id: the id of </s>.
         max_new_tokens: length limit of the answer.
         is_cancelled: called before each token; True ends the answer.
+        decoder: generates what no draft begins with.
 
     Raises:
         ModelError: the scores of a token are NaN.
     """
+    with contextlib.closing(_tokens(model, prompt, decoder)) as tokens:
+        for _ in range(max_new_tokens):
+            if is_cancelled():
+                return
+            token = next(tokens)
+            yield token
+            if token.token_id == stop_id:
+                return
+
+
+def _tokens(
+    model: LanguageModel, prompt: Prefill, decoder: Decoder | None
+) -> Generator[GeneratedToken]:
+    """Yield tokens without an end; the cache has all of them but the last one."""
     answer: list[int] = []
-    ready = deque(prompt.tokens)
-    for _ in range(max_new_tokens):
-        if is_cancelled():
-            return
-        if not ready:  # the cache has all of the answer but its last token
-            last = model.embed(torch.tensor(answer[-1:], device=model.device))
-            ready.extend(_read(model, last, prompt.key_values, prompt.drafts.tree(answer))[1])
-        token = ready.popleft()
-        answer.append(token.token_id)
-        yield token
-        if token.token_id == stop_id:
-            return
+    tokens: Sequence[GeneratedToken] = prompt.tokens
+    while True:
+        for token in tokens:
+            answer.append(token.token_id)
+            yield token
+        tree = prompt.drafts.tree(answer)
+        if decoder is not None and not tree:  # nor will there be one later
+            with contextlib.closing(decoder.decode(answer[-1], prompt.key_values)) as decoded:
+                for token in decoded:
+                    answer.append(token.token_id)
+                    yield token
+            decoder = None  # its memory is full
+        last = model.embed(torch.tensor(answer[-1:], device=model.device))
+        tokens = _read(model, last, prompt.key_values, tree)[1]

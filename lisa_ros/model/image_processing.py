@@ -123,6 +123,18 @@ class ClipPreprocessing:
             'image_std': list(self.std),
         }
 
+    def used_part(self, height: int, width: int) -> tuple[slice, slice]:
+        """Return the rows and columns of an image that CLIP sees some part of.
+
+        Of a very long image this is the middle, of _MAX_CLIP_RATIO: scaling a side of one pixel to
+        CLIP's size scales the other one to millions. Without a crop, nothing is cut off.
+        """
+        if self.crop is None or not isinstance(self.size, int):
+            return slice(0, height), slice(0, width)
+        limit = _MAX_CLIP_RATIO * min(height, width)
+        rows, columns = (max(0, side - limit) // 2 for side in (height, width))
+        return slice(rows, rows + limit), slice(columns, columns + limit)
+
     @property
     def output(self) -> tuple[int, int] | None:
         """(height, width) of the result [px]; None if it depends on the image."""
@@ -148,14 +160,9 @@ def resize_for_clip(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.n
     Raises:
         ImageError: the image is not (H, W, 3) uint8.
     """
-    image = _cropped_to_ratio(check_rgb(image), preprocessing)
-    height, width = image.shape[:2]
-    if isinstance(preprocessing.size, int):
-        short, long = sorted((height, width))
-        longer = int(preprocessing.size * long / short)
-        target = (preprocessing.size, longer) if height <= width else (longer, preprocessing.size)
-    else:
-        target = preprocessing.size
+    rows, columns = preprocessing.used_part(*check_rgb(image).shape[:2])
+    image = image[rows, columns]
+    target = clip_resized_shape(*image.shape[:2], preprocessing)
     resample = Image.Resampling(preprocessing.resample)
     resized = np.asarray(Image.fromarray(image).resize(target[::-1], resample))
     if preprocessing.crop is None:
@@ -163,18 +170,15 @@ def resize_for_clip(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.n
     return _center_crop(resized, *preprocessing.crop)
 
 
-def _cropped_to_ratio(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.ndarray:
-    """Return the middle of a very long image, of _MAX_CLIP_RATIO; other images as they are.
-
-    CLIP sees only the middle of it, and scaling a side of one pixel to CLIP's size scales the
-    other one to millions. Without a crop, nothing is cut off.
-    """
-    if preprocessing.crop is None or not isinstance(preprocessing.size, int):
-        return image
-    limit = _MAX_CLIP_RATIO * min(image.shape[:2])
-    starts = [max(0, side - limit) // 2 for side in image.shape[:2]]
-    rows, columns = (slice(start, start + limit) for start in starts)
-    return image[rows, columns]
+def clip_resized_shape(
+    height: int, width: int, preprocessing: ClipPreprocessing
+) -> tuple[int, int]:
+    """Return (height, width) of an image that is resized for CLIP, before the crop [px]."""
+    if not isinstance(preprocessing.size, int):
+        return preprocessing.size
+    short, long = sorted((height, width))
+    longer = int(preprocessing.size * long / short)
+    return (preprocessing.size, longer) if height <= width else (longer, preprocessing.size)
 
 
 def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:

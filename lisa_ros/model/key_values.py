@@ -88,6 +88,23 @@ class KeyValues:
             part[..., start:end, :] = part[..., own, :]
         self.length = end
 
+    def extend(self, source: KeyValues, start: int, end: int) -> None:
+        """Append the positions `start` to `end` of another cache; take more memory if needed."""
+        stop = self.length + end - start
+        if stop > self.capacity:
+            self._storage = self.copy(self.length, max(stop, 2 * self.capacity))._storage
+        self._storage[..., self.length : stop, :] = source._storage[..., start:end, :]
+        self.length = stop
+
+    def load(self, source: KeyValues) -> None:
+        """Replace all positions by those of another cache, which have room; the memory stays."""
+        self._storage[..., : source.length, :] = source._storage[..., : source.length, :]
+        self.length = source.length
+
+    def fixed(self, capacity: int, position: Tensor) -> FixedKeyValues:
+        """Return the first `capacity` positions, to be written where `position` says."""
+        return FixedKeyValues(self._storage[..., :capacity, :], position)
+
     def rows(self, rows: Sequence[int]) -> KeyValues:
         """Return a new cache with some of the rows."""
         index = torch.tensor(rows, device=self._storage.device)
@@ -107,3 +124,31 @@ class KeyValues:
         storage = self._storage.new_empty(shape)
         storage[..., :length, :] = self._storage[..., :length, :]
         return KeyValues(storage, length)
+
+
+class FixedKeyValues:
+    """Keys and values in memory that stays, for a step that is captured as a CUDA graph.
+
+    A layer gets all positions; the mask of attention tells which of them count.
+    """
+
+    length = 0  # what is in use is not known on the host
+
+    def __init__(self, storage: Tensor, position: Tensor):
+        """Wrap memory.
+
+        Args:
+            storage: (N, 2, B, G, P, d) keys and values.
+            position: (1,) long, on the same device: where the next write goes.
+        """
+        self._storage, self._position = storage, position
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one position of a layer, (B, G, 1, d) each; return all P of the layer."""
+        own = self._storage[layer]
+        own[0].index_copy_(2, self._position, keys)
+        own[1].index_copy_(2, self._position, values)
+        return own[0], own[1]
+
+    def advance(self, count: int) -> None:
+        """Do nothing: the owner of `position` moves it."""

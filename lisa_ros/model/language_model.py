@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
-from lisa_ros.model.key_values import KeyValues
+from lisa_ros.model.key_values import FixedKeyValues, KeyValues
 
 
 class LanguageModel:
@@ -52,7 +52,7 @@ class LanguageModel:
     def read(
         self,
         embeddings: Tensor,
-        key_values: KeyValues,
+        key_values: KeyValues | FixedKeyValues,
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
@@ -61,7 +61,8 @@ class LanguageModel:
 
         Args:
             embeddings: (B, n, D) of the new positions.
-            key_values: of the positions before them; gets theirs.
+            key_values: of the positions before them; gets theirs. FixedKeyValues needs positions,
+                and a mask of all new ones.
             positions: (B, n) or (1, n) long, for the rotary embedding; None: one after the other.
             mask: (m, P) or (B, 1, m, P) bool, which positions the last m of the new ones see; all
                 others see those before them and themselves. None: m is 0.
@@ -107,7 +108,7 @@ def _masks(
 def _attend(
     attention: LlamaAttention,
     states: Tensor,
-    key_values: KeyValues,
+    key_values: KeyValues | FixedKeyValues,
     rotary: tuple[Tensor, Tensor],
     masks: Sequence[tuple[slice, Tensor | None]],
     layer: int,

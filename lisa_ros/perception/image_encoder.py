@@ -18,13 +18,8 @@ import torch
 from torch import Tensor
 
 from lisa_ros.model.finite import all_finite, check_finite
-from lisa_ros.model.image_processing import (
-    ClipPreprocessing,
-    SamInput,
-    check_rgb,
-    clip_pixels,
-    sam_input,
-)
+from lisa_ros.model.image_preparation import ImagePreparation
+from lisa_ros.model.image_processing import check_rgb, sam_resized_shape
 from lisa_ros.model.lisa import LISA
 
 
@@ -35,10 +30,16 @@ class EncodedImage:
     key: tuple
     image: np.ndarray  # (H, W, 3) uint8 RGB
     clip_tokens: Tensor  # (P, D)
-    sam: SamInput
-    sam_features: Tensor | None = None  # (1, C, h, w)
+    sam_pixels: Tensor  # (3, S, S) float32
+    sam_features: Tensor | None = None  # (1, C, h, w), checked
+    sam_started: Tensor | None = None  # the same while a GPU may still compute it
     # of encoding, by stage, until an answer counts them
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sam_shape(self) -> tuple[int, int]:
+        """(height, width) of the image inside of SAM's square [px]."""
+        return sam_resized_shape(self.image.shape[:2], self.sam_pixels.shape[-1])
 
     def take_seconds(self) -> dict[str, float]:
         """Return the seconds that no answer has counted; the next call returns none."""
@@ -55,11 +56,11 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a block; on a GPU wait for its kernels, so that this stage includes them."""
+        """Time a block; on a GPU wait for the kernels of this stream, so that they count."""
         start = time.perf_counter()
         yield
         if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
         self.add({name: time.perf_counter() - start})
 
     def add(self, seconds: dict[str, float]) -> None:
@@ -71,8 +72,10 @@ class StageTimer:
 class ImageEncoder:
     """CLIP and SAM of a LISA with a cache: a known image is not encoded again."""
 
-    def __init__(self, model: LISA, preprocessing: ClipPreprocessing):
-        self._model, self._preprocessing = model, preprocessing
+    def __init__(self, model: LISA, preparation: ImagePreparation):
+        """Wrap a model; `preparation` makes its inputs."""
+        self._model, self._preparation = model, preparation
+        self._sam_stream = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
         self._last: EncodedImage | None = None
         self._batch: dict[tuple, EncodedImage] = {}
 
@@ -101,13 +104,21 @@ class ImageEncoder:
                 timer.add(encoded.take_seconds())
                 self._last = encoded
                 return encoded
-            pixels = torch.from_numpy(clip_pixels(image, self._preprocessing))
-            sam = sam_input(image, self._model.config.sam_size)
+            prepared = self._preparation.prepare(image)
         with timer.stage('clip'), torch.inference_mode():
-            clip_tokens = self._model.encode_clip(pixels[None].to(self.device))[0]
+            clip_tokens = self._model.encode_clip(prepared.clip[None])[0]
             check_finite(clip_tokens, "CLIP's features of the image")
-        encoded = self._last = EncodedImage(key, image, clip_tokens, sam)
+        encoded = self._last = EncodedImage(key, image, clip_tokens, prepared.sam)
         return encoded
+
+    def start_sam(self, encoded: EncodedImage) -> None:
+        """On a GPU, start SAM's encoder beside what follows; elsewhere do nothing."""
+        has_begun = encoded.sam_started is not None or encoded.sam_features is not None
+        if self._sam_stream is None or has_begun:
+            return
+        self._sam_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._sam_stream), torch.inference_mode():
+            encoded.sam_started = self._model.encode_sam(encoded.sam_pixels[None])
 
     def sam_features(self, encoded: EncodedImage, timer: StageTimer) -> Tensor:
         """Return SAM's features of an encoded image, (1, C, h, w), computed at the first call.
@@ -119,11 +130,21 @@ class ImageEncoder:
         """
         if encoded.sam_features is None:
             with timer.stage('sam'), torch.inference_mode():
-                pixels = torch.from_numpy(encoded.sam.pixels)[None].to(self.device)
-                features = self._model.encode_sam(pixels)
+                features = self._started(encoded)
+                if features is None:
+                    features = self._model.encode_sam(encoded.sam_pixels[None])
                 check_finite(features, "SAM's features of the image")
             encoded.sam_features = features
         return encoded.sam_features
+
+    def _started(self, encoded: EncodedImage) -> Tensor | None:
+        """Return what `start_sam` began, for use on this stream; None: nothing."""
+        features, encoded.sam_started = encoded.sam_started, None
+        if features is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_stream(self._sam_stream)
+            features.record_stream(stream)  # its memory is not given away before this stream ends
+        return features
 
     def encode_batch(self, images: Sequence[np.ndarray]) -> None:
         """Run CLIP and SAM on several images at once, which a GPU does faster.
@@ -138,30 +159,26 @@ class ImageEncoder:
         Raises:
             ImageError: an image has another shape or type.
         """
-        timer, sam_size = StageTimer(self.device), self._model.config.sam_size
-        last = self._last
+        timer, last = StageTimer(self.device), self._last
         with timer.stage('preprocess'):
             by_key = {image_key(check_rgb(image)): image for image in images}
             known = {key: self._batch[key] for key in by_key if key in self._batch}
             if last is not None and last.key in by_key and last.sam_features is not None:
                 known[last.key] = last
             new = {key: image for key, image in by_key.items() if key not in known}
-            sam = [sam_input(image, sam_size) for image in new.values()]
-            clip = [clip_pixels(image, self._preprocessing) for image in new.values()]
+            prepared = [self._preparation.prepare(image) for image in new.values()]
         self._batch = known
         if not new:
             return
         with torch.inference_mode():
             with timer.stage('clip'):
-                pixels = torch.from_numpy(np.stack(clip))
-                tokens = self._model.encode_clip(pixels.to(self.device))
+                tokens = self._model.encode_clip(torch.stack([own.clip for own in prepared]))
             with timer.stage('sam'):
-                pixels = torch.from_numpy(np.stack([padded.pixels for padded in sam]))
-                features = self._model.encode_sam(pixels.to(self.device))
+                features = self._model.encode_sam(torch.stack([own.sam for own in prepared]))
         share = {name: duration / len(new) for name, duration in timer.seconds.items()}
         self._batch = known | {
-            key: EncodedImage(key, image, tokens[i], sam[i], features[i : i + 1], dict(share))
-            for i, (key, image) in enumerate(new.items())
+            key: EncodedImage(key, image, tokens[i], own.sam, features[i : i + 1], dict(share))
+            for i, ((key, image), own) in enumerate(zip(new.items(), prepared, strict=True))
             if all_finite(tokens[i]) and all_finite(features[i])
         }
 

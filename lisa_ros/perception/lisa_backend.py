@@ -6,7 +6,8 @@ Threads: one thread at a time calls a LisaBackend. Another thread may set `cance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,11 @@ from lisa_ros.model import checkpoint, generation
 from lisa_ros.model.batch_beginnings import read_beginnings
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.model.captured_decoding import captured_decoder
 from lisa_ros.model.checksums import Lock
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts, ReplyMemory
+from lisa_ros.model.image_preparation import image_preparation
 from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
 from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.limits import Limits
@@ -101,10 +104,14 @@ class LisaBackend:
         self.template = template or model.config.template
         named_template(self.template)  # fails now, not at the first query
         self._language_model = language_model or LanguageModel(model.llm)
+        self._decoder = captured_decoder(self._language_model)
         self._prefixes = PrefixCache(cache_bytes)
         replies = _reply_ids(tokenizer, self.template, usual_replies)
         self._replies = ReplyMemory(replies, kept=64 if cache_bytes else 0)
-        self.encoder = ImageEncoder(model, clip_preprocessing)
+        preparation = image_preparation(
+            clip_preprocessing, model.config.sam_size, self._language_model.device
+        )
+        self.encoder = ImageEncoder(model, preparation)
         self._mask_decoder = MaskDecoder(model, self.encoder)
 
     @classmethod
@@ -383,6 +390,7 @@ class LisaBackend:
         timer = StageTimer(self.encoder.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
         encoded = self.encoder.encode(asked.image, timer)
+        self.encoder.start_sam(encoded)
         typed = self._typed_positions(text, ids) if options.typed_specials else []
         max_new_tokens = min(options.max_new_tokens, self._max_positions - self._length(ids))
         with timer.stage('prompt'):
@@ -391,10 +399,11 @@ class LisaBackend:
         reply = self._reply(encoded, options, answer, timer)
         for position in typed:
             yield from reply.decode(SegToken(prompt.state(position - 1)))
-        for step in self._generate(prompt, max_new_tokens, stop, timer):
-            yield from reply.push(step)
-            if answer.repeated_count:
-                break
+        with contextlib.closing(self._generate(prompt, max_new_tokens, stop, timer)) as steps:
+            for step in steps:
+                yield from reply.push(step)
+                if answer.repeated_count:
+                    break
         is_complete = reply.is_complete(options.max_new_tokens)
         self._remember(text, [*ids, *answer.token_ids], encoded, prompt, is_complete)
         yield Done(reply.result(None if is_complete else stop.early_end))
@@ -405,7 +414,7 @@ class LisaBackend:
         max_new_tokens: int,
         stop: Cancellation,
         timer: StageTimer,
-    ) -> Iterator[generation.GeneratedToken]:
+    ) -> Generator[generation.GeneratedToken]:
         """Yield the answer's tokens; the timer gets the stage "tokens"."""
         steps = generation.generate(
             self._language_model,
@@ -413,13 +422,15 @@ class LisaBackend:
             stop_id=self.tokenizer.eos_token_id,
             max_new_tokens=max_new_tokens,
             is_cancelled=stop.is_set,
+            decoder=self._decoder,
         )
-        while True:
-            with timer.stage('tokens'):
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step
+        with contextlib.closing(steps):
+            while True:
+                with timer.stage('tokens'):
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
 
     def _prefill(
         self,

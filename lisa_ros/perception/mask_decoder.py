@@ -62,7 +62,7 @@ class MaskDecoder:
             low_res, predicted_iou = self._model.decode_masks(sam_features, prompts)
             check_finite(low_res, 'the mask of [SEG]')
             check_finite(predicted_iou, 'the predicted IoU of a mask')
-            full_res = self._model.postprocess(low_res, encoded.sam.resized, encoded.sam.original)
+            full_res = self._model.postprocess(low_res, encoded.sam_shape, encoded.image.shape[:2])
             features = ScoreFeatures(
                 text_prob=seg.text_prob,
                 seg_prob=seg.seg_prob,
