@@ -51,8 +51,7 @@ class BatchBench:
         for _ in range(count):
             text, ids = bench.ask(next(self._numbers))
             requests.append((bench.new_image() if is_new else self._known, Query(text)))
-        bench.language_model.reply = reply
-        bench.language_model.prompt_length = len(ids) - 1 + bench.config.image_tokens
+        bench.language_model.force(reply, len(ids) - 1 + bench.config.image_tokens)
         bench.synchronize()
         start = time.perf_counter()
         results = bench.backend.answer_batch(
