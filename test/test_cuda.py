@@ -8,6 +8,10 @@ from golden import DATA, backend, cases, generated_ids, load_image
 from test_sam_encoder import encoder
 
 from lisa_ros.model import sam_encoder
+from lisa_ros.model.captured_decoding import captured_decoder
+from lisa_ros.model.generation import generate, prefill
+from lisa_ros.model.image_preparation import GpuPreparation, PillowPreparation
+from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.masks import iou
 from lisa_ros.perception.segmenter import Segmenter
@@ -54,6 +58,29 @@ def test_a_batch_has_the_answers_of_its_requests(on_gpu):
     on_gpu.clear_cache()
     results = on_gpu.segment_batch(requests)
     assert [result.token_ids for result in results] == expected
+
+
+def test_tokens_are_those_of_the_step_that_is_not_captured(on_gpu):
+    lisa = on_gpu.backend
+    model = LanguageModel(lisa.model.llm)
+    decoder = captured_decoder(model)
+    assert decoder is not None, 'no CUDA graphs on this GPU'
+    ids = torch.arange(3, 40, device='cuda')
+    results = []
+    for own in (None, decoder):
+        prompt = prefill(model, model.embed(ids).detach(), max_new_tokens=100)
+        steps = generate(model, prompt, stop_id=-1, max_new_tokens=100, decoder=own)
+        results.append([step.token_id for step in steps])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize('name', ['astronaut', 'chelsea', 'coffee'])
+def test_images_are_prepared_as_by_pillow(name, on_gpu):
+    clip, device = on_gpu.backend.clip_preprocessing, torch.device('cuda')
+    expected = PillowPreparation(clip, 1024, device).prepare(load_image(name))
+    prepared = GpuPreparation(clip, 1024, device).prepare(load_image(name))
+    assert torch.equal(prepared.clip, expected.clip)
+    assert torch.equal(prepared.sam, expected.sam)
 
 
 def test_bf16_has_the_golden_ids():
