@@ -34,7 +34,7 @@ from lisa_ros.ros.qos import input_qos_overrides, sensor_qos
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.throttled_log import ThrottledLog
 from lisa_ros.voice import audio
-from lisa_ros.voice.audio_messages import message_samples
+from lisa_ros.voice.audio_messages import MessageAudio
 from lisa_ros.voice.listener import Outcome, Recognition, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 
@@ -75,6 +75,7 @@ class VoiceNode(Node):
         self._heard_publisher = self.create_publisher(Heard, '~/heard', 10)
         self._command_publisher = self.create_publisher(String, 'command', 10)
         self._warn = ThrottledLog(self.get_logger()).warning
+        self._message_audio = MessageAudio()
         self._audio: queue.Queue[np.ndarray | None] = queue.Queue()  # None: the end of a WAV file
         self._stopping, self._speaking = threading.Event(), threading.Event()
         self._microphone = self._open_source(settings)
@@ -112,7 +113,7 @@ class VoiceNode(Node):
     def _take_message(self, message: Any) -> None:
         """Queue the samples of a message; log a broken one."""
         try:
-            self._take_samples(message_samples(message))
+            self._take_samples(self._message_audio.samples(message))
         except LisaError as error:
             self._warn(f'audio: {error}', 'audio')
 

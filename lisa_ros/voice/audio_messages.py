@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of audio messages, whichever package they come from. Any thread; one stream each.
+"""Samples of audio messages, whichever package they come from.
 
 Two packages are named audio_common_msgs, and they are told apart by the fields:
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lisa_ros.errors import DataError
-from lisa_ros.voice.audio import from_pcm16, resample
+from lisa_ros.voice.audio import RATE, Resampler, from_pcm16
 
 _RATES = (4_000, 384_000)  # smallest and largest sample rate [Hz]
 # lists of mgonzs13's AudioData: type, and the value of silence and of full scale
@@ -31,43 +31,54 @@ _LISTS = {
 }
 
 
-def message_samples(message: Any) -> np.ndarray:
-    """Return the samples of a message, mixed to mono and resampled to 16 kHz.
+class MessageAudio:
+    """The audio of a topic: one stream, in pieces; one thread."""
 
-    Args:
-        message: of one of the types in the module's docstring.
+    def __init__(self) -> None:
+        self._resampler = Resampler()
 
-    Returns:
-        (n,) float32 in -1..1.
+    def samples(self, message: Any) -> np.ndarray:
+        """Return the samples of the next message, mixed to mono and resampled to 16 kHz.
 
-    Raises:
-        DataError: the data do not fit their description, the type is unknown, or the rate differs
-            and the package soxr is not installed.
-    """
+        Args:
+            message: of one of the types in the module's docstring.
+
+        Returns:
+            (n,) float32 in -1..1.
+
+        Raises:
+            DataError: the data do not fit their description, the type is unknown, or the rate
+                differs and the package soxr is not installed.
+        """
+        return self._resampler.push(*_mono(message))
+
+
+def _mono(message: Any) -> tuple[np.ndarray, int]:
+    """Return the samples of a message, mixed to mono, and their rate [Hz]."""
     audio = getattr(message, 'audio', message)
     if hasattr(audio, 'audio_data') and hasattr(audio, 'info'):
         return _described_samples(audio.audio_data, audio.info)
     if hasattr(message, 'audio') and hasattr(message, 'info'):
         return _described_samples(audio, message.info)
     if hasattr(message, 'data'):
-        return from_pcm16(np.asarray(message.data, np.uint8))
+        return from_pcm16(np.asarray(message.data, np.uint8)), RATE
     if hasattr(message, 'int16_data'):
-        return _list_samples(message)
+        return _list_samples(message), RATE
     raise DataError(
         f'a message of {type(message).__name__} has no audio; expected AudioData or AudioStamped '
         'of audio_common_msgs, or std_msgs/UInt8MultiArray: set audio_type'
     )
 
 
-def _described_samples(data: Any, info: Any) -> np.ndarray:
-    """Return the samples of mgonzs13's AudioStamped, mono at 16 kHz."""
+def _described_samples(data: Any, info: Any) -> tuple[np.ndarray, int]:
+    """Return the samples of mgonzs13's AudioStamped, mixed to mono, and their rate [Hz]."""
     samples, channels, rate = _list_samples(data), int(info.channels), int(info.rate)
     if channels < 1 or len(samples) % channels or not _RATES[0] <= rate <= _RATES[1]:
         raise DataError(
             f'{len(samples)} samples of {channels} channels at {rate} Hz; expected whole frames '
             f'of at least one channel at {_RATES[0]} to {_RATES[1]} Hz: check the audio driver'
         )
-    return resample(samples.reshape(-1, channels).mean(1, dtype=np.float32), rate)
+    return samples.reshape(-1, channels).mean(1, dtype=np.float32), rate
 
 
 def _list_samples(data: Any) -> np.ndarray:
