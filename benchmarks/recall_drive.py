@@ -44,7 +44,7 @@ import tabletop_drive
 from lisa_ros.msg import Place, Segmentation
 from lisa_ros.srv import Recall
 from matplotlib import pyplot
-from node_peer import NodePeer
+from node_peer import START_TIMEOUT, NodePeer
 from tabletop_drive import ITEMS, Drive, Layout
 from tqdm import tqdm
 
@@ -261,6 +261,7 @@ def main() -> int:
         places = list(peer.call(Recall, 'recall', query='').places)
     with processes.started(command, log):
         peer.wait_until_active()
+        peer.wait(peer.client(Recall, 'recall').service_is_ready, START_TIMEOUT, '~/recall')
         after_restart = list(peer.call(Recall, 'recall', query='').places)
     peer.close()
     rclpy.shutdown()
