@@ -55,6 +55,7 @@ from lisa_ros.session.place_memory import is_same_name
 NEAR, MISSED = 0.10, 2  # distance of a right place [m]; objects that may lack one
 JUDGED_SECONDS = 180.0  # shorter drives do not show every object long enough
 START_DELAY = 4.0  # of the drive, so that all have discovered each other [s]
+RATES = (2.0, 4.0, 5.0, 10.0, 20.0)  # each frame has a pose of the odometry [Hz]
 AGE_TOLERANCE = 0.01  # [s]
 REQUESTS = ('segment the {}', 'show me the {}', 'hand me the {}', 'where is the {}?')
 _TABLE_CORNERS = ((-0.65, -0.55), (0.65, -0.55), (0.65, 0.55), (-0.65, 0.55))  # [m]
@@ -202,7 +203,7 @@ def plot(recalls: Sequence[Recalled], layouts: Sequence[Layout], drive: Drive, p
     """Draw a map: the path, the tables, true places and remembered ones."""
     drawn, axes = pyplot.subplots(figsize=(7, 7), layout='constrained')
     way = tabletop_drive.DrivenPath(drive.seconds)
-    times = np.linspace(0, drive.seconds / tabletop_drive.ROUNDS, 400)
+    times = np.linspace(0, drive.seconds, 600)
     xy = np.array([way.map_to_base(t)[:2, 3] for t in times])
     axes.plot(*xy.T, color='0.7', lw=1, label='path of the robot')
     for table in range(tabletop_drive.TABLE_COUNT):
@@ -232,7 +233,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--assets-cache', type=Path, required=True, help='meshes and textures')
     parser.add_argument('--seconds', type=float, default=60.0, help='of the drive (default: 60)')
-    parser.add_argument('--rate', type=float, default=5.0, help='of the camera [Hz] (default: 5)')
+    parser.add_argument(
+        '--rate', type=float, choices=RATES, default=5.0, help='of the camera [Hz] (default: 5)'
+    )
     parser.add_argument('--width', type=int, default=640, help='[px] (default: 640)')
     parser.add_argument('--height', type=int, default=480, help='[px] (default: 480)')
     parser.add_argument('--seed', type=int, default=0, help='of places and drift (default: 0)')
