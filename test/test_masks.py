@@ -30,6 +30,21 @@ def test_box_slices_have_a_margin_that_ends_at_the_image():
     assert mask[box_slices(mask, 5)].shape == (15, 10)
 
 
+@pytest.mark.parametrize(
+    ('x', 'y', 'is_cut'),
+    [
+        (30, 20, False),
+        (5, 20, False),
+        (4, 20, True),
+        (55, 20, True),
+        (30, 4, True),
+        (30, 35, True),
+    ],
+)
+def test_a_mask_that_reaches_the_edge_of_the_image(x, y, is_cut):
+    assert masks.touches_edge(disc(x, y, 4)) is is_cut
+
+
 def test_an_empty_mask_has_an_empty_box():
     assert bounding_box(np.zeros(SHAPE, bool)) == (0, 0, 0, 0)
     assert masks.area(np.zeros(SHAPE, bool)) == 0

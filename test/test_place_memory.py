@@ -97,6 +97,20 @@ def test_places_of_the_future_count_as_seen_now():
     assert positions(memory, now=65) == []
 
 
+def test_a_part_of_an_object_at_the_edge_of_the_image_does_not_move_its_place():
+    memory = PlaceMemory(OPTIONS)
+    memory.add([seen('book', 1.08, 1, is_cut=True, thumbnail=b'part')])
+    memory.add([seen('book', 1.0, 2, thumbnail=b'all')])
+    memory.add([seen('book', 1.08, 3, is_cut=True, thumbnail=b'part')])
+    (place,) = memory.places(3 * SECOND)
+    assert place.position[0] == 1.0
+    assert (place.stamp, place.sightings, place.thumbnail) == (3 * SECOND, 3, b'all')
+    memory.add([seen('book', 1.1, 4, is_cut=True)])
+    assert positions(memory) == [1.0]
+    memory.add([seen('book', 5.0, 5, is_cut=True)])  # it has moved
+    assert positions(memory) == [5.0]
+
+
 def test_twelve_objects_on_a_drive_around_three_tables():
     """Noise of 3 cm, two objects move, each answer shows those of one table."""
     rng = np.random.default_rng(0)

@@ -2,6 +2,8 @@
 """~/places, ~/recall and the file of places, with a node whose model is scripted."""
 
 import json
+import os
+import time
 
 import cv2
 import numpy as np
@@ -90,6 +92,39 @@ def test_a_damaged_file_is_named_and_left_as_it_is(start, tmp_path):  # noqa: F8
     assert peer.change_state('deactivate')
     assert file.read_text() == '{"frame": 3}'
     assert 'places are not saved' in node.output()
+
+
+def test_a_disk_that_hangs_delays_no_callback(start, tmp_path):  # noqa: F811
+    """A pipe in the place of the new file: opening it waits for a reader."""
+    file, pipe = tmp_path / 'places.json', tmp_path / 'places.json.new'
+    os.mkfifo(pipe)
+    node, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
+    assert ask(peer, QUERY).status == Segmentation.FOUND
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:  # the node tries to write within 0.25 s
+        assert len(peer.call(Recall, 'recall', query='').places) == 1
+    descriptor = os.open(pipe, os.O_RDONLY)
+    try:
+        node.wait_for_output('cannot be written')  # a pipe cannot be flushed to a disk
+    finally:
+        os.close(descriptor)
+    pipe.unlink()
+    assert peer.change_state('deactivate')
+    assert [place['name'] for place in json.loads(file.read_text())['places']] == ['bright box']
+
+
+def test_two_cameras_answer_from_their_memory_once(start):  # noqa: F811
+    _, peer, _ = start(0.0, names=('front', 'rear'), map_frame='front_optical')
+    for name in ('front', 'rear'):
+        peer.subscribe(f'/lisa/{name}/segmentation', Segmentation, name)
+    peer.settle(1.0)
+    send_command(peer, f'front: {QUERY}')
+    peer.wait(lambda: peer.received['front'], what='the answer')
+    for command, answers in (('', (2, 0)), ('all: ', (3, 0)), ('rear: ', (3, 1))):
+        send_command(peer, f'{command}where did you last see the box?')
+        peer.settle(1.0)
+        assert tuple(len(peer.received[name]) for name in ('front', 'rear')) == answers
+    assert peer.received['rear'][-1].answer.startswith('I last saw the bright box ')
 
 
 def test_a_frame_that_tf_does_not_know_is_one_error_and_the_answer_comes(start):  # noqa: F811

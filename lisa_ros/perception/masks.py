@@ -34,6 +34,11 @@ def box_slices(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     )
 
 
+def touches_edge(mask: np.ndarray) -> bool:
+    """Return whether a (H, W) bool mask reaches the edge of the image, and may end beyond it."""
+    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
+
+
 def area(mask: np.ndarray) -> int:
     """Return the number of pixels of a mask."""
     return int(np.count_nonzero(mask))

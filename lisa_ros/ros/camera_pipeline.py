@@ -198,18 +198,19 @@ class CameraPipeline:
             log.info(self._log_prefix + (f'stopped {stopped}' if stopped else nothing))
         elif is_watch and scheduler.set_standing_query(command.text):
             log.info(f'{self._log_prefix}watching {shortened(command.text)!r} until "stop"')
-        elif self._is_for_memory(command.text):
+        elif self.asks_memory(command):
             self._answer_from_memory(command.text)
         else:  # also a standing query that is empty or too long: the answer says so
             scheduler.submit_command(command.text)
 
-    def _is_for_memory(self, text: str) -> bool:
-        """Return whether a command asks where an object was seen last."""
+    def asks_memory(self, command: ParsedCommand) -> bool:
+        """Return whether a command asks where an object was seen last; the same on all cameras."""
         settings = self._context.settings.value
         return (
-            self._context.places.is_on
-            and len(text) <= settings.max_command_chars  # else the scheduler says so
-            and asks_about_the_past(text)
+            command.kind is CommandKind.ASK
+            and self._context.places.is_on
+            and len(command.text) <= settings.max_command_chars  # else the scheduler says so
+            and asks_about_the_past(command.text)
         )
 
     def _answer_from_memory(self, question: str) -> None:

@@ -69,8 +69,12 @@ class Cameras:
             if not names:
                 known = ', '.join(self._cameras)
                 self._context.log.error(f'{shortened(text)!r}: no such camera; there are {known}')
-        for name in names:
-            self._cameras[name].handle_command(parse_command(command))
+        parsed = parse_command(command)
+        addressed = [self._cameras[name] for name in names]
+        if addressed and addressed[0].asks_memory(parsed):
+            addressed = addressed[:1]  # the cameras share one memory: it answers once
+        for camera in addressed:
+            camera.handle_command(parsed)
 
     def stop(self) -> list[str]:
         """Stop all cameras, as the command "stop" does; return what was stopped."""

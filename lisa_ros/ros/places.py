@@ -4,8 +4,9 @@
 It is on if `map_frame` is set. The objects of each public answer are noted with their places in
 that frame, if depth and TF are known.
 
-Threads: `note` runs on the delivery threads of the cameras, which may wait for a transform. All
-else runs on the executor's thread and returns at once, apart from the writing of the file.
+Threads: `note` runs on the delivery threads of the cameras, which may wait for a transform. The
+file is written now and then on a thread of its own, and once more at the end, which `save` waits
+for. All else runs on the executor's thread and returns at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.msg import Place as PlaceMessage
 from lisa_ros.msg import PlaceList
 from lisa_ros.perception.answer_phrases import object_names
-from lisa_ros.perception.masks import bounding_box
+from lisa_ros.perception.masks import bounding_box, touches_edge
 from lisa_ros.results import Segmentation
 from lisa_ros.ros.image_decoder import rgb_image
 from lisa_ros.ros.parameter_declaration import CurrentSettings
@@ -77,6 +78,7 @@ class Places:
         self._published = self._saved = 0  # changes of the memory
         self._published_at = self._saved_at = 0.0  # [s, monotonic]
         self._saving = threading.Lock()
+        self._writer = threading.Thread()  # of the file, while it is alive
         self._publisher = node.create_publisher(PlaceList, '~/places', latched_qos())
         node.create_service(Recall, '~/recall', self._on_recall)
 
@@ -125,8 +127,11 @@ class Places:
             if changes != self._published:
                 self._publish(memory.places(now))
                 self._published = changes
-        if time.monotonic() - self._saved_at > _SAVE_PERIOD:
-            self.save()
+        is_due = time.monotonic() - self._saved_at > _SAVE_PERIOD
+        is_new = self._file is not None and memory.changes != self._saved
+        if is_due and is_new and not self._writer.is_alive():
+            self._writer = threading.Thread(target=self.save, name='places-file', daemon=True)
+            self._writer.start()
 
     def _publish(self, places: Sequence[Place]) -> None:
         stamp = self._node.get_clock().now().to_msg()
@@ -192,6 +197,7 @@ class Places:
                 float(result.scores[i]),
                 camera,
                 _thumbnail(image, result.masks[i]),
+                is_cut=touches_edge(result.masks[i]),
             )
             if is_valid_place(place):  # else the stamp or the depth is wrong
                 seen.append(place)

@@ -31,6 +31,8 @@ except ImportError:  # not in every install: then ~/target is not published in o
     tf2_ros = None
 
 
+_MARGIN = 10.0  # by which transforms are kept longer than an answer takes [s]
+_LONGEST_ANSWER = 300.0  # that is counted on, also without a limit of `answer_timeout` [s]
 _PUBLISH_IT = (
     'start robot_state_publisher, static_transform_publisher or, for a map, the localization; or '
     'correct target_frame, gravity_frame or map_frame'
@@ -57,8 +59,16 @@ class Transforms:
         """Subscribe to /tf and /tf_static if tf2_ros is installed."""
         with self._lock:
             if tf2_ros is not None and self._buffer is None:
-                self._buffer = tf2_ros.Buffer(node=self._node)
+                self._buffer = tf2_ros.Buffer(self._history(), self._node)
                 self._listener = tf2_ros.TransformListener(self._buffer, self._node)
+
+    def _history(self) -> Duration:
+        """Return how long transforms are kept: an answer's image is older than the answer took.
+
+        tf2's own 10 s are shorter than many answers.
+        """
+        longest = min(self._settings.value.answer_timeout or _LONGEST_ANSWER, _LONGEST_ANSWER)
+        return Duration(nanoseconds=round((longest + _MARGIN) * 1e9))
 
     def transform_pose(self, pose: PoseStamped, frame_id: str) -> PoseStamped:
         """Return a pose in another frame at its own stamp; an empty frame_id leaves it as it is.

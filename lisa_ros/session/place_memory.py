@@ -11,6 +11,8 @@ Rules:
   more objects of the name than any answer before. A sighting of a name that fits several known
   ones ("mug", with a red and a blue one) replaces none.
 - A sighting never replaces a newer one: an answer may be about an old image.
+- Of an object that the image's edge cuts off only a part is seen, whose middle is another point:
+  such a sighting leaves a known place where it is, and only makes it newer.
 - The oldest places are dropped when there are too many, and each one after `max_age`. Places of
   the future, after a simulation has begun again, count as seen now.
 
@@ -77,6 +79,7 @@ class Place:
     camera: str = ''
     thumbnail: bytes = b''  # JPEG; empty: none
     sightings: int = 1  # answers that have shown it at this place
+    is_cut: bool = False  # the edge of the image cut the object off; not kept in files
 
 
 class PlaceMemory:
@@ -238,7 +241,14 @@ def _singular(word: str) -> str:
 
 
 def _merged(old: Place, new: Place) -> Place:
-    """Return a known place after a new sighting; the longer name stays."""
+    """Return a known place after a new sighting; the longer name and the whole view stay."""
     name = max(old.name, new.name, key=lambda text: len(_words(text)))
-    thumbnail = new.thumbnail or old.thumbnail
-    return replace(new, name=name, thumbnail=thumbnail, sightings=old.sightings + 1)
+    view = old if new.is_cut and not old.is_cut else new
+    return replace(
+        new,
+        name=name,
+        position=view.position,
+        thumbnail=view.thumbnail or old.thumbnail,
+        sightings=old.sightings + 1,
+        is_cut=view.is_cut,
+    )

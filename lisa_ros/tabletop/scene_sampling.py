@@ -206,15 +206,46 @@ def _draw_pose(
     quaternion = _UPRIGHT_ROTATIONS[model.up_axis]
     if model.can_lie and rng.random() < _LYING_RATE:
         quaternion = _multiply(_LYING, quaternion)
-    yaw = rng.uniform(-math.pi, math.pi)
-    quaternion = _multiply((math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)), quaternion)
+    quaternion = _turned(quaternion, rng.uniform(-math.pi, math.pi))
+    x, y = (rng.uniform(-half, half) for half in _TABLE_HALF_SIZE)
+    placed = place_object(model, colour, size, box, (x, y), quaternion)
+    extent = np.subtract(placed.box_max, placed.box_min)
+    return placed, (x, y, float(np.linalg.norm(extent[:2]) / 2) * _RADIUS_SCALE)
+
+
+def upright(model: ObjectModel, yaw: float) -> Quaternion:
+    """Return the rotation of an upright object; `yaw` is about the vertical axis [rad]."""
+    return _turned(_UPRIGHT_ROTATIONS[model.up_axis], yaw)
+
+
+def _turned(quaternion: Quaternion, yaw: float) -> Quaternion:
+    """Return a rotation followed by one about the vertical axis."""
+    return _multiply((math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)), quaternion)
+
+
+def place_object(
+    model: ObjectModel,
+    colour: str | None,
+    size: str | None,
+    box: Box,
+    middle: tuple[float, float],
+    quaternion: Quaternion,
+) -> PlacedObject:
+    """Return an object that stands on the table.
+
+    Args:
+        model: the object model.
+        colour: one of `model.colours`, or None.
+        size: one of `model.sizes`, or None.
+        box: bounding box of the mesh, in its units.
+        middle: x and y of the centre of its bounding box, world [m].
+        quaternion: rotation from the mesh frame to the world.
+    """
     corners = box_corners(box) * mesh_scale(model, size, box) @ rotation_matrix(quaternion).T
     low, high = corners.min(0), corners.max(0)
-    radius = float(np.linalg.norm((high - low)[:2]) / 2) * _RADIUS_SCALE
-    x, y = (rng.uniform(-half, half) for half in _TABLE_HALF_SIZE)
-    middle = (low + high) / 2
-    position = np.array([x - middle[0], y - middle[1], -low[2]])
-    placed = PlacedObject(
+    centre = (low + high) / 2
+    position = np.array([middle[0] - centre[0], middle[1] - centre[1], -low[2]])
+    return PlacedObject(
         model,
         colour,
         size,
@@ -223,7 +254,6 @@ def _draw_pose(
         tuple(position.tolist()),
         quaternion,
     )
-    return placed, (x, y, radius)
 
 
 def draw_camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
