@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# `make clean` removes what `make` writes: .venv, build, install, log, demo and caches.
+# `make clean` removes what `make` writes: .venv, build, install, log, demo, a page of docs and caches.
 
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test audit sbom fuzz clean
+.PHONY: help setup demo test docs audit sbom fuzz clean
 
 PYTHON ?= python3         # 3.11 to 3.13
 TORCH ?= torch==2.13.0    # another build: TORCH='torch==... --extra-index-url URL'
@@ -32,6 +32,10 @@ test: setup  ## run lint and all tests
 	# one process more than cores, at most 4: tests of nodes often wait
 	python -m pytest -n $$(( cores < 4 ? cores + 1 : 4 )) --dist loadfile --no-loadscope-reorder
 
+docs: build/docs/.done  ## write the documentation as a site to build/site
+	@build/docs/bin/sphinx-build -q -W --keep-going -c docs/site -d build/docs/cache . build/site
+	echo 'site: build/site/index.html'
+
 audit: build/audit/.done  ## compare the pinned packages with the known vulnerabilities
 	@$(PYTHON) .ci/audit.py build/audit
 
@@ -44,7 +48,7 @@ fuzz: build/fuzz/.done  ## fuzz one reader with atheris: make fuzz TARGET=coco S
 	build/fuzz/bin/python test/fuzz/run_atheris.py $(or $(TARGET),--list) $(SECONDS) --out build/fuzz/out
 
 clean:  ## remove everything that make wrote
-	rm -rf .venv build install log demo lisa_ros.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build install log demo docs/interfaces.md lisa_ros.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --no-compile: Python compiles the modules that are imported; compiling all of them takes a minute more.
@@ -63,7 +67,13 @@ clean:  ## remove everything that make wrote
 		-e "s#/opt/python/[^/]+/lib/#$(CURDIR)/.venv/lib/#g" {} +
 	touch $@
 
-# The tools of audit, sbom and fuzz have virtual environments of their own. `fuzz` sees the packages of .venv.
+# The tools of docs, audit, sbom and fuzz have virtual environments of their own. `fuzz` sees the packages of .venv.
+build/docs/.done: .ci/docs-requirements.txt .ci/docs-constraints.txt
+	@rm -rf build/docs
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet --no-compile -r .ci/docs-requirements.txt -c .ci/docs-constraints.txt
+	touch $@
+
 build/audit/.done: .ci/audit-requirements.txt .ci/audit-constraints.txt
 	@rm -rf build/audit
 	$(PYTHON) -m venv build/audit

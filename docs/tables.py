@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
-from lisa_ros.settings_schema import parameter_info  # noqa: E402
+from lisa_ros.settings_schema import ValidatedSettings, parameter_info  # noqa: E402
 
 TABLES = (
     *('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg'),
@@ -26,10 +26,10 @@ TABLES = (
 )
 
 
-def parameter_table() -> str:
-    """Return the node's parameters: name, default, effect, values, when it may change."""
+def parameter_table(settings: type[ValidatedSettings]) -> str:
+    """Return a node's parameters: name, default, effect, values, when it may change."""
     rows = []
-    for field in fields(Settings):
+    for field in fields(settings):
         info = parameter_info(field)
         if info.choices:
             values = ', '.join(f'`{choice}`' for choice in info.choices if choice)
@@ -44,10 +44,10 @@ def parameter_table() -> str:
     return table(('parameter', 'default', 'effect', 'values', 'may change'), rows)
 
 
-def message_table(file: str) -> str:
-    """Return the fields of a file of msg/; a line with only a comment continues the one above."""
+def field_table(definition: str) -> str:
+    """Return the fields of an interface; a line with only a comment continues the one above."""
     rows: list[list[str]] = []
-    for line in (ROOT / 'msg' / file).read_text().splitlines():
+    for line in definition.splitlines():
         code, _, comment = (part.strip() for part in line.partition('#'))
         if code and '=' not in code:
             kind, field = code.split()
@@ -68,7 +68,10 @@ def table(head: tuple[str, ...], rows: list) -> str:
 def with_tables(text: str) -> str:
     """Return the README's text with up-to-date tables."""
     for name in TABLES:
-        content = parameter_table() if name == 'parameters' else message_table(name)
+        if name == 'parameters':
+            content = parameter_table(Settings)
+        else:
+            content = field_table((ROOT / 'msg' / name).read_text(encoding='utf-8'))
         mark = re.escape(name)
         text, count = re.subn(
             f'<!-- {mark} -->.*?<!-- /{mark} -->',

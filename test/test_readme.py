@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README agrees with the code: its tables come from the sources, its links exist."""
+"""The README agrees with the code: its tables come from the sources."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +27,3 @@ def test_changed_table_is_detected(tmp_path):
     wrong = README.replace('| `depth_tolerance` | `0.05` |', '| `depth_tolerance` | `0.5` |')
     assert wrong != README
     assert tables.with_tables(wrong) == README
-
-
-def test_every_linked_file_exists():
-    links = re.findall(r'\]\(([^)#:]+)\)', README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
