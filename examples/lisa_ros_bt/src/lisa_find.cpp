@@ -78,8 +78,8 @@ BT::NodeStatus LisaFind::on_cancelled()  // by halt(), or by somebody else
 
 BT::NodeStatus LisaFind::fail(const std::string & cause)
 {
-  error_ = cause;
-  RCLCPP_WARN(node_->get_logger(), "%s: %s", name().c_str(), cause.c_str());
+  error_ = cause.empty() ? "the answer has no reason" : cause;
+  RCLCPP_WARN(node_->get_logger(), "%s: %s", name().c_str(), error_.c_str());
   return BT::NodeStatus::FAILURE;
 }
 
