@@ -15,6 +15,10 @@ pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make 
 
 from ros_graph import NodeProcess, Peer, image
 
+from lisa_ros.errors import LisaError
+from lisa_ros.geometry.oriented_box import Box
+from lisa_ros.geometry.rotation import quaternion_to_matrix
+
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 pytestmark = pytest.mark.ros
 
@@ -39,6 +43,72 @@ def test_the_robot_stops_before_the_target_and_faces_it(target, robot, distance,
     assert approach(target, robot, distance) == pytest.approx(stop)
     orientation = goal_pose(*stop, 'map').pose.orientation
     assert 2 * math.atan2(orientation.z, orientation.w) == pytest.approx(stop[2])
+
+
+@pytest.mark.parametrize(
+    ('yaw', 'extent', 'position', 'forward', 'closing'),
+    [
+        # a tall box: 4 cm below its top, across its 3 cm side, which is along y
+        (0, (0.09, 0.03, 0.20), (0.5, 0.1, 0.36), (1, 0, 0), (0, -1, 0)),
+        # a flat box: at its centre; the narrow side is along x
+        (0, (0.03, 0.09, 0.06), (0.5, 0.1, 0.3), (0, 1, 0), (1, 0, 0)),
+        # turned by 30 degrees; 210 degrees is the same box, and the same grasp
+        (30, (0.09, 0.03, 0.10), (0.5, 0.1, 0.31), (3**0.5 / 2, 0.5, 0), (0.5, -(3**0.5) / 2, 0)),
+        (210, (0.09, 0.03, 0.10), (0.5, 0.1, 0.31), (3**0.5 / 2, 0.5, 0), (0.5, -(3**0.5) / 2, 0)),
+    ],
+)
+def test_the_gripper_comes_from_above_across_the_narrower_side(
+    yaw, extent, position, forward, closing
+):
+    from find_and_pick import grasp_from_above, pose_message
+
+    c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
+    axes = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    order = [2, 0, 1]  # the axis that points up need not be the third one
+    for columns in ([0, 1, 2], order):
+        box = Box(np.array([0.5, 0.1, 0.3]), axes[:, columns], np.array(extent)[columns])
+        tips, rotation = grasp_from_above(box)
+        assert tips == pytest.approx(position)
+        expected = np.stack([forward, closing, (0, 0, -1)], axis=1)
+        assert rotation == pytest.approx(expected, abs=1e-12)
+        assert np.linalg.det(rotation) == pytest.approx(1)
+    pose = pose_message(tips, rotation)
+    q = pose.orientation
+    assert quaternion_to_matrix(q.x, q.y, q.z, q.w) == pytest.approx(rotation, abs=1e-9)
+    assert (pose.position.x, pose.position.y, pose.position.z) == pytest.approx(position)
+
+
+def test_a_box_is_moved_from_the_camera_to_the_robot():
+    from find_and_pick import box_in_frame, grasp_from_above
+    from geometry_msgs.msg import Point, Pose, Quaternion, Transform, Vector3
+    from lisa_ros.msg import Instance
+
+    # The camera looks along the robot's x axis from 0.2, 0, 0.8 m: its z is x, its x is -y.
+    level = Quaternion(x=-0.5, y=0.5, z=-0.5, w=0.5)
+    camera = Transform(translation=Vector3(x=0.2, y=0.0, z=0.8), rotation=level)
+    upright = Quaternion(x=0.5, y=-0.5, z=0.5, w=0.5)  # the box's z is the camera's -y
+    instance = Instance(
+        box_pose=Pose(position=Point(x=0.1, y=0.5, z=0.4), orientation=upright),
+        box_size=Vector3(x=0.06, y=0.05, z=0.12),
+    )
+    box = box_in_frame(instance, camera)
+    assert box.centre == pytest.approx((0.6, -0.1, 0.3))
+    assert box.rotation == pytest.approx(np.eye(3), abs=1e-12)
+    assert box.extent == pytest.approx((0.06, 0.05, 0.12))
+    assert grasp_from_above(box)[0] == pytest.approx((0.6, -0.1, 0.32))
+
+
+@pytest.mark.parametrize(
+    ('tilt', 'extent', 'cause'),
+    [(30, (0.03, 0.03, 0.1), 'tilted'), (0, (0.2, 0.09, 0.1), '0.090 m wide')],
+)
+def test_a_box_that_the_gripper_cannot_take_is_refused(tilt, extent, cause):
+    from find_and_pick import grasp_from_above
+
+    c, s = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+    axes = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    with pytest.raises(LisaError, match=cause):
+        grasp_from_above(Box(np.array([0.5, 0, 0.1]), axes, np.array(extent)))
 
 
 def test_the_behaviour_finds_and_fails_and_is_cancelled(tmp_path):
