@@ -52,7 +52,8 @@ clean:  ## remove everything that make wrote
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --no-compile: Python compiles the modules that are imported; compiling all of them takes a minute more.
-# The wheels' CMake files contain paths of the machine that built them: replace them by this Python and .venv.
+# The wheels' CMake files contain paths of the machine that built them: replace them by this Python and .venv, and
+# remove a library that the wheels carry.
 .venv/.done: .ci/requirements.txt .ci/constraints.txt setup.py $(wildcard config/requirements/*.txt)
 	$(step) 'PyTorch into .venv'
 	$(PYTHON) .ci/check_machine.py
@@ -64,7 +65,7 @@ clean:  ## remove everything that make wrote
 	include=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 	find -L .venv/share -name '*.cmake' -exec sed -Ei \
 		-e "s#/opt/python/[^/]+/include/python3\.[0-9]+#$$include#g" \
-		-e "s#/opt/python/[^/]+/lib/#$(CURDIR)/.venv/lib/#g" {} +
+		-e "s#/opt/python/[^/]+/lib/#$(CURDIR)/.venv/lib/#g" -e 's#;/usr/lib64/libtinyxml2\.so##' {} +
 	touch $@
 
 # The tools of docs, audit, sbom and fuzz have virtual environments of their own. `fuzz` sees the packages of .venv.
