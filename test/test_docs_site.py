@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 # Opens each page in a frame of each width, and posts what it saw.
-VISITOR = """<!doctype html><body><script type="module">
+VISITOR = """<!doctype html><link rel="icon" href="data:,"><body><script type="module">
 const seen = [];
 for (const path of PAGES) for (const width of [360, 1400]) {
   const frame = document.createElement('iframe');
