@@ -237,9 +237,9 @@ class Bench:
         return self.model.encode_clip(self._pixels(pixels))[0]
 
     def _read(self, embeddings: Tensor, cache: DynamicCache) -> Tensor:
-        return self.model.llm.model(
-            inputs_embeds=embeddings, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        # by position: transformers 5.24 renamed past_key_values to cache
+        states = self.model.llm.model(None, None, None, cache, embeddings, use_cache=True)
+        return states.last_hidden_state
 
     def _choose(self, state: Tensor) -> None:
         scores = self.model.llm.lm_head(state).float()

@@ -35,7 +35,8 @@ from tqdm import tqdm
 from lisa_ros.voice import engines
 from lisa_ros.voice.audio import RATE, read_wav
 from lisa_ros.voice.engines import Engine
-from lisa_ros.voice.listener import Listener, Outcome
+from lisa_ros.voice.interpreter import Interpreter, Outcome
+from lisa_ros.voice.listener import Listener
 from lisa_ros.voice.vocabulary import Vocabulary, normalize
 
 VOCABULARY = Path(__file__).parents[1] / 'lisa_ros/weights/lisa-tabletop/vocabulary.yaml'
@@ -121,14 +122,14 @@ def evaluate(
     engine: Engine, vocabulary: Vocabulary, noise: float | None, synthesizer: str
 ) -> list[dict]:
     """Return the result of each command."""
-    listener = Listener(engine, vocabulary, partial_every=0)
+    interpreter = Interpreter(vocabulary)
     rows = []
     speech = utterances(noise, synthesizer)
     for voice, command, samples in tqdm(speech, f'{engine.name} {synthesizer} {noise}', 60):
         start = time.perf_counter()
         transcript = engine.transcribe(samples)
         seconds = time.perf_counter() - start
-        result = listener.interpret(transcript)
+        result = interpreter.interpret(transcript)
         is_sure = result.outcome is Outcome.COMMAND
         meaning = vocabulary.meaning(result.command.replace(':', ''))
         is_right = meaning == vocabulary.meaning(command)
@@ -162,7 +163,7 @@ def false_alarms(
     """Return the number of utterances and the commands in sounds without speech."""
     results = {}
     for name, samples in sounds.items():
-        listener = Listener(engine, vocabulary, partial_every=0.7)
+        listener = Listener(engine, Interpreter(vocabulary), partial_every=0.7)
         recognitions = [*listener.feed(samples), *listener.finish()]
         commands = [r.command for r in recognitions if r.outcome is Outcome.COMMAND]
         results[name] = {'heard': len(recognitions), 'commands': commands}

@@ -421,3 +421,27 @@ def test_values_equal_cv_bridge(encoding):
         assert np.array_equal(image_to_rgb(source), np.repeat(reference, 3, axis=2))
     else:  # in BGR order by the convention of OpenCV
         assert np.array_equal(image_to_rgb(source), reference[:, :, 2::-1])
+
+
+class GpuBuffer:
+    """rosidl_buffer.Buffer of ROS 2 Lyrical, as its stub file declares it: no buffer protocol."""
+
+    backend_type = 'cuda'
+
+    def __init__(self, data):
+        self._data = bytes(data)
+
+    def __len__(self):
+        return len(self._data)
+
+    def to_bytes(self):
+        return self._data
+
+
+def test_data_in_the_memory_of_a_gpu_are_copied():
+    np.testing.assert_array_equal(image_to_rgb(message(RGB, 'rgb8', kind=GpuBuffer)), RGB)
+    depth = depth_to_metres(message(VALUES, '16UC1', kind=GpuBuffer))
+    np.testing.assert_allclose(depth, VALUES / 1000, rtol=1e-6)
+    png = cv2.imencode('.png', RGB[:, :, ::-1])[1].tobytes()
+    compressed = SimpleNamespace(format='rgb8; png compressed bgr8', data=GpuBuffer(png))
+    np.testing.assert_array_equal(compressed_to_rgb(compressed), RGB)

@@ -38,7 +38,8 @@ def plain_answer(backend, image, text):
     grid = model.sam.vision_encoder(torch.from_numpy(padded.pixels)[None]).last_hidden_state
     cache, answer, masks = DynamicCache(config=model.llm.config), [], []
     while not answer or answer[-1] != backend.tokenizer.eos_token_id:
-        states = model.llm.model(inputs_embeds=states, past_key_values=cache, use_cache=True)
+        # by position: transformers 5.24 renamed past_key_values to cache
+        states = model.llm.model(None, None, None, cache, states, use_cache=True)
         state = states.last_hidden_state[0, -1:]
         answer.append(int(model.llm.lm_head(state).argmax()))
         if answer[-1] == backend.tokenizer.seg_token_id:

@@ -22,8 +22,8 @@ from lisa_ros.optional_packages import install_command
 from lisa_ros.session.command_parser import STOP
 from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
 from lisa_ros.voice import audio, engines
-from lisa_ros.voice.engines import Transcript
-from lisa_ros.voice.listener import Listener, Outcome, make_listener
+from lisa_ros.voice.interpreter import Interpreter, Outcome, Transcript
+from lisa_ros.voice.listener import Listener, make_listener
 from lisa_ros.voice.settings import VoiceSettings
 from lisa_ros.voice.vad import UtteranceDetector
 from lisa_ros.voice.vocabulary import Vocabulary, normalize
@@ -358,7 +358,7 @@ def test_noise_is_not_an_utterance():
 
 
 def test_a_command_follows_partial_results(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial_every=0.5)
+    listener = Listener(sphinx, Interpreter(vocabulary), partial_every=0.5)
     recognitions = recognize(listener, speech('find_the_yellow_mug'))
     assert recognitions[-1].outcome is Outcome.COMMAND
     assert recognitions[-1].command == 'find the yellow mug'
@@ -368,14 +368,14 @@ def test_a_command_follows_partial_results(sphinx, vocabulary):
 
 def test_other_talk_is_reported_as_unsure(sphinx, vocabulary):
     (recognition,) = recognize(
-        Listener(sphinx, vocabulary, partial_every=0), speech('open_the_window')
+        Listener(sphinx, Interpreter(vocabulary), partial_every=0), speech('open_the_window')
     )
     assert recognition.outcome is Outcome.UNSURE
     assert recognition.confidence < 0.5
 
 
 def test_stop_is_recognized_before_the_utterance_ends(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial_every=0.1)
+    listener = Listener(sphinx, Interpreter(vocabulary), partial_every=0.1)
     samples = speech('stop')
     end_of_word = RATE + len(audio.read_wav(SOUNDS / 'stop.wav'))
     recognitions = []
@@ -388,15 +388,15 @@ def test_stop_is_recognized_before_the_utterance_ends(sphinx, vocabulary):
 
 
 def test_speech_without_words_is_empty(vocabulary):
-    listener = Listener(ScriptedEngine(Transcript('', 0.0)), vocabulary, partial_every=0)
+    engine = ScriptedEngine(Transcript('', 0.0))
+    listener = Listener(engine, Interpreter(vocabulary), partial_every=0)
     (recognition,) = recognize(listener, speech('stop'))
     assert (recognition.outcome, recognition.command) == (Outcome.EMPTY, '')
 
 
 def test_without_a_vocabulary_any_text_is_a_command():
-    listener = Listener(ScriptedEngine(), None)
     outcomes = [
-        listener.interpret(Transcript('Find the wrench.', confidence)).outcome
+        Interpreter().interpret(Transcript('Find the wrench.', confidence)).outcome
         for confidence in (0.9, 0.3)
     ]
     assert outcomes == [Outcome.COMMAND, Outcome.UNSURE]
@@ -404,12 +404,12 @@ def test_without_a_vocabulary_any_text_is_a_command():
 
 def test_after_the_wake_phrase_a_command_is_accepted_for_a_while(vocabulary):
     now = [0.0]
-    listener = Listener(
-        ScriptedEngine(), vocabulary, wake_phrase='Hey Lisa', awake=5.0, clock=lambda: now[0]
+    interpreter = Interpreter(
+        vocabulary, wake_phrase='Hey Lisa', awake=5.0, clock=lambda: now[0]
     )  # fmt: skip
 
     def interpret(text):
-        recognition = listener.interpret(Transcript(text, 1.0))
+        recognition = interpreter.interpret(Transcript(text, 1.0))
         return recognition.outcome, recognition.command
 
     assert interpret('find the mug') == (Outcome.ASLEEP, '')
@@ -456,7 +456,7 @@ def test_a_listener_is_made_from_settings():
 
 
 def test_a_click_is_ignored_and_the_next_command_is_recognized(sphinx, vocabulary):
-    listener = Listener(sphinx, vocabulary, partial_every=0.1)
+    listener = Listener(sphinx, Interpreter(vocabulary), partial_every=0.1)
     samples = speech('find_the_yellow_mug')
     click = samples[RATE + 2400 : RATE + 3600]  # 75 ms of a word
     recognitions = recognize(

@@ -3,6 +3,7 @@
 
 import itertools
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,8 @@ pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make set
 pytest.importorskip('pocketsphinx', reason="needs pip install 'lisa_ros[voice]'")
 
 from lisa_ros.msg import Heard
+from rclpy.action import ActionServer
+from rclpy.task import Future
 from ros_graph import START, NodeProcess, Peer, executable, image
 from std_msgs.msg import String, UInt8MultiArray
 
@@ -140,6 +143,60 @@ def test_messages_of_audio_common_are_recognized(tmp_path):
         assert node.stop() == 0, node.output()
 
 
+class WhisperServer(VoicePeer):
+    """whisper_ros' action server as a stand-in: a goal ends with the next text."""
+
+    def __init__(self, messages, action):
+        super().__init__('hearing', '/hearing/audio')
+        self.messages, self.action, self.goals = messages, action, []
+        self.server = ActionServer(self.node, action.STT, '/whisper/listen', self._listen)
+
+    async def _listen(self, goal):
+        self.goals.append(Future())
+        text = await self.goals[-1]
+        goal.succeed()
+        transcription = self.messages.Transcription(text=text, transcription_time=0.25)
+        return self.action.STT.Result(transcription=transcription)
+
+    def hear(self, text):
+        """End the goal that waits with a text."""
+        count = len(self.goals)
+        self.wait(lambda: self.goals and not self.goals[-1].done(), START, 'a goal')
+        self.goals[-1].set_result(text)
+        self.wait(lambda: len(self.goals) > count, START, 'the next goal')
+
+
+def test_transcripts_of_whisper_ros_become_commands(tmp_path):
+    reason = 'needs whisper_msgs of whisper_ros, which has no wheel'
+    messages = pytest.importorskip('whisper_msgs.msg', reason=reason)
+    from whisper_msgs import action
+
+    node = NodeProcess(
+        tmp_path / 'voice.log', {'source': 'whisper_ros'}, '-r', '__node:=hearing', program=VOICE
+    )
+    server = None
+    try:
+        node.wait_for_output('start whisper_ros')  # it comes up later
+        server = WhisperServer(messages, action)
+        server.hear('Find the yellow mug.')
+        heard = server.outcome()
+        assert (heard.outcome, heard.command) == (Heard.COMMAND, 'find the yellow mug')
+        assert heard.seconds == 0.25
+        server.hear('What a lovely day it is.')
+        assert server.outcome().outcome == Heard.UNSURE
+        server.server.destroy()  # it ends while it listens, and comes back
+        server.settle(1.5)
+        server.server = ActionServer(server.node, action.STT, '/whisper/listen', server._listen)
+        server.goals.clear()
+        server.hear('Stop!')
+        assert server.outcome().command == 'stop'
+        assert commands(server) == ['find the yellow mug', 'stop']
+    finally:
+        if server is not None:
+            server.close()
+        assert node.stop() == 0, node.output()
+
+
 def test_an_answer_is_spoken_or_a_warning_says_why_not(peer, voice):
     peer.say.publish(String(data='Sure.'))
     if shutil.which('espeak-ng') or shutil.which('espeak'):
@@ -157,6 +214,12 @@ def test_an_answer_is_spoken_or_a_warning_says_why_not(peer, voice):
         ('source', '/no/such.wav', 'cannot be read as a WAV file'),
         ('engine', 'whisper', 'speech_model'),
         ('engine', 'ears', 'expected one of'),
+        pytest.param(
+            'source',
+            'whisper_ros',
+            'needs the package whisper_msgs',
+            marks=pytest.mark.skipif(find_spec('whisper_msgs') is not None, reason='installed'),
+        ),
         ('pause', 0.0, 'pause is 0.0; expected 0.1 to 5.0'),
     ],
 )

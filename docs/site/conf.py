@@ -42,6 +42,7 @@ NAVIGATION = {
         'docs/endurance': 'Endurance',
         'docs/security': 'DDS security',
         'SECURITY': 'Security policy',
+        'docs/docker': 'Docker',
     },
     'Train and evaluate': {
         'docs/evaluation': 'Evaluation',
@@ -50,6 +51,7 @@ NAVIGATION = {
     },
     'Reference': {
         INTERFACES: 'Messages and parameters',
+        'docs/quality': 'Quality declaration',
         'CHANGELOG': 'Changelog',
     },
 }

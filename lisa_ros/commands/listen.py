@@ -13,7 +13,7 @@ from lisa_ros.commands.arguments import setting_arguments
 from lisa_ros.voice.settings import VoiceSettings
 
 if TYPE_CHECKING:
-    from lisa_ros.voice.listener import Recognition
+    from lisa_ros.voice.interpreter import Recognition
 
 _SETTINGS = (
     'engine', 'speech_model', 'device', 'vocabulary', 'confidence_threshold', 'wake_phrase',

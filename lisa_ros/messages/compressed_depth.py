@@ -20,6 +20,7 @@ from lisa_ros.images.image_file import decode_samples
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.images.rvl import decode_rvl
 from lisa_ros.messages.compressed_format import CompressedFormat
+from lisa_ros.messages.data_bytes import data_bytes
 
 _HEADER = struct.Struct('<iff')
 _RVL_SIZE = struct.Struct('<II')  # columns and rows
@@ -38,7 +39,7 @@ def decode_compressed_depth(
     Raises:
         ImageError: the format is not one of depth, or the data cannot be decoded.
     """
-    stream, name = bytes(message.data), f'compressed depth {message.format!r}'
+    stream, name = data_bytes(message).tobytes(), f'compressed depth {message.format!r}'
     parts = CompressedFormat.parse(message.format)
     if parts.encoding not in ('16uc1', 'mono16', '32fc1'):
         raise ImageError(

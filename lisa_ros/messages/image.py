@@ -29,6 +29,7 @@ from lisa_ros.images.image_file import decode_samples
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.messages.compressed_depth import decode_compressed_depth
 from lisa_ros.messages.compressed_format import CompressedFormat
+from lisa_ros.messages.data_bytes import data_bytes
 
 # encoding -> (element type, channels, channel order). 8UC3 and 8UC4 define no order: BGR, as
 # OpenCV drivers publish it and RViz shows it.
@@ -185,7 +186,7 @@ def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
             'decode it with `ros2 run image_transport republish`, or publish raw or compressed'
         )
     name = f'compressed image {message.format!r}'
-    encoded = _data_bytes(message).tobytes()
+    encoded = data_bytes(message).tobytes()
     samples = decode_samples(encoded, name, upright=False, max_pixels=max_pixels)
     pixels = _coded_to_uint8(samples, parts, name)
     if pixels.ndim == 2:
@@ -271,7 +272,7 @@ def _pixels(message: Any, element_type: str, channels: int, rows: int | None = N
             f'image step {step} is too small: {width} pixels of {message.encoding} '
             f'need {row_size} bytes per row'
         )
-    message_bytes = _data_bytes(message)
+    message_bytes = data_bytes(message)
     min_bytes = step * (rows - 1) + row_size  # some drivers omit the padding of the last row
     if message_bytes.size < min_bytes:
         raise ImageError(
@@ -286,14 +287,6 @@ def _pixels(message: Any, element_type: str, channels: int, rows: int | None = N
         strides=(step, channels * item_size, item_size),
     )
     return pixels.astype(stored.newbyteorder('='), copy=False)
-
-
-def _data_bytes(message: Any) -> np.ndarray:
-    """Return a message's data as (n,) uint8: no copy of array('B'), bytes or a NumPy array."""
-    try:
-        return np.frombuffer(message.data, np.uint8)
-    except TypeError:  # a list, in messages written by hand
-        return np.asarray(message.data, dtype=np.uint8)
 
 
 def _check_even(message: Any, *names: str) -> None:

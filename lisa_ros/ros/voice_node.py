@@ -14,6 +14,7 @@ thread uses the Listener.
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import shutil
 import subprocess
@@ -33,9 +34,11 @@ from lisa_ros.ros import parameter_declaration
 from lisa_ros.ros.qos import input_qos_overrides, sensor_qos
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.throttled_log import ThrottledLog
+from lisa_ros.ros.whisper_client import ACTION, Utterance, WhisperClient
 from lisa_ros.voice import audio
 from lisa_ros.voice.audio_messages import MessageAudio
-from lisa_ros.voice.listener import Outcome, Recognition, make_listener
+from lisa_ros.voice.interpreter import Outcome, Recognition, Transcript, make_interpreter
+from lisa_ros.voice.listener import make_listener
 from lisa_ros.voice.settings import VoiceSettings
 
 _MAX_BACKLOG = 10.0  # queued audio that waits for the engine [s]; more is dropped
@@ -71,13 +74,18 @@ class VoiceNode(Node):
         super().__init__('voice')
         parameter_declaration.declare(self, VoiceSettings)
         settings = parameter_declaration.read(self, VoiceSettings)
-        self._listener, description = make_listener(settings)
+        if settings.source == 'whisper_ros':  # its own microphone and engine: no audio here
+            self._interpreter = make_interpreter(settings)
+            description = f'{ACTION} listens for {self._interpreter}'
+        else:
+            self._listener, description = make_listener(settings)
         self._heard_publisher = self.create_publisher(Heard, '~/heard', 10)
         self._command_publisher = self.create_publisher(String, 'command', 10)
         self._warn = ThrottledLog(self.get_logger()).warning
         self._message_audio = MessageAudio()
         self._audio: queue.Queue[np.ndarray | None] = queue.Queue()  # None: the end of a WAV file
         self._stopping, self._speaking = threading.Event(), threading.Event()
+        self._spoke_at = float('-inf')  # [s, monotonic]
         self._microphone = self._open_source(settings)
         if settings.say:
             self._texts: queue.Queue[str] = queue.Queue()
@@ -104,6 +112,9 @@ class VoiceNode(Node):
                 qos_overriding_options=input_qos_overrides(),
             )
             return None
+        if settings.source == 'whisper_ros':
+            WhisperClient(self, self._take_transcript)
+            return None
         if settings.source == 'microphone':
             return _open_microphone(settings.microphone, self._take_samples, self._warn_overflow)
         samples = audio.read_wav(Path(settings.source).expanduser())
@@ -116,6 +127,12 @@ class VoiceNode(Node):
             self._take_samples(self._message_audio.samples(message))
         except LisaError as error:
             self._warn(f'audio: {error}', 'audio')
+
+    def _take_transcript(self, utterance: Utterance) -> None:
+        """Publish what whisper_ros understood, except of this node's own voice."""
+        if not self._speaking.is_set() and utterance.began_at > self._spoke_at:
+            recognition = self._interpreter.interpret(Transcript(utterance.text, 1.0))
+            self._publish(dataclasses.replace(recognition, seconds=utterance.seconds))
 
     def _warn_overflow(self) -> None:
         if not self._speaking.is_set():
@@ -208,6 +225,7 @@ class VoiceNode(Node):
             except (OSError, subprocess.TimeoutExpired) as error:
                 self._warn(f'say: {error}')
             finally:
+                self._spoke_at = time.monotonic()
                 self._speaking.clear()
 
     def stop(self) -> bool:

@@ -11,7 +11,6 @@ Other speech nodes can be used instead: they publish std_msgs/String on the node
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,16 +21,9 @@ from lisa_ros.errors import SettingsError
 from lisa_ros.model.device import resolve_device
 from lisa_ros.optional_packages import install_command
 from lisa_ros.voice.audio import RATE, to_pcm16
+from lisa_ros.voice.interpreter import Transcript
 from lisa_ros.voice.settings import ENGINES
 from lisa_ros.voice.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """The text that an engine recognized in an utterance."""
-
-    text: str  # lower case or as the engine writes it; empty: no words recognized
-    confidence: float  # probability of these words, 0..1; 1.0 if the engine has no confidence
 
 
 class Engine(Protocol):

@@ -22,7 +22,9 @@ class VoiceSettings(ValidatedSettings):
     source: str = parameter(
         'topic',
         "Audio source: 'topic' (messages on `audio`), 'microphone', or the path of a WAV file, "
-        'which is played once',
+        "which is played once. 'whisper_ros': transcripts of the action whisper/listen of "
+        'whisper_ros, which has its own microphone and engine; engine, pause and partial_every '
+        'have no effect then',
         read_only=True,
     )
     audio_type: str = parameter(

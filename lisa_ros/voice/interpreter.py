@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a transcript to a command: the wake phrase, the vocabulary and the confidence.
+
+The confidence of a command is the confidence of the transcript times that of the match between it
+and a sentence of the vocabulary. Below a threshold the command is reported, but not executed.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lisa_ros.session.command_parser import CommandKind, parse_command
+from lisa_ros.voice.settings import VoiceSettings
+from lisa_ros.voice.vocabulary import Vocabulary, normalize
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text that an engine recognized in an utterance."""
+
+    text: str  # lower case or as the engine writes it; empty: no words recognized
+    confidence: float  # probability of these words, 0..1; 1.0 if the engine has no confidence
+
+
+class Outcome(enum.Enum):
+    """Outcome of an utterance; the values are the constants of lisa_ros/msg/Heard."""
+
+    PARTIAL = 'PARTIAL'  # the utterance has not ended
+    COMMAND = 'COMMAND'
+    UNSURE = 'UNSURE'  # the confidence is below the threshold
+    EMPTY = 'EMPTY'  # speech in which no words were recognized
+    ASLEEP = 'ASLEEP'  # the wake phrase is missing: not a command
+    AWAKE = 'AWAKE'  # only the wake phrase was spoken: a command may follow
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The result of an utterance, or of its part so far."""
+
+    outcome: Outcome
+    text: str  # as the engine wrote it
+    command: str  # the command to send; empty except for COMMAND and UNSURE
+    confidence: float  # probability of the command, 0..1
+    # time from the end of the utterance to this result; for PARTIAL: length of the utterance [s]
+    seconds: float = 0.0
+
+
+class Interpreter:
+    """Turns transcripts into commands. Not thread-safe."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary | None = None,
+        *,
+        confidence_threshold: float = 0.7,
+        wake_phrase: str = '',
+        awake: float = 8.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Make an interpreter; `make_interpreter` makes one from settings.
+
+        Args:
+            vocabulary: the sentences that can be said; None: any text is a command.
+            confidence_threshold: lowest confidence of a command, 0..1.
+            wake_phrase: phrase that must precede each command; empty: all speech can be a command.
+            awake: how long a command is accepted after the wake phrase was spoken alone [s].
+            clock: a monotonic clock [s].
+        """
+        self.vocabulary = vocabulary
+        self._threshold, self._wake_phrase = confidence_threshold, normalize(wake_phrase)
+        self._awake, self._clock = awake, clock
+        self._awake_until = float('-inf')  # by the clock
+
+    def interpret(self, transcript: Transcript) -> Recognition:
+        """Return the result of a transcript; its `seconds` are 0."""
+        text = transcript.text
+        if not normalize(text):
+            return Recognition(Outcome.EMPTY, text, '', 0.0)
+        spoken, has_wake_phrase = self._without_wake_phrase(normalize(text))
+        command, confidence = spoken, transcript.confidence
+        if spoken and self.vocabulary is not None:
+            command, match_confidence = self.vocabulary.match(spoken)
+            confidence *= match_confidence
+        is_sure = confidence >= self._threshold
+        if self._wake_phrase and not is_stop(command):
+            if not has_wake_phrase and self._clock() > self._awake_until:
+                return Recognition(Outcome.ASLEEP, text, '', confidence)
+            if is_sure:
+                self._awake_until = float('-inf') if spoken else self._clock() + self._awake
+        if not is_sure:
+            return Recognition(Outcome.UNSURE, text, command, confidence)
+        outcome = Outcome.COMMAND if spoken else Outcome.AWAKE
+        return Recognition(outcome, text, command, confidence)
+
+    def _without_wake_phrase(self, text: str) -> tuple[str, bool]:
+        """Return a text without the wake phrase at its start, and whether it was there."""
+        phrase = self._wake_phrase
+        if phrase and (text == phrase or text.startswith(phrase + ' ')):
+            return text[len(phrase) :].strip(), True
+        return text, False
+
+    def __str__(self) -> str:
+        """Return what it listens for, for the log."""
+        commands = 'any command'
+        if self.vocabulary is not None:
+            commands = f'{len(self.vocabulary.sentence_by_meaning)} commands'
+        return commands + (f' after "{self._wake_phrase}"' if self._wake_phrase else '')
+
+
+def is_stop(command: str) -> bool:
+    """Return whether a command is "stop" or means it."""
+    return parse_command(command).kind is CommandKind.STOP
+
+
+def make_interpreter(settings: VoiceSettings) -> Interpreter:
+    """Return an interpreter with these settings.
+
+    Raises:
+        SettingsError: the vocabulary cannot be read.
+    """
+    return Interpreter(
+        Vocabulary.open(settings.vocabulary) if settings.vocabulary else None,
+        confidence_threshold=settings.confidence_threshold,
+        wake_phrase=settings.wake_phrase,
+        awake=settings.awake,
+    )
