@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
+PAGES = sorted(
+    page for folder in ('', 'docs/', 'examples/*/') for page in ROOT.glob(f'{folder}*.md')
+)
 SITE = runpy.run_path(str(ROOT / 'docs/site/conf.py'))
 
 sys.path.insert(0, str(ROOT / 'docs/site'))

@@ -89,7 +89,7 @@ def test_the_owner_is_named(package):
 
 
 ROS_PACKAGES = {'tf2_ros': 'tf2_ros_py'}  # by module, where the names differ
-OPTIONAL = {'audio_common_msgs', 'bondpy'}  # used if installed, see package.xml
+OPTIONAL = {'audio_common_msgs', 'bondpy', 'whisper_msgs'}  # used if installed, see package.xml
 
 
 def test_cmake_lists_all_interfaces():

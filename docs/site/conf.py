@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation as a site, for Sphinx: `make docs` writes it to build/site.
 
-The pages are README.md, the other texts of the top folder and docs/*.md, as they are: the source
-folder is the top folder, so a link or an image has one path here and on a Git server. Links to
-other files become downloads. The site loads nothing from other hosts.
+The pages are README.md and the other texts of the top folder, of docs/ and of examples/, as they
+are: the source folder is the top folder, so a link or an image has one path here and on a Git
+server. Links to other files become downloads. The site loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NAVIGATION = {
     },
     'Build on it': {
         'docs/navigation': 'Navigation',
+        'examples/lisa_ros_bt/README': 'Behaviour trees of Nav2',
         'docs/grasping': 'Grasping',
         'docs/architecture': 'Architecture',
         'CONTRIBUTING': 'Contributing',
@@ -65,9 +66,9 @@ version = release = re.search(r"__version__ = '(.+)'", init_file.read_text(encod
 
 extensions = ['myst_parser', 'sphinx_copybutton']
 root_doc = 'README'
-include_patterns = ['*.md', '*.rst', 'docs/*.md']
+include_patterns = ['*.md', '*.rst', 'docs/*.md', 'examples/*/*.md']
 exclude_patterns = [  # folders that would be searched for pages in vain
-    path.name for path in ROOT.iterdir() if path.is_dir() and path.name != 'docs'
+    path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ('docs', 'examples')
 ]
 nitpicky = True
 smartquotes = False
