@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Mapping
 
 LISA_SAM_PREFIX = 'model.visual_model.'  # of SAM's weights in the released layout
+PROJECTOR_PREFIX = 'model.mm_projector.'  # of the layers between CLIP and the language model
 
 _SAM_NAMES = [  # used in both directions: no right side may be part of another right side
     # vision encoder

@@ -12,7 +12,8 @@ same to all scores of a query, so that softmax drops it. Upscaling is a product 
 since the kernels of its transposed convolutions do not overlap.
 Masks are the same up to rounding (test/test_sam_decoder.py).
 
-Letters: N prompts, B images (1 or N), P = h w cells, C channels, T tokens, G heads of width d.
+Letters: N prompts of K tokens, B images (1 or N), P = h w cells, C channels, T tokens (SAM's and
+the prompt's), G heads of width d.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def decode(
         image_embedding: (B, C, h, w).
         dense_prompt: that of every cell, (1, C).
         positions: encoding of the grid's cells, (1, C, h, w).
-        prompts: (N, C), one sparse token each.
+        prompts: (N, K, C), K sparse tokens each.
 
     Returns:
         Low-resolution logits (N, 4h, 4w), and the prediction of their IoU (N,).
     """
     count, (height, width) = len(prompts), image_embedding.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(count, -1, -1), prompts[:, None]], dim=1)  # (N, T, C)
+    tokens = torch.cat([output_tokens.expand(count, -1, -1), prompts], dim=1)  # (N, T, C)
     cells = image_embedding.flatten(2).transpose(1, 2)
     image = cells.clone(memory_format=torch.contiguous_format).add_(dense_prompt)  # (B, P, C)
     places = positions.flatten(2).transpose(1, 2)  # (1, P, C)

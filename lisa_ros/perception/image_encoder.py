@@ -37,6 +37,7 @@ class EncodedImage:
     clip_tokens: Tensor  # (P, D)
     sam: SamInput
     sam_features: Tensor | None = None  # (1, C, h, w)
+    image_states: Tensor | None = None  # (P, D) of the language model, once a query needs them
     # of encoding, by stage, until an answer counts them
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -79,7 +80,7 @@ class ImageEncoder:
     @property
     def device(self) -> torch.device:
         """The device of the model."""
-        return self._model.mm_projector.weight.device
+        return self._model.device
 
     def encode(self, image: np.ndarray, timer: StageTimer) -> EncodedImage:
         """Return an image with its CLIP features, from the cache if it is there.
