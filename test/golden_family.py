@@ -17,7 +17,7 @@ from lisa_ros.perception.backend import InferenceOptions, LoadOptions
 from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.segmenter import Segmenter
 
-IMAGES = DATA / 'family_images'
+FAMILY = DATA / 'family'  # with the images
 # of each set: the folder, and what its file names end with
 SETS = {
     'sesame': ('sesame', ''),
@@ -49,7 +49,7 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def load_image(image: str) -> np.ndarray:
-    return np.asarray(Image.open(IMAGES / f'{image}.png').convert('RGB'))
+    return np.asarray(Image.open(FAMILY / 'images' / f'{image}.png').convert('RGB'))
 
 
 @functools.cache

@@ -7,7 +7,8 @@ Two layouts are read here:
   LISAForCausalLM (`model.layers.*`, `model.mm_projector.*`, `lm_head.*`,
   `model.text_hidden_fcs.*`, `model.visual_model.*`), with CLIP in a folder or hub repository of
   its own. A segment-anything .pth file may fill in weights of SAM that it lacks. LISA++, SESAME,
-  LISAt and READ have this layout, too; family.py tells them apart;
+  LISAt and READ have this layout, too; family.py tells them apart. Version 0 of LISA has SAM and
+  text_hidden_fcs in two more files;
 - our own: config.json, model.safetensors under the names of `LISA.state_dict()`, the tokenizer's
   files and CLIP's preprocessor_config.json, all in one folder. LoRA updates in
   model_additions.safetensors are applied to its weights (lora.py).
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError, LisaError, SettingsError
@@ -32,14 +34,17 @@ from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
 from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
-from lisa_ros.model.family import READ, Family, recognize
+from lisa_ros.model.family import LISA_V0, READ, Family, recognize
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
+    PROJECTOR_PREFIX,
+    V0_FILES,
     map_clip_key,
     map_key_without_clip,
     map_sam_file_key,
+    released_key,
     unmap_key,
 )
 from lisa_ros.model.limits import Limits
@@ -189,6 +194,10 @@ def _load_released(
 ) -> Checkpoint:
     """Load a folder of the released layout."""
     files = WeightFiles.of_folder(folder)
+    v0_files = [folder / name for name in V0_FILES if os.path.lexists(folder / name)]
+    family = LISA_V0 if v0_files else None
+    if v0_files:
+        files = _FilesOfV0(files, WeightFiles(v0_files))
     shapes = files.shapes()
     # a merged folder may contain CLIP's weights; those of the vision tower are used
     sources = [MappedWeights(files, map_key_without_clip)]
@@ -201,15 +210,38 @@ def _load_released(
     _check_is_lisa(folder, config, shapes)
     tokenizer = Tokenizer.load(folder)
     return assemble_released(
-        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local), target
+        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local, family), target
     )
+
+
+class _FilesOfV0:
+    """A WeightSource of LISA's version 0, under the names of version 1."""
+
+    def __init__(self, llava: WeightFiles, parts: WeightFiles):
+        self._files = [llava]
+        if not any(key != released_key(key) for key in llava.shapes()):  # not in its index, too
+            self._files.append(parts)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight."""
+        return {
+            released_key(key): shape
+            for files in self._files
+            for key, shape in files.shapes().items()
+        }
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each weight once."""
+        for files in self._files:
+            for key, tensor in files.tensors():
+                yield released_key(key), tensor
 
 
 def _check_is_lisa(folder: Path, config: JsonFields, shapes: Shapes) -> None:
     """Raise a CheckpointError if a part of LISA has no weights."""
-    prefixes = ('model.text_hidden_fcs.', LISA_SAM_PREFIX, 'model.layers.')
+    prefixes = ('model.text_hidden_fcs.', LISA_SAM_PREFIX, PROJECTOR_PREFIX)
     missing = [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in shapes)]
-    if missing:
+    if missing not in ([], [PROJECTOR_PREFIX]):  # of that alone, `projector_type` says more
         architectures = config.values.get('architectures') or [config.text('model_type', '?')]
         kind = short_repr(architectures).strip('[]').replace("'", '')
         raise CheckpointError(

@@ -43,13 +43,13 @@ def check_claims(config: LisaConfig, shapes: Shapes, limits: Limits, folder: Pat
             limit; the message names it and what was expected.
     """
     problems = chain(  # a later one may compute with what an earlier one has checked
-        _wrong_projector(config, shapes),
         _wrong_counts(config, shapes),
         _wrong_patches(config),
         _too_large(config, limits),
         _wrong_llama(config),
         _wrong_sam(config.sam),
         _wrong_epsilons(config),
+        _wrong_projector(config, shapes),
     )
     try:
         problem = next(problems, None)
@@ -76,11 +76,11 @@ def projector_type(shapes: Shapes, prefix: str) -> str:
             f'there are no weights {prefix}*, of the projector between CLIP and the language '
             'model: the weights are incomplete, download them again'
         )
-    steps = {name.partition('.')[0] for name in names}
+    steps = {name.partition('.')[0][:20] for name in names}  # names may be long
     is_linear, steps = bool(steps & {'weight', 'bias'}), steps - {'weight', 'bias'}
     if is_linear and steps:
         raise CheckpointError(
-            f'the weights have two projectors, {prefix}weight and {prefix}{min(steps):.20}.*: '
+            f'the weights have two projectors, {prefix}weight and {prefix}{min(steps)}.*: '
             'remove the one that the model was not trained with'
         )
     if is_linear:

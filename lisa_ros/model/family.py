@@ -37,6 +37,7 @@ class Family:
 
 
 LISA = Family('LISAForCausalLM', 'llava_v1', image_marks=True)
+LISA_V0 = replace(LISA, template='vicuna_v1')  # chat.py of dvlab-research/LISA @0e26916
 # A new LISA from LLaVA-1.5, whose tokenizer would make <unk> of the first word after <im_end>.
 LISA_OF_LLAVA_15 = replace(LISA, image_marks=False)
 # LISA++, whose code is a branch of LISA's and has its class. It has no marks, whatever its
@@ -67,8 +68,8 @@ def recognize(
 ) -> Family:
     """Return the family of a released checkpoint.
 
-    A projector of several layers and `legacy` of the tokenizer come from LLaVA-1.5. SESAME and
-    READ set `legacy` back, LISA++ does not. READ has the weights of a SESAME: only names tell.
+    A projector of several layers and a tokenizer that is not `legacy` come from LLaVA-1.5. SESAME
+    and READ set `legacy` again, LISA++ does not. READ has the weights of a SESAME: names tell.
 
     Args:
         fields: of its config.json.
@@ -76,12 +77,12 @@ def recognize(
         tokenizer: of the checkpoint.
         name: by which the user loads it.
     """
-    if not tokenizer.legacy:
-        return LISA_PLUS
     base = fields.text('_name_or_path', '')
     if projector_type == 'linear':
         is_llama_2 = 'llama-2' in base.lower().replace('_', '-')
         return replace(LISA, template='llava_llama_2') if is_llama_2 else LISA
+    if not tokenizer.legacy:
+        return LISA_PLUS
     architectures = fields.values.get('architectures')
     names = [*(architectures if isinstance(architectures, list) else ()), base, name]
     return READ if any(_READ_NAME.search(str(known)) for known in names) else SESAME
@@ -89,8 +90,8 @@ def recognize(
 
 def family_of(config: LisaConfig, tokenizer: Tokenizer) -> Family:
     """Return what `recognize` says of a model of ours, once it is in the released layout."""
-    if not tokenizer.legacy:
-        return LISA_PLUS
     if config.mm_projector_type == 'linear':
         return LISA
+    if not tokenizer.legacy:
+        return LISA_PLUS
     return SESAME if config.point_rule is None else READ

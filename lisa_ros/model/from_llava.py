@@ -131,8 +131,8 @@ def _load_llava(name: str | Path, sam: Path, target: LoadTarget, seed: int) -> C
     shapes, sam_shapes = files.shapes(), sam_files.shapes()
     _check_is_llava(folder, shapes)
     tokenizer = Tokenizer.load(folder)
-    family = None if tokenizer.legacy else LISA_OF_LLAVA_15
-    marks = IMAGE_MARKS if tokenizer.legacy else ()
+    is_15 = not tokenizer.legacy and f'{PROJECTOR_PREFIX}weight' not in shapes
+    family, marks = (LISA_OF_LLAVA_15, ()) if is_15 else (None, IMAGE_MARKS)
     tokenizer = _with_tokens(tokenizer, (SEG, *marks))  # in the order of the original
     _check_vocabulary(tokenizer, shapes, folder)
     if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
