@@ -217,3 +217,16 @@ def test_points_after_a_kept_prompt_are_the_same():
     third = lisa.segment(load_image(case['image']), case['prompt'])
     for result in (again, third):
         np.testing.assert_allclose(result.mask_logits, first.mask_logits, atol=1e-3)
+
+
+def test_points_of_an_image_that_is_encoded_ahead_are_the_same():
+    lisa, case = segmenter('read'), WITH_MASK[0]
+    image = load_image(case['image'])
+    expected = lisa.segment(image, case['prompt'])
+    lisa.clear_cache()
+    lisa.encode_images([image])
+    result = lisa.segment(image, case['prompt'])
+    np.testing.assert_allclose(result.mask_logits, expected.mask_logits, atol=1e-3)
+    together = lisa.segment_batch([(image, case['prompt'])] * 2)
+    for each in together:
+        np.testing.assert_allclose(each.mask_logits, expected.mask_logits, atol=1e-3)

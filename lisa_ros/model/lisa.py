@@ -272,17 +272,19 @@ class LISA(nn.Module):
             return empty((0, 4 * rows, 4 * columns)), empty((0,))
         decoder, prompt_encoder = self.sam.mask_decoder, self.sam.prompt_encoder
         dtype = decoder.iou_token.weight.dtype
-        tokens = prompts.to(dtype)[:, None]  # (N, 1, C)
-        if points is not None:
-            tokens = torch.cat([points.to(dtype), tokens], dim=1)
+        prompts, points = prompts.to(dtype), None if points is None else points.to(dtype)
         dense = prompt_encoder.no_mask_embed.weight.to(dtype)  # (1, C)
         positions = self.sam.grid_positions().to(dtype)
         if _is_inference_on_cpu(decoder.iou_token.weight):
-            return sam_decoder.decode(decoder, image_embedding.to(dtype), dense, positions, tokens)
+            embedding = image_embedding.to(dtype)
+            return sam_decoder.decode(decoder, embedding, dense, positions, prompts, points)
+        sparse = prompts[:, None]  # (N, 1, C)
+        if points is not None:
+            sparse = torch.cat([points, sparse], dim=1)
         masks, iou = decoder(
             image_embeddings=image_embedding.to(dtype).expand(count, -1, -1, -1),
             image_positional_embeddings=positions,
-            sparse_prompt_embeddings=tokens[:, None],  # (N, 1, K + 1, C)
+            sparse_prompt_embeddings=sparse[:, None],  # (N, 1, K + 1, C)
             dense_prompt_embeddings=dense[:, :, None, None],
             multimask_output=False,  # mask token 0
         )  # (N, 1, 1, 4h, 4w), (N, 1, 1)

@@ -37,9 +37,9 @@ class EncodedImage:
     clip_tokens: Tensor  # (P, D)
     sam: SamInput
     sam_features: Tensor | None = None  # (1, C, h, w)
-    image_states: Tensor | None = None  # (P, D) of the language model, once a query needs them
     # of encoding, by stage, until an answer counts them
     seconds: dict[str, float] = field(default_factory=dict)
+    image_states: Tensor | None = None  # (P, D) of the language model, once a query needs them
 
     def take_seconds(self) -> dict[str, float]:
         """Return the seconds that no answer has counted; the next call returns none."""
