@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, LARGEST_MAX_IMAGE_PIXELS
 from lisa_ros.model.limits import Limits
-from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.perception.backend import AnswerStyle, InferenceOptions
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
 from lisa_ros.tracking.requery import RequeryRule
@@ -63,8 +63,9 @@ class Settings(ValidatedSettings):
     template: str = parameter(
         '',
         'Conversation template of the prompt; empty: chosen from the config of the model '
-        '(llava_llama_2 for LISA-13B-llama2, llava_v1 for the other released models)',
-        choices=('', 'llava_v1', 'llava_llama_2', 'plain'),
+        '(llava_llama_2 for LISA-13B-llama2, vicuna_v1 for SESAME, LISAt and READ, llava_v1 for '
+        'LISA-7B and LISA++)',
+        choices=('', 'llava_v1', 'llava_llama_2', 'vicuna_v1', 'plain'),
         at_configure=True,
     )
     device: str = parameter(
@@ -389,6 +390,20 @@ class Settings(ValidatedSettings):
         "model's own threshold",
         minimum=0.0,
         maximum=1.0,
+    )
+    answer_style: str = parameter(
+        AnswerStyle.AUTO.value,
+        'What answers consist of: semantic (one mask of all objects that are meant), instances (a '
+        'mask of each object), explain (a mask and the reason), text (words without a mask). Adds '
+        'the words that the model was trained with to each query; without such words, and with '
+        'auto, nothing is added',
+        choices=tuple(style.value for style in AnswerStyle),
+    )
+    similarity_points: str = parameter(
+        'auto',
+        'Prompt SAM with points, too, where the image resembles [SEG], as READ does. auto: if the '
+        'model is a READ',
+        choices=('auto', 'on', 'off'),
     )
     refine: str = parameter(
         'auto',

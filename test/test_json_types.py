@@ -43,6 +43,7 @@ TOKENIZER_CONFIG, ADDED, SPECIAL = (
         (TOKENIZER_CONFIG, {'model_max_length': '512'}, "model_max_length is '512'; expected a n"),
         (TOKENIZER_CONFIG, {'model_max_length': [512]}, 'model_max_length is [512]'),
         (TOKENIZER_CONFIG, {'clean_up_tokenization_spaces': 'false'}, 'expected true or false'),
+        (TOKENIZER_CONFIG, {'legacy': 'false'}, "legacy is 'false'; expected true or false"),
         (ADDED, {'[SEG]': '704'}, "[SEG] is '704'; expected an integer"),
         (ADDED, {'[SEG]': 704.0}, '[SEG] is 704.0; expected an integer'),
         (ADDED, {'[SEG]': True}, '[SEG] is True; expected an integer'),
@@ -122,11 +123,13 @@ RELEASED_KEYS = {
     **dict.fromkeys(['mm_vision_tower', 'mm_vision_select_feature'], 7),
     'mm_vision_select_layer': '-2',
     'rope_scaling': 'linear',
+    **dict.fromkeys(['mm_projector_type', 'explain', 'answer_styles', 'point_rule'], 7),
 }
 OWN_KEYS = {
     **dict.fromkeys(['clip', 'llama', 'sam'], 'x'),
     **dict.fromkeys(['seg_token_id', 'out_dim', 'mm_vision_select_layer'], '1'),
     **dict.fromkeys(['template', 'explain', 'reason_question'], 7),
+    **dict.fromkeys(['mm_projector_type', 'image_marks', 'answer_styles', 'point_rule'], 7),
     'confidence_threshold': 'high',
     'refine': 'off',
     'calibration': ['x'],

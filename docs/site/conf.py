@@ -30,6 +30,7 @@ NAVIGATION = {
         'docs/commands': 'Commands, goals, dialogues',
         'docs/voice': 'Voice',
         'docs/space': '3D positions and tracking',
+        'docs/models': 'Models',
     },
     'Build on it': {
         'docs/navigation': 'Navigation',

@@ -20,7 +20,10 @@ SOURCE_SETTINGS = (  # where a model comes from and how large it may be
     *('allow_download', 'model_sha256', 'model_lock', 'max_input_side', 'max_model_size'),
 )
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
-MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
+MODEL_SETTINGS = (
+    *('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens'),
+    *('answer_style', 'similarity_points'),
+)
 
 
 def load_segmenter(options: argparse.Namespace) -> Segmenter:
@@ -32,7 +35,7 @@ def load_segmenter(options: argparse.Namespace) -> Segmenter:
 
 def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
     """Return the arguments of `Segmenter.load`, as the options of `model_arguments` have them."""
-    from lisa_ros.perception.backend import InferenceOptions
+    from lisa_ros.perception.backend import AnswerStyle, InferenceOptions
 
     return {
         'name': options.model,
@@ -42,7 +45,10 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'template': options.template,
         **source_arguments(options),
         'options': InferenceOptions(
-            max_new_tokens=options.max_new_tokens, typed_specials=options.typed_specials
+            max_new_tokens=options.max_new_tokens,
+            answer_style=AnswerStyle(options.answer_style),
+            similarity_points={'on': True, 'off': False}.get(options.similarity_points),
+            typed_specials=options.typed_specials,
         ),
     }
 

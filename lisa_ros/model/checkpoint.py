@@ -6,7 +6,9 @@ Two layouts are read here:
 - the released one, written by merge_lora_weights_and_save_hf_model.py of dvlab-research/LISA:
   LISAForCausalLM (`model.layers.*`, `model.mm_projector.*`, `lm_head.*`,
   `model.text_hidden_fcs.*`, `model.visual_model.*`), with CLIP in a folder or hub repository of
-  its own. A segment-anything .pth file may fill in weights of SAM that it lacks;
+  its own. A segment-anything .pth file may fill in weights of SAM that it lacks. LISA++, SESAME,
+  LISAt and READ have this layout, too; family.py tells them apart. Version 0 of LISA has SAM and
+  text_hidden_fcs in two more files;
 - our own: config.json, model.safetensors under the names of `LISA.state_dict()`, the tokenizer's
   files and CLIP's preprocessor_config.json, all in one folder. LoRA updates in
   model_additions.safetensors are applied to its weights (lora.py).
@@ -24,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError, LisaError, SettingsError
@@ -31,21 +34,26 @@ from lisa_ros.model.assembly import MappedWeights, Placement, build_model
 from lisa_ros.model.checkpoint_checks import check_consistency, check_image_marks
 from lisa_ros.model.config_checks import check_preprocessing
 from lisa_ros.model.config_inference import clip_config, infer_config
+from lisa_ros.model.family import LISA_V0, READ, Family, recognize
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
+    PROJECTOR_PREFIX,
+    V0_FILES,
     map_clip_key,
     map_key_without_clip,
     map_sam_file_key,
+    released_key,
     unmap_key,
 )
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
-from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.lisa_config import LisaConfig, read_answer_styles, read_point_rule
 from lisa_ros.model.lora import WeightsWithLora
 from lisa_ros.model.model_folder import describe_folder
 from lisa_ros.model.origin import Origin, is_hub_id
+from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.model.usual_replies import read_usual_replies
@@ -70,6 +78,7 @@ class LoadTarget:
     placement: Placement = field(default_factory=Placement)
     vision_tower: str | Path | None = None  # CLIP's folder or hub id; None: as config.json names
     template: str | None = None  # conversation template; None: the checkpoint's
+    name: str = ''  # by which the user names the model
     origin: Origin = field(default_factory=Origin)
 
 
@@ -83,6 +92,7 @@ class ReleasedParts:
     sources: list[MappedWeights]
     tokenizer: Tokenizer
     is_local: bool  # whether the user named a local folder, not a hub id
+    family: Family | None = None  # None: recognized
 
 
 def load(
@@ -118,7 +128,7 @@ def load(
     """
     check_precision(precision, device)
     placement = Placement(device, precision, limits or Limits())
-    target = LoadTarget(placement, vision_tower, template, origin or Origin())
+    target = LoadTarget(placement, vision_tower, template, Path(name).name, origin or Origin())
     with translate_load_errors(name):
         is_local = not is_hub_id(name)
         folder = target.origin.model_folder(name)
@@ -168,7 +178,7 @@ def _load_own(folder: Path, fields: JsonFields, target: LoadTarget) -> Checkpoin
     config = LisaConfig.from_fields(fields)
     if target.template:
         config = replace(config, template=target.template)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = _with_marks(Tokenizer.load(folder), config.image_marks)
     preprocessing = ClipPreprocessing.read(folder / 'preprocessor_config.json')
     check_preprocessing(preprocessing, config.clip, folder)
     weights = WeightsWithLora(WeightFiles.of_folder(folder), folder)
@@ -184,6 +194,10 @@ def _load_released(
 ) -> Checkpoint:
     """Load a folder of the released layout."""
     files = WeightFiles.of_folder(folder)
+    v0_files = [folder / name for name in V0_FILES if os.path.lexists(folder / name)]
+    family = LISA_V0 if v0_files else None
+    if v0_files:
+        files = _FilesOfV0(files, WeightFiles(v0_files))
     shapes = files.shapes()
     # a merged folder may contain CLIP's weights; those of the vision tower are used
     sources = [MappedWeights(files, map_key_without_clip)]
@@ -196,15 +210,38 @@ def _load_released(
     _check_is_lisa(folder, config, shapes)
     tokenizer = Tokenizer.load(folder)
     return assemble_released(
-        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local), target
+        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local, family), target
     )
+
+
+class _FilesOfV0:
+    """A WeightSource of LISA's version 0, under the names of version 1."""
+
+    def __init__(self, llava: WeightFiles, parts: WeightFiles):
+        self._files = [llava]
+        if not any(key != released_key(key) for key in llava.shapes()):  # not in its index, too
+            self._files.append(parts)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight."""
+        return {
+            released_key(key): shape
+            for files in self._files
+            for key, shape in files.shapes().items()
+        }
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each weight once."""
+        for files in self._files:
+            for key, tensor in files.tensors():
+                yield released_key(key), tensor
 
 
 def _check_is_lisa(folder: Path, config: JsonFields, shapes: Shapes) -> None:
     """Raise a CheckpointError if a part of LISA has no weights."""
-    prefixes = ('model.text_hidden_fcs.', LISA_SAM_PREFIX, 'model.mm_projector.')
+    prefixes = ('model.text_hidden_fcs.', LISA_SAM_PREFIX, PROJECTOR_PREFIX)
     missing = [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in shapes)]
-    if missing:
+    if missing not in ([], [PROJECTOR_PREFIX]):  # of that alone, `projector_type` says more
         architectures = config.values.get('architectures') or [config.text('model_type', '?')]
         kind = short_repr(architectures).strip('[]').replace("'", '')
         raise CheckpointError(
@@ -220,28 +257,56 @@ def assemble_released(parts: ReleasedParts, target: LoadTarget) -> Checkpoint:
     Raises:
         CheckpointError: config.json names no vision tower, or parts do not fit each other.
     """
-    folder, tokenizer = parts.folder, parts.tokenizer
-    check_image_marks(parts.config, tokenizer, folder)
+    folder, fields = parts.folder, parts.config
     tower, tower_name = target.origin.find_tower(
-        folder, parts.config, target.vision_tower, is_local=parts.is_local
+        folder, fields, target.vision_tower, is_local=parts.is_local
     )
     clip_files = WeightFiles.of_folder(tower)
     clip = clip_config(JsonFields.read(tower / 'config.json'))
     preprocessing = _clip_preprocessing(tower, clip.image_size)
     check_preprocessing(preprocessing, clip, tower)
-    template = target.template or _guess_template(parts.config)
     config = infer_config(
         parts.shapes,
-        parts.config.values,
+        fields.values,
         clip,
-        tokenizer.seg_token_id,
-        template,
-        parts.config.path,
+        parts.tokenizer.seg_token_id,
+        target.template or fields.text('conv_type', ''),
+        fields.path,
     )
+    family = parts.family or recognize(
+        fields, config.mm_projector_type, parts.tokenizer, target.name
+    )
+    config = _of_family(family, config, fields, parts.tokenizer)
+    if config.image_marks:
+        check_image_marks(fields, parts.tokenizer, folder)
+    tokenizer = _with_marks(parts.tokenizer, config.image_marks)
     sources = [*parts.sources, MappedWeights(clip_files, map_clip_key)]
     model = build_model(config, sources, target.placement, folder, unmap_key)
     check_consistency(config, tokenizer, preprocessing, folder)
     return Checkpoint(model, tokenizer, preprocessing, tower_name)
+
+
+def _of_family(
+    family: Family, config: LisaConfig, fields: JsonFields, tokenizer: Tokenizer
+) -> LisaConfig:
+    """Return the config with what the family decides, unless `save_original` wrote it.
+
+    Released folders do not contain the template: the original reads it from the command line
+    (chat.py --conv_type).
+    """
+    rule = PointRule.of_layers(config.llama.num_hidden_layers) if family is READ else None
+    return replace(
+        config,
+        template=config.template or family.template,
+        image_marks=family.uses_image_marks(fields, tokenizer),
+        point_rule=read_point_rule(fields) or rule,
+        explain=fields.text('explain', family.explain),
+        answer_styles=read_answer_styles(fields) or family.answer_styles,
+    )
+
+
+def _with_marks(tokenizer: Tokenizer, image_marks: bool) -> Tokenizer:
+    return tokenizer if image_marks else tokenizer.without_image_marks()
 
 
 def _clip_preprocessing(tower: Path, image_size: int) -> ClipPreprocessing:
@@ -250,15 +315,3 @@ def _clip_preprocessing(tower: Path, image_size: int) -> ClipPreprocessing:
     if os.path.lexists(path):
         return ClipPreprocessing.read(path)
     return ClipPreprocessing.of_size(image_size)
-
-
-def _guess_template(config: JsonFields) -> str:
-    """Return the template that `save_original` wrote, or that of the base model.
-
-    The original reads it from the command line (chat.py --conv_type): released folders do not
-    contain it.
-    """
-    if 'conv_type' in config:
-        return config.text('conv_type')
-    base = config.text('_name_or_path', '').lower().replace('_', '-')
-    return 'llava_llama_2' if 'llama-2' in base else 'llava_v1'

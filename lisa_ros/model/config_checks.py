@@ -17,10 +17,12 @@ from pathlib import Path
 from transformers import CLIPVisionConfig
 from transformers.models.sam.configuration_sam import SamConfig
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.model_folder import listed
 from lisa_ros.model.weight_files import Shapes
 
 _MAX_POSITIONS = 2**20  # of the language model; keys and values of more fill the memory
@@ -47,6 +49,7 @@ def check_claims(config: LisaConfig, shapes: Shapes, limits: Limits, folder: Pat
         _wrong_llama(config),
         _wrong_sam(config.sam),
         _wrong_epsilons(config),
+        _wrong_projector(config, shapes),
     )
     try:
         problem = next(problems, None)
@@ -54,6 +57,50 @@ def check_claims(config: LisaConfig, shapes: Shapes, limits: Limits, folder: Pat
         raise CheckpointError(f'{folder}: {error}') from error
     if problem is not None:
         raise CheckpointError(f'{folder}/config.json: {problem}')
+
+
+def projector_type(shapes: Shapes, prefix: str) -> str:
+    """Return the projector that weights are of, as `LisaConfig.mm_projector_type` names it.
+
+    Args:
+        shapes: of all weights.
+        prefix: of the projector's: "model.mm_projector." in released files.
+
+    Raises:
+        CheckpointError: it has no weights, those of two projectors, or of an unknown one. It would
+            stay random: the original loads such files without a word.
+    """
+    names = sorted(key.removeprefix(prefix) for key in shapes if key.startswith(prefix))
+    if not names:
+        raise CheckpointError(
+            f'there are no weights {prefix}*, of the projector between CLIP and the language '
+            'model: the weights are incomplete, download them again'
+        )
+    steps = {name.partition('.')[0][:20] for name in names}  # names may be long
+    is_linear, steps = bool(steps & {'weight', 'bias'}), steps - {'weight', 'bias'}
+    if is_linear and steps:
+        raise CheckpointError(
+            f'the weights have two projectors, {prefix}weight and {prefix}{min(steps)}.*: '
+            'remove the one that the model was not trained with'
+        )
+    if is_linear:
+        return 'linear'
+    if steps != {str(2 * number) for number in range(len(steps))}:
+        raise CheckpointError(
+            f'the projector has the weights {prefix}{{{listed(sorted(steps))}}}.*; expected 0, 2, '
+            '4 and so on: linear layers with a GELU between two'
+        )
+    return f'mlp{len(steps)}x_gelu'
+
+
+def _wrong_projector(config: LisaConfig, shapes: Shapes) -> Iterator[str]:
+    """Yield a projector that differs from the weights."""
+    present = projector_type(shapes, 'mm_projector.')
+    if config.mm_projector_type != present:
+        yield (
+            f'mm_projector_type is {short_repr(config.mm_projector_type)}; expected {present}, '
+            'as the weights are'
+        )
 
 
 def check_preprocessing(

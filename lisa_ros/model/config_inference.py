@@ -11,9 +11,9 @@ from transformers.models.sam.configuration_sam import SamConfig
 
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.config_checks import count_layers
+from lisa_ros.model.config_checks import count_layers, projector_type
 from lisa_ros.model.json_file import JsonFields
-from lisa_ros.model.key_mapping import LISA_SAM_PREFIX
+from lisa_ros.model.key_mapping import LISA_SAM_PREFIX, PROJECTOR_PREFIX
 from lisa_ros.model.lisa_config import LisaConfig, check_sizes, make_config, sam_config
 from lisa_ros.model.weight_files import Shapes
 
@@ -125,9 +125,30 @@ def infer_config(
         mm_vision_select_layer=(
             fields.integer('mm_vision_select_layer') if 'mm_vision_select_layer' in config else -2
         ),
+        mm_projector_type=_projector_type(shapes, fields),
         out_dim=out_dim,
         template=template,
     )
+
+
+def _projector_type(shapes: Shapes, config: JsonFields) -> str:
+    """Return the projector of the weights; config.json may name it, too.
+
+    Raises:
+        CheckpointError: the weights are of none, and see `projector_type`; or of another one.
+    """
+    try:
+        present = projector_type(shapes, PROJECTOR_PREFIX)
+    except CheckpointError as error:
+        raise CheckpointError(f'{Path(config.path).parent}: {error}') from error
+    claimed = config.text('mm_projector_type', None)
+    if claimed not in (None, present):
+        raise config.error(
+            'mm_projector_type',
+            f'"{present}", as the weights have ({PROJECTOR_PREFIX}*): files of two checkpoints '
+            'are mixed, or weights are missing',
+        )
+    return present
 
 
 def _llama_config(shapes: Shapes, config: JsonFields) -> LlamaConfig:

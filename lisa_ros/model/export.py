@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model import lora
+from lisa_ros.model.family import family_of
 from lisa_ros.model.image_processing import ClipPreprocessing
 from lisa_ros.model.key_mapping import unmap_key
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.model.tokenizer import Tokenizer
 
 # Frequencies multiply coordinates before a sine: half precision would blur the positions.
@@ -80,13 +83,14 @@ def quantize_rows(tensor: Tensor, bits: int) -> Tensor:
 # ---- the released layout
 
 MAX_SHARD_BYTES = 10 * 10**9  # of weights in a file, as transformers 4.31 writes them
-_TOWER = 'openai/clip-vit-large-patch14'  # of all released LISA models
-# By template. Upstream's config.json has no key for the template: users of its chat.py choose
-# --conv_type by the name of the base model.
+_TOWER = 'openai/clip-vit-large-patch14'  # of the released LISA models
+# By template, for a linear projector. Upstream's config.json has no key for the template: users of
+# its chat.py choose --conv_type by the name of the base model.
 _BASE_MODELS = {
     'llava_llama_2': 'liuhaotian/llava-llama-2-13b-chat-lightning-preview',
     'llava_v1': 'liuhaotian/LLaVA-Lightning-7B-v1-1',
 }
+_BASE_MODEL_15 = 'liuhaotian/llava-v1.5-7b'  # with a projector of several layers
 
 
 def has_original_form(config: LisaConfig) -> bool:
@@ -122,8 +126,9 @@ def save_original(
 ) -> None:
     """Write the model in the released layout, for the upstream code and for `checkpoint.load`.
 
-    The weights have exactly the names of a released checkpoint, which does not contain CLIP. SAM
-    and text_hidden_fcs are float32, as the original's merge leaves them.
+    It is the layout of the member of LISA's family that was loaded. The weights have exactly the
+    names of a released checkpoint, which does not contain CLIP. SAM and text_hidden_fcs are
+    float32, as the original's merge leaves them.
 
     Args:
         model: with weights that are not quantized.
@@ -157,7 +162,7 @@ def save_original(
         'eos_token_id': tokenizer.eos_token_id,
         'pad_token_id': tokenizer.pad_token_id,
     }
-    config_dict = _original_config(model.config, vision_tower, llm_dtype)
+    config_dict = _original_config(model.config, tokenizer, vision_tower, llm_dtype)
     _write_json(folder / 'config.json', {**config_dict, **token_ids, **version})
     generation_config = {'_from_model_config': True, **token_ids, **version}
     _write_json(folder / 'generation_config.json', generation_config)
@@ -215,18 +220,22 @@ def _write_shards(state: dict[str, Tensor], folder: Path, max_bytes: int) -> Non
         _write_json(folder / 'pytorch_model.bin.index.json', index)
 
 
-def _original_config(config: LisaConfig, tower: str | Path, dtype: torch.dtype) -> dict:
-    """Return the content of config.json as the original writes it, and our key `conv_type`."""
+def _original_config(
+    config: LisaConfig, tokenizer: Tokenizer, tower: str | Path, dtype: torch.dtype
+) -> dict:
+    """Return the content of config.json as the originals write it, and keys of our own."""
     llama = config.llama
     rope = dict(llama.rope_parameters)
     theta, rope_type = rope.pop('rope_theta', 10000.0), rope.pop('rope_type', 'default')
+    is_linear = config.mm_projector_type == 'linear'
+    base = _BASE_MODELS.get(config.template, _BASE_MODELS['llava_v1'])
     has_head_dim = llama.head_dim != llama.hidden_size // llama.num_attention_heads
     return {
-        '_name_or_path': _BASE_MODELS.get(config.template, _BASE_MODELS['llava_v1']),
-        'architectures': ['LISAForCausalLM'],
+        '_name_or_path': base if is_linear else _BASE_MODEL_15,
+        'architectures': [family_of(config, tokenizer).architecture],
         'model_type': 'llava',
         'torch_dtype': str(dtype).removeprefix('torch.'),
-        'conv_type': config.template,
+        **_own_keys(config, tokenizer),
         'vocab_size': llama.vocab_size,
         'hidden_size': llama.hidden_size,
         'intermediate_size': llama.intermediate_size,
@@ -248,7 +257,8 @@ def _original_config(config: LisaConfig, tower: str | Path, dtype: torch.dtype) 
         'mm_hidden_size': config.clip.hidden_size,
         'mm_vision_select_layer': config.mm_vision_select_layer,
         'mm_vision_select_feature': 'patch',
-        'mm_use_im_start_end': True,
+        **({} if is_linear else {'mm_projector_type': config.mm_projector_type}),
+        'mm_use_im_start_end': bool(tokenizer.image_marks),
         'mm_use_im_patch_token': False,
         'mm_resampler_type': None,
         'use_mm_proj': True,
@@ -261,3 +271,17 @@ def _original_config(config: LisaConfig, tower: str | Path, dtype: torch.dtype) 
         'out_dim': config.out_dim,
         'train_mask_decoder': True,
     }
+
+
+def _own_keys(config: LisaConfig, tokenizer: Tokenizer) -> dict:
+    """Return what no key of the originals states and `checkpoint.load` would not guess."""
+    family = family_of(config, tokenizer)
+    keys: dict[str, object] = {'conv_type': config.template}
+    if config.explain != family.explain:
+        keys['explain'] = config.explain
+    if config.answer_styles not in ({}, family.answer_styles):
+        keys['answer_styles'] = dict(config.answer_styles)
+    rule = config.point_rule
+    if rule not in (None, PointRule.of_layers(config.llama.num_hidden_layers)):
+        keys['point_rule'] = dataclasses.asdict(rule)
+    return keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from lisa_ros.model.checkpoint import (
     read_config,
     translate_load_errors,
 )
+from lisa_ros.model.family import LISA_OF_LLAVA_15
 from lisa_ros.model.json_file import read_json
 from lisa_ros.model.key_mapping import (
     LISA_SAM_PREFIX,
+    PROJECTOR_PREFIX,
     map_key,
     map_key_without_clip,
     map_sam_file_key,
@@ -31,11 +33,10 @@ from lisa_ros.model.key_mapping import (
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.quantization import check_precision
-from lisa_ros.model.tokenizer import Tokenizer
+from lisa_ros.model.tokenizer import IMAGE_MARKS, Tokenizer
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.results import SEG
 
-_NEW_TOKENS = (SEG, '<im_start>', '<im_end>')  # in the order in which the original adds them
 _MAX_NEW_ROWS = 256  # tokens that a LLaVA's tokenizer may have beyond its embedding
 _VOCABULARY_WEIGHTS = ('model.embed_tokens.weight', 'lm_head.weight')  # a row for each token
 
@@ -95,12 +96,12 @@ def load_llava(
 ) -> Checkpoint:
     """Make a LISA from a LLaVA and a SAM, as the original's train_ds.py does.
 
-    [SEG], <im_start> and <im_end> are added to the vocabulary if the tokenizer lacks them; each
-    embedding starts as the mean of the others. text_hidden_fcs is random: the model finds nothing
-    before it is trained.
+    [SEG], and for LLaVA 1 <im_start> and <im_end>, are added to the vocabulary if the tokenizer
+    lacks them; each embedding starts as the mean of the others. text_hidden_fcs is random: the
+    model finds nothing before it is trained.
 
     Args:
-        name: LLaVA's folder or hub id, with a linear mm_projector.
+        name: folder or hub id of LLaVA 1 or 1.5.
         sam: a segment-anything .pth file.
         vision_tower: CLIP's folder or hub id; None: the one that config.json names.
         template: the conversation template; None: the one of this LLaVA.
@@ -116,7 +117,7 @@ def load_llava(
     """
     check_precision(precision, device)
     placement = Placement(device, precision, limits or Limits())
-    target = LoadTarget(placement, vision_tower, template, origin or Origin())
+    target = LoadTarget(placement, vision_tower, template, Path(name).name, origin or Origin())
     with translate_load_errors(name):
         return _load_llava(name, Path(sam), target, seed)
 
@@ -129,12 +130,15 @@ def _load_llava(name: str | Path, sam: Path, target: LoadTarget, seed: int) -> C
     files, sam_files = WeightFiles.of_folder(folder), WeightFiles([target.origin.sam_file(sam)])
     shapes, sam_shapes = files.shapes(), sam_files.shapes()
     _check_is_llava(folder, shapes)
-    tokenizer = _with_new_tokens(Tokenizer.load(folder))
+    tokenizer = Tokenizer.load(folder)
+    is_15 = not tokenizer.legacy and f'{PROJECTOR_PREFIX}weight' not in shapes
+    family, marks = (LISA_OF_LLAVA_15, ()) if is_15 else (None, IMAGE_MARKS)
+    tokenizer = _with_tokens(tokenizer, (SEG, *marks))  # in the order of the original
     _check_vocabulary(tokenizer, shapes, folder)
     if 'prompt_encoder.no_mask_embed.weight' not in sam_shapes:
         raise CheckpointError(f"{sam}: not a SAM in segment-anything's layout")
     head = _random_head(
-        width=shapes['model.mm_projector.weight'][0],
+        width=shapes['model.embed_tokens.weight'][-1],
         prompt_width=sam_shapes['prompt_encoder.no_mask_embed.weight'][-1],
         seed=seed,
     )
@@ -147,7 +151,7 @@ def _load_llava(name: str | Path, sam: Path, target: LoadTarget, seed: int) -> C
         MappedWeights(sam_files, map_sam_file_key),
     ]
     return assemble_released(
-        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local), target
+        ReleasedParts(folder, config, shapes, sources, tokenizer, is_local, family), target
     )
 
 
@@ -166,15 +170,15 @@ def _check_vocabulary(tokenizer: Tokenizer, shapes: Shapes, folder: Path) -> Non
 
 
 def _check_is_llava(folder: Path, shapes: Shapes) -> None:
-    """Raise a CheckpointError if the weights are those of a LISA, or lack a linear projector."""
+    """Raise a CheckpointError if the weights are those of a LISA, or of no LLaVA."""
     if any(key.startswith('model.text_hidden_fcs.') for key in shapes):
         raise CheckpointError(f'{folder} is a LISA already: load it as a model, not as a LLaVA')
-    if 'model.mm_projector.weight' not in shapes:
-        raise CheckpointError(
-            f'{folder} is not a LLaVA with a linear projector: it has no '
-            'model.mm_projector.weight; expected version 1, such as '
-            'liuhaotian/llava-llama-2-13b-chat-lightning-preview'
-        )
+    for prefix in (PROJECTOR_PREFIX, 'model.embed_tokens.weight'):
+        if not any(key.startswith(prefix) for key in shapes):
+            raise CheckpointError(
+                f'{folder} is not a LLaVA: it has no {prefix}*; expected version 1 or 1.5 in its '
+                'original layout, such as liuhaotian/llava-v1.5-7b'
+            )
 
 
 def _random_head(width: int, prompt_width: int, seed: int) -> _InMemoryWeights:
@@ -186,13 +190,13 @@ def _random_head(width: int, prompt_width: int, seed: int) -> _InMemoryWeights:
     return _InMemoryWeights(state)
 
 
-def _with_new_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with those of LISA's tokens that it lacks, after all others."""
+def _with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """Return the tokenizer with those of the tokens that it lacks, after all others."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         path = Path(folder) / 'added_tokens.json'
         added, next_id = read_json(path), len(tokenizer)
-        for token in _NEW_TOKENS:
+        for token in tokens:
             if token not in added:
                 added[token], next_id = next_id, next_id + 1
         path.write_text(json.dumps(added), encoding='utf-8')

@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Mapping
 
 LISA_SAM_PREFIX = 'model.visual_model.'  # of SAM's weights in the released layout
+PROJECTOR_PREFIX = 'model.mm_projector.'  # of the layers between CLIP and the language model
 
 _SAM_NAMES = [  # used in both directions: no right side may be part of another right side
     # vision encoder
@@ -53,6 +54,9 @@ _LISA_PREFIXES = {  # our prefix -> the released one; for CLIP that of its own f
     'llm.model.': 'model.',
     'llm.lm_head.': 'lm_head.',
 }
+# Version 0 of LISA has its own parts in two more files, without the first "model.".
+V0_FILES = ('pytorch_model-visual_model.bin', 'pytorch_model-text_hidden_fcs.bin')
+_V0_NAME = re.compile(r'^(?=visual_model\.|text_hidden_fcs\.)')
 # Computed, not learned; files of old libraries contain them.
 _COMPUTED = re.compile(r'rotary_emb\.inv_freq$|position_ids$|pixel_(mean|std)$')
 # The text half of a CLIP, which LISA does not use.
@@ -128,6 +132,11 @@ def unmap_key(name: str) -> str:
         if name.startswith(prefix):
             return released_prefix + name.removeprefix(prefix)
     return name
+
+
+def released_key(name: str) -> str:
+    """Return the name in the released layout of a weight of version 0; others unchanged."""
+    return _V0_NAME.sub('model.', name)
 
 
 def map_clip_key(name: str) -> str | None:

@@ -140,6 +140,16 @@ def clip_patch_states(clip: nn.Module, pixel_values: Tensor, layer: int) -> Tens
     return layers[layer][:, 1:]  # without the class token
 
 
+def _projector(clip_width: int, width: int, config: LisaConfig) -> nn.Module:
+    """Return LLaVA's projector: a linear layer, or several with a GELU between two."""
+    layers: list[nn.Module] = [nn.Linear(clip_width, width)]
+    if config.mm_projector_type == 'linear':
+        return layers[0]
+    for _ in range(1, config.projector_layers):
+        layers += [nn.GELU(), nn.Linear(width, width)]
+    return nn.Sequential(*layers)
+
+
 class LISA(nn.Module):
     """Answers queries about an image in text, with a mask for each [SEG] in the answer.
 
@@ -170,12 +180,17 @@ class LISA(nn.Module):
         clip._attn_implementation, llama._attn_implementation = attention, 'sdpa'
         width = llama.hidden_size
         self.clip = CLIPVisionModel(clip)
-        self.mm_projector = nn.Linear(clip.hidden_size, width)
+        self.mm_projector = _projector(clip.hidden_size, width, config)
         self.llm = LlamaForCausalLM(llama)
         self.text_hidden_fcs = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.out_dim), nn.Dropout(0.0)
         )
         self.sam = Sam(config.sam, attention)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.mm_projector.parameters()).device
 
     # ---- the image for the language model
 
@@ -189,7 +204,7 @@ class LISA(nn.Module):
 
     def project_clip(self, states: Tensor) -> Tensor:
         """Return the image tokens, (B, P, D), of CLIP's hidden states of the patches."""
-        return self.mm_projector(states.to(self.mm_projector.weight.dtype))
+        return self.mm_projector(states.to(next(self.mm_projector.parameters()).dtype))
 
     # ---- input of the language model
 
@@ -225,15 +240,28 @@ class LISA(nn.Module):
             return encoder(pixels).last_hidden_state
         return sam_encoder.encode(encoder, pixels)
 
-    def decode_masks(self, image_embedding: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_points(self, places: Tensor, labels: Tensor) -> Tensor:
+        """Return the tokens of points, (N, M + 1, C): SAM adds one that is no point.
+
+        Args:
+            places: (N, M, 2) float, x and y in SAM's square input [px].
+            labels: (N, M), 1 inside of the object, 0 outside, -1 neither.
+        """
+        encoder = self.sam.prompt_encoder
+        return encoder._embed_points(places[:, None], labels[:, None], pad=True)[:, 0]
+
+    def decode_masks(
+        self, image_embedding: Tensor, prompts: Tensor, points: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return a mask for each prompt.
 
-        The prompt is the only sparse token of its mask (no label embedding, no padding point).
-        The dense prompt is the "no mask" embedding in every cell.
+        Without points, the prompt is the only sparse token of its mask (no label embedding, no
+        padding point). The dense prompt is the "no mask" embedding in every cell.
 
         Args:
             image_embedding: (1, C, h, w), or (N, C, h, w) with an image for each prompt.
             prompts: (N, C); N may be 0.
+            points: (N, K, C) further sparse tokens of each mask, see `embed_points`; None: none.
 
         Returns:
             Low-resolution logits (N, 4h, 4w), and SAM's prediction of their IoU (N,).
@@ -244,15 +272,19 @@ class LISA(nn.Module):
             return empty((0, 4 * rows, 4 * columns)), empty((0,))
         decoder, prompt_encoder = self.sam.mask_decoder, self.sam.prompt_encoder
         dtype = decoder.iou_token.weight.dtype
+        prompts, points = prompts.to(dtype), None if points is None else points.to(dtype)
         dense = prompt_encoder.no_mask_embed.weight.to(dtype)  # (1, C)
         positions = self.sam.grid_positions().to(dtype)
         if _is_inference_on_cpu(decoder.iou_token.weight):
-            embedding, prompts = image_embedding.to(dtype), prompts.to(dtype)
-            return sam_decoder.decode(decoder, embedding, dense, positions, prompts)
+            embedding = image_embedding.to(dtype)
+            return sam_decoder.decode(decoder, embedding, dense, positions, prompts, points)
+        sparse = prompts[:, None]  # (N, 1, C)
+        if points is not None:
+            sparse = torch.cat([points, sparse], dim=1)
         masks, iou = decoder(
             image_embeddings=image_embedding.to(dtype).expand(count, -1, -1, -1),
             image_positional_embeddings=positions,
-            sparse_prompt_embeddings=prompts.to(dtype)[:, None, None],  # (N, 1, 1, C)
+            sparse_prompt_embeddings=sparse[:, None],  # (N, 1, K + 1, C)
             dense_prompt_embeddings=dense[:, :, None, None],
             multimask_output=False,  # mask token 0
         )  # (N, 1, 1, 4h, 4w), (N, 1, 1)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
@@ -19,6 +20,7 @@ from transformers.models.sam.configuration_sam import (
 from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.json_file import JsonFields
+from lisa_ros.model.point_prompts import PointRule
 
 
 def sam_config(
@@ -112,9 +114,14 @@ class LisaConfig:
     sam: SamConfig
     seg_token_id: int
     mm_vision_select_layer: int = -2  # the CLIP layer whose hidden states become image tokens
+    mm_projector_type: str = 'linear'  # or mlp2x_gelu: two linear layers with a GELU between them
     out_dim: int = 256  # C, width of a projected [SEG] state
+    image_marks: bool = True  # <im_start> and <im_end> around the image, if the tokenizer has them
+    point_rule: PointRule | None = None  # how READ prompts SAM; None: with [SEG] alone
     template: str = 'llava_v1'  # conversation template of its training, see perception/prompts.py
     explain: str = 'Please output segmentation mask and explain why.'  # asks for an explanation
+    # by style ("semantic", "instances", "text"): what was appended to queries in training
+    answer_styles: Mapping[str, str] = field(default_factory=dict)
     reason_question: str = ''  # asks for the reason in a further turn, if the answer has none
     confidence_threshold: float = 0.0  # drop masks that score lower, chosen on validation [0..1]
     refine: bool = False  # refine mask boundaries, see perception/mask_refinement.py
@@ -127,6 +134,23 @@ class LisaConfig:
         return (self.clip.image_size // self.clip.patch_size) ** 2
 
     @property
+    def projector_layers(self) -> int:
+        """The number of linear layers between CLIP and the language model.
+
+        Raises:
+            CheckpointError: `mm_projector_type` is unknown.
+        """
+        if self.mm_projector_type == 'linear':
+            return 1
+        match = re.fullmatch(r'mlp([1-9]\d{0,3})x_gelu', self.mm_projector_type)
+        if not match:
+            raise CheckpointError(
+                f'mm_projector_type is {short_repr(self.mm_projector_type)}; expected "linear", '
+                '"mlp2x_gelu" or another number of layers'
+            )
+        return int(match[1])
+
+    @property
     def sam_size(self) -> int:
         """S: side of SAM's square input [px]."""
         return self.sam.vision_config.image_size
@@ -134,6 +158,8 @@ class LisaConfig:
     def to_dict(self) -> dict:
         """Return the content of config.json; `from_fields` reads it."""
         config_dict = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.point_rule is not None:
+            config_dict['point_rule'] = dataclasses.asdict(self.point_rule)
         parts = {name: config_dict[name].to_dict() for name in ('clip', 'llama', 'sam')}
         return {'model_type': 'lisa_ros', **config_dict, **parts}
 
@@ -157,9 +183,13 @@ class LisaConfig:
             sam=_part(SamConfig, fields, 'sam', _SAM_PARTS),
             seg_token_id=fields.integer('seg_token_id', minimum=0),
             mm_vision_select_layer=fields.integer('mm_vision_select_layer', -2),
+            mm_projector_type=fields.text('mm_projector_type', 'linear'),
             out_dim=fields.integer('out_dim', 256, minimum=1),
+            image_marks=fields.flag('image_marks', True),
+            point_rule=read_point_rule(fields),
             template=fields.text('template', 'llava_v1'),
             explain=fields.text('explain', cls.explain),
+            answer_styles=read_answer_styles(fields),
             reason_question=fields.text('reason_question', cls.reason_question),
             confidence_threshold=fields.number('confidence_threshold', 0.0, 0, 1),
             refine=fields.flag('refine', False),
@@ -228,6 +258,25 @@ def make_config(
             f'{fields.path}: not a config of {config_class.__name__} ({error_summary(error)}); it '
             'may be of another version'
         ) from error
+
+
+def read_point_rule(fields: JsonFields) -> PointRule | None:
+    """Return `point_rule` of a config.json; None if it has none."""
+    if 'point_rule' not in fields:
+        return None
+    rule, default = fields.object('point_rule'), PointRule()
+    return PointRule(
+        count=rule.integer('count', default.count, 1, 10_000),
+        inside=rule.number('inside', default.inside, 0, 1),
+        outside=rule.number('outside', default.outside, 0, 1),
+        down_sample=rule.integer('down_sample', default.down_sample, 1, 1000),
+    )
+
+
+def read_answer_styles(fields: JsonFields) -> dict[str, str]:
+    """Return `answer_styles` of a config.json; empty if it has none."""
+    styles = fields.object('answer_styles', {})
+    return {style: styles.text(style) for style in styles.values}
 
 
 def _calibration(fields: JsonFields) -> tuple[float, ...]:

@@ -35,6 +35,7 @@ def decode(
     dense_prompt: Tensor,
     positions: Tensor,
     prompts: Tensor,
+    points: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the first mask of each prompt.
 
@@ -44,13 +45,15 @@ def decode(
         dense_prompt: that of every cell, (1, C).
         positions: encoding of the grid's cells, (1, C, h, w).
         prompts: (N, C), one sparse token each.
+        points: (N, K, C), further sparse tokens, before it; None: none.
 
     Returns:
         Low-resolution logits (N, 4h, 4w), and the prediction of their IoU (N,).
     """
     count, (height, width) = len(prompts), image_embedding.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(count, -1, -1), prompts[:, None]], dim=1)  # (N, T, C)
+    sparse = prompts[:, None] if points is None else torch.cat([points, prompts[:, None]], dim=1)
+    tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)  # (N, T, C)
     cells = image_embedding.flatten(2).transpose(1, 2)
     image = cells.clone(memory_format=torch.contiguous_format).add_(dense_prompt)  # (B, P, C)
     places = positions.flatten(2).transpose(1, 2)  # (1, P, C)

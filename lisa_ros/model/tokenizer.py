@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert text to token ids and back, exactly as the tokenizer that LISA was trained with.
 
-LISA's weights expect the ids of transformers 4.31's slow LlamaTokenizer (legacy). It gives each
-run of text between special tokens to SentencePiece, with a leading space. It drops whitespace
-next to *added* tokens ([SEG], <im_start>, <im_end>). Later versions of transformers do both
-differently, so this module implements the rules itself (test/test_tokenizer.py has the original's
-results).
+LISA's weights expect the ids of transformers 4.31's slow LlamaTokenizer. It gives each run of text
+between special tokens to SentencePiece, and drops whitespace next to *added* tokens ([SEG],
+<im_start>, <im_end>). With `legacy`, each run begins with a space; without it, only the first one.
+The checkpoint decides that: it is true for LISA and SESAME, false for LISA++. Later versions of
+transformers do all of this differently, so this module implements the rules itself
+(test/test_tokenizer.py and test/test_family_parity.py have the originals' results).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -28,6 +30,7 @@ from lisa_ros.model.model_folder import describe_folder
 from lisa_ros.results import SEG
 
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
+IMAGE_MARKS = ('<im_start>', '<im_end>')  # around the image in the prompts of most checkpoints
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _MAX_PIECES_BYTES = 32 * 2**20  # of tokenizer.model; that of LLaMA has 0.5 MB
 _MAX_ID = 2**31 - 1
@@ -53,6 +56,7 @@ class Tokenizer:
         *,
         model_max_length: int | None = None,
         clean_up_spaces: bool = False,
+        legacy: bool = True,
     ):
         """Make a tokenizer from its parts; `load` reads them from a folder.
 
@@ -64,6 +68,7 @@ class Tokenizer:
             roles: the tokens of 'bos_token', 'eos_token', 'unk_token' and 'pad_token'.
             model_max_length: length limit of training conversations [tokens]; None: unknown.
             clean_up_spaces: remove spaces before punctuation when decoding.
+            legacy: begin each run of text with a space, not only the first one.
         """
         self._pieces = pieces
         self._added = dict(added)
@@ -71,6 +76,8 @@ class Tokenizer:
         self._roles = dict(roles)
         self._texts = {index: text for text, index in added.items()}
         self._clean_up_spaces = clean_up_spaces
+        self.legacy = legacy
+        self._uses_image_marks = True
         self.model_max_length = model_max_length
         self.bos_token, self.eos_token = roles['bos_token'], roles['eos_token']
         self.unk_token_id = self._id(roles['unk_token'])
@@ -108,6 +115,7 @@ class Tokenizer:
             # "no limit" is written as 10^30
             model_max_length=int(max_length) if max_length and max_length < 1e9 else None,
             clean_up_spaces=config.flag('clean_up_tokenization_spaces', True),
+            legacy=config.flag('legacy', True),
         )
 
     def save(self, folder: str | Path) -> None:
@@ -122,7 +130,7 @@ class Tokenizer:
         roles = {role: flags[text] for role, text in self._roles.items()}
         config = {
             'tokenizer_class': 'LlamaTokenizer',
-            'legacy': True,
+            'legacy': self.legacy,
             'clean_up_tokenization_spaces': self._clean_up_spaces,
             'model_max_length': self.model_max_length,
         }
@@ -160,6 +168,18 @@ class Tokenizer:
             )
         return self._added[SEG]
 
+    @property
+    def image_marks(self) -> tuple[str, ...]:
+        """The tokens before and after the image in a prompt; empty if the model has none."""
+        has_marks = self._uses_image_marks and all(mark in self for mark in IMAGE_MARKS)
+        return IMAGE_MARKS if has_marks else ()
+
+    def without_image_marks(self) -> Tokenizer:
+        """Return a tokenizer for a model that was trained without them; the ids are the same."""
+        tokenizer = copy.copy(self)
+        tokenizer._uses_image_marks = False
+        return tokenizer
+
     def _id(self, token: str) -> int:
         return self._added[token] if token in self._added else self._pieces.piece_to_id(token)
 
@@ -196,13 +216,23 @@ class Tokenizer:
             if isinstance(run, SpecialToken):
                 ids.append(self._id(run.text))
                 continue
-            text = run
+            text = run if self.legacy else run.replace(SPACE, ' ')
             if index > 0 and self._strips(runs[index - 1])[1]:
                 text = text.lstrip()
             if index + 1 < len(runs) and self._strips(runs[index + 1])[0]:
                 text = text.rstrip()
-            ids += self._pieces.encode(text)
+            ids += self._encode_run(text, is_first=index == 0)
         return ids
+
+    def _encode_run(self, text: str, is_first: bool) -> list[int]:
+        """Return the ids of text without special tokens; `is_first`: nothing comes before it."""
+        if self.legacy or is_first or text.startswith(' '):
+            return self._pieces.encode(text)
+        pieces = self._pieces.encode(text, out_type=str)
+        if pieces and pieces[0].startswith(SPACE):
+            # as the original: the rest of a piece that is no piece itself becomes <unk>
+            pieces = [pieces[0].removeprefix(SPACE), *pieces[1:]]
+        return [self._pieces.piece_to_id(piece) for piece in pieces if piece]
 
     def _strips(self, token: SpecialToken) -> tuple[bool, bool]:
         """Return whether the token strips whitespace to its left, and to its right."""

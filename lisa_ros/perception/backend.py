@@ -30,6 +30,20 @@ class ScoreKind(enum.Enum):
     UNCALIBRATED = enum.auto()  # ranks masks, but is not a probability
 
 
+class AnswerStyle(enum.Enum):
+    """What an answer consists of.
+
+    A backend asks for it in the words that its model was trained with. A model without such words
+    for a style answers as with AUTO.
+    """
+
+    AUTO = 'auto'  # nothing is added to the query
+    SEMANTIC = 'semantic'  # one mask of all objects that are meant
+    INSTANCES = 'instances'  # a mask of each object
+    EXPLAIN = 'explain'  # a mask and the reason
+    TEXT = 'text'  # words without a mask
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a backend can do besides making a mask."""
@@ -47,7 +61,7 @@ class Query:
 
     text: str
     dialogue: Dialogue = field(default_factory=Dialogue)  # earlier turns about the same image
-    explain: bool = False  # ask for a reason, too
+    explain: bool = False  # ask for a reason, too; AnswerStyle.EXPLAIN for this query
     region: Region | None = None  # segment only this part [px]; None: the whole image
 
 
@@ -56,8 +70,11 @@ class InferenceOptions:
     """How a query is answered."""
 
     max_new_tokens: int = 512  # longest answer [tokens], at least 1
+    answer_style: AnswerStyle = AnswerStyle.AUTO  # of queries without `Query.explain`
     confidence_threshold: float | None = None  # minimum score of a mask, 0..1; None: model's own
     refine: bool | None = None  # refine mask boundaries with image edges; None: the model's own
+    # prompt SAM with points, too, as READ does: the model computes them; None: the model's own
+    similarity_points: bool | None = None
     # add the boxes of earlier masks to the prompt as text; no released model is trained on them
     dialogue_boxes: bool = False
     # True: "[SEG]" typed in a query is the token and makes a mask, as in the original; False: text

@@ -33,6 +33,7 @@ class EncodedImage:
     sam_pixels: Tensor  # (3, S, S) float32
     sam_features: Tensor | None = None  # (1, C, h, w), checked
     sam_started: Tensor | None = None  # the same while a GPU may still compute it
+    image_states: Tensor | None = None  # (P, D) of the language model, once a query needs them
     # of encoding, by stage, until an answer counts them
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -82,7 +83,7 @@ class ImageEncoder:
     @property
     def device(self) -> torch.device:
         """The device of the model."""
-        return self._model.mm_projector.weight.device
+        return self._model.device
 
     def encode(self, image: np.ndarray, timer: StageTimer) -> EncodedImage:
         """Return an image with its CLIP features, from the cache if it is there.
@@ -177,7 +178,9 @@ class ImageEncoder:
                 features = self._model.encode_sam(torch.stack([own.sam for own in prepared]))
         share = {name: duration / len(new) for name, duration in timer.seconds.items()}
         self._batch = known | {
-            key: EncodedImage(key, image, tokens[i], own.sam, features[i : i + 1], dict(share))
+            key: EncodedImage(
+                key, image, tokens[i], own.sam, features[i : i + 1], seconds=dict(share)
+            )
             for i, ((key, image), own) in enumerate(zip(new.items(), prepared, strict=True))
             if all_finite(tokens[i]) and all_finite(features[i])
         }

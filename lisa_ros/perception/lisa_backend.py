@@ -29,12 +29,14 @@ from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.origin import Origin
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
 from lisa_ros.model.quantization import weights_precision
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
+    AnswerStyle,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -43,7 +45,7 @@ from lisa_ros.perception.backend import (
     ScoreKind,
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
-from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
+from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.prompts import (
     ANSWER_TEMPLATES,
     append_boxes,
@@ -167,6 +169,7 @@ class LisaBackend:
         return Capabilities(
             explains=True,
             denies=True,
+            instances='instances' in self.model.config.answer_styles,
             dialogue=True,
             scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
         )
@@ -202,8 +205,9 @@ class LisaBackend:
         A MaskReady directly follows the Token of its [SEG], before the text after it. A [SEG] has
         no MaskReady if its score is below the threshold, if the answer has `masks.MAX_MASKS` masks
         already, or if the query asks for "the other one" and the mask shows an object of the
-        dialogue. `Query.explain` appends the model's own request for a reason to the query; if
-        the answer has no reason all the same, a model with a `reason_question` is asked that.
+        dialogue. `options.answer_style` appends the words of the model's training to the query,
+        and `Query.explain` its request for a reason; if the answer has no reason all the same, a
+        model with a `reason_question` is asked that.
         Errors are raised by this call, not by the iteration, except for a ModelError: the model
         computed NaN or infinity.
         """
@@ -227,7 +231,8 @@ class LisaBackend:
             QueryError: the text is empty or too long.
         """
         check_rgb(image)
-        text = f'{query.text} {self.model.config.explain}' if query.explain else query.text
+        request = self._style_request(query, options)
+        text = f'{query.text} {request}' if request else query.text
         ids = self._prompt_ids(text, query, options)
         threshold = options.confidence_threshold
         answer = AnswerBuilder(
@@ -237,6 +242,13 @@ class LisaBackend:
             _excluded_masks(query, image.shape[:2]),
         )
         return _Asked(image, text, ids, answer)
+
+    def _style_request(self, query: Query, options: InferenceOptions) -> str:
+        """Return what the model was trained with for a style of answer; '': nothing."""
+        config, style = self.model.config, options.answer_style
+        if query.explain or style is AnswerStyle.EXPLAIN:
+            return config.explain
+        return config.answer_styles.get(style.value, '')
 
     def answer_batch(
         self,
@@ -250,8 +262,9 @@ class LisaBackend:
         `timings` of an answer have its share of what was done together.
         """
         asked = [self._checked(image, query, options) for image, query in requests]
-        # masks of prompts and further turns are rare: one after the other
-        if options.typed_specials or any(query.explain for _, query in requests):
+        # masks of prompts, points and further turns are rare: one after the other
+        is_single = options.typed_specials or self._point_rule(options) is not None
+        if is_single or any(query.explain for _, query in requests):
             streams = [self.stream(*request, options, cancel) for request in requests]
             return list(map(_last_result, streams))
         if not asked:
@@ -359,7 +372,8 @@ class LisaBackend:
         positions = self._seg_positions(ids)
         positions = positions[len(positions) - count :]
         with timer.stage('prompt'):
-            prompt = self._prefill(ids, encoded, positions)
+            with_points = self._point_rule(options) is not None
+            prompt = self._prefill(ids, encoded, positions, with_points=with_points)
         reply = self._reply(encoded, options, answer, timer)
         for position in positions:
             list(reply.decode(SegToken(prompt.state(position - 1))))
@@ -395,7 +409,8 @@ class LisaBackend:
         max_new_tokens = min(options.max_new_tokens, self._max_positions - self._length(ids))
         with timer.stage('prompt'):
             drafts = self._replies.drafts(text, self._max_draft_tokens(max_new_tokens))
-            prompt = self._prefill(ids, encoded, typed, drafts, max_new_tokens)
+            with_points = self._point_rule(options) is not None
+            prompt = self._prefill(ids, encoded, typed, drafts, max_new_tokens, with_points)
         reply = self._reply(encoded, options, answer, timer)
         for position in typed:
             yield from reply.decode(SegToken(prompt.state(position - 1)))
@@ -439,6 +454,7 @@ class LisaBackend:
         seg_positions: Sequence[int] = (),
         drafts: Drafts = NO_DRAFTS,
         max_new_tokens: int = 0,
+        with_points: bool = False,
     ) -> generation.Prefill:
         """Read a prompt; what is known of its beginning is not read again.
 
@@ -448,15 +464,27 @@ class LisaBackend:
             seg_positions: of [SEG] in the prompt whose masks are wanted.
             drafts: of the answer.
             max_new_tokens: room for the answer.
+            with_points: also keep the states of the image, from which READ makes points. They do
+                not depend on the query, which comes after the image.
         """
         with torch.inference_mode():
             input_ids = torch.tensor(ids, device=self.encoder.device)
             embeddings = self.model.embed(input_ids, encoded.clip_tokens)
         length = len(embeddings)
         needed = min((position - 1 for position in seg_positions), default=length - 1)
+        image, lacks_states = ids.index(IMAGE_TOKEN_INDEX), encoded.image_states is None
+        if with_points and lacks_states:
+            needed = min(needed, image)
         room = length + max(drafts.max_tokens, max_new_tokens)
         known = self._prefixes.find(self._key(ids, encoded), needed, room)
-        return generation.prefill(self._language_model, embeddings, known, drafts, max_new_tokens)
+        prompt = generation.prefill(
+            self._language_model, embeddings, known, drafts, max_new_tokens
+        )
+        if with_points and lacks_states:
+            start = image - (prompt.length - len(prompt.states))
+            states = prompt.states[start : start + self.model.config.image_tokens]
+            encoded.image_states = states.clone()
+        return prompt
 
     def _key(self, ids: Sequence[int], encoded: EncodedImage) -> PromptKey:
         return PromptKey(tuple(ids), encoded.key, self.model.config.image_tokens)
@@ -513,9 +541,16 @@ class LisaBackend:
         timer: StageTimer,
     ) -> Reply:
         refine = self.model.config.refine if options.refine is None else options.refine
-        return Reply(
-            self.tokenizer, self._mask_decoder, encoded, answer, refine=refine, timer=timer
-        )
+        masks = MaskOptions(refine, self._point_rule(options))
+        return Reply(self.tokenizer, self._mask_decoder, encoded, answer, masks=masks, timer=timer)
+
+    def _point_rule(self, options: InferenceOptions) -> PointRule | None:
+        """Return how SAM gets points, too; None: it gets none."""
+        config = self.model.config
+        if options.similarity_points is None:
+            return config.point_rule
+        rule = config.point_rule or PointRule.of_layers(config.llama.num_hidden_layers)
+        return rule if options.similarity_points else None
 
 
 def _last_result(events: Iterator[Event]) -> Segmentation:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lisa_ros.model.finite import check_finite
 from lisa_ros.model.lisa import LISA
+from lisa_ros.model.point_prompts import PointRule, choose_points, similarity
 from lisa_ros.perception import mask_scores
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.mask_refinement import refine_mask_logits
@@ -35,6 +36,14 @@ class ScoredMask:
     features: ScoreFeatures
 
 
+@dataclass(frozen=True)
+class MaskOptions:
+    """How the masks of an answer are made."""
+
+    refine: bool  # move boundaries to the image's edges
+    point_rule: PointRule | None  # how READ prompts SAM; None: with [SEG] alone
+
+
 class MaskDecoder:
     """SAM's mask decoder with its post-processing, refinement and score."""
 
@@ -42,14 +51,14 @@ class MaskDecoder:
         self._model, self._encoder = model, encoder
 
     def decode(
-        self, seg: SegToken, encoded: EncodedImage, refine: bool, timer: StageTimer
+        self, seg: SegToken, encoded: EncodedImage, options: MaskOptions, timer: StageTimer
     ) -> ScoredMask:
         """Decode one mask.
 
         Args:
             seg: the token.
             encoded: the image; its SAM features are computed here if they are missing.
-            refine: whether to refine the mask's boundary with the image's edges.
+            options: how; a point rule needs `encoded.image_states`.
             timer: gets the stages "sam", "masks" and "refine".
 
         Raises:
@@ -59,7 +68,8 @@ class MaskDecoder:
         with timer.stage('masks'), torch.inference_mode():
             check_finite(seg.state, 'the hidden state of [SEG]')
             prompts = self._model.project_seg(seg.state[None])
-            low_res, predicted_iou = self._model.decode_masks(sam_features, prompts)
+            points = self._points(seg, encoded, options.point_rule)
+            low_res, predicted_iou = self._model.decode_masks(sam_features, prompts, points)
             check_finite(low_res, 'the mask of [SEG]')
             check_finite(predicted_iou, 'the predicted IoU of a mask')
             full_res = self._model.postprocess(low_res, encoded.sam_shape, encoded.image.shape[:2])
@@ -70,13 +80,27 @@ class MaskDecoder:
                 predicted_iou=float(predicted_iou[0].float().clamp(0, 1)),
             )
             logits = full_res[0].cpu().numpy()
-        if refine:
+        if options.refine:
             with timer.stage('refine'):
                 cell = max(logits.shape) / max(low_res.shape[-2:])
                 logits = refine_mask_logits(encoded.image, logits, cell)
         config = self._model.config
         score = mask_scores.score(features, config.calibration, config.calibration_curve)
         return ScoredMask(logits, score, features)
+
+    def _points(
+        self, seg: SegToken, encoded: EncodedImage, rule: PointRule | None
+    ) -> Tensor | None:
+        """Return the tokens of READ's points, (1, K, C); None: no points."""
+        if rule is None or encoded.image_states is None:
+            return None
+        similarities = similarity(encoded.image_states, seg.state)
+        points = choose_points(similarities, encoded.image.shape[:2], rule)
+        if points is None:
+            return None
+        (height, width), (rows, columns) = encoded.image.shape[:2], encoded.sam_shape
+        places = points.places * points.places.new_tensor([columns / width, rows / height])
+        return self._model.embed_points(places[None], points.labels[None])
 
 
 def _mean_mask_prob(logits: Tensor) -> float:

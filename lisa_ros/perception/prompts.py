@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn a query and its dialogue into the token ids of a prompt.
 
-The templates are those of dvlab-research/LISA (model/llava/conversation.py); the ids equal the
-original's (test/test_prompts.py). "[SEG]" or "</s>" typed in a query is plain text; with
-`typed_specials` it is the special token, as in the original.
+The templates are those of dvlab-research/LISA (model/llava/conversation.py); the ids equal those
+of the originals (test/test_prompts.py, test/test_family_parity.py). "[SEG]" or "</s>" typed in a
+query is plain text; with `typed_specials` it is the special token, as in the original.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ TEMPLATES = {
     'llava_v1': Template(
         opening='A chat between a curious human and an artificial intelligence assistant. '
         "The assistant gives helpful, detailed, and polite answers to the human's questions. ",
+        question='USER: {} ASSISTANT:',
+        after_answer='',
+        bos_each_turn=False,
+    ),
+    'vicuna_v1': Template(  # of SESAME and READ
+        opening='A chat between a curious user and an artificial intelligence assistant. '
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
         question='USER: {} ASSISTANT:',
         after_answer='',
         bos_each_turn=False,
@@ -228,10 +235,8 @@ def _query(tokenizer: Tokenizer, query: str, typed_specials: bool) -> list[str |
 
 def _image_tokens(tokenizer: Tokenizer) -> list[SpecialToken]:
     """Return the image placeholder, between marks if the checkpoint was trained with them."""
-    marks = [mark for mark in ('<im_start>', '<im_end>') if mark in tokenizer]
-    if len(marks) < 2:
-        return [SpecialToken(IMAGE_PLACEHOLDER)]
-    return [SpecialToken(marks[0]), SpecialToken(IMAGE_PLACEHOLDER), SpecialToken(marks[1])]
+    start, end = tokenizer.image_marks[:1], tokenizer.image_marks[1:]
+    return [SpecialToken(text) for text in (*start, IMAGE_PLACEHOLDER, *end)]
 
 
 def _ids(tokenizer: Tokenizer, parts: list[str | SpecialToken]) -> list[int]:

@@ -9,7 +9,7 @@ from lisa_ros.model.generation import GeneratedToken
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.image_encoder import EncodedImage, StageTimer
-from lisa_ros.perception.mask_decoder import MaskDecoder, SegToken
+from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import Event, MaskReady, Segmentation, Token
 
@@ -24,7 +24,7 @@ class Reply:
         encoded: EncodedImage,
         answer: AnswerBuilder,
         *,
-        refine: bool,
+        masks: MaskOptions,
         timer: StageTimer,
     ):
         """Begin.
@@ -34,12 +34,12 @@ class Reply:
             mask_decoder: of the model.
             encoded: the image.
             answer: gets tokens and masks.
-            refine: whether to refine the boundaries of masks with the image's edges.
+            masks: how masks are made.
             timer: gets the stages of the masks.
         """
         self._tokenizer, self._mask_decoder = tokenizer, mask_decoder
         self.encoded, self.answer, self.timer = encoded, answer, timer
-        self._refine = refine
+        self._mask_options = masks
         self._pieces = tokenizer.stream()
         self._text_prob = 1.0
 
@@ -57,7 +57,7 @@ class Reply:
         """Decode the mask of a [SEG] and yield its event, unless the answer leaves it out."""
         if self.answer.is_full:
             return
-        mask = self._mask_decoder.decode(seg, self.encoded, self._refine, self.timer)
+        mask = self._mask_decoder.decode(seg, self.encoded, self._mask_options, self.timer)
         event = self.answer.add_mask(mask)
         if event is not None:
             yield event

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lisa_ros.perception.backend import Backend, InferenceOptions, LoadOptions
+from lisa_ros.perception.backend import AnswerStyle, Backend, InferenceOptions, LoadOptions
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.worker_supervisor import WorkerLog
@@ -18,6 +18,8 @@ from lisa_ros.settings import Settings
 from lisa_ros.tracking.optical_flow import FlowTracker
 from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
 from lisa_ros.tracking.tracker import Tracker
+
+_SWITCH = {'on': True, 'off': False}  # auto: None, as the model has it
 
 
 def session_options(settings: Settings) -> SessionOptions:
@@ -31,7 +33,9 @@ def inference_options(settings: Settings) -> InferenceOptions:
     return InferenceOptions(
         max_new_tokens=settings.max_new_tokens,
         confidence_threshold=settings.confidence_threshold or None,
-        refine={'on': True, 'off': False}.get(settings.refine),
+        answer_style=AnswerStyle(settings.answer_style),
+        refine=_SWITCH.get(settings.refine),
+        similarity_points=_SWITCH.get(settings.similarity_points),
         dialogue_boxes=settings.dialogue_boxes,
         answer_timeout=settings.answer_timeout or None,
     )

@@ -35,7 +35,8 @@ class BaseCheckpoint:
 
         Raises:
             CheckpointError: a file is missing or does not fit the model.
-            SettingsError: the precision is not available on the device, or a LLaVA has no SAM.
+            SettingsError: the precision is not available on the device, a LLaVA has no SAM, or the
+                model is a READ.
         """
         arguments = {
             'vision_tower': self.vision_tower,
@@ -46,10 +47,19 @@ class BaseCheckpoint:
             'origin': self.origin,
         }
         if not self.is_llava:
-            return checkpoint.load(self.name, **arguments)
+            return self._without_points(checkpoint.load(self.name, **arguments))
         if self.sam is None:
             raise SettingsError(
                 f'{self.name} is a LLaVA model, which has no SAM: give one with --sam, '
                 'for example sam_vit_h_4b8939.pth'
             )
         return from_llava.load_llava(self.name, **arguments, seed=self.seed)
+
+    def _without_points(self, loaded: Checkpoint) -> Checkpoint:
+        """Return the model if masks are made from [SEG] alone, as our losses do."""
+        if loaded.model.config.point_rule is not None:
+            raise SettingsError(
+                f'{self.name} is a READ, whose points are not trained here: start from the SESAME '
+                'that it continues, tsunghanwu/SESAME'
+            )
+        return loaded

@@ -196,7 +196,8 @@ def golden_batch(
         KeyError: a field or an array is missing.
     """
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    dialogues = [_turns(text, entry['template']) for text in entry['conversations']]
+    template = entry.get('template', config.template)
+    dialogues = [_turns(text, template) for text in entry['conversations']]
     samples = []
     for index, (start, end) in enumerate(itertools.pairwise(arrays['offset'].tolist())):
         shape = arrays[f'gt_masks_{index}_shape']
@@ -206,7 +207,7 @@ def golden_batch(
         samples.append(Sample(image, tuple(dialogues[start:end]), bits.reshape(shape), name))
     longest = tokenizer.model_max_length
     return make_batch(
-        dataclasses.replace(config, template=entry['template']),
+        dataclasses.replace(config, template=template),
         tokenizer,
         loaded.clip_preprocessing,
         samples,
@@ -219,7 +220,8 @@ def _turns(conversation: str, template: str) -> tuple[Turn, ...]:
     """Return the turns of a conversation, parsed from the original's prompt text."""
     before, after = TEMPLATES[template].question.split('{}')
     turns = []
-    for part in conversation.partition('<im_end>\n')[2].removesuffix('</s>').split('</s>'):
+    after_image = conversation.partition('<image>')[2].removeprefix('<im_end>').removeprefix('\n')
+    for part in after_image.removesuffix('</s>').split('</s>'):
         question, _, answer = part.partition(after)
         turns.append(Turn(question.removeprefix('<s>').removeprefix(before), answer.strip()))
     return tuple(turns)

@@ -201,7 +201,7 @@ def _build(folder: Path, lisa: LISA, scenes: SceneSet, key: dict[str, Any], bf16
 @torch.no_grad()
 def _encode(lisa: LISA, views: list[SceneView], bf16: bool) -> dict[str, np.ndarray]:
     """Encode some views; return the arrays by the names in _ARRAYS."""
-    side, device = lisa.config.sam_size, lisa.mm_projector.weight.device
+    side, device = lisa.config.sam_size, lisa.device
     preprocessing = clip_preprocessing(lisa.config)
     clip_pixels = np.stack(
         [image_processing.clip_pixels(view.image, preprocessing) for view in views]

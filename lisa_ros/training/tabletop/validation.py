@@ -107,7 +107,7 @@ class Validation:
         batch = make_batch(
             self._lisa.config, self._tokenizer, self._preprocessing, views, view_queries
         )
-        device = self._lisa.mm_projector.weight.device
+        device = self._lisa.device
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             output = self._lisa(batch.inputs, packed=True)
