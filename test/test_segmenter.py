@@ -11,11 +11,13 @@ import torch
 from golden import DATA, backend, case_array, cases, generated_ids, load_image, segmenter
 
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
+from lisa_ros.model.image_preparation import image_preparation
 from lisa_ros.perception import answer_builder
 from lisa_ros.perception.image_encoder import ImageEncoder, StageTimer
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 
+CPU = torch.device('cpu')
 THREE = next(case for _, case in cases(256) if case['case'] == 2)  # three [SEG]
 NONE = next(case for _, case in cases(256) if case['case'] == 9)  # an answer without a mask
 TYPED = next(case for _, case in cases(256) if case['case'] == 26)
@@ -262,7 +264,7 @@ def test_two_streams_at_once_use_their_own_images():
 
 def test_another_thread_may_replace_the_cached_image_at_any_time():
     lisa, image = backend(256), load_image(THREE['image'])
-    timer = StageTimer(torch.device('cpu'))
+    timer = StageTimer(CPU)
     known = lisa.encoder.encode(image, timer)
 
     class Contended(ImageEncoder):
@@ -279,7 +281,8 @@ def test_another_thread_may_replace_the_cached_image_at_any_time():
         def _last(self, _):
             pass
 
-    encoder = Contended(lisa.model, lisa.clip_preprocessing)
+    preparation = image_preparation(lisa.clip_preprocessing, known.sam_pixels.shape[-1], CPU)
+    encoder = Contended(lisa.model, preparation)
     for _ in range(2):  # the image is cached, and is not
         encoded = encoder.encode(image, timer)
         assert torch.equal(encoded.clip_tokens, known.clip_tokens)

@@ -41,7 +41,7 @@ _SAM_NAMES = [  # used in both directions: no right side may be part of another 
 _SAM_HEAD = r'^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.'
 _SAM_HEAD_LAYERS = {'layers.0.': 'proj_in.', 'layers.1.': 'layers.0.', 'layers.2.': 'proj_out.'}
 _LISA_NAMES = [
-    (r'^model\.text_hidden_fcs\.0\.', 'text_hidden_fcs.'),
+    (r'^model\.text_hidden_fcs\.(0\.|$)', 'text_hidden_fcs.'),
     (r'^model\.mm_projector\.', 'mm_projector.'),
     (r'^model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?', 'clip.'),
     (r'^model\.(embed_tokens|layers|norm)\.', r'llm.model.\1.'),
