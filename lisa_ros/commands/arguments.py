@@ -20,7 +20,10 @@ SOURCE_SETTINGS = (  # where a model comes from and how large it may be
     *('allow_download', 'model_sha256', 'model_lock', 'max_input_side', 'max_model_size'),
 )
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
-MODEL_SETTINGS = ('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens')
+MODEL_SETTINGS = (
+    *('model', 'segmenter_model', 'vision_tower', 'template', 'device', 'precision'),
+    *('max_new_tokens', 'verify'),
+)
 
 
 def load_segmenter(options: argparse.Namespace) -> Segmenter:
@@ -39,10 +42,13 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'device': options.device,
         'precision': options.precision,
         'vision_tower': options.vision_tower,
+        'segmenter_model': options.segmenter_model,
         'template': options.template,
         **source_arguments(options),
         'options': InferenceOptions(
-            max_new_tokens=options.max_new_tokens, typed_specials=options.typed_specials
+            max_new_tokens=options.max_new_tokens,
+            typed_specials=options.typed_specials,
+            verify=options.verify,
         ),
     }
 

@@ -34,6 +34,7 @@ def inference_options(settings: Settings) -> InferenceOptions:
         refine={'on': True, 'off': False}.get(settings.refine),
         dialogue_boxes=settings.dialogue_boxes,
         answer_timeout=settings.answer_timeout or None,
+        verify=settings.verify,
     )
 
 
@@ -59,6 +60,7 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
         device=settings.device,
         precision=settings.precision,
         vision_tower=settings.vision_tower,
+        segmenter_model=settings.segmenter_model,
         template=settings.template,
         threads=settings.threads or None,
         allow_download=settings.allow_download,
