@@ -4,6 +4,8 @@
 from itertools import chain
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser
 from lisa_ros.vlm.profiles import PROFILES
@@ -191,3 +193,28 @@ def test_labels_are_kept():
     answer = f'[{{{BOX}, "label": "red mug"}}, {{{BOX}, "label": 3}}, {{{BOX}}}]'
     parser, _ = parse('qwen2_5_vl', answer)
     assert [found.label for found in parser.objects] == ['red mug', '', '']
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(ANSWERS[:40]),
+    st.integers(0, 200),
+    st.integers(0, 20),
+    st.text('[]{}:,"\'/\\<>019-.eEanswrNaN \n', max_size=20),
+)
+def test_any_text_is_read_or_refused_however_it_arrives(row, at, deleted, inserted):
+    profile, answer, _ = row
+    text = answer[:at] + inserted + answer[at + deleted :]
+    whole, streamed = outcome(profile, [text]), outcome(profile, text)
+    assert whole == streamed
+    for box, points in whole if isinstance(whole, list) else ():
+        numbers = [*(box or ()), *(n for point in points for n in point)]
+        assert all(0 <= number <= max(ORIGINAL) for number in numbers)
+
+
+def outcome(profile, pieces):
+    """Return the objects of an answer, or its error."""
+    try:
+        return [rounded(found) for found in parse(profile, *pieces)[0].objects]
+    except AnswerError as error:
+        return str(error)

@@ -90,7 +90,6 @@ class AnswerParser:
         completed = []
         while not self.is_complete and (found := next(self._objects, None)) is not None:
             completed.append(found)
-        self.objects += completed
         return completed
 
     def finish(self) -> None:
@@ -154,7 +153,8 @@ class AnswerParser:
                 tried = ends
                 values = self._decode()
                 if values is not None:
-                    yield self._located(values)
+                    self.objects.append(self._located(values))
+                    yield self.objects[-1]
                     return
             yield None
 
