@@ -253,7 +253,9 @@ def test_the_template_is_a_profile(folders):
 def test_the_default_segmenter_is_not_downloaded_unasked(folders, monkeypatch, tmp_path):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     options = options_of(folders, segmenter_model=None)
-    with pytest.raises(CheckpointError, match=rf'{vlm_backend.DEFAULT_SEGMENTER}.*allow_download'):
+    with pytest.raises(
+        CheckpointError, match=rf'{vlm_backend.DEFAULT_SEGMENTER} is not in.*segmenter_model'
+    ):
         load_backend(name_of(folders, 'found'), options)
 
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from lisa_ros.errors import CheckpointError
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
-from lisa_ros.model.origin import is_hub_id
+from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.sam2 import Sam2, Sam2Features, Sam2Mask
 from lisa_ros.model.transformers_folder import read_model_type
@@ -81,12 +83,10 @@ class VlmBackend:
         precision = options.precision or ('bf16' if device.type == 'cuda' else 'fp32')
         check_precision(precision, device)
         origin, limits = origin_of(options), limits_of(options)
-        is_named = bool(options.segmenter_model) or is_hub_id(model) or options.allow_download
         folder = origin.model_folder(model)
         profile = choose_profile(model, read_model_type(folder), options.template)
-        # the checksum is that of `model`; the lock file has both
-        segmenter = dataclasses.replace(origin, sha256=None, is_offline=not is_named)
-        sam2_folder = segmenter.model_folder(options.segmenter_model or DEFAULT_SEGMENTER)
+        may_download = options.allow_download or is_hub_id(model)
+        sam2_folder = _segmenter_folder(options.segmenter_model, origin, may_download)
         sam2 = Sam2.load(sam2_folder, device, limits)
         return cls(QwenVL.load(folder, profile, device, precision, limits), sam2, precision)
 
@@ -256,6 +256,28 @@ class _Reading:
             self.parser.finish()
         except AnswerError as error:
             self.error = self.error or error
+
+
+def _segmenter_folder(name: str | Path | None, origin: Origin, may_download: bool) -> Path:
+    """Return the folder of SAM 2.
+
+    Args:
+        name: the user's choice, which may be downloaded; None: DEFAULT_SEGMENTER.
+        origin: of the vision-language model; its lock file is that of SAM 2, too.
+        may_download: the default one.
+
+    Raises:
+        CheckpointError: there is no such model, or the default one may not be downloaded.
+    """
+    if name is None and not may_download and cached_folder(DEFAULT_SEGMENTER) is None:
+        raise CheckpointError(
+            f'segmenter_model is not set, and its default {DEFAULT_SEGMENTER} is not in the local '
+            'cache and is not downloaded without permission: give a folder with segmenter_model '
+            '(--segmenter-model), or allow the download with allow_download:=true '
+            '(--allow-download)'
+        )
+    # the checksum is that of the vision-language model
+    return dataclasses.replace(origin, sha256=None).model_folder(name or DEFAULT_SEGMENTER)
 
 
 def _score(mask: Sam2Mask, words_prob: float) -> tuple[float, ScoreFeatures]:
