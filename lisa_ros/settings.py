@@ -21,6 +21,7 @@ from lisa_ros.perception.backend import AnswerStyle, InferenceOptions
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.settings_schema import ValidatedSettings, as_yaml, parameter
 from lisa_ros.tracking.requery import RequeryRule
+from lisa_ros.vlm.profiles import PROFILES
 from lisa_ros.voice.settings import VoiceSettings
 
 _TOPIC_NAME = '[A-Za-z][A-Za-z0-9_]*'  # one level of a topic's name
@@ -52,7 +53,13 @@ class Settings(ValidatedSettings):
     model: str = parameter(
         DEFAULT_MODEL,
         'LISA model: lisa-tabletop (part of this package), a folder, or a hub id such as '
-        'xinlai/LISA-7B-v1',
+        'xinlai/LISA-7B-v1. vlm+sam:NAME, with a folder or hub id such as '
+        'Ricky06662/VisionReasoner-7B: a vision-language model that points, with SAM 2',
+        at_configure=True,
+    )
+    segmenter_model: str = parameter(
+        '',
+        'SAM 2 of a vlm+sam model: a folder or hub id; empty: facebook/sam2.1-hiera-large',
         at_configure=True,
     )
     vision_tower: str = parameter(
@@ -64,8 +71,8 @@ class Settings(ValidatedSettings):
         '',
         'Conversation template of the prompt; empty: chosen from the config of the model '
         '(llava_llama_2 for LISA-13B-llama2, vicuna_v1 for SESAME, LISAt and READ, llava_v1 for '
-        'LISA-7B and LISA++)',
-        choices=('', 'llava_v1', 'llava_llama_2', 'vicuna_v1', 'plain'),
+        'LISA-7B and LISA++). Of a vlm+sam model: the profile, chosen from its name and type',
+        choices=('', 'llava_v1', 'llava_llama_2', 'vicuna_v1', 'plain', *PROFILES),
         at_configure=True,
     )
     device: str = parameter(
@@ -410,6 +417,11 @@ class Settings(ValidatedSettings):
         'Refine mask boundaries with image edges. Improves coarse decoders (lisa-tabletop); makes '
         "released LISA masks differ from the original. auto: as in the model's config.json",
         choices=('auto', 'on', 'off'),
+    )
+    verify: bool = parameter(
+        InferenceOptions.verify,
+        'Show a vlm+sam model its own masks and ask whether one of them is right: NOT_FOUND if it '
+        'says none. For models that always point; takes one more reading of the image',
     )
     overlay_opacity: float = parameter(
         0.45,

@@ -30,7 +30,8 @@ NAVIGATION = {
         'docs/commands': 'Commands, goals, dialogues',
         'docs/voice': 'Voice',
         'docs/space': '3D positions and tracking',
-        'docs/models': 'Models',
+        'docs/models': 'LISA models',
+        'docs/vlm': 'Vision-language models',
     },
     'Build on it': {
         'docs/navigation': 'Navigation',

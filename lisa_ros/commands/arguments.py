@@ -21,8 +21,8 @@ SOURCE_SETTINGS = (  # where a model comes from and how large it may be
 )
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
 MODEL_SETTINGS = (
-    *('model', 'vision_tower', 'template', 'device', 'precision', 'max_new_tokens'),
-    *('answer_style', 'similarity_points'),
+    *('model', 'segmenter_model', 'vision_tower', 'template', 'device', 'precision'),
+    *('max_new_tokens', 'answer_style', 'similarity_points', 'verify'),
 )
 
 
@@ -42,6 +42,7 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'device': options.device,
         'precision': options.precision,
         'vision_tower': options.vision_tower,
+        'segmenter_model': options.segmenter_model,
         'template': options.template,
         **source_arguments(options),
         'options': InferenceOptions(
@@ -49,6 +50,7 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
             answer_style=AnswerStyle(options.answer_style),
             similarity_points={'on': True, 'off': False}.get(options.similarity_points),
             typed_specials=options.typed_specials,
+            verify=options.verify,
         ),
     }
 

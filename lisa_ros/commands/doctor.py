@@ -13,7 +13,10 @@ from lisa_ros.commands.arguments import (
 )
 from lisa_ros.settings import Settings
 
-_MODEL = ('model', 'vision_tower', 'template', 'device', 'precision', *SOURCE_SETTINGS)
+_MODEL = (
+    *('model', 'segmenter_model', 'vision_tower', 'template', 'device', 'precision'),
+    *SOURCE_SETTINGS,
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -60,6 +63,7 @@ def doctor(options: argparse.Namespace) -> int:
     model = ModelOptions(
         options.model,
         vision_tower=options.vision_tower,
+        segmenter_model=options.segmenter_model,
         template=options.template,
         device=options.device,
         precision=options.precision,

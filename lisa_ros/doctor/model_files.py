@@ -110,6 +110,7 @@ def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
         device=options['device'],
         precision=options['precision'],
         vision_tower=options['vision_tower'] or None,
+        segmenter_model=options['segmenter_model'] or None,
         sha256=options['sha256'] or None,
         lock=options['lock'] or None,
         allow_download=bool(options['allow_download']),

@@ -27,6 +27,7 @@ class ModelOptions:
 
     model: str
     vision_tower: str = ''
+    segmenter_model: str = ''
     sha256: str = ''
     lock: str = ''
     allow_download: bool = False

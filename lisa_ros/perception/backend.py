@@ -80,6 +80,8 @@ class InferenceOptions:
     # True: "[SEG]" typed in a query is the token and makes a mask, as in the original; False: text
     typed_specials: bool = False
     answer_timeout: float | None = None  # stop the answer after this time [s]; None: no limit
+    # ask a vision-language model whether what it pointed at is right, before masks are ready
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ class LoadOptions:
     device: str | None = None  # cpu, cuda, cuda:1
     precision: str | None = None  # fp32, bf16, fp16, int8, nf4
     vision_tower: str | Path | None = None  # CLIP, folder or hub id
+    segmenter_model: str | Path | None = None  # SAM 2 of "vlm+sam:", folder or hub id
     sam: str | Path | None = None  # a .pth file of segment-anything
-    template: str | None = None  # conversation template, a name in prompts.TEMPLATES
+    # conversation template, a name in prompts.TEMPLATES; of "vlm+sam:" in vlm.profiles.PROFILES
+    template: str | None = None
     threads: int | None = None  # CPU threads of the model
     allow_download: bool = False  # of a CLIP that a local folder names by its hub id
     sha256: str | None = None  # of the model's folder or its only weight file, 64 hex digits

@@ -19,15 +19,12 @@ from lisa_ros.model.batch_beginnings import read_beginnings
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.captured_decoding import captured_decoder
-from lisa_ros.model.checksums import Lock
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts, ReplyMemory
 from lisa_ros.model.image_preparation import image_preparation
 from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
 from lisa_ros.model.language_model import LanguageModel
-from lisa_ros.model.limits import Limits
 from lisa_ros.model.lisa import LISA
-from lisa_ros.model.origin import Origin
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
@@ -46,6 +43,7 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
+from lisa_ros.perception.model_source import limits_of, origin_of
 from lisa_ros.perception.prompts import (
     ANSWER_TEMPLATES,
     append_boxes,
@@ -141,8 +139,8 @@ class LisaBackend:
             template=options.template,
             device=device,
             precision=options.precision or ('bf16' if device.type == 'cuda' else 'fp32'),
-            origin=_origin(options),
-            limits=_limits(options),
+            origin=origin_of(options),
+            limits=limits_of(options),
         )
         return cls(
             loaded.model,
@@ -568,18 +566,6 @@ def _reply_ids(
         prompt_and_reply, labels = training_ids(tokenizer, template, [Turn('x', reply)])
         ids.append(tuple(prompt_and_reply[labels.count(IGNORE_INDEX) :]))
     return ids
-
-
-def _origin(options: LoadOptions) -> Origin:
-    """Return where the model's files may come from."""
-    lock = Lock.read(options.lock) if options.lock else None
-    return Origin(options.allow_download, options.sha256, lock)
-
-
-def _limits(options: LoadOptions) -> Limits:
-    """Return the largest model that is loaded."""
-    default = Limits()
-    return Limits(options.max_input_side or default.input_side, options.max_model_size)
 
 
 def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a model by its name: LISA, or a backend that is registered under a scheme.
 
-"lisa-tabletop", a folder and a hub id are LISA models. "scheme:rest" goes to the loader of that
-scheme. An installed package provides a loader as an entry point of the group `lisa_ros.backends`:
+"lisa-tabletop", a folder and a hub id are LISA models. "vlm+sam:rest" is a vision-language model
+with SAM 2. Any other "scheme:rest" goes to the loader of that scheme. An installed package
+provides a loader as an entry point of the group `lisa_ros.backends`:
 
     [project.entry-points."lisa_ros.backends"]
     vlm = "my_package.backend:load"
@@ -24,7 +25,6 @@ from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
 
 _SCHEME = re.compile(r'[a-z][a-z0-9+.-]+')  # two letters or more: "C:" is a drive
 _ENTRY_POINTS = 'lisa_ros.backends'  # group of the loaders in installed packages, by scheme
-_loaders: dict[str, BackendLoader] = {}
 
 
 def register_backend(scheme: str, loader: BackendLoader) -> None:
@@ -107,9 +107,20 @@ def without_auto(options: LoadOptions) -> LoadOptions:
     )
 
 
+def load_vlm_sam(model: str, options: LoadOptions) -> Backend:
+    """Load a vision-language model and SAM 2; see `VlmBackend.load`."""
+    with garbage_collection.paused():
+        from lisa_ros.perception.vlm_backend import VlmBackend  # torch takes seconds to import
+
+        return VlmBackend.load(model, options)
+
+
 def load_lisa(model: str, options: LoadOptions) -> Backend:
     """Load a LISA; see `LisaBackend.load`."""
     with garbage_collection.paused():
         from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
 
         return LisaBackend.load(model, options)
+
+
+_loaders: dict[str, BackendLoader] = {'vlm+sam': load_vlm_sam}

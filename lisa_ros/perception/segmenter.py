@@ -53,6 +53,7 @@ class Segmenter:
         device: str | None = None,
         precision: str | None = None,
         vision_tower: str | Path | None = None,
+        segmenter_model: str | Path | None = None,
         sam: str | Path | None = None,
         template: str | None = None,
         threads: int | None = None,
@@ -71,9 +72,12 @@ class Segmenter:
             device: cpu, cuda, cuda:1; None or "auto": the GPU if there is one.
             precision: fp32, bf16, fp16, int8, nf4; None or "auto": bf16 on a GPU, fp32 on a CPU.
             vision_tower: folder or hub id of CLIP; None: the one that the checkpoint names.
+            segmenter_model: folder or hub id of SAM 2 for a "vlm+sam:" model; None:
+                facebook/sam2.1-hiera-large.
             sam: a .pth file of segment-anything; it fills in weights of SAM that a released LISA
                 lacks (LISA does not train SAM's vision encoder, so files may omit it).
-            template: conversation template; None: the checkpoint's.
+            template: conversation template, or profile of a "vlm+sam:" model; None: the
+                checkpoint's.
             threads: CPU threads of the model; None: as torch chooses.
             allow_download: download the CLIP that a local folder's config.json names by its hub
                 id. A hub id given as `name` or `vision_tower` is downloaded without this.
@@ -91,6 +95,7 @@ class Segmenter:
             device=device,
             precision=precision,
             vision_tower=vision_tower,
+            segmenter_model=segmenter_model,
             sam=sam,
             template=template,
             threads=threads,

@@ -38,6 +38,7 @@ def inference_options(settings: Settings) -> InferenceOptions:
         similarity_points=_SWITCH.get(settings.similarity_points),
         dialogue_boxes=settings.dialogue_boxes,
         answer_timeout=settings.answer_timeout or None,
+        verify=settings.verify,
     )
 
 
@@ -63,6 +64,7 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
         device=settings.device,
         precision=settings.precision,
         vision_tower=settings.vision_tower,
+        segmenter_model=settings.segmenter_model,
         template=settings.template,
         threads=settings.threads or None,
         allow_download=settings.allow_download,

@@ -33,6 +33,7 @@ from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError, ImageError, LisaError, SettingsError
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.finite import check_finite
+from lisa_ros.model.transformers_folder import check_claims, check_loaded, read_model_type
 from lisa_ros.tracking.tracker import (
     MAX_OPEN_REFERENCES,
     MAX_REFERENCE_AGE,
@@ -40,7 +41,6 @@ from lisa_ros.tracking.tracker import (
     check_masks,
     unknown_reference,
 )
-from lisa_ros.tracking.video_model_files import check_claims, check_loaded, read_model_type
 
 VideoModel = Sam2VideoModel | EdgeTamVideoModel
 InferenceSession = Sam2VideoInferenceSession | EdgeTamVideoInferenceSession

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the folder of a video model before transformers builds the model, and the model after.
+"""Check a folder in the format of transformers before the library builds the model, and after.
 
 The library believes config.json: a layer count of 10^9 fills the memory. Weights that are missing
 become random numbers, with a warning.

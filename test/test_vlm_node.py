@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node with a vision-language model and SAM 2 at toy size: what a robot sees of it."""
+
+import json
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
+
+from lisa_ros.msg import Segmentation
+from ros_graph import MODEL, START, NodeProcess, Peer, image
+from sensor_msgs.msg import CameraInfo
+from test_vlm_backend import IMAGE, SCRIPTS
+from toy_qwen import save_scripted
+from toy_sam2 import toy_model
+
+from lisa_ros import cli
+from lisa_ros.client import LisaClient, Status
+
+pytestmark = pytest.mark.ros
+ANSWER = 'The mug is red, the bowl is blue.'
+HEIGHT, WIDTH = IMAGE.shape[:2]
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp('models')
+    toy_model().save_pretrained(root / 'sam2')
+    for name in ('found', 'absent', 'open'):
+        (root / name / 'VisionReasoner-toy').mkdir(parents=True)
+        save_scripted(root / name / 'VisionReasoner-toy', *SCRIPTS[name])
+    return root
+
+
+def name_of(folders, script):
+    return f'vlm+sam:{folders / script / "VisionReasoner-toy"}'
+
+
+@pytest.fixture(scope='module')
+def node_process(folders, tmp_path_factory):
+    parameters = {
+        'model': name_of(folders, 'found'),
+        'segmenter_model': folders / 'sam2',
+        'device': 'cpu',
+        'threads': 1,
+        'diagnostics_period': 0.2,
+    }
+    process = NodeProcess(tmp_path_factory.mktemp('node') / 'node.log', parameters)
+    yield process
+    assert process.stop() == 0, process.output()
+    assert 'Traceback' not in process.output(), process.output()
+
+
+@pytest.fixture(scope='module')
+def peer(node_process):
+    peer = Peer()
+    peer.wait_until_active(node_process)
+    yield peer
+    peer.close()
+
+
+def publish(peer, seconds):
+    """Publish an image with depth, 2 m everywhere, and the camera's calibration."""
+    stamp = (seconds, 0)
+    info = CameraInfo(height=HEIGHT, width=WIDTH)
+    info.k = [200.0, 0.0, WIDTH / 2, 0.0, 200.0, HEIGHT / 2, 0.0, 0.0, 1.0]
+    info.header.frame_id = 'camera_optical'
+    info.header.stamp.sec = seconds
+    peer.infos.publish(info)
+    peer.depths.publish(image(np.full((HEIGHT, WIDTH), 2, np.float32), '32FC1', stamp))
+    peer.publish_image(image(IMAGE, stamp=stamp))
+
+
+def test_a_command_is_answered_with_masks_and_positions(peer):
+    publish(peer, 7)
+    (answer,) = peer.ask('the mug and the bowl')
+    assert (answer.status, answer.reason) == (Segmentation.FOUND, '')
+    assert answer.answer == ANSWER
+    assert answer.answer_raw == ''.join(SCRIPTS['found'][:-1])
+    assert len(answer.instances) == 2
+    for instance in answer.instances:
+        assert instance.area > 0
+        assert 0 < instance.score < 1
+        assert instance.centroid.z == pytest.approx(2.0)
+    stages = [time.stage for time in answer.timings]
+    assert {'prompt', 'tokens', 'sam', 'masks'} <= set(stages)
+    peer.wait(lambda: peer.received['explanation'])
+    assert peer.received['explanation'][-1].data == ANSWER
+
+
+def test_the_next_question_about_an_image_does_not_encode_it_again(peer):
+    publish(peer, 8)
+    first, second = (peer.ask(text)[0] for text in ('the mug', 'and the bowl?'))
+    assert (first.status, second.status) == (Segmentation.FOUND, Segmentation.FOUND)
+    assert 'sam' not in {time.stage for time in second.timings}
+
+
+def test_a_goal_has_feedback_with_words_and_masks(peer):
+    publish(peer, 9)
+    feedback = []
+    future = LisaClient(peer.node).segment_async(
+        'the mug', timeout=START, on_feedback=feedback.append
+    )
+    peer.wait(future.done, START)
+    answer = future.result(0)
+    assert answer.status is Status.FOUND
+    assert answer.masks.shape == (2, HEIGHT, WIDTH)
+    texts = [message.text for message in feedback if message.text]
+    assert texts[0].startswith('<think> The mug is red')
+    assert len(texts[0]) < len(texts[-1])
+    new = [len(message.instances) for message in feedback]
+    assert [count for count in new if count] == [1, 1]  # one mask after the other
+
+
+def test_masks_are_tracked(peer):
+    peer.subscribe(f'{peer.name}/tracked/segmentation', Segmentation, 'tracked')
+    peer.settle()
+    publish(peer, 10)
+    peer.ask('the mug')
+    for seconds in range(11, 40):
+        publish(peer, seconds)
+        if peer.received['tracked']:
+            break
+    assert peer.received['tracked'][-1].query == 'the mug'
+
+
+def model_processes(node_process):
+    node = psutil.Process(node_process.process.pid)
+    return [child.pid for child in node.children(recursive=True) if child.is_running()]
+
+
+def switch(peer, **values):
+    """Load another model through the lifecycle."""
+    assert peer.change_state('deactivate')
+    assert peer.change_state('cleanup')
+    assert all(result.successful for result in peer.set_parameters(**values))
+    assert peer.change_state('configure')
+    assert peer.change_state('activate')
+    peer.wait(lambda: peer.images.get_subscription_count() == 1)
+    publish(peer, 50)
+
+
+def test_other_models_are_loaded_through_the_lifecycle(node_process, peer, folders):
+    before = model_processes(node_process)
+    assert before
+    switch(peer, model=name_of(folders, 'absent'))
+    (answer,) = peer.ask('the mug')
+    assert (answer.status, answer.answer) == (Segmentation.NOT_FOUND, ANSWER)
+    assert not set(before) & set(model_processes(node_process))  # its memory is free
+    switch(peer, model=name_of(folders, 'open'))
+    (answer,) = peer.ask('the mug')
+    assert answer.status == Segmentation.FAILED
+    assert 'the answer is not whole JSON: it breaks off' in answer.reason
+    assert answer.answer.startswith('<think>')
+    switch(peer, **{name: str(MODEL[name]) for name in ('model', 'vision_tower', 'template')})
+    (answer,) = peer.ask('Where is the cup? Please segment it.')
+    assert '[SEG]' in answer.answer_raw
+
+
+def test_a_profile_that_does_not_exist_is_one_log_line(node_process, peer, folders):
+    assert peer.change_state('deactivate')
+    assert peer.change_state('cleanup')
+    peer.set_parameters(model=name_of(folders, 'found'), template='llava_v1')
+    assert not peer.change_state('configure')
+    assert "template 'llava_v1': a vision-language model has one of" in node_process.output()
+
+
+def test_images_are_evaluated_with_it(folders, tmp_path, capsys):
+    from PIL import Image
+
+    folder = tmp_path / 'images'
+    (folder / 'a').mkdir(parents=True)
+    Image.fromarray(IMAGE).save(folder / 'a.png')
+    Image.new('L', (WIDTH, HEIGHT), 255).save(folder / 'a' / 'all of it.png')
+    command = ['evaluate', 'images', str(folder), '--out', str(tmp_path / 'out'), '--ask', '{}']
+    command += ['--model', name_of(folders, 'found'), '--device', 'cpu']
+    assert cli.main([*command, '--segmenter-model', str(folders / 'sam2')]) == 0
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    (case,) = report['cases']
+    assert (case['status'], case['answer'], len(case['scores'])) == ('FOUND', ANSWER, 2)
