@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / 'examples' / 'lisa_ros_bt'
 NODES = {'LisaFind': 'lisa_find', 'StandOffPose': 'stand_off_pose'}
 BASIC_PORTS = {'server_name', 'server_timeout'}  # of Nav2's BtActionNode
+RESERVED = {'name', 'ID'}  # of BehaviorTree.CPP: registering a port with such a name throws
 TREE = ET.parse(EXAMPLE / 'trees' / 'find_and_drive.xml').getroot()  # noqa: S314  our own file
 
 
@@ -57,6 +58,7 @@ def test_each_node_is_registered_and_documented():
         inputs, outputs = row.split('|')[2:4]
         for port, kind in ports(node).items():
             assert f'`{port}`' in (inputs if kind == 'Input' else outputs), port
+            assert port not in RESERVED
 
 
 def test_the_tree_uses_ports_that_exist_and_values_that_are_there():

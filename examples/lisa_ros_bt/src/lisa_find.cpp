@@ -60,7 +60,7 @@ BT::NodeStatus LisaFind::on_success()
   object.pose.position = instance.centroid;
   object.pose.orientation = instance.box_pose.orientation;
   setOutput("object", object);
-  setOutput("name", instance.name);
+  setOutput("object_name", instance.name);
   setOutput("score", static_cast<double>(instance.score));
   return BT::NodeStatus::SUCCESS;
 }

@@ -29,7 +29,7 @@ public:
       BT::InputPort<double>("max_age", 0.0, "maximum age of the image [s]; 0: the node's max_image_age"),
       BT::OutputPort<geometry_msgs::msg::PoseStamped>(
         "object", "centroid and axes of the box of the first object, in the image's frame at its stamp [m]"),
-      BT::OutputPort<std::string>("name", "what the answer calls the object, such as red mug"),
+      BT::OutputPort<std::string>("object_name", "what the answer calls the object, such as red mug"),
       BT::OutputPort<double>("score", "confidence of its mask, 0..1"),
       BT::OutputPort<std::string>("answer", "the answer in words"),
       BT::OutputPort<std::string>("error_msg", "why the node failed; empty after SUCCESS")});
