@@ -30,7 +30,7 @@ from lisa_ros.files.text import read_json
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.model import checkpoint
 from lisa_ros.model.checkpoint import Checkpoint
-from lisa_ros.model.key_mapping import map_key
+from lisa_ros.model.key_mapping import unmap_key
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception.prompts import TEMPLATES
 from lisa_ros.results import Turn
@@ -279,8 +279,8 @@ def gradient_norm(model: LISA, name: str) -> float:
     Raises:
         DataError: the model has no such weight or module.
     """
-    prefix = map_key(name if name.endswith(('weight', 'bias')) else f'{name}.')
-    gradients = [p.grad for n, p in model.named_parameters() if n.startswith(prefix)]
+    prefix = name if name.endswith(('weight', 'bias')) else f'{name}.'
+    gradients = [p.grad for n, p in model.named_parameters() if unmap_key(n).startswith(prefix)]
     if not gradients:
         raise DataError(
             f'the golden set has a gradient of {name}, but the model has no weight {prefix}'
