@@ -30,6 +30,7 @@ BOUNDS: Mapping[str, tuple[str, str]] = {
     'rosbags': ('0.10', ''),
     'safetensors': ('0.4', ''),
     'sentencepiece': ('0.2', ''),
+    'tokenizers': ('0.22', ''),
     'torch': ('2.9', ''),
     'tqdm': ('4.66', ''),
     'transformers': ('5.20', '6'),
