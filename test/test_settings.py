@@ -13,6 +13,7 @@ from lisa_ros.perception import prompts
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import as_yaml, parameter, parameter_info
 from lisa_ros.tracking import video_model
+from lisa_ros.vlm.profiles import PROFILES
 from lisa_ros.voice.settings import VoiceSettings
 
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -56,7 +57,7 @@ def test_a_range_has_both_ends():
 def test_the_choices_are_what_the_package_can_load():
     """They are written out in settings.py, which must not import torch."""
     choices = {field.name: parameter_info(field).choices for field in FIELDS}
-    assert set(choices['template']) == {'', *prompts.TEMPLATES}
+    assert set(choices['template']) == {'', *prompts.TEMPLATES, *PROFILES}
     assert choices['precision'] == ('auto', *quantization.PRECISIONS)
     assert set(choices['tracker']) == {'flow', 'off', *video_model.MODELS}
 
