@@ -19,6 +19,7 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, Vector3
 from lisa_ros.msg import Instance
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 from rclpy.utilities import remove_ros_args
@@ -79,7 +80,7 @@ def find(node: Node, query: str) -> Box:
     """Ask the lisa node for an object and return its box in FRAME; a LisaError says why not."""
     import tf2_ros
 
-    transforms = tf2_ros.Buffer()
+    transforms = tf2_ros.Buffer(Duration(seconds=70.0))  # longer than an answer takes
     tf2_ros.TransformListener(transforms, node)
     answer = LisaClient(node).segment(query, max_age=1.0)
     if answer.status is not Status.FOUND:

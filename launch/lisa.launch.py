@@ -49,6 +49,7 @@ ARGUMENTS = {  # name: default, description
         f'one topic for each, separated by commas too; empty: front/image and so on. {FROM_FILE}',
     ),
     'target_frame': ('', f'TF frame of the pose on ~/target; {FROM_FILE}'),
+    'gravity_frame': ('', f'TF frame with z up, for upright 3D boxes; {FROM_FILE}'),
     'map_frame': ('', f'fixed TF frame in which the node remembers places, as map; {FROM_FILE}'),
     'output_reliability': (
         '',
@@ -72,6 +73,7 @@ LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 RELIABILITIES = ('reliable', 'best_effort')
 TEXT_PARAMETERS = (
     *('model', 'vision_tower', 'template', 'device', 'precision', 'target_frame', 'map_frame'),
+    'gravity_frame',
 )
 SHOWN = (  # outputs of the node that config/lisa.rviz shows
     *('overlay', 'mask', 'confidence', 'scene_points', 'object_points', 'target', 'markers'),

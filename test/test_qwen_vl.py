@@ -407,5 +407,5 @@ def test_choices_have_the_probabilities_of_the_first_token(model_type, models, t
         image_grid_thw=inputs.image_grid_thw,
     ).logits[0, -1]
     ids = [tokenizer.token_to_id(digit) for digit in '012']
-    assert probabilities == pytest.approx(logits[ids].softmax(0).tolist(), abs=1e-5)
-    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities == pytest.approx(logits.float().softmax(0)[ids].tolist(), abs=1e-5)
+    assert 0 < sum(probabilities) < 1

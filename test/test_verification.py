@@ -18,23 +18,25 @@ IMAGE[20:40, 30:60] = 255
 class Chooser:
     """Gives "none" a probability, and keeps what it was asked."""
 
-    def __init__(self, none):
-        self.none, self.asked = none, []
+    def __init__(self, none, number=1.0, cancel=None):
+        self.none, self.number, self.cancel, self.asked = none, number, cancel, []
 
     def __call__(self, image, request, choices):
         self.asked.append((image, request, choices))
+        if self.cancel is not None:
+            self.cancel.set()
         rest = (1 - self.none) / (len(choices) - 1)
-        return [self.none] + [rest] * (len(choices) - 1)
+        return [self.number * p for p in [self.none] + [rest] * (len(choices) - 1)]
 
 
-def answer(none, masks='bright all', cancelled=False):
+def answer(none, masks='bright all', cancelled=False, number=1.0, threshold=0.0, cancels=False):
     backend = ScriptedBackend({'': {'masks': masks}})
     cancel = threading.Event()
     if cancelled:
         cancel.set()
     events = backend.stream(IMAGE, Query('the mug'), InferenceOptions(), cancel)
-    chooser = Chooser(none)
-    return list(verified_events(events, IMAGE, 'the mug', chooser)), chooser
+    chooser = Chooser(none, number, cancel if cancels else None)
+    return list(verified_events(events, IMAGE, 'the mug', chooser, threshold, cancel)), chooser
 
 
 def test_confirmed_masks_come_after_the_words_with_lower_scores():
@@ -77,3 +79,22 @@ def test_a_cancelled_answer_has_no_confirmed_masks():
     assert [type(event) for event in events] == [Token, Done]
     assert (events[-1].result.status, len(events[-1].result.masks)) == (Status.CANCELLED, 0)
     assert not chooser.asked
+
+
+@pytest.mark.parametrize('none', [0.1, 0.9])
+def test_an_answer_may_be_cancelled_while_the_model_is_asked(none):
+    events, _ = answer(none, cancels=True)
+    result = events[-1].result
+    assert (result.status, result.reason, len(result.masks)) == (Status.CANCELLED, '', 0)
+
+
+def test_a_model_that_gives_no_number_has_decided_nothing():
+    events, _ = answer(none=0.9, number=0.01)
+    result = events[-1].result
+    assert (result.status, result.scores.tolist()) == (Status.FOUND, [1.0, 1.0])
+
+
+def test_scores_that_fall_below_the_threshold_are_dropped():
+    events, _ = answer(none=0.4, threshold=0.7)
+    assert [type(event) for event in events] == [Token, Done]
+    assert events[-1].result.status is Status.NOT_FOUND

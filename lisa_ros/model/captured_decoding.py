@@ -53,13 +53,21 @@ class Capture(Protocol):
 class CudaCapture:
     """Captures steps as CUDA graphs, which share their temporary memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device):
+        """Capture on a GPU; other threads may use it meanwhile."""
+        self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None]) -> Replay:
         """Capture a step."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        options = {'stream': self._stream, 'capture_error_mode': 'thread_local'}
+        # the outer stream comes back even if the capture fails
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, pool=self._pool, **options),
+        ):
             step()
         return graph
 
@@ -92,6 +100,7 @@ class CapturedDecoder:
         self._token = torch.zeros(1, dtype=torch.long, device=device)
         self._state = model.embed(self._token).clone()  # (1, D)
         self._choice = torch.zeros((2, 1), dtype=torch.float64, device=device)
+        self._places = torch.arange(max(graph_positions), device=device)
         self._graphs = [
             (size, self._captured(capture, size)) for size in sorted(set(graph_positions))
         ]
@@ -125,7 +134,9 @@ class CapturedDecoder:
             self._memory.clear()  # attention multiplies what it does not see by 0: NaN stays NaN
             raise
         finally:
-            key_values.extend(self._memory, start, start + count)
+            end = start + count
+            key_values.extend(self._memory, start, end)
+            self._memory.clear(end, end + len(pending))  # nobody checks it for NaN
             self._lock.release()
 
     def _begin(self, token: int, key_values: KeyValues) -> None:
@@ -159,7 +170,7 @@ class CapturedDecoder:
             RuntimeError: it cannot be captured, or a replay computes something else.
         """
         key_values = self._memory.fixed(size, self._position)
-        places = torch.arange(size, device=self._model.device)
+        places = self._places[:size]  # like all that the graph reads, it stays in its memory
 
         def step() -> None:
             self._compute(key_values, places)
@@ -194,7 +205,7 @@ class _PendingToken:
             self._choice = torch.empty(choice.shape, dtype=choice.dtype, pin_memory=True)
             self._choice.copy_(choice, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(choice.device))
         else:
             self._choice = choice.clone()
 
@@ -211,7 +222,7 @@ def captured_decoder(model: LanguageModel) -> CapturedDecoder | None:
     if model.device.type != 'cuda':
         return None
     try:
-        return CapturedDecoder(model, CudaCapture())
+        return CapturedDecoder(model, CudaCapture(model.device))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         log.warning('no CUDA graphs, so each token takes longer: %s', reason)

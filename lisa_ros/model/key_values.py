@@ -114,9 +114,9 @@ class KeyValues:
         """Copy the positions of a cache of one row into the first positions of a row."""
         self._storage[:, :, row, :, : source.length] = source._storage[:, :, 0, :, : source.length]
 
-    def clear(self) -> None:
-        """Set all memory to zero."""
-        self._storage.zero_()
+    def clear(self, start: int = 0, end: int | None = None) -> None:
+        """Set the memory of the positions `start` to `end` to zero; None: to the last one."""
+        self._storage[..., start:end, :].zero_()
 
     def copy(self, length: int, capacity: int) -> KeyValues:
         """Return a new cache with room for `capacity` positions and the first `length` of this."""

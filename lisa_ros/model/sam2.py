@@ -98,6 +98,7 @@ class Sam2:
             model, info = Sam2Model.from_pretrained(
                 str(folder),
                 dtype=torch.float32,
+                attn_implementation='sdpa',  # whatever config.json names
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,

@@ -34,7 +34,9 @@ def check_claims(folder: Path) -> None:
     """
     shapes = WeightFiles.of_folder(folder).shapes()
     numbers = sum(map(math.prod, shapes.values()))
-    for key, value in _integers(read_json(folder / 'config.json')):
+    config = read_json(folder / 'config.json')
+    _check_weight_files(folder, config)
+    for key, value in _integers(config):
         is_count = any(word in key for word in _COUNTS)
         limit = len(shapes) if is_count else numbers
         if value > limit:
@@ -42,6 +44,29 @@ def check_claims(folder: Path) -> None:
                 f'{folder}/config.json: {key} is {short_repr(value)}; the weights have {limit} '
                 f'{"tensors" if is_count else "numbers"}: files of two models are mixed'
             )
+
+
+def _check_weight_files(folder: Path, config: Mapping) -> None:
+    """Check that the library loads the files that are checked here, and no others.
+
+    Raises:
+        CheckpointError: it would load others.
+    """
+    if 'transformers_weights' in config:
+        raise CheckpointError(
+            f'{folder}/config.json: transformers_weights names other files of weights: remove the '
+            'key, and name them model.safetensors'
+        )
+    both = ('model.safetensors', 'model.safetensors.index.json')
+    if all(os.path.lexists(folder / name) for name in both):
+        raise CheckpointError(
+            f'{folder} has {both[0]} and {both[1]}; expected one of them: remove the other one'
+        )
+    if os.path.lexists(folder / 'adapter_config.json'):
+        raise CheckpointError(
+            f'{folder} has adapter_config.json, of an update that is not merged: merge it into '
+            'the weights, or remove the file'
+        )
 
 
 def read_model_type(folder: Path) -> object:

@@ -7,6 +7,7 @@ Threads: one thread at a time calls a LisaBackend. Another thread may set `cance
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +105,9 @@ class LisaBackend:
         self.template = template or model.config.template
         named_template(self.template)  # fails now, not at the first query
         self._language_model = language_model or LanguageModel(model.llm)
-        self._decoder = captured_decoder(self._language_model)
+        # int8 looks for outliers on the host, which a captured step cannot do
+        is_captured = self.precision != 'int8'
+        self._decoder = captured_decoder(self._language_model) if is_captured else None
         self._prefixes = PrefixCache(cache_bytes)
         replies = _reply_ids(tokenizer, self.template, usual_replies)
         self._replies = ReplyMemory(replies, kept=64 if cache_bytes else 0)
@@ -211,12 +214,14 @@ class LisaBackend:
         """
         asked = self._checked(image, query, options)
         events = self._events(asked, options, cancel)
-        if query.explain and self.model.config.reason_question:
+        explain = query.explain or options.answer_style is AnswerStyle.EXPLAIN
+        if explain and self.model.config.reason_question:
+            plain = dataclasses.replace(options, answer_style=AnswerStyle.AUTO)
             return with_reason(
                 events,
                 query,
                 self.model.config.reason_question,
-                options,
+                plain,
                 lambda further, limits: _last_result(self.stream(image, further, limits, cancel)),
             )
         return events

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.overlay import overlay
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token
 
-# gets an image, (H, W, 3) uint8 RGB, a request and choices; returns their probabilities, sum 1
+# gets an image, (H, W, 3) uint8 RGB, a request and choices; returns their probabilities
 Choose = Callable[[np.ndarray, str, Sequence[str]], list[float]]
 
-_MAX_NUMBERED = 9  # objects: a number must be one token
+_MAX_NUMBERED = 9  # objects: a number must be one token; further ones are confirmed with them
+_MIN_NUMBER = 0.5  # probability that the model answers with a number; below it nothing is decided
 _REQUEST = (
     'Objects in the image are outlined and numbered. Which number is on "{query}"? Answer with '
     'one number, or with 0 if none of them is right.'
@@ -29,19 +31,27 @@ _REQUEST = (
 
 
 def verified_events(
-    events: Iterator[Event], image: np.ndarray, query: str, choose: Choose
+    events: Iterator[Event],
+    image: np.ndarray,
+    query: str,
+    choose: Choose,
+    threshold: float,
+    cancel: Cancellation,
 ) -> Iterator[Event]:
     """Yield the events of an answer; its masks only after the model has confirmed them.
 
     If the model says "none" with a probability of at least one half, the status is NOT_FOUND and
-    there are no masks. Otherwise each score is multiplied by the probability of the contrary. An
-    answer that is not complete has no confirmed masks.
+    there are no masks. Otherwise each score is multiplied by the probability of the contrary. A
+    model that does not answer with a number has decided nothing. An answer that is not complete
+    has no confirmed masks.
 
     Args:
         events: of the answer.
         image: (H, W, 3) uint8 RGB.
         query: as the user typed it.
         choose: asks the model.
+        threshold: masks with a lower score are dropped, 0..1.
+        cancel: if it is set, nothing is confirmed.
     """
     for event in events:
         if isinstance(event, Token):
@@ -49,8 +59,13 @@ def verified_events(
         elif isinstance(event, Done):
             result = event.result
             if result.status is Status.FOUND:
-                result = _verified(result, image, query, choose)
-            elif len(result.masks):
+                if not cancel.is_set():
+                    result = _verified(result, image, query, choose, threshold)
+                if cancel.is_set():
+                    result = dataclasses.replace(
+                        _without_masks(result), status=Status.CANCELLED, reason=''
+                    )
+            elif result.status is not Status.FOUND and len(result.masks):
                 result = _without_masks(result)
             ready = zip(result.masks, result.mask_logits, result.scores, strict=True)
             for index, (mask, logits, score) in enumerate(ready):
@@ -58,14 +73,27 @@ def verified_events(
             yield Done(result)
 
 
-def _verified(result: Segmentation, image: np.ndarray, query: str, choose: Choose) -> Segmentation:
+def _verified(
+    result: Segmentation, image: np.ndarray, query: str, choose: Choose, threshold: float
+) -> Segmentation:
     start = time.perf_counter()
     numbers = [str(number) for number in range(1 + min(len(result.masks), _MAX_NUMBERED))]
     shown = overlay(image, result.masks[:_MAX_NUMBERED], numbers[1:], opacity=0.2)
-    none = choose(shown, _REQUEST.replace('{query}', query), numbers)[0]
-    timings = {**result.timings, 'verify': time.perf_counter() - start}
-    result = dataclasses.replace(result, timings=timings, scores=result.scores * (1 - none))
-    if none < 0.5:
+    probabilities = choose(shown, _REQUEST.replace('{query}', query), numbers)
+    number = sum(probabilities)
+    none = probabilities[0] / number if number >= _MIN_NUMBER else 0.0
+    seconds = time.perf_counter() - start
+    scores = result.scores * (1 - none)
+    kept = scores >= threshold
+    result = dataclasses.replace(
+        result,
+        timings={**result.timings, 'verify': seconds},
+        time_to_first_mask=(result.time_to_first_mask or 0.0) + seconds,
+        masks=result.masks[kept],
+        mask_logits=result.mask_logits[kept],
+        scores=scores[kept],
+    )
+    if none < 0.5 and kept.any():
         return result
     reason = f'asked again, the model says that none of its objects is right ({none:.0%})'
     return dataclasses.replace(_without_masks(result), status=Status.NOT_FOUND, reason=reason)

@@ -134,7 +134,14 @@ class VlmBackend:
         events = self._events(image, query, inputs, options, cancel)
         if not options.verify:
             return events
-        return verified_events(events, image, query.text, self._vlm.choice_probabilities)
+        return verified_events(
+            events,
+            image,
+            query.text,
+            self._vlm.choice_probabilities,
+            options.confidence_threshold or 0.0,
+            cancel,
+        )
 
     def _events(
         self,
@@ -305,6 +312,10 @@ def _readable(
             answer=' '.join(parser.text.split()),
             details=None,
         )
+    if result.status is Status.NOT_FOUND and parser.objects:
+        count = len(parser.objects)
+        reason = f'the model points at {count} object(s), SAM 2 made no mask that is sure enough'
+        result = dataclasses.replace(result, reason=reason)
     labels = dict.fromkeys(located.label for located in parser.objects if located.label)
     short = 'Here.' if len(result.masks) else ''
     return dataclasses.replace(

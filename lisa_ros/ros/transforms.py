@@ -65,7 +65,7 @@ class Transforms:
     def _history(self) -> Duration:
         """Return how long transforms are kept: an answer's image is older than the answer took.
 
-        tf2's own 10 s are shorter than many answers.
+        tf2's own 10 s are shorter than many answers. A later `answer_timeout` does not change it.
         """
         longest = min(self._settings.value.answer_timeout or _LONGEST_ANSWER, _LONGEST_ANSWER)
         return Duration(nanoseconds=round((longest + _MARGIN) * 1e9))

@@ -2,6 +2,7 @@
 """voice_node: publishes spoken commands.
 
     audio (topic), a microphone or a WAV file -> lisa_ros.voice -> ~/heard, command
+    whisper/listen (action of whisper_ros) -> vocabulary -> ~/heard, command
     say (topic, optional) -> espeak-ng
 
 launch/lisa.launch.py remaps `command` to `~/command` of lisa_node. Speech that is not recognized
@@ -9,7 +10,7 @@ as a command is published on `~/heard` only.
 
 Threads: rclpy's executor runs the callbacks of subscriptions, PortAudio the callback of the
 microphone. One thread recognizes speech, and with `say` one thread speaks. Only the recognizing
-thread uses the Listener.
+thread uses the Listener. With whisper_ros, the executor's thread interprets and publishes.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
 from rclpy.node import Node
@@ -53,12 +54,17 @@ class WhisperClient:
             ) from error
         self._new_goal, self._on_utterance = STT.Goal, on_utterance
         self._warn = ThrottledLog(node.get_logger()).warning
+        self._node, self._servers = node, frozenset[bytes]()
         self._client = ActionClient(node, STT, ACTION)
         self._is_listening = False  # a goal was sent and has not ended
         node.create_timer(_RETRY_PERIOD, self._listen)
 
     def _listen(self) -> None:
         """Send a goal if none is being executed."""
+        endpoints = self._node.get_publishers_info_by_topic(f'{ACTION}/_action/status')
+        servers = frozenset(bytes(endpoint.endpoint_gid) for endpoint in endpoints)
+        if servers != self._servers:  # also one that was killed and started again
+            self._servers, self._is_listening = servers, False
         if not self._client.server_is_ready():
             self._is_listening = False  # a goal of a server that has left never ends
             self._warn(f'no server of the action {ACTION}: start whisper_ros', 'server')
@@ -76,6 +82,9 @@ class WhisperClient:
 
     def _ended(self, ended: Future) -> None:
         self._is_listening = False
+        if ended.result().status != GoalStatus.STATUS_SUCCEEDED:  # the timer asks again
+            self._warn(f'a goal of {ACTION} ended without a transcript', 'ended')
+            return
         heard = ended.result().result.transcription
         self._listen()
         if heard.text:

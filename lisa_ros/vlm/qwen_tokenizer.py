@@ -38,6 +38,8 @@ class QwenTokenizer:
                 f'{source} has no token {", ".join(missing)}; expected that of a Qwen-VL model'
             )
         tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._ids = {token: tokenizer.token_to_id(token) for token in _SPECIAL}
         self.image_id = self._ids['<|image_pad|>']
@@ -100,4 +102,8 @@ class QwenTokenStream:
 
     def push(self, token_id: int) -> str:
         """Return the text that this id adds; '' while a character is incomplete."""
-        return self._stream.step(self._tokenizer, token_id) or ''
+        try:
+            return self._stream.step(self._tokenizer, token_id) or ''
+        except Exception:  # noqa: BLE001  # the library has no own type; bytes that are no text
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return '\ufffd'

@@ -146,6 +146,7 @@ class QwenVL:
             model, info = family.model.from_pretrained(
                 str(folder),
                 dtype=PRECISIONS[precision],
+                attn_implementation='sdpa',  # whatever config.json names
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -264,7 +265,7 @@ class QwenVL:
     def choice_probabilities(
         self, image: np.ndarray, request: str, choices: Sequence[str]
     ) -> list[float]:
-        """Return how probable each choice is as the first token of an answer; their sum is 1.
+        """Return how probable each choice is as the first token of an answer.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -285,7 +286,8 @@ class QwenVL:
         )
         scores = output.logits[0, -1].float()
         self._choose(scores, inputs.input_ids[0])  # NaN is an error
-        return scores[[self.tokenizer.first_id(text) for text in choices]].softmax(0).tolist()
+        ids = [self.tokenizer.first_id(text) for text in choices]
+        return scores.softmax(0)[ids].tolist()
 
     def _choose(self, scores: Tensor, seen: Tensor) -> tuple[Tensor, float]:
         """Return the best token and its probability, from the scores of all tokens.
