@@ -52,6 +52,7 @@ def goal_pose(x: float, y: float, yaw: float, frame: str) -> PoseStamped:
 def main() -> int:
     """Find, drive and return the exit status."""
     from nav2_simple_commander.robot_navigator import BasicNavigator, TaskResult
+    from rclpy.duration import Duration
     from rclpy.time import Time
     from tf2_ros import Buffer, TransformListener
 
@@ -61,7 +62,7 @@ def main() -> int:
     options = parser.parse_args()
     rclpy.init()
     navigator = BasicNavigator()
-    transforms = Buffer()
+    transforms = Buffer(Duration(seconds=70.0))  # longer than an answer takes
     TransformListener(transforms, navigator)
     targets: list[PoseStamped] = []
     navigator.create_subscription(PoseStamped, 'lisa/target', targets.append, 10)
