@@ -14,8 +14,8 @@ LAUNCH = Path(__file__).parents[1] / 'launch' / 'lisa.launch.py'
 ARGUMENTS = {
     'model', 'vision_tower', 'template', 'device', 'precision', 'allow_download', 'image', 'depth',
     'camera_info', 'cameras', 'target_frame', 'gravity_frame', 'map_frame',
-    'output_reliability', 'params_file', 'namespace', 'use_sim_time', 'autostart', 'respawn', 'log_level', 'rviz', 'voice',
-    'voice_params_file', 'audio',
+    'output_reliability', 'params_file', 'namespace', 'use_sim_time', 'autostart', 'respawn',
+    'log_level', 'rviz', 'voice', 'voice_params_file', 'audio',
 }  # fmt: skip
 
 
