@@ -23,12 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Sam2Model
 
-from lisa_ros.error_text import error_summary
-from lisa_ros.errors import CheckpointError, LisaError
+from lisa_ros.errors import CheckpointError
 from lisa_ros.model.finite import check_finite
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.limits import Limits
-from lisa_ros.model.transformers_folder import check_claims, check_loaded, read_model_type
+from lisa_ros.model.transformers_folder import check_claims, load_model, read_model_type
 from lisa_ros.model.weight_files import WeightFiles
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB 0..1
@@ -94,22 +93,7 @@ class Sam2:
         check_claims(folder)
         shapes = WeightFiles.of_folder(folder).shapes().values()
         limits.check_memory(4 * sum(map(math.prod, shapes)), str(device), folder)
-        try:
-            model, info = Sam2Model.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                attn_implementation='sdpa',  # whatever config.json names
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except LisaError:
-            raise
-        except Exception as error:  # the library raises many types for files that do not fit
-            raise CheckpointError(
-                f'{folder} cannot be loaded as SAM 2 ({error_summary(error)})'
-            ) from error
-        check_loaded(model, info, folder)
+        model = load_model(Sam2Model, folder, 'SAM 2', torch.float32)
         side = model.config.prompt_encoder_config.image_size
         if side > limits.input_side:
             raise CheckpointError(

@@ -12,9 +12,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from lisa_ros.error_text import short_repr
+from lisa_ros.error_text import error_summary, short_repr
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model.file_checks import check_folder
 from lisa_ros.model.finite import all_finite
@@ -78,6 +80,43 @@ def read_model_type(folder: Path) -> object:
     check_folder(folder)
     path = folder / 'config.json'
     return read_json(path).get('model_type') if os.path.lexists(path) else None
+
+
+def load_model(
+    model_class: type[PreTrainedModel],
+    source: str | Path,
+    kind: str,
+    dtype: torch.dtype,
+    *,
+    may_download: bool = False,
+) -> PreTrainedModel:
+    """Return a model with its weights, on the CPU; no code in its folder runs.
+
+    Args:
+        model_class: transformers' class.
+        source: folder, which `check_claims` has checked, or a hub id.
+        kind: what the model is to be, for messages.
+        dtype: of the weights.
+        may_download: whether a hub id may be downloaded.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or see `check_loaded`.
+    """
+    try:
+        model, info = model_class.from_pretrained(
+            str(source),
+            dtype=dtype,
+            attn_implementation='sdpa',  # whatever config.json names
+            use_safetensors=True,
+            local_files_only=not may_download,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises many types for files that do not fit
+        raise CheckpointError(
+            f'{source} cannot be loaded as {kind} ({error_summary(error)})'
+        ) from error
+    check_loaded(model, info, source)
+    return model
 
 
 def check_loaded(model: nn.Module, info: Mapping, source: str | Path) -> None:

@@ -33,7 +33,7 @@ from lisa_ros.error_text import error_summary
 from lisa_ros.errors import CheckpointError, ImageError, LisaError, SettingsError
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.finite import check_finite
-from lisa_ros.model.transformers_folder import check_claims, check_loaded, read_model_type
+from lisa_ros.model.transformers_folder import check_claims, load_model, read_model_type
 from lisa_ros.tracking.tracker import (
     MAX_OPEN_REFERENCES,
     MAX_REFERENCE_AGE,
@@ -270,18 +270,13 @@ def _load(kind: str, model: str | Path, device: torch.device) -> VideoModel:
             )
         if is_local:
             check_claims(folder)
-        video_model, info = classes.model.from_pretrained(
-            str(folder if is_local else model),
-            dtype=torch.bfloat16 if device.type == 'cuda' else torch.float32,
-            use_safetensors=True,
-            local_files_only=is_local,
-            output_loading_info=True,
-        )
     except LisaError:
         raise
     except Exception as error:  # the library raises many types for files that do not fit
         raise CheckpointError(
             f'{model} cannot be loaded as {kind} ({error_summary(error)})'
         ) from error
-    check_loaded(video_model, info, model)
+    dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
+    source = folder if is_local else model
+    video_model = load_model(classes.model, source, kind, dtype, may_download=not is_local)
     return video_model.to(device).eval()

@@ -24,12 +24,11 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from lisa_ros.error_text import error_summary
-from lisa_ros.errors import NON_FINITE_CAUSE, CheckpointError, LisaError, ModelError, QueryError
+from lisa_ros.errors import NON_FINITE_CAUSE, CheckpointError, ModelError, QueryError
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.quantization import PRECISIONS, QUANTIZED_BITS, quantize_linear
-from lisa_ros.model.transformers_folder import check_claims, check_loaded
+from lisa_ros.model.transformers_folder import check_claims, load_model
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.vlm.image_input import PatchLayout, prepare_image
 from lisa_ros.vlm.profiles import Profile
@@ -142,22 +141,7 @@ class QwenVL:
         (limits or Limits()).check_memory(weight_bytes(shapes, precision), str(device), folder)
         tokenizer = QwenTokenizer.load(folder)
         family = _FAMILIES[profile.model_type]
-        try:
-            model, info = family.model.from_pretrained(
-                str(folder),
-                dtype=PRECISIONS[precision],
-                attn_implementation='sdpa',  # whatever config.json names
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except LisaError:
-            raise
-        except Exception as error:  # the library raises many types for files that do not fit
-            raise CheckpointError(
-                f'{folder} cannot be loaded as {profile.model_type} ({error_summary(error)})'
-            ) from error
-        check_loaded(model, info, folder)
+        model = load_model(family.model, folder, profile.model_type, PRECISIONS[precision])
         if precision in QUANTIZED_BITS:
             quantize(model, device, precision)
         return cls(model.to(device).eval(), tokenizer, profile, _repetition_penalty(folder))
