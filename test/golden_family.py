@@ -25,7 +25,8 @@ SETS = {
     'lisa_plus_84': ('lisa_plus', '_84'),
     'read': ('read', ''),
 }
-UNSURE_MARGIN = 0.01  # of two scores; logits differ by 4e-4, so below it another CPU may choose the other
+# of two scores: below it another CPU may choose the other, because logits differ by up to 4e-4
+UNSURE_MARGIN = 0.01
 
 
 def path(name: str, file: str) -> Path:

@@ -216,12 +216,12 @@ class LisaBackend:
         events = self._events(asked, options, cancel)
         explain = query.explain or options.answer_style is AnswerStyle.EXPLAIN
         if explain and self.model.config.reason_question:
-            plain = dataclasses.replace(options, answer_style=AnswerStyle.AUTO)
+            reason_options = dataclasses.replace(options, answer_style=AnswerStyle.AUTO)
             return with_reason(
                 events,
                 query,
                 self.model.config.reason_question,
-                plain,
+                reason_options,
                 lambda further, limits: _last_result(self.stream(image, further, limits, cancel)),
             )
         return events

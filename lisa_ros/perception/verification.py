@@ -65,7 +65,7 @@ def verified_events(
                     result = dataclasses.replace(
                         _without_masks(result), status=Status.CANCELLED, reason=''
                     )
-            elif result.status is not Status.FOUND and len(result.masks):
+            elif len(result.masks):
                 result = _without_masks(result)
             ready = zip(result.masks, result.mask_logits, result.scores, strict=True)
             for index, (mask, logits, score) in enumerate(ready):

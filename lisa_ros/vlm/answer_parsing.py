@@ -88,8 +88,8 @@ class AnswerParser:
         """
         self.text += text
         completed = []
-        while not self.is_complete and (found := next(self._objects, None)) is not None:
-            completed.append(found)
+        while not self.is_complete and (located := next(self._objects, None)) is not None:
+            completed.append(located)
         return completed
 
     def finish(self) -> None:
@@ -161,10 +161,10 @@ class AnswerParser:
     def _find_begin(self) -> int | None:
         """Return where the JSON begins; None if it has not begun."""
         if self._tags:
-            found = re.search('<answer>', self.text)
-            return found.end() if found else None
-        found = re.search(r'[\[{]', self.text)
-        return found.start() if found else None
+            tag = re.search('<answer>', self.text)
+            return tag.end() if tag else None
+        bracket = re.search(r'[\[{]', self.text)
+        return bracket.start() if bracket else None
 
     def _next_character(self) -> str:
         """Return the next character that is no space; '' if there is none yet."""
