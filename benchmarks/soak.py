@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from lisa_ros.results import ANSWERED
 from lisa_ros.ros import fastdds
+from lisa_ros.ros.qos import is_latched, latched_qos
 
 MEMORY_GROWTH, SLOWDOWN = 0.01, 0.10  # largest allowed, as shares
 JUDGED_QUERIES = 2000  # fewer do not tell a leak, or a slowdown, from noise
@@ -74,7 +75,9 @@ def listen(counts: Path) -> None:
 
         package, _, name = type_name.split('/')
         message_type = getattr(importlib.import_module(f'{package}.msg'), name)
-        node.create_subscription(message_type, topic, count, 10, raw=True)
+        is_state = any(map(is_latched, node.get_publishers_info_by_topic(topic)))
+        qos = latched_qos() if is_state else 10  # a state may not change again
+        node.create_subscription(message_type, topic, count, qos, raw=True)
 
     for topic, type_name in topics.items():
         subscribe(topic, type_name)
