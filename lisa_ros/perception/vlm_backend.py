@@ -40,8 +40,9 @@ from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.verification import verified_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
+from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
 from lisa_ros.vlm.profiles import choose_profile
-from lisa_ros.vlm.qwen_vl import QwenInputs, QwenVL, WordToken
+from lisa_ros.vlm.qwen_vl import QwenVL
 
 DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -50,7 +51,7 @@ _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [t
 class VlmBackend:
     """A loaded vision-language model with SAM 2. It keeps SAM 2's features of the last image."""
 
-    def __init__(self, vlm: QwenVL, sam2: Sam2, precision: str = 'fp32'):
+    def __init__(self, vlm: PointingModel, sam2: Sam2, precision: str = 'fp32'):
         """Wrap loaded models; `load` reads them from files.
 
         Args:
@@ -93,7 +94,7 @@ class VlmBackend:
     @property
     def device(self) -> str:
         """The torch device of the models, such as "cuda:0"."""
-        return str(self._vlm.device)
+        return self._vlm.device
 
     @property
     def precision(self) -> str:
@@ -147,21 +148,17 @@ class VlmBackend:
         self,
         image: np.ndarray,
         query: Query,
-        inputs: QwenInputs,
+        inputs: PreparedPrompt,
         options: InferenceOptions,
         cancel: Cancellation,
     ) -> Iterator[Event]:
         height, width = image.shape[:2]
-        timer = StageTimer(self._vlm.device)
+        timer = StageTimer(self._sam2.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
         answer = AnswerBuilder(query.text, (height, width), options.confidence_threshold or 0.0)
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
         reading = _Reading(parser, self._profile.stop)
-        max_new_tokens = min(
-            options.max_new_tokens,
-            self._profile.max_new_tokens,
-            self._vlm.max_positions - inputs.input_ids.shape[1],
-        )
+        max_new_tokens = min(options.max_new_tokens, self._vlm.max_answer_tokens(inputs))
         for token in self._tokens(inputs, max_new_tokens, stop, timer):
             answer.token_ids.append(token.token_id)
             yield Token(token.text, token.token_id)
@@ -184,13 +181,13 @@ class VlmBackend:
 
     def _tokens(
         self,
-        inputs: QwenInputs,
+        inputs: PreparedPrompt,
         max_new_tokens: int,
-        stop: Cancellation,
+        stop: StopCondition,
         timer: StageTimer,
     ) -> Iterator[WordToken]:
         """Yield the answer's tokens; the timer gets the stages "prompt" and "tokens"."""
-        tokens = self._vlm.generate(inputs, max_new_tokens, stop.is_set)
+        tokens = self._vlm.generate(inputs, max_new_tokens, stop)
         stage = 'prompt'
         while True:
             with timer.stage(stage):
