@@ -11,7 +11,7 @@ Letters: L tokens of the prompt. Threads: one thread at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,12 @@ from lisa_ros.model.quantization import PRECISIONS, QUANTIZED_BITS, quantize_lin
 from lisa_ros.model.transformers_folder import check_claims, load_model
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.vlm.image_input import PatchLayout, prepare_image
+from lisa_ros.vlm.pointing_model import NeverStop, StopSignal, WordToken
 from lisa_ros.vlm.profiles import Profile
 from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
 
 QwenModel = Qwen2_5_VLForConditionalGeneration | Qwen3VLForConditionalGeneration
+_NEVER = NeverStop()
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,8 @@ class QwenInputs:
     resized: tuple[int, int]  # width and height of the image that the model gets [px]
 
 
-@dataclass(frozen=True)
-class WordToken:
-    """A token of an answer."""
-
-    token_id: int
-    text: str  # to append; '' while a character is incomplete, and of the token that ends
-    probability: float  # of this token, given all tokens before it
-    is_end: bool  # this token ends the answer
-
-
 class QwenVL:
-    """A loaded vision-language model with its tokenizer."""
+    """A loaded vision-language model with its tokenizer; a `PointingModel`."""
 
     def __init__(
         self,
@@ -147,9 +139,9 @@ class QwenVL:
         return cls(model.to(device).eval(), tokenizer, profile, _repetition_penalty(folder))
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> str:
         """The device of the model."""
-        return self._model.device
+        return str(self._model.device)
 
     def prepare(self, image: np.ndarray, query: str, min_answer_tokens: int = 1) -> QwenInputs:
         """Return the prompt of a query about an image.
@@ -177,12 +169,12 @@ class QwenVL:
                 f'query and image make a prompt of {len(ids)} tokens, at most {limit} fit into '
                 'this model: shorten the query'
             )
-        input_ids = torch.tensor([ids], device=self.device)
+        input_ids = torch.tensor([ids], device=self._model.device)
         return QwenInputs(
             input_ids,
             (input_ids == self.tokenizer.image_id).long(),
-            torch.from_numpy(prepared.patches).to(self.device),
-            torch.tensor([[1, prepared.rows, prepared.columns]], device=self.device),
+            torch.from_numpy(prepared.patches).to(self._model.device),
+            torch.tensor([[1, prepared.rows, prepared.columns]], device=self._model.device),
             prepared.size,
         )
 
@@ -190,6 +182,11 @@ class QwenVL:
     def max_positions(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self._model.config.text_config.max_position_embeddings
+
+    def max_answer_tokens(self, prompt: QwenInputs) -> int:
+        """Return how many tokens an answer may have; see `PointingModel`."""
+        free_positions = self.max_positions - prompt.input_ids.shape[1]
+        return min(self.profile.max_new_tokens, free_positions)
 
     def positions(self, inputs: QwenInputs) -> tuple[Tensor, Tensor]:
         """Return where the tokens of a prompt are, and how far those after it are shifted.
@@ -210,14 +207,14 @@ class QwenVL:
         self,
         inputs: QwenInputs,
         max_new_tokens: int,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        stop: StopSignal = _NEVER,
     ) -> Iterator[WordToken]:
-        """Yield the answer's tokens, up to and with one that ends it, or until limit or cancel.
+        """Yield the answer's tokens, up to and with one that ends it, or until limit or stop.
 
         Args:
             inputs: of `prepare`.
             max_new_tokens: length limit of the answer.
-            is_cancelled: called before each token; True ends the answer.
+            stop: looked at before each token.
 
         Raises:
             ModelError: the scores of a token are NaN.
@@ -232,7 +229,7 @@ class QwenVL:
         cache = DynamicCache(config=self._model.config)
         stream, seen = self.tokenizer.stream(), inputs.input_ids[0]
         for _ in range(max_new_tokens):
-            if is_cancelled():
+            if stop.is_set():
                 return
             output = self._model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token, probability = self._choose(output.logits[0, -1].float(), seen)
@@ -247,7 +244,11 @@ class QwenVL:
 
     @torch.inference_mode()
     def choice_probabilities(
-        self, image: np.ndarray, request: str, choices: Sequence[str]
+        self,
+        image: np.ndarray,
+        request: str,
+        choices: Sequence[str],
+        stop: StopSignal = _NEVER,
     ) -> list[float]:
         """Return how probable each choice is as the first token of an answer.
 
@@ -255,6 +256,7 @@ class QwenVL:
             image: (H, W, 3) uint8 RGB.
             request: the whole text after the image.
             choices: texts of one token each.
+            stop: not looked at: there is one step.
 
         Raises:
             ModelError: the scores of the token are NaN.

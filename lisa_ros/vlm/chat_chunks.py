@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the chunks of a streamed chat completion, as OpenAI defines them. Any thread."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+
+from lisa_ros.error_text import one_line, short_repr
+from lisa_ros.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    """A token of an answer, and how probable it and others were at its place."""
+
+    text: str
+    probability: float  # given all tokens before it
+    alternatives: dict[str, float] = field(default_factory=dict)  # probabilities by text
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """A part of an answer: one token or a few."""
+
+    text: str  # to append
+    tokens: tuple[TokenProbability, ...] = ()  # of the text; empty: the server gives none
+    finish_reason: str = ''  # stop, length, ...: the answer ends here; '': it goes on
+
+
+def read_chunk(data: str) -> AnswerPiece | None:
+    """Return what a chunk adds to the answer; None: nothing, as the one with the usage.
+
+    Args:
+        data: JSON.
+
+    Raises:
+        ModelError: it is no chunk, or the server reports an error in it.
+    """
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f'an event of the answer is not JSON ({one_line(error)}): {one_line(data, 80)!r}'
+        ) from None
+    if isinstance(chunk, dict) and chunk.get('error'):
+        error = chunk['error']
+        message = error.get('message') if isinstance(error, dict) else error
+        raise ModelError(f'the server reports an error: {one_line(message or short_repr(error))}')
+    choices = chunk.get('choices') if isinstance(chunk, dict) else None
+    if choices == []:
+        return None
+    choice = choices[0] if isinstance(choices, list) else None
+    delta = choice.get('delta') if isinstance(choice, dict) else None
+    text = (delta.get('content') or '') if isinstance(delta, dict) else None
+    finish_reason = choice.get('finish_reason') or '' if isinstance(choice, dict) else ''
+    if not isinstance(text, str) or not isinstance(finish_reason, str):
+        raise ModelError(
+            f'an event of the answer is {one_line(data, 80)!r}; expected a chunk of a chat '
+            'completion'
+        )
+    if not text and not finish_reason:  # the role
+        return None
+    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason)
+
+
+def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:
+    """Return the tokens of a chunk; none if one of them has no probability."""
+    content = logprobs.get('content') if isinstance(logprobs, dict) else None
+    tokens = []
+    for entry in content if isinstance(content, list) else ():
+        token = _token(entry)
+        if token is None:
+            return ()
+        others = entry.get('top_logprobs')
+        read = [_token(other) for other in others] if isinstance(others, list) else []
+        alternatives = {other.text: other.probability for other in read if other is not None}
+        tokens.append(TokenProbability(token.text, token.probability, alternatives))
+    return tuple(tokens)
+
+
+def _token(entry: object) -> TokenProbability | None:
+    """Return a token; None if it has no text or no probability."""
+    values = entry if isinstance(entry, dict) else {}
+    text, logprob = values.get('token'), values.get('logprob')
+    is_number = type(logprob) in (int, float) and not math.isnan(logprob)
+    if not isinstance(text, str) or not is_number:
+        return None
+    return TokenProbability(text, math.exp(min(logprob, 0.0)))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test where a served model points: a test image with a box that is known.
+
+A server may resize images by a rule of its own, and a model may count in other units than its
+profile says. Then every box is wrong in the same way, which no single answer shows. Any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from lisa_ros.error_text import one_line
+from lisa_ros.vlm.profiles import PROFILES, Coordinates, Profile
+
+TEST_QUERY = 'the red rectangle'
+TEST_BOX = (0.70, 0.25, 0.85, 0.40)  # left, top, right, bottom as shares of width and height
+_HEIGHT, _WIDTH = 480, 640  # of the image [px]
+_MIN_IOU = 0.5  # above it a box is that of the rectangle
+_NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
+_BOX = re.compile(rf'\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
+_UNITS = {
+    Coordinates.PIXELS: 'pixels of the image as it is sent',
+    Coordinates.THOUSANDTHS: 'thousandths of the image',
+}
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """Where a model has pointed at in the test image."""
+
+    problem: str = ''  # in words, with the cure; '': it points at the rectangle
+    is_certain: bool = False  # the coordinates fit another unit: every answer would be wrong
+
+
+def draw_test_image() -> np.ndarray:
+    """Return an image with a red rectangle on white, (H, W, 3) uint8 RGB."""
+    image = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
+    left, top, right, bottom = TEST_BOX
+    rows = slice(round(top * _HEIGHT), round(bottom * _HEIGHT))
+    image[rows, round(left * _WIDTH) : round(right * _WIDTH)] = (220, 20, 20)
+    return image
+
+
+def check_coordinates(answer: str, profile: Profile, resized: tuple[int, int]) -> CoordinateCheck:
+    """Compare the first box of an answer about the test image with the rectangle's.
+
+    Args:
+        answer: all text.
+        profile: of the model.
+        resized: width and height of the image that was sent [px].
+    """
+    text = answer.rpartition('<answer>')[2]
+    match = _BOX.search(text)
+    if match is None:
+        return CoordinateCheck(
+            f'about a test image with a red rectangle the model gives no box: {one_line(text)!r}; '
+            'check that the server runs the model that you mean, and template'
+        )
+    numbers = tuple(map(float, match.groups()))
+    units = {Coordinates.PIXELS: resized, Coordinates.THOUSANDTHS: (1000, 1000)}
+    if _fits(numbers, units[profile.coordinates]):
+        return CoordinateCheck()
+    expected = _UNITS[profile.coordinates]
+    for coordinates, sides in units.items():
+        if _fits(numbers, sides):
+            names = [name for name, p in PROFILES.items() if p.coordinates is coordinates]
+            return CoordinateCheck(
+                f"the model's coordinates are {_UNITS[coordinates]}, the profile expects "
+                f'{expected}: choose another one with template ({", ".join(names)})',
+                is_certain=True,
+            )
+    for text, found in _other_units(numbers, units[profile.coordinates]).items():
+        if found:
+            return CoordinateCheck(
+                f"the model's coordinates are {text}, the profile expects {expected}: correct the "
+                'server, or choose another model',
+                is_certain=True,
+            )
+    return CoordinateCheck(
+        f'in a test image of {resized[0]} x {resized[1]} pixels the model points at '
+        f'{match[0]}, not at the red rectangle; expected about '
+        f'{_in_units(units[profile.coordinates])}: see that the server does not resize images, '
+        'and check template'
+    )
+
+
+def _other_units(numbers: Box, sides: tuple[int, int]) -> dict[str, bool]:
+    """Return whether a box fits the rectangle if it is read in ways that no profile has."""
+    left, top, right, bottom = numbers
+    swapped = (top, left, bottom, right)
+    width, height = right - left, bottom - top
+    read_sides = (right / TEST_BOX[2], bottom / TEST_BOX[3])
+    is_smaller = min(width, height, *read_sides) > 0 and _fits(numbers, read_sides)
+    size = f'{read_sides[0]:.0f} x {read_sides[1]:.0f}'
+    return {
+        'shares of the image, 0 to 1': _fits(numbers, (1, 1)),
+        'y before x': _fits(swapped, sides) or _fits(swapped, (1000, 1000)),
+        f'those of an image of about {size} pixels, to which the server resizes it': is_smaller,
+    }
+
+
+def _fits(box: Box, sides: tuple[float, float]) -> bool:
+    """Return whether a box, in units of which an image has so many, is that of the rectangle."""
+    left, top, right, bottom = (box[i] / sides[i % 2] for i in range(4))
+    left_2, top_2, right_2, bottom_2 = TEST_BOX
+    shared = max(0.0, min(right, right_2) - max(left, left_2))
+    shared *= max(0.0, min(bottom, bottom_2) - max(top, top_2))
+    areas = (right - left) * (bottom - top) + (right_2 - left_2) * (bottom_2 - top_2)
+    return shared > _MIN_IOU * (areas - shared)
+
+
+def _in_units(sides: tuple[int, int]) -> list[int]:
+    return [round(TEST_BOX[i] * sides[i % 2]) for i in range(4)]
