@@ -42,6 +42,12 @@ LAYERS = [
         'serving.wire_format',
     ],
     ['perception', 'voice'],
+    [
+        'serving.http_client',
+        'serving.image_transfer',
+        'serving.served_backend',
+        'serving.server_monitor',
+    ],
     ['settings', 'messages', 'session'],
     ['datasets', 'tabletop', 'health'],
     ['segmenter', 'evaluation', 'doctor', 'serving'],
