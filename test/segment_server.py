@@ -4,20 +4,24 @@
 It is for the tests of clients, so that they need no Ray and may have faults: `SegmentServer.fault`
 is done instead of an answer, once for each entry. As a program:
 
-    python test/segment_server.py PORT MODEL     # prints "ready" when it listens
+    python test/segment_server.py PORT MODEL     # prints "ready PORT" when it listens
 """
 
 import io
 import json
+import select
+import socket
+import ssl
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import scripted_backend  # noqa: F401  # registers "scripted:"
 from PIL import Image
 
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions
@@ -35,16 +39,27 @@ class SegmentServer(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, backend, port=0, token=''):
+    def __init__(self, backend, port=0, token='', input_side=None, certificate=None):
         super().__init__(('127.0.0.1', port), _Handler)
-        self.backend, self.token = backend, token
-        self.input_side = None
+        self.backend, self.token, self.input_side = backend, token, input_side
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = 'http' if certificate is None else 'https'
         self.faults, self.seen, self.connections, self.left = [], [], 0, threading.Event()
+        self.open_sockets = set()
         self.busy = threading.Lock()  # the backend answers one request at a time
 
     @property
     def url(self):
-        return f'http://127.0.0.1:{self.server_port}'
+        return f'{self.scheme}://127.0.0.1:{self.server_port}'
+
+    def drop_connections(self):
+        """Close all connections, as a server does that was idle for a while."""
+        for connection in tuple(self.open_sockets):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address):
         """Say nothing: a client may leave at any time."""
@@ -71,13 +86,18 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self):
         super().setup()
         self.server.connections += 1
+        self.server.open_sockets.add(self.connection)
+
+    def finish(self):
+        self.server.open_sockets.discard(self.connection)
+        super().finish()
 
     def log_message(self, *_):
         """Log nothing."""
 
     def do_GET(self):
-        if self.path == '/healthz':
-            self._send(200, wire_format.JSON_TYPE, b'{}')
+        if self.path != '/v1/models':
+            self._send(404, 'text/plain', b'no such page')
         elif self._is_authorized():
             capabilities = asdict(self.server.backend.capabilities)
             capabilities['scores'] = self.server.backend.capabilities.scores.name
@@ -126,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, query, image):
         cancel, shape = threading.Event(), image.shape[:2]
         options = query.inference_options(InferenceOptions(answer_timeout=query.deadline))
-        with self.server.busy:
+        with self.server.busy, self._watch(cancel):
             start = time.perf_counter()
             events = stream_in_region(
                 self.server.backend, image, query.backend_query(shape), options, cancel
@@ -147,6 +167,27 @@ class _Handler(BaseHTTPRequestHandler):
                     pass
                 raise
         self.wfile.write(b'0\r\n\r\n')
+
+    @contextmanager
+    def _watch(self, cancel):
+        """Set a cancel when the client leaves."""
+        is_over = threading.Event()
+
+        def watch():
+            while not is_over.is_set() and not isinstance(self.connection, ssl.SSLSocket):
+                is_readable, _, _ = select.select([self.connection], [], [], 0.01)
+                if is_readable and not self.connection.recv(1, socket.MSG_PEEK):
+                    cancel.set()
+                    self.server.left.set()
+                    return
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def begin_events(self):
         self.send_response(200)

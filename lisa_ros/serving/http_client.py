@@ -40,7 +40,8 @@ _FIRST_PAUSE = 0.25  # between two tries, if the server asks for none; doubled e
 _LONGEST_PAUSE = 30.0  # that a server may ask for, if the request has no deadline [s]
 _CONNECT_TIMEOUT = 5.0  # of one try [s]
 _SILENCE = 600.0  # without a byte; a request's deadline is checked beside it [s]
-_DRAIN_TIMEOUT = 1.0  # how long the end of a stream may take after its last event [s]
+_DRAIN_TIMEOUT = 0.2  # how long the end of a stream may take after its last event [s]
+_CLOSE_TIMEOUT = 1.0  # how long the closing of all connections may take [s]
 _KEPT_IDLE = 60.0  # how long an unused connection stays open [s]
 _STOP_PERIOD = 0.01  # how often a stop is looked for while nothing arrives [s]
 _MAX_EVENT_BYTES = 64 * 2**20  # masks of 254 objects in a large image
@@ -153,7 +154,7 @@ class HttpClient:
         """
         answer = self._run(self._get(path, timeout))
         try:
-            return answer.result(timeout + _DRAIN_TIMEOUT)
+            return answer.result(timeout)
         except _TryAgainError as error:
             raise error.error from None
         except TimeoutError:
@@ -269,9 +270,9 @@ class HttpClient:
                 )
             received = self._events(response)
             async for event in received:
-                events.put(event)
-                if event.name in LAST_EVENTS:
+                if event.name in LAST_EVENTS:  # the connection is free before the next request
                     await _drain(received)
+                events.put(event)
 
     async def _events(self, response: httpx2.Response) -> AsyncIterator[ServerEvent]:
         """Yield the events of a stream."""
@@ -401,7 +402,7 @@ def _shut_down(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> N
 
     closed = asyncio.run_coroutine_threadsafe(close(), loop)
     with contextlib.suppress(Exception):  # a connection that cannot be closed is gone
-        closed.result(_DRAIN_TIMEOUT)
+        closed.result(_CLOSE_TIMEOUT)
     loop.call_soon_threadsafe(loop.stop)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lisa_ros.errors import ImageError
 from lisa_ros.results import Dialogue, MaskReady, Segmentation
 from lisa_ros.serving.query_format import RawImage
 from lisa_ros.serving.wire_format import RAW_TYPE
@@ -52,24 +51,14 @@ class SentImage:
 
 
 def encode_image(image: np.ndarray, coding: ImageCoding) -> SentImage:
-    """Encode a (H, W, 3) uint8 RGB image.
-
-    Raises:
-        ImageError: a side is longer than the format allows.
-    """
+    """Encode a (H, W, 3) uint8 RGB image, of sides that `check_rgb` accepts."""
     height, width = image.shape[:2]
     if coding.image_format is ImageFormat.RAW:
         return SentImage(image.tobytes(), RAW_TYPE, RawImage(width, height, 'rgb8'))
     name, options = '.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]
     if coding.image_format is ImageFormat.JPEG:
         name, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, coding.jpeg_quality]
-    try:
-        _, content = cv2.imencode(name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    except cv2.error as error:
-        raise ImageError(
-            f'an image of {width} x {height} pixels cannot be sent as '
-            f'{coding.image_format.value}: give a region, or set server_image to raw'
-        ) from error
+    _, content = cv2.imencode(name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return SentImage(content.tobytes(), f'image/{coding.image_format.value}')
 
 
