@@ -12,6 +12,7 @@ import json
 import select
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -213,6 +214,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+class ServerProcess:
+    """A server in a process of its own, which can be killed and started again."""
+
+    def __init__(self, folder, replies):
+        """Start a server with the scripted backend."""
+        self.port, self._process, self._replies = 0, None, folder / 'replies.json'
+        self._replies.write_text(json.dumps(replies))
+        self.start()
+
+    @property
+    def url(self):
+        return f'http://127.0.0.1:{self.port}'
+
+    def start(self):
+        model = f'scripted:{self._replies}'
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(self.port), model], stdout=subprocess.PIPE
+        )
+        self.port = int(self._process.stdout.readline().split()[1])
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
 
 
 def main():

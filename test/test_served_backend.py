@@ -2,11 +2,8 @@
 """A model on a server gives what the same model gives here; each fault of a server has its end."""
 
 import dataclasses
-import json
 import logging
 import re
-import subprocess
-import sys
 import threading
 import time
 
@@ -404,34 +401,9 @@ def test_an_unknown_certificate_is_told(tmp_path, connect, monkeypatch):
 # ---- a server that is gone, and comes back
 
 
-class ServerProcess:
-    """A server in a process of its own, which can be killed and started again."""
-
-    def __init__(self, folder):
-        self.port, self._process, self._replies = 0, None, folder / 'replies.json'
-        self._replies.write_text(json.dumps(REPLIES))
-        self.start()
-
-    @property
-    def url(self):
-        return f'http://127.0.0.1:{self.port}'
-
-    def start(self):
-        program, model = segment_server.__file__, f'scripted:{self._replies}'
-        self._process = subprocess.Popen(
-            [sys.executable, program, str(self.port), model], stdout=subprocess.PIPE
-        )
-        self.port = int(self._process.stdout.readline().split()[1])
-
-    def kill(self):
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
-
-
 @pytest.fixture
 def process(tmp_path):
-    process = ServerProcess(tmp_path)
+    process = segment_server.ServerProcess(tmp_path, REPLIES)
     yield process
     process.kill()
 
