@@ -176,19 +176,18 @@ class _Handler(BaseHTTPRequestHandler):
 
         def watch():
             while not is_over.is_set() and not isinstance(self.connection, ssl.SSLSocket):
-                is_readable, _, _ = select.select([self.connection], [], [], 0.01)
-                if is_readable and not self.connection.recv(1, socket.MSG_PEEK):
-                    cancel.set()
-                    self.server.left.set()
-                    return
+                with suppress(OSError, ValueError):  # it is closed: the handler sees that
+                    is_readable, _, _ = select.select([self.connection], [], [], 0.01)
+                    if is_readable and not self.connection.recv(1, socket.MSG_PEEK):
+                        cancel.set()
+                        self.server.left.set()
+                        return
 
-        thread = threading.Thread(target=watch)
-        thread.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:
             is_over.set()
-            thread.join()
 
     def begin_events(self):
         self.send_response(200)

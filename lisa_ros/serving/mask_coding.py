@@ -146,9 +146,10 @@ def logits_of(mask: np.ndarray, confidence: np.ndarray | None) -> np.ndarray:
     """
     if confidence is None:
         return np.where(mask, np.float32(_FULL_LOGIT), np.float32(-_FULL_LOGIT))
-    logits = _LOGITS[confidence]
-    logits[mask & (logits <= 0)] = _BARELY_LOGIT
-    logits[~mask & (logits > 0)] = 0
+    logits = cv2.LUT(confidence, _LOGITS)
+    is_other = (logits > 0) != mask
+    if is_other.any():
+        logits[is_other] = np.where(mask[is_other], np.float32(_BARELY_LOGIT), np.float32(0))
     return logits
 
 

@@ -73,6 +73,7 @@ from lisa_ros.serving.wire_format import (
     DONE_EVENT,
     ERROR_EVENT,
     SEGMENT_PATH,
+    SentMask,
     encode_request,
     event_of,
     result_of,
@@ -362,15 +363,20 @@ class ServedBackend:
 
     def _received(self, sent: _Sent, stop: _Stop) -> Iterator[Event]:
         """Yield what the server sends, in the size of the whole image."""
+        masks: list[SentMask] = []
         for event in self._client.post_events(SEGMENT_PATH, sent.body, stop.deadline, stop):
             if event.name == ERROR_EVENT:
                 raise _reported(event.data)
             if event.name == DONE_EVENT:
-                result = dataclasses.replace(result_of(event.data), query=sent.query.text)
+                result = result_of(event.data, masks)
+                result = dataclasses.replace(result, query=sent.query.text)
                 yield Done(enlarged_result(result, sent.shape))
                 return
             piece = event_of(event.name, event.data)
-            yield enlarged_mask(piece, sent.shape) if isinstance(piece, MaskReady) else piece
+            if isinstance(piece, MaskReady):
+                masks.append(SentMask(event.data, piece))
+                piece = enlarged_mask(piece, sent.shape)
+            yield piece
 
 
 def _bounded(dialogue: Dialogue) -> Dialogue:
@@ -446,7 +452,7 @@ def _token(options: LoadOptions) -> str:
         raise SettingsError(f'api_key_file {error}') from error
     if not token or not token.isascii() or not token.isprintable() or ' ' in token:
         raise SettingsError(
-            f'api_key_file {options.api_key_file} has no token; expected one line of visible '
-            "ASCII characters, as in the server's file"
+            f'api_key_file {options.api_key_file} has no token; expected one line with the '
+            'token alone, of visible ASCII characters without spaces'
         )
     return token

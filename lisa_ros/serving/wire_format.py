@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,7 @@ IMAGE_TYPES = {'image/jpeg': 'JPEG', 'image/png': 'PNG'}  # Pillow's names
 SEGMENT_PATH = '/v1/segment'
 # raised while a document of another shape is read
 _WRONG_CONTENT = (LookupError, TypeError, ValueError, AttributeError, OverflowError, ImageError)
+_MASK_KEYS = ('rle', 'png', 'confidence')  # all that the pixels of a mask are read from
 TOKEN_EVENT, MASK_EVENT, DONE_EVENT, ERROR_EVENT = 'token', 'mask', 'done', 'error'
 
 
@@ -166,14 +168,26 @@ def event_bytes(name: str, document: dict[str, object] | str) -> bytes:
 # ---- reading an answer
 
 
-def result_of(document: object) -> Segmentation:
+@dataclass(frozen=True)
+class SentMask:
+    """A mask that came as an event, before the answer."""
+
+    document: dict[str, object]  # of the event
+    event: MaskReady
+
+
+def result_of(document: object, sent: Sequence[SentMask] = ()) -> Segmentation:
     """Return the result of an answer's JSON.
+
+    Args:
+        document: of the answer.
+        sent: masks that came before it; one that is in the answer, too, is not decoded again.
 
     Raises:
         ModelError: it is not an answer of this API.
     """
     try:
-        return _result(document)
+        return _result(document, sent)
     except _WRONG_CONTENT as error:
         raise _foreign(error) from error
 
@@ -203,12 +217,16 @@ def _foreign(error: Exception) -> ModelError:
     )
 
 
-def _result(document: dict) -> Segmentation:
+def _result(document: dict, sent: Sequence[SentMask]) -> Segmentation:
     size = _size(document)
     masks_json = document['masks']
     if len(masks_json) > MAX_MASKS:
         raise ValueError(f'{len(masks_json)} masks')
-    pairs = [_read_mask(mask, size) for mask in masks_json]
+    before: dict[int, SentMask] = {each.event.index: each for each in sent}
+    pairs = [
+        _known_mask(mask, before.get(index), size) or _read_mask(mask, size)
+        for index, mask in enumerate(masks_json)
+    ]
     tokens = document['tokens']
     features = [ScoreFeatures(**mask['features']) for mask in masks_json if 'features' in mask]
     first_mask = document['time_to_first_mask']
@@ -242,6 +260,16 @@ def _read_mask(document: dict, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     confidence = document.get('confidence')
     pixels = None if confidence is None else decode_png_text(confidence, size)
     return mask, logits_of(mask, pixels)
+
+
+def _known_mask(
+    document: dict, sent: SentMask | None, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the mask and the logits of an event, if they are those of a document."""
+    if sent is None or sent.event.mask.shape != size:
+        return None
+    is_same = all(document.get(key) == sent.document.get(key) for key in _MASK_KEYS)
+    return (sent.event.mask, sent.event.mask_logits) if is_same else None
 
 
 def _stack(rows: list[np.ndarray], size: tuple[int, int], dtype: type) -> np.ndarray:
