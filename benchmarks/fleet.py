@@ -38,7 +38,6 @@ from lisa_ros.serving.image_transfer import SentImage
 ANSWERED = ('FOUND', 'NOT_FOUND')
 MEASURED = (1, 2, 4, 8)  # requests at a time
 ROUNDS = 12  # of each
-WARM_UP = 5.0  # that is not counted [s]
 
 
 @dataclass
@@ -137,10 +136,12 @@ class Robot:
             await asyncio.sleep(max(0.0, start + period - time.monotonic()))
 
 
-async def drive(url: str, fleet: FleetPlan, seconds: float, token: str, seed: int = 1) -> Counts:
-    """Let a fleet ask for `seconds` after the warm-up."""
+async def drive(
+    url: str, fleet: FleetPlan, seconds: float, warm_up: float, token: str, seed: int = 1
+) -> Counts:
+    """Let a fleet ask for `seconds` after the warm-up [s]."""
     counts, material = Counts(), (sample_images(), sample_commands())
-    counted_from = time.monotonic() + WARM_UP
+    counted_from = time.monotonic() + warm_up
     robots = [
         asyncio.create_task(
             Robot(
@@ -150,7 +151,7 @@ async def drive(url: str, fleet: FleetPlan, seconds: float, token: str, seed: in
         for number in range(fleet.robots)
     ]
     done, _ = await asyncio.wait(
-        robots, timeout=WARM_UP + seconds, return_when=asyncio.FIRST_EXCEPTION
+        robots, timeout=warm_up + seconds, return_when=asyncio.FIRST_EXCEPTION
     )
     for robot in robots:
         robot.cancel()
@@ -230,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--leaving-share', type=float, default=0.05, metavar='SHARE')
     parser.add_argument('--deadline', type=float, default=10.0, metavar='SECONDS')
     parser.add_argument('--seconds', type=float, default=60.0)
+    parser.add_argument('--warm-up', type=float, default=5.0, metavar='SECONDS')
     parser.add_argument('--replicas', type=int, default=1, help='of the server, for --compare')
     parser.add_argument('--measure', metavar='NAME', help='write service times under this name')
     parser.add_argument('--compare', metavar='NAME', help='of service times')
@@ -250,7 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.deadline,
         options.leaving_share,
     )
-    counts = asyncio.run(drive(options.url, fleet, options.seconds, options.token))
+    counts = asyncio.run(
+        drive(options.url, fleet, options.seconds, options.warm_up, options.token)
+    )
     figures = {
         'machine': report.machine(),
         'fleet': asdict(fleet),

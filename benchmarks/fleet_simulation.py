@@ -252,6 +252,7 @@ class Result:
     robots: int
     replicas: int
     http_processes: int
+    mean: float
     p50: float
     p95: float
     p99: float
@@ -282,6 +283,7 @@ def simulate(
         fleet.robots,
         server.replicas,
         server.http_processes,
+        float(np.mean(commands)),
         *(p50, p95, p99),
         float(np.percentile(standing, 95)),
         len(outcomes.standing) / seconds / max(1, fleet.standing),

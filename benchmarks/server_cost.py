@@ -82,7 +82,7 @@ def measure(here: Backend, there: Backend, size: tuple[int, int], answers: int) 
 def scripted_server() -> Iterator[str]:
     """Run a server with the scripted model in a process of its own; yield its address."""
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(Path(folder), REPLIES)
+        server = ServerProcess.scripted(Path(folder), REPLIES)
         try:
             yield server.url
         finally:

@@ -7,6 +7,7 @@ is done instead of an answer, once for each entry. As a program:
     python test/segment_server.py PORT MODEL     # prints "ready PORT" when it listens
 """
 
+import importlib
 import io
 import json
 import select
@@ -20,11 +21,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import scripted_backend  # noqa: F401  # registers "scripted:"
 from PIL import Image
 
+from lisa_ros import native_settings
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
@@ -158,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
                     if isinstance(event, Done):
                         served = wire_format.Served('test')
                         document = wire_format.answer_json(event.result, query, shape, served)
-                        document['times'] = {'model': time.perf_counter() - start}
+                        document['times'] = document['times'] or {
+                            'model': time.perf_counter() - start
+                        }
                         self.event(wire_format.DONE_EVENT, document)
                     else:
                         self.event(*wire_format.event_json(event, query))
@@ -218,20 +223,23 @@ class _Handler(BaseHTTPRequestHandler):
 class ServerProcess:
     """A server in a process of its own, which can be killed and started again."""
 
-    def __init__(self, folder, replies):
-        """Start a server with the scripted backend."""
-        self.port, self._process, self._replies = 0, None, folder / 'replies.json'
-        self._replies.write_text(json.dumps(replies))
+    def __init__(self, model):
+        self.port, self._process, self._model = 0, None, model
         self.start()
+
+    @classmethod
+    def scripted(cls, folder, replies):
+        """Start a server with the scripted backend."""
+        (folder / 'replies.json').write_text(json.dumps(replies))
+        return cls(f'scripted:{folder / "replies.json"}')
 
     @property
     def url(self):
         return f'http://127.0.0.1:{self.port}'
 
     def start(self):
-        model = f'scripted:{self._replies}'
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(self.port), model], stdout=subprocess.PIPE
+            [sys.executable, __file__, str(self.port), self._model], stdout=subprocess.PIPE
         )
         self.port = int(self._process.stdout.readline().split()[1])
 
@@ -242,7 +250,11 @@ class ServerProcess:
 
 
 def main():
+    native_settings.apply()  # as the node and the command line do
     port, model = int(sys.argv[1]), sys.argv[2]
+    if model == 'centre:':  # of the benchmarks
+        sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
+        importlib.import_module('centre_backend')
     backend = load_backend(model, LoadOptions(device='cpu', threads=1))
     server = SegmentServer(backend, port)
     print('ready', server.server_port, flush=True)

@@ -403,7 +403,7 @@ def test_an_unknown_certificate_is_told(tmp_path, connect, monkeypatch):
 
 @pytest.fixture
 def process(tmp_path):
-    process = segment_server.ServerProcess(tmp_path, REPLIES)
+    process = segment_server.ServerProcess.scripted(tmp_path, REPLIES)
     yield process
     process.kill()
 

@@ -36,7 +36,7 @@ INFO = {'k': [60.0, 0.0, 32.0, 0.0, 60.0, 24.0, 0.0, 0.0, 1.0], 'width': 64, 'he
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-    server = ServerProcess(tmp_path_factory.mktemp('server'), REPLIES)
+    server = ServerProcess.scripted(tmp_path_factory.mktemp('server'), REPLIES)
     yield server
     server.kill()
 
