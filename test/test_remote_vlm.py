@@ -198,6 +198,26 @@ def test_connections_are_kept():
     assert len(set(ports)) == 1
 
 
+def test_reasoning_that_a_server_takes_out_of_its_tags(faulty, fault_server):
+    def say(handler, body):
+        handler.begin()
+        for name, text in (('reasoning_content', 'It [is] '), ('reasoning', 'red.')):
+            handler.event({'choices': [{'delta': {name: text}}]})
+        sides = (644, 476) if body['model'] == 'Qwen2.5-VL' else (840, 840)
+        handler.piece(f'<answer>{box_text(sides).partition(": ")[2]}</answer>')
+        handler.piece('', 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    result = answer(faulty)[-1].result
+    assert (result.status, result.answer) == (Status.FOUND, 'It [is] red.')
+    assert result.answer_raw.startswith('<think>It [is] red.</think><answer>')
+    plain = RemoteVlm.connect(fault_server.url, 'Qwen2.5-VL')
+    assert len(plain.notices) == 2  # what is sent, and no probabilities
+    tokens = plain.generate(plain.prepare(IMAGE, 'it'), 99, Stop())
+    assert 'red' not in ''.join(token.text for token in tokens)  # its answer is JSON alone
+
+
 # ---- probabilities
 
 
@@ -351,7 +371,7 @@ def faulty(fault_server, folders):
         (busy(429), Status.UNREACHABLE, 'has no capacity (429 Too Many Requests: the queue is'),
         (busy(503, Retry_After='9999'), Status.UNREACHABLE, 'asks to wait 1e+04 s (1 try)'),
         (busy(502), Status.UNREACHABLE, 'does not reach the model (502 Bad Gateway'),
-        (busy(500), Status.FAILED, 'refuses the request (500 Internal Server Error: the queue'),
+        (busy(500), Status.FAILED, 'fails (500 Internal Server Error: the queue is full)'),
         (busy(404), Status.FAILED, 'refuses the request (404 Not Found: the queue is full)'),
         (busy(401), Status.FAILED, 'name an environment variable with the key in api_key_env'),
         (redirected, Status.FAILED, 'which is not followed: correct vlm_url'),
@@ -690,6 +710,7 @@ def box_text(sides, box=TEST_BOX, swapped=False):
         ('qwen2_5_vl', box_text((644, 476), swapped=True), True, 'y before x'),
         ('qwen3_vl', box_text((1000, 1000), swapped=True), True, 'y before x'),
         ('qwen2_5_vl', box_text((336, 252)), True, 'an image of about 336 x 252 pixels'),
+        ('qwen2_5_vl', box_text((300, 400)), False, 'not at the red rectangle'),
         ('qwen2_5_vl', box_text((644, 476), (0.1, 0.1, 0.9, 0.9)), False, 'not at the red rect'),
         ('qwen2_5_vl', 'I see a red rectangle.', False, 'gives no box'),
         ('qwen2_5_vl', '[]', False, 'gives no box'),

@@ -27,6 +27,7 @@ class AnswerPiece:
     text: str  # to append
     tokens: tuple[TokenProbability, ...] = ()  # of the text; empty: the server gives none
     finish_reason: str = ''  # stop, length, ...: the answer ends here; '': it goes on
+    reasoning: str = ''  # what a server takes out of <think> tags, before the text
 
 
 def read_chunk(data: str) -> AnswerPiece | None:
@@ -53,16 +54,20 @@ def read_chunk(data: str) -> AnswerPiece | None:
         return None
     choice = choices[0] if isinstance(choices, list) else None
     delta = choice.get('delta') if isinstance(choice, dict) else None
-    text = (delta.get('content') or '') if isinstance(delta, dict) else None
-    finish_reason = choice.get('finish_reason') or '' if isinstance(choice, dict) else ''
-    if not isinstance(text, str) or not isinstance(finish_reason, str):
+    parts: list[object] = [None]
+    if isinstance(delta, dict):
+        reasoning = delta.get('reasoning_content') or delta.get('reasoning')
+        parts = [delta.get('content'), choice.get('finish_reason'), reasoning]
+        parts = [part or '' for part in parts]
+    if not all(isinstance(part, str) for part in parts):
         raise ModelError(
             f'an event of the answer is {one_line(data, 80)!r}; expected a chunk of a chat '
             'completion'
         )
-    if not text and not finish_reason:  # the role
+    text, finish_reason, reasoning = parts
+    if not (text or finish_reason or reasoning):  # the role
         return None
-    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason)
+    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason, reasoning)
 
 
 def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:

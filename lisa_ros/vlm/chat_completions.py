@@ -289,7 +289,8 @@ class ChatServer:
                 'correct vlm_url',
                 status,
             )
-        raise RefusedError(f'{self.address} refuses the request ({said})', status)
+        verb = 'fails' if status >= 500 else 'refuses the request'
+        raise RefusedError(f'{self.address} {verb} ({said})', status)
 
     async def _read(self, response: httpx2.Response) -> AsyncIterator[AnswerPiece]:
         """Yield the pieces of an answer; after the last one wait for the end of the stream."""

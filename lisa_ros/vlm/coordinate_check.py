@@ -19,6 +19,7 @@ TEST_QUERY = 'the red rectangle'
 TEST_BOX = (0.70, 0.25, 0.85, 0.40)  # left, top, right, bottom as shares of width and height
 _HEIGHT, _WIDTH = 480, 640  # of the image [px]
 _MIN_IOU = 0.5  # above it a box is that of the rectangle
+_RATIO_TOLERANCE = 0.1
 _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 _BOX = re.compile(rf'\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
 _UNITS = {
@@ -74,10 +75,10 @@ def check_coordinates(answer: str, profile: Profile, resized: tuple[int, int]) -
                 f'{expected}: choose another one with template ({", ".join(names)})',
                 is_certain=True,
             )
-    for text, found in _other_units(numbers, units[profile.coordinates]).items():
-        if found:
+    for unit, fits in _other_units(numbers, units[profile.coordinates]).items():
+        if fits:
             return CoordinateCheck(
-                f"the model's coordinates are {text}, the profile expects {expected}: correct the "
+                f"the model's coordinates are {unit}, the profile expects {expected}: correct the "
                 'server, or choose another model',
                 is_certain=True,
             )
@@ -93,14 +94,16 @@ def _other_units(numbers: Box, sides: tuple[int, int]) -> dict[str, bool]:
     """Return whether a box fits the rectangle if it is read in ways that no profile has."""
     left, top, right, bottom = numbers
     swapped = (top, left, bottom, right)
-    width, height = right - left, bottom - top
     read_sides = (right / TEST_BOX[2], bottom / TEST_BOX[3])
-    is_smaller = min(width, height, *read_sides) > 0 and _fits(numbers, read_sides)
+    is_resized = min(read_sides) > 0 and _fits(numbers, read_sides)
+    if is_resized:  # a server keeps the ratio of sides
+        ratio = read_sides[0] / read_sides[1] * sides[1] / sides[0]
+        is_resized = abs(ratio - 1) < _RATIO_TOLERANCE
     size = f'{read_sides[0]:.0f} x {read_sides[1]:.0f}'
     return {
         'shares of the image, 0 to 1': _fits(numbers, (1, 1)),
         'y before x': _fits(swapped, sides) or _fits(swapped, (1000, 1000)),
-        f'those of an image of about {size} pixels, to which the server resizes it': is_smaller,
+        f'those of an image of about {size} pixels, to which the server resizes it': is_resized,
     }
 
 

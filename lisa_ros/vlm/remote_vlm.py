@@ -193,16 +193,30 @@ class RemoteVlm:
     def _words(
         self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
     ) -> Iterator[WordToken]:
-        count = 0
+        count, is_thinking = 0, False
         for piece in self._stream(prompt, max_new_tokens, stop):
-            for token in word_tokens(piece):
+            for token in (*self._thoughts(piece, is_thinking), *word_tokens(piece)):
                 yield token
                 count += 1
+            is_thinking = bool(piece.reasoning)
             if piece.finish_reason not in ('', 'stop', 'length'):
                 reason = one_line(piece.finish_reason)
                 raise ModelError(f'{self.device} ended the answer with finish_reason {reason!r}')
             if count >= max_new_tokens:  # a server may not count
                 return
+
+    def _thoughts(self, piece: AnswerPiece, is_thinking: bool) -> Iterator[WordToken]:
+        """Yield the reasoning of a piece in its tags again, if the profile expects them.
+
+        Args:
+            piece: of the answer.
+            is_thinking: the piece before it is reasoning, too.
+        """
+        begin = '<think>' if piece.reasoning and not is_thinking else ''
+        end = '</think>' if is_thinking and not piece.reasoning else ''
+        text = begin + piece.reasoning + end
+        if text and self.profile.tags:
+            yield WordToken(None, text, None, is_end=False)
 
     def _stream(
         self,
