@@ -44,7 +44,6 @@ from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
 from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
 from lisa_ros.vlm.profiles import choose_profile
 from lisa_ros.vlm.qwen_vl import QwenVL
-from lisa_ros.vlm.remote_vlm import RemoteVlm
 
 DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -116,6 +115,8 @@ class VlmBackend:
         limits: Limits,
     ) -> VlmBackend:
         """Load SAM 2, and connect to the server of the vision-language model; see `load`."""
+        from lisa_ros.vlm.remote_vlm import RemoteVlm  # with an HTTP client
+
         if options.sha256:
             raise SettingsError(
                 'model_sha256 is that of a vision-language model in files, and this one runs at '

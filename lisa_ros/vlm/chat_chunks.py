@@ -30,20 +30,20 @@ class AnswerPiece:
     reasoning: str = ''  # what a server takes out of <think> tags, before the text
 
 
-def read_chunk(data: str) -> AnswerPiece | None:
+def read_chunk(content: str) -> AnswerPiece | None:
     """Return what a chunk adds to the answer; None: nothing, as the one with the usage.
 
     Args:
-        data: JSON.
+        content: of an event, JSON.
 
     Raises:
         ModelError: it is no chunk, or the server reports an error in it.
     """
     try:
-        chunk = json.loads(data)
+        chunk = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f'an event of the answer is not JSON ({one_line(error)}): {one_line(data, 80)!r}'
+            f'an event of the answer is not JSON ({one_line(error)}): {one_line(content, 80)!r}'
         ) from None
     if isinstance(chunk, dict) and chunk.get('error'):
         error = chunk['error']
@@ -61,7 +61,7 @@ def read_chunk(data: str) -> AnswerPiece | None:
         parts = [part or '' for part in parts]
     if not all(isinstance(part, str) for part in parts):
         raise ModelError(
-            f'an event of the answer is {one_line(data, 80)!r}; expected a chunk of a chat '
+            f'an event of the answer is {one_line(content, 80)!r}; expected a chunk of a chat '
             'completion'
         )
     text, finish_reason, reasoning = parts
@@ -72,15 +72,15 @@ def read_chunk(data: str) -> AnswerPiece | None:
 
 def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:
     """Return the tokens of a chunk; none if one of them has no probability."""
-    content = logprobs.get('content') if isinstance(logprobs, dict) else None
+    entries = logprobs.get('content') if isinstance(logprobs, dict) else None
     tokens = []
-    for entry in content if isinstance(content, list) else ():
+    for entry in entries if isinstance(entries, list) else ():
         token = _token(entry)
         if token is None:
             return ()
-        others = entry.get('top_logprobs')
-        read = [_token(other) for other in others] if isinstance(others, list) else []
-        alternatives = {other.text: other.probability for other in read if other is not None}
+        ranked = entry.get('top_logprobs')
+        candidates = map(_token, ranked if isinstance(ranked, list) else ())
+        alternatives = {each.text: each.probability for each in candidates if each is not None}
         tokens.append(TokenProbability(token.text, token.probability, alternatives))
     return tuple(tokens)
 

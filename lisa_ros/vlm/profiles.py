@@ -173,8 +173,8 @@ def choose_profile(model: str, model_type: object, name: str | None = None) -> P
     by_type = (p for p in PROFILES.values() if p.model_type == model_type and not p.names)
     profile = _chosen(model, name) or next(by_type, None)
     if profile is None or profile.model_type != model_type:
-        known = sorted({profile.model_type for profile in PROFILES.values()})
-        expected = profile.model_type if profile else ' or '.join(known)
+        model_types = sorted({profile.model_type for profile in PROFILES.values()})
+        expected = profile.model_type if profile else ' or '.join(model_types)
         raise CheckpointError(
             f'{model}: config.json names the model type {model_type!r}; expected {expected}'
         )

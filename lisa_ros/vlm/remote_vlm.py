@@ -181,9 +181,9 @@ class RemoteVlm:
         resized = resize_image(image, self.profile.resize, self.profile.cell)
         kind, content = ('png' if self.profile.lossless else 'jpeg'), io.BytesIO()
         resized.save(content, kind, quality=_JPEG_QUALITY, subsampling=0)
-        data = base64.b64encode(content.getvalue()).decode('ascii')
+        encoded = base64.b64encode(content.getvalue()).decode('ascii')
         user = [
-            {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{data}'}},
+            {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{encoded}'}},
             {'type': 'text', 'text': request},
         ]
         system = [{'role': 'system', 'content': self.profile.system}]
