@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from lisa_ros.errors import CheckpointError
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
+from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES
 from lisa_ros.model.quantization import check_precision
-from lisa_ros.model.sam2 import Sam2, Sam2Features, Sam2Mask
+from lisa_ros.model.sam2 import Sam2, Sam2Mask
 from lisa_ros.model.transformers_folder import read_model_type
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
@@ -32,10 +34,12 @@ from lisa_ros.perception.backend import (
     LoadOptions,
     Query,
 )
-from lisa_ros.perception.image_encoder import StageTimer, image_key
+from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.mask_decoder import ScoredMask
 from lisa_ros.perception.mask_refinement import refine_mask_logits
 from lisa_ros.perception.model_source import limits_of, origin_of
+from lisa_ros.perception.other_object import excluded_masks
+from lisa_ros.perception.sam2_encoder import Sam2Encoder
 from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.verification import verified_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
@@ -48,7 +52,7 @@ _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [t
 
 
 class VlmBackend:
-    """A loaded vision-language model with SAM 2. It keeps SAM 2's features of the last image."""
+    """A loaded vision-language model with SAM 2. It keeps what both know of the last images."""
 
     def __init__(self, vlm: QwenVL, sam2: Sam2, precision: str = 'fp32'):
         """Wrap loaded models; `load` reads them from files.
@@ -60,7 +64,7 @@ class VlmBackend:
         """
         self._vlm, self._sam2, self._precision = vlm, sam2, precision
         self._profile = vlm.profile
-        self._features: tuple[tuple, Sam2Features] | None = None  # of an image, with its key
+        self._encoder = Sam2Encoder(sam2)
 
     @classmethod
     def load(cls, model: str, options: LoadOptions) -> VlmBackend:
@@ -88,7 +92,9 @@ class VlmBackend:
         may_download = options.allow_download or is_hub_id(model)
         sam2_folder = _segmenter_folder(options.segmenter_model, origin, may_download)
         sam2 = Sam2.load(sam2_folder, device, limits)
-        return cls(QwenVL.load(folder, profile, device, precision, limits), sam2, precision)
+        cache_bytes = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
+        vlm = QwenVL.load(folder, profile, device, precision, limits, cache_bytes)
+        return cls(vlm, sam2, precision)
 
     @property
     def device(self) -> str:
@@ -104,15 +110,30 @@ class VlmBackend:
     def capabilities(self) -> Capabilities:
         """What the profile of the model says; it makes a mask of each object."""
         return Capabilities(
-            explains=self._profile.explains, denies=self._profile.denies, instances=True
+            explains=self._profile.explains,
+            denies=self._profile.denies,
+            instances=True,
+            dialogue=self._profile.dialogue,
         )
 
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is kept of earlier prompts."""
+        return self._vlm.cache_use
+
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
-        """Do nothing: SAM 2 encodes an image when an answer has its first object."""
+        """Encode several (H, W, 3) uint8 RGB images with SAM 2 at once; kept until the next call.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            ModelError: the features are not finite.
+        """
+        self._encoder.encode_batch(images)
 
     def clear_cache(self) -> None:
-        """Drop SAM 2's features of the last image."""
-        self._features = None
+        """Drop SAM 2's features of all images, and earlier prompts."""
+        self._encoder.clear()
+        self._vlm.clear_cache()
 
     def stream(
         self,
@@ -125,12 +146,14 @@ class VlmBackend:
 
         A MaskReady directly follows the Token that completes its object; with `options.verify`,
         the last Token, because the model is asked about all masks first. The text of the answer
-        for people is the model's reasoning, or the names of the objects. Earlier turns are not
-        read: these models are trained with one question.
+        for people is the model's reasoning, or the names of the objects. A model that was not
+        trained with several questions does not read earlier turns; but no answer about "the other
+        one" has a mask of an object that was shown before.
         """
         check_rgb(image)
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
-        inputs = self._vlm.prepare(image, query.text, min_answer_tokens)
+        turns = query.dialogue.turns
+        inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
         events = self._events(image, query, inputs, options, cancel)
         if not options.verify:
             return events
@@ -154,13 +177,18 @@ class VlmBackend:
         height, width = image.shape[:2]
         timer = StageTimer(self._vlm.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
-        answer = AnswerBuilder(query.text, (height, width), options.confidence_threshold or 0.0)
+        answer = AnswerBuilder(
+            query.text,
+            (height, width),
+            options.confidence_threshold or 0.0,
+            excluded_masks(query, (height, width)),
+        )
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
         reading = _Reading(parser, self._profile.stop)
         max_new_tokens = min(
             options.max_new_tokens,
             self._profile.max_new_tokens,
-            self._vlm.max_positions - inputs.input_ids.shape[1],
+            self._vlm.max_positions - inputs.length,
         )
         for token in self._tokens(inputs, max_new_tokens, stop, timer):
             answer.token_ids.append(token.token_id)
@@ -209,12 +237,9 @@ class VlmBackend:
         timer: StageTimer,
     ) -> ScoredMask:
         """Return the mask of an object; the timer gets the stages "sam", "masks" and "refine"."""
-        key = image_key(image)
-        if self._features is None or self._features[0] != key:
-            with timer.stage('sam'):
-                self._features = (key, self._sam2.encode(image))
+        features = self._encoder.encode(image, timer)
         with timer.stage('masks'):
-            mask = self._sam2.decode(self._features[1], located.box, located.points)
+            mask = self._sam2.decode(features, located.box, located.points)
         logits = mask.logits
         if refine:
             with timer.stage('refine'):
@@ -312,7 +337,7 @@ def _readable(
             answer=' '.join(parser.text.split()),
             details=None,
         )
-    if result.status is Status.NOT_FOUND and parser.objects:
+    if result.status is Status.NOT_FOUND and parser.objects and not result.reason:
         count = len(parser.objects)
         reason = f'the model points at {count} object(s), SAM 2 made no mask that is sure enough'
         result = dataclasses.replace(result, reason=reason)
