@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lisa_ros.errors import CheckpointError, ImageError, ModelError, QueryError
 from lisa_ros.model.limits import Limits
+from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.results import Turn
 from lisa_ros.vlm.profiles import PROFILES, ResizeRule
 from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
@@ -311,13 +313,15 @@ def test_the_answer_ends_with_a_stop_token(stop, tokenizer):
 
 
 def test_a_cancel_ends_the_answer_before_the_next_token(models):
-    vlm, asked = wrapped(models, 'qwen2_5_vl'), []
+    vlm = wrapped(models, 'qwen2_5_vl')
     inputs = vlm.prepare(random_image(), 'the mug')
-    assert (
-        len(generated(vlm, inputs, 20, is_cancelled=lambda: asked.append(0) or len(asked) > 3))
-        == 3
-    )
-    assert not generated(vlm, inputs, 20, is_cancelled=lambda: True)
+    cancel, tokens = threading.Event(), []
+    for token in vlm.generate(inputs, 20, StopCondition(cancel, Deadline(None))):
+        tokens.append(token)
+        if len(tokens) == 3:
+            cancel.set()
+    assert len(tokens) == 3
+    assert not generated(vlm, inputs, 20, stop=StopCondition(cancel, Deadline(None)))
 
 
 def test_an_answer_that_was_given_up_does_not_change_the_next_one(models):

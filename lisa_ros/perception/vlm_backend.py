@@ -44,8 +44,9 @@ from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.verification import verified_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
+from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
 from lisa_ros.vlm.profiles import choose_profile
-from lisa_ros.vlm.qwen_vl import QwenInputs, QwenVL, WordToken
+from lisa_ros.vlm.qwen_vl import QwenVL
 
 DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -54,7 +55,7 @@ _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [t
 class VlmBackend:
     """A loaded vision-language model with SAM 2. It keeps what both know of the last images."""
 
-    def __init__(self, vlm: QwenVL, sam2: Sam2, precision: str = 'fp32'):
+    def __init__(self, vlm: PointingModel, sam2: Sam2, precision: str = 'fp32'):
         """Wrap loaded models; `load` reads them from files.
 
         Args:
@@ -99,7 +100,7 @@ class VlmBackend:
     @property
     def device(self) -> str:
         """The torch device of the models, such as "cuda:0"."""
-        return str(self._vlm.device)
+        return self._vlm.device
 
     @property
     def precision(self) -> str:
@@ -117,8 +118,8 @@ class VlmBackend:
         )
 
     @property
-    def cache_use(self) -> CacheUse:
-        """What is kept of earlier prompts."""
+    def cache_use(self) -> CacheUse | None:
+        """What is kept of earlier prompts; None: a server runs the model."""
         return self._vlm.cache_use
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
@@ -170,12 +171,12 @@ class VlmBackend:
         self,
         image: np.ndarray,
         query: Query,
-        inputs: QwenInputs,
+        inputs: PreparedPrompt,
         options: InferenceOptions,
         cancel: Cancellation,
     ) -> Iterator[Event]:
         height, width = image.shape[:2]
-        timer = StageTimer(self._vlm.device)
+        timer = StageTimer(self._sam2.device)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
         answer = AnswerBuilder(
             query.text,
@@ -185,11 +186,7 @@ class VlmBackend:
         )
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
         reading = _Reading(parser, self._profile.stop)
-        max_new_tokens = min(
-            options.max_new_tokens,
-            self._profile.max_new_tokens,
-            self._vlm.max_positions - inputs.length,
-        )
+        max_new_tokens = min(options.max_new_tokens, self._vlm.max_answer_tokens(inputs))
         for token in self._tokens(inputs, max_new_tokens, stop, timer):
             answer.token_ids.append(token.token_id)
             yield Token(token.text, token.token_id)
@@ -212,13 +209,13 @@ class VlmBackend:
 
     def _tokens(
         self,
-        inputs: QwenInputs,
+        inputs: PreparedPrompt,
         max_new_tokens: int,
-        stop: Cancellation,
+        stop: StopCondition,
         timer: StageTimer,
     ) -> Iterator[WordToken]:
         """Yield the answer's tokens; the timer gets the stages "prompt" and "tokens"."""
-        tokens = self._vlm.generate(inputs, max_new_tokens, stop.is_set)
+        tokens = self._vlm.generate(inputs, max_new_tokens, stop)
         stage = 'prompt'
         while True:
             with timer.stage(stage):

@@ -11,7 +11,7 @@ Letters: L tokens of the prompt. Threads: one thread at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from lisa_ros.model.transformers_folder import check_claims, load_model
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.results import Turn
 from lisa_ros.vlm.image_input import PatchLayout, prepare_image
+from lisa_ros.vlm.pointing_model import NeverStop, StopSignal, WordToken
 from lisa_ros.vlm.profiles import Profile
 from lisa_ros.vlm.prompt_cache import prompt_key, transformers_cache
 from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
@@ -42,6 +43,7 @@ from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
 _ANSWER_ROOM = 256  # positions for an answer, doubled when they are full
 
 QwenModel = Qwen2_5_VLForConditionalGeneration | Qwen3VLForConditionalGeneration
+_NEVER = NeverStop()
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,8 @@ class QwenInputs:
         return self.input_ids.shape[1]
 
 
-@dataclass(frozen=True)
-class WordToken:
-    """A token of an answer."""
-
-    token_id: int
-    text: str  # to append; '' while a character is incomplete, and of the token that ends
-    probability: float  # of this token, given all tokens before it
-    is_end: bool  # this token ends the answer
-
-
 class QwenVL:
-    """A loaded vision-language model with its tokenizer."""
+    """A loaded vision-language model with its tokenizer; a `PointingModel`."""
 
     def __init__(
         self,
@@ -166,13 +158,13 @@ class QwenVL:
         return cls(model.to(device).eval(), tokenizer, profile, penalty, cache_bytes)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> str:
         """The device of the model."""
-        return self._model.device
+        return str(self._model.device)
 
     @property
     def cache_use(self) -> CacheUse:
-        """What is kept of earlier prompts."""
+        """What is kept of earlier prompts; see `PointingModel`."""
         return self._prefixes.use
 
     def clear_cache(self) -> None:
@@ -186,19 +178,7 @@ class QwenVL:
         min_answer_tokens: int = 1,
         turns: Sequence[Turn] = (),
     ) -> QwenInputs:
-        """Return the prompt of a query about an image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            query: as the user typed it.
-            min_answer_tokens: positions that it leaves free.
-            turns: earlier ones about the image. The oldest are left out until the prompt fits;
-                a model that was not trained with several questions gets none.
-
-        Raises:
-            ImageError: one side of the image is more than 200 times as long as the other.
-            QueryError: the query is empty, or too long.
-        """
+        """Return the prompt of a query about an image; see `PointingModel`."""
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
         request, earlier = self.profile.request(query), turns if self.profile.dialogue else ()
@@ -226,12 +206,12 @@ class QwenVL:
                 f'query and image make a prompt of {len(ids)} tokens, at most {limit} fit into '
                 'this model: shorten the query'
             )
-        input_ids = torch.tensor([ids], device=self.device)
+        input_ids = torch.tensor([ids], device=self._model.device)
         return QwenInputs(
             input_ids,
             (input_ids == self.tokenizer.image_id).long(),
-            torch.from_numpy(prepared.patches).to(self.device),
-            torch.tensor([[1, prepared.rows, prepared.columns]], device=self.device),
+            torch.from_numpy(prepared.patches).to(self._model.device),
+            torch.tensor([[1, prepared.rows, prepared.columns]], device=self._model.device),
             prepared.size,
             prompt_key(ids, self.tokenizer.image_id, image_key(image)),
         )
@@ -240,6 +220,11 @@ class QwenVL:
     def max_positions(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self._model.config.text_config.max_position_embeddings
+
+    def max_answer_tokens(self, prompt: QwenInputs) -> int:
+        """Return how many tokens an answer may have; see `PointingModel`."""
+        free_positions = self.max_positions - prompt.length
+        return min(self.profile.max_new_tokens, free_positions)
 
     def positions(self, inputs: QwenInputs) -> tuple[Tensor, Tensor]:
         """Return where the tokens of a prompt are, and how far those after it are shifted.
@@ -260,14 +245,14 @@ class QwenVL:
         self,
         inputs: QwenInputs,
         max_new_tokens: int,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        stop: StopSignal = _NEVER,
     ) -> Iterator[WordToken]:
-        """Yield the answer's tokens, up to and with one that ends it, or until limit or cancel.
+        """Yield the answer's tokens, up to and with one that ends it, or until limit or stop.
 
         Args:
             inputs: of `prepare`.
             max_new_tokens: length limit of the answer.
-            is_cancelled: called before each token; True ends the answer.
+            stop: looked at before each token.
 
         Raises:
             ModelError: the scores of a token are NaN.
@@ -280,7 +265,7 @@ class QwenVL:
         cache = transformers_cache(key_values)
         stream, seen = self.tokenizer.stream(), inputs.input_ids[0]
         for number in range(max_new_tokens):
-            if is_cancelled():
+            if stop.is_set():
                 return
             output = self._model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token, probability = self._choose(output.logits[0, -1].float(), seen)
@@ -304,7 +289,11 @@ class QwenVL:
 
     @torch.inference_mode()
     def choice_probabilities(
-        self, image: np.ndarray, request: str, choices: Sequence[str]
+        self,
+        image: np.ndarray,
+        request: str,
+        choices: Sequence[str],
+        stop: StopSignal = _NEVER,
     ) -> list[float]:
         """Return how probable each choice is as the first token of an answer.
 
@@ -312,6 +301,7 @@ class QwenVL:
             image: (H, W, 3) uint8 RGB.
             request: the whole text after the image.
             choices: texts of one token each.
+            stop: not looked at: there is one step.
 
         Raises:
             ModelError: the scores of the token are NaN.
