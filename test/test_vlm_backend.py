@@ -3,6 +3,8 @@
 
 import dataclasses
 import gc
+import json
+import shutil
 import threading
 import weakref
 
@@ -16,8 +18,8 @@ from lisa_ros import cli
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.sam2 import Sam2
-from lisa_ros.perception import vlm_backend
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query, ReportsPrecision
+from lisa_ros.perception.model_source import DEFAULT_SEGMENTER
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
@@ -316,9 +318,7 @@ def test_the_template_is_a_profile(folders):
 def test_the_default_segmenter_is_not_downloaded_unasked(folders, monkeypatch, tmp_path):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     options = options_of(folders, segmenter_model=None)
-    with pytest.raises(
-        CheckpointError, match=rf'{vlm_backend.DEFAULT_SEGMENTER} is not in.*segmenter_model'
-    ):
+    with pytest.raises(CheckpointError, match=rf'{DEFAULT_SEGMENTER} is not in.*segmenter_model'):
         load_backend(name_of(folders, 'found'), options)
 
 
@@ -339,6 +339,30 @@ def test_models_of_another_kind_are_refused(model, segmenter, message, folders):
 def test_a_checksum_is_that_of_the_vision_language_model(folders):
     with pytest.raises(CheckpointError, match=r'VisionReasoner-toy.*SHA-256'):
         load_backend(name_of(folders, 'found'), options_of(folders, sha256='0' * 64))
+
+
+def test_a_lock_file_pins_sam_2_too(folders, tmp_path, capsys):
+    lock, copy = tmp_path / 'lock.json', tmp_path / 'sam2'
+    shutil.copytree(folders / 'sam2', copy)
+    command = ['checksum', name_of(folders, 'found'), '--write-lock', str(lock)]
+    assert cli.main([*command, '--segmenter-model', str(copy)]) == 0
+    assert sorted(json.loads(lock.read_text())['models']) == ['VisionReasoner-toy', 'sam2']
+    options = options_of(folders, segmenter_model=copy, lock=lock)
+    assert answer(load_backend(name_of(folders, 'found'), options))[-1].result.masks.any()
+    (copy / 'config.json').write_text((copy / 'config.json').read_text() + ' ')
+    with pytest.raises(CheckpointError, match=r'sam2: differs from .*config\.json changed'):
+        load_backend(name_of(folders, 'found'), options)
+
+
+def test_the_default_segmenter_is_locked_if_the_command_may_find_it(
+    folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    lock = tmp_path / 'lock.json'
+    command = ['checksum', name_of(folders, 'found'), '--write-lock', str(lock)]
+    assert cli.main(command) == 1
+    assert 'allow the download with' in capsys.readouterr().err
+    assert not lock.exists()
 
 
 def test_a_backend_that_is_dropped_frees_its_memory(folders):

@@ -12,16 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from lisa_ros.errors import CheckpointError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
-from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
+from lisa_ros.model.origin import is_hub_id
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.sam2 import Sam2, Sam2Mask
@@ -37,7 +35,7 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.mask_decoder import ScoredMask
 from lisa_ros.perception.mask_refinement import refine_mask_logits
-from lisa_ros.perception.model_source import limits_of, origin_of
+from lisa_ros.perception.model_source import limits_of, origin_of, segmenter_folder
 from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.sam2_encoder import Sam2Encoder
 from lisa_ros.perception.stopping import Deadline, StopCondition
@@ -48,7 +46,6 @@ from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
 from lisa_ros.vlm.profiles import choose_profile
 from lisa_ros.vlm.qwen_vl import QwenVL
 
-DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
 
 
@@ -75,8 +72,8 @@ class VlmBackend:
             model: folder or hub id of a Qwen2.5-VL or Qwen3-VL, also of one fine-tuned to point.
             options: defaults for None: device: the GPU if there is one; precision: bf16 on a GPU,
                 fp32 on a CPU (SAM 2 is always fp32); template: the profile by the model's name
-                and type; segmenter_model: DEFAULT_SEGMENTER, which is downloaded if `model` is a
-                hub id or `allow_download` is set.
+                and type; segmenter_model: `model_source.DEFAULT_SEGMENTER`, which is downloaded if
+                `model` is a hub id or `allow_download` is set.
 
         Raises:
             CheckpointError: the files are not such models, or are incomplete.
@@ -91,7 +88,7 @@ class VlmBackend:
         folder = origin.model_folder(model)
         profile = choose_profile(model, read_model_type(folder), options.template)
         may_download = options.allow_download or is_hub_id(model)
-        sam2_folder = _segmenter_folder(options.segmenter_model, origin, may_download)
+        sam2_folder = segmenter_folder(options.segmenter_model, origin, may_download)
         sam2 = Sam2.load(sam2_folder, device, limits)
         cache_bytes = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
         vlm = QwenVL.load(folder, profile, device, precision, limits, cache_bytes)
@@ -285,28 +282,6 @@ class _Reading:
             self.parser.finish()
         except AnswerError as error:
             self.error = self.error or error
-
-
-def _segmenter_folder(name: str | Path | None, origin: Origin, may_download: bool) -> Path:
-    """Return the folder of SAM 2.
-
-    Args:
-        name: the user's choice, which may be downloaded; None: DEFAULT_SEGMENTER.
-        origin: of the vision-language model; its lock file is that of SAM 2, too.
-        may_download: the default one.
-
-    Raises:
-        CheckpointError: there is no such model, or the default one may not be downloaded.
-    """
-    if name is None and not may_download and cached_folder(DEFAULT_SEGMENTER) is None:
-        raise CheckpointError(
-            f'segmenter_model is not set, and its default {DEFAULT_SEGMENTER} is not in the local '
-            'cache and is not downloaded without permission: give a folder with segmenter_model '
-            '(--segmenter-model), or allow the download with allow_download:=true '
-            '(--allow-download)'
-        )
-    # the checksum is that of the vision-language model
-    return dataclasses.replace(origin, sha256=None).model_folder(name or DEFAULT_SEGMENTER)
 
 
 def _score(mask: Sam2Mask, words_prob: float) -> tuple[float, ScoreFeatures]:
