@@ -25,7 +25,7 @@ from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.results import Status, Token
+from lisa_ros.results import Status, Token, Turn
 from lisa_ros.vlm.chat_completions import completions_url, retry_after
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
@@ -137,6 +137,20 @@ def test_what_is_sent(remote, model_server, folders):
     assert (kind, opened.format, opened.size) == ('data:image/jpeg', 'JPEG', (840, 840))
     expected = np.asarray(Image.fromarray(IMAGE).resize((840, 840), Image.Resampling.BILINEAR))
     assert np.abs(np.asarray(opened).astype(int) - expected).mean() < 2
+
+
+def test_earlier_turns_are_sent_where_a_model_was_trained_with_them(model_server):
+    vlm = RemoteVlm.connect(model_server.url, NAME)
+    turns = (Turn('The mug', '[]'), Turn('a bowl', '[{}]'))
+    assert len(vlm.prepare(IMAGE, 'it', turns=turns).messages) == 2  # VisionReasoner: no
+    vlm.profile = PROFILES['qwen2_5_vl']
+    _, *messages = vlm.prepare(IMAGE, 'it', turns=turns).messages
+    roles = [message['role'] for message in messages]
+    assert roles == ['user', 'assistant', 'user', 'assistant', 'user']
+    assert [message['content'] for message in messages[1::2]] == ['[]', '[{}]']
+    kinds = [[part['type'] for part in message['content']] for message in messages[::2]]
+    assert kinds == [['image_url', 'text'], ['text'], ['text']]
+    assert messages[2]['content'][0]['text'] == vlm.profile.request('a bowl')
 
 
 def test_a_lossless_profile_sends_the_pixels(model_server):

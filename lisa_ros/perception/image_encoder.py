@@ -7,7 +7,6 @@ gets the features of its own image, because the cache is read once and replaced 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from lisa_ros.model.finite import all_finite, check_finite
 from lisa_ros.model.image_preparation import ImagePreparation
-from lisa_ros.model.image_processing import check_rgb, sam_resized_shape
+from lisa_ros.model.image_processing import check_rgb, image_key, sam_resized_shape
 from lisa_ros.model.lisa import LISA
 
 
@@ -188,8 +187,3 @@ class ImageEncoder:
     def clear(self) -> None:
         """Drop all features."""
         self._last, self._batch = None, {}
-
-
-def image_key(image: np.ndarray) -> tuple:
-    """Return the cache key of an image: its shape and a hash of its pixels."""
-    return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()

@@ -45,10 +45,10 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.model_source import limits_of, origin_of
+from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.prompts import (
     ANSWER_TEMPLATES,
     append_boxes,
-    asks_for_other_object,
     named_template,
     prompt_ids,
     training_ids,
@@ -242,7 +242,7 @@ class LisaBackend:
             query.text,
             image.shape[:2],
             self.model.config.confidence_threshold if threshold is None else threshold,
-            _excluded_masks(query, image.shape[:2]),
+            excluded_masks(query, image.shape[:2]),
         )
         return _Asked(image, text, ids, answer)
 
@@ -571,14 +571,3 @@ def _reply_ids(
         prompt_and_reply, labels = training_ids(tokenizer, template, [Turn('x', reply)])
         ids.append(tuple(prompt_and_reply[labels.count(IGNORE_INDEX) :]))
     return ids
-
-
-def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:
-    """Return the masks, (H, W) bool, that the answer must not repeat.
-
-    Only a query about "the other one" has such masks: those of the last turn with a mask.
-    """
-    shown = query.dialogue.shown
-    if shown is None or shown.shape[1:] != shape or not asks_for_other_object(query.text):
-        return ()
-    return shown

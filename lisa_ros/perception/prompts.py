@@ -8,7 +8,6 @@ query is plain text; with `typed_specials` it is the special token, as in the or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -248,13 +247,3 @@ def _ids(tokenizer: Tokenizer, parts: list[str | SpecialToken]) -> list[int]:
         IMAGE_TOKEN_INDEX,
         *tokenizer.encode_parts(parts[image + 1 :]),
     ]
-
-
-_OTHER_OBJECT = re.compile(
-    r'\b(an)?others?\b(?! (side|end|half|hand|way)\b)|\b(something|anything|what|which) else\b'
-)
-
-
-def asks_for_other_object(query: str) -> bool:
-    """Return whether a query asks for an object other than those shown before."""
-    return _OTHER_OBJECT.search(query.lower()) is not None

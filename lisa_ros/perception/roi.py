@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lisa_ros.errors import ImageError
+from lisa_ros.errors import ImageError, QueryError
+from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.answer_checks import checked_events
 from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
@@ -41,9 +42,12 @@ def stream_in_region(
 
     Raises:
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-        QueryError: the text is empty or too long.
+        QueryError: the text is empty, or the backend finds it too long.
     """
-    region, shape = query.region, image.shape[:2]
+    # here as well, for backends of other packages
+    region, shape = query.region, check_rgb(image).shape[:2]
+    if not query.text.strip():
+        raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
     if region is None:
         events = backend.stream(image, query, options, cancel)
         return checked_events(events, query.text, shape)
