@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,10 @@ from pathlib import Path
 import golden_family
 import numpy as np
 import scripted_backend  # noqa: F401  # registers "scripted:"
+import torch
 import toy_qwen
 import toy_sam2
+from chat_server import ChatServer, ModelAnswer
 from ros_graph import REFERENCE
 from torch import nn
 
@@ -27,6 +30,8 @@ from lisa_ros.model.family import LISA_PLUS
 from lisa_ros.perception.backend import Backend, LoadOptions
 from lisa_ros.perception.registry import load_backend, register_backend
 from lisa_ros.resources import SELF_TEST
+from lisa_ros.vlm.profiles import PROFILES
+from lisa_ros.vlm.qwen_vl import QwenVL
 
 _TABLE = read_rgb(SELF_TEST / 'table.webp')
 # the toys know these questions
@@ -48,7 +53,7 @@ _SCRIPTS = {  # by the folder's name: the type of the model and its answer
 }
 NAMES = (
     *('lisa-tabletop', 'LISA', 'LISA++', 'SESAME', 'READ'),
-    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'scripted'),
+    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'Qwen2.5-VL at a server', 'scripted'),
 )
 
 
@@ -74,7 +79,7 @@ class Model:
     @property
     def parameters(self) -> dict[str, str]:
         """Parameters of a node that load it."""
-        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'template'), '')
+        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'vlm_url', 'template'), '')
         return {'model': f'counted:{self.name}', **empty, **self.companions}
 
 
@@ -98,7 +103,20 @@ def make_models(folder: Path) -> dict[str, Model]:
     models['LISA++'] = replace(models['LISA++'], query=_PLUS_QUERY)
     for name in _SCRIPTS:
         models[name] = Model(f'vlm+sam:{folder / name}', {'segmenter_model': str(folder / 'sam2')})
+    companions = {
+        'segmenter_model': str(folder / 'sam2'),
+        'vlm_url': _serve(folder / 'Qwen2.5-VL'),
+    }
+    models['Qwen2.5-VL at a server'] = Model('vlm+sam:Qwen2.5-VL', companions)
     return models
+
+
+def _serve(folder: Path) -> str:
+    """Serve a toy model while this process runs; return the address."""
+    vlm = QwenVL.load(folder, PROFILES['qwen2_5_vl'], torch.device('cpu'), 'fp32')
+    server = ChatServer(ModelAnswer(vlm))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.url
 
 
 def _lisa(folder: Path, tower: Path, **companions: str) -> Model:
