@@ -17,7 +17,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
 from rclpy_features import needs_goal_clients
-from ros_graph import START, NodeProcess, Peer, environment, image
+from ros_graph import START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -48,19 +48,15 @@ def node_process(tmp_path_factory):
         'goals_per_client': 10,
         'camera': 'wrist',
     }
-    process = NodeProcess(log, parameters)
-    yield process
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with running_node(log, parameters) as process:
+        yield process
 
 
 @pytest.fixture(scope='module')
 def peer(node_process):
-    peer = Peer()
-    peer.wait_until_active(node_process)
-    peer.settle(1.0)  # best effort: the node must have discovered this camera, too
-    yield peer
-    peer.close()
+    with peer_of(node_process) as peer:
+        peer.settle(1.0)  # best effort: the node must have discovered this camera, too
+        yield peer
 
 
 @pytest.fixture(scope='module')
@@ -303,14 +299,12 @@ def crowd(tmp_path_factory):
     """The peer of a second node, for tests with many clients."""
     log = tmp_path_factory.mktemp('crowd') / 'node.log'
     parameters = {'threads': 1, 'goals_kept': 40, 'goals_per_client': 100}
-    process = NodeProcess(log, parameters, '-r', '__ns:=/crowd')
-    peer = Peer('/crowd')
-    peer.wait_until_active(process)
-    peer.settle(1.0)
-    yield peer
-    peer.close()
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with (
+        running_node(log, parameters, '-r', '__ns:=/crowd') as process,
+        peer_of(process, '/crowd') as peer,
+    ):
+        peer.settle(1.0)
+        yield peer
 
 
 @pytest.fixture(scope='module')
