@@ -52,6 +52,7 @@ class Capabilities:
     denies: bool = False  # says as text that an object is absent
     instances: bool = False  # makes a mask of each object, not one of several objects
     dialogue: bool = False  # understands earlier turns
+    yes_no: bool = False  # answers `Query.yes_no`
     scores: ScoreKind = ScoreKind.UNCALIBRATED
 
 
@@ -63,6 +64,9 @@ class Query:
     dialogue: Dialogue = field(default_factory=Dialogue)  # earlier turns about the same image
     explain: bool = False  # ask for a reason, too; AnswerStyle.EXPLAIN for this query
     region: Region | None = None  # segment only this part [px]; None: the whole image
+    # answer with yes or no, without masks; the result has `yes_probability`. Only for backends
+    # whose capabilities say `yes_no`: `roi.stream_in_region` rejects it for others
+    yes_no: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lisa_ros.errors import ImageError
+from lisa_ros.errors import ImageError, QueryError
 from lisa_ros.perception.answer_checks import checked_events
 from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
@@ -41,8 +41,14 @@ def stream_in_region(
 
     Raises:
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-        QueryError: the text is empty or too long.
+        QueryError: the text is empty or too long, or it is a yes/no question and the model cannot
+            answer those.
     """
+    if query.yes_no and not backend.capabilities.yes_no:
+        raise QueryError(
+            'this model gives no probability of yes and no: ask for words, or load a model of the '
+            'LISA family or a vision-language model'
+        )
     region, shape = query.region, image.shape[:2]
     if region is None:
         events = backend.stream(image, query, options, cancel)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lisa_ros.errors import CheckpointError
+from lisa_ros.errors import CheckpointError, QueryError
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
@@ -38,6 +38,7 @@ from lisa_ros.perception.mask_refinement import refine_mask_logits
 from lisa_ros.perception.model_source import limits_of, origin_of
 from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.verification import verified_events
+from lisa_ros.perception.yes_no import YesNo, YesNoWords, yes_no_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
 from lisa_ros.vlm.profiles import choose_profile
@@ -45,6 +46,7 @@ from lisa_ros.vlm.qwen_vl import QwenInputs, QwenVL, WordToken
 
 DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
+_YES_NO = YesNoWords()
 
 
 class VlmBackend:
@@ -104,7 +106,10 @@ class VlmBackend:
     def capabilities(self) -> Capabilities:
         """What the profile of the model says; it makes a mask of each object."""
         return Capabilities(
-            explains=self._profile.explains, denies=self._profile.denies, instances=True
+            explains=self._profile.explains,
+            denies=self._profile.denies,
+            instances=True,
+            yes_no=True,
         )
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
@@ -126,9 +131,13 @@ class VlmBackend:
         A MaskReady directly follows the Token that completes its object; with `options.verify`,
         the last Token, because the model is asked about all masks first. The text of the answer
         for people is the model's reasoning, or the names of the objects. Earlier turns are not
-        read: these models are trained with one question.
+        read: these models are trained with one question. With `query.yes_no` the question is asked
+        in its own words, without the profile's prompt, and no token is generated.
         """
         check_rgb(image)
+        if query.yes_no:
+            question = self._yes_no_inputs(image, query.text)
+            return self._yes_no_events(image, query.text, question, options, cancel)
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
         inputs = self._vlm.prepare(image, query.text, min_answer_tokens)
         events = self._events(image, query, inputs, options, cancel)
@@ -142,6 +151,34 @@ class VlmBackend:
             options.confidence_threshold or 0.0,
             cancel,
         )
+
+    def _yes_no_inputs(self, image: np.ndarray, question: str) -> QwenInputs:
+        """Return the prompt of a yes/no question.
+
+        Raises:
+            QueryError: it is empty or too long.
+        """
+        if not question.strip():
+            raise QueryError('the question is empty: ask one, as in "is the door open?"')
+        return self._vlm.prepare_request(image, f'{question.strip()} {_YES_NO.request}')
+
+    def _yes_no_events(
+        self,
+        image: np.ndarray,
+        question: str,
+        inputs: QwenInputs,
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> Iterator[Event]:
+        """Read the prompt, and compare how the answer could begin; no token is generated."""
+        timer = StageTimer(self._vlm.device)
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        words = (*_YES_NO.yes, *_YES_NO.no)
+        with timer.stage('prompt'):
+            probabilities = self._vlm.first_token_probabilities(inputs, words)
+        count = len(_YES_NO.yes)
+        answer = YesNo(sum(probabilities[:count]), sum(probabilities[count:]))
+        yield from yes_no_events(question, image.shape[:2], answer, timer.seconds, stop.early_end)
 
     def _events(
         self,

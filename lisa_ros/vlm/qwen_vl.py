@@ -165,9 +165,12 @@ class QwenVL:
         """
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
-        return self._inputs(image, self.profile.request(query), min_answer_tokens)
+        return self.prepare_request(image, self.profile.request(query), min_answer_tokens)
 
-    def _inputs(self, image: np.ndarray, request: str, min_answer_tokens: int = 1) -> QwenInputs:
+    def prepare_request(
+        self, image: np.ndarray, request: str, min_answer_tokens: int = 1
+    ) -> QwenInputs:
+        """Return the prompt of an image and the whole text after it; errors as `prepare`."""
         prepared = prepare_image(image, self.profile.resize, self._layout)
         image_tokens = prepared.rows * prepared.columns // self._layout.merge**2
         ids = self.tokenizer.prompt_ids(self.profile.system, request, image_tokens)
@@ -245,7 +248,6 @@ class QwenVL:
             seen = torch.cat([seen, token[None]])
             step = {'input_ids': token[None, None], 'position_ids': position}
 
-    @torch.inference_mode()
     def choice_probabilities(
         self, image: np.ndarray, request: str, choices: Sequence[str]
     ) -> list[float]:
@@ -259,7 +261,19 @@ class QwenVL:
         Raises:
             ModelError: the scores of the token are NaN.
         """
-        inputs = self._inputs(image, request)
+        return self.first_token_probabilities(self.prepare_request(image, request), choices)
+
+    @torch.inference_mode()
+    def first_token_probabilities(self, inputs: QwenInputs, choices: Sequence[str]) -> list[float]:
+        """Return how probable each choice is as the first token after a prompt.
+
+        Args:
+            inputs: of `prepare` or `prepare_request`.
+            choices: texts of one token each.
+
+        Raises:
+            ModelError: the scores of the token are NaN.
+        """
         positions, _ = self.positions(inputs)
         output = self._model(
             input_ids=inputs.input_ids,
