@@ -19,6 +19,7 @@ from lisa_ros.commands import (
     finetune,
     frames,
     listen,
+    mcp_server,
     scenes,
     segment,
     train,
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, checksum, doctor),
+    *(segment, chat, listen, mcp_server, export, evaluate, scenes, train, frames, finetune),
+    *(checksum, doctor),
 )
 
 

@@ -178,6 +178,27 @@ def test_an_explanation_is_given_on_request(peer, client):
     assert answer.message.query == 'Find something to tidy my desk.'
 
 
+def test_a_yes_no_question_gets_a_probability_and_no_topic(peer, client):
+    publish_image(peer)
+    settle_answers(peer)
+    there = client.answer('is there a mug?', answer_probability=True)
+    absent = client.answer('is there a banana?', answer_probability=True)
+    assert (there.status, there.answer, len(there.masks)) == (Status.NOT_FOUND, 'Yes.', 0)
+    assert there.yes_probability > 0.95
+    assert absent.yes_probability < 0.05
+    undecided = client.answer(MUG, answer_probability=True)
+    assert undecided.status is Status.FAILED
+    assert 'neither with yes nor with no' in undecided.reason
+    assert np.isnan(undecided.yes_probability)
+    assert not peer.received['segmentation']  # the tracker keeps the last answer
+    assert np.isnan(client.answer(MUG).yes_probability)
+    for contradiction in ('continuous', 'want_explanation'):
+        refused = client.answer(MUG, answer_probability=True, **{contradiction: True})
+        assert refused.status is Status.FAILED
+        assert 'leave out continuous and want_explanation' in refused.reason
+        assert np.isnan(refused.yes_probability)
+
+
 def test_an_image_that_is_too_old_is_stale_input(peer, client):
     publish_image(peer, stamp=(7, 5))  # long before the time of the node's clock
     answer = client.answer(MUG, max_age=0.5)

@@ -151,6 +151,7 @@ class Segmenter:
         *,
         explain: bool = False,
         region: Region | None = None,
+        yes_no: bool = False,
     ) -> Segmentation:
         """Answer a query about an image.
 
@@ -164,16 +165,20 @@ class Segmenter:
             explain: ask for a reason, too.
             region: segment only this (x, y, width, height) [px]; None: the whole image. Masks
                 are (H, W) of the whole image either way.
+            yes_no: answer with yes or no, without masks; the result has `yes_probability`.
 
         Returns:
             The result. Its status is FAILED, with a reason, if the model computed NaN or masks of
-            another size.
+            another size, or answers a yes/no question neither with yes nor with no.
 
         Raises:
             ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-            QueryError: the text is empty, or too long by itself.
+            QueryError: the text is empty, or too long by itself; or the model cannot answer
+                yes/no questions.
         """
-        events = self.stream(image, text, dialogue, cancel, explain=explain, region=region)
+        events = self.stream(
+            image, text, dialogue, cancel, explain=explain, region=region, yes_no=yes_no
+        )
         for event in events:
             if isinstance(event, Done):
                 return event.result
@@ -207,13 +212,14 @@ class Segmenter:
         *,
         explain: bool = False,
         region: Region | None = None,
+        yes_no: bool = False,
     ) -> Iterator[Event]:
         """Yield the answer in pieces: Token and MaskReady as they arrive, then exactly one Done.
 
         A MaskReady directly follows the Token of its [SEG], before the text after it. Arguments
         and errors as `segment`; errors are raised by this call, not by the iteration.
         """
-        query = Query(text, dialogue or Dialogue(), explain, region)
+        query = Query(text, dialogue or Dialogue(), explain, region, yes_no)
         return stream_in_region(self.backend, image, query, self.options, _cancellation(cancel))
 
 

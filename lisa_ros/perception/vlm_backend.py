@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lisa_ros.errors import SettingsError, UnreachableError
+from lisa_ros.errors import ModelError, SettingsError, UnreachableError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
@@ -33,6 +33,7 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     LoadOptions,
     Query,
+    check_query,
 )
 from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.mask_decoder import ScoredMask
@@ -42,6 +43,7 @@ from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.sam2_encoder import Sam2Encoder
 from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.perception.verification import verified_events
+from lisa_ros.perception.yes_no import YesNo, YesNoWords, yes_no_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
 from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
@@ -49,6 +51,7 @@ from lisa_ros.vlm.profiles import choose_profile
 from lisa_ros.vlm.qwen_vl import QwenVL
 
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
+_YES_NO = YesNoWords()
 
 
 class VlmBackend:
@@ -157,6 +160,7 @@ class VlmBackend:
             denies=self._profile.denies,
             instances=True,
             dialogue=self._profile.dialogue,
+            yes_no=True,
         )
 
     @property
@@ -192,18 +196,51 @@ class VlmBackend:
         for people is the model's reasoning, or the names of the objects. A model that was not
         trained with several questions does not read earlier turns; but no answer about "the other
         one" has a mask of an object that was shown before.
+        With `query.yes_no` the question is asked in its own words, without the profile's prompt,
+        and no token is generated.
         """
         check_rgb(image)
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        if query.yes_no:
+            check_query(query.text)
+            return self._yes_no_events(image, query.text, stop)
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
         turns = query.dialogue.turns
         inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
-        stop = StopCondition(cancel, Deadline(options.answer_timeout))
         events = self._events(image, query, inputs, options, stop)
         if not options.verify:
             return events
         threshold = options.confidence_threshold or 0.0
         choose = self._vlm.choice_probabilities
         return verified_events(events, image, query.text, choose, threshold, stop)
+
+    def _yes_no_events(
+        self, image: np.ndarray, question: str, stop: StopCondition
+    ) -> Iterator[Event]:
+        """Compare how the answer could begin; no further token is generated.
+
+        Raises:
+            QueryError: the question is too long.
+            ModelError: a server gives no probabilities.
+        """
+        timer = StageTimer(self._sam2.device)
+        words = (*_YES_NO.yes, *_YES_NO.no)
+        request = f'{question.strip()} {_YES_NO.request}'
+        probabilities, end = [0.0] * len(words), None
+        try:
+            with timer.stage('prompt'):
+                probabilities = self._vlm.choice_probabilities(image, request, words, stop)
+        except UnreachableError as error:
+            end = EarlyEnd(Status.UNREACHABLE, str(error))
+        if self._vlm.gives_probabilities is False:
+            raise ModelError(
+                f'{self._vlm.device} gives no probabilities of tokens (logprobs), which a yes/no '
+                'question needs: ask for words'
+            )
+        count = len(_YES_NO.yes)
+        answer = YesNo(sum(probabilities[:count]), sum(probabilities[count:]))
+        end = end or stop.early_end
+        yield from yes_no_events(question, image.shape[:2], answer, timer.seconds, end)
 
     def _events(
         self,

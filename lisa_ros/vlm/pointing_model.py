@@ -72,6 +72,10 @@ class PointingModel(Protocol[Prompt]):
         """The device of the model, as torch names it, or the address of a server."""
 
     @property
+    def gives_probabilities(self) -> bool | None:
+        """Whether tokens have probabilities; None: not known before a server's first answer."""
+
+    @property
     def cache_use(self) -> CacheUse | None:
         """What is kept of earlier prompts; None: nothing, or a server keeps it."""
 

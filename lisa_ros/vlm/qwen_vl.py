@@ -163,6 +163,11 @@ class QwenVL:
         return str(self._model.device)
 
     @property
+    def gives_probabilities(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def cache_use(self) -> CacheUse:
         """What is kept of earlier prompts; see `PointingModel`."""
         return self._prefixes.use

@@ -126,6 +126,11 @@ class RemoteVlm:
         return self._server.address
 
     @property
+    def gives_probabilities(self) -> bool | None:
+        """Whether the server gives probabilities of tokens; None: before its first answer."""
+        return self._has_probabilities
+
+    @property
     def cache_use(self) -> CacheUse | None:
         """None: the server keeps earlier prompts, or does not."""
         return None
