@@ -32,10 +32,12 @@ class Status(enum.IntEnum):
     SUPERSEDED = 6  # a newer command replaced this one before it started
     REPEATED = 7  # the model repeated the same words without end, and gave no mask before that
     TIMED_OUT = 8  # longer than `answer_timeout`; the result keeps what was ready by then
+    UNREACHABLE = 9  # no answer, or a part of one, from the server of the model; see `reason`
 
 
 ANSWERED = (Status.FOUND, Status.NOT_FOUND)  # the model has answered, with or without a mask
-BROKEN = (Status.FAILED, Status.TIMED_OUT)  # an error or a model that is too slow
+# an error, a model that is too slow, a server that cannot be reached
+BROKEN = (Status.FAILED, Status.TIMED_OUT, Status.UNREACHABLE)
 
 
 @dataclass(frozen=True)

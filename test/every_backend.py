@@ -7,6 +7,7 @@ earlier models are still in memory.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import weakref
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import chat_server
 import golden_family
 import numpy as np
 import scripted_backend  # noqa: F401  # registers "scripted:"
+import torch
 import toy_qwen
 import toy_sam2
 from ros_graph import REFERENCE
@@ -27,6 +30,8 @@ from lisa_ros.model.family import LISA_PLUS
 from lisa_ros.perception.backend import Backend, LoadOptions
 from lisa_ros.perception.registry import load_backend, register_backend
 from lisa_ros.resources import SELF_TEST
+from lisa_ros.vlm.profiles import PROFILES
+from lisa_ros.vlm.qwen_vl import QwenVL
 
 _TABLE = read_rgb(SELF_TEST / 'table.webp')
 # the toys know these questions
@@ -48,7 +53,7 @@ _SCRIPTS = {  # by the folder's name: the type of the model and its answer
 }
 NAMES = (
     *('lisa-tabletop', 'LISA', 'LISA++', 'SESAME', 'READ'),
-    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'scripted'),
+    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'Qwen3-VL at a server', 'scripted'),
 )
 
 
@@ -74,12 +79,23 @@ class Model:
     @property
     def parameters(self) -> dict[str, str]:
         """Parameters of a node that load it."""
-        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'template'), '')
+        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'template', 'vlm_url'), '')
         return {'model': f'counted:{self.name}', **empty, **self.companions}
 
 
-def make_models(folder: Path) -> dict[str, Model]:
-    """Return a model by each of NAMES; those that are made go to a folder."""
+@contextlib.contextmanager
+def every_model(folder: Path) -> Iterator[dict[str, Model]]:
+    """Make a model by each of NAMES, in a folder; a server runs one of them in the block."""
+    models = _make_models(folder)
+    name, profile = 'Qwen3-VL', PROFILES['qwen3_vl']
+    served = QwenVL.load(folder / name, profile, torch.device('cpu'), 'fp32')
+    with chat_server.running(chat_server.ModelAnswer(served)) as server:
+        companions = {**models[name].companions, 'vlm_url': server.url}
+        models['Qwen3-VL at a server'] = Model(f'vlm+sam:{name}', companions)
+        yield models
+
+
+def _make_models(folder: Path) -> dict[str, Model]:
     toy_sam2.toy_model().save_pretrained(folder / 'sam2')
     for name, (model_type, texts, objects) in _SCRIPTS.items():
         before, begin, comma, *end = texts

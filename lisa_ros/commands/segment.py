@@ -36,11 +36,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 def segment(options: argparse.Namespace) -> None:
     """Answer one query about one image; print text or one JSON object, save masks."""
     from lisa_ros.images.image_file import read_rgb
-    from lisa_ros.results import Status
+    from lisa_ros.results import BROKEN
 
     image = read_rgb(options.image)
     result = load_segmenter(options).segment(image, options.query)
-    if result.status is Status.FAILED:
+    if result.status in BROKEN:
         raise ModelError(result.reason)
     out = options.out or (None if options.json else Path('lisa-out'))
     if out:

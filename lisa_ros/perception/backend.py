@@ -92,6 +92,9 @@ class LoadOptions:
     precision: str | None = None  # fp32, bf16, fp16, int8, nf4
     vision_tower: str | Path | None = None  # CLIP, folder or hub id
     segmenter_model: str | Path | None = None  # SAM 2 of "vlm+sam:", folder or hub id
+    # server with the vision-language model of "vlm+sam:", with OpenAI's chat completions
+    vlm_url: str | None = None
+    api_key_env: str | None = None  # name of the environment variable with its key
     sam: str | Path | None = None  # a .pth file of segment-anything
     # conversation template, a name in prompts.TEMPLATES; of "vlm+sam:" in vlm.profiles.PROFILES
     template: str | None = None
@@ -198,6 +201,15 @@ class ReportsPrecision(Protocol):
     @property
     def precision(self) -> str:
         """fp32, bf16, fp16, int8 or nf4; empty if it is unknown."""
+
+
+@runtime_checkable
+class ReportsNotices(Protocol):
+    """A backend of which its user should know something, such as who gets the images."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences for the log, after the model is loaded."""
 
 
 @runtime_checkable

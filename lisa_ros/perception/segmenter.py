@@ -12,6 +12,7 @@ Threads: a Segmenter answers one request at a time; call it from one thread, or 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +26,15 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     LoadOptions,
     Query,
+    ReportsNotices,
 )
 from lisa_ros.perception.batch import answer_requests
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.resources import DEFAULT_MODEL
 from lisa_ros.results import Dialogue, Done, Event, Region, Segmentation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Segmenter:
         precision: str | None = None,
         vision_tower: str | Path | None = None,
         segmenter_model: str | Path | None = None,
+        vlm_url: str | None = None,
+        api_key_env: str | None = None,
         sam: str | Path | None = None,
         template: str | None = None,
         threads: int | None = None,
@@ -74,6 +80,10 @@ class Segmenter:
             vision_tower: folder or hub id of CLIP; None: the one that the checkpoint names.
             segmenter_model: folder or hub id of SAM 2 for a "vlm+sam:" model; None:
                 facebook/sam2.1-hiera-large.
+            vlm_url: server with the vision-language model of "vlm+sam:NAME", with OpenAI's chat
+                completions; images are sent there. NAME is its name at the server. None: the
+                model runs here.
+            api_key_env: name of the environment variable with the server's key; None: no key.
             sam: a .pth file of segment-anything; it fills in weights of SAM that a released LISA
                 lacks (LISA does not train SAM's vision encoder, so files may omit it).
             template: conversation template, or profile of a "vlm+sam:" model; None: the
@@ -96,6 +106,8 @@ class Segmenter:
             precision=precision,
             vision_tower=vision_tower,
             segmenter_model=segmenter_model,
+            vlm_url=vlm_url,
+            api_key_env=api_key_env,
             sam=sam,
             template=template,
             threads=threads,
@@ -105,7 +117,10 @@ class Segmenter:
             max_input_side=max_input_side,
             max_model_size=max_model_size,
         )
-        return cls(load_backend(str(name), load_options), options or InferenceOptions())
+        backend = load_backend(str(name), load_options)
+        for notice in backend.notices if isinstance(backend, ReportsNotices) else ():
+            _log.warning(notice)
+        return cls(backend, options or InferenceOptions())
 
     @property
     def device(self) -> str:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lisa_ros.errors import SettingsError, UnreachableError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
-from lisa_ros.model.origin import is_hub_id
+from lisa_ros.model.limits import Limits
+from lisa_ros.model.origin import Origin, is_hub_id
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES
 from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.sam2 import Sam2, Sam2Mask
@@ -38,7 +40,7 @@ from lisa_ros.perception.mask_refinement import refine_mask_logits
 from lisa_ros.perception.model_source import limits_of, origin_of, segmenter_folder
 from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.sam2_encoder import Sam2Encoder
-from lisa_ros.perception.stopping import Deadline, StopCondition
+from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.perception.verification import verified_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
@@ -52,15 +54,23 @@ _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [t
 class VlmBackend:
     """A loaded vision-language model with SAM 2. It keeps what both know of the last images."""
 
-    def __init__(self, vlm: PointingModel, sam2: Sam2, precision: str = 'fp32'):
+    def __init__(
+        self,
+        vlm: PointingModel,
+        sam2: Sam2,
+        precision: str = 'fp32',
+        notices: tuple[str, ...] = (),
+    ):
         """Wrap loaded models; `load` reads them from files.
 
         Args:
             vlm: points at objects.
             sam2: makes their masks.
             precision: of the vision-language model's weights.
+            notices: what a user should know about it.
         """
         self._vlm, self._sam2, self._precision = vlm, sam2, precision
+        self._notices = notices
         self._profile = vlm.profile
         self._encoder = Sam2Encoder(sam2)
 
@@ -69,7 +79,8 @@ class VlmBackend:
         """Load a vision-language model and SAM 2.
 
         Args:
-            model: folder or hub id of a Qwen2.5-VL or Qwen3-VL, also of one fine-tuned to point.
+            model: folder or hub id of a Qwen2.5-VL or Qwen3-VL, also of one fine-tuned to point;
+                with `vlm_url` its name at that server, and no file of it is read.
             options: defaults for None: device: the GPU if there is one; precision: bf16 on a GPU,
                 fp32 on a CPU (SAM 2 is always fp32); template: the profile by the model's name
                 and type; segmenter_model: `model_source.DEFAULT_SEGMENTER`, which is downloaded if
@@ -77,14 +88,18 @@ class VlmBackend:
 
         Raises:
             CheckpointError: the files are not such models, or are incomplete.
-            SettingsError: the device, the precision or the template is not available.
+            SettingsError: the device, the precision or the template is not available, or the
+                coordinates of a server's model are not those of its profile.
+            ModelError: a server refuses a request, or its answer cannot be read.
         """
         if options.threads:
             torch.set_num_threads(options.threads)
         device = resolve_device(options.device)
+        origin, limits = origin_of(options), limits_of(options)
+        if options.vlm_url:
+            return cls._load_remote(model, options, device, origin, limits)
         precision = options.precision or ('bf16' if device.type == 'cuda' else 'fp32')
         check_precision(precision, device)
-        origin, limits = origin_of(options), limits_of(options)
         folder = origin.model_folder(model)
         profile = choose_profile(model, read_model_type(folder), options.template)
         may_download = options.allow_download or is_hub_id(model)
@@ -94,15 +109,45 @@ class VlmBackend:
         vlm = QwenVL.load(folder, profile, device, precision, limits, cache_bytes)
         return cls(vlm, sam2, precision)
 
+    @classmethod
+    def _load_remote(
+        cls,
+        model: str,
+        options: LoadOptions,
+        device: torch.device,
+        origin: Origin,
+        limits: Limits,
+    ) -> VlmBackend:
+        """Load SAM 2, and connect to the server of the vision-language model; see `load`."""
+        from lisa_ros.vlm.remote_vlm import RemoteVlm  # with an HTTP client
+
+        if options.sha256:
+            raise SettingsError(
+                'model_sha256 is that of a vision-language model in files, and this one runs at '
+                'vlm_url: leave it empty'
+            )
+        folder = segmenter_folder(options.segmenter_model, origin, options.allow_download)
+        sam2 = Sam2.load(folder, device, limits)
+        vlm = RemoteVlm.connect(options.vlm_url, model, options.template, options.api_key_env)
+        return cls(vlm, sam2, '', vlm.notices)
+
     @property
     def device(self) -> str:
-        """The torch device of the models, such as "cuda:0"."""
-        return self._vlm.device
+        """The torch device of the models, such as "cuda:0", and the address of a server."""
+        return ', '.join(dict.fromkeys((str(self._sam2.device), self._vlm.device)))
 
     @property
     def precision(self) -> str:
-        """The number format of the vision-language model: fp32, bf16, fp16, int8 or nf4."""
+        """The number format of the vision-language model: fp32, bf16, fp16, int8 or nf4.
+
+        Empty if a server runs it.
+        """
         return self._precision
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know about the server; see `ReportsNotices`."""
+        return self._notices
 
     @property
     def capabilities(self) -> Capabilities:
@@ -152,17 +197,13 @@ class VlmBackend:
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
         turns = query.dialogue.turns
         inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
-        events = self._events(image, query, inputs, options, cancel)
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        events = self._events(image, query, inputs, options, stop)
         if not options.verify:
             return events
-        return verified_events(
-            events,
-            image,
-            query.text,
-            self._vlm.choice_probabilities,
-            options.confidence_threshold or 0.0,
-            cancel,
-        )
+        threshold = options.confidence_threshold or 0.0
+        choose = self._vlm.choice_probabilities
+        return verified_events(events, image, query.text, choose, threshold, stop)
 
     def _events(
         self,
@@ -170,11 +211,10 @@ class VlmBackend:
         query: Query,
         inputs: PreparedPrompt,
         options: InferenceOptions,
-        cancel: Cancellation,
+        stop: StopCondition,
     ) -> Iterator[Event]:
         height, width = image.shape[:2]
         timer = StageTimer(self._sam2.device)
-        stop = StopCondition(cancel, Deadline(options.answer_timeout))
         answer = AnswerBuilder(
             query.text,
             (height, width),
@@ -184,20 +224,25 @@ class VlmBackend:
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
         reading = _Reading(parser, self._profile.stop)
         max_new_tokens = min(options.max_new_tokens, self._vlm.max_answer_tokens(inputs))
-        for token in self._tokens(inputs, max_new_tokens, stop, timer):
-            answer.token_ids.append(token.token_id)
-            yield Token(token.text, token.token_id)
-            for located, words_prob in reading.push(token):
-                if answer.is_full:
+        failure: EarlyEnd | None = None
+        try:
+            for token in self._tokens(inputs, max_new_tokens, stop, timer):
+                answer.token_ids.append(_number(token))
+                yield Token(token.text, token.token_id)
+                for located, words_prob in reading.push(token):
+                    if answer.is_full:
+                        break
+                    mask = self._mask(image, located, words_prob, bool(options.refine), timer)
+                    event = answer.add_mask(mask)
+                    if event is not None:
+                        yield event
+                if reading.is_over or answer.repeated_count:
                     break
-                mask = self._mask(image, located, words_prob, bool(options.refine), timer)
-                event = answer.add_mask(mask)
-                if event is not None:
-                    yield event
-            if reading.is_over or answer.repeated_count:
-                break
-        early_end = None if reading.is_over else stop.early_end
-        is_cut = not reading.is_over and len(answer.token_ids) >= max_new_tokens
+        except UnreachableError as error:
+            failure = EarlyEnd(Status.UNREACHABLE, str(error))
+        early_end = None if reading.is_over else failure or stop.early_end
+        at_limit = reading.is_cut or len(answer.token_ids) >= max_new_tokens
+        is_cut = not reading.is_over and at_limit
         hint = f' (max_new_tokens: {max_new_tokens})' if is_cut else ''
         result = answer.result(parser.text, timer.seconds, early_end)
         if early_end is None and result.status is not Status.REPEATED:
@@ -249,6 +294,7 @@ class _Reading:
     parser: AnswerParser
     stop: str  # text that ends the answer; '': none
     has_ended: bool = False  # with this text, or with a token that ends a turn
+    is_cut: bool = False  # at the limit of tokens
     error: AnswerError | None = None
     words_prob: float = 1.0  # of the words since the last object, without digits
 
@@ -260,9 +306,11 @@ class _Reading:
     def push(self, token: WordToken) -> list[tuple[LocatedObject, float]]:
         """Add a token; return the objects that it completes, and the probability of their words.
 
-        Digits do not count: another number near this one may be as right.
+        Digits do not count: another number near this one may be as right. Neither do tokens of
+        which a server does not give the probability.
         """
-        if not token.text.strip().isdigit():
+        self.is_cut = token.is_cut
+        if token.probability is not None and not token.text.strip().isdigit():
             self.words_prob *= token.probability
         try:
             located = self.parser.push(token.text)
@@ -282,6 +330,11 @@ class _Reading:
             self.parser.finish()
         except AnswerError as error:
             self.error = self.error or error
+
+
+def _number(token: WordToken) -> int:
+    """Return a number that equal tokens of an answer have in common; a server gives no ids."""
+    return hash(token.text) if token.token_id is None else token.token_id
 
 
 def _score(mask: Sam2Mask, words_prob: float) -> tuple[float, ScoreFeatures]:

@@ -8,9 +8,9 @@ How a goal ends (state of the action, status of the result):
 
     succeeded   FOUND, NOT_FOUND
     canceled    CANCELLED: its client cancelled it
-    aborted     STALE_INPUT, FAILED, TIMED_OUT, REPEATED, or CANCELLED: the node deactivated,
-                "stop" ended a continuous goal, the client has left the ROS graph, or it has more
-                than `goals_per_client`
+    aborted     STALE_INPUT, FAILED, TIMED_OUT, UNREACHABLE, REPEATED, or CANCELLED: the node
+                deactivated, "stop" ended a continuous goal, the client has left the ROS graph, or
+                it has more than `goals_per_client`
 
 A continuous goal is answered again for newer frames until its client cancels it; each answer is
 sent as feedback. Goals beyond `goals_kept` and goals to an inactive node are rejected. Nobody
