@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep what a model knows of the newest images; each camera of a node has an image of its own."""
+"""Keep the features of the newest images; each camera of a node has an image of its own."""
 
 from __future__ import annotations
 

@@ -54,13 +54,13 @@ class Sam2Encoder:
             ModelError: the features are not finite.
         """
         by_key = {image_key(check_rgb(image)): image for image in images}
-        found = {key: self._newest.get(key) or self._batch.get(key) for key in by_key}
-        known = {key: features for key, features in found.items() if features is not None}
-        new = {key: image for key, image in by_key.items() if key not in known}
-        self._batch = known
+        cached = {key: self._newest.get(key) or self._batch.get(key) for key in by_key}
+        batch = {key: features for key, features in cached.items() if features is not None}
+        new = {key: image for key, image in by_key.items() if key not in batch}
         if new:
             features = self._sam2.encode_batch(list(new.values()))
-            self._batch = known | dict(zip(new, features, strict=True))
+            batch |= dict(zip(new, features, strict=True))
+        self._batch = batch
 
     def clear(self) -> None:
         """Drop all features."""

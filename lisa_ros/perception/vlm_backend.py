@@ -52,7 +52,7 @@ _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [t
 
 
 class VlmBackend:
-    """A loaded vision-language model with SAM 2. It keeps what both know of the last images."""
+    """A loaded vision-language model with SAM 2; keeps prompts and features of some images."""
 
     def __init__(
         self,
