@@ -7,21 +7,21 @@ earlier models are still in memory.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import chat_server
 import golden_family
 import numpy as np
 import scripted_backend  # noqa: F401  # registers "scripted:"
 import torch
 import toy_qwen
 import toy_sam2
+from chat_server import ChatServer, ModelAnswer
 from ros_graph import REFERENCE
 from torch import nn
 
@@ -53,7 +53,7 @@ _SCRIPTS = {  # by the folder's name: the type of the model and its answer
 }
 NAMES = (
     *('lisa-tabletop', 'LISA', 'LISA++', 'SESAME', 'READ'),
-    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'Qwen3-VL at a server', 'scripted'),
+    *('VisionReasoner', 'Qwen2.5-VL', 'Qwen3-VL', 'Qwen2.5-VL at a server', 'scripted'),
 )
 
 
@@ -79,23 +79,12 @@ class Model:
     @property
     def parameters(self) -> dict[str, str]:
         """Parameters of a node that load it."""
-        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'template', 'vlm_url'), '')
+        empty = dict.fromkeys(('vision_tower', 'segmenter_model', 'vlm_url', 'template'), '')
         return {'model': f'counted:{self.name}', **empty, **self.companions}
 
 
-@contextlib.contextmanager
-def every_model(folder: Path) -> Iterator[dict[str, Model]]:
-    """Make a model by each of NAMES, in a folder; a server runs one of them in the block."""
-    models = _make_models(folder)
-    name, profile = 'Qwen3-VL', PROFILES['qwen3_vl']
-    served = QwenVL.load(folder / name, profile, torch.device('cpu'), 'fp32')
-    with chat_server.running(chat_server.ModelAnswer(served)) as server:
-        companions = {**models[name].companions, 'vlm_url': server.url}
-        models['Qwen3-VL at a server'] = Model(f'vlm+sam:{name}', companions)
-        yield models
-
-
-def _make_models(folder: Path) -> dict[str, Model]:
+def make_models(folder: Path) -> dict[str, Model]:
+    """Return a model by each of NAMES; those that are made go to a folder."""
     toy_sam2.toy_model().save_pretrained(folder / 'sam2')
     for name, (model_type, texts, objects) in _SCRIPTS.items():
         before, begin, comma, *end = texts
@@ -114,7 +103,20 @@ def _make_models(folder: Path) -> dict[str, Model]:
     models['LISA++'] = replace(models['LISA++'], query=_PLUS_QUERY)
     for name in _SCRIPTS:
         models[name] = Model(f'vlm+sam:{folder / name}', {'segmenter_model': str(folder / 'sam2')})
+    companions = {
+        'segmenter_model': str(folder / 'sam2'),
+        'vlm_url': _serve(folder / 'Qwen2.5-VL'),
+    }
+    models['Qwen2.5-VL at a server'] = Model('vlm+sam:Qwen2.5-VL', companions)
     return models
+
+
+def _serve(folder: Path) -> str:
+    """Serve a toy model while this process runs; return the address."""
+    vlm = QwenVL.load(folder, PROFILES['qwen2_5_vl'], torch.device('cpu'), 'fp32')
+    server = ChatServer(ModelAnswer(vlm))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.url
 
 
 def _lisa(folder: Path, tower: Path, **companions: str) -> Model:

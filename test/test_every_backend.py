@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from every_backend import NAMES, every_model, networks
+from every_backend import NAMES, make_models, networks
 from PIL import Image
 
 from lisa_ros import cli
@@ -30,8 +30,7 @@ def one_thread():
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    with every_model(tmp_path_factory.mktemp('models')) as models:
-        yield models
+    return make_models(tmp_path_factory.mktemp('models'))
 
 
 @pytest.fixture(scope='module', params=NAMES)

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
 
-from every_backend import NAMES, every_model
+from every_backend import NAMES, make_models
 from lisa_ros.msg import Segmentation
 from ros_graph import START, Peer, image, running_node
 from std_msgs.msg import String
@@ -28,8 +28,7 @@ PROGRAM = [sys.executable, str(Path(__file__).with_name('every_backend_node.py')
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    with every_model(tmp_path_factory.mktemp('models')) as models:
-        yield models
+    return make_models(tmp_path_factory.mktemp('models'))
 
 
 @pytest.fixture(scope='module')

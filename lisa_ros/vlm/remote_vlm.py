@@ -23,6 +23,7 @@ import numpy as np
 
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.results import Turn
 from lisa_ros.vlm.chat_chunks import AnswerPiece
 from lisa_ros.vlm.chat_completions import ChatServer, RefusedError
@@ -125,11 +126,12 @@ class RemoteVlm:
         return self._server.address
 
     @property
-    def cache_use(self) -> None:
-        """Nothing: what the server keeps of prompts is its own matter."""
+    def cache_use(self) -> CacheUse | None:
+        """None: the server keeps earlier prompts, or does not."""
+        return None
 
     def clear_cache(self) -> None:
-        """Do nothing."""
+        """Do nothing: the server keeps earlier prompts, or does not."""
 
     def prepare(
         self,
@@ -196,21 +198,28 @@ class RemoteVlm:
     def _prompt(
         self, image: np.ndarray, request: str, turns: Sequence[tuple[str, str]] = ()
     ) -> RemotePrompt:
-        """Return a prompt; `turns` are earlier requests and their answers."""
+        """Return the messages: the image, then the earlier requests and answers, then a request.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            request: the whole text.
+            turns: earlier requests and their answers.
+        """
         resized = resize_image(image, self.profile.resize, self.profile.cell)
         kind, content = ('png' if self.profile.lossless else 'jpeg'), io.BytesIO()
         resized.save(content, kind, quality=_JPEG_QUALITY, subsampling=0)
         encoded = base64.b64encode(content.getvalue()).decode('ascii')
-        url = {'url': f'data:image/{kind};base64,{encoded}'}
-        texts = [('user', request)]
-        for earlier, answer in reversed(turns):
-            texts = [('user', earlier), ('assistant', answer), *texts]
-        messages = [{'role': role, 'content': text} for role, text in texts]
-        first = [{'type': 'image_url', 'image_url': url}, {'type': 'text', 'text': texts[0][1]}]
-        messages[0] = {'role': 'user', 'content': first}
-        system = [{'role': 'system', 'content': self.profile.system}]
-        messages = (*(system if self.profile.system else ()), *messages)
-        return RemotePrompt(messages, resized.size)
+        url = f'data:image/{kind};base64,{encoded}'
+        parts: list[dict[str, object]] = [{'type': 'image_url', 'image_url': {'url': url}}]
+        messages: list[dict[str, object]] = []
+        if self.profile.system:
+            messages.append({'role': 'system', 'content': self.profile.system})
+        for earlier, answer in turns:
+            messages.append({'role': 'user', 'content': [*parts, _text_part(earlier)]})
+            messages.append({'role': 'assistant', 'content': answer})
+            parts = []  # only the first request has the image
+        messages.append({'role': 'user', 'content': [*parts, _text_part(request)]})
+        return RemotePrompt(tuple(messages), resized.size)
 
     def _words(
         self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
@@ -306,6 +315,10 @@ class RemoteVlm:
                 'SAM 2 alone, and verify decides by the number that the model says'
             )
         return notices
+
+
+def _text_part(text: str) -> dict[str, object]:
+    return {'type': 'text', 'text': text}
 
 
 def read_key(api_key_env: str | None) -> str:
