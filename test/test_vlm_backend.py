@@ -20,10 +20,10 @@ from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.sam2 import Sam2
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query, ReportsPrecision
 from lisa_ros.perception.model_source import DEFAULT_SEGMENTER
+from lisa_ros.perception.newest_images import MAX_IMAGES
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.perception.sam2_encoder import MAX_IMAGES
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 

@@ -78,7 +78,7 @@ class _Asked:
 
 
 class LisaBackend:
-    """A loaded LISA. It keeps the features of the last image and of the last `encode_images`."""
+    """A loaded LISA. It keeps features of the newest images and of `encode_images`."""
 
     def __init__(
         self,

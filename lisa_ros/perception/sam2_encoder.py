@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encode images with SAM 2; keep the features of the newest images and of one batch.
 
-Each camera of a node has an image of its own, so that more than one is kept. Threads: as
-`ImageEncoder`.
+Threads: as `ImageEncoder`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import numpy as np
 from lisa_ros.model.image_processing import check_rgb, image_key
 from lisa_ros.model.sam2 import Sam2, Sam2Features
 from lisa_ros.perception.image_encoder import StageTimer
-
-MAX_IMAGES = 8  # 17 MB each for an input of 1024 pixels
+from lisa_ros.perception.newest_images import NewestImages
 
 
 class Sam2Encoder:
@@ -24,7 +22,7 @@ class Sam2Encoder:
     def __init__(self, sam2: Sam2):
         """Wrap a model."""
         self._sam2 = sam2
-        self._newest: dict[tuple, Sam2Features] = {}  # the least recently used first
+        self._newest: NewestImages[Sam2Features] = NewestImages()
         self._batch: dict[tuple, Sam2Features] = {}
 
     def encode(self, image: np.ndarray, timer: StageTimer) -> Sam2Features:
@@ -42,9 +40,7 @@ class Sam2Encoder:
         if features is None:
             with timer.stage('sam'):
                 features = self._sam2.encode(image)
-        newest = {known: own for known, own in self._newest.items() if known != key}
-        kept = list(newest.items())[1 - MAX_IMAGES :]
-        self._newest = dict([*kept, (key, features)])
+        self._newest.add(key, features)
         return features
 
     def encode_batch(self, images: Sequence[np.ndarray]) -> None:
@@ -58,13 +54,15 @@ class Sam2Encoder:
             ModelError: the features are not finite.
         """
         by_key = {image_key(check_rgb(image)): image for image in images}
-        known = {**self._batch, **self._newest}
-        self._batch = {key: known[key] for key in by_key if key in known}
-        new = {key: image for key, image in by_key.items() if key not in known}
+        cached = {key: self._newest.get(key) or self._batch.get(key) for key in by_key}
+        batch = {key: features for key, features in cached.items() if features is not None}
+        new = {key: image for key, image in by_key.items() if key not in batch}
         if new:
             features = self._sam2.encode_batch(list(new.values()))
-            self._batch = self._batch | dict(zip(new, features, strict=True))
+            batch |= dict(zip(new, features, strict=True))
+        self._batch = batch
 
     def clear(self) -> None:
         """Drop all features."""
-        self._newest, self._batch = {}, {}
+        self._newest.clear()
+        self._batch = {}

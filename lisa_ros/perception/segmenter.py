@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class Segmenter:
     """A model with its inference options; see the module's docstring for threads.
 
-    The features of the last image, and of the images of the last `encode_images`, are kept: a
+    The features of the newest images, and of those of the last `encode_images`, are kept: a
     query about one of them does not encode it again. Segmenters with other options may share a
     backend: `dataclasses.replace(segmenter, options=...)`.
     """

@@ -55,7 +55,7 @@ _YES_NO = YesNoWords()
 
 
 class VlmBackend:
-    """A loaded vision-language model with SAM 2. It keeps what both know of the last images."""
+    """A loaded vision-language model with SAM 2; keeps prompts and features of some images."""
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class PointingModel(Protocol[Prompt]):
         """What is kept of earlier prompts; None: nothing, or a server keeps it."""
 
     def clear_cache(self) -> None:
-        """Drop what is known of earlier prompts."""
+        """Drop the keys and values of earlier prompts."""
 
     def prepare(
         self,

@@ -173,7 +173,7 @@ class QwenVL:
         return self._prefixes.use
 
     def clear_cache(self) -> None:
-        """Drop what is known of earlier prompts."""
+        """Drop the keys and values of earlier prompts."""
         self._prefixes.clear()
 
     def prepare(
