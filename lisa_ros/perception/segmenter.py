@@ -13,6 +13,7 @@ Threads: a Segmenter answers one request at a time; call it from one thread, or 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class Segmenter:
 
     backend: Backend
     options: InferenceOptions = field(default_factory=InferenceOptions)
+    # how long loading took, with the import of its libraries [s]; None: the backend was given
+    load_seconds: float | None = field(default=None, compare=False)
 
     @classmethod
     def load(
@@ -105,7 +108,16 @@ class Segmenter:
             max_input_side=max_input_side,
             max_model_size=max_model_size,
         )
-        return cls(load_backend(str(name), load_options), options or InferenceOptions())
+        return cls.load_with(str(name), load_options, options)
+
+    @classmethod
+    def load_with(
+        cls, name: str, load_options: LoadOptions, options: InferenceOptions | None = None
+    ) -> Segmenter:
+        """Load a model as `load` does, with its options as one value."""
+        start = time.perf_counter()
+        backend = load_backend(name, load_options)
+        return cls(backend, options or InferenceOptions(), time.perf_counter() - start)
 
     @property
     def device(self) -> str:
