@@ -18,6 +18,9 @@ COLOURS = (  # on light and on dark paper; far from those of right, wrong and mi
 _STAGE_COLOURS = (
     *('#7aa6da', '#b294bb', '#e7c547', '#70c0b1', '#e78c45', '#a3685a', '#969896', '#c397d8'),
 )
+# of an axis of seconds: the first row that gives no more than _MOST_TICKS ticks
+_TICK_FACTORS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,))
+_MOST_TICKS = 8
 _LABEL_GAP = 0.07  # between labels, of the plot's height
 _SMALLEST, _LARGEST = 0.012, 0.045  # radius of a dot, of the plot's height
 
@@ -173,14 +176,15 @@ def _log_axis(
     low, high = (math.log10(max(end, 1e-6)) for end in (min(seconds), max(seconds)))
     margin = max(0.12 * (high - low), 0.15)
     low, high = low - margin, high + margin
-    ticks = [
-        factor * 10.0**exponent
-        for exponent in range(math.floor(low), math.ceil(high) + 1)
-        for factor in (1, 2, 5)
-    ]
-    shown = [tick for tick in ticks if low <= math.log10(tick) <= high]
-    if len(shown) > 8:
-        shown = [tick for tick in shown if f'{tick:e}'.startswith('1')]
+    for factors in _TICK_FACTORS:
+        shown = [
+            factor * 10.0**exponent
+            for exponent in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low <= math.log10(factor) + exponent <= high
+        ]
+        if len(shown) <= _MOST_TICKS:
+            break
     return (low, high), [
         ((math.log10(tick) - low) / (high - low), f'{tick:.6g}') for tick in shown
     ]
