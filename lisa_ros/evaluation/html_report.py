@@ -199,7 +199,7 @@ def _gallery(cases: Sequence[Mapping], folder: Path) -> Gallery:
 
 
 def categories(cases: Sequence[Mapping]) -> list[str]:
-    """Return the categories of cases in the order in which they come."""
+    """Return the categories of cases, in order of appearance."""
     return list(dict.fromkeys(case['category'] for case in cases))
 
 
