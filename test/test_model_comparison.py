@@ -244,6 +244,24 @@ def test_reports_of_three_runs_are_compared(compared, tmp_path, capsys):
     assert 'two or more reports' in capsys.readouterr().err
 
 
+def test_a_report_says_that_no_model_could_be_evaluated(images, tmp_path, capsys):
+    models = [script(tmp_path, name, load='raise RuntimeError("no weights")') for name in 'ab']
+    assert evaluate(images, tmp_path / 'out', models) == 1
+    assert '2 of 2 models could not be evaluated' in capsys.readouterr().err
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert page.count('not evaluated: RuntimeError: no weights') == 2
+
+
+def test_the_first_model_with_a_report_is_the_one_to_compare_with(images, tmp_path):
+    broken = script(tmp_path, 'broken', load='raise RuntimeError("no weights")')
+    models = [broken, *(script(tmp_path, name, **ALL) for name in ('one', 'two'))]
+    assert evaluate(images, tmp_path / 'out', models) == 1
+    content = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    assert content['first'] == 1
+    assert [difference['run'] for difference in content['differences']] == [2]
+    assert 'Difference from B' in (tmp_path / 'out' / 'report.html').read_text()
+
+
 # ---- a process for each model
 
 
@@ -274,7 +292,8 @@ def test_a_backend_that_no_other_process_can_import_is_refused(monkeypatch):
         isolated_run.run_isolated(exit_with, 0)
 
 
-def test_the_process_of_a_model_ends_with_the_command(images, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
+def test_the_process_of_a_model_ends_with_the_command(number, images, tmp_path):
     name = script(tmp_path, 'slow', **{'': {'hang': 1}})
     other = script(tmp_path, 'other')
     code = f"""
@@ -301,7 +320,7 @@ def test_the_process_of_a_model_ends_with_the_command(images, tmp_path):
         children = [child.cmdline() for child in parent.children()]
     spawned = [c for c in parent.children() if 'spawn_main' in ' '.join(c.cmdline())]
     assert spawned
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     process.wait()
     gone, alive = psutil.wait_procs(spawned, timeout=120)
     assert gone

@@ -10,11 +10,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import NoReturn, TypeVar
 
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
@@ -24,6 +28,8 @@ from lisa_ros.perception.registry import register_backend, registered_backends
 from lisa_ros.perception.worker import describe_exit
 
 Argument = TypeVar('Argument')
+
+_STOP_TIMEOUT = 5.0  # how long a process may take to stop before it is killed [s]
 
 
 def run_isolated(function: Callable[[Argument], None], argument: Argument) -> None:
@@ -51,12 +57,20 @@ def run_isolated(function: Callable[[Argument], None], argument: Argument) -> No
         error = _received(receiving)
         process.join()
     finally:
-        process.kill()  # if this one was interrupted
-        process.join()
+        _end(process)  # if this one was interrupted
     if error is not None:
         raise error
     if process.exitcode:
         raise WorkerError(f'its process {describe_exit(process.exitcode)}')
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process: it may stop what it has started, such as a node, and is killed then."""
+    if process.is_alive():
+        process.terminate()
+        process.join(_STOP_TIMEOUT)
+    process.kill()
+    process.join()
 
 
 def _received(connection: Connection) -> LisaError | None:
@@ -94,6 +108,7 @@ def _run(
     backends: Mapping[str, BackendLoader],
 ) -> None:
     """Call the function; send its error as a class of `lisa_ros.errors` and a message."""
+    signal.signal(signal.SIGTERM, _exit_terminated)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     native_settings.apply()
     for scheme, loader in backends.items():
@@ -107,7 +122,11 @@ def _run(
         traceback.print_exc()
         connection.send((WorkerError, error_summary(error)))
     except KeyboardInterrupt:  # the parent reports it
-        os._exit(130)
+        os._exit(128 + signal.SIGINT)
+
+
+def _exit_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:
