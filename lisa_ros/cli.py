@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from lisa_ros.commands import (
+    calibrate,
     chat,
     checksum,
     doctor,
@@ -20,6 +21,7 @@ from lisa_ros.commands import (
     frames,
     listen,
     mcp_server,
+    models,
     scenes,
     segment,
     train,
@@ -38,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, mcp_server, export, evaluate, scenes, train, frames, finetune),
-    *(checksum, doctor),
+    *(segment, chat, listen, mcp_server, export, evaluate, calibrate, models, scenes, train),
+    *(frames, finetune, checksum, doctor),
 )
 
 

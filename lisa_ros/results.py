@@ -107,6 +107,7 @@ class Segmentation:
     details: LisaDetails | None = None  # None from other backends than LISA
     # of "yes" against "no", 0..1, of a yes/no question; None of others, and without an answer
     yes_probability: float | None = None
+    token_count: int | None = None  # of the answer as generated; None: unknown, or not generated
 
     @property
     def token_ids(self) -> tuple[int, ...]:

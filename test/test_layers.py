@@ -39,7 +39,7 @@ LAYERS = [
     ['settings', 'messages', 'session'],
     ['datasets', 'tabletop', 'health'],
     ['segmenter', 'evaluation', 'doctor', 'agents'],
-    ['training', 'ros'],
+    ['training', 'ros', 'model_zoo'],
     ['commands', 'client'],
     ['cli'],
     ['startup'],

@@ -28,7 +28,7 @@ from lisa_ros.model.finite import check_finite
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.transformers_folder import check_claims, load_model, read_model_type
-from lisa_ros.model.weight_files import WeightFiles
+from lisa_ros.model.weight_files import Shapes, WeightFiles
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB 0..1
 _STRIDES = (4, 8, 16)  # of the feature maps [px of the network's input]
@@ -49,6 +49,11 @@ class Sam2Mask:
     logits: np.ndarray  # (H, W) float32
     predicted_iou: float  # IoU with the ground truth, as SAM 2 predicts it, 0..1
     presence: float  # probability that the object is in the image, 0..1
+
+
+def sam2_bytes(shapes: Shapes) -> int:
+    """Return the memory of the weights, which are float32 whatever the file has [bytes]."""
+    return 4 * sum(map(math.prod, shapes.values()))
 
 
 class Sam2:
@@ -91,8 +96,8 @@ class Sam2:
                 'facebook/sam2.1-hiera-large'
             )
         check_claims(folder)
-        shapes = WeightFiles.of_folder(folder).shapes().values()
-        limits.check_memory(4 * sum(map(math.prod, shapes)), str(device), folder)
+        shapes = WeightFiles.of_folder(folder).shapes()
+        limits.check_memory(sam2_bytes(shapes), str(device), folder)
         model = load_model(Sam2Model, folder, 'SAM 2', torch.float32)
         side = model.config.prompt_encoder_config.image_size
         if side > limits.input_side:

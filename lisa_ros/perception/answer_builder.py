@@ -133,4 +133,5 @@ class AnswerBuilder:
             timings=timings,
             time_to_first_mask=self._time_to_first_mask,
             details=LisaDetails(tuple(self.token_ids), tuple(self._score_features)),
+            token_count=len(self.token_ids),
         )

@@ -390,7 +390,8 @@ class LisaBackend:
         reply = self._reply(encoded, options, answer, timer)
         for position in positions:
             list(reply.decode(SegToken(prompt.state(position - 1))))
-        return reply.result(early_end=None)
+        result = reply.result(early_end=None)
+        return dataclasses.replace(result, token_count=None)  # it was given
 
     @property
     def _max_positions(self) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class Segmenter:
 
     backend: Backend
     options: InferenceOptions = field(default_factory=InferenceOptions)
+    # how long loading took, with the import of its libraries [s]; None: the backend was given
+    load_seconds: float | None = field(default=None, compare=False)
 
     @classmethod
     def load(
@@ -117,10 +120,18 @@ class Segmenter:
             max_input_side=max_input_side,
             max_model_size=max_model_size,
         )
-        backend = load_backend(str(name), load_options)
+        return cls.load_with(str(name), load_options, options)
+
+    @classmethod
+    def load_with(
+        cls, name: str, load_options: LoadOptions, options: InferenceOptions | None = None
+    ) -> Segmenter:
+        """Load a model as `load` does, with its options as one value."""
+        start = time.perf_counter()
+        backend = load_backend(name, load_options)
         for notice in backend.notices if isinstance(backend, ReportsNotices) else ():
             _log.warning(notice)
-        return cls(backend, options or InferenceOptions())
+        return cls(backend, options or InferenceOptions(), time.perf_counter() - start)
 
     @property
     def device(self) -> str:
