@@ -23,7 +23,8 @@ from latency import Bench, add_model_arguments
 from tqdm import tqdm
 
 from lisa_ros import native_settings
-from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.perception.backend import BatchRequest, InferenceOptions, Query
+from lisa_ros.results import Done
 
 IMAGES = ('new images', 'one known image')
 TOKENS = 5  # of a reply
@@ -50,15 +51,17 @@ class BatchBench:
         requests = []
         for _ in range(count):
             text, ids = bench.ask(next(self._numbers))
-            requests.append((bench.new_image() if is_new else self._known, Query(text)))
+            image = bench.new_image() if is_new else self._known
+            requests.append(BatchRequest(image, Query(text), threading.Event()))
         bench.language_model.force(reply, len(ids) - 1 + bench.config.image_tokens)
         bench.synchronize()
         start = time.perf_counter()
-        results = bench.backend.answer_batch(
-            requests, InferenceOptions(max_new_tokens=TOKENS), threading.Event()
-        )
+        options = InferenceOptions(max_new_tokens=TOKENS)
+        events = [event for _, event in bench.backend.stream_batch(requests, options)]
         bench.synchronize()
         seconds = time.perf_counter() - start
+        results = [event.result for event in events if isinstance(event, Done)]
+        assert len(results) == count
         assert all(list(r.token_ids) == reply and len(r.masks) == 1 for r in results), results
         return seconds
 

@@ -30,9 +30,10 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.health import HealthState
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.process_memory import GpuMemory
+from lisa_ros.perception.request_limits import RequestLimits
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.shared_channel import SharedMemory
-from lisa_ros.perception.stopping import Deadline, timed_out
+from lisa_ros.perception.stopping import timed_out
 from lisa_ros.perception.worker import describe_exit
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn, unanswered
 from lisa_ros.stop_signals import STOP_SIGNALS
@@ -579,7 +580,7 @@ def test_a_request_does_not_wait_for_ever_for_a_model_that_loads(make, tmp_path)
 def test_the_reason_of_a_late_answer_names_the_limit_of_the_user():
     """The process of the model had less: a part was spent on loading it again."""
     late = Done(unanswered('mug', Status.TIMED_OUT, timed_out(0.8).reason))
-    done = process_backend._with_limit(late, Deadline(30.0))
+    done = RequestLimits.of(30.0).with_limit(late)
     assert done.result.reason == timed_out(30.0).reason
     answered = Done(unanswered('mug', Status.NOT_FOUND, ''))
     assert process_backend._with_limit(answered, Deadline(30.0)) is answered

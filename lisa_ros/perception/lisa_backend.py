@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lisa_ros.errors import QueryError
+from lisa_ros.errors import LisaError, ModelError, QueryError
 from lisa_ros.model import checkpoint, generation
 from lisa_ros.model.batch_beginnings import read_beginnings
-from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
+from lisa_ros.model.batch_generation import BatchPrompt
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.captured_decoding import captured_decoder
 from lisa_ros.model.device import resolve_device
@@ -35,6 +35,7 @@ from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
     AnswerStyle,
+    BatchRequest,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -43,6 +44,7 @@ from lisa_ros.perception.backend import (
     ScoreKind,
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
+from lisa_ros.perception.lisa_batch import BatchRow, RowEnd, answer_rows
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.model_source import limits_of, origin_of
 from lisa_ros.perception.prompts import (
@@ -173,6 +175,7 @@ class LisaBackend:
             instances='instances' in self.model.config.answer_styles,
             dialogue=True,
             scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
+            batches=self.model.config.point_rule is None,
         )
 
     @property
@@ -253,69 +256,70 @@ class LisaBackend:
             return config.explain
         return config.answer_styles.get(style.value, '')
 
-    def answer_batch(
-        self,
-        requests: Sequence[tuple[np.ndarray, Query]],
-        options: InferenceOptions,
-        cancel: Cancellation,
-    ) -> list[Segmentation]:
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
         """Answer several queries at once; see `AnswersBatches`.
 
-        Images, prompts and tokens go through the model together, masks one after the other. The
-        `timings` of an answer have its share of what was done together.
+        Images, prompts, tokens and masks go through the model together. The `timings` of an answer
+        have its share of that. Queries whose reason is a further turn, and those whose masks come
+        from points or from typed [SEG], are left to be asked alone.
         """
-        asked = [self._checked(image, query, options) for image, query in requests]
-        # masks of prompts, points and further turns are rare: one after the other
-        is_single = options.typed_specials or self._point_rule(options) is not None
-        if is_single or any(query.explain for _, query in requests):
-            streams = [self.stream(*request, options, cancel) for request in requests]
-            return list(map(_last_result, streams))
+        deadline = Deadline(options.answer_timeout)
+        asked: dict[int, _Asked] = {}
+        for number, request in enumerate(requests):
+            if self._is_alone(request.query, options):
+                continue
+            try:
+                asked[number] = self._checked(request.image, request.query, options)
+            except LisaError as error:
+                yield number, request.failed(error)
         if not asked:
-            return []
-        stop = StopCondition(cancel, Deadline(options.answer_timeout))
-        self.encoder.encode_batch([item.image for item in asked])
-        replies = []
-        for item in asked:
+            return
+        self.encoder.encode_batch([item.image for item in asked.values()])
+        numbers, replies = [], []
+        for number, item in asked.items():
             timer = StageTimer(self.encoder.device)
-            encoded = self.encoder.encode(item.image, timer)
-            replies.append(self._reply(encoded, options, item.answer, timer))
-        self._generate_batch(asked, replies, options, stop)
-        results = []
-        for item, reply in zip(asked, replies, strict=True):
-            is_complete = reply.is_complete(options.max_new_tokens)
-            if is_complete:
-                self._replies.add(item.text, item.answer.token_ids)
-            results.append(reply.result(None if is_complete else stop.early_end))
-        return results
-
-    def _generate_batch(
-        self,
-        asked: Sequence[_Asked],
-        replies: Sequence[Reply],
-        options: InferenceOptions,
-        stop: Cancellation,
-    ) -> None:
-        """Generate all answers; the timers of the replies get the stages "prompt" and "tokens"."""
+            try:
+                encoded = self.encoder.encode(item.image, timer)
+            except ModelError as error:
+                yield number, requests[number].failed(error)
+            else:
+                numbers.append(number)
+                replies.append(self._reply(encoded, options, item.answer, timer))
+        if not numbers:
+            return
         timer = StageTimer(self.encoder.device)
+        own = [asked[number] for number in numbers]
         with timer.stage('prompt'), torch.inference_mode():
-            images = [reply.encoded for reply in replies]
-            prompts = self._batch_prompts(asked, images, options)
-        steps = generate_batch(
-            self._language_model,
-            prompts,
-            stop_id=self.tokenizer.eos_token_id,
-            is_done=lambda number: stop.is_set() or replies[number].answer.repeated_count > 0,
-        )
-        while True:
-            with timer.stage('tokens'):
-                number, step = next(steps, (0, None))
-            if step is None:
-                break
-            for _ in replies[number].push(step):
-                pass
-        share = {name: seconds / len(replies) for name, seconds in timer.seconds.items()}
-        for reply in replies:
-            reply.timer.add(share)
+            prompts = self._batch_prompts(own, [reply.encoded for reply in replies], options)
+        rows = []
+        for number, prompt, reply in zip(numbers, prompts, replies, strict=True):
+            reply.timer.add({'prompt': timer.seconds['prompt'] / len(numbers)})
+            rows.append(BatchRow(prompt, reply, StopCondition(requests[number].cancel, deadline)))
+        stop_id = self.tokenizer.eos_token_id
+        for place, event in answer_rows(self._language_model, self._mask_decoder, rows, stop_id):
+            number = numbers[place]
+            if isinstance(event, RowEnd):
+                error = event.error
+                done = self._row_end(rows[place], own[place].text, options)
+                yield number, done if error is None else requests[number].failed(error)
+            else:
+                yield number, event
+
+    def _is_alone(self, query: Query, options: InferenceOptions) -> bool:
+        """Return whether a query needs what a batch has not: rare, and not worth it."""
+        explain = query.explain or options.answer_style is AnswerStyle.EXPLAIN
+        has_further_turn = explain and bool(self.model.config.reason_question)
+        has_points = self._point_rule(options) is not None
+        return has_further_turn or has_points or options.typed_specials
+
+    def _row_end(self, row: BatchRow, text: str, options: InferenceOptions) -> Done:
+        """Return the result of a row; a complete answer is kept as a draft."""
+        is_complete = row.reply.is_complete(options.max_new_tokens)
+        if is_complete:
+            self._replies.add(text, row.reply.answer.token_ids)
+        return Done(row.reply.result(None if is_complete else row.stop.early_end))
 
     def _batch_prompts(
         self, asked: Sequence[_Asked], images: Sequence[EncodedImage], options: InferenceOptions

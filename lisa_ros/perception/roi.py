@@ -43,28 +43,41 @@ def stream_in_region(
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
         QueryError: the text is empty or too long.
     """
-    region, shape = query.region, image.shape[:2]
-    if region is None:
-        events = backend.stream(image, query, options, cancel)
-        return checked_events(events, query.text, shape)
-    cropped_query = dataclasses.replace(
-        query, region=None, dialogue=crop_dialogue(query.dialogue, region)
-    )
-    cropped = crop(image, region)
+    cropped, cropped_query = cropped_request(image, query)
     events = backend.stream(cropped, cropped_query, options, cancel)
-    return _pasted_events(checked_events(events, query.text, cropped.shape[:2]), region, shape)
+    return _pasted_events(
+        checked_events(events, query.text, cropped.shape[:2]), query.region, image.shape[:2]
+    )
+
+
+def cropped_request(image: np.ndarray, query: Query) -> tuple[np.ndarray, Query]:
+    """Return what a backend gets: the pixels of the query's region, and the query without it.
+
+    Raises:
+        ImageError: the region is not within the image.
+    """
+    if query.region is None:
+        return image, query
+    dialogue = crop_dialogue(query.dialogue, query.region)
+    return crop(image, query.region), dataclasses.replace(query, region=None, dialogue=dialogue)
+
+
+def pasted_event(event: Event, region: Region | None, shape: tuple[int, int]) -> Event:
+    """Return an event about a region with masks of the whole image; shape: (H, W) of that."""
+    if region is None:
+        return event
+    if isinstance(event, MaskReady):
+        return paste_mask(event, region, shape)
+    if isinstance(event, Done):
+        return Done(paste_result(event.result, region, shape))
+    return event
 
 
 def _pasted_events(
-    events: Iterator[Event], region: Region, shape: tuple[int, int]
+    events: Iterator[Event], region: Region | None, shape: tuple[int, int]
 ) -> Iterator[Event]:
     for event in events:
-        if isinstance(event, MaskReady):
-            yield paste_mask(event, region, shape)
-        elif isinstance(event, Done):
-            yield Done(paste_result(event.result, region, shape))
-        else:
-            yield event
+        yield pasted_event(event, region, shape)
 
 
 def crop(image: np.ndarray, region: Region) -> np.ndarray:
