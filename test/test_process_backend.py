@@ -19,7 +19,7 @@ from scripted_backend import ScriptedBackend
 
 from lisa_ros import errors
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError, WorkerError
-from lisa_ros.perception import process_backend, registry, worker_supervisor
+from lisa_ros.perception import registry, worker_supervisor
 from lisa_ros.perception.backend import (
     STOP_GRACE,
     InferenceOptions,
@@ -583,7 +583,7 @@ def test_the_reason_of_a_late_answer_names_the_limit_of_the_user():
     done = RequestLimits.of(30.0).with_limit(late)
     assert done.result.reason == timed_out(30.0).reason
     answered = Done(unanswered('mug', Status.NOT_FOUND, ''))
-    assert process_backend._with_limit(answered, Deadline(30.0)) is answered
+    assert RequestLimits.of(30.0).with_limit(answered) is answered
 
 
 def test_nothing_is_left_after_close(make):
