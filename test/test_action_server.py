@@ -16,6 +16,7 @@ from PIL import Image
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
+from rclpy_features import needs_goal_clients
 from ros_graph import START, NodeProcess, Peer, environment, image
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
@@ -445,6 +446,7 @@ rclpy.try_shutdown()
 """
 
 
+@needs_goal_clients
 def test_goals_of_a_client_that_has_left_end_and_it_cannot_have_too_many(
     node_process, peer, client
 ):
