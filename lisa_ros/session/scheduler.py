@@ -115,6 +115,7 @@ class RequestScheduler:
         self._turns = ClientTurns()
         self._running: list[InferenceJob] = []  # in the order in which they began
         self._background = BackgroundWork()
+        self._stopped_at = -math.inf  # the last `stop` [s, monotonic]
         self._last_query: tuple[Request, Dialogue] | None = None  # about the camera's own frames
         self._closed = False
 
@@ -239,6 +240,10 @@ class RequestScheduler:
             if self._closed or not self.accepts_goals:
                 self.note_rejection()
                 return False
+            previous = request.previous
+            if previous is not None and previous.started_at < self._stopped_at:
+                self._end_unstarted(request, Status.CANCELLED, CancelReason.STOPPED.value)
+                return True  # "stop" came between its answers
             self._waiting.append(request)
             self._inference.wake()
         return True
@@ -318,6 +323,7 @@ class RequestScheduler:
         Other goals go on, unless `stop_ends_goals` is set: a client waits for their answer.
         """
         with self._changed:
+            self._stopped_at = time.monotonic()
             goals = self._options.stop_ends_goals
             standing = self._background.standing_text
             stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
