@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lisa_ros.errors import ModelError
+from lisa_ros.model import lisa
 from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.perception import mask_decoder
 from lisa_ros.perception.image_encoder import StageTimer
@@ -56,9 +57,12 @@ def requests(backend, images):
     ]
 
 
-@pytest.mark.parametrize('at_once', [16, 2])
-def test_masks_of_several_images_are_those_of_each_alone(backend, requests, at_once, monkeypatch):
+@pytest.mark.parametrize(('at_once', 'kernels'), [(16, 'cpu'), (2, 'cpu'), (16, 'gpu')])
+def test_masks_of_several_images_are_those_of_each_alone(
+    backend, requests, at_once, kernels, monkeypatch
+):
     decoder = backend._mask_decoder
+    monkeypatch.setattr(lisa, '_is_inference_on_cpu', lambda weight: kernels == 'cpu')
     expected = [decoder.decode(request) for request in requests]
     sizes, decode = [], backend.model.decode_masks
 

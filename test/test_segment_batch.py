@@ -150,6 +150,17 @@ def test_a_cancel_ends_one_answer_of_a_batch(segmenter, requests):
     assert cancelled.token_ids == expected[1].token_ids[:2]
 
 
+def test_a_row_that_ends_within_a_pass_leaves_the_masks_of_the_others(segmenter, requests):
+    expected = alone(segmenter, requests[:3])  # now drafts give each answer in one pass
+    cancel, parts = threading.Event(), [[], [], []]
+    for number, event in stream_batch(segmenter, requests[:3], {0: cancel}):
+        parts[number].append(event)
+        cancel.set()
+    assert len(parts[0]) == 2
+    assert parts[0][-1].result.status is Status.CANCELLED
+    check([part[-1].result for part in parts[1:]], expected[1:])
+
+
 def test_nan_in_one_request_fails_that_one_alone(segmenter, requests):
     expected = alone(segmenter, requests[:2])
     model, image = segmenter.backend.model, requests[2][0]

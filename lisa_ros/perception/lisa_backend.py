@@ -266,46 +266,71 @@ class LisaBackend:
         from points or from typed [SEG], are left to be asked alone.
         """
         deadline = Deadline(options.answer_timeout)
-        asked: dict[int, _Asked] = {}
+        queries, errors = self._batch_queries(requests, options)
+        replies, encoding_errors = self._batch_replies(queries, options)
+        for number, error in (errors | encoding_errors).items():
+            yield number, requests[number].failed(error)
+        if not replies:
+            return
+        numbers = list(replies)
+        stops = [StopCondition(requests[number].cancel, deadline) for number in numbers]
+        queries = {number: queries[number] for number in numbers}
+        rows = self._batch_rows(queries, replies, stops, options)
+        stop_id = self.tokenizer.eos_token_id
+        for place, event in answer_rows(self._language_model, self._mask_decoder, rows, stop_id):
+            number = numbers[place]
+            if not isinstance(event, RowEnd):
+                yield number, event
+            elif event.error is not None:
+                yield number, requests[number].failed(event.error)
+            else:
+                yield number, self._row_result(rows[place], queries[number].text, options)
+
+    def _batch_queries(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> tuple[dict[int, _Asked], dict[int, LisaError]]:
+        """Return the prompts of a batch by the numbers of their requests, and what has none."""
+        queries, errors = {}, {}
         for number, request in enumerate(requests):
             if self._is_alone(request.query, options):
                 continue
             try:
-                asked[number] = self._checked(request.image, request.query, options)
+                queries[number] = self._checked(request.image, request.query, options)
             except LisaError as error:
-                yield number, request.failed(error)
-        if not asked:
-            return
-        self.encoder.encode_batch([item.image for item in asked.values()])
-        numbers, replies = [], []
-        for number, item in asked.items():
+                errors[number] = error
+        return queries, errors
+
+    def _batch_replies(
+        self, queries: dict[int, _Asked], options: InferenceOptions
+    ) -> tuple[dict[int, Reply], dict[int, LisaError]]:
+        """Encode the images of a batch; return empty replies, and images that are not finite."""
+        replies, errors = {}, {}
+        if queries:
+            self.encoder.encode_batch([query.image for query in queries.values()])
+        for number, query in queries.items():
             timer = StageTimer(self.encoder.device)
             try:
-                encoded = self.encoder.encode(item.image, timer)
+                encoded = self.encoder.encode(query.image, timer)
             except ModelError as error:
-                yield number, requests[number].failed(error)
+                errors[number] = error
             else:
-                numbers.append(number)
-                replies.append(self._reply(encoded, options, item.answer, timer))
-        if not numbers:
-            return
-        timer = StageTimer(self.encoder.device)
-        own = [asked[number] for number in numbers]
+                replies[number] = self._reply(encoded, options, query.answer, timer)
+        return replies, errors
+
+    def _batch_rows(
+        self,
+        queries: dict[int, _Asked],
+        replies: dict[int, Reply],
+        stops: Sequence[StopCondition],
+        options: InferenceOptions,
+    ) -> list[BatchRow]:
+        """Read the beginnings of the prompts; return the rows in the order of the replies."""
+        timer, images = StageTimer(self.encoder.device), [r.encoded for r in replies.values()]
         with timer.stage('prompt'), torch.inference_mode():
-            prompts = self._batch_prompts(own, [reply.encoded for reply in replies], options)
-        rows = []
-        for number, prompt, reply in zip(numbers, prompts, replies, strict=True):
-            reply.timer.add({'prompt': timer.seconds['prompt'] / len(numbers)})
-            rows.append(BatchRow(prompt, reply, StopCondition(requests[number].cancel, deadline)))
-        stop_id = self.tokenizer.eos_token_id
-        for place, event in answer_rows(self._language_model, self._mask_decoder, rows, stop_id):
-            number = numbers[place]
-            if isinstance(event, RowEnd):
-                error = event.error
-                done = self._row_end(rows[place], own[place].text, options)
-                yield number, done if error is None else requests[number].failed(error)
-            else:
-                yield number, event
+            prompts = self._batch_prompts(list(queries.values()), images, options)
+        for reply in replies.values():
+            reply.timer.add({'prompt': timer.seconds['prompt'] / len(replies)})
+        return list(map(BatchRow, prompts, replies.values(), stops))
 
     def _is_alone(self, query: Query, options: InferenceOptions) -> bool:
         """Return whether a query needs what a batch has not: rare, and not worth it."""
@@ -314,7 +339,7 @@ class LisaBackend:
         has_points = self._point_rule(options) is not None
         return has_further_turn or has_points or options.typed_specials
 
-    def _row_end(self, row: BatchRow, text: str, options: InferenceOptions) -> Done:
+    def _row_result(self, row: BatchRow, text: str, options: InferenceOptions) -> Done:
         """Return the result of a row; a complete answer is kept as a draft."""
         is_complete = row.reply.is_complete(options.max_new_tokens)
         if is_complete:

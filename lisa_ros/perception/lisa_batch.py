@@ -9,6 +9,7 @@ Threads: that of the backend. Another thread may set a row's `cancel` meanwhile.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +70,8 @@ def answer_rows(
             share = timer.seconds['tokens'] / len(steps)
             rows[step.number].reply.timer.add({'tokens': share})
         masks = _decoded(mask_decoder, rows, steps)
-        for step, own_masks in zip(steps, masks, strict=True):
-            for event in _events(rows[step.number], step, own_masks):
+        for step, row_masks in zip(steps, masks, strict=True):
+            for event in _events(rows[step.number], step, row_masks):
                 if isinstance(event, RowEnd):
                     ended.add(step.number)
                 yield step.number, event
@@ -81,8 +82,10 @@ def _decoded(
 ) -> list[Iterator[ScoredMask | ModelError]]:
     """Return the masks of each row's new [SEG]; those of all rows are decoded at once."""
     requests = [_mask_requests(rows[step.number], step) for step in steps]
-    decoded = iter(mask_decoder.decode_batch([request for own in requests for request in own]))
-    return [iter([next(decoded) for _ in own]) for own in requests]
+    together = [request for row_requests in requests for request in row_requests]
+    masks = iter(mask_decoder.decode_batch(together))
+    # lists: a row that ends early must not leave its masks to the next one
+    return [iter(list(itertools.islice(masks, len(row)))) for row in requests]
 
 
 def _mask_requests(row: BatchRow, step: BatchStep) -> list[MaskRequest]:

@@ -276,9 +276,9 @@ class ProcessBackend:
         limits: RequestLimits,
     ) -> Iterator[tuple[int, Event]]:
         """Yield the events of several answers, with the numbers of the requests."""
-        left = limits.options(options)
+        options = limits.options(options)
         asks = {
-            number: Ask(next(self._numbers), np.ascontiguousarray(r.image), r.query, left)
+            number: Ask(next(self._numbers), np.ascontiguousarray(r.image), r.query, options)
             for number, r in requests.items()
         }
         numbers = {ask.number: number for number, ask in asks.items()}

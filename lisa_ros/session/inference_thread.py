@@ -93,7 +93,7 @@ class InferenceThread:
         self._batch_use = BatchUse(max_batch if can_batch(backend) else 1)
         self._queues: list[RequestQueue] = []  # the first one is served next
         self._running: Batch | None = None
-        self._left: deque[Run] = deque()  # by the last batch, to be asked alone
+        self._unanswered: deque[Run] = deque()  # by the last batch: asked alone next
         self._failure: ModelFailure | None = None  # the last one that happened on this thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name='lisa-inference', daemon=True)
@@ -159,7 +159,7 @@ class InferenceThread:
             if batch is None:
                 return
             batch.deadline = time.monotonic()
-            runs = [run for run in (*batch.runs, *self._take_left()) if self._claim(run)]
+            runs = [run for run in (*batch.runs, *self._take_unanswered()) if self._claim(run)]
             self._interrupt(batch, reason.value)
         for run in runs:
             self._complete(run, run.partial.result(end))
@@ -236,10 +236,10 @@ class InferenceThread:
     def _forget(self) -> None:
         """Note that the backend has returned; what it has left is asked alone."""
         with self.changed:
-            left = [run for run in self._running.runs if not run.is_claimed]
-            for run in left:
+            runs = [run for run in self._running.runs if not run.is_claimed]
+            for run in runs:
                 run.begin_again()
-            self._left.extend(left)
+            self._unanswered.extend(runs)
             self._running = None
             self.changed.notify_all()  # the watchdog may wait for it
 
@@ -266,7 +266,7 @@ class InferenceThread:
         """Wait for the next jobs; None when the thread closes."""
         with self.changed:
             while not self._closed:
-                runs = self._next_left() or self._take_runs(Urgency.URGENT)
+                runs = self._next_unanswered() or self._take_runs(Urgency.URGENT)
                 if not runs and not self._is_urgent_soon():
                     runs = self._take_runs(Urgency.BACKGROUND)
                 if runs:
@@ -284,13 +284,13 @@ class InferenceThread:
         limit = options.answer_timeout
         return Batch(runs, options, Deadline(None if limit is None else limit + grace).at)
 
-    def _next_left(self) -> list[Run]:
+    def _next_unanswered(self) -> list[Run]:
         """Return the next run that a batch has left, lock held; an empty list: none.
 
         One that was cancelled meanwhile, or gives way to a command or goal, is not asked.
         """
-        while self._left:
-            run = self._left.popleft()
+        while self._unanswered:
+            run = self._unanswered.popleft()
             if run.is_background and self._is_urgent_soon():
                 run.cancel(CancelReason.PREEMPTED)
             if not run.job.request.cancellation.is_set():
@@ -298,10 +298,10 @@ class InferenceThread:
             self._end(run, run.partial.result(CANCELLED))
         return []
 
-    def _take_left(self) -> list[Run]:
+    def _take_unanswered(self) -> list[Run]:
         """Return all runs that a batch has left, lock held; they are not asked any more."""
-        left, self._left = list(self._left), deque()
-        return left
+        runs, self._unanswered = list(self._unanswered), deque()
+        return runs
 
     def _take_runs(self, urgency: Urgency) -> list[Run]:
         """Take jobs that are due at this moment, lock held, as many as a batch may have."""
@@ -414,7 +414,7 @@ class InferenceThread:
             self.changed.wait_for(lambda: self._running is not batch, _RETURN_GRACE)
             if self._running is batch:
                 self._log.error(self._hung_reason(batch))
-                for run in self._take_left():
+                for run in self._take_unanswered():
                     self._end(run, run.partial.result(self._hung_end(batch)))
             while self._running is batch and not self._closed:
                 queue_and_job = self._take(Urgency.URGENT)

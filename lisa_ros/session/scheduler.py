@@ -113,7 +113,7 @@ class RequestScheduler:
         self._frames = FrameBuffer(options.frames_kept)
         self._waiting: list[Request] = []  # in the order of arrival
         self._turns = ClientTurns()
-        self._running: list[InferenceJob] = []  # in the order in which they began
+        self._running: list[InferenceJob] = []  # the first to begin first
         self._background = BackgroundWork()
         self._stopped_at = -math.inf  # the last `stop` [s, monotonic]
         self._last_query: tuple[Request, Dialogue] | None = None  # about the camera's own frames
