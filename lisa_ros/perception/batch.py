@@ -19,7 +19,7 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     Query,
 )
-from lisa_ros.perception.roi import cropped_request, pasted_event, stream_in_region
+from lisa_ros.perception.roi import checked_request, pasted_event, stream_in_region
 from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
 
 Request = tuple[np.ndarray, Query]  # (H, W, 3) uint8 RGB, and a query about it
@@ -50,7 +50,7 @@ def stream_batch(
     cropped: dict[int, BatchRequest] = {}
     for number, request in enumerate(requests):
         try:
-            image, query = cropped_request(request.image, request.query)
+            image, query = checked_request(backend, request.image, request.query)
         except LisaError as error:  # noqa: PERF203  # one fails, the others go on
             yield number, request.failed(error)
         else:

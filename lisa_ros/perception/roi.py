@@ -11,9 +11,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lisa_ros.errors import ImageError
+from lisa_ros.errors import ImageError, QueryError
+from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.answer_checks import checked_events
-from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
+from lisa_ros.perception.backend import (
+    AnswersBatches,
+    Backend,
+    Cancellation,
+    InferenceOptions,
+    Query,
+    check_query,
+)
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
@@ -41,21 +49,31 @@ def stream_in_region(
 
     Raises:
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-        QueryError: the text is empty or too long.
+        QueryError: the text is empty, or the backend finds it too long; or it is a yes/no question
+            and the model cannot answer those.
     """
-    cropped, cropped_query = cropped_request(image, query)
+    cropped, cropped_query = checked_request(backend, image, query)
     events = backend.stream(cropped, cropped_query, options, cancel)
     return _pasted_events(
         checked_events(events, query.text, cropped.shape[:2]), query.region, image.shape[:2]
     )
 
 
-def cropped_request(image: np.ndarray, query: Query) -> tuple[np.ndarray, Query]:
+def checked_request(
+    backend: Backend | AnswersBatches, image: np.ndarray, query: Query
+) -> tuple[np.ndarray, Query]:
     """Return what a backend gets: the pixels of the query's region, and the query without it.
 
     Raises:
-        ImageError: the region is not within the image.
+        ImageError, QueryError: as `stream_in_region`.
     """
+    check_rgb(image)  # here as well, for backends of other packages
+    check_query(query.text)
+    if query.yes_no and not backend.capabilities.yes_no:
+        raise QueryError(
+            'this model gives no probability of yes and no: ask for words, or load a model of the '
+            'LISA family or a vision-language model'
+        )
     if query.region is None:
         return image, query
     dialogue = crop_dialogue(query.dialogue, query.region)

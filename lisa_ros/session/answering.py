@@ -77,7 +77,7 @@ def answer_jobs(
             continue
         seconds[place] = time.monotonic() - start
         request = job.request
-        query = Query(request.text, job.dialogue, request.explain, request.region)
+        query = Query(request.text, job.dialogue, request.explain, request.region, request.yes_no)
         requests[place] = BatchRequest(images[message], query, request.cancellation)
     places = list(requests)
     for number, event in _events(backend, list(requests.values()), options):

@@ -255,7 +255,7 @@ class InferenceThread:
         return is_first
 
     def _complete(self, run: Run, result: Segmentation) -> None:
-        if result.status is Status.TIMED_OUT:
+        if result.status in (Status.TIMED_OUT, Status.UNREACHABLE):
             self._note_failure(result.reason)
         try:
             run.queue.complete(run.job, result)
