@@ -36,7 +36,10 @@ setup(
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.startup:run_command_line']},
     install_requires=[*requirements('robot'), *requirements('library')],
     extras_require={
-        **{name: requirements(name) for name in ('train', 'voice', 'moonshine', 'ray', 'gpu')},
+        **{
+            name: requirements(name)
+            for name in ('train', 'voice', 'moonshine', 'mcp', 'ray', 'gpu')
+        },
         'test': ['hypothesis', 'psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

@@ -20,6 +20,7 @@ from lisa_ros.commands import (
     finetune,
     frames,
     listen,
+    mcp_server,
     models,
     scenes,
     segment,
@@ -39,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, export, evaluate, calibrate, models, scenes, train, frames),
-    *(finetune, checksum, doctor),
+    *(segment, chat, listen, mcp_server, export, evaluate, calibrate, models, scenes, train),
+    *(frames, finetune, checksum, doctor),
 )
 
 

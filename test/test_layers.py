@@ -38,7 +38,7 @@ LAYERS = [
     ['perception', 'voice'],
     ['settings', 'messages', 'session'],
     ['datasets', 'tabletop', 'health'],
-    ['segmenter', 'evaluation', 'doctor'],
+    ['segmenter', 'evaluation', 'doctor', 'agents'],
     ['training', 'ros', 'model_zoo'],
     ['commands', 'client'],
     ['cli'],

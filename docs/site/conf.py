@@ -32,6 +32,7 @@ NAVIGATION = {
         'docs/space': '3D positions and tracking',
         'docs/models': 'Known models',
         'docs/vlm': 'Vision-language models',
+        'docs/agents': 'Agents (MCP)',
     },
     'Build on it': {
         'docs/navigation': 'Navigation',

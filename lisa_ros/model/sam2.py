@@ -120,15 +120,34 @@ class Sam2:
             ImageError: the image has another shape or type.
             ModelError: the features are not finite.
         """
+        (features,) = self.encode_batch([image])
+        return features
+
+    @torch.inference_mode()
+    def encode_batch(self, images: Sequence[np.ndarray]) -> list[Sam2Features]:
+        """Return the features of images, (H, W, 3) uint8 RGB each, of any size; at least one.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            ModelError: the features are not finite.
+        """
+        maps = self._model.get_image_embeddings(torch.cat(list(map(self._pixels, images))))
+        for features in maps:
+            check_finite(features, "SAM 2's features of the image")
+        # copies: a view would keep the features of all images in memory
+        return [
+            Sam2Features([own[i : i + 1].clone() for own in maps], image.shape[:2])
+            for i, image in enumerate(images)
+        ]
+
+    def _pixels(self, image: np.ndarray) -> Tensor:
+        """Return an image as the network gets it, (1, 3, S, S) float32."""
         pixels = torch.from_numpy(np.array(check_rgb(image))).to(self.device)
         pixels = pixels.permute(2, 0, 1)[None].float() / 255
         square = (self.side, self.side)
         pixels = F.interpolate(pixels, square, mode='bilinear', antialias=True)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
-        maps = self._model.get_image_embeddings((pixels - mean) / std)
-        for features in maps:
-            check_finite(features, "SAM 2's features of the image")
-        return Sam2Features(maps, image.shape[:2])
+        return (pixels - mean) / std
 
     @torch.inference_mode()
     def decode(
