@@ -197,50 +197,56 @@ class VlmBackend:
         trained with several questions does not read earlier turns; but no answer about "the other
         one" has a mask of an object that was shown before.
         With `query.yes_no` the question is asked in its own words, without the profile's prompt,
-        and no token is generated.
+        and no token is generated. Earlier yes/no questions are in no prompt.
         """
         check_rgb(image)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        turns = query.dialogue.turns
         if query.yes_no:
             check_query(query.text)
-            return self._yes_no_events(image, query.text, stop)
+            request = f'{query.text.strip()} {_YES_NO.request}'
+            prompt = self._vlm.prepare_request(image, request, turns)
+            return self._yes_no_events(query.text, image.shape[:2], prompt, stop)
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
-        turns = query.dialogue.turns
         inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
         events = self._events(image, query, inputs, options, stop)
         if not options.verify:
             return events
         threshold = options.confidence_threshold or 0.0
-        choose = self._vlm.choice_probabilities
-        return verified_events(events, image, query.text, choose, threshold, stop)
+        return verified_events(events, image, query.text, self._choose, threshold, stop)
+
+    def _choose(
+        self, image: np.ndarray, request: str, choices: Sequence[str], stop: StopCondition
+    ) -> Sequence[float]:
+        """Return how probable each choice is as the answer to a request, see `verification`."""
+        prompt = self._vlm.prepare_request(image, request)
+        return self._vlm.choice_probabilities(prompt, choices, stop).values
 
     def _yes_no_events(
-        self, image: np.ndarray, question: str, stop: StopCondition
+        self, question: str, shape: tuple[int, int], prompt: PreparedPrompt, stop: StopCondition
     ) -> Iterator[Event]:
         """Compare how the answer could begin; no further token is generated.
 
         Raises:
-            QueryError: the question is too long.
-            ModelError: a server gives no probabilities.
+            ModelError: a server does not give the probabilities of both.
         """
         timer = StageTimer(self._sam2.device)
-        words = (*_YES_NO.yes, *_YES_NO.no)
-        request = f'{question.strip()} {_YES_NO.request}'
-        probabilities, end = [0.0] * len(words), None
+        words, count = (*_YES_NO.yes, *_YES_NO.no), len(_YES_NO.yes)
+        answer, end = YesNo(0.0, 0.0), None
         try:
             with timer.stage('prompt'):
-                probabilities = self._vlm.choice_probabilities(image, request, words, stop)
+                choice = self._vlm.choice_probabilities(prompt, words, stop)
         except UnreachableError as error:
             end = EarlyEnd(Status.UNREACHABLE, str(error))
-        if self._vlm.gives_probabilities is False:
-            raise ModelError(
-                f'{self._vlm.device} gives no probabilities of tokens (logprobs), which a yes/no '
-                'question needs: ask for words'
-            )
-        count = len(_YES_NO.yes)
-        answer = YesNo(sum(probabilities[:count]), sum(probabilities[count:]))
+        else:
+            if not choice.is_measured:
+                raise ModelError(
+                    f'{self._vlm.device} gives no probabilities of tokens (top_logprobs), which a '
+                    'yes/no question needs: ask for words'
+                )
+            answer = YesNo(sum(choice.values[:count]), sum(choice.values[count:]))
         end = end or stop.early_end
-        yield from yes_no_events(question, image.shape[:2], answer, timer.seconds, end)
+        yield from yes_no_events(question, shape, answer, timer.seconds, end)
 
     def _events(
         self,
