@@ -383,6 +383,13 @@ def test_a_yes_no_question_reads_the_dialogue_and_is_no_turn_of_it(folders):
         assert [m['content'] for m in messages if m['role'] == 'assistant'] == ['[{}]']
 
 
+def test_pieces_are_counted_as_tokens_only_if_they_are(remote, local, folders):
+    here = answer(local)[-1].result
+    assert answer(remote)[-1].result.token_count == here.token_count > 5
+    with running(scripted(RIGHT)) as server:
+        assert answer(connect(folders, server))[-1].result.token_count is None
+
+
 # ---- faults
 
 
