@@ -73,7 +73,7 @@ def create_app(state: HttpState) -> ASGIApp:
         Route('/metrics', api.metrics, methods=['GET']),
         Route('/openapi.json', api.openapi, methods=['GET']),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(_SendLimit, seconds=state.limits.send_seconds)],
         exception_handlers={
@@ -83,6 +83,8 @@ def create_app(state: HttpState) -> ASGIApp:
             Exception: _answer_bug,
         },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Api:

@@ -130,7 +130,12 @@ def _parts(boundary: bytes, body: bytes) -> dict[str, _Part]:
     """Return the two parts by their names."""
     reader = _PartReader()
     try:
-        parser = MultipartParser(boundary, reader.callbacks())
+        parser = MultipartParser(
+            boundary,
+            reader.callbacks(),
+            max_header_count=_MAX_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -168,16 +173,14 @@ class _PartReader:
         self._headers, self._data = {}, []
 
     def _add_name(self, data: bytes, start: int, end: int) -> None:
-        self._name = _limited(self._name + data[start:end])
+        self._name += data[start:end]
 
     def _add_value(self, data: bytes, start: int, end: int) -> None:
-        self._value = _limited(self._value + data[start:end])
+        self._value += data[start:end]
 
     def _end_header(self) -> None:
         self._headers[self._name.lower()] = self._value
         self._name = self._value = b''
-        if len(self._headers) > _MAX_HEADERS:
-            raise _malformed(f'a part has more than {_MAX_HEADERS} headers')
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._data.append(data[start:end])
@@ -200,12 +203,6 @@ class _PartReader:
 
     def _end(self) -> None:
         self.has_ended = True
-
-
-def _limited(header: bytes) -> bytes:
-    if len(header) > _MAX_HEADER_BYTES:
-        raise _malformed(f'a header of a part has more than {_MAX_HEADER_BYTES} bytes')
-    return header
 
 
 def _malformed(detail: str) -> ProblemError:
