@@ -22,6 +22,7 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # no telemetry
     os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
     os.environ.setdefault('RAY_SERVE_LOG_TO_STDERR', '0')
+    os.environ.setdefault('RAY_DISABLE_FAILURE_SIGNAL_HANDLER', '1')  # SIGTERM is ours
     if address is None and 'RAY_AUTH_MODE' not in os.environ:
         # without it Ray takes the address of a network device, as for a cluster of machines
         os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _DEPLOYMENT = 'ModelServer'
 _TRIES = 3  # replicas that may end under one request
-_RETRY_PAUSE = 0.05  # [s]
+_PAUSE = 0.02  # between two tries [s]
 _POLL = 0.5  # between two looks at the replicas [s]
 _DRAIN = 300.0  # how long a replica that is replaced may finish its requests [s]
 _SLACK = 8  # requests beyond the queue and the batch that a replica takes, to refuse them itself
@@ -162,30 +162,34 @@ class RayModels:
 
     async def answer(self, request: ModelRequest) -> Answer:
         """Return the answer of a replica; if it ends before, that of another one."""
-        end = time.monotonic() + request.seconds
         with self._admitted(request):
-            for attempt in range(_TRIES):
+            tries = _Tries(request)
+            while True:
                 try:
-                    return await self._ask(_retried(request, attempt, end), end)
-                except _replica_errors() as error:  # noqa: PERF203  # the loop is of tries
-                    await self._note_loss(error, attempt, end)
-            raise _lost_error()
+                    return await self._ask(tries.request, tries.end)
+                except ProblemError as error:
+                    await tries.after_refusal(error, self._running)
+                except _replica_errors() as error:
+                    self._lost += 1
+                    await tries.after_loss(error)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[bytes | Answer]:
         """Yield the events of a replica; if it ends, the rest of another one's."""
-        end = time.monotonic() + request.seconds
         sent: list[bytes] = []
         with self._admitted(request):
-            for attempt in range(_TRIES):
+            tries = _Tries(request)
+            while True:
                 try:
-                    events = self._listen(_retried(request, attempt, end), end)
+                    events = self._listen(tries.request, tries.end)
                     async with contextlib.aclosing(events):
                         async for event in _unsent(events, sent):
                             yield event
                     return
-                except _replica_errors() as error:  # noqa: PERF203  # the loop is of tries
-                    await self._note_loss(error, attempt, end)
-            raise _lost_error()
+                except ProblemError as error:
+                    await tries.after_refusal(error, self._running)
+                except _replica_errors() as error:
+                    self._lost += 1
+                    await tries.after_loss(error)
 
     @contextlib.contextmanager
     def _admitted(self, request: ModelRequest) -> Iterator[None]:
@@ -247,25 +251,58 @@ class RayModels:
         finally:
             response.cancel()
 
-    async def _note_loss(self, error: Exception, attempt: int, end: float) -> None:
-        """Log the end of a replica and wait a little; or the deadline has passed."""
-        self._lost += 1
-        _log.warning(
-            'a replica ended while it answered (%s): try %d of %d',
-            one_line(type(error).__name__),
-            attempt + 1,
-            _TRIES,
+
+class _Tries:
+    """The replicas that one request has been sent to, and what it is sent as next."""
+
+    def __init__(self, request: ModelRequest):
+        self.end = time.monotonic() + request.seconds
+        self._request = request
+        self._losses = self._refusals = 0
+
+    @property
+    def request(self) -> ModelRequest:
+        """The request for the next replica: with the time that is left.
+
+        After a loss it is in a batch of its own; after a refusal it goes to any replica.
+        """
+        if not self._losses and not self._refusals:
+            return self._request
+        return dataclasses.replace(
+            self._request,
+            alone=self._losses > 0,
+            stream='' if self._refusals else self._request.stream,
+            seconds=max(0.0, self.end - time.monotonic()),
         )
-        if time.monotonic() + _RETRY_PAUSE > end:
-            raise deadline_error(0.0) from error
-        await asyncio.sleep(_RETRY_PAUSE)
 
+    async def after_loss(self, error: Exception) -> None:
+        """Wait a little before the next try.
 
-def _retried(request: ModelRequest, attempt: int, end: float) -> ModelRequest:
-    """Return a request for another try: with the time that is left, in a batch of its own."""
-    if not attempt:
-        return request
-    return dataclasses.replace(request, alone=True, seconds=max(0.0, end - time.monotonic()))
+        Raises:
+            ProblemError: too many replicas ended, or the deadline has passed.
+        """
+        self._losses += 1
+        _log.warning('a replica ended while it answered (%s)', type(error).__name__)
+        if self._losses == _TRIES:
+            raise _lost_error() from error
+        await self._pause(error)
+
+    async def after_refusal(self, error: ProblemError, replicas: int) -> None:
+        """Wait a little if another try makes sense, else raise the error.
+
+        A full replica is not the only one, and a request that a lost replica had accepted waits
+        until the deadline.
+        """
+        self._refusals += 1
+        is_full = error.problem is Problem.OVERLOADED
+        if not is_full or not (self._losses or self._refusals < replicas):
+            raise error
+        await self._pause(error)
+
+    async def _pause(self, error: Exception) -> None:
+        if time.monotonic() + _PAUSE > self.end:
+            raise deadline_error(self._request.seconds) from error
+        await asyncio.sleep(_PAUSE)
 
 
 async def _unsent(
