@@ -21,6 +21,7 @@ from lisa_ros.commands import (
     listen,
     scenes,
     segment,
+    serve,
     train,
 )
 from lisa_ros.errors import LisaError
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, checksum, doctor),
+    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, serve),
+    *(checksum, doctor),
 )
 
 

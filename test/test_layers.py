@@ -18,6 +18,7 @@ LAYERS = [
         'english',
         'garbage_collection',
         'native_settings',
+        'ray_environment',
         'resources',
         'stop_signals',
         'perception.masks',

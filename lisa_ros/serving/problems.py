@@ -40,6 +40,7 @@ class Problem(enum.Enum):
     INVALID_QUERY = ProblemKind('invalid_query', 422, 'The query cannot be used')
     OVERLOADED = ProblemKind('overloaded', 429, 'All places of the queue are taken')
     RATE_LIMITED = ProblemKind('rate_limited', 429, 'The token has used its rate')
+    INTERNAL = ProblemKind('internal', 500, 'The server has a bug')
     NOT_READY = ProblemKind('not_ready', 503, 'No model is ready')
     REPLICA_LOST = ProblemKind('replica_lost', 503, 'The model ended while it answered')
     DEADLINE = ProblemKind('deadline', 504, 'The deadline of the request has passed')
