@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
 import time
@@ -109,18 +108,15 @@ class Robot:
             start = time.monotonic()
             async with self._turn:
                 asked = asyncio.create_task(self._ask(self._random.choice(self._texts)))
-                has_left = self._random.random() < self._fleet.leaving_share
-                if has_left:
-                    await asyncio.wait({asked}, timeout=self._random.expovariate(10.0))
-                    asked.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    outcome = await asked
-                    has_left = False
-            if start >= counted_from:
-                if has_left:
-                    self._counts.left += 1
-                else:
-                    self._counts.commands.append(outcome)
+                leaves = self._random.random() < self._fleet.leaving_share
+                patience = self._random.expovariate(10.0) if leaves else None
+                await _ended(asked, patience)
+            if start < counted_from:
+                continue
+            if asked.cancelled():
+                self._counts.left += 1
+            else:
+                self._counts.commands.append(asked.result())
 
     async def _ask_standing(self, counted_from: float) -> None:
         period, text = 1 / self._fleet.standing_rate, self._random.choice(self._texts)
@@ -129,11 +125,20 @@ class Robot:
             async with self._turn:
                 start = time.monotonic()
                 self._standing = asyncio.create_task(self._ask(text))
-                await asyncio.wait({self._standing})
+                await _ended(self._standing, None)
                 asked, self._standing = self._standing, None
             if not asked.cancelled() and start >= counted_from:
                 self._counts.standing.append(asked.result())
             await asyncio.sleep(max(0.0, start + period - time.monotonic()))
+
+
+async def _ended(asked: asyncio.Task, patience: float | None) -> None:
+    """Wait for a request; cancel it after `patience` [s], or if the caller is cancelled."""
+    try:
+        await asyncio.wait({asked}, timeout=patience)
+    finally:
+        asked.cancel()  # closes its connection; no effect after the end
+    await asyncio.wait({asked})
 
 
 async def drive(

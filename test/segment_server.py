@@ -50,6 +50,7 @@ class SegmentServer(ThreadingHTTPServer):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
             self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.is_loading = False
         self.scheme = 'http' if certificate is None else 'https'
         self.faults, self.seen, self.connections, self.left = [], [], 0, threading.Event()
         self.open_sockets = set()
@@ -102,9 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path != '/v1/models':
             self._send(404, 'text/plain', b'no such page')
+        elif self._is_authorized() and self.server.is_loading:
+            self._send(200, wire_format.JSON_TYPE, b'{"models": [], "replicas": 0}')
         elif self._is_authorized():
             capabilities = asdict(self.server.backend.capabilities)
-            capabilities['scores'] = self.server.backend.capabilities.scores.name
+            capabilities['scores'] = self.server.backend.capabilities.scores.name.lower()
             model = {'name': 'test', 'precision': 'fp32', 'capabilities': capabilities}
             model['input_side'] = self.server.input_side
             self._send(200, wire_format.JSON_TYPE, json.dumps({'models': [model]}).encode())

@@ -72,7 +72,7 @@ def test_a_full_server_refuses_instead_of_being_late():
     assert result.refused > 0.2
     assert result.lost == pytest.approx(result.refused, abs=0.01)
     assert result.p99 < 16 * 0.1 + 3.5  # the queue, and two pauses
-    assert 'refused' in first_break(result, 2.0)
+    assert 'refused' in first_break(result, fleet, 2.0)
 
 
 def test_a_command_ends_the_standing_query_of_its_robot():
@@ -92,9 +92,9 @@ def test_the_smallest_server_holds_and_one_less_does_not():
     fleet = FleetPlan(robots=300, commands_per_minute=6.0)
     times = replace(TIMES, per_batch=0.07, per_request=0.03)
     best = smallest_server(fleet, ServerPlan(), times, 1.0)
-    assert holds(best, 1.0)
+    assert holds(best, fleet, 1.0)
     plan = ServerPlan(max(1, best.replicas - 1), best.http_processes)
-    assert best.replicas == 1 or not holds(simulate(fleet, plan, times), 1.0)
+    assert best.replicas == 1 or not holds(simulate(fleet, plan, times), fleet, 1.0)
     assert f'| 300 | {best.replicas} |' in sizing_table([best])
     robots, cause = breaking_point(fleet, ServerPlan(best.replicas), times, 1.0)
     assert robots >= 270

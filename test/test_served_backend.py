@@ -446,6 +446,15 @@ def test_a_server_that_is_not_there_yet_is_waited_for(process, connect):
     wait_until(lambda: served.health.state is HealthState.OK)
 
 
+def test_a_server_that_loads_its_model_is_waited_for(server, connect):
+    server.is_loading = True
+    served = connect(server.url, periods=FAST)
+    assert served.health.state is HealthState.UNREACHABLE
+    assert 'has not loaded its model yet' in served.health.cause
+    server.is_loading = False
+    wait_until(lambda: served.health.state is HealthState.OK)
+
+
 def test_a_closed_backend_is_unreachable(server, connect):
     served = connect(server.url)
     served.close()

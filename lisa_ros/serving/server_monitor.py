@@ -63,13 +63,16 @@ def read_models(document: Any) -> ServedModel:
     """Return the model of the JSON of `GET /v1/models`: the first one.
 
     Raises:
+        UnreachableError: the server is still loading its model.
         ModelError: it is no such JSON.
     """
     try:
+        if document['models'] == []:
+            raise UnreachableError('the server has not loaded its model yet: wait')
         model = document['models'][0]
         known = {item.name for item in dataclasses.fields(Capabilities)}
         values = {k: v for k, v in model['capabilities'].items() if k in known}
-        values['scores'] = ScoreKind[values['scores']]
+        values['scores'] = ScoreKind[values['scores'].upper()]
         side = model.get('input_side')
         return ServedModel(
             name=str(model['name']),
