@@ -18,6 +18,8 @@ def requirements(name):
     return [line for line in lines if line and not line.startswith('#')]
 
 
+EXTRAS = ('train', 'voice', 'moonshine', 'ray', 'serve', 'gpu')
+
 setup(
     name='lisa_ros',
     version=re.search(r"__version__ = '(.+)'", init_file.read_text())[1],
@@ -36,7 +38,7 @@ setup(
     entry_points={'console_scripts': ['lisa-ros = lisa_ros.startup:run_command_line']},
     install_requires=[*requirements('robot'), *requirements('library')],
     extras_require={
-        **{name: requirements(name) for name in ('train', 'voice', 'moonshine', 'ray', 'gpu')},
+        **{name: requirements(name) for name in EXTRAS},
         'test': ['hypothesis', 'psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

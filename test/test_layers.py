@@ -40,6 +40,7 @@ LAYERS = [
         'serving.mask_coding',
         'serving.problems',
         'serving.query_format',
+        'serving.query_reading',
         'serving.wire_format',
     ],
     ['perception', 'voice'],
