@@ -18,7 +18,7 @@ def requirements(name):
     return [line for line in lines if line and not line.startswith('#')]
 
 
-EXTRAS = ('train', 'voice', 'moonshine', 'ray', 'serve', 'gpu')
+EXTRAS = ('train', 'voice', 'moonshine', 'mcp', 'ray', 'serve', 'gpu')
 
 setup(
     name='lisa_ros',

@@ -42,6 +42,10 @@ class ModelError(LisaError):
     """A model computed or returned values that are no answer: NaN, infinity or a wrong shape."""
 
 
+class UnreachableError(LisaError):
+    """The server of a model cannot be reached, refuses work for now, or broke off its answer."""
+
+
 class SettingsError(LisaError):
     """A setting is invalid, or names a device, precision or package that is not available."""
 

@@ -32,10 +32,12 @@ class Status(enum.IntEnum):
     SUPERSEDED = 6  # a newer command replaced this one before it started
     REPEATED = 7  # the model repeated the same words without end, and gave no mask before that
     TIMED_OUT = 8  # longer than `answer_timeout`; the result keeps what was ready by then
+    UNREACHABLE = 9  # no answer, or a part of one, from the server of the model; see `reason`
 
 
 ANSWERED = (Status.FOUND, Status.NOT_FOUND)  # the model has answered, with or without a mask
-BROKEN = (Status.FAILED, Status.TIMED_OUT)  # an error or a model that is too slow
+# an error, a model that is too slow, a server that cannot be reached
+BROKEN = (Status.FAILED, Status.TIMED_OUT, Status.UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class Segmentation:
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     time_to_first_mask: float | None = None  # from the start of the query [s]; None without a mask
     details: LisaDetails | None = None  # None from other backends than LISA
+    # of "yes" against "no", 0..1, of a yes/no question; None of others, and without an answer
+    yes_probability: float | None = None
+    token_count: int | None = None  # of the answer as generated; None: unknown, or not generated
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -62,6 +62,19 @@ class Settings(ValidatedSettings):
         'SAM 2 of a vlm+sam model: a folder or hub id; empty: facebook/sam2.1-hiera-large',
         at_configure=True,
     )
+    vlm_url: str = parameter(
+        '',
+        'Server that runs the vision-language model of a vlm+sam model, such as '
+        'http://gpu-server:8000/v1 (vLLM, SGLang, llama.cpp, transformers serve, clouds): images '
+        'are sent there. NAME in model is its name at the server; empty: it runs in this node',
+        at_configure=True,
+    )
+    api_key_env: str = parameter(
+        '',
+        'Name of the environment variable with the key for vlm_url, not the key itself; empty: '
+        'no key',
+        at_configure=True,
+    )
     vision_tower: str = parameter(
         '',
         "Folder or hub id of the model's CLIP; empty: the one that the model's config.json names",
@@ -83,7 +96,7 @@ class Settings(ValidatedSettings):
     precision: str = parameter(
         'auto',
         'Number format of the weights; auto: bf16 on a GPU, fp32 on a CPU. int8 and nf4 quantize '
-        'the language model and need a GPU and bitsandbytes',
+        'the language model and need a GPU and bitsandbytes. No effect with vlm_url',
         choices=('auto', 'fp32', 'bf16', 'fp16', 'int8', 'nf4'),
         at_configure=True,
     )

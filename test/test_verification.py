@@ -8,6 +8,7 @@ import pytest
 from scripted_backend import ScriptedBackend
 
 from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.verification import verified_events
 from lisa_ros.results import Done, MaskReady, Status, Token
 
@@ -21,7 +22,7 @@ class Chooser:
     def __init__(self, none, number=1.0, cancel=None):
         self.none, self.number, self.cancel, self.asked = none, number, cancel, []
 
-    def __call__(self, image, request, choices):
+    def __call__(self, image, request, choices, stop):
         self.asked.append((image, request, choices))
         if self.cancel is not None:
             self.cancel.set()
@@ -36,7 +37,8 @@ def answer(none, masks='bright all', cancelled=False, number=1.0, threshold=0.0,
         cancel.set()
     events = backend.stream(IMAGE, Query('the mug'), InferenceOptions(), cancel)
     chooser = Chooser(none, number, cancel if cancels else None)
-    return list(verified_events(events, IMAGE, 'the mug', chooser, threshold, cancel)), chooser
+    stop = StopCondition(cancel, Deadline(None))
+    return list(verified_events(events, IMAGE, 'the mug', chooser, threshold, stop)), chooser
 
 
 def test_confirmed_masks_come_after_the_words_with_lower_scores():
@@ -85,7 +87,8 @@ def test_a_cancelled_answer_has_no_confirmed_masks():
 def test_an_answer_may_be_cancelled_while_the_model_is_asked(none):
     events, _ = answer(none, cancels=True)
     result = events[-1].result
-    assert (result.status, result.reason, len(result.masks)) == (Status.CANCELLED, '', 0)
+    assert (result.status, len(result.masks)) == (Status.CANCELLED, 0)
+    assert result.reason == 'cancelled during the answer'
 
 
 def test_a_model_that_gives_no_number_has_decided_nothing():

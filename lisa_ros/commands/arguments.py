@@ -21,7 +21,8 @@ SOURCE_SETTINGS = (  # where a model comes from and how large it may be
 )
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
 MODEL_SETTINGS = (
-    *('model', 'segmenter_model', 'vision_tower', 'template', 'device', 'precision'),
+    *('model', 'segmenter_model', 'vlm_url', 'api_key_env'),
+    *('vision_tower', 'template', 'device', 'precision'),
     *('max_new_tokens', 'answer_style', 'similarity_points', 'verify'),
 )
 
@@ -43,6 +44,8 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'precision': options.precision,
         'vision_tower': options.vision_tower,
         'segmenter_model': options.segmenter_model,
+        'vlm_url': options.vlm_url,
+        'api_key_env': options.api_key_env,
         'template': options.template,
         **source_arguments(options),
         'options': InferenceOptions(

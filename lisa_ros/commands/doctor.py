@@ -14,7 +14,8 @@ from lisa_ros.commands.arguments import (
 from lisa_ros.settings import Settings
 
 _MODEL = (
-    *('model', 'segmenter_model', 'vision_tower', 'template', 'device', 'precision'),
+    *('model', 'segmenter_model', 'vlm_url', 'api_key_env'),
+    *('vision_tower', 'template', 'device', 'precision'),
     *SOURCE_SETTINGS,
 )
 
@@ -64,6 +65,8 @@ def doctor(options: argparse.Namespace) -> int:
         options.model,
         vision_tower=options.vision_tower,
         segmenter_model=options.segmenter_model,
+        vlm_url=options.vlm_url,
+        api_key_env=options.api_key_env,
         template=options.template,
         device=options.device,
         precision=options.precision,

@@ -136,12 +136,12 @@ def _instance_masks(options: argparse.Namespace, rgbd_input: RgbdInput) -> Insta
     """Return the masks of the PNG, or of the model's answer."""
     from lisa_ros.commands.export_answer import InstanceMasks, read_masks
     from lisa_ros.perception.masks import MAX_MASKS
-    from lisa_ros.results import Status
+    from lisa_ros.results import BROKEN
 
     image = rgbd_input.rgbd.image
     if options.mask is not None:
         return InstanceMasks(read_masks(options.mask, image.shape[:2]), options.mask.name)
     answer = load_segmenter(options).segment(image, options.find)
-    if answer.status is Status.FAILED:
+    if answer.status in BROKEN:
         raise ModelError(answer.reason)
     return InstanceMasks(answer.masks[:MAX_MASKS], options.find, answer)

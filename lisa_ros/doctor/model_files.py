@@ -111,6 +111,8 @@ def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
         precision=options['precision'],
         vision_tower=options['vision_tower'] or None,
         segmenter_model=options['segmenter_model'] or None,
+        vlm_url=options['vlm_url'] or None,
+        api_key_env=options['api_key_env'] or None,
         sha256=options['sha256'] or None,
         lock=options['lock'] or None,
         allow_download=bool(options['allow_download']),

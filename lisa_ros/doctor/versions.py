@@ -21,6 +21,7 @@ MIN_PYTHON = (3, 10)
 # by distribution, as in config/requirements (robot.txt and library.txt): the oldest version, and
 # the first that is too new
 BOUNDS: Mapping[str, tuple[str, str]] = {
+    'httpx2': ('2', ''),
     'huggingface_hub': ('1', ''),
     'jinja2': ('3.1', ''),
     'numpy': ('1.26', ''),

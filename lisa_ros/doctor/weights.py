@@ -28,6 +28,8 @@ class ModelOptions:
     model: str
     vision_tower: str = ''
     segmenter_model: str = ''
+    vlm_url: str = ''
+    api_key_env: str = ''
     sha256: str = ''
     lock: str = ''
     allow_download: bool = False

@@ -34,7 +34,7 @@ from lisa_ros.files.text import File, read_bytes, read_json
 from lisa_ros.images.image_file import decode_rgb
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import ANSWERED, Dialogue, Segmentation, Status
+from lisa_ros.results import ANSWERED, BROKEN, Dialogue, Segmentation
 from lisa_ros.tabletop.queries import IMPLICIT
 from lisa_ros.tabletop.test_sets import QUERIES_FILE
 
@@ -305,7 +305,7 @@ def _answer(segmenter: Segmenter, image: _TestImage, query: TabletopTestQuery) -
     dialogue = Dialogue()
     for text in query.history:
         earlier = answer_query(segmenter, image.pixels, text, dialogue)
-        if earlier.status is Status.FAILED:
+        if earlier.status in BROKEN:
             reason = f'the earlier query {text!r} failed: {earlier.reason}'
             return replace(earlier, query=query.text, reason=reason)
         if earlier.status in ANSWERED:  # as in the node

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lisa_ros.health.verdict import WINDOW, Level, Problem, Verdict, verdict
-from lisa_ros.results import ANSWERED, Status
+from lisa_ros.results import ANSWERED, BROKEN, Status
 from lisa_ros.session.request import RequestCounters
 from lisa_ros.session.request_history import Rejection, RequestEnd
 
@@ -16,7 +16,7 @@ _LONG_WAIT = 10.0  # a request that waits longer is a warning [s]
 _NO_IMAGE_WAIT = 2.0  # a request that waits longer for the first image is one, too [s]
 _SLOW_DELIVERY = 1.0  # and one that waits longer for answers to be published [s]
 _NEARLY_FULL = 0.8  # share of `goals_kept`
-_NOT_AS_ASKED = (Status.FAILED, Status.TIMED_OUT, Status.STALE_INPUT, Status.REPEATED)
+_NOT_AS_ASKED = (*BROKEN, Status.STALE_INPUT, Status.REPEATED)
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def _values(report: RequestReport) -> dict[str, object]:
         'answered': counters.answered,
         'failed': counters.failed,
         'timed out': counters.timed_out,
+        'server unreachable': counters.unreachable,
         'stale image': counters.stale,
         'cancelled': counters.cancelled,
         'repeated (cut off)': counters.repeated,

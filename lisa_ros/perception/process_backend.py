@@ -143,6 +143,11 @@ class ProcessBackend:
         return self._loaded.precision
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of the model, when it was loaded first."""
+        return self._loaded.notices
+
+    @property
     def health(self) -> ModelHealth:
         """Whether the model can be asked; OK also while it answers."""
         return self._supervisor.health

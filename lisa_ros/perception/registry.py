@@ -42,6 +42,11 @@ def register_backend(scheme: str, loader: BackendLoader) -> None:
     _loaders[scheme] = loader
 
 
+def registered_backends() -> dict[str, BackendLoader]:
+    """Return the loaders of this process by scheme, for another process to register."""
+    return dict(_loaders)
+
+
 def load_backend(model: str, options: LoadOptions) -> Backend:
     """Load a model.
 
@@ -116,7 +121,16 @@ def load_vlm_sam(model: str, options: LoadOptions) -> Backend:
 
 
 def load_lisa(model: str, options: LoadOptions) -> Backend:
-    """Load a LISA; see `LisaBackend.load`."""
+    """Load a LISA; see `LisaBackend.load`.
+
+    Raises:
+        SettingsError: it should run at a server, which gives no masks.
+    """
+    if options.vlm_url:
+        raise SettingsError(
+            f'vlm_url is for model vlm+sam:NAME, and model is {model!r}: a LISA runs on this '
+            'machine alone'
+        )
     with garbage_collection.paused():
         from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
 

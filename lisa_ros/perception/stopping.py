@@ -69,6 +69,11 @@ class StopCondition:
         return self._cancel.is_set() or self._deadline.is_over
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long the answer may take from now on [s], at least 0; None: no limit."""
+        return self._deadline.seconds_left
+
+    @property
     def early_end(self) -> EarlyEnd | None:
         """How the answer ends if it stops now; None if it may go on."""
         if self._cancel.is_set():

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from lisa_ros.perception.backend import Cancellation
+from lisa_ros.errors import UnreachableError
 from lisa_ros.perception.overlay import overlay
+from lisa_ros.perception.stopping import EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token
+from lisa_ros.vlm.pointing_model import StopSignal
 
-# gets an image, (H, W, 3) uint8 RGB, a request and choices; returns their probabilities
-Choose = Callable[[np.ndarray, str, Sequence[str]], list[float]]
+# `PointingModel.choice_probabilities`
+Choose = Callable[[np.ndarray, str, Sequence[str], StopSignal], list[float]]
 
 _MAX_NUMBERED = 9  # objects: a number must be one token; further ones are confirmed with them
 _MIN_NUMBER = 0.5  # probability that the model answers with a number; below it nothing is decided
@@ -36,7 +38,7 @@ def verified_events(
     query: str,
     choose: Choose,
     threshold: float,
-    cancel: Cancellation,
+    stop: StopCondition,
 ) -> Iterator[Event]:
     """Yield the events of an answer; its masks only after the model has confirmed them.
 
@@ -51,7 +53,7 @@ def verified_events(
         query: as the user typed it.
         choose: asks the model.
         threshold: masks with a lower score are dropped, 0..1.
-        cancel: if it is set, nothing is confirmed.
+        stop: if it is set, nothing is confirmed.
     """
     for event in events:
         if isinstance(event, Token):
@@ -59,12 +61,7 @@ def verified_events(
         elif isinstance(event, Done):
             result = event.result
             if result.status is Status.FOUND:
-                if not cancel.is_set():
-                    result = _verified(result, image, query, choose, threshold)
-                if cancel.is_set():
-                    result = dataclasses.replace(
-                        _without_masks(result), status=Status.CANCELLED, reason=''
-                    )
+                result = _confirmed(result, image, query, choose, threshold, stop)
             elif len(result.masks):
                 result = _without_masks(result)
             ready = zip(result.masks, result.mask_logits, result.scores, strict=True)
@@ -73,13 +70,40 @@ def verified_events(
             yield Done(result)
 
 
+def _confirmed(
+    result: Segmentation,
+    image: np.ndarray,
+    query: str,
+    choose: Choose,
+    threshold: float,
+    stop: StopCondition,
+) -> Segmentation:
+    """Return a result that the model has confirmed, or why it could not, without masks."""
+    end = stop.early_end
+    if end is None:
+        try:
+            verified = _verified(result, image, query, choose, threshold, stop)
+        except UnreachableError as error:
+            end = EarlyEnd(Status.UNREACHABLE, str(error))
+        else:
+            end = stop.early_end
+            if end is None:
+                return verified
+    return dataclasses.replace(_without_masks(result), status=end.status, reason=end.reason)
+
+
 def _verified(
-    result: Segmentation, image: np.ndarray, query: str, choose: Choose, threshold: float
+    result: Segmentation,
+    image: np.ndarray,
+    query: str,
+    choose: Choose,
+    threshold: float,
+    stop: StopCondition,
 ) -> Segmentation:
     start = time.perf_counter()
     numbers = [str(number) for number in range(1 + min(len(result.masks), _MAX_NUMBERED))]
     shown = overlay(image, result.masks[:_MAX_NUMBERED], numbers[1:], opacity=0.2)
-    probabilities = choose(shown, _REQUEST.replace('{query}', query), numbers)
+    probabilities = choose(shown, _REQUEST.replace('{query}', query), numbers, stop)
     number = sum(probabilities)
     none = probabilities[0] / number if number >= _MIN_NUMBER else 0.0
     seconds = time.perf_counter() - start

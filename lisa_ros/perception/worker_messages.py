@@ -91,6 +91,7 @@ class Loaded:
     precision: str = ''  # of the weights; empty: unknown
     gpu_memory: GpuMemory | None = None  # None: no GPU
     module: str = ''  # of the backend's class
+    notices: tuple[str, ...] = ()  # see `ReportsNotices`
 
 
 @dataclass(frozen=True)

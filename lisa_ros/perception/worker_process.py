@@ -29,7 +29,7 @@ from typing import NoReturn
 from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.errors import LisaError
 from lisa_ros.perception import standby_handover
-from lisa_ros.perception.backend import Backend, ReportsCache, ReportsPrecision
+from lisa_ros.perception.backend import Backend, ReportsCache, ReportsNotices, ReportsPrecision
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
@@ -195,6 +195,7 @@ class ModelServer:
             self._channel.send(_raised(0, error))
             _exit(1)
         precision = backend.precision if isinstance(backend, ReportsPrecision) else ''
+        notices = backend.notices if isinstance(backend, ReportsNotices) else ()
         self._channel.send(
             Loaded(
                 str(backend.device),
@@ -202,6 +203,7 @@ class ModelServer:
                 precision,
                 gpu_memory(),
                 type(backend).__module__,
+                notices,
             )
         )
         return backend

@@ -23,6 +23,7 @@ from lisa_ros.session.request import Request
 from lisa_ros.tracking.worker import TrackingWorker
 
 _REPEATED_INTERVAL = 1.0  # between two log lines of a query that is asked again and again [s]
+_OUTCOMES = {Status.TIMED_OUT: 'timed out', Status.UNREACHABLE: 'had no answer'}
 
 
 class AnswerReceiver(Protocol):
@@ -136,7 +137,7 @@ class TopicListener:
         query = f'{self._log_prefix}{shortened(result.query)!r}'
         cause = self._log_prefix + result.reason
         if result.status in BROKEN:
-            outcome = 'timed out' if result.status is Status.TIMED_OUT else 'failed'
+            outcome = _OUTCOMES.get(result.status, 'failed')
             self._context.log.error(f'{query} {outcome}: {result.reason}', cause)
             return
         answer = shortened(result.answer) or result.reason

@@ -57,7 +57,9 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
 
     Raises:
         CheckpointError: the files are not a whole model.
-        SettingsError: the scheme, the device, the precision or the template is not available.
+        SettingsError: the scheme, the device, the precision or the template is not available, or
+            a server's model points in other coordinates than its profile has.
+        ModelError: a server refuses a request.
         WorkerError: the model's process died while it loaded the model.
     """
     options = LoadOptions(
@@ -65,6 +67,8 @@ def load_model(settings: Settings, log: WorkerLog) -> Backend:
         precision=settings.precision,
         vision_tower=settings.vision_tower,
         segmenter_model=settings.segmenter_model,
+        vlm_url=settings.vlm_url,
+        api_key_env=settings.api_key_env,
         template=settings.template,
         threads=settings.threads or None,
         allow_download=settings.allow_download,

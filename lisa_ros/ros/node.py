@@ -29,7 +29,7 @@ from std_srvs.srv import Trigger
 
 from lisa_ros import native_settings
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import Backend, SupervisedBackend
+from lisa_ros.perception.backend import Backend, ReportsNotices, SupervisedBackend
 from lisa_ros.ros import configuration, fastdds, fastdds_segments, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
 from lisa_ros.ros.bond import ManagerBond
@@ -154,6 +154,8 @@ class LisaNode(LifecycleNode):
 
     def _load(self, settings: Settings) -> None:
         self._backend = configuration.load_model(settings, self.get_logger())
+        for notice in self._backend.notices if isinstance(self._backend, ReportsNotices) else ():
+            self.get_logger().warning(notice)
         self._inference = InferenceThread(
             self._backend,
             MessageDecoder(self._settings),

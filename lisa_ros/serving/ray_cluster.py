@@ -40,7 +40,7 @@ class PoolPlan:
     app: str = 'lisa-ros'  # name of the Serve application
 
 
-def importimport_ray() -> tuple[ModuleType, ModuleType]:
+def import_ray() -> tuple[ModuleType, ModuleType]:
     """Import Ray and Ray Serve.
 
     Raises:

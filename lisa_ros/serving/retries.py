@@ -97,6 +97,7 @@ async def unsent_events(
 
 
 def lost_error() -> ProblemError:
+    """Return the error of a request under which replicas have ended."""
     return ProblemError(
         Problem.REPLICA_LOST,
         'the process of the model ended while it answered, and so did those that tried again: '

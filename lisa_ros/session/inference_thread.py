@@ -275,7 +275,7 @@ class InferenceThread:
         return is_first
 
     def _complete(self, run: _Run, result: Segmentation) -> None:
-        if result.status is Status.TIMED_OUT:
+        if result.status in (Status.TIMED_OUT, Status.UNREACHABLE):
             self._note_failure(result.reason)
         try:
             run.queue.complete(run.job, result)
@@ -338,7 +338,9 @@ class InferenceThread:
     def _answer(self, run: _Run) -> Segmentation:
         """Decode the image and run the model; pass each event to the queue at once."""
         request, start = run.job.request, time.monotonic()
-        query = Query(request.text, run.job.dialogue, request.explain, request.region)
+        query = Query(
+            request.text, run.job.dialogue, request.explain, request.region, request.yes_no
+        )
         try:
             image = self._decoder.rgb_image(run.job.frame)
             decode_seconds = time.monotonic() - start

@@ -110,6 +110,7 @@ class Request:
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit
     region: Region | None = None  # look only here [px]; None: the whole image
     explain: bool = False  # ask for a reason
+    yes_no: bool = False  # answer with yes or no, see `backend.Query`
     created: float = field(default_factory=time.monotonic)  # [s, monotonic]
     cancellation: CancelToken = field(default_factory=CancelToken)
 
@@ -123,6 +124,7 @@ class RequestCounters:
     answered: int = 0  # FOUND and NOT_FOUND
     failed: int = 0
     timed_out: int = 0  # the answer took longer than `answer_timeout`
+    unreachable: int = 0  # the server of the model gave no answer, or a part of one
     stale: int = 0  # the newest image was older than the request allows
     cancelled: int = 0
     repeated: int = 0  # answers in a loop, without a mask
@@ -138,6 +140,8 @@ class RequestCounters:
             self.failed += 1
         elif status is Status.TIMED_OUT:
             self.timed_out += 1
+        elif status is Status.UNREACHABLE:
+            self.unreachable += 1
         elif status is Status.STALE_INPUT:
             self.stale += 1
         elif status is Status.CANCELLED:

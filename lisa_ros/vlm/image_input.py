@@ -54,11 +54,8 @@ def prepare_image(image: np.ndarray, rule: ResizeRule, layout: PatchLayout) -> I
     Raises:
         ImageError: one side of the image is more than 200 times as long as the other.
     """
-    resized = Image.fromarray(image)
-    if rule.square is not None:
-        resized = resized.resize((rule.square, rule.square), Image.Resampling.BILINEAR)
-    size = resized_size(resized.size, rule, layout.patch * layout.merge)
-    resized = resized.resize(size, Image.Resampling.BICUBIC)
+    resized = resize_image(image, rule, layout.patch * layout.merge)
+    size = resized.size
     pixels = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
     pixels = (pixels - np.float32(layout.mean)) / np.float32(layout.std)
     patch, merge = layout.patch, layout.merge
@@ -69,6 +66,24 @@ def prepare_image(image: np.ndarray, rule: ResizeRule, layout: PatchLayout) -> I
     patches = cells.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
     patches = np.broadcast_to(patches, (*patches.shape[:5], layout.frames, patch, patch))
     return ImageInput(patches.reshape(rows * columns, -1), rows, columns, size)
+
+
+def resize_image(image: np.ndarray, rule: ResizeRule, cell: int) -> Image.Image:
+    """Return an image in the size that a model gets.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        rule: of the model's profile.
+        cell: the side of an image token [px].
+
+    Raises:
+        ImageError: one side of the image is more than 200 times as long as the other.
+    """
+    resized = Image.fromarray(image)
+    if rule.square is not None:
+        resized = resized.resize((rule.square, rule.square), Image.Resampling.BILINEAR)
+    size = resized_size(resized.size, rule, cell)
+    return resized.resize(size, Image.Resampling.BICUBIC)
 
 
 def resized_size(size: tuple[int, int], rule: ResizeRule, cell: int) -> tuple[int, int]:

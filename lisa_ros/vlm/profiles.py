@@ -46,10 +46,13 @@ class Profile:
     stripped: str = ''  # characters that are removed at both ends of the query
     coordinates: Coordinates = Coordinates.PIXELS
     tags: bool = False  # the answer is in <answer> tags, behind a reason; else it is bare JSON
+    dialogue: bool = False  # trained with several questions about an image
     denies: bool = False  # trained to answer with an empty list if the object is absent
     stop: str = ''  # the answer ends with this text; '': with the token that ends a turn
     max_new_tokens: int = 1024
     names: tuple[str, ...] = ()  # in names of models, in lower case without - _ . and spaces
+    cell: int = 28  # the side of an image token in released models [px]
+    lossless: bool = False  # send images to a server as PNG, not as JPEG
 
     @property
     def explains(self) -> bool:
@@ -142,6 +145,7 @@ PROFILES = {
         'Locate "{query}", report the bboxes coordinates in JSON format.',
         system=_QWEN,
         stripped='"',
+        dialogue=True,
         denies=True,
     ),
     'qwen3_vl': Profile(
@@ -150,13 +154,15 @@ PROFILES = {
         resize=ResizeRule(min_pixels=64 * 32 * 32, max_pixels=1280 * 32 * 32),
         stripped='"',
         coordinates=Coordinates.THOUSANDTHS,
+        dialogue=True,
         denies=True,
+        cell=32,
     ),
 }
 
 
 def choose_profile(model: str, model_type: object, name: str | None = None) -> Profile:
-    """Return the profile of a model.
+    """Return the profile of a model whose config.json is known.
 
     Args:
         model: its folder or hub id; the last part may tell the family.
@@ -167,18 +173,53 @@ def choose_profile(model: str, model_type: object, name: str | None = None) -> P
         SettingsError: there is no such profile.
         CheckpointError: the model is of no type that a profile is for, or of another one.
     """
-    if name is not None and name not in PROFILES:
-        raise SettingsError(
-            f'template {name!r}: a vision-language model has one of {", ".join(PROFILES)}'
-        )
-    letters = ''.join(filter(str.isalnum, PurePath(model).name.lower()))
-    by_name = (p for p in PROFILES.values() if any(part in letters for part in p.names))
     by_type = (p for p in PROFILES.values() if p.model_type == model_type and not p.names)
-    profile = PROFILES[name] if name else next(by_name, None) or next(by_type, None)
+    profile = _chosen(model, name) or next(by_type, None)
     if profile is None or profile.model_type != model_type:
-        known = sorted({profile.model_type for profile in PROFILES.values()})
-        expected = profile.model_type if profile else ' or '.join(known)
+        model_types = sorted({profile.model_type for profile in PROFILES.values()})
+        expected = profile.model_type if profile else ' or '.join(model_types)
         raise CheckpointError(
             f'{model}: config.json names the model type {model_type!r}; expected {expected}'
         )
     return profile
+
+
+def choose_served_profile(model: str, name: str | None = None) -> Profile:
+    """Return the profile of a model of which only the name is known.
+
+    Args:
+        model: as a server calls it.
+        name: the user's choice in PROFILES, or None.
+
+    Raises:
+        SettingsError: there is no such profile, or the model's name tells no family.
+    """
+    letters = _letters(model)
+    by_type = (p for p in PROFILES.values() if _letters(p.model_type) in letters and not p.names)
+    profile = _chosen(model, name) or next(by_type, None)
+    if profile is None:
+        raise SettingsError(
+            f'model {model!r} runs at vlm_url, and its name tells no family: choose one with '
+            f'template: {", ".join(PROFILES)}'
+        )
+    return profile
+
+
+def _chosen(model: str, name: str | None) -> Profile | None:
+    """Return the profile that the user has chosen, or that a model's name tells.
+
+    Raises:
+        SettingsError: there is no such profile.
+    """
+    if name is not None and name not in PROFILES:
+        raise SettingsError(
+            f'template {name!r}: a vision-language model has one of {", ".join(PROFILES)}'
+        )
+    letters = _letters(model)
+    by_name = (p for p in PROFILES.values() if any(part in letters for part in p.names))
+    return PROFILES[name] if name else next(by_name, None)
+
+
+def _letters(model: str) -> str:
+    """Return the last part of a name in lower case, without signs and spaces."""
+    return ''.join(filter(str.isalnum, PurePath(model).name.lower()))

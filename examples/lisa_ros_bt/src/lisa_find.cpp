@@ -65,7 +65,7 @@ BT::NodeStatus LisaFind::on_success()
   return BT::NodeStatus::SUCCESS;
 }
 
-BT::NodeStatus LisaFind::on_aborted()  // FAILED, STALE_INPUT, TIMED_OUT, REPEATED, or deactivated
+BT::NodeStatus LisaFind::on_aborted()  // FAILED, TIMED_OUT, UNREACHABLE, STALE_INPUT, REPEATED, or inactive
 {
   return fail(result_.result->segmentation.reason);
 }

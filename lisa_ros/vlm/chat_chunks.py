@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the chunks of a streamed chat completion, as OpenAI defines them. Any thread."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+
+from lisa_ros.error_text import one_line, short_repr
+from lisa_ros.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    """A token of an answer, and how probable it and others were at its place."""
+
+    text: str
+    probability: float  # given all tokens before it
+    alternatives: dict[str, float] = field(default_factory=dict)  # probabilities by text
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """A part of an answer: one token or a few."""
+
+    text: str  # to append
+    tokens: tuple[TokenProbability, ...] = ()  # of the text; empty: the server gives none
+    finish_reason: str = ''  # stop, length, ...: the answer ends here; '': it goes on
+    reasoning: str = ''  # what a server takes out of <think> tags, before the text
+
+
+def read_chunk(content: str) -> AnswerPiece | None:
+    """Return what a chunk adds to the answer; None: nothing, as the one with the usage.
+
+    Args:
+        content: of an event, JSON.
+
+    Raises:
+        ModelError: it is no chunk, or the server reports an error in it.
+    """
+    try:
+        chunk = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f'an event of the answer is not JSON ({one_line(error)}): {one_line(content, 80)!r}'
+        ) from None
+    if isinstance(chunk, dict) and chunk.get('error'):
+        error = chunk['error']
+        message = error.get('message') if isinstance(error, dict) else error
+        raise ModelError(f'the server reports an error: {one_line(message or short_repr(error))}')
+    choices = chunk.get('choices') if isinstance(chunk, dict) else None
+    if choices == []:
+        return None
+    choice = choices[0] if isinstance(choices, list) else None
+    delta = choice.get('delta') if isinstance(choice, dict) else None
+    parts: list[object] = [None]
+    if isinstance(delta, dict):
+        reasoning = delta.get('reasoning_content') or delta.get('reasoning')
+        parts = [delta.get('content'), choice.get('finish_reason'), reasoning]
+        parts = [part or '' for part in parts]
+    if not all(isinstance(part, str) for part in parts):
+        raise ModelError(
+            f'an event of the answer is {one_line(content, 80)!r}; expected a chunk of a chat '
+            'completion'
+        )
+    text, finish_reason, reasoning = parts
+    if not (text or finish_reason or reasoning):  # the role
+        return None
+    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason, reasoning)
+
+
+def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:
+    """Return the tokens of a chunk; none if one of them has no probability."""
+    entries = logprobs.get('content') if isinstance(logprobs, dict) else None
+    tokens = []
+    for entry in entries if isinstance(entries, list) else ():
+        token = _token(entry)
+        if token is None:
+            return ()
+        ranked = entry.get('top_logprobs')
+        candidates = map(_token, ranked if isinstance(ranked, list) else ())
+        alternatives = {each.text: each.probability for each in candidates if each is not None}
+        tokens.append(TokenProbability(token.text, token.probability, alternatives))
+    return tuple(tokens)
+
+
+def _token(entry: object) -> TokenProbability | None:
+    """Return a token; None if it has no text or no probability."""
+    values = entry if isinstance(entry, dict) else {}
+    text, logprob = values.get('token'), values.get('logprob')
+    is_number = type(logprob) in (int, float) and not math.isnan(logprob)
+    if not isinstance(text, str) or not is_number:
+        return None
+    return TokenProbability(text, math.exp(min(logprob, 0.0)))

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vision-language model that points, behind a server with OpenAI's chat completions.
+
+The server gets one image in exactly the size that the profile asks for, so that it has no reason
+to resize it: coordinates in an answer would count other pixels. Words are chosen greedily; the
+server applies the repetition penalty of its model, if it has one.
+
+Threads: as `chat_completions.ChatServer`, one thread at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lisa_ros.error_text import one_line, short_repr
+from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
+from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.results import Turn
+from lisa_ros.vlm.chat_chunks import AnswerPiece
+from lisa_ros.vlm.chat_completions import ChatServer, RefusedError
+from lisa_ros.vlm.coordinate_check import (
+    TEST_QUERY,
+    CoordinateCheck,
+    check_coordinates,
+    draw_test_image,
+)
+from lisa_ros.vlm.image_input import resize_image
+from lisa_ros.vlm.pointing_model import StopSignal, WordToken
+from lisa_ros.vlm.profiles import Profile, choose_served_profile
+
+_JPEG_QUALITY = 90
+_SELF_TEST_TIMEOUT = 120.0  # of the answer about the test image [s]
+_MAY_REFUSE_LOGPROBS = (400, 422, 501)  # status of HTTP
+_MAX_ALTERNATIVES = 20  # tokens at one place, whose probabilities servers give
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RemotePrompt:
+    """A query about an image, as the body of a request has it."""
+
+    messages: tuple[dict[str, object], ...]
+    resized: tuple[int, int]  # width and height of the image that is sent [px]
+
+
+class _TimeLimit:
+    """The end of a time limit as a stop signal."""
+
+    def __init__(self, seconds: float):
+        self._at = time.monotonic() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it lasts [s], at least 0."""
+        return max(0.0, self._at - time.monotonic())
+
+    def is_set(self) -> bool:
+        """Return whether it is over."""
+        return self.seconds_left == 0
+
+
+class RemoteVlm:
+    """A model that a server runs; a `PointingModel`."""
+
+    def __init__(self, server: ChatServer, model: str, profile: Profile):
+        """Wrap a server; `connect` also tests it.
+
+        Args:
+            server: that runs the model.
+            model: as the server calls it.
+            profile: how to ask it.
+        """
+        self.profile = profile
+        self._server, self._model = server, model
+        self._has_probabilities: bool | None = None  # of tokens; None: not known yet
+        self._check: CoordinateCheck | None = None  # None: not tested yet
+        self.notices: tuple[str, ...] = ()  # what a user should know about the server
+
+    @classmethod
+    def connect(
+        cls, url: str, model: str, template: str | None = None, api_key_env: str | None = None
+    ) -> RemoteVlm:
+        """Return a model of a server, and test where it points in an image that is known.
+
+        A server that cannot be reached yet is no error: it is tested before its first answer.
+
+        Args:
+            url: as `chat_completions.completions_url` takes it.
+            model: as the server calls it.
+            template: name of the profile; None: by the model's name.
+            api_key_env: name of the environment variable with the key; None: without a key.
+
+        Raises:
+            SettingsError: a setting is wrong, or the model's coordinates are not those of the
+                profile.
+            ModelError: the server refuses the request, or gives no answer that can be read.
+        """
+        if not model:
+            raise SettingsError('model is "vlm+sam:"; expected vlm+sam:NAME, as vlm_url serves it')
+        profile = choose_served_profile(model, template)
+        server = ChatServer(url, read_key(api_key_env))
+        vlm, notices = cls(server, model, profile), [_privacy_notice(server, model)]
+        try:
+            check = vlm._test(_TimeLimit(_SELF_TEST_TIMEOUT))
+        except UnreachableError as error:
+            notices.append(f'{error}; until it can be reached, requests end as UNREACHABLE')
+        else:
+            if check is not None and check.is_certain:
+                raise SettingsError(f'vlm_url {server.address}: {check.problem}')
+            notices += vlm._test_notices()
+        vlm.notices = tuple(notices)
+        return vlm
+
+    @property
+    def device(self) -> str:
+        """The address of the server."""
+        return self._server.address
+
+    @property
+    def gives_probabilities(self) -> bool | None:
+        """Whether the server gives probabilities of tokens; None: before its first answer."""
+        return self._has_probabilities
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """None: the server keeps earlier prompts, or does not."""
+        return None
+
+    def clear_cache(self) -> None:
+        """Do nothing: the server keeps earlier prompts, or does not."""
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        query: str,
+        min_answer_tokens: int = 1,
+        turns: Sequence[Turn] = (),
+    ) -> RemotePrompt:
+        """Return the prompt of a query about an image; see `PointingModel`.
+
+        The server knows how long a prompt may be: one that is too long is refused later.
+        """
+        if not query.strip().strip(self.profile.stripped):
+            raise QueryError('the query is empty: say what to look for, as in "the red mug"')
+        earlier = turns if self.profile.dialogue else ()
+        written = [(self.profile.request(turn.query), turn.answer_raw) for turn in earlier]
+        return self._prompt(image, self.profile.request(query), written)
+
+    def max_answer_tokens(self, prompt: RemotePrompt) -> int:
+        """Return how many tokens an answer may have, by the profile."""
+        return self.profile.max_new_tokens
+
+    def generate(
+        self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
+    ) -> Iterator[WordToken]:
+        """Yield the answer's tokens; see `PointingModel`.
+
+        Raises:
+            ModelError: the server's answer cannot be read, or its model points in other units
+                than the profile has.
+            UnreachableError: the server cannot be reached, or broke off.
+        """
+        if self._check is None:
+            if self._test(stop) is None:
+                return
+            for notice in self._test_notices():
+                _log.warning(notice)
+        if self._check.is_certain:
+            raise ModelError(f'{self.device}: {self._check.problem}')
+        yield from self._words(prompt, max_new_tokens, stop)
+
+    def choice_probabilities(
+        self, image: np.ndarray, request: str, choices: Sequence[str], stop: StopSignal
+    ) -> list[float]:
+        """Return how probable each choice is as the first token of an answer.
+
+        Without probabilities from the server, the choice that the model says has 1.
+        """
+        for piece in self._stream(self._prompt(image, request), 1, stop, _MAX_ALTERNATIVES):
+            if not piece.text:
+                continue
+            probabilities = {piece.text: 1.0}
+            if piece.tokens:
+                first = piece.tokens[0]
+                probabilities = {first.text: first.probability, **first.alternatives}
+            return [
+                sum(p for text, p in probabilities.items() if text.strip() == choice)
+                for choice in choices
+            ]
+        return [0.0] * len(choices)
+
+    # ---- requests
+
+    def _prompt(
+        self, image: np.ndarray, request: str, turns: Sequence[tuple[str, str]] = ()
+    ) -> RemotePrompt:
+        """Return the messages: the image, then the earlier requests and answers, then a request.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            request: the whole text.
+            turns: earlier requests and their answers.
+        """
+        resized = resize_image(image, self.profile.resize, self.profile.cell)
+        kind, content = ('png' if self.profile.lossless else 'jpeg'), io.BytesIO()
+        resized.save(content, kind, quality=_JPEG_QUALITY, subsampling=0)
+        encoded = base64.b64encode(content.getvalue()).decode('ascii')
+        url = f'data:image/{kind};base64,{encoded}'
+        parts: list[dict[str, object]] = [{'type': 'image_url', 'image_url': {'url': url}}]
+        messages: list[dict[str, object]] = []
+        if self.profile.system:
+            messages.append({'role': 'system', 'content': self.profile.system})
+        for earlier, answer in turns:
+            messages.append({'role': 'user', 'content': [*parts, _text_part(earlier)]})
+            messages.append({'role': 'assistant', 'content': answer})
+            parts = []  # only the first request has the image
+        messages.append({'role': 'user', 'content': [*parts, _text_part(request)]})
+        return RemotePrompt(tuple(messages), resized.size)
+
+    def _words(
+        self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
+    ) -> Iterator[WordToken]:
+        count, is_thinking = 0, False
+        for piece in self._stream(prompt, max_new_tokens, stop):
+            for token in (*self._thoughts(piece, is_thinking), *word_tokens(piece)):
+                yield token
+                count += 1
+            is_thinking = bool(piece.reasoning)
+            if piece.finish_reason not in ('', 'stop', 'length'):
+                reason = one_line(piece.finish_reason)
+                raise ModelError(f'{self.device} ended the answer with finish_reason {reason!r}')
+            if count >= max_new_tokens:  # a server may not count
+                return
+
+    def _thoughts(self, piece: AnswerPiece, is_thinking: bool) -> Iterator[WordToken]:
+        """Yield the reasoning of a piece in its tags again, if the profile expects them.
+
+        Args:
+            piece: of the answer.
+            is_thinking: the piece before it is reasoning, too.
+        """
+        begin = '<think>' if piece.reasoning and not is_thinking else ''
+        end = '</think>' if is_thinking and not piece.reasoning else ''
+        text = begin + piece.reasoning + end
+        if text and self.profile.tags:
+            yield WordToken(None, text, None, is_end=False)
+
+    def _stream(
+        self,
+        prompt: RemotePrompt,
+        max_new_tokens: int,
+        stop: StopSignal,
+        alternatives: int = 0,
+    ) -> Iterator[AnswerPiece]:
+        """Yield an answer; with probabilities, unless the server refuses to give them.
+
+        Args:
+            prompt: of `_prompt`.
+            max_new_tokens: length limit of the answer.
+            stop: ends it early.
+            alternatives: how many other tokens at each place have a probability, too.
+        """
+        request = {
+            'model': self._model,
+            'messages': prompt.messages,
+            'max_tokens': max_new_tokens,
+            'temperature': 0,  # always: a model's own default may draw words at random
+        }
+        if self._has_probabilities is not False:
+            extra = {'logprobs': True}
+            if alternatives:
+                extra['top_logprobs'] = alternatives
+            try:
+                yield from self._noted(self._server.stream({**request, **extra}, stop))
+                return
+            except RefusedError as error:  # before the first piece
+                if error.status not in _MAY_REFUSE_LOGPROBS:
+                    raise
+        yield from self._noted(self._server.stream(request, stop))
+
+    def _noted(self, pieces: Iterator[AnswerPiece]) -> Iterator[AnswerPiece]:
+        """Yield pieces; note whether the server gives probabilities."""
+        for piece in pieces:
+            if piece.text:
+                self._has_probabilities = bool(piece.tokens)
+            yield piece
+
+    # ---- the test
+
+    def _test(self, stop: StopSignal) -> CoordinateCheck | None:
+        """Ask about the test image; None if `stop` is set before the answer is complete."""
+        prompt, text = self.prepare(draw_test_image(), TEST_QUERY), ''
+        for token in self._words(prompt, self.profile.max_new_tokens, stop):
+            text += token.text
+            if self.profile.stop and self.profile.stop in text:
+                break
+        if not stop.is_set():
+            self._check = check_coordinates(text, self.profile, prompt.resized)
+        return self._check
+
+    def _test_notices(self) -> list[str]:
+        """Return what a user should know after the test."""
+        notices = []
+        if self._check is None:
+            notices.append(f'{self.device} did not answer a test in {_SELF_TEST_TIMEOUT:g} s')
+        elif self._check.problem:
+            notices.append(self._check.problem)
+        if self._has_probabilities is False:
+            notices.append(
+                f'{self.device} gives no probabilities of tokens (logprobs): scores are those of '
+                'SAM 2 alone, and verify decides by the number that the model says'
+            )
+        return notices
+
+
+def _text_part(text: str) -> dict[str, object]:
+    return {'type': 'text', 'text': text}
+
+
+def read_key(api_key_env: str | None) -> str:
+    """Return the key in an environment variable; '' if no variable is named.
+
+    Raises:
+        SettingsError: the variable is not set, or has characters that no key has.
+    """
+    if not api_key_env:
+        return ''
+    key = os.environ.get(api_key_env, '').strip()
+    if not key:
+        raise SettingsError(  # without the value: it may be the key itself
+            'api_key_env is not the name of an environment variable that is set where the model '
+            'is loaded: export it there, and give its name, not the key'
+        )
+    if not (key.isascii() and key.isprintable()) or ' ' in key:
+        raise SettingsError(
+            'the environment variable that api_key_env names has spaces or characters that no key '
+            'has: set it again'
+        )
+    return key
+
+
+def word_tokens(piece: AnswerPiece) -> Iterator[WordToken]:
+    """Yield the tokens of a piece; its text as one token if it cannot be divided."""
+    if piece.tokens and ''.join(token.text for token in piece.tokens) == piece.text:
+        for token in piece.tokens:
+            yield WordToken(None, token.text, token.probability, is_end=False)
+    elif piece.text:
+        words = [t.probability for t in piece.tokens if not t.text.strip().isdigit()]
+        probability = math.prod(words) if piece.tokens else None
+        yield WordToken(None, piece.text, probability, is_end=False)
+    if piece.finish_reason in ('stop', 'length'):
+        is_cut = piece.finish_reason == 'length'
+        yield WordToken(None, '', None, is_end=not is_cut, is_cut=is_cut)
+
+
+def _privacy_notice(server: ChatServer, model: str) -> str:
+    """Return what leaves the robot, for the log."""
+    notice = f'images are sent to {server.address} for the model {short_repr(model)} (vlm_url)'
+    if server.is_private:
+        return notice
+    return f'{notice} without encryption: whoever is in between can read them; prefer https'

@@ -1,0 +1,757 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vision-language model at a server, at toy size: its answers, and how each fault ends."""
+
+import base64
+import dataclasses
+import gc
+import io
+import logging
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from chat_server import ModelAnswer, make_certificate, running
+from PIL import Image
+from test_vlm_backend import IMAGE, SCRIPTS, THINK, answer, options_of, save_scripted
+from toy_sam2 import toy_model
+
+from lisa_ros import cli
+from lisa_ros.errors import SettingsError
+from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
+from lisa_ros.perception.process_backend import ProcessBackend
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.perception.roi import stream_in_region
+from lisa_ros.results import Status, Token, Turn
+from lisa_ros.vlm.chat_completions import completions_url, retry_after
+from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
+from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
+from lisa_ros.vlm.qwen_vl import QwenVL
+from lisa_ros.vlm.remote_vlm import RemoteVlm
+
+NAME = 'VisionReasoner-toy'
+KEY = 'sk-do-not-print-me-0123456789'
+BOX_OF_TEST = [round(share * 840) for share in TEST_BOX]
+RIGHT = f'<think>It is red.</think><answer>[{{"bbox_2d": {BOX_OF_TEST}}}]</answer>'
+LIMIT = 60.0  # for what must happen at once; machines may be slow [s]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """Use one thread: layers this small are slower with several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp('models')
+    toy_model().save_pretrained(root / 'sam2')
+    for name in ('found', 'absent'):
+        (root / name / NAME).mkdir(parents=True)
+        save_scripted(root / name / NAME, *SCRIPTS[name])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ('http_proxy', 'https_proxy', 'all_proxy'):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def load_vlm(folders, script):
+    profile = PROFILES['vision_reasoner']
+    return QwenVL.load(folders / script / NAME, profile, torch.device('cpu'), 'fp32')
+
+
+def connect(folders, server, **options):
+    options = {'device': 'cpu', 'segmenter_model': folders / 'sam2', **options}
+    return load_backend(f'vlm+sam:{NAME}', LoadOptions(vlm_url=server.url, **options))
+
+
+def scripted(*texts, finish_reason='stop', logprobs=False):
+    """An answer that does not depend on the request."""
+
+    def say(handler, body):
+        handler.begin()
+        for text in texts:
+            entry = [{'token': text, 'logprob': 0.0}] if logprobs else None
+            handler.piece(text, None, entry)
+        handler.piece('', finish_reason)
+        handler.end()
+
+    return say
+
+
+# ---- the same as here
+
+
+@pytest.fixture(scope='module')
+def model_server(folders):
+    with running(ModelAnswer(load_vlm(folders, 'found'))) as server:
+        yield server
+
+
+@pytest.fixture(scope='module')
+def remote(folders, model_server):
+    return connect(folders, model_server)
+
+
+@pytest.fixture(scope='module')
+def local(folders):
+    return load_backend(f'vlm+sam:{folders / "found" / NAME}', options_of(folders))
+
+
+@pytest.mark.parametrize('options', [{}, {'verify': True}, {'region': (40, 30, 120, 90)}])
+def test_the_answer_is_that_of_the_model_here(remote, local, options):
+    there, here = (answer(backend, **options) for backend in (remote, local))
+    assert [type(event) for event in there] == [type(event) for event in here]
+    texts = [[e.text for e in events if isinstance(e, Token)] for events in (there, here)]
+    assert texts[0] == texts[1]
+    there, here = there[-1].result, here[-1].result
+    assert np.array_equal(there.mask_logits, here.mask_logits)
+    assert there.scores == pytest.approx(here.scores, rel=1e-4)
+    assert (there.status, there.answer, there.reason) == (here.status, here.answer, here.reason)
+    assert list(there.timings) == list(here.timings)
+
+
+def test_what_is_sent(remote, model_server, folders):
+    answer(remote, 'The Mug?', max_new_tokens=77)
+    path, headers, body = model_server.requests[-1]
+    assert path == '/v1/chat/completions'
+    assert 'Authorization' not in headers
+    assert (body['model'], body['temperature'], body['max_tokens']) == (NAME, 0, 77)
+    assert (body['stream'], body['logprobs']) == (True, True)
+    system, user = body['messages']
+    assert system == {'role': 'system', 'content': 'You are a helpful assistant.'}
+    image, text = user['content']
+    assert text['text'] == PROFILES['vision_reasoner'].request('The Mug?')
+    kind, _, data = image['image_url']['url'].partition(';base64,')
+    opened = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (kind, opened.format, opened.size) == ('data:image/jpeg', 'JPEG', (840, 840))
+    expected = np.asarray(Image.fromarray(IMAGE).resize((840, 840), Image.Resampling.BILINEAR))
+    assert np.abs(np.asarray(opened).astype(int) - expected).mean() < 2
+
+
+def test_earlier_turns_are_sent_where_a_model_was_trained_with_them(model_server):
+    vlm = RemoteVlm.connect(model_server.url, NAME)
+    turns = (Turn('The mug', '[]'), Turn('a bowl', '[{}]'))
+    assert len(vlm.prepare(IMAGE, 'it', turns=turns).messages) == 2  # VisionReasoner: no
+    vlm.profile = PROFILES['qwen2_5_vl']
+    _, *messages = vlm.prepare(IMAGE, 'it', turns=turns).messages
+    roles = [message['role'] for message in messages]
+    assert roles == ['user', 'assistant', 'user', 'assistant', 'user']
+    assert [message['content'] for message in messages[1::2]] == ['[]', '[{}]']
+    kinds = [[part['type'] for part in message['content']] for message in messages[::2]]
+    assert kinds == [['image_url', 'text'], ['text'], ['text']]
+    assert messages[2]['content'][0]['text'] == vlm.profile.request('a bowl')
+
+
+def test_a_lossless_profile_sends_the_pixels(model_server):
+    profile = dataclasses.replace(PROFILES['qwen3_vl'], lossless=True)
+    vlm = RemoteVlm.connect(model_server.url, NAME)
+    vlm.profile = profile
+    prompt = vlm.prepare(IMAGE, 'the mug')
+    (user,) = prompt.messages  # Qwen3-VL has no system message
+    url = user['content'][0]['image_url']['url']
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2])))
+    assert (sent.format, sent.size) == ('PNG', (320, 224))
+    assert prompt.resized == sent.size
+    expected = Image.fromarray(IMAGE).resize(sent.size, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(sent), np.asarray(expected))
+
+
+def test_what_the_backend_says_of_itself(remote, model_server):
+    assert remote.device == f'cpu, {model_server.url}'
+    assert remote.precision == ''
+    assert (remote.capabilities.explains, remote.capabilities.denies) == (True, False)
+    sent, checked = remote.notices
+    assert sent == f"images are sent to {model_server.url} for the model '{NAME}' (vlm_url)"
+    assert 'the model points at [210, 210, 700, 700], not at the red rectangle' in checked
+
+
+def test_the_answers_of_its_own_process_are_the_same(folders, remote, model_server):
+    options = options_of(folders, threads=1, vlm_url=model_server.url)
+    backend = ProcessBackend(f'vlm+sam:{NAME}', options)
+    try:
+        there, here = (answer(each)[-1].result for each in (backend, remote))
+        assert backend.notices == remote.notices
+        assert np.array_equal(there.masks, here.masks)
+    finally:
+        backend.close()
+
+
+def test_python_and_the_command_line_take_it(folders, model_server, tmp_path, capsys):
+    Image.fromarray(IMAGE).save(tmp_path / 'image.png')
+    command = ['segment', str(tmp_path / 'image.png'), 'the mug', '--device', 'cpu']
+    command += ['--model', f'vlm+sam:{NAME}', '--segmenter-model', str(folders / 'sam2')]
+    command += ['--vlm-url', model_server.url, '--out', str(tmp_path / 'out')]
+    assert cli.main(command) == 0
+    assert 'The mug is red, the bowl is blue.' in capsys.readouterr().out
+
+
+def test_connections_are_kept():
+    ports = []
+
+    def counted(handler, body):
+        ports.append(handler.client_address[1])
+        scripted('[', ']')(handler, body)
+
+    with running(counted) as server:
+        vlm = RemoteVlm.connect(server.url, 'Qwen2.5-VL')
+        prompt = vlm.prepare(IMAGE, 'the mug')
+        for _ in range(3):
+            assert [token.text for token in vlm.generate(prompt, 9, Stop())] == ['[', ']', '']
+    assert len(ports) == 4
+    assert len(set(ports)) == 1
+
+
+def test_reasoning_that_a_server_takes_out_of_its_tags(faulty, fault_server):
+    def say(handler, body):
+        handler.begin()
+        for name, text in (('reasoning_content', 'It [is] '), ('reasoning', 'red.')):
+            handler.event({'choices': [{'delta': {name: text}}]})
+        sides = (644, 476) if body['model'] == 'Qwen2.5-VL' else (840, 840)
+        handler.piece(f'<answer>{box_text(sides).partition(": ")[2]}</answer>')
+        handler.piece('', 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    result = answer(faulty)[-1].result
+    assert (result.status, result.answer) == (Status.FOUND, 'It [is] red.')
+    assert result.answer_raw.startswith('<think>It [is] red.</think><answer>')
+    plain = RemoteVlm.connect(fault_server.url, 'Qwen2.5-VL')
+    assert len(plain.notices) == 2  # what is sent, and no probabilities
+    tokens = plain.generate(plain.prepare(IMAGE, 'it'), 99, Stop())
+    assert 'red' not in ''.join(token.text for token in tokens)  # its answer is JSON alone
+
+
+# ---- probabilities
+
+
+def test_a_server_without_probabilities_still_points(folders, local):
+    say = ModelAnswer(load_vlm(folders, 'found'), refuses_logprobs=True, gives_logprobs=False)
+    with running(say) as server:
+        backend = connect(folders, server)
+        assert 'gives no probabilities of tokens (logprobs)' in backend.notices[-1]
+        count = len(server.requests)
+        result = answer(backend)[-1].result
+        assert len(server.requests) == count + 1  # it is not asked for them again
+        here = answer(local)[-1].result
+        assert np.array_equal(result.masks, here.masks)
+        features = backend._sam2.encode(IMAGE)
+        mask = backend._sam2.decode(features, (60.0, 45.0, 200.0, 150.0), ((120.0, 90.0),))
+        assert result.scores[0] == pytest.approx(mask.presence * mask.predicted_iou, rel=1e-4)
+
+
+@pytest.mark.parametrize('logprobs', [True, False])
+@pytest.mark.parametrize(('number', 'status'), [('0', Status.NOT_FOUND), ('1', Status.FOUND)])
+def test_verify_reads_the_number(number, status, logprobs, folders):
+    def say(handler, body):
+        text = number if body['max_tokens'] == 1 else RIGHT
+        scripted(text, logprobs=logprobs)(handler, body)
+
+    with running(say) as server:
+        result = answer(connect(folders, server), verify=True)[-1].result
+    assert result.status is status
+    assert ('none of its objects is right (100%)' in result.reason) is (number == '0')
+
+
+def test_probabilities_of_choices_are_those_of_the_first_token():
+    def say(handler, body):
+        handler.begin()
+        if body['max_tokens'] > 1:
+            handler.piece(RIGHT)
+        else:
+            others = [{'token': ' 2', 'logprob': -2.0}, {'token': '0', 'logprob': -1.0}]
+            entry = {'token': '2', 'logprob': -0.5, 'top_logprobs': others}
+            handler.piece('2', None, [entry])
+        handler.piece('', 'stop')
+        handler.end()
+
+    with running(say) as server:
+        vlm = RemoteVlm.connect(server.url, NAME)
+        probabilities = vlm.choice_probabilities(IMAGE, 'Which?', ['0', '1', '2'], Stop())
+    assert probabilities == pytest.approx([np.exp(-1), 0, np.exp(-0.5) + np.exp(-2)])
+
+
+# ---- faults
+
+
+class Stop:
+    """A stop signal with a time limit that does not come."""
+
+    seconds_left = LIMIT
+
+    def __init__(self):
+        self.event = threading.Event()
+
+    def is_set(self):
+        return self.event.is_set()
+
+
+def killed(handler, body):
+    handler.begin()
+    handler.piece(THINK)
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def ended(handler, body):
+    handler.begin()
+    handler.piece(THINK)
+    handler.end()
+
+
+def slow(handler, body):
+    handler.begin()
+    handler.piece(THINK)
+    handler.server.released.wait(LIMIT)
+    handler.piece(THINK)
+
+
+def busy(status, **headers):
+    def refuse(handler, body):
+        handler.error(status, 'the queue is full', **headers)
+
+    return refuse
+
+
+def wrong_json(handler, body):
+    handler.begin()
+    handler.event('{"choices": [{"delta": ')
+
+
+def page(handler, body):
+    content = b'<html>Welcome to nginx</html>'
+    handler.begin(kind='text/html', Content_Length=str(len(content)))
+    handler.wfile.write(content)
+
+
+def reported(handler, body):
+    handler.begin()
+    handler.event({'error': {'message': 'CUDA out of memory'}})
+
+
+def huge_event(handler, body):
+    handler.begin()
+    handler.send(b'data: ')
+    for _ in range(64):
+        handler.send(b'x' * 2**16)
+
+
+def huge(handler, body):
+    handler.begin()
+    for _ in range(40):
+        handler.piece('', None)
+        handler.event({'choices': [], 'padding': 'x' * 2**19})
+
+
+def endless(handler, body):
+    handler.begin()
+    number = 0
+    while True:
+        number += 1
+        handler.piece(f'word {number} ')
+
+
+def redirected(handler, body):
+    handler.error(307, 'moved', Location='http://127.0.0.1:9/v1/chat/completions')
+
+
+@pytest.fixture(scope='module')
+def fault_server():
+    """A server that answers the test of the start rightly, and then has a fault."""
+    with running(scripted(RIGHT)) as server:
+        server.released = threading.Event()
+        yield server
+
+
+@pytest.fixture(scope='module')
+def faulty(fault_server, folders):
+    return connect(folders, fault_server)
+
+
+@pytest.mark.parametrize(
+    ('fault', 'status', 'reason'),
+    [
+        (killed, Status.UNREACHABLE, 'broke off the connection'),
+        (ended, Status.UNREACHABLE, 'ended its answer before it was complete'),
+        (busy(429), Status.UNREACHABLE, 'has no capacity (429 Too Many Requests: the queue is'),
+        (busy(503, Retry_After='9999'), Status.UNREACHABLE, 'asks to wait 1e+04 s (1 try)'),
+        (busy(502), Status.UNREACHABLE, 'does not reach the model (502 Bad Gateway'),
+        (busy(500), Status.FAILED, 'fails (500 Internal Server Error: the queue is full)'),
+        (busy(404), Status.FAILED, 'refuses the request (404 Not Found: the queue is full)'),
+        (busy(401), Status.FAILED, 'name an environment variable with the key in api_key_env'),
+        (redirected, Status.FAILED, 'which is not followed: correct vlm_url'),
+        (wrong_json, Status.FAILED, 'an event of the answer is not JSON'),
+        (page, Status.FAILED, "'<html>Welcome to nginx</html>'; is vlm_url an OpenAI-compatible"),
+        (reported, Status.FAILED, 'the server reports an error: CUDA out of memory'),
+        (huge_event, Status.FAILED, 'exceeded the 1048576 byte limit'),
+        (huge, Status.FAILED, 'sent more than 16 MiB for one answer'),
+        (scripted('no', finish_reason='content_filter'), Status.FAILED, "'content_filter'"),
+        (scripted(THINK, finish_reason='length'), Status.FAILED, '(max_new_tokens: 512)'),
+    ],
+)
+def test_each_fault_ends_with_its_status_and_cause(faulty, fault_server, fault, status, reason):
+    fault_server.answer = fault
+    begin = time.monotonic()
+    (*_, done) = answer(faulty, answer_timeout=LIMIT)
+    assert done.result.status is status
+    assert reason in done.result.reason
+    assert time.monotonic() - begin < LIMIT / 2
+    fault_server.answer = scripted(RIGHT)
+    assert answer(faulty)[-1].result.status is Status.FOUND  # the next one is answered
+
+
+def test_masks_before_a_fault_are_kept(faulty, fault_server):
+    def fault(handler, body):
+        handler.begin()
+        handler.piece(RIGHT.partition('}')[0] + '}, ')
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    fault_server.answer = fault
+    for verify, count in ((False, 1), (True, 0)):
+        result = answer(faulty, verify=verify)[-1].result
+        assert (result.status, len(result.masks)) == (Status.UNREACHABLE, count)
+
+
+def test_a_fault_while_masks_are_verified_leaves_none(faulty, fault_server):
+    def fault(handler, body):
+        (busy(502) if body['max_tokens'] == 1 else scripted(RIGHT))(handler, body)
+
+    fault_server.answer = fault
+    (*_, done) = answer(faulty, verify=True)
+    assert (done.result.status, len(done.result.masks)) == (Status.UNREACHABLE, 0)
+
+
+@pytest.mark.parametrize('fault', [slow, endless])
+def test_a_deadline_ends_the_answer_and_the_connection(faulty, fault_server, fault):
+    fault_server.answer = fault
+    fault_server.client_has_gone.clear()
+    result = answer(faulty, answer_timeout=0.5, max_new_tokens=2048)[-1].result
+    if fault is endless and result.status is Status.FAILED:  # 2048 words came before
+        assert 'max_new_tokens: 2048' in result.reason
+    else:
+        assert result.status is Status.TIMED_OUT
+        assert 'answer_timeout' in result.reason
+    fault_server.released.set()
+    assert fault is slow or fault_server.client_has_gone.wait(LIMIT)
+
+
+def test_an_endless_answer_ends_at_the_token_limit(faulty, fault_server):
+    fault_server.answer = endless
+    fault_server.client_has_gone.clear()
+    result = answer(faulty, max_new_tokens=40)[-1].result
+    assert (result.status, result.answer_raw.count('word')) == (Status.FAILED, 40)
+    assert '(max_new_tokens: 40)' in result.reason
+    assert fault_server.client_has_gone.wait(LIMIT)
+
+
+def test_a_cancel_closes_the_connection(faulty, fault_server):
+    held = threading.Event()
+
+    def hold(handler, body):
+        handler.begin()
+        handler.piece(THINK)
+        held.set()
+        while True:  # until the client has gone
+            handler.send(': still here\n\n')
+            time.sleep(0.01)
+
+    fault_server.answer = hold
+    fault_server.client_has_gone.clear()
+    cancel, events = threading.Event(), []
+    for event in stream_in_region(faulty, IMAGE, Query('it'), InferenceOptions(), cancel):
+        events.append(event)
+        assert held.wait(LIMIT)
+        cancel.set()
+    assert events[-1].result.status is Status.CANCELLED
+    assert fault_server.client_has_gone.wait(LIMIT)
+
+
+def test_a_cancel_ends_a_request_that_waits_to_be_tried_again(faulty, fault_server):
+    fault_server.answer = busy(503, Retry_After='25')
+    count = len(fault_server.requests)
+    cancel = threading.Event()
+    stream = stream_in_region(faulty, IMAGE, Query('it'), InferenceOptions(), cancel)
+    threading.Thread(target=lambda: (wait_for(fault_server, count + 1), cancel.set())).start()
+    (done,) = stream
+    assert done.result.status is Status.CANCELLED
+
+
+def wait_for(server, count):
+    end = time.monotonic() + LIMIT
+    while len(server.requests) < count and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize('status', [429, 503])
+def test_a_busy_server_is_asked_again(faulty, fault_server, status):
+    def say(handler, body):
+        fault_server.answer = scripted(RIGHT)
+        handler.error(status, 'busy', Retry_After='0')
+
+    fault_server.answer, count = say, len(fault_server.requests)
+    assert answer(faulty)[-1].result.status is Status.FOUND
+    assert len(fault_server.requests) == count + 2
+
+
+def test_nothing_is_asked_again_after_an_answer_has_begun(faulty, fault_server):
+    fault_server.answer, count = killed, len(fault_server.requests)
+    assert answer(faulty)[-1].result.status is Status.UNREACHABLE
+    assert len(fault_server.requests) == count + 1
+
+
+def test_a_server_may_start_later(folders):
+    with socket.socket() as reserved:
+        reserved.bind(('127.0.0.1', 0))
+        url = f'http://127.0.0.1:{reserved.getsockname()[1]}'
+    options = {'device': 'cpu', 'segmenter_model': folders / 'sam2', 'vlm_url': url}
+    backend = load_backend(f'vlm+sam:{NAME}', LoadOptions(**options))
+    assert 'cannot be reached: Connection refused (3 tries); until' in backend.notices[-1]
+    result = answer(backend)[-1].result
+    assert (result.status, len(result.masks)) == (Status.UNREACHABLE, 0)
+    assert result.reason == f'{url} cannot be reached: Connection refused (3 tries)'
+
+
+def test_the_test_of_the_start_is_made_up_for(folders, fault_server):
+    fault_server.answer = busy(503)
+    backend = connect(folders, fault_server)
+    assert 'has no capacity' in backend.notices[-1]
+    fault_server.answer, count = scripted(RIGHT), len(fault_server.requests)
+    assert answer(backend)[-1].result.status is Status.FOUND
+    assert len(fault_server.requests) == count + 2  # about the test image, and the query
+    assert answer(backend)[-1].result.status is Status.FOUND
+    assert len(fault_server.requests) == count + 3
+
+
+@pytest.mark.skipif(shutil.which('openssl') is None, reason='openssl makes the certificate')
+def test_an_unknown_certificate_is_refused(folders, tmp_path, monkeypatch):
+    certificate = make_certificate(tmp_path)
+    with running(scripted(RIGHT), certificate) as server:
+        backend = connect(folders, server)
+        assert 'has a certificate that is not trusted (self' in backend.notices[-1]
+        result = answer(backend)[-1].result
+        assert result.status is Status.UNREACHABLE
+        assert 'SSL_CERT_FILE' in result.reason
+        assert not server.requests  # nothing was sent
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+        backend = connect(folders, server)
+        assert answer(backend)[-1].result.status is Status.FOUND
+        server.answer = killed
+        assert answer(backend)[-1].result.status is Status.UNREACHABLE
+
+
+def test_a_proxy_is_used(folders, monkeypatch):
+    with running(scripted(RIGHT)) as proxy:
+        monkeypatch.setenv('http_proxy', proxy.url)
+        vlm = RemoteVlm.connect('http://gpu-server.example:8000', NAME)
+        assert proxy.requests[-1][0] == 'http://gpu-server.example:8000/v1/chat/completions'
+        assert 'without encryption' in vlm.notices[0]
+
+
+def test_a_backend_that_is_dropped_closes_its_connection(fault_server):
+    fault_server.answer = scripted(RIGHT)
+    before = threading.active_count()
+    vlm = RemoteVlm.connect(fault_server.url, NAME)
+    loop = vlm._server._loop
+    assert not loop.is_closed()
+    del vlm
+    gc.collect()
+    end = time.monotonic() + LIMIT
+    while not loop.is_closed() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert loop.is_closed()
+    assert threading.active_count() <= before + 1  # the server's own
+
+
+# ---- the key
+
+
+def test_the_key_is_nowhere(folders, monkeypatch, caplog, capfd, tmp_path):
+    monkeypatch.setenv('TOY_KEY', KEY)
+    caplog.set_level(logging.DEBUG)
+
+    def echo(handler, body):
+        """Say what was sent, as some servers do, in every place where text may be."""
+        key = handler.headers['Authorization']
+        assert key == f'Bearer {KEY}'
+        number = len(server.requests) - 1
+        if number == 0:
+            scripted(RIGHT)(handler, body)
+        elif number == 1:
+            handler.error(401, f'Incorrect API key provided: {key}')
+        elif number == 2:
+            handler.begin()
+            handler.event(f'{{{key}')
+        elif number == 3:
+            handler.begin(kind='text/plain', Content_Length=str(len(key)))
+            handler.wfile.write(key.encode())
+        elif number == 4:
+            handler.begin()
+            handler.event({'error': {'message': key}})
+        elif number == 5:
+            scripted(f'I see {key}')(handler, body)
+        else:
+            handler.error(503, key, Retry_After='9999')
+
+    with running(echo) as server:
+        backend = connect(folders, server, api_key_env='TOY_KEY')
+        results = [answer(backend, answer_timeout=LIMIT)[-1].result for _ in range(6)]
+        Image.fromarray(IMAGE).save(tmp_path / 'image.png')
+        command = ['segment', str(tmp_path / 'image.png'), 'it', '--model', f'vlm+sam:{NAME}']
+        command += ['--vlm-url', server.url, '--api-key-env', 'TOY_KEY', '--device', 'cpu']
+        assert cli.main([*command, '--segmenter-model', str(folders / 'sam2')]) == 1
+    assert [result.status for result in results] == [Status.FAILED] * 5 + [Status.UNREACHABLE]
+    output = capfd.readouterr()
+    everything = (
+        f'{results} {backend.notices} {caplog.text} {output.out} {output.err} {vars(backend)}'
+    )
+    assert 'has no capacity' in output.err
+    assert '***' in everything
+    assert 'do-not-print' not in everything
+
+
+@pytest.mark.parametrize('value', [None, '', ' ', 'two words', 'line\nbreak', 'schlüssel'])
+def test_a_key_that_cannot_be_one_is_refused(value, monkeypatch):
+    if value is None:
+        monkeypatch.delenv('TOY_KEY', raising=False)
+    else:
+        monkeypatch.setenv('TOY_KEY', value)
+    with pytest.raises(SettingsError, match='environment variable') as error:
+        RemoteVlm.connect('http://127.0.0.1:9', NAME, api_key_env='TOY_KEY')
+    assert value is None or not value.strip() or value not in str(error.value)
+    with pytest.raises(SettingsError) as error:  # the key in the place of its name
+        RemoteVlm.connect('http://127.0.0.1:9', NAME, api_key_env=KEY)
+    assert KEY not in str(error.value)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ('url', 'expected'),
+    [
+        ('http://host:8000', 'http://host:8000/v1/chat/completions'),
+        ('http://host:8000/', 'http://host:8000/v1/chat/completions'),
+        ('https://host/v1/', 'https://host/v1/chat/completions'),
+        ('https://host/api/openai', 'https://host/api/openai/chat/completions'),
+        ('http://[::1]:8000/v1/chat/completions', 'http://[::1]:8000/v1/chat/completions'),
+        ('ftp://host', None),
+        ('host:8000', None),
+        ('/v1', None),
+        ('http://host:port', None),
+        ('http://me:secret@host', None),
+        ('http://host/v1?key=secret', None),
+    ],
+)
+def test_addresses(url, expected):
+    if expected is not None:
+        assert str(completions_url(url)) == expected
+        return
+    with pytest.raises(SettingsError, match='vlm_url') as error:
+        completions_url(url)
+    assert 'secret' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'template', 'profile'),
+    [
+        ('Ricky06662/VisionReasoner-7B', None, 'vision_reasoner'),
+        ('Qwen/Qwen2.5-VL-7B-Instruct', None, 'qwen2_5_vl'),
+        ('qwen3-vl:8b', None, 'qwen3_vl'),
+        ('/models/Seg-Zero-7B', None, 'seg_zero'),
+        ('my-model', 'visurf', 'visurf'),
+        ('my-model', None, None),
+        ('my-model', 'llava_v1', None),
+    ],
+)
+def test_the_served_name_chooses_the_profile(name, template, profile):
+    if profile is None:
+        with pytest.raises(SettingsError, match='template'):
+            choose_served_profile(name, template)
+    else:
+        assert choose_served_profile(name, template) is PROFILES[profile]
+
+
+def test_settings_that_contradict_each_other_are_errors(folders):
+    options = LoadOptions(vlm_url='http://127.0.0.1:9', segmenter_model=folders / 'sam2')
+    with pytest.raises(SettingsError, match=r'vlm_url is for model vlm\+sam:NAME'):
+        load_backend('lisa-tabletop', options)
+    with pytest.raises(SettingsError, match='model_sha256'):
+        load_backend(f'vlm+sam:{NAME}', dataclasses.replace(options, sha256='0' * 64))
+    with pytest.raises(SettingsError, match='expected vlm'):
+        load_backend('vlm+sam:', options)
+
+
+@pytest.mark.parametrize(
+    ('value', 'seconds'),
+    [('3', 3), (' 0 ', 0), ('', None), ('soon', None), ('-1', None), ('1.5', None)],
+)
+def test_retry_after(value, seconds):
+    assert retry_after(value) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    assert retry_after('Wed, 21 Oct 2015 07:28:00 GMT') == 0
+    assert retry_after('Wed, 21 Oct 2099 07:28:00 GMT') > 1e9
+
+
+# ---- coordinates
+
+
+def box_text(sides, box=TEST_BOX, swapped=False):
+    numbers = [share * sides[i % 2] for i, share in enumerate(box)]
+    if swapped:
+        numbers = [numbers[i] for i in (1, 0, 3, 2)]
+    return f'It is here: [{{"bbox_2d": {[round(n, 3) for n in numbers]}, "label": "it"}}]'
+
+
+@pytest.mark.parametrize(
+    ('profile', 'text', 'certain', 'problem'),
+    [
+        ('qwen2_5_vl', box_text((644, 476)), False, ''),
+        ('qwen3_vl', box_text((1000, 1000)), False, ''),
+        ('qwen2_5_vl', box_text((1000, 1000)), True, 'thousandths of the image, the profile exp'),
+        ('qwen3_vl', box_text((644, 476)), True, 'pixels of the image as it is sent'),
+        ('qwen2_5_vl', box_text((1, 1)), True, 'shares of the image, 0 to 1'),
+        ('qwen2_5_vl', box_text((644, 476), swapped=True), True, 'y before x'),
+        ('qwen3_vl', box_text((1000, 1000), swapped=True), True, 'y before x'),
+        ('qwen2_5_vl', box_text((336, 252)), True, 'an image of about 336 x 252 pixels'),
+        ('qwen2_5_vl', box_text((300, 400)), False, 'not at the red rectangle'),
+        ('qwen2_5_vl', box_text((644, 476), (0.1, 0.1, 0.9, 0.9)), False, 'not at the red rect'),
+        ('qwen2_5_vl', 'I see a red rectangle.', False, 'gives no box'),
+        ('qwen2_5_vl', '[]', False, 'gives no box'),
+    ],
+)
+def test_wrong_coordinates_are_noticed(profile, text, certain, problem):
+    check = check_coordinates(text, PROFILES[profile], (644, 476))
+    assert check.is_certain is certain
+    assert problem in check.problem if problem else check.problem == ''
+
+
+def test_the_test_image_has_the_box():
+    red = (draw_test_image() == (220, 20, 20)).all(2)
+    rows, columns = np.nonzero(red)
+    height, width = red.shape
+    box = columns.min() / width, rows.min() / height, columns.max() / width, rows.max() / height
+    assert box == pytest.approx(TEST_BOX, abs=0.01)
+
+
+def test_a_model_in_other_units_is_not_loaded(folders, fault_server):
+    fault_server.answer = scripted(f'<answer>{box_text((1000, 1000))}</answer>')
+    with pytest.raises(SettingsError, match=r'choose another one with template \(qwen3_vl\)'):
+        connect(folders, fault_server)
+    fault_server.answer = busy(503)
+    backend = connect(folders, fault_server)
+    fault_server.answer = scripted(f'<answer>{box_text((1000, 1000))}</answer>')
+    for _ in range(2):  # a server that starts later is tested before its first answer
+        result = answer(backend)[-1].result
+        assert (result.status, len(result.masks)) == (Status.FAILED, 0)
+        assert 'choose another one with template' in result.reason
