@@ -22,6 +22,8 @@ def requirements(name):
     return [line for line in lines if line and not line.startswith('#')]
 
 
+EXTRAS = ('train', 'voice', 'moonshine', 'mcp', 'ray', 'serve', 'gpu')
+
 setup(
     name='lisa_ros',
     version=re.search(r"__version__ = '(.+)'", init_file.read_text())[1],
@@ -42,7 +44,7 @@ setup(
     extras_require={
         'local': [*requirements('local'), *requirements('thin')],
         'thin': requirements('thin'),
-        **{name: requirements(name) for name in ('train', 'voice', 'moonshine', 'ray', 'gpu')},
+        **{name: requirements(name) for name in EXTRAS},
         'test': ['hypothesis', 'psutil', 'pytest>=8', 'ruff>=0.14,<0.15', 'segment-anything'],
     },
 )

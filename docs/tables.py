@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the README's tables of parameters and messages from their sources.
+"""Write the tables of parameters, messages and known models from their sources.
 
-    python docs/tables.py            # rewrite README.md
-    python docs/tables.py --check    # exit 1 if README.md is out of date
+    python docs/tables.py            # rewrite the pages of PAGES
+    python docs/tables.py --check    # exit 1 if one of them is out of date
 
-Tables stand between `<!-- NAME -->` and `<!-- /NAME -->`; NAME: "parameters" or a file of msg/.
+Tables stand between `<!-- NAME -->` and `<!-- /NAME -->`; NAME: "parameters", a file of msg/, or a
+table of known models.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lisa_ros.model_zoo import tables as zoo  # noqa: E402  # found by the line above
+from lisa_ros.model_zoo.known_models import KNOWN_MODELS  # noqa: E402
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
 from lisa_ros.settings_schema import ValidatedSettings, parameter_info  # noqa: E402
 
-TABLES = (
-    *('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg'),
-    *('NodeState.msg', 'CameraState.msg', 'Place.msg'),
-)
+PAGES = {  # names of the tables of each page
+    'README.md': (
+        *('parameters', 'Segmentation.msg', 'Instance.msg', 'StageTime.msg'),
+        *('NodeState.msg', 'CameraState.msg', 'Place.msg', 'model memory'),
+    ),
+    'docs/models.md': ('model memory', 'model abilities', 'model figures'),
+}
 
 
 def parameter_table(settings: type[ValidatedSettings]) -> str:
@@ -65,14 +71,23 @@ def table(head: tuple[str, ...], rows: list) -> str:
     )
 
 
-def with_tables(text: str) -> str:
-    """Return the README's text with up-to-date tables."""
-    for name in TABLES:
-        if name == 'parameters':
-            content = parameter_table(Settings)
-        else:
-            content = field_table((ROOT / 'msg' / name).read_text(encoding='utf-8'))
-        mark = re.escape(name)
+def content_of(name: str) -> str:
+    """Return the table of a name in PAGES."""
+    if name == 'parameters':
+        return parameter_table(Settings)
+    if name == 'model memory':
+        return table(zoo.MEMORY_HEAD, zoo.memory_rows(KNOWN_MODELS))
+    if name == 'model abilities':
+        return table(zoo.ABILITY_HEAD, zoo.ability_rows(KNOWN_MODELS))
+    if name == 'model figures':
+        return table(zoo.FIGURE_HEAD, zoo.figure_rows(KNOWN_MODELS))
+    return field_table((ROOT / 'msg' / name).read_text(encoding='utf-8'))
+
+
+def with_tables(text: str, page: str = 'README.md') -> str:
+    """Return the text of a page with up-to-date tables."""
+    for name in PAGES[page]:
+        content, mark = content_of(name), re.escape(name)
         text, count = re.subn(
             f'<!-- {mark} -->.*?<!-- /{mark} -->',
             lambda _, n=name, c=content: f'<!-- {n} -->\n{c}\n<!-- /{n} -->',
@@ -80,16 +95,20 @@ def with_tables(text: str) -> str:
             flags=re.DOTALL,
         )
         if count != 1:
-            raise SystemExit(f'README.md needs <!-- {name} --> ... <!-- /{name} --> once')
+            raise SystemExit(f'{page} needs <!-- {name} --> ... <!-- /{name} --> once')
     return text
 
 
+def main(arguments: list[str]) -> None:
+    """Rewrite the pages, or check them."""
+    for page in PAGES:
+        old = (ROOT / page).read_text(encoding='utf-8')
+        new = with_tables(old, page)
+        if '--check' not in arguments:
+            (ROOT / page).write_text(new, encoding='utf-8')
+        elif old != new:
+            raise SystemExit(f'{page} is out of date: run python docs/tables.py')
+
+
 if __name__ == '__main__':
-    readme = ROOT / 'README.md'
-    old = readme.read_text(encoding='utf-8')
-    new = with_tables(old)
-    if '--check' in sys.argv:
-        raise SystemExit(
-            0 if old == new else 'README.md is out of date: run python docs/tables.py'
-        )
-    readme.write_text(new, encoding='utf-8')
+    main(sys.argv[1:])

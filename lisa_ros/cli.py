@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from lisa_ros.commands import (
+    calibrate,
     chat,
     checksum,
     doctor,
@@ -19,6 +20,8 @@ from lisa_ros.commands import (
     finetune,
     frames,
     listen,
+    mcp_server,
+    models,
     scenes,
     segment,
     serve,
@@ -38,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _COMMANDS = (
-    *(segment, chat, listen, export, evaluate, scenes, train, frames, finetune, serve),
-    *(checksum, doctor),
+    *(segment, chat, listen, mcp_server, export, evaluate, calibrate, models, scenes, train),
+    *(frames, finetune, serve, checksum, doctor),
 )
 
 

@@ -105,6 +105,9 @@ class Segmentation:
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     time_to_first_mask: float | None = None  # from the start of the query [s]; None without a mask
     details: LisaDetails | None = None  # None from other backends than LISA
+    # of "yes" against "no", 0..1, of a yes/no question; None of others, and without an answer
+    yes_probability: float | None = None
+    token_count: int | None = None  # of the answer as generated; None: unknown, or not generated
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -120,19 +120,21 @@ class ModelAnswer:
         if self.refuses_logprobs and 'logprobs' in body:
             handler.error(422, 'Unsupported fields in the request: logprobs')
             return
-        *_, user = body['messages']
-        (image, text) = user['content']
+        _, *earlier, last = (message['content'] for message in body['messages'])
+        image, *_ = earlier[0] if earlier else last
+        requests = [content[-1]['text'] for content in earlier[::2]]
+        turns = list(zip(requests, earlier[1::2], strict=True))
         content = base64.b64decode(image['image_url']['url'].partition(',')[2])
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
         handler.begin()
         handler.event({'choices': [{'delta': {'role': 'assistant'}}]})
         with self._lock:
-            self._stream(handler, body, pixels, text['text'])
+            self._stream(handler, body, pixels, last[-1]['text'], turns)
         handler.event({'choices': [], 'usage': {'total_tokens': 1}})
         handler.end()
 
-    def _stream(self, handler, body, pixels, text):
-        inputs = self._vlm._inputs(pixels, text)
+    def _stream(self, handler, body, pixels, text, turns):
+        inputs = self._vlm._inputs(pixels, text, turns=turns)
         assert inputs.resized == (pixels.shape[1], pixels.shape[0])  # it is not resized again
         others = []
         if 'top_logprobs' in body:

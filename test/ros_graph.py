@@ -2,6 +2,7 @@
 """A ROS graph for tests: the node in its own process, and a peer that uses it over DDS."""
 
 import array
+import contextlib
 import math
 import os
 import signal
@@ -80,15 +81,63 @@ class NodeProcess:
             self.process.kill()
 
 
+@contextlib.contextmanager
+def running_node(log, parameters, *arguments, program=None):
+    """Start a node; at the end it must stop when it is told to, without a traceback in its log."""
+    process = NodeProcess(log, parameters, *arguments, program=program)
+    try:
+        yield process
+    finally:
+        status = process.stop()
+    assert status == 0, process.output()
+    assert 'Traceback' not in process.output(), process.output()
+
+
+@contextlib.contextmanager
+def peer_of(process, namespace='', cameras=('',)):
+    """Connect to a node as soon as it is active."""
+    peer = Peer(namespace, cameras)
+    try:
+        peer.wait_until_active(process)
+        yield peer
+    finally:
+        peer.close()
+
+
+class Camera:
+    """The topics of a camera."""
+
+    def __init__(self, node, namespace):
+        from rclpy.qos import qos_profile_sensor_data
+        from sensor_msgs.msg import CameraInfo, Image
+
+        types = {'image': Image, 'depth': Image, 'camera_info': CameraInfo}
+        self.topics = [f'{namespace}/{name}' for name in types]
+        self.images, self.depths, self.infos = (
+            node.create_publisher(message_type, topic, qos_profile_sensor_data)
+            for topic, message_type in zip(self.topics, types.values(), strict=True)
+        )
+
+    def publish(self, image, depth, focal_length):
+        """Publish an image with its depth and its calibration; the axis is in the middle."""
+        from sensor_msgs.msg import CameraInfo
+
+        info = CameraInfo(header=image.header, height=image.height, width=image.width)
+        centre = image.width / 2, image.height / 2
+        info.k = [focal_length, 0.0, centre[0], 0.0, focal_length, centre[1], 0.0, 0.0, 1.0]
+        self.infos.publish(info)
+        self.depths.publish(depth)
+        self.images.publish(image)
+
+
 class Peer:
     """Publishes images and commands, and collects the messages of the node."""
 
-    def __init__(self, namespace=''):
+    def __init__(self, namespace='', cameras=('',)):
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from lisa_ros.msg import Segmentation
-        from rclpy.qos import qos_profile_sensor_data
-        from sensor_msgs.msg import CameraInfo, Image
+        from sensor_msgs.msg import Image
         from std_msgs.msg import String
 
         fastdds.configure_shared_memory()
@@ -108,11 +157,10 @@ class Peer:
             self.subscribe(f'{self.name}/{topic}', message_type, topic)
         self.subscribe('/diagnostics', DiagnosticArray, 'diagnostics')
         self.commands = self.node.create_publisher(String, f'{self.name}/command', 10)
-        self._inputs = [f'{namespace}/{name}' for name in ('image', 'depth', 'camera_info')]
-        publish = self.node.create_publisher
-        self.images = publish(Image, f'{namespace}/image', qos_profile_sensor_data)
-        self.depths = publish(Image, f'{namespace}/depth', qos_profile_sensor_data)
-        self.infos = publish(CameraInfo, f'{namespace}/camera_info', qos_profile_sensor_data)
+        prefixes = {name: f'{namespace}/{name}' if name else namespace for name in cameras}
+        self.cameras = {name: Camera(self.node, prefix) for name, prefix in prefixes.items()}
+        first = self.cameras[cameras[0]]
+        self.images, self.depths, self.infos = first.images, first.depths, first.infos
 
     def subscribe(self, topic, message_type, key):
         """Collect the messages of a topic in `received[key]`."""
@@ -142,10 +190,12 @@ class Peer:
             assert process.process.poll() is None, process.output()
             return (
                 self.commands.get_subscription_count()
-                and self.images.get_subscription_count()
-                and self._knows_publishers_of(*self._inputs)
+                and all(camera.images.get_subscription_count() for camera in cameras)
+                and self._knows_publishers_of(*topics)
             )
 
+        cameras = self.cameras.values()
+        topics = [topic for camera in cameras for topic in camera.topics]
         self.received['diagnostics'].clear()
         self.wait(ready, START, 'an active node')
 
@@ -178,6 +228,11 @@ class Peer:
         self.images.publish(image)
         if settle:
             self.settle()
+
+    def publish_rgbd(self, image, depth, focal_length, camera=''):
+        """Publish what an RGB-D camera sends, and give DDS a moment to deliver it."""
+        self.cameras[camera].publish(image, depth, focal_length)
+        self.settle()
 
     def settle(self, seconds=0.2):
         """Spin for a while, so that messages arrive."""
@@ -237,6 +292,17 @@ class Peer:
         from lifecycle_msgs.srv import ChangeState
 
         return self.call(ChangeState, 'change_state', transition=Transition(label=label)).success
+
+    def load(self, process, **parameters):
+        """Load a model through the lifecycle of the node, which is active or has none."""
+        if self.state() != 'unconfigured':
+            assert self.change_state('deactivate')
+            assert self.change_state('cleanup')
+        results = self.set_parameters(**parameters)
+        assert all(result.successful for result in results), results
+        assert self.change_state('configure'), process.output()
+        assert self.change_state('activate')
+        self.wait_until_active(process)
 
 
 def image(pixels, encoding='rgb8', stamp=(7, 5), frame='camera_optical', padding=0, big=False):

@@ -16,7 +16,8 @@ from PIL import Image
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
-from ros_graph import START, NodeProcess, Peer, environment, image
+from rclpy_features import needs_goal_clients
+from ros_graph import START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -47,19 +48,15 @@ def node_process(tmp_path_factory):
         'goals_per_client': 10,
         'camera': 'wrist',
     }
-    process = NodeProcess(log, parameters)
-    yield process
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with running_node(log, parameters) as process:
+        yield process
 
 
 @pytest.fixture(scope='module')
 def peer(node_process):
-    peer = Peer()
-    peer.wait_until_active(node_process)
-    peer.settle(1.0)  # best effort: the node must have discovered this camera, too
-    yield peer
-    peer.close()
+    with peer_of(node_process) as peer:
+        peer.settle(1.0)  # best effort: the node must have discovered this camera, too
+        yield peer
 
 
 @pytest.fixture(scope='module')
@@ -179,6 +176,27 @@ def test_an_explanation_is_given_on_request(peer, client):
     assert answer.status is Status.FOUND
     assert 'desk' in answer.answer
     assert answer.message.query == 'Find something to tidy my desk.'
+
+
+def test_a_yes_no_question_gets_a_probability_and_no_topic(peer, client):
+    publish_image(peer)
+    settle_answers(peer)
+    there = client.answer('is there a mug?', answer_probability=True)
+    absent = client.answer('is there a banana?', answer_probability=True)
+    assert (there.status, there.answer, len(there.masks)) == (Status.NOT_FOUND, 'Yes.', 0)
+    assert there.yes_probability > 0.95
+    assert absent.yes_probability < 0.05
+    undecided = client.answer(MUG, answer_probability=True)
+    assert undecided.status is Status.FAILED
+    assert 'neither with yes nor with no' in undecided.reason
+    assert np.isnan(undecided.yes_probability)
+    assert not peer.received['segmentation']  # the tracker keeps the last answer
+    assert np.isnan(client.answer(MUG).yes_probability)
+    for contradiction in ('continuous', 'want_explanation'):
+        refused = client.answer(MUG, answer_probability=True, **{contradiction: True})
+        assert refused.status is Status.FAILED
+        assert 'leave out continuous and want_explanation' in refused.reason
+        assert np.isnan(refused.yes_probability)
 
 
 def test_an_image_that_is_too_old_is_stale_input(peer, client):
@@ -302,14 +320,12 @@ def crowd(tmp_path_factory):
     """The peer of a second node, for tests with many clients."""
     log = tmp_path_factory.mktemp('crowd') / 'node.log'
     parameters = {'threads': 1, 'goals_kept': 40, 'goals_per_client': 100}
-    process = NodeProcess(log, parameters, '-r', '__ns:=/crowd')
-    peer = Peer('/crowd')
-    peer.wait_until_active(process)
-    peer.settle(1.0)
-    yield peer
-    peer.close()
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with (
+        running_node(log, parameters, '-r', '__ns:=/crowd') as process,
+        peer_of(process, '/crowd') as peer,
+    ):
+        peer.settle(1.0)
+        yield peer
 
 
 @pytest.fixture(scope='module')
@@ -404,6 +420,7 @@ rclpy.try_shutdown()
 """
 
 
+@needs_goal_clients
 def test_goals_of_a_client_that_has_left_end_and_it_cannot_have_too_many(
     node_process, peer, client
 ):

@@ -577,7 +577,7 @@ def test_images_of_one_name_in_two_folders_are_two_cases(tmp_path, capsys):
     compare = ['evaluate', 'compare', str(tmp_path / 'first'), str(tmp_path / 'second')]
     assert cli.main([*compare, '--out', str(tmp_path / 'both')]) == 0
     both = json.loads((tmp_path / 'both' / 'compare.json').read_text())
-    assert both['figures']['all']['count'] == 2
+    assert both['differences'][0]['figures']['all']['count'] == 2
 
 
 def test_every_image_of_a_data_set_has_a_name_of_its_own(tmp_path):

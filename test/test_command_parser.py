@@ -3,7 +3,7 @@
 
 import pytest
 
-from lisa_ros.perception.prompts import asks_for_other_object
+from lisa_ros.perception.other_object import asks_for_other_object
 from lisa_ros.session.command_parser import (
     CommandKind,
     ParsedCommand,

@@ -21,7 +21,7 @@ from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import QueryError
 from lisa_ros.evaluation import benchmarks, report, tabletop
 from lisa_ros.evaluation.cases import Mode, case_from_result
-from lisa_ros.evaluation.comparison import compare
+from lisa_ros.evaluation.comparison import ComparedRun, compare
 from lisa_ros.evaluation.error_overlay import write_error_overlay
 from lisa_ros.evaluation.report_files import read_cases, read_report
 from lisa_ros.model.image_processing import clip_pixels, sam_input
@@ -261,7 +261,8 @@ def test_hostile_text_is_escaped(reports, tmp_path):
         case = replace(case, query=hostile, answer=hostile)
         run_of = report.Run(hostile, Mode.GENERATE, {hostile: hostile}, [case], [hostile])
         report.write(run_of, tmp_path / name)
-    compare(tmp_path / 'a', tmp_path / 'b', tmp_path / 'c')
+    runs = [ComparedRun(f'{hostile}{name}', tmp_path / name) for name in ('a', 'b')]
+    compare(runs, tmp_path / 'c', hostile)
     known = {'src', 'alt', 'loading', 'id', 'class', 'value', 'style'}
     for name in ('a', 'c'):
         elements = ElementParser((tmp_path / name / 'report.html').read_text()).elements
@@ -302,15 +303,16 @@ def test_two_runs_are_compared(reports, tmp_path, capsys):
     assert cli.main([*command, '--out', str(tmp_path)]) == 0
     content = json.loads((tmp_path / 'compare.json').read_text())
     first, second = (read_report(reports / name) for name in ('a', 'forced'))
-    row = content['figures']['all']
+    (difference,) = content['differences']
+    row = difference['figures']['all']
     changes = [second['names'][n]['iou'] - first['names'][n]['iou'] for n in first['names']]
     assert row['difference'] == pytest.approx(np.mean(changes))
     assert row['count'] == 6
-    assert [change for _, change in content['changes']] == pytest.approx(sorted(changes))
+    assert [change for _, change in difference['changes']] == pytest.approx(sorted(changes))
+    assert difference['left_out'] == [0, 0]
     page = (tmp_path / 'report.html').read_text()
     assert page.count('<img') == 12
-    assert 'The modes of A and B differ' in page
-    assert 'Left out: 0 queries of A and 0 of B' in page
+    assert 'The modes of the runs differ' in page
     assert 'report.html' in capsys.readouterr().out
 
 
@@ -321,6 +323,10 @@ def test_runs_without_a_common_query_are_not_compared(reports, tmp_path, capsys)
     for case in content['cases']:
         case['name'] += '?'
     (other / 'report.json').write_text(json.dumps(content))
+    timings = json.loads((other / 'timings.json').read_text())
+    for key in ('cases', 'to_mask'):
+        timings[key] = {f'{name}?': value for name, value in timings[key].items()}
+    (other / 'timings.json').write_text(json.dumps(timings))
     command = ['evaluate', 'compare', str(reports / 'a')]
     assert cli.main([*command, str(other), '--out', str(tmp_path / 'out')]) == 1
     assert 'no query with ground truth in common' in capsys.readouterr().err
@@ -339,13 +345,14 @@ def test_runs_with_different_question_templates_are_compared(labelled, reports, 
     shutil.rmtree(tmp_path / 'b' / 'images')  # images may have been deleted
     assert cli.main([*command, '--out', str(tmp_path / 'c')]) == 0
     content = json.loads((tmp_path / 'c' / 'compare.json').read_text())
-    assert content['figures']['all']['count'] == 6
+    (difference,) = content['differences']
+    assert difference['figures']['all']['count'] == 6
     both = [
         read_report(folder)['figures']['short']['giou']
         for folder in (reports / 'a', tmp_path / 'b')
     ]
-    assert content['figures']['short']['giou'] == pytest.approx(both)
-    assert content['figures']['short']['difference'] == pytest.approx(both[1] - both[0])
+    assert difference['figures']['short']['giou'] == pytest.approx(both)
+    assert difference['figures']['short']['difference'] == pytest.approx(both[1] - both[0])
 
 
 def test_reports_of_earlier_versions_are_compared(reports, tmp_path):
@@ -363,9 +370,10 @@ def test_reports_of_earlier_versions_are_compared(reports, tmp_path):
         for case in content['cases']
     ]
     (earlier / 'report.json').write_text(json.dumps(content))
-    comparison = compare(earlier, reports / 'a', tmp_path / 'out')
-    assert comparison['figures']['all']['difference'] == 0
-    assert comparison['figures'].keys() == {'all', 'long', 'short'}
+    runs = [ComparedRun('earlier', earlier), ComparedRun('a', reports / 'a')]
+    (difference,) = compare(runs, tmp_path / 'out', 'earlier and now')['differences']
+    assert difference['figures']['all']['difference'] == 0
+    assert difference['figures'].keys() == {'all', 'long', 'short'}
     cases = read_cases(read_report(earlier), earlier, 'x/')
     originals = read_cases(read_report(reports / 'a'), earlier, 'x/')
     assert cases == originals

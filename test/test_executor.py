@@ -119,7 +119,7 @@ def test_a_failing_task_and_a_failing_coroutine_do_not_stop_the_executor(graph):
     graph.guarded.create_task(coroutine)
     graph.guarded.create_task(fail(LookupError('of a task')))
     done = graph.guarded.create_task(lambda: 'done')
-    graph.spin_until(done.done)
+    graph.spin_until(lambda: done.done() and len(graph.log.lines) == 2)
     assert any('of a coroutine' in line for line in graph.log.lines)
     assert any('of a task' in line for line in graph.log.lines)
 

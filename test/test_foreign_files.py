@@ -19,7 +19,7 @@ from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.cases import Mode, case_from_result
 from lisa_ros.evaluation.command_file import read_commands
-from lisa_ros.evaluation.comparison import compare
+from lisa_ros.evaluation.comparison import ComparedRun, compare
 from lisa_ros.evaluation.csv_cells import text_cell
 from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.ground_truth import InstanceFolder, open_ground_truth
@@ -77,6 +77,10 @@ def remove(path, keys):
 # ---- paths in a report
 
 
+def compare_two(first, second, out):
+    return compare([ComparedRun('first', first), ComparedRun('second', second)], out, 'two runs')
+
+
 @pytest.fixture
 def reports(tmp_path):
     secret = tmp_path / 'secret.jpg'
@@ -104,7 +108,7 @@ def test_an_image_outside_of_the_report_is_refused(reports, tmp_path, capsys):
         with pytest.raises(
             DataError, match=r'report\.json: cases\[1\]\.image is .*; expected the'
         ):
-            compare(first, second, tmp_path / 'out')
+            compare_two(first, second, tmp_path / 'out')
         command = ['evaluate', 'compare', str(first), str(second), '--out', str(tmp_path / 'out')]
         assert cli.main(command) == 1
         assert 'Traceback' not in capsys.readouterr().err
@@ -117,7 +121,7 @@ def test_only_images_of_the_report_are_embedded(reports, tmp_path):
     (second / 'notes.txt').write_text('a password')
     for name in ('notes.txt', 'missing.jpg', 'images'):
         change(second / 'report.json', ('cases', 0, 'image'), name)
-        compare(first, second, tmp_path / 'out')
+        compare_two(first, second, tmp_path / 'out')
         page = (tmp_path / 'out' / 'report.html').read_text()
         assert page.count('<img') == 3
         assert base64.b64encode(b'a password').decode() not in page
@@ -133,7 +137,7 @@ def test_a_comparison_does_not_overwrite_a_report(reports):
     first, second, _ = reports
     before = (first / 'report.html').read_bytes()
     with pytest.raises(DataError, match='give another --out'):
-        compare(first, second, first)
+        compare_two(first, second, first)
     assert (first / 'report.html').read_bytes() == before
 
 

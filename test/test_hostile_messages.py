@@ -28,7 +28,7 @@ from rcl_interfaces.srv import (
     SetParametersAtomically,
 )
 from rclpy.serialization import serialize_message
-from ros_graph import NodeProcess, Peer, image
+from ros_graph import image, peer_of, running_node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import String
@@ -56,19 +56,15 @@ def node(tmp_path_factory):
     (folder / 'replies.json').write_text(json.dumps({'': {'masks': 'bright'}}))
     parameters = {'model': f'scripted:{folder}/replies.json', 'diagnostics_period': 0.1}
     program = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
-    node = NodeProcess(folder / 'log', parameters, program=program)
-    yield node
-    assert node.stop() == 0, node.output()
-    assert 'Traceback' not in node.output(), node.output()[-5000:]
+    with running_node(folder / 'log', parameters, program=program) as node:
+        yield node
     assert len(node.output()) < 2_000_000
 
 
 @pytest.fixture(scope='module')
 def peer(node):
-    peer = Peer()
-    peer.wait_until_active(node)
-    yield peer
-    peer.close()
+    with peer_of(node) as peer:
+        yield peer
 
 
 @pytest.fixture

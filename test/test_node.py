@@ -29,7 +29,16 @@ from lifecycle_msgs.srv import ChangeState
 from lisa_ros.msg import NodeState, Segmentation
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.qos import ReliabilityPolicy
-from ros_graph import MODEL, START, NodeProcess, Peer, executable, image
+from ros_graph import (
+    MODEL,
+    START,
+    NodeProcess,
+    Peer,
+    executable,
+    image,
+    peer_of,
+    running_node,
+)
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -52,18 +61,15 @@ STAMP = (7, 5)
 def node_process(tmp_path_factory):
     """An active node for most of the tests."""
     log = tmp_path_factory.mktemp('node') / 'node.log'
-    process = NodeProcess(log, {**MODEL, 'diagnostics_period': 0.2, 'image_timeout': 2.0})
-    yield process
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    parameters = {**MODEL, 'diagnostics_period': 0.2, 'image_timeout': 2.0}
+    with running_node(log, parameters) as process:
+        yield process
 
 
 @pytest.fixture(scope='module')
 def peer(node_process):
-    peer = Peer()
-    peer.wait_until_active(node_process)
-    yield peer
-    peer.close()
+    with peer_of(node_process) as peer:
+        yield peer
 
 
 def test_the_process_has_the_name_of_its_executable(node_process, peer):
@@ -114,11 +120,8 @@ def test_an_answer_has_the_stamp_and_frame_of_its_image(peer):
 def publish_rgbd(peer, second, depth):
     """Publish an image with camera info and depth, given as (pixels, encoding)."""
     stamp = (second, 0)
-    info = CameraInfo(width=160, height=120, k=[100.0, 0, 80, 0, 100, 60, 0, 0, 1])
-    info.header.stamp.sec = second
-    peer.infos.publish(info)
-    peer.depths.publish(image(*depth, stamp, big=True, padding=6))
-    peer.publish_image(image(IMAGE, stamp=stamp))
+    depth = image(*depth, stamp, big=True, padding=6)
+    peer.publish_rgbd(image(IMAGE, stamp=stamp), depth, 100.0)
 
 
 def test_positions_come_from_the_depth_of_the_same_stamp(peer):
@@ -438,10 +441,8 @@ def misconfigured(tmp_path_factory):
         'use_sim_time': True,  # no /clock is published: nothing may wait for it
         f'qos_overrides.{COMPRESSED}.subscription.reliability': 'reliable',
     }
-    process = NodeProcess(log, parameters, '-r', '__ns:=/robot')
-    yield process
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with running_node(log, parameters, '-r', '__ns:=/robot') as process:
+        yield process
 
 
 @pytest.fixture(scope='module')

@@ -19,6 +19,8 @@ WHEELS = {
     'moonshine_voice': 'moonshine-voice',
     'silero_vad': 'silero-vad',
     'PIL': 'pillow',
+    'prometheus_client': 'prometheus-client',
+    'python_multipart': 'python-multipart',
     'cv2': 'opencv-python-headless',
     'yaml': 'pyyaml',
 }  # by import name

@@ -15,6 +15,7 @@ pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make 
 
 import rclpy
 from lisa_ros.msg import Segmentation
+from rclpy_features import needs_goal_clients
 from ros_graph import ANSWER, DOMAIN, START, NodeProcess, Peer, image
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -254,6 +255,7 @@ def test_a_full_queue_and_rejected_goals(peer, camera):
     peer.wait(are_done, START)
 
 
+@needs_goal_clients
 def test_continuous_goals_name_their_owner(peer, camera):
     from lisa_ros.action import Segment
     from rclpy.action import ActionClient

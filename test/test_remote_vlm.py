@@ -25,7 +25,7 @@ from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.results import Status, Token
+from lisa_ros.results import Status, Token, Turn
 from lisa_ros.vlm.chat_completions import completions_url, retry_after
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
@@ -139,6 +139,20 @@ def test_what_is_sent(remote, model_server, folders):
     assert np.abs(np.asarray(opened).astype(int) - expected).mean() < 2
 
 
+def test_earlier_turns_are_sent_where_a_model_was_trained_with_them(model_server):
+    vlm = RemoteVlm.connect(model_server.url, NAME)
+    turns = (Turn('The mug', '[]'), Turn('a bowl', '[{}]'))
+    assert len(vlm.prepare(IMAGE, 'it', turns=turns).messages) == 2  # VisionReasoner: no
+    vlm.profile = PROFILES['qwen2_5_vl']
+    _, *messages = vlm.prepare(IMAGE, 'it', turns=turns).messages
+    roles = [message['role'] for message in messages]
+    assert roles == ['user', 'assistant', 'user', 'assistant', 'user']
+    assert [message['content'] for message in messages[1::2]] == ['[]', '[{}]']
+    kinds = [[part['type'] for part in message['content']] for message in messages[::2]]
+    assert kinds == [['image_url', 'text'], ['text'], ['text']]
+    assert messages[2]['content'][0]['text'] == vlm.profile.request('a bowl')
+
+
 def test_a_lossless_profile_sends_the_pixels(model_server):
     profile = dataclasses.replace(PROFILES['qwen3_vl'], lossless=True)
     vlm = RemoteVlm.connect(model_server.url, NAME)
@@ -196,6 +210,26 @@ def test_connections_are_kept():
             assert [token.text for token in vlm.generate(prompt, 9, Stop())] == ['[', ']', '']
     assert len(ports) == 4
     assert len(set(ports)) == 1
+
+
+def test_reasoning_that_a_server_takes_out_of_its_tags(faulty, fault_server):
+    def say(handler, body):
+        handler.begin()
+        for name, text in (('reasoning_content', 'It [is] '), ('reasoning', 'red.')):
+            handler.event({'choices': [{'delta': {name: text}}]})
+        sides = (644, 476) if body['model'] == 'Qwen2.5-VL' else (840, 840)
+        handler.piece(f'<answer>{box_text(sides).partition(": ")[2]}</answer>')
+        handler.piece('', 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    result = answer(faulty)[-1].result
+    assert (result.status, result.answer) == (Status.FOUND, 'It [is] red.')
+    assert result.answer_raw.startswith('<think>It [is] red.</think><answer>')
+    plain = RemoteVlm.connect(fault_server.url, 'Qwen2.5-VL')
+    assert len(plain.notices) == 2  # what is sent, and no probabilities
+    tokens = plain.generate(plain.prepare(IMAGE, 'it'), 99, Stop())
+    assert 'red' not in ''.join(token.text for token in tokens)  # its answer is JSON alone
 
 
 # ---- probabilities
@@ -351,7 +385,7 @@ def faulty(fault_server, folders):
         (busy(429), Status.UNREACHABLE, 'has no capacity (429 Too Many Requests: the queue is'),
         (busy(503, Retry_After='9999'), Status.UNREACHABLE, 'asks to wait 1e+04 s (1 try)'),
         (busy(502), Status.UNREACHABLE, 'does not reach the model (502 Bad Gateway'),
-        (busy(500), Status.FAILED, 'refuses the request (500 Internal Server Error: the queue'),
+        (busy(500), Status.FAILED, 'fails (500 Internal Server Error: the queue is full)'),
         (busy(404), Status.FAILED, 'refuses the request (404 Not Found: the queue is full)'),
         (busy(401), Status.FAILED, 'name an environment variable with the key in api_key_env'),
         (redirected, Status.FAILED, 'which is not followed: correct vlm_url'),
@@ -690,6 +724,7 @@ def box_text(sides, box=TEST_BOX, swapped=False):
         ('qwen2_5_vl', box_text((644, 476), swapped=True), True, 'y before x'),
         ('qwen3_vl', box_text((1000, 1000), swapped=True), True, 'y before x'),
         ('qwen2_5_vl', box_text((336, 252)), True, 'an image of about 336 x 252 pixels'),
+        ('qwen2_5_vl', box_text((300, 400)), False, 'not at the red rectangle'),
         ('qwen2_5_vl', box_text((644, 476), (0.1, 0.1, 0.9, 0.9)), False, 'not at the red rect'),
         ('qwen2_5_vl', 'I see a red rectangle.', False, 'gives no box'),
         ('qwen2_5_vl', '[]', False, 'gives no box'),

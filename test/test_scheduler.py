@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lisa_ros.errors import ImageError
-from lisa_ros.perception.backend import InferenceOptions
+from lisa_ros.perception.backend import Capabilities, InferenceOptions
 from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token
 from lisa_ros.ros.configuration import session_options
 from lisa_ros.session.dialogue_history import DialogueStore
@@ -41,23 +41,23 @@ class Log:
         self.lines.append(message)
 
 
-@dataclass
-class FrameImage:
-    """A frame as an image, of the size of `found_result`'s masks."""
-
-    frame: SyncedMessages
-    shape = (2, 2, 3)
+class FrameImage(np.ndarray):
+    """An image of the size of `found_result`'s masks, which knows its `frame`."""
 
 
 class Passthrough:
-    """Decodes nothing: the model gets the frame itself."""
+    """Decodes nothing: the model gets a black image with the frame."""
 
     def rgb_image(self, frame):
-        return FrameImage(frame)
+        image = np.zeros((2, 2, 3), np.uint8).view(FrameImage)
+        image.frame = frame
+        return image
 
 
 class Model:
     """A backend that answers at once, or when `go` is set; it records its calls."""
+
+    capabilities = Capabilities(yes_no=True)
 
     def __init__(self, blocking=False):
         self.texts, self.frames, self.dialogues, self.queries = [], [], [], []
@@ -434,6 +434,18 @@ def test_region_and_explanation_are_for_the_model(run):
     query, options = model.queries[0]
     assert (query.text, query.explain, query.region) == ('the mug', True, None)
     assert options == InferenceOptions()
+
+
+def test_a_yes_no_question_is_not_asked_again(run):
+    scheduler, model, listener, _ = run()
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('the mug', listener))
+    scheduler.submit_goal(goal('is it red?', listener, yes_no=True))
+    listener.wait(2)
+    scheduler.requery()
+    listener.wait(3)
+    asked = [(query.text, query.yes_no) for query, _ in model.queries]
+    assert asked == [('the mug', False), ('is it red?', True), ('the mug', False)]
 
 
 def test_closing_cancels_all_and_ends_the_threads():

@@ -8,6 +8,7 @@ import pytest
 from security_policy import FILE, ROLES, read_policy
 
 # What the nodes have with other settings or packages than in this test.
+SERVICES = '/lisa/segment/_action'  # their events need a later ROS 2 than Jazzy
 OPTIONAL = {
     '/lisa_ros/lisa_node': {
         'publish': {
@@ -16,11 +17,14 @@ OPTIONAL = {
                 for name in ('label_info', 'detections', 'detections_3d', 'markers')
             ),
             *(f'/lisa/tracked/{name}' for name in ('detections', 'detections_3d', 'markers')),
+            *(f'{SERVICES}/{name}/_service_event' for name in ('cancel_goal', 'get_result')),
+            f'{SERVICES}/send_goal/_service_event',
             '/bond',
         },
         'subscribe': {
             *('/image/compressed', '/depth/compressed', '/depth/compressedDepth'),
             *('/tf', '/tf_static', '/clock', '/bond'),
+            f'{SERVICES}/send_goal/_service_event',
         },
     },
     '/lisa_ros/voice_node': {'subscribe': {'/clock'}},

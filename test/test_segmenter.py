@@ -11,9 +11,8 @@ import torch
 from golden import DATA, backend, case_array, cases, generated_ids, load_image, segmenter
 
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
-from lisa_ros.model.image_preparation import image_preparation
 from lisa_ros.perception import answer_builder
-from lisa_ros.perception.image_encoder import ImageEncoder, StageTimer
+from lisa_ros.perception.newest_images import MAX_IMAGES
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 
@@ -262,30 +261,18 @@ def test_two_streams_at_once_use_their_own_images():
         assert np.array_equal(results[index].mask_logits, expected.mask_logits)
 
 
-def test_another_thread_may_replace_the_cached_image_at_any_time():
-    lisa, image = backend(256), load_image(THREE['image'])
-    timer = StageTimer(CPU)
-    known = lisa.encoder.encode(image, timer)
+def test_the_images_of_several_cameras_are_encoded_once():
+    lisa = segmenter(256, THREE['template'])
+    lisa.clear_cache()
+    image = load_image(THREE['image'])
+    cameras = [np.roll(image, 20 * number, axis=1) for number in range(MAX_IMAGES)]
 
-    class Contended(ImageEncoder):
-        """Between any two reads, another thread has replaced the last image."""
+    def are_encoded(*images):
+        return ['clip' in lisa.segment(each, THREE['prompt']).timings for each in images]
 
-        reads = 0
-
-        @property
-        def _last(self):
-            self.reads += 1
-            return known if self.reads == 1 else None
-
-        @_last.setter
-        def _last(self, _):
-            pass
-
-    preparation = image_preparation(lisa.clip_preprocessing, known.sam_pixels.shape[-1], CPU)
-    encoder = Contended(lisa.model, preparation)
-    for _ in range(2):  # the image is cached, and is not
-        encoded = encoder.encode(image, timer)
-        assert torch.equal(encoded.clip_tokens, known.clip_tokens)
+    assert are_encoded(*cameras, *cameras) == [True] * MAX_IMAGES + [False] * MAX_IMAGES
+    assert are_encoded(cameras[0], image[::-1]) == [False, True]
+    assert are_encoded(cameras[0], cameras[1]) == [False, True]  # the least recently used went
 
 
 def test_a_dialogue_that_grew_too_long_loses_its_oldest_turns():

@@ -26,14 +26,8 @@ from lisa_ros.results import (
 )
 from lisa_ros.serving.mask_coding import decode_rle_text, encode_rle_text
 from lisa_ros.serving.problems import Problem, ProblemError
-from lisa_ros.serving.query_format import (
-    MaskFormat,
-    QueryLimits,
-    RawImage,
-    SegmentQuery,
-    parse_query,
-    query_json,
-)
+from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
+from lisa_ros.serving.query_reading import QueryLimits, parse_query
 from lisa_ros.serving.wire_format import Served, answer_json, event_json, event_of, result_of
 
 SHAPE = (12, 17)

@@ -225,7 +225,7 @@ def test_too_many_requests_are_refused_at_once(server, model):
 
 def test_clients_that_leave_free_their_places(server):
     def in_flight():
-        line = b'lisa_requests_in_flight '
+        line = b'\nlisa_requests_in_flight '
         return float(server.get('/metrics')[2].partition(line)[2].split()[0])
 
     def leave(headers):

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model with SAM 2 as a backend, at toy size: its answers come from a script."""
 
+import dataclasses
 import gc
+import json
+import shutil
 import threading
 import weakref
 
@@ -13,14 +16,16 @@ from toy_sam2 import toy_image, toy_model
 
 from lisa_ros import cli
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.sam2 import Sam2
-from lisa_ros.perception import vlm_backend
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query, ReportsPrecision
+from lisa_ros.perception.model_source import DEFAULT_SEGMENTER
+from lisa_ros.perception.newest_images import MAX_IMAGES
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Done, MaskReady, Status, Token
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
 
 IMAGE = toy_image('coffee')  # 180 x 240 [px]
 THINK = '<think> The mug is red, the bowl is blue. </think>'
@@ -170,17 +175,77 @@ def test_an_answer_that_takes_too_long_is_timed_out(backends):
     assert result.answer_raw.count('word') < 300
 
 
-def test_the_image_is_encoded_once(backends):
+def test_the_images_of_several_cameras_are_encoded_once(backends):
     backend = backends['found']
-    other = np.ascontiguousarray(IMAGE[::-1])
+    cameras = [np.roll(IMAGE, 20 * number, axis=1) for number in range(MAX_IMAGES)]
+
+    def are_encoded(*images):
+        answers = [answer(backend, image=image)[-1].result for image in images]
+        return ['sam' in result.timings for result in answers]
+
     backend.clear_cache()
-    stages = [
-        'sam' in answer(backend, image=image)[-1].result.timings
-        for image in (IMAGE, IMAGE.copy(), other, IMAGE)
-    ]
-    assert stages == [True, False, True, True]
+    assert are_encoded(*cameras) == [True] * MAX_IMAGES
+    assert are_encoded(*cameras, IMAGE.copy()) == [False] * (MAX_IMAGES + 1)
+    assert are_encoded(IMAGE[::-1], IMAGE, cameras[1]) == [True, False, True]  # the oldest went
     backend.clear_cache()
-    assert 'sam' in answer(backend)[-1].result.timings
+    assert are_encoded(IMAGE) == [True]
+
+
+def test_a_batch_of_images_is_encoded_before_the_questions(backends):
+    backend = backends['found']
+    images = [IMAGE, np.ascontiguousarray(IMAGE[:90]), np.ascontiguousarray(IMAGE[::-1])]
+    backend.clear_cache()
+    expected = [answer(backend, image=image)[-1].result for image in images]
+    backend.clear_cache()
+    backend.encode_images(images)
+    for image, alone in zip(images, expected, strict=True):
+        result = answer(backend, image=image)[-1].result
+        assert 'sam' not in result.timings
+        np.testing.assert_allclose(result.mask_logits, alone.mask_logits, atol=1e-3)
+    with pytest.raises(ImageError):
+        backend.encode_images([IMAGE[..., 0]])
+
+
+def test_a_further_question_about_an_image_reads_only_its_own_words(backends, folders):
+    backend, other = backends['found'], np.ascontiguousarray(IMAGE[::-1])
+    forgetful = load_backend(name_of(folders, 'found'), options_of(folders, cache_bytes=0))
+    questions = [(IMAGE, 'the mug'), (other, 'the mug'), (IMAGE, 'the bowl'), (other, 'a cup')]
+    backend.clear_cache()
+    assert backend.cache_use.prompts == 0
+    for image, query in questions:
+        results = [answer(each, query, image)[-1].result for each in (backend, forgetful)]
+        np.testing.assert_allclose(*(result.scores for result in results), rtol=1e-4)
+    assert backend.cache_use.prompts == len(questions)
+    assert 0 < backend.cache_use.bytes <= backend.cache_use.limit
+    assert forgetful.cache_use == CacheUse(prompts=0, bytes=0, limit=0)
+
+
+def test_the_other_one_is_not_what_was_shown_before(backends):
+    backend = backends['found']
+    first = answer(backend, 'the mug')[-1].result
+    elsewhere = dataclasses.replace(first, masks=~first.masks)
+    result = answer(backend, Query('the other one', Dialogue().extended(elsewhere)))[-1].result
+    assert len(result.masks) == 2
+    dialogue = Dialogue().extended(first)
+    result = answer(backend, Query('the other one', dialogue))[-1].result
+    assert result.status is Status.NOT_FOUND
+    assert result.reason == 'the model found only an object that was shown before'
+    assert len(answer(backend, Query('the mug', dialogue))[-1].result.masks) == 2
+
+
+def test_only_a_model_for_several_questions_reads_earlier_turns(backends, folders):
+    talkative = load_backend(
+        name_of(folders, 'absent'), options_of(folders, template='qwen2_5_vl')
+    )
+    dialogue = Dialogue((Turn('the mug', '[]'),))
+    for backend, is_longer in ((backends['absent'], False), (talkative, True)):
+        assert backend.capabilities.dialogue == is_longer
+        lengths = []
+        for query in (Query('the bowl'), Query('the bowl', dialogue)):
+            backend.clear_cache()
+            answer(backend, query)
+            lengths.append(backend.cache_use.bytes)
+        assert (lengths[1] > lengths[0]) == is_longer
 
 
 def test_a_threshold_leaves_out_masks(backends):
@@ -253,9 +318,7 @@ def test_the_template_is_a_profile(folders):
 def test_the_default_segmenter_is_not_downloaded_unasked(folders, monkeypatch, tmp_path):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     options = options_of(folders, segmenter_model=None)
-    with pytest.raises(
-        CheckpointError, match=rf'{vlm_backend.DEFAULT_SEGMENTER} is not in.*segmenter_model'
-    ):
+    with pytest.raises(CheckpointError, match=rf'{DEFAULT_SEGMENTER} is not in.*segmenter_model'):
         load_backend(name_of(folders, 'found'), options)
 
 
@@ -276,6 +339,30 @@ def test_models_of_another_kind_are_refused(model, segmenter, message, folders):
 def test_a_checksum_is_that_of_the_vision_language_model(folders):
     with pytest.raises(CheckpointError, match=r'VisionReasoner-toy.*SHA-256'):
         load_backend(name_of(folders, 'found'), options_of(folders, sha256='0' * 64))
+
+
+def test_a_lock_file_pins_sam_2_too(folders, tmp_path, capsys):
+    lock, copy = tmp_path / 'lock.json', tmp_path / 'sam2'
+    shutil.copytree(folders / 'sam2', copy)
+    command = ['checksum', name_of(folders, 'found'), '--write-lock', str(lock)]
+    assert cli.main([*command, '--segmenter-model', str(copy)]) == 0
+    assert sorted(json.loads(lock.read_text())['models']) == ['VisionReasoner-toy', 'sam2']
+    options = options_of(folders, segmenter_model=copy, lock=lock)
+    assert answer(load_backend(name_of(folders, 'found'), options))[-1].result.masks.any()
+    (copy / 'config.json').write_text((copy / 'config.json').read_text() + ' ')
+    with pytest.raises(CheckpointError, match=r'sam2: differs from .*config\.json changed'):
+        load_backend(name_of(folders, 'found'), options)
+
+
+def test_the_default_segmenter_is_locked_if_the_command_may_find_it(
+    folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    lock = tmp_path / 'lock.json'
+    command = ['checksum', name_of(folders, 'found'), '--write-lock', str(lock)]
+    assert cli.main(command) == 1
+    assert 'allow the download with' in capsys.readouterr().err
+    assert not lock.exists()
 
 
 def test_a_backend_that_is_dropped_frees_its_memory(folders):

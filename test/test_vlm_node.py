@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node with a vision-language model and SAM 2 at toy size: what a robot sees of it."""
 
-import json
-
 import numpy as np
-import psutil
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
 
 from lisa_ros.msg import Segmentation
-from ros_graph import MODEL, START, NodeProcess, Peer, image
-from sensor_msgs.msg import CameraInfo
+from ros_graph import START, image, peer_of, running_node
 from test_vlm_backend import IMAGE, SCRIPTS
 from toy_qwen import save_scripted
 from toy_sam2 import toy_model
 
-from lisa_ros import cli
 from lisa_ros.client import LisaClient, Status
 
 pytestmark = pytest.mark.ros
@@ -48,30 +43,20 @@ def node_process(folders, tmp_path_factory):
         'threads': 1,
         'diagnostics_period': 0.2,
     }
-    process = NodeProcess(tmp_path_factory.mktemp('node') / 'node.log', parameters)
-    yield process
-    assert process.stop() == 0, process.output()
-    assert 'Traceback' not in process.output(), process.output()
+    with running_node(tmp_path_factory.mktemp('node') / 'node.log', parameters) as process:
+        yield process
 
 
 @pytest.fixture(scope='module')
 def peer(node_process):
-    peer = Peer()
-    peer.wait_until_active(node_process)
-    yield peer
-    peer.close()
+    with peer_of(node_process) as peer:
+        yield peer
 
 
 def publish(peer, seconds):
     """Publish an image with depth, 2 m everywhere, and the camera's calibration."""
-    stamp = (seconds, 0)
-    info = CameraInfo(height=HEIGHT, width=WIDTH)
-    info.k = [200.0, 0.0, WIDTH / 2, 0.0, 200.0, HEIGHT / 2, 0.0, 0.0, 1.0]
-    info.header.frame_id = 'camera_optical'
-    info.header.stamp.sec = seconds
-    peer.infos.publish(info)
-    peer.depths.publish(image(np.full((HEIGHT, WIDTH), 2, np.float32), '32FC1', stamp))
-    peer.publish_image(image(IMAGE, stamp=stamp))
+    stamp, depth = (seconds, 0), np.full((HEIGHT, WIDTH), 2, np.float32)
+    peer.publish_rgbd(image(IMAGE, stamp=stamp), image(depth, '32FC1', stamp), 200.0)
 
 
 def test_a_command_is_answered_with_masks_and_positions(peer):
@@ -115,49 +100,17 @@ def test_a_goal_has_feedback_with_words_and_masks(peer):
     assert [count for count in new if count] == [1, 1]  # one mask after the other
 
 
-def test_masks_are_tracked(peer):
-    peer.subscribe(f'{peer.name}/tracked/segmentation', Segmentation, 'tracked')
-    peer.settle()
-    publish(peer, 10)
-    peer.ask('the mug')
-    for seconds in range(11, 40):
-        publish(peer, seconds)
-        if peer.received['tracked']:
-            break
-    assert peer.received['tracked'][-1].query == 'the mug'
-
-
-def model_processes(node_process):
-    node = psutil.Process(node_process.process.pid)
-    return [child.pid for child in node.children(recursive=True) if child.is_running()]
-
-
-def switch(peer, **values):
-    """Load another model through the lifecycle."""
-    assert peer.change_state('deactivate')
-    assert peer.change_state('cleanup')
-    assert all(result.successful for result in peer.set_parameters(**values))
-    assert peer.change_state('configure')
-    assert peer.change_state('activate')
-    peer.wait(lambda: peer.images.get_subscription_count() == 1)
+def test_other_answers_have_their_own_status(node_process, peer, folders):
+    peer.load(node_process, model=name_of(folders, 'absent'))
     publish(peer, 50)
-
-
-def test_other_models_are_loaded_through_the_lifecycle(node_process, peer, folders):
-    before = model_processes(node_process)
-    assert before
-    switch(peer, model=name_of(folders, 'absent'))
     (answer,) = peer.ask('the mug')
     assert (answer.status, answer.answer) == (Segmentation.NOT_FOUND, ANSWER)
-    assert not set(before) & set(model_processes(node_process))  # its memory is free
-    switch(peer, model=name_of(folders, 'open'))
+    peer.load(node_process, model=name_of(folders, 'open'))
+    publish(peer, 51)
     (answer,) = peer.ask('the mug')
     assert answer.status == Segmentation.FAILED
     assert 'the answer is not whole JSON: it breaks off' in answer.reason
     assert answer.answer.startswith('<think>')
-    switch(peer, **{name: str(MODEL[name]) for name in ('model', 'vision_tower', 'template')})
-    (answer,) = peer.ask('Where is the cup? Please segment it.')
-    assert '[SEG]' in answer.answer_raw
 
 
 def test_a_profile_that_does_not_exist_is_one_log_line(node_process, peer, folders):
@@ -166,18 +119,3 @@ def test_a_profile_that_does_not_exist_is_one_log_line(node_process, peer, folde
     peer.set_parameters(model=name_of(folders, 'found'), template='llava_v1')
     assert not peer.change_state('configure')
     assert "template 'llava_v1': a vision-language model has one of" in node_process.output()
-
-
-def test_images_are_evaluated_with_it(folders, tmp_path, capsys):
-    from PIL import Image
-
-    folder = tmp_path / 'images'
-    (folder / 'a').mkdir(parents=True)
-    Image.fromarray(IMAGE).save(folder / 'a.png')
-    Image.new('L', (WIDTH, HEIGHT), 255).save(folder / 'a' / 'all of it.png')
-    command = ['evaluate', 'images', str(folder), '--out', str(tmp_path / 'out'), '--ask', '{}']
-    command += ['--model', name_of(folders, 'found'), '--device', 'cpu']
-    assert cli.main([*command, '--segmenter-model', str(folders / 'sam2')]) == 0
-    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    (case,) = report['cases']
-    assert (case['status'], case['answer'], len(case['scores'])) == ('FOUND', ANSWER, 2)

@@ -30,8 +30,9 @@ NAVIGATION = {
         'docs/commands': 'Commands, goals, dialogues',
         'docs/voice': 'Voice',
         'docs/space': '3D positions and tracking',
-        'docs/models': 'LISA models',
+        'docs/models': 'Known models',
         'docs/vlm': 'Vision-language models',
+        'docs/agents': 'Agents (MCP)',
     },
     'Build on it': {
         'docs/navigation': 'Navigation',
@@ -41,6 +42,7 @@ NAVIGATION = {
         'CONTRIBUTING': 'Contributing',
     },
     'Operate': {
+        'docs/fleet': 'One server, many robots',
         'docs/performance': 'Performance',
         'docs/endurance': 'Endurance',
         'docs/security': 'DDS security',

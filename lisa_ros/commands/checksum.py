@@ -7,6 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from lisa_ros.commands.arguments import setting_arguments
+from lisa_ros.settings import Settings
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -19,8 +22,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         'model',
         metavar='MODEL',
-        help='lisa-tabletop, a folder, a hub id, or a .pth file of segment-anything',
+        help='lisa-tabletop, a folder, a hub id, vlm+sam:NAME (with its SAM 2), or a .pth file of '
+        'segment-anything',
     )
+    setting_arguments(parser, Settings, ('segmenter_model', 'allow_download'))
     parser.add_argument(
         '--write-lock',
         type=Path,
@@ -32,19 +37,32 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def checksum(options: argparse.Namespace) -> None:
-    """Print the checksums of a model; write them into a lock file if asked for."""
+    """Print the checksums of a model and its SAM 2; write them into a lock file if asked for."""
     from lisa_ros.model.checksums import file_checksums, folder_checksum, write_lock
 
-    source = _source(options.model)
-    checksums = file_checksums(source)
-    for name, digest in checksums.items():
-        print(f'{digest}  {name}')
-    print(f'{folder_checksum(checksums)}  {source}')
-    if options.write_lock is None:
-        return
-    name, revision = _locked_name(options.model, source)
-    write_lock(options.write_lock, name, revision, checksums)
-    print(f'{options.write_lock}: locked {name}', file=sys.stderr)
+    for model, source in _sources(options).items():
+        checksums = file_checksums(source)
+        for name, digest in checksums.items():
+            print(f'{digest}  {name}')
+        print(f'{folder_checksum(checksums)}  {source}')
+        if options.write_lock is not None:
+            name, revision = _locked_name(model, source)
+            write_lock(options.write_lock, name, revision, checksums)
+            print(f'{options.write_lock}: locked {name}', file=sys.stderr)
+
+
+def _sources(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders or files that loading reads, by the name that the user gave them."""
+    from lisa_ros.model.origin import Origin, is_hub_id
+    from lisa_ros.perception.model_source import DEFAULT_SEGMENTER, VLM_SCHEME, segmenter_folder
+
+    model = options.model.removeprefix(VLM_SCHEME)
+    sources = {model: _source(model)}
+    if options.segmenter_model or model != options.model:
+        named, may_download = options.segmenter_model or None, options.allow_download
+        segmenter = segmenter_folder(named, Origin(), may_download or is_hub_id(model))
+        sources[named or DEFAULT_SEGMENTER] = segmenter
+    return sources
 
 
 def _source(model: str) -> Path:

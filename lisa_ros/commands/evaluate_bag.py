@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +16,14 @@ from lisa_ros.commands.arguments import (
     positive_int,
     segmenter_arguments,
 )
+from lisa_ros.commands.evaluate_models import (
+    evaluate_models,
+    is_several,
+    model_of,
+    unique_names,
+    with_model,
+)
 from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.settings import Settings
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy and rosbags
     from lisa_ros.evaluation.bag_job import BatchPlan
@@ -135,23 +139,15 @@ def evaluate_bag(options: argparse.Namespace) -> None:
         path = options.ground_truth.replace('{}', bag_name(options.bags[0]))
         options = argparse.Namespace(**{**vars(options), 'ground_truth': path})
         ground_truth = open_ground_truth(path, options.bags[0], broken.add)
-    models, out = options.model or [Settings.model], report.ensure_folder(options.out)
-    names = _unique_names([_model_name(model) for model in models])
-    folders = [out] if len(models) == 1 else [out / name for name in names]
-    not_used: list[str] = []
-    for model, folder in zip(models, folders, strict=True):
-        model_options = argparse.Namespace(
-            **{**vars(options), 'model': model, 'out': report.ensure_folder(folder)}
-        )
-        if options.live:
-            result = _evaluate_live(model_options, commands, ground_truth, broken)
-        elif len(options.bags) > 1 or options.ray is not None:
-            result = _evaluate_several(model_options, commands)
-        else:
-            result = _evaluate_offline(model_options, commands, ground_truth, broken)
-        report.print_summary(result, folder, options.json)
-        not_used += [*result['broken'], *result['failed']]
-    _compare_with_first(folders, out)
+    if is_several(options):
+        evaluate_models(options, evaluate_one)
+        return
+    report.ensure_folder(options.out)
+    content = _evaluate(
+        with_model(options, model_of(options), options.out), commands, ground_truth, broken
+    )
+    report.print_summary(content, options.out, options.json)
+    not_used = [*content['broken'], *content['failed']]
     if not_used and not options.skip_broken:
         raise DataError(
             'some bags could not be used, or not all of them, or queries failed: '
@@ -159,18 +155,31 @@ def evaluate_bag(options: argparse.Namespace) -> None:
         )
 
 
-def _compare_with_first(folders: Sequence[Path], out: Path) -> None:
-    """Compare the report of each further model with the report of the first one."""
-    from lisa_ros.evaluation.comparison import compare
+def evaluate_one(options: argparse.Namespace) -> dict:
+    """Evaluate one of several models; write its report and return the content of report.json."""
+    from lisa_ros.evaluation.broken_items import BrokenItems
+    from lisa_ros.evaluation.command_file import read_commands
+    from lisa_ros.evaluation.ground_truth import open_ground_truth
 
-    for folder in folders[1:]:
-        target = out / f'{folders[0].name}_{folder.name}'
-        try:
-            compare(folders[0], folder, target)
-        except DataError as error:  # no ground truth, or (live) no answers to the same frame
-            print(f'{folder.name} is not compared: {error}', file=sys.stderr)
-        else:
-            print(f'compared: {target}/report.html', file=sys.stderr)
+    broken = BrokenItems()
+    commands, ground_truth = read_commands(options.commands), None
+    if len(options.bags) == 1 and options.ground_truth:
+        ground_truth = open_ground_truth(options.ground_truth, options.bags[0], broken.add)
+    return _evaluate(options, commands, ground_truth, broken)
+
+
+def _evaluate(
+    options: argparse.Namespace,
+    commands: Sequence[Command],
+    ground_truth: GroundTruth | None,
+    broken: BrokenItems,
+) -> dict:
+    """Evaluate one model; `broken` has the errors of the ground truth."""
+    if options.live:
+        return _evaluate_live(options, commands, ground_truth, broken)
+    if len(options.bags) > 1 or options.ray is not None:
+        return _evaluate_several(options, commands)
+    return _evaluate_offline(options, commands, ground_truth, broken)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -189,24 +198,6 @@ def _check_options(options: argparse.Namespace) -> None:
         )
     if options.ray is None and (options.workers or options.threads):
         raise SettingsError('--workers and --threads need --ray')
-
-
-def _model_name(model: str) -> str:
-    """Return the last part of a model's path."""
-    name = Path(model).name
-    return name if name.strip('.') else 'model'
-
-
-def _unique_names(names: Sequence[str]) -> list[str]:
-    """Return a folder name for each model or bag, made unique with its number."""
-    counts = Counter(names)
-    unique: dict[str, None] = {}  # in order
-    for number, name in enumerate(names, 1):
-        candidate = name if counts[name] == 1 else f'{name}_{number}'
-        while candidate in unique or (candidate != name and candidate in counts):
-            candidate += '_'
-        unique[candidate] = None
-    return list(unique)
 
 
 # ---- offline
@@ -232,7 +223,7 @@ def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) 
     from lisa_ros.evaluation.batch import evaluate_bags
     from lisa_ros.evaluation.ray_pool import RayPool
 
-    names = _unique_names([bag_name(bag) for bag in options.bags])
+    names = unique_names([bag_name(bag) for bag in options.bags])
     jobs = [BagJob(name, bag) for name, bag in zip(names, options.bags, strict=True)]
     pool = None
     if options.ray is not None:

@@ -29,6 +29,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='DIR',
         help='folder for mask_N.png and overlay.png (default: lisa-out, none with --json)',
     )
+    parser.add_argument(
+        '--yes-no',
+        action='store_true',
+        help='QUERY is a yes/no question: print the probability of yes, make no masks',
+    )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.set_defaults(run=segment)
 
@@ -39,9 +44,12 @@ def segment(options: argparse.Namespace) -> None:
     from lisa_ros.results import BROKEN
 
     image = read_rgb(options.image)
-    result = load_segmenter(options).segment(image, options.query)
+    result = load_segmenter(options).segment(image, options.query, yes_no=options.yes_no)
     if result.status in BROKEN:
         raise ModelError(result.reason)
+    if options.yes_no:
+        print(json.dumps(as_json(result)) if options.json else _yes_no_line(result))
+        return
     out = options.out or (None if options.json else Path('lisa-out'))
     if out:
         _save(result, image, out)
@@ -61,6 +69,7 @@ def as_json(result: Segmentation) -> dict:
         'answer_raw': result.answer_raw,
         'token_ids': list(result.token_ids),
         'status': result.status.name,
+        'yes_probability': result.yes_probability,  # null: no yes/no question
         'masks': [
             {
                 'score': round(float(score), 4),
@@ -79,6 +88,12 @@ def box_json(mask: np.ndarray) -> dict[str, int]:
     from lisa_ros.perception.masks import bounding_box
 
     return dict(zip(('x', 'y', 'width', 'height'), bounding_box(mask), strict=True))
+
+
+def _yes_no_line(result: Segmentation) -> str:
+    return (
+        f'{result.answer} ({result.yes_probability:.2f} yes, {sum(result.timings.values()):.2f} s)'
+    )
 
 
 def _print(result: Segmentation, out: Path) -> None:

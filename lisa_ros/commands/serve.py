@@ -93,7 +93,7 @@ def serve(options: argparse.Namespace) -> None:
     from lisa_ros.serving.batch_queue import BatchLimits
     from lisa_ros.serving.limits import ServerLimits
     from lisa_ros.serving.model_server import ReplicaPlan
-    from lisa_ros.serving.ray_models import PoolPlan
+    from lisa_ros.serving.ray_cluster import PoolPlan
     from lisa_ros.serving.run import ServerPlan, run_server, served_model
 
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')

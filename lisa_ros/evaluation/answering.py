@@ -7,17 +7,25 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lisa_ros.error_text import error_summary
-from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.errors import LisaError, ModelError, SettingsError
 from lisa_ros.perception.answer_checks import check_result
 from lisa_ros.perception.backend import InferenceOptions
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.results import Dialogue, Segmentation, Status, unanswered
+from lisa_ros.results import (
+    Dialogue,
+    Done,
+    Event,
+    MaskReady,
+    Segmentation,
+    Status,
+    unanswered,
+)
 
 _logger = logging.getLogger(__name__)
 _logged_places: set[str] = set()  # stack of each error that was logged
@@ -39,7 +47,21 @@ def answer_query(
     segmenter: Segmenter, image: np.ndarray, text: str, dialogue: Dialogue | None = None
 ) -> Segmentation:
     """Answer a query about an (H, W, 3) uint8 RGB image; FAILED with a reason if that fails."""
-    return _guarded(image, text, lambda: segmenter.segment(image, text, dialogue))
+    return _guarded(image, text, lambda: _timed(segmenter.stream(image, text, dialogue)))
+
+
+def _timed(events: Iterator[Event]) -> Segmentation:
+    """Return the result of a stream, with the time to the first mask if the backend has none."""
+    start, first_mask = time.perf_counter(), None
+    for event in events:
+        if isinstance(event, MaskReady) and first_mask is None:
+            first_mask = time.perf_counter() - start
+        if isinstance(event, Done):
+            result = event.result
+            if result.time_to_first_mask is None and first_mask is not None:
+                result = dataclasses.replace(result, time_to_first_mask=first_mask)
+            return result
+    raise ModelError('the model ended its answer without a result: its backend has a bug')
 
 
 def answer_queries(

@@ -21,9 +21,9 @@ from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
+from lisa_ros.evaluation.resources import used_resources
 from lisa_ros.evaluation.result_bag import ResultBag
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions
-from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.segmenter import Segmenter
 
 _PARTIAL = '.part-'  # prefix of the folders of unfinished bags
@@ -52,7 +52,7 @@ class BatchPlan:
             CheckpointError: the files are not a whole model.
             SettingsError: the device or precision is not available.
         """
-        return Segmenter(load_backend(self.model, self.load_options), self.inference_options)
+        return Segmenter.load_with(self.model, self.load_options, self.inference_options)
 
 
 def bag_name(bag: Path) -> str:
@@ -112,7 +112,7 @@ def evaluate_bag(
         settings={**plan.settings, 'bag': str(bag), 'ground truth': str(plan.ground_truth)},
         cases=cases,
         broken=broken.messages,
-        conditions={'peak memory [MiB]': report.peak_memory()},
+        conditions=used_resources(segmenter),
     )
     return report.write(run, out)
 

@@ -25,6 +25,7 @@ from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, remove_partial, run_j
 from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
 from lisa_ros.evaluation.report_files import read_cases, read_report
+from lisa_ros.evaluation.resources import largest, measured_resources
 from lisa_ros.files.text import read_json
 
 
@@ -118,13 +119,14 @@ def _write_report_of_all(
 ) -> dict:
     """Write the report of all bags from those of each bag."""
     cases: list[Case] = []
-    by_bag = {}
+    by_bag, resources = {}, []
     broken = [f'{name}: {error}' for name, error in errors.items()]
     for name in names:
         bag_report = read_report(out / name)
         broken += [f'{name}: {error}' for error in bag_report['broken']]
         cases += read_cases(bag_report, out / name, f'{name}/')
         by_bag[name] = bag_report['figures']['all']
+        resources.append(measured_resources(bag_report['timings']))
     run = report.Run(
         title=f'{plan.model} on {len(names)} bags',
         mode=Mode.OFFLINE,
@@ -136,5 +138,6 @@ def _write_report_of_all(
         cases=cases,
         broken=broken,
         by_bag=by_bag,
+        conditions=largest(resources),
     )
     return report.write(run, out)

@@ -43,6 +43,7 @@ class Case:
     score_features: tuple[ScoreFeatures, ...] = ()  # one for each mask, if the model gives them
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage, in the order run
     time_to_first_mask: float | None = None  # [s]; None without a mask
+    token_count: int | None = None  # of the answer as generated; None: unknown, or not generated
     reason: str = ''  # why the answer is incomplete or missing
     history: tuple[str, ...] = ()  # earlier queries of the same dialogue
     # What the answer must say: for each part, wordings of which one must end a sentence.
@@ -125,6 +126,7 @@ def case_from_result(
         score_features=result.score_features,
         timings=dict(result.timings),
         time_to_first_mask=result.time_to_first_mask,
+        token_count=result.token_count,
         reason=result.reason,
         history=tuple(history),
         expected_phrases=tuple(map(tuple, expected_phrases)),

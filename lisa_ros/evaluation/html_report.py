@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -32,14 +32,13 @@ COLUMNS = {
     't_acc': 'T-acc.',
     'n_acc': 'N-acc.',
 }
-_SORT_ORDERS = {
+SORT_ORDERS = {
     'iou 1': 'worst first',
     'iou -1': 'best first',
     'score -1': 'highest score first',
     'score 1': 'lowest score first',
     'name 1': 'by name',
 }
-_CHANGE_SORT_ORDERS = {'change 1': 'largest loss first', 'change -1': 'largest gain first'}
 
 
 @dataclass(frozen=True)
@@ -52,22 +51,33 @@ class Card:
 
 
 @dataclass(frozen=True)
+class AnswerCell:
+    """The answer of one run to a query."""
+
+    letter: str  # of the run; '' if there is one run
+    colour: str  # of the run
+    tag: str  # IoU, or status without one
+    words: str
+    image: str  # data URL; '': none
+
+
+@dataclass(frozen=True)
 class Tile:
-    """An answer in the gallery."""
+    """A query in the gallery, with the answer of each run."""
 
     id: str  # of its HTML element
     case: Mapping
     score: float | None
-    tag: str  # IoU; in a comparison the IoUs of both runs
-    answers: tuple[str, ...]  # distinct answers of the compared runs
-    images: tuple[tuple[str, str], ...]  # (alternative text, data URL)
+    cells: tuple[AnswerCell, ...]
+    # to sort by, beside IoU and score
+    values: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def record(self) -> dict:
         """The fields by which the script sorts and filters the tiles."""
-        keys = ('name', 'category', 'query', 'answer', 'iou')
-        record = {key: self.case[key] for key in keys}
-        return {**record, 'score': self.score, 'id': self.id, 'change': self.case.get('change')}
+        record = {key: self.case[key] for key in ('name', 'category', 'query', 'iou')}
+        answer = ' '.join(cell.words for cell in self.cells)
+        return {**record, 'answer': answer, 'score': self.score, 'id': self.id, **self.values}
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Gallery:
     categories: Sequence[str]
     orders: Mapping[str, str]  # label of each sort order, by "KEY DIRECTION" (1 ascending)
     total: int  # cases in the report
-    is_comparison: bool
+    choice: str = 'the worst'  # which ones are shown, if not all
 
 
 def run_page(report: Mapping, timings: Mapping, folder: Path) -> str:
@@ -96,40 +106,15 @@ def run_page(report: Mapping, timings: Mapping, folder: Path) -> str:
         html_plots.iou_histogram(cases),
         html_plots.latency(timings['cases'].values()),
     )
-    return _render(
+    return render(
         'run.html',
         report=report,
         cards=_cards(report['figures']['all'], timings['percentiles']['all']),
         by_bag=dict(by_bag),
         plots=[plot for plot in plots if plot],
         conditions={**timings['delays'], **timings['conditions']},
-        gallery=_gallery(cases, [[case] for case in cases], [folder], False),
+        gallery=_gallery(cases, folder),
         settings={**report['settings'], **timings['machine']},
-    )
-
-
-def comparison_page(comparison: Mapping, runs: Sequence[Mapping], folders: Sequence[Path]) -> str:
-    """Return the page of two runs.
-
-    Args:
-        comparison: the content of compare.json.
-        runs: both reports, as `report_files.read_report` returns them.
-        folders: of both reports.
-    """
-    pairs = [[run['names'][name] for run in runs] for name, _ in comparison['changes']]
-    cases = [
-        {**second, 'change': change}
-        for (_, second), (_, change) in zip(pairs, comparison['changes'], strict=True)
-    ]
-    settings = [
-        {**own, **run['timings']['machine']}
-        for own, run in zip(comparison['settings'], runs, strict=True)
-    ]
-    return _render(
-        'comparison.html',
-        comparison=comparison,
-        gallery=_gallery(cases, pairs, folders, True),
-        settings=settings,
     )
 
 
@@ -144,17 +129,31 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters['number'] = _number
     environment.filters['quantity'] = _quantity
+    environment.filters['percent'] = _percent
+    environment.filters['mebibytes'] = _mebibytes
     environment.globals['COLUMNS'] = COLUMNS
     return environment
 
 
-def _render(template: str, **context: object) -> str:
+def render(template: str, **context: object) -> str:
+    """Return a page made from a template of this package."""
     return _environment().get_template(template).render(context)
 
 
 def _number(value: float | None, form: str = '.3f') -> str:
     """Return a formatted number; a dash for None and NaN."""
     return '–' if value is None or math.isnan(value) else format(value, form)
+
+
+def _percent(share: float | None) -> str:
+    return '–' if share is None else f'{share:.0%}'
+
+
+def _mebibytes(size: float | None) -> str:
+    """Return a size [MiB] in a unit that suits it; a dash for None."""
+    if size is None:
+        return '–'
+    return f'{size / 1024:.1f} GiB' if size >= 1024 else f'{size:.0f} MiB'
 
 
 def _quantity(value: float | Mapping) -> str:
@@ -181,58 +180,46 @@ def _cards(figures: Mapping, seconds: Mapping | None) -> list[Card]:
     return cards
 
 
-def _gallery(
-    cases: Sequence[Mapping],
-    runs_of_cases: Sequence[Sequence[Mapping]],
-    folders: Sequence[Path],
-    is_comparison: bool,
-) -> Gallery:
-    """Return the gallery of the worst cases; in a comparison, of those that changed most.
+def _gallery(cases: Sequence[Mapping], folder: Path) -> Gallery:
+    """Return the gallery of the worst cases of one run."""
 
-    Args:
-        cases: all cases of the report.
-        runs_of_cases: for each case, the same case in each run.
-        folders: report folder of each run.
-        is_comparison: whether the cases have a key "change".
-    """
-
-    def sort_key(entry: tuple[Mapping, Sequence[Mapping]]) -> float:
-        case, _ = entry
-        if is_comparison:
-            return -abs(case['change'])
+    def iou(case: Mapping) -> float:
         return -1.0 if case['iou'] is None else case['iou']
 
-    chosen = sorted(zip(cases, runs_of_cases, strict=True), key=sort_key)[:MAX_IMAGES]
-    tiles = [_tile(f'c{index}', case, runs, folders) for index, (case, runs) in enumerate(chosen)]
-    return Gallery(
-        tiles,
-        list(dict.fromkeys(case['category'] for case in cases)),
-        {**_CHANGE_SORT_ORDERS, **_SORT_ORDERS} if is_comparison else _SORT_ORDERS,
-        len(cases),
-        is_comparison,
+    tiles = [
+        Tile(
+            f'c{index}',
+            case,
+            max(case['scores'], default=None),
+            (answer_cell(case, folder),),
+        )
+        for index, case in enumerate(sorted(cases, key=iou)[:MAX_IMAGES])
+    ]
+    return Gallery(tiles, categories(cases), SORT_ORDERS, len(cases))
+
+
+def categories(cases: Sequence[Mapping]) -> list[str]:
+    """Return the categories of cases, in order of appearance."""
+    return list(dict.fromkeys(case['category'] for case in cases))
+
+
+def answer_cell(case: Mapping, folder: Path, letter: str = '', colour: str = '') -> AnswerCell:
+    """Return an answer with its image, if that is in the folder of the report."""
+    return AnswerCell(
+        letter,
+        colour,
+        case['status'] if case['iou'] is None else _number(case['iou'], '.2f'),
+        case['answer'],
+        _data_url(folder, case['image']),
     )
 
 
-def _tile(
-    element_id: str, case: Mapping, runs: Sequence[Mapping], folders: Sequence[Path]
-) -> Tile:
-    answers = dict.fromkeys(run['answer'] for run in runs)
-    return Tile(
-        element_id,
-        case,
-        max(case['scores'], default=None),
-        ' → '.join(_number(run['iou'], '.2f') for run in runs),
-        tuple(filter(None, answers)),
-        tuple(_images(runs, folders)),
-    )
-
-
-def _images(runs: Sequence[Mapping], folders: Sequence[Path]) -> Iterable[tuple[str, str]]:
-    """Yield alternative text and data URL of each run's image; skip missing files."""
-    for run, folder in zip(runs, folders, strict=True):
-        path = path_inside(folder, run['image']) if run['image'] else None
-        if path and path.is_file() and path.stat().st_size <= _LARGEST_IMAGE:
-            data = path.read_bytes()
-            if data.startswith(_JPEG_START):  # nothing else is embedded
-                encoded = base64.b64encode(data).decode()
-                yield run['query'], f'data:image/jpeg;base64,{encoded}'
+def _data_url(folder: Path, name: str | None) -> str:
+    """Return a JPEG file as a data URL; '' for a missing file and for any other one."""
+    path = path_inside(folder, name) if name else None
+    if not path or not path.is_file() or path.stat().st_size > _LARGEST_IMAGE:
+        return ''
+    data = path.read_bytes()
+    if not data.startswith(_JPEG_START):  # nothing else is embedded
+        return ''
+    return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'

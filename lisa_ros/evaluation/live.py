@@ -14,6 +14,7 @@ from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.metrics import percentiles
+from lisa_ros.evaluation.resources import NODE_PEAK_MEMORY
 from lisa_ros.messages.bag import read_images
 from lisa_ros.results import Segmentation
 
@@ -53,7 +54,7 @@ class LiveRun:
             'skipped, because they were due again': self.skipped,
             'from command to answer [s]': percentiles(latencies) or {},
             'age of the frame at the answer [s of bag time]': percentiles(ages) or {},
-            "node's peak memory [MiB]": self.peak_memory,
+            NODE_PEAK_MEMORY: self.peak_memory,
         }
 
 

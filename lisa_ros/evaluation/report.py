@@ -7,15 +7,17 @@
     cases.csv      a row for each case, timings included
     images/        overlays of true positive, false positive and false negative pixels
 
-`comparison.compare` reads two such folders and writes a page of their differences.
+`comparison.compare` reads such folders and writes a page of their differences.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,19 @@ def ensure_folder(out: Path) -> Path:
     except OSError as error:
         raise DataError(f'{out}: cannot be created ({error}); give another --out') from error
     return out
+
+
+def remove(out: Path) -> None:
+    """Remove the figures of an earlier report, if there are any; its images stay.
+
+    Raises:
+        DataError: they cannot be removed.
+    """
+    try:
+        for name in ('report.json', 'timings.json', 'report.html'):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
 
 
 def write(run: Run, out: Path) -> dict:
@@ -107,28 +122,21 @@ def failed_queries(cases: Sequence[Case]) -> list[str]:
 
 
 def machine() -> dict[str, str]:
-    """Return the versions and the hardware of this run."""
-    import torch
-    import transformers
+    """Return the versions and the hardware of this run.
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
+    PyTorch is not imported for this: a model that does not use it has no threads and no GPU of it.
+    """
+    torch = sys.modules.get('torch')
+    has_gpu = torch is not None and torch.cuda.is_available()
     return {
         'lisa_ros': __version__,
-        'torch': torch.__version__,
-        'transformers': transformers.__version__,
+        **{name: metadata.version(name) for name in ('torch', 'transformers')},
         'numpy': np.__version__,
         'python': platform.python_version(),
         'system': platform.platform(terse=True),
-        'cpu threads': str(torch.get_num_threads()),
-        'gpu': gpu,
+        'cpu threads': str(torch.get_num_threads()) if torch else 'as the model chooses',
+        'gpu': torch.cuda.get_device_name() if has_gpu else 'none',
     }
-
-
-def peak_memory() -> float:
-    """Return the peak memory of this process so far, without that of the GPU [MiB]."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
 
 
 def print_summary(report: dict, out: Path, as_json: bool = False) -> None:

@@ -54,7 +54,12 @@ _CASE = Record(
         'scores': ListOf(NUMBER),
         'image': optional(TEXT),
     },
-    {'reason': TEXT, 'history': ListOf(TEXT), 'expected_phrases': ListOf(ListOf(TEXT))},
+    {
+        'reason': TEXT,
+        'history': ListOf(TEXT),
+        'expected_phrases': ListOf(ListOf(TEXT)),
+        'tokens': optional(INTEGER),
+    },
 )
 _FIGURES = Record({'count': INTEGER}, dict.fromkeys(html_report.COLUMNS, optional(NUMBER)))
 _REPORT = Record(
@@ -72,7 +77,8 @@ _TIMINGS = Record(
         'machine': MapOf(SCALAR),
         'cases': MapOf(MapOf(NUMBER)),
         'to_mask': MapOf(optional(NUMBER)),
-    }
+    },
+    {'conditions': MapOf(ANYTHING)},
 )
 
 
@@ -99,6 +105,7 @@ def case_to_json(case: Case, out: Path) -> dict:
         'union': case.overlap and case.overlap.union,
         'boundary_f': case.boundary_f,
         'scores': list(case.scores),
+        'tokens': case.token_count,
         'history': list(case.history),
         'expected_phrases': [list(wordings) for wordings in case.expected_phrases],
         'image': case.image and case.image.relative_to(out).as_posix(),
@@ -186,6 +193,7 @@ def read_cases(report: dict, folder: Path, prefix: str) -> list[Case]:
             scores=tuple(case['scores']),
             timings=report['timings']['cases'][case['name']],
             time_to_first_mask=report['timings']['to_mask'][case['name']],
+            token_count=case.get('tokens'),
             reason=case.get('reason', ''),
             history=tuple(case.get('history', ())),
             expected_phrases=tuple(map(tuple, case.get('expected_phrases', ()))),
@@ -225,6 +233,8 @@ _COLUMNS: dict[str, Callable[[Case], Cell]] = {
     'iou': lambda case: number_cell(case.iou, 6),
     'boundary_f': lambda case: number_cell(case.boundary_f, 6),
     'score': lambda case: number_cell(case.score, 4),
+    'tokens': lambda case: '' if case.token_count is None else case.token_count,
+    'first mask [s]': lambda case: number_cell(case.time_to_first_mask, 4),
 }
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from lisa_ros.evaluation import metrics
 from lisa_ros.evaluation.answering import WHOLE_ANSWER
 from lisa_ros.evaluation.cases import Case
+from lisa_ros.results import BROKEN
+
+TO_MASK, TO_ANSWER = 'to the first mask [s]', 'to the answer [s]'  # names of `latencies`
 
 Figures = dict[str, float | int | list[float] | dict[str, float] | None]
 
@@ -63,10 +66,10 @@ def latencies(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     cases = _first_queries(cases)
     stages = dict.fromkeys(stage for case in cases for stage in case.timings)
     samples = {
-        'to the first mask [s]': [
+        TO_MASK: [
             case.time_to_first_mask for case in cases if case.time_to_first_mask is not None
         ],
-        'to the answer [s]': [case.total_time for case in cases],
+        TO_ANSWER: [case.total_time for case in cases],
         **{
             f'{stage} [s]': [case.timings[stage] for case in cases if stage in case.timings]
             for stage in stages
@@ -75,12 +78,44 @@ def latencies(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     return {name: metrics.percentiles(seconds) for name, seconds in samples.items() if seconds}
 
 
+def costs(cases: Sequence[Case]) -> dict[str, object]:
+    """Return what the answers cost; None where nothing is known.
+
+    `queries` and `failed` count all cases, `tokens` is the mean length of an answer. The
+    percentiles `seconds_to_mask` and `seconds_to_answer`, and the means `stage_seconds`, cover
+    first queries about an image, as `latencies` does.
+    """
+    first = _first_queries(cases)
+    counts = [case.token_count for case in cases if case.token_count is not None]
+    known = latencies(cases)
+    stages = dict.fromkeys(stage for case in first for stage in case.timings)
+    return {
+        'queries': len(cases),
+        'failed': sum(case.status in [status.name for status in BROKEN] for case in cases),
+        'seconds_to_mask': known.get(TO_MASK),
+        'seconds_to_answer': known.get(TO_ANSWER),
+        'stage_seconds': {
+            stage: float(np.mean([case.timings.get(stage, 0.0) for case in first]))
+            for stage in stages
+        },
+        'tokens': float(np.mean(counts)) if counts else None,
+    }
+
+
 def _first_queries(cases: Sequence[Case]) -> list[Case]:
     """Return the cases whose image was encoded for them, not reused from an earlier query.
 
-    Of a backend that does not time its stages these are all cases.
+    Stages tell that of a LISA. Of a backend with other stages it is the first case of each image
+    that has no history, and of one without stages all cases.
     """
-    return [case for case in cases if {'clip', WHOLE_ANSWER} & case.timings.keys()]
+    encoded = [case for case in cases if {'clip', WHOLE_ANSWER} & case.timings.keys()]
+    if encoded:
+        return encoded
+    first: dict[str, Case] = {}
+    for case in cases:
+        if case.timings and not case.history:
+            first.setdefault(case.group, case)
+    return list(first.values())
 
 
 def _overlap_figures(cases: Sequence[Case], seed: int) -> Figures:

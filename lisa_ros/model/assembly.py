@@ -7,6 +7,7 @@ in the requested precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ def build_model(
             f'{folder}/config.json describes no model that can be built ({error_summary(error)})'
         ) from error
     check_keys(model, shapes, folder, _tied_weights(config), to_file_key)
-    size = _weight_bytes(model, placement.precision)
+    size = weight_bytes(model, placement.precision)
     placement.limits.check_memory(size, str(placement.device), folder)
     for source in sources:
         for key, tensor in source.weights.tensors():
@@ -120,14 +121,14 @@ def _merged_shapes(sources: list[MappedWeights], folder: Path) -> dict[str, tupl
     return shapes
 
 
-def _weight_bytes(model: LISA, precision: str) -> int:
-    """Return the memory of a model's weights in a precision, at least [bytes]."""
-    total = 0
+def weight_bytes(model: LISA, precision: str) -> int:
+    """Return the memory of a model's weights in a precision [bytes]."""
+    total = 0.0
     for name, tensor in model.state_dict().items():
         module = model.get_submodule(name.rpartition('.')[0])
         bits = QUANTIZED_BITS.get(precision) if is_quantized(name, module) else None
-        total += tensor.numel() * (bits or 8 * storage_dtype(name, precision).itemsize) // 8
-    return total
+        total += tensor.numel() * (bits or 8 * storage_dtype(name, precision).itemsize) / 8
+    return math.ceil(total)
 
 
 def _check_type(tensor: Tensor, noun: str) -> None:

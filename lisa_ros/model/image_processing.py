@@ -8,6 +8,7 @@ square. Pillow resizes both, as in the original, so that the pixels are identica
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ def check_rgb(image: np.ndarray) -> np.ndarray:
         raise ImageError(f'the image is empty: its shape is {image.shape}')
     check_sides(image.shape[1], image.shape[0], 'the image')
     return image
+
+
+def image_key(image: np.ndarray) -> tuple:
+    """Return the cache key of an image: its shape and a hash of its pixels."""
+    return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()
 
 
 # ---- CLIP

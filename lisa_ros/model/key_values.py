@@ -29,6 +29,11 @@ class KeyValues:
         self.length = length
 
     @property
+    def layers(self) -> int:
+        """How many layers write here."""
+        return self._storage.shape[0]
+
+    @property
     def capacity(self) -> int:
         """How many positions have room."""
         return self._storage.shape[4]

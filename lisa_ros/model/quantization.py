@@ -16,7 +16,9 @@ PRECISIONS = {
     'int8': torch.float16,  # of the weights that are not quantized
     'nf4': torch.bfloat16,  # of the weights that are not quantized
 }
-QUANTIZED_BITS = {'int8': 8, 'nf4': 4}  # of a quantized weight
+# Of a quantized weight. With nf4, 64 weights share a scale of 8 bits, and 256 scales share one of
+# 32 bits (double quantization: QLoRA, arXiv 2305.14314, section 3).
+QUANTIZED_BITS = {'int8': 8, 'nf4': 4 + 8 / 64 + 32 / (64 * 256)}
 
 # A few million weights that decide where mask boundaries run: float32 at every precision. SAM's
 # neck is one of them because its sums overflow in fp16.

@@ -28,7 +28,7 @@ from lisa_ros.model.finite import check_finite
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.limits import Limits
 from lisa_ros.model.transformers_folder import check_claims, load_model, read_model_type
-from lisa_ros.model.weight_files import WeightFiles
+from lisa_ros.model.weight_files import Shapes, WeightFiles
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB 0..1
 _STRIDES = (4, 8, 16)  # of the feature maps [px of the network's input]
@@ -49,6 +49,11 @@ class Sam2Mask:
     logits: np.ndarray  # (H, W) float32
     predicted_iou: float  # IoU with the ground truth, as SAM 2 predicts it, 0..1
     presence: float  # probability that the object is in the image, 0..1
+
+
+def sam2_bytes(shapes: Shapes) -> int:
+    """Return the memory of the weights, which are float32 whatever the file has [bytes]."""
+    return 4 * sum(map(math.prod, shapes.values()))
 
 
 class Sam2:
@@ -91,8 +96,8 @@ class Sam2:
                 'facebook/sam2.1-hiera-large'
             )
         check_claims(folder)
-        shapes = WeightFiles.of_folder(folder).shapes().values()
-        limits.check_memory(4 * sum(map(math.prod, shapes)), str(device), folder)
+        shapes = WeightFiles.of_folder(folder).shapes()
+        limits.check_memory(sam2_bytes(shapes), str(device), folder)
         model = load_model(Sam2Model, folder, 'SAM 2', torch.float32)
         side = model.config.prompt_encoder_config.image_size
         if side > limits.input_side:
@@ -115,15 +120,34 @@ class Sam2:
             ImageError: the image has another shape or type.
             ModelError: the features are not finite.
         """
+        (features,) = self.encode_batch([image])
+        return features
+
+    @torch.inference_mode()
+    def encode_batch(self, images: Sequence[np.ndarray]) -> list[Sam2Features]:
+        """Return the features of images, (H, W, 3) uint8 RGB each, of any size; at least one.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            ModelError: the features are not finite.
+        """
+        maps = self._model.get_image_embeddings(torch.cat(list(map(self._pixels, images))))
+        for features in maps:
+            check_finite(features, "SAM 2's features of the image")
+        # copies: a view would keep the features of all images in memory
+        return [
+            Sam2Features([own[i : i + 1].clone() for own in maps], image.shape[:2])
+            for i, image in enumerate(images)
+        ]
+
+    def _pixels(self, image: np.ndarray) -> Tensor:
+        """Return an image as the network gets it, (1, 3, S, S) float32."""
         pixels = torch.from_numpy(np.array(check_rgb(image))).to(self.device)
         pixels = pixels.permute(2, 0, 1)[None].float() / 255
         square = (self.side, self.side)
         pixels = F.interpolate(pixels, square, mode='bilinear', antialias=True)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
-        maps = self._model.get_image_embeddings((pixels - mean) / std)
-        for features in maps:
-            check_finite(features, "SAM 2's features of the image")
-        return Sam2Features(maps, image.shape[:2])
+        return (pixels - mean) / std
 
     @torch.inference_mode()
     def decode(

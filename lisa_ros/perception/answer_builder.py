@@ -48,7 +48,8 @@ class AnswerBuilder:
             excluded_masks: (H, W) bool each; leave out masks of the same objects.
         """
         self.token_ids: list[int] = []  # append each generated token
-        self._query, self._shape, self._threshold = query, shape, threshold
+        self.query = query
+        self._shape, self._threshold = shape, threshold
         self._excluded_masks = excluded_masks
         self._has_left_out = False  # whether a mask was left out for `excluded_masks`
         self._new_mask_at = 0  # number of tokens up to the last mask of another object
@@ -121,7 +122,7 @@ class AnswerBuilder:
         if early_end is not None:
             status, reason = early_end.status, early_end.reason
         return Segmentation(
-            query=self._query,
+            query=self.query,
             answer=answer_text(answer_raw),
             answer_raw=answer_raw,
             masks=masks,
@@ -132,4 +133,5 @@ class AnswerBuilder:
             timings=timings,
             time_to_first_mask=self._time_to_first_mask,
             details=LisaDetails(tuple(self.token_ids), tuple(self._score_features)),
+            token_count=len(self.token_ids),
         )

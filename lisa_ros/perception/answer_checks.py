@@ -55,6 +55,10 @@ def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
         _check_score(float(score))
     if not isinstance(result.status, Status):
         raise ModelError(f'the status of the answer is {result.status!r}; expected a Status')
+    if result.yes_probability is not None and not 0 <= result.yes_probability <= 1:
+        raise ModelError(
+            f'the probability of yes is {result.yes_probability!r}; expected a number of 0 to 1'
+        )
     if result.status is Status.FOUND and not count:
         raise ModelError('the model returned FOUND without a mask: correct the backend')
 

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lisa_ros.errors import QueryError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
@@ -52,6 +53,7 @@ class Capabilities:
     denies: bool = False  # says as text that an object is absent
     instances: bool = False  # makes a mask of each object, not one of several objects
     dialogue: bool = False  # understands earlier turns
+    yes_no: bool = False  # answers `Query.yes_no`
     scores: ScoreKind = ScoreKind.UNCALIBRATED
 
 
@@ -63,6 +65,19 @@ class Query:
     dialogue: Dialogue = field(default_factory=Dialogue)  # earlier turns about the same image
     explain: bool = False  # ask for a reason, too; AnswerStyle.EXPLAIN for this query
     region: Region | None = None  # segment only this part [px]; None: the whole image
+    # answer with yes or no, without masks; the result has `yes_probability`. Only for backends
+    # whose capabilities say `yes_no`: `roi.stream_in_region` rejects it for others
+    yes_no: bool = False
+
+
+def check_query(text: str) -> None:
+    """Check a query as the user typed it.
+
+    Raises:
+        QueryError: it is empty.
+    """
+    if not text.strip():
+        raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,14 @@ def answer_requests(
 ) -> list[Segmentation]:
     """Return the answers in the order of the requests; FAILED with the reason if one fails.
 
-    Requests with a region are answered one after the other. So are all of them if one is not
-    valid, or if the model computes NaN for one: then only that one fails.
+    Requests with a region and yes/no questions are answered one after the other. So are all of
+    them if one is not valid, or if the model computes NaN for one: then only that one fails.
     """
-    together = [number for number, (_, query) in enumerate(requests) if query.region is None]
+    together = [
+        number
+        for number, (_, query) in enumerate(requests)
+        if query.region is None and not query.yes_no
+    ]
     results: dict[int, Segmentation] = {}
     if isinstance(backend, AnswersBatches) and len(together) > 1:
         try:

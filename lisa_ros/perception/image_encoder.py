@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encode images with CLIP and SAM; keep the features of the last image and of one batch.
+"""Encode images with CLIP and SAM; keep the features of the newest images and of one batch.
 
 Threads: one thread at a time encodes. A cancelled thread may still run beside the next one; each
-gets the features of its own image, because the cache is read once and replaced as a whole.
+gets the features of its own image.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from lisa_ros.model.finite import all_finite, check_finite
 from lisa_ros.model.image_preparation import ImagePreparation
-from lisa_ros.model.image_processing import check_rgb, sam_resized_shape
+from lisa_ros.model.image_processing import check_rgb, image_key, sam_resized_shape
 from lisa_ros.model.lisa import LISA
+from lisa_ros.perception.newest_images import NewestImages
 
 
 @dataclass
@@ -77,7 +77,7 @@ class ImageEncoder:
         """Wrap a model; `preparation` makes its inputs."""
         self._model, self._preparation = model, preparation
         self._sam_stream = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
-        self._last: EncodedImage | None = None
+        self._newest: NewestImages[EncodedImage] = NewestImages()
         self._batch: dict[tuple, EncodedImage] = {}
 
     @property
@@ -97,19 +97,17 @@ class ImageEncoder:
         """
         with timer.stage('preprocess'):
             key = image_key(image)
-            last = self._last  # read once: a cancelled thread may still replace it
-            if last is not None and last.key == key:
-                return last
-            encoded = self._batch.get(key)
+            encoded = self._newest.get(key) or self._batch.get(key)
             if encoded is not None:
                 timer.add(encoded.take_seconds())
-                self._last = encoded
+                self._newest.add(key, encoded)
                 return encoded
             prepared = self._preparation.prepare(image)
         with timer.stage('clip'), torch.inference_mode():
             clip_tokens = self._model.encode_clip(prepared.clip[None])[0]
             check_finite(clip_tokens, "CLIP's features of the image")
-        encoded = self._last = EncodedImage(key, image, clip_tokens, prepared.sam)
+        encoded = EncodedImage(key, image, clip_tokens, prepared.sam)
+        self._newest.add(key, encoded)
         return encoded
 
     def start_sam(self, encoded: EncodedImage) -> None:
@@ -160,12 +158,14 @@ class ImageEncoder:
         Raises:
             ImageError: an image has another shape or type.
         """
-        timer, last = StageTimer(self.device), self._last
+        timer = StageTimer(self.device)
         with timer.stage('preprocess'):
             by_key = {image_key(check_rgb(image)): image for image in images}
             known = {key: self._batch[key] for key in by_key if key in self._batch}
-            if last is not None and last.key in by_key and last.sam_features is not None:
-                known[last.key] = last
+            for key in by_key:
+                newest = self._newest.get(key)
+                if newest is not None and newest.sam_features is not None:
+                    known[key] = newest
             new = {key: image for key, image in by_key.items() if key not in known}
             prepared = [self._preparation.prepare(image) for image in new.values()]
         self._batch = known
@@ -187,9 +187,5 @@ class ImageEncoder:
 
     def clear(self) -> None:
         """Drop all features."""
-        self._last, self._batch = None, {}
-
-
-def image_key(image: np.ndarray) -> tuple:
-    """Return the cache key of an image: its shape and a hash of its pixels."""
-    return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()
+        self._newest.clear()
+        self._batch = {}

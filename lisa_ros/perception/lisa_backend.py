@@ -27,6 +27,7 @@ from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
 from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from lisa_ros.model.phrase_probability import phrase_probabilities
 from lisa_ros.model.point_prompts import PointRule
 from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
 from lisa_ros.model.quantization import weights_precision
@@ -41,14 +42,16 @@ from lisa_ros.perception.backend import (
     LoadOptions,
     Query,
     ScoreKind,
+    check_query,
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.model_source import limits_of, origin_of
+from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.prompts import (
     ANSWER_TEMPLATES,
+    answer_ids,
     append_boxes,
-    asks_for_other_object,
     named_template,
     prompt_ids,
     training_ids,
@@ -56,6 +59,7 @@ from lisa_ros.perception.prompts import (
 from lisa_ros.perception.reasons import with_reason
 from lisa_ros.perception.reply import Reply
 from lisa_ros.perception.stopping import Deadline, StopCondition
+from lisa_ros.perception.yes_no import YesNo, yes_no_events
 from lisa_ros.results import Done, Event, Segmentation, Turn
 
 MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
@@ -74,7 +78,7 @@ class _Asked:
 
 
 class LisaBackend:
-    """A loaded LISA. It keeps the features of the last image and of the last `encode_images`."""
+    """A loaded LISA. It keeps features of the newest images and of `encode_images`."""
 
     def __init__(
         self,
@@ -172,6 +176,7 @@ class LisaBackend:
             denies=True,
             instances='instances' in self.model.config.answer_styles,
             dialogue=True,
+            yes_no=True,
             scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
         )
 
@@ -208,11 +213,13 @@ class LisaBackend:
         already, or if the query asks for "the other one" and the mask shows an object of the
         dialogue. `options.answer_style` appends the words of the model's training to the query,
         and `Query.explain` its request for a reason; if the answer has no reason all the same, a
-        model with a `reason_question` is asked that.
+        model with a `reason_question` is asked that. With `Query.yes_no` no token is generated.
         Errors are raised by this call, not by the iteration, except for a ModelError: the model
         computed NaN or infinity.
         """
         asked = self._checked(image, query, options)
+        if query.yes_no:
+            return self._yes_no_events(asked, options, cancel)
         events = self._events(asked, options, cancel)
         explain = query.explain or options.answer_style is AnswerStyle.EXPLAIN
         if explain and self.model.config.reason_question:
@@ -234,6 +241,7 @@ class LisaBackend:
             QueryError: the text is empty or too long.
         """
         check_rgb(image)
+        check_query(query.text)
         request = self._style_request(query, options)
         text = f'{query.text} {request}' if request else query.text
         ids = self._prompt_ids(text, query, options)
@@ -242,13 +250,15 @@ class LisaBackend:
             query.text,
             image.shape[:2],
             self.model.config.confidence_threshold if threshold is None else threshold,
-            _excluded_masks(query, image.shape[:2]),
+            excluded_masks(query, image.shape[:2]),
         )
         return _Asked(image, text, ids, answer)
 
     def _style_request(self, query: Query, options: InferenceOptions) -> str:
         """Return what the model was trained with for a style of answer; '': nothing."""
         config, style = self.model.config, options.answer_style
+        if query.yes_no:
+            return named_template(self.template).yes_no.request
         if query.explain or style is AnswerStyle.EXPLAIN:
             return config.explain
         return config.answer_styles.get(style.value, '')
@@ -267,7 +277,7 @@ class LisaBackend:
         asked = [self._checked(image, query, options) for image, query in requests]
         # masks of prompts, points and further turns are rare: one after the other
         is_single = options.typed_specials or self._point_rule(options) is not None
-        if is_single or any(query.explain for _, query in requests):
+        if is_single or any(query.explain or query.yes_no for _, query in requests):
             streams = [self.stream(*request, options, cancel) for request in requests]
             return list(map(_last_result, streams))
         if not asked:
@@ -380,7 +390,8 @@ class LisaBackend:
         reply = self._reply(encoded, options, answer, timer)
         for position in positions:
             list(reply.decode(SegToken(prompt.state(position - 1))))
-        return reply.result(early_end=None)
+        result = reply.result(early_end=None)
+        return dataclasses.replace(result, token_count=None)  # it was given
 
     @property
     def _max_positions(self) -> int:
@@ -425,6 +436,28 @@ class LisaBackend:
         is_complete = reply.is_complete(options.max_new_tokens)
         self._remember(text, [*ids, *answer.token_ids], encoded, prompt, is_complete)
         yield Done(reply.result(None if is_complete else stop.early_end))
+
+    def _yes_no_events(
+        self, asked: _Asked, options: InferenceOptions, cancel: Cancellation
+    ) -> Iterator[Event]:
+        """Read the prompt, and compare how the answer could begin; no token is generated."""
+        timer = StageTimer(self.encoder.device)
+        stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        encoded = self.encoder.encode(asked.image, timer)
+        words = named_template(self.template).yes_no
+        with timer.stage('prompt'):
+            prompt = self._prefill(asked.ids, encoded)
+            answer = YesNo(
+                self._probability(prompt, words.yes), self._probability(prompt, words.no)
+            )
+        self._remember(asked.text, asked.ids, encoded, prompt, is_complete=False)
+        query, shape = asked.answer.query, asked.image.shape[:2]
+        yield from yes_no_events(query, shape, answer, timer.seconds, stop.early_end)
+
+    def _probability(self, prompt: generation.Prefill, beginnings: Sequence[str]) -> float:
+        """Return how probable it is that the answer begins with one of these texts."""
+        ids = {tuple(answer_ids(self.tokenizer, self.template, text)) for text in beginnings}
+        return sum(phrase_probabilities(self._language_model, prompt, sorted(ids)))
 
     def _generate(
         self,
@@ -571,14 +604,3 @@ def _reply_ids(
         prompt_and_reply, labels = training_ids(tokenizer, template, [Turn('x', reply)])
         ids.append(tuple(prompt_and_reply[labels.count(IGNORE_INDEX) :]))
     return ids
-
-
-def _excluded_masks(query: Query, shape: tuple[int, int]) -> Sequence[np.ndarray]:
-    """Return the masks, (H, W) bool, that the answer must not repeat.
-
-    Only a query about "the other one" has such masks: those of the last turn with a mask.
-    """
-    shown = query.dialogue.shown
-    if shown is None or shown.shape[1:] != shape or not asks_for_other_object(query.text):
-        return ()
-    return shown

@@ -46,6 +46,17 @@ def gpu_memory() -> GpuMemory | None:
     return GpuMemory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
 
 
+def peak_gpu_memory() -> int | None:
+    """Return the most memory that PyTorch has taken from GPUs in this process [bytes].
+
+    The CUDA libraries take some hundred megabytes more. None if this process uses no GPU.
+    """
+    if gpu_memory() is None:
+        return None
+    cuda = sys.modules['torch'].cuda
+    return sum(cuda.max_memory_reserved(index) for index in range(cuda.device_count()))
+
+
 def process_memory(pid: int | None = None) -> ProcessMemory:
     """Return the memory of a process; None: of this one. Zeros if it has ended."""
     sizes = _sizes(Path(f'/proc/{pid or os.getpid()}/status'))

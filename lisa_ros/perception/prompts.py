@@ -8,7 +8,6 @@ query is plain text; with `typed_specials` it is the special token, as in the or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,9 +16,14 @@ from lisa_ros.errors import QueryError, SettingsError
 from lisa_ros.files.text import is_encodable
 from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import SpecialToken, Tokenizer
+from lisa_ros.perception.backend import check_query
+from lisa_ros.perception.yes_no import YesNoWords
 from lisa_ros.results import SEG, Dialogue, Turn
 
 IMAGE_PLACEHOLDER = '<image>'  # how the original writes the image's position in a prompt
+
+
+_YES_NO = YesNoWords()
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Template:
     question: str  # ends where the answer begins; the answer follows after a space
     after_answer: str  # between the answer and </s>
     bos_each_turn: bool  # later turns begin with <s>, too
+    yes_no: YesNoWords = _YES_NO  # of models that are trained with it
 
 
 TEMPLATES = {
@@ -57,7 +62,12 @@ TEMPLATES = {
     ),
     # for lisa-tabletop: no system message, because a small model learns nothing from it
     'plain': Template(
-        opening='', question='USER: {} ASSISTANT:', after_answer='', bos_each_turn=False
+        opening='',
+        question='USER: {} ASSISTANT:',
+        after_answer='',
+        bos_each_turn=False,
+        # trained with "is there a mug?": "Yes." or "There is no mug here."
+        yes_no=YesNoWords(('Yes',), ('No', 'There is no'), request=''),
     ),
 }
 # LISA's replies without reasons, from utils/utils.py of dvlab-research/LISA.
@@ -108,8 +118,7 @@ def prompt_ids(
             special token.
         SettingsError: there is no such template.
     """
-    if not text.strip():
-        raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
+    check_query(text)
     turns = [*(dialogue.turns if dialogue else ()), Turn(text, '')]
     _check_characters(turns)
     for oldest in range(len(turns)):
@@ -121,6 +130,18 @@ def prompt_ids(
         f'the query makes a prompt of {len(ids)} tokens, at most {max_length} fit into this '
         'model: shorten the query'
     )
+
+
+def answer_ids(tokenizer: Tokenizer, template: str, beginning: str) -> list[int]:
+    """Return the ids of the beginning of an answer, as they follow the prompt.
+
+    Args:
+        tokenizer: the checkpoint's.
+        template: a name in TEMPLATES.
+        beginning: whole words, such as "Yes".
+    """
+    before = named_template(template).question.split('{}')[1].lstrip()
+    return tokenizer.encode(f'{before} {beginning}')[len(tokenizer.encode(before)) :]
 
 
 def append_boxes(dialogue: Dialogue) -> Dialogue:
@@ -248,13 +269,3 @@ def _ids(tokenizer: Tokenizer, parts: list[str | SpecialToken]) -> list[int]:
         IMAGE_TOKEN_INDEX,
         *tokenizer.encode_parts(parts[image + 1 :]),
     ]
-
-
-_OTHER_OBJECT = re.compile(
-    r'\b(an)?others?\b(?! (side|end|half|hand|way)\b)|\b(something|anything|what|which) else\b'
-)
-
-
-def asks_for_other_object(query: str) -> bool:
-    """Return whether a query asks for an object other than those shown before."""
-    return _OTHER_OBJECT.search(query.lower()) is not None

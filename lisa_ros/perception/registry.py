@@ -44,6 +44,11 @@ def register_backend(scheme: str, loader: BackendLoader) -> None:
     _loaders[scheme] = loader
 
 
+def registered_backends() -> dict[str, BackendLoader]:
+    """Return the loaders of this process by scheme, for another process to register."""
+    return dict(_loaders)
+
+
 def load_backend(model: str, options: LoadOptions) -> Backend:
     """Load a model.
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lisa_ros.errors import ImageError
+from lisa_ros.errors import ImageError, QueryError
+from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.answer_checks import checked_events
-from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query
+from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query, check_query
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
@@ -41,9 +42,17 @@ def stream_in_region(
 
     Raises:
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-        QueryError: the text is empty or too long.
+        QueryError: the text is empty, or the backend finds it too long; or it is a yes/no question
+            and the model cannot answer those.
     """
-    region, shape = query.region, image.shape[:2]
+    # here as well, for backends of other packages
+    region, shape = query.region, check_rgb(image).shape[:2]
+    check_query(query.text)
+    if query.yes_no and not backend.capabilities.yes_no:
+        raise QueryError(
+            'this model gives no probability of yes and no: ask for words, or load a model of the '
+            'LISA family or a vision-language model'
+        )
     if region is None:
         events = backend.stream(image, query, options, cancel)
         return checked_events(events, query.text, shape)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,13 +42,15 @@ _log = logging.getLogger(__name__)
 class Segmenter:
     """A model with its inference options; see the module's docstring for threads.
 
-    The features of the last image, and of the images of the last `encode_images`, are kept: a
+    The features of the newest images, and of those of the last `encode_images`, are kept: a
     query about one of them does not encode it again. Segmenters with other options may share a
     backend: `dataclasses.replace(segmenter, options=...)`.
     """
 
     backend: Backend
     options: InferenceOptions = field(default_factory=InferenceOptions)
+    # how long loading took, with the import of its libraries [s]; None: the backend was given
+    load_seconds: float | None = field(default=None, compare=False)
 
     @classmethod
     def load(
@@ -126,10 +129,18 @@ class Segmenter:
             max_input_side=max_input_side,
             max_model_size=max_model_size,
         )
-        backend = load_backend(str(name), load_options)
+        return cls.load_with(str(name), load_options, options)
+
+    @classmethod
+    def load_with(
+        cls, name: str, load_options: LoadOptions, options: InferenceOptions | None = None
+    ) -> Segmenter:
+        """Load a model as `load` does, with its options as one value."""
+        start = time.perf_counter()
+        backend = load_backend(name, load_options)
         for notice in backend.notices if isinstance(backend, ReportsNotices) else ():
             _log.warning(notice)
-        return cls(backend, options or InferenceOptions())
+        return cls(backend, options or InferenceOptions(), time.perf_counter() - start)
 
     @property
     def device(self) -> str:
@@ -160,6 +171,7 @@ class Segmenter:
         *,
         explain: bool = False,
         region: Region | None = None,
+        yes_no: bool = False,
     ) -> Segmentation:
         """Answer a query about an image.
 
@@ -173,16 +185,20 @@ class Segmenter:
             explain: ask for a reason, too.
             region: segment only this (x, y, width, height) [px]; None: the whole image. Masks
                 are (H, W) of the whole image either way.
+            yes_no: answer with yes or no, without masks; the result has `yes_probability`.
 
         Returns:
             The result. Its status is FAILED, with a reason, if the model computed NaN or masks of
-            another size.
+            another size, or answers a yes/no question neither with yes nor with no.
 
         Raises:
             ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
-            QueryError: the text is empty, or too long by itself.
+            QueryError: the text is empty, or too long by itself; or the model cannot answer
+                yes/no questions.
         """
-        events = self.stream(image, text, dialogue, cancel, explain=explain, region=region)
+        events = self.stream(
+            image, text, dialogue, cancel, explain=explain, region=region, yes_no=yes_no
+        )
         for event in events:
             if isinstance(event, Done):
                 return event.result
@@ -216,13 +232,14 @@ class Segmenter:
         *,
         explain: bool = False,
         region: Region | None = None,
+        yes_no: bool = False,
     ) -> Iterator[Event]:
         """Yield the answer in pieces: Token and MaskReady as they arrive, then exactly one Done.
 
         A MaskReady directly follows the Token of its [SEG], before the text after it. Arguments
         and errors as `segment`; errors are raised by this call, not by the iteration.
         """
-        query = Query(text, dialogue or Dialogue(), explain, region)
+        query = Query(text, dialogue or Dialogue(), explain, region, yes_no)
         return stream_in_region(self.backend, image, query, self.options, _cancellation(cancel))
 
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from lisa_ros.errors import CheckpointError, SettingsError, UnreachableError
+from lisa_ros.errors import ModelError, SettingsError, UnreachableError
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.device import resolve_device
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.model.limits import Limits
-from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
+from lisa_ros.model.origin import Origin, is_hub_id
+from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES
 from lisa_ros.model.quantization import check_precision
-from lisa_ros.model.sam2 import Sam2, Sam2Features, Sam2Mask
+from lisa_ros.model.sam2 import Sam2, Sam2Mask
 from lisa_ros.model.transformers_folder import read_model_type
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
@@ -32,26 +33,29 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     LoadOptions,
     Query,
+    check_query,
 )
-from lisa_ros.perception.image_encoder import StageTimer, image_key
+from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.mask_decoder import ScoredMask
 from lisa_ros.perception.mask_refinement import refine_mask_logits
-from lisa_ros.perception.model_source import limits_of, origin_of
+from lisa_ros.perception.model_source import limits_of, origin_of, segmenter_folder
+from lisa_ros.perception.other_object import excluded_masks
+from lisa_ros.perception.sam2_encoder import Sam2Encoder
 from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.perception.verification import verified_events
+from lisa_ros.perception.yes_no import YesNo, YesNoWords, yes_no_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
 from lisa_ros.vlm.pointing_model import PointingModel, PreparedPrompt, WordToken
 from lisa_ros.vlm.profiles import choose_profile
 from lisa_ros.vlm.qwen_vl import QwenVL
-from lisa_ros.vlm.remote_vlm import RemoteVlm
 
-DEFAULT_SEGMENTER = 'facebook/sam2.1-hiera-large'
 _MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
+_YES_NO = YesNoWords()
 
 
 class VlmBackend:
-    """A loaded vision-language model with SAM 2. It keeps SAM 2's features of the last image."""
+    """A loaded vision-language model with SAM 2; keeps prompts and features of some images."""
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class VlmBackend:
         self._vlm, self._sam2, self._precision = vlm, sam2, precision
         self._notices = notices
         self._profile = vlm.profile
-        self._features: tuple[tuple, Sam2Features] | None = None  # of an image, with its key
+        self._encoder = Sam2Encoder(sam2)
 
     @classmethod
     def load(cls, model: str, options: LoadOptions) -> VlmBackend:
@@ -82,8 +86,8 @@ class VlmBackend:
                 with `vlm_url` its name at that server, and no file of it is read.
             options: defaults for None: device: the GPU if there is one; precision: bf16 on a GPU,
                 fp32 on a CPU (SAM 2 is always fp32); template: the profile by the model's name
-                and type; segmenter_model: DEFAULT_SEGMENTER, which is downloaded if `model` is a
-                hub id or `allow_download` is set.
+                and type; segmenter_model: `model_source.DEFAULT_SEGMENTER`, which is downloaded if
+                `model` is a hub id or `allow_download` is set.
 
         Raises:
             CheckpointError: the files are not such models, or are incomplete.
@@ -102,9 +106,11 @@ class VlmBackend:
         folder = origin.model_folder(model)
         profile = choose_profile(model, read_model_type(folder), options.template)
         may_download = options.allow_download or is_hub_id(model)
-        sam2_folder = _segmenter_folder(options.segmenter_model, origin, may_download)
+        sam2_folder = segmenter_folder(options.segmenter_model, origin, may_download)
         sam2 = Sam2.load(sam2_folder, device, limits)
-        return cls(QwenVL.load(folder, profile, device, precision, limits), sam2, precision)
+        cache_bytes = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
+        vlm = QwenVL.load(folder, profile, device, precision, limits, cache_bytes)
+        return cls(vlm, sam2, precision)
 
     @classmethod
     def _load_remote(
@@ -116,12 +122,14 @@ class VlmBackend:
         limits: Limits,
     ) -> VlmBackend:
         """Load SAM 2, and connect to the server of the vision-language model; see `load`."""
+        from lisa_ros.vlm.remote_vlm import RemoteVlm  # with an HTTP client
+
         if options.sha256:
             raise SettingsError(
                 'model_sha256 is that of a vision-language model in files, and this one runs at '
                 'vlm_url: leave it empty'
             )
-        folder = _segmenter_folder(options.segmenter_model, origin, options.allow_download)
+        folder = segmenter_folder(options.segmenter_model, origin, options.allow_download)
         sam2 = Sam2.load(folder, device, limits)
         vlm = RemoteVlm.connect(options.vlm_url, model, options.template, options.api_key_env)
         return cls(vlm, sam2, '', vlm.notices)
@@ -148,15 +156,31 @@ class VlmBackend:
     def capabilities(self) -> Capabilities:
         """What the profile of the model says; it makes a mask of each object."""
         return Capabilities(
-            explains=self._profile.explains, denies=self._profile.denies, instances=True
+            explains=self._profile.explains,
+            denies=self._profile.denies,
+            instances=True,
+            dialogue=self._profile.dialogue,
+            yes_no=True,
         )
 
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What is kept of earlier prompts; None: a server runs the model."""
+        return self._vlm.cache_use
+
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
-        """Do nothing: SAM 2 encodes an image when an answer has its first object."""
+        """Encode several (H, W, 3) uint8 RGB images with SAM 2 at once; kept until the next call.
+
+        Raises:
+            ImageError: an image has another shape or type.
+            ModelError: the features are not finite.
+        """
+        self._encoder.encode_batch(images)
 
     def clear_cache(self) -> None:
-        """Drop SAM 2's features of the last image."""
-        self._features = None
+        """Drop SAM 2's features of all images, and earlier prompts."""
+        self._encoder.clear()
+        self._vlm.clear_cache()
 
     def stream(
         self,
@@ -169,19 +193,54 @@ class VlmBackend:
 
         A MaskReady directly follows the Token that completes its object; with `options.verify`,
         the last Token, because the model is asked about all masks first. The text of the answer
-        for people is the model's reasoning, or the names of the objects. Earlier turns are not
-        read: these models are trained with one question.
+        for people is the model's reasoning, or the names of the objects. A model that was not
+        trained with several questions does not read earlier turns; but no answer about "the other
+        one" has a mask of an object that was shown before.
+        With `query.yes_no` the question is asked in its own words, without the profile's prompt,
+        and no token is generated.
         """
         check_rgb(image)
-        min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
-        inputs = self._vlm.prepare(image, query.text, min_answer_tokens)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        if query.yes_no:
+            check_query(query.text)
+            return self._yes_no_events(image, query.text, stop)
+        min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
+        turns = query.dialogue.turns
+        inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
         events = self._events(image, query, inputs, options, stop)
         if not options.verify:
             return events
         threshold = options.confidence_threshold or 0.0
         choose = self._vlm.choice_probabilities
         return verified_events(events, image, query.text, choose, threshold, stop)
+
+    def _yes_no_events(
+        self, image: np.ndarray, question: str, stop: StopCondition
+    ) -> Iterator[Event]:
+        """Compare how the answer could begin; no further token is generated.
+
+        Raises:
+            QueryError: the question is too long.
+            ModelError: a server gives no probabilities.
+        """
+        timer = StageTimer(self._sam2.device)
+        words = (*_YES_NO.yes, *_YES_NO.no)
+        request = f'{question.strip()} {_YES_NO.request}'
+        probabilities, end = [0.0] * len(words), None
+        try:
+            with timer.stage('prompt'):
+                probabilities = self._vlm.choice_probabilities(image, request, words, stop)
+        except UnreachableError as error:
+            end = EarlyEnd(Status.UNREACHABLE, str(error))
+        if self._vlm.gives_probabilities is False:
+            raise ModelError(
+                f'{self._vlm.device} gives no probabilities of tokens (logprobs), which a yes/no '
+                'question needs: ask for words'
+            )
+        count = len(_YES_NO.yes)
+        answer = YesNo(sum(probabilities[:count]), sum(probabilities[count:]))
+        end = end or stop.early_end
+        yield from yes_no_events(question, image.shape[:2], answer, timer.seconds, end)
 
     def _events(
         self,
@@ -193,7 +252,12 @@ class VlmBackend:
     ) -> Iterator[Event]:
         height, width = image.shape[:2]
         timer = StageTimer(self._sam2.device)
-        answer = AnswerBuilder(query.text, (height, width), options.confidence_threshold or 0.0)
+        answer = AnswerBuilder(
+            query.text,
+            (height, width),
+            options.confidence_threshold or 0.0,
+            excluded_masks(query, (height, width)),
+        )
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
         reading = _Reading(parser, self._profile.stop)
         max_new_tokens = min(options.max_new_tokens, self._vlm.max_answer_tokens(inputs))
@@ -249,12 +313,9 @@ class VlmBackend:
         timer: StageTimer,
     ) -> ScoredMask:
         """Return the mask of an object; the timer gets the stages "sam", "masks" and "refine"."""
-        key = image_key(image)
-        if self._features is None or self._features[0] != key:
-            with timer.stage('sam'):
-                self._features = (key, self._sam2.encode(image))
+        features = self._encoder.encode(image, timer)
         with timer.stage('masks'):
-            mask = self._sam2.decode(self._features[1], located.box, located.points)
+            mask = self._sam2.decode(features, located.box, located.points)
         logits = mask.logits
         if refine:
             with timer.stage('refine'):
@@ -313,28 +374,6 @@ def _number(token: WordToken) -> int:
     return hash(token.text) if token.token_id is None else token.token_id
 
 
-def _segmenter_folder(name: str | Path | None, origin: Origin, may_download: bool) -> Path:
-    """Return the folder of SAM 2.
-
-    Args:
-        name: the user's choice, which may be downloaded; None: DEFAULT_SEGMENTER.
-        origin: of the vision-language model; its lock file is that of SAM 2, too.
-        may_download: the default one.
-
-    Raises:
-        CheckpointError: there is no such model, or the default one may not be downloaded.
-    """
-    if name is None and not may_download and cached_folder(DEFAULT_SEGMENTER) is None:
-        raise CheckpointError(
-            f'segmenter_model is not set, and its default {DEFAULT_SEGMENTER} is not in the local '
-            'cache and is not downloaded without permission: give a folder with segmenter_model '
-            '(--segmenter-model), or allow the download with allow_download:=true '
-            '(--allow-download)'
-        )
-    # the checksum is that of the vision-language model
-    return dataclasses.replace(origin, sha256=None).model_folder(name or DEFAULT_SEGMENTER)
-
-
 def _score(mask: Sam2Mask, words_prob: float) -> tuple[float, ScoreFeatures]:
     """Return the score of a mask, and what it is computed from.
 
@@ -360,7 +399,7 @@ def _readable(
             answer=' '.join(parser.text.split()),
             details=None,
         )
-    if result.status is Status.NOT_FOUND and parser.objects:
+    if result.status is Status.NOT_FOUND and parser.objects and not result.reason:
         count = len(parser.objects)
         reason = f'the model points at {count} object(s), SAM 2 made no mask that is sure enough'
         result = dataclasses.replace(result, reason=reason)

@@ -8,6 +8,7 @@ nothing spins the node, the client spins it while it waits.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ class Answer:
     masks: np.ndarray  # (N, H, W) bool, of the size of the source image; (0, 0, 0) without masks
     scores: np.ndarray  # (N,) float32, 0..1
     message: SegmentationMessage  # with boxes, centroids and timings
+    yes_probability: float = math.nan  # 0..1 of a goal with answer_probability; NaN: none
 
 
 class GoalFuture:
@@ -101,7 +103,8 @@ class GoalFuture:
 
     def _answered(self, response: Future) -> None:
         try:
-            message = response.result().result.segmentation
+            answer = response.result().result
+            message = answer.segmentation
             result = result_from_message(message)
         except Exception as error:  # noqa: BLE001  # any error must reach the caller that waits
             self.future.set_exception(LisaError(f'the goal ended without an answer: {error}'))
@@ -115,6 +118,7 @@ class GoalFuture:
                 result.masks,
                 result.scores,
                 message,
+                answer.yes_probability,
             )
         )
 
@@ -213,7 +217,7 @@ class LisaClient:
         Raises:
             LisaError: no node appeared within `timeout`.
         """
-        if self._found:
+        if self._found and self._client.server_is_ready():
             return
         if not self._client.wait_for_server(timeout):
             raise LisaError(

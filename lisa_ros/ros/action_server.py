@@ -19,6 +19,7 @@ works for a client that has gone: its goals end within 2 s after it has left the
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class _GoalReceiver:
         self.ended = Future(executor=executor)  # done when status and message are set
         self.status: Status | None = None
         self.message: SegmentationMessage | None = None
+        self.yes_probability = math.nan  # of a yes/no question
         self.frame: SyncedMessages | None = None  # the model has begun to answer about it
         self._goal, self._executor = goal, executor
         self._answer_raw = ''
@@ -107,6 +109,8 @@ class _GoalReceiver:
     def answered(self, result: Segmentation, message: SegmentationMessage) -> None:
         """Wake the coroutine that awaits the answer."""
         self.status, self.message = result.status, message
+        if result.yes_probability is not None:
+            self.yes_probability = result.yes_probability
         self.ended.set_result(None)
         self._executor.wake()  # some rclpy versions do not wake up when an awaited future is done
 
@@ -229,7 +233,7 @@ class SegmentActionServer:
         try:
             camera = self._cameras.named(goal.request.camera)
             _check_goal(goal.request, camera.scheduler, self._settings.value.max_command_chars)
-            status, message = await self._answers(goal, camera)
+            status, message, yes_probability = await self._answers(goal, camera)
         except LisaError as error:
             goal.abort()
             status = Status.CANCELLED if isinstance(error, _DeactivatedError) else Status.FAILED
@@ -237,7 +241,8 @@ class SegmentActionServer:
             return Segment.Result(
                 segmentation=SegmentationMessage(
                     query=query, status=int(status), reason=str(error)
-                )
+                ),
+                yes_probability=math.nan,
             )
         finally:
             self._clients.forget(bytes(goal.goal_id.uuid))
@@ -249,12 +254,16 @@ class SegmentActionServer:
             goal.succeed()
         else:
             goal.abort()
-        return Segment.Result(segmentation=message)
+        return Segment.Result(segmentation=message, yes_probability=yes_probability)
 
     async def _answers(
         self, goal: ServerGoalHandle, camera: CameraPipeline
-    ) -> tuple[Status, SegmentationMessage]:
-        """Wait for the answer, or for the last one of a continuous goal."""
+    ) -> tuple[Status, SegmentationMessage, float]:
+        """Wait for the answer, or for the last one of a continuous goal.
+
+        Returns:
+            Its status, its message, and the probability of yes; NaN: none.
+        """
         scheduler = camera.scheduler
         answer = await self._answer(goal, camera, scheduler, None)
         status, message = answer.status, answer.message
@@ -275,7 +284,7 @@ class SegmentActionServer:
             else:  # the message stays the last answer: the next had not begun
                 message.reason = answer.message.reason
         message.status = int(status)
-        return status, message
+        return status, message, answer.yes_probability
 
     async def _answer(
         self,
@@ -324,7 +333,8 @@ def _make_request(
     return Request(
         goal.query,
         RequestKind.GOAL,
-        camera.client_listener(receiver, is_public=not has_image),
+        # an answer without masks must not end the tracking of the last one
+        camera.client_listener(receiver, is_public=not has_image and not goal.answer_probability),
         frame=SyncedMessages(image_stamp, goal.image) if has_image else None,
         dialogue=goal.dialogue or None,
         client=client,
@@ -333,6 +343,7 @@ def _make_request(
         max_age=float(goal.max_age),
         region=_region(goal.region),
         explain=goal.want_explanation,
+        yes_no=goal.answer_probability,
     )
 
 
@@ -353,6 +364,10 @@ def _check_goal(goal: Segment.Goal, scheduler: RequestScheduler | None, max_char
         raise QueryError(f'max_age is {goal.max_age}; expected seconds, or 0 for any age')
     if goal.continuous and goal.image.width:
         raise QueryError('continuous needs camera images: leave out the image of the goal')
+    if goal.answer_probability and (goal.continuous or goal.want_explanation):
+        raise QueryError(
+            'answer_probability gives one yes or no: leave out continuous and want_explanation'
+        )
 
 
 def _region(region: RegionOfInterest) -> Region | None:

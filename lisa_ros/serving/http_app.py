@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lisa_ros.error_text import short_repr
+from lisa_ros.serving.http_input import content_length, is_loopback, read_body, unless_gone
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.metrics import ServerMetrics
 from lisa_ros.serving.models import Models
@@ -46,7 +45,6 @@ from lisa_ros.serving.wire_format import (
 _log = logging.getLogger(__name__)
 _KEEP_ALIVE = 10.0  # between two comments in a stream of events [s]
 _STATUS_PREFIX = '{"status": "'
-_Result = TypeVar('_Result')
 
 
 @dataclass
@@ -103,7 +101,7 @@ class _Api:
                 model_request = self._model_request(upload, client, arrival)
                 if EVENTS_TYPE in request.headers.get('accept', ''):
                     return await self._stream(request, model_request, arrival)
-                answer = await _unless_gone(request, self._state.models.answer(model_request))
+                answer = await unless_gone(request, self._state.models.answer(model_request))
         except ProblemError as error:
             metrics.count(error.problem.value.name, time.monotonic() - arrival)
             raise
@@ -171,7 +169,7 @@ class _Api:
                 'requests of programs, or of pages of this server',
             )
         is_open = self._state.tokens is None and self._state.local_only
-        if is_open and not _is_loopback(host):
+        if is_open and not is_loopback(host):
             raise ProblemError(
                 Problem.WRONG_HOST,
                 f'the Host is {short_repr(host)}; expected localhost or 127.0.0.1, since the '
@@ -186,7 +184,7 @@ class _Api:
             ProblemError: it is too large, too slow or not as expected.
         """
         limits, state = self._state.limits, self._state
-        size = _content_length(request, limits.body_bytes)
+        size = content_length(request, limits.body_bytes)
         if state.body_bytes + size > limits.waiting_bytes:
             raise ProblemError(
                 Problem.OVERLOADED,
@@ -196,7 +194,7 @@ class _Api:
             )
         state.body_bytes += size
         try:
-            body = await _read_body(request, size, limits.upload_seconds)
+            body = await read_body(request, size, limits.upload_seconds)
             yield read_upload(request.headers.get('content-type', ''), body, limits)
         finally:
             state.body_bytes -= size
@@ -216,7 +214,7 @@ class _Api:
         """Answer with server-sent events; a problem before the first one has its own status."""
         events = self._state.models.stream(model_request)
         try:
-            first = await _unless_gone(request, anext(events))
+            first = await unless_gone(request, anext(events))
         except BaseException:
             await events.aclose()
             raise
@@ -285,82 +283,6 @@ class _SendLimit:
         except Exception:
             if not is_stuck:
                 raise
-
-
-async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
-    """Return the result of some work; cancel it if the client leaves.
-
-    Raises:
-        ClientDisconnect: it has left.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # after the body: only a disconnect
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
-
-
-def _content_length(request: Request, limit: int) -> int:
-    """Return the length of the body.
-
-    Raises:
-        ProblemError: LENGTH_REQUIRED or TOO_LARGE.
-    """
-    text = request.headers.get('content-length', '')
-    if not text.isdigit():
-        raise ProblemError(
-            Problem.LENGTH_REQUIRED,
-            'the request has no Content-Length; expected one: send the body whole, not in chunks',
-        )
-    if len(text) > 15 or int(text) > limit:
-        raise ProblemError(
-            Problem.TOO_LARGE,
-            f'the body has {text[:20]} bytes; expected at most {limit}: send a smaller image',
-        )
-    return int(text)
-
-
-async def _read_body(request: Request, size: int, seconds: float) -> bytes:
-    """Return the body.
-
-    Raises:
-        ProblemError: TOO_SLOW.
-        ClientDisconnect: the client has left.
-    """
-    body = bytearray()
-
-    async def read() -> None:
-        async for chunk in request.stream():
-            body.extend(chunk)
-
-    try:
-        await asyncio.wait_for(read(), seconds)
-    except asyncio.TimeoutError as error:
-        raise ProblemError(
-            Problem.TOO_SLOW,
-            f'{len(body)} of {size} bytes arrived in {seconds:g} s; expected all: send a smaller '
-            'image',
-        ) from error
-    return bytes(body)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether a Host header names this machine."""
-    name = host.rpartition(':')[0] if not host.endswith(']') and ':' in host else host
-    if name == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(name.strip('[]')).is_loopback
-    except ValueError:
-        return False
 
 
 def _problem_response(error: ProblemError) -> Response:

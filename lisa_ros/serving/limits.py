@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lisa_ros.serving.query_format import QueryLimits
+from lisa_ros.serving.query_reading import QueryLimits
 
 
 @dataclass(frozen=True)

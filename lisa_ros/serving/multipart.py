@@ -19,7 +19,8 @@ from lisa_ros.images.image_file import decode_rgb, open_image
 from lisa_ros.images.pixel_limit import check_image_size
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.problems import Problem, ProblemError
-from lisa_ros.serving.query_format import RawImage, SegmentQuery, parse_query
+from lisa_ros.serving.query_format import RawImage, SegmentQuery
+from lisa_ros.serving.query_reading import parse_query
 from lisa_ros.serving.wire_format import IMAGE_TYPES, JSON_TYPE, RAW_TYPE
 
 _NAMES = ('query', 'image')

@@ -10,7 +10,8 @@ from lisa_ros.perception.backend import AnswerStyle
 from lisa_ros.results import Status
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.problems import PROBLEM_TYPE, Problem
-from lisa_ros.serving.query_format import RAW_CHANNELS, QueryLimits
+from lisa_ros.serving.query_format import RAW_CHANNELS
+from lisa_ros.serving.query_reading import QueryLimits
 from lisa_ros.serving.wire_format import EVENTS_TYPE, JSON_TYPE, SEGMENT_PATH
 
 _TEXT, _TRUTH = {'type': 'string'}, {'type': 'boolean'}

@@ -25,7 +25,8 @@ from lisa_ros.perception.registry import find_loader
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import check_address, http_server
 from lisa_ros.serving.limits import ServerLimits
-from lisa_ros.serving.ray_models import PoolPlan, RayModels
+from lisa_ros.serving.ray_cluster import PoolPlan
+from lisa_ros.serving.ray_models import RayModels
 from lisa_ros.serving.tokens import TokenTable
 from lisa_ros.serving.wire_format import Served
 

@@ -338,7 +338,9 @@ class InferenceThread:
     def _answer(self, run: _Run) -> Segmentation:
         """Decode the image and run the model; pass each event to the queue at once."""
         request, start = run.job.request, time.monotonic()
-        query = Query(request.text, run.job.dialogue, request.explain, request.region)
+        query = Query(
+            request.text, run.job.dialogue, request.explain, request.region, request.yes_no
+        )
         try:
             image = self._decoder.rgb_image(run.job.frame)
             decode_seconds = time.monotonic() - start

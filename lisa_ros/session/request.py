@@ -110,6 +110,7 @@ class Request:
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit
     region: Region | None = None  # look only here [px]; None: the whole image
     explain: bool = False  # ask for a reason
+    yes_no: bool = False  # answer with yes or no, see `backend.Query`
     created: float = field(default_factory=time.monotonic)  # [s, monotonic]
     cancellation: CancelToken = field(default_factory=CancelToken)
 

@@ -459,7 +459,7 @@ class RequestScheduler:
         if frame.depth is None:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
-        if request.frame is None:
+        if request.frame is None and not request.yes_no:  # those have no masks to track
             self._last_query = request, dialogue
         self._running = request
         self._delivery.started(request, frame)

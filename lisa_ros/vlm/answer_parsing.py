@@ -76,9 +76,9 @@ class AnswerParser:
     @property
     def explanation(self) -> str:
         """What the model says before its list, without tags; '' if that is nothing."""
-        before = self.text if self._begin is None else self.text[: self._begin]
-        before = before if self._tags else before.replace('```json', '').replace('```', '')
-        return ' '.join(_TAGS.sub(' ', before).split())
+        prefix = self.text if self._begin is None else self.text[: self._begin]
+        prefix = prefix if self._tags else prefix.replace('```json', '').replace('```', '')
+        return ' '.join(_TAGS.sub(' ', prefix).split())
 
     def push(self, text: str) -> list[LocatedObject]:
         """Add text; return the objects that it completes.
@@ -146,11 +146,11 @@ class AnswerParser:
             expected = '{'
 
     def _read_object(self) -> Iterator[LocatedObject | None]:
-        tried = -1  # number of "}" at the last try
+        tried_braces = -1  # number of "}" at the last try
         while True:
-            ends = self.text.count('}', self._at)
-            if ends > max(tried, 0):
-                tried = ends
+            braces = self.text.count('}', self._at)
+            if braces > max(tried_braces, 0):
+                tried_braces = braces
                 values = self._decode()
                 if values is not None:
                     self.objects.append(self._located(values))
@@ -203,10 +203,10 @@ class AnswerParser:
 
     def _box(self, value: object, number: int) -> tuple[float, float, float, float]:
         x0, y0, x1, y1 = self._point(value, 4, number)
-        left, right, top, bottom = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-        if left == right or top == bottom:
+        x_min, x_max, y_min, y_max = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+        if x_min == x_max or y_min == y_max:
             raise AnswerError(f'the box of object {number}, {short_repr(value)}, is empty')
-        return left, top, right, bottom
+        return x_min, y_min, x_max, y_max
 
     def _point(self, value: object, count: int, number: int) -> tuple[float, ...]:
         """Return coordinates x, y, ... in pixels of the original image.

@@ -27,22 +27,23 @@ class AnswerPiece:
     text: str  # to append
     tokens: tuple[TokenProbability, ...] = ()  # of the text; empty: the server gives none
     finish_reason: str = ''  # stop, length, ...: the answer ends here; '': it goes on
+    reasoning: str = ''  # what a server takes out of <think> tags, before the text
 
 
-def read_chunk(data: str) -> AnswerPiece | None:
+def read_chunk(content: str) -> AnswerPiece | None:
     """Return what a chunk adds to the answer; None: nothing, as the one with the usage.
 
     Args:
-        data: JSON.
+        content: of an event, JSON.
 
     Raises:
         ModelError: it is no chunk, or the server reports an error in it.
     """
     try:
-        chunk = json.loads(data)
+        chunk = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f'an event of the answer is not JSON ({one_line(error)}): {one_line(data, 80)!r}'
+            f'an event of the answer is not JSON ({one_line(error)}): {one_line(content, 80)!r}'
         ) from None
     if isinstance(chunk, dict) and chunk.get('error'):
         error = chunk['error']
@@ -53,29 +54,33 @@ def read_chunk(data: str) -> AnswerPiece | None:
         return None
     choice = choices[0] if isinstance(choices, list) else None
     delta = choice.get('delta') if isinstance(choice, dict) else None
-    text = (delta.get('content') or '') if isinstance(delta, dict) else None
-    finish_reason = choice.get('finish_reason') or '' if isinstance(choice, dict) else ''
-    if not isinstance(text, str) or not isinstance(finish_reason, str):
+    parts: list[object] = [None]
+    if isinstance(delta, dict):
+        reasoning = delta.get('reasoning_content') or delta.get('reasoning')
+        parts = [delta.get('content'), choice.get('finish_reason'), reasoning]
+        parts = [part or '' for part in parts]
+    if not all(isinstance(part, str) for part in parts):
         raise ModelError(
-            f'an event of the answer is {one_line(data, 80)!r}; expected a chunk of a chat '
+            f'an event of the answer is {one_line(content, 80)!r}; expected a chunk of a chat '
             'completion'
         )
-    if not text and not finish_reason:  # the role
+    text, finish_reason, reasoning = parts
+    if not (text or finish_reason or reasoning):  # the role
         return None
-    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason)
+    return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason, reasoning)
 
 
 def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:
     """Return the tokens of a chunk; none if one of them has no probability."""
-    content = logprobs.get('content') if isinstance(logprobs, dict) else None
+    entries = logprobs.get('content') if isinstance(logprobs, dict) else None
     tokens = []
-    for entry in content if isinstance(content, list) else ():
+    for entry in entries if isinstance(entries, list) else ():
         token = _token(entry)
         if token is None:
             return ()
-        others = entry.get('top_logprobs')
-        read = [_token(other) for other in others] if isinstance(others, list) else []
-        alternatives = {other.text: other.probability for other in read if other is not None}
+        ranked = entry.get('top_logprobs')
+        candidates = map(_token, ranked if isinstance(ranked, list) else ())
+        alternatives = {each.text: each.probability for each in candidates if each is not None}
         tokens.append(TokenProbability(token.text, token.probability, alternatives))
     return tuple(tokens)
 

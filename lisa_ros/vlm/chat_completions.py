@@ -38,7 +38,7 @@ _MAX_TRIES = 3
 _FIRST_PAUSE = 0.5  # between two tries, if the server asks for none; doubled each time [s]
 _LONGEST_PAUSE = 30.0  # that a server may ask for, if the answer has no deadline [s]
 _CONNECT_TIMEOUT = 10.0  # of one try [s]
-_SILENCE = 600.0  # without a byte; an answer's deadline is checked beside it [s]
+_SILENCE = 600.0  # longest time without a byte [s]; the deadline of an answer may end it sooner
 _CLOSE_TIMEOUT = 1.0  # how long the end of a stream may take after the end of its answer [s]
 _KEPT_IDLE = 30.0  # how long an unused connection stays open [s]
 _STOP_PERIOD = 0.02  # how often a stop is looked for [s]
@@ -192,11 +192,11 @@ class ChatServer:
         Raises:
             UnreachableError: there is none: too many, or too late.
         """
-        asked, left = error.pause, deadline.seconds_left
-        pause = _FIRST_PAUSE * 2 ** (number - 1) if asked is None else asked
-        if number >= _MAX_TRIES or pause >= (_LONGEST_PAUSE if left is None else left):
+        seconds = deadline.seconds_left
+        pause = _FIRST_PAUSE * 2 ** (number - 1) if error.pause is None else error.pause
+        if number >= _MAX_TRIES or pause >= (_LONGEST_PAUSE if seconds is None else seconds):
             tries = '1 try' if number == 1 else f'{number} tries'
-            wait = '' if asked is None else f', and asks to wait {asked:.3g} s'
+            wait = '' if error.pause is None else f', and asks to wait {pause:.3g} s'
             raise UnreachableError(f'{self.address} {error}{wait} ({tries})')
         await asyncio.sleep(pause)
 
@@ -206,9 +206,9 @@ class ChatServer:
         deadline: _Deadline,
         pieces: queue.SimpleQueue[AnswerPiece | None],
     ) -> None:
-        left = deadline.seconds_left
+        seconds = deadline.seconds_left
         # half of the time: the cause can still be told
-        connect = _CONNECT_TIMEOUT if left is None else min(_CONNECT_TIMEOUT, left / 2)
+        connect = _CONNECT_TIMEOUT if seconds is None else min(_CONNECT_TIMEOUT, seconds / 2)
         try:
             async with self._client.stream(
                 'POST',
@@ -271,16 +271,16 @@ class ChatServer:
             return
         name = one_line(f'{status} {response.reason_phrase}')
         text = await _beginning(response)
-        said = f'{name}: {self._safe(text)}' if text else name
+        message = f'{name}: {self._safe(text)}' if text else name
         if status in _BUSY:
             pause = retry_after(response.headers.get('Retry-After', ''))
-            raise _TryAgainError(f'has no capacity ({said})', pause)
+            raise _TryAgainError(f'has no capacity ({message})', pause)
         if status in _GATEWAY_FAILED:
-            raise UnreachableError(f'{self.address} does not reach the model ({said})')
+            raise UnreachableError(f'{self.address} does not reach the model ({message})')
         if status in (401, 403):
             raise RefusedError(
-                f'{self.address} refuses access ({said}): name an environment variable with the '
-                'key in api_key_env',
+                f'{self.address} refuses access ({message}): name an environment variable with '
+                'the key in api_key_env',
                 status,
             )
         if 300 <= status < 400:
@@ -289,7 +289,8 @@ class ChatServer:
                 'correct vlm_url',
                 status,
             )
-        raise RefusedError(f'{self.address} refuses the request ({said})', status)
+        verb = 'fails' if status >= 500 else 'refuses the request'
+        raise RefusedError(f'{self.address} {verb} ({message})', status)
 
     async def _read(self, response: httpx2.Response) -> AsyncIterator[AnswerPiece]:
         """Yield the pieces of an answer; after the last one wait for the end of the stream."""

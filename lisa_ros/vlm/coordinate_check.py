@@ -19,6 +19,7 @@ TEST_QUERY = 'the red rectangle'
 TEST_BOX = (0.70, 0.25, 0.85, 0.40)  # left, top, right, bottom as shares of width and height
 _HEIGHT, _WIDTH = 480, 640  # of the image [px]
 _MIN_IOU = 0.5  # above it a box is that of the rectangle
+_RATIO_TOLERANCE = 0.1
 _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 _BOX = re.compile(rf'\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
 _UNITS = {
@@ -40,9 +41,9 @@ class CoordinateCheck:
 def draw_test_image() -> np.ndarray:
     """Return an image with a red rectangle on white, (H, W, 3) uint8 RGB."""
     image = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
-    left, top, right, bottom = TEST_BOX
-    rows = slice(round(top * _HEIGHT), round(bottom * _HEIGHT))
-    image[rows, round(left * _WIDTH) : round(right * _WIDTH)] = (220, 20, 20)
+    x0, y0, x1, y1 = TEST_BOX
+    rows = slice(round(y0 * _HEIGHT), round(y1 * _HEIGHT))
+    image[rows, round(x0 * _WIDTH) : round(x1 * _WIDTH)] = (220, 20, 20)
     return image
 
 
@@ -74,10 +75,10 @@ def check_coordinates(answer: str, profile: Profile, resized: tuple[int, int]) -
                 f'{expected}: choose another one with template ({", ".join(names)})',
                 is_certain=True,
             )
-    for text, found in _other_units(numbers, units[profile.coordinates]).items():
-        if found:
+    for unit, fits in _other_units(numbers, units[profile.coordinates]).items():
+        if fits:
             return CoordinateCheck(
-                f"the model's coordinates are {text}, the profile expects {expected}: correct the "
+                f"the model's coordinates are {unit}, the profile expects {expected}: correct the "
                 'server, or choose another model',
                 is_certain=True,
             )
@@ -91,26 +92,28 @@ def check_coordinates(answer: str, profile: Profile, resized: tuple[int, int]) -
 
 def _other_units(numbers: Box, sides: tuple[int, int]) -> dict[str, bool]:
     """Return whether a box fits the rectangle if it is read in ways that no profile has."""
-    left, top, right, bottom = numbers
-    swapped = (top, left, bottom, right)
-    width, height = right - left, bottom - top
-    read_sides = (right / TEST_BOX[2], bottom / TEST_BOX[3])
-    is_smaller = min(width, height, *read_sides) > 0 and _fits(numbers, read_sides)
+    x0, y0, x1, y1 = numbers
+    swapped = (y0, x0, y1, x1)
+    read_sides = (x1 / TEST_BOX[2], y1 / TEST_BOX[3])
+    is_resized = min(read_sides) > 0 and _fits(numbers, read_sides)
+    if is_resized:  # a server keeps the ratio of sides
+        ratio = read_sides[0] / read_sides[1] * sides[1] / sides[0]
+        is_resized = abs(ratio - 1) < _RATIO_TOLERANCE
     size = f'{read_sides[0]:.0f} x {read_sides[1]:.0f}'
     return {
         'shares of the image, 0 to 1': _fits(numbers, (1, 1)),
         'y before x': _fits(swapped, sides) or _fits(swapped, (1000, 1000)),
-        f'those of an image of about {size} pixels, to which the server resizes it': is_smaller,
+        f'those of an image of about {size} pixels, to which the server resizes it': is_resized,
     }
 
 
 def _fits(box: Box, sides: tuple[float, float]) -> bool:
-    """Return whether a box, in units of which an image has so many, is that of the rectangle."""
-    left, top, right, bottom = (box[i] / sides[i % 2] for i in range(4))
-    left_2, top_2, right_2, bottom_2 = TEST_BOX
-    shared = max(0.0, min(right, right_2) - max(left, left_2))
-    shared *= max(0.0, min(bottom, bottom_2) - max(top, top_2))
-    areas = (right - left) * (bottom - top) + (right_2 - left_2) * (bottom_2 - top_2)
+    """Return whether a box is that of the rectangle; `sides` of the image are in its units."""
+    x0, y0, x1, y1 = (box[i] / sides[i % 2] for i in range(4))
+    test_x0, test_y0, test_x1, test_y1 = TEST_BOX
+    shared = max(0.0, min(x1, test_x1) - max(x0, test_x0))
+    shared *= max(0.0, min(y1, test_y1) - max(y0, test_y0))
+    areas = (x1 - x0) * (y1 - y0) + (test_x1 - test_x0) * (test_y1 - test_y0)
     return shared > _MIN_IOU * (areas - shared)
 
 

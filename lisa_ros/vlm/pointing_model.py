@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.results import Turn
 from lisa_ros.vlm.profiles import Profile
 
 
@@ -69,13 +71,32 @@ class PointingModel(Protocol[Prompt]):
     def device(self) -> str:
         """The device of the model, as torch names it, or the address of a server."""
 
-    def prepare(self, image: np.ndarray, query: str, min_answer_tokens: int = 1) -> Prompt:
+    @property
+    def gives_probabilities(self) -> bool | None:
+        """Whether tokens have probabilities; None: not known before a server's first answer."""
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What is kept of earlier prompts; None: nothing, or a server keeps it."""
+
+    def clear_cache(self) -> None:
+        """Drop the keys and values of earlier prompts."""
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        query: str,
+        min_answer_tokens: int = 1,
+        turns: Sequence[Turn] = (),
+    ) -> Prompt:
         """Return the prompt of a query about an image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             query: as the user typed it.
             min_answer_tokens: positions that it leaves free.
+            turns: earlier ones about the image. The oldest are left out until the prompt fits; a
+                model that was not trained with several questions (`Profile.dialogue`) gets none.
 
         Raises:
             ImageError: one side of the image is more than 200 times as long as the other.

@@ -46,6 +46,7 @@ class Profile:
     stripped: str = ''  # characters that are removed at both ends of the query
     coordinates: Coordinates = Coordinates.PIXELS
     tags: bool = False  # the answer is in <answer> tags, behind a reason; else it is bare JSON
+    dialogue: bool = False  # trained with several questions about an image
     denies: bool = False  # trained to answer with an empty list if the object is absent
     stop: str = ''  # the answer ends with this text; '': with the token that ends a turn
     max_new_tokens: int = 1024
@@ -144,6 +145,7 @@ PROFILES = {
         'Locate "{query}", report the bboxes coordinates in JSON format.',
         system=_QWEN,
         stripped='"',
+        dialogue=True,
         denies=True,
     ),
     'qwen3_vl': Profile(
@@ -152,6 +154,7 @@ PROFILES = {
         resize=ResizeRule(min_pixels=64 * 32 * 32, max_pixels=1280 * 32 * 32),
         stripped='"',
         coordinates=Coordinates.THOUSANDTHS,
+        dialogue=True,
         denies=True,
         cell=32,
     ),
@@ -173,8 +176,8 @@ def choose_profile(model: str, model_type: object, name: str | None = None) -> P
     by_type = (p for p in PROFILES.values() if p.model_type == model_type and not p.names)
     profile = _chosen(model, name) or next(by_type, None)
     if profile is None or profile.model_type != model_type:
-        known = sorted({profile.model_type for profile in PROFILES.values()})
-        expected = profile.model_type if profile else ' or '.join(known)
+        model_types = sorted({profile.model_type for profile in PROFILES.values()})
+        expected = profile.model_type if profile else ' or '.join(model_types)
         raise CheckpointError(
             f'{model}: config.json names the model type {model_type!r}; expected {expected}'
         )

@@ -7,6 +7,7 @@ plain text: they neither end the prompt nor stand for an image. Any thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -65,22 +66,34 @@ class QwenTokenizer:
             ) from error
         return cls(tokenizer, path)
 
-    def prompt_ids(self, system: str, request: str, image_tokens: int) -> list[int]:
+    def prompt_ids(
+        self,
+        system: str,
+        request: str,
+        image_tokens: int,
+        turns: Sequence[tuple[str, str]] = (),
+    ) -> list[int]:
         """Return the ids of a prompt, up to where the answer begins; as the chat template has it.
 
         Args:
             system: the system message; '': none.
-            request: the text after the image.
+            request: the text after the image, or after the earlier turns.
             image_tokens: how many positions the image takes.
+            turns: earlier requests, of which the first follows the image, and their answers.
         """
-        start, end, newline = '<|im_start|>', '<|im_end|>', self._text('\n')
-        ids = []
-        if system:
-            ids = [self._ids[start], *self._text(f'system\n{system}'), self._ids[end], *newline]
-        ids += [self._ids[start], *self._text('user\n'), self._ids['<|vision_start|>']]
-        ids += [self.image_id] * image_tokens
-        ids += [self._ids['<|vision_end|>'], *self._text(request), self._ids[end], *newline]
-        return [*ids, self._ids[start], *self._text('assistant\n')]
+        image = [self._ids['<|vision_start|>'], *[self.image_id] * image_tokens]
+        image.append(self._ids['<|vision_end|>'])
+        ids = self._message('system', self._text(system)) if system else []
+        for earlier, answer in turns:
+            ids += self._message('user', [*image, *self._text(earlier)])
+            ids += self._message('assistant', self._text(answer))
+            image = []  # only the first request has it
+        ids += self._message('user', [*image, *self._text(request)])
+        return [*ids, self._ids['<|im_start|>'], *self._text('assistant\n')]
+
+    def _message(self, role: str, content: Sequence[int]) -> list[int]:
+        opening = [self._ids['<|im_start|>'], *self._text(f'{role}\n')]
+        return [*opening, *content, self._ids['<|im_end|>'], *self._text('\n')]
 
     def first_id(self, text: str) -> int:
         """Return the id of the first token of a text."""

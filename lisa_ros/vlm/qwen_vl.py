@@ -19,21 +19,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
 
 from lisa_ros.errors import NON_FINITE_CAUSE, CheckpointError, ModelError, QueryError
+from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.model.image_processing import image_key
 from lisa_ros.model.json_file import JsonFields
+from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.limits import Limits
+from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
 from lisa_ros.model.quantization import PRECISIONS, QUANTIZED_BITS, quantize_linear
 from lisa_ros.model.transformers_folder import check_claims, load_model
 from lisa_ros.model.weight_files import Shapes, WeightFiles
+from lisa_ros.results import Turn
 from lisa_ros.vlm.image_input import PatchLayout, prepare_image
 from lisa_ros.vlm.pointing_model import NeverStop, StopSignal, WordToken
 from lisa_ros.vlm.profiles import Profile
+from lisa_ros.vlm.prompt_cache import prompt_key, transformers_cache
 from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
+
+_ANSWER_ROOM = 256  # positions for an answer, doubled when they are full
 
 QwenModel = Qwen2_5_VLForConditionalGeneration | Qwen3VLForConditionalGeneration
 _NEVER = NeverStop()
@@ -67,6 +74,12 @@ class QwenInputs:
     pixel_values: Tensor  # (patches, values) float32
     image_grid_thw: Tensor  # (1, 3) int64: 1, rows and columns of patches
     resized: tuple[int, int]  # width and height of the image that the model gets [px]
+    key: PromptKey  # the prompt's, for the cache
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, L."""
+        return self.input_ids.shape[1]
 
 
 class QwenVL:
@@ -78,6 +91,7 @@ class QwenVL:
         tokenizer: QwenTokenizer,
         profile: Profile,
         repetition_penalty: float = 1.0,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ):
         """Wrap a model.
 
@@ -87,6 +101,7 @@ class QwenVL:
             profile: how to ask it.
             repetition_penalty: as transformers' `generate` applies it; 1: none. Qwen's
                 checkpoints have 1.05.
+            cache_bytes: memory for keys and values of earlier prompts; 0: prompts are read whole.
 
         Raises:
             CheckpointError: model and tokenizer do not belong together.
@@ -98,6 +113,7 @@ class QwenVL:
             )
         self.profile, self.tokenizer = profile, tokenizer
         self._model, self._penalty = model, repetition_penalty
+        self._prefixes = PrefixCache(cache_bytes)
         vision, family = model.config.vision_config, _FAMILIES[profile.model_type]
         self._layout = PatchLayout(
             vision.patch_size,
@@ -115,6 +131,7 @@ class QwenVL:
         device: torch.device,
         precision: str,
         limits: Limits | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> QwenVL:
         """Load weights from safetensors in the format of transformers; no code in the folder runs.
 
@@ -124,6 +141,7 @@ class QwenVL:
             device: of the model.
             precision: fp32, bf16 or fp16; int8 or nf4 for the linear layers of the language model.
             limits: of the memory.
+            cache_bytes: as above.
 
         Raises:
             CheckpointError: a file is missing, damaged, or claims more than fits.
@@ -136,35 +154,59 @@ class QwenVL:
         model = load_model(family.model, folder, profile.model_type, PRECISIONS[precision])
         if precision in QUANTIZED_BITS:
             quantize(model, device, precision)
-        return cls(model.to(device).eval(), tokenizer, profile, _repetition_penalty(folder))
+        penalty = _repetition_penalty(folder)
+        return cls(model.to(device).eval(), tokenizer, profile, penalty, cache_bytes)
 
     @property
     def device(self) -> str:
         """The device of the model."""
         return str(self._model.device)
 
-    def prepare(self, image: np.ndarray, query: str, min_answer_tokens: int = 1) -> QwenInputs:
-        """Return the prompt of a query about an image.
+    @property
+    def gives_probabilities(self) -> bool:
+        """True."""
+        return True
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            query: as the user typed it.
-            min_answer_tokens: positions that it leaves free.
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is kept of earlier prompts; see `PointingModel`."""
+        return self._prefixes.use
 
-        Raises:
-            ImageError: one side of the image is more than 200 times as long as the other.
-            QueryError: the query is empty, or too long.
-        """
+    def clear_cache(self) -> None:
+        """Drop the keys and values of earlier prompts."""
+        self._prefixes.clear()
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        query: str,
+        min_answer_tokens: int = 1,
+        turns: Sequence[Turn] = (),
+    ) -> QwenInputs:
+        """Return the prompt of a query about an image; see `PointingModel`."""
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
-        return self._inputs(image, self.profile.request(query), min_answer_tokens)
+        request, earlier = self.profile.request(query), turns if self.profile.dialogue else ()
+        written = [(self.profile.request(turn.query), turn.answer_raw) for turn in earlier]
+        return self._inputs(image, request, min_answer_tokens, written)
 
-    def _inputs(self, image: np.ndarray, request: str, min_answer_tokens: int = 1) -> QwenInputs:
+    def _inputs(
+        self,
+        image: np.ndarray,
+        request: str,
+        min_answer_tokens: int = 1,
+        turns: Sequence[tuple[str, str]] = (),
+    ) -> QwenInputs:
         prepared = prepare_image(image, self.profile.resize, self._layout)
         image_tokens = prepared.rows * prepared.columns // self._layout.merge**2
-        ids = self.tokenizer.prompt_ids(self.profile.system, request, image_tokens)
         limit = self.max_positions - min_answer_tokens
-        if len(ids) > limit:
+        for oldest in range(len(turns) + 1):
+            ids = self.tokenizer.prompt_ids(
+                self.profile.system, request, image_tokens, turns[oldest:]
+            )
+            if len(ids) <= limit:
+                break
+        else:
             raise QueryError(
                 f'query and image make a prompt of {len(ids)} tokens, at most {limit} fit into '
                 'this model: shorten the query'
@@ -176,6 +218,7 @@ class QwenVL:
             torch.from_numpy(prepared.patches).to(self._model.device),
             torch.tensor([[1, prepared.rows, prepared.columns]], device=self._model.device),
             prepared.size,
+            prompt_key(ids, self.tokenizer.image_id, image_key(image)),
         )
 
     @property
@@ -185,7 +228,7 @@ class QwenVL:
 
     def max_answer_tokens(self, prompt: QwenInputs) -> int:
         """Return how many tokens an answer may have; see `PointingModel`."""
-        free_positions = self.max_positions - prompt.input_ids.shape[1]
+        free_positions = self.max_positions - prompt.length
         return min(self.profile.max_new_tokens, free_positions)
 
     def positions(self, inputs: QwenInputs) -> tuple[Tensor, Tensor]:
@@ -220,19 +263,19 @@ class QwenVL:
             ModelError: the scores of a token are NaN.
         """
         positions, shift = self.positions(inputs)
-        step = {
-            'input_ids': inputs.input_ids,
-            'pixel_values': inputs.pixel_values,
-            'image_grid_thw': inputs.image_grid_thw,
-            'position_ids': positions,
-        }
-        cache = DynamicCache(config=self._model.config)
+        room = inputs.length + min(max_new_tokens, _ANSWER_ROOM)
+        key_values = self._prefixes.find(inputs.key, inputs.length - 1, room)
+        key_values = key_values or self._new_key_values(room)
+        step = _unread(inputs, positions, key_values.length)
+        cache = transformers_cache(key_values)
         stream, seen = self.tokenizer.stream(), inputs.input_ids[0]
-        for _ in range(max_new_tokens):
+        for number in range(max_new_tokens):
             if stop.is_set():
                 return
             output = self._model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token, probability = self._choose(output.logits[0, -1].float(), seen)
+            if number == 0:
+                self._prefixes.add(inputs.key, key_values)
             token_id = int(token)
             if token_id in self.tokenizer.stop_ids:
                 yield WordToken(token_id, '', probability, is_end=True)
@@ -241,6 +284,13 @@ class QwenVL:
             position = (len(seen) + shift).expand(3, 1, 1)
             seen = torch.cat([seen, token[None]])
             step = {'input_ids': token[None, None], 'position_ids': position}
+
+    def _new_key_values(self, capacity: int) -> KeyValues:
+        """Return an empty cache for up to `capacity` positions."""
+        model, config = self._model.model.language_model, self._model.config.text_config
+        width = model.layers[0].self_attn.head_dim
+        shape = (config.num_hidden_layers, 2, 1, config.num_key_value_heads, capacity, width)
+        return KeyValues(model.norm.weight.new_empty(shape))
 
     @torch.inference_mode()
     def choice_probabilities(
@@ -293,6 +343,20 @@ class QwenVL:
                 f'the model computed NaN in the scores of the next token: {NON_FINITE_CAUSE}'
             )
         return token, probability
+
+
+def _unread(inputs: QwenInputs, positions: Tensor, start: int) -> dict[str, Tensor]:
+    """Return the arguments of the model for a prompt without its first `start` tokens.
+
+    Args:
+        inputs: of the prompt.
+        positions: of its tokens, (3, 1, L).
+        start: before its image, or behind it.
+    """
+    step = {'input_ids': inputs.input_ids[:, start:], 'position_ids': positions[..., start:]}
+    if inputs.mm_token_type_ids[0, start:].any():
+        step |= {'pixel_values': inputs.pixel_values, 'image_grid_thw': inputs.image_grid_thw}
+    return step
 
 
 def weight_bytes(shapes: Shapes, precision: str) -> int:

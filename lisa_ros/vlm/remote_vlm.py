@@ -23,6 +23,8 @@ import numpy as np
 
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
+from lisa_ros.model.cache_use import CacheUse
+from lisa_ros.results import Turn
 from lisa_ros.vlm.chat_chunks import AnswerPiece
 from lisa_ros.vlm.chat_completions import ChatServer, RefusedError
 from lisa_ros.vlm.coordinate_check import (
@@ -123,14 +125,35 @@ class RemoteVlm:
         """The address of the server."""
         return self._server.address
 
-    def prepare(self, image: np.ndarray, query: str, min_answer_tokens: int = 1) -> RemotePrompt:
+    @property
+    def gives_probabilities(self) -> bool | None:
+        """Whether the server gives probabilities of tokens; None: before its first answer."""
+        return self._has_probabilities
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """None: the server keeps earlier prompts, or does not."""
+        return None
+
+    def clear_cache(self) -> None:
+        """Do nothing: the server keeps earlier prompts, or does not."""
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        query: str,
+        min_answer_tokens: int = 1,
+        turns: Sequence[Turn] = (),
+    ) -> RemotePrompt:
         """Return the prompt of a query about an image; see `PointingModel`.
 
         The server knows how long a prompt may be: one that is too long is refused later.
         """
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
-        return self._prompt(image, self.profile.request(query))
+        earlier = turns if self.profile.dialogue else ()
+        written = [(self.profile.request(turn.query), turn.answer_raw) for turn in earlier]
+        return self._prompt(image, self.profile.request(query), written)
 
     def max_answer_tokens(self, prompt: RemotePrompt) -> int:
         """Return how many tokens an answer may have, by the profile."""
@@ -177,32 +200,59 @@ class RemoteVlm:
 
     # ---- requests
 
-    def _prompt(self, image: np.ndarray, request: str) -> RemotePrompt:
+    def _prompt(
+        self, image: np.ndarray, request: str, turns: Sequence[tuple[str, str]] = ()
+    ) -> RemotePrompt:
+        """Return the messages: the image, then the earlier requests and answers, then a request.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            request: the whole text.
+            turns: earlier requests and their answers.
+        """
         resized = resize_image(image, self.profile.resize, self.profile.cell)
         kind, content = ('png' if self.profile.lossless else 'jpeg'), io.BytesIO()
         resized.save(content, kind, quality=_JPEG_QUALITY, subsampling=0)
-        data = base64.b64encode(content.getvalue()).decode('ascii')
-        user = [
-            {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{data}'}},
-            {'type': 'text', 'text': request},
-        ]
-        system = [{'role': 'system', 'content': self.profile.system}]
-        messages = (*(system if self.profile.system else ()), {'role': 'user', 'content': user})
-        return RemotePrompt(messages, resized.size)
+        encoded = base64.b64encode(content.getvalue()).decode('ascii')
+        url = f'data:image/{kind};base64,{encoded}'
+        parts: list[dict[str, object]] = [{'type': 'image_url', 'image_url': {'url': url}}]
+        messages: list[dict[str, object]] = []
+        if self.profile.system:
+            messages.append({'role': 'system', 'content': self.profile.system})
+        for earlier, answer in turns:
+            messages.append({'role': 'user', 'content': [*parts, _text_part(earlier)]})
+            messages.append({'role': 'assistant', 'content': answer})
+            parts = []  # only the first request has the image
+        messages.append({'role': 'user', 'content': [*parts, _text_part(request)]})
+        return RemotePrompt(tuple(messages), resized.size)
 
     def _words(
         self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
     ) -> Iterator[WordToken]:
-        count = 0
+        count, is_thinking = 0, False
         for piece in self._stream(prompt, max_new_tokens, stop):
-            for token in word_tokens(piece):
+            for token in (*self._thoughts(piece, is_thinking), *word_tokens(piece)):
                 yield token
                 count += 1
+            is_thinking = bool(piece.reasoning)
             if piece.finish_reason not in ('', 'stop', 'length'):
                 reason = one_line(piece.finish_reason)
                 raise ModelError(f'{self.device} ended the answer with finish_reason {reason!r}')
             if count >= max_new_tokens:  # a server may not count
                 return
+
+    def _thoughts(self, piece: AnswerPiece, is_thinking: bool) -> Iterator[WordToken]:
+        """Yield the reasoning of a piece in its tags again, if the profile expects them.
+
+        Args:
+            piece: of the answer.
+            is_thinking: the piece before it is reasoning, too.
+        """
+        begin = '<think>' if piece.reasoning and not is_thinking else ''
+        end = '</think>' if is_thinking and not piece.reasoning else ''
+        text = begin + piece.reasoning + end
+        if text and self.profile.tags:
+            yield WordToken(None, text, None, is_end=False)
 
     def _stream(
         self,
@@ -270,6 +320,10 @@ class RemoteVlm:
                 'SAM 2 alone, and verify decides by the number that the model says'
             )
         return notices
+
+
+def _text_part(text: str) -> dict[str, object]:
+    return {'type': 'text', 'text': text}
 
 
 def read_key(api_key_env: str | None) -> str:

@@ -13,7 +13,8 @@ from target import Target
 from lisa_ros.errors import SettingsError
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import Tokenizer
-from lisa_ros.perception.prompts import TEMPLATES, asks_for_other_object, prompt_ids
+from lisa_ros.perception.other_object import asks_for_other_object
+from lisa_ros.perception.prompts import TEMPLATES, prompt_ids
 from lisa_ros.results import answer_text
 from lisa_ros.session.command_parser import parse_command, select_cameras
 from lisa_ros.settings import Settings
