@@ -33,6 +33,7 @@ ROBOTS = (10, 40, 100, 400, 1000, 4000, 10_000)  # of the sizing table
 TARGET = 2.0  # 95th percentile of a command [s]
 LINK = 1e9  # of the server [bit/s]
 _MAX_LOST = 0.01  # share of commands without an answer that a target allows
+_FULL = 0.8  # share of a server's capacity that a sizing uses
 _STANDING_SHARE = 0.9  # of the rate of standing queries that a target wants
 _TRIES = 3  # of a request, as serving/http_client.py has it
 _MIN_COMMANDS = 2000  # that a run should have
@@ -263,6 +264,7 @@ class Result:
     refused: float
     batch: float  # mean size
     gpu_load: float  # share of the time that replicas work
+    capacity: float  # share of what replicas answer in full batches
     http_load: float
     megabits: float  # to the server [Mbit/s]
 
@@ -292,6 +294,7 @@ def simulate(
         outcomes.refused / max(1, count),
         float(np.mean(outcomes.batches or [0])),
         outcomes.busy / seconds / server.replicas,
+        rate / server.replicas / times.throughput(server.largest),
         rate * times.http / server.http_processes,
         rate * times.image_bytes * 8 / 1e6,
     )
@@ -310,11 +313,11 @@ def holds(result: Result, fleet: FleetPlan, target: float) -> bool:
 def smallest_server(
     fleet: FleetPlan, server: ServerPlan, times: ServiceTimes, target: float
 ) -> Result:
-    """Return the run with the fewest replicas that holds a target [s]."""
+    """Return the run with the fewest replicas that holds a target [s], with room for more."""
     http = math.ceil(fleet.largest_rate * times.http / 0.7)  # a busier process makes others wait
     server = replace(server, http_processes=max(1, http))
-    low = 0  # does not hold
-    high = max(1, math.ceil(fleet.largest_rate / times.throughput(server.largest)))
+    high = math.ceil(fleet.largest_rate / times.throughput(server.largest) / _FULL)
+    low = high - 1  # has no room for more
     while not holds(
         result := simulate(fleet, replace(server, replicas=high), times), fleet, target
     ):
@@ -341,7 +344,7 @@ def first_break(result: Result, fleet: FleetPlan, target: float) -> str:
     if not holds(result, fleet, target):
         return f'standing queries come to {result.standing_rate:.2f} answers a second'
     loads = {
-        'the GPUs': result.gpu_load,
+        'the GPUs': result.capacity,
         'the HTTP process': result.http_load,
         'a link of 1 Gbit/s': result.megabits * 1e6 / LINK,
     }
@@ -373,12 +376,12 @@ def breaking_point(
 def sizing_table(results: list[Result]) -> str:
     """Return the sizing table in Markdown."""
     lines = [
-        '| robots | GPUs | HTTP processes | p50 | p95 | p99 | batch | GPUs in use | network |',
+        '| robots | GPUs | HTTP processes | p50 | p95 | p99 | batch | capacity | network |',
         '| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |',
     ]
     lines += [
         f'| {r.robots:,} | {r.replicas} | {r.http_processes} | {r.p50:.2f} s | {r.p95:.2f} s '
-        f'| {r.p99:.2f} s | {r.batch:.1f} | {r.gpu_load:.0%} | {r.megabits:,.0f} Mbit/s |'
+        f'| {r.p99:.2f} s | {r.batch:.1f} | {r.capacity:.0%} | {r.megabits:,.0f} Mbit/s |'
         for r in results
     ]
     return '\n'.join(lines)

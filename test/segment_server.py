@@ -34,7 +34,7 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import Done
 from lisa_ros.serving import wire_format
 from lisa_ros.serving.problems import PROBLEM_TYPE, Problem, ProblemError
-from lisa_ros.serving.query_format import QueryLimits, parse_query
+from lisa_ros.serving.query_reading import QueryLimits, parse_query
 
 
 class SegmentServer(ThreadingHTTPServer):

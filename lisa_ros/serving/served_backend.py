@@ -60,7 +60,8 @@ from lisa_ros.serving.image_transfer import (
     fitted_image,
 )
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
-from lisa_ros.serving.query_format import QueryLimits, SegmentQuery
+from lisa_ros.serving.query_format import SegmentQuery
+from lisa_ros.serving.query_reading import QueryLimits
 from lisa_ros.serving.server_monitor import (
     MODELS_PATH,
     MonitorLog,
