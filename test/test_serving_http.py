@@ -4,7 +4,6 @@
 import io
 import json
 import socket
-import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
 pytest.importorskip('prometheus_client', reason='the extra `serve` is not installed')
-from served_model import LocalModels, RunningServer, http_request, server_sent
+from served_model import LocalModels, RunningServer, server_sent
 
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.images.image_file import read_rgb
@@ -23,7 +22,7 @@ from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, Query
 from lisa_ros.perception.masks import confidence_image
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SELF_TEST
-from lisa_ros.results import Dialogue, MaskReady, Status, Token
+from lisa_ros.results import Dialogue, MaskReady, Token
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
@@ -523,6 +522,3 @@ def test_metrics_count_each_result(server, png):
     server.segment(png, COMMANDS[0])
     server.request('POST', '/v1/segment', b'', Content_Type=FORM)
     assert (count('FOUND'), count('malformed')) == (before[0] + 1, before[1] + 1)
-    assert Status.FOUND.name == 'FOUND'
-    assert threading.active_count() < 100
-    assert http_request(server.port, 'GET', '/healthz')[0] == 200

@@ -182,6 +182,14 @@ def test_nobody_else_reaches_the_cluster(server):
                 assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_requests_of_a_stream_go_to_one_replica(server):
+    def replica(stream):
+        return post(server.port, PNG, SegmentQuery('x', stream=stream))[2]['answer'].split()[0]
+
+    assert len({replica('front') for _ in range(8)}) == 1
+    assert len({replica(f'camera {number}') for number in range(40)}) == 2
+
+
 def test_a_lost_replica_costs_time_but_no_answer(server):
     with Load(server.port, 6) as load:
         for _ in range(KILLS):

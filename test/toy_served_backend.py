@@ -2,7 +2,8 @@
 """A backend without weights for the tests of `lisa-ros serve`: replicas of Ray load it in no time.
 
 `toy:FOLDER` marks the bright pixels. FOLDER/config.json has its `delay` for each batch [s], and
-`sign`, 1 or -1: whether it marks bright or dark pixels. The command "crash" ends the process.
+`sign`, 1 or -1: whether it marks bright or dark pixels. The command "crash" ends the process. The
+answer names the process.
 """
 
 import json
@@ -46,7 +47,7 @@ class ToyBackend:
         score = np.full(1, 0.5, np.float32)
         text = 'It is [SEG].'
         return Segmentation(
-            query.text, 'It is here.', text, logits > 0, logits, score, Status.FOUND
+            query.text, f'{os.getpid()} found it.', text, logits > 0, logits, score, Status.FOUND
         )
 
 

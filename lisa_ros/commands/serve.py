@@ -97,6 +97,8 @@ def serve(options: argparse.Namespace) -> None:
     from lisa_ros.serving.run import ServerPlan, run_server, served_model
 
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
+    for name in ('python_multipart', 'uvicorn.error'):  # a line for each malformed request
+        logging.getLogger(name).setLevel(logging.ERROR)
     arguments = segmenter_arguments(options)
     model, inference = str(arguments.pop('name')), arguments.pop('options')
     replica = ReplicaPlan(
