@@ -184,6 +184,7 @@ def _query_schema(limits: QueryLimits) -> dict[str, object]:
         dialogue=_list(turn, maxItems=limits.turns),
         shown=_list(_object(size=size, counts=_TEXT), maxItems=limits.shown_masks),
         explain=_TRUTH,
+        yes_no=_TRUTH,
         region=_or_null(_list(_PIXELS, minItems=4, maxItems=4)),
         deadline=_or_null(seconds),
         options=_object(
@@ -235,6 +236,8 @@ def _answer_schema() -> dict[str, object]:
         tokens={'type': ['array', 'null'], 'items': _INTEGER},
         times={'type': 'object', 'additionalProperties': _NUMBER},
         time_to_first_mask={'type': ['number', 'null']},
+        yes_probability={'type': ['number', 'null']},
+        token_count={'type': ['integer', 'null']},
         model=_TEXT,
         version=_TEXT,
     )

@@ -70,6 +70,7 @@ class SegmentQuery:
     turns: tuple[Turn, ...] = ()  # earlier ones, oldest first
     shown: tuple[ShownMask, ...] = ()  # masks of the last turn that had any
     explain: bool = False
+    yes_no: bool = False  # a question of yes or no, see `Query.yes_no`
     region: Region | None = None  # x, y, width, height [px]
     deadline: float | None = None  # from arrival [s]; None: the server's
     options: Mapping[str, object] = field(default_factory=dict)  # fields of InferenceOptions
@@ -97,6 +98,7 @@ class SegmentQuery:
                 for mask in (() if shown is None else shown)
             ),
             explain=query.explain,
+            yes_no=query.yes_no,
             region=query.region,
             options={} if options is None else option_values(options),
             **fields,
@@ -120,7 +122,7 @@ class SegmentQuery:
         except ImageError as error:
             raise invalid(f'shown: {error}') from error
         dialogue = Dialogue(self.turns, np.stack(masks) if masks else None)
-        return Query(self.command, dialogue, self.explain, self.region)
+        return Query(self.command, dialogue, self.explain, self.region, self.yes_no)
 
 
 def _check_shape(mask: ShownMask, shape: tuple[int, int]) -> bool:
@@ -150,6 +152,8 @@ def query_json(query: SegmentQuery) -> str:
         ]
     if query.explain:
         document['explain'] = True
+    if query.yes_no:
+        document['yes_no'] = True
     if query.region is not None:
         document['region'] = list(query.region)
     if query.deadline is not None:

@@ -131,6 +131,7 @@ def parse_query(text: bytes, limits: QueryLimits) -> SegmentQuery:
         turns=_turns(fields, limits),
         shown=_shown(fields, limits),
         explain=bool(fields.truth('explain', default=False)),
+        yes_no=bool(fields.truth('yes_no', default=False)),
         region=_region(fields.values.get('region')),
         deadline=fields.number('deadline', 0.001, limits.deadline),
         options=_options(fields.values.get('options', {}), limits),
@@ -141,7 +142,8 @@ def parse_query(text: bytes, limits: QueryLimits) -> SegmentQuery:
 
 
 _KEYS = (
-    *('command', 'stream', 'dialogue', 'shown', 'explain', 'region', 'deadline', 'options'),
+    *('command', 'stream', 'dialogue', 'shown', 'explain', 'yes_no', 'region'),
+    *('deadline', 'options'),
     *('masks', 'confidence', 'raw'),
 )
 _MASK_FORMATS = tuple(item.value for item in MaskFormat)

@@ -127,6 +127,8 @@ def answer_json(
         'tokens': list(result.token_ids) if result.details else None,
         'times': {name: float(seconds) for name, seconds in result.timings.items()},
         'time_to_first_mask': result.time_to_first_mask,
+        'yes_probability': result.yes_probability,
+        'token_count': result.token_count,
         'model': served.model,
         'version': served.version,
     }
@@ -230,6 +232,7 @@ def _result(document: dict, sent: Sequence[SentMask]) -> Segmentation:
     tokens = document['tokens']
     features = [ScoreFeatures(**mask['features']) for mask in masks_json if 'features' in mask]
     first_mask = document['time_to_first_mask']
+    yes, count = document['yes_probability'], document['token_count']
     details = None if tokens is None else LisaDetails(tuple(map(int, tokens)), tuple(features))
     return Segmentation(
         query=str(document['command']),
@@ -243,6 +246,8 @@ def _result(document: dict, sent: Sequence[SentMask]) -> Segmentation:
         timings={str(name): float(value) for name, value in document['times'].items()},
         time_to_first_mask=None if first_mask is None else float(first_mask),
         details=details,
+        yes_probability=None if yes is None else float(yes),
+        token_count=None if count is None else int(count),
     )
 
 
