@@ -335,21 +335,22 @@ def smallest_server(
 
 def first_break(result: Result, fleet: FleetPlan, target: float) -> str:
     """Return what keeps a server of this size from more robots, in words."""
-    if result.refused > _MAX_LOST:
-        return 'queues are full: commands are refused'
-    if result.lost > _MAX_LOST:
-        return 'answers come after the deadline'
-    if result.p95 > target:
-        return f'p95 is over {target:g} s'
-    if not holds(result, fleet, target):
-        return f'standing queries come to {result.standing_rate:.2f} answers a second'
     loads = {
         'the GPUs': result.capacity,
-        'the HTTP process': result.http_load,
+        'the HTTP processes': result.http_load,
         'a link of 1 Gbit/s': result.megabits * 1e6 / LINK,
     }
     name = max(loads, key=loads.get)
-    return f'holds; next: {name}, {loads[name]:.0%} in use'
+    busiest = f'{name}: {loads[name]:.0%} in use'
+    if holds(result, fleet, target):
+        return f'it holds; next: {busiest}'
+    if result.refused > _MAX_LOST:
+        return f'queues are full, commands are refused ({busiest})'
+    if result.lost > _MAX_LOST:
+        return f'answers come after the deadline ({busiest})'
+    if result.p95 > target:
+        return f'p95 is over {target:g} s ({busiest})'
+    return f'standing queries come to {result.standing_rate:.2f} answers a second ({busiest})'
 
 
 def breaking_point(
@@ -394,7 +395,12 @@ def draw(results: dict[int, list[Result]], times: ServiceTimes, target: float, p
     drawn, (upper, lower) = report.figure(2, f'{times.name}: what a server holds (simulated)')
     for replicas, row in results.items():
         robots = [r.robots for r in row]
-        (line,) = upper.plot(robots, [r.p95 for r in row], marker='o', label=f'{replicas} GPU')
+        (line,) = upper.plot(
+            robots,
+            [r.p95 for r in row],
+            marker='o',
+            label=f'{replicas} GPU' + 's' * (replicas > 1),
+        )
         upper.plot(robots, [r.p50 for r in row], ls=':', color=line.get_color())
         lower.plot(robots, [100 * r.lost for r in row], marker='o', color=line.get_color())
     upper.axhline(target, color=report.LIMIT_COLOUR, lw=1)
@@ -437,7 +443,7 @@ def main() -> None:
     rows = {}
     for replicas in (1, 4, 16):
         robots, cause = breaking_point(fleet, ServerPlan(replicas), times, options.target)
-        print(f'{replicas} GPUs and one HTTP process hold {robots} robots; then {cause}')
+        print(f'{replicas} GPUs, one HTTP process: {robots} robots; then {cause}')
         counts = sorted({max(1, round(robots * share)) for share in (0.1, 0.3, 0.6, 0.9, 1.2, 2)})
         rows[replicas] = [
             simulate(replace(fleet, robots=count), ServerPlan(replicas), times) for count in counts

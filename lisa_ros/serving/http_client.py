@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import json
 import queue
 import ssl
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
@@ -33,6 +31,7 @@ from lisa_ros.errors import LisaError, ModelError, SettingsError, UnreachableErr
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
+from lisa_ros.vlm.chat_completions import is_loopback, retry_after
 
 LAST_EVENTS = ('done', 'error')  # names of the event that ends an answer
 _MAX_TRIES = 3
@@ -125,6 +124,8 @@ class HttpClient:
         """
         self._url, self._token = parsed_url(address.url), address.token
         self.name = str(self._url).rstrip('/')  # for messages
+        # whether nobody in between can read what is sent
+        self.is_private = self._url.scheme == 'https' or is_loopback(self._url.host)
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if address.token:
             headers['Authorization'] = f'Bearer {address.token}'
@@ -422,13 +423,3 @@ async def _content(response: httpx2.Response) -> bytes:
         if len(content) > _MAX_BODY_BYTES:
             break
     return content[:_MAX_BODY_BYTES]
-
-
-def retry_after(value: str) -> float | None:
-    """Return the time that a Retry-After header asks for [s], at least 0; None: it has none."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None

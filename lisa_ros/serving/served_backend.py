@@ -225,7 +225,10 @@ class ServedBackend:
     @property
     def notices(self) -> tuple[str, ...]:
         """Who gets the images."""
-        return (f'images and commands are sent to {self.device}, as the parameter model says',)
+        notice = f'images and commands are sent to {self.device} (model)'
+        if not self._client.is_private:
+            notice += ' without encryption: whoever is in between can read them; prefer https'
+        return (notice,)
 
     @property
     def health(self) -> ModelHealth:

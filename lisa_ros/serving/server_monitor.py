@@ -45,7 +45,8 @@ class MonitorPeriods:
     timeout: float = 3.0  # of one answer
 
 
-_UNKNOWN = Capabilities(explains=True, dialogue=True, yes_no=True)  # of a server that was not reached yet
+# of a server that was not reached yet
+_UNKNOWN = Capabilities(explains=True, dialogue=True, yes_no=True)
 
 
 @dataclass(frozen=True)
