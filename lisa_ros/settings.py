@@ -100,8 +100,8 @@ class Settings(ValidatedSettings):
     )
     fallback_model: str = parameter(
         '',
-        'Model that answers while the server of model cannot be reached: any other model, loaded '
-        'beside it, or a second server; empty: such requests end as UNREACHABLE',
+        'Model that answers while the server of model cannot be reached: any other model, which '
+        'this machine loads, too, or a second server; empty: such requests end as UNREACHABLE',
         at_configure=True,
     )
     vision_tower: str = parameter(

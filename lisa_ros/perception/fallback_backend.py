@@ -64,10 +64,9 @@ class FallbackBackend:
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know of both models."""
-        both = (self._first, self._second)
-        return tuple(
-            itertools.chain(*(own.notices for own in both if isinstance(own, ReportsNotices)))
-        )
+        backends = (self._first, self._second)
+        reporting = [backend for backend in backends if isinstance(backend, ReportsNotices)]
+        return tuple(notice for backend in reporting for notice in backend.notices)
 
     @property
     def health(self) -> ModelHealth:
@@ -75,10 +74,10 @@ class FallbackBackend:
         health = self._first.health
         if not isinstance(self._second, SupervisedBackend):
             return health
-        own = self._second.health
-        failure = newest_failure(health.failure, own.failure)
-        is_worse = health.state is HealthState.UNREACHABLE and own.state is not HealthState.OK
-        return dataclasses.replace(own if is_worse else health, failure=failure)
+        fallback = self._second.health
+        failure = newest_failure(health.failure, fallback.failure)
+        is_worse = health.state is HealthState.UNREACHABLE and fallback.state is not HealthState.OK
+        return dataclasses.replace(fallback if is_worse else health, failure=failure)
 
     @property
     def memory(self) -> int:
@@ -133,8 +132,8 @@ class FallbackBackend:
             if not is_unreachable or cancel.is_set() or deadline.is_over:
                 return itertools.chain((first,), events)
             cause = first.result.reason
-        left = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
-        events = self._second.stream(image, query, left, cancel)
+        remaining = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
+        events = self._second.stream(image, query, remaining, cancel)
         return (self._marked(event, cause) for event in events)
 
     @property
