@@ -13,14 +13,8 @@ pytest.importorskip('simpy', reason='needs pip install simpy')
 sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
 
 from fleet_plan import FleetPlan, ServerPlan, ServiceTimes, read_profile, write_profile
-from fleet_simulation import (
-    breaking_point,
-    first_break,
-    holds,
-    simulate,
-    sizing_table,
-    smallest_server,
-)
+from fleet_simulation import first_break, holds, simulate
+from fleet_sizing import breaking_point, sizing_table, smallest_server
 from scripted_backend import ScriptedBackend
 from segment_server import running
 

@@ -47,7 +47,9 @@ LAYERS = [
     [
         'serving.http_client',
         'serving.image_transfer',
+        'serving.query_encoding',
         'serving.served_backend',
+        'serving.server_address',
         'serving.server_monitor',
     ],
     ['settings', 'messages', 'session'],

@@ -25,10 +25,11 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
-from lisa_ros.serving.http_client import HttpClient, ServerAddress
+from lisa_ros.serving.http_client import HttpClient
 from lisa_ros.serving.image_transfer import ImageCoding, ImageFormat
 from lisa_ros.serving.problems import Problem, ProblemError
 from lisa_ros.serving.served_backend import ServedBackend
+from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import MonitorPeriods
 from lisa_ros.serving.wire_format import EVENTS_TYPE, TOKEN_EVENT
 

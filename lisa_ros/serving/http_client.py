@@ -21,16 +21,17 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
 from lisa_ros.error_text import error_summary, one_line
-from lisa_ros.errors import LisaError, ModelError, SettingsError, UnreachableError
+from lisa_ros.errors import LisaError, ModelError, UnreachableError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
+from lisa_ros.serving.server_address import ServerAddress, parsed_url
 from lisa_ros.vlm.chat_completions import is_loopback, retry_after
 
 LAST_EVENTS = ('done', 'error')  # names of the event that ends an answer
@@ -50,14 +51,6 @@ _WITH_RETRY = (
 )
 _BUSY = (429, 503)
 _GATEWAY_FAILED = (502, 504)  # a proxy does not reach the server
-
-
-@dataclass(frozen=True)
-class ServerAddress:
-    """Where a server is, and how it is spoken to."""
-
-    url: str  # "http://host:8000" or "https://host/path", without the part "/v1/..."
-    token: str = field(default='', repr=False)  # sent as bearer token; '': none
 
 
 @dataclass(frozen=True)
@@ -88,29 +81,6 @@ class _TryAgainError(Exception):
         """
         super().__init__(str(error))
         self.error, self.pause = error, pause
-
-
-def parsed_url(url: str) -> httpx2.URL:
-    """Return the address of a server, without a slash at its end.
-
-    Raises:
-        SettingsError: it is no such address, or contains a password, a query or a fragment.
-    """
-    example = 'expected an address such as http://gpu-server:8000'
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise SettingsError(
-            f'the address of the server cannot be read ({one_line(error)}); {example}'
-        ) from None
-    if parsed.userinfo or parsed.query or parsed.fragment:
-        raise SettingsError(
-            'the address of the server has a user, a password, a query or a fragment, which would '
-            f'be logged; {example}, and a token in a file or an environment variable'
-        )
-    if parsed.scheme not in ('http', 'https') or not parsed.host:
-        raise SettingsError(f'the address of the server is {one_line(url)!r}; {example}')
-    return parsed.copy_with(path=parsed.path.rstrip('/') or '/')
 
 
 class HttpClient:

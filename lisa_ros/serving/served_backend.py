@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +46,18 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer, timed_out
-from lisa_ros.results import Dialogue, Done, Event, MaskReady, Segmentation, Status
-from lisa_ros.serving.http_client import HttpClient, RequestBody, ServerAddress
+from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status
+from lisa_ros.serving.http_client import HttpClient
 from lisa_ros.serving.image_transfer import (
     DEFAULT_JPEG_QUALITY,
     ImageCoding,
     ImageFormat,
-    encode_image,
     enlarged_mask,
     enlarged_result,
-    fitted_dialogue,
-    fitted_image,
 )
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
-from lisa_ros.serving.query_format import SegmentQuery
-from lisa_ros.serving.query_reading import QueryLimits
+from lisa_ros.serving.query_encoding import QuerySending, SentQuery, encode_query
+from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import (
     MODELS_PATH,
     MonitorLog,
@@ -75,14 +71,12 @@ from lisa_ros.serving.wire_format import (
     ERROR_EVENT,
     SEGMENT_PATH,
     SentMask,
-    encode_request,
     event_of,
     result_of,
 )
 from lisa_ros.vlm.remote_vlm import read_key
 
 _IN_FLIGHT = 8  # requests of a batch at a time; the server refuses what it has no place for
-_LIMITS = QueryLimits()  # of the server
 
 
 def load_http(model: str, options: LoadOptions) -> ServedBackend:
@@ -113,16 +107,6 @@ def ask_models(model: str, options: LoadOptions, timeout: float) -> ServedModel:
         return read_models(client.get_json(MODELS_PATH, timeout))
     finally:
         client.close()
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A query on its way."""
-
-    query: Query
-    shape: tuple[int, int]  # (H, W) of the image, before it was made smaller
-    body: RequestBody
-    seconds: float  # that it took to encode the image
 
 
 class _Stop:
@@ -306,39 +290,12 @@ class ServedBackend:
         """Ask; return the events when the first one is there."""
         check_rgb(image)
         stop = _Stop(cancel, options.answer_timeout)
-        events = self._events(self._sent(image, query, options, stream, stop), stop)
+        sending = QuerySending(self._coding, self._monitor.model.input_side, stream)
+        sent = encode_query(image, query, options, sending, stop.deadline)
+        events = self._events(sent, stop)
         return itertools.chain((next(events),), events)
 
-    def _sent(
-        self,
-        image: np.ndarray,
-        query: Query,
-        options: InferenceOptions,
-        stream: str,
-        stop: _Stop,
-    ) -> _Sent:
-        start = time.perf_counter()
-        side = None if self._coding.is_lossless else self._monitor.model.input_side
-        fitted = fitted_image(image, side)
-        encoded = encode_image(fitted, self._coding)
-        dialogue = _bounded(fitted_dialogue(query.dialogue, fitted.shape[:2]))
-        left = stop.deadline.seconds_left
-        body = encode_request(
-            encoded.content,
-            encoded.media_type,
-            SegmentQuery.of(
-                dataclasses.replace(query, dialogue=dialogue),
-                dataclasses.replace(options, answer_timeout=None),
-                stream=stream,
-                deadline=None if left is None else min(max(left, 0.001), _LIMITS.deadline),
-                confidence=True,
-                raw=encoded.raw,
-            ),
-        )
-        seconds = time.perf_counter() - start
-        return _Sent(query, image.shape[:2], RequestBody(*body), seconds)
-
-    def _events(self, sent: _Sent, stop: _Stop) -> Iterator[Event]:
+    def _events(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield the events of an answer, then one Done, whatever happens on the way."""
         partial = PartialAnswer(sent.query.text, sent.shape)
         start = time.perf_counter()
@@ -365,7 +322,7 @@ class ServedBackend:
         finally:
             self._running.discard(stop)
 
-    def _received(self, sent: _Sent, stop: _Stop) -> Iterator[Event]:
+    def _received(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield what the server sends, in the size of the whole image."""
         masks: list[SentMask] = []
         for event in self._client.post_events(SEGMENT_PATH, sent.body, stop.deadline, stop):
@@ -381,21 +338,6 @@ class ServedBackend:
                 masks.append(SentMask(event.data, piece))
                 piece = enlarged_mask(piece, sent.shape)
             yield piece
-
-
-def _bounded(dialogue: Dialogue) -> Dialogue:
-    """Return a dialogue that the server accepts: the newest turns, and not too many masks."""
-    turns = tuple(
-        dataclasses.replace(
-            turn,
-            query=turn.query[: _LIMITS.command_chars],
-            answer_raw=turn.answer_raw[: _LIMITS.answer_chars],
-            boxes=turn.boxes[: _LIMITS.shown_masks],
-        )
-        for turn in dialogue.turns[-_LIMITS.turns :]
-    )
-    shown = dialogue.shown
-    return Dialogue(turns, None if shown is None else shown[: _LIMITS.shown_masks])
 
 
 def _reported(document: object) -> Exception:
