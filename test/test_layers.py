@@ -47,6 +47,7 @@ LAYERS = [
     [
         'serving.http_client',
         'serving.image_transfer',
+        'serving.parallel_requests',
         'serving.query_encoding',
         'serving.served_backend',
         'serving.server_address',

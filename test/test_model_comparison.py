@@ -300,10 +300,9 @@ def test_the_process_of_a_model_ends_with_the_command(number, images, tmp_path):
         import sys
         import scripted_backend
         from lisa_ros import cli
-        if __name__ == '__main__':
-            sys.exit(cli.main(['evaluate', 'images', {str(images)!r}, '--out',
-                {str(tmp_path / 'out')!r}, '--model', {name!r}, '--model', {other!r}]))
-    """
+        sys.exit(cli.main(['evaluate', 'images', {str(images)!r}, '--out',
+            {str(tmp_path / 'out')!r}, '--model', {name!r}, '--model', {other!r}]))
+    """  # as the executables: without "if __name__ == '__main__'"
     program = tmp_path / 'program.py'
     program.write_text(textwrap.dedent(code))
     search_path = os.pathsep.join([str(scripted_backend.__file__.rpartition('/')[0]), *sys.path])
@@ -315,10 +314,10 @@ def test_the_process_of_a_model_ends_with_the_command(number, images, tmp_path):
     )
     deadline = time.monotonic() + 120
     parent, children = psutil.Process(process.pid), []
-    while time.monotonic() < deadline and not any('spawn_main' in ' '.join(c) for c in children):
+    while time.monotonic() < deadline and not any('isolated_run' in ' '.join(c) for c in children):
         time.sleep(0.05)
         children = [child.cmdline() for child in parent.children()]
-    spawned = [c for c in parent.children() if 'spawn_main' in ' '.join(c.cmdline())]
+    spawned = [c for c in parent.children() if 'isolated_run' in ' '.join(c.cmdline())]
     assert spawned
     process.send_signal(number)
     process.wait()

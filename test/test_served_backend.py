@@ -17,7 +17,13 @@ from scripted_backend import ScriptedBackend
 from lisa_ros.errors import ImageError, ModelError, QueryError, SettingsError
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.perception import masks
-from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, LoadOptions, Query
+from lisa_ros.perception.backend import (
+    AnswerStyle,
+    BatchRequest,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+)
 from lisa_ros.perception.fallback_backend import FallbackBackend
 from lisa_ros.perception.health import HealthState
 from lisa_ros.perception.registry import load_backend
@@ -132,7 +138,7 @@ def test_without_loss_the_answer_is_the_local_one(tabletop, table, connect, imag
         expected = ask(tabletop, 'is there a mug?', table, options, yes_no=True)
         assert expected[1].yes_probability is not None
         assert_same(*ask(served, 'is there a mug?', table, options, yes_no=True), *expected)
-        assert served.capabilities == tabletop.capabilities
+        assert served.capabilities == dataclasses.replace(tabletop.capabilities, batches=True)
         assert served.precision == 'fp32'
 
 
@@ -142,6 +148,28 @@ def test_a_batch_gives_the_answers_in_order(server, connect):
     results = segmenter.segment_batch([(image, 'bright') for image in images])
     assert [bool(result.masks.all()) for result in results] == [False, True, False, True]
     assert all(not query.stream for query, _, _ in server.seen)  # none replaces another
+
+
+def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
+    served, cancel = connect(server.url), threading.Event()
+    served_requests = [
+        BatchRequest(GRAY, Query('it'), threading.Event()),
+        BatchRequest(GRAY, Query('slow'), cancel),
+        BatchRequest(GRAY, Query(' '), threading.Event()),
+    ]
+    threading.Timer(0.3, cancel.set).start()
+    events = served.stream_batch(served_requests, OPTIONS)
+    ends = {n: event.result.status for n, event in events if isinstance(event, Done)}
+    assert ends == {0: Status.FOUND, 1: Status.CANCELLED, 2: Status.FAILED}
+
+
+def test_a_batch_that_is_given_up_closes_its_connections(server, connect):
+    served = connect(server.url)
+    requests = [BatchRequest(GRAY, Query(text), threading.Event()) for text in ('it', 'slow')]
+    events = served.stream_batch(requests, OPTIONS)
+    next(events)
+    events.close()
+    assert server.left.wait(LONG)
 
 
 # ---- the image on its way

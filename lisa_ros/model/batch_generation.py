@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lisa_ros.errors import ModelError
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts, DraftTree
-from lisa_ros.model.generation import GeneratedToken, accepted_tokens
+from lisa_ros.model.generation import GeneratedToken, accepted_tokens, check_tokens
 from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.language_model import LanguageModel
 
@@ -34,6 +35,16 @@ class BatchPrompt:
     drafts: Drafts = NO_DRAFTS  # replies that the model may give
 
 
+@dataclass(frozen=True)
+class BatchStep:
+    """What one pass of the language model adds to an answer."""
+
+    number: int  # of the prompt
+    tokens: tuple[GeneratedToken, ...]  # up to </s> and to the limit
+    is_last: bool  # the answer has ended: with </s>, at its limit, or with an error
+    error: ModelError | None = None  # the scores of a token are NaN; then there are no tokens
+
+
 @dataclass
 class _Row:
     """A prompt whose answer has not ended."""
@@ -44,6 +55,19 @@ class _Row:
     answer: list[int] = field(default_factory=list)
     ready: tuple[GeneratedToken, ...] = ()  # next tokens of the answer
 
+    def step(self, stop_id: int) -> BatchStep:
+        """Return the tokens that are ready, and add them to the answer."""
+        try:
+            check_tokens(self.ready)
+        except ModelError as error:
+            return BatchStep(self.number, (), is_last=True, error=error)
+        left = self.prompt.max_new_tokens - len(self.answer)
+        ids = [token.token_id for token in self.ready[:left]]
+        is_stopped = stop_id in ids
+        ids = ids[: ids.index(stop_id) + 1] if is_stopped else ids
+        self.answer += ids
+        return BatchStep(self.number, self.ready[: len(ids)], is_stopped or len(ids) == left)
+
 
 @torch.inference_mode()
 def generate_batch(
@@ -52,20 +76,17 @@ def generate_batch(
     *,
     stop_id: int,
     is_done: Callable[[int], bool] = lambda number: False,
-) -> Iterator[tuple[int, GeneratedToken]]:
-    """Yield the tokens of all answers, each with the number of its prompt.
+) -> Iterator[list[BatchStep]]:
+    """Yield what each pass of the language model adds to the answers that have not ended.
 
-    An answer ends with and after `stop_id`, at its limit, or when `is_done(number)` is true, which
-    is called after each of its tokens.
+    An answer ends with and after `stop_id`, at its limit, when its scores are NaN, or when
+    `is_done(number)` is true, which is called after each pass.
 
     Args:
         model: the language model.
         prompts: at least one.
         stop_id: the id of </s>.
         is_done: whether an answer needs no more tokens.
-
-    Raises:
-        ModelError: the scores of a token are NaN.
     """
     rows = [
         _Row(number, prompt, prompt.known.length if prompt.known else 0)
@@ -75,16 +96,13 @@ def generate_batch(
     new = [row.prompt.embeddings[row.positions :] for row in rows]
     while True:
         cache.read(rows, new)
-        going_on = []
-        for place, row in enumerate(rows):
-            for token in row.ready:
-                row.answer.append(token.token_id)
-                yield row.number, token
-                is_over = token.token_id == stop_id or is_done(row.number)
-                if is_over or len(row.answer) >= row.prompt.max_new_tokens:
-                    break
-            else:
-                going_on.append(place)
+        steps = [row.step(stop_id) for row in rows]
+        yield steps
+        going_on = [
+            place
+            for place, step in enumerate(steps)
+            if not step.is_last and not is_done(step.number)
+        ]
         if not going_on:
             return
         if len(going_on) < len(rows):

@@ -21,7 +21,6 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +37,7 @@ from lisa_ros.files.text import read_text
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.backend import (
     STOP_GRACE,
+    BatchRequest,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -55,6 +55,7 @@ from lisa_ros.serving.image_transfer import (
     enlarged_mask,
     enlarged_result,
 )
+from lisa_ros.serving.parallel_requests import parallel_events
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.query_encoding import QuerySending, SentQuery, encode_query
 from lisa_ros.serving.server_address import ServerAddress
@@ -75,8 +76,6 @@ from lisa_ros.serving.wire_format import (
     result_of,
 )
 from lisa_ros.vlm.remote_vlm import read_key
-
-_IN_FLIGHT = 8  # requests of a batch at a time; the server refuses what it has no place for
 
 
 def load_http(model: str, options: LoadOptions) -> ServedBackend:
@@ -198,8 +197,11 @@ class ServedBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the model can do; a guess until the server was reached."""
-        return self._monitor.model.capabilities
+        """What the model can do; a guess until the server was reached.
+
+        Any model answers several requests at a time: they wait at the server.
+        """
+        return dataclasses.replace(self._monitor.model.capabilities, batches=True)
 
     @property
     def precision(self) -> str:
@@ -261,23 +263,17 @@ class ServedBackend:
         """
         return self._begun(image, query, options, cancel, self._name)
 
-    def answer_batch(
-        self,
-        requests: Sequence[tuple[np.ndarray, Query]],
-        options: InferenceOptions,
-        cancel: Cancellation,
-    ) -> list[Segmentation]:
-        """Answer several queries, several at a time; the server makes batches of them.
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
+        """Answer several queries at a time, of which the server makes batches.
 
         See `AnswersBatches`. They are no stream: none replaces another one.
         """
-
-        def answer(request: tuple[np.ndarray, Query]) -> Segmentation:
-            *_, done = self._begun(*request, options, cancel, '')
-            return done.result
-
-        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix='lisa-batch') as threads:
-            return list(threads.map(answer, requests))
+        return parallel_events(
+            requests,
+            lambda request: self._begun(request.image, request.query, options, request.cancel, ''),
+        )
 
     def _begun(
         self,
