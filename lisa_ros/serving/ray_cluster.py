@@ -69,6 +69,7 @@ def connect(plan: PoolPlan) -> None:
         SettingsError: the cluster cannot be reached.
     """
     prepare_ray(plan.address)
+    os.environ.setdefault('RAY_worker_niceness', '0')  # else 15: replicas starve on a busy machine
     ray, serve = import_ray()
     logging.getLogger('ray.serve').setLevel(logging.ERROR)  # this process logs what matters
     quiet = {'log_to_driver': False, 'logging_level': 'error'}
