@@ -5,9 +5,11 @@ import pytest
 import torch
 from counting_model import counting_model
 
+from lisa_ros.model import batch_generation
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts
 from lisa_ros.model.generation import generate, prefill
+from lisa_ros.model.key_values import KeyValues
 
 STOP = 2
 LENGTHS = (9, 4, 15, 7, 30)
@@ -63,6 +65,18 @@ def test_known_beginnings_are_not_read_again(model, prompts, known):
     check(together(model, batch), expected)
     for prompt, count in zip(batch, known, strict=True):
         assert prompt.known is None or prompt.known.length == count
+
+
+@pytest.mark.parametrize(('usual', 'grows'), [(12, False), (3, True)])
+def test_only_an_unusually_long_answer_needs_more_memory(
+    model, prompts, usual, grows, monkeypatch
+):
+    expected = [alone(model, embeddings) for embeddings in prompts]
+    copies, copy = [], KeyValues.copy
+    monkeypatch.setattr(batch_generation, '_USUAL_ANSWER', usual)
+    monkeypatch.setattr(KeyValues, 'copy', lambda own, *a: copies.append(a) or copy(own, *a))
+    check(together(model, [BatchPrompt(e, 12) for e in prompts]), expected)
+    assert bool(copies) == grows
 
 
 @pytest.mark.parametrize('right', [0, 3, 12])

@@ -153,6 +153,7 @@ def test_the_limit_holds_and_may_change_while_the_model_runs(robot):
     own.ask(*'abcde')
     wait(lambda: own.model.calls)
     own.inference.set_options(InferenceOptions(), max_batch=3)
+    own.inference.set_options(InferenceOptions())  # it stays
     own.model.go.release(4)
     own.listener.wait(5)
     assert own.model.calls == [['a', 'b'], ['c', 'd', 'e']]
@@ -311,6 +312,58 @@ def test_standing_queries_of_several_cameras_are_one_batch_and_give_way(robot):
     assert sorted(own.model.calls[1]) == ['mug of a', 'mug of b']
 
 
+def test_the_tracked_answer_is_the_one_that_is_asked_again(robot):
+    own = robot()
+    own.ask('long', 'short')
+    own.model.go.release(2)
+    own.listener.wait(2)
+    assert own.listener.ends[-1][0] == 'long'  # taken first, answered last
+    own.cameras['a'].requery()
+    wait(lambda: own.model.singles)
+    assert own.model.singles == ['long']
+    own.model.go.release(1)
+
+
+def test_a_queue_that_breaks_loses_no_job_of_another(robot):
+    own = robot('ab')
+    broken, takes = own.cameras['b'], []
+    take = broken.take
+
+    def break_once(urgency):
+        takes.append(urgency)
+        if len(takes) == 1:
+            raise RuntimeError('a bug')
+        return take(urgency)
+
+    broken.take = break_once
+    with own.inference.changed:
+        own.ask('mug of a', camera='a')
+        own.ask('mug of b', camera='b')
+    own.model.go.release(2)
+    assert set(own.listener.wait(2)) == {('mug of a', Status.FOUND), ('mug of b', Status.FOUND)}
+    assert ['a bug' in line for line in own.log.lines] == [True]
+    own.log.lines.clear()
+
+
+def test_the_model_is_busy_until_the_last_answer_is_passed_on(robot):
+    own, states = robot(), []
+    camera = own.cameras['a']
+    complete = camera.complete
+
+    def watch(job, result):
+        complete(job, result)
+        states.append(own.inference.health.state)
+
+    camera.complete = watch
+    own.model.go.release(3)
+    own.ask('one')
+    own.listener.wait(1)
+    own.ask('two', 'three')
+    own.listener.wait(3)
+    wait(lambda: len(states) == 3)
+    assert set(states) == {HealthState.BUSY}
+
+
 def test_stop_ends_the_commands_of_a_batch(robot):
     own = robot()
     with own.inference.changed:
@@ -344,6 +397,32 @@ def test_a_batch_can_be_abandoned(robot):
     own.inference.abandon(CancelReason.SHUTDOWN)
     assert set(own.listener.wait(2)) == {('hang', Status.CANCELLED), ('one', Status.CANCELLED)}
     assert own.cameras['a'].close(5)
+
+
+def test_what_a_batch_has_left_can_be_abandoned(robot):
+    own = robot()
+    own.ask('exit', 'one', 'two')
+    wait(lambda: own.model.singles == ['exit', 'one'])
+    own.inference.abandon(CancelReason.SHUTDOWN)
+    ends = own.listener.wait(3)
+    assert ends == [
+        ('exit', Status.FAILED), ('one', Status.CANCELLED), ('two', Status.CANCELLED)
+    ]  # fmt: skip
+    own.log.lines.clear()
+
+
+def test_what_a_batch_has_left_ends_with_the_thread(robot):
+    own = robot()
+    own.ask('left', 'one')
+    wait(lambda: own.model.calls)
+    closing = threading.Thread(target=own.inference.close)
+    closing.start()
+    wait(lambda: own.inference._closed)
+    own.model.go.release(2)
+    assert own.listener.wait(2) == [('one', Status.FOUND), ('left', Status.CANCELLED)]
+    closing.join(20)
+    assert not own.model.singles
+    assert own.listener.ends[-1][-1].reason == CancelReason.SHUTDOWN.value
 
 
 def test_every_request_ends_exactly_once(robot):

@@ -2,6 +2,7 @@
 """Several models in one evaluation: each in a process of its own, all in one report."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from lisa_ros.messages import bag as bags
 from lisa_ros.perception import registry
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SAMPLE
+from lisa_ros.results import BROKEN
 
 SIDE = 64  # of the images [px]
 LABELS = ('left', 'all', 'nothing')
@@ -359,6 +361,17 @@ def test_stages_of_a_vision_language_model_count_for_the_first_query_of_an_image
     assert costs['seconds_to_answer']['p50'] == pytest.approx(5.0)
     assert costs['stage_seconds'] == {'prompt': 1.5, 'tokens': 2.0, 'sam': 1.5}
     assert costs['tokens'] == 10
+
+
+@pytest.mark.parametrize('status', [status.name for status in BROKEN])
+def test_failed_queries_are_counted_and_in_no_other_figure(status):
+    failed = dataclasses.replace(case('c.0', 'c', prompt=60.0), status=status, token_count=900)
+    costs = summary.costs([case('a.0', 'a', prompt=1.0, sam=1.0), failed])
+    assert (costs['queries'], costs['failed']) == (2, 1)
+    assert costs['seconds_to_answer']['p90'] == pytest.approx(2.0)
+    assert costs['stage_seconds'] == {'prompt': 1.0, 'sam': 1.0}
+    assert costs['tokens'] == 10
+    assert summary.costs([failed])['seconds_to_answer'] is None
 
 
 def test_the_time_to_a_mask_is_measured_if_the_backend_does_not():

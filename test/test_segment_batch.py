@@ -82,6 +82,19 @@ def test_a_request_at_fault_does_not_end_the_others(segmenter, requests):
     assert segmenter.segment_batch([]) == []
 
 
+def test_a_query_that_has_no_company_is_asked_alone(segmenter, requests):
+    """A stream is faster for one: its steps are captured on a GPU, and its prompt is kept."""
+    (image, text), *_ = requests
+    queries = [Query(text), Query('Is there a mug?', yes_no=True), Query('')]
+    batch = [BatchRequest(image, query, threading.Event()) for query in queries]
+    events = list(segmenter.backend.stream_batch(batch, segmenter.options))
+    assert [number for number, _ in events] == [2]
+    assert events[0][1].result.status is Status.FAILED
+    results = segmenter.segment_batch([(image, query) for query in queries])
+    check(results[:1], alone(segmenter, [(image, text)]))
+    assert results[1].yes_probability is not None
+
+
 def test_regions_and_dialogues_are_those_of_the_request(segmenter, requests):
     image, text = requests[0]
     queries = [Query(text, region=(0, 0, 320, 240)), Query(text), Query('and the other one?')]

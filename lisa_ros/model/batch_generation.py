@@ -24,6 +24,8 @@ from lisa_ros.model.generation import GeneratedToken, accepted_tokens, check_tok
 from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.language_model import LanguageModel
 
+_USUAL_ANSWER = 64  # [tokens]; the cache of a longer one is copied into twice the memory
+
 
 @dataclass(frozen=True)
 class BatchPrompt:
@@ -92,7 +94,7 @@ def generate_batch(
         _Row(number, prompt, prompt.known.length if prompt.known else 0)
         for number, prompt in enumerate(prompts)
     ]
-    cache = _Cache(model, [row.prompt.known for row in rows])
+    cache = _Cache(model, prompts)
     new = [row.prompt.embeddings[row.positions :] for row in rows]
     while True:
         cache.read(rows, new)
@@ -115,15 +117,16 @@ def generate_batch(
 class _Cache:
     """Keys and values of the rows, and which columns each row has."""
 
-    def __init__(self, model: LanguageModel, known: Sequence[KeyValues | None]):
-        """Begin with known positions, which are copied."""
+    def __init__(self, model: LanguageModel, prompts: Sequence[BatchPrompt]):
+        """Begin with the known positions of the prompts, which are copied."""
         self._model = model
-        lengths = [part.length if part else 0 for part in known]
-        self._key_values = model.new_cache(max(lengths), len(known))
-        self._key_values.clear()  # columns that a row does not have: 0 times NaN would be NaN
-        for row, part in enumerate(known):
-            if part is not None:
-                self._key_values.write_row(row, part)
+        lengths = [prompt.known.length if prompt.known else 0 for prompt in prompts]
+        self._key_values = model.new_cache(_room(prompts, lengths), len(prompts))
+        # columns that a row does not have: 0 times NaN would be NaN
+        self._key_values.clear(min(lengths), max(lengths))
+        for row, prompt in enumerate(prompts):
+            if prompt.known is not None:
+                self._key_values.write_row(row, prompt.known)
         self._key_values.advance(max(lengths))
         self._has = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, P)
 
@@ -189,6 +192,13 @@ class _Cache:
         read = columns < torch.tensor(counts)[:, None]
         lengths = torch.tensor([len(nodes) for _, nodes in accepted])
         self._has = torch.cat([self._has, read, torch.arange(kept) < lengths[:, None]], dim=1)
+
+
+def _room(prompts: Sequence[BatchPrompt], known: Sequence[int]) -> int:
+    """Return how many columns prompts and usual answers need; `known`: positions of each."""
+    new = max(len(prompt.embeddings) - own for prompt, own in zip(prompts, known, strict=True))
+    answer = min(_USUAL_ANSWER, max(prompt.max_new_tokens for prompt in prompts))
+    return max(known) + new + answer + max(prompt.drafts.max_tokens for prompt in prompts)
 
 
 def _mask(has: Tensor, n: int, counts: Sequence[int], trees: Sequence[DraftTree]) -> Tensor:

@@ -55,6 +55,8 @@ def stream_batch(
             yield number, request.failed(error)
         else:
             cropped[number] = dataclasses.replace(request, image=image, query=query)
+    if not cropped:
+        return
     numbers, ended = list(cropped), set()
     for place, event in backend.stream_batch(list(cropped.values()), options):
         number = numbers[place]

@@ -273,10 +273,13 @@ class LisaBackend:
 
         Images, prompts, tokens and masks go through the model together. The `timings` of an answer
         have its share of that. Left to be asked alone are yes/no questions, queries whose reason
-        is a further turn, and those whose masks come from points or from typed [SEG].
+        is a further turn, and those whose masks come from points or from typed [SEG]; and what
+        else there is, if that is a single query.
         """
         deadline = Deadline(options.answer_timeout)
         queries, errors = self._batch_queries(requests, options)
+        if len(queries) == 1:
+            queries = {}
         replies, encoding_errors = self._batch_replies(queries, options)
         for number, error in (errors | encoding_errors).items():
             yield number, requests[number].failed(error)

@@ -111,6 +111,16 @@ class Batch:
         return all(run.is_claimed for run in self.runs)
 
     @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() >= self.deadline
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody waits for the backend any more, which has not returned in time."""
+        return self.is_late and self.is_claimed
+
+    @property
     def seconds(self) -> float:
         """How long it has run [s]."""
         return time.monotonic() - self.started_at

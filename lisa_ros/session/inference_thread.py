@@ -54,13 +54,13 @@ from lisa_ros.perception.batch import can_batch
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth, newest_failure
 from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd
 from lisa_ros.results import Done, Segmentation, Status, unanswered
-from lisa_ros.session.answering import FrameDecoder, InferenceJob, answer_jobs
+from lisa_ros.session.answering import FrameDecoder, answer_jobs
 from lisa_ros.session.delivery import ErrorLog
 from lisa_ros.session.inference_batch import Batch, BatchUse, RequestQueue, Run, Urgency
+from lisa_ros.session.job_queues import JobQueues
 from lisa_ros.session.request import CancelReason
 from lisa_ros.session.watchdog import Watchdog
 
-_PREEMPT_AHEAD = 0.1  # background work gives way this long before a command or goal is due [s]
 _INTERRUPT_MARGIN = 0.2  # a supervised backend ends an answer itself, after STOP_GRACE [s]
 _RETURN_GRACE = 0.5  # how long a backend may take to return after it was interrupted [s]
 _CRASH_PAUSE = 0.1  # after an exception that no request has caused [s]
@@ -91,7 +91,7 @@ class InferenceThread:
         self._supervised = backend if isinstance(backend, SupervisedBackend) else None
         self._options, self._log = options, log
         self._batch_use = BatchUse(max_batch if can_batch(backend) else 1)
-        self._queues: list[RequestQueue] = []  # the first one is served next
+        self._queues = JobQueues()
         self._running: Batch | None = None
         self._unanswered: deque[Run] = deque()  # by the last batch: asked alone next
         self._failure: ModelFailure | None = None  # the last one that happened on this thread
@@ -105,13 +105,14 @@ class InferenceThread:
         self._thread.start()
 
     def close(self, timeout: float = 10.0) -> bool:
-        """End the thread after the running request; False if it still runs after `timeout` [s].
+        """End the thread after the running batch; False if it still runs after `timeout` [s].
 
-        It does not wait for a backend that was given up.
+        What the batch leaves without an answer ends as CANCELLED. It does not wait for a backend
+        that was given up.
         """
         with self.changed:
             self._closed = True
-            is_hung = self._running is not None and self._running.is_claimed
+            is_hung = self._running is not None and self._running.is_given_up
             self.changed.notify_all()
         self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -132,7 +133,7 @@ class InferenceThread:
             return dataclasses.replace(health, state=HealthState.DEAD, cause=cause)
         if batch is None or health.state is not HealthState.OK:
             return health
-        if batch.is_claimed:
+        if batch.is_given_up:
             state, cause = HealthState.HUNG, self._hung_reason(batch)
             return dataclasses.replace(health, state=state, since=batch.started_at, cause=cause)
         return dataclasses.replace(health, state=HealthState.BUSY, since=batch.started_at)
@@ -156,39 +157,41 @@ class InferenceThread:
         end = EarlyEnd(Status.CANCELLED, reason.value)
         with self.changed:
             batch = self._running
-            if batch is None:
-                return
-            batch.deadline = time.monotonic()
-            runs = [run for run in (*batch.runs, *self._take_unanswered()) if self._claim(run)]
-            self._interrupt(batch, reason.value)
+            runs = [*(batch.runs if batch else ()), *self._take_unanswered()]
+            runs = [run for run in runs if self._claim(run)]
+            if batch is not None:
+                batch.deadline = time.monotonic()
+                self._interrupt(batch, reason.value)
         for run in runs:
             self._complete(run, run.partial.result(end))
-        self._watchdog.watch(batch.deadline)  # other requests must not wait for the backend
+        if batch is not None:  # other requests must not wait for the backend
+            self._watchdog.watch(batch.deadline)
 
-    def set_options(self, options: InferenceOptions, max_batch: int = 1) -> None:
-        """Use other options, starting with the next request; `max_batch` as at first."""
+    def set_options(self, options: InferenceOptions, max_batch: int | None = None) -> None:
+        """Use other options, starting with the next request; `max_batch` None: as before."""
         with self.changed:
             self._options = options
-            limit = max_batch if can_batch(self._backend) else 1
-            self._batch_use = dataclasses.replace(self._batch_use, limit=limit)
+            if max_batch is not None:
+                limit = max_batch if can_batch(self._backend) else 1
+                self._batch_use = dataclasses.replace(self._batch_use, limit=limit)
 
     def add_queue(self, queue: RequestQueue) -> None:
         """Serve another camera."""
         with self.changed:
-            self._queues.append(queue)
+            self._queues.add(queue)
             self.wake()
 
     def remove_queue(self, queue: RequestQueue) -> None:
         """Stop serving a camera; no effect if it is not served."""
         with self.changed:
-            self._queues = [served for served in self._queues if served is not queue]
+            self._queues.remove(queue)
 
     def wake(self) -> None:
         """Wake the thread if a request is due, or preempt background work; `changed` held."""
         if self._running is None or self._running.is_claimed:
-            if self._seconds_until_due() is not None:
+            if self._queues.seconds_until_due is not None:
                 self.changed.notify_all()
-        elif self._running.runs[0].is_background and self._is_urgent_soon():
+        elif self._running.runs[0].is_background and self._queues.is_urgent_soon:
             for run in self._running.runs:
                 run.cancel(CancelReason.PREEMPTED)
 
@@ -198,6 +201,11 @@ class InferenceThread:
                 self._serve_next()
             except BaseException:  # noqa: BLE001, PERF203  # only `close` may end this thread
                 self._survive()
+        with self.changed:
+            runs = self._take_unanswered()
+        for run in runs:
+            end = EarlyEnd(Status.CANCELLED, CancelReason.SHUTDOWN.value)
+            self._end(run, run.partial.result(end))
 
     def _serve_next(self) -> None:
         """Wait for jobs and answer them."""
@@ -267,12 +275,12 @@ class InferenceThread:
         with self.changed:
             while not self._closed:
                 runs = self._next_unanswered() or self._take_runs(Urgency.URGENT)
-                if not runs and not self._is_urgent_soon():
+                if not runs and not self._queues.is_urgent_soon:
                     runs = self._take_runs(Urgency.BACKGROUND)
                 if runs:
                     self._running = self._make_batch(runs)
                     return self._running
-                self.changed.wait(self._seconds_until_due())
+                self.changed.wait(self._queues.seconds_until_due)
         return None
 
     def _make_batch(self, runs: Sequence[Run]) -> Batch:
@@ -291,7 +299,7 @@ class InferenceThread:
         """
         while self._unanswered:
             run = self._unanswered.popleft()
-            if run.is_background and self._is_urgent_soon():
+            if run.is_background and self._queues.is_urgent_soon:
                 run.cancel(CancelReason.PREEMPTED)
             if not run.job.request.cancellation.is_set():
                 return [run]
@@ -306,42 +314,16 @@ class InferenceThread:
     def _take_runs(self, urgency: Urgency) -> list[Run]:
         """Take jobs that are due at this moment, lock held, as many as a batch may have."""
         runs: list[Run] = []
-        while len(runs) < self._batch_use.limit:
-            queue_and_job = self._take(urgency)
-            if queue_and_job is None:
-                break
-            runs.append(Run.of(*queue_and_job))
+        try:
+            while len(runs) < self._batch_use.limit:
+                queue_and_job = self._queues.take(urgency)
+                if queue_and_job is None:
+                    break
+                runs.append(Run.of(*queue_and_job))
+        except BaseException:  # a bug of one queue: the jobs of the others are answered
+            self._unanswered.extend(runs)
+            raise
         return runs
-
-    def _take(self, urgency: Urgency) -> tuple[RequestQueue, InferenceJob] | None:
-        """Take a job of this urgency, lock held; None if none is due."""
-        while (queue := self._due_queue(urgency)) is not None:
-            self._queues.remove(queue)
-            self._queues.append(queue)  # the other cameras come first now
-            job = queue.take(urgency)
-            if job is not None:
-                return queue, job
-        return None
-
-    def _due_queue(self, urgency: Urgency) -> RequestQueue | None:
-        """Return the first queue with a request that is due now, lock held."""
-        now = time.monotonic()
-        return next((queue for queue in self._queues if queue.due_at(urgency) <= now), None)
-
-    def _next_due_at(self, urgency: Urgency) -> float:
-        """Return the earliest `due_at` of all queues [s, monotonic], lock held."""
-        return min((queue.due_at(urgency) for queue in self._queues), default=math.inf)
-
-    def _is_urgent_soon(self) -> bool:
-        """Return whether a command or goal is due within 0.1 s: background work must wait."""
-        return self._next_due_at(Urgency.URGENT) - time.monotonic() <= _PREEMPT_AHEAD
-
-    def _seconds_until_due(self) -> float | None:
-        """Return the time until the next request is due [s]; None: none is due yet."""
-        due_at = self._next_due_at(Urgency.URGENT)
-        if not self._is_urgent_soon():
-            due_at = min(due_at, self._next_due_at(Urgency.BACKGROUND))
-        return None if due_at == math.inf else max(0.0, due_at - time.monotonic())
 
     def _answer(self, batch: Batch) -> tuple[Run, Segmentation] | None:
         """Decode the images and run the model; pass each event to its queue at once.
@@ -383,14 +365,11 @@ class InferenceThread:
 
     # ---- the watchdog
 
-    def _is_late(self, batch: Batch) -> bool:
-        return time.monotonic() >= batch.deadline
-
     def _on_expired(self) -> None:
         """Give up jobs whose backend does not return, on the watchdog's thread."""
         with self.changed:
             batch = self._running
-            if batch is None or not self._is_late(batch):
+            if batch is None or not batch.is_late:
                 return  # it has just returned
             runs = [run for run in batch.runs if self._claim(run)]
             reason = self._hung_reason(batch)
@@ -417,9 +396,9 @@ class InferenceThread:
                 for run in self._take_unanswered():
                     self._end(run, run.partial.result(self._hung_end(batch)))
             while self._running is batch and not self._closed:
-                queue_and_job = self._take(Urgency.URGENT)
+                queue_and_job = self._queues.take(Urgency.URGENT)
                 if queue_and_job is None:
-                    due_in = self._next_due_at(Urgency.URGENT) - time.monotonic()
+                    due_in = self._queues.next_due_at(Urgency.URGENT) - time.monotonic()
                     self.changed.wait(None if due_in == math.inf else max(0.0, due_in))
                     continue
                 queue, job = queue_and_job

@@ -19,7 +19,7 @@ Rules:
   Background work waits until all results are delivered. Commands and goals wait while 2 or more
   results are undelivered; the results of one batch may be more than that.
 
-Which camera's request the model answers next is decided in inference_thread.py.
+Which camera's request the model answers next is decided in job_queues.py.
 
 Threads: every method may be called from any thread and returns at once, except `close`; the lock
 is that of the inference thread. `take`, `event` and `complete` are for the inference thread alone.
@@ -297,8 +297,9 @@ class RequestScheduler:
     def requery(self) -> None:
         """Ask the last query again about the newest frame, once, as background work.
 
-        It has the same earlier turns as the last query, and adds no turn. No effect if nothing was
-        asked about the camera's own frames yet, or if other background work is pending.
+        The last one is that which was begun or answered last. It has the same earlier turns, and
+        adds no turn. No effect if nothing was asked about the camera's own frames yet, or if other
+        background work is pending.
         """
         with self._changed:
             if self._last_query is None or self._closed:
@@ -476,12 +477,16 @@ class RequestScheduler:
         if frame.depth is None:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
-        if request.frame is None and not request.yes_no:  # those have no masks to track
-            self._last_query = request, dialogue
         job = InferenceJob(request, frame, dialogue, ticket)
+        self._note_query(job)
         self._running.append(job)
         self._delivery.started(request, frame)
         return job
+
+    def _note_query(self, job: InferenceJob) -> None:
+        """Note what `requery` asks again, lock held."""
+        if job.request.frame is None and not job.request.yes_no:  # those have no masks to track
+            self._last_query = job.request, job.dialogue
 
     def _frozen(self, request: Request, frame: SyncedMessages) -> SyncedMessages:
         """Return the frame of a request that begins; jobs of one batch share it."""
@@ -514,6 +519,7 @@ class RequestScheduler:
                 self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
             if is_answered:
                 self.counters.last_seconds = time.monotonic() - request.created
+                self._note_query(job)  # of several at once, the last answer is tracked
             is_cancelled = result.status is Status.CANCELLED
             if request.kind.is_background:
                 self._background.ended(request, is_cancelled)
