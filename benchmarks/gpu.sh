@@ -38,6 +38,7 @@ first=${precisions%% *}
 part "latency_$size" 150 bash -c "latency --size $size --precision $first --rounds 2"
 part "throughput_$size" 90 python benchmarks/throughput.py --size "$size" --device "$device" \
     --precision "$first" --rounds 2 --out "$out"
+grep '   8 at once' "$out/throughput_$size.log" # at most twice the time of one
 for precision in ${precisions#"$first"}; do
     part "latency_${size}_$precision" 80 \
         bash -c "latency --size $size --precision $precision --rounds 1 --no-upstream"

@@ -48,6 +48,7 @@ class Turn:
     answer_raw: str  # as the model generated it: with [SEG], without </s>
     # left, top, right, bottom of each mask, in hundredths of the image's width and height
     boxes: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
+    yes_no: bool = False  # a yes/no question, which was answered with one word
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Dialogue:
     def extended(self, result: Segmentation) -> Dialogue:
         """Return the dialogue with the query and answer of a result as its last turn."""
         boxes = tuple(map(_box_in_hundredths, result.masks))
-        turns = (*self.turns, Turn(result.query, result.answer_raw, boxes))
-        return Dialogue(turns, result.masks if len(result.masks) else self.shown)
+        is_yes_no = result.yes_probability is not None
+        turn = Turn(result.query, result.answer_raw, boxes, is_yes_no)
+        return Dialogue((*self.turns, turn), result.masks if len(result.masks) else self.shown)
 
     def last(self, count: int) -> Dialogue:
         """Return the dialogue with at most `count` turns, the newest ones."""

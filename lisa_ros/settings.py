@@ -268,6 +268,14 @@ class Settings(ValidatedSettings):
         minimum=1,
         maximum=1000,
     )
+    max_batch: int = parameter(
+        0,
+        'Largest number of requests that are answered at once when several are due, where the '
+        'model can [requests]; 0: 8 on a GPU, 1 on a CPU, where it saves little and the first one '
+        'waits for the last',
+        minimum=0,
+        maximum=64,
+    )
     goals_per_client: int = parameter(
         32,
         'Unfinished goals of ~/segment that one client may have [goals]; more are aborted',

@@ -102,14 +102,12 @@ def _to_int(info: ParameterInfo, default: int, value: Any) -> Any:
 
 
 def _to_float(info: ParameterInfo, default: float, value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return value
+    try:
         return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    except (ValueError, OverflowError):  # no number, or an int that no float can hold
+        return value
 
 
 def _to_list(info: ParameterInfo, default: tuple, value: Any) -> Any:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lisa_ros.vlm.profiles import ResizeRule
 
-DIGITS = [str(digit) for digit in range(10)]
+CHOICES = [*map(str, range(10)), 'Yes', 'yes', 'No', 'no']  # that have a probability
 
 
 class ChatHandler(BaseHTTPRequestHandler):
@@ -134,19 +134,19 @@ class ModelAnswer:
         handler.end()
 
     def _stream(self, handler, body, pixels, text, turns):
-        inputs = self._vlm._inputs(pixels, text, turns=turns)
+        inputs = self._vlm._inputs(pixels, text, exchanges=turns)
         assert inputs.resized == (pixels.shape[1], pixels.shape[0])  # it is not resized again
         others = []
         if 'top_logprobs' in body:
-            others = self._vlm.choice_probabilities(pixels, text, DIGITS)
+            others = self._vlm.choice_probabilities(inputs, CHOICES).values
         for token in self._vlm.generate(inputs, body['max_tokens']):
             if token.is_end:
                 handler.piece('', 'stop')
                 return
             entry = {'token': token.text, 'logprob': math.log(token.probability)}
             entry['top_logprobs'] = [
-                {'token': digit, 'logprob': math.log(max(p, 1e-30))}
-                for digit, p in zip(DIGITS, others, strict=False)
+                {'token': choice, 'logprob': math.log(max(p, 1e-30))}
+                for choice, p in zip(CHOICES, others, strict=False)
             ]
             handler.piece(token.text, None, [entry] if self.gives_logprobs else None)
         handler.piece('', 'length')

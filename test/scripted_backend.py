@@ -4,11 +4,12 @@
 `scripted:FILE.json` maps the beginning of a query to a reply: `answer`, `masks` (all bright nan),
 `delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`, `flip` (the result
 has the masks in another order), `run` and `then` (Python to run before the answer and
-after the masks); "load" maps to Python to run while it loads.
+after the masks); "load" maps to Python to run while it loads. With "batches" it answers batches.
 `scripted:FOLDER` waits for FOLDER when it loads, and before each answer for the file
 FOLDER/answer, which may contain a delay [s].
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from time import monotonic, sleep
@@ -26,12 +27,17 @@ REPLIES = {
 }
 
 
+CAPABILITIES = backend.Capabilities(explains=True, dialogue=True)
+
+
 class ScriptedBackend:
-    device, capabilities = 'cpu', backend.Capabilities(explains=True, dialogue=True)
+    device, capabilities = 'cpu', CAPABILITIES
     encode_images = clear_cache = lambda *_: None
 
     def __init__(self, replies=REPLIES, gate=None):
         self._replies, self._gate, self.calls = replies, gate, []
+        if 'batches' in replies:
+            self.capabilities = dataclasses.replace(CAPABILITIES, batches=True)
 
     def stream(self, image, query, options, cancel):
         self.calls.append((query, options))
@@ -54,6 +60,18 @@ class ScriptedBackend:
         status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(names))
         arrays = logits > 0, logits, np.ones(len(names))
         yield Done(Segmentation(query.text, text, text, *arrays, status))
+
+    def stream_batch(self, requests, options):
+        streams = {
+            number: self.stream(request.image, request.query, options, request.cancel)
+            for number, request in enumerate(requests)
+        }
+        while streams:
+            for number, stream in list(streams.items()):
+                event = next(stream)
+                if isinstance(event, Done):
+                    del streams[number]
+                yield number, event
 
     def _delay(self, reply):
         if self._gate:  # a file with the seconds

@@ -29,6 +29,7 @@ from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.model import export
 from lisa_ros.perception.backend import LoadOptions
 from lisa_ros.perception.lisa_backend import LisaBackend
+from lisa_ros.perception.masks import iou
 from lisa_ros.resources import SAMPLE
 
 pytestmark = pytest.mark.ros
@@ -317,9 +318,12 @@ def test_a_cancelled_goal_stops_in_the_middle_of_its_answer(tmp_path):
 
 @pytest.fixture(scope='module')
 def crowd(tmp_path_factory):
-    """The peer of a second node, for tests with many clients."""
+    """The peer of a second node, for tests with many clients, which answers in batches."""
     log = tmp_path_factory.mktemp('crowd') / 'node.log'
-    parameters = {'threads': 1, 'goals_kept': 40, 'goals_per_client': 100}
+    parameters = {
+        'threads': 1, 'goals_kept': 40, 'goals_per_client': 100, 'max_batch': 4,
+        'diagnostics_period': 0.2,
+    }  # fmt: skip
     with (
         running_node(log, parameters, '-r', '__ns:=/crowd') as process,
         peer_of(process, '/crowd') as peer,
@@ -346,6 +350,43 @@ def test_goals_beyond_the_limit_are_rejected(crowd, crowd_client):
     assert 1 <= outcomes.count('rejected') <= 8
     assert set(outcomes) == {'rejected', Status.FOUND}
     assert 'rejected' not in outcomes[:40]
+
+
+def largest_batch(peer):
+    """Return how many requests the node has answered at once."""
+    values = [
+        value.value
+        for array in peer.received['diagnostics']
+        for status in array.status
+        if status.name == '/crowd/lisa: model'
+        for value in status.values
+        if value.key == 'requests at once, most so far'
+    ]
+    return int(values[-1]) if values else 0
+
+
+def test_goals_at_once_have_the_masks_of_goals_one_by_one(crowd, crowd_client):
+    publish_image(crowd)
+    queries = [f'segment the {name}' for name in ('yellow mug', 'red bowl', 'milk', 'ketchup')]
+    expected = [crowd_client.answer(query) for query in queries]
+    futures = [crowd_client.ask(query) for query in queries]
+    unsupported = image(FRAME.pixels, encoding='rgb9', stamp=(99, 0))
+    broken = crowd_client.ask(MUG, image=unsupported)
+    cancelled = crowd_client.ask('segment the desk caddy')
+    cancelled.cancel()
+    for future, other in zip(futures, expected, strict=True):
+        answer = crowd_client.wait(future)
+        assert (answer.status, answer.message.answer) == (other.status, other.message.answer)
+        assert answer.masks.shape == other.masks.shape
+        for own, mask in zip(answer.masks, other.masks, strict=True):
+            assert iou(own, mask) >= 0.999
+    assert sum(answer.status is Status.FOUND for answer in expected) >= 2
+    failed = crowd_client.wait(broken)
+    assert failed.status is Status.FAILED
+    assert 'rgb9' in failed.message.reason
+    assert crowd_client.wait(cancelled).status in (Status.CANCELLED, Status.FOUND)
+    crowd.wait(lambda: largest_batch(crowd) > 1)
+    assert largest_batch(crowd) <= 4
 
 
 CLIENT = """

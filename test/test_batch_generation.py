@@ -5,10 +5,11 @@ import pytest
 import torch
 from counting_model import counting_model
 
-from lisa_ros.errors import ModelError
+from lisa_ros.model import batch_generation
 from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts
 from lisa_ros.model.generation import generate, prefill
+from lisa_ros.model.key_values import KeyValues
 
 STOP = 2
 LENGTHS = (9, 4, 15, 7, 30)
@@ -34,8 +35,9 @@ def alone(model, embeddings, limit=12):
 def together(model, prompts, **options):
     """Return the tokens of each answer of a batch."""
     answers = [[] for _ in prompts]
-    for number, token in generate_batch(model, prompts, stop_id=STOP, **options):
-        answers[number].append(token)
+    for steps in generate_batch(model, prompts, stop_id=STOP, **options):
+        for step in steps:
+            answers[step.number] += step.tokens
     return answers
 
 
@@ -63,6 +65,18 @@ def test_known_beginnings_are_not_read_again(model, prompts, known):
     check(together(model, batch), expected)
     for prompt, count in zip(batch, known, strict=True):
         assert prompt.known is None or prompt.known.length == count
+
+
+@pytest.mark.parametrize(('usual', 'grows'), [(12, False), (3, True)])
+def test_only_an_unusually_long_answer_needs_more_memory(
+    model, prompts, usual, grows, monkeypatch
+):
+    expected = [alone(model, embeddings) for embeddings in prompts]
+    copies, copy = [], KeyValues.copy
+    monkeypatch.setattr(batch_generation, '_USUAL_ANSWER', usual)
+    monkeypatch.setattr(KeyValues, 'copy', lambda own, *a: copies.append(a) or copy(own, *a))
+    check(together(model, [BatchPrompt(e, 12) for e in prompts]), expected)
+    assert bool(copies) == grows
 
 
 @pytest.mark.parametrize('right', [0, 3, 12])
@@ -101,14 +115,25 @@ def test_an_answer_ends_with_its_stop_token(model, prompts):
     stop = expected[1][3].token_id
     answers = [[] for _ in prompts]
     batch = [BatchPrompt(embeddings, 12) for embeddings in prompts]
-    for number, token in generate_batch(model, batch, stop_id=stop):
-        answers[number].append(token.token_id)
+    for steps in generate_batch(model, batch, stop_id=stop):
+        for step in steps:
+            answers[step.number] += [token.token_id for token in step.tokens]
     for own, reference in zip(answers, expected, strict=True):
         ids = [token.token_id for token in reference]
         assert own == (ids[: ids.index(stop) + 1] if stop in ids else ids)
 
 
-def test_nan_in_one_row_is_an_error(model, prompts):
+def test_nan_in_one_row_ends_that_row(model, prompts):
     broken = torch.full_like(prompts[1], torch.nan)
-    with pytest.raises(ModelError, match='NaN'):
-        together(model, [BatchPrompt(prompts[0], 12), BatchPrompt(broken, 12)])
+    batch = [BatchPrompt(embeddings, 12) for embeddings in (prompts[0], broken, prompts[2])]
+    answers, errors = [[] for _ in batch], {}
+    for steps in generate_batch(model, batch, stop_id=STOP):
+        for step in steps:
+            answers[step.number] += step.tokens
+            if step.error:
+                errors[step.number] = (str(step.error), step.is_last)
+    check(answers[::2], [alone(model, embeddings) for embeddings in prompts[:3:2]])
+    assert answers[1] == []
+    assert list(errors) == [1]
+    assert 'NaN' in errors[1][0]
+    assert errors[1][1]

@@ -49,6 +49,7 @@ def node(tmp_path_factory):
 @pytest.fixture(scope='module')
 def peer(node):
     peer = Peer(cameras=tuple(DEPTHS))
+    peer.subscribe(f'{peer.name}/front/segmentation', Segmentation, 'answers')
     peer.subscribe(f'{peer.name}/front/tracked/segmentation', Segmentation, 'tracked')
     yield peer
     peer.close()
@@ -128,9 +129,13 @@ def test_the_turns_of_a_dialogue_are_answered(peer, client, model):
 
 def test_masks_are_tracked(peer, model):
     publish(peer, model)
+    answers, tracked = peer.received['answers'], []
+    answers.clear()
     peer.received['tracked'].clear()
     peer.commands.publish(String(data=f'front: {model.query}'))
-    seconds, tracked = itertools.count(2), []
+    peer.wait(lambda: answers, START, 'an answer')
+    assert (answers[0].status, answers[0].reason) == (Segmentation.FOUND, '')
+    seconds = itertools.count(2)
 
     def is_tracked():
         publish(peer, model, second=next(seconds))

@@ -141,6 +141,14 @@ def test_a_comparison_does_not_overwrite_a_report(reports):
     assert (first / 'report.html').read_bytes() == before
 
 
+def test_memory_that_is_no_number_is_unknown(reports, tmp_path):
+    first, second, _ = reports
+    conditions = {'peak memory [MiB]': 'much', 'load time [s]': float('inf')}
+    change(first / 'timings.json', ('conditions',), conditions)
+    row, _ = compare_two(first, second, tmp_path / 'out')['runs']
+    assert row['peak_memory'] is row['load_seconds'] is None
+
+
 # ---- values in a report
 
 VALUES = [
@@ -162,6 +170,8 @@ VALUES = [
     (('settings', 'model'), ['x'], 'settings.model', 'a text, a number'),
     (('figures',), {}, 'figures.all', 'an object'),
     (('figures', 'all', 'giou'), 'x', 'figures.all.giou', 'a number or null'),
+    (('figures', 'all', 'giou_interval'), 'x', 'figures.all.giou_interval', 'a list'),
+    (('figures', 'all', 'giou_interval'), [0.1], 'figures.all.giou_interval', 'both ends'),
     (('broken',), [3], 'broken[0]', 'a text'),
 ]
 

@@ -23,6 +23,7 @@ from lisa_ros.perception.backend import GpuMemory
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.perception.process_memory import ProcessMemory, SystemMemory, process_memory
 from lisa_ros.results import Status
+from lisa_ros.session.inference_batch import BatchUse
 from lisa_ros.session.request import RequestCounters
 from lisa_ros.session.request_history import Rejection, RequestEnd, RequestHistory
 
@@ -122,6 +123,7 @@ MODEL = ModelReport(
     loading_since=None,
     ends=(),
     answer_timeout=30.0,
+    batch_use=BatchUse(8, 3, 5),
 )
 HUNG = ModelHealth(HealthState.HUNG, NOW - 40, 'it has not returned for 40 s: restart the node')
 JUST_FAILED = ModelHealth(
@@ -152,6 +154,12 @@ def test_model(change, level, text):
     verdict = judge_model(replace(MODEL, **change))
     assert (verdict.level, text in verdict.message) == (level, True), verdict.message
     assert verdict.values['precision'] == 'bf16'
+
+
+def test_the_sizes_of_batches_are_shown():
+    values = judge_model(MODEL).values
+    shown = [values[f'requests at once{rest}'] for rest in ('', ', most so far', ', limit')]
+    assert shown == [3, 5, 8]
 
 
 def test_a_model_that_stays_slow_does_not_become_usual():

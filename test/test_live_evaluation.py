@@ -98,6 +98,7 @@ def test_a_live_report_has_drops_and_delays(played):
     assert count == 2 * (3 + 3)  # in each lap: at frames 0, 5, 10, and three with a time
     assert 0 < conditions['from command to answer [s]']['p50'] < 20
     assert conditions["node's peak memory [MiB]"] > 100
+    assert conditions["model process's peak memory [MiB]"] > 200
     assert 'frames that the node received' in (played / 'report.html').read_text()
     assert 'Traceback' not in (played / 'node.log').read_text()
 

@@ -27,8 +27,9 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.server.mcpserver.exceptions import ToolError
 from PIL import Image as PillowImage
+from rclpy.time import Time
 from ros_graph import START, NodeProcess, Peer, environment, image
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage
 
 import lisa_ros
 from lisa_ros import cli
@@ -37,6 +38,7 @@ from lisa_ros.agents.http_address import HttpAddress
 from lisa_ros.agents.node_access import Goal, Progress
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages import bag
+from lisa_ros.ros import agent_access
 from lisa_ros.ros.agent_access import RosNodeAccess
 
 pytestmark = pytest.mark.ros
@@ -169,6 +171,42 @@ def test_segment_returns_boxes_and_the_overlay(agent):
     stages = [message.split(':')[0] for _, message in agent.progress]
     assert stages[-1] == 'answering'
     assert 'looking' in stages
+
+
+def test_the_only_camera_has_the_overlay_whatever_a_goal_calls_it(agent):
+    deadline, content = time.monotonic() + START, []
+    while len(content) < 2:
+        assert time.monotonic() < deadline, content
+        arguments = {'command': 'segment the yellow mug', 'camera': 'eye', 'overlay': True}
+        content = agent.call('segment', **arguments).content
+    assert content[1].mime_type == 'image/jpeg'
+
+
+def test_the_overlay_is_not_that_of_an_earlier_query_about_the_image():
+    overlays, stamp = agent_access._CameraOverlays(), 7_000_000_005
+    earlier, own = (CompressedImage(format=name) for name in ('earlier', 'own'))
+    for overlay in (earlier, own):
+        overlay.header.stamp = Time(nanoseconds=stamp).to_msg()
+    overlays.add(earlier)
+    assert overlays.newest(stamp, 0.0).format == 'earlier'
+    since = time.monotonic()
+    assert overlays.newest(stamp, since) is None
+    overlays.add(own)
+    assert overlays.newest(stamp, since).format == 'own'
+    assert overlays.newest(stamp + 1, since) is None
+
+
+def test_cameras_that_do_not_exist_leave_no_subscription(table):
+    overlays = agent_access._Overlays(table.node, '/lisa')
+    before = len(list(table.node.subscriptions))
+    for number in range(3):
+        watch = overlays.watch(f'nobody_{number}', 0.1)
+        assert overlays.wait_for(watch, 0, START) is None
+    overlays.watch('no name', 0.1)
+    assert len(list(table.node.subscriptions)) == before
+    for _ in range(2):
+        overlays.watch('', START)
+    assert len(list(table.node.subscriptions)) == before + 1
 
 
 def test_where_is_returns_centroid_box_frame_and_time(agent):

@@ -2,6 +2,7 @@
 """Several models in one evaluation: each in a process of its own, all in one report."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from lisa_ros.messages import bag as bags
 from lisa_ros.perception import registry
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SAMPLE
+from lisa_ros.results import BROKEN
 
 SIDE = 64  # of the images [px]
 LABELS = ('left', 'all', 'nothing')
@@ -300,10 +302,9 @@ def test_the_process_of_a_model_ends_with_the_command(number, images, tmp_path):
         import sys
         import scripted_backend
         from lisa_ros import cli
-        if __name__ == '__main__':
-            sys.exit(cli.main(['evaluate', 'images', {str(images)!r}, '--out',
-                {str(tmp_path / 'out')!r}, '--model', {name!r}, '--model', {other!r}]))
-    """
+        sys.exit(cli.main(['evaluate', 'images', {str(images)!r}, '--out',
+            {str(tmp_path / 'out')!r}, '--model', {name!r}, '--model', {other!r}]))
+    """  # as the executables: without "if __name__ == '__main__'"
     program = tmp_path / 'program.py'
     program.write_text(textwrap.dedent(code))
     search_path = os.pathsep.join([str(scripted_backend.__file__.rpartition('/')[0]), *sys.path])
@@ -315,10 +316,10 @@ def test_the_process_of_a_model_ends_with_the_command(number, images, tmp_path):
     )
     deadline = time.monotonic() + 120
     parent, children = psutil.Process(process.pid), []
-    while time.monotonic() < deadline and not any('spawn_main' in ' '.join(c) for c in children):
+    while time.monotonic() < deadline and not any('isolated_run' in ' '.join(c) for c in children):
         time.sleep(0.05)
         children = [child.cmdline() for child in parent.children()]
-    spawned = [c for c in parent.children() if 'spawn_main' in ' '.join(c.cmdline())]
+    spawned = [c for c in parent.children() if 'isolated_run' in ' '.join(c.cmdline())]
     assert spawned
     process.send_signal(number)
     process.wait()
@@ -360,6 +361,17 @@ def test_stages_of_a_vision_language_model_count_for_the_first_query_of_an_image
     assert costs['seconds_to_answer']['p50'] == pytest.approx(5.0)
     assert costs['stage_seconds'] == {'prompt': 1.5, 'tokens': 2.0, 'sam': 1.5}
     assert costs['tokens'] == 10
+
+
+@pytest.mark.parametrize('status', [status.name for status in BROKEN])
+def test_failed_queries_are_counted_and_in_no_other_figure(status):
+    failed = dataclasses.replace(case('c.0', 'c', prompt=60.0), status=status, token_count=900)
+    costs = summary.costs([case('a.0', 'a', prompt=1.0, sam=1.0), failed])
+    assert (costs['queries'], costs['failed']) == (2, 1)
+    assert costs['seconds_to_answer']['p90'] == pytest.approx(2.0)
+    assert costs['stage_seconds'] == {'prompt': 1.0, 'sam': 1.0}
+    assert costs['tokens'] == 10
+    assert summary.costs([failed])['seconds_to_answer'] is None
 
 
 def test_the_time_to_a_mask_is_measured_if_the_backend_does_not():

@@ -18,7 +18,7 @@ from lisa_ros.model_zoo.architectures import Architecture, size_of
 from lisa_ros.model_zoo.known_models import KNOWN_MODELS, VLM_SAM, Split
 from lisa_ros.perception import prompts
 from lisa_ros.perception.segmenter import Segmenter
-from lisa_ros.vlm.profiles import choose_profile
+from lisa_ros.vlm.profiles import PROFILES, choose_profile
 
 CLIP_L_224, CLIP_L_336 = 303_179_776, 303_507_456  # the vision half of openai/clip-vit-large-*
 SAM2_HIERA_L = 216_924_865  # without the memory of the video model
@@ -97,6 +97,15 @@ def test_each_published_figure_says_how_it_was_obtained():
         assert figure.split in Split
         assert figure.source
         assert 0 < figure.giou < 100
+
+
+def test_abilities_of_vision_language_models_are_those_of_their_profiles():
+    served = [model for model in KNOWN_MODELS if model.name.startswith(VLM_SAM)]
+    assert {model.abilities.dialogue for model in served} == {True, False}
+    for model in served:
+        profile, abilities = PROFILES[model.template], model.abilities
+        assert (abilities.explains, abilities.denies) == (profile.explains, profile.denies)
+        assert abilities.dialogue == profile.dialogue
 
 
 def test_models_are_listed(capsys):

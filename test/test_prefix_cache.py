@@ -43,6 +43,18 @@ def test_the_longest_beginning_is_found_and_copied():
     assert cache.find(whole, 99, 40) is None
 
 
+def test_a_view_has_no_memory_of_its_own_and_changes_nothing():
+    cache, whole = PrefixCache(), key([1, 5, IMAGE, 6, 7, 20, 21])
+    cache.add(whole, written(16))
+    view = cache.view(whole, 13)
+    assert (view.length, view.capacity) == (13, 13)
+    memory = [own.view(13)._storage.data_ptr() for own in (view, cache.view(whole, 99))]
+    assert memory[0] == memory[1]
+    view.write(0, *torch.zeros(2, 1, 1, 3, 2))  # into memory of its own
+    kept = cache.find(whole, 99, 40).write(0, *torch.zeros(2, 1, 1, 1, 2))[0]
+    assert kept[0, 0, :16, 0].tolist() == [*range(16)]
+
+
 def test_a_longer_prompt_replaces_its_beginning_and_the_limit_holds():
     cache = PrefixCache(max_bytes=written(30).bytes_per_position * 30)
     cache.add(key([1, 5, IMAGE, 6]), written(13))

@@ -19,9 +19,10 @@ from scripted_backend import ScriptedBackend
 
 from lisa_ros import errors
 from lisa_ros.errors import CheckpointError, ImageError, SettingsError, WorkerError
-from lisa_ros.perception import process_backend, registry, worker_supervisor
+from lisa_ros.perception import registry, worker_supervisor
 from lisa_ros.perception.backend import (
     STOP_GRACE,
+    BatchRequest,
     InferenceOptions,
     LoadOptions,
     Query,
@@ -30,9 +31,10 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.health import HealthState
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.process_memory import GpuMemory
+from lisa_ros.perception.request_limits import RequestLimits
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.shared_channel import SharedMemory
-from lisa_ros.perception.stopping import Deadline, timed_out
+from lisa_ros.perception.stopping import timed_out
 from lisa_ros.perception.worker import describe_exit
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn, unanswered
 from lisa_ros.stop_signals import STOP_SIGNALS
@@ -75,6 +77,7 @@ STATEMENTS = {  # what the model does before it answers, by query
     **{name: f'raise errors.{name}("what came: the cure")' for name in LISA_ERRORS},
 }
 REPLIES = {
+    'batches': {},
     '': {'answer': 'There.', 'masks': 'bright all'},
     'nan': {'masks': 'nan'},
     'one': {'masks': 'bright'},
@@ -176,7 +179,7 @@ def assert_answers(backend):
 def test_it_is_a_supervised_backend(shared):
     assert isinstance(shared, SupervisedBackend)
     assert not isinstance(ScriptedBackend(), SupervisedBackend)
-    assert (shared.device, shared.capabilities) == ('cpu', ScriptedBackend.capabilities)
+    assert (shared.device, shared.capabilities) == ('cpu', ScriptedBackend(REPLIES).capabilities)
     assert shared.memory > 10 << 20
 
 
@@ -314,7 +317,7 @@ def test_the_memory_of_a_gpu_arrives_with_the_model_and_with_each_answer(make):
     """With a stand-in for torch: PyTorch asks a driver for these numbers."""
     backend = make(GPU)
     assert backend.gpu_memory == GpuMemory(100, 1000)
-    assert (backend.device, backend.capabilities) == ('cpu', ScriptedBackend.capabilities)
+    assert (backend.device, backend.capabilities) == ('cpu', ScriptedBackend(REPLIES).capabilities)
     assert_answers(backend)
     assert backend.gpu_memory.allocated > 100
 
@@ -335,6 +338,74 @@ def test_a_loader_that_the_process_cannot_import_is_refused_with_the_cure(module
     registry.register_backend('local', loader)
     with pytest.raises(SettingsError, match=r'function of a module.*isolation to thread'):
         ProcessBackend('local:x', LoadOptions())
+
+
+# ---- batches
+
+
+def stream_batch(backend, *texts, timeout=None, cancels=()):
+    """Yield the events of a batch; `cancels`: pairs of a query and its cancel."""
+    cancels = dict(cancels)
+    requests = [
+        BatchRequest(IMAGE, Query(text), cancels.get(text) or threading.Event()) for text in texts
+    ]
+    return backend.stream_batch(requests, InferenceOptions(answer_timeout=timeout))
+
+
+def by_request(events, count):
+    parts = [[] for _ in range(count)]
+    for number, event in events:
+        parts[number].append(event)
+    return parts
+
+
+def test_a_batch_has_the_events_of_the_model(shared):
+    assert shared.capabilities.batches
+    texts = ('segment the mug', 'one', 'none', 'flip', 'one')
+    parts = by_request(stream_batch(shared, *texts), len(texts))
+    expected = by_request(stream_batch(ScriptedBackend(REPLIES), *texts), len(texts))
+    for own, other in zip(parts, expected, strict=True):
+        assert_same(own, other)
+    assert_answers(shared)
+
+
+def test_a_cancel_of_a_batch_is_forwarded_for_its_request(shared):
+    cancel = threading.Event()
+    threading.Timer(0.2, cancel.set).start()
+    start = time.monotonic()
+    parts = by_request(
+        stream_batch(shared, 'one', 'cancellable', cancels=[('cancellable', cancel)]), 2
+    )
+    assert 0.2 <= time.monotonic() - start < 5
+    assert [part[-1].result.status for part in parts] == [Status.FOUND, Status.CANCELLED]
+
+
+def test_a_batch_that_is_given_up_is_cancelled_in_the_model(shared):
+    hanging = stream_batch(shared, 'one', 'cancellable')
+    assert next(hanging)[0] == 0
+    hanging.close()
+    assert_answers(shared)
+
+
+def test_a_process_that_dies_ends_the_batch_and_the_next_one_is_answered(shared):
+    events = stream_batch(shared, 'late', 'killed')
+    with pytest.raises(WorkerError, match='signal 9'):
+        list(events)
+    assert_answers(shared)
+
+
+def test_an_exception_of_the_model_ends_the_batch(shared):
+    with pytest.raises(RuntimeError, match='broken'):
+        list(stream_batch(shared, 'one', 'fail'))
+    assert_answers(shared)
+
+
+def test_a_batch_that_hangs_times_out_with_what_was_ready(shared):
+    parts = by_request(stream_batch(shared, 'late', 'hang', timeout=0.5), 2)
+    ends = [part[-1].result for part in parts]
+    assert {end.status for end in ends} == {Status.TIMED_OUT}
+    assert 'has not returned for 1 s' in ends[0].reason
+    assert_answers(shared)
 
 
 # ---- cancel and time
@@ -573,16 +644,19 @@ def test_a_request_does_not_wait_for_ever_for_a_model_that_loads(make, tmp_path)
     (done,) = ask(backend, cancel=cancel)
     assert done.result.status is Status.CANCELLED
     assert 'while the model was being loaded again' in done.result.reason
+    parts = by_request(stream_batch(backend, 'one', 'none', cancels=[('one', cancel)]), 2)
+    assert [part[-1].result.status for part in parts] == [Status.CANCELLED, Status.NOT_FOUND]
+    assert len(parts[0]) == 1
     assert_answers(backend)
 
 
 def test_the_reason_of_a_late_answer_names_the_limit_of_the_user():
     """The process of the model had less: a part was spent on loading it again."""
     late = Done(unanswered('mug', Status.TIMED_OUT, timed_out(0.8).reason))
-    done = process_backend._with_limit(late, Deadline(30.0))
+    done = RequestLimits.of(30.0).with_limit(late)
     assert done.result.reason == timed_out(30.0).reason
     answered = Done(unanswered('mug', Status.NOT_FOUND, ''))
-    assert process_backend._with_limit(answered, Deadline(30.0)) is answered
+    assert RequestLimits.of(30.0).with_limit(answered) is answered
 
 
 def test_nothing_is_left_after_close(make):

@@ -468,8 +468,8 @@ def test_the_size_of_quantized_weights_is_known():
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
 def test_choices_have_the_probabilities_of_the_first_token(model_type, models, tokenizer):
     vlm, image = wrapped(models, model_type), random_image()
-    probabilities = vlm.choice_probabilities(image, 'Which number?', ['0', '1', '2'])
-    inputs = vlm._inputs(image, 'Which number?')
+    inputs = vlm.prepare_request(image, 'Which number?')
+    probabilities = vlm.choice_probabilities(inputs, ['0', '1', '2']).values
     logits = models[model_type](
         input_ids=inputs.input_ids,
         mm_token_type_ids=inputs.mm_token_type_ids,

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from lisa_ros.evaluation.known_answer import KnownAnswer
-from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, Query
 from lisa_ros.resources import DEFAULT_MODEL, SELF_TEST
 from lisa_ros.results import Status, Token
 from lisa_ros.segmenter import Segmenter
@@ -38,10 +38,10 @@ def test_the_reason_is_streamed_and_the_batch_has_it_too(segmenter, image):
     events = segmenter.backend.stream(image, query, InferenceOptions(), threading.Event())
     text = ''.join(event.text for event in events if isinstance(event, Token))
     assert text.endswith(f' {REASON}')
-    (batched,) = segmenter.backend.answer_batch(
-        [(image, query)], InferenceOptions(), threading.Event()
-    )
-    assert batched.answer == f'Sure. {REASON}'
+    explaining = Segmenter(segmenter.backend, InferenceOptions(answer_style=AnswerStyle.EXPLAIN))
+    for asker, question in ((segmenter, query), (explaining, Query('the mug'))):
+        batched = asker.segment_batch([(image, question)] * 2)
+        assert [result.answer for result in batched] == [f'Sure. {REASON}'] * 2
 
 
 def test_an_answer_with_a_reason_or_without_a_mask_stays_as_it_is(segmenter, image):

@@ -25,7 +25,7 @@ from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.results import Status, Token, Turn
+from lisa_ros.results import Dialogue, Status, Token, Turn, unanswered
 from lisa_ros.vlm.chat_completions import completions_url, retry_after
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
@@ -277,8 +277,117 @@ def test_probabilities_of_choices_are_those_of_the_first_token():
 
     with running(say) as server:
         vlm = RemoteVlm.connect(server.url, NAME)
-        probabilities = vlm.choice_probabilities(IMAGE, 'Which?', ['0', '1', '2'], Stop())
-    assert probabilities == pytest.approx([np.exp(-1), 0, np.exp(-0.5) + np.exp(-2)])
+        prompt = vlm.prepare_request(IMAGE, 'Which?')
+        choice = vlm.choice_probabilities(prompt, ['0', '1', '2'], Stop())
+    assert choice.values == pytest.approx((np.exp(-1), 0, np.exp(-0.5) + np.exp(-2)))
+    assert choice.is_measured
+
+
+def says_yes(*, tokens=True, alternatives=True, refuses=()):
+    """An answer that begins with "Yes", with a probability of 0.6, or with "No", with 0.3."""
+
+    def say(handler, body):
+        if any(field in body for field in refuses):
+            handler.error(400, f'unknown: {", ".join(refuses)}')
+            return
+        if body['max_tokens'] > 1:
+            scripted(RIGHT, logprobs=tokens and 'logprobs' in body)(handler, body)
+            return
+        entry = {'token': 'Yes', 'logprob': np.log(0.6)}
+        if alternatives and 'top_logprobs' in body:
+            entry['top_logprobs'] = [{'token': ' No', 'logprob': np.log(0.3)}]
+        handler.begin()
+        handler.piece('Yes', None, [entry] if tokens and 'logprobs' in body else None)
+        handler.piece('', 'length')
+        handler.end()
+
+    return say
+
+
+def ask_yes_no(backend, dialogue=None):
+    query = Query('is it full?', dialogue or Dialogue(), yes_no=True)
+    return list(stream_in_region(backend, IMAGE, query, InferenceOptions(), threading.Event()))
+
+
+def test_yes_is_weighed_against_no(folders):
+    with running(says_yes()) as server:
+        result = ask_yes_no(connect(folders, server))[-1].result
+        assert result.yes_probability == pytest.approx(2 / 3)
+        assert (result.answer, result.status) == ('Yes.', Status.NOT_FOUND)
+        body = server.requests[-1][2]
+        assert (body['max_tokens'], body['top_logprobs']) == (1, 20)
+        text = body['messages'][-1]['content'][-1]['text']
+        assert text == 'is it full? Answer with yes or no.'
+
+
+@pytest.mark.parametrize(
+    'gives',
+    [
+        {'alternatives': False},
+        {'refuses': ('top_logprobs',)},
+        {'tokens': False},
+        {'refuses': ('logprobs',)},
+    ],
+    ids=str,
+)
+def test_a_probability_of_yes_is_not_invented(gives, folders):
+    has_tokens = gives.get('tokens', True) and gives.get('refuses') != ('logprobs',)
+    with running(says_yes(**gives)) as server:
+        backend = connect(folders, server)
+        for _ in range(2):
+            count = len(server.requests)
+            (done,) = ask_yes_no(backend)
+            assert (done.result.status, done.result.yes_probability) == (Status.FAILED, None)
+            assert 'gives no probabilities of tokens (top_logprobs)' in done.result.reason
+        assert len(server.requests) == count + 1  # what it refused once is not tried again
+        answer(backend)
+        assert server.requests[-1][2].get('logprobs', False) is has_tokens  # for the scores
+
+
+def test_pieces_without_probabilities_do_not_end_them(folders):
+    def say(handler, body):
+        handler.begin()
+        for part, entries in (
+            (RIGHT[:20], [{'token': RIGHT[:20], 'logprob': -1.0}]),
+            (RIGHT[20:], None),
+        ):
+            handler.piece(part, None, entries)
+        handler.piece('', 'stop')
+        handler.end()
+
+    with running(say) as server:
+        backend = connect(folders, server)
+        assert len(backend.notices) == 1
+        answer(backend)
+        assert server.requests[-1][2]['logprobs'] is True
+
+
+def test_a_yes_no_question_reads_the_dialogue_and_is_no_turn_of_it(folders):
+    with running(says_yes()) as server:
+        options = LoadOptions(
+            device='cpu',
+            segmenter_model=folders / 'sam2',
+            vlm_url=server.url,
+            template='qwen2_5_vl',
+        )
+        backend = load_backend('vlm+sam:toy', options)
+        found = dataclasses.replace(unanswered('The mug', Status.FOUND, ''), answer_raw='[{}]')
+        dialogue = Dialogue().extended(found)
+        dialogue = dialogue.extended(ask_yes_no(backend, dialogue)[-1].result)
+        messages = server.requests[-1][2]['messages']
+        assert [m['role'] for m in messages] == ['system', 'user', 'assistant', 'user']
+        assert [turn.yes_no for turn in dialogue.turns] == [False, True]
+        query = Query('the bowl', dialogue)
+        list(stream_in_region(backend, IMAGE, query, InferenceOptions(), threading.Event()))
+        messages = server.requests[-1][2]['messages']
+        assert [m['content'] for m in messages if m['role'] == 'assistant'] == ['[{}]']
+
+
+def test_pieces_are_counted_as_tokens_only_if_they_are(remote, local, folders):
+    here = answer(local)[-1].result
+    assert answer(remote)[-1].result.token_count == here.token_count > 5
+    with running(scripted(RIGHT)) as server:
+        assert answer(connect(folders, server))[-1].result.token_count is None
 
 
 # ---- faults
@@ -558,8 +667,13 @@ def test_a_proxy_is_used(folders, monkeypatch):
 
 def test_a_backend_that_is_dropped_closes_its_connection(fault_server):
     fault_server.answer = scripted(RIGHT)
-    before = threading.active_count()
+    before = threading.enumerate()
+
+    def new_threads():
+        return [thread.name for thread in threading.enumerate() if thread not in before]
+
     vlm = RemoteVlm.connect(fault_server.url, NAME)
+    assert 'lisa-vlm' in new_threads()
     loop = vlm._server._loop
     assert not loop.is_closed()
     del vlm
@@ -568,7 +682,9 @@ def test_a_backend_that_is_dropped_closes_its_connection(fault_server):
     while not loop.is_closed() and time.monotonic() < end:
         time.sleep(0.01)
     assert loop.is_closed()
-    assert threading.active_count() <= before + 1  # the server's own
+    while 'lisa-vlm' in new_threads() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert 'lisa-vlm' not in new_threads()
 
 
 # ---- the key

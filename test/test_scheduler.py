@@ -1053,6 +1053,22 @@ def test_stop_ends_continuous_goals_and_no_others(run):
     assert ends['once'].status is Status.FOUND
 
 
+def test_stop_between_two_answers_ends_a_continuous_goal(run):
+    """Its next request comes after "stop": the client has just got an answer."""
+    scheduler, model, listener, _ = run()
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('once', listener, is_continuous=True))
+    frame = (listener.wait(1), listener.ends[0][1])[1]
+    assert scheduler.stop() == []
+    previous = PreviousAnswer(frame.arrival, frame.frozen_at)
+    assert scheduler.submit_goal(goal('again', listener, previous=previous, is_continuous=True))
+    assert listener.wait(2)[1] == ('again', Status.CANCELLED)
+    assert listener.ends[1][2].reason == 'stopped'
+    assert model.texts == ['once']
+    scheduler.submit_goal(goal('new', listener, is_continuous=True))
+    assert listener.wait(3)[2] == ('new', Status.FOUND)
+
+
 def test_an_answer_that_is_complete_when_it_is_stopped_ends_as_cancelled(run):
     """The model looks at the cancellation before each token, not after the last."""
     model = Model()
@@ -1208,8 +1224,8 @@ def test_each_image_is_a_new_frame_whatever_its_stamp(run, stamps):
     assert [frame.image for frame in model.frames] == ['image 1', 'image 2', 'image 3']
     time.sleep(0.05)
     assert len(model.frames) == 3
-    previous = PreviousAnswer(model.frames[-1].arrival, 0.0)
     scheduler.stop()
+    previous = PreviousAnswer(model.frames[-1].arrival, time.monotonic())
     scheduler.submit_goal(goal('again', listener, previous=previous))
     scheduler.add_image(stamps[-1], 'image 4')
     assert listener.wait(4)[3] == ('again', Status.FOUND)

@@ -7,15 +7,17 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from scripted_backend import ScriptedBackend
 
 from lisa_ros.evaluation.answering import WHOLE_ANSWER, answer_queries
 from lisa_ros.evaluation.tabletop import read_test_set, run_test_set
 from lisa_ros.images.image_file import decode_rgb
-from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.model.drafts import ReplyMemory
+from lisa_ros.perception.backend import BatchRequest, InferenceOptions, Query
 from lisa_ros.perception.masks import iou
 from lisa_ros.resources import TEST_SETS
-from lisa_ros.results import Status
+from lisa_ros.results import MaskReady, Status, Token
 from lisa_ros.segmenter import Segmenter
 
 OPTIONS = InferenceOptions(refine=False)
@@ -80,6 +82,19 @@ def test_a_request_at_fault_does_not_end_the_others(segmenter, requests):
     assert segmenter.segment_batch([]) == []
 
 
+def test_a_query_that_has_no_company_is_asked_alone(segmenter, requests):
+    """A stream is faster for one: its steps are captured on a GPU, and its prompt is kept."""
+    (image, text), *_ = requests
+    queries = [Query(text), Query('Is there a mug?', yes_no=True), Query('')]
+    batch = [BatchRequest(image, query, threading.Event()) for query in queries]
+    events = list(segmenter.backend.stream_batch(batch, segmenter.options))
+    assert [number for number, _ in events] == [2]
+    assert events[0][1].result.status is Status.FAILED
+    results = segmenter.segment_batch([(image, query) for query in queries])
+    check(results[:1], alone(segmenter, [(image, text)]))
+    assert results[1].yes_probability is not None
+
+
 def test_regions_and_dialogues_are_those_of_the_request(segmenter, requests):
     image, text = requests[0]
     queries = [Query(text, region=(0, 0, 320, 240)), Query(text), Query('and the other one?')]
@@ -93,6 +108,96 @@ def test_a_cancel_ends_all_answers(segmenter, requests):
     cancel.set()
     results = segmenter.segment_batch(requests[:3], cancel)
     assert [result.status for result in results] == [Status.CANCELLED] * 3
+
+
+def stream_batch(segmenter, requests, cancels=None):
+    """Yield the events of a batch; `cancels` by number."""
+    batch = [
+        BatchRequest(image, Query(text), (cancels or {}).get(number) or threading.Event())
+        for number, (image, text) in enumerate(requests)
+    ]
+    yield from segmenter.backend.stream_batch(batch, segmenter.options)
+
+
+def by_request(events, count):
+    """Return the events of each request."""
+    parts = [[] for _ in range(count)]
+    for number, event in events:
+        parts[number].append(event)
+    return parts
+
+
+def test_the_events_of_a_batch_are_those_of_each_stream(segmenter, requests):
+    asked = requests[2:6]  # about two images
+    expected = [list(segmenter.stream(image, text)) for image, text in asked]
+    for cold in (True, False):
+        if cold:
+            segmenter.clear_cache()
+        parts = by_request(stream_batch(segmenter, asked), len(asked))
+        for own, other in zip(parts, expected, strict=True):
+            assert [type(event) for event in own] == [type(event) for event in other]
+            for event, reference in zip(own, other, strict=True):
+                if isinstance(event, Token):
+                    assert event == reference
+                elif isinstance(event, MaskReady):
+                    np.testing.assert_allclose(event.mask_logits, reference.mask_logits, atol=5e-3)
+        check([part[-1].result for part in parts], [part[-1].result for part in expected])
+
+
+def test_a_cancel_ends_one_answer_of_a_batch(segmenter, requests):
+    expected = alone(segmenter, requests[:3])
+    segmenter.clear_cache()  # without drafts an answer needs many passes
+    segmenter.backend._replies = ReplyMemory((), kept=0)
+    try:
+        cancel, parts = threading.Event(), [[], [], []]
+        for number, event in stream_batch(segmenter, requests[:3], {1: cancel}):
+            parts[number].append(event)
+            if len(parts[1]) == 2:
+                cancel.set()
+    finally:
+        segmenter.backend._replies = ReplyMemory((), kept=64)
+    check([parts[0][-1].result, parts[2][-1].result], expected[::2])
+    cancelled = parts[1][-1].result
+    assert cancelled.status is Status.CANCELLED
+    assert len(parts[1]) == 3  # two tokens and the end
+    assert cancelled.token_ids == expected[1].token_ids[:2]
+
+
+def test_a_row_that_ends_within_a_pass_leaves_the_masks_of_the_others(segmenter, requests):
+    expected = alone(segmenter, requests[:3])  # now drafts give each answer in one pass
+    cancel, parts = threading.Event(), [[], [], []]
+    for number, event in stream_batch(segmenter, requests[:3], {0: cancel}):
+        parts[number].append(event)
+        cancel.set()
+    assert len(parts[0]) == 2
+    assert parts[0][-1].result.status is Status.CANCELLED
+    check([part[-1].result for part in parts[1:]], expected[1:])
+
+
+def test_nan_in_one_request_fails_that_one_alone(segmenter, requests):
+    expected = alone(segmenter, requests[:2])
+    model, image = segmenter.backend.model, requests[2][0]
+    word = segmenter.backend.tokenizer.encode('zzz')[-1]
+    used = {
+        token for _, text in requests[:2] for token in segmenter.backend.tokenizer.encode(text)
+    }
+    assert word not in used
+    table = model.llm.get_input_embeddings().weight
+    kept = table[word].clone()
+    segmenter.clear_cache()
+    try:
+        with torch.no_grad():
+            table[word] = torch.nan
+        batch = [requests[0], (image, 'zzz'), requests[1]]
+        parts = by_request(stream_batch(segmenter, batch), 3)
+    finally:
+        with torch.no_grad():
+            table[word] = kept
+        segmenter.clear_cache()
+    check([parts[0][-1].result, parts[2][-1].result], expected)
+    (failed,) = parts[1]
+    assert failed.result.status is Status.FAILED
+    assert 'NaN' in failed.result.reason
 
 
 def test_a_backend_without_batches_is_asked_one_after_the_other(requests):

@@ -12,6 +12,7 @@ from golden import DATA, backend, case_array, cases, generated_ids, load_image, 
 
 from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsError
 from lisa_ros.perception import answer_builder
+from lisa_ros.perception.image_encoder import StageTimer
 from lisa_ros.perception.newest_images import MAX_IMAGES
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn
@@ -235,6 +236,27 @@ def test_images_that_are_encoded_ahead_cost_only_their_text():
     assert not any({'clip', 'sam'} & set(timings) for timings in again)
     lisa.clear_cache()
     assert 'clip' in lisa.segment(images[0], THREE['prompt']).timings
+
+
+def test_encoding_ahead_adds_what_is_missing(monkeypatch):
+    """CLIP knows an image that was only talked about; SAM has not seen it yet."""
+    lisa = segmenter(256, THREE['template'])
+    lisa.clear_cache()
+    image, encoder, counts = load_image(THREE['image']), lisa.backend.encoder, {}
+    encoder.encode(image, StageTimer(encoder.device))
+    for name in ('encode_clip', 'encode_sam'):
+        encode = getattr(lisa.backend.model, name)
+
+        def count(pixels, name=name, encode=encode):
+            counts[name] = counts.get(name, 0) + len(pixels)
+            return encode(pixels)
+
+        monkeypatch.setattr(lisa.backend.model, name, count)
+    lisa.encode_images([image, load_image(NONE['image'])])
+    assert counts == {'encode_clip': 1, 'encode_sam': 2}
+    assert 'sam' in lisa.segment(image, THREE['prompt']).timings
+    lisa.segment(load_image(NONE['image']), THREE['prompt'])
+    assert counts == {'encode_clip': 1, 'encode_sam': 2}
 
 
 def test_an_image_changed_in_place_is_another_image():

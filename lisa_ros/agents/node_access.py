@@ -68,7 +68,6 @@ class NodeAnswer:
     status: Status
     reason: str  # why there is no full answer; else empty
     answer: str  # in words
-    camera: str  # that the goal named
     frame: str  # of positions; that of the image
     stamp: int  # of the image [ns]; 0: there was none
     image_size: tuple[int, int] | None  # width, height [px]; None without a mask
@@ -118,6 +117,14 @@ class NodeState:
     device: str
     precision: str
     cameras: tuple[Camera, ...]
+
+
+@dataclass(frozen=True)
+class OverlayWatch:
+    """The overlay images of a camera from a moment on."""
+
+    camera: str  # '': the only one
+    since: float  # [s, monotonic]
 
 
 class PendingAnswer(Protocol):
@@ -173,14 +180,20 @@ class NodeAccess(Protocol):
             LisaError: it does not answer in time.
         """
 
-    def watch_overlay(self, camera: str, timeout: float) -> None:
-        """Receive the overlay images of a camera from now on; wait for their publisher, [s]."""
+    def watch_overlay(self, camera: str, timeout: float) -> OverlayWatch:
+        """Receive the overlay images of a camera from now on; wait for their publisher, [s].
 
-    def overlay(self, camera: str, stamp: int, timeout: float) -> np.ndarray | None:
+        Args:
+            camera: as a goal names it.
+            timeout: [s].
+        """
+
+    def overlay(self, watch: OverlayWatch, stamp: int, timeout: float) -> np.ndarray | None:
         """Return the overlay of the answer about an image, (H, W, 3) uint8 RGB; wait for it.
 
         Args:
-            camera: that was watched.
+            watch: that began before the goal was sent: an earlier query about the same image has
+                an overlay with the same stamp.
             stamp: of the image [ns].
             timeout: [s]; then None is returned.
         """

@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 from pydantic import Field
 
 from lisa_ros.agents import goal_wait
-from lisa_ros.agents.node_access import Goal, NodeAccess, NodeAnswer, Progress
+from lisa_ros.agents.node_access import Goal, NodeAccess, NodeAnswer, OverlayWatch, Progress
 from lisa_ros.agents.tool_results import (
     AskResult,
     CamerasResult,
@@ -88,12 +88,13 @@ class LisaTools:
         """
         await goal_wait.find(self._node, timeout)
         async with goal_wait.deadline(timeout):
+            watch = None
             if overlay:
-                await anyio.to_thread.run_sync(
+                watch = await anyio.to_thread.run_sync(
                     self._node.watch_overlay, camera, _OVERLAY_TIMEOUT, abandon_on_cancel=True
                 )
             answer = await self._answer(ctx, Goal(command, camera, dialogue))
-        image = await self._overlay(answer) if overlay else None
+        image = None if watch is None else await self._overlay(watch, answer)
         is_missing = overlay and image is None
         result = segment_result(answer, 'the overlay did not arrive' if is_missing else '')
         content = [TextContent(type='text', text=result.model_dump_json())]
@@ -184,9 +185,9 @@ class LisaTools:
 
         return await goal_wait.await_answer(self._node, goal, report)
 
-    async def _overlay(self, answer: NodeAnswer) -> Image | None:
+    async def _overlay(self, watch: OverlayWatch, answer: NodeAnswer) -> Image | None:
         pixels = await anyio.to_thread.run_sync(
-            self._node.overlay, answer.camera, answer.stamp, _OVERLAY_TIMEOUT
+            self._node.overlay, watch, answer.stamp, _OVERLAY_TIMEOUT, abandon_on_cancel=True
         )
         return None if pixels is None else _as_jpeg(pixels)
 

@@ -285,7 +285,7 @@ def _read_shape(path: Path, index: int, entry: object) -> Polygon:
         if shape_type == 'mask':
             return Polygon(label, points, _decode_mask(entry['mask']), ignored, source)
         return Polygon(label, _corners(shape_type, points), ignored=ignored, source=source)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
             f'{source} cannot be read ({type(error).__name__}: {one_line(error)}); expected '
             f'{{"label": name, "points": [[x, y], ...]}} of {_SHAPE_TYPES}'

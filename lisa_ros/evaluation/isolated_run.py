@@ -2,37 +2,44 @@
 """Run a function in a process of its own, which takes its memory along when it ends.
 
 Each of several models gets such a process: the next one starts with free memory, the peak is that
-of one model, and a model that crashes or is killed ends only its own evaluation.
+of one model, and a model that crashes or is killed ends only its own evaluation. The process is
+started by `exec`, not by multiprocessing, which would run the main script again.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import NoReturn, TypeVar
 
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError, SettingsError, WorkerError
-from lisa_ros.perception.backend import BackendLoader
 from lisa_ros.perception.registry import register_backend, registered_backends
 from lisa_ros.perception.worker import describe_exit
 
 Argument = TypeVar('Argument')
 
+# The parent's own search path comes before any other import, so the child finds the same modules.
+_CODE = (
+    'import sys; sys.path[:] = sys.argv[2:]; '
+    'from lisa_ros.evaluation.isolated_run import main; main(int(sys.argv[1]))'
+)
+_POLL_PERIOD = 0.2  # how often the end of the process is looked for [s]
 _STOP_TIMEOUT = 5.0  # how long a process may take to stop before it is killed [s]
 
 
-def run_isolated(function: Callable[[Argument], None], argument: Argument) -> None:
+def run_isolated(function: Callable[[Argument], object], argument: Argument) -> None:
     """Call a function in a new process and wait for its end.
 
     The process has the backends that are registered in this one. It ends with this one.
@@ -46,31 +53,28 @@ def run_isolated(function: Callable[[Argument], None], argument: Argument) -> No
         WorkerError: the function raised another error, or its process died.
         SettingsError: the loader of a registered backend cannot be imported by another process.
     """
-    context = multiprocessing.get_context('spawn')
-    receiving, sending = context.Pipe(duplex=False)
-    arguments = (sending, function, argument, _picklable_backends())
-    process = context.Process(target=_run, args=arguments)
-    process.start()
-    sending.close()
-    try:
-        wait([receiving, process.sentinel])  # a process that it has started may hold the pipe
-        error = _received(receiving)
-        process.join()
-    finally:
-        _end(process)  # if this one was interrupted
+    job = pickle.dumps((function, argument, _pickled_backends()))
+    own, other = Pipe()
+    with own:
+        with other:  # only the child keeps it: it ends with the child
+            process = subprocess.Popen(  # noqa: S603  # our own code, no shell
+                [sys.executable, '-c', _CODE, str(other.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+            )
+        try:
+            with contextlib.suppress(OSError):  # it has died already
+                own.send_bytes(job)
+            while not own.poll(_POLL_PERIOD) and process.poll() is None:
+                pass
+            error = _received(own)
+            process.wait()
+        finally:
+            _end(process)  # if this one was interrupted
     if error is not None:
         raise error
-    if process.exitcode:
-        raise WorkerError(f'its process {describe_exit(process.exitcode)}')
-
-
-def _end(process: BaseProcess) -> None:
-    """End a process: it may stop what it has started, such as a node, and is killed then."""
-    if process.is_alive():
-        process.terminate()
-        process.join(_STOP_TIMEOUT)
-    process.kill()
-    process.join()
+    if process.returncode:
+        raise WorkerError(f'its process {describe_exit(process.returncode)}')
 
 
 def _received(connection: Connection) -> LisaError | None:
@@ -79,41 +83,59 @@ def _received(connection: Connection) -> LisaError | None:
         if not connection.poll():
             return None
         kind, message = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return None
     return kind(message)
 
 
-def _picklable_backends() -> Mapping[str, BackendLoader]:
-    """Return the registered backends.
+def _end(process: subprocess.Popen) -> None:
+    """End a process: it may stop what it has started, such as a node, and is killed then."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT)
+    process.kill()  # no effect if it has ended
+    process.wait()
+
+
+def _pickled_backends() -> bytes:
+    """Return the registered backends as another process can import them.
 
     Raises:
-        SettingsError: one cannot be sent to another process.
+        SettingsError: it cannot import one.
     """
-    backends = registered_backends()
+    cause = 'it is in the main script'
     try:
-        pickle.dumps(backends)
-    except Exception as error:  # PicklingError, AttributeError, TypeError: lambda, closure
+        content = pickle.dumps(registered_backends())
+    except Exception as error:  # noqa: BLE001  # PicklingError, AttributeError, TypeError: lambda
+        cause, content = error_summary(error), b'__main__'
+    if b'__main__' in content:  # a module of another name in the child
         raise SettingsError(
-            f'a registered backend cannot be imported by another process ({error_summary(error)}):'
-            ' define its loader as a function of a module'
-        ) from error
-    return backends
+            f'a registered backend cannot be imported by another process ({cause}): define its '
+            'loader as a function of a module'
+        )
+    return content
 
 
-def _run(
-    connection: Connection,
-    function: Callable[[Argument], None],
-    argument: Argument,
-    backends: Mapping[str, BackendLoader],
-) -> None:
-    """Call the function; send its error as a class of `lisa_ros.errors` and a message."""
+# ---- in the other process
+
+
+def main(descriptor: int) -> None:
+    """Call the function that the parent sends; answer with its error.
+
+    Args:
+        descriptor: of the socket to the parent.
+    """
+    os.set_inheritable(descriptor, False)  # processes that this one starts are not the model
     signal.signal(signal.SIGTERM, _exit_terminated)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     native_settings.apply()
-    for scheme, loader in backends.items():
-        register_backend(scheme, loader)
+    connection = Connection(descriptor)
+    job = connection.recv_bytes()
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     try:
+        function, argument, backends = pickle.loads(job)  # noqa: S301  # from our own parent
+        for scheme, loader in pickle.loads(backends).items():  # noqa: S301
+            register_backend(scheme, loader)
         function(argument)
     except LisaError as error:
         known = (kind for kind in type(error).__mro__ if kind.__module__ == LisaError.__module__)
@@ -129,9 +151,8 @@ def _exit_terminated(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(connection: Connection) -> None:
     """End this process when the one that started it has ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv_bytes()
+    os._exit(1)

@@ -14,7 +14,7 @@ from lisa_ros.evaluation.cases import Case, case_from_result
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.metrics import percentiles
-from lisa_ros.evaluation.resources import NODE_PEAK_MEMORY
+from lisa_ros.evaluation.resources import MODEL_PEAK_MEMORY, NODE_PEAK_MEMORY
 from lisa_ros.messages.bag import read_images
 from lisa_ros.results import Segmentation
 
@@ -42,10 +42,11 @@ class LiveRun:
     frames_received: int  # by the node
     skipped: int  # commands that were due again before they could be asked
     peak_memory: float  # of the node [MiB]
+    model_peak_memory: float | None = None  # of the model's own process [MiB]; None: it has none
 
     def conditions(self) -> dict[str, object]:
         """Return what the node experienced, for the report."""
-        latencies = [answer.latency for answer in self.answers]
+        latencies, model_peak = [answer.latency for answer in self.answers], self.model_peak_memory
         ages = [answer.age for answer in self.answers if not math.isnan(answer.age)]
         return {
             'frames played': self.frames_played,
@@ -55,6 +56,7 @@ class LiveRun:
             'from command to answer [s]': percentiles(latencies) or {},
             'age of the frame at the answer [s of bag time]': percentiles(ages) or {},
             NODE_PEAK_MEMORY: self.peak_memory,
+            **({MODEL_PEAK_MEMORY: model_peak} if model_peak else {}),
         }
 
 

@@ -133,6 +133,7 @@ def read_report(folder: Path) -> dict:
     report, timings = read_json(path), read_json(folder / 'timings.json')
     check_json(path, report, _REPORT)
     check_json(path, report['figures'], Record({'all': _FIGURES}), 'figures')
+    _check_interval(path, report['figures']['all'].get('giou_interval'))
     check_json(folder / 'timings.json', timings, _TIMINGS)
     names: dict[str, dict] = {}
     for index, entry in enumerate(report['cases']):
@@ -145,6 +146,20 @@ def read_report(folder: Path) -> dict:
             )
     copied = {name: report[name] for name in ('title', 'mode', 'settings', 'figures', 'broken')}
     return {**copied, 'cases': list(names.values()), 'timings': timings, 'names': names}
+
+
+def _check_interval(path: Path, interval: object) -> None:
+    """Check the interval of gIoU; None: there is none.
+
+    Raises:
+        DataError: it is not valid.
+    """
+    key = 'figures.all.giou_interval'
+    if interval is None:
+        return
+    check_json(path, interval, ListOf(NUMBER), key)
+    if len(interval) != 2:
+        raise DataError(f'{path}: {key} has {len(interval)} numbers; expected both ends')
 
 
 def _check_case(path: Path, key: str, case: dict) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from lisa_ros.files.json_schema import NUMBER
 from lisa_ros.perception.process_memory import peak_gpu_memory, process_memory
 from lisa_ros.perception.segmenter import Segmenter
 
@@ -16,7 +17,9 @@ from lisa_ros.perception.segmenter import Segmenter
 LOAD_TIME = 'load time [s]'
 PEAK_MEMORY = 'peak memory [MiB]'
 PEAK_GPU_MEMORY = 'peak GPU memory [MiB]'
-NODE_PEAK_MEMORY = "node's peak memory [MiB]"  # of a live run, whose model is in the node
+# of a live run; the model is in a process of its own, or in the node
+NODE_PEAK_MEMORY = "node's peak memory [MiB]"
+MODEL_PEAK_MEMORY = "model process's peak memory [MiB]"
 
 _MIB = 2**20
 
@@ -40,14 +43,17 @@ def measured_resources(timings: Mapping) -> dict[str, float]:
     conditions = timings.get('conditions', {})
     found = {
         LOAD_TIME: conditions.get(LOAD_TIME),
-        PEAK_MEMORY: conditions.get(PEAK_MEMORY, conditions.get(NODE_PEAK_MEMORY)),
+        PEAK_MEMORY: next(
+            (
+                conditions[name]
+                for name in (PEAK_MEMORY, MODEL_PEAK_MEMORY, NODE_PEAK_MEMORY)
+                if name in conditions
+            ),
+            None,
+        ),
         PEAK_GPU_MEMORY: conditions.get(PEAK_GPU_MEMORY),
     }
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {name: float(value) for name, value in found.items() if NUMBER.accepts(value)}
 
 
 def largest(resources: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -81,17 +81,18 @@ def latencies(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
 def costs(cases: Sequence[Case]) -> dict[str, object]:
     """Return what the answers cost; None where nothing is known.
 
-    `queries` and `failed` count all cases, `tokens` is the mean length of an answer. The
-    percentiles `seconds_to_mask` and `seconds_to_answer`, and the means `stage_seconds`, cover
-    first queries about an image, as `latencies` does.
+    `queries` and `failed` count all cases, `tokens` is the mean length of an answer that did not
+    fail. The percentiles `seconds_to_mask` and `seconds_to_answer`, and the means `stage_seconds`,
+    cover first queries about an image, as `latencies` does.
     """
     first = _first_queries(cases)
-    counts = [case.token_count for case in cases if case.token_count is not None]
+    answered = [case for case in cases if not _is_broken(case)]
+    counts = [case.token_count for case in answered if case.token_count is not None]
     known = latencies(cases)
     stages = dict.fromkeys(stage for case in first for stage in case.timings)
     return {
         'queries': len(cases),
-        'failed': sum(case.status in [status.name for status in BROKEN] for case in cases),
+        'failed': sum(map(_is_broken, cases)),
         'seconds_to_mask': known.get(TO_MASK),
         'seconds_to_answer': known.get(TO_ANSWER),
         'stage_seconds': {
@@ -106,16 +107,21 @@ def _first_queries(cases: Sequence[Case]) -> list[Case]:
     """Return the cases whose image was encoded for them, not reused from an earlier query.
 
     Stages tell that of a LISA. Of a backend with other stages it is the first case of each image
-    that has no history, and of one without stages all cases.
+    that has no history, and of one without stages all cases. A query that failed is left out: how
+    long a server was not reached is no time to an answer.
     """
-    encoded = [case for case in cases if {'clip', WHOLE_ANSWER} & case.timings.keys()]
-    if encoded:
-        return encoded
-    first: dict[str, Case] = {}
-    for case in cases:
-        if case.timings and not case.history:
-            first.setdefault(case.group, case)
-    return list(first.values())
+    first = [case for case in cases if {'clip', WHOLE_ANSWER} & case.timings.keys()]
+    if not first:
+        of_image: dict[str, Case] = {}
+        for case in cases:
+            if case.timings and not case.history:
+                of_image.setdefault(case.group, case)
+        first = list(of_image.values())
+    return [case for case in first if not _is_broken(case)]
+
+
+def _is_broken(case: Case) -> bool:
+    return case.status in [status.name for status in BROKEN]
 
 
 def _overlap_figures(cases: Sequence[Case], seed: int) -> Figures:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
 from lisa_ros.perception.health import HealthState, ModelHealth
 from lisa_ros.results import ANSWERED
+from lisa_ros.session.inference_batch import BatchUse
 from lisa_ros.session.request_history import RequestEnd
 
 _RECENT_FAILURE = 10.0  # how long a model's failure is a warning after it answers again [s]
@@ -35,6 +36,7 @@ class ModelReport:
     loading_since: float | None  # None: it is not being loaded
     ends: Sequence[RequestEnd]  # of all cameras, in the order of time
     answer_timeout: float  # 0: none
+    batch_use: BatchUse
 
 
 def judge_model(report: ModelReport) -> Verdict:
@@ -52,6 +54,10 @@ def judge_model(report: ModelReport) -> Verdict:
     if health.failure is not None:
         values['last failure'] = health.failure.cause
         values['last failure [s ago]'] = f'{report.now - health.failure.at:.1f}'
+    use = report.batch_use
+    values['requests at once'] = use.last
+    values['requests at once, most so far'] = use.largest
+    values['requests at once, limit'] = use.limit
     usual, recent = _durations(report)
     if usual:
         values['usual answer [s]'] = f'{usual:.2f}'

@@ -26,7 +26,7 @@ def read_beginnings(
     keys: Sequence[PromptKey],
     embeddings: Sequence[Tensor],
 ) -> list[KeyValues | None]:
-    """Return keys and values of the first positions of each prompt.
+    """Return keys and values of the first positions of each prompt, for reading.
 
     Args:
         model: reads what is not known.
@@ -35,8 +35,7 @@ def read_beginnings(
         embeddings: (L, D) of each prompt.
     """
     known = [
-        prefixes.find(key, len(prompt) - 1, len(prompt))
-        for key, prompt in zip(keys, embeddings, strict=True)
+        prefixes.view(key, len(prompt) - 1) for key, prompt in zip(keys, embeddings, strict=True)
     ]
     new: dict[PromptKey, Tensor] = {}  # the embeddings of each beginning
     for key, prompt, part in zip(keys, embeddings, known, strict=True):
@@ -60,7 +59,7 @@ def _read(model: LanguageModel, new: dict[PromptKey, Tensor]) -> dict[PromptKey,
         cache = model.new_cache(length, len(beginnings))
         model.read(torch.stack([new[beginning] for beginning in beginnings]), cache)
         for row, beginning in enumerate(beginnings):
-            read[beginning] = cache.rows([row])
+            read[beginning] = cache.view(length, slice(row, row + 1))
     return read
 
 

@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lisa_ros.errors import ModelError
 from lisa_ros.model.drafts import NO_DRAFTS, Drafts, DraftTree
-from lisa_ros.model.generation import GeneratedToken, accepted_tokens
+from lisa_ros.model.generation import GeneratedToken, accepted_tokens, check_tokens
 from lisa_ros.model.key_values import KeyValues
 from lisa_ros.model.language_model import LanguageModel
+
+_USUAL_ANSWER = 64  # [tokens]; the cache of a longer one is copied into twice the memory
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class BatchPrompt:
     drafts: Drafts = NO_DRAFTS  # replies that the model may give
 
 
+@dataclass(frozen=True)
+class BatchStep:
+    """What one pass of the language model adds to an answer."""
+
+    number: int  # of the prompt
+    tokens: tuple[GeneratedToken, ...]  # up to </s> and to the limit
+    is_last: bool  # the answer has ended: with </s>, at its limit, or with an error
+    error: ModelError | None = None  # the scores of a token are NaN; then there are no tokens
+
+
 @dataclass
 class _Row:
     """A prompt whose answer has not ended."""
@@ -44,6 +57,19 @@ class _Row:
     answer: list[int] = field(default_factory=list)
     ready: tuple[GeneratedToken, ...] = ()  # next tokens of the answer
 
+    def step(self, stop_id: int) -> BatchStep:
+        """Return the tokens that are ready, and add them to the answer."""
+        try:
+            check_tokens(self.ready)
+        except ModelError as error:
+            return BatchStep(self.number, (), is_last=True, error=error)
+        left = self.prompt.max_new_tokens - len(self.answer)
+        ids = [token.token_id for token in self.ready[:left]]
+        is_stopped = stop_id in ids
+        ids = ids[: ids.index(stop_id) + 1] if is_stopped else ids
+        self.answer += ids
+        return BatchStep(self.number, self.ready[: len(ids)], is_stopped or len(ids) == left)
+
 
 @torch.inference_mode()
 def generate_batch(
@@ -52,39 +78,33 @@ def generate_batch(
     *,
     stop_id: int,
     is_done: Callable[[int], bool] = lambda number: False,
-) -> Iterator[tuple[int, GeneratedToken]]:
-    """Yield the tokens of all answers, each with the number of its prompt.
+) -> Iterator[list[BatchStep]]:
+    """Yield what each pass of the language model adds to the answers that have not ended.
 
-    An answer ends with and after `stop_id`, at its limit, or when `is_done(number)` is true, which
-    is called after each of its tokens.
+    An answer ends with and after `stop_id`, at its limit, when its scores are NaN, or when
+    `is_done(number)` is true, which is called after each pass.
 
     Args:
         model: the language model.
         prompts: at least one.
         stop_id: the id of </s>.
         is_done: whether an answer needs no more tokens.
-
-    Raises:
-        ModelError: the scores of a token are NaN.
     """
     rows = [
         _Row(number, prompt, prompt.known.length if prompt.known else 0)
         for number, prompt in enumerate(prompts)
     ]
-    cache = _Cache(model, [row.prompt.known for row in rows])
+    cache = _Cache(model, prompts)
     new = [row.prompt.embeddings[row.positions :] for row in rows]
     while True:
         cache.read(rows, new)
-        going_on = []
-        for place, row in enumerate(rows):
-            for token in row.ready:
-                row.answer.append(token.token_id)
-                yield row.number, token
-                is_over = token.token_id == stop_id or is_done(row.number)
-                if is_over or len(row.answer) >= row.prompt.max_new_tokens:
-                    break
-            else:
-                going_on.append(place)
+        steps = [row.step(stop_id) for row in rows]
+        yield steps
+        going_on = [
+            place
+            for place, step in enumerate(steps)
+            if not step.is_last and not is_done(step.number)
+        ]
         if not going_on:
             return
         if len(going_on) < len(rows):
@@ -97,15 +117,16 @@ def generate_batch(
 class _Cache:
     """Keys and values of the rows, and which columns each row has."""
 
-    def __init__(self, model: LanguageModel, known: Sequence[KeyValues | None]):
-        """Begin with known positions, which are copied."""
+    def __init__(self, model: LanguageModel, prompts: Sequence[BatchPrompt]):
+        """Begin with the known positions of the prompts, which are copied."""
         self._model = model
-        lengths = [part.length if part else 0 for part in known]
-        self._key_values = model.new_cache(max(lengths), len(known))
-        self._key_values.clear()  # columns that a row does not have: 0 times NaN would be NaN
-        for row, part in enumerate(known):
-            if part is not None:
-                self._key_values.write_row(row, part)
+        lengths = [prompt.known.length if prompt.known else 0 for prompt in prompts]
+        self._key_values = model.new_cache(_room(prompts, lengths), len(prompts))
+        # columns that a row does not have: 0 times NaN would be NaN
+        self._key_values.clear(min(lengths), max(lengths))
+        for row, prompt in enumerate(prompts):
+            if prompt.known is not None:
+                self._key_values.write_row(row, prompt.known)
         self._key_values.advance(max(lengths))
         self._has = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, P)
 
@@ -171,6 +192,13 @@ class _Cache:
         read = columns < torch.tensor(counts)[:, None]
         lengths = torch.tensor([len(nodes) for _, nodes in accepted])
         self._has = torch.cat([self._has, read, torch.arange(kept) < lengths[:, None]], dim=1)
+
+
+def _room(prompts: Sequence[BatchPrompt], known: Sequence[int]) -> int:
+    """Return how many columns prompts and usual answers need; `known`: positions of each."""
+    new = max(len(prompt.embeddings) - own for prompt, own in zip(prompts, known, strict=True))
+    answer = min(_USUAL_ANSWER, max(prompt.max_new_tokens for prompt in prompts))
+    return max(known) + new + answer + max(prompt.drafts.max_tokens for prompt in prompts)
 
 
 def _mask(has: Tensor, n: int, counts: Sequence[int], trees: Sequence[DraftTree]) -> Tensor:

@@ -25,6 +25,16 @@ def all_finite(values: Tensor) -> bool:
     return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values))
 
 
+def finite_rows(values: Tensor) -> list[bool]:
+    """Return for each row of a floating point tensor (N, ...) whether it is finite."""
+    return values.isfinite().flatten(1).all(1).tolist()
+
+
+def non_finite(noun: str) -> ModelError:
+    """Return the error for NaN or infinity in what a model has computed."""
+    return ModelError(f'the model computed NaN or infinity in {noun}: {NON_FINITE_CAUSE}')
+
+
 def check_finite(values: Tensor, noun: str) -> None:
     """Check what a model has computed.
 
@@ -36,4 +46,4 @@ def check_finite(values: Tensor, noun: str) -> None:
         ModelError: there is NaN or infinity among them.
     """
     if not all_finite(values):
-        raise ModelError(f'the model computed NaN or infinity in {noun}: {NON_FINITE_CAUSE}')
+        raise non_finite(noun)

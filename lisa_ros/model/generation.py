@@ -105,7 +105,7 @@ def _read(
     end = start + len(embeddings)
     if not drafted:
         states = model.read(embeddings[None], key_values)[0]
-        return states, accepted_tokens(model, [states[-1:]], [tree])[0][0]
+        return states, check_tokens(accepted_tokens(model, [states[-1:]], [tree])[0][0])
     device = embeddings.device
     tokens = torch.tensor(tree.tokens, device=device)
     embeddings = torch.cat([embeddings, model.embed(tokens).to(embeddings.dtype)])
@@ -116,7 +116,7 @@ def _read(
     states = model.read(embeddings[None], key_values, positions=positions[None], mask=mask)[0]
     ((accepted, nodes),) = accepted_tokens(model, [states[-drafted - 1 :]], [tree])
     key_values.keep(end, [end + node for node in nodes])
-    return states[:-drafted], accepted
+    return states[:-drafted], check_tokens(accepted)
 
 
 def accepted_tokens(
@@ -129,8 +129,8 @@ def accepted_tokens(
         states: of each answer (1 + K, D), of the position before its drafts and of the drafts.
         trees: the drafts of each answer, K tokens.
 
-    Raises:
-        ModelError: the scores of a token are NaN.
+    Returns:
+        For each answer: its tokens, see `check_tokens`, and the drafts that are right.
     """
     # one transfer for both
     tokens, probabilities = most_probable(model, torch.cat(list(states))).tolist()
@@ -141,9 +141,7 @@ def accepted_tokens(
         accepted, nodes, node = [], [], ROOT
         while node is not None:
             token, probability = own[node + 1]
-            accepted.append(
-                GeneratedToken(token, checked_probability(probability), own_states[node + 1])
-            )
+            accepted.append(GeneratedToken(token, probability, own_states[node + 1]))
             node = tree.child(node, token)
             if node is not None:
                 nodes.append(node)
@@ -161,6 +159,17 @@ def most_probable(model: LanguageModel, states: Tensor) -> Tensor:
     best, tokens = scores.max(-1)
     probabilities = (best - scores.logsumexp(-1)).exp()
     return torch.stack([tokens.double(), probabilities.double()])
+
+
+def check_tokens(tokens: tuple[GeneratedToken, ...]) -> tuple[GeneratedToken, ...]:
+    """Return the next tokens of an answer.
+
+    Raises:
+        ModelError: the scores of one of them are NaN.
+    """
+    for token in tokens:
+        checked_probability(token.probability)
+    return tokens
 
 
 def checked_probability(probability: float) -> float:

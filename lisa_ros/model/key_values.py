@@ -88,6 +88,9 @@ class KeyValues:
             columns: (B, n) long, those to keep, ascending in each row.
         """
         end = start + columns.shape[1]
+        if end == start:
+            self.length = end
+            return
         for row, own in enumerate(columns.to(self._storage.device)):
             part = self._storage[:, :, row]
             part[..., start:end, :] = part[..., own, :]
@@ -114,6 +117,13 @@ class KeyValues:
         """Return a new cache with some of the rows."""
         index = torch.tensor(rows, device=self._storage.device)
         return KeyValues(self._storage[:, :, index], self.length)
+
+    def view(self, length: int, rows: slice = slice(None)) -> KeyValues:
+        """Return the first `length` positions of some rows in the same memory.
+
+        It has no room, so that who extends it gets memory of its own.
+        """
+        return KeyValues(self._storage[:, :, rows, :, :length], length)
 
     def write_row(self, row: int, source: KeyValues) -> None:
         """Copy the positions of a cache of one row into the first positions of a row."""

@@ -64,6 +64,11 @@ class PrefixCache:
             max_positions: of the prefix: states from there on are needed.
             capacity: positions of the copy.
         """
+        known = self.view(key, max_positions)
+        return None if known is None else known.copy(known.length, capacity)
+
+    def view(self, key: PromptKey, max_positions: int) -> KeyValues | None:
+        """Return what `find` copies, in the memory of this cache: for reading."""
         with self._lock:
             longest, shared = None, 0  # prompt, and positions that it has in common
             for prompt in self._entries:
@@ -74,7 +79,7 @@ class PrefixCache:
                 return None
             key_values = self._entries[longest] = self._entries.pop(longest)
         shared = min(shared, max_positions, key_values.length)
-        return key_values.copy(shared, capacity) if shared >= _MIN_POSITIONS else None
+        return key_values.view(shared) if shared >= _MIN_POSITIONS else None
 
     def add(self, key: PromptKey, key_values: KeyValues) -> None:
         """Keep a prompt with its answer.

@@ -262,7 +262,7 @@ def _vlm(
         explains=PROFILES[profile].explains,
         denies=PROFILES[profile].denies,
         instances=profile != 'seg_zero',  # one object
-        dialogue=False,
+        dialogue=PROFILES[profile].dialogue,
     )
     return KnownModel(
         VLM_SAM + hub_id,

@@ -30,13 +30,29 @@ def checked_events(events: Iterable[Event], query: str, shape: tuple[int, int]) 
     """
     try:
         for event in events:
-            _check_event(event, shape)
+            check_event(event, shape)
             yield event
             if isinstance(event, Done):
                 return
         raise ModelError('the backend ended its answer without a result: correct the backend')
     except ModelError as error:
         yield Done(unanswered(query, Status.FAILED, str(error), shape))
+
+
+def check_event(event: Event, shape: tuple[int, int]) -> None:
+    """Check an event of an answer about an image of (H, W) [px].
+
+    Raises:
+        ModelError: it has not the types and shapes of `results`, or NaN or infinity.
+    """
+    if isinstance(event, Done):
+        check_result(event.result, shape)
+    elif isinstance(event, MaskReady):
+        _check_array(event.mask, 'b', shape, 'a mask (H, W)')
+        _check_array(event.mask_logits, 'f', shape, 'mask logits (H, W)')
+        _check_score(event.score)
+    elif not isinstance(event, Token) or not isinstance(event.text, str):
+        raise ModelError(f'the backend sent {event!r:.80}; expected Token, MaskReady or Done')
 
 
 def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
@@ -72,18 +88,6 @@ def _check_masks(result: Segmentation, shape: tuple[int, int]) -> int:
     _check_array(masks, 'b', (count, *shape), 'masks (N, H, W)')
     _check_array(logits, 'f', (count, *shape), 'mask logits (N, H, W)')
     return count
-
-
-def _check_event(event: Event, shape: tuple[int, int]) -> None:
-    """Raise a ModelError unless an event has the types and shapes of `results`."""
-    if isinstance(event, Done):
-        check_result(event.result, shape)
-    elif isinstance(event, MaskReady):
-        _check_array(event.mask, 'b', shape, 'a mask (H, W)')
-        _check_array(event.mask_logits, 'f', shape, 'mask logits (H, W)')
-        _check_score(event.score)
-    elif not isinstance(event, Token) or not isinstance(event.text, str):
-        raise ModelError(f'the backend sent {event!r:.80}; expected Token, MaskReady or Done')
 
 
 def _check_array(array: np.ndarray, kind: str, shape: tuple[int, ...], noun: str) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Backend protocol: how the node, the CLI and the evaluation use a model.
 
-A backend answers one query at a time, on the thread that iterates over its stream. This module
-imports neither torch nor transformers, so that a node joins the graph before it loads a model.
+A backend answers one query at a time, or one batch, on the thread that iterates over its stream.
+This module imports neither torch nor transformers, so that a node joins the graph before it loads
+a model.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lisa_ros.errors import QueryError
+from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
-from lisa_ros.results import Dialogue, Event, Region, Segmentation
+from lisa_ros.results import Dialogue, Done, Event, Region, Status, unanswered
 
 STOP_GRACE = 0.5  # how long a backend may take to stop after `answer_timeout` [s]
 
@@ -55,6 +56,7 @@ class Capabilities:
     dialogue: bool = False  # understands earlier turns
     yes_no: bool = False  # answers `Query.yes_no`
     scores: ScoreKind = ScoreKind.UNCALIBRATED
+    batches: bool = False  # answers several queries at once, see `AnswersBatches`
 
 
 @dataclass(frozen=True)
@@ -245,27 +247,48 @@ class ReportsCache(Protocol):
         """What is kept; None: it keeps nothing."""
 
 
+@dataclass(frozen=True)
+class BatchRequest:
+    """One query of a batch."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    query: Query
+    cancel: Cancellation  # ends this answer only
+
+    def failed(self, error: LisaError) -> Done:
+        """Return the end of an answer that fails."""
+        result = unanswered(self.query.text, Status.FAILED, str(error), self.image.shape[:2])
+        return Done(result)
+
+
 @runtime_checkable
 class AnswersBatches(Protocol):
-    """A backend that answers several queries at once, which a GPU does faster."""
+    """A backend that answers several queries at once, which a GPU does faster.
 
-    def answer_batch(
-        self,
-        requests: Sequence[tuple[np.ndarray, Query]],
-        options: InferenceOptions,
-        cancel: Cancellation,
-    ) -> list[Segmentation]:
-        """Return the answers in the order of the requests, each as `Backend.stream` gives it.
+    It may have the method and not be able to: `Capabilities.batches` tells.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can do."""
+
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
+        """Yield the events of all answers, each with the number of its request.
+
+        The events of one request are those of `Backend.stream`; those of several requests may
+        alternate. A request that is not valid, or for which the model computes NaN or infinity,
+        ends as FAILED, and the others go on. A request that the backend cannot answer together
+        with others has no Done: the caller asks it alone.
 
         Args:
-            requests: images (H, W, 3) uint8 RGB, of any size, and queries without a region.
+            requests: images of any size, and queries without a region.
             options: for all of them; `answer_timeout` limits the time of the whole batch.
-            cancel: ends all answers.
 
         Raises:
-            ImageError: an image has another shape or type.
-            QueryError: a text is empty or too long.
-            ModelError: the model computed NaN or infinity for one of them.
+            Exception: the iteration raises what no single request has caused, such as a
+                WorkerError; requests without Done are to be asked alone.
         """
 
 

@@ -3,23 +3,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
-from lisa_ros.errors import LisaError
-from lisa_ros.perception.answer_checks import check_result
+from lisa_ros.errors import LisaError, ModelError
+from lisa_ros.perception.answer_checks import check_event
 from lisa_ros.perception.backend import (
     AnswersBatches,
     Backend,
+    BatchRequest,
     Cancellation,
     InferenceOptions,
     Query,
 )
-from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.results import Done, Segmentation, Status, unanswered
+from lisa_ros.perception.roi import checked_request, pasted_event, stream_in_region
+from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
 
 Request = tuple[np.ndarray, Query]  # (H, W, 3) uint8 RGB, and a query about it
+
+
+def can_batch(backend: Backend) -> TypeGuard[AnswersBatches]:
+    """Return whether a backend answers several queries at once."""
+    return isinstance(backend, AnswersBatches) and backend.capabilities.batches
+
+
+def stream_batch(
+    backend: AnswersBatches, requests: Sequence[BatchRequest], options: InferenceOptions
+) -> Iterator[tuple[int, Event]]:
+    """Yield the events of all answers, each with the number of its request.
+
+    As `roi.stream_in_region` for each: a query may have a region, and what a model computes
+    wrongly ends its answer as FAILED. So does a request that is not valid. A request without Done
+    is to be asked alone.
+
+    Args:
+        backend: the model.
+        requests: images of any size.
+        options: for all of them.
+
+    Raises:
+        Exception: what `AnswersBatches.stream_batch` raises.
+    """
+    cropped: dict[int, BatchRequest] = {}
+    for number, request in enumerate(requests):
+        try:
+            image, query = checked_request(backend, request.image, request.query)
+        except LisaError as error:  # noqa: PERF203  # one fails, the others go on
+            yield number, request.failed(error)
+        else:
+            cropped[number] = dataclasses.replace(request, image=image, query=query)
+    if not cropped:
+        return
+    numbers, ended = list(cropped), set()
+    for place, event in backend.stream_batch(list(cropped.values()), options):
+        number = numbers[place]
+        if number in ended:  # the backend goes on after what was wrong
+            continue
+        checked = _checked(requests[number], cropped[number], event)
+        if isinstance(checked, Done):
+            ended.add(number)
+        yield number, checked
+
+
+def _checked(request: BatchRequest, cropped: BatchRequest, event: Event) -> Event:
+    """Return an event of the backend for the whole image; FAILED if it is wrong."""
+    try:
+        check_event(event, cropped.image.shape[:2])
+    except ModelError as error:
+        return request.failed(error)
+    return pasted_event(event, request.query.region, request.image.shape[:2])
 
 
 def answer_requests(
@@ -30,24 +85,17 @@ def answer_requests(
 ) -> list[Segmentation]:
     """Return the answers in the order of the requests; FAILED with the reason if one fails.
 
-    Requests with a region and yes/no questions are answered one after the other. So are all of
-    them if one is not valid, or if the model computes NaN for one: then only that one fails.
+    Requests that the backend leaves unanswered are asked one after the other.
     """
-    together = [
-        number
-        for number, (_, query) in enumerate(requests)
-        if query.region is None and not query.yes_no
-    ]
     results: dict[int, Segmentation] = {}
-    if isinstance(backend, AnswersBatches) and len(together) > 1:
+    if can_batch(backend) and len(requests) > 1:
+        batch = [BatchRequest(image, query, cancel) for image, query in requests]
         try:
-            answers = backend.answer_batch([requests[n] for n in together], options, cancel)
-            for number, answer in zip(together, answers, strict=True):
-                check_result(answer, requests[number][0].shape[:2])
-        except LisaError:  # answered singly, the request at fault names its error
+            for number, event in stream_batch(backend, batch, options):
+                if isinstance(event, Done):
+                    results[number] = event.result
+        except LisaError:  # asked singly, the request at fault names its error
             pass
-        else:
-            results = dict(zip(together, answers, strict=True))
     return [
         results[number] if number in results else _answer(backend, request, options, cancel)
         for number, request in enumerate(requests)

@@ -42,6 +42,11 @@ class EncodedImage:
         """(height, width) of the image inside of SAM's square [px]."""
         return sam_resized_shape(self.image.shape[:2], self.sam_pixels.shape[-1])
 
+    @property
+    def has_sam(self) -> bool:
+        """Whether SAM has encoded it, or has begun to."""
+        return self.sam_features is not None or self.sam_started is not None
+
     def take_seconds(self) -> dict[str, float]:
         """Return the seconds that no answer has counted; the next call returns none."""
         seconds, self.seconds = self.seconds, {}
@@ -112,8 +117,7 @@ class ImageEncoder:
 
     def start_sam(self, encoded: EncodedImage) -> None:
         """On a GPU, start SAM's encoder beside what follows; elsewhere do nothing."""
-        has_begun = encoded.sam_started is not None or encoded.sam_features is not None
-        if self._sam_stream is None or has_begun:
+        if self._sam_stream is None or encoded.has_sam:
             return
         self._sam_stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._sam_stream), torch.inference_mode():
@@ -161,29 +165,33 @@ class ImageEncoder:
         timer = StageTimer(self.device)
         with timer.stage('preprocess'):
             by_key = {image_key(check_rgb(image)): image for image in images}
-            known = {key: self._batch[key] for key in by_key if key in self._batch}
-            for key in by_key:
-                newest = self._newest.get(key)
-                if newest is not None and newest.sam_features is not None:
-                    known[key] = newest
-            new = {key: image for key, image in by_key.items() if key not in known}
+            known = {key: self._newest.get(key) or self._batch.get(key) for key in by_key}
+            new = {key: image for key, image in by_key.items() if known[key] is None}
             prepared = [self._preparation.prepare(image) for image in new.values()]
-        self._batch = known
-        if not new:
-            return
-        with torch.inference_mode():
-            with timer.stage('clip'):
+        self._batch = {key: encoded for key, encoded in known.items() if encoded is not None}
+        if new:
+            with timer.stage('clip'), torch.inference_mode():
                 tokens = self._model.encode_clip(torch.stack([own.clip for own in prepared]))
-            with timer.stage('sam'):
-                features = self._model.encode_sam(torch.stack([own.sam for own in prepared]))
-        share = {name: duration / len(new) for name, duration in timer.seconds.items()}
-        self._batch = known | {
-            key: EncodedImage(
-                key, image, tokens[i], own.sam, features[i : i + 1], seconds=dict(share)
-            )
-            for i, ((key, image), own) in enumerate(zip(new.items(), prepared, strict=True))
-            if all_finite(tokens[i]) and all_finite(features[i])
-        }
+            share = {name: duration / len(new) for name, duration in timer.seconds.items()}
+            for (key, image), own, clip in zip(new.items(), prepared, tokens, strict=True):
+                if all_finite(clip):
+                    encoded = EncodedImage(key, image, clip, own.sam, seconds=dict(share))
+                    self._batch[key] = encoded
+        self._encode_sam([encoded for encoded in self._batch.values() if not encoded.has_sam])
+
+    def _encode_sam(self, images: Sequence[EncodedImage]) -> None:
+        """Run SAM on several encoded images at once."""
+        if not images:
+            return
+        timer = StageTimer(self.device)
+        with timer.stage('sam'), torch.inference_mode():
+            pixels = torch.stack([encoded.sam_pixels for encoded in images])
+            features = self._model.encode_sam(pixels).split(1)
+        for encoded, own in zip(images, features, strict=True):
+            if all_finite(own):
+                encoded.sam_features = own
+            seconds = encoded.seconds.get('sam', 0.0) + timer.seconds['sam'] / len(images)
+            encoded.seconds['sam'] = seconds
 
     def clear(self) -> None:
         """Drop all features."""

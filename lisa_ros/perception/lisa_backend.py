@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lisa_ros.errors import QueryError
+from lisa_ros.errors import LisaError, ModelError, QueryError
 from lisa_ros.model import checkpoint, generation
 from lisa_ros.model.batch_beginnings import read_beginnings
-from lisa_ros.model.batch_generation import BatchPrompt, generate_batch
+from lisa_ros.model.batch_generation import BatchPrompt
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.captured_decoding import captured_decoder
 from lisa_ros.model.device import resolve_device
@@ -36,6 +36,7 @@ from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.backend import (
     AnswerStyle,
+    BatchRequest,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -45,6 +46,7 @@ from lisa_ros.perception.backend import (
     check_query,
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
+from lisa_ros.perception.lisa_batch import BatchRow, RowEnd, answer_rows
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.model_source import limits_of, origin_of
 from lisa_ros.perception.other_object import excluded_masks
@@ -178,6 +180,7 @@ class LisaBackend:
             dialogue=True,
             yes_no=True,
             scores=ScoreKind.CALIBRATED if calibrated else ScoreKind.UNCALIBRATED,
+            batches=self.model.config.point_rule is None,
         )
 
     @property
@@ -263,69 +266,98 @@ class LisaBackend:
             return config.explain
         return config.answer_styles.get(style.value, '')
 
-    def answer_batch(
-        self,
-        requests: Sequence[tuple[np.ndarray, Query]],
-        options: InferenceOptions,
-        cancel: Cancellation,
-    ) -> list[Segmentation]:
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
         """Answer several queries at once; see `AnswersBatches`.
 
-        Images, prompts and tokens go through the model together, masks one after the other. The
-        `timings` of an answer have its share of what was done together.
+        Images, prompts, tokens and masks go through the model together. The `timings` of an answer
+        have its share of that. Left to be asked alone are yes/no questions, queries whose reason
+        is a further turn, and those whose masks come from points or from typed [SEG]; and what
+        else there is, if that is a single query.
         """
-        asked = [self._checked(image, query, options) for image, query in requests]
-        # masks of prompts, points and further turns are rare: one after the other
-        is_single = options.typed_specials or self._point_rule(options) is not None
-        if is_single or any(query.explain or query.yes_no for _, query in requests):
-            streams = [self.stream(*request, options, cancel) for request in requests]
-            return list(map(_last_result, streams))
-        if not asked:
-            return []
-        stop = StopCondition(cancel, Deadline(options.answer_timeout))
-        self.encoder.encode_batch([item.image for item in asked])
-        replies = []
-        for item in asked:
-            timer = StageTimer(self.encoder.device)
-            encoded = self.encoder.encode(item.image, timer)
-            replies.append(self._reply(encoded, options, item.answer, timer))
-        self._generate_batch(asked, replies, options, stop)
-        results = []
-        for item, reply in zip(asked, replies, strict=True):
-            is_complete = reply.is_complete(options.max_new_tokens)
-            if is_complete:
-                self._replies.add(item.text, item.answer.token_ids)
-            results.append(reply.result(None if is_complete else stop.early_end))
-        return results
+        deadline = Deadline(options.answer_timeout)
+        queries, errors = self._batch_queries(requests, options)
+        if len(queries) == 1:
+            queries = {}
+        replies, encoding_errors = self._batch_replies(queries, options)
+        for number, error in (errors | encoding_errors).items():
+            yield number, requests[number].failed(error)
+        if not replies:
+            return
+        numbers = list(replies)
+        stops = [StopCondition(requests[number].cancel, deadline) for number in numbers]
+        queries = {number: queries[number] for number in numbers}
+        rows = self._batch_rows(queries, replies, stops, options)
+        stop_id = self.tokenizer.eos_token_id
+        for place, event in answer_rows(self._language_model, self._mask_decoder, rows, stop_id):
+            number = numbers[place]
+            if not isinstance(event, RowEnd):
+                yield number, event
+            elif event.error is not None:
+                yield number, requests[number].failed(event.error)
+            else:
+                yield number, self._row_result(rows[place], queries[number].text, options)
 
-    def _generate_batch(
+    def _batch_queries(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> tuple[dict[int, _Asked], dict[int, LisaError]]:
+        """Return the prompts of a batch by the numbers of their requests, and what has none."""
+        queries, errors = {}, {}
+        for number, request in enumerate(requests):
+            if self._is_alone(request.query, options):
+                continue
+            try:
+                queries[number] = self._checked(request.image, request.query, options)
+            except LisaError as error:
+                errors[number] = error
+        return queries, errors
+
+    def _batch_replies(
+        self, queries: dict[int, _Asked], options: InferenceOptions
+    ) -> tuple[dict[int, Reply], dict[int, LisaError]]:
+        """Encode the images of a batch; return empty replies, and images that are not finite."""
+        replies, errors = {}, {}
+        if queries:
+            self.encoder.encode_batch([query.image for query in queries.values()])
+        for number, query in queries.items():
+            timer = StageTimer(self.encoder.device)
+            try:
+                encoded = self.encoder.encode(query.image, timer)
+            except ModelError as error:
+                errors[number] = error
+            else:
+                replies[number] = self._reply(encoded, options, query.answer, timer)
+        return replies, errors
+
+    def _batch_rows(
         self,
-        asked: Sequence[_Asked],
-        replies: Sequence[Reply],
+        queries: dict[int, _Asked],
+        replies: dict[int, Reply],
+        stops: Sequence[StopCondition],
         options: InferenceOptions,
-        stop: Cancellation,
-    ) -> None:
-        """Generate all answers; the timers of the replies get the stages "prompt" and "tokens"."""
-        timer = StageTimer(self.encoder.device)
+    ) -> list[BatchRow]:
+        """Read the beginnings of the prompts; return the rows in the order of the replies."""
+        timer, images = StageTimer(self.encoder.device), [r.encoded for r in replies.values()]
         with timer.stage('prompt'), torch.inference_mode():
-            images = [reply.encoded for reply in replies]
-            prompts = self._batch_prompts(asked, images, options)
-        steps = generate_batch(
-            self._language_model,
-            prompts,
-            stop_id=self.tokenizer.eos_token_id,
-            is_done=lambda number: stop.is_set() or replies[number].answer.repeated_count > 0,
-        )
-        while True:
-            with timer.stage('tokens'):
-                number, step = next(steps, (0, None))
-            if step is None:
-                break
-            for _ in replies[number].push(step):
-                pass
-        share = {name: seconds / len(replies) for name, seconds in timer.seconds.items()}
-        for reply in replies:
-            reply.timer.add(share)
+            prompts = self._batch_prompts(list(queries.values()), images, options)
+        for reply in replies.values():
+            reply.timer.add({'prompt': timer.seconds['prompt'] / len(replies)})
+        return list(map(BatchRow, prompts, replies.values(), stops))
+
+    def _is_alone(self, query: Query, options: InferenceOptions) -> bool:
+        """Return whether a query needs what a batch has not: rare, and not worth it."""
+        explain = query.explain or options.answer_style is AnswerStyle.EXPLAIN
+        has_further_turn = explain and bool(self.model.config.reason_question)
+        has_points = self._point_rule(options) is not None
+        return query.yes_no or has_further_turn or has_points or options.typed_specials
+
+    def _row_result(self, row: BatchRow, text: str, options: InferenceOptions) -> Done:
+        """Return the result of a row; a complete answer is kept as a draft."""
+        is_complete = row.reply.is_complete(options.max_new_tokens)
+        if is_complete:
+            self._replies.add(text, row.reply.answer.token_ids)
+        return Done(row.reply.result(None if is_complete else row.stop.early_end))
 
     def _batch_prompts(
         self, asked: Sequence[_Asked], images: Sequence[EncodedImage], options: InferenceOptions

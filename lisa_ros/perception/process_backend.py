@@ -22,16 +22,15 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from lisa_ros.errors import SettingsError, WorkerError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.backend import (
-    STOP_GRACE,
     BackendLoader,
+    BatchRequest,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -41,12 +40,14 @@ from lisa_ros.perception.backend import (
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.perception.registry import find_loader, without_auto
+from lisa_ros.perception.request_limits import AnyCancelled, RequestLimits, batch_ends
 from lisa_ros.perception.shared_channel import ChannelClosedError
-from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer, timed_out
+from lisa_ros.perception.stopping import PartialAnswer
 from lisa_ros.perception.worker import Worker
 from lisa_ros.perception.worker_messages import (
     Answered,
     Ask,
+    AskBatch,
     Begun,
     Cancel,
     ClearCache,
@@ -54,37 +55,18 @@ from lisa_ros.perception.worker_messages import (
     Ended,
     Load,
     Raised,
+    Request,
     exception_of,
     with_masks,
 )
 from lisa_ros.perception.worker_supervisor import StoppedError, WorkerLog, WorkerSupervisor
-from lisa_ros.results import Done, Event, MaskReady, Status
+from lisa_ros.results import Done, Event, MaskReady
 
 _CANCEL_PERIOD = 0.01  # how often a cancel is looked for while the child answers [s]
-_SHORT_WAIT = 0.1  # a shorter wait for the model is not taken off `answer_timeout` [s]
 
 
 class _DiedEarlyError(WorkerError):
     """The child died before its model had accepted the query."""
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """When a request ends early."""
-
-    cancel: Cancellation
-    answer: Deadline  # the child stops by itself
-    stop: Deadline  # the child is killed
-
-    def end_of_killed(self) -> EarlyEnd:
-        """Return how a request ends whose child was killed."""
-        if self.cancel.is_set():
-            return CANCELLED
-        reason = (
-            f'the model has not returned for {self.stop.limit:.3g} s (answer_timeout: '
-            f'{self.answer.limit:.3g} s); its process was ended and is being loaded again'
-        )
-        return EarlyEnd(Status.TIMED_OUT, reason)
 
 
 class ProcessBackend:
@@ -214,11 +196,36 @@ class ProcessBackend:
         """Drop the features of earlier images."""
         self._call(ClearCache(next(self._numbers)))
 
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
+        """Answer several queries at once; see `AnswersBatches`.
+
+        Raises:
+            WorkerError: the child died, or cannot be loaded again.
+        """
+        limits, unfinished = RequestLimits.of(options.answer_timeout), dict(enumerate(requests))
+        partial = [PartialAnswer(r.query.text, r.image.shape[:2]) for r in requests]
+        while unfinished:
+            cancels = [request.cancel for request in unfinished.values()]
+            try:
+                worker = self._supervisor.ready_worker(AnyCancelled(cancels), limits.answer)
+                for number, event in self._ask_batch(worker, unfinished, options, limits):
+                    partial[number].add(event)
+                    if isinstance(event, Done):
+                        del unfinished[number]
+                    yield number, event
+                return  # maybe without a Done: the caller reports that
+            except StoppedError as stopped:
+                for number, end in batch_ends(stopped.end, unfinished).items():
+                    del unfinished[number]
+                    yield number, Done(partial[number].result(end))
+
     def _call(self, request: EncodeImages | ClearCache) -> None:
-        limits = _Limits(threading.Event(), Deadline(None), Deadline(None))
-        worker = self._supervisor.ready_worker(limits.cancel, limits.answer)
+        limits = RequestLimits.of(None)
+        worker = self._supervisor.ready_worker(threading.Event(), limits.answer)
         try:
-            for _ in self._replies(worker, request, limits):
+            for _ in self._replies(worker, request, {}, limits):
                 return
         except ChannelClosedError:
             raise WorkerError(self._supervisor.ended(worker)) from None
@@ -227,12 +234,10 @@ class ProcessBackend:
         self, image: np.ndarray, query: Query, options: InferenceOptions, cancel: Cancellation
     ) -> Iterator[Event | None]:
         """Yield None when the model has accepted the query, then the events of its answer."""
-        timeout = options.answer_timeout
-        stop = Deadline(None if timeout is None else timeout + STOP_GRACE)
-        limits = _Limits(cancel, Deadline(timeout), stop)
+        limits = RequestLimits.of(options.answer_timeout)
         partial = PartialAnswer(query.text, image.shape[:2])
         try:
-            for event in self._tries(image, query, options, limits):
+            for event in self._tries(Ask(0, image, query, options), cancel, limits):
                 if event is not None:
                     partial.add(event)
                 yield event
@@ -240,88 +245,122 @@ class ProcessBackend:
             yield Done(partial.result(stopped.end))
 
     def _tries(
-        self, image: np.ndarray, query: Query, options: InferenceOptions, limits: _Limits
+        self, ask: Ask, cancel: Cancellation, limits: RequestLimits
     ) -> Iterator[Event | None]:
         """Ask a child, and another one if it died before its model had accepted the query."""
         try:
-            yield from self._ask(image, query, options, limits)
+            yield from self._ask(ask, cancel, limits)
         except _DiedEarlyError:
-            yield from self._ask(image, query, options, limits)
+            yield from self._ask(ask, cancel, limits)
 
     def _ask(
-        self, image: np.ndarray, query: Query, options: InferenceOptions, limits: _Limits
+        self, ask: Ask, cancel: Cancellation, limits: RequestLimits
     ) -> Iterator[Event | None]:
-        worker = self._supervisor.ready_worker(limits.cancel, limits.answer)
-        left = limits.answer.seconds_left
-        if left is not None and left < options.answer_timeout - _SHORT_WAIT:
-            options = dataclasses.replace(options, answer_timeout=left)
+        worker = self._supervisor.ready_worker(cancel, limits.answer)
+        number, options = next(self._numbers), limits.options(ask.options)
+        ask = dataclasses.replace(ask, number=number, options=options)
         has_begun, masks = False, []
         try:
-            ask = Ask(next(self._numbers), image, query, options)
-            for reply in self._replies(worker, ask, limits):
+            for reply in self._replies(worker, ask, {number: cancel}, limits):
                 if isinstance(reply, Begun):
                     has_begun = True
                     yield None
                 elif isinstance(reply, Answered):
-                    self._gpu_memory = reply.gpu_memory or self._gpu_memory
-                    self._cache_use = reply.cache_use or self._cache_use
-                    event = reply.event
-                    if isinstance(event, MaskReady):
-                        masks.append(event)
-                    elif reply.has_earlier_masks:
-                        event = with_masks(event, masks)
-                    yield _with_limit(event, limits.answer)
-                if _is_last(reply):  # maybe without Done: the caller reports that
+                    yield self._event(reply, masks, limits)
+                if _is_last(reply, ask):  # maybe without Done: the caller reports that
                     return
         except ChannelClosedError:
             kind = WorkerError if has_begun else _DiedEarlyError
             raise kind(self._supervisor.ended(worker)) from None
 
+    def _ask_batch(
+        self,
+        worker: Worker,
+        requests: Mapping[int, BatchRequest],
+        options: InferenceOptions,
+        limits: RequestLimits,
+    ) -> Iterator[tuple[int, Event]]:
+        """Yield the events of several answers, with the numbers of the requests."""
+        options = limits.options(options)
+        asks = {
+            number: Ask(next(self._numbers), np.ascontiguousarray(r.image), r.query, options)
+            for number, r in requests.items()
+        }
+        numbers = {ask.number: number for number, ask in asks.items()}
+        cancels = {ask.number: requests[number].cancel for number, ask in asks.items()}
+        masks: dict[int, list[MaskReady]] = {number: [] for number in numbers}
+        batch = AskBatch(next(self._numbers), list(asks.values()))
+        try:
+            for reply in self._replies(worker, batch, cancels, limits):
+                if isinstance(reply, Answered):
+                    event = self._event(reply, masks[reply.number], limits)
+                    yield numbers[reply.number], event
+                if _is_last(reply, batch):
+                    return
+        except ChannelClosedError:
+            raise WorkerError(self._supervisor.ended(worker)) from None
+
+    def _event(self, reply: Answered, masks: list[MaskReady], limits: RequestLimits) -> Event:
+        """Return the event of a reply; `masks`: of the answer so far, extended."""
+        self._gpu_memory = reply.gpu_memory or self._gpu_memory
+        self._cache_use = reply.cache_use or self._cache_use
+        event = reply.event
+        if isinstance(event, MaskReady):
+            masks.append(event)
+        elif reply.has_earlier_masks:
+            event = with_masks(event, masks)
+        return limits.with_limit(event)
+
     def _replies(
-        self, worker: Worker, request: Ask | EncodeImages | ClearCache, limits: _Limits
+        self,
+        worker: Worker,
+        request: Request,
+        cancels: Mapping[int, Cancellation],
+        limits: RequestLimits,
     ) -> Iterator[Begun | Answered | Ended]:
-        """Send a request and yield its replies; forward a cancel, and kill the child in the end.
+        """Send a request and yield its replies; forward cancels, and kill the child in the end.
+
+        Args:
+            worker: the child.
+            request: the request.
+            cancels: by the numbers of its queries.
+            limits: when the child is killed.
 
         Raises:
             ChannelClosedError: the child has ended.
             StoppedError: the child was killed.
             Exception: what the model raised.
         """
-        self._asked, is_cancelled = worker, False
+        self._asked, uncancelled, reply = worker, dict(cancels), None
         try:
             worker.send(request)
             while True:
                 reply = worker.receive(_CANCEL_PERIOD)
-                if reply is not None and reply.number == request.number:
+                if reply is not None and reply.number in (request.number, *cancels):
                     if isinstance(reply, Raised):
                         raise exception_of(reply)
                     yield reply
                 if limits.stop.is_over:
                     cause = f'has not returned for {limits.stop.limit:.3g} s'
                     self._supervisor.discard(worker, cause)
-                    raise StoppedError(limits.end_of_killed())
-                if limits.cancel.is_set() and not is_cancelled:
-                    is_cancelled = True
-                    worker.send(Cancel(request.number))
+                    raise StoppedError(limits.end_of_killed(cancels.values()))
+                for number in [n for n, cancel in uncancelled.items() if cancel.is_set()]:
+                    del uncancelled[number]
+                    worker.send(Cancel(number))
         except GeneratorExit:
-            if not _is_last(reply):  # the caller gives the request up
+            if not _is_last(reply, request):  # the caller gives the request up
                 with contextlib.suppress(ChannelClosedError):
-                    worker.send(Cancel(request.number))
+                    for number in cancels:
+                        worker.send(Cancel(number))
             raise
         finally:
             self._asked = None
 
 
-def _with_limit(event: Event, answer: Deadline) -> Event:
-    """Return an event with `answer_timeout` in its reason; the child had the rest of it."""
-    if not isinstance(event, Done) or event.result.status is not Status.TIMED_OUT:
-        return event
-    reason = timed_out(answer.limit).reason
-    return Done(dataclasses.replace(event.result, reason=reason))
-
-
-def _is_last(reply: object) -> bool:
+def _is_last(reply: object, request: Request) -> bool:
     """Return whether a reply ends its request."""
+    if isinstance(request, AskBatch):
+        return isinstance(reply, Ended)
     return isinstance(reply, Ended) or (
         isinstance(reply, Answered) and isinstance(reply.event, Done)
     )

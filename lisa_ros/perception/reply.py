@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from lisa_ros.errors import ModelError
 from lisa_ros.model.generation import GeneratedToken
 from lisa_ros.model.tokenizer import SPACE, Tokenizer
 from lisa_ros.perception.answer_builder import AnswerBuilder
 from lisa_ros.perception.image_encoder import EncodedImage, StageTimer
-from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
+from lisa_ros.perception.mask_decoder import (
+    MaskDecoder,
+    MaskOptions,
+    MaskRequest,
+    ScoredMask,
+    SegToken,
+)
 from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import Event, MaskReady, Segmentation, Token
 
@@ -45,19 +52,57 @@ class Reply:
 
     def push(self, step: GeneratedToken) -> Iterator[Event]:
         """Yield the events of the next token: its text, and the mask of a [SEG]."""
-        # Digits do not count: another number near this one may be as right.
-        if not self._tokenizer.id_to_token(step.token_id).strip(SPACE).isdigit():
-            self._text_prob *= step.probability
-        self.answer.token_ids.append(step.token_id)
-        yield Token(self._pieces.push(step.token_id), step.token_id)
+        yield self._add_token(step)
         if step.token_id == self._tokenizer.seg_token_id:
             yield from self.decode(SegToken(step.state, step.probability, self._text_prob))
 
+    def push_decoded(
+        self, step: GeneratedToken, masks: Iterator[ScoredMask | ModelError]
+    ) -> Iterator[Event]:
+        """Yield the events of the next token, whose mask is decoded already.
+
+        Args:
+            step: the token.
+            masks: those of `mask_requests` that are left; the first one is taken for a [SEG].
+
+        Raises:
+            ModelError: the mask is not finite.
+        """
+        yield self._add_token(step)
+        if step.token_id == self._tokenizer.seg_token_id and not self.answer.is_full:
+            yield from self._add_mask(next(masks))
+
+    def mask_requests(self, steps: Sequence[GeneratedToken]) -> list[MaskRequest]:
+        """Return the masks that the next tokens need, in their order; nothing is changed."""
+        requests, text_prob = [], self._text_prob
+        for step in steps:
+            text_prob *= self._text_factor(step)
+            if step.token_id == self._tokenizer.seg_token_id:
+                seg = SegToken(step.state, step.probability, text_prob)
+                requests.append(self._mask_request(seg))
+        return requests
+
     def decode(self, seg: SegToken) -> Iterator[MaskReady]:
         """Decode the mask of a [SEG] and yield its event, unless the answer leaves it out."""
-        if self.answer.is_full:
-            return
-        mask = self._mask_decoder.decode(seg, self.encoded, self._mask_options, self.timer)
+        if not self.answer.is_full:
+            yield from self._add_mask(self._mask_decoder.decode(self._mask_request(seg)))
+
+    def _add_token(self, step: GeneratedToken) -> Token:
+        self._text_prob *= self._text_factor(step)
+        self.answer.token_ids.append(step.token_id)
+        return Token(self._pieces.push(step.token_id), step.token_id)
+
+    def _text_factor(self, step: GeneratedToken) -> float:
+        """Return the probability of a token, 1 of digits: another number may be as right."""
+        is_number = self._tokenizer.id_to_token(step.token_id).strip(SPACE).isdigit()
+        return 1.0 if is_number else step.probability
+
+    def _mask_request(self, seg: SegToken) -> MaskRequest:
+        return MaskRequest(seg, self.encoded, self._mask_options, self.timer)
+
+    def _add_mask(self, mask: ScoredMask | ModelError) -> Iterator[MaskReady]:
+        if isinstance(mask, ModelError):
+            raise mask
         event = self.answer.add_mask(mask)
         if event is not None:
             yield event

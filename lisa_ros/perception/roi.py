@@ -14,7 +14,14 @@ import numpy as np
 from lisa_ros.errors import ImageError, QueryError
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.answer_checks import checked_events
-from lisa_ros.perception.backend import Backend, Cancellation, InferenceOptions, Query, check_query
+from lisa_ros.perception.backend import (
+    AnswersBatches,
+    Backend,
+    Cancellation,
+    InferenceOptions,
+    Query,
+    check_query,
+)
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
@@ -45,35 +52,50 @@ def stream_in_region(
         QueryError: the text is empty, or the backend finds it too long; or it is a yes/no question
             and the model cannot answer those.
     """
-    # here as well, for backends of other packages
-    region, shape = query.region, check_rgb(image).shape[:2]
+    cropped, cropped_query = checked_request(backend, image, query)
+    events = backend.stream(cropped, cropped_query, options, cancel)
+    return _pasted_events(
+        checked_events(events, query.text, cropped.shape[:2]), query.region, image.shape[:2]
+    )
+
+
+def checked_request(
+    backend: Backend | AnswersBatches, image: np.ndarray, query: Query
+) -> tuple[np.ndarray, Query]:
+    """Return what a backend gets: the pixels of the query's region, and the query without it.
+
+    Raises:
+        ImageError, QueryError: as `stream_in_region`.
+    """
+    check_rgb(image)  # here as well, for backends of other packages
     check_query(query.text)
     if query.yes_no and not backend.capabilities.yes_no:
         raise QueryError(
             'this model gives no probability of yes and no: ask for words, or load a model of the '
             'LISA family or a vision-language model'
         )
+    if query.region is None:
+        return image, query
+    dialogue = crop_dialogue(query.dialogue, query.region)
+    return crop(image, query.region), dataclasses.replace(query, region=None, dialogue=dialogue)
+
+
+def pasted_event(event: Event, region: Region | None, shape: tuple[int, int]) -> Event:
+    """Return an event about a region with masks of the whole image; shape: (H, W) of that."""
     if region is None:
-        events = backend.stream(image, query, options, cancel)
-        return checked_events(events, query.text, shape)
-    cropped_query = dataclasses.replace(
-        query, region=None, dialogue=crop_dialogue(query.dialogue, region)
-    )
-    cropped = crop(image, region)
-    events = backend.stream(cropped, cropped_query, options, cancel)
-    return _pasted_events(checked_events(events, query.text, cropped.shape[:2]), region, shape)
+        return event
+    if isinstance(event, MaskReady):
+        return paste_mask(event, region, shape)
+    if isinstance(event, Done):
+        return Done(paste_result(event.result, region, shape))
+    return event
 
 
 def _pasted_events(
-    events: Iterator[Event], region: Region, shape: tuple[int, int]
+    events: Iterator[Event], region: Region | None, shape: tuple[int, int]
 ) -> Iterator[Event]:
     for event in events:
-        if isinstance(event, MaskReady):
-            yield paste_mask(event, region, shape)
-        elif isinstance(event, Done):
-            yield Done(paste_result(event.result, region, shape))
-        else:
-            yield event
+        yield pasted_event(event, region, shape)
 
 
 def crop(image: np.ndarray, region: Region) -> np.ndarray:

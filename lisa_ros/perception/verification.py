@@ -21,8 +21,8 @@ from lisa_ros.perception.stopping import EarlyEnd, StopCondition
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token
 from lisa_ros.vlm.pointing_model import StopSignal
 
-# `PointingModel.choice_probabilities`
-Choose = Callable[[np.ndarray, str, Sequence[str], StopSignal], list[float]]
+# How probable each choice is as the first token of the answer to a request about an image
+Choose = Callable[[np.ndarray, str, Sequence[str], StopSignal], Sequence[float]]
 
 _MAX_NUMBERED = 9  # objects: a number must be one token; further ones are confirmed with them
 _MIN_NUMBER = 0.5  # probability that the model answers with a number; below it nothing is decided

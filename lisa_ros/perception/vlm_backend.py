@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,6 +42,7 @@ from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.sam2_encoder import Sam2Encoder
 from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.perception.verification import verified_events
+from lisa_ros.perception.vlm_reading import VlmReading, token_number
 from lisa_ros.perception.yes_no import YesNo, YesNoWords, yes_no_events
 from lisa_ros.results import Done, Event, ScoreFeatures, Segmentation, Status, Token
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser, LocatedObject
@@ -197,50 +197,56 @@ class VlmBackend:
         trained with several questions does not read earlier turns; but no answer about "the other
         one" has a mask of an object that was shown before.
         With `query.yes_no` the question is asked in its own words, without the profile's prompt,
-        and no token is generated.
+        and no token is generated. Earlier yes/no questions are in no prompt.
         """
         check_rgb(image)
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
+        turns = query.dialogue.turns
         if query.yes_no:
             check_query(query.text)
-            return self._yes_no_events(image, query.text, stop)
+            request = f'{query.text.strip()} {_YES_NO.request}'
+            prompt = self._vlm.prepare_request(image, request, turns)
+            return self._yes_no_events(query.text, image.shape[:2], prompt, stop)
         min_answer_tokens = min(_MIN_ANSWER_TOKENS, options.max_new_tokens)
-        turns = query.dialogue.turns
         inputs = self._vlm.prepare(image, query.text, min_answer_tokens, turns)
         events = self._events(image, query, inputs, options, stop)
         if not options.verify:
             return events
         threshold = options.confidence_threshold or 0.0
-        choose = self._vlm.choice_probabilities
-        return verified_events(events, image, query.text, choose, threshold, stop)
+        return verified_events(events, image, query.text, self._choose, threshold, stop)
+
+    def _choose(
+        self, image: np.ndarray, request: str, choices: Sequence[str], stop: StopCondition
+    ) -> Sequence[float]:
+        """Return how probable each choice is as the answer to a request, see `verification`."""
+        prompt = self._vlm.prepare_request(image, request)
+        return self._vlm.choice_probabilities(prompt, choices, stop).values
 
     def _yes_no_events(
-        self, image: np.ndarray, question: str, stop: StopCondition
+        self, question: str, shape: tuple[int, int], prompt: PreparedPrompt, stop: StopCondition
     ) -> Iterator[Event]:
         """Compare how the answer could begin; no further token is generated.
 
         Raises:
-            QueryError: the question is too long.
-            ModelError: a server gives no probabilities.
+            ModelError: a server does not give the probabilities of both.
         """
         timer = StageTimer(self._sam2.device)
-        words = (*_YES_NO.yes, *_YES_NO.no)
-        request = f'{question.strip()} {_YES_NO.request}'
-        probabilities, end = [0.0] * len(words), None
+        words, count = (*_YES_NO.yes, *_YES_NO.no), len(_YES_NO.yes)
+        answer, end = YesNo(0.0, 0.0), None
         try:
             with timer.stage('prompt'):
-                probabilities = self._vlm.choice_probabilities(image, request, words, stop)
+                choice = self._vlm.choice_probabilities(prompt, words, stop)
         except UnreachableError as error:
             end = EarlyEnd(Status.UNREACHABLE, str(error))
-        if self._vlm.gives_probabilities is False:
-            raise ModelError(
-                f'{self._vlm.device} gives no probabilities of tokens (logprobs), which a yes/no '
-                'question needs: ask for words'
-            )
-        count = len(_YES_NO.yes)
-        answer = YesNo(sum(probabilities[:count]), sum(probabilities[count:]))
+        else:
+            if not choice.is_measured:
+                raise ModelError(
+                    f'{self._vlm.device} gives no probabilities of tokens (top_logprobs), which a '
+                    'yes/no question needs: ask for words'
+                )
+            answer = YesNo(sum(choice.values[:count]), sum(choice.values[count:]))
         end = end or stop.early_end
-        yield from yes_no_events(question, image.shape[:2], answer, timer.seconds, end)
+        yield from yes_no_events(question, shape, answer, timer.seconds, end)
 
     def _events(
         self,
@@ -259,12 +265,12 @@ class VlmBackend:
             excluded_masks(query, (height, width)),
         )
         parser = AnswerParser(self._profile, inputs.resized, (width, height))
-        reading = _Reading(parser, self._profile.stop)
+        reading = VlmReading(parser, self._profile.stop)
         max_new_tokens = min(options.max_new_tokens, self._vlm.max_answer_tokens(inputs))
         failure: EarlyEnd | None = None
         try:
             for token in self._tokens(inputs, max_new_tokens, stop, timer):
-                answer.token_ids.append(_number(token))
+                answer.token_ids.append(token_number(token))
                 yield Token(token.text, token.token_id)
                 for located, words_prob in reading.push(token):
                     if answer.is_full:
@@ -282,6 +288,8 @@ class VlmBackend:
         is_cut = not reading.is_over and at_limit
         hint = f' (max_new_tokens: {max_new_tokens})' if is_cut else ''
         result = answer.result(parser.text, timer.seconds, early_end)
+        if not reading.are_tokens:
+            result = dataclasses.replace(result, token_count=None)
         if early_end is None and result.status is not Status.REPEATED:
             reading.finish()
         yield Done(_readable(result, parser, reading.error, hint))
@@ -322,56 +330,6 @@ class VlmBackend:
                 cell = 4 * max(logits.shape) / self._sam2.side
                 logits = refine_mask_logits(image, logits, cell)
         return ScoredMask(logits, *_score(mask, words_prob))
-
-
-@dataclass
-class _Reading:
-    """An answer while its tokens arrive."""
-
-    parser: AnswerParser
-    stop: str  # text that ends the answer; '': none
-    has_ended: bool = False  # with this text, or with a token that ends a turn
-    is_cut: bool = False  # at the limit of tokens
-    error: AnswerError | None = None
-    words_prob: float = 1.0  # of the words since the last object, without digits
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no further token is needed."""
-        return self.has_ended or self.error is not None
-
-    def push(self, token: WordToken) -> list[tuple[LocatedObject, float]]:
-        """Add a token; return the objects that it completes, and the probability of their words.
-
-        Digits do not count: another number near this one may be as right. Neither do tokens of
-        which a server does not give the probability.
-        """
-        self.is_cut = token.is_cut
-        if token.probability is not None and not token.text.strip().isdigit():
-            self.words_prob *= token.probability
-        try:
-            located = self.parser.push(token.text)
-        except AnswerError as error:
-            self.error = error
-            return []
-        completed = [(found, self.words_prob) for found in located]
-        if completed or not self.parser.has_begun:
-            self.words_prob = 1.0
-        is_stopped = bool(self.stop) and self.parser.is_complete and self.stop in self.parser.rest
-        self.has_ended = token.is_end or is_stopped
-        return completed
-
-    def finish(self) -> None:
-        """End the answer; `error` says what is wrong with it as a whole."""
-        try:
-            self.parser.finish()
-        except AnswerError as error:
-            self.error = self.error or error
-
-
-def _number(token: WordToken) -> int:
-    """Return a number that equal tokens of an answer have in common; a server gives no ids."""
-    return hash(token.text) if token.token_id is None else token.token_id
 
 
 def _score(mask: Sam2Mask, words_prob: float) -> tuple[float, ScoreFeatures]:

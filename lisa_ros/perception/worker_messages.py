@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between a process and the child process that runs its model.
 
-The child gets one `Load`, maybe after a `Prepare`, then requests. A request has a number. The
-child answers one request after the other; the parent ignores messages about requests that it has
-given up.
+The child gets one `Load`, maybe after a `Prepare`, then requests. A request has a number, and so
+has each query of an `AskBatch`. The child answers one request after the other; the parent ignores
+messages about requests that it has given up.
 """
 
 from __future__ import annotations
@@ -56,6 +56,17 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class AskBatch:
+    """Answer queries together; the replies are an `Answered` for each event, then `Ended`.
+
+    `Answered` has the number of its `Ask`; `Ended` and `Raised` have that of the batch.
+    """
+
+    number: int
+    asks: Sequence[Ask]
+
+
+@dataclass(frozen=True)
 class EncodeImages:
     """Encode images; the reply is `Ended` or `Raised`."""
 
@@ -72,12 +83,12 @@ class ClearCache:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop a request; no reply of its own."""
+    """Stop the answer to an `Ask`; no reply of its own."""
 
     number: int
 
 
-Request = Ask | EncodeImages | ClearCache
+Request = Ask | AskBatch | EncodeImages | ClearCache
 
 # ---- from the child
 
@@ -118,7 +129,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Ended:
-    """The request is complete; for a query: without `Done`, which is a bug of the backend."""
+    """The request is complete; for one `Ask`: without `Done`, which is a bug of the backend."""
 
     number: int
 

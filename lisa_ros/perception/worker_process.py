@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -29,12 +30,19 @@ from typing import NoReturn
 from lisa_ros import garbage_collection, native_settings, stop_signals
 from lisa_ros.errors import LisaError
 from lisa_ros.perception import standby_handover
-from lisa_ros.perception.backend import Backend, ReportsCache, ReportsNotices, ReportsPrecision
+from lisa_ros.perception.backend import (
+    Backend,
+    BatchRequest,
+    ReportsCache,
+    ReportsNotices,
+    ReportsPrecision,
+)
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
     Answered,
     Ask,
+    AskBatch,
     Begun,
     Cancel,
     ClearCache,
@@ -47,7 +55,7 @@ from lisa_ros.perception.worker_messages import (
     Request,
     without_masks,
 )
-from lisa_ros.results import Done, MaskReady
+from lisa_ros.results import Done, Event, MaskReady
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _LONGEST_IMPORT = 300.0  # after which a standby that still imports ends [s]
@@ -158,8 +166,8 @@ class ModelServer:
                 if isinstance(message, Cancel):
                     self._cancels.get(message.number, threading.Event()).set()
                     continue
-                if isinstance(message, Ask):
-                    self._cancels[message.number] = threading.Event()
+                for ask in _asks(message):
+                    self._cancels[ask.number] = threading.Event()
                 self._inbox.put(message)
         except ChannelClosedError:
             _exit(0)
@@ -214,7 +222,9 @@ class ModelServer:
             if isinstance(request, Ask):
                 self._answer(backend, request)
                 return
-            if isinstance(request, EncodeImages):
+            if isinstance(request, AskBatch):
+                self._answer_batch(backend, request)
+            elif isinstance(request, EncodeImages):
                 backend.encode_images(request.images)
             elif isinstance(request, ClearCache):
                 backend.clear_cache()
@@ -224,24 +234,47 @@ class ModelServer:
         except Exception as error:  # noqa: BLE001  # sent to the parent
             self._channel.send(_raised(request.number, error))
         finally:
-            self._cancels.pop(request.number, None)
+            for ask in _asks(request):
+                self._cancels.pop(ask.number, None)
 
     def _answer(self, backend: Backend, ask: Ask) -> None:
         events = backend.stream(ask.image, ask.query, ask.options, self._cancels[ask.number])
         self._channel.send(Begun(ask.number))
         masks: list[MaskReady] = []
         for event in events:
+            self._send_event(backend, ask.number, event, masks)
             if isinstance(event, Done):
-                done = without_masks(event, masks)
-                cache = backend.cache_use if isinstance(backend, ReportsCache) else None
-                self._channel.send(
-                    Answered(ask.number, done or event, gpu_memory(), cache, done is not None)
-                )
                 return
-            if isinstance(event, MaskReady):
-                masks.append(event)
-            self._channel.send(Answered(ask.number, event))
         self._channel.send(Ended(ask.number))
+
+    def _answer_batch(self, backend: Backend, batch: AskBatch) -> None:
+        requests = [
+            BatchRequest(ask.image, ask.query, self._cancels[ask.number]) for ask in batch.asks
+        ]
+        masks: list[list[MaskReady]] = [[] for _ in requests]
+        for place, event in backend.stream_batch(requests, batch.asks[0].options):
+            self._send_event(backend, batch.asks[place].number, event, masks[place])
+
+    def _send_event(
+        self, backend: Backend, number: int, event: Event, masks: list[MaskReady]
+    ) -> None:
+        """Send an event of an answer; `masks`: those that were sent, extended."""
+        if isinstance(event, Done):
+            done = without_masks(event, masks)
+            cache = backend.cache_use if isinstance(backend, ReportsCache) else None
+            answered = Answered(number, done or event, gpu_memory(), cache, done is not None)
+            self._channel.send(answered)
+            return
+        if isinstance(event, MaskReady):
+            masks.append(event)
+        self._channel.send(Answered(number, event))
+
+
+def _asks(message: object) -> Sequence[Ask]:
+    """Return the queries of a message."""
+    if isinstance(message, AskBatch):
+        return message.asks
+    return [message] if isinstance(message, Ask) else []
 
 
 def _raised(number: int, error: Exception) -> Raised:

@@ -11,7 +11,7 @@ import math
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -23,6 +23,7 @@ from geometry_msgs.msg import Point as PointMessage
 from rclpy.exceptions import NameValidationException
 from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from rclpy.task import Future as RosFuture
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from rclpy.validate_topic_name import validate_topic_name
@@ -37,6 +38,7 @@ from lisa_ros.agents.node_access import (
     NodeAnswer,
     NodeState,
     ObjectPlace,
+    OverlayWatch,
     Point,
     Progress,
     SeenPlace,
@@ -131,7 +133,7 @@ class RosNodeAccess:
 
     def send(self, goal: Goal, on_change: Callable[[], None]) -> _PendingGoal:
         """See NodeAccess."""
-        pending = _PendingGoal(goal.camera, on_change)
+        pending = _PendingGoal(on_change)
         sent = self._client.segment_async(
             goal.query,
             timeout=0.0,
@@ -163,13 +165,19 @@ class RosNodeAccess:
             f'no response of {self.name}/recall within {timeout:g} s: check that the node runs'
         )
 
-    def watch_overlay(self, camera: str, timeout: float) -> None:
+    def watch_overlay(self, camera: str, timeout: float) -> OverlayWatch:
         """See NodeAccess."""
-        self._overlays.watch(camera, timeout)
+        end = time.monotonic() + timeout
+        while self._state is None and time.monotonic() < end:
+            time.sleep(_POLL_PERIOD)
+        cameras = self._state.cameras if self._state else ()
+        if len(cameras) == 1:  # a goal need not name it
+            camera = cameras[0].name
+        return self._overlays.watch(camera, max(0.0, end - time.monotonic()))
 
-    def overlay(self, camera: str, stamp: int, timeout: float) -> np.ndarray | None:
+    def overlay(self, watch: OverlayWatch, stamp: int, timeout: float) -> np.ndarray | None:
         """See NodeAccess."""
-        return self._overlays.wait_for(camera, stamp, timeout)
+        return self._overlays.wait_for(watch, stamp, timeout)
 
     def _on_state(self, message: NodeStateMessage) -> None:
         self._state = NodeState(
@@ -187,10 +195,10 @@ class RosNodeAccess:
 class _PendingGoal:
     """A `PendingAnswer` of a goal."""
 
-    def __init__(self, camera: str, on_change: Callable[[], None]):
+    def __init__(self, on_change: Callable[[], None]):
         self.future: Future[NodeAnswer] = Future()
         self.progress = Progress()
-        self._camera, self._on_change = camera, on_change
+        self._on_change = on_change
         self._goal: GoalFuture | None = None
         self._ended = threading.Event()
 
@@ -214,7 +222,7 @@ class _PendingGoal:
         self._on_change()
 
     def _on_end(self, goal: RosFuture) -> None:
-        _copy_result(goal, self.future, lambda answer: _node_answer(answer, self._camera))
+        _copy_result(goal, self.future, _node_answer)
         self._ended.set()
         self._on_change()
 
@@ -225,53 +233,78 @@ class _Overlays:
     def __init__(self, node: Node, name: str):
         self._node, self._name = node, name
         self._lock = threading.Lock()
-        # by camera, then by stamp [ns], the oldest first
-        self._images: dict[str, OrderedDict[int, CompressedImage]] = {}
+        self._cameras: dict[str, _CameraOverlays] = {}
 
-    def watch(self, camera: str, timeout: float) -> None:
-        """Subscribe, and wait for the publisher, up to `timeout` [s]; again: no effect."""
+    def watch(self, camera: str, timeout: float) -> OverlayWatch:
+        """Subscribe, and wait for the publisher, up to `timeout` [s]; again: no effect.
+
+        Without a publisher the subscription ends: an agent may name any number of cameras.
+        """
         with self._lock:
-            if camera in self._images:
-                return
-            topic = self._topic(camera)
-            try:
-                self._node.create_subscription(
-                    CompressedImage, topic, lambda image: self._on_image(camera, image), 10
-                )
-            except NameValidationException:
-                return  # there is no such camera, which the node will say
-            self._images[camera] = OrderedDict()
-        end = time.monotonic() + timeout
-        while not self._node.count_publishers(self._node.resolve_topic_name(topic)):
-            if time.monotonic() > end:
-                return
-            time.sleep(_POLL_PERIOD)
-        time.sleep(_DISCOVERY_DELAY)
+            is_new = camera not in self._cameras
+            if is_new:
+                overlays = _CameraOverlays()
+                try:
+                    overlays.subscription = self._node.create_subscription(
+                        CompressedImage, self._topic(camera), overlays.add, 10
+                    )
+                except NameValidationException:  # there is no such camera, as the node will say
+                    return OverlayWatch(camera, time.monotonic())
+                self._cameras[camera] = overlays
+        if is_new and not self._wait_for_publisher(camera, timeout):
+            with self._lock:
+                del self._cameras[camera]
+            self._node.destroy_subscription(overlays.subscription)
+        return OverlayWatch(camera, time.monotonic())
 
-    def wait_for(self, camera: str, stamp: int, timeout: float) -> np.ndarray | None:
+    def wait_for(self, watch: OverlayWatch, stamp: int, timeout: float) -> np.ndarray | None:
         """Return the image with a stamp [ns]; None if it does not come in time or is broken."""
         end = time.monotonic() + timeout
         while True:
             with self._lock:
-                image = self._images.get(camera, {}).get(stamp)
+                overlays = self._cameras.get(watch.camera)
+            image = overlays and overlays.newest(stamp, watch.since)
             if image is not None:
                 try:
                     return message_to_rgb(image)
                 except ImageError:
                     return None
-            if time.monotonic() > end:
+            if overlays is None or time.monotonic() > end:
                 return None
             time.sleep(_POLL_PERIOD)
+
+    def _wait_for_publisher(self, camera: str, timeout: float) -> bool:
+        """Return whether there is one within `timeout` [s]."""
+        topic = self._node.resolve_topic_name(self._topic(camera))
+        end = time.monotonic() + timeout
+        while not self._node.count_publishers(topic):
+            if time.monotonic() > end:
+                return False
+            time.sleep(_POLL_PERIOD)
+        time.sleep(_DISCOVERY_DELAY)
+        return True
 
     def _topic(self, camera: str) -> str:
         return '/'.join(filter(None, (self._name, camera, 'overlay/compressed')))
 
-    def _on_image(self, camera: str, image: CompressedImage) -> None:
-        with self._lock:
-            images = self._images[camera]
-            images[stamp_ns(image.header)] = image
-            if len(images) > _KEPT_OVERLAYS:
-                images.popitem(last=False)
+
+class _CameraOverlays:
+    """The newest overlay images of a camera. Any thread."""
+
+    def __init__(self) -> None:
+        self.subscription: Subscription | None = None
+        self._images: deque[tuple[float, CompressedImage]] = deque(maxlen=_KEPT_OVERLAYS)
+
+    def add(self, image: CompressedImage) -> None:
+        """Keep an image that arrives now."""
+        self._images.append((time.monotonic(), image))
+
+    def newest(self, stamp: int, since: float) -> CompressedImage | None:
+        """Return the newest image with a stamp [ns] that came since a time [s, monotonic]."""
+        for arrival, image in reversed(self._images.copy()):
+            if arrival >= since and stamp_ns(image.header) == stamp:
+                return image
+        return None
 
 
 def _copy_result(
@@ -289,7 +322,7 @@ def _copy_result(
         pass
 
 
-def _node_answer(answer: Answer, camera: str) -> NodeAnswer:
+def _node_answer(answer: Answer) -> NodeAnswer:
     message = answer.message
     masks = answer.masks
     probability = answer.yes_probability
@@ -297,7 +330,6 @@ def _node_answer(answer: Answer, camera: str) -> NodeAnswer:
         status=answer.status,
         reason=answer.reason,
         answer=answer.answer,
-        camera=camera,
         frame=answer.header.frame_id,
         stamp=stamp_ns(answer.header),
         image_size=(masks.shape[2], masks.shape[1]) if len(masks) else None,

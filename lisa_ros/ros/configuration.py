@@ -19,6 +19,7 @@ from lisa_ros.tracking.optical_flow import FlowTracker
 from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
 from lisa_ros.tracking.tracker import Tracker
 
+GPU_BATCH = 8  # requests at once on a GPU, unless `max_batch` says otherwise
 _SWITCH = {'on': True, 'off': False}  # auto: None, as the model has it
 
 
@@ -40,6 +41,11 @@ def inference_options(settings: Settings) -> InferenceOptions:
         answer_timeout=settings.answer_timeout or None,
         verify=settings.verify,
     )
+
+
+def max_batch(settings: Settings, device: str) -> int:
+    """Return how many requests a model on a device answers at once, if it can."""
+    return settings.max_batch or (GPU_BATCH if device.startswith('cuda') else 1)
 
 
 def requery_policy(settings: Settings) -> RequeryPolicy:

@@ -43,6 +43,7 @@ from lisa_ros.ros.graph_names import full_name
 from lisa_ros.ros.inputs import TopicWatch
 from lisa_ros.ros.qos import are_all_latched
 from lisa_ros.session.frame_buffer import NewestMessages
+from lisa_ros.session.inference_batch import BatchUse
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.scheduler import MAX_UNDELIVERED, RequestScheduler
 
@@ -87,6 +88,7 @@ def model_report(
         loading_since,
         sorted(ends, key=lambda end: end.at),
         settings.answer_timeout,
+        inference.batch_use if inference else BatchUse(1),
     )
 
 

@@ -105,11 +105,19 @@ def run_live(
         finally:
             player.stop()
         _spin(client, 1.5)  # diagnostics are published every second
-    received, peak_memory = (
-        float(diagnostics.get(name, 0)) for name in ('images', 'peak memory [MiB]')
+    received, peak_memory, model_peak_memory = (
+        float(diagnostics.get(name, 0))
+        for name in ('images', 'peak memory [MiB]', 'model process peak memory [MiB]')
     )
     played = player.sent[playback.topics['image']]
-    return LiveRun(driver.answers, played, int(received), driver.skipped, peak_memory)
+    return LiveRun(
+        driver.answers,
+        played,
+        int(received),
+        driver.skipped,
+        peak_memory,
+        model_peak_memory or None,
+    )
 
 
 @contextlib.contextmanager

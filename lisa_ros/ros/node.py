@@ -163,7 +163,7 @@ class LisaNode(LifecycleNode):
             self.get_logger(),
         )
         # Parameters may have changed before `_on_parameters` saw the thread.
-        self._inference.set_options(configuration.inference_options(self._settings.value))
+        self._apply_options(self._inference, self._settings.value)
         self._inference.start()
         self._places.configure()
         for camera in self._cameras:
@@ -308,10 +308,14 @@ class LisaNode(LifecycleNode):
         self._settings.replace(settings)
         inference = self._inference  # another thread may release it
         if inference is not None:
-            inference.set_options(configuration.inference_options(settings))
+            self._apply_options(inference, settings)
         self._places.apply_settings(settings)
         for camera in self._cameras:
             camera.apply_settings(settings)
+
+    def _apply_options(self, inference: InferenceThread, settings: Settings) -> None:
+        options = configuration.inference_options(settings)
+        inference.set_options(options, configuration.max_batch(settings, inference.device))
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Stop all cameras, as the command "stop" does."""

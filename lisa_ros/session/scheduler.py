@@ -8,16 +8,18 @@ Rules:
 - A request waits for the first image, and up to 0.1 s for the depth and camera info of that image.
 - The newest frame must be new enough when the model begins, see image_age.py.
 - Goals wait, at most `goals_kept` of them. The clients of goals take turns, and all commands count
-  as one client; the goals of one client are answered in the order of arrival.
+  as one client; the goals of one client are begun in the order of arrival.
+- Several requests may run at once (`max_batch`), about the same frame unless they have their own.
+  A request of a dialogue waits while another one of it runs: its prompt has the other's answer.
 - At most one command waits: a newer command replaces it, and the older one ends as SUPERSEDED.
 - A running command or goal is finished unless it is cancelled.
 - A standing query is asked about every new frame while no command or goal is due. A command or
   goal preempts it, and it is asked again afterwards.
 - If listeners are slower than the model, the model waits, so that memory and delay are bounded.
   Background work waits until all results are delivered. Commands and goals wait while 2 or more
-  results are undelivered.
+  results are undelivered; the results of one batch may be more than that.
 
-Which camera's request the model answers next is decided in inference_thread.py.
+Which camera's request the model answers next is decided in job_queues.py.
 
 Threads: every method may be called from any thread and returns at once, except `close`; the lock
 is that of the inference thread. `take`, `event` and `complete` are for the inference thread alone.
@@ -39,13 +41,15 @@ from typing import Any
 
 from lisa_ros.error_text import shortened
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status, unanswered
+from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.background import BackgroundWork
 from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.delivery import DeliveryThread, ErrorLog
 from lisa_ros.session.dialogue_history import MAX_TURNS, DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, NewestMessages, SyncedMessages
 from lisa_ros.session.image_age import Clock, SystemClock, stale_reason
-from lisa_ros.session.inference_thread import InferenceJob, InferenceThread, Urgency
+from lisa_ros.session.inference_batch import Urgency
+from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.options import SessionOptions
 from lisa_ros.session.request import (
     CancelReason,
@@ -62,7 +66,7 @@ from lisa_ros.session.request_history import RequestHistory
 class Activity:
     """What a camera does at one moment; texts are empty if there is none."""
 
-    active_query: str  # of the command or goal that is being answered
+    active_query: str  # of the command or goal that is being answered; of several the first
     standing_query: str
     waiting: int  # commands and goals
 
@@ -109,8 +113,9 @@ class RequestScheduler:
         self._frames = FrameBuffer(options.frames_kept)
         self._waiting: list[Request] = []  # in the order of arrival
         self._turns = ClientTurns()
-        self._running: Request | None = None
+        self._running: list[InferenceJob] = []  # the first to begin first
         self._background = BackgroundWork()
+        self._stopped_at = -math.inf  # the last `stop` [s, monotonic]
         self._last_query: tuple[Request, Dialogue] | None = None  # about the camera's own frames
         self._closed = False
 
@@ -132,9 +137,9 @@ class RequestScheduler:
             self._closed = True
             self._background.clear()
             self._cancel_waiting(self._waiting, CancelReason.SHUTDOWN)
-            if self._running:
-                self._running.cancellation.cancel(CancelReason.SHUTDOWN)
-            if not self._changed.wait_for(lambda: self._running is None, timeout):
+            for job in self._running:
+                job.request.cancellation.cancel(CancelReason.SHUTDOWN)
+            if not self._changed.wait_for(lambda: not self._running, timeout):
                 return False
         self._inference.remove_queue(self)
         return self._delivery.close(max(0.0, deadline - time.monotonic()))
@@ -235,6 +240,10 @@ class RequestScheduler:
             if self._closed or not self.accepts_goals:
                 self.note_rejection()
                 return False
+            previous = request.previous
+            if previous is not None and previous.started_at < self._stopped_at:
+                self._end_unstarted(request, Status.CANCELLED, CancelReason.STOPPED.value)
+                return True  # "stop" came between its answers
             self._waiting.append(request)
             self._inference.wake()
         return True
@@ -288,8 +297,9 @@ class RequestScheduler:
     def requery(self) -> None:
         """Ask the last query again about the newest frame, once, as background work.
 
-        It has the same earlier turns as the last query, and adds no turn. No effect if nothing was
-        asked about the camera's own frames yet, or if other background work is pending.
+        The last one is that which was begun or answered last. It has the same earlier turns, and
+        adds no turn. No effect if nothing was asked about the camera's own frames yet, or if other
+        background work is pending.
         """
         with self._changed:
             if self._last_query is None or self._closed:
@@ -314,27 +324,27 @@ class RequestScheduler:
         Other goals go on, unless `stop_ends_goals` is set: a client waits for their answer.
         """
         with self._changed:
+            self._stopped_at = time.monotonic()
             goals = self._options.stop_ends_goals
             standing = self._background.standing_text
             stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
             self._stop_background()
             waiting = [r for r in self._waiting if _is_stoppable(r, goals)]
-            running = self._running
-            if running and _is_stoppable(running, goals):
-                running.cancellation.cancel(CancelReason.STOPPED)
-                stopped.append(f'the running {_described(running)}')
-            elif running and running.kind is RequestKind.REQUERY:
-                stopped.append(f'the repeated query {shortened(running.text)!r}')
+            for running in (job.request for job in self._running):
+                if _is_stoppable(running, goals):
+                    running.cancellation.cancel(CancelReason.STOPPED)
+                    stopped.append(f'the running {_described(running)}')
+                elif running.kind is RequestKind.REQUERY:
+                    stopped.append(f'the repeated query {shortened(running.text)!r}')
             self._cancel_waiting(waiting, CancelReason.STOPPED)
             return stopped + [f'the waiting {_described(request)}' for request in waiting]
 
     def activity(self) -> Activity:
         """Return what is being answered, watched and waiting."""
         with self._changed:
-            running = self._running
-            is_asked = running is not None and not running.kind.is_background
+            asked = [j.request.text for j in self._running if not j.request.kind.is_background]
             return Activity(
-                shortened(running.text) if is_asked else '',
+                shortened(asked[0]) if asked else '',
                 shortened(self._background.standing_text or ''),
                 len(self._waiting),
             )
@@ -345,11 +355,12 @@ class RequestScheduler:
             if request in self._waiting:
                 self._cancel_waiting([request], reason)
                 return True
-            running = self._running
-            if running is not None and running.cancellation is request.cancellation:
+            is_running = any(
+                job.request.cancellation is request.cancellation for job in self._running
+            )
+            if is_running:
                 request.cancellation.cancel(reason)
-                return True
-        return False
+        return is_running
 
     def call_after_delivery(self, call: Callable[[], object]) -> None:
         """Call this after the results that are on their way now, on the delivery thread."""
@@ -362,8 +373,9 @@ class RequestScheduler:
     def _stop_background(self) -> None:
         """End background work, lock held."""
         self._background.clear()
-        if self._running and self._running.kind.is_background:
-            self._running.cancellation.cancel(CancelReason.STOPPED)
+        for job in self._running:
+            if job.request.kind.is_background:
+                job.request.cancellation.cancel(CancelReason.STOPPED)
 
     def _cancel_waiting(self, requests: list[Request], reason: CancelReason) -> None:
         """End waiting requests, lock held."""
@@ -383,7 +395,7 @@ class RequestScheduler:
         """Whether a request waits or runs; one that waits for a newer frame does not count."""
         with self._changed:
             is_waiting = not all(map(self._awaits_new_frame, self._waiting))
-            return is_waiting or self._running is not None
+            return is_waiting or bool(self._running)
 
     @property
     def seconds_waiting(self) -> float:
@@ -395,9 +407,10 @@ class RequestScheduler:
 
     @property
     def seconds_running(self) -> float:
-        """How long ago the running request came [s]; 0 if none runs."""
+        """How long ago the running request came, of several the first [s]; 0 if none runs."""
         with self._changed:
-            return time.monotonic() - self._running.created if self._running else 0.0
+            created = min((job.request.created for job in self._running), default=math.inf)
+        return max(0.0, time.monotonic() - created)
 
     # ---- for the inference thread
 
@@ -412,7 +425,12 @@ class RequestScheduler:
         if is_background:
             due_at = self._background.due_at(frame, self._options.watch_rate)
             return max(due_at, self._frames.usable_at(frame))
-        return min(self._request_due_at(request, frame) for request in self._waiting)
+        return min((self._request_due_at(r, frame) for r in self._takeable()), default=math.inf)
+
+    def _takeable(self) -> list[Request]:
+        """Return the waiting requests, without those of a dialogue that is being answered."""
+        busy = {job.request.dialogue for job in self._running} - {None}
+        return [request for request in self._waiting if request.dialogue not in busy]
 
     def _request_due_at(self, request: Request, newest: SyncedMessages | None) -> float:
         """Return when to answer a request, or to fail it for lack of an image [s, monotonic]."""
@@ -439,7 +457,7 @@ class RequestScheduler:
             request = self._background.take(frame)
         else:
             now = time.monotonic()
-            due = [r for r in self._waiting if self._request_due_at(r, frame) <= now]
+            due = [r for r in self._takeable() if self._request_due_at(r, frame) <= now]
             request = self._turns.next(due)
             self._waiting.remove(request)
             frame = request.frame or frame
@@ -455,15 +473,28 @@ class RequestScheduler:
 
     def _begin(self, request: Request, frame: SyncedMessages) -> InferenceJob:
         """Record that the model begins to answer, lock held."""
-        frame = dataclasses.replace(frame, frozen_at=time.monotonic())
+        frame = self._frozen(request, frame)
         if frame.depth is None:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
-        if request.frame is None and not request.yes_no:  # those have no masks to track
-            self._last_query = request, dialogue
-        self._running = request
+        job = InferenceJob(request, frame, dialogue, ticket)
+        self._note_query(job)
+        self._running.append(job)
         self._delivery.started(request, frame)
-        return InferenceJob(request, frame, dialogue, ticket)
+        return job
+
+    def _note_query(self, job: InferenceJob) -> None:
+        """Note what `requery` asks again, lock held."""
+        if job.request.frame is None and not job.request.yes_no:  # those have no masks to track
+            self._last_query = job.request, job.dialogue
+
+    def _frozen(self, request: Request, frame: SyncedMessages) -> SyncedMessages:
+        """Return the frame of a request that begins; jobs of one batch share it."""
+        if request.frame is None:
+            for job in self._running:
+                if job.request.frame is None and job.frame.arrival == frame.arrival:
+                    return job.frame
+        return dataclasses.replace(frame, frozen_at=time.monotonic())
 
     def _on_delivered(self) -> None:
         """Look again at what is due, after a result was delivered."""
@@ -478,7 +509,7 @@ class RequestScheduler:
         """Deliver the result of a job, except of cancelled background work."""
         request = job.request
         with self._changed:
-            self._running = None
+            self._running = [running for running in self._running if running is not job]
             self._changed.notify_all()  # `close` may wait for it
             if result.status in ANSWERED and request.cancellation.is_revoked:
                 reason = request.cancellation.reason.value
@@ -488,6 +519,7 @@ class RequestScheduler:
                 self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
             if is_answered:
                 self.counters.last_seconds = time.monotonic() - request.created
+                self._note_query(job)  # of several at once, the last answer is tracked
             is_cancelled = result.status is Status.CANCELLED
             if request.kind.is_background:
                 self._background.ended(request, is_cancelled)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError
 
+_LEAST_LOGPROB = -1000.0  # below it a probability is 0
+
 
 @dataclass(frozen=True)
 class TokenProbability:
@@ -48,7 +50,9 @@ def read_chunk(content: str) -> AnswerPiece | None:
     if isinstance(chunk, dict) and chunk.get('error'):
         error = chunk['error']
         message = error.get('message') if isinstance(error, dict) else error
-        raise ModelError(f'the server reports an error: {one_line(message or short_repr(error))}')
+        if not (message and isinstance(message, str)):
+            message = short_repr(error)
+        raise ModelError(f'the server reports an error: {one_line(message)}')
     choices = chunk.get('choices') if isinstance(chunk, dict) else None
     if choices == []:
         return None
@@ -89,7 +93,8 @@ def _token(entry: object) -> TokenProbability | None:
     """Return a token; None if it has no text or no probability."""
     values = entry if isinstance(entry, dict) else {}
     text, logprob = values.get('token'), values.get('logprob')
-    is_number = type(logprob) in (int, float) and not math.isnan(logprob)
-    if not isinstance(text, str) or not is_number:
+    if not isinstance(text, str) or type(logprob) not in (int, float):
         return None
-    return TokenProbability(text, math.exp(min(logprob, 0.0)))
+    if logprob != logprob:  # NaN; math.isnan fails for an int that no float can hold
+        return None
+    return TokenProbability(text, math.exp(max(_LEAST_LOGPROB, min(logprob, 0.0))))

@@ -28,6 +28,15 @@ class WordToken:
     is_cut: bool = False  # the limit of tokens ends the answer here
 
 
+@dataclass(frozen=True)
+class ChoiceProbabilities:
+    """How probable each of some choices is as the first token of an answer."""
+
+    values: tuple[float, ...]  # in the order of the choices; zeros: there was no answer
+    # False: a server gives the choice that its model says, which has 1, and not the other ones
+    is_measured: bool = True
+
+
 class StopSignal(Protocol):
     """Tells a model to stop: a cancel, or the end of the time; set from any thread."""
 
@@ -72,10 +81,6 @@ class PointingModel(Protocol[Prompt]):
         """The device of the model, as torch names it, or the address of a server."""
 
     @property
-    def gives_probabilities(self) -> bool | None:
-        """Whether tokens have probabilities; None: not known before a server's first answer."""
-
-    @property
     def cache_use(self) -> CacheUse | None:
         """What is kept of earlier prompts; None: nothing, or a server keeps it."""
 
@@ -103,6 +108,21 @@ class PointingModel(Protocol[Prompt]):
             QueryError: the query is empty, or too long.
         """
 
+    def prepare_request(
+        self, image: np.ndarray, request: str, turns: Sequence[Turn] = ()
+    ) -> Prompt:
+        """Return the prompt of a request that is not the profile's; see `prepare`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            request: the whole text after the image and the earlier turns.
+            turns: earlier ones about the image.
+
+        Raises:
+            ImageError: as `prepare`.
+            QueryError: the request is too long.
+        """
+
     def max_answer_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens an answer may have, by the profile and the prompt's length."""
 
@@ -122,18 +142,14 @@ class PointingModel(Protocol[Prompt]):
         """
 
     def choice_probabilities(
-        self, image: np.ndarray, request: str, choices: Sequence[str], stop: StopSignal
-    ) -> list[float]:
+        self, prompt: Prompt, choices: Sequence[str], stop: StopSignal
+    ) -> ChoiceProbabilities:
         """Return how probable each choice is as the first token of an answer.
 
         Args:
-            image: (H, W, 3) uint8 RGB.
-            request: the whole text after the image.
+            prompt: of `prepare_request`.
             choices: texts of one token each.
-            stop: ends it early.
-
-        Returns:
-            In the order of the choices; zeros if `stop` was set before an answer.
+            stop: ends it early, without an answer.
 
         Raises:
             ModelError: as `generate`.

@@ -10,10 +10,12 @@ grounding examples of QwenLM's Qwen3-VL. Imports no torch: the node's settings n
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from lisa_ros.errors import CheckpointError, SettingsError
+from lisa_ros.results import Turn
 
 
 class Coordinates(enum.Enum):
@@ -63,6 +65,15 @@ class Profile:
         """Return the text for a query, as the user typed it."""
         query = query.lower() if self.lower_case else query
         return self.prompt.replace('{query}', query.strip().strip(self.stripped))
+
+    def exchanges(self, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+        """Return the earlier requests and answers that a prompt has, oldest first.
+
+        None for a model that was trained with one question. Yes/no questions are left out: they
+        were not asked with this prompt, and a prompt whose answers are no lists invites another.
+        """
+        asked = [turn for turn in turns if not turn.yes_no] if self.dialogue else []
+        return [(self.request(turn.query), turn.answer_raw) for turn in asked]
 
 
 _QWEN = 'You are a helpful assistant.'  # Qwen2.5-VL's chat template adds it

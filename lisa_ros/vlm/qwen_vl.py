@@ -35,7 +35,7 @@ from lisa_ros.model.transformers_folder import check_claims, load_model
 from lisa_ros.model.weight_files import Shapes, WeightFiles
 from lisa_ros.results import Turn
 from lisa_ros.vlm.image_input import PatchLayout, prepare_image
-from lisa_ros.vlm.pointing_model import NeverStop, StopSignal, WordToken
+from lisa_ros.vlm.pointing_model import ChoiceProbabilities, NeverStop, StopSignal, WordToken
 from lisa_ros.vlm.profiles import Profile
 from lisa_ros.vlm.prompt_cache import prompt_key, transformers_cache
 from lisa_ros.vlm.qwen_tokenizer import QwenTokenizer
@@ -163,11 +163,6 @@ class QwenVL:
         return str(self._model.device)
 
     @property
-    def gives_probabilities(self) -> bool:
-        """True."""
-        return True
-
-    @property
     def cache_use(self) -> CacheUse:
         """What is kept of earlier prompts; see `PointingModel`."""
         return self._prefixes.use
@@ -186,23 +181,28 @@ class QwenVL:
         """Return the prompt of a query about an image; see `PointingModel`."""
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
-        request, earlier = self.profile.request(query), turns if self.profile.dialogue else ()
-        written = [(self.profile.request(turn.query), turn.answer_raw) for turn in earlier]
-        return self._inputs(image, request, min_answer_tokens, written)
+        request, exchanges = self.profile.request(query), self.profile.exchanges(turns)
+        return self._inputs(image, request, min_answer_tokens, exchanges)
+
+    def prepare_request(
+        self, image: np.ndarray, request: str, turns: Sequence[Turn] = ()
+    ) -> QwenInputs:
+        """Return the prompt of a request that is not the profile's; see `PointingModel`."""
+        return self._inputs(image, request, exchanges=self.profile.exchanges(turns))
 
     def _inputs(
         self,
         image: np.ndarray,
         request: str,
         min_answer_tokens: int = 1,
-        turns: Sequence[tuple[str, str]] = (),
+        exchanges: Sequence[tuple[str, str]] = (),
     ) -> QwenInputs:
         prepared = prepare_image(image, self.profile.resize, self._layout)
         image_tokens = prepared.rows * prepared.columns // self._layout.merge**2
         limit = self.max_positions - min_answer_tokens
-        for oldest in range(len(turns) + 1):
+        for oldest in range(len(exchanges) + 1):
             ids = self.tokenizer.prompt_ids(
-                self.profile.system, request, image_tokens, turns[oldest:]
+                self.profile.system, request, image_tokens, exchanges[oldest:]
             )
             if len(ids) <= limit:
                 break
@@ -294,24 +294,20 @@ class QwenVL:
 
     @torch.inference_mode()
     def choice_probabilities(
-        self,
-        image: np.ndarray,
-        request: str,
-        choices: Sequence[str],
-        stop: StopSignal = _NEVER,
-    ) -> list[float]:
+        self, inputs: QwenInputs, choices: Sequence[str], stop: StopSignal = _NEVER
+    ) -> ChoiceProbabilities:
         """Return how probable each choice is as the first token of an answer.
 
         Args:
-            image: (H, W, 3) uint8 RGB.
-            request: the whole text after the image.
+            inputs: of `prepare_request`.
             choices: texts of one token each.
-            stop: not looked at: there is one step.
+            stop: looked at before the only step.
 
         Raises:
             ModelError: the scores of the token are NaN.
         """
-        inputs = self._inputs(image, request)
+        if stop.is_set():
+            return ChoiceProbabilities((0.0,) * len(choices))
         positions, _ = self.positions(inputs)
         output = self._model(
             input_ids=inputs.input_ids,
@@ -323,7 +319,7 @@ class QwenVL:
         scores = output.logits[0, -1].float()
         self._choose(scores, inputs.input_ids[0])  # NaN is an error
         ids = [self.tokenizer.first_id(text) for text in choices]
-        return scores.softmax(0)[ids].tolist()
+        return ChoiceProbabilities(tuple(scores.softmax(0)[ids].tolist()))
 
     def _choose(self, scores: Tensor, seen: Tensor) -> tuple[Tensor, float]:
         """Return the best token and its probability, from the scores of all tokens.

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.results import Turn
-from lisa_ros.vlm.chat_chunks import AnswerPiece
+from lisa_ros.vlm.chat_chunks import AnswerPiece, TokenProbability
 from lisa_ros.vlm.chat_completions import ChatServer, RefusedError
 from lisa_ros.vlm.coordinate_check import (
     TEST_QUERY,
@@ -34,7 +34,8 @@ from lisa_ros.vlm.coordinate_check import (
     draw_test_image,
 )
 from lisa_ros.vlm.image_input import resize_image
-from lisa_ros.vlm.pointing_model import StopSignal, WordToken
+from lisa_ros.vlm.pointing_model import ChoiceProbabilities, StopSignal, WordToken
+from lisa_ros.vlm.probability_support import ProbabilitySupport
 from lisa_ros.vlm.profiles import Profile, choose_served_profile
 
 _JPEG_QUALITY = 90
@@ -81,7 +82,7 @@ class RemoteVlm:
         """
         self.profile = profile
         self._server, self._model = server, model
-        self._has_probabilities: bool | None = None  # of tokens; None: not known yet
+        self._support = ProbabilitySupport()
         self._check: CoordinateCheck | None = None  # None: not tested yet
         self.notices: tuple[str, ...] = ()  # what a user should know about the server
 
@@ -126,11 +127,6 @@ class RemoteVlm:
         return self._server.address
 
     @property
-    def gives_probabilities(self) -> bool | None:
-        """Whether the server gives probabilities of tokens; None: before its first answer."""
-        return self._has_probabilities
-
-    @property
     def cache_use(self) -> CacheUse | None:
         """None: the server keeps earlier prompts, or does not."""
         return None
@@ -151,9 +147,13 @@ class RemoteVlm:
         """
         if not query.strip().strip(self.profile.stripped):
             raise QueryError('the query is empty: say what to look for, as in "the red mug"')
-        earlier = turns if self.profile.dialogue else ()
-        written = [(self.profile.request(turn.query), turn.answer_raw) for turn in earlier]
-        return self._prompt(image, self.profile.request(query), written)
+        return self.prepare_request(image, self.profile.request(query), turns)
+
+    def prepare_request(
+        self, image: np.ndarray, request: str, turns: Sequence[Turn] = ()
+    ) -> RemotePrompt:
+        """Return the prompt of a request that is not the profile's; see `PointingModel`."""
+        return self._prompt(image, request, self.profile.exchanges(turns))
 
     def max_answer_tokens(self, prompt: RemotePrompt) -> int:
         """Return how many tokens an answer may have, by the profile."""
@@ -179,24 +179,22 @@ class RemoteVlm:
         yield from self._words(prompt, max_new_tokens, stop)
 
     def choice_probabilities(
-        self, image: np.ndarray, request: str, choices: Sequence[str], stop: StopSignal
-    ) -> list[float]:
-        """Return how probable each choice is as the first token of an answer.
-
-        Without probabilities from the server, the choice that the model says has 1.
-        """
-        for piece in self._stream(self._prompt(image, request), 1, stop, _MAX_ALTERNATIVES):
+        self, prompt: RemotePrompt, choices: Sequence[str], stop: StopSignal
+    ) -> ChoiceProbabilities:
+        """Return how probable each choice is as the first token; see `PointingModel`."""
+        for piece in self._stream(prompt, 1, stop, _MAX_ALTERNATIVES):
             if not piece.text:
                 continue
-            probabilities = {piece.text: 1.0}
-            if piece.tokens:
-                first = piece.tokens[0]
-                probabilities = {first.text: first.probability, **first.alternatives}
-            return [
+            first = piece.tokens[0] if piece.tokens else TokenProbability(piece.text, 1.0)
+            is_measured = bool(first.alternatives)
+            probabilities = {first.text: first.probability if is_measured else 1.0}
+            probabilities |= first.alternatives
+            values = (
                 sum(p for text, p in probabilities.items() if text.strip() == choice)
                 for choice in choices
-            ]
-        return [0.0] * len(choices)
+            )
+            return ChoiceProbabilities(tuple(values), is_measured)
+        return ChoiceProbabilities((0.0,) * len(choices))
 
     # ---- requests
 
@@ -275,23 +273,22 @@ class RemoteVlm:
             'max_tokens': max_new_tokens,
             'temperature': 0,  # always: a model's own default may draw words at random
         }
-        if self._has_probabilities is not False:
-            extra = {'logprobs': True}
-            if alternatives:
-                extra['top_logprobs'] = alternatives
+        *attempts, last = self._support.fields(alternatives)
+        for fields in attempts:
             try:
-                yield from self._noted(self._server.stream({**request, **extra}, stop))
+                yield from self._noted({**request, **fields}, stop, alternatives)
                 return
-            except RefusedError as error:  # before the first piece
+            except RefusedError as error:  # noqa: PERF203  # before the first piece
                 if error.status not in _MAY_REFUSE_LOGPROBS:
                     raise
-        yield from self._noted(self._server.stream(request, stop))
+        yield from self._noted({**request, **last}, stop, alternatives)
 
-    def _noted(self, pieces: Iterator[AnswerPiece]) -> Iterator[AnswerPiece]:
-        """Yield pieces; note whether the server gives probabilities."""
-        for piece in pieces:
-            if piece.text:
-                self._has_probabilities = bool(piece.tokens)
+    def _noted(
+        self, request: Mapping[str, object], stop: StopSignal, alternatives: int
+    ) -> Iterator[AnswerPiece]:
+        """Yield an answer; note which probabilities it has."""
+        for piece in self._server.stream(request, stop):
+            self._support.note(piece, alternatives)
             yield piece
 
     # ---- the test
@@ -314,10 +311,11 @@ class RemoteVlm:
             notices.append(f'{self.device} did not answer a test in {_SELF_TEST_TIMEOUT:g} s')
         elif self._check.problem:
             notices.append(self._check.problem)
-        if self._has_probabilities is False:
+        if self._support.tokens is False:
             notices.append(
                 f'{self.device} gives no probabilities of tokens (logprobs): scores are those of '
-                'SAM 2 alone, and verify decides by the number that the model says'
+                'SAM 2 alone, verify decides by the number that the model says, and yes/no '
+                'questions have no answer'
             )
         return notices
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: commands, queries, the tokens of an answer, and values of parameters."""
+"""Targets: commands, queries, answers, what a model's server sends, and values of parameters."""
 
 import contextlib
 import dataclasses
@@ -19,6 +19,12 @@ from lisa_ros.results import answer_text
 from lisa_ros.session.command_parser import parse_command, select_cameras
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import converted, validate
+from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser
+from lisa_ros.vlm.chat_chunks import read_chunk
+from lisa_ros.vlm.chat_completions import retry_after
+from lisa_ros.vlm.coordinate_check import check_coordinates
+from lisa_ros.vlm.profiles import PROFILES
+from lisa_ros.vlm.remote_vlm import word_tokens
 
 FOLDER = Path(__file__).parents[1] / 'data' / 'reference' / 'ckpt_256'
 CAMERAS = ('front', 'rear')
@@ -88,7 +94,48 @@ def read_parameters(content, folder):
                 validate(field, converted(field, value))
 
 
+def chunk_seeds():
+    entry = {'token': '[', 'logprob': -0.5, 'top_logprobs': [{'token': '{', 'logprob': -1}]}
+    choice = {'delta': {'content': '['}, 'finish_reason': None, 'logprobs': {'content': [entry]}}
+    chunks = (
+        {'choices': [choice]},
+        {'choices': [{'delta': {'reasoning': 'It is'}, 'finish_reason': 'stop'}]},
+        {'choices': [], 'usage': {'total_tokens': 7}},
+    )
+    return [json.dumps(chunk).encode() for chunk in chunks]
+
+
+def read_served_chunk(content, folder):
+    """Read what a server sends of an answer."""
+    text = content.decode('utf-8', 'replace')
+    retry_after(text)
+    piece = read_chunk(text)
+    for word in word_tokens(piece) if piece is not None else ():
+        assert word.probability is None or 0 <= word.probability <= 1
+
+
+def answer_seeds():
+    found = '{"bbox_2d": [588, 210, 714, 336], "point_2d": [650, 270], "label": "it"}'
+    texts = (f'<think>It.</think><answer>[{found}]</answer>', f'```json\n[{found}]\n```', '[]')
+    return [text.encode() for text in texts]
+
+
+def read_pointing(content, folder):
+    """Read a pointing model's answer: boxes are in the image."""
+    text = content.decode('utf-8', 'replace')
+    for profile in PROFILES.values():
+        check_coordinates(text, profile, (840, 840))
+        parser = AnswerParser(profile, (840, 840), (64, 48))
+        with contextlib.suppress(AnswerError):  # of another profile
+            for located in parser.push(text):
+                x0, y0, x1, y1 = located.box or (0, 0, 64, 48)
+                assert 0 <= x0 <= x1 <= 64
+                assert 0 <= y0 <= y1 <= 48
+
+
 TARGETS = {
+    'chat_chunk': Target(read_served_chunk, chunk_seeds, is_json=True),
+    'pointing': Target(read_pointing, answer_seeds),
     'command': Target(read_command, command_seeds),
     'reply': Target(read_reply, reply_seeds),
     'parameters': Target(read_parameters, parameter_seeds, is_json=True),
