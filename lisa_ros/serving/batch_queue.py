@@ -186,7 +186,7 @@ class BatchQueue:
 
 
 def deadline_error(seconds: float) -> ProblemError:
-    """Return the error of a request whose deadline has passed after so many seconds."""
+    """Return the error of a request without an answer after some seconds [s]."""
     return ProblemError(
         Problem.DEADLINE,
         f'no answer after {seconds:.2f} s; expected one before the deadline: give a longer '
