@@ -18,7 +18,7 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):
 if (sys.platform, platform.machine()) != ('linux', 'x86_64'):
     missing.append(
         f'{platform.system()} on {platform.machine()} found, the ROS wheels need Linux on x86-64: '
-        'use `pip install .` for the command lisa-ros without ROS, '
+        'use `pip install ".[local]"` for the command lisa-ros without ROS, '
         'or a ROS 2 distribution and `colcon build` for the node'
     )
 missing += [

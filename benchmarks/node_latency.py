@@ -2,12 +2,14 @@
 """Measure what the node adds to the time of its model, and what each frame of a camera costs it.
 
     python benchmarks/node_latency.py [--width 1280 --height 720] [--isolation process]
+    python benchmarks/node_latency.py --width 640 --height 480 --isolation server    # thin node
 
 A camera (30 Hz, without depth, another process) sends images; this process sends a command and
 waits for ~/segmentation, ~/mask and ~/confidence. The model answers at once and says how long it
-took; the rest is the node, DDS and, with --isolation process, the way to the model's process and
-back. Then nobody asks, and the CPU time of the thread that runs the node's callbacks is divided
-by the number of frames: an upper bound of how long a frame holds the interpreter's lock.
+took; the rest is the node, DDS and the way to the model and back: none, to its process (with
+--isolation process), or to a server (test/segment_server.py, JPEG over loopback). Then nobody
+asks, and the CPU time of the thread that runs the node's callbacks is divided by the number of
+frames: an upper bound of how long a frame holds the interpreter's lock.
 
 Writes OUT/node_latency.json and OUT/node_latency.png. Exit status 1 if a limit does not hold.
 """
@@ -15,8 +17,10 @@ Writes OUT/node_latency.json and OUT/node_latency.png. Exit status 1 if a limit 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import endurance_report as report
@@ -28,10 +32,14 @@ from node_peer import NODE, NodePeer
 from sensor_msgs.msg import Image
 from tqdm import tqdm
 
+sys.path.append(str(processes.ROOT / 'test'))
+import segment_server
+
 MEDIAN, PERCENTILE_95, CALLBACKS = 4.0, 12.0, 1.5  # limits [ms]
 WARM_UP = 20  # questions that are not measured
 RATE = 30.0  # of the camera [Hz]
 ISOLATIONS = ('process', 'thread')
+SERVER, SERVER_COST = 'server', 15.0  # how much more a model on a server may cost [ms]
 PAUSE = 0.05  # between two questions [s]
 COUNTED = 10.0  # time in which the cost of frames is measured [s]
 
@@ -88,9 +96,29 @@ def frame_cost(peer: NodePeer, node: int) -> float:
 
 def measure(options: argparse.Namespace, isolation: str) -> tuple[np.ndarray, float]:
     """Return the times of the answers, (questions, 2) [ms], and the cost of a frame [ms]."""
-    size = ['--width', str(options.width), '--height', str(options.height)]
+    if isolation == SERVER:
+        with running_server() as url:
+            return ask_node(options, isolation, url, {'tracker': 'off'})
     parameters = {'isolation': isolation, 'tracker': 'off'}
-    command = processes.node_command(options.out, processes.CENTRE, parameters)
+    return ask_node(options, isolation, processes.CENTRE, parameters)
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[str]:
+    """Run a server with the model in a process of its own; yield its address."""
+    server = segment_server.ServerProcess(processes.CENTRE)
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+def ask_node(
+    options: argparse.Namespace, isolation: str, model: str, parameters: dict[str, str]
+) -> tuple[np.ndarray, float]:
+    """Return the times of the answers and the cost of a frame, as `measure`, of a node."""
+    size = ['--width', str(options.width), '--height', str(options.height)]
+    command = processes.node_command(options.out, model, parameters)
     camera = [*processes.CAMERA, '--rate', str(RATE), '--no-depth', *size]
     asker = Asker()
     with (
@@ -111,9 +139,14 @@ def measure(options: argparse.Namespace, isolation: str) -> tuple[np.ndarray, fl
 def limits(added: np.ndarray, cost: float, isolation: str) -> list[report.Limit]:
     """Return the limits of one kind of isolation."""
     median, high = np.percentile(added, (50, 95))
+    more = SERVER_COST if isolation == SERVER else 0.0
     return [
-        report.Limit(f'{isolation}: added to the model, median', float(median), MEDIAN, 'ms'),
-        report.Limit(f'{isolation}: added to the model, p95', float(high), PERCENTILE_95, 'ms'),
+        report.Limit(
+            f'{isolation}: added to the model, median', float(median), MEDIAN + more, 'ms'
+        ),
+        report.Limit(
+            f'{isolation}: added to the model, p95', float(high), PERCENTILE_95 + more, 'ms'
+        ),
         report.Limit(f'{isolation}: callbacks for a frame', cost, CALLBACKS, 'ms'),
     ]
 
@@ -139,7 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--width', type=int, default=1280, help='[px] (default: 1280)')
     parser.add_argument('--height', type=int, default=720, help='[px] (default: 720)')
     parser.add_argument('--questions', type=int, default=300, help='(default: 300)')
-    parser.add_argument('--isolation', choices=ISOLATIONS, help='(default: both, in turns)')
+    parser.add_argument(
+        '--isolation', choices=(*ISOLATIONS, SERVER), help='(default: both, in turns)'
+    )
     parser.add_argument('--out', type=Path, default=Path('runs/endurance'), help='folder')
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

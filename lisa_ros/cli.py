@@ -24,6 +24,7 @@ from lisa_ros.commands import (
     models,
     scenes,
     segment,
+    serve,
     train,
 )
 from lisa_ros.errors import LisaError
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 _COMMANDS = (
     *(segment, chat, listen, mcp_server, export, evaluate, calibrate, models, scenes, train),
-    *(frames, finetune, checksum, doctor),
+    *(frames, finetune, serve, checksum, doctor),
 )
 
 

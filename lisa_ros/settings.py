@@ -54,7 +54,9 @@ class Settings(ValidatedSettings):
         DEFAULT_MODEL,
         'LISA model: lisa-tabletop (part of this package), a folder, or a hub id such as '
         'xinlai/LISA-7B-v1. vlm+sam:NAME, with a folder or hub id such as '
-        'Ricky06662/VisionReasoner-7B: a vision-language model that points, with SAM 2',
+        'Ricky06662/VisionReasoner-7B: a vision-language model that points, with SAM 2. '
+        'http://server:8000 or https: the model of `lisa-ros serve` on another machine; images '
+        'are sent there, and this machine needs no PyTorch',
         at_configure=True,
     )
     segmenter_model: str = parameter(
@@ -71,8 +73,35 @@ class Settings(ValidatedSettings):
     )
     api_key_env: str = parameter(
         '',
-        'Name of the environment variable with the key for vlm_url, not the key itself; empty: '
-        'no key',
+        'Name of the environment variable with the key for vlm_url, or with the token for a model '
+        'on a server, not the key itself; empty: no key',
+        at_configure=True,
+    )
+    api_key_file: str = parameter(
+        '',
+        'File with the token for a model on a server, one line; empty: none. Give this or '
+        'api_key_env',
+        at_configure=True,
+    )
+    server_image: str = parameter(
+        'jpeg',
+        'How images are sent to a model on a server: jpeg; png or raw: without loss, so that '
+        'masks are the same as of a local model. A region is cut out first; a JPEG is made '
+        'smaller if the model does not see more',
+        choices=('jpeg', 'png', 'raw'),
+        at_configure=True,
+    )
+    server_jpeg_quality: int = parameter(
+        90,
+        'Quality of JPEG images that are sent to a model on a server [1..100]',
+        minimum=1,
+        maximum=100,
+        at_configure=True,
+    )
+    fallback_model: str = parameter(
+        '',
+        'Model that answers while the server of model cannot be reached: any other model, which '
+        'this machine loads, too, or a second server; empty: such requests end as UNREACHABLE',
         at_configure=True,
     )
     vision_tower: str = parameter(
@@ -156,7 +185,7 @@ class Settings(ValidatedSettings):
         'process',
         'Where the model runs. process: in a process of its own, which is ended and loaded again '
         'if the model hangs, crashes or uses too much memory; thread: in the node, which must be '
-        'restarted then',
+        'restarted then. No effect on a model on a server',
         choices=('process', 'thread'),
         at_configure=True,
     )

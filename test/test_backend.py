@@ -67,7 +67,7 @@ def test_an_installed_package_provides_a_scheme(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, '_loaders', {})
     assert registry.load_backend('toy:x', LoadOptions(device='cpu')) == ('x', 'cpu')
-    with pytest.raises(SettingsError, match='registered: "toy:"'):
+    with pytest.raises(SettingsError, match='registered: "http:", "https:", "toy:"'):
         registry.load_backend('vlm:gpt', LoadOptions())
     registry.register_backend('toy', lambda rest, options: 'this process')
     assert registry.load_backend('toy:x', LoadOptions()) == 'this process'

@@ -46,10 +46,13 @@ def check_row(finding, level, *texts, cure=''):
 
 def test_the_bounds_are_those_of_the_requirements():
     folder = ROOT / 'config' / 'requirements'
-    lines = [*(folder / 'robot.txt').open(), *(folder / 'library.txt').open()]
-    requirements = dict(
-        re.match(r'([\w-]+)(.*)', line).groups() for line in lines if not line.startswith('#')
-    )
+    lines = [
+        line
+        for name in ('library', 'thin', 'local')
+        for line in (folder / f'{name}.txt').open()
+        if not line.startswith('#')
+    ]
+    requirements = dict(re.match(r'([\w-]+)([^;\s]*)', line).groups() for line in lines)
     bounds = {
         name: f'>={oldest}' + (f',<{too_new}' if too_new else '')
         for name, (oldest, too_new) in versions.BOUNDS.items()

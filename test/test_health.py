@@ -119,6 +119,7 @@ MODEL = ModelReport(
     device='cuda:0',
     precision='bf16',
     isolation='process',
+    fallback='',
     health=ModelHealth(HealthState.OK, NOW - 100),
     loading_since=None,
     ends=(),

@@ -19,6 +19,8 @@ WHEELS = {
     'moonshine_voice': 'moonshine-voice',
     'silero_vad': 'silero-vad',
     'PIL': 'pillow',
+    'prometheus_client': 'prometheus-client',
+    'python_multipart': 'python-multipart',
     'cv2': 'opencv-python-headless',
     'yaml': 'pyyaml',
 }  # by import name
@@ -105,8 +107,9 @@ def test_cmake_lists_all_interfaces():
 
 
 def requirements(file):
+    """Return the requirements of a file, without those of other files."""
     lines = file.read_text().splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
+    return [line for line in lines if line and not line.startswith(('#', '-r '))]
 
 
 def test_every_import_is_declared(package):
@@ -123,27 +126,39 @@ def test_every_import_is_declared(package):
             assert declared, f'{path.relative_to(ROOT)} imports {name}, which nothing declares'
 
 
-def test_pip_installs_what_the_requirement_files_list():
-    """setup.py reads the files that a robot installs."""
-    metadata = [  # the build of the messages makes a distribution without requirements
-        text
-        for distribution in importlib.metadata.distributions(name='lisa_ros')
-        for text in distribution.requires or ()
-    ]
-    if not metadata:
-        pytest.skip('lisa_ros is not installed by pip')
+def parsed(text):
+    """Return (name, bounds, extra) of a requirement, without other markers."""
+    name, bounds, marker = re.match(r'([\w.[\]-]+)([^;]*)(.*)', text).groups()
+    extra = ''.join(re.findall(r'extra == .(\w+)', marker))
+    return name, frozenset(bounds.replace(' ', '').split(',')), extra
 
-    def parsed(text, extra=''):
-        name, bounds, marker = re.match(r'([\w.[\]-]+)([^;]*)(.*)', text).groups()
-        extra = extra or ''.join(re.findall(r'extra == .(\w+)', marker))
-        return name, frozenset(bounds.replace(' ', '').split(',')), extra
 
+def test_pip_installs_what_the_requirement_files_list(tmp_path):
+    """setup.py reads the files that a robot installs; local is what robot.txt has."""
+    command = [sys.executable, 'setup.py', '--quiet', 'egg_info', '--egg-base', tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    metadata = importlib.metadata.Distribution.at(tmp_path / 'lisa_ros.egg-info')
+    installed = {parsed(text) for text in metadata.requires}
+
+    folder = ROOT / 'config/requirements'
+    extras = {f.stem: [f.stem] for f in folder.glob('*.txt') if f.stem not in ('robot', 'library')}
+    extras |= {'': ['library'], 'local': ['local', 'thin']}
+    assert (folder / 'robot.txt').read_text().splitlines()[-2:] == ['-r local.txt', '-r thin.txt']
     listed = {
-        parsed(line, '' if file.stem in ('robot', 'library') else file.stem)
-        for file in (ROOT / 'config/requirements').glob('*.txt')
-        for line in requirements(file)
+        (*parsed(line)[:2], extra)
+        for extra, stems in extras.items()
+        for stem in stems
+        for line in requirements(folder / f'{stem}.txt')
     }
-    assert listed == {wheel for wheel in map(parsed, metadata) if wheel[2] != 'test'}
+    assert listed == {wheel for wheel in installed if wheel[2] != 'test'}
+
+
+def test_a_thin_installation_has_no_model_packages():
+    folder = ROOT / 'config/requirements'
+    lines = [*requirements(folder / 'library.txt'), *requirements(folder / 'thin.txt')]
+    local = {parsed(line)[0] for line in requirements(folder / 'local.txt')}
+    assert 'torch' in local
+    assert not local & {parsed(line)[0] for line in lines}
 
 
 @pytest.mark.ros

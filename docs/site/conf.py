@@ -42,6 +42,7 @@ NAVIGATION = {
         'CONTRIBUTING': 'Contributing',
     },
     'Operate': {
+        'docs/fleet': 'One server, many robots',
         'docs/performance': 'Performance',
         'docs/endurance': 'Endurance',
         'docs/security': 'DDS security',

@@ -22,6 +22,7 @@ SOURCE_SETTINGS = (  # where a model comes from and how large it may be
 _SHORT_FLAGS = {'model_sha256': ['--sha256'], 'model_lock': ['--lock']}
 MODEL_SETTINGS = (
     *('model', 'segmenter_model', 'vlm_url', 'api_key_env'),
+    *('api_key_file', 'server_image', 'server_jpeg_quality'),
     *('vision_tower', 'template', 'device', 'precision'),
     *('max_new_tokens', 'answer_style', 'similarity_points', 'verify'),
 )
@@ -46,6 +47,9 @@ def segmenter_arguments(options: argparse.Namespace) -> dict[str, object]:
         'segmenter_model': options.segmenter_model,
         'vlm_url': options.vlm_url,
         'api_key_env': options.api_key_env,
+        'api_key_file': options.api_key_file,
+        'server_image': options.server_image,
+        'server_jpeg_quality': options.server_jpeg_quality,
         'template': options.template,
         **source_arguments(options),
         'options': InferenceOptions(

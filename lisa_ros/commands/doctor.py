@@ -14,7 +14,7 @@ from lisa_ros.commands.arguments import (
 from lisa_ros.settings import Settings
 
 _MODEL = (
-    *('model', 'segmenter_model', 'vlm_url', 'api_key_env'),
+    *('model', 'segmenter_model', 'vlm_url', 'api_key_env', 'api_key_file'),
     *('vision_tower', 'template', 'device', 'precision'),
     *SOURCE_SETTINGS,
 )
@@ -67,6 +67,7 @@ def doctor(options: argparse.Namespace) -> int:
         segmenter_model=options.segmenter_model,
         vlm_url=options.vlm_url,
         api_key_env=options.api_key_env,
+        api_key_file=options.api_key_file,
         template=options.template,
         device=options.device,
         precision=options.precision,

@@ -24,6 +24,7 @@ from lisa_ros.doctor.table import as_table, to_json
 from lisa_ros.doctor.weights import ModelOptions, check_model, time_limit
 from lisa_ros.error_text import error_summary
 from lisa_ros.health.verdict import Level
+from lisa_ros.optional_packages import is_served
 
 _MARGIN = 2.0  # that a check may take beyond its own limit [s]
 
@@ -64,12 +65,12 @@ def checks(options: DoctorOptions, ros: RosFacts | None = None) -> list[Check]:
     """
     ros, timeout, model = ros or ros_facts(), options.timeout, options.model
     listed = [
-        Check('versions', versions.check_versions),
+        Check('versions', partial(versions.check_versions, is_served=is_served(model.model))),
         *(
             Check(f'import {name}', partial(imports.check_import, name, timeout))
             for name in imports.MODULES
         ),
-        Check('GPU, torch, weights', lambda: check_model(model, options.is_loaded, timeout)),
+        _model_check(options),
         Check('system clock', check_system_clock),
         Check('shared memory', check_shared_memory),
         Check('ROS', lambda: judge_ros(ros)),
@@ -84,6 +85,20 @@ def checks(options: DoctorOptions, ros: RosFacts | None = None) -> list[Check]:
         Check('loopback', lambda: loopback.check_loopback(timeout)),
         Check('node', lambda: check_graph(options.node, timeout)),
     ]
+
+
+def _model_check(options: DoctorOptions) -> Check:
+    """Return the check of the weights and of PyTorch, or of the server that has them."""
+    model, timeout = options.model, options.timeout
+    if is_served(model.model):
+        return Check('server', lambda: _check_server(model, timeout))
+    return Check('GPU, torch, weights', lambda: check_model(model, options.is_loaded, timeout))
+
+
+def _check_server(model: ModelOptions, timeout: float) -> list[Finding]:
+    from lisa_ros.doctor.server import check_server  # needs NumPy, which may be broken
+
+    return check_server(model, timeout)
 
 
 def run_checks(listed: Sequence[Check], timeout: float) -> list[Finding]:

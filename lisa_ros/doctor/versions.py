@@ -18,24 +18,27 @@ from lisa_ros.doctor.finding import Finding
 from lisa_ros.health.verdict import Level
 
 MIN_PYTHON = (3, 10)
-# by distribution, as in config/requirements (robot.txt and library.txt): the oldest version, and
-# the first that is too new
-BOUNDS: Mapping[str, tuple[str, str]] = {
-    'httpx2': ('2', ''),
-    'huggingface_hub': ('1', ''),
+# by distribution, as in config/requirements: the oldest version, and the first that is too new
+THIN_BOUNDS: Mapping[str, tuple[str, str]] = {  # library.txt and thin.txt
+    'httpx2': ('2.16', ''),
     'jinja2': ('3.1', ''),
     'numpy': ('1.26', ''),
     'opencv-python-headless': ('4.6', ''),
     'pillow': ('10', ''),
     'pyyaml': ('6', ''),
     'rosbags': ('0.10', ''),
+    'tqdm': ('4.66', ''),
+}
+LOCAL_BOUNDS: Mapping[str, tuple[str, str]] = {  # local.txt
+    'huggingface_hub': ('1', ''),
     'safetensors': ('0.4', ''),
     'sentencepiece': ('0.2', ''),
     'tokenizers': ('0.22', ''),
     'torch': ('2.9', ''),
-    'tqdm': ('4.66', ''),
     'transformers': ('5.20', '6'),
 }
+BOUNDS = {**THIN_BOUNDS, **LOCAL_BOUNDS}
+_SERVER_PYTHON = (3, 11)  # that httpx2 needs, see thin.txt
 _SHOWN = ('torch', 'transformers', 'numpy', 'opencv-python-headless', 'rosbags')
 _MODULES = {'opencv-python-headless': 'cv2', 'pillow': 'PIL', 'pyyaml': 'yaml'}
 _OPENCV = (  # distributions of cv2
@@ -45,11 +48,18 @@ _OPENCV = (  # distributions of cv2
 _NO_VERSION = ''  # of a module of the system, such as Debian's python3-opencv
 
 
-def check_versions() -> list[Finding]:
-    """Return the findings about Python, lisa_ros and all packages."""
+def check_versions(*, is_served: bool = False) -> list[Finding]:
+    """Return the findings about Python, lisa_ros and all packages.
+
+    Args:
+        is_served: the model is on a server, so that PyTorch is not needed here.
+    """
+    names = [name for name in BOUNDS if not (is_served and name in LOCAL_BOUNDS)]
+    if sys.version_info < _SERVER_PYTHON and not is_served:
+        names.remove('httpx2')
     return [
         judge_python(sys.version_info[:3]),
-        *judge_packages({name: installed_version(name) for name in BOUNDS}),
+        *judge_packages({name: installed_version(name) for name in names}),
         *judge_opencv([name for name in _OPENCV if _distribution_version(name)]),
     ]
 

@@ -30,6 +30,7 @@ class ModelOptions:
     segmenter_model: str = ''
     vlm_url: str = ''
     api_key_env: str = ''
+    api_key_file: str = ''
     sha256: str = ''
     lock: str = ''
     allow_download: bool = False

@@ -17,6 +17,7 @@ from types import ModuleType
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
 from lisa_ros.optional_packages import install_command
+from lisa_ros.ray_environment import OWN_CLUSTER_ADDRESS, prepare_ray
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def _connected_ray(pool: RayPool) -> Iterator[ModuleType]:
     Raises:
         SettingsError: Ray is not installed, there is no such cluster, or it broke down.
     """
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # no telemetry
-    os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
+    prepare_ray(pool.address)
     try:
         import ray
         import ray.data
@@ -126,4 +126,10 @@ def _connect(ray: ModuleType, pool: RayPool) -> None:
         ray.init(address=pool.address, **quiet)
         return
     cpus = pool.workers and pool.workers * pool.threads
-    ray.init(address='local', num_cpus=cpus, include_dashboard=False, **quiet)
+    ray.init(
+        address='local',
+        num_cpus=cpus,
+        include_dashboard=False,
+        _node_ip_address=OWN_CLUSTER_ADDRESS,
+        **quiet,
+    )

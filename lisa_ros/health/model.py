@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge the model: not loaded, hung, dead, loaded again a moment ago, or slower than before."""
+"""Judge the model: not loaded, hung, dead, out of reach, loaded again, or slower than before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class ModelReport:
     model: str  # the parameter
     device: str  # in use; before the model is loaded, the parameter
     precision: str  # in use; empty: the backend does not tell
-    isolation: str  # the parameter
+    isolation: str  # the parameter; server: the model is on one
+    fallback: str  # the model that answers while the server cannot be reached; empty: none
     health: ModelHealth | None  # None: no model is loaded
     loading_since: float | None  # None: it is not being loaded
     ends: Sequence[RequestEnd]  # of all cameras, in the order of time
@@ -80,6 +81,11 @@ def _state(report: ModelReport, health: ModelHealth) -> Problem | None:
     seconds = report.now - health.since
     if health.state in (HealthState.HUNG, HealthState.DEAD):
         return Problem(Level.ERROR, health.cause)
+    if health.state is HealthState.UNREACHABLE:
+        text = f'{health.cause} (for {seconds:.1f} s)'
+        if report.fallback:
+            return Problem(Level.WARN, f'{text}; {report.fallback} answers')
+        return Problem(Level.ERROR, f'{text}: start the server, or see the network')
     if health.state is HealthState.RELOADING:
         return Problem(Level.WARN, f'{health.cause} (for {seconds:.1f} s)')
     if health.failure is not None and report.now - health.failure.at < _RECENT_FAILURE:

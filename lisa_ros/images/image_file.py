@@ -66,14 +66,24 @@ def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarr
 
 
 def decode_rgb(
-    encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    encoded: bytes,
+    name: str,
+    max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    *,
+    upright: bool = True,
 ) -> np.ndarray:
-    """Return the image of a file in memory, as `read_rgb`; `name` is for errors.
+    """Return the image of a file in memory, as `read_rgb`.
+
+    Args:
+        encoded: the file's bytes.
+        name: for errors.
+        max_pixels: limit of width times height.
+        upright: apply the EXIF orientation.
 
     Raises:
         ImageError: as `read_rgb`.
     """
-    return _rgb(decode_samples(encoded, name, max_pixels=max_pixels), name)
+    return _rgb(decode_samples(encoded, name, upright=upright, max_pixels=max_pixels), name)
 
 
 def decode_samples(

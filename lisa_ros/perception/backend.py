@@ -111,7 +111,9 @@ class LoadOptions:
     segmenter_model: str | Path | None = None  # SAM 2 of "vlm+sam:", folder or hub id
     # server with the vision-language model of "vlm+sam:", with OpenAI's chat completions
     vlm_url: str | None = None
-    api_key_env: str | None = None  # name of the environment variable with its key
+    # name of the environment variable, or the file, with the key of the model's server
+    api_key_env: str | None = None
+    api_key_file: str | Path | None = None  # not of `vlm_url`
     sam: str | Path | None = None  # a .pth file of segment-anything
     # conversation template, a name in prompts.TEMPLATES; of "vlm+sam:" in vlm.profiles.PROFILES
     template: str | None = None
@@ -122,6 +124,9 @@ class LoadOptions:
     max_input_side: int | None = None  # largest input of CLIP and SAM that a model may claim [px]
     max_model_size: float | None = None  # of the weights [GB]; None: the free memory
     cache_bytes: int | None = None  # for keys and values of earlier prompts; None: 512 MiB
+    # of a model that is an address, "http://server:8000"
+    server_image: str | None = None  # how images are sent: jpeg, png, raw; None: jpeg
+    server_jpeg_quality: int | None = None  # 1 to 100; None: 90
 
 
 class Cancellation(Protocol):

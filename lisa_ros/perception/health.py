@@ -15,6 +15,7 @@ class HealthState(enum.Enum):
     RELOADING = enum.auto()  # its process was ended and is starting again
     HUNG = enum.auto()  # it has not returned in time, and its thread cannot be ended
     DEAD = enum.auto()  # it does not run: it could not be loaded again
+    UNREACHABLE = enum.auto()  # its server cannot be reached, or has no capacity
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ModelHealth:
 
     state: HealthState
     since: float  # when the state began [s, monotonic]
-    cause: str = ''  # of RELOADING, HUNG and DEAD, in words, with the cure
-    reloads: int = 0  # how often the model's process was loaded again
+    cause: str = ''  # of RELOADING, HUNG, DEAD and UNREACHABLE, in words, with the cure
+    reloads: int = 0  # how often the model's process was loaded again, or its server came back
     failure: ModelFailure | None = None  # the last one, also if the model has recovered
 
 

@@ -2,8 +2,9 @@
 """Load a model by its name: LISA, or a backend that is registered under a scheme.
 
 "lisa-tabletop", a folder and a hub id are LISA models. "vlm+sam:rest" is a vision-language model
-with SAM 2. Any other "scheme:rest" goes to the loader of that scheme. An installed package
-provides a loader as an entry point of the group `lisa_ros.backends`:
+with SAM 2, "http://server:8000" (or https) a model on a server. Any other "scheme:rest" goes to
+the loader of that scheme. An installed package provides a loader as an entry point of the group
+`lisa_ros.backends`:
 
     [project.entry-points."lisa_ros.backends"]
     vlm = "my_package.backend:load"
@@ -21,6 +22,7 @@ from importlib import metadata
 
 from lisa_ros import garbage_collection
 from lisa_ros.errors import SettingsError
+from lisa_ros.optional_packages import install_command, local_model_packages
 from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
 
 _SCHEME = re.compile(r'[a-z][a-z0-9+.-]+')  # two letters or more: "C:" is a drive
@@ -73,7 +75,8 @@ def find_loader(model: str) -> tuple[BackendLoader, str]:
     scheme, colon, rest = model.partition(':')
     if not colon or not _SCHEME.fullmatch(scheme) or os.path.lexists(model):
         return load_lisa, model
-    entry_points = {entry.name: entry for entry in metadata.entry_points(group=_ENTRY_POINTS)}
+    installed = metadata.entry_points(group=_ENTRY_POINTS)
+    entry_points = {entry.name: entry for entry in (*installed, *_SERVED)}
     if scheme not in _loaders and scheme in entry_points:
         _loaders[scheme] = _import_loader(entry_points[scheme])
     if scheme not in _loaders:
@@ -95,6 +98,11 @@ def _import_loader(entry_point: metadata.EntryPoint) -> BackendLoader:
     try:
         return entry_point.load()
     except Exception as error:  # the import of a package may raise anything
+        if isinstance(error, ModuleNotFoundError) and entry_point in _SERVED:
+            raise SettingsError(
+                f'a model on a server needs {error.name}, which is not installed: '
+                f'{install_command("thin")}'
+            ) from error
         raise SettingsError(
             f'scheme "{entry_point.name}:": {entry_point.value} cannot be imported '
             f'({type(error).__name__}: {error}); install its package again, or correct its entry '
@@ -114,7 +122,7 @@ def without_auto(options: LoadOptions) -> LoadOptions:
 
 def load_vlm_sam(model: str, options: LoadOptions) -> Backend:
     """Load a vision-language model and SAM 2; see `VlmBackend.load`."""
-    with garbage_collection.paused():
+    with garbage_collection.paused(), local_model_packages(f"model 'vlm+sam:{model}'"):
         from lisa_ros.perception.vlm_backend import VlmBackend  # torch takes seconds to import
 
         return VlmBackend.load(model, options)
@@ -131,10 +139,15 @@ def load_lisa(model: str, options: LoadOptions) -> Backend:
             f'vlm_url is for model vlm+sam:NAME, and model is {model!r}: a LISA runs on this '
             'machine alone'
         )
-    with garbage_collection.paused():
+    with garbage_collection.paused(), local_model_packages(f'model {model!r}'):
         from lisa_ros.perception.lisa_backend import LisaBackend  # torch takes seconds to import
 
         return LisaBackend.load(model, options)
 
 
+# as entry points: a colcon workspace installs no metadata
+_SERVED = tuple(
+    metadata.EntryPoint(scheme, f'lisa_ros.serving.served_backend:load_{scheme}', _ENTRY_POINTS)
+    for scheme in ('http', 'https')
+)
 _loaders: dict[str, BackendLoader] = {'vlm+sam': load_vlm_sam}

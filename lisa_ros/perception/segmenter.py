@@ -63,6 +63,9 @@ class Segmenter:
         segmenter_model: str | Path | None = None,
         vlm_url: str | None = None,
         api_key_env: str | None = None,
+        api_key_file: str | Path | None = None,
+        server_image: str | None = None,
+        server_jpeg_quality: int | None = None,
         sam: str | Path | None = None,
         template: str | None = None,
         threads: int | None = None,
@@ -76,8 +79,8 @@ class Segmenter:
         """Load a model; arguments that are None have the backend's defaults.
 
         Args:
-            name: "lisa-tabletop", a folder (ours or a released LISA), a hub id, or "scheme:rest"
-                of a registered backend.
+            name: "lisa-tabletop", a folder (ours or a released LISA), a hub id, "http://server:8000"
+                or https for a model on a server, or "scheme:rest" of a registered backend.
             device: cpu, cuda, cuda:1; None or "auto": the GPU if there is one.
             precision: fp32, bf16, fp16, int8, nf4; None or "auto": bf16 on a GPU, fp32 on a CPU.
             vision_tower: folder or hub id of CLIP; None: the one that the checkpoint names.
@@ -87,6 +90,9 @@ class Segmenter:
                 completions; images are sent there. NAME is its name at the server. None: the
                 model runs here.
             api_key_env: name of the environment variable with the server's key; None: no key.
+            api_key_file: file with the token for a model on a server; None: no token.
+            server_image: how images are sent to a model on a server: jpeg, png or raw; None: jpeg.
+            server_jpeg_quality: 1 to 100; None: 90.
             sam: a .pth file of segment-anything; it fills in weights of SAM that a released LISA
                 lacks (LISA does not train SAM's vision encoder, so files may omit it).
             template: conversation template, or profile of a "vlm+sam:" model; None: the
@@ -111,6 +117,9 @@ class Segmenter:
             segmenter_model=segmenter_model,
             vlm_url=vlm_url,
             api_key_env=api_key_env,
+            api_key_file=api_key_file,
+            server_image=server_image,
+            server_jpeg_quality=server_jpeg_quality,
             sam=sam,
             template=template,
             threads=threads,

@@ -23,6 +23,7 @@ from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.requests import RequestReport
 from lisa_ros.health.transforms import TransformReport
 from lisa_ros.messages.camera_info import camera_from_info
+from lisa_ros.optional_packages import is_served
 from lisa_ros.perception.backend import (
     Backend,
     ReportsCache,
@@ -83,7 +84,8 @@ def model_report(
         settings.model,
         str(backend.device) if backend else settings.device,
         (backend.precision if isinstance(backend, ReportsPrecision) else ''),
-        settings.isolation,
+        'server' if is_served(settings.model) else settings.isolation,
+        settings.fallback_model,
         inference.health if inference and backend else None,
         loading_since,
         sorted(ends, key=lambda end: end.at),

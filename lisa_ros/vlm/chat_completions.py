@@ -120,7 +120,7 @@ class ChatServer:
         """
         self._url, self._key = completions_url(url), key
         self.address = str(self._url.copy_with(path='/')).rstrip('/')
-        self.is_private = self._url.scheme == 'https' or _is_loopback(self._url.host)
+        self.is_private = self._url.scheme == 'https' or is_loopback(self._url.host)
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if key:
             headers['Authorization'] = f'Bearer {key}'
@@ -337,7 +337,8 @@ async def _drain(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
         pass
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == 'localhost'

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Backend that answers with a second model while the server of the first cannot be reached.
+
+A request whose server gives nothing is asked again, of the second model and within the same
+`answer_timeout`. One whose server broke off in the middle ends as UNREACHABLE: its words are out.
+
+Threads: as every Backend, one thread at a time asks. `interrupt`, `close` and the properties may
+be used from any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lisa_ros.perception.backend import (
+    Backend,
+    Cancellation,
+    Capabilities,
+    InferenceOptions,
+    Query,
+    ReportsNotices,
+    ReportsPrecision,
+    SupervisedBackend,
+)
+from lisa_ros.perception.health import HealthState, ModelHealth, newest_failure
+from lisa_ros.perception.process_memory import GpuMemory
+from lisa_ros.perception.stopping import Deadline
+from lisa_ros.results import Done, Event, Status
+
+
+class FallbackBackend:
+    """Two models; see the module's docstring for rules and threads."""
+
+    def __init__(self, first: SupervisedBackend, second: Backend, second_name: str):
+        """Combine two models.
+
+        Args:
+            first: on a server.
+            second: answers while the server cannot be reached.
+            second_name: of the second model, for the reason of its answers.
+        """
+        self._first, self._second, self._second_name = first, second, second_name
+
+    @property
+    def device(self) -> str:
+        """The address of the server."""
+        return self._first.device
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can do that answers now."""
+        return self._current.capabilities
+
+    @property
+    def precision(self) -> str:
+        """The number format of the model that answers now; empty if it is unknown."""
+        current = self._current
+        return current.precision if isinstance(current, ReportsPrecision) else ''
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of both models."""
+        backends = (self._first, self._second)
+        reporting = [backend for backend in backends if isinstance(backend, ReportsNotices)]
+        return tuple(notice for backend in reporting for notice in backend.notices)
+
+    @property
+    def health(self) -> ModelHealth:
+        """The state of the first model, or of the second one if that is worse."""
+        health = self._first.health
+        if not isinstance(self._second, SupervisedBackend):
+            return health
+        fallback = self._second.health
+        failure = newest_failure(health.failure, fallback.failure)
+        is_worse = health.state is HealthState.UNREACHABLE and fallback.state is not HealthState.OK
+        return dataclasses.replace(fallback if is_worse else health, failure=failure)
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of the second model's process [bytes]; 0 if it has none."""
+        return self._second.memory if isinstance(self._second, SupervisedBackend) else 0
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Memory of the second model on the GPU of this machine."""
+        return self._second.gpu_memory if isinstance(self._second, SupervisedBackend) else None
+
+    def interrupt(self, cause: str) -> None:
+        """End the running request, whichever model answers it."""
+        for backend in (self._first, self._second):
+            if isinstance(backend, SupervisedBackend):
+                backend.interrupt(cause)
+
+    def close(self) -> None:
+        """Free both models; no more requests."""
+        for backend in (self._first, self._second):
+            if isinstance(backend, SupervisedBackend):
+                backend.close()
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> None:
+        """Encode images with the model that answers now."""
+        self._current.encode_images(images)
+
+    def clear_cache(self) -> None:
+        """Drop the features of earlier images, of both models."""
+        self._first.clear_cache()
+        self._second.clear_cache()
+
+    def stream(
+        self,
+        image: np.ndarray,
+        query: Query,
+        options: InferenceOptions,
+        cancel: Cancellation,
+    ) -> Iterator[Event]:
+        """Answer a query; see `Backend.stream`.
+
+        Raises:
+            ImageError, QueryError: as the model raises them, by the call.
+        """
+        deadline = Deadline(options.answer_timeout)
+        if self._first.health.state is HealthState.UNREACHABLE:
+            cause = self._first.health.cause
+        else:
+            events = self._first.stream(image, query, options, cancel)
+            first = next(events)
+            is_unreachable = isinstance(first, Done) and first.result.status is Status.UNREACHABLE
+            if not is_unreachable or cancel.is_set() or deadline.is_over:
+                return itertools.chain((first,), events)
+            cause = first.result.reason
+        remaining = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
+        events = self._second.stream(image, query, remaining, cancel)
+        return (self._marked(event, cause) for event in events)
+
+    @property
+    def _current(self) -> Backend:
+        """The model that answers now."""
+        is_unreachable = self._first.health.state is HealthState.UNREACHABLE
+        return self._second if is_unreachable else self._first
+
+    def _marked(self, event: Event, cause: str) -> Event:
+        """Return an event of the second model; its result says why it answered."""
+        if not isinstance(event, Done):
+            return event
+        result = event.result
+        reasons = filter(None, (result.reason, f'answered by {self._second_name}: {cause}'))
+        return Done(dataclasses.replace(result, reason='; '.join(reasons)))

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of one HTTP server: JSON, and answers that arrive as server-sent events.
+
+A request is tried again only before the server has begun an answer: if there is no connection, if
+a connection that was kept open turns out to be closed, and after 429 and 503, as Retry-After says.
+Proxies come from HTTPS_PROXY and NO_PROXY, certificates from the system or SSL_CERT_FILE;
+redirects are not followed. A token is in no message.
+
+Threads: an event loop in a thread of its own holds the connections, so that a stop closes one at
+once, whatever the server does. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import ssl
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from lisa_ros.error_text import error_summary, one_line
+from lisa_ros.errors import LisaError, ModelError, UnreachableError
+from lisa_ros.perception.backend import Cancellation
+from lisa_ros.perception.stopping import Deadline
+from lisa_ros.serving.problems import Problem, ProblemError, problem_named
+from lisa_ros.serving.server_address import ServerAddress, parsed_url
+from lisa_ros.vlm.chat_completions import is_loopback, retry_after
+
+LAST_EVENTS = ('done', 'error')  # names of the event that ends an answer
+_MAX_TRIES = 3
+_FIRST_PAUSE = 0.25  # between two tries, if the server asks for none; doubled each time [s]
+_LONGEST_PAUSE = 30.0  # that a server may ask for, if the request has no deadline [s]
+_CONNECT_TIMEOUT = 5.0  # of one try [s]
+_SILENCE = 600.0  # longest time without a byte; requests have deadlines of their own [s]
+_DRAIN_TIMEOUT = 0.2  # how long the end of a stream may take after its last event [s]
+_CLOSE_TIMEOUT = 1.0  # how long the closing of all connections may take [s]
+_KEPT_IDLE = 60.0  # how long an unused connection stays open [s]
+_STOP_PERIOD = 0.01  # how often a stop is looked for while nothing arrives [s]
+_MAX_EVENT_BYTES = 64 * 2**20  # masks of 254 objects in a large image
+_MAX_BODY_BYTES = 2**20  # of an answer that is no stream
+_WITH_RETRY = (
+    *(Problem.OVERLOADED, Problem.RATE_LIMITED, Problem.NOT_READY, Problem.REPLICA_LOST),
+)
+_BUSY = (429, 503)
+_GATEWAY_FAILED = (502, 504)  # a proxy does not reach the server
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """What is sent with a request."""
+
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One server-sent event."""
+
+    name: str
+    data: Any  # of JSON
+
+
+class _TryAgainError(Exception):
+    """A request failed before the server began an answer."""
+
+    def __init__(self, error: LisaError, pause: float | None = None):
+        """Make an error.
+
+        Args:
+            error: to raise if there is no further try.
+            pause: how long the server asks to wait [s]; None: it does not.
+        """
+        super().__init__(str(error))
+        self.error, self.pause = error, pause
+
+
+class HttpClient:
+    """The connections to one server; see the module's docstring for rules and threads."""
+
+    def __init__(self, address: ServerAddress):
+        """Make a client; it connects with the first request.
+
+        Raises:
+            SettingsError: the address is none.
+        """
+        self._url, self._token = parsed_url(address.url), address.token
+        self.name = str(self._url).rstrip('/')  # for messages
+        # whether nobody in between can read what is sent
+        self.is_private = self._url.scheme == 'https' or is_loopback(self._url.host)
+        headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
+        if address.token:
+            headers['Authorization'] = f'Bearer {address.token}'
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            limits=httpx2.Limits(keepalive_expiry=_KEPT_IDLE),
+        )
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name='lisa-http', daemon=True).start()
+        self._shut_down = weakref.finalize(self, _shut_down, self._loop, self._client)
+
+    def close(self) -> None:
+        """End all requests and close the connections; later requests raise UnreachableError."""
+        self._shut_down()
+
+    def get_json(self, path: str, timeout: float) -> Any:
+        """Return the JSON of a path such as "/v1/models"; one try.
+
+        Args:
+            path: of the resource.
+            timeout: of all of it [s].
+
+        Raises:
+            UnreachableError: there is no answer within the time.
+            ProblemError: the server does not give it.
+            ModelError: its answer is not JSON.
+        """
+        answer = self._run(self._get(path, timeout))
+        try:
+            return answer.result(timeout)
+        except _TryAgainError as error:
+            raise error.error from None
+        except TimeoutError:
+            answer.cancel()
+            raise UnreachableError(
+                f'{self.name} has not answered within {timeout:.3g} s: see whether it is busy'
+            ) from None
+
+    def post_events(
+        self,
+        path: str,
+        body: RequestBody,
+        deadline: Deadline,
+        stop: Cancellation,
+    ) -> Iterator[ServerEvent]:
+        """Send a request, and yield the events of the answer as they arrive.
+
+        Ends early when `stop` is set. Then, and if the iteration is given up before an event of
+        LAST_EVENTS, the connection is closed.
+
+        Args:
+            path: such as "/v1/segment".
+            body: to send.
+            deadline: of all tries together.
+            stop: looked at before each event, and while none arrives.
+
+        Raises:
+            UnreachableError: there is no connection, the server has no capacity, or it broke off.
+            ProblemError: the server does not accept the request.
+            ModelError: its answer is not a stream of events, or too large.
+        """
+        events: queue.SimpleQueue[ServerEvent | None] = queue.SimpleQueue()
+        answer, is_complete = self._run(self._ask(path, body, deadline, events)), False
+        try:
+            while not stop.is_set():
+                try:
+                    event = events.get(timeout=_STOP_PERIOD)
+                except queue.Empty:
+                    continue
+                if event is None:
+                    answer.result()
+                    return
+                is_complete = event.name in LAST_EVENTS
+                yield event
+        finally:
+            if not is_complete:
+                answer.cancel()  # no effect after the end
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future:
+        if not self._shut_down.alive:
+            coroutine.close()
+            raise UnreachableError(f'the connection to {self.name} was closed')
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    # ---- on the thread of the event loop
+
+    async def _get(self, path: str, timeout: float) -> Any:
+        async with self._response('GET', path, timeout) as response:
+            content = await _content(response)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(
+                f'{self.name}{path} is not JSON ({one_line(error)}): is a lisa_ros server there?'
+            ) from None
+
+    async def _ask(
+        self,
+        path: str,
+        body: RequestBody,
+        deadline: Deadline,
+        events: queue.SimpleQueue[ServerEvent | None],
+    ) -> None:
+        """Ask, and put the events of the answer into a queue; None at its end."""
+        try:
+            for number in range(1, _MAX_TRIES + 1):
+                try:
+                    await self._try(path, body, deadline, events)
+                    return
+                except _TryAgainError as error:  # noqa: PERF203
+                    await self._pause(number, error, deadline)
+        except LisaError:
+            raise
+        except Exception as error:  # noqa: BLE001  # of the library: any type
+            raise ModelError(f'{self.name}: {self._safe(error_summary(error))}') from None
+        finally:
+            events.put(None)
+
+    async def _pause(self, number: int, error: _TryAgainError, deadline: Deadline) -> None:
+        """Wait before the next try; raise the error if there is none: too many, or too late."""
+        pause = _FIRST_PAUSE * 2 ** (number - 1) if error.pause is None else error.pause
+        left = _LONGEST_PAUSE if deadline.limit is None else deadline.seconds_left
+        if number == _MAX_TRIES or pause >= left:
+            raise error.error from None
+        await asyncio.sleep(pause)
+
+    async def _try(
+        self,
+        path: str,
+        body: RequestBody,
+        deadline: Deadline,
+        events: queue.SimpleQueue[ServerEvent | None],
+    ) -> None:
+        left = deadline.seconds_left
+        # half of the time: the cause can still be told
+        connect = _CONNECT_TIMEOUT if left is None else min(_CONNECT_TIMEOUT, left / 2)
+        async with self._response('POST', path, _SILENCE, connect, body) as response:
+            kind = response.headers.get('Content-Type', '')
+            if not kind.lower().startswith('text/event-stream'):
+                raise ModelError(
+                    f'{self.name} answers with {one_line(kind) or "no type"}, not with a stream '
+                    'of events: is a lisa_ros server there?'
+                )
+            received = self._events(response)
+            async for event in received:
+                if event.name in LAST_EVENTS:  # the connection is free before the next request
+                    await _drain(received)
+                events.put(event)
+
+    async def _events(self, response: httpx2.Response) -> AsyncIterator[ServerEvent]:
+        """Yield the events of a stream."""
+        try:
+            async for event in httpx2.EventSource(response, max_event_size=_MAX_EVENT_BYTES):
+                yield ServerEvent(event.event, json.loads(event.data))
+        except httpx2.SSEError as error:
+            raise ModelError(f'{self.name}: {one_line(error)}') from None
+        except (ValueError, RecursionError) as error:
+            raise ModelError(
+                f'{self.name} sent an event that is no JSON: {one_line(error)}'
+            ) from (None)
+
+    @contextlib.asynccontextmanager
+    async def _response(
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        connect: float = _CONNECT_TIMEOUT,
+        body: RequestBody | None = None,
+    ) -> AsyncIterator[httpx2.Response]:
+        """Give the answer to a request if it is one; raise what went wrong instead."""
+        url = self._url.copy_with(path=self._url.path.rstrip('/') + path)
+        headers = {'Accept': 'application/json'}
+        if body is not None:
+            headers = {'Accept': 'text/event-stream', 'Content-Type': body.media_type}
+        has_begun = False
+        try:
+            async with self._client.stream(
+                method,
+                url,
+                content=None if body is None else body.content,
+                headers=headers,
+                timeout=httpx2.Timeout(timeout, connect=min(connect, timeout)),
+            ) as response:
+                await self._check(response)
+                has_begun = True
+                yield response
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+            raise self._not_connected(error, connect) from None
+        except httpx2.ReadTimeout:
+            raise UnreachableError(f'{self.name} sent nothing for {timeout:.3g} s') from None
+        except httpx2.TransportError as error:
+            cause = self._safe(error_summary(error))
+            broken = UnreachableError(f'{self.name} broke off the connection ({cause})')
+            if has_begun:
+                raise broken from None
+            raise _TryAgainError(broken, 0.0) from None  # it was kept, and the server closed it
+
+    async def _check(self, response: httpx2.Response) -> None:
+        """Return if a server accepts a request.
+
+        Raises:
+            _TryAgainError: it has no capacity.
+            ProblemError, UnreachableError, ModelError: there will be no answer.
+        """
+        status = response.status_code
+        if status == 200:
+            return
+        problem, detail = self._problem(await _content(response))
+        said = f'{status} {response.reason_phrase}' + (f': {detail}' if detail else '')
+        if problem in _WITH_RETRY or (problem is None and status in _BUSY):
+            pause = retry_after(response.headers.get('Retry-After', ''))
+            wait = '' if pause is None else f', and asks to wait {pause:.3g} s'
+            error = UnreachableError(f'{self.name} has no capacity ({said}){wait}')
+            raise _TryAgainError(error, pause)
+        if problem is not None:
+            raise ProblemError(problem, f'{self.name}: {detail}')
+        if status in _GATEWAY_FAILED:
+            raise UnreachableError(f'a proxy does not reach the server of {self.name} ({said})')
+        if 300 <= status < 400:
+            raise ModelError(
+                f'{self.name} sends to another address ({said}), which is not followed: correct '
+                'the address of the server'
+            )
+        raise ModelError(f'{self.name} refuses the request ({said}): is a lisa_ros server there?')
+
+    def _problem(self, content: bytes) -> tuple[Problem | None, str]:
+        """Return the problem of an answer, None if it is not one of ours, and what it says."""
+        text = content.decode('utf-8', 'replace')
+        with contextlib.suppress(ValueError, RecursionError):
+            document = json.loads(text)
+            if isinstance(document, dict):
+                detail = document.get('detail')
+                text = detail if isinstance(detail, str) else text
+                return problem_named(str(document.get('type'))), self._safe(text)
+        return None, self._safe(text)
+
+    def _not_connected(self, error: httpx2.TransportError, seconds: float) -> Exception:
+        """Return why there is no connection: an error to raise."""
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        for cause in causes:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return UnreachableError(
+                    f'{self.name} has a certificate that is not trusted '
+                    f'({one_line(cause.verify_message)}): add the one of its issuer to the '
+                    'system, or name a file with it in the environment variable SSL_CERT_FILE'
+                )
+            if isinstance(cause, ssl.SSLError):
+                return UnreachableError(f'{self.name} does not speak TLS ({one_line(cause)})')
+        if isinstance(error, httpx2.ConnectTimeout):
+            return _TryAgainError(
+                UnreachableError(f'{self.name} accepted no connection within {seconds:.3g} s')
+            )
+        causes = [cause for cause in causes if isinstance(cause, OSError)] or causes
+        return _TryAgainError(
+            UnreachableError(f'{self.name} cannot be reached: {self._safe(one_line(causes[-1]))}')
+        )
+
+    def _safe(self, text: str) -> str:
+        """Return a text on one line, without the token: a server may repeat what it was sent."""
+        return one_line(text.replace(self._token, '***') if self._token else text)
+
+
+def _shut_down(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+    """End all requests of an event loop, then the loop and its thread."""
+
+    async def close() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await client.aclose()
+
+    closed = asyncio.run_coroutine_threadsafe(close(), loop)
+    with contextlib.suppress(Exception):  # a connection that cannot be closed is gone
+        closed.result(_CLOSE_TIMEOUT)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+async def _drain(events: AsyncIterator[ServerEvent]) -> None:
+    """Read the end of a complete answer, so that its connection serves the next request."""
+    with contextlib.suppress(LisaError, httpx2.TransportError, TimeoutError):
+        async with asyncio.timeout(_DRAIN_TIMEOUT):
+            async for _ in events:
+                pass
+
+
+async def _content(response: httpx2.Response) -> bytes:
+    """Return an answer that is no stream, or its beginning."""
+    content = b''
+    async for part in response.aiter_raw():
+        content += part
+        if len(content) > _MAX_BODY_BYTES:
+            break
+    return content[:_MAX_BODY_BYTES]

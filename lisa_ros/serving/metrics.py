@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What GET /metrics shows, for Prometheus. Any thread."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from lisa_ros.serving.models import ModelsState
+from lisa_ros.serving.replies import ReplyFigures
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class ServerMetrics:
+    """The metrics of one server."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            'lisa_requests', 'requests of /v1/segment, by result', ['result'], registry=registry
+        )
+        self._seconds = Histogram(
+            'lisa_request_seconds', 'arrival to answer', buckets=_SECONDS, registry=registry
+        )
+        self._stages = Histogram(
+            'lisa_stage_seconds',
+            'time of an answer, by stage',
+            ['stage'],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batches = Histogram(
+            'lisa_batch_size',
+            'requests of the batch of an answer',
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            'lisa_queue_length', 'requests in the queue of the last replica', registry=registry
+        )
+        self._gpu = Gauge(
+            'lisa_gpu_memory_bytes', 'memory of PyTorch', ['replica', 'kind'], registry=registry
+        )
+        self._replicas = Gauge('lisa_replicas', 'replicas that answer', registry=registry)
+        self._in_flight = Gauge('lisa_requests_in_flight', 'without answer', registry=registry)
+        self._lost = Gauge(
+            'lisa_replicas_lost_total', 'requests whose replica ended', registry=registry
+        )
+        self._gpu_replicas: list[int] = []  # last ones with a GPU
+
+    def count(self, result: str, seconds: float) -> None:
+        """Count a request.
+
+        Args:
+            result: a status of `results.Status`, or the name of a problem.
+            seconds: since its arrival.
+        """
+        self._requests.labels(result).inc()
+        self._seconds.observe(seconds)
+
+    def observe(self, figures: ReplyFigures) -> None:
+        """Add the figures of an answer."""
+        self._batches.observe(figures.batch_size)
+        self._waiting.set(figures.waiting)
+        for stage, seconds in figures.seconds.items():
+            self._stages.labels(stage).observe(seconds)
+        if figures.gpu_memory is not None:
+            self._set_gpu(figures)
+
+    def text(self, state: ModelsState) -> bytes:
+        """Return all metrics."""
+        self._replicas.set(state.replicas)
+        self._in_flight.set(state.in_flight)
+        self._lost.set(state.lost)
+        return generate_latest(self._registry)
+
+    def _set_gpu(self, figures: ReplyFigures) -> None:
+        """Set the memory of a replica; those that have ended are dropped in time."""
+        if figures.replica not in self._gpu_replicas:
+            self._gpu_replicas.append(figures.replica)
+            if len(self._gpu_replicas) > 64:
+                ended = str(self._gpu_replicas.pop(0))
+                for kind in ('allocated', 'reserved'):
+                    self._gpu.remove(ended, kind)
+        name, memory = str(figures.replica), figures.gpu_memory
+        self._gpu.labels(name, 'allocated').set(memory.allocated)
+        self._gpu.labels(name, 'reserved').set(memory.reserved)

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One replica: a backend that answers batches in a thread, for requests of one asyncio loop.
+
+It imports no Ray: `ray_models` makes a Serve deployment of the class. Images are decoded and
+masks are encoded in threads beside the model's. Requests that share their options are answered
+together, by a backend that can; each answer goes out once it is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from lisa_ros import native_settings
+from lisa_ros.error_text import error_summary
+from lisa_ros.errors import LisaError
+from lisa_ros.perception.backend import BatchRequest, InferenceOptions, LoadOptions
+from lisa_ros.perception.batch import can_batch, stream_batch
+from lisa_ros.perception.process_memory import gpu_memory
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.perception.roi import crop, stream_in_region
+from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
+from lisa_ros.serving.batch_queue import (
+    BatchLimits,
+    BatchQueue,
+    Ticket,
+)
+from lisa_ros.serving.multipart import decode_upload
+from lisa_ros.serving.problems import ProblemError
+from lisa_ros.serving.query_format import SegmentQuery, invalid
+from lisa_ros.serving.replies import Answer, ModelRequest, Refusal, Reply, ReplyFigures
+from lisa_ros.serving.wire_format import Served, answer_json, event_bytes, event_json
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar('_Result')
+_HELPERS = 2  # threads that decode images and encode masks
+_MAX_BUGS = 3  # failures in a row that are no LisaError, after which the replica is not healthy
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """What each replica loads, and how it answers."""
+
+    served: Served  # the name of the model as clients see it
+    model: str  # as `registry.load_backend` takes it
+    load_options: LoadOptions = field(default_factory=LoadOptions)
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    batches: BatchLimits = field(default_factory=BatchLimits)
+    image_pixels: int = 25_000_000
+    # a batch that takes longer has hung: the replica is started again [s]
+    hang_seconds: float = 600.0
+
+
+class ModelServer:
+    """Answers requests with one backend; all methods run in one asyncio loop."""
+
+    def __init__(self, plan: ReplicaPlan):
+        """Load the model.
+
+        Raises:
+            CheckpointError: the files are not a whole model.
+            SettingsError: the device, the precision or the scheme is not available.
+        """
+        native_settings.apply()
+        self._plan = plan
+        self._backend = load_backend(plan.model, plan.load_options)
+        self._model_thread = ThreadPoolExecutor(1, 'model')
+        self._helpers = ThreadPoolExecutor(_HELPERS, 'images')
+        self._queue: BatchQueue | None = None
+        self._worker: asyncio.Task | None = None
+        self._batch_began: float | None = None  # [s, monotonic]
+        self._bugs = 0
+
+    def describe(self) -> dict[str, object]:
+        """Return the model's precision, device and capabilities, as JSON of GET /v1/models."""
+        capabilities = dataclasses.asdict(self._backend.capabilities)
+        return {
+            'precision': getattr(self._backend, 'precision', ''),
+            'device': self._backend.device,
+            'capabilities': capabilities | {'scores': capabilities['scores'].name.lower()},
+        }
+
+    def check_health(self) -> None:
+        """Raise if the model hangs or fails again and again: Serve starts another replica.
+
+        Raises:
+            RuntimeError: says why.
+        """
+        began = self._batch_began
+        if began is not None and time.monotonic() - began > self._plan.hang_seconds:
+            raise RuntimeError(f'a batch takes longer than {self._plan.hang_seconds:g} s')
+        if self._bugs >= _MAX_BUGS:
+            raise RuntimeError(f'{self._bugs} batches in a row failed')
+
+    async def answer(self, request: ModelRequest) -> Reply:
+        """Answer a request; cancelling the call takes it out of the queue, or stops the model."""
+        try:
+            ticket = await self._enqueue(request, has_events=False)
+            with _leaving(ticket, self._started_queue()):
+                return await self._answer_of(ticket, await ticket.result, request)
+        except ProblemError as error:
+            return Refusal.of(error)
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[bytes | Reply]:
+        """Yield server-sent events, then the answer; or a refusal. Cancelled as `answer`."""
+        query = request.upload.query
+        try:
+            ticket = await self._enqueue(request, has_events=True)
+            with _leaving(ticket, self._started_queue()):
+                async for event in _events(ticket):
+                    name, document = await self._in_helper(event_json, event, query)
+                    yield event_bytes(name, document)
+                yield await self._answer_of(ticket, await ticket.result, request)
+        except ProblemError as error:
+            yield Refusal.of(error)
+
+    async def close(self) -> None:
+        """Stop the worker; requests that wait get no answer."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._model_thread.shutdown(wait=False, cancel_futures=True)
+        self._helpers.shutdown(wait=False)
+
+    def _started_queue(self) -> BatchQueue:
+        """Return the queue; the first call starts the worker in the running loop."""
+        if self._queue is None:
+            self._queue = BatchQueue(self._plan.batches)
+            self._worker = asyncio.create_task(self._work(self._queue))
+        return self._queue
+
+    async def _in_helper(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """Return what a function returns that is called in a helper thread."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._helpers, function, *arguments
+        )
+
+    async def _enqueue(self, request: ModelRequest, *, has_events: bool) -> Ticket:
+        """Decode a request and let it wait.
+
+        Raises:
+            ProblemError: the image or the query cannot be used, or the queue is full.
+        """
+        deadline, queue = time.monotonic() + request.seconds, self._started_queue()
+        upload = request.upload
+        queue.announce()
+        try:
+            image = await self._in_helper(decode_upload, upload, self._plan.image_pixels)
+            query = upload.query.backend_query(image.shape[:2])
+            _check_region(image, upload.query)
+            ticket = Ticket(
+                image=image,
+                query=query,
+                options=upload.query.inference_options(self._plan.options),
+                deadline=deadline,
+                stream=request.stream,
+                alone=request.alone,
+                events=asyncio.Queue() if has_events else None,
+            )
+            queue.put(ticket)
+        finally:
+            queue.withdraw()
+        return ticket
+
+    async def _answer_of(
+        self, ticket: Ticket, result: Segmentation, request: ModelRequest
+    ) -> Answer:
+        """Return the JSON of a result, with the time in the queue and the figures."""
+        waited = ticket.begun_at - ticket.queued_at
+        result = dataclasses.replace(result, timings={'queue': waited, **result.timings})
+        document = await self._in_helper(
+            _document, result, request.upload.query, ticket.image.shape[:2], self._plan.served
+        )
+        figures = ReplyFigures(
+            ticket.batch_size,
+            result.timings,
+            self._started_queue().length,
+            gpu_memory(),
+            os.getpid(),
+        )
+        return Answer(document, figures)
+
+    async def _work(self, queue: BatchQueue) -> None:
+        """Answer batch after batch."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await queue.next_batch()
+            began = self._batch_began = time.monotonic()
+            await loop.run_in_executor(self._model_thread, self._run, batch, loop)
+            self._batch_began = None
+            queue.finish(len(batch), time.monotonic() - began)
+
+    # ---- in the model's thread
+
+    def _run(self, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop) -> None:
+        """Answer a batch; each result is given out once it is complete."""
+        waiting = dict(enumerate(batch))
+        try:
+            if len(batch) > 1 and can_batch(self._backend):
+                self._run_together(batch, waiting, loop)
+            for number, ticket in list(waiting.items()):
+                _finish(ticket, self._run_alone(ticket, loop), loop)
+                del waiting[number]
+        except Exception as error:  # noqa: BLE001  # of one batch; the next ones are answered
+            self._bugs += 1
+            _log.exception('a batch of %d failed', len(batch))
+            reason = f'the model failed ({error_summary(error)}); the log of the server has more'
+            for ticket in waiting.values():
+                _finish(ticket, _failed(ticket, reason), loop)
+        else:
+            self._bugs = 0
+
+    def _run_together(
+        self,
+        batch: Sequence[Ticket],
+        waiting: dict[int, Ticket],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Answer a batch at once; those that are not answered stay in `waiting`."""
+        requests = [BatchRequest(item.image, item.query, _TicketCancel(item)) for item in batch]
+        try:
+            for number, event in stream_batch(self._backend, requests, batch[0].options):
+                if isinstance(event, Done):
+                    _finish(waiting.pop(number), event.result, loop)
+                else:
+                    _send(batch[number], event, loop)
+        except LisaError:  # asked alone, the request at fault names its error
+            _log.info('a batch is answered one by one', exc_info=True)
+
+    def _run_alone(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> Segmentation:
+        """Return the result of one request; its events are sent as they come."""
+        cancel = _TicketCancel(ticket)
+        try:
+            for event in stream_in_region(
+                self._backend, ticket.image, ticket.query, ticket.options, cancel
+            ):
+                if isinstance(event, Done):
+                    return event.result
+                _send(ticket, event, loop)
+        except LisaError as error:
+            return _failed(ticket, str(error))
+        raise AssertionError('a stream ends with Done')
+
+
+@dataclass(frozen=True)
+class _TicketCancel:
+    """Ends an answer that nobody waits for any more, as a Cancellation."""
+
+    ticket: Ticket
+
+    def is_set(self) -> bool:
+        return self.ticket.is_unwanted
+
+
+@contextlib.contextmanager
+def _leaving(ticket: Ticket, queue: BatchQueue) -> Iterator[None]:
+    """Take a request out of the queue, or stop the model, when its call ends."""
+    try:
+        yield
+    finally:
+        ticket.has_left = True
+        queue.remove(ticket)
+
+
+async def _events(ticket: Ticket) -> AsyncIterator[Event]:
+    """Yield the events of a request until its result is there."""
+    assert ticket.events is not None  # noqa: S101  # of `stream`
+    while True:
+        waiting = asyncio.ensure_future(ticket.events.get())
+        try:
+            await asyncio.wait({waiting, ticket.result}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                yield waiting.result()
+                continue
+        finally:
+            waiting.cancel()
+        while not ticket.events.empty():
+            yield ticket.events.get_nowait()
+        return
+
+
+def _failed(ticket: Ticket, reason: str) -> Segmentation:
+    return unanswered(ticket.query.text, Status.FAILED, reason, ticket.image.shape[:2])
+
+
+def _finish(ticket: Ticket, result: Segmentation, loop: asyncio.AbstractEventLoop) -> None:
+    """Give out a result from the model's thread, behind the events before it."""
+    loop.call_soon_threadsafe(ticket.finish, result)
+
+
+def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None:
+    if ticket.events is not None:
+        loop.call_soon_threadsafe(ticket.events.put_nowait, event)
+
+
+def _document(
+    result: Segmentation, query: SegmentQuery, shape: tuple[int, int], served: Served
+) -> str:
+    return json.dumps(answer_json(result, query, shape, served))
+
+
+def _check_region(image: np.ndarray, query: SegmentQuery) -> None:
+    """Raise a ProblemError if the region is not within the image."""
+    if query.region is not None:
+        try:
+            crop(image, query.region)
+        except LisaError as error:
+            raise invalid(str(error)) from error

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the body of a request from an image and a backend's query. Any thread.
+
+Letters: H x W the image [px].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from lisa_ros.perception.backend import InferenceOptions, Query
+from lisa_ros.perception.stopping import Deadline
+from lisa_ros.results import Dialogue
+from lisa_ros.serving.http_client import RequestBody
+from lisa_ros.serving.image_transfer import (
+    ImageCoding,
+    encode_image,
+    fitted_dialogue,
+    fitted_image,
+)
+from lisa_ros.serving.query_format import SegmentQuery
+from lisa_ros.serving.query_reading import QueryLimits
+from lisa_ros.serving.wire_format import encode_request
+
+_LIMITS = QueryLimits()  # of the server
+_SHORTEST_DEADLINE = 0.001  # that it accepts [s]
+
+
+@dataclass(frozen=True)
+class QuerySending:
+    """How queries are sent."""
+
+    coding: ImageCoding
+    input_side: int | None  # longest side of what the model sees [px]; None: any
+    stream: str  # of whose waiting requests the newest counts; '': a request by itself
+
+
+@dataclass(frozen=True)
+class SentQuery:
+    """A query on its way."""
+
+    query: Query
+    shape: tuple[int, int]  # (H, W) of the image, before it was made smaller
+    body: RequestBody
+    seconds: float  # that it took to encode the image
+
+
+def encode_query(
+    image: np.ndarray,
+    query: Query,
+    options: InferenceOptions,
+    sending: QuerySending,
+    deadline: Deadline,
+) -> SentQuery:
+    """Return a query as it is sent.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        query: about it.
+        options: `answer_timeout` is left out: `deadline` takes its place.
+        sending: how.
+        deadline: of the answer; the server gets what is left of it.
+    """
+    start = time.perf_counter()
+    side = None if sending.coding.is_lossless else sending.input_side
+    fitted = fitted_image(image, side)
+    encoded = encode_image(fitted, sending.coding)
+    dialogue = _bounded(fitted_dialogue(query.dialogue, fitted.shape[:2]))
+    seconds_left = deadline.seconds_left
+    if seconds_left is not None:
+        seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
+    media_type, content = encode_request(
+        encoded.content,
+        encoded.media_type,
+        SegmentQuery.of(
+            dataclasses.replace(query, dialogue=dialogue),
+            dataclasses.replace(options, answer_timeout=None),
+            stream=sending.stream,
+            deadline=seconds_left,
+            confidence=True,
+            raw=encoded.raw,
+        ),
+    )
+    body = RequestBody(media_type, content)
+    return SentQuery(query, image.shape[:2], body, time.perf_counter() - start)
+
+
+def _bounded(dialogue: Dialogue) -> Dialogue:
+    """Return a dialogue that the server accepts: the newest turns, and not too many masks."""
+    turns = tuple(
+        dataclasses.replace(
+            turn,
+            query=turn.query[: _LIMITS.command_chars],
+            answer_raw=turn.answer_raw[: _LIMITS.answer_chars],
+            boxes=turn.boxes[: _LIMITS.shown_masks],
+        )
+        for turn in dialogue.turns[-_LIMITS.turns :]
+    )
+    shown = dialogue.shown
+    return Dialogue(turns, None if shown is None else shown[: _LIMITS.shown_masks])

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the server: HTTP in this process, replicas on Ray Serve, until a stop signal.
+
+SIGTERM and SIGINT end it: no new requests, then the answers in progress, then the replicas.
+SIGHUP reads the token file again, and the weights if they have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from lisa_ros.errors import LisaError
+from lisa_ros.model.checksums import file_checksums, folder_checksum
+from lisa_ros.model.registry import resolve_bundled_model
+from lisa_ros.perception.registry import find_loader
+from lisa_ros.serving.http_app import HttpState, create_app
+from lisa_ros.serving.http_server import check_address, http_server
+from lisa_ros.serving.limits import ServerLimits
+from lisa_ros.serving.ray_cluster import PoolPlan
+from lisa_ros.serving.ray_models import RayModels
+from lisa_ros.serving.tokens import TokenTable
+from lisa_ros.serving.wire_format import Served
+
+_log = logging.getLogger(__name__)
+_LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """A server: where it listens, who may ask, and which replicas answer."""
+
+    pool: PoolPlan
+    host: str = '127.0.0.1'
+    port: int = 8000
+    token_file: Path | None = None
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+
+def run_server(plan: ServerPlan) -> None:
+    """Serve until a stop signal.
+
+    Raises:
+        SettingsError: the address or the cluster cannot be used, Ray Serve is not installed, or
+            the model cannot be loaded.
+        DataError: the token file cannot be read.
+    """
+    tokens = TokenTable.read(plan.token_file) if plan.token_file else None
+    find_loader(plan.pool.replica.model)  # an unknown scheme fails now
+    check_address(plan.host, plan.port)
+    if tokens is None and plan.host not in _LOOPBACK:
+        _log.warning(
+            'everybody who reaches %s:%d may ask the model: restrict it with --token-file',
+            plan.host,
+            plan.port,
+        )
+    asyncio.run(_serve(plan, tokens))
+
+
+async def _serve(plan: ServerPlan, tokens: TokenTable | None) -> None:
+    models = RayModels(plan.pool)
+    state = HttpState(models, plan.limits, tokens, local_only=plan.host in _LOOPBACK)
+    server = http_server(create_app(state), plan.host, plan.port, plan.limits)
+    listening = asyncio.create_task(server.serve())
+    async with _signals(server) as reload:
+        try:
+            starting = asyncio.create_task(_start(models, plan))
+            await asyncio.wait({starting, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                updating = asyncio.create_task(_update_on(reload, models, state, plan))
+                await listening
+                updating.cancel()
+            _log.info('stopping')
+        finally:
+            server.should_exit = True
+            await listening
+            await asyncio.to_thread(models.close)
+
+
+async def _start(models: RayModels, plan: ServerPlan) -> None:
+    """Start the replicas."""
+    replica = plan.pool.replica
+    _log.info('loading %s', replica.model)
+    await asyncio.to_thread(models.start)
+    _log.info('%s answers at http://%s:%d', replica.served.model, plan.host, plan.port)
+
+
+@contextlib.asynccontextmanager
+async def _signals(server: uvicorn.Server) -> AsyncIterator[asyncio.Event]:
+    """Let stop signals end the server; yield an event that SIGHUP sets."""
+    loop, reload = asyncio.get_running_loop(), asyncio.Event()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    try:
+        yield reload
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+async def _update_on(
+    reload: asyncio.Event, models: RayModels, state: HttpState, plan: ServerPlan
+) -> None:
+    """Read tokens and weights again whenever `reload` is set; errors leave what there is."""
+    replica = plan.pool.replica
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            if plan.token_file:
+                state.tokens = TokenTable.read(plan.token_file)
+                _log.info('read the tokens again')
+            version = await asyncio.to_thread(weights_version, replica.model)
+            if version and version == replica.served.version:
+                _log.info('the weights have not changed')
+                continue
+            _log.info('updating the weights to %s', version[:12] or 'what the hub has')
+            served = dataclasses.replace(replica.served, version=version)
+            new = dataclasses.replace(replica, served=served)
+            await asyncio.to_thread(models.update, new)
+            replica = new
+            _log.info('all replicas have the weights %s', version[:12])
+        except LisaError as error:
+            _log.error('nothing was updated: %s', error)
+
+
+def served_model(model: str) -> Served:
+    """Return the name and version of a model, as clients see them.
+
+    Raises:
+        CheckpointError: a file of the model cannot be read.
+    """
+    _, name = find_loader(model)
+    scheme = model.removesuffix(name)
+    is_local = Path(name).expanduser().exists()
+    shown = Path(name).expanduser().resolve().name if is_local else name
+    return Served(f'{scheme}{shown}', weights_version(model))
+
+
+def weights_version(model: str) -> str:
+    """Return the SHA-256 of a model's files, as `lisa-ros checksum` prints it; '' of a hub id.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    _, name = find_loader(model)
+    source = Path(resolve_bundled_model(name)).expanduser()
+    return folder_checksum(file_checksums(source)) if source.exists() else ''

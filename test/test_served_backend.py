@@ -1,0 +1,547 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model on a server gives what the same model gives here; each fault of a server has its end."""
+
+import dataclasses
+import logging
+import re
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import segment_server
+from chat_server import make_certificate
+from scripted_backend import ScriptedBackend
+
+from lisa_ros.errors import ImageError, ModelError, QueryError, SettingsError
+from lisa_ros.images.image_file import read_rgb
+from lisa_ros.perception import masks
+from lisa_ros.perception.backend import (
+    AnswerStyle,
+    BatchRequest,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+)
+from lisa_ros.perception.fallback_backend import FallbackBackend
+from lisa_ros.perception.health import HealthState
+from lisa_ros.perception.registry import load_backend
+from lisa_ros.perception.roi import stream_in_region
+from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import SELF_TEST
+from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
+from lisa_ros.serving.http_client import HttpClient
+from lisa_ros.serving.image_transfer import ImageCoding, ImageFormat
+from lisa_ros.serving.problems import Problem, ProblemError
+from lisa_ros.serving.served_backend import ServedBackend
+from lisa_ros.serving.server_address import ServerAddress
+from lisa_ros.serving.server_monitor import MonitorPeriods
+from lisa_ros.serving.wire_format import EVENTS_TYPE, TOKEN_EVENT
+
+GRAY = np.full((48, 64, 3), 90, np.uint8)
+LONG, SOON = 30.0, 5.0  # time that suffices on a busy machine [s]; that nothing may take [s]
+OPTIONS = InferenceOptions(answer_timeout=LONG)
+FAST = MonitorPeriods(reachable=0.1, unreachable=0.05, timeout=1.0)
+REPLIES = {
+    '': {'masks': 'all'},
+    'bright': {'masks': 'bright'},
+    'slow': {'masks': 'all', 'hang': 1},
+    'absent': {'answer': 'There is none.'},
+}
+
+
+@pytest.fixture
+def server():
+    with segment_server.running(ScriptedBackend(REPLIES)) as running:
+        yield running
+
+
+@pytest.fixture
+def connect():
+    """Return a function that connects to an address; all connections end with the test."""
+    opened = []
+
+    def connect(url, token='', coding=ImageCoding(ImageFormat.RAW), periods=None):  # noqa: B008
+        client = HttpClient(ServerAddress(url, token))
+        opened.append(ServedBackend(client, coding, periods=periods))
+        return opened[-1]
+
+    yield connect
+    for backend in opened:
+        backend.close()
+
+
+def ask(backend, text, image=GRAY, options=OPTIONS, cancel=None, **fields):
+    """Return the events of an answer, without Done, and the result."""
+    query = Query(text, **fields)
+    *events, done = stream_in_region(backend, image, query, options, cancel or threading.Event())
+    return events, done.result
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ---- the same answers as here
+
+
+@pytest.fixture(scope='module')
+def tabletop():
+    return load_backend('lisa-tabletop', LoadOptions(device='cpu', threads=1, cache_bytes=0))
+
+
+@pytest.fixture(scope='module')
+def table():
+    return read_rgb(SELF_TEST / 'table.webp')
+
+
+def assert_same(events, result, own_events, own):
+    assert [type(event) for event in events] == [type(event) for event in own_events]
+    for event, expected in zip(events, own_events, strict=True):
+        if isinstance(event, Token):
+            assert event == expected
+        else:
+            assert (event.index, event.score) == (expected.index, pytest.approx(expected.score))
+            np.testing.assert_array_equal(event.mask, expected.mask)
+    # a new field that does not travel fails here
+    arrays, times = ('masks', 'mask_logits', 'scores'), ('timings', 'time_to_first_mask')
+    for item in dataclasses.fields(own):
+        if item.name not in (*arrays, *times):
+            assert getattr(result, item.name) == getattr(own, item.name), item.name
+    np.testing.assert_array_equal(result.masks, own.masks)
+    np.testing.assert_array_equal(result.scores, own.scores)
+    confidence = masks.confidence_image(own.mask_logits)
+    np.testing.assert_array_equal(masks.confidence_image(result.mask_logits), confidence)
+
+
+@pytest.mark.parametrize('image_format', [ImageFormat.RAW, ImageFormat.PNG])
+def test_without_loss_the_answer_is_the_local_one(tabletop, table, connect, image_format):
+    options = dataclasses.replace(OPTIONS, confidence_threshold=0.1, answer_style=AnswerStyle.AUTO)
+    with segment_server.running(tabletop) as server:
+        served = connect(server.url, coding=ImageCoding(image_format))
+        first = ask(tabletop, 'segment the mug', table, options)
+        assert_same(*ask(served, 'segment the mug', table, options), *first)
+        dialogue = Dialogue().extended(first[1])
+        text = 'what can I drink from? not this, the other one'
+        expected = ask(tabletop, text, table, options, dialogue=dialogue, explain=True)
+        answer = ask(served, text, table, options, dialogue=dialogue, explain=True)
+        assert_same(*answer, *expected)
+        region = (40, 20, 200, 180)
+        expected = ask(tabletop, 'the mug', table, options, region=region, dialogue=dialogue)
+        answer = ask(served, 'the mug', table, options, region=region, dialogue=dialogue)
+        assert_same(*answer, *expected)
+        assert server.seen[-1][1].shape == (180, 200, 3)  # the region alone was sent
+        expected = ask(tabletop, 'is there a mug?', table, options, yes_no=True)
+        assert expected[1].yes_probability is not None
+        assert_same(*ask(served, 'is there a mug?', table, options, yes_no=True), *expected)
+        assert served.capabilities == dataclasses.replace(tabletop.capabilities, batches=True)
+        assert served.precision == 'fp32'
+
+
+def test_a_batch_gives_the_answers_in_order(server, connect):
+    images = [np.full((48, 64, 3), level, np.uint8) for level in (0, 255, 0, 255)]
+    segmenter = Segmenter(connect(server.url), OPTIONS)
+    results = segmenter.segment_batch([(image, 'bright') for image in images])
+    assert [bool(result.masks.all()) for result in results] == [False, True, False, True]
+    assert all(not query.stream for query, _, _ in server.seen)  # none replaces another
+
+
+def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
+    served, cancel = connect(server.url), threading.Event()
+    served_requests = [
+        BatchRequest(GRAY, Query('it'), threading.Event()),
+        BatchRequest(GRAY, Query('slow'), cancel),
+        BatchRequest(GRAY, Query(' '), threading.Event()),
+    ]
+    threading.Timer(0.3, cancel.set).start()
+    events = served.stream_batch(served_requests, OPTIONS)
+    ends = {n: event.result.status for n, event in events if isinstance(event, Done)}
+    assert ends == {0: Status.FOUND, 1: Status.CANCELLED, 2: Status.FAILED}
+
+
+def test_a_batch_that_is_given_up_closes_its_connections(server, connect):
+    served = connect(server.url)
+    requests = [BatchRequest(GRAY, Query(text), threading.Event()) for text in ('it', 'slow')]
+    events = served.stream_batch(requests, OPTIONS)
+    next(events)
+    events.close()
+    assert server.left.wait(LONG)
+
+
+# ---- the image on its way
+
+
+def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
+    image = np.zeros((120, 320, 3), np.uint8)
+    image[30:90, 80:240] = 255
+    with segment_server.running(ScriptedBackend(REPLIES), input_side=160) as server:
+        served = connect(server.url, coding=ImageCoding(ImageFormat.JPEG, 95))
+        events, result = ask(served, 'bright', image)
+        assert server.seen[-1][1].shape == (60, 160, 3)
+        expected = image[..., 0] > 0
+        assert result.masks.shape == (1, 120, 320)
+        assert masks.iou(result.masks[0], expected) > 0.95
+        assert events[-1].mask.shape == (120, 320)
+        dialogue = Dialogue(shown=expected[None])
+        assert ask(served, 'bright', image, dialogue=dialogue)[1].status is Status.FOUND
+        assert server.seen[-1][0].shown[0].size == (60, 160)
+        lossless = connect(server.url, coding=ImageCoding(ImageFormat.PNG))
+        ask(lossless, 'bright', image)
+        np.testing.assert_array_equal(server.seen[-1][1], image)
+
+
+def test_the_quality_of_a_jpeg(server, connect):
+    noise = np.random.default_rng(1).integers(0, 256, GRAY.shape, np.uint8)
+    sent = {}
+    for quality in (20, 95):
+        ask(connect(server.url, coding=ImageCoding(ImageFormat.JPEG, quality)), 'it', noise)
+        sent[quality] = int(server.seen[-1][2]['Content-Length'])
+        assert server.seen[-1][1].shape == GRAY.shape
+    assert sent[20] < sent[95]
+
+
+# ---- connections
+
+
+def test_one_connection_serves_all_requests(server, connect):
+    served = connect(server.url)
+    for _ in range(5):
+        ask(served, 'it')
+    assert server.connections == 1
+
+
+def test_a_kept_connection_that_was_closed_is_opened_again(server, connect):
+    served = connect(server.url)
+    ask(served, 'it')
+    server.drop_connections()
+    assert ask(served, 'it')[1].status is Status.FOUND
+    assert server.connections == 2
+
+
+def test_a_cancel_closes_the_connection(server, connect):
+    served, cancel = connect(server.url), threading.Event()
+    threading.Timer(0.2, cancel.set).start()
+    _, result = ask(served, 'slow', cancel=cancel)
+    assert result.status is Status.CANCELLED
+    assert server.left.wait(LONG)  # the server has stopped the model
+    assert ask(served, 'it')[1].status is Status.FOUND
+
+
+def test_an_interrupt_ends_a_request(server, connect):
+    served = connect(server.url)
+    threading.Timer(0.2, served.interrupt, ['the watchdog']).start()
+    _, result = ask(served, 'slow')
+    assert result.status is Status.TIMED_OUT
+    assert 'the watchdog' in result.reason
+
+
+def test_an_answer_that_is_given_up_closes_the_connection(server, connect):
+    served = connect(server.url)
+    server.faults.append(_one_word_then_nothing)
+    events = served.stream(GRAY, Query('it'), OPTIONS, threading.Event())
+    assert next(events) == Token('Sure')
+    del events
+    assert server.left.wait(LONG)
+    assert ask(served, 'it')[1].status is Status.FOUND
+
+
+# ---- faults
+
+
+def _one_word_then_nothing(handler):
+    """Send a word, then comments until the client leaves."""
+    handler.begin_events()
+    handler.event(TOKEN_EVENT, {'text': 'Sure', 'token_id': None})
+    while True:
+        handler.wfile.write(b'3\r\n:\n\n\r\n')
+        time.sleep(0.02)
+
+
+def _one_word_then_the_end(handler):
+    handler.begin_events()
+    handler.event(TOKEN_EVENT, {'text': 'Sure', 'token_id': None})
+    handler.close_connection = True
+    return True
+
+
+def _no_word(handler):
+    handler.close_connection = True
+    return True
+
+
+def _reported(problem):
+    def fault(handler):
+        handler.begin_events()
+        handler.event('error', ProblemError(problem, 'it is lost').document())
+        handler.wfile.write(b'0\r\n\r\n')
+        return True
+
+    return fault
+
+
+def _refused(problem, retry_after=None, detail='not now'):
+    def fault(handler):
+        handler.problem(ProblemError(problem, detail, retry_after))
+        return True
+
+    return fault
+
+
+def _other(status, kind, content):
+    def fault(handler):
+        handler._send(status, kind, content)
+        return True
+
+    return fault
+
+
+def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
+    served, start = connect(server.url), time.monotonic()
+    server.faults.append(_one_word_then_nothing)
+    _, result = ask(served, 'it', options=InferenceOptions(answer_timeout=0.5))
+    assert result.status is Status.TIMED_OUT
+    assert result.answer_raw == 'Sure'
+    assert time.monotonic() - start < LONG
+    assert 0.2 < server.seen[0][0].deadline <= 0.5
+
+
+@pytest.mark.parametrize(
+    ('fault', 'status', 'reason'),
+    [
+        (_one_word_then_the_end, Status.UNREACHABLE, 'broke off|before it was complete'),
+        (_reported(Problem.REPLICA_LOST), Status.UNREACHABLE, 'it is lost'),
+        (_reported(Problem.DEADLINE), Status.TIMED_OUT, 'it is lost'),
+        (_refused(Problem.SUPERSEDED), Status.SUPERSEDED, 'not now'),
+        (_refused(Problem.DEADLINE), Status.TIMED_OUT, 'not now'),
+        (_refused(Problem.OVERLOADED, 9999), Status.UNREACHABLE, 'asks to wait 1e\\+04 s'),
+        (_refused(Problem.TOO_LARGE), Status.FAILED, 'not now'),
+        (_reported(Problem.UNAUTHORIZED), Status.FAILED, 'it is lost'),
+        (_other(502, 'text/html', b'<h1>bad gateway</h1>'), Status.UNREACHABLE, 'proxy'),
+        (_other(200, 'text/html', b'<h1>hello</h1>'), Status.FAILED, 'not with a stream'),
+        (_other(500, 'text/plain', b'oh'), Status.FAILED, '500'),
+        (
+            _other(200, EVENTS_TYPE, b'event: done\ndata: {}\n\n'),
+            Status.FAILED,
+            'this API',
+        ),
+        (_other(200, EVENTS_TYPE, b'event: done\ndata: {\n\n'), Status.FAILED, 'no JSON'),
+    ],
+)
+def test_each_fault_has_its_own_end(server, connect, fault, status, reason):
+    served, start = connect(server.url), time.monotonic()
+    server.faults.append(fault)
+    try:
+        _, result = ask(served, 'it')
+    except ModelError as error:  # the call raises it before an answer has begun
+        found = Status.FAILED, str(error)
+    else:
+        found = result.status, result.reason
+    assert found[0] is status
+    assert re.search(reason, found[1])
+    assert '\n' not in found[1]
+    assert time.monotonic() - start < SOON + LONG / 2
+    assert ask(served, 'it')[1].status is Status.FOUND  # the next one is answered
+
+
+@pytest.mark.parametrize(
+    ('problem', 'error'),
+    [(Problem.INVALID_IMAGE, ImageError), (Problem.INVALID_QUERY, QueryError)],
+)
+def test_a_request_at_fault_is_an_error_of_the_call(server, connect, problem, error):
+    served = connect(server.url)
+    server.faults.append(_refused(problem, detail='too long'))
+    with pytest.raises(error, match='too long'):
+        served.stream(GRAY, Query('it'), OPTIONS, threading.Event())
+
+
+@pytest.mark.parametrize('fault', [_refused(Problem.OVERLOADED, 0), _no_word])
+def test_what_no_answer_has_begun_for_is_tried_again(server, connect, fault):
+    served = connect(server.url)
+    server.faults += [fault, fault]
+    assert ask(served, 'it')[1].status is Status.FOUND
+    assert len(server.seen) == 3
+
+
+def test_a_server_without_capacity_is_unreachable(server, connect):
+    served = connect(server.url)
+    server.faults += [_refused(Problem.OVERLOADED, 0)] * 3
+    _, result = ask(served, 'it')
+    assert result.status is Status.UNREACHABLE
+    assert 'no capacity (429' in result.reason
+    assert served.health.state is HealthState.UNREACHABLE
+
+
+# ---- the token, the address, TLS
+
+
+def test_a_token_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / 'token'
+    file.write_text('correct-horse\n')
+    monkeypatch.setenv('ROBOT_TOKEN', 'correct-horse')
+    with segment_server.running(ScriptedBackend(REPLIES), token='correct-horse') as server:
+        for options in (LoadOptions(api_key_file=file), LoadOptions(api_key_env='ROBOT_TOKEN')):
+            backend = load_backend(server.url, options)
+            assert ask(backend, 'it')[1].status is Status.FOUND
+            backend.close()
+
+
+def test_a_wrong_token_is_refused_and_never_shown(tmp_path, caplog):
+    file = tmp_path / 'token'
+    file.write_text('wrong-battery')
+    with segment_server.running(ScriptedBackend(REPLIES), token='correct-horse') as server:
+        with caplog.at_level(logging.DEBUG), pytest.raises(SettingsError) as caught:
+            load_backend(server.url, LoadOptions(api_key_file=file))
+        address = ServerAddress(server.url, 'wrong-battery')
+    assert "'Bearer ***' is no known token" in str(caught.value)  # the server has repeated it
+    shown = f'{caught.value}{caught.value.__cause__!r}{caplog.text}{address}'
+    assert 'wrong-battery' not in shown
+
+
+@pytest.mark.parametrize(
+    ('model', 'options', 'message'),
+    [
+        ('http://user:secret@host:1', {}, 'a user, a password'),
+        ('http://', {}, 'expected an address'),
+        ('http://host:port', {}, 'cannot be read'),
+        ('http://127.0.0.1:1', {'api_key_env': 'NO_SUCH_VARIABLE'}, 'environment variable'),
+        ('http://127.0.0.1:1', {'api_key_file': '/no/such/file'}, 'api_key_file /no/such'),
+        ('http://127.0.0.1:1', {'api_key_file': 'a', 'api_key_env': 'B'}, 'one of them'),
+    ],
+)
+def test_wrong_settings_are_errors(model, options, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_backend(model, LoadOptions(**options))
+    assert 'secret' not in str(caught.value)
+
+
+def test_another_server_is_refused(server, connect):
+    with pytest.raises(SettingsError, match='refuses the request'):
+        connect(f'{server.url}/elsewhere')
+
+
+def test_an_unknown_certificate_is_told(tmp_path, connect, monkeypatch):
+    certificate = make_certificate(tmp_path)
+    with segment_server.running(ScriptedBackend(REPLIES), certificate=certificate) as server:
+        _, result = ask(connect(server.url), 'it')
+        assert result.status is Status.UNREACHABLE
+        assert 'certificate that is not trusted' in result.reason
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+        assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+
+
+# ---- a server that is gone, and comes back
+
+
+@pytest.fixture
+def process(tmp_path):
+    process = segment_server.ServerProcess.scripted(tmp_path, REPLIES)
+    yield process
+    process.kill()
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+        self.info = self.error = self.lines.append
+
+
+def test_a_server_that_was_killed_is_used_again_without_a_restart(process):
+    log = Lines()
+    served = ServedBackend(
+        HttpClient(ServerAddress(process.url)), ImageCoding(ImageFormat.RAW), log=log, periods=FAST
+    )
+    assert served.health.state is HealthState.OK
+    process.kill()
+    wait_until(lambda: served.health.state is HealthState.UNREACHABLE)  # nobody has asked
+    _, result = ask(served, 'found')
+    assert result.status is Status.UNREACHABLE
+    assert 'cannot be reached' in served.health.cause
+    process.start()
+    wait_until(lambda: served.health.state is HealthState.OK)
+    assert served.health.reloads == 1
+    assert [('every' in line, 'answers again' in line) for line in log.lines] == [
+        (True, False),
+        (False, True),
+    ]
+    served.close()
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for(process, connect):
+    process.kill()
+    served = connect(process.url, periods=FAST)
+    assert served.health.state is HealthState.UNREACHABLE
+    assert served.capabilities.explains  # a guess
+    process.start()
+    wait_until(lambda: served.health.state is HealthState.OK)
+
+
+def test_a_server_that_loads_its_model_is_waited_for(server, connect):
+    server.is_loading = True
+    served = connect(server.url, periods=FAST)
+    assert served.health.state is HealthState.UNREACHABLE
+    assert 'has not loaded its model yet' in served.health.cause
+    server.is_loading = False
+    wait_until(lambda: served.health.state is HealthState.OK)
+
+
+def test_a_closed_backend_is_unreachable(server, connect):
+    served = connect(server.url)
+    served.close()
+    assert ask(served, 'it')[1].status is Status.UNREACHABLE
+
+
+# ---- the fallback model
+
+
+def test_the_fallback_model_answers_while_the_server_is_gone(process, connect):
+    process.kill()
+    local = ScriptedBackend(REPLIES)
+    both = FallbackBackend(connect(process.url, periods=FAST), local, 'lisa-tabletop')
+    events, result = ask(both, 'it')
+    assert result.status is Status.FOUND
+    assert result.reason.startswith('answered by lisa-tabletop: http://127.0.0.1')
+    assert isinstance(events[-1], MaskReady)
+    assert both.health.state is HealthState.UNREACHABLE
+
+
+def test_the_fallback_model_is_not_asked_while_the_server_answers(server, connect):
+    local = ScriptedBackend(REPLIES)
+    both = FallbackBackend(connect(server.url), local, 'lisa-tabletop')
+    assert ask(both, 'it')[1].reason == ''
+    assert ask(both, 'absent')[1].status is Status.NOT_FOUND
+    server.faults.append(_one_word_then_the_end)
+    _, result = ask(both, 'it')
+    assert result.status is Status.UNREACHABLE  # its first word was out
+    assert not local.calls
+
+
+def test_a_request_that_finds_the_server_gone_gets_the_fallback_within_its_time(server, connect):
+    local = ScriptedBackend(REPLIES)
+    served = connect(server.url)
+    both = FallbackBackend(served, local, 'lisa-tabletop')
+    server.faults += [_refused(Problem.NOT_READY, 0)] * 3
+    _, result = ask(both, 'it')
+    assert result.status is Status.FOUND
+    assert 'no capacity' in result.reason
+    (_, options), *_ = local.calls
+    assert options.answer_timeout < LONG
+    events = both.stream(GRAY, Query('it'), OPTIONS, threading.Event())
+    assert isinstance([*events][-1], Done)
+
+
+def test_encoded_images_are_what_opencv_reads():
+    """A PNG that is sent is RGB for every other program, too."""
+    from lisa_ros.serving.image_transfer import encode_image
+
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[..., 0] = 200
+    sent = encode_image(image, ImageCoding(ImageFormat.PNG))
+    read = cv2.imdecode(np.frombuffer(sent.content, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(read[..., ::-1], image)
+    assert sent.media_type == 'image/png'

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A replica's queue: batches, the newest of a stream, deadlines, clients that leave, failures."""
+
+import asyncio
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
+
+from lisa_ros.perception import registry
+from lisa_ros.perception.backend import Capabilities
+from lisa_ros.results import Done, MaskReady, Segmentation, Status, Token
+from lisa_ros.serving.batch_queue import BatchLimits
+from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
+from lisa_ros.serving.multipart import ImageUpload
+from lisa_ros.serving.problems import Problem
+from lisa_ros.serving.query_format import SegmentQuery
+from lisa_ros.serving.replies import Answer, ModelRequest
+from lisa_ros.serving.wire_format import Served
+
+
+class GatedBackend:
+    """Answers each query with its text once its gate is open; notes the batches."""
+
+    device, capabilities = 'cpu', Capabilities(batches=True)
+    encode_images = clear_cache = lambda *_: None
+
+    def __init__(self):
+        self.gate, self.batches, self.ended_early = threading.Event(), [], []
+        self.failure = None
+
+    def stream_batch(self, requests, options):
+        self.batches.append([request.query.text for request in requests])
+        self._wait(*(request.cancel for request in requests))
+        for number, request in enumerate(requests):
+            yield number, Token('It is [SEG].')
+            yield number, Done(self._result(request.image, request.query, request.cancel))
+
+    def stream(self, image, query, options, cancel):
+        self.batches.append([query.text])
+        self._wait(cancel)
+        result = self._result(image, query, cancel)
+        yield Token('It is [SEG]')
+        yield MaskReady(0, result.masks[0], result.mask_logits[0], 1.0)
+        yield Token('.')
+        yield Done(result)
+
+    def _wait(self, *cancels):
+        while not self.gate.wait(0.005):
+            if all(cancel.is_set() for cancel in cancels):
+                self.ended_early.append(self.batches[-1])
+                return
+        if self.failure:
+            raise self.failure
+
+    def _result(self, image, query, cancel):
+        logits = np.ones((1, *image.shape[:2]), np.float32)
+        status = Status.CANCELLED if cancel.is_set() else Status.FOUND
+        scores = np.ones(1, np.float32)
+        return Segmentation(
+            query.text, query.text, 'It is [SEG].', logits > 0, logits, scores, status
+        )
+
+
+@pytest.fixture
+def backend():
+    gated = GatedBackend()
+    registry.register_backend('gated', lambda name, options: gated)
+    return gated
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+def request(command, seconds=60.0, stream='', alone=False, **fields):
+    upload = ImageUpload(SegmentQuery(command, **fields), PNG, 'image/png')
+    return ModelRequest(upload, seconds, stream, alone)
+
+
+def run(scenario, **limits):
+    """Run a scenario with a server; the server is closed at its end."""
+
+    async def main():
+        plan = ReplicaPlan(Served('gated'), 'gated:', batches=BatchLimits(**limits))
+        server = ModelServer(plan)
+        try:
+            await asyncio.wait_for(scenario(server), 60)
+        finally:
+            await server.close()
+
+    asyncio.run(main())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def block(server, backend):
+    """Let the model be busy with a request; return its call."""
+    first = asyncio.create_task(server.answer(request('first')))
+    await until(lambda: backend.batches)
+    return first
+
+
+def waiting(server):
+    return server._started_queue().length
+
+
+def test_requests_that_wait_are_answered_together_the_most_urgent_first(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [
+            asyncio.create_task(server.answer(request(name, seconds)))
+            for name, seconds in (('late', 50), ('soon', 20), ('middle', 30))
+        ]
+        await until(lambda: waiting(server) == 3)
+        backend.gate.set()
+        replies = await asyncio.gather(first, *calls)
+        assert [json.loads(reply.document)['command'] for reply in replies] == [
+            *('first', 'late', 'soon', 'middle'),
+        ]
+        assert backend.batches == [['first'], ['soon', 'middle'], ['late']]
+        assert [reply.figures.batch_size for reply in replies] == [1, 1, 2, 2]
+
+    run(scenario, largest=2)
+
+
+def test_only_requests_with_the_same_options_go_together(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [
+            asyncio.create_task(server.answer(request(name, options=options, alone=alone)))
+            for name, options, alone in (
+                ('a', {}, False),
+                ('b', {'max_new_tokens': 3}, False),
+                ('c', {}, False),
+                ('d', {}, True),
+            )
+        ]
+        await until(lambda: waiting(server) == 4)
+        backend.gate.set()
+        await asyncio.gather(first, *calls)
+        assert sorted(map(sorted, backend.batches[1:])) == [['a', 'c'], ['b'], ['d']]
+
+    run(scenario)
+
+
+def test_the_newest_of_a_stream_replaces_the_one_that_waits(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        older = asyncio.create_task(server.answer(request('older', stream='front')))
+        await until(lambda: waiting(server) == 1)
+        other = asyncio.create_task(server.answer(request('other', stream='rear')))
+        newer = asyncio.create_task(server.answer(request('newer', stream='front')))
+        assert (await older).problem is Problem.SUPERSEDED
+        backend.gate.set()
+        replies = await asyncio.gather(first, other, newer)
+        assert all(isinstance(reply, Answer) for reply in replies)
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_with_a_time(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [asyncio.create_task(server.answer(request(str(n)))) for n in range(2)]
+        await until(lambda: waiting(server) == 2)
+        refusal = await server.answer(request('more'))
+        assert (refusal.problem, refusal.retry_after) == (Problem.OVERLOADED, 0)
+        backend.gate.set()
+        await asyncio.gather(first, *calls)
+
+    run(scenario, places=2)
+
+
+def test_a_request_whose_deadline_passes_is_not_begun(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        late = asyncio.create_task(server.answer(request('late', 0.05)))
+        await until(lambda: waiting(server) == 1)
+        await asyncio.sleep(0.1)
+        backend.gate.set()
+        assert (await late).problem is Problem.DEADLINE
+        await first
+        assert backend.batches == [['first']]
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_frees_its_place_or_the_model(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        queued = asyncio.create_task(server.answer(request('queued')))
+        await until(lambda: waiting(server) == 1)
+        queued.cancel()
+        await asyncio.wait({queued})
+        assert waiting(server) == 0
+        first.cancel()
+        await asyncio.wait({first})
+        await until(lambda: backend.ended_early == [['first']])
+        backend.gate.set()
+        assert isinstance(await server.answer(request('next')), Answer)
+
+    run(scenario)
+
+
+def test_one_that_leaves_does_not_end_the_others_of_its_batch(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [asyncio.create_task(server.answer(request(name))) for name in 'ab']
+        await until(lambda: waiting(server) == 2)
+        first.cancel()
+        await until(lambda: len(backend.batches) == 2)
+        calls[0].cancel()
+        await asyncio.wait({calls[0]})
+        backend.gate.set()
+        assert json.loads((await calls[1]).document)['status'] == 'FOUND'
+
+    run(scenario)
+
+
+def test_a_stream_of_events_ends_with_the_answer(backend):
+    async def scenario(server):
+        backend.gate.set()
+        events = [event async for event in server.stream(request('x'))]
+        names = [event.split(b'\n')[0] for event in events[:-1]]
+        assert names == [b'event: token', b'event: mask', b'event: token']
+        assert isinstance(events[-1], Answer)
+
+    run(scenario)
+
+
+def test_a_stream_that_is_closed_stops_the_model(backend):
+    async def scenario(server):
+        events = server.stream(request('x'))
+        pending = asyncio.ensure_future(anext(events))
+        await until(lambda: backend.batches)
+        pending.cancel()
+        await asyncio.wait({pending})
+        await until(lambda: backend.ended_early == [['x']])
+
+    run(scenario)
+
+
+def test_a_bug_of_the_model_fails_the_request_and_then_the_replica(backend, caplog):
+    async def scenario(server):
+        backend.gate.set()
+        backend.failure = RuntimeError('CUDA error: device-side assert')
+        for _ in range(3):
+            server.check_health()
+            document = json.loads((await server.answer(request('x'))).document)
+            assert document['status'] == 'FAILED'
+            assert 'CUDA error' in document['reason']
+        with pytest.raises(RuntimeError, match='3 batches in a row failed'):
+            server.check_health()
+        backend.failure = None
+        await server.answer(request('x'))
+        server.check_health()
+
+    run(scenario)
+
+
+def test_a_model_that_hangs_makes_the_replica_unhealthy(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        with pytest.raises(RuntimeError, match='takes longer'):
+            server.check_health()
+        backend.gate.set()
+        await first
+        server.check_health()
+
+    async def main():
+        server = ModelServer(ReplicaPlan(Served('gated'), 'gated:', hang_seconds=0.0))
+        await asyncio.wait_for(scenario(server), 60)
+        await server.close()
+
+    asyncio.run(main())

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lisa-ros serve` with two replicas on a real Ray Serve: lost replicas, updates, overload."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
+from served_model import free_port, http_request, post, server_sent
+from toy_served_backend import ToyBackend, write_entry_point, write_model
+
+from lisa_ros.commands.serve import _check_packages
+from lisa_ros.serving.query_format import SegmentQuery
+from lisa_ros.serving.wire_format import result_of
+
+IMAGE = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8)
+KILLS = int(os.environ.get('LISA_ROS_SERVE_KILLS', '1'))
+START = 400  # seconds; Ray starts slowly on a loaded machine
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGE).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+class ServeProcess:
+    """`lisa-ros serve` in a process of its own."""
+
+    def __init__(self, folder, *arguments):
+        self.port, self.log = free_port(), folder / 'log'
+        paths = [folder, Path(__file__).parent, *os.environ.get('PYTHONPATH', '').split(':')]
+        write_entry_point(folder)
+        command = [sys.executable, '-m', 'lisa_ros', 'serve', '--port', str(self.port)]
+        with self.log.open('w') as log:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                env=os.environ | {'PYTHONPATH': ':'.join(map(str, filter(None, paths)))},
+                stdout=log,
+                stderr=log,
+            )
+
+    def get(self, path):
+        return http_request(self.port, 'GET', path)
+
+    def wait(self, condition, seconds=START):
+        end = time.monotonic() + seconds
+        while not self._holds(condition):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.1)
+
+    def _holds(self, condition):
+        try:
+            return condition()
+        except OSError:
+            return False
+
+    def replicas(self):
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if name(child).startswith('ray::ServeReplica')]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
+
+
+def name(process):
+    with contextlib.suppress(psutil.Error):
+        return ' '.join(process.cmdline())
+    return ''
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toy')
+    write_model(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def server(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('serve')
+    arguments = ('--replicas', '2', '--queue', '8', '--max-batch', '4')
+    running = ServeProcess(folder, '--model', f'toy:{model}', *arguments)
+    try:
+        running.wait(lambda: running.get('/v1/models')[2]['replicas'] == 2)
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+class Load:
+    """Clients that ask one request after the other until the end of the block."""
+
+    def __init__(self, port, clients, streams=False):
+        self.answers = []
+        self._port, self._streams, self._has_ended = port, streams, threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,)) for number in range(clients)
+        ]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._has_ended.set()
+        for thread in self._threads:
+            thread.join(120)
+            assert not thread.is_alive()
+
+    def _ask(self, number):
+        while not self._has_ended.is_set():
+            stream = f'client {number}' if number % 2 else ''
+            query = SegmentQuery(f'request {len(self.answers)}', stream=stream, deadline=60.0)
+            headers = {'Accept': 'text/event-stream'} if number % 3 == 0 else {}
+            status, _, body = post(self._port, PNG, query, **headers)
+            if isinstance(body, bytes):
+                events = server_sent(body)
+                ends = [event for event in events if event[0] in ('done', 'error')]
+                assert [events[-1]] == ends  # one end, and nothing behind it
+                (kind, body), status = events[-1], 200
+                assert kind == 'done', body
+            self.answers.append((status, body, query.command))
+
+
+def expected_mask(sign=1):
+    return sign * (IMAGE[:, :, 0].astype(float) - 127.5) > 0
+
+
+def check_answers(load, signs=(1,)):
+    """Check that each request has its own answer, and none an error."""
+    masks = [expected_mask(sign) for sign in signs]
+    for status, document, command in load.answers:
+        assert status == 200, document
+        assert document['command'] == command
+        mask = result_of(document).masks[0]
+        assert any(np.array_equal(mask, expected) for expected in masks)
+
+
+def test_answers_are_those_of_a_local_model(server, model):
+    status, _, document = post(server.port, PNG, SegmentQuery('x', confidence=True))
+    assert status == 200
+    assert np.array_equal(result_of(document).masks[0], expected_mask())
+    local = ToyBackend({'delay': 0, 'sign': 1})
+    assert local.capabilities.dialogue is False
+    description = server.get('/v1/models')[2]['models'][0]
+    assert description['name'] == f'toy:{model.name}'
+    assert len(description['version']) == 64
+
+
+def test_nobody_else_reaches_the_cluster(server):
+    """The processes of Ray listen on the loopback device; a replica's own port wants the token."""
+    grpc = pytest.importorskip('grpc')
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        for connection in process.net_connections('inet'):
+            is_open = not connection.laddr.ip.removeprefix('::ffff:').startswith('127.')
+            if is_open and connection.status == psutil.CONN_LISTEN:
+                assert name(process).startswith('ray::ServeReplica'), name(process)
+                with grpc.insecure_channel(f'127.0.0.1:{connection.laddr.port}') as channel:
+                    call = channel.unary_unary('/ray.serve.ASGIService/HandleRequest')
+                    with pytest.raises(grpc.RpcError) as raised:
+                        call(b'', timeout=30)
+                assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_requests_of_a_stream_go_to_one_replica(server):
+    def replica(stream):
+        return post(server.port, PNG, SegmentQuery('x', stream=stream))[2]['answer'].split()[0]
+
+    assert len({replica('front') for _ in range(8)}) == 1
+    assert len({replica(f'camera {number}') for number in range(40)}) == 2
+
+
+def test_a_lost_replica_costs_time_but_no_answer(server):
+    with Load(server.port, 6) as load:
+        for _ in range(KILLS):
+            server.wait(lambda: len(server.replicas()) == 2)
+            count = len(load.answers)
+            server.replicas()[0].kill()
+            server.wait(lambda count=count: len(load.answers) > count + 30)
+            server.wait(lambda: server.get('/v1/models')[2]['replicas'] == 2)
+    check_answers(load)
+
+
+def test_a_request_that_ends_replicas_is_a_clear_error(server):
+    status, headers, document = post(server.port, PNG, SegmentQuery('crash', deadline=300.0))
+    assert (status, document['type']) == (503, 'replica_lost')
+    assert int(headers['retry-after']) >= 1
+    server.wait(lambda: server.get('/v1/models')[2]['replicas'] == 2)
+    assert post(server.port, PNG, 'x')[0] == 200
+
+
+def test_too_many_requests_are_refused_at_once(server, model):
+    refused_after, statuses = [], Counter()
+
+    def ask():
+        began = time.monotonic()
+        status, headers, document = post(server.port, PNG, SegmentQuery('slow', deadline=60.0))
+        statuses[status] += 1
+        if status == 429:
+            assert document['type'] == 'overloaded'
+            assert int(headers['retry-after']) >= 1
+            refused_after.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= 8
+    assert sorted(refused_after)[0] < 1.0
+
+
+def test_clients_that_leave_free_their_places(server):
+    def in_flight():
+        line = b'\nlisa_requests_in_flight '
+        return float(server.get('/metrics')[2].partition(line)[2].split()[0])
+
+    def leave(headers):
+        with contextlib.suppress(OSError):
+            query = SegmentQuery('slow, and nobody waits', deadline=60.0)
+            post(server.port, PNG, query, timeout=0.02, **headers)
+
+    for _ in range(10):
+        leave({})
+        leave({'Accept': 'text/event-stream'})
+    server.wait(lambda: in_flight() == 0)
+    assert post(server.port, PNG, 'x')[0] == 200
+
+
+def test_weights_are_updated_while_requests_are_answered(server, model):
+    def version():
+        return server.get('/v1/models')[2]['models'][0]['version']
+
+    before = version()
+    with Load(server.port, 4) as load:
+        server.wait(lambda: len(load.answers) > 10)
+        write_model(model, sign=-1)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait(lambda: version() != before)
+        count = len(load.answers)
+        server.wait(lambda: len(load.answers) > count + 10)
+    check_answers(load, signs=(1, -1))
+    _, last, _ = load.answers[-1]
+    assert np.array_equal(result_of(last).masks[0], expected_mask(-1))
+    assert last['version'] == version()
+
+
+def test_a_broken_update_changes_nothing(server, model):
+    good = (model / 'config.json').read_text()
+    (model / 'config.json').write_text('{}')
+    server.process.send_signal(signal.SIGHUP)
+    with Load(server.port, 2) as load:
+        server.wait(lambda: 'nothing was updated' in server.log.read_text())
+    (model / 'config.json').write_text(good)
+    check_answers(load, signs=(-1,))
+
+
+def test_a_stop_signal_ends_all_processes(server):
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert server.stop() == 0, server.log.read_text()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert 'Traceback' not in server.log.read_text()
+
+
+def test_all_packages_of_the_extra_are_there():
+    _check_packages()
