@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 
 OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
 
 
 def prepare_ray(address: str | None) -> None:
     """Set what Ray reads when it is imported; what the user has set stays.
+
+    A program that has imported Ray before keeps Ray's own defaults: any address, no token.
 
     Args:
         address: of a cluster that runs already; None: the command starts one of its own.
@@ -23,7 +26,9 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
     os.environ.setdefault('RAY_SERVE_LOG_TO_STDERR', '0')
     os.environ.setdefault('RAY_DISABLE_FAILURE_SIGNAL_HANDLER', '1')  # SIGTERM is ours
-    if address is None and 'RAY_AUTH_MODE' not in os.environ:
+    # a Ray that is imported has read its settings, and would not agree with its own cluster
+    is_late = 'ray' in sys.modules
+    if address is None and not is_late and 'RAY_AUTH_MODE' not in os.environ:
         # without it Ray takes the address of a network device, as for a cluster of machines
         os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
         os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32))

@@ -147,7 +147,7 @@ def test_the_events_of_a_batch_are_those_of_each_stream(segmenter, requests):
 def test_a_cancel_ends_one_answer_of_a_batch(segmenter, requests):
     expected = alone(segmenter, requests[:3])
     segmenter.clear_cache()  # without drafts an answer needs many passes
-    segmenter.backend._replies = ReplyMemory((), kept=0)
+    segmenter.backend._prompts._replies = ReplyMemory((), kept=0)
     try:
         cancel, parts = threading.Event(), [[], [], []]
         for number, event in stream_batch(segmenter, requests[:3], {1: cancel}):
@@ -155,7 +155,7 @@ def test_a_cancel_ends_one_answer_of_a_batch(segmenter, requests):
             if len(parts[1]) == 2:
                 cancel.set()
     finally:
-        segmenter.backend._replies = ReplyMemory((), kept=64)
+        segmenter.backend._prompts._replies = ReplyMemory((), kept=64)
     check([parts[0][-1].result, parts[2][-1].result], expected[::2])
     cancelled = parts[1][-1].result
     assert cancelled.status is Status.CANCELLED

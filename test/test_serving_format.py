@@ -122,7 +122,14 @@ def test_a_damaged_mask_of_an_answer_is_a_model_error():
 def test_a_query_keeps_its_content():
     shown = np.zeros((2, *SHAPE), bool)
     shown[0, 3:5, 2:9] = True
-    dialogue = Dialogue((Turn('a', 'It is [SEG] .', ((1, 2, 3, 4),)), Turn('b', 'No.')), shown)
+    dialogue = Dialogue(
+        (
+            Turn('a', 'It is [SEG] .', ((1, 2, 3, 4),)),
+            Turn('b', 'No.'),
+            Turn('c?', 'Yes.', yes_no=True),
+        ),
+        shown,
+    )
     local = Query('the other one', dialogue, explain=True, region=(1, 2, 3, 4))
     options = InferenceOptions(max_new_tokens=9, answer_style=AnswerStyle.TEXT, refine=False)
     sent = SegmentQuery.of(

@@ -169,7 +169,7 @@ def test_events_are_words_then_masks_then_the_answer(server, local, image, png):
     assert np.array_equal(masks, expected.masks)
 
 
-def test_events_of_a_batch_come_once_it_is_answered(server, local, image, png):
+def test_events_of_a_batch_are_those_of_single_answers(server, local, image, png):
     def ask(_):
         return server.segment(png, COMMANDS[0], Accept='text/event-stream')
 

@@ -27,17 +27,19 @@ from lisa_ros.serving.wire_format import Served
 class GatedBackend:
     """Answers each query with its text once its gate is open; notes the batches."""
 
-    device, capabilities = 'cpu', Capabilities()
+    device, capabilities = 'cpu', Capabilities(batches=True)
     encode_images = clear_cache = lambda *_: None
 
     def __init__(self):
         self.gate, self.batches, self.ended_early = threading.Event(), [], []
         self.failure = None
 
-    def answer_batch(self, requests, options, cancel):
-        self.batches.append([query.text for _, query in requests])
-        self._wait(cancel)
-        return [self._result(image, query, cancel) for image, query in requests]
+    def stream_batch(self, requests, options):
+        self.batches.append([request.query.text for request in requests])
+        self._wait(*(request.cancel for request in requests))
+        for number, request in enumerate(requests):
+            yield number, Token('It is [SEG].')
+            yield number, Done(self._result(request.image, request.query, request.cancel))
 
     def stream(self, image, query, options, cancel):
         self.batches.append([query.text])
@@ -48,9 +50,9 @@ class GatedBackend:
         yield Token('.')
         yield Done(result)
 
-    def _wait(self, cancel):
+    def _wait(self, *cancels):
         while not self.gate.wait(0.005):
-            if cancel.is_set():
+            if all(cancel.is_set() for cancel in cancels):
                 self.ended_early.append(self.batches[-1])
                 return
         if self.failure:

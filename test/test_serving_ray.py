@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-pytest.importorskip('ray.serve', reason='Ray Serve is not installed: the extra `serve`')
+pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
 from served_model import free_port, http_request, post, server_sent
 from toy_served_backend import ToyBackend, write_entry_point, write_model
 

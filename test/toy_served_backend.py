@@ -14,33 +14,35 @@ from pathlib import Path
 import numpy as np
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.perception.backend import Capabilities
+from lisa_ros.perception.backend import BatchRequest, Capabilities
 from lisa_ros.results import Done, MaskReady, Segmentation, Status, Token
 
 ENTRY_POINTS = '[lisa_ros.backends]\ntoy = toy_served_backend:load\n'
 
 
 class ToyBackend:
-    device, capabilities = 'cpu', Capabilities()
+    device, capabilities = 'cpu', Capabilities(batches=True)
     encode_images = clear_cache = lambda *_: None
 
     def __init__(self, config):
         self._delay, self._sign = config['delay'], config['sign']
 
     def stream(self, image, query, options, cancel):
-        result = self.answer_batch([(image, query)], options, cancel)[0]
+        *_, (_, done) = self.stream_batch([BatchRequest(image, query, cancel)], options)
+        result = done.result
         yield Token('It is [SEG]')
         yield MaskReady(0, result.masks[0], result.mask_logits[0], 0.5)
         yield Token('.')
         yield Done(result)
 
-    def answer_batch(self, requests, options, cancel):
-        if any(query.text == 'crash' for _, query in requests):
+    def stream_batch(self, requests, options):
+        if any(request.query.text == 'crash' for request in requests):
             os._exit(1)
-        end = time.monotonic() + self._delay * 10 ** ('slow' in requests[0][1].text)
-        while time.monotonic() < end and not cancel.is_set():
+        end = time.monotonic() + self._delay * 10 ** ('slow' in requests[0].query.text)
+        while time.monotonic() < end and not all(item.cancel.is_set() for item in requests):
             time.sleep(0.005)
-        return [self._answer(image, query) for image, query in requests]
+        for number, request in enumerate(requests):
+            yield number, Done(self._answer(request.image, request.query))
 
     def _answer(self, image, query):
         logits = self._sign * (image[None, :, :, 0].astype(np.float32) - 127.5)

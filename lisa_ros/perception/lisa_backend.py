@@ -16,20 +16,16 @@ import torch
 
 from lisa_ros.errors import LisaError, ModelError, QueryError
 from lisa_ros.model import checkpoint, generation
-from lisa_ros.model.batch_beginnings import read_beginnings
-from lisa_ros.model.batch_generation import BatchPrompt
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.captured_decoding import captured_decoder
 from lisa_ros.model.device import resolve_device
-from lisa_ros.model.drafts import NO_DRAFTS, Drafts, ReplyMemory
 from lisa_ros.model.image_preparation import image_preparation
 from lisa_ros.model.image_processing import ClipPreprocessing, check_rgb
 from lisa_ros.model.language_model import LanguageModel
 from lisa_ros.model.lisa import LISA
-from lisa_ros.model.packing import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from lisa_ros.model.phrase_probability import phrase_probabilities
 from lisa_ros.model.point_prompts import PointRule
-from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache, PromptKey
+from lisa_ros.model.prefix_cache import DEFAULT_CACHE_BYTES
 from lisa_ros.model.quantization import weights_precision
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import Tokenizer
@@ -47,26 +43,16 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.image_encoder import EncodedImage, ImageEncoder, StageTimer
 from lisa_ros.perception.lisa_batch import BatchRow, RowEnd, answer_rows
+from lisa_ros.perception.lisa_prompts import PromptReader
 from lisa_ros.perception.mask_decoder import MaskDecoder, MaskOptions, SegToken
 from lisa_ros.perception.model_source import limits_of, origin_of
 from lisa_ros.perception.other_object import excluded_masks
-from lisa_ros.perception.prompts import (
-    ANSWER_TEMPLATES,
-    answer_ids,
-    append_boxes,
-    named_template,
-    prompt_ids,
-    training_ids,
-)
+from lisa_ros.perception.prompts import answer_ids, named_template, training_ids
 from lisa_ros.perception.reasons import with_reason
 from lisa_ros.perception.reply import Reply
 from lisa_ros.perception.stopping import Deadline, StopCondition
 from lisa_ros.perception.yes_no import YesNo, yes_no_events
 from lisa_ros.results import Done, Event, Segmentation, Turn
-
-MIN_ANSWER_TOKENS = 64  # positions that a prompt leaves free for the answer [tokens]
-# of drafts, by device; a GPU reads a few more positions at next to no cost
-MAX_DRAFT_TOKENS = {'cpu': 16, 'cuda': 64}
 
 
 @dataclass(frozen=True)
@@ -114,9 +100,14 @@ class LisaBackend:
         # int8 looks for outliers on the host, which a captured step cannot do
         is_captured = self.precision != 'int8'
         self._decoder = captured_decoder(self._language_model) if is_captured else None
-        self._prefixes = PrefixCache(cache_bytes)
-        replies = _reply_ids(tokenizer, self.template, usual_replies)
-        self._replies = ReplyMemory(replies, kept=64 if cache_bytes else 0)
+        self._prompts = PromptReader(
+            model,
+            tokenizer,
+            self.template,
+            self._language_model,
+            cache_bytes=cache_bytes,
+            usual_replies=usual_replies,
+        )
         preparation = image_preparation(
             clip_preprocessing, model.config.sam_size, self._language_model.device
         )
@@ -186,7 +177,7 @@ class LisaBackend:
     @property
     def cache_use(self) -> CacheUse:
         """What is kept of earlier prompts."""
-        return self._prefixes.use
+        return self._prompts.cache_use
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
         """Encode several (H, W, 3) uint8 RGB images at once; kept until the next call.
@@ -199,8 +190,7 @@ class LisaBackend:
     def clear_cache(self) -> None:
         """Drop the features of all images, earlier prompts and replies."""
         self.encoder.clear()
-        self._prefixes.clear()
-        self._replies.clear()
+        self._prompts.clear()
 
     def stream(
         self,
@@ -247,7 +237,7 @@ class LisaBackend:
         check_query(query.text)
         request = self._style_request(query, options)
         text = f'{query.text} {request}' if request else query.text
-        ids = self._prompt_ids(text, query, options)
+        ids = self._prompts.ids(text, query, options)
         threshold = options.confidence_threshold
         answer = AnswerBuilder(
             query.text,
@@ -339,8 +329,9 @@ class LisaBackend:
     ) -> list[BatchRow]:
         """Read the beginnings of the prompts; return the rows in the order of the replies."""
         timer, images = StageTimer(self.encoder.device), [r.encoded for r in replies.values()]
-        with timer.stage('prompt'), torch.inference_mode():
-            prompts = self._batch_prompts(list(queries.values()), images, options)
+        texts, ids = zip(*((asked.text, asked.ids) for asked in queries.values()), strict=True)
+        with timer.stage('prompt'):
+            prompts = self._prompts.read_beginnings(texts, ids, images, options)
         for reply in replies.values():
             reply.timer.add({'prompt': timer.seconds['prompt'] / len(replies)})
         return list(map(BatchRow, prompts, replies.values(), stops))
@@ -356,25 +347,8 @@ class LisaBackend:
         """Return the result of a row; a complete answer is kept as a draft."""
         is_complete = row.reply.is_complete(options.max_new_tokens)
         if is_complete:
-            self._replies.add(text, row.reply.answer.token_ids)
+            self._prompts.keep_reply(text, row.reply.answer.token_ids)
         return Done(row.reply.result(None if is_complete else row.stop.early_end))
-
-    def _batch_prompts(
-        self, asked: Sequence[_Asked], images: Sequence[EncodedImage], options: InferenceOptions
-    ) -> list[BatchPrompt]:
-        """Return the prompts of a batch; their beginnings up to the image are read."""
-        keys = [self._key(item.ids, image) for item, image in zip(asked, images, strict=True)]
-        embeddings = [
-            self.model.embed(torch.tensor(item.ids, device=self.encoder.device), image.clip_tokens)
-            for item, image in zip(asked, images, strict=True)
-        ]
-        known = read_beginnings(self._language_model, self._prefixes, keys, embeddings)
-        prompts = []
-        for item, own, beginning in zip(asked, embeddings, known, strict=True):
-            limit = min(options.max_new_tokens, self._max_positions - len(own))
-            drafts = self._replies.drafts(item.text, self._max_draft_tokens(limit))
-            prompts.append(BatchPrompt(own, limit, beginning, drafts))
-        return prompts
 
     def teacher_forced(
         self,
@@ -402,11 +376,11 @@ class LisaBackend:
         options = options or InferenceOptions()
         turns = [Turn(text, answer_raw)]
         ids, _ = training_ids(self.tokenizer, self.template, turns, options.typed_specials)
-        length = self._length(ids)
-        if length > self._max_positions:
+        length = self._prompts.length(ids)
+        if length > self._prompts.max_positions:
             raise QueryError(
                 f'query and answer take {length} positions, this model has '
-                f'{self._max_positions}: shorten them'
+                f'{self._prompts.max_positions}: shorten them'
             )
         timer = StageTimer(self.encoder.device)
         answer = AnswerBuilder(text, image.shape[:2], threshold=0.0)
@@ -414,34 +388,16 @@ class LisaBackend:
         encoded = self.encoder.encode(image, timer)
         count = answer.token_ids.count(self.model.config.seg_token_id)
         # Those before the last `count` are [SEG] typed in the query.
-        positions = self._seg_positions(ids)
+        positions = self._prompts.seg_positions(ids)
         positions = positions[len(positions) - count :]
         with timer.stage('prompt'):
             with_points = self._point_rule(options) is not None
-            prompt = self._prefill(ids, encoded, positions, with_points=with_points)
+            prompt = self._prompts.read(ids, encoded, positions, with_points=with_points)
         reply = self._reply(encoded, options, answer, timer)
         for position in positions:
             list(reply.decode(SegToken(prompt.state(position - 1))))
         result = reply.result(early_end=None)
         return dataclasses.replace(result, token_count=None)  # it was given
-
-    @property
-    def _max_positions(self) -> int:
-        return self.model.config.llama.max_position_embeddings
-
-    def _prompt_ids(self, text: str, query: Query, options: InferenceOptions) -> list[int]:
-        dialogue = query.dialogue
-        min_answer_tokens = min(MIN_ANSWER_TOKENS, options.max_new_tokens)
-        return prompt_ids(
-            self.tokenizer,
-            self.template,
-            text,
-            append_boxes(dialogue) if options.dialogue_boxes else dialogue,
-            typed_specials=options.typed_specials,
-            max_length=(
-                self._max_positions + 1 - self.model.config.image_tokens - min_answer_tokens
-            ),
-        )
 
     def _events(
         self, asked: _Asked, options: InferenceOptions, cancel: Cancellation
@@ -451,12 +407,12 @@ class LisaBackend:
         stop = StopCondition(cancel, Deadline(options.answer_timeout))
         encoded = self.encoder.encode(asked.image, timer)
         self.encoder.start_sam(encoded)
-        typed = self._typed_positions(text, ids) if options.typed_specials else []
-        max_new_tokens = min(options.max_new_tokens, self._max_positions - self._length(ids))
+        typed = self._prompts.typed_positions(text, ids) if options.typed_specials else []
+        max_new_tokens = self._prompts.room(ids, options)
         with timer.stage('prompt'):
-            drafts = self._replies.drafts(text, self._max_draft_tokens(max_new_tokens))
+            drafts = self._prompts.drafts(text, max_new_tokens)
             with_points = self._point_rule(options) is not None
-            prompt = self._prefill(ids, encoded, typed, drafts, max_new_tokens, with_points)
+            prompt = self._prompts.read(ids, encoded, typed, drafts, max_new_tokens, with_points)
         reply = self._reply(encoded, options, answer, timer)
         for position in typed:
             yield from reply.decode(SegToken(prompt.state(position - 1)))
@@ -466,7 +422,9 @@ class LisaBackend:
                 if answer.repeated_count:
                     break
         is_complete = reply.is_complete(options.max_new_tokens)
-        self._remember(text, [*ids, *answer.token_ids], encoded, prompt, is_complete)
+        self._prompts.keep([*ids, *answer.token_ids], encoded, prompt)
+        if is_complete:
+            self._prompts.keep_reply(text, answer.token_ids)
         yield Done(reply.result(None if is_complete else stop.early_end))
 
     def _yes_no_events(
@@ -478,11 +436,11 @@ class LisaBackend:
         encoded = self.encoder.encode(asked.image, timer)
         words = named_template(self.template).yes_no
         with timer.stage('prompt'):
-            prompt = self._prefill(asked.ids, encoded)
+            prompt = self._prompts.read(asked.ids, encoded)
             answer = YesNo(
                 self._probability(prompt, words.yes), self._probability(prompt, words.no)
             )
-        self._remember(asked.text, asked.ids, encoded, prompt, is_complete=False)
+        self._prompts.keep(asked.ids, encoded, prompt)
         query, shape = asked.answer.query, asked.image.shape[:2]
         yield from yes_no_events(query, shape, answer, timer.seconds, stop.early_end)
 
@@ -515,92 +473,6 @@ class LisaBackend:
                     return
                 yield step
 
-    def _prefill(
-        self,
-        ids: list[int],
-        encoded: EncodedImage,
-        seg_positions: Sequence[int] = (),
-        drafts: Drafts = NO_DRAFTS,
-        max_new_tokens: int = 0,
-        with_points: bool = False,
-    ) -> generation.Prefill:
-        """Read a prompt; what is known of its beginning is not read again.
-
-        Args:
-            ids: of the prompt.
-            encoded: its image.
-            seg_positions: of [SEG] in the prompt whose masks are wanted.
-            drafts: of the answer.
-            max_new_tokens: room for the answer.
-            with_points: also keep the states of the image, from which READ makes points. They do
-                not depend on the query, which comes after the image.
-        """
-        with torch.inference_mode():
-            input_ids = torch.tensor(ids, device=self.encoder.device)
-            embeddings = self.model.embed(input_ids, encoded.clip_tokens)
-        length = len(embeddings)
-        needed = min((position - 1 for position in seg_positions), default=length - 1)
-        image, lacks_states = ids.index(IMAGE_TOKEN_INDEX), encoded.image_states is None
-        if with_points and lacks_states:
-            needed = min(needed, image)
-        room = length + max(drafts.max_tokens, max_new_tokens)
-        known = self._prefixes.find(self._key(ids, encoded), needed, room)
-        prompt = generation.prefill(
-            self._language_model, embeddings, known, drafts, max_new_tokens
-        )
-        if with_points and lacks_states:
-            start = image - (prompt.length - len(prompt.states))
-            states = prompt.states[start : start + self.model.config.image_tokens]
-            encoded.image_states = states.clone()
-        return prompt
-
-    def _key(self, ids: Sequence[int], encoded: EncodedImage) -> PromptKey:
-        return PromptKey(tuple(ids), encoded.key, self.model.config.image_tokens)
-
-    def _max_draft_tokens(self, max_new_tokens: int) -> int:
-        """Return how many tokens of drafts cost less than they save."""
-        limit = MAX_DRAFT_TOKENS.get(self.encoder.device.type, MAX_DRAFT_TOKENS['cpu'])
-        return min(limit, max_new_tokens)
-
-    def _remember(
-        self,
-        text: str,
-        ids: list[int],
-        encoded: EncodedImage,
-        prompt: generation.Prefill,
-        is_complete: bool,
-    ) -> None:
-        """Keep prompt and answer for the next prompt, and a complete answer as a draft."""
-        self._prefixes.add(self._key(ids, encoded), prompt.key_values)
-        if is_complete:
-            answer = ids[prompt.length - self.model.config.image_tokens + 1 :]
-            self._replies.add(text, answer)
-
-    def _length(self, ids: list[int]) -> int:
-        """Return the number of positions that a prompt takes."""
-        return len(ids) - 1 + self.model.config.image_tokens
-
-    def _typed_positions(self, text: str, ids: list[int]) -> list[int]:
-        """Return the positions of the [SEG] tokens that the user typed in this query.
-
-        [SEG] tokens of earlier turns are left out: their masks belong to the earlier answers.
-        """
-        count = self.tokenizer.encode(text, parse_special=True).count(
-            self.model.config.seg_token_id
-        )
-        positions = self._seg_positions(ids)
-        return positions[len(positions) - count :]
-
-    def _seg_positions(self, ids: list[int]) -> list[int]:
-        """Return the positions of the [SEG] tokens of a prompt, in order."""
-        image_position = ids.index(IMAGE_TOKEN_INDEX)
-        shift = self.model.config.image_tokens - 1  # the image takes P positions for one id
-        return [
-            position + (shift if position > image_position else 0)
-            for position, token_id in enumerate(ids)
-            if token_id == self.model.config.seg_token_id
-        ]
-
     def _reply(
         self,
         encoded: EncodedImage,
@@ -625,14 +497,3 @@ def _last_result(events: Iterator[Event]) -> Segmentation:
     """Return the result of a stream."""
     *_, done = events
     return done.result
-
-
-def _reply_ids(
-    tokenizer: Tokenizer, template: str, replies: Sequence[str]
-) -> list[tuple[int, ...]]:
-    """Return the token ids of replies, each with its </s>; none given: of the released LISA's."""
-    ids = []
-    for reply in replies or ANSWER_TEMPLATES:
-        prompt_and_reply, labels = training_ids(tokenizer, template, [Turn('x', reply)])
-        ids.append(tuple(prompt_and_reply[labels.count(IGNORE_INDEX) :]))
-    return ids

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +51,11 @@ class Ticket:
     def is_unwanted(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.has_left or time.monotonic() > self.deadline
+
+    def finish(self, result: Segmentation) -> None:
+        """End it with an answer."""
+        if not self.result.done():
+            self.result.set_result(result)
 
     def fail(self, error: ProblemError) -> None:
         """End it without an answer."""
@@ -182,23 +186,12 @@ class BatchQueue:
 
 
 def deadline_error(seconds: float) -> ProblemError:
-    """Return the error of a request whose deadline has passed after so many seconds."""
+    """Return the error of a request without an answer after some seconds [s]."""
     return ProblemError(
         Problem.DEADLINE,
         f'no answer after {seconds:.2f} s; expected one before the deadline: give a longer '
         '"deadline", or send fewer requests',
     )
-
-
-@dataclass(frozen=True)
-class BatchCancellation:
-    """Ends a batch once nobody waits for any of its answers, as a Cancellation."""
-
-    tickets: Sequence[Ticket]
-
-    def is_set(self) -> bool:
-        """Return whether the backend must stop."""
-        return all(ticket.is_unwanted for ticket in self.tickets)
 
 
 def _is_older(other: Ticket, ticket: Ticket) -> bool:

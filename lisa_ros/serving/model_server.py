@@ -3,7 +3,7 @@
 
 It imports no Ray: `ray_models` makes a Serve deployment of the class. Images are decoded and
 masks are encoded in threads beside the model's. Requests that share their options are answered
-together; a client that listens to events gets those of a batch once the batch is answered.
+together, by a backend that can; each answer goes out once it is complete.
 """
 
 from __future__ import annotations
@@ -25,23 +25,13 @@ import numpy as np
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import InferenceOptions, LoadOptions
-from lisa_ros.perception.batch import answer_requests
+from lisa_ros.perception.backend import BatchRequest, InferenceOptions, LoadOptions
+from lisa_ros.perception.batch import can_batch, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import crop, stream_in_region
-from lisa_ros.results import (
-    SEG,
-    Done,
-    Event,
-    MaskReady,
-    Segmentation,
-    Status,
-    Token,
-    unanswered,
-)
+from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
 from lisa_ros.serving.batch_queue import (
-    BatchCancellation,
     BatchLimits,
     BatchQueue,
     Ticket,
@@ -206,55 +196,70 @@ class ModelServer:
         while True:
             batch = await queue.next_batch()
             began = self._batch_began = time.monotonic()
-            results = await loop.run_in_executor(self._model_thread, self._run, batch, loop)
+            await loop.run_in_executor(self._model_thread, self._run, batch, loop)
             self._batch_began = None
             queue.finish(len(batch), time.monotonic() - began)
-            for ticket, result in zip(batch, results, strict=True):
-                if not ticket.result.done():
-                    ticket.result.set_result(result)
 
     # ---- in the model's thread
 
-    def _run(self, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop) -> list[Segmentation]:
-        """Return the results of a batch, FAILED where the model raised; send events."""
+    def _run(self, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop) -> None:
+        """Answer a batch; each result is given out once it is complete."""
+        waiting = dict(enumerate(batch))
         try:
-            if len(batch) == 1:
-                return [self._run_single(batch[0], loop)]
-            results = self._run_together(batch)
+            if len(batch) > 1 and can_batch(self._backend):
+                self._run_together(batch, waiting, loop)
+            for number, ticket in list(waiting.items()):
+                _finish(ticket, self._run_alone(ticket, loop), loop)
+                del waiting[number]
         except Exception as error:  # noqa: BLE001  # of one batch; the next ones are answered
             self._bugs += 1
             _log.exception('a batch of %d failed', len(batch))
             reason = f'the model failed ({error_summary(error)}); the log of the server has more'
-            return [
-                unanswered(item.query.text, Status.FAILED, reason, item.image.shape[:2])
-                for item in batch
-            ]
-        self._bugs = 0
-        for ticket, result in zip(batch, results, strict=True):
-            for event in _events_of(result):
-                _send(ticket, event, loop)
-        return results
+            for ticket in waiting.values():
+                _finish(ticket, _failed(ticket, reason), loop)
+        else:
+            self._bugs = 0
 
-    def _run_single(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> Segmentation:
+    def _run_together(
+        self,
+        batch: Sequence[Ticket],
+        waiting: dict[int, Ticket],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Answer a batch at once; those that are not answered stay in `waiting`."""
+        requests = [BatchRequest(item.image, item.query, _TicketCancel(item)) for item in batch]
+        try:
+            for number, event in stream_batch(self._backend, requests, batch[0].options):
+                if isinstance(event, Done):
+                    _finish(waiting.pop(number), event.result, loop)
+                else:
+                    _send(batch[number], event, loop)
+        except LisaError:  # asked alone, the request at fault names its error
+            _log.info('a batch is answered one by one', exc_info=True)
+
+    def _run_alone(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> Segmentation:
         """Return the result of one request; its events are sent as they come."""
-        cancel = BatchCancellation([ticket])
-        shape = ticket.image.shape[:2]
+        cancel = _TicketCancel(ticket)
         try:
             for event in stream_in_region(
                 self._backend, ticket.image, ticket.query, ticket.options, cancel
             ):
                 if isinstance(event, Done):
-                    self._bugs = 0
                     return event.result
                 _send(ticket, event, loop)
         except LisaError as error:
-            return unanswered(ticket.query.text, Status.FAILED, str(error), shape)
+            return _failed(ticket, str(error))
         raise AssertionError('a stream ends with Done')
 
-    def _run_together(self, batch: Sequence[Ticket]) -> list[Segmentation]:
-        requests = [(ticket.image, ticket.query) for ticket in batch]
-        cancel = BatchCancellation(batch)
-        return answer_requests(self._backend, requests, batch[0].options, cancel)
+
+@dataclass(frozen=True)
+class _TicketCancel:
+    """Ends an answer that nobody waits for any more, as a Cancellation."""
+
+    ticket: Ticket
+
+    def is_set(self) -> bool:
+        return self.ticket.is_unwanted
 
 
 @contextlib.contextmanager
@@ -284,24 +289,13 @@ async def _events(ticket: Ticket) -> AsyncIterator[Event]:
         return
 
 
-def _events_of(result: Segmentation) -> Iterator[Event]:
-    """Yield the events of a finished answer: each mask behind the text up to its [SEG]."""
-    *texts, rest = result.answer_raw.split(SEG)
-    masks = [
-        MaskReady(index, mask, logits, float(score))
-        for index, (mask, logits, score) in enumerate(
-            zip(result.masks, result.mask_logits, result.scores, strict=True)
-        )
-    ]
-    if len(texts) != len(masks):  # a [SEG] without a mask: all words first
-        yield Token(result.answer_raw)
-        yield from masks
-        return
-    for text, mask in zip(texts, masks, strict=True):
-        yield Token(text + SEG)
-        yield mask
-    if rest:
-        yield Token(rest)
+def _failed(ticket: Ticket, reason: str) -> Segmentation:
+    return unanswered(ticket.query.text, Status.FAILED, reason, ticket.image.shape[:2])
+
+
+def _finish(ticket: Ticket, result: Segmentation, loop: asyncio.AbstractEventLoop) -> None:
+    """Give out a result from the model's thread, behind the events before it."""
+    loop.call_soon_threadsafe(ticket.finish, result)
 
 
 def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None:

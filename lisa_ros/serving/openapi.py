@@ -175,6 +175,7 @@ def _query_schema(limits: QueryLimits) -> dict[str, object]:
         command={'type': 'string', 'maxLength': limits.command_chars},
         answer={'type': 'string', 'maxLength': limits.answer_chars},
         boxes=_list(box, maxItems=limits.shown_masks),
+        yes_no=_TRUTH,
     )
     side = {'type': 'integer', 'minimum': 1, 'maximum': 1_000_000}
     return _object(

@@ -171,11 +171,14 @@ def query_json(query: SegmentQuery) -> str:
 
 
 def _turn_json(turn: Turn) -> dict[str, object]:
-    return {
+    document: dict[str, object] = {
         'command': turn.query,
         'answer': turn.answer_raw,
         'boxes': [list(box) for box in turn.boxes],
     }
+    if turn.yes_no:
+        document['yes_no'] = True
+    return document
 
 
 def invalid(detail: str) -> ProblemError:

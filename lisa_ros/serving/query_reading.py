@@ -146,6 +146,7 @@ _KEYS = (
     *('deadline', 'options'),
     *('masks', 'confidence', 'raw'),
 )
+_TURN_KEYS = ('command', 'answer', 'boxes', 'yes_no')
 _MASK_FORMATS = tuple(item.value for item in MaskFormat)
 _STYLES = tuple(item.value for item in AnswerStyle)
 _MAX_SIDE = 1_000_000  # of a number of pixels in a query; the image has its own limit
@@ -155,13 +156,14 @@ OPTION_NAMES = tuple(item.name for item in dataclasses.fields(InferenceOptions))
 def _turns(fields: _Fields, limits: QueryLimits) -> tuple[Turn, ...]:
     turns = []
     for index, value in enumerate(fields.items('dialogue', limits.turns)):
-        turn = _Fields.of(value, f'dialogue[{index}]', ('command', 'answer', 'boxes'))
+        turn = _Fields.of(value, f'dialogue[{index}]', _TURN_KEYS)
         boxes = turn.items('boxes', limits.shown_masks)
         turns.append(
             Turn(
                 turn.text('command', limits.command_chars),
                 turn.text('answer', limits.answer_chars),
                 tuple(_integers(box, f'{turn.place}boxes', 4, 100) for box in boxes),
+                bool(turn.truth('yes_no', default=False)),
             )
         )
     return tuple(turns)
