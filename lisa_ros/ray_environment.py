@@ -7,11 +7,14 @@ listens on the loopback device only, and only the processes of that command know
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 
-OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
+_OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
 
 
 def prepare_ray(address: str | None) -> None:
@@ -32,3 +35,20 @@ def prepare_ray(address: str | None) -> None:
         # without it Ray takes the address of a network device, as for a cluster of machines
         os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
         os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def own_cluster_options() -> dict[str, object]:
+    """Return the options of `ray.init` for a cluster that ends with this process.
+
+    Its folder is a new one: Ray keeps the logs of each cluster, and programs look for a running
+    cluster in the folder that they share. It is deleted at the end; its path is short, since those
+    of sockets are limited.
+    """
+    folder = tempfile.mkdtemp(prefix='ray-', dir=os.environ.get('RAY_TMPDIR'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {
+        'address': 'local',
+        'include_dashboard': False,
+        '_node_ip_address': _OWN_CLUSTER_ADDRESS,
+        '_temp_dir': folder,
+    }

@@ -5,11 +5,11 @@ import asyncio
 import contextlib
 import http.client
 import json
-import socket
 import threading
+import time
 
 from lisa_ros.serving.http_app import HttpState, create_app
-from lisa_ros.serving.http_server import http_server
+from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.query_format import SegmentQuery
 from lisa_ros.serving.replies import Answer
@@ -42,26 +42,21 @@ class LocalModels:
                 yield event
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
 class RunningServer:
     """The HTTP server of some models in a thread of its own."""
 
     def __init__(self, models, **state):
-        self.port = free_port()
+        sockets = listening_sockets('127.0.0.1', 0)
+        self.port = sockets[0].getsockname()[1]
         self.state = HttpState(models, **state)
-        app = create_app(self.state)
-        self._server = http_server(app, '127.0.0.1', self.port, self.state.limits)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))
+        self._server = http_server(create_app(self.state), self.state.limits)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets)))
 
     def __enter__(self):
         self._thread.start()
-        while not self._server.started:
+        while not self._server.started:  # connections wait, but it could not be stopped yet
             assert self._thread.is_alive()
+            time.sleep(0.005)
         return self
 
     def __exit__(self, *_):

@@ -338,6 +338,7 @@ def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
         (_reported(Problem.DEADLINE), Status.TIMED_OUT, 'it is lost'),
         (_refused(Problem.SUPERSEDED), Status.SUPERSEDED, 'not now'),
         (_refused(Problem.DEADLINE), Status.TIMED_OUT, 'not now'),
+        (_refused(Problem.REPLICA_LOST, 0), Status.UNREACHABLE, 'not now'),
         (_refused(Problem.OVERLOADED, 9999), Status.UNREACHABLE, 'asks to wait 1e\\+04 s'),
         (_refused(Problem.TOO_LARGE), Status.FAILED, 'not now'),
         (_reported(Problem.UNAUTHORIZED), Status.FAILED, 'it is lost'),
@@ -517,6 +518,14 @@ def test_a_closed_backend_is_unreachable(server, connect):
     assert ask(served, 'it')[1].status is Status.UNREACHABLE
 
 
+def test_a_backend_that_is_closed_ends_its_request_as_unreachable(server, connect):
+    served = connect(server.url)
+    with once_sent(server, served.close):
+        _, result = ask(served, 'slow')
+    assert result.status is Status.UNREACHABLE
+    assert 'was closed' in result.reason
+
+
 # ---- the fallback model
 
 
@@ -554,6 +563,17 @@ def test_a_request_that_finds_the_server_gone_gets_the_fallback_within_its_time(
     assert options.answer_timeout < LONG
     events = both.stream(GRAY, Query('it'), OPTIONS, threading.Event())
     assert isinstance([*events][-1], Done)
+
+
+def test_one_of_a_batch_that_the_server_loses_is_asked_again(server, connect):
+    both = FallbackBackend(connect(server.url), ScriptedBackend(REPLIES), 'lisa-tabletop')
+    server.faults.append(_reported(Problem.REPLICA_LOST))
+    results = Segmenter(both, OPTIONS).segment_batch([(GRAY, 'it')] * 3)
+    assert [result.status for result in results] == [Status.FOUND] * 3
+    assert len(server.seen) == 4
+    both.close()
+    results = Segmenter(both, OPTIONS).segment_batch([(GRAY, 'it')] * 3)
+    assert all(result.reason.startswith('answered by lisa-tabletop') for result in results)
 
 
 def test_encoded_images_are_what_opencv_reads():

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
@@ -30,6 +30,8 @@ from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, qu
 from lisa_ros.serving.query_reading import QueryLimits, parse_query
 from lisa_ros.serving.wire_format import Served, answer_json, event_json, event_of, result_of
 
+repeatable = settings(derandomize=True, max_examples=50, deadline=None, database=None)
+
 SHAPE = (12, 17)
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30)))
 
@@ -51,6 +53,7 @@ def segmentation(count=2):
     )
 
 
+@repeatable
 @given(mask=MASKS)
 def test_run_lengths_are_those_of_pycocotools(mask):
     text = encode_rle_text(mask)
@@ -58,6 +61,7 @@ def test_run_lengths_are_those_of_pycocotools(mask):
     assert np.array_equal(decode_rle_text(text, mask.shape), mask)
 
 
+@repeatable
 @given(text=st.text(alphabet=[chr(code) for code in range(40, 120)], max_size=30) | st.text())
 def test_damaged_run_lengths_are_an_image_error(text):
     try:
@@ -208,6 +212,7 @@ def test_shown_masks_of_another_image_are_refused():
         query.backend_query(SHAPE)
 
 
+@repeatable
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

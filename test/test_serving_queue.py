@@ -114,6 +114,14 @@ async def block(server, backend):
     return first
 
 
+def is_healthy(server):
+    try:
+        server.check_health()
+    except RuntimeError:
+        return False
+    return True
+
+
 def waiting(server):
     return server._started_queue().length
 
@@ -267,7 +275,7 @@ def test_a_bug_of_the_model_fails_the_request_and_then_the_replica(backend, capl
             server.check_health()
         backend.failure = None
         await server.answer(request('x'))
-        server.check_health()
+        await until(lambda: is_healthy(server))
 
     run(scenario)
 
@@ -279,7 +287,7 @@ def test_a_model_that_hangs_makes_the_replica_unhealthy(backend):
             server.check_health()
         backend.gate.set()
         await first
-        server.check_health()
+        await until(lambda: is_healthy(server))
 
     async def main():
         server = ModelServer(ReplicaPlan(Served('gated'), 'gated:', hang_seconds=0.0))

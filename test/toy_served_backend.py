@@ -2,8 +2,8 @@
 """A backend without weights for the tests of `lisa-ros serve`: replicas of Ray load it in no time.
 
 `toy:FOLDER` marks the bright pixels. FOLDER/config.json has its `delay` for each batch [s], and
-`sign`, 1 or -1: whether it marks bright or dark pixels. The command "crash" ends the process. The
-answer names the process.
+`sign`, 1 or -1: whether it marks bright or dark pixels. The command "crash" ends the process, and
+"held" waits while the file `hold_of(FOLDER)` exists. The answer names the process.
 """
 
 import json
@@ -24,8 +24,8 @@ class ToyBackend:
     device, capabilities = 'cpu', Capabilities(batches=True)
     encode_images = clear_cache = lambda *_: None
 
-    def __init__(self, config):
-        self._delay, self._sign = config['delay'], config['sign']
+    def __init__(self, config, hold):
+        self._delay, self._sign, self._hold = config['delay'], config['sign'], hold
 
     def stream(self, image, query, options, cancel):
         *_, (_, done) = self.stream_batch([BatchRequest(image, query, cancel)], options)
@@ -38,8 +38,10 @@ class ToyBackend:
     def stream_batch(self, requests, options):
         if any(request.query.text == 'crash' for request in requests):
             os._exit(1)
-        end = time.monotonic() + self._delay * 10 ** ('slow' in requests[0].query.text)
-        while time.monotonic() < end and not all(item.cancel.is_set() for item in requests):
+        end, is_held = time.monotonic() + self._delay, 'held' in requests[0].query.text
+        while time.monotonic() < end or (is_held and self._hold.exists()):
+            if all(item.cancel.is_set() for item in requests):
+                break
             time.sleep(0.005)
         for number, request in enumerate(requests):
             yield number, Done(self._answer(request.image, request.query))
@@ -55,9 +57,14 @@ class ToyBackend:
 
 def load(name, options):
     try:
-        return ToyBackend(json.loads(Path(name, 'config.json').read_text()))
+        return ToyBackend(json.loads(Path(name, 'config.json').read_text()), hold_of(Path(name)))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f'{name}: no toy ({error})') from error
+
+
+def hold_of(folder):
+    """Return the file that holds answers; beside the folder, whose files are the version."""
+    return folder.with_suffix('.hold')
 
 
 def write_model(folder, delay=0.01, sign=1):

@@ -52,7 +52,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--host', default='127.0.0.1', help='address to listen at (default: %(default)s)'
     )
     group.add_argument(
-        '--port', type=positive_int, default=8000, metavar='P', help='default: %(default)s'
+        '--port',
+        type=_port,
+        default=8000,
+        metavar='P',
+        help='0: one that is free, which the log names (default: %(default)s)',
     )
     group.add_argument(
         '--token-file',
@@ -108,15 +112,16 @@ def serve(options: argparse.Namespace) -> None:
         inference,
         BatchLimits(places=options.queue, largest=options.max_batch),
     )
-    pool = PoolPlan(
-        replica,
-        options.replicas,
-        options.gpus_per_replica,
-        options.ray,
-        app=f'lisa-ros-{options.port}',
-    )
+    pool = PoolPlan(replica, options.replicas, options.gpus_per_replica, options.ray)
     limits = ServerLimits(default_deadline=options.deadline)
     run_server(ServerPlan(pool, options.host, options.port, options.token_file, limits))
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f'expected a port of 0 to 65535, not {text}')
+    return port
 
 
 def _replicas(text: str) -> int | None:

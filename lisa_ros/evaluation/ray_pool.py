@@ -17,7 +17,7 @@ from types import ModuleType
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
 from lisa_ros.optional_packages import install_command
-from lisa_ros.ray_environment import OWN_CLUSTER_ADDRESS, prepare_ray
+from lisa_ros.ray_environment import own_cluster_options, prepare_ray
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,4 @@ def _connect(ray: ModuleType, pool: RayPool) -> None:
         ray.init(address=pool.address, **quiet)
         return
     cpus = pool.workers and pool.workers * pool.threads
-    ray.init(
-        address='local',
-        num_cpus=cpus,
-        include_dashboard=False,
-        _node_ip_address=OWN_CLUSTER_ADDRESS,
-        **quiet,
-    )
+    ray.init(num_cpus=cpus, **own_cluster_options(), **quiet)

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lisa_ros.perception.backend import (
+    AnswersBatches,
     Backend,
+    BatchRequest,
     Cancellation,
     Capabilities,
     InferenceOptions,
@@ -128,13 +130,30 @@ class FallbackBackend:
         else:
             events = self._first.stream(image, query, options, cancel)
             first = next(events)
-            is_unreachable = isinstance(first, Done) and first.result.status is Status.UNREACHABLE
-            if not is_unreachable or cancel.is_set() or deadline.is_over:
+            if not _is_unreachable(first) or cancel.is_set() or deadline.is_over:
                 return itertools.chain((first,), events)
             cause = first.result.reason
         remaining = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
         events = self._second.stream(image, query, remaining, cancel)
         return (self._marked(event, cause) for event in events)
+
+    def stream_batch(
+        self, requests: Sequence[BatchRequest], options: InferenceOptions
+    ) -> Iterator[tuple[int, Event]]:
+        """Answer several queries at once with the model that answers now; see `AnswersBatches`.
+
+        A request whose server gives nothing has no Done: it is to be asked alone, by `stream`.
+        """
+        current, cause = self._current, self._first.health.cause
+        if not isinstance(current, AnswersBatches):
+            return
+        begun = set()
+        for number, event in current.stream_batch(requests, options):
+            if current is self._second:
+                yield number, self._marked(event, cause)
+            elif number in begun or not _is_unreachable(event):
+                begun.add(number)
+                yield number, event
 
     @property
     def _current(self) -> Backend:
@@ -149,3 +168,8 @@ class FallbackBackend:
         result = event.result
         reasons = filter(None, (result.reason, f'answered by {self._second_name}: {cause}'))
         return Done(dataclasses.replace(result, reason='; '.join(reasons)))
+
+
+def _is_unreachable(event: Event) -> bool:
+    """Return whether an answer ends because its server gives nothing."""
+    return isinstance(event, Done) and event.result.status is Status.UNREACHABLE

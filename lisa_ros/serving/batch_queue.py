@@ -45,6 +45,7 @@ class Ticket:
     queued_at: float = field(default_factory=time.monotonic)
     begun_at: float = 0.0  # [s, monotonic]; 0: waits
     batch_size: int = 0
+    sent_events: int = 0  # that are out
     has_left: bool = False  # the client has gone
 
     @property

@@ -97,10 +97,11 @@ class _Api:
         try:
             client = self._client(request)
             self._state.rates.take(client)
-            async with self._upload(request) as upload:
+            async with contextlib.AsyncExitStack() as held:
+                upload = await held.enter_async_context(self._upload(request))
                 model_request = self._model_request(upload, client, arrival)
                 if EVENTS_TYPE in request.headers.get('accept', ''):
-                    return await self._stream(request, model_request, arrival)
+                    return await self._stream(request, model_request, arrival, held)
                 answer = await unless_gone(request, self._state.models.answer(model_request))
         except ProblemError as error:
             metrics.count(error.problem.value.name, time.monotonic() - arrival)
@@ -209,18 +210,17 @@ class _Api:
         )
 
     async def _stream(
-        self, request: Request, model_request: ModelRequest, arrival: float
+        self,
+        request: Request,
+        model_request: ModelRequest,
+        arrival: float,
+        held: contextlib.AsyncExitStack,
     ) -> Response:
         """Answer with server-sent events; a problem before the first one has its own status."""
         events = self._state.models.stream(model_request)
-        try:
-            first = await unless_gone(request, anext(events))
-        except BaseException:
-            await events.aclose()
-            raise
-        body = self._event_stream(first, events, arrival)
-        headers = {'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'}
-        return StreamingResponse(body, media_type=EVENTS_TYPE, headers=headers)
+        held.push_async_callback(events.aclose)
+        first = await unless_gone(request, anext(events))
+        return _EventResponse(self._event_stream(first, events, arrival), held.pop_all())
 
     async def _event_stream(
         self,
@@ -250,7 +250,6 @@ class _Api:
                 pending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await pending
-            await events.aclose()
 
     def _note(self, answer: Answer, arrival: float) -> None:
         """Count an answer."""
@@ -259,6 +258,19 @@ class _Api:
         self._state.metrics.count(status, seconds)
         self._state.metrics.observe(answer.figures)
         _log.debug('%s in %.3f s, batch of %d', status, seconds, answer.figures.batch_size)
+
+
+class _EventResponse(StreamingResponse):
+    """Server-sent events; frees what they hold at their end, or when the client leaves."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: contextlib.AsyncExitStack):
+        headers = {'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'}
+        super().__init__(events, headers=headers, media_type=EVENTS_TYPE)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 class _SendLimit:
@@ -291,8 +303,9 @@ def _problem_response(error: ProblemError) -> Response:
         headers['Retry-After'] = str(max(1, math.ceil(error.retry_after)))
     if error.problem is Problem.UNAUTHORIZED:
         headers['WWW-Authenticate'] = 'Bearer'
-    if error.problem in (Problem.TOO_SLOW, Problem.TOO_LARGE, Problem.LENGTH_REQUIRED):
-        headers['Connection'] = 'close'  # the rest of the body is not read
+    # else a body goes on: it is dropped, since a client that is cut off would not read the answer
+    if error.problem is Problem.TOO_SLOW:
+        headers['Connection'] = 'close'
     body = json.dumps(error.document())
     return Response(body, error.problem.status, headers, PROBLEM_TYPE)
 

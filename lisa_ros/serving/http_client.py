@@ -20,7 +20,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,8 @@ _KEPT_IDLE = 60.0  # how long an unused connection stays open [s]
 _STOP_PERIOD = 0.01  # how often a stop is looked for while nothing arrives [s]
 _MAX_EVENT_BYTES = 64 * 2**20  # masks of 254 objects in a large image
 _MAX_BODY_BYTES = 2**20  # of an answer that is no stream
-_WITH_RETRY = (
-    *(Problem.OVERLOADED, Problem.RATE_LIMITED, Problem.NOT_READY, Problem.REPLICA_LOST),
-)
+# not REPLICA_LOST: the server itself has tried others, and each further one may end as well
+_WITH_RETRY = (Problem.OVERLOADED, Problem.RATE_LIMITED, Problem.NOT_READY)
 _BUSY = (429, 503)
 _GATEWAY_FAILED = (502, 504)  # a proxy does not reach the server
 
@@ -128,6 +127,8 @@ class HttpClient:
             return answer.result(timeout)
         except _TryAgainError as error:
             raise error.error from None
+        except CancelledError:
+            raise self._closed() from None
         except TimeoutError:
             answer.cancel()
             raise UnreachableError(
@@ -166,7 +167,7 @@ class HttpClient:
                 except queue.Empty:
                     continue
                 if event is None:
-                    answer.result()
+                    self._end(answer)
                     return
                 is_complete = event.name in LAST_EVENTS
                 yield event
@@ -177,8 +178,18 @@ class HttpClient:
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future:
         if not self._shut_down.alive:
             coroutine.close()
-            raise UnreachableError(f'the connection to {self.name} was closed')
+            raise self._closed()
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _end(self, answer: Future) -> None:
+        """Raise what ended an answer."""
+        try:
+            answer.result()
+        except CancelledError:
+            raise self._closed() from None
+
+    def _closed(self) -> UnreachableError:
+        return UnreachableError(f'the connection to {self.name} was closed')
 
     # ---- on the thread of the event loop
 
@@ -239,6 +250,8 @@ class HttpClient:
                     f'{self.name} answers with {one_line(kind) or "no type"}, not with a stream '
                     'of events: is a lisa_ros server there?'
                 )
+            if response.headers.get('Content-Encoding', 'identity').lower() != 'identity':
+                raise ModelError(f'{self.name} compresses its answer unasked: see its proxy')
             received = self._events(response)
             async for event in received:
                 if event.name in LAST_EVENTS:  # the connection is free before the next request

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import math
+import os
 import socket
+from collections.abc import Iterator
 
 import h11
 import uvicorn
@@ -22,18 +26,16 @@ from lisa_ros.serving.problems import PROBLEM_TYPE, Problem, ProblemError
 
 _HEAD_BYTES = 16 << 10  # of the head of a request
 _KEEP_ALIVE = 75  # of an idle connection [s]
+_BACKLOG = 2048  # connections that wait to be accepted
 
 
-def http_server(app: ASGIApp, host: str, port: int, limits: ServerLimits) -> uvicorn.Server:
-    """Return a server; `await server.serve()` runs it until `server.should_exit`.
+def http_server(app: ASGIApp, limits: ServerLimits) -> uvicorn.Server:
+    """Return a server; `await server.serve(sockets)` runs it until `server.should_exit`.
 
-    Raises:
-        SettingsError: the address is in use, or not one of this machine.
+    At the end it finishes the answers in progress, for at most `default_deadline`.
     """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=_protocol(limits),
         ws='none',
         lifespan='off',
@@ -42,7 +44,7 @@ def http_server(app: ASGIApp, host: str, port: int, limits: ServerLimits) -> uvi
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=math.ceil(limits.default_deadline),
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
     return _Server(config)
@@ -57,39 +59,48 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(limits: ServerLimits) -> type[H11Protocol]:
-    """Return uvicorn's protocol with limits on connections and on the time of a head."""
+    """Return uvicorn's protocol with limits on connections and on slow clients."""
 
     class LimitedProtocol(H11Protocol):
-        """Closes connections that are too many or too slow with the head of a request."""
+        """Closes connections that are too many, or too slow where no request times them.
+
+        That is the head of a request, and a body that goes on behind its answer.
+        """
 
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if len(self.connections) > limits.connections:
-                self.send_400_response('')
+                self._refuse(_overfull(limits))
             else:
-                self._watch_head()
+                self._watch()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._watch_head()
+            self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
-            """Answer what is no HTTP, or a connection too many, and close."""
-            error = _overfull(limits) if not msg else _no_http()
+            """Answer what is no HTTP, and close."""
+            self._refuse(_no_http())
+
+        def _refuse(self, error: ProblemError) -> None:
             body = json.dumps(error.document()).encode()
             headers = [
                 (b'content-type', PROBLEM_TYPE.encode()),
                 (b'content-length', str(len(body)).encode()),
                 (b'connection', b'close'),
             ]
-            if not msg:
-                headers.append((b'retry-after', b'5'))
+            if error.retry_after is not None:
+                headers.append((b'retry-after', f'{error.retry_after:g}'.encode()))
             try:
                 for event in (
                     h11.Response(status_code=error.problem.status, headers=headers),
@@ -101,11 +112,14 @@ def _protocol(limits: ServerLimits) -> type[H11Protocol]:
                 pass
             self.transport.close()
 
-        def _watch_head(self) -> None:
-            """Start the timer while a head is incomplete, else stop it."""
-            if self.conn.their_state is not h11.IDLE:
+        def _watch(self) -> None:
+            """Start the timer while a head or the rest of a body is incomplete, else stop it."""
+            ours, theirs = self.conn.our_state, self.conn.their_state
+            is_head = theirs is h11.IDLE and self.timeout_keep_alive_task is None
+            is_rest = theirs is h11.SEND_BODY and ours is h11.DONE
+            if not is_head and not is_rest:
                 self._stop_timer()
-            elif self._timer is None and self.timeout_keep_alive_task is None:
+            elif self._timer is None:
                 self._timer = self.loop.call_later(limits.header_seconds, self.transport.close)
 
         def _stop_timer(self) -> None:
@@ -127,22 +141,41 @@ def _overfull(limits: ServerLimits) -> ProblemError:
     return ProblemError(
         Problem.OVERLOADED,
         f'expected at most {limits.connections} connections: keep one open, or try later',
+        5.0,
     )
 
 
-def check_address(host: str, port: int) -> None:
-    """Check that an address can be listened to.
+def listening_sockets(host: str, port: int) -> list[socket.socket]:
+    """Listen at all addresses of a host; port 0: one that is free.
 
     Raises:
         SettingsError: it is in use, or not one of this machine.
     """
+    sockets: list[socket.socket] = []
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if sockets:
+                port = sockets[0].getsockname()[1]
+            at = (address[0], port, *address[2:])
+            with _absence_ignored():
+                sockets.append(socket.create_server(at, family=family, backlog=_BACKLOG))
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return sockets
     except OSError as error:
+        for each in sockets:
+            each.close()
         raise SettingsError(
             f'{host}:{port} cannot be listened to ({error.strerror or error}); give another with '
             '--host and --port'
         ) from error
+
+
+@contextlib.contextmanager
+def _absence_ignored() -> Iterator[None]:
+    """Ignore that this machine has no such address: localhost may have ::1 in name only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise

@@ -238,15 +238,21 @@ class ModelServer:
             _log.info('a batch is answered one by one', exc_info=True)
 
     def _run_alone(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> Segmentation:
-        """Return the result of one request; its events are sent as they come."""
-        cancel = _TicketCancel(ticket)
+        """Return the result of one request; its events are sent as they come.
+
+        Those that a batch has sent already are not sent again.
+        """
+        cancel, known = _TicketCancel(ticket), ticket.sent_events
         try:
             for event in stream_in_region(
                 self._backend, ticket.image, ticket.query, ticket.options, cancel
             ):
                 if isinstance(event, Done):
                     return event.result
-                _send(ticket, event, loop)
+                if known:
+                    known -= 1
+                else:
+                    _send(ticket, event, loop)
         except LisaError as error:
             return _failed(ticket, str(error))
         raise AssertionError('a stream ends with Done')
@@ -299,6 +305,7 @@ def _finish(ticket: Ticket, result: Segmentation, loop: asyncio.AbstractEventLoo
 
 
 def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None:
+    ticket.sent_events += 1
     if ticket.events is not None:
         loop.call_soon_threadsafe(ticket.events.put_nowait, event)
 

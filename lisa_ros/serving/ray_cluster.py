@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.optional_packages import install_command
-from lisa_ros.ray_environment import OWN_CLUSTER_ADDRESS, prepare_ray
+from lisa_ros.ray_environment import own_cluster_options, prepare_ray
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 
 if TYPE_CHECKING:
@@ -81,11 +81,9 @@ def connect(plan: PoolPlan) -> None:
             ray.init(address=plan.address, **quiet)
         else:
             ray.init(
-                address='local',
-                include_dashboard=False,
-                _node_ip_address=OWN_CLUSTER_ADDRESS,
                 num_cpus=max(os.cpu_count() or 1, 4 * (plan.replicas or _MAX_REPLICAS_OF_CPU)),
                 object_store_memory=_OBJECT_STORE,
+                **own_cluster_options(),
                 **quiet,
             )
         serve.start(proxy_location='Disabled')

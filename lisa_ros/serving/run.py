@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from lisa_ros.model.checksums import file_checksums, folder_checksum
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.registry import find_loader
 from lisa_ros.serving.http_app import HttpState, create_app
-from lisa_ros.serving.http_server import check_address, http_server
+from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.ray_cluster import PoolPlan
 from lisa_ros.serving.ray_models import RayModels
@@ -55,21 +56,33 @@ def run_server(plan: ServerPlan) -> None:
     """
     tokens = TokenTable.read(plan.token_file) if plan.token_file else None
     find_loader(plan.pool.replica.model)  # an unknown scheme fails now
-    check_address(plan.host, plan.port)
+    sockets = listening_sockets(plan.host, plan.port)
+    plan = _with_port(plan, sockets[0].getsockname()[1])
     if tokens is None and plan.host not in _LOOPBACK:
         _log.warning(
             'everybody who reaches %s:%d may ask the model: restrict it with --token-file',
             plan.host,
             plan.port,
         )
-    asyncio.run(_serve(plan, tokens))
+    asyncio.run(_serve(plan, tokens, sockets))
 
 
-async def _serve(plan: ServerPlan, tokens: TokenTable | None) -> None:
+def _with_port(plan: ServerPlan, port: int) -> ServerPlan:
+    """Return the plan with the port that is listened to, in the application's name, too.
+
+    Another server in the same cluster has an application of its own.
+    """
+    pool = dataclasses.replace(plan.pool, app=f'lisa-ros-{socket.gethostname()}-{port}')
+    return dataclasses.replace(plan, pool=pool, port=port)
+
+
+async def _serve(
+    plan: ServerPlan, tokens: TokenTable | None, sockets: list[socket.socket]
+) -> None:
     models = RayModels(plan.pool)
     state = HttpState(models, plan.limits, tokens, local_only=plan.host in _LOOPBACK)
-    server = http_server(create_app(state), plan.host, plan.port, plan.limits)
-    listening = asyncio.create_task(server.serve())
+    server = http_server(create_app(state), plan.limits)
+    listening = asyncio.create_task(server.serve(sockets))
     async with _signals(server) as reload:
         try:
             starting = asyncio.create_task(_start(models, plan))
