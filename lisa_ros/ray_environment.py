@@ -8,13 +8,18 @@ listens on the loopback device only, and only the processes of that command know
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+from pathlib import Path
+from typing import NoReturn
 
 _OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
+_folders: list[str] = []  # of the clusters of this process
 
 
 def prepare_ray(address: str | None) -> None:
@@ -45,10 +50,39 @@ def own_cluster_options() -> dict[str, object]:
     of sockets are limited.
     """
     folder = tempfile.mkdtemp(prefix='ray-', dir=os.environ.get('RAY_TMPDIR'))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _folders.append(folder)
+    atexit.register(_delete_folders)
     return {
         'address': 'local',
         'include_dashboard': False,
         '_node_ip_address': _OWN_CLUSTER_ADDRESS,
         '_temp_dir': folder,
     }
+
+
+def exit_while_ray_starts() -> NoReturn:
+    """End this process at once, and with it a cluster of its own that is being started.
+
+    Ray's calls can neither be interrupted nor be left behind in a thread: Python would wait for
+    it, until a large model is loaded.
+    """
+    for process in _descendants(os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(process, signal.SIGKILL)
+    _delete_folders()
+    os._exit(0)
+
+
+def _descendants(process: int) -> list[int]:
+    """Return the processes that a process has started, and theirs (Linux)."""
+    texts = []
+    for file in Path(f'/proc/{process}/task').glob('*/children'):
+        with contextlib.suppress(OSError):  # the thread has ended
+            texts.append(file.read_text())
+    children = [int(word) for text in texts for word in text.split()]
+    return [*children, *(each for child in children for each in _descendants(child))]
+
+
+def _delete_folders() -> None:
+    for folder in _folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -30,6 +30,7 @@ from lisa_ros.serving.wire_format import SEGMENT_PATH, encode_request, result_of
 IMAGE = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8)
 KILLS = int(os.environ.get('LISA_ROS_SERVE_KILLS', '1'))
 START = 400  # seconds; Ray starts slowly on a loaded machine
+LONGEST = 300.0  # deadline that the server accepts [s]
 
 
 def png():
@@ -78,8 +79,7 @@ class ServeProcess:
             return False
 
     def replicas(self):
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if name(child).startswith('ray::ServeReplica')]
+        return children_named(self, 'ray::ServeReplica')
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -109,6 +109,8 @@ def server(model, tmp_path_factory):
         running.wait(lambda: running.get('/v1/models')[2]['replicas'] == 2)
         yield running
     finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.stop()  # it takes its processes and its folder along
         running.process.kill()
         running.process.wait()
 
@@ -213,7 +215,7 @@ def test_a_lost_replica_costs_time_but_no_answer(server):
 
 
 def test_a_request_that_ends_replicas_is_a_clear_error(server):
-    query = SegmentQuery('crash', deadline=START)
+    query = SegmentQuery('crash', deadline=LONGEST)
     status, headers, document = post(server.port, PNG, query, timeout=START)
     assert (status, document['type']) == (503, 'replica_lost')
     assert int(headers['retry-after']) >= 1
@@ -240,7 +242,7 @@ def test_too_many_requests_are_refused_at_once(server, model):
     answers, count = [], 30  # two replicas have places for 24
 
     def ask():
-        query = SegmentQuery('held', deadline=START)
+        query = SegmentQuery('held', deadline=LONGEST)
         answers.append(post(server.port, PNG, query, timeout=START))
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
@@ -261,7 +263,7 @@ def test_too_many_requests_are_refused_at_once(server, model):
 
 
 def test_clients_that_leave_free_their_places(server, model):
-    query = SegmentQuery('held, and nobody waits', deadline=START)
+    query = SegmentQuery('held, and nobody waits', deadline=LONGEST)
     content_type, body = encode_request(PNG, 'image/png', query)
     clients = []
     with held(model):
@@ -315,3 +317,22 @@ def test_a_stop_signal_ends_all_processes(server):
 
 def test_all_packages_of_the_extra_are_there():
     _check_packages()
+
+
+def children_named(running, text):
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    return [child for child in children if text in name(child)]
+
+
+def test_a_stop_signal_during_the_start_ends_all_processes_at_once(model, tmp_path):
+    starting = ServeProcess(tmp_path, '--model', f'toy:{model}')
+    try:
+        starting.wait(lambda: children_named(starting, 'raylet'))
+        children = psutil.Process(starting.process.pid).children(recursive=True)
+        assert starting.stop() == 0, starting.log.read_text()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        assert 'answers at' not in starting.log.read_text()
+    finally:
+        starting.process.kill()
+        starting.process.wait()

@@ -92,8 +92,9 @@ class RayModels:
         ray, serve = import_ray()
         if not ray.is_initialized():
             return
-        with contextlib.suppress(Exception):  # a cluster that has ended needs no clean-up
-            serve.delete(self._plan.app)
+        if self._plan.address is not None:
+            with contextlib.suppress(Exception):  # a cluster that has ended needs no clean-up
+                serve.delete(self._plan.app)
         ray.shutdown()  # and with it the cluster, if it is our own
 
     def _deploy(self, plan: PoolPlan, surge: int) -> None:

@@ -23,6 +23,7 @@ from lisa_ros.errors import LisaError
 from lisa_ros.model.checksums import file_checksums, folder_checksum
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.registry import find_loader
+from lisa_ros.ray_environment import exit_while_ray_starts
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.limits import ServerLimits
@@ -93,6 +94,8 @@ async def _serve(
                 await listening
                 updating.cancel()
             _log.info('stopping')
+            if not starting.done() and plan.pool.address is None:
+                exit_while_ray_starts()
         finally:
             server.should_exit = True
             await listening
