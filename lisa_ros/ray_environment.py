@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+_TOKENS = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
 _folders: list[str] = []  # of the clusters of this process
 
@@ -36,10 +37,14 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault('RAY_DISABLE_FAILURE_SIGNAL_HANDLER', '1')  # SIGTERM is ours
     # a Ray that is imported has read its settings, and would not agree with its own cluster
     is_late = 'ray' in sys.modules
-    if address is None and not is_late and 'RAY_AUTH_MODE' not in os.environ:
-        # without it Ray takes the address of a network device, as for a cluster of machines
-        os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
-        os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32))
+    if address is not None or is_late:
+        return
+    # without it Ray takes the address of a network device, as for a cluster of machines
+    os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
+    # a program that has used Ray, and starts this one, leaves the mode behind, and no token
+    has_token = any(name in os.environ for name in _TOKENS)
+    if os.environ.setdefault('RAY_AUTH_MODE', 'token') == 'token' and not has_token:
+        os.environ['RAY_AUTH_TOKEN'] = secrets.token_hex(32)
 
 
 def own_cluster_options() -> dict[str, object]:

@@ -461,6 +461,18 @@ def test_a_cancelled_answer_whose_process_is_ended_is_cancelled(shared):
     assert ask(shared, 'hang', timeout=0.1, cancel=cancel)[-1].result.status is Status.CANCELLED
 
 
+def test_a_cancelled_answer_whose_backend_is_closed_is_cancelled(make):
+    cancel, backend = threading.Event(), make()
+    events = backend.stream(IMAGE, Query('hang'), InferenceOptions(), cancel)
+    cancel.set()
+    threading.Timer(0.1, backend.close).start()
+    (done,) = events
+    assert done.result.status is Status.CANCELLED
+    assert ask(backend, cancel=cancel)[-1].result.status is Status.CANCELLED
+    with pytest.raises(WorkerError, match='the node is stopping'):
+        ask(backend)
+
+
 def test_interrupt_ends_an_answer_that_has_no_limit(shared):
     events = shared.stream(IMAGE, Query('hang'), InferenceOptions(), threading.Event())
     threading.Timer(0.1, shared.interrupt, ('the node is deactivated',)).start()

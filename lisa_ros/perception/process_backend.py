@@ -42,7 +42,7 @@ from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.perception.registry import find_loader, without_auto
 from lisa_ros.perception.request_limits import AnyCancelled, RequestLimits, batch_ends
 from lisa_ros.perception.shared_channel import ChannelClosedError
-from lisa_ros.perception.stopping import PartialAnswer
+from lisa_ros.perception.stopping import CANCELLED, PartialAnswer
 from lisa_ros.perception.worker import Worker
 from lisa_ros.perception.worker_messages import (
     Answered,
@@ -270,8 +270,10 @@ class ProcessBackend:
                 if _is_last(reply, ask):  # maybe without Done: the caller reports that
                     return
         except ChannelClosedError:
-            kind = WorkerError if has_begun else _DiedEarlyError
-            raise kind(self._supervisor.ended(worker)) from None
+            cause = self._supervisor.ended(worker)
+            if cancel.is_set():  # such as when the node stops
+                raise StoppedError(CANCELLED) from None
+            raise (WorkerError if has_begun else _DiedEarlyError)(cause) from None
 
     def _ask_batch(
         self,

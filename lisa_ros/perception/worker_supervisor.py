@@ -168,13 +168,13 @@ class WorkerSupervisor:
 
     def _check_wait(self, cancel: Cancellation, deadline: Deadline) -> None:
         """Raise if there is nothing to wait for, lock held."""
+        if cancel.is_set():
+            reason = 'cancelled while the model was being loaded again'
+            raise StoppedError(EarlyEnd(Status.CANCELLED, reason))
         if self._is_closed:
             raise WorkerError('the model process was ended: the node is stopping')
         if self._state is HealthState.DEAD:
             raise WorkerError(self._cause)
-        if cancel.is_set():
-            reason = 'cancelled while the model was being loaded again'
-            raise StoppedError(EarlyEnd(Status.CANCELLED, reason))
         if deadline.is_over:
             raise WorkerError(f'{self._cause}, and not ready after {deadline.limit:.3g} s')
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray's environment: a cluster of our own is closed, whatever a parent process has left behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import json, os, sys
+from lisa_ros.ray_environment import prepare_ray
+prepare_ray(json.loads(sys.argv[1]))
+print(json.dumps({name: os.environ[name] for name in os.environ if name.startswith('RAY_')}))
+"""
+CLOSED = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
+
+
+def prepared(address=None, **variables):
+    """Return Ray's variables in a process that begins with some of them."""
+    command = [sys.executable, '-c', CODE, json.dumps(address)]
+    environment = {name: value for name, value in os.environ.items() if 'RAY' not in name}
+    output = subprocess.check_output(command, text=True, env={**environment, **variables})
+    return json.loads(output)
+
+
+@pytest.mark.parametrize('left', [{}, {'RAY_AUTH_MODE': 'token'}, {'RAY_CLIENT_MODE': '0'}])
+def test_a_cluster_of_our_own_listens_on_loopback_and_wants_a_new_token(left):
+    first, second = prepared(**left), prepared(**left)
+    assert (first[CLOSED], first['RAY_AUTH_MODE']) == ('0', 'token')
+    assert len(first['RAY_AUTH_TOKEN']) == 64
+    assert first['RAY_AUTH_TOKEN'] != second['RAY_AUTH_TOKEN']
+
+
+def test_what_the_user_has_set_stays():
+    given = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': 'x' * 32, CLOSED: '1'}
+    assert prepared(**given).items() >= given.items()
+    assert 'RAY_AUTH_TOKEN' not in prepared(RAY_AUTH_MODE='disabled')
+
+
+def test_a_cluster_that_runs_has_its_own_rules():
+    variables = prepared('head:6379')
+    assert CLOSED not in variables
+    assert 'RAY_AUTH_MODE' not in variables
+    assert variables['RAY_USAGE_STATS_ENABLED'] == '0'
