@@ -227,7 +227,11 @@ class ServerProcess:
     """A server in a process of its own, which can be killed and started again."""
 
     def __init__(self, model):
-        self.port, self._process, self._model = 0, None, model
+        # bound and never listened to: nobody else gets the port while the server is gone
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(('127.0.0.1', 0))
+        self.port, self._process, self._model = self._reserved.getsockname()[1], None, model
         self.start()
 
     @classmethod
@@ -244,7 +248,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(self.port), self._model], stdout=subprocess.PIPE
         )
-        self.port = int(self._process.stdout.readline().split()[1])
+        assert self._process.stdout.readline() == f'ready {self.port}\n'.encode()
 
     def kill(self):
         self._process.kill()

@@ -23,7 +23,7 @@ LAYERS = [
         'stop_signals',
         'perception.masks',
     ],
-    ['files', 'launch_arguments', 'optional_packages'],
+    ['files', 'launch_arguments', 'optional_packages', 'server_connection'],
     ['results', 'settings_schema', 'evaluation.metrics', 'images'],
     [
         'model.finite',

@@ -26,7 +26,8 @@ from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import Dialogue, Status, Token, Turn, unanswered
-from lisa_ros.vlm.chat_completions import completions_url, retry_after
+from lisa_ros.server_connection import retry_after
+from lisa_ros.vlm.chat_completions import completions_url
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
 from lisa_ros.vlm.qwen_vl import QwenVL

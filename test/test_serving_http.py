@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP API of `lisa-ros serve` in front of lisa-tabletop: answers, errors, limits, tokens."""
 
+import asyncio
 import dataclasses
+import http.client
 import io
 import json
 import socket
@@ -26,10 +28,17 @@ from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import Dialogue, MaskReady, Token
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
+from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery
 from lisa_ros.serving.tokens import Client, RateLimiter, TokenTable
-from lisa_ros.serving.wire_format import Served, event_of, result_of
+from lisa_ros.serving.wire_format import (
+    SEGMENT_PATH,
+    Served,
+    encode_request,
+    event_of,
+    result_of,
+)
 
 LONG = 300.0  # more than anything takes on a busy machine [s]
 LIMITS = ServerLimits(
@@ -473,6 +482,28 @@ def test_uploads_that_break_off_leave_nothing_behind(server, png):
             connection.sendall(f'{head}Content-Length: 100000\r\n\r\n'.encode() + b'a' * 5000)
     wait_until(lambda: server.state.body_bytes == 0)
     assert server.segment(png, COMMANDS[0])[0] == 200
+
+
+class EndlessModels:
+    """Models whose streams send one event, and then nothing."""
+
+    state = ModelsState(1, 1, 0, 9, 0, {})
+
+    async def stream(self, request):
+        yield b'event: token\ndata: {}\n\n'
+        await asyncio.Event().wait()
+
+
+def test_the_bytes_of_a_stream_count_until_its_client_leaves(png):
+    content_type, body = encode_request(png, 'image/png', SegmentQuery('x'))
+    headers = {'Content-Type': content_type, 'Accept': 'text/event-stream'}
+    with RunningServer(EndlessModels(), limits=LIMITS) as endless:
+        client = http.client.HTTPConnection('127.0.0.1', endless.port, timeout=LONG)
+        client.request('POST', SEGMENT_PATH, body, headers)
+        assert client.getresponse().readline() == b'event: token\n'
+        assert endless.state.body_bytes == len(body)
+        client.close()
+        wait_until(lambda: endless.state.body_bytes == 0)
 
 
 # ---- tokens

@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
 
+from lisa_ros.errors import ModelError
 from lisa_ros.perception import registry
 from lisa_ros.perception.backend import Capabilities
 from lisa_ros.results import Done, MaskReady, Segmentation, Status, Token
@@ -33,12 +34,15 @@ class GatedBackend:
     def __init__(self):
         self.gate, self.batches, self.ended_early = threading.Event(), [], []
         self.failure = None
+        self.breaks_off = False  # each batch, once it has sent the first events
 
     def stream_batch(self, requests, options):
         self.batches.append([request.query.text for request in requests])
         self._wait(*(request.cancel for request in requests))
         for number, request in enumerate(requests):
-            yield number, Token('It is [SEG].')
+            yield number, Token('It is [SEG]')
+            if self.breaks_off:
+                raise ModelError('the batch broke off')
             yield number, Done(self._result(request.image, request.query, request.cancel))
 
     def stream(self, image, query, options, cancel):
@@ -246,6 +250,25 @@ def test_a_stream_of_events_ends_with_the_answer(backend):
         names = [event.split(b'\n')[0] for event in events[:-1]]
         assert names == [b'event: token', b'event: mask', b'event: token']
         assert isinstance(events[-1], Answer)
+
+    run(scenario)
+
+
+def test_a_batch_that_breaks_off_sends_no_event_twice(backend):
+    async def events_of(server, command):
+        return [event async for event in server.stream(request(command))]
+
+    async def scenario(server):
+        backend.breaks_off = True
+        first = await block(server, backend)
+        calls = [asyncio.create_task(events_of(server, command)) for command in 'ab']
+        await until(lambda: waiting(server) == 2)
+        backend.gate.set()
+        await first
+        for events in await asyncio.gather(*calls):
+            names = [event.split(b'\n')[0] for event in events[:-1]]
+            assert names == [b'event: token', b'event: mask', b'event: token']
+            assert isinstance(events[-1], Answer)
 
     run(scenario)
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lisa_ros.error_text import short_repr
-from lisa_ros.serving.http_input import content_length, is_loopback, read_body, unless_gone
+from lisa_ros.serving.http_input import content_length, names_this_machine, read_body, unless_gone
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.metrics import ServerMetrics
 from lisa_ros.serving.models import Models
@@ -170,7 +170,7 @@ class _Api:
                 'requests of programs, or of pages of this server',
             )
         is_open = self._state.tokens is None and self._state.local_only
-        if is_open and not is_loopback(host):
+        if is_open and not names_this_machine(host):
             raise ProblemError(
                 Problem.WRONG_HOST,
                 f'the Host is {short_repr(host)}; expected localhost or 127.0.0.1, since the '

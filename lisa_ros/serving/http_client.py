@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import queue
-import ssl
 import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -30,9 +29,9 @@ from lisa_ros.error_text import error_summary, one_line
 from lisa_ros.errors import LisaError, ModelError, UnreachableError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
+from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.server_address import ServerAddress, parsed_url
-from lisa_ros.vlm.chat_completions import is_loopback, retry_after
 
 LAST_EVENTS = ('done', 'error')  # names of the event that ends an answer
 _MAX_TRIES = 3
@@ -348,26 +347,14 @@ class HttpClient:
 
     def _not_connected(self, error: httpx2.TransportError, seconds: float) -> Exception:
         """Return why there is no connection: an error to raise."""
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return UnreachableError(
-                    f'{self.name} has a certificate that is not trusted '
-                    f'({one_line(cause.verify_message)}): add the one of its issuer to the '
-                    'system, or name a file with it in the environment variable SSL_CERT_FILE'
-                )
-            if isinstance(cause, ssl.SSLError):
-                return UnreachableError(f'{self.name} does not speak TLS ({one_line(cause)})')
+        if fault := tls_fault(error):
+            return UnreachableError(f'{self.name} {fault}')
         if isinstance(error, httpx2.ConnectTimeout):
             return _TryAgainError(
                 UnreachableError(f'{self.name} accepted no connection within {seconds:.3g} s')
             )
-        causes = [cause for cause in causes if isinstance(cause, OSError)] or causes
-        return _TryAgainError(
-            UnreachableError(f'{self.name} cannot be reached: {self._safe(one_line(causes[-1]))}')
-        )
+        text = self._safe(connection_fault(error))
+        return _TryAgainError(UnreachableError(f'{self.name} cannot be reached: {text}'))
 
     def _safe(self, text: str) -> str:
         """Return a text on one line, without the token: a server may repeat what it was sent."""

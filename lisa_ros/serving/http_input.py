@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Awaitable
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from lisa_ros.server_connection import is_loopback
 from lisa_ros.serving.problems import Problem, ProblemError
 
 _Result = TypeVar('_Result')
@@ -81,12 +81,7 @@ async def read_body(request: Request, size: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a Host header names this machine."""
+def names_this_machine(host: str) -> bool:
+    """Return whether a Host header, a name with or without a port, names this machine."""
     name = host.rpartition(':')[0] if not host.endswith(']') and ':' in host else host
-    if name == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(name.strip('[]')).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(name.strip('[]'))

@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
-import ipaddress
 import itertools
 import json
-import os
 import queue
-import ssl
 import threading
 import time
 import weakref
@@ -31,6 +27,7 @@ import httpx2
 
 from lisa_ros.error_text import error_summary, one_line
 from lisa_ros.errors import ModelError, SettingsError, UnreachableError
+from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
 from lisa_ros.vlm.chat_chunks import AnswerPiece, read_chunk
 from lisa_ros.vlm.pointing_model import StopSignal
 
@@ -232,23 +229,11 @@ class ChatServer:
 
     def _not_connected(self, error: httpx2.TransportError, seconds: float) -> Exception:
         """Return why there is no connection: an error to raise."""
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return UnreachableError(
-                    f'{self.address} has a certificate that is not trusted '
-                    f'({one_line(cause.verify_message)}): add that of its issuer to the system, '
-                    'or name a file with it in the environment variable SSL_CERT_FILE'
-                )
-            if isinstance(cause, ssl.SSLError):
-                return UnreachableError(f'{self.address}: TLS fails ({one_line(cause)})')
+        if fault := tls_fault(error):
+            return UnreachableError(f'{self.address} {fault}')
         if isinstance(error, httpx2.ConnectTimeout):
             return _TryAgainError(f'accepted no connection within {seconds:.3g} s')
-        numbers = [c.errno for c in causes if isinstance(c, OSError) and (c.errno or 0) > 0]
-        text = os.strerror(numbers[0]) if numbers else one_line(causes[-1])
-        return _TryAgainError(f'cannot be reached: {self._safe(text)}')
+        return _TryAgainError(f'cannot be reached: {self._safe(connection_fault(error))}')
 
     async def _check(self, response: httpx2.Response) -> None:
         """Check the status and the type of an answer that begins.
@@ -337,13 +322,6 @@ async def _drain(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
         pass
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == 'localhost'
-
-
 async def _beginning(response: httpx2.Response) -> str:
     """Return the message of an answer that is an error, or the beginning of its text."""
     content = b''
@@ -361,13 +339,3 @@ async def _beginning(response: httpx2.Response) -> str:
     error = values.get('error', values)
     message = error.get('message', error.get('detail')) if isinstance(error, dict) else error
     return message if isinstance(message, str) else text
-
-
-def retry_after(value: str) -> float | None:
-    """Return the time that a Retry-After header asks for [s], at least 0; None: it has none."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None

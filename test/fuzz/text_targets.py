@@ -16,12 +16,12 @@ from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.other_object import asks_for_other_object
 from lisa_ros.perception.prompts import TEMPLATES, prompt_ids
 from lisa_ros.results import answer_text
+from lisa_ros.server_connection import retry_after
 from lisa_ros.session.command_parser import parse_command, select_cameras
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import converted, validate
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser
 from lisa_ros.vlm.chat_chunks import read_chunk
-from lisa_ros.vlm.chat_completions import retry_after
 from lisa_ros.vlm.coordinate_check import check_coordinates
 from lisa_ros.vlm.profiles import PROFILES
 from lisa_ros.vlm.remote_vlm import word_tokens
