@@ -20,6 +20,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """Use one thread: layers as small as in the tests are slower with several."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_configure(config):
     if not os.environ.get('LISA_ROS_REQUIRE_ROS'):
         return

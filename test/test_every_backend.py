@@ -18,14 +18,7 @@ from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, Query
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import ANSWERED, Dialogue, Done, MaskReady, Status, Token
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Use one thread: layers this small are slower with several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -31,13 +31,7 @@ def small(model_type, **changes):
     return dataclasses.replace(PROFILES[model_type], resize=RULE, **changes)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Use one thread: layers this small are slower with several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -40,13 +40,7 @@ RIGHT = f'<think>It is red.</think><answer>[{{"bbox_2d": {BOX_OF_TEST}}}]</answe
 LIMIT = 60.0  # for what must happen at once; machines may be slow [s]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Use one thread: layers this small are slower with several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -26,13 +26,7 @@ from lisa_ros.tracking.video_model import MODELS, VideoTracker, load_video_track
 SIDE, WIDTH, SIZE = 64, 128, (48, 60)  # model input [px], hidden size, image (H, W)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Use one thread: layers this small are slower with several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def vision_config():

@@ -91,6 +91,27 @@ _EXPLANATORY = Abilities(explains=True, denies=None, instances=False, dialogue=T
 _SESAME = Abilities(explains=None, denies=True, instances=False, dialogue=None)
 _READ_ONLY = Abilities(explains=None, denies=None, instances=False, dialogue=None)
 
+
+def _read(
+    variant: str,
+    figure: tuple[Split, float, float] | None = None,
+    architecture: Architecture = Architecture.LLAVA15_7B_336,
+    abilities: Abilities = _READ_ONLY,
+    remark: str = '',
+) -> KnownModel:
+    """Return a checkpoint of READ; the figure has its split, gIoU and cIoU."""
+    return KnownModel(
+        f'rui-qian/READ-LLaVA-v1.5-{variant}',
+        'READ',
+        architecture,
+        family.READ.template,
+        abilities,
+        licence='MIT',
+        remark=f'prompts SAM with points, too{remark}',
+        figures=() if figure is None else (PublishedFigure(*figure, _FORCED, _READ),),
+    )
+
+
 _LISA_FAMILY = (
     KnownModel(
         DEFAULT_MODEL,
@@ -194,55 +215,11 @@ _LISA_FAMILY = (
         Abilities(explains=None, denies=None, instances=False, dialogue=None),
         remark='satellite images; CLIP is RemoteCLIP',
     ),
-    KnownModel(
-        'rui-qian/READ-LLaVA-v1.5-7B-for-ReasonSeg-testset',
-        'READ',
-        Architecture.LLAVA15_7B_336,
-        family.READ.template,
-        _READ_ONLY,
-        licence='MIT',
-        remark='prompts SAM with points, too',
-        figures=(PublishedFigure(Split.TEST, 58.51, 58.60, _FORCED, _READ),),
-    ),
-    KnownModel(
-        'rui-qian/READ-LLaVA-v1.5-7B-for-ReasonSeg-valset',
-        'READ',
-        Architecture.LLAVA15_7B_336,
-        family.READ.template,
-        _READ_ONLY,
-        licence='MIT',
-        remark='prompts SAM with points, too',
-        figures=(PublishedFigure(Split.VAL, 59.8, 67.6, _FORCED, _READ),),
-    ),
-    KnownModel(
-        'rui-qian/READ-LLaVA-v1.5-7B-for-ReasonSeg-valset-ft',
-        'READ',
-        Architecture.LLAVA15_7B_336,
-        family.READ.template,
-        _READ_ONLY,
-        licence='MIT',
-        remark='prompts SAM with points, too',
-        figures=(PublishedFigure(Split.VAL, 62.33, 70.68, _FORCED, _READ),),
-    ),
-    KnownModel(
-        'rui-qian/READ-LLaVA-v1.5-7B-for-fprefcoco',
-        'READ',
-        Architecture.LLAVA15_7B_336,
-        family.READ.template,
-        _SESAME,
-        licence='MIT',
-        remark='prompts SAM with points, too; trained with absent objects',
-    ),
-    KnownModel(
-        'rui-qian/READ-LLaVA-v1.5-13B-for-ReasonSeg-testset',
-        'READ',
-        Architecture.LLAVA15_13B_336,
-        family.READ.template,
-        _READ_ONLY,
-        licence='MIT',
-        remark='prompts SAM with points, too',
-        figures=(PublishedFigure(Split.TEST, 62.2, 62.8, _FORCED, _READ),),
-    ),
+    _read('7B-for-ReasonSeg-testset', (Split.TEST, 58.51, 58.60)),
+    _read('7B-for-ReasonSeg-valset', (Split.VAL, 59.8, 67.6)),
+    _read('7B-for-ReasonSeg-valset-ft', (Split.VAL, 62.33, 70.68)),
+    _read('7B-for-fprefcoco', abilities=_SESAME, remark='; trained with absent objects'),
+    _read('13B-for-ReasonSeg-testset', (Split.TEST, 62.2, 62.8), Architecture.LLAVA15_13B_336),
 )
 
 # ---- vision-language models that point, with SAM 2.1 Hiera-L
