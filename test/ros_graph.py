@@ -24,6 +24,14 @@ MODEL = {
     'threads': 1,
 }
 START, ANSWER = 60.0, 20.0  # timeouts that suffice on a busy machine [s]
+REPLY = 5.0  # until a call of a service is repeated [s]
+STATE_AFTER = {
+    'configure': 'inactive',
+    'activate': 'active',
+    'deactivate': 'inactive',
+    'cleanup': 'unconfigured',
+    'shutdown': 'finalized',
+}
 
 
 def environment():
@@ -148,6 +156,7 @@ class Peer:
         self.executor.add_node(self.node)
         self.name = f'{namespace}/lisa'
         self.received = {}  # topic -> messages
+        self._clients = {}  # of the node's services, by name
         for topic, message_type in {
             'segmentation': Segmentation,
             'mask': Image,
@@ -254,11 +263,9 @@ class Peer:
         """Call a service of the node.
 
         Fast DDS may drop the reply to a client that it has not discovered yet
-        (ros2/rmw_fastrtps#842). The call is therefore repeated, except a change of state.
+        (ros2/rmw_fastrtps#842). The call is therefore repeated.
         """
-        client = self.node.create_client(service_type, f'{self.name}/{name}')
-        assert client.wait_for_service(START), name
-        self.settle()
+        client = self.client(service_type, name)
         deadline = time.monotonic() + START
         futures = []
 
@@ -268,10 +275,24 @@ class Peer:
         while not has_reply():
             assert time.monotonic() < deadline, f'{name} did not reply within {START} s'
             futures.append(client.call_async(service_type.Request(**fields)))
-            retry_at = time.monotonic() + (START if name == 'change_state' else ANSWER / 4)
-            self.wait(lambda: has_reply() or time.monotonic() > retry_at, 2 * START)  # noqa: B023
-        self.node.destroy_client(client)
+            self._wait_at_most(REPLY, has_reply)
         return next(future.result() for future in futures if future.done())
+
+    def client(self, service_type, name):
+        """Return a client of a service of the node, which has had a moment to discover it."""
+        client = self._clients.get(name)
+        if client is None or not client.service_is_ready():
+            if client is None:
+                client = self.node.create_client(service_type, f'{self.name}/{name}')
+                self._clients[name] = client
+            self.wait(client.service_is_ready, START, f'the service {name}')
+            self.settle(0.5)
+        return client
+
+    def _wait_at_most(self, seconds, done):
+        """Spin until `done()` is true, or some time has passed."""
+        end = time.monotonic() + seconds
+        self.wait(lambda: done() or time.monotonic() > end, 2 * seconds)
 
     def set_parameters(self, **values):
         from rcl_interfaces.srv import SetParameters
@@ -288,10 +309,22 @@ class Peer:
         return self.call(GetState, 'get_state').current_state.label
 
     def change_state(self, label):
+        """Ask for a transition; return whether it succeeded.
+
+        A transition cannot be repeated. If its reply is lost (see `call`), the state tells.
+        """
         from lifecycle_msgs.msg import Transition
         from lifecycle_msgs.srv import ChangeState
 
-        return self.call(ChangeState, 'change_state', transition=Transition(label=label)).success
+        client = self.client(ChangeState, 'change_state')
+        future = client.call_async(ChangeState.Request(transition=Transition(label=label)))
+        deadline = time.monotonic() + START
+        while not future.done():
+            assert time.monotonic() < deadline, f'{label!r} did not end within {START} s'
+            self._wait_at_most(REPLY, future.done)
+            if not future.done() and self.state() == STATE_AFTER[label]:
+                return True
+        return future.result().success
 
     def load(self, process, **parameters):
         """Load a model through the lifecycle of the node, which is active or has none."""

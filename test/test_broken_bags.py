@@ -311,6 +311,56 @@ def test_a_damaged_message_costs_itself(data, tmp_path):
     assert one_line(error)
 
 
+OTHER_DATA = 'UPDATE messages SET data = ? WHERE id = 3'
+OTHER_TIME = 'UPDATE messages SET timestamp = ? WHERE id = 3'
+
+
+@pytest.mark.parametrize(
+    ('statement', 'value', 'got'),
+    [
+        (OTHER_DATA, 7, '3000000000 and int'),
+        (OTHER_DATA, 1.5, '3000000000 and float'),
+        (OTHER_DATA, 'text', '3000000000 and str'),
+        (OTHER_TIME, 'noon', "'noon' and bytes"),
+        (OTHER_TIME, 3.5, '3.5 and bytes'),
+        (OTHER_TIME, b'\0\xff', r"b'\\x00\\xff' and bytes"),
+    ],
+)
+@pytest.mark.parametrize('has_metadata', [True, False])
+def test_a_row_of_another_type_costs_itself(statement, value, got, has_metadata, tmp_path):
+    bag = write(tmp_path / 'bag', FRAMES, SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute(statement, (value,))
+    database.close()
+    if not has_metadata:
+        (bag / 'metadata.yaml').unlink()
+    with pytest.raises(DataError, match=f'{got}; `sqlite3 .* .recover'):
+        list(read_images(bag))
+    numbers, (error,) = read(bag)
+    assert numbers == [0, 1, 3, 4, 5]
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ('statement', 'expected'),
+    [
+        ("UPDATE topics SET name = x'ff00'", 'expected a topic and its type as text, got'),
+        ("UPDATE topics SET type = x'ff00'", 'expected a topic and its type as text, got'),
+        ("UPDATE topics SET serialization_format = x'00'", 'nothing in it can be read'),
+    ],
+)
+def test_a_topic_whose_name_or_type_is_not_text_is_named(statement, expected, tmp_path, model):
+    bag = write(tmp_path / 'bag', FRAMES, SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute(statement)
+    database.close()
+    (bag / 'metadata.yaml').unlink()
+    with pytest.raises(DataError, match=expected):
+        list(read_images(bag))
+    assert evaluate([bag], tmp_path / 'out', model, '--skip-broken') == 0
+    assert any(expected in broken for broken in read_report(tmp_path / 'out')['broken'])
+
+
 def test_messages_that_are_only_in_the_write_ahead_log_are_missed(tmp_path):
     bag = write(tmp_path / 'bag', FRAMES, SQLITE3)
     file = only_file(bag, '.db3')

@@ -132,15 +132,12 @@ def call_all(peer, requests):
     clients, responses = {}, []
     for service_type, name, _ in requests:
         if name not in clients:
-            clients[name] = peer.node.create_client(service_type, f'{peer.name}/{name}')
-    peer.wait(lambda: all(client.service_is_ready() for client in clients.values()))
+            clients[name] = peer.client(service_type, name)
     peer.settle(1.0)  # Fast DDS may drop the first answer to a new client
     for start in range(0, len(requests), 8):  # the depth of these services is ten
         burst = [clients[name].call_async(request) for _, name, request in requests[start:][:8]]
         peer.wait(lambda: all(future.done() for future in burst), what=f'{requests[start:][:8]}')  # noqa: B023
         responses += [future.result() for future in burst]
-    for client in clients.values():
-        peer.node.destroy_client(client)
     return responses
 
 

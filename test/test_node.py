@@ -380,8 +380,8 @@ def test_commands_that_have_arrived_are_answered_when_the_node_deactivates(node_
         COMMAND_QOS,
     )
     commands = peer.node.create_publisher(String, '/lisa/command', COMMAND_QOS)
-    client = peer.node.create_client(ChangeState, '/lisa/change_state')
-    peer.wait(lambda: client.service_is_ready() and commands.get_subscription_count())
+    client = peer.client(ChangeState, 'change_state')
+    peer.wait(commands.get_subscription_count)
     peer.settle(1.0)
     node_process.process.send_signal(signal.SIGSTOP)  # so that all of them arrive at once
     try:
@@ -835,8 +835,7 @@ def test_the_node_keeps_responding_during_a_self_test(start_node, slow_peer, tmp
     (tmp_path / 'model').mkdir()
     process = start_node()
     slow_peer.wait_until_active(process)
-    client = slow_peer.node.create_client(Trigger, f'{slow_peer.name}/self_test')
-    assert client.wait_for_service(START)
+    client = slow_peer.client(Trigger, 'self_test')
     response = client.call_async(Trigger.Request())
     process.wait_for_output('thinking')
     slow_peer.received['diagnostics'].clear()
@@ -855,8 +854,7 @@ def test_an_interrupt_during_a_self_test_ends_the_node_without_errors(
     (tmp_path / 'model').mkdir()
     process = start_node()
     slow_peer.wait_until_active(process)
-    client = slow_peer.node.create_client(Trigger, f'{slow_peer.name}/self_test')
-    assert client.wait_for_service(START)
+    client = slow_peer.client(Trigger, 'self_test')
     client.call_async(Trigger.Request())
     process.wait_for_output('thinking')
     assert process.stop() == 0, process.output()

@@ -75,7 +75,7 @@ class BagReader:
         """
         self.is2 = is2
         self._bag, self._storages, self._on_error = bag, storages, on_error
-        self._own = [_usable_connections(open_storage.storage) for open_storage in storages]
+        self._own = [self._usable_connections(open_storage) for open_storage in storages]
         self._typestores: dict[str, Typestore] = {}
         self._recovered: list[McapScan] = []
         self.connections = [connection for usable in self._own for connection in usable]
@@ -83,14 +83,14 @@ class BagReader:
     @property
     def start_time(self) -> int:
         """Time of the first message [ns]."""
-        return min(
-            (open_storage.storage.start_time for open_storage in self._storages), default=2**63 - 1
-        )
+        times = (open_storage.storage.start_time for open_storage in self._storages)
+        return min((time for time in times if isinstance(time, int)), default=2**63 - 1)
 
     @property
     def end_time(self) -> int:
         """Time after the last message [ns]."""
-        return max((open_storage.storage.end_time for open_storage in self._storages), default=0)
+        times = (open_storage.storage.end_time for open_storage in self._storages)
+        return max((time for time in times if isinstance(time, int)), default=0)
 
     def close(self) -> None:
         """Close all files."""
@@ -99,6 +99,33 @@ class BagReader:
             *self._recovered,
         ):
             storage.close()
+
+    def _usable_connections(self, open_storage: OpenStorage) -> list[Connection]:
+        """Return the connections with messages of ROS; other loggers add channels of other kinds.
+
+        Raises:
+            DataError: a name or type is not text, and `on_error` raised it.
+        """
+        usable = []
+        for connection in open_storage.storage.connections:
+            ext = connection.ext
+            if isinstance(ext, ConnectionExtRosbag2) and ext.serialization_format not in (
+                'cdr',
+                '',
+            ):
+                continue
+            # a column of SQLite holds values of any type
+            if isinstance(connection.topic, str) and isinstance(connection.msgtype, str):
+                usable.append(connection)
+            else:
+                names = short_repr((connection.topic, connection.msgtype))
+                self._on_error(
+                    DataError(
+                        f'{self._bag}: expected a topic and its type as text, got {names}; '
+                        f'{cure(open_storage.files[0])}'
+                    )
+                )
+        return usable
 
     # ---- messages
 
@@ -157,6 +184,11 @@ class BagReader:
                 for connection, time, raw_message in open_storage.storage.messages(
                     chosen, position, stop
                 ):
+                    if not isinstance(time, int) or not isinstance(raw_message, bytes):
+                        self._on_error(
+                            self._row_error(open_storage, connection, time, raw_message)
+                        )
+                        continue
                     yield (
                         connection,
                         time,
@@ -176,6 +208,16 @@ class BagReader:
                 if position is not None:
                     continue
             return
+
+    def _row_error(
+        self, open_storage: OpenStorage, connection: Connection, time: object, data: object
+    ) -> DataError:
+        """Return the error of a row of SQLite: its columns hold values of any type."""
+        return DataError(
+            f'{self._bag}: a message on {connection.topic} cannot be read: expected a time in '
+            f'whole nanoseconds and data in bytes, got {short_repr(time)} and '
+            f'{type(data).__name__}; {cure(open_storage.files[0])}'
+        )
 
     def _scanned(
         self,
@@ -328,16 +370,6 @@ def _decompressed(open_storage: OpenStorage, raw_message: bytes) -> bytes:
         return open_storage.decompress(raw_message)
     except Exception:  # noqa: BLE001  # decompressors raise many types
         return b''
-
-
-def _usable_connections(storage: Storage) -> list[Connection]:
-    """Return the connections with messages of ROS; other loggers add channels of other kinds."""
-    return [
-        connection
-        for connection in storage.connections
-        if not isinstance(connection.ext, ConnectionExtRosbag2)
-        or connection.ext.serialization_format in ('cdr', '')
-    ]
 
 
 def _digest(store: Typestore, msgtype: str, is2: bool) -> str:
