@@ -30,7 +30,8 @@ test: setup  ## run lint and all tests
 	cores=$$(nproc)
 	export OMP_NUM_THREADS=1       # the test processes share the cores
 	# one process more than cores, at most 4: tests of nodes often wait
-	python -m pytest -n $$(( cores < 4 ? cores + 1 : 4 )) --dist loadfile --no-loadscope-reorder
+	python -m pytest -n $$(( cores < 4 ? cores + 1 : 4 )) --dist loadfile --no-loadscope-reorder || \
+	python test/rerun_failed.py $$?
 
 docs: build/docs/.done  ## write the documentation as a site to build/site
 	@build/docs/bin/sphinx-build -q -W --keep-going -c docs/site -d build/docs/cache . build/site

@@ -28,8 +28,9 @@ from lisa_ros.datasets.json_io import (
     validated_entries,
 )
 from lisa_ros.error_text import short_repr
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, ImageError
 from lisa_ros.files.access import readable_folder
+from lisa_ros.images.pixel_limit import check_image_size
 
 __all__ = ['CocoInstances', 'CocoRegion', 'category_phrase', 'read_coco', 'read_instances']
 
@@ -163,7 +164,7 @@ def _size(file: Path, image: dict) -> tuple[int, int] | None:
     """Return (height, width) of an image [px]; None if the file does not give it.
 
     Raises:
-        DataError: it gives something that is no size.
+        DataError: it gives something that is no size, or more pixels than an image may have.
     """
     size = tuple(image.get(side) for side in ('height', 'width'))
     if None in size:
@@ -174,7 +175,12 @@ def _size(file: Path, image: dict) -> tuple[int, int] | None:
             f'{file}: image {image["id"]} has the height and width {short_repr(size)}; '
             'expected integers above 0'
         )
-    return int(size[0]), int(size[1])
+    height, width = int(size[0]), int(size[1])
+    try:
+        check_image_size(width, height, f'image {image["id"]}')  # pycocotools would fill memory
+    except ImageError as error:
+        raise DataError(f'{file}: {error}') from error
+    return height, width
 
 
 def read_coco(
