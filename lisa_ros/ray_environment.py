@@ -51,12 +51,12 @@ def own_cluster_options() -> dict[str, object]:
     """Return the options of `ray.init` for a cluster that ends with this process.
 
     Its folder is a new one: Ray keeps the logs of each cluster, and programs look for a running
-    cluster in the folder that they share. It is deleted at the end; its path is short, since those
-    of sockets are limited.
+    cluster in the folder that they share. `delete_cluster_folders` deletes it, at the latest when
+    the process ends; its path is short, since those of sockets are limited.
     """
     folder = tempfile.mkdtemp(prefix='ray-', dir=os.environ.get('RAY_TMPDIR'))
     _folders.append(folder)
-    atexit.register(_delete_folders)
+    atexit.register(delete_cluster_folders)
     return {
         'address': 'local',
         'include_dashboard': False,
@@ -74,7 +74,7 @@ def exit_while_ray_starts() -> NoReturn:
     for process in _descendants(os.getpid()):
         with contextlib.suppress(OSError):  # it has ended
             os.kill(process, signal.SIGKILL)
-    _delete_folders()
+    delete_cluster_folders()
     os._exit(0)
 
 
@@ -88,6 +88,7 @@ def _descendants(process: int) -> list[int]:
     return [*children, *(each for child in children for each in _descendants(child))]
 
 
-def _delete_folders() -> None:
-    for folder in _folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def delete_cluster_folders() -> None:
+    """Delete the folders of clusters that have been shut down."""
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)

@@ -17,7 +17,7 @@ from types import ModuleType
 from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
 from lisa_ros.optional_packages import install_command
-from lisa_ros.ray_environment import own_cluster_options, prepare_ray
+from lisa_ros.ray_environment import delete_cluster_folders, own_cluster_options, prepare_ray
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def _connected_ray(pool: RayPool) -> Iterator[ModuleType]:
         ) from error
     finally:
         ray.shutdown()
+        delete_cluster_folders()
 
 
 def _connect(ray: ModuleType, pool: RayPool) -> None:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.ray_environment import delete_cluster_folders
 from lisa_ros.serving.batch_queue import deadline_error
 from lisa_ros.serving.model_server import ReplicaPlan
 from lisa_ros.serving.models import ModelsState
@@ -96,6 +97,7 @@ class RayModels:
             with contextlib.suppress(Exception):  # a cluster that has ended needs no clean-up
                 serve.delete(self._plan.app)
         ray.shutdown()  # and with it the cluster, if it is our own
+        delete_cluster_folders()
 
     def _deploy(self, plan: PoolPlan, surge: int) -> None:
         """Deploy the replicas of a plan and wait until the application runs."""
