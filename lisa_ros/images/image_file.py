@@ -30,6 +30,7 @@ from lisa_ros.errors import ImageError
 from lisa_ros.files.access import describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
+from lisa_ros.images.part_limit import check_parts
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.images.rare_tiff import (
     TIFF_MAGIC,
@@ -246,10 +247,18 @@ def check_complete(image: Image.Image, source: Path | bytes) -> None:
         raise ValueError('image file is truncated: its last scan is cut')
 
 
-def _check_scans(stream: io.BufferedIOBase) -> int:
-    """Return the number of scans; raise a ValueError for a JPEG that takes very long to decode."""
-    scans = count_scans(stream.read())
+def _checked_scans(format_name: str, stream: io.BufferedIOBase) -> int:
+    """Return the number of scans of a JPEG, 0 of another format.
+
+    Raises:
+        ValueError: it is a JPEG or PNG that takes very long to read or decode.
+    """
+    if format_name not in ('JPEG', 'PNG'):
+        return 0
+    content = stream.read()
     stream.seek(0)
+    check_parts(content)
+    scans = count_scans(content) if format_name == 'JPEG' else 0
     if scans > _MAX_SCANS:
         raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}')
     return scans
@@ -322,7 +331,7 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
     Image.init()
     for name, (factory, accept) in ((name, Image.OPEN.get(name, _NEVER)) for name in FORMATS):
         if accept(magic) is True:
-            scans = _check_scans(stream) if name == 'JPEG' else 0
+            scans = _checked_scans(name, stream)
             image = factory(stream, '')
             image.info[_SCANS] = scans
             return image

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MAX_MARKERS = 10_000  # of an image: a file of 30 MB could have millions, read in Python
 _ARITHMETIC_FRAMES = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 # in the data of a scan: 0xFF is followed by 0, or by a restart marker (0xD0 to 0xD7)
 _NEXT_MARKER = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
@@ -23,6 +24,9 @@ def count_scans(jpeg: bytes) -> int:
     """Return the number of scans of the first image of a JPEG file.
 
     What follows it, such as the video of a motion photo, is not read.
+
+    Raises:
+        ValueError: it has too many markers.
     """
     return sum(marker == _START_OF_SCAN for marker, _, _ in _markers(jpeg))
 
@@ -51,9 +55,16 @@ def with_more_data(jpeg: bytes) -> bytes:
 
 
 def _markers(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, its start and the end of its segment, up to the end-of-image marker."""
-    position = 2  # behind the start-of-image marker
+    """Yield marker, its start and the end of its segment, up to the end-of-image marker.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    position, count = 2, 0  # behind the start-of-image marker
     while (match := _NEXT_MARKER.search(jpeg, position)) is not None:
+        count += 1
+        if count > _MAX_MARKERS:
+            raise ValueError(f'it has more than {_MAX_MARKERS} markers; expected a few hundred')
         length = int.from_bytes(jpeg[match.end() : match.end() + 2], 'big')
         position = match.end() + max(2, length)
         yield match[1][0], match.start(), position
