@@ -4,9 +4,12 @@
 import asyncio
 import contextlib
 import http.client
+import io
 import json
 import threading
 import time
+
+from PIL import Image
 
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
@@ -100,3 +103,25 @@ def server_sent(body):
         (name.removeprefix('event: '), json.loads(data.removeprefix('data: ')))
         for name, data in pairs
     ]
+
+
+def encoded(image, kind='PNG', **options):
+    """Return an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def wait_until(condition, seconds=60):
+    """Wait until a condition holds; an OSError counts as not yet."""
+    end = time.monotonic() + seconds
+    while not quietly(condition):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def quietly(condition):
+    try:
+        return condition()
+    except OSError:
+        return False

@@ -7,7 +7,6 @@ import http.client
 import io
 import json
 import socket
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
 pytest.importorskip('prometheus_client', reason='the extra `serve` is not installed')
-from served_model import LocalModels, RunningServer, server_sent
+from served_model import LocalModels, RunningServer, encoded, server_sent, wait_until
 
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.images.image_file import read_rgb
@@ -73,12 +72,6 @@ def server():
     models = LocalModels(ModelServer(ReplicaPlan(Served('lisa-tabletop', '1'), 'lisa-tabletop')))
     with RunningServer(models, limits=LIMITS) as running:
         yield running
-
-
-def encoded(image, kind='PNG', **options):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def huge_png(side):
@@ -459,20 +452,6 @@ def first_bytes(connection):
         return connection.recv(100)
     except OSError:
         return b''
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not quietly(condition):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def quietly(condition):
-    try:
-        return condition()
-    except OSError:
-        return False
 
 
 def test_uploads_that_break_off_leave_nothing_behind(server, png):

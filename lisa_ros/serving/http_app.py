@@ -17,14 +17,19 @@ from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lisa_ros.error_text import short_repr
-from lisa_ros.serving.http_input import content_length, names_this_machine, read_body, unless_gone
+from lisa_ros.serving.http_input import (
+    content_length,
+    names_this_machine,
+    read_body,
+    unless_gone,
+    wants_events,
+)
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.metrics import ServerMetrics
 from lisa_ros.serving.models import Models
@@ -43,7 +48,7 @@ from lisa_ros.serving.wire_format import (
 )
 
 _log = logging.getLogger(__name__)
-_KEEP_ALIVE = 10.0  # between two comments in a stream of events [s]
+_KEEP_ALIVE = 1.0  # between two comments in a stream; they show that its client is there [s]
 _STATUS_PREFIX = '{"status": "'
 
 
@@ -73,7 +78,6 @@ def create_app(state: HttpState) -> ASGIApp:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_SendLimit, seconds=state.limits.send_seconds)],
         exception_handlers={
             ProblemError: _answer_problem,
             HTTPException: _answer_http_error,
@@ -100,7 +104,7 @@ class _Api:
             async with contextlib.AsyncExitStack() as held:
                 upload = await held.enter_async_context(self._upload(request))
                 model_request = self._model_request(upload, client, arrival)
-                if EVENTS_TYPE in request.headers.get('accept', ''):
+                if wants_events(request):
                     return await self._stream(request, model_request, arrival, held)
                 answer = await unless_gone(request, self._state.models.answer(model_request))
         except ProblemError as error:
@@ -154,7 +158,7 @@ class _Api:
         self._check_host(request)
         if self._state.tokens is None:
             return ANYBODY
-        return self._state.tokens.client(request.headers.get('authorization', ''))
+        return self._state.tokens.client(request.headers.getlist('authorization'))
 
     def _check_host(self, request: Request) -> None:
         """Refuse requests that a web page of another site makes a browser send.
@@ -196,7 +200,9 @@ class _Api:
         state.body_bytes += size
         try:
             body = await read_body(request, size, limits.upload_seconds)
-            yield read_upload(request.headers.get('content-type', ''), body, limits)
+            content_type = request.headers.get('content-type', '')
+            # in a thread: hostile bodies take up to a second
+            yield await asyncio.to_thread(read_upload, content_type, body, limits)
         finally:
             state.body_bytes -= size
 
@@ -271,30 +277,6 @@ class _EventResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             await super().__call__(scope, receive, send)
-
-
-class _SendLimit:
-    """Ends a connection whose client does not read its answer."""
-
-    def __init__(self, app: ASGIApp, seconds: float):
-        self._app, self._seconds = app, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_stuck = False
-
-        async def send_in_time(message: Message) -> None:
-            nonlocal is_stuck
-            try:
-                await asyncio.wait_for(send(message), self._seconds)
-            except asyncio.TimeoutError as error:
-                is_stuck = True
-                raise ClientDisconnect from error
-
-        try:
-            await self._app(scope, receive, send_in_time)
-        except Exception:
-            if not is_stuck:
-                raise
 
 
 def _problem_response(error: ProblemError) -> Response:

@@ -10,8 +10,10 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.server_connection import is_loopback
 from lisa_ros.serving.problems import Problem, ProblemError
+from lisa_ros.serving.wire_format import EVENTS_TYPE
 
 _Result = TypeVar('_Result')
 
@@ -41,18 +43,26 @@ def content_length(request: Request, limit: int) -> int:
     """Return the length of the body.
 
     Raises:
-        ProblemError: LENGTH_REQUIRED or TOO_LARGE.
+        ProblemError: LENGTH_REQUIRED, TOO_LARGE, or UNSUPPORTED_MEDIA: it is compressed.
     """
     text = request.headers.get('content-length', '')
-    if not text.isdigit():
+    # with both, HTTP says that the body comes in chunks, and is as long as they are
+    if not text.isdigit() or 'transfer-encoding' in request.headers:
         raise ProblemError(
             Problem.LENGTH_REQUIRED,
-            'the request has no Content-Length; expected one: send the body whole, not in chunks',
+            'the request has no Content-Length, or comes in chunks; expected a length: send the '
+            'body whole',
         )
     if len(text) > 15 or int(text) > limit:
         raise ProblemError(
             Problem.TOO_LARGE,
             f'the body has {text[:20]} bytes; expected at most {limit}: send a smaller image',
+        )
+    coding = request.headers.get('content-encoding', 'identity')
+    if coding.lower() != 'identity':
+        raise ProblemError(
+            Problem.UNSUPPORTED_MEDIA,
+            f'the Content-Encoding is {short_repr(coding)}; expected none: send the body as it is',
         )
     return int(text)
 
@@ -84,4 +94,9 @@ async def read_body(request: Request, size: int, seconds: float) -> bytes:
 def names_this_machine(host: str) -> bool:
     """Return whether a Host header, a name with or without a port, names this machine."""
     name = host.rpartition(':')[0] if not host.endswith(']') and ':' in host else host
-    return is_loopback(name.strip('[]'))
+    return is_loopback(name.strip('[]').lower())
+
+
+def wants_events(request: Request) -> bool:
+    """Return whether the Accept headers name server-sent events."""
+    return any(EVENTS_TYPE in value.lower() for value in request.headers.getlist('accept'))

@@ -27,6 +27,8 @@ from lisa_ros.serving.problems import PROBLEM_TYPE, Problem, ProblemError
 _HEAD_BYTES = 16 << 10  # of the head of a request
 _KEEP_ALIVE = 75  # of an idle connection [s]
 _BACKLOG = 2048  # connections that wait to be accepted
+_PROBE_PERIOD = 0.25  # between two interim responses to a client without input [s]
+_READ_BYTES = 64 << 10  # of an answer that a client must read in `ServerLimits.send_seconds`
 
 
 def http_server(app: ASGIApp, limits: ServerLimits) -> uvicorn.Server:
@@ -64,10 +66,17 @@ def _protocol(limits: ServerLimits) -> type[H11Protocol]:
     class LimitedProtocol(H11Protocol):
         """Closes connections that are too many, or too slow where no request times them.
 
-        That is the head of a request, and a body that goes on behind its answer.
+        That is the head of a request, a body that goes on behind its answer, and an answer that
+        the client does not read.
+
+        A client may end its input once it has sent its request. That looks as if it had left, and
+        is told apart by interim responses, which cannot be sent to one that has.
         """
 
         _timer: asyncio.TimerHandle | None = None
+        _reading_timer: asyncio.TimerHandle | None = None  # until the client has read more
+        _probe_timer: asyncio.TimerHandle | None = None  # until the next interim response
+        _has_input = True  # the client may send more
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -82,11 +91,35 @@ def _protocol(limits: ServerLimits) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            if not self._has_input and self.cycle.response_complete:
+                self.transport.close()
             self._watch()
+            self._watch_reading()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_reading()
+
+        def eof_received(self) -> bool:
+            """Return whether the connection stays open: for the answer to a whole request."""
+            cycle = self.cycle
+            is_answering = cycle is not None and not (cycle.more_body or cycle.response_complete)
+            # HTTP/1.0 has no interim responses
+            if not is_answering or cycle.scope['http_version'] == '1.0':
+                return False
+            self._has_input = False
+            self._probe()
+            return True
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            for timer in (self._reading_timer, self._probe_timer):
+                if timer is not None:
+                    timer.cancel()
             super().connection_lost(exc)
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """Log nothing: the request is answered without the upgrade."""
 
         def send_400_response(self, msg: str) -> None:
             """Answer what is no HTTP, and close."""
@@ -111,6 +144,36 @@ def _protocol(limits: ServerLimits) -> type[H11Protocol]:
             except h11.LocalProtocolError:  # an answer has begun
                 pass
             self.transport.close()
+
+        def _probe(self) -> None:
+            """Send interim responses while an answer is made; a stream of events has its own."""
+            if self.transport.is_closing() or self.cycle.response_complete:
+                return
+            if not self.cycle.response_started:
+                interim = h11.InformationalResponse(status_code=100, headers=[], reason='Continue')
+                self.transport.write(self.conn.send(interim))
+            if self._probe_timer is not None:
+                self._probe_timer.cancel()
+            self._probe_timer = self.loop.call_later(_PROBE_PERIOD, self._probe)
+
+        def _watch_reading(self) -> None:
+            """Start the timer in which the client must read a part of what waits for it."""
+            if self._reading_timer is not None:
+                self._reading_timer.cancel()
+                self._reading_timer = None
+            if waiting := self.transport.get_write_buffer_size():
+                self._reading_timer = self.loop.call_later(
+                    limits.send_seconds, self._abort_if_unread, waiting
+                )
+
+        def _abort_if_unread(self, waiting: int) -> None:
+            """Drop the connection unless the client has read some of the `waiting` bytes."""
+            is_sending = not self.cycle.response_complete and not self.flow.write_paused
+            most = max(0, waiting - _READ_BYTES)
+            if is_sending or self.transport.get_write_buffer_size() <= most:
+                self._watch_reading()
+            else:
+                self.transport.abort()
 
         def _watch(self) -> None:
             """Start the timer while a head or the rest of a body is incomplete, else stop it."""

@@ -19,5 +19,5 @@ class ServerLimits:
     connections: int = 1000
     header_seconds: float = 10.0  # for the head of a request
     upload_seconds: float = 30.0  # for its body
-    send_seconds: float = 30.0  # for each part of an answer that the client does not read
+    send_seconds: float = 30.0  # in which a client must read 64 KiB of an answer, or the rest
     default_deadline: float = 30.0  # of a query without one [s]

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bearer tokens from a file, and how many requests a second each of them may send.
 
-A line of the file is `NAME TOKEN`, or `NAME TOKEN RATE` with a rate in requests per second; "#"
-begins a comment. The file holds secrets: only its owner should be able to read it. One thread.
+A line of the file is `NAME TOKEN`, or `NAME TOKEN RATE` with a rate in requests per second; a word
+with "#" at its start begins a comment. The file holds secrets: only its owner should be able to
+read it. One thread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from lisa_ros.files.text import read_text
 from lisa_ros.serving.problems import Problem, ProblemError
 
 MIN_TOKEN_CHARS = 16
+_COMMENT = re.compile(r'(?:^|\s)#')
 _FORMAT = 'expected NAME TOKEN, or NAME TOKEN RATE'
 
 
@@ -49,29 +52,35 @@ class TokenTable:
         """
         clients: dict[str, tuple[bytes, Client]] = {}
         for number, line in enumerate(read_text(path).splitlines(), 1):
-            words = line.partition('#')[0].split()
+            words = _COMMENT.split(line, maxsplit=1)[0].split()
             if words:
                 digest, client = _entry(words, f'{path}, line {number}')
                 if client.name in clients:
                     raise SettingsError(f'{path}, line {number}: this name is given twice')
+                if any(hmac.compare_digest(digest, entry[0]) for entry in clients.values()):
+                    raise SettingsError(f'{path}, line {number}: this token has another name, too')
                 clients[client.name] = digest, client
         if not clients:
             raise SettingsError(f'{path}: has no token; {_FORMAT} in each line')
         return cls(tuple(clients.values()))
 
-    def client(self, authorization: str) -> Client:
-        """Return the client of an Authorization header; all tokens are compared, always.
+    def client(self, authorizations: Sequence[str]) -> Client:
+        """Return the client of a request; all tokens are compared, always.
+
+        Args:
+            authorizations: its Authorization headers; of several, none counts.
 
         Raises:
             ProblemError: UNAUTHORIZED.
         """
+        authorization = authorizations[0] if len(authorizations) == 1 else ''
         scheme, _, token = authorization.partition(' ')
         digest = _digest(token.strip())
-        matches = [client for own, client in self.clients if hmac.compare_digest(own, digest)]
+        matches = [client for entry, client in self.clients if hmac.compare_digest(entry, digest)]
         if scheme.lower() != 'bearer' or not matches:
             raise ProblemError(
                 Problem.UNAUTHORIZED,
-                'the Authorization header is missing or has no known token; expected '
+                'the Authorization header is missing, comes twice or has no valid token; expected '
                 '"Bearer TOKEN" with a token of the server\'s --token-file',
             )
         return matches[0]
@@ -93,17 +102,17 @@ class RateLimiter:
         if client.rate is None:
             return
         now, largest = self._clock(), max(1.0, client.rate)
-        left, then = self._buckets.get(client.name, (largest, now))
-        left = min(largest, left + (now - then) * client.rate)
-        if left < 1:
-            self._buckets[client.name] = left, now
+        allowed, counted_at = self._buckets.get(client.name, (largest, now))
+        allowed = min(largest, allowed + (now - counted_at) * client.rate)
+        if allowed < 1:
+            self._buckets[client.name] = allowed, now
             raise ProblemError(
                 Problem.RATE_LIMITED,
                 f'the token {client.name} may send {client.rate:g} requests per second: send '
                 'fewer, or raise its rate in the token file',
-                (1 - left) / client.rate,
+                (1 - allowed) / client.rate,
             )
-        self._buckets[client.name] = left - 1, now
+        self._buckets[client.name] = allowed - 1, now
 
 
 def _entry(words: list[str], place: str) -> tuple[bytes, Client]:
