@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx2
 
-from lisa_ros.error_text import error_summary, one_line
+from lisa_ros.error_text import MAX_CHARS, error_summary, one_line, printable
 from lisa_ros.errors import LisaError, ModelError, UnreachableError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
@@ -44,6 +44,8 @@ _CLOSE_TIMEOUT = 1.0  # how long the closing of all connections may take [s]
 _KEPT_IDLE = 60.0  # how long an unused connection stays open [s]
 _STOP_PERIOD = 0.01  # how often a stop is looked for while nothing arrives [s]
 _MAX_EVENT_BYTES = 64 * 2**20  # masks of 254 objects in a large image
+_MAX_EVENTS = 10_000  # of an answer; a word has one
+_MAX_ANSWER_CHARS = 2 * _MAX_EVENT_BYTES  # each mask comes twice
 _MAX_BODY_BYTES = 2**20  # of an answer that is no stream
 # not REPLICA_LOST: the server itself has tried others, and each further one may end as well
 _WITH_RETRY = (Problem.OVERLOADED, Problem.RATE_LIMITED, Problem.NOT_READY)
@@ -108,6 +110,14 @@ class HttpClient:
     def close(self) -> None:
         """End all requests and close the connections; later requests raise UnreachableError."""
         self._shut_down()
+
+    def readable(self, text: str, max_chars: int = MAX_CHARS) -> str:
+        """Return what a server says on one line, of limited length, without control characters.
+
+        The token is left out: a server may repeat what it was sent.
+        """
+        text = text.replace(self._token, '***') if self._token else text
+        return printable(one_line(text, max_chars))
 
     def get_json(self, path: str, timeout: float) -> Any:
         """Return the JSON of a path such as "/v1/models"; one try.
@@ -220,7 +230,7 @@ class HttpClient:
         except LisaError:
             raise
         except Exception as error:  # noqa: BLE001  # of the library: any type
-            raise ModelError(f'{self.name}: {self._safe(error_summary(error))}') from None
+            raise ModelError(f'{self.name}: {self.readable(error_summary(error))}') from None
         finally:
             events.put(None)
 
@@ -259,8 +269,15 @@ class HttpClient:
 
     async def _events(self, response: httpx2.Response) -> AsyncIterator[ServerEvent]:
         """Yield the events of a stream."""
+        count = size = 0
         try:
             async for event in httpx2.EventSource(response, max_event_size=_MAX_EVENT_BYTES):
+                count, size = count + 1, size + len(event.data)
+                if count > _MAX_EVENTS or size > _MAX_ANSWER_CHARS:
+                    raise ModelError(
+                        f'{self.name} sent {count} events of {size} characters without an end; '
+                        f'expected at most {_MAX_EVENTS} and {_MAX_ANSWER_CHARS}: see its log'
+                    )
                 yield ServerEvent(event.event, json.loads(event.data))
         except httpx2.SSEError as error:
             raise ModelError(f'{self.name}: {one_line(error)}') from None
@@ -300,7 +317,7 @@ class HttpClient:
         except httpx2.ReadTimeout:
             raise UnreachableError(f'{self.name} sent nothing for {timeout:.3g} s') from None
         except httpx2.TransportError as error:
-            cause = self._safe(error_summary(error))
+            cause = self.readable(error_summary(error))
             broken = UnreachableError(f'{self.name} broke off the connection ({cause})')
             if has_begun:
                 raise broken from None
@@ -342,8 +359,8 @@ class HttpClient:
             if isinstance(document, dict):
                 detail = document.get('detail')
                 text = detail if isinstance(detail, str) else text
-                return problem_named(str(document.get('type'))), self._safe(text)
-        return None, self._safe(text)
+                return problem_named(str(document.get('type'))), self.readable(text)
+        return None, self.readable(text)
 
     def _not_connected(self, error: httpx2.TransportError, seconds: float) -> Exception:
         """Return why there is no connection: an error to raise."""
@@ -353,12 +370,8 @@ class HttpClient:
             return _TryAgainError(
                 UnreachableError(f'{self.name} accepted no connection within {seconds:.3g} s')
             )
-        text = self._safe(connection_fault(error))
+        text = self.readable(connection_fault(error))
         return _TryAgainError(UnreachableError(f'{self.name} cannot be reached: {text}'))
-
-    def _safe(self, text: str) -> str:
-        """Return a text on one line, without the token: a server may repeat what it was sent."""
-        return one_line(text.replace(self._token, '***') if self._token else text)
 
 
 def _shut_down(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:

@@ -45,6 +45,7 @@ class SentQuery:
 
     query: Query
     shape: tuple[int, int]  # (H, W) of the image, before it was made smaller
+    sent_shape: tuple[int, int]  # (H, W) of the image that is sent
     body: RequestBody
     seconds: float  # that it took to encode the image
 
@@ -86,7 +87,8 @@ def encode_query(
         ),
     )
     body = RequestBody(media_type, content)
-    return SentQuery(query, image.shape[:2], body, time.perf_counter() - start)
+    shapes = image.shape[:2], fitted.shape[:2]
+    return SentQuery(query, *shapes, body, time.perf_counter() - start)
 
 
 def _bounded(dialogue: Dialogue) -> Dialogue:

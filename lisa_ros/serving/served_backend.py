@@ -21,19 +21,17 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import (
-    DataError,
     ImageError,
     ModelError,
     QueryError,
     SettingsError,
     UnreachableError,
 )
-from lisa_ros.files.text import read_text
 from lisa_ros.model.image_processing import check_rgb
 from lisa_ros.perception.backend import (
     STOP_GRACE,
@@ -45,6 +43,7 @@ from lisa_ros.perception.backend import (
     Query,
 )
 from lisa_ros.perception.health import ModelHealth
+from lisa_ros.perception.masks import MAX_MASKS
 from lisa_ros.perception.stopping import CANCELLED, Deadline, EarlyEnd, PartialAnswer, timed_out
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status
 from lisa_ros.serving.http_client import HttpClient
@@ -58,7 +57,7 @@ from lisa_ros.serving.image_transfer import (
 from lisa_ros.serving.parallel_requests import parallel_events
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.query_encoding import QuerySending, SentQuery, encode_query
-from lisa_ros.serving.server_address import ServerAddress
+from lisa_ros.serving.server_address import ServerAddress, read_token
 from lisa_ros.serving.server_monitor import (
     MODELS_PATH,
     MonitorLog,
@@ -75,7 +74,6 @@ from lisa_ros.serving.wire_format import (
     event_of,
     result_of,
 )
-from lisa_ros.vlm.remote_vlm import read_key
 
 
 def load_http(model: str, options: LoadOptions) -> ServedBackend:
@@ -101,7 +99,7 @@ def ask_models(model: str, options: LoadOptions, timeout: float) -> ServedModel:
         UnreachableError: there is no answer.
         ProblemError, ModelError: it is no such server, or refuses the token.
     """
-    client = HttpClient(ServerAddress(model, _token(options)))
+    client = HttpClient(ServerAddress(model, read_token(options)))
     try:
         return read_models(client.get_json(MODELS_PATH, timeout))
     finally:
@@ -183,7 +181,7 @@ class ServedBackend:
             SettingsError: the address is none, a file or variable of the options does not exist,
                 it is no such server, or it refuses the token.
         """
-        address = ServerAddress(model, _token(options))
+        address = ServerAddress(model, read_token(options))
         coding = ImageCoding(
             ImageFormat(options.server_image or ImageFormat.JPEG.value),
             options.server_jpeg_quality or DEFAULT_JPEG_QUALITY,
@@ -320,28 +318,45 @@ class ServedBackend:
 
     def _received(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield what the server sends, in the size of the whole image."""
-        masks: list[SentMask] = []
+        masks: dict[int, SentMask] = {}
         for event in self._client.post_events(SEGMENT_PATH, sent.body, stop.deadline, stop):
             if event.name == ERROR_EVENT:
-                raise _reported(event.data)
+                raise self._reported(event.data)
             if event.name == DONE_EVENT:
-                result = result_of(event.data, masks)
-                result = dataclasses.replace(result, query=sent.query.text)
-                yield Done(enlarged_result(result, sent.shape))
+                result = result_of(event.data, tuple(masks.values()), sent.sent_shape)
+                yield Done(enlarged_result(self._checked(result, sent), sent.shape))
                 return
-            piece = event_of(event.name, event.data)
+            piece = event_of(event.name, event.data, sent.sent_shape)
             if isinstance(piece, MaskReady):
-                masks.append(SentMask(event.data, piece))
+                if piece.index in masks or not 0 <= piece.index < MAX_MASKS:
+                    raise ModelError(
+                        f'{self.device} sent the mask {short_repr(piece.index)}; expected each '
+                        f'once, and less than {MAX_MASKS}: see its log'
+                    )
+                masks[piece.index] = SentMask(event.data, piece)
                 piece = enlarged_mask(piece, sent.shape)
             yield piece
 
+    def _checked(self, result: Segmentation, sent: SentQuery) -> Segmentation:
+        """Return the result of a query, with a reason that can be shown.
 
-def _reported(document: object) -> Exception:
-    """Return the error of an `error` event."""
-    if not isinstance(document, dict):
-        return ModelError('the server reports an error without a reason: see its log')
-    problem, detail = problem_named(str(document.get('type'))), str(document.get('detail'))
-    return ModelError(detail) if problem is None else ProblemError(problem, detail)
+        Raises:
+            ModelError: it is the answer to another one.
+        """
+        if result.query != sent.query.text:
+            raise ModelError(
+                f'{self.device} answered another command, {short_repr(result.query)}: see '
+                'whether a proxy in between mixes up answers'
+            )
+        return dataclasses.replace(result, reason=self._client.readable(result.reason))
+
+    def _reported(self, document: object) -> Exception:
+        """Return the error of an `error` event."""
+        if not isinstance(document, dict):
+            return ModelError('the server reports an error without a reason: see its log')
+        problem = problem_named(str(document.get('type')))
+        detail = self._client.readable(str(document.get('detail')))
+        return ModelError(detail) if problem is None else ProblemError(problem, detail)
 
 
 _WITHOUT_SERVER = (
@@ -376,25 +391,3 @@ def _with_times(result: Segmentation, encode: float, total: float) -> Segmentati
     return dataclasses.replace(
         result, timings={'encode': encode, **result.timings, 'network': network}
     )
-
-
-def _token(options: LoadOptions) -> str:
-    """Return the bearer token that the options name; '': none.
-
-    Raises:
-        SettingsError: both are named, or what is named has no token.
-    """
-    if options.api_key_env and options.api_key_file:
-        raise SettingsError('api_key_env and api_key_file are both set: expected one of them')
-    if not options.api_key_file:
-        return read_key(options.api_key_env)
-    try:
-        token = read_text(Path(options.api_key_file)).strip()
-    except DataError as error:
-        raise SettingsError(f'api_key_file {error}') from error
-    if not token or not token.isascii() or not token.isprintable() or ' ' in token:
-        raise SettingsError(
-            f'api_key_file {options.api_key_file} has no token; expected one line with the '
-            'token alone, of visible ASCII characters without spaces'
-        )
-    return token

@@ -71,18 +71,20 @@ def read_models(document: Any) -> ServedModel:
         if document['models'] == []:
             raise UnreachableError('the server has not loaded its model yet: wait')
         model = document['models'][0]
-        known = {item.name for item in dataclasses.fields(Capabilities)}
-        values = {k: v for k, v in model['capabilities'].items() if k in known}
-        values['scores'] = ScoreKind[values['scores'].upper()]
+        names = {item.name for item in dataclasses.fields(Capabilities)}
+        capabilities = {k: v for k, v in model['capabilities'].items() if k in names}
+        scores = ScoreKind[capabilities.pop('scores').upper()]
         side = model.get('input_side')
+        if not all(isinstance(value, bool) for value in capabilities.values()) or side is True:
+            raise TypeError('a capability is not true or false, or input_side is')
         return ServedModel(
             name=str(model['name']),
             precision=str(model.get('precision') or ''),
             version=str(model.get('version') or ''),
-            capabilities=Capabilities(**values),
+            capabilities=Capabilities(scores=scores, **capabilities),
             input_side=None if side is None else max(1, int(side)),
         )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
             f'{MODELS_PATH} returned {short_repr(document)} ({one_line(error)}); expected the '
             'models of `lisa-ros serve`: correct the address'

@@ -20,6 +20,7 @@ import numpy as np
 
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import ImageError, ModelError
+from lisa_ros.images.pixel_limit import check_image_size
 from lisa_ros.perception.masks import (
     MAX_MASKS,
     area,
@@ -178,34 +179,44 @@ class SentMask:
     event: MaskReady
 
 
-def result_of(document: object, sent: Sequence[SentMask] = ()) -> Segmentation:
+def result_of(
+    document: object,
+    sent: Sequence[SentMask] = (),
+    shape: tuple[int, int] | None = None,
+) -> Segmentation:
     """Return the result of an answer's JSON.
 
     Args:
         document: of the answer.
         sent: masks that came before it; one that is in the answer, too, is not decoded again.
+        shape: (H, W) of the image that was sent; None: any.
 
     Raises:
-        ModelError: it is not an answer of this API.
+        ModelError: it is not an answer of this API, or about an image of another size.
     """
     try:
-        return _result(document, sent)
+        return _result(document, sent, shape)
     except _WRONG_CONTENT as error:
         raise _foreign(error) from error
 
 
-def event_of(name: str, document: object) -> Event:
+def event_of(name: str, document: object, shape: tuple[int, int] | None = None) -> Event:
     """Return an event of an answer's stream; of `done` take `result_of`.
 
+    Args:
+        name: of the event.
+        document: its JSON.
+        shape: (H, W) of the image that was sent; None: any.
+
     Raises:
-        ModelError: it is not an event of this API.
+        ModelError: it is not an event of this API, or about an image of another size.
     """
     try:
         if name == TOKEN_EVENT:
             token_id = document['token_id']
             return Token(str(document['text']), None if token_id is None else int(token_id))
         if name == MASK_EVENT:
-            mask, logits = _read_mask(document, _size(document))
+            mask, logits = _read_mask(document, _size(document, shape))
             return MaskReady(int(document['index']), mask, logits, float(document['score']))
     except _WRONG_CONTENT as error:
         raise _foreign(error) from error
@@ -219,8 +230,10 @@ def _foreign(error: Exception) -> ModelError:
     )
 
 
-def _result(document: dict, sent: Sequence[SentMask]) -> Segmentation:
-    size = _size(document)
+def _result(
+    document: dict, sent: Sequence[SentMask], shape: tuple[int, int] | None
+) -> Segmentation:
+    size = _size(document, shape)
     masks_json = document['masks']
     if len(masks_json) > MAX_MASKS:
         raise ValueError(f'{len(masks_json)} masks')
@@ -251,9 +264,16 @@ def _result(document: dict, sent: Sequence[SentMask]) -> Segmentation:
     )
 
 
-def _size(document: dict) -> tuple[int, int]:
-    """Return (H, W) of the image."""
-    return int(document['height']), int(document['width'])
+def _size(document: dict, expected: tuple[int, int] | None) -> tuple[int, int]:
+    """Return (H, W) of the image: run lengths of a few bytes may claim any size."""
+    height, width = int(document['height']), int(document['width'])
+    if expected is not None and (height, width) != tuple(expected):
+        raise ValueError(
+            f'it is about an image of {width} x {height} pixels; the one that was sent has '
+            f'{expected[1]} x {expected[0]}'
+        )
+    check_image_size(width, height, 'the image of an answer')
+    return height, width
 
 
 def _read_mask(document: dict, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
