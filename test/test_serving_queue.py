@@ -197,6 +197,24 @@ def test_a_full_queue_refuses_with_a_time(backend):
     run(scenario, places=2)
 
 
+def test_a_full_queue_decodes_no_image_and_still_takes_the_newest_of_a_stream(backend):
+    damaged = ModelRequest(ImageUpload(SegmentQuery('x'), PNG[:40], 'image/png'), 60.0)
+
+    async def scenario(server):
+        first = await block(server, backend)
+        older = asyncio.create_task(server.answer(request('older', stream='front')))
+        await until(lambda: waiting(server) == 1)
+        assert (await server.answer(damaged)).problem is Problem.OVERLOADED
+        newer = asyncio.create_task(server.answer(request('newer', stream='front')))
+        assert (await older).problem is Problem.SUPERSEDED
+        assert (await server.answer(damaged)).problem is Problem.OVERLOADED
+        backend.gate.set()
+        await asyncio.gather(first, newer)
+        assert (await server.answer(damaged)).problem is Problem.INVALID_IMAGE
+
+    run(scenario, places=1)
+
+
 def test_a_request_whose_deadline_passes_is_not_begun(backend):
     async def scenario(server):
         first = await block(server, backend)

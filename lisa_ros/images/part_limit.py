@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _MAX_PARTS = 1000
-_PART_BYTES = 1024  # for each of so many bytes, a file may have one part more
+_PART_BYTES = 1024  # a file may have one more part for each KiB
 _PNG_START, _JPEG_START = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
 _START_OF_SCAN = 0xDA
 _WITHOUT_LENGTH = range(0xD0, 0xD8)  # restart markers
 
 
 def check_parts(content: bytes) -> None:
-    """Raise a ValueError for a JPEG or PNG file of so many parts that reading it takes long."""
+    """Raise a ValueError for a JPEG or PNG file that has too many parts."""
     limit = _MAX_PARTS + len(content) // _PART_BYTES
     for number, _ in enumerate(_parts(content)):
         if number >= limit:

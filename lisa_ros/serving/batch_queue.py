@@ -84,8 +84,19 @@ class BatchQueue:
         """The model's time of the last batch by its size; 0: there was none [s]."""
         return self._batch_seconds / self._batch_size if self._batch_size else 0.0
 
-    def announce(self) -> None:
-        """Count a request that is being decoded: a batch may wait for it."""
+    def announce(self, stream: str) -> None:
+        """Count a request that is being decoded: a batch may wait for it.
+
+        Args:
+            stream: of the request; '': none.
+
+        Raises:
+            ProblemError: OVERLOADED: it would find no place.
+        """
+        self._drop_unwanted()
+        is_replacement = any(_is_of(stream, ticket) for ticket in self._waiting)
+        if len(self._waiting) >= self._limits.places and not is_replacement:
+            raise self.overloaded()
         self._arriving += 1
 
     def withdraw(self) -> None:
@@ -99,10 +110,10 @@ class BatchQueue:
         Raises:
             ProblemError: OVERLOADED: all places are taken.
         """
-        older = [other for other in self._waiting if ticket.stream and _is_older(other, ticket)]
-        for other in older:
-            self.remove(other)
-            other.fail(
+        replaced = [waiting for waiting in self._waiting if _is_of(ticket.stream, waiting)]
+        for waiting in replaced:
+            self.remove(waiting)
+            waiting.fail(
                 ProblemError(
                     Problem.SUPERSEDED,
                     f'a newer request of the stream {ticket.stream!r} came before this one was '
@@ -155,12 +166,14 @@ class BatchQueue:
     async def _wait_for_more(self) -> None:
         wait = min(self._limits.wait, self._limits.wait_share * self._batch_seconds)
         end = time.monotonic() + wait
-        while len(self._waiting) < self._limits.largest and (left := end - time.monotonic()) > 0:
+        while (
+            len(self._waiting) < self._limits.largest and (seconds := end - time.monotonic()) > 0
+        ):
             if not self._arriving and self._batch_size <= max(1, len(self._waiting)):
                 return
             self._arrival.clear()
             try:
-                await asyncio.wait_for(self._arrival.wait(), left)
+                await asyncio.wait_for(self._arrival.wait(), seconds)
             except asyncio.TimeoutError:
                 return
 
@@ -169,10 +182,10 @@ class BatchQueue:
         by_deadline = sorted(self._waiting, key=lambda ticket: ticket.deadline)
         if not by_deadline:
             return []
-        first, *others = by_deadline
+        first, *further = by_deadline
         batch = [first]
         if not first.alone:
-            fitting = [t for t in others if not t.alone and t.options == first.options]
+            fitting = [t for t in further if not t.alone and t.options == first.options]
             batch += fitting[: self._limits.largest - 1]
         now = time.monotonic()
         for ticket in batch:
@@ -195,5 +208,6 @@ def deadline_error(seconds: float) -> ProblemError:
     )
 
 
-def _is_older(other: Ticket, ticket: Ticket) -> bool:
-    return other.stream == ticket.stream
+def _is_of(stream: str, ticket: Ticket) -> bool:
+    """Return whether a request belongs to a stream."""
+    return bool(stream) and ticket.stream == stream

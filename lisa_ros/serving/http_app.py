@@ -101,11 +101,11 @@ class _Api:
         try:
             client = self._client(request)
             self._state.rates.take(client)
-            async with contextlib.AsyncExitStack() as held:
-                upload = await held.enter_async_context(self._upload(request))
+            async with contextlib.AsyncExitStack() as resources:
+                upload = await resources.enter_async_context(self._upload(request))
                 model_request = self._model_request(upload, client, arrival)
                 if wants_events(request):
-                    return await self._stream(request, model_request, arrival, held)
+                    return await self._stream(request, model_request, arrival, resources)
                 answer = await unless_gone(request, self._state.models.answer(model_request))
         except ProblemError as error:
             metrics.count(error.problem.value.name, time.monotonic() - arrival)
@@ -220,13 +220,13 @@ class _Api:
         request: Request,
         model_request: ModelRequest,
         arrival: float,
-        held: contextlib.AsyncExitStack,
+        resources: contextlib.AsyncExitStack,
     ) -> Response:
         """Answer with server-sent events; a problem before the first one has its own status."""
         events = self._state.models.stream(model_request)
-        held.push_async_callback(events.aclose)
+        resources.push_async_callback(events.aclose)
         first = await unless_gone(request, anext(events))
-        return _EventResponse(self._event_stream(first, events, arrival), held.pop_all())
+        return _EventResponse(self._event_stream(first, events, arrival), resources.pop_all())
 
     async def _event_stream(
         self,
@@ -269,13 +269,13 @@ class _Api:
 class _EventResponse(StreamingResponse):
     """Server-sent events; frees what they hold at their end, or when the client leaves."""
 
-    def __init__(self, events: AsyncIterator[bytes], held: contextlib.AsyncExitStack):
+    def __init__(self, events: AsyncIterator[bytes], resources: contextlib.AsyncExitStack):
         headers = {'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'}
         super().__init__(events, headers=headers, media_type=EVENTS_TYPE)
-        self._held = held
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
+        async with self._resources:
             await super().__call__(scope, receive, send)
 
 

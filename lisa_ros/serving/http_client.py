@@ -237,8 +237,8 @@ class HttpClient:
     async def _pause(self, number: int, error: _TryAgainError, deadline: Deadline) -> None:
         """Wait before the next try; raise the error if there is none: too many, or too late."""
         pause = _FIRST_PAUSE * 2 ** (number - 1) if error.pause is None else error.pause
-        left = _LONGEST_PAUSE if deadline.limit is None else deadline.seconds_left
-        if number == _MAX_TRIES or pause >= left:
+        longest = _LONGEST_PAUSE if deadline.limit is None else deadline.seconds_left
+        if number == _MAX_TRIES or pause >= longest:
             raise error.error from None
         await asyncio.sleep(pause)
 
@@ -249,9 +249,9 @@ class HttpClient:
         deadline: Deadline,
         events: queue.SimpleQueue[ServerEvent | None],
     ) -> None:
-        left = deadline.seconds_left
+        seconds = deadline.seconds_left
         # half of the time: the cause can still be told
-        connect = _CONNECT_TIMEOUT if left is None else min(_CONNECT_TIMEOUT, left / 2)
+        connect = _CONNECT_TIMEOUT if seconds is None else min(_CONNECT_TIMEOUT, seconds / 2)
         async with self._response('POST', path, _SILENCE, connect, body) as response:
             kind = response.headers.get('Content-Type', '')
             if not kind.lower().startswith('text/event-stream'):
@@ -334,22 +334,24 @@ class HttpClient:
         if status == 200:
             return
         problem, detail = self._problem(await _content(response))
-        said = f'{status} {response.reason_phrase}' + (f': {detail}' if detail else '')
+        summary = f'{status} {response.reason_phrase}' + (f': {detail}' if detail else '')
         if problem in _WITH_RETRY or (problem is None and status in _BUSY):
             pause = retry_after(response.headers.get('Retry-After', ''))
             wait = '' if pause is None else f', and asks to wait {pause:.3g} s'
-            error = UnreachableError(f'{self.name} has no capacity ({said}){wait}')
+            error = UnreachableError(f'{self.name} has no capacity ({summary}){wait}')
             raise _TryAgainError(error, pause)
         if problem is not None:
             raise ProblemError(problem, f'{self.name}: {detail}')
         if status in _GATEWAY_FAILED:
-            raise UnreachableError(f'a proxy does not reach the server of {self.name} ({said})')
+            raise UnreachableError(f'a proxy does not reach the server of {self.name} ({summary})')
         if 300 <= status < 400:
             raise ModelError(
-                f'{self.name} sends to another address ({said}), which is not followed: correct '
-                'the address of the server'
+                f'{self.name} sends to another address ({summary}), which is not followed: '
+                'correct the address of the server'
             )
-        raise ModelError(f'{self.name} refuses the request ({said}): is a lisa_ros server there?')
+        raise ModelError(
+            f'{self.name} refuses the request ({summary}): is a lisa_ros server there?'
+        )
 
     def _problem(self, content: bytes) -> tuple[Problem | None, str]:
         """Return the problem of an answer, None if it is not one of ours, and what it says."""

@@ -96,7 +96,7 @@ def enlarged_result(result: Segmentation, shape: tuple[int, int]) -> Segmentatio
         return result
     logits = np.zeros((0, *shape), np.float32)
     if len(result.mask_logits):
-        logits = np.stack([_resized(own, shape, cv2.INTER_LINEAR) for own in result.mask_logits])
+        logits = np.stack([_resized(mask, shape, cv2.INTER_LINEAR) for mask in result.mask_logits])
     return dataclasses.replace(result, masks=logits > 0, mask_logits=logits)
 
 

@@ -79,7 +79,7 @@ class ModelServer:
         self._helpers = ThreadPoolExecutor(_HELPERS, 'images')
         self._queue: BatchQueue | None = None
         self._worker: asyncio.Task | None = None
-        self._batch_began: float | None = None  # [s, monotonic]
+        self._batch_start: float | None = None  # [s, monotonic]
         self._bugs = 0
 
     def describe(self) -> dict[str, object]:
@@ -97,8 +97,8 @@ class ModelServer:
         Raises:
             RuntimeError: says why.
         """
-        began = self._batch_began
-        if began is not None and time.monotonic() - began > self._plan.hang_seconds:
+        start = self._batch_start
+        if start is not None and time.monotonic() - start > self._plan.hang_seconds:
             raise RuntimeError(f'a batch takes longer than {self._plan.hang_seconds:g} s')
         if self._bugs >= _MAX_BUGS:
             raise RuntimeError(f'{self._bugs} batches in a row failed')
@@ -153,7 +153,7 @@ class ModelServer:
         """
         deadline, queue = time.monotonic() + request.seconds, self._started_queue()
         upload = request.upload
-        queue.announce()
+        queue.announce(request.stream)
         try:
             image = await self._in_helper(decode_upload, upload, self._plan.image_pixels)
             query = upload.query.backend_query(image.shape[:2])
@@ -195,10 +195,10 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         while True:
             batch = await queue.next_batch()
-            began = self._batch_began = time.monotonic()
+            start = self._batch_start = time.monotonic()
             await loop.run_in_executor(self._model_thread, self._run, batch, loop)
-            self._batch_began = None
-            queue.finish(len(batch), time.monotonic() - began)
+            self._batch_start = None
+            queue.finish(len(batch), time.monotonic() - start)
 
     # ---- in the model's thread
 
@@ -242,15 +242,15 @@ class ModelServer:
 
         Those that a batch has sent already are not sent again.
         """
-        cancel, known = _TicketCancel(ticket), ticket.sent_events
+        cancel, repeated = _TicketCancel(ticket), ticket.sent_events
         try:
             for event in stream_in_region(
                 self._backend, ticket.image, ticket.query, ticket.options, cancel
             ):
                 if isinstance(event, Done):
                     return event.result
-                if known:
-                    known -= 1
+                if repeated:
+                    repeated -= 1
                 else:
                     _send(ticket, event, loop)
         except LisaError as error:

@@ -48,13 +48,13 @@ class _Fields:
     place: str = ''  # of the object, with a dot behind it
 
     @classmethod
-    def of(cls, value: object, place: str, known: tuple[str, ...]) -> _Fields:
+    def of(cls, value: object, place: str, keys: tuple[str, ...]) -> _Fields:
         if not isinstance(value, dict):
             raise _wrong(place or 'the query', value, 'an object')
         fields = cls(value, f'{place}.' if place else '')
-        if unknown := sorted(value.keys() - set(known)):
+        if unknown := sorted(value.keys() - set(keys)):
             raise invalid(
-                f'{fields.place}{short_repr(unknown[0])} is unknown; expected {", ".join(known)}'
+                f'{fields.place}{short_repr(unknown[0])} is unknown; expected {", ".join(keys)}'
             )
         return fields
 

@@ -82,11 +82,11 @@ async def unsent_events(
     Raises:
         ProblemError: REPLICA_LOST: they begin otherwise, so that the client cannot go on.
     """
-    known = len(sent)
+    sent_count = len(sent)
     index = 0
     async for event in events:
         if isinstance(event, bytes):
-            if index < known:
+            if index < sent_count:
                 if event != sent[index]:
                     raise lost_error()
                 index += 1

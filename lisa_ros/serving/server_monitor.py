@@ -185,11 +185,11 @@ class ServerMonitor:
     def _wait_until_due(self) -> bool:
         """Wait until the server is to be asked; False when the monitor closes."""
         with self._changed:
-            began = time.monotonic()
+            start = time.monotonic()
             while not self._is_closed:
-                due_at = began + self._periods.unreachable
+                due_at = start + self._periods.unreachable
                 if self._state is HealthState.OK:
-                    due_at = max(began, self._last_contact) + self._periods.reachable
+                    due_at = max(start, self._last_contact) + self._periods.reachable
                 seconds = due_at - time.monotonic()
                 if seconds <= 0:
                     return True

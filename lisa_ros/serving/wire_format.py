@@ -237,9 +237,9 @@ def _result(
     masks_json = document['masks']
     if len(masks_json) > MAX_MASKS:
         raise ValueError(f'{len(masks_json)} masks')
-    before: dict[int, SentMask] = {each.event.index: each for each in sent}
+    sent_by_index: dict[int, SentMask] = {each.event.index: each for each in sent}
     pairs = [
-        _known_mask(mask, before.get(index), size) or _read_mask(mask, size)
+        _known_mask(mask, sent_by_index.get(index), size) or _read_mask(mask, size)
         for index, mask in enumerate(masks_json)
     ]
     tokens = document['tokens']
