@@ -157,6 +157,27 @@ def test_uploads_that_break_off_leave_no_handles(server):
     wait_until(lambda: server.state.body_bytes == 0 and handles() <= before)
 
 
+def test_a_head_that_never_ends_is_cut_off_behind_an_answer_too(models):
+    limits = dataclasses.replace(LIMITS, header_seconds=0.5)
+    healthy = head('', 'GET', '/healthz')
+    with (
+        RunningServer(models, limits=limits) as server,
+        connected(server, healthy + healthy[:20]) as connection,
+    ):
+        assert rest(connection).endswith(b'{"status":"alive"}')
+
+
+def test_many_requests_whose_answers_are_not_read_are_dropped(models):
+    limits = dataclasses.replace(LIMITS, send_seconds=0.2)
+    with (
+        RunningServer(models, limits=limits) as server,
+        connected(server, buffer=4096) as connection,
+        pytest.raises(ConnectionError),
+    ):
+        while True:
+            connection.sendall(head('', 'GET', '/openapi.json'))
+
+
 # ---- bodies
 
 
@@ -254,3 +275,23 @@ def test_a_token_file_of_an_editor_is_read(tmp_path):
 def test_a_token_belongs_to_one_client(tmp_path):
     with pytest.raises(SettingsError, match='line 2: this token has another name, too'):
         token_table(tmp_path, b'arm arm-arm-arm-arm-arm\nleg arm-arm-arm-arm-arm\n')
+
+
+def test_a_token_file_that_has_become_wrong_changes_nothing(models, tmp_path, caplog):
+    file = tmp_path / 'tokens'
+    table = token_table(tmp_path, b'arm arm-arm-arm-arm-arm\n')
+    with RunningServer(models, tokens=table) as server:
+
+        def status(name):
+            headers = {'Authorization': f'Bearer {"-".join([name] * 5)}'}
+            return server.request('GET', '/v1/models', **headers)[0]
+
+        for content in (b'leg leg-leg-leg-leg-leg\nleg', b'\xff\xfe', b'', None):
+            file.unlink() if content is None else file.write_bytes(content)
+            server.state.tokens = server.state.tokens.reloaded(file)
+            assert (status('arm'), status('leg')) == (200, 401)
+        file.write_bytes(b'leg leg-leg-leg-leg-leg\n')
+        server.state.tokens = server.state.tokens.reloaded(file)
+        assert (status('arm'), status('leg')) == (401, 200)
+    assert caplog.text.count('the tokens stay as they were') == 4
+    assert 'leg-leg-leg' not in caplog.text

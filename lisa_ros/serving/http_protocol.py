@@ -141,7 +141,8 @@ class _LimitedProtocol(H11Protocol):
     def _watch(self) -> None:
         """Start the timer while a head or the rest of a body is incomplete, else stop it."""
         ours, theirs = self.conn.our_state, self.conn.their_state
-        is_head = theirs is h11.IDLE and self.timeout_keep_alive_task is None
+        has_begun = self.timeout_keep_alive_task is None or bool(self.conn.trailing_data[0])
+        is_head = theirs is h11.IDLE and has_begun
         is_rest = theirs is h11.SEND_BODY and ours is h11.DONE
         if not is_head and not is_rest:
             self._stop_timer()

@@ -25,7 +25,7 @@ import numpy as np
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import BatchRequest, InferenceOptions, LoadOptions
+from lisa_ros.perception.backend import BatchRequest, InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.batch import can_batch, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.registry import load_backend
@@ -36,7 +36,7 @@ from lisa_ros.serving.batch_queue import (
     BatchQueue,
     Ticket,
 )
-from lisa_ros.serving.multipart import decode_upload
+from lisa_ros.serving.multipart import ImageUpload, decode_upload
 from lisa_ros.serving.problems import ProblemError
 from lisa_ros.serving.query_format import SegmentQuery, invalid
 from lisa_ros.serving.replies import Answer, ModelRequest, Refusal, Reply, ReplyFigures
@@ -155,9 +155,7 @@ class ModelServer:
         upload = request.upload
         queue.announce(request.stream)
         try:
-            image = await self._in_helper(decode_upload, upload, self._plan.image_pixels)
-            query = upload.query.backend_query(image.shape[:2])
-            _check_region(image, upload.query)
+            image, query = await self._in_helper(_decoded, upload, self._plan.image_pixels)
             ticket = Ticket(
                 image=image,
                 query=query,
@@ -316,10 +314,16 @@ def _document(
     return json.dumps(answer_json(result, query, shape, served))
 
 
-def _check_region(image: np.ndarray, query: SegmentQuery) -> None:
-    """Raise a ProblemError if the region is not within the image."""
-    if query.region is not None:
+def _decoded(upload: ImageUpload, max_pixels: int) -> tuple[np.ndarray, Query]:
+    """Return image and query with its masks, for a helper thread.
+
+    Raises:
+        ProblemError: the image, a mask or the region cannot be used.
+    """
+    image = decode_upload(upload, max_pixels)
+    if upload.query.region is not None:
         try:
-            crop(image, query.region)
+            crop(image, upload.query.region)
         except LisaError as error:
             raise invalid(str(error)) from error
+    return image, upload.query.backend_query(image.shape[:2])

@@ -136,10 +136,9 @@ async def _update_on(
     while True:
         await reload.wait()
         reload.clear()
+        if plan.token_file and state.tokens:
+            state.tokens = state.tokens.reloaded(plan.token_file)
         try:
-            if plan.token_file:
-                state.tokens = TokenTable.read(plan.token_file)
-                _log.info('read the tokens again')
             version = await asyncio.to_thread(weights_version, replica.model)
             if version and version == replica.served.version:
                 _log.info('the weights have not changed')

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lisa_ros.errors import SettingsError
+from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.files.text import read_text
 from lisa_ros.serving.problems import Problem, ProblemError
 
+_log = logging.getLogger(__name__)
 MIN_TOKEN_CHARS = 16
 _COMMENT = re.compile(r'(?:^|\s)#')
 _FORMAT = 'expected NAME TOKEN, or NAME TOKEN RATE'
@@ -63,6 +65,16 @@ class TokenTable:
         if not clients:
             raise SettingsError(f'{path}: has no token; {_FORMAT} in each line')
         return cls(tuple(clients.values()))
+
+    def reloaded(self, path: Path) -> TokenTable:
+        """Return the tokens of a file that has changed; these ones if it cannot be read."""
+        try:
+            table = TokenTable.read(path)
+        except LisaError as error:
+            _log.error('the tokens stay as they were: %s', error)
+            return self
+        _log.info('read the tokens again')
+        return table
 
     def client(self, authorizations: Sequence[str]) -> Client:
         """Return the client of a request; all tokens are compared, always.
