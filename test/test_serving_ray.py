@@ -272,17 +272,16 @@ def test_too_many_requests_are_refused_at_once(server, model):
     with held(model):
         for thread in threads:
             thread.start()
-        server.wait(lambda: len(answers) + in_flight(server) == count)
-        refused = list(answers)
+        server.wait(lambda: len(answers) >= count - 24)
+        assert len(answers) + in_flight(server) <= count
     for thread in threads:
         thread.join(START)
-    assert len(refused) >= count - 24
+    refused = [answer for answer in answers if answer[0] != 200]
     for status, headers, document in refused:
         assert (status, document['type']) == (429, 'overloaded')
         assert int(headers['retry-after']) >= 1
-    statuses = Counter(status for status, _, _ in answers)
-    assert statuses == {200: count - len(refused), 429: len(refused)}
-    assert statuses[200] >= 16  # the places of two queues
+    assert len(answers) == count
+    assert 16 <= count - len(refused) <= 24  # at least the places of two queues
 
 
 def test_clients_that_leave_free_their_places(server, model):
