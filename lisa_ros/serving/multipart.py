@@ -6,6 +6,7 @@ The parser is python-multipart's. The size of an image is read from its header.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from lisa_ros.serving.query_format import RawImage, SegmentQuery
 from lisa_ros.serving.query_reading import parse_query
 from lisa_ros.serving.wire_format import IMAGE_TYPES, JSON_TYPE, RAW_TYPE
 
+# the client is told what is wrong; a line of log for each request would fill the disk
+logging.getLogger('python_multipart').setLevel(logging.ERROR)
 _NAMES = ('query', 'image')
 _MAGIC = {'image/jpeg': b'\xff\xd8', 'image/png': b'\x89PNG'}
 _MAX_HEADERS = 8  # of a part

@@ -69,7 +69,7 @@ def read_models(document: Any) -> ServedModel:
     """
     try:
         if document['models'] == []:
-            raise UnreachableError('the server has not loaded its model yet: wait')
+            raise UnreachableError('the server has not loaded its model yet')
         model = document['models'][0]
         names = {item.name for item in dataclasses.fields(Capabilities)}
         capabilities = {k: v for k, v in model['capabilities'].items() if k in names}
