@@ -14,6 +14,7 @@ from lisa_ros import cli
 from lisa_ros.datasets.annotations import image_size as dataset_image_size
 from lisa_ros.datasets.annotations import read_image
 from lisa_ros.errors import DataError, ImageError
+from lisa_ros.images import jpeg_scans
 from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
@@ -142,6 +143,15 @@ def test_a_jpeg_of_very_many_scans_is_refused():
     last = data[data.rindex(b'\xff\xda') : -2]
     with pytest.raises(ImageError, match=f'it has {scans + 300} scans; expected at most 100'):
         decode_rgb(data[:-2] + 300 * last + data[-2:], 'x')
+
+
+@pytest.mark.parametrize('size', [1, 2, 5, 100])
+def test_markers_are_found_in_windows_of_any_size(monkeypatch, size):
+    data = saved(RGB, 'JPEG', progressive=True)
+    data = data[:2] + b'\xff\xff\xff' + data[2:-2] + b'\xff\xff' + data[-2:]
+    scans, longer = count_scans(data), with_more_data(data)
+    monkeypatch.setattr(jpeg_scans, '_SEARCH_BYTES', size)
+    assert (count_scans(data), with_more_data(data)) == (scans, longer)
 
 
 @pytest.mark.parametrize('order', '<>')

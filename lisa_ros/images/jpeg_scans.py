@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterator
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_SEARCH_BYTES = 1 << 18
 _MAX_MARKERS = 10_000  # of an image: a file of 30 MB could have millions, read in Python
 _ARITHMETIC_FRAMES = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 # in the data of a scan: 0xFF is followed by 0, or by a restart marker (0xD0 to 0xD7)
 _NEXT_MARKER = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
+_FILL = re.compile(rb'\xff*')
 _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
 # Bits that stand for other values than zeros, which decoders take for missing data.
 _MORE_DATA = b'\x55\xaa' * 128
@@ -61,7 +63,7 @@ def _markers(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
         ValueError: there are too many.
     """
     position, count = 2, 0  # behind the start-of-image marker
-    while (match := _NEXT_MARKER.search(jpeg, position)) is not None:
+    while (match := _next_marker(jpeg, position)) is not None:
         count += 1
         if count > _MAX_MARKERS:
             raise ValueError(f'it has more than {_MAX_MARKERS} markers; expected a few hundred')
@@ -70,3 +72,18 @@ def _markers(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
         yield match[1][0], match.start(), position
         if match[1][0] == _END_OF_IMAGE:
             break
+
+
+def _next_marker(jpeg: bytes, position: int) -> re.Match[bytes] | None:
+    """Return the next marker with the fill bytes before it.
+
+    A search holds Python's lock, for a second in a file of restart markers alone: other threads
+    run between two searches.
+    """
+    while position < len(jpeg):
+        # a window ends neither within fill bytes nor behind them
+        stop = _FILL.match(jpeg, position + _SEARCH_BYTES - 1).end() + 1
+        if (match := _NEXT_MARKER.search(jpeg, position, stop)) is not None:
+            return match
+        position = stop
+    return None

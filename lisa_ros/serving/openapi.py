@@ -12,7 +12,15 @@ from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.problems import PROBLEM_TYPE, Problem
 from lisa_ros.serving.query_format import RAW_CHANNELS
 from lisa_ros.serving.query_reading import QueryLimits
-from lisa_ros.serving.wire_format import EVENTS_TYPE, JSON_TYPE, SEGMENT_PATH
+from lisa_ros.serving.wire_format import (
+    DONE_EVENT,
+    ERROR_EVENT,
+    EVENTS_TYPE,
+    JSON_TYPE,
+    MASK_EVENT,
+    SEGMENT_PATH,
+    TOKEN_EVENT,
+)
 
 _TEXT, _TRUTH = {'type': 'string'}, {'type': 'boolean'}
 _NUMBER, _INTEGER = {'type': 'number'}, {'type': 'integer'}
@@ -93,7 +101,7 @@ def _segment(limits: ServerLimits, *, has_tokens: bool) -> dict[str, object]:
                 'description': 'The answer; as events: token, mask, then done or error',
                 'content': {
                     JSON_TYPE: {'schema': {'$ref': '#/components/schemas/Answer'}},
-                    EVENTS_TYPE: {'schema': _TEXT},
+                    EVENTS_TYPE: {'schema': _event_schema()},
                 },
             },
             **_problems(
@@ -242,6 +250,13 @@ def _answer_schema() -> dict[str, object]:
         model=_TEXT,
         version=_TEXT,
     )
+
+
+def _event_schema() -> dict[str, object]:
+    """Return the schema of each server-sent event."""
+    names = [TOKEN_EVENT, MASK_EVENT, DONE_EVENT, ERROR_EVENT]
+    data = {**_TEXT, 'contentMediaType': JSON_TYPE}
+    return _object(event={'enum': names}, data=data)
 
 
 def _models_schema() -> dict[str, object]:
