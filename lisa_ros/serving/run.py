@@ -140,16 +140,15 @@ async def _update_on(
             if plan.token_file:
                 state.tokens = TokenTable.read(plan.token_file)
                 _log.info('read the tokens again')
-            version = await asyncio.to_thread(weights_version, replica.model)
-            if version and version == replica.served.version:
+            served = await asyncio.to_thread(served_model, replica.model)
+            if served.version and served.version == replica.served.version:
                 _log.info('the weights have not changed')
                 continue
-            _log.info('updating the weights to %s', version[:12] or 'what the hub has')
-            served = dataclasses.replace(replica.served, version=version)
+            _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
             new = dataclasses.replace(replica, served=served)
             await asyncio.to_thread(models.update, new)
             replica = new
-            _log.info('all replicas have the weights %s', version[:12])
+            _log.info('all replicas have the weights %s', served.version[:12])
         except LisaError as error:
             _log.error('nothing was updated: %s', error)
 
