@@ -352,3 +352,21 @@ def test_a_stop_signal_during_the_start_ends_all_processes_at_once(model, tmp_pa
     finally:
         starting.process.kill()
         starting.process.wait()
+
+
+def test_a_stop_signal_during_an_update_ends_all_processes_at_once(model, tmp_path):
+    updating = ServeProcess(tmp_path, '--model', f'toy:{model}')
+    try:
+        updating.wait_until_ready()
+        write_model(model, delay=0.02)
+        updating.process.send_signal(signal.SIGHUP)
+        updating.wait(lambda: 'updating the weights' in updating.log.read_text())
+        children = psutil.Process(updating.process.pid).children(recursive=True)
+        assert updating.stop() == 0, updating.log.read_text()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        assert 'all replicas have' not in updating.log.read_text()
+        assert 'local Ray instance' not in updating.log.read_text()
+    finally:
+        updating.process.kill()
+        updating.process.wait()
