@@ -265,12 +265,12 @@ def test_pods_have_limits_and_no_rights():
         for container in spec['containers']:
             assert {'cpu', 'memory'} <= set(container['resources']['limits'])
             assert container['securityContext']['allowPrivilegeEscalation'] is False
-    workers = of_kind('RayCluster')[0]['spec']['workerGroupSpecs']
-    gpus = [
-        group['template']['spec']['containers'][0]['resources']['limits']['nvidia.com/gpu']
-        for group in workers
-    ]
-    assert gpus == ['1']
+    (workers,) = of_kind('RayCluster')[0]['spec']['workerGroupSpecs']
+    (container,) = workers['template']['spec']['containers']
+    gpus = workers['replicas'] * int(container['resources']['limits']['nvidia.com/gpu'])
+    options = parsed(commands()['kuberay'])
+    assert options.replicas * options.gpus_per_replica == gpus
+    assert options.device == 'cuda'  # on CPUs it would be slow, and nobody would know
 
 
 def test_the_server_joins_the_cluster_with_its_token():
