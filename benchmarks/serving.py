@@ -64,15 +64,16 @@ class Outcome:
 
 
 class Server:
-    """A `lisa-ros serve` with one replica."""
+    """A `lisa-ros serve`."""
 
-    def __init__(self, model: str, max_batch: int, queue: int):
+    def __init__(self, model: str, max_batch: int, queue: int, replicas: int = 1):
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             self.port = probe.getsockname()[1]
         self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115  # open while the server runs
         command = [sys.executable, '-m', 'lisa_ros', 'serve', '--model', model]
         arguments = ['--max-batch', str(max_batch), '--queue', str(queue)]
+        arguments += ['--replicas', str(replicas)]
         self.process = subprocess.Popen(  # noqa: S603  # our own command
             [*command, *arguments, '--port', str(self.port)], stdout=self.log, stderr=self.log
         )
@@ -93,17 +94,29 @@ class Server:
     def memory(self) -> int:
         """Return the resident memory of the server and its replica [bytes]."""
         own = psutil.Process(self.process.pid)
-        replicas = [
-            child
-            for child in own.children(recursive=True)
-            if child.cmdline()[:1] and child.cmdline()[0].startswith('ray::ServeReplica')
-        ]
-        return sum(process.memory_info().rss for process in (own, *replicas))
+        return sum(process.memory_info().rss for process in (own, *self.replicas()))
+
+    def replicas(self) -> list[psutil.Process]:
+        """Return the processes of the replicas."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if _name(child).startswith('ray::ServeReplica')]
+
+    def running(self) -> int:
+        """Return how many replicas answer, as the server says."""
+        connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=DEADLINE)
+        connection.request('GET', '/v1/models')
+        return json.loads(connection.getresponse().read())['replicas']
 
     def stop(self) -> None:
         """End it."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
+
+
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it has ended
+        return ' '.join(process.cmdline()[:1])
+    return ''
 
 
 class Client:

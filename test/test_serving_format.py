@@ -24,11 +24,19 @@ from lisa_ros.results import (
     Turn,
     unanswered,
 )
+from lisa_ros.serving import wire_format
 from lisa_ros.serving.mask_coding import decode_rle_text, encode_rle_text
 from lisa_ros.serving.problems import Problem, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
 from lisa_ros.serving.query_reading import QueryLimits, parse_query
-from lisa_ros.serving.wire_format import Served, answer_json, event_json, event_of, result_of
+from lisa_ros.serving.wire_format import (
+    SentMask,
+    Served,
+    answer_json,
+    event_json,
+    event_of,
+    result_of,
+)
 
 repeatable = settings(derandomize=True, max_examples=50, deadline=None, database=None)
 
@@ -104,6 +112,28 @@ def test_events_keep_their_content():
     assert np.array_equal(received.mask, ready.mask)
     assert event_of(*event_json(Token('a', 3), query)) == Token('a', 3)
     assert event_of(*event_json(Token('a'), query)) == Token('a')
+
+
+@pytest.mark.parametrize('masks', MaskFormat)
+def test_a_mask_that_went_out_before_is_in_the_answer_only_if_it_is_the_same(masks, monkeypatch):
+    query, result = SegmentQuery('x', masks=masks, confidence=True), segmentation(3)
+    plain = answer_json(result, query, SHAPE, Served('m'))
+    changed = result.mask_logits[1] - 1
+    events = [
+        MaskReady(0, result.masks[0], result.mask_logits[0], 0.1),
+        MaskReady(1, changed > 0, changed, 0.2),
+    ]
+    sent = [SentMask(event_json(event, query)[1], event) for event in events]
+    encoded = []
+
+    def count(name):
+        encode = getattr(wire_format, name)
+        monkeypatch.setattr(wire_format, name, lambda mask: encoded.append(0) or encode(mask))
+
+    count('encode_rle_text')
+    count('encode_png_text')
+    assert answer_json(result, query, SHAPE, Served('m'), sent) == plain
+    assert len(encoded) == 4  # mask and confidence of the two that are not the same
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,23 @@ def test_requests_of_a_stream_go_to_one_replica(server):
     assert len({replica(f'camera {number}') for number in range(40)}) == 2
 
 
+def test_requests_without_a_stream_are_shared_evenly(server, model):
+    replicas = []
+
+    def ask():
+        query = SegmentQuery('held', deadline=LONGEST)
+        replicas.append(post(server.port, PNG, query, timeout=START)[2]['answer'].split()[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    with held(model):
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            server.wait(lambda number=number: in_flight(server) == number)
+    for thread in threads:
+        thread.join(START)
+    assert sorted(Counter(replicas).values()) == [4, 4]
+
+
 def test_a_lost_replica_costs_time_but_no_answer(server):
     with Load(server.port, 6) as load:
         for _ in range(KILLS):
@@ -257,17 +274,16 @@ def test_too_many_requests_are_refused_at_once(server, model):
     with held(model):
         for thread in threads:
             thread.start()
-        server.wait(lambda: len(answers) + in_flight(server) == count)
-        refused = list(answers)
+        server.wait(lambda: len(answers) >= count - 24)
+        assert len(answers) + in_flight(server) <= count
     for thread in threads:
         thread.join(START)
-    assert len(refused) >= count - 24
+    refused = [answer for answer in answers if answer[0] != 200]
     for status, headers, document in refused:
         assert (status, document['type']) == (429, 'overloaded')
         assert int(headers['retry-after']) >= 1
-    statuses = Counter(status for status, _, _ in answers)
-    assert statuses == {200: count - len(refused), 429: len(refused)}
-    assert statuses[200] >= 8
+    assert len(answers) == count
+    assert 16 <= count - len(refused) <= 24  # at least the places of two queues
 
 
 def test_clients_that_leave_free_their_places(server, model):

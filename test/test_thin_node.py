@@ -3,13 +3,12 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from segment_server import ServerProcess
+from thin_environment import make_thin_environment
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
@@ -23,7 +22,7 @@ from lisa_ros.client import LisaClient, Status
 
 pytestmark = pytest.mark.ros
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name('thin_program.py'))]
+NODE = 'from lisa_ros.ros.node import main; raise SystemExit(main())'
 REPLIES = {
     '': {'masks': 'bright', 'answer': 'It is here.'},
     'absent': {'answer': 'There is none.'},
@@ -42,7 +41,20 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def process(server, tmp_path_factory):
+def python(tmp_path_factory):
+    """The interpreter of an environment without PyTorch and what belongs to it."""
+    return make_thin_environment(tmp_path_factory.mktemp('environment') / 'thin')
+
+
+@pytest.mark.parametrize('package', ['torch', 'transformers', 'safetensors', 'sentencepiece'])
+def test_the_environment_has_no_pytorch(package, python):
+    command = [python, '-c', f'import {package}']
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"No module named '{package}'" in ran.stderr
+
+
+@pytest.fixture(scope='module')
+def process(server, python, tmp_path_factory):
     parameters = {
         'model': server.url,
         'server_image': 'png',
@@ -50,7 +62,7 @@ def process(server, tmp_path_factory):
         'diagnostics_period': 0.1,
     }
     log = tmp_path_factory.mktemp('thin') / 'node.log'
-    process = NodeProcess(log, parameters, program=[*PROGRAM, 'node'])
+    process = NodeProcess(log, parameters, program=[python, '-c', NODE])
     yield process
     assert process.stop() == 0, process.output()
     assert 'Traceback' not in process.output(), process.output()
@@ -105,8 +117,8 @@ def test_a_server_that_is_gone_and_comes_back(peer, server):
     assert answer.status == Segmentation.FOUND
 
 
-def run_cli(*arguments):
-    command = [*PROGRAM, 'cli', *map(str, arguments)]
+def run_cli(python, *arguments):
+    command = [python, '-m', 'lisa_ros', *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -116,24 +128,24 @@ def file(tmp_path):
     return tmp_path / 'table.png'
 
 
-def test_the_command_line(server, file):
-    ran = run_cli('segment', file, 'the bright thing', '--model', server.url, '--json')
+def test_the_command_line(server, file, python):
+    ran = run_cli(python, 'segment', file, 'the bright thing', '--model', server.url, '--json')
     assert ran.returncode == 0, ran.stderr
     answer = json.loads(ran.stdout)
     assert answer['status'] == 'FOUND'
     assert answer['masks'][0]['area'] == 600
 
 
-def test_a_local_model_is_refused_with_both_cures(file):
-    ran = run_cli('segment', file, 'the bright thing')
+def test_a_local_model_is_refused_with_both_cures(file, python):
+    ran = run_cli(python, 'segment', file, 'the bright thing')
     assert ran.returncode == 1
     assert "model 'lisa-tabletop' needs torch, which is not installed: pip install" in ran.stderr
     assert 'model http://SERVER:8000' in ran.stderr
     assert 'Traceback' not in ran.stderr
 
 
-def test_the_doctor_looks_at_the_server_and_not_for_pytorch(server):
-    ran = run_cli('doctor', '--json', '--model', server.url)
+def test_the_doctor_looks_at_the_server_and_not_for_pytorch(server, python):
+    ran = run_cli(python, 'doctor', '--json', '--model', server.url)
     findings = {finding['check']: finding for finding in json.loads(ran.stdout)['findings']}
     assert findings['server']['level'] == 'OK', findings['server']
     assert 'serves test (fp32)' in findings['server']['observed']

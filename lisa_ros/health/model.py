@@ -85,7 +85,7 @@ def _state(report: ModelReport, health: ModelHealth) -> Problem | None:
         text = f'{health.cause} (for {seconds:.1f} s)'
         if report.fallback:
             return Problem(Level.WARN, f'{text}; {report.fallback} answers')
-        return Problem(Level.ERROR, f'{text}: start the server, or see the network')
+        return Problem(Level.ERROR, f'{text}: start the server or wait for it, or see the network')
     if health.state is HealthState.RELOADING:
         return Problem(Level.WARN, f'{health.cause} (for {seconds:.1f} s)')
     if health.failure is not None and report.now - health.failure.at < _RECENT_FAILURE:

@@ -44,9 +44,10 @@ class ServerMetrics:
         )
         self._replicas = Gauge('lisa_replicas', 'replicas that answer', registry=registry)
         self._in_flight = Gauge('lisa_requests_in_flight', 'without answer', registry=registry)
-        self._lost = Gauge(
-            'lisa_replicas_lost_total', 'requests whose replica ended', registry=registry
+        self._lost = Counter(
+            'lisa_requests_replica_lost', 'requests whose replica ended', registry=registry
         )
+        self._counted_lost = 0
         self._gpu_replicas: list[int] = []  # last ones with a GPU
 
     def count(self, result: str, seconds: float) -> None:
@@ -72,7 +73,8 @@ class ServerMetrics:
         """Return all metrics."""
         self._replicas.set(state.replicas)
         self._in_flight.set(state.in_flight)
-        self._lost.set(state.lost)
+        self._lost.inc(state.lost - self._counted_lost)
+        self._counted_lost = state.lost
         return generate_latest(self._registry)
 
     def _set_gpu(self, figures: ReplyFigures) -> None:

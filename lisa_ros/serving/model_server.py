@@ -35,7 +35,7 @@ from lisa_ros.perception.batch import can_batch, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import crop, stream_in_region
-from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
+from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, unanswered
 from lisa_ros.serving.batch_queue import (
     BatchLimits,
     BatchQueue,
@@ -45,7 +45,7 @@ from lisa_ros.serving.multipart import decode_upload
 from lisa_ros.serving.problems import ProblemError
 from lisa_ros.serving.query_format import SegmentQuery, invalid
 from lisa_ros.serving.replies import Answer, ModelRequest, Refusal, Reply, ReplyFigures
-from lisa_ros.serving.wire_format import Served, answer_json, event_bytes, event_json
+from lisa_ros.serving.wire_format import SentMask, Served, answer_json, event_bytes, event_json
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar('_Result')
@@ -130,10 +130,13 @@ class ModelServer:
         try:
             ticket = await self._enqueue(request, has_events=True)
             with _leaving(ticket, self._started_queue()):
+                sent: list[SentMask] = []
                 async for event in _events(ticket):
                     name, document = await self._in_helper(event_json, event, query)
+                    if isinstance(event, MaskReady):
+                        sent.append(SentMask(document, event))
                     yield event_bytes(name, document)
-                yield await self._answer_of(ticket, await ticket.result, request)
+                yield await self._answer_of(ticket, await ticket.result, request, sent)
         except ProblemError as error:
             yield Refusal.of(error)
 
@@ -185,13 +188,22 @@ class ModelServer:
         return ticket
 
     async def _answer_of(
-        self, ticket: Ticket, result: Segmentation, request: ModelRequest
+        self,
+        ticket: Ticket,
+        result: Segmentation,
+        request: ModelRequest,
+        sent: Sequence[SentMask] = (),
     ) -> Answer:
         """Return the JSON of a result, with the time in the queue and the figures."""
         waited = ticket.begun_at - ticket.queued_at
         result = dataclasses.replace(result, timings={'queue': waited, **result.timings})
         document = await self._in_helper(
-            _document, result, request.upload.query, ticket.image.shape[:2], self._plan.served
+            _document,
+            result,
+            request.upload.query,
+            ticket.image.shape[:2],
+            self._plan.served,
+            sent,
         )
         figures = ReplyFigures(
             ticket.batch_size,
@@ -323,9 +335,13 @@ def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None
 
 
 def _document(
-    result: Segmentation, query: SegmentQuery, shape: tuple[int, int], served: Served
+    result: Segmentation,
+    query: SegmentQuery,
+    shape: tuple[int, int],
+    served: Served,
+    sent: Sequence[SentMask],
 ) -> str:
-    return json.dumps(answer_json(result, query, shape, served))
+    return json.dumps(answer_json(result, query, shape, served, sent))
 
 
 def _check_region(image: np.ndarray, query: SegmentQuery) -> None:

@@ -26,7 +26,7 @@ _DRAIN = 300.0  # how long a replica that is replaced may finish its requests [s
 _SLACK = 8  # requests beyond the queue and the batch that a replica takes, to refuse them itself
 _OBJECT_STORE = 512 << 20  # shared memory of a cluster of our own [bytes]
 _MAX_REPLICAS_OF_CPU = 4  # with --replicas auto, without a GPU
-_ROUTER = 'ray.serve.experimental.consistent_hash_router:ConsistentHashRouter'
+_ROUTER = 'lisa_ros.serving.stream_router:StreamRouter'
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def read_models(document: Any) -> ServedModel:
     """
     try:
         if document['models'] == []:
-            raise UnreachableError('the server has not loaded its model yet: wait')
+            raise UnreachableError('the server has not loaded its model yet')
         model = document['models'][0]
         known = {item.name for item in dataclasses.fields(Capabilities)}
         values = {k: v for k, v in model['capabilities'].items() if k in known}

@@ -97,8 +97,20 @@ def _part_head(boundary: str, name: str, media_type: str) -> bytes:
 # ---- answer
 
 
+@dataclass(frozen=True)
+class SentMask:
+    """A mask that went out as an event, before the answer."""
+
+    document: dict[str, object]  # of the event
+    event: MaskReady
+
+
 def answer_json(
-    result: Segmentation, query: SegmentQuery, shape: tuple[int, int], served: Served
+    result: Segmentation,
+    query: SegmentQuery,
+    shape: tuple[int, int],
+    served: Served,
+    sent: Sequence[SentMask] = (),
 ) -> dict[str, object]:
     """Return the JSON of an answer.
 
@@ -107,7 +119,9 @@ def answer_json(
         query: how masks are written.
         shape: (H, W) of the image.
         served: the model.
+        sent: masks that went out before; one that is in the answer, too, is not encoded again.
     """
+    before = {each.event.index: each for each in sent}
     features = result.score_features if len(result.score_features) == len(result.masks) else ()
     return {
         'status': result.status.name,
@@ -118,7 +132,10 @@ def answer_json(
         'width': shape[1],
         'height': shape[0],
         'masks': [
-            _mask_json(mask, logits, float(score), query)
+            (
+                _sent_mask_json(mask, logits, float(score), before.get(index))
+                or _mask_json(mask, logits, float(score), query)
+            )
             | ({'features': vars(features[index]).copy()} if features else {})
             for index, (mask, logits, score) in enumerate(
                 zip(result.masks, result.mask_logits, result.scores, strict=True)
@@ -152,6 +169,18 @@ def _mask_json(
     return document
 
 
+def _sent_mask_json(
+    mask: np.ndarray, logits: np.ndarray, score: float, sent: SentMask | None
+) -> dict[str, object] | None:
+    """Return the JSON of a (H, W) mask from that of its event; None: that is another mask."""
+    if sent is None:
+        return None
+    event = sent.event
+    is_same = np.array_equal(mask, event.mask) and np.array_equal(logits, event.mask_logits)
+    keys = [key for key in ('box', 'area', *_MASK_KEYS) if key in sent.document]
+    return {'score': score} | {key: sent.document[key] for key in keys} if is_same else None
+
+
 def event_json(event: Token | MaskReady, query: SegmentQuery) -> tuple[str, dict[str, object]]:
     """Return the name and the JSON of an event before the last one."""
     if isinstance(event, Token):
@@ -168,14 +197,6 @@ def event_bytes(name: str, document: dict[str, object] | str) -> bytes:
 
 
 # ---- reading an answer
-
-
-@dataclass(frozen=True)
-class SentMask:
-    """A mask that came as an event, before the answer."""
-
-    document: dict[str, object]  # of the event
-    event: MaskReady
 
 
 def result_of(document: object, sent: Sequence[SentMask] = ()) -> Segmentation:
