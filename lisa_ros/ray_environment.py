@@ -65,8 +65,8 @@ def own_cluster_options() -> dict[str, object]:
     }
 
 
-def exit_while_ray_starts() -> NoReturn:
-    """End this process at once, and with it a cluster of its own that is being started.
+def exit_with_own_cluster() -> NoReturn:
+    """End this process at once, and with it a cluster of its own, while a thread calls Ray.
 
     Ray's calls can neither be interrupted nor be left behind in a thread: Python would wait for
     it, until a large model is loaded.

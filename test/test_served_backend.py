@@ -210,6 +210,8 @@ def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
         dialogue = Dialogue(shown=expected[None])
         assert ask(served, 'bright', image, dialogue=dialogue)[1].status is Status.FOUND
         assert server.seen[-1][0].shown[0].size == (60, 160)
+        ask(served, 'bright', image, dataclasses.replace(OPTIONS, refine=True))
+        np.testing.assert_allclose(server.seen[-1][1], image, atol=16)  # whole, a JPEG
         lossless = connect(server.url, coding=ImageCoding(ImageFormat.PNG))
         ask(lossless, 'bright', image)
         np.testing.assert_array_equal(server.seen[-1][1], image)

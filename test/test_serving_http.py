@@ -9,6 +9,7 @@ import json
 import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from served_model import LocalModels, RunningServer, encoded, server_sent, wait_
 
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.images.image_file import read_rgb
-from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, Query
+from lisa_ros.perception.backend import AnswerStyle, InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.masks import confidence_image
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SELF_TEST
@@ -30,6 +31,7 @@ from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery
+from lisa_ros.serving.server_monitor import read_models
 from lisa_ros.serving.tokens import Client, RateLimiter, TokenTable
 from lisa_ros.serving.wire_format import (
     SEGMENT_PATH,
@@ -39,6 +41,7 @@ from lisa_ros.serving.wire_format import (
     result_of,
 )
 
+REFERENCE = Path(__file__).parent / 'data/reference'
 LONG = 300.0  # more than anything takes on a busy machine [s]
 LIMITS = ServerLimits(
     body_bytes=2_000_000,
@@ -207,6 +210,25 @@ def test_models_health_metrics_and_description(server):
     document = server.request('GET', '/openapi.json')[2]
     assert document['openapi'] == '3.1.0'
     assert set(document['paths']) >= {'/v1/segment', '/v1/models', '/metrics'}
+
+
+def test_the_server_says_to_which_side_a_client_may_reduce_images(server):
+    jsonschema = pytest.importorskip('jsonschema', reason='it checks the description')
+    answer = server.request('GET', '/v1/models')[2]
+    assert answer['models'][0]['input_side'] is None  # lisa-tabletop refines masks in the image
+    get = server.request('GET', '/openapi.json')[2]['paths']['/v1/models']['get']
+    schema = get['responses']['200']['content']['application/json']['schema']
+    jsonschema.Draft202012Validator(schema).validate(answer)
+    load = LoadOptions(template='llava_v1', vision_tower=REFERENCE / 'clip_256')
+    plan = ReplicaPlan(Served('LISA', '1'), str(REFERENCE / 'ckpt_256'), load)
+    assert read_models({'models': [described(plan)]}).input_side == 256
+    refined = dataclasses.replace(plan, options=InferenceOptions(refine=True))
+    assert read_models({'models': [described(refined)]}).input_side is None
+
+
+def described(plan):
+    """Return what a replica says of its model."""
+    return {'name': plan.served.model, **ModelServer(plan).describe()}
 
 
 def test_answers_and_problems_are_as_described(server, png):

@@ -100,9 +100,11 @@ def name(process):
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('toy')
-    write_model(folder)
-    return folder
+    folder = tmp_path_factory.mktemp('models')
+    (folder / 'toy-1').mkdir()
+    write_model(folder / 'toy-1')
+    (folder / 'current').symlink_to('toy-1')
+    return folder / 'current'
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +178,7 @@ def test_answers_are_those_of_a_local_model(server, model):
     assert status == 200
     assert np.array_equal(result_of(document).masks[0], expected_mask())
     description = server.get('/v1/models')[2]['models'][0]
-    assert description['name'] == f'toy:{model.name}'
+    assert description['name'] == 'toy:toy-1'
     assert len(description['version']) == 64
 
 
@@ -302,13 +304,20 @@ def test_clients_that_leave_free_their_places(server, model):
 
 
 def test_weights_are_updated_while_requests_are_answered(server, model):
+    def description():
+        return server.get('/v1/models')[2]['models'][0]
+
     def version():
-        return server.get('/v1/models')[2]['models'][0]['version']
+        return description()['version']
 
     before = version()
     with Load(server.port, 4) as load:
         server.wait(lambda: len(load.answers) > 10)
-        write_model(model, sign=-1)
+        new = model.with_name('toy-2')
+        new.mkdir()
+        write_model(new, sign=-1)
+        model.unlink()
+        model.symlink_to(new.name)
         server.process.send_signal(signal.SIGHUP)
         server.wait(lambda: version() != before)
         count = len(load.answers)
@@ -317,6 +326,7 @@ def test_weights_are_updated_while_requests_are_answered(server, model):
     _, _, last = post(server.port, PNG, 'x')
     assert np.array_equal(result_of(last).masks[0], expected_mask(-1))
     assert last['version'] == version()
+    assert description()['name'] == last['model'] == 'toy:toy-2'
 
 
 def test_a_broken_update_changes_nothing(server, model):
@@ -358,3 +368,21 @@ def test_a_stop_signal_during_the_start_ends_all_processes_at_once(model, tmp_pa
     finally:
         starting.process.kill()
         starting.process.wait()
+
+
+def test_a_stop_signal_during_an_update_ends_all_processes_at_once(model, tmp_path):
+    updating = ServeProcess(tmp_path, '--model', f'toy:{model}')
+    try:
+        updating.wait_until_ready()
+        write_model(model, delay=0.02)
+        updating.process.send_signal(signal.SIGHUP)
+        updating.wait(lambda: 'updating the weights' in updating.log.read_text())
+        children = psutil.Process(updating.process.pid).children(recursive=True)
+        assert updating.stop() == 0, updating.log.read_text()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        assert 'all replicas have' not in updating.log.read_text()
+        assert 'local Ray instance' not in updating.log.read_text()
+    finally:
+        updating.process.kill()
+        updating.process.wait()

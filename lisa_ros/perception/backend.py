@@ -226,6 +226,15 @@ class ReportsPrecision(Protocol):
 
 
 @runtime_checkable
+class ReportsInputSide(Protocol):
+    """A backend that says how large the images are that its model sees; any thread."""
+
+    @property
+    def input_side(self) -> int | None:
+        """Longest side beyond which a larger image adds nothing [px]; None: no such side."""
+
+
+@runtime_checkable
 class ReportsNotices(Protocol):
     """A backend of which its user should know something, such as who gets the images."""
 

@@ -161,6 +161,12 @@ class LisaBackend:
         return weights_precision(self.model)
 
     @property
+    def input_side(self) -> int | None:
+        """Side of the larger input of SAM and CLIP [px]; None: masks are refined in the image."""
+        config = self.model.config
+        return None if config.refine else max(config.sam_size, config.clip.image_size)
+
+    @property
     def capabilities(self) -> Capabilities:
         """A calibrated LISA gives probabilities as scores, a released one only a ranking."""
         calibrated = bool(self.model.config.calibration)

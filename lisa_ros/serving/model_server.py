@@ -25,7 +25,13 @@ import numpy as np
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError
-from lisa_ros.perception.backend import BatchRequest, InferenceOptions, LoadOptions, Query
+from lisa_ros.perception.backend import (
+    BatchRequest,
+    InferenceOptions,
+    LoadOptions,
+    Query,
+    ReportsInputSide,
+)
 from lisa_ros.perception.batch import can_batch, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.registry import load_backend
@@ -83,13 +89,20 @@ class ModelServer:
         self._bugs = 0
 
     def describe(self) -> dict[str, object]:
-        """Return the model's precision, device and capabilities, as JSON of GET /v1/models."""
+        """Return what the model is and can do, as JSON of GET /v1/models."""
         capabilities = dataclasses.asdict(self._backend.capabilities)
         return {
             'precision': getattr(self._backend, 'precision', ''),
             'device': self._backend.device,
             'capabilities': capabilities | {'scores': capabilities['scores'].name.lower()},
+            'input_side': self._input_side(),
         }
+
+    def _input_side(self) -> int | None:
+        """Return the side to which clients may reduce images [px]; None: they send all pixels."""
+        if self._plan.options.refine or not isinstance(self._backend, ReportsInputSide):
+            return None
+        return self._backend.input_side
 
     def check_health(self) -> None:
         """Raise if the model hangs or fails again and again: Serve starts another replica.

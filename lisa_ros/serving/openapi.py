@@ -266,6 +266,7 @@ def _models_schema() -> dict[str, object]:
         precision=_TEXT,
         device=_TEXT,
         capabilities={'type': 'object'},
+        input_side={'type': ['integer', 'null']},
     )
     return _object(models=_list(model), replicas=_INTEGER)
 

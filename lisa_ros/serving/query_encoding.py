@@ -67,7 +67,8 @@ def encode_query(
         deadline: of the answer; the server gets what is left of it.
     """
     start = time.perf_counter()
-    side = None if sending.coding.is_lossless else sending.input_side
+    keeps_pixels = sending.coding.is_lossless or options.refine  # which needs the image's edges
+    side = None if keeps_pixels else sending.input_side
     fitted = fitted_image(image, side)
     encoded = encode_image(fitted, sending.coding)
     dialogue = _bounded(fitted_dialogue(query.dialogue, fitted.shape[:2]))

@@ -88,11 +88,18 @@ def connect(plan: PoolPlan) -> None:
             )
         serve.start(proxy_location='Disabled')
     except (ray.exceptions.RayError, OSError, RuntimeError) as error:
-        address = plan.address or 'a cluster of its own'
-        raise SettingsError(
-            f'Ray at {address} cannot be reached or started ({one_line(error)}); check --ray, or '
-            'leave it out'
-        ) from error
+        raise SettingsError(_unreachable(plan.address, error)) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> str:
+    """Say why there is no cluster, and the cure."""
+    if address is None:
+        return f'Ray cannot start ({one_line(error)}); check that /tmp and /dev/shm have room'
+    return (
+        f'Ray at {address} cannot be reached ({one_line(error)}); check --ray, and that this '
+        f'machine is a node of the cluster: ray start --address={address} --num-cpus=0 '
+        '--num-gpus=0 makes it one without replicas'
+    )
 
 
 def _gpus(plan: PoolPlan) -> float:

@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.ray_environment import delete_cluster_folders
+from lisa_ros.ray_environment import delete_cluster_folders, exit_with_own_cluster
 from lisa_ros.serving.batch_queue import deadline_error
 from lisa_ros.serving.model_server import ReplicaPlan
 from lisa_ros.serving.models import ModelsState
@@ -98,6 +99,20 @@ class RayModels:
                 serve.delete(self._plan.app)
         ray.shutdown()  # and with it the cluster, if it is our own
         delete_cluster_folders()
+
+    def exit_while_deploying(self) -> NoReturn:
+        """End this process while another thread is in `start` or `update`, and what they started.
+
+        That thread cannot be stopped: once Ray is shut down, its next call starts a new cluster.
+        """
+        self._has_ended.set()
+        if self._plan.address is None:
+            exit_with_own_cluster()
+        ray, serve = import_ray()
+        with contextlib.suppress(Exception):  # a cluster that has ended needs no clean-up
+            if ray.is_initialized():
+                serve.delete(self._plan.app)
+        os._exit(0)
 
     def _deploy(self, plan: PoolPlan, surge: int) -> None:
         """Deploy the replicas of a plan and wait until the application runs."""

@@ -23,7 +23,6 @@ from lisa_ros.errors import LisaError
 from lisa_ros.model.checksums import file_checksums, folder_checksum
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.registry import find_loader
-from lisa_ros.ray_environment import exit_while_ray_starts
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.limits import ServerLimits
@@ -84,29 +83,33 @@ async def _serve(
     state = HttpState(models, plan.limits, tokens, local_only=plan.host in _LOOPBACK)
     server = http_server(create_app(state), plan.limits)
     listening = asyncio.create_task(server.serve(sockets))
+    deploying = asyncio.Lock()  # held while a thread starts or replaces replicas
+    updating: asyncio.Task | None = None
     async with _signals(server) as reload:
         try:
-            starting = asyncio.create_task(_start(models, plan))
+            starting = asyncio.create_task(_start(models, plan, deploying))
             await asyncio.wait({starting, listening}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                updating = asyncio.create_task(_update_on(reload, models, state, plan))
+                updating = asyncio.create_task(_update_on(reload, models, state, plan, deploying))
                 await listening
-                updating.cancel()
             _log.info('stopping')
-            if not starting.done() and plan.pool.address is None:
-                exit_while_ray_starts()
         finally:
             server.should_exit = True
             await listening
+            if deploying.locked():
+                models.exit_while_deploying()
+            if updating is not None:
+                updating.cancel()
             await asyncio.to_thread(models.close)
 
 
-async def _start(models: RayModels, plan: ServerPlan) -> None:
+async def _start(models: RayModels, plan: ServerPlan, deploying: asyncio.Lock) -> None:
     """Start the replicas."""
     replica = plan.pool.replica
     _log.info('loading %s', replica.model)
-    await asyncio.to_thread(models.start)
+    async with deploying:
+        await asyncio.to_thread(models.start)
     _log.info('%s answers at http://%s:%d', replica.served.model, plan.host, plan.port)
 
 
@@ -129,7 +132,11 @@ async def _signals(server: uvicorn.Server) -> AsyncIterator[asyncio.Event]:
 
 
 async def _update_on(
-    reload: asyncio.Event, models: RayModels, state: HttpState, plan: ServerPlan
+    reload: asyncio.Event,
+    models: RayModels,
+    state: HttpState,
+    plan: ServerPlan,
+    deploying: asyncio.Lock,
 ) -> None:
     """Read tokens and weights again whenever `reload` is set; errors leave what there is."""
     replica = plan.pool.replica
@@ -139,16 +146,16 @@ async def _update_on(
         if plan.token_file and state.tokens:
             state.tokens = state.tokens.reloaded(plan.token_file)
         try:
-            version = await asyncio.to_thread(weights_version, replica.model)
-            if version and version == replica.served.version:
+            served = await asyncio.to_thread(served_model, replica.model)
+            if served.version and served.version == replica.served.version:
                 _log.info('the weights have not changed')
                 continue
-            _log.info('updating the weights to %s', version[:12] or 'what the hub has')
-            served = dataclasses.replace(replica.served, version=version)
+            _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
             new = dataclasses.replace(replica, served=served)
-            await asyncio.to_thread(models.update, new)
+            async with deploying:
+                await asyncio.to_thread(models.update, new)
             replica = new
-            _log.info('all replicas have the weights %s', version[:12])
+            _log.info('all replicas have the weights %s', served.version[:12])
         except LisaError as error:
             _log.error('nothing was updated: %s', error)
 
