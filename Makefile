@@ -32,6 +32,8 @@ test: setup  ## run lint and all tests
 	# one process more than cores, at most 4: tests of nodes often wait
 	python -m pytest -n $$(( cores < 4 ? cores + 1 : 4 )) --dist loadfile --no-loadscope-reorder || \
 	python test/rerun_failed.py $$?
+	export LISA_ROS_TEST_RAY_SERVE=1  # a cluster, with no other test beside it
+	python -m pytest test/test_serving_ray.py || python test/rerun_failed.py $$?
 
 docs: build/docs/.done  ## write the documentation as a site to build/site
 	@build/docs/bin/sphinx-build -q -W --keep-going -c docs/site -d build/docs/cache . build/site

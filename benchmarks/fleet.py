@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -36,7 +37,8 @@ from lisa_ros.serving.image_transfer import SentImage
 
 ANSWERED = ('FOUND', 'NOT_FOUND')
 MEASURED = (1, 2, 4, 8)  # requests at a time
-ROUNDS = 12  # of each
+ROUNDS = 20  # of each
+PAUSE = 0.5  # before each: a server that has rested answers later than one that has not [s]
 
 
 @dataclass
@@ -80,8 +82,10 @@ class Robot:
         seed: int,
     ):
         self._client, self._fleet, self._counts = client, fleet, counts
-        self._images, self._texts = material
+        images, self._texts = material
         self._random = random.Random(seed)
+        first = self._random.randrange(len(images))
+        self._images = itertools.cycle([*images[first:], *images[:first]])
         self._turn = asyncio.Lock()  # one request at a time
         self._standing: asyncio.Task | None = None
 
@@ -96,8 +100,7 @@ class Robot:
             await self._client.close()
 
     async def _ask(self, text: str) -> Outcome:
-        image = self._random.choice(self._images)
-        return await self._client.ask(image, text, self._fleet.deadline)
+        return await self._client.ask(next(self._images), text, self._fleet.deadline)
 
     async def _ask_commands(self, counted_from: float) -> None:
         rate = self._fleet.commands_per_minute / 60
@@ -171,14 +174,14 @@ async def measure(url: str, token: str) -> dict[int, list[float]]:
     images, texts = sample_images(), sample_commands()
     clients = [RobotClient(url, f'measure-{n}', token) for n in range(max(MEASURED))]
     seconds: dict[int, list[float]] = {size: [] for size in MEASURED}
-    for number in range(2 + ROUNDS):  # two rounds are the warm-up
-        for size in MEASURED:
+    unused = itertools.cycle(images)  # the server keeps what it knows of an image
+    asked = itertools.cycle(texts)
+    for size in MEASURED:
+        for number in range(2 + ROUNDS):  # two rounds are the warm-up
+            await asyncio.sleep(PAUSE)
             start = time.perf_counter()
             outcomes = await asyncio.gather(
-                *(
-                    client.ask(images[(number + n) % len(images)], texts[n % len(texts)], 60.0)
-                    for n, client in enumerate(clients[:size])
-                )
+                *(client.ask(next(unused), next(asked), 60.0) for client in clients[:size])
             )
             bad = [o.status for o in outcomes if o.status not in ANSWERED]
             if bad:
@@ -242,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--compare', metavar='NAME', help='of service times')
     parser.add_argument('--out', type=Path, help='folder for fleet.json')
     options = parser.parse_args(arguments)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.measure:
         times = fitted(
             options.measure, options.url, asyncio.run(measure(options.url, options.token))

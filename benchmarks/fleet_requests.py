@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from lisa_ros.serving.wire_format import (  # noqa: E402
 )
 
 TOPIC = '/camera/color/image_raw'
-IMAGES = 24  # of the bundled bag that robots send
+IMAGES = 192  # that robots send: many more than the server keeps, as a camera's are all new
 _TRIES = 3  # of a request, as serving/http_client.py has it
 
 
@@ -50,9 +51,10 @@ class Outcome:
 
 def sample_images() -> list[SentImage]:
     """Return images of the bundled bag as JPEG, as a thin node sends them."""
-    images = list(read_images(SAMPLE / 'bag', TOPIC))
-    every = max(1, len(images) // IMAGES)
-    return [encode_image(image.pixels, ImageCoding()) for image in images[::every]]
+    images = [image.pixels for image in read_images(SAMPLE / 'bag', TOPIC)]
+    shifts = range(math.ceil(IMAGES / len(images)))  # turned by so many columns
+    shifted = [np.roll(pixels, 3 * shift, axis=1) for shift in shifts for pixels in images]
+    return [encode_image(pixels, ImageCoding()) for pixels in shifted[:IMAGES]]
 
 
 def sample_commands() -> list[str]:

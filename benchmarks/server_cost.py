@@ -97,6 +97,8 @@ def main() -> int:
     parser.add_argument('--model', default='lisa-tabletop', help='that --url serves')
     parser.add_argument('--out', type=Path, help='folder for server_cost.json')
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     native_settings.apply()  # as the node does
     here: Backend = scripted_backend.ScriptedBackend(REPLIES)
     if options.url:

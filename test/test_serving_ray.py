@@ -22,8 +22,8 @@ from PIL import Image
 pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
 if os.environ.get('LISA_ROS_TEST_RAY_SERVE') != '1':
     pytest.skip(
-        'a cluster of Ray Serve, about a minute, and not yet reliable on a busy machine: '
-        'LISA_ROS_TEST_RAY_SERVE=1 runs it',
+        'a cluster of Ray Serve takes a minute and all cores: `make test` runs it by itself, with '
+        'LISA_ROS_TEST_RAY_SERVE=1',
         allow_module_level=True,
     )
 from served_model import http_request, post, server_sent
