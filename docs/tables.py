@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lisa_ros.model_zoo import tables as zoo  # noqa: E402  # found by the line above
-from lisa_ros.model_zoo.known_models import KNOWN_MODELS  # noqa: E402
 from lisa_ros.settings import Settings  # noqa: E402  # found by the line above
 from lisa_ros.settings_schema import ValidatedSettings, parameter_info  # noqa: E402
 
@@ -71,16 +69,25 @@ def table(head: tuple[str, ...], rows: list) -> str:
     )
 
 
+def model_table(name: str) -> str:
+    """Return a table of known models."""
+    # the site is built without PyTorch, which counts their memory
+    from lisa_ros.model_zoo import tables as zoo
+    from lisa_ros.model_zoo.known_models import KNOWN_MODELS
+
+    return {
+        'model memory': lambda: table(zoo.MEMORY_HEAD, zoo.memory_rows(KNOWN_MODELS)),
+        'model abilities': lambda: table(zoo.ABILITY_HEAD, zoo.ability_rows(KNOWN_MODELS)),
+        'model figures': lambda: table(zoo.FIGURE_HEAD, zoo.figure_rows(KNOWN_MODELS)),
+    }[name]()
+
+
 def content_of(name: str) -> str:
     """Return the table of a name in PAGES."""
     if name == 'parameters':
         return parameter_table(Settings)
-    if name == 'model memory':
-        return table(zoo.MEMORY_HEAD, zoo.memory_rows(KNOWN_MODELS))
-    if name == 'model abilities':
-        return table(zoo.ABILITY_HEAD, zoo.ability_rows(KNOWN_MODELS))
-    if name == 'model figures':
-        return table(zoo.FIGURE_HEAD, zoo.figure_rows(KNOWN_MODELS))
+    if name.startswith('model '):
+        return model_table(name)
     return field_table((ROOT / 'msg' / name).read_text(encoding='utf-8'))
 
 
