@@ -24,6 +24,7 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation.ground_truth import InstanceTopic
 from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages.bag import BagImage, image_times, open_bag, read_images
+from lisa_ros.messages.sqlite_scan import SqliteScan
 
 SECOND = 10**9
 COUNT = 6
@@ -311,6 +312,13 @@ def test_a_damaged_message_costs_itself(data, tmp_path):
     assert one_line(error)
 
 
+UNTYPED_DEFINITIONS = """
+    CREATE TABLE untyped AS SELECT * FROM message_definitions;
+    DROP TABLE message_definitions;
+    CREATE TABLE message_definitions
+        (id, topic_type, encoding, encoded_message_definition, type_description_hash);
+    INSERT INTO message_definitions SELECT * FROM untyped;
+"""
 OTHER_DATA = 'UPDATE messages SET data = ? WHERE id = 3'
 OTHER_TIME = 'UPDATE messages SET timestamp = ? WHERE id = 3'
 
@@ -339,6 +347,30 @@ def test_a_row_of_another_type_costs_itself(statement, value, got, has_metadata,
     numbers, (error,) = read(bag)
     assert numbers == [0, 1, 3, 4, 5]
     assert one_line(error)
+
+
+@pytest.mark.parametrize('value', [10**12, -1, 1.5, 'text'])
+def test_a_row_of_another_type_in_a_cut_database_takes_no_memory(value, tmp_path):
+    bag = write(tmp_path / 'bag', FRAMES, SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute(OTHER_DATA, (value,))
+    database.close()
+    scan = SqliteScan(only_file(bag, '.db3'))
+    messages = [data for _, _, data in scan.messages(scan.connections)]
+    scan.close()
+    assert [len(data) > 0 for data in messages] == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize('definition', [7, 1.5, b'\xff'])
+def test_a_definition_that_is_not_text_is_not_used(definition, tmp_path):
+    bag = write(tmp_path / 'bag', FRAMES, SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.executescript(UNTYPED_DEFINITIONS)
+        database.execute(
+            'UPDATE message_definitions SET encoded_message_definition = ?', (definition,)
+        )
+    database.close()
+    assert read(bag) == ([0, 1, 2, 3, 4, 5], [])
 
 
 @pytest.mark.parametrize(

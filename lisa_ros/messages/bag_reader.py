@@ -380,8 +380,9 @@ def _digest(store: Typestore, msgtype: str, is2: bool) -> str:
 def _types_in_bag(connection: Connection, is2: bool) -> Typestore | None:
     """Return the types of a definition in the bag; None if it cannot be read."""
     msgtype, (form, text) = connection.msgtype, connection.msgdef
-    is_empty = form is MessageDefinitionFormat.NONE or not text.strip()
-    if is_empty or not _TYPE_NAME.fullmatch(msgtype):
+    # a column of SQLite holds values of any type
+    is_text = form is not MessageDefinitionFormat.NONE and isinstance(text, str)
+    if not is_text or not text.strip() or not _TYPE_NAME.fullmatch(msgtype):
         return None
     try:
         if form is MessageDefinitionFormat.MSG:

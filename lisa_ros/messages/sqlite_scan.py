@@ -108,9 +108,11 @@ class SqliteScan:
     def _data(self, number: int) -> bytes:
         try:
             row = self._database.execute('SELECT data FROM messages WHERE id = ?', (number,))
-            return bytes(row.fetchone()[0])
+            (data,) = row.fetchone()
         except (sqlite3.Error, TypeError):
             return b''
+        # a column of SQLite holds values of any type, and bytes() of a number takes its memory
+        return data if isinstance(data, bytes) else b''
 
     def _scan(self) -> Iterator[tuple[int, int, int]]:
         """Yield id, topic id and time [ns] of each row that can be read."""
