@@ -35,8 +35,6 @@ import hostile_messages as hostile
 import node_processes as processes  # makes lisa_ros importable
 import rclpy
 import rgbd_camera
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
 from lisa_ros.action import Segment
 from lisa_ros.msg import Segmentation
 from node_peer import NODE, NodePeer
@@ -276,13 +274,12 @@ class Flood:
         Raises:
             RuntimeError: it failed.
         """
-        transition = Transition(label=label)
-        if not self._peer.call(ChangeState, 'change_state', transition=transition).success:
+        if not self._peer.change_state(label):
             raise RuntimeError(f'{label} failed: see the log of the node')
 
     def state(self) -> str:
         """Return the lifecycle state of the node."""
-        return self._peer.call(GetState, 'get_state').current_state.label
+        return self._peer.state()
 
     # ---- the same answer
 

@@ -6,11 +6,14 @@ Threads: one thread calls all methods; callbacks run while it waits in one of th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from lisa_ros.msg import Segmentation
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -22,6 +25,13 @@ from lisa_ros.ros.qos import COMMAND_QOS
 
 NODE = '/lisa'
 START_TIMEOUT, ANSWER_TIMEOUT = 60.0, 40.0  # enough on a busy machine [s]
+RESPONSE_TIMEOUT = 5.0  # until a call of a service is repeated [s]
+_STATE_AFTER = {
+    'configure': 'inactive',
+    'activate': 'active',
+    'deactivate': 'inactive',
+    'cleanup': 'unconfigured',
+}
 
 
 class NodePeer:
@@ -166,9 +176,50 @@ class NodePeer:
     def call(self, service_type: type, name: str, **fields: Any) -> Any:
         """Call a service of the node and return its response.
 
+        Fast DDS may drop the response to a client that the node has just discovered
+        (ros2/rmw_fastrtps#842). The call is then repeated; for a transition, see `change_state`.
+
         Raises:
             TimeoutError: there is no response.
         """
-        future = self.client(service_type, name).call_async(service_type.Request(**fields))
-        self.wait(future.done, START_TIMEOUT, f'the response of {name}')
-        return future.result()
+        client, request = self.client(service_type, name), service_type.Request(**fields)
+        futures: list[Any] = []
+        called_at = 0.0
+
+        def has_response() -> bool:
+            nonlocal called_at
+            if time.monotonic() - called_at > RESPONSE_TIMEOUT:
+                futures.append(client.call_async(request))
+                called_at = time.monotonic()
+            return any(future.done() for future in futures)
+
+        self.wait(has_response, START_TIMEOUT, f'the response of {name}')
+        return next(future.result() for future in futures if future.done())
+
+    def state(self) -> str:
+        """Return the lifecycle state of the node.
+
+        Raises:
+            TimeoutError: there is no response.
+        """
+        return self.call(GetState, 'get_state').current_state.label
+
+    def change_state(self, label: str) -> bool:
+        """Request a transition; return whether it succeeded.
+
+        It cannot be repeated. If the response is lost (see `call`), the state tells.
+
+        Raises:
+            TimeoutError: it does not end.
+        """
+        transition = Transition(label=label)
+        client = self.client(ChangeState, 'change_state')
+        future = client.call_async(ChangeState.Request(transition=transition))
+        end = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                self.wait(future.done, RESPONSE_TIMEOUT, label)
+                return future.result().success
+            if self.state() == _STATE_AFTER[label]:
+                return True
+        raise TimeoutError(f'waited {START_TIMEOUT:g} s for the transition {label}')

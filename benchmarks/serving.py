@@ -63,13 +63,20 @@ class Outcome:
         return len(self.answers) / self.seconds
 
 
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
 class Server:
     """A `lisa-ros serve`."""
 
-    def __init__(self, model: str, max_batch: int, queue: int, replicas: int = 1):
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            self.port = probe.getsockname()[1]
+    def __init__(
+        self, model: str, max_batch: int, queue: int, replicas: int = 1, port: int | None = None
+    ):
+        self.port = port or free_port()
         self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115  # open while the server runs
         command = [sys.executable, '-m', 'lisa_ros', 'serve', '--model', model]
         arguments = ['--max-batch', str(max_batch), '--queue', str(queue)]
@@ -129,6 +136,10 @@ class Client:
 
     def ask(self, outcome: Outcome) -> None:
         """Send one request and note the result."""
+        outcome.add(*self.send())
+
+    def send(self) -> tuple[int, float]:
+        """Send one request; return its status, 0 without an answer, and how long it took [s]."""
         jpeg = io.BytesIO()
         shift = int(self._random.integers(self._image.shape[1]))
         Image.fromarray(np.roll(self._image, shift, axis=1)).save(jpeg, 'JPEG', quality=90)
@@ -143,7 +154,7 @@ class Client:
         except (OSError, http.client.HTTPException):
             status = 0
             self._connection.close()
-        outcome.add(status, time.perf_counter() - start)
+        return status, time.perf_counter() - start
 
 
 def closed_load(clients: list[Client], seconds: float, outcome: Outcome) -> None:

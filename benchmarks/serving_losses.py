@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import psutil
-from serving import DEADLINE, START, Client, Outcome, Server
+from serving import DEADLINE, START, Client, Server
 
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.resources import SELF_TEST
@@ -67,9 +67,8 @@ class Load:
 
     def _ask(self, client: Client) -> None:
         while not self._has_ended.is_set():
-            outcome, sent = Outcome(), time.monotonic()
-            client.ask(outcome)
-            status = 200 if outcome.answers else 429 if outcome.refusals else outcome.failures[0]
+            sent = time.monotonic()
+            status, _ = client.send()
             self.requests.append(Request(sent, time.monotonic(), status))
 
 

@@ -14,10 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +26,12 @@ from lisa_ros.msg import Segmentation
 from node_peer import NodePeer
 from rclpy.qos import qos_profile_sensor_data
 from rgbd_camera import SPONGE
+from serving import Server, free_port
 
 RATE, FLUENT = 30.0, 0.95  # of the camera [Hz]; share of its images that are tracked
 WITH_SERVER = 15.0  # [s]
-START = 120.0  # of a server on a busy machine [s]
+MAX_BATCH, PLACES = 1, 16  # of the server
+START = 120.0  # until the first answer on a busy machine [s]
 REPORTED, AGAIN = 6.0, 10.0  # limits: until UNREACHABLE, until an answer [s]
 _MODEL = '/lisa: model'
 
@@ -73,49 +71,32 @@ class Watcher:
         return (self.tracked - before) / (time.monotonic() - start)
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
-def server(model: str, port: int, log: Path) -> Iterator[subprocess.Popen]:
+def running_server(model: str, port: int) -> Iterator[Server]:
     """Run `lisa-ros serve`; it is ready when the block begins."""
-    arguments = ['--model', model, '--port', str(port)]
-    with log.open('a', encoding='utf-8') as output:
-        process = subprocess.Popen(  # noqa: S603  # our own program
-            [sys.executable, '-m', 'lisa_ros', 'serve', *arguments], stdout=output, stderr=output
-        )
+    server = Server(model, MAX_BATCH, PLACES, port=port)
     try:
-        end = time.monotonic() + START
-        while 'answers at' not in log.read_text(encoding='utf-8'):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f'the server does not start: see {log}')
-            time.sleep(0.1)
-        yield process
+        server.wait()
+        yield server
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(START)
+        server.stop()
 
 
 def measure(options: argparse.Namespace) -> list[report.Limit]:
     """Return the limits of a run."""
-    port, log = free_port(), options.out / 'thin_stream_server.log'
+    port = free_port()
     parameters = {'answer_timeout': 10.0, 'watch_rate': 5.0, 'diagnostics_period': 0.2}
     url = f'http://127.0.0.1:{port}'
     command = processes.node_command(options.out, url, parameters)
     camera = [*processes.CAMERA, '--no-depth', '--width', '640', '--height', '480']
     watcher = Watcher()
     peer = watcher.peer
-    log.write_text('')
     with (
         contextlib.ExitStack() as stack,
         processes.started(command, options.out / 'thin_stream_node.log'),
         processes.started(camera, options.out / 'thin_stream_camera.log'),
     ):
-        running = stack.enter_context(server(options.model, port, log))
+        server = stack.enter_context(running_server(options.model, port))
         peer.wait_until_active()
         peer.command(f'watch: {SPONGE}')
         peer.wait(lambda: watcher.first(Segmentation.FOUND, 0.0), START, 'the first answer')
@@ -123,14 +104,12 @@ def measure(options: argparse.Namespace) -> list[report.Limit]:
         answered, start = len(watcher.answers), time.monotonic()
         with_server = watcher.tracked_rate(WITH_SERVER)
         answer_rate = (len(watcher.answers) - answered) / (time.monotonic() - start)
-        running.send_signal(signal.SIGTERM)
-        running.wait(START)
+        server.stop()
         gone = time.monotonic()
         without_server = watcher.tracked_rate(options.gone)
         unreachable = watcher.first(Segmentation.UNREACHABLE, gone)
         error = next((at for at, _ in watcher.errors if at > gone), None)
-        log.write_text('')
-        stack.enter_context(server(options.model, port, log))
+        stack.enter_context(running_server(options.model, port))
         back = time.monotonic()
         peer.wait(lambda: watcher.first(Segmentation.FOUND, back), START, 'an answer again')
         again = watcher.first(Segmentation.FOUND, back) - back

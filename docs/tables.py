@@ -75,11 +75,12 @@ def model_table(name: str) -> str:
     from lisa_ros.model_zoo import tables as zoo
     from lisa_ros.model_zoo.known_models import KNOWN_MODELS
 
-    return {
-        'model memory': lambda: table(zoo.MEMORY_HEAD, zoo.memory_rows(KNOWN_MODELS)),
-        'model abilities': lambda: table(zoo.ABILITY_HEAD, zoo.ability_rows(KNOWN_MODELS)),
-        'model figures': lambda: table(zoo.FIGURE_HEAD, zoo.figure_rows(KNOWN_MODELS)),
-    }[name]()
+    head, rows = {
+        'model memory': (zoo.MEMORY_HEAD, zoo.memory_rows),
+        'model abilities': (zoo.ABILITY_HEAD, zoo.ability_rows),
+        'model figures': (zoo.FIGURE_HEAD, zoo.figure_rows),
+    }[name]
+    return table(head, rows(KNOWN_MODELS))
 
 
 def content_of(name: str) -> str:

@@ -200,7 +200,8 @@ def test_what_a_model_cannot_read_is_a_failed_answer(server, png):
 # ---- other paths
 
 
-def test_models_health_metrics_and_description(server):
+def test_models_health_metrics_and_description(server, png):
+    server.segment(png, COMMANDS[0])
     assert server.request('GET', '/healthz')[2] == {'status': 'alive'}
     assert server.request('GET', '/readyz')[2] == {'status': 'ready'}
     models = server.request('GET', '/v1/models')[2]

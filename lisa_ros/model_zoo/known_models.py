@@ -92,7 +92,7 @@ _SESAME = Abilities(explains=None, denies=True, instances=False, dialogue=None)
 _READ_ONLY = Abilities(explains=None, denies=None, instances=False, dialogue=None)
 
 
-def _read(
+def _read_checkpoint(
     variant: str,
     figure: tuple[Split, float, float] | None = None,
     architecture: Architecture = Architecture.LLAVA15_7B_336,
@@ -215,11 +215,15 @@ _LISA_FAMILY = (
         Abilities(explains=None, denies=None, instances=False, dialogue=None),
         remark='satellite images; CLIP is RemoteCLIP',
     ),
-    _read('7B-for-ReasonSeg-testset', (Split.TEST, 58.51, 58.60)),
-    _read('7B-for-ReasonSeg-valset', (Split.VAL, 59.8, 67.6)),
-    _read('7B-for-ReasonSeg-valset-ft', (Split.VAL, 62.33, 70.68)),
-    _read('7B-for-fprefcoco', abilities=_SESAME, remark='; trained with absent objects'),
-    _read('13B-for-ReasonSeg-testset', (Split.TEST, 62.2, 62.8), Architecture.LLAVA15_13B_336),
+    _read_checkpoint('7B-for-ReasonSeg-testset', (Split.TEST, 58.51, 58.60)),
+    _read_checkpoint('7B-for-ReasonSeg-valset', (Split.VAL, 59.8, 67.6)),
+    _read_checkpoint('7B-for-ReasonSeg-valset-ft', (Split.VAL, 62.33, 70.68)),
+    _read_checkpoint(
+        '7B-for-fprefcoco', abilities=_SESAME, remark='; trained with absent objects'
+    ),
+    _read_checkpoint(
+        '13B-for-ReasonSeg-testset', (Split.TEST, 62.2, 62.8), Architecture.LLAVA15_13B_336
+    ),
 )
 
 # ---- vision-language models that point, with SAM 2.1 Hiera-L

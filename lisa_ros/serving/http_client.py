@@ -111,13 +111,13 @@ class HttpClient:
         """End all requests and close the connections; later requests raise UnreachableError."""
         self._shut_down()
 
-    def readable(self, text: str, max_chars: int = MAX_CHARS) -> str:
+    def readable(self, text: str) -> str:
         """Return what a server says on one line, of limited length, without control characters.
 
         The token is left out: a server may repeat what it was sent.
         """
         text = text.replace(self._token, '***') if self._token else text
-        return printable(one_line(text, max_chars))
+        return printable(one_line(text, MAX_CHARS))
 
     def get_json(self, path: str, timeout: float) -> Any:
         """Return the JSON of a path such as "/v1/models"; one try.

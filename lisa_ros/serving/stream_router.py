@@ -26,6 +26,7 @@ class StreamRouter(ConsistentHashRouter):
             candidate_replicas: that run.
             pending_request: its session is the stream; None: any request.
         """
+        # it also makes Ray wait between its tries to find a replica
         ranks = await super().choose_replicas(candidate_replicas, pending_request)
         if pending_request is None or pending_request.metadata.session_id:
             return ranks

@@ -122,7 +122,7 @@ def answer_json(
         served: the model.
         sent: masks that went out before; one that is in the answer, too, is not encoded again.
     """
-    before = {each.event.index: each for each in sent}
+    sent_by_index = {each.event.index: each for each in sent}
     features = result.score_features if len(result.score_features) == len(result.masks) else ()
     return {
         'status': result.status.name,
@@ -134,7 +134,7 @@ def answer_json(
         'height': shape[0],
         'masks': [
             (
-                _sent_mask_json(mask, logits, float(score), before.get(index))
+                _sent_mask_json(mask, logits, float(score), sent_by_index.get(index))
                 or _mask_json(mask, logits, float(score), query)
             )
             | ({'features': vars(features[index]).copy()} if features else {})
@@ -177,9 +177,10 @@ def _sent_mask_json(
     if sent is None:
         return None
     event = sent.event
-    is_same = np.array_equal(mask, event.mask) and np.array_equal(logits, event.mask_logits)
+    if not np.array_equal(mask, event.mask) or not np.array_equal(logits, event.mask_logits):
+        return None
     keys = [key for key in ('box', 'area', *_MASK_KEYS) if key in sent.document]
-    return {'score': score} | {key: sent.document[key] for key in keys} if is_same else None
+    return {'score': score, **{key: sent.document[key] for key in keys}}
 
 
 def event_json(event: Token | MaskReady, query: SegmentQuery) -> tuple[str, dict[str, object]]:
