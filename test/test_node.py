@@ -787,9 +787,13 @@ def test_only_the_process_of_the_model_loads_torch(node_process, peer):
     assert 'libtorch' not in libraries[model.ppid()]
 
 
-def test_stop_ends_commands_and_the_standing_query_and_names_them(start_node, slow_peer, tmp_path):
+@pytest.mark.parametrize('isolation', ['process', 'thread'])
+def test_stop_ends_commands_and_the_standing_query_and_names_them(
+    start_node, slow_peer, tmp_path, isolation
+):
+    """In a thread, the state comes from the backend itself, which does not say its precision."""
     (tmp_path / 'model').mkdir()
-    process = start_node()
+    process = start_node(isolation=isolation)
     ask_and_wait_until_the_model_runs(slow_peer, process, 'the mug')
     slow_peer.commands.publish(String(data='the bowl'))
     slow_peer.commands.publish(String(data='watch: the milk'))

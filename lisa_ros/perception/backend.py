@@ -225,6 +225,11 @@ class ReportsPrecision(Protocol):
         """fp32, bf16, fp16, int8 or nf4; empty if it is unknown."""
 
 
+def precision_of(backend: Backend) -> str:
+    """Return the number format of a backend's weights; empty if it does not say."""
+    return backend.precision if isinstance(backend, ReportsPrecision) else ''
+
+
 @runtime_checkable
 class ReportsInputSide(Protocol):
     """A backend that says how large the images are that its model sees; any thread."""

@@ -25,8 +25,8 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     Query,
     ReportsNotices,
-    ReportsPrecision,
     SupervisedBackend,
+    precision_of,
 )
 from lisa_ros.perception.health import HealthState, ModelHealth, newest_failure
 from lisa_ros.perception.process_memory import GpuMemory
@@ -60,8 +60,7 @@ class FallbackBackend:
     @property
     def precision(self) -> str:
         """The number format of the model that answers now; empty if it is unknown."""
-        current = self._current
-        return current.precision if isinstance(current, ReportsPrecision) else ''
+        return precision_of(self._current)
 
     @property
     def notices(self) -> tuple[str, ...]:

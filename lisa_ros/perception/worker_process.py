@@ -35,7 +35,7 @@ from lisa_ros.perception.backend import (
     BatchRequest,
     ReportsCache,
     ReportsNotices,
-    ReportsPrecision,
+    precision_of,
 )
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
@@ -202,13 +202,12 @@ class ModelServer:
         except Exception as error:  # noqa: BLE001  # sent to the parent
             self._channel.send(_raised(0, error))
             _exit(1)
-        precision = backend.precision if isinstance(backend, ReportsPrecision) else ''
         notices = backend.notices if isinstance(backend, ReportsNotices) else ()
         self._channel.send(
             Loaded(
                 str(backend.device),
                 backend.capabilities,
-                precision,
+                precision_of(backend),
                 gpu_memory(),
                 type(backend).__module__,
                 notices,

@@ -28,8 +28,8 @@ from lisa_ros.perception.backend import (
     Backend,
     ReportsCache,
     ReportsPeakMemory,
-    ReportsPrecision,
     SupervisedBackend,
+    precision_of,
 )
 from lisa_ros.perception.process_memory import (
     ProcessMemory,
@@ -83,7 +83,7 @@ def model_report(
         now,
         settings.model,
         str(backend.device) if backend else settings.device,
-        (backend.precision if isinstance(backend, ReportsPrecision) else ''),
+        precision_of(backend) if backend else '',
         'server' if is_served(settings.model) else settings.isolation,
         settings.fallback_model,
         inference.health if inference and backend else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lisa_ros.health.node import Lifecycle
 from lisa_ros.msg import CameraState, NodeState
+from lisa_ros.perception.backend import precision_of
 from lisa_ros.ros.camera_pipeline import CameraPipeline
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.ros.context import NodeContext
@@ -44,7 +45,7 @@ class StatePublisher:
         if model.backend is not None:
             state.model = self._context.settings.value.model
             state.device = str(model.backend.device)
-            state.precision = model.backend.precision
+            state.precision = precision_of(model.backend)
         return state
 
 
