@@ -11,20 +11,23 @@ from lisa_ros.perception.masks import iou
 CELL = 5.0
 
 
-def scene(seed=0, noise=6.0):
-    """An image of a disc and a box on a table of another colour, and the mask of the disc."""
+def scene(seed=0, noise=6.0, factor=1):
+    """An image of a disc and a box on a table of another colour, and the mask of the disc.
+
+    The image has 320 x 240 pixels, times the factor.
+    """
     rng = np.random.default_rng(seed)
-    image = np.full((240, 320, 3), (150, 120, 90), np.float32)
-    mask = np.zeros((240, 320), np.uint8)
-    cv2.circle(mask, (140, 110), 33, 1, -1)
+    image = np.full((240 * factor, 320 * factor, 3), (150, 120, 90), np.float32)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.circle(mask, (140 * factor, 110 * factor), 33 * factor, 1, -1)
     image[mask > 0] = (40, 90, 160)
-    image[150:210, 220:290] = (200, 60, 50)
+    image[150 * factor : 210 * factor, 220 * factor : 290 * factor] = (200, 60, 50)
     image += rng.normal(0, noise, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), mask > 0
 
 
 def coarse(mask, shift=0):
-    """The logits of a decoder whose cells have five pixels, shifted from the mask."""
+    """The logits of a decoder with 64 x 48 cells, shifted from the mask by some pixels."""
     small = cv2.resize(mask.astype(np.float32), (64, 48), interpolation=cv2.INTER_AREA)
     logits = cv2.resize(small * 8 - 4, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return np.roll(logits, shift, axis=1)
@@ -39,6 +42,34 @@ def test_a_coarse_mask_is_moved_to_the_edges(shift):
     assert after > 0.985
     assert after > before
     assert shift == 0 or 1 - after < (1 - before) / 2
+
+
+@pytest.mark.parametrize('factor', [2, 3, 4, 6])
+@pytest.mark.parametrize('shift', [0, 2])
+def test_a_large_image_is_refined_to_its_own_pixels(factor, shift):
+    """The mask is found on a reduced image; its boundary follows the edges of the whole one."""
+    image, mask = scene(factor=factor)
+    logits = coarse(mask, shift * factor)
+    after = refine_mask_logits(image, logits, CELL * factor)
+    assert after.shape == mask.shape
+    assert after.dtype == np.float32
+    assert iou(after > 0, mask) > 0.985
+    boundary = cv2.dilate(mask.astype(np.uint8), None) - cv2.erode(mask.astype(np.uint8), None)
+    # within a pixel of the reduced image, everywhere
+    near = cv2.dilate(boundary, np.ones((2 * factor + 1, 2 * factor + 1), np.uint8)) > 0
+    assert not ((after > 0) != mask)[~near].any()
+    np.testing.assert_array_equal(after[:, 250 * factor :], logits[:, 250 * factor :])
+
+
+@pytest.mark.parametrize('factor', [2, 4])
+@pytest.mark.parametrize('size', [(3, 200), (200, 3), (11, 11)])
+def test_a_thin_mask_in_a_large_image_is_no_error(factor, size):
+    image, _ = scene(factor=factor)
+    logits = np.full(image.shape[:2], -3, np.float32)
+    logits[100 : 100 + size[0], 100 : 100 + size[1]] = 3
+    after = refine_mask_logits(image, logits, CELL * factor)
+    assert np.isfinite(after).all()
+    assert (after > 0).any()
 
 
 def test_logits_far_from_the_mask_stay_as_they_are():
