@@ -109,3 +109,32 @@ def test_a_cache_forgets_and_moves_positions(llm, embeddings):
     assert key_values.capacity == 25
     assert key_values.bytes == 25 * key_values.bytes_per_position
     assert key_values.bytes_per_position == 3 * 2 * llm.config.num_key_value_heads * 12 * 4
+
+
+@pytest.mark.parametrize('last', [0, 1, 3, 5, 11, 12, None])
+@pytest.mark.parametrize('known', [0, 8])
+@pytest.mark.parametrize('masked', [0, 3])
+@torch.inference_mode()
+def test_the_last_states_alone_are_those_of_all(last, known, masked, llm, embeddings):
+    """The cache, and what is read after it, are the same, too."""
+    if last is not None and last < masked:
+        pytest.skip('the states of masked positions are needed')
+    model, states, following = LanguageModel(llm), [], []
+    for count in (None, last):
+        key_values = model.new_cache(20)
+        if known:
+            model.read(embeddings[:, :known], key_values, last=0)
+        mask = torch.cat([torch.ones(masked, known + 12 - masked), torch.eye(masked)], dim=1)
+        states.append(
+            model.read(
+                embeddings[:, known : known + 12],
+                key_values,
+                mask=mask.bool() if masked else None,
+                last=count,
+            )
+        )
+        assert key_values.length == known + 12
+        following.append(model.read(embeddings[:, :4], key_values))
+    expected = states[0] if last is None else states[0][:, 12 - last :]
+    torch.testing.assert_close(states[1], expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(following[1], following[0], atol=2e-6, rtol=1e-5)

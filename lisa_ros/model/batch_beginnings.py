@@ -57,7 +57,7 @@ def _read(model: LanguageModel, new: dict[PromptKey, Tensor]) -> dict[PromptKey,
     read = {}
     for length, beginnings in by_length.items():
         cache = model.new_cache(length, len(beginnings))
-        model.read(torch.stack([new[beginning] for beginning in beginnings]), cache)
+        model.read(torch.stack([new[beginning] for beginning in beginnings]), cache, last=0)
         for row, beginning in enumerate(beginnings):
             read[beginning] = cache.view(length, slice(row, row + 1))
     return read

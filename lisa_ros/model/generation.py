@@ -66,6 +66,7 @@ def prefill(
     key_values: KeyValues | None = None,
     drafts: Drafts = NO_DRAFTS,
     max_new_tokens: int = 0,
+    first_state: int = 0,
 ) -> Prefill:
     """Read a prompt and drafts of its answer.
 
@@ -76,6 +77,7 @@ def prefill(
             whole prompt is read.
         drafts: replies that the model may give.
         max_new_tokens: room for the answer.
+        first_state: the first position whose state is needed, at most L - 1.
 
     Raises:
         ModelError: the scores of a token are NaN.
@@ -83,12 +85,13 @@ def prefill(
     length, tree = len(embeddings), drafts.tree()
     if key_values is None:
         key_values = model.new_cache(length + max(len(tree), max_new_tokens))
-    states, tokens = _read(model, embeddings[key_values.length :], key_values, tree)
+    new = embeddings[key_values.length :]
+    states, tokens = _read(model, new, key_values, tree, min(len(new), length - first_state))
     return Prefill(states, length, key_values, tokens, drafts)
 
 
 def _read(
-    model: LanguageModel, embeddings: Tensor, key_values: KeyValues, tree: DraftTree
+    model: LanguageModel, embeddings: Tensor, key_values: KeyValues, tree: DraftTree, last: int
 ) -> tuple[Tensor, tuple[GeneratedToken, ...]]:
     """Read the next positions and drafts of what follows; keep the drafts that are right.
 
@@ -97,14 +100,16 @@ def _read(
         embeddings: (n, D) of the positions.
         key_values: of all positions before them; extended.
         tree: the drafts.
+        last: how many of the last positions' states are needed, at least 1.
 
     Returns:
-        The states of the positions, (n, D), and the next tokens: one, and those of the drafts.
+        The states of the last positions, (last, D), and the next tokens: one, and those of the
+        drafts.
     """
     drafted, start = len(tree), key_values.length
     end = start + len(embeddings)
     if not drafted:
-        states = model.read(embeddings[None], key_values)[0]
+        states = model.read(embeddings[None], key_values, last=last)[0]
         return states, check_tokens(accepted_tokens(model, [states[-1:]], [tree])[0][0])
     device = embeddings.device
     tokens = torch.tensor(tree.tokens, device=device)
@@ -113,7 +118,9 @@ def _read(
     positions = torch.cat([torch.arange(start, end, device=device), behind])
     before = torch.ones((drafted, end), dtype=torch.bool)
     mask = torch.cat([before, tree.mask()], dim=1).to(device)
-    states = model.read(embeddings[None], key_values, positions=positions[None], mask=mask)[0]
+    states = model.read(
+        embeddings[None], key_values, positions=positions[None], mask=mask, last=last + drafted
+    )[0]
     ((accepted, nodes),) = accepted_tokens(model, [states[-drafted - 1 :]], [tree])
     key_values.keep(end, [end + node for node in nodes])
     return states[:-drafted], check_tokens(accepted)
@@ -236,4 +243,4 @@ def _tokens(
                     yield token
             decoder = None  # its memory is full
         last = model.embed(torch.tensor(answer[-1:], device=model.device))
-        tokens = _read(model, last, prompt.key_values, tree)[1]
+        tokens = _read(model, last, prompt.key_values, tree, last=1)[1]

@@ -8,7 +8,6 @@ the same pixels to the bit (test/test_image_preparation.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from lisa_ros.model.image_processing import (
     check_rgb,
     clip_pixels,
     clip_resized_shape,
+    normalized_levels,
     sam_input,
     sam_resized_shape,
 )
@@ -69,8 +69,9 @@ class GpuPreparation:
     def __init__(self, clip: ClipPreprocessing, sam_size: int, device: torch.device):
         """Prepare for a CLIP of which `can_prepare` is true."""
         self._clip, self._sam_size, self._device = clip, sam_size, device
-        self._clip_values = _values(clip.scale, clip.mean, clip.std).to(device)
-        self._sam_values = _values(1.0, SAM_MEAN, SAM_STD).to(device)
+        clip_values = normalized_levels(clip.scale, tuple(clip.mean), tuple(clip.std))
+        self._clip_values = torch.tensor(clip_values, device=device)
+        self._sam_values = torch.tensor(normalized_levels(1.0, SAM_MEAN, SAM_STD), device=device)
 
     @staticmethod
     def can_prepare(clip: ClipPreprocessing) -> bool:
@@ -115,13 +116,6 @@ def _center_crop(frame: Tensor, height: int, width: int) -> Tensor:
     frame = F.pad(frame, (0, 0, left, missing_x - left, top, missing_y - top))
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     return frame[top : top + height, left : left + width]
-
-
-def _values(scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the normalized value of each grey level of each colour, (3, 256) float32."""
-    levels = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
-    mean, std = (np.float32(numbers)[:, None] for numbers in (mean, std))
-    return torch.from_numpy((levels - mean) / std)
 
 
 def _normalized(frame: Tensor, values: Tensor) -> Tensor:

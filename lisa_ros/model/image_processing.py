@@ -8,6 +8,7 @@ square. Pillow resizes both, as in the original, so that the pixels are identica
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,32 @@ def check_rgb(image: np.ndarray) -> np.ndarray:
 def image_key(image: np.ndarray) -> tuple:
     """Return the cache key of an image: its shape and a hash of its pixels."""
     return image.shape, hashlib.blake2b(np.ascontiguousarray(image)).digest()
+
+
+# ---- normalization
+
+
+@functools.lru_cache(maxsize=16)
+def normalized_levels(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return the normalized value of each grey level of each colour, (3, 256) float32, read-only.
+
+    In the order and the types of transformers' CLIPImageProcessor, for identical bits.
+    """
+    levels = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
+    means, deviations = (np.float32(numbers)[:, None] for numbers in (mean, std))
+    values = (levels - means) / deviations
+    values.flags.writeable = False
+    return values
+
+
+def _normalized(
+    image: np.ndarray, scale: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> np.ndarray:
+    """Return an image (h, w, 3) uint8 as (3, h, w) float32, by the values of its grey levels."""
+    pixels = np.empty((3, *image.shape[:2]), np.float32)
+    for colour, values in enumerate(normalized_levels(scale, tuple(mean), tuple(std))):
+        np.take(values, image[..., colour], out=pixels[colour], mode='clip')
+    return pixels
 
 
 # ---- CLIP
@@ -154,10 +181,7 @@ def clip_pixels(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.ndarr
         ImageError: the image is not (H, W, 3) uint8.
     """
     resized = resize_for_clip(image, preprocessing)
-    # the order and the types of transformers' CLIPImageProcessor, for identical bits
-    values = (resized.astype(np.float64) * preprocessing.scale).astype(np.float32)
-    values = (values - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+    return _normalized(resized, preprocessing.scale, preprocessing.mean, preprocessing.std)
 
 
 def resize_for_clip(image: np.ndarray, preprocessing: ClipPreprocessing) -> np.ndarray:
@@ -259,7 +283,6 @@ def sam_input(image: np.ndarray, size: int) -> SamInput:
     original = check_rgb(image).shape[:2]
     height, width = sam_resized_shape(original, size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    values = (np.asarray(resized, np.float32) - np.float32(SAM_MEAN)) / np.float32(SAM_STD)
     pixels = np.zeros((3, size, size), np.float32)  # zeros after normalization: the mean colour
-    pixels[:, :height, :width] = values.transpose(2, 0, 1)
+    pixels[:, :height, :width] = _normalized(np.asarray(resized), 1.0, SAM_MEAN, SAM_STD)
     return SamInput(pixels, (height, width), (original[0], original[1]))

@@ -56,8 +56,11 @@ class LanguageModel:
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Return the states of new positions, (B, n, D) after the final norm; extend the cache.
+
+        Of positions whose states nobody needs, the last layer computes keys and values only.
 
         Args:
             embeddings: (B, n, D) of the new positions.
@@ -66,18 +69,25 @@ class LanguageModel:
             positions: (B, n) or (1, n) long, for the rotary embedding; None: one after the other.
             mask: (m, P) or (B, 1, m, P) bool, which positions the last m of the new ones see; all
                 others see those before them and themselves. None: m is 0.
+            last: return the states of that many of the last positions only, at least m; None: of
+                all n.
         """
         model, start, count = self._llm.model, key_values.length, embeddings.shape[1]
         if positions is None:
             positions = torch.arange(start, start + count, device=embeddings.device)[None]
         rotary = model.rotary_emb(embeddings, position_ids=positions)
         cosines, sines = (part[:, None] for part in rotary)  # (B, 1, n, d): for all heads
-        masks = _masks(start, count, mask, embeddings.device)
+        masks, kept = _masks(start, count, mask, embeddings.device), count
         states = embeddings
         for index, layer in enumerate(model.layers):
+            if last is not None and last < count and index == len(model.layers) - 1:
+                kept = last
+                masks = _masks(start + count - kept, kept, mask, embeddings.device)
             normed = _norm(layer.input_layernorm, states)
-            attended = _attend(layer.self_attn, normed, key_values, (cosines, sines), masks, index)
-            states = states + attended
+            attended = _attend(
+                layer.self_attn, normed, key_values, (cosines, sines), masks, index, kept
+            )
+            states = states[:, count - kept :] + attended
             states = states + layer.mlp(_norm(layer.post_attention_layernorm, states))
         key_values.advance(count)
         return _norm(model.norm, states)
@@ -91,6 +101,8 @@ def _masks(
     None: a position sees those before it and itself. Attention computes that fastest, for a single
     position or for the first ones of all.
     """
+    if count == 0:
+        return []
     plain = count - (0 if mask is None else mask.shape[-2])
     if mask is None and (start == 0 or count == 1):
         return [(slice(0, count), None)]
@@ -112,15 +124,20 @@ def _attend(
     rotary: tuple[Tensor, Tensor],
     masks: Sequence[tuple[slice, Tensor | None]],
     layer: int,
+    kept: int,
 ) -> Tensor:
-    """Return the output of a layer's attention, (B, n, D)."""
+    """Return the output of a layer's attention for the last `kept` positions, (B, kept, D)."""
     rows, count, _ = states.shape
     heads = (rows, count, -1, attention.head_dim)
-    queries = _rotate(attention.q_proj(states).view(heads).transpose(1, 2), *rotary)
     keys = _rotate(attention.k_proj(states).view(heads).transpose(1, 2), *rotary)
     values = attention.v_proj(states).view(heads).transpose(1, 2)
     keys, values = key_values.write(layer, keys, values)
-    start = keys.shape[2] - count
+    if kept == 0:
+        return states[:, :0]
+    asking = attention.q_proj(states[:, count - kept :]).view(rows, kept, -1, attention.head_dim)
+    rotary = [part[:, :, count - kept :] for part in rotary]
+    queries = _rotate(asking.transpose(1, 2), *rotary)
+    start = keys.shape[2] - kept
     parts = [
         F.scaled_dot_product_attention(
             queries[:, :, part],
@@ -134,7 +151,7 @@ def _attend(
         for part, mask in masks
     ]
     attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return attention.o_proj(attended.transpose(1, 2).reshape(rows, count, -1))
+    return attention.o_proj(attended.transpose(1, 2).reshape(rows, kept, -1))
 
 
 def _rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

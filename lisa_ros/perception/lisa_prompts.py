@@ -173,7 +173,7 @@ class PromptReader:
         room = length + max(drafts.max_tokens, max_new_tokens)
         known = self._prefixes.find(self._key(ids, encoded), needed, room)
         prompt = generation.prefill(
-            self._language_model, embeddings, known, drafts, max_new_tokens
+            self._language_model, embeddings, known, drafts, max_new_tokens, needed
         )
         if with_points and lacks_states:
             start = image - (prompt.length - len(prompt.states))
