@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -59,7 +60,13 @@ def create_output(
     profile = copy.copy(qos)  # rclpy writes overrides into it
     try:
         return node.create_lifecycle_publisher(
-            message_type, topic, profile, qos_overriding_options=output_qos_overrides()
+            message_type,
+            topic,
+            profile,
+            # The subscriber logs a QoS that does not fit. A handler of each output would cost the
+            # executor time for each message of a camera.
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
+            qos_overriding_options=output_qos_overrides(),
         )
     except Exception as error:  # rclpy has an exception type for each wrong override
         name = node.resolve_topic_name(topic)
