@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NODE_COLOUR, MODEL_COLOUR, LIMIT_COLOUR = 'tab:blue', 'tab:orange', 'tab:red'
+OTHER_COLOUR = 'tab:gray'  # of what something is compared with
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ took; the rest is the node, DDS and the way to the model and back: none, to its 
 asks, and the CPU time of the thread that runs the node's callbacks is divided by the number of
 frames: an upper bound of how long a frame holds the interpreter's lock.
 
+The same is measured of a node in Python that does nothing but publish ready messages
+(ready_node.py), in the same run: what rclpy and DDS cost on this machine.
+
 Writes OUT/node_latency.json and OUT/node_latency.png. Exit status 1 if a limit does not hold.
 """
 
@@ -20,7 +23,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import endurance_report as report
@@ -39,8 +42,11 @@ MEDIAN, PERCENTILE_95, CALLBACKS = 4.0, 12.0, 1.5  # limits [ms]
 WARM_UP = 20  # questions that are not measured
 RATE = 30.0  # of the camera [Hz]
 ISOLATIONS = ('process', 'thread')
+READY = 'ready'  # the node of ready_node.py
 SERVER, SERVER_COST = 'server', 15.0  # how much more a model on a server may cost [ms]
-PAUSE = 0.05  # between two questions [s]
+# between two questions [s]; at random, so that questions come at any time between two images
+PAUSES = 0.03, 0.1
+DISCOVERY = 4.0  # until a node that is no lifecycle node has been found [s]
 COUNTED = 10.0  # time in which the cost of frames is measured [s]
 
 
@@ -96,6 +102,8 @@ def frame_cost(peer: NodePeer, node: int) -> float:
 
 def measure(options: argparse.Namespace, isolation: str) -> tuple[np.ndarray, float]:
     """Return the times of the answers, (questions, 2) [ms], and the cost of a frame [ms]."""
+    if isolation == READY:
+        return ask_ready_node(options)
     if isolation == SERVER:
         with running_server() as url:
             return ask_node(options, isolation, url, {'tracker': 'off'})
@@ -117,20 +125,47 @@ def ask_node(
     options: argparse.Namespace, isolation: str, model: str, parameters: dict[str, str]
 ) -> tuple[np.ndarray, float]:
     """Return the times of the answers and the cost of a frame, as `measure`, of a node."""
-    size = ['--width', str(options.width), '--height', str(options.height)]
     command = processes.node_command(options.out, model, parameters)
-    camera = [*processes.CAMERA, '--rate', str(RATE), '--no-depth', *size]
+    return ask_command(options, isolation, command, NodePeer.wait_until_active)
+
+
+def ask_ready_node(options: argparse.Namespace) -> tuple[np.ndarray, float]:
+    """Return the times of the answers and the cost of a frame, as `measure`, of ready_node.py."""
+    command = [sys.executable, str(Path(__file__).with_name('ready_node.py')), *size_of(options)]
+    return ask_command(options, READY, command, lambda peer: peer.spin(DISCOVERY))
+
+
+def size_of(options: argparse.Namespace) -> list[str]:
+    """Return the size of the images as arguments of the camera and of ready_node.py."""
+    return ['--width', str(options.width), '--height', str(options.height)]
+
+
+def ask_command(
+    options: argparse.Namespace,
+    name: str,
+    command: Sequence[str],
+    wait: Callable[[NodePeer], object],
+) -> tuple[np.ndarray, float]:
+    """Return the times of the answers and the cost of a frame, as `measure`.
+
+    Args:
+        options: of the command line.
+        name: of what is measured.
+        command: that starts the node.
+        wait: returns when the node can be asked.
+    """
+    camera = [*processes.CAMERA, '--rate', str(RATE), '--no-depth', *size_of(options)]
     asker = Asker()
     with (
         processes.started(command, options.out / 'node_latency_node.log') as node,
         processes.started(camera, options.out / 'node_latency_camera.log'),
     ):
-        asker.peer.wait_until_active()
+        wait(asker.peer)
         asker.peer.spin(2)
-        rows = []
-        for number in tqdm(range(WARM_UP + options.questions), desc=isolation, unit='question'):
+        rows, random = [], np.random.default_rng(0)
+        for number in tqdm(range(WARM_UP + options.questions), desc=name, unit='question'):
             rows.append(asker.ask(f'the mug {number}'))
-            asker.peer.spin(PAUSE)
+            asker.peer.spin(random.uniform(*PAUSES))
         cost = frame_cost(asker.peer, node.pid)
     asker.peer.close()
     return np.array(rows[WARM_UP:]), cost
@@ -154,11 +189,13 @@ def limits(added: np.ndarray, cost: float, isolation: str) -> list[report.Limit]
 def plot(added: dict[str, np.ndarray], path: Path, title: str) -> None:
     """Draw what the node added to each answer, sorted."""
     drawn, (axis,) = report.figure(1, title)
+    colours = (report.NODE_COLOUR, report.MODEL_COLOUR)[: len(added) - 1]
     for (isolation, values), colour in zip(
-        added.items(), (report.NODE_COLOUR, report.MODEL_COLOUR), strict=False
+        added.items(), (*colours, report.OTHER_COLOUR), strict=True
     ):
         shares = np.linspace(0, 100, len(values))
-        axis.plot(shares, np.sort(values), color=colour, label=f'model in a {isolation}')
+        label = 'a node with ready messages' if isolation == READY else f'model in a {isolation}'
+        axis.plot(shares, np.sort(values), color=colour, label=label)
     for value, share in ((MEDIAN, 50), (PERCENTILE_95, 95)):
         axis.plot(share, value, 'v', color=report.LIMIT_COLOUR, ms=6)
     axis.set(xlabel='percentile of the answers', ylabel='added time [ms]', ylim=(0, None))
@@ -182,13 +219,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     processes.join_graph()
     start = time.monotonic()
     rows, added, all_limits = {}, {}, []
-    for isolation in (options.isolation,) if options.isolation else ISOLATIONS:
+    kinds = (options.isolation,) if options.isolation else ISOLATIONS
+    for isolation in (*kinds, READY):
         times, cost = measure(options, isolation)
         added[isolation] = times[:, 0] - times[:, 1]
-        all_limits += limits(added[isolation], cost, isolation)
+        if isolation != READY:
+            all_limits += limits(added[isolation], cost, isolation)
         rows[isolation] = {
             'whole [ms]': float(np.median(times[:, 0])),
             'model [ms]': float(np.median(times[:, 1])),
+            'callbacks for a frame [ms]': cost,
             'added [ms]': [round(float(value), 3) for value in added[isolation]],
         }
     rclpy.shutdown()
@@ -204,6 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot(added, options.out / 'node_latency.png', title)
     print(f'figures: {result.write(options.out)}')
     result.print_table()
+    median, high = np.percentile(added[READY], (50, 95))
+    cost = rows[READY]['callbacks for a frame [ms]']
+    print(
+        f'  a node that publishes ready messages: median {median:.1f} ms, p95 {high:.1f} ms, '
+        f'callbacks for a frame {cost:.1f} ms'
+    )
     return int(not result.holds)
 
 

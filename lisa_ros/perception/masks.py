@@ -104,11 +104,15 @@ def confidence_image(mask_logits: np.ndarray) -> np.ndarray:
     height, width = mask_logits.shape[1:]
     confidence = np.empty((height, width), np.uint8)
     step = max(1, _BLOCK // max(1, width))
-    for start in range(0, height, step):
-        rows = slice(start, start + step)
-        values = mask_logits[:, rows].max(axis=0)
-        np.clip(values, -30, 30, out=values)  # exp stays finite in float32
-        np.exp(np.negative(values, out=values), out=values)
-        np.divide(255, np.add(values, 1, out=values), out=values)
-        confidence[rows] = np.rint(values, out=values)
+    buffer = np.empty((step, width), np.float32)
+    with np.errstate(over='ignore'):  # exp(100) is infinite in float32, and 255 / inf is 0
+        for start in range(0, height, step):
+            rows = slice(start, start + step)
+            highest = (
+                mask_logits[0, rows] if len(mask_logits) == 1 else mask_logits[:, rows].max(0)
+            )
+            values = buffer[: len(highest)]
+            np.exp(np.negative(highest, out=values), out=values)
+            np.divide(255, np.add(values, 1, out=values), out=values)
+            confidence[rows] = np.add(values, 0.5, out=values)  # rounded, as it is cut
     return confidence

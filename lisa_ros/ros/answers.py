@@ -109,7 +109,13 @@ class TopicListener:
         result = answer.result
         if self._tracking is not None and result.status in ANSWERED:
             self._tracking.on_answer(answer.frame, result)
-        self._log(request, result)
+        self._publish(answer)
+        self._log(request, result)  # after the messages: clients wait for these
+        if result.status is Status.FOUND and answer.frame is not None:
+            self._remember(answer.frame, answer)
+
+    def _publish(self, answer: _Answer) -> None:
+        result = answer.result
         if result.status not in ANSWERED and not len(result.masks):
             # The request was not answered: an empty ~/mask would say that nothing was found.
             self._publishers.answers.publish_status(answer.message)
@@ -121,15 +127,12 @@ class TopicListener:
         left_out = result.status is Status.NOT_FOUND and result.reason
         if result.answer:
             self._publishers.publish_explanation(left_out or spoken_answer(result))
-        self._remember(answer)
 
-    def _remember(self, answer: _Answer) -> None:
+    def _remember(self, frame: SyncedMessages, answer: _Answer) -> None:
         """Note where the objects are; an error is logged, as the answer has been published."""
-        result, frame = answer.result, answer.frame
-        if result.status is not Status.FOUND or frame is None:
-            return
+        objects = answer.localized.objects
         try:
-            self._context.places.note(frame, result, answer.localized.objects, self._camera)
+            self._context.places.note(frame, answer.result, objects, self._camera)
         except Exception:  # noqa: BLE001  # a bug, or an image that cannot be decoded again
             self._context.log.error(traceback.format_exc(), 'places')
 
