@@ -102,12 +102,15 @@ class ForcedLanguageModel(LanguageModel):
         self._reply.copy_(torch.tensor(padded))
         self._prompt_length.fill_(prompt_length)
 
-    def read(self, embeddings: Tensor, key_values, *, positions=None, mask=None) -> Tensor:
+    def read(
+        self, embeddings: Tensor, key_values, *, positions=None, mask=None, last=None
+    ) -> Tensor:
         """Note which positions are read; see LanguageModel."""
         start = key_values.length
-        states = super().read(embeddings, key_values, positions=positions, mask=mask)
+        states = super().read(embeddings, key_values, positions=positions, mask=mask, last=last)
         if positions is None:
             positions = torch.arange(start, start + embeddings.shape[1], device=self.device)[None]
+        positions = positions[:, positions.shape[1] - states.shape[1] :]
         # whole numbers up to 256 are exact in bf16
         states[..., -1] = (positions // _BASE).to(states.dtype)
         states[..., -2] = (positions % _BASE).to(states.dtype)
