@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import signal
 import socket
@@ -126,6 +127,14 @@ def _name(process: psutil.Process) -> str:
     return ''
 
 
+def upload(image: np.ndarray, shift: int) -> tuple[str, bytes]:
+    """Return content type and body of a request about an image, moved by some pixels."""
+    jpeg = io.BytesIO()
+    Image.fromarray(np.roll(image, shift, axis=1)).save(jpeg, 'JPEG', quality=90)
+    query = SegmentQuery('segment the mug', deadline=DEADLINE)
+    return encode_request(jpeg.getvalue(), 'image/jpeg', query)
+
+
 class Client:
     """Sends new images over one connection."""
 
@@ -135,16 +144,15 @@ class Client:
         self._connection = http.client.HTTPConnection('127.0.0.1', port, timeout=2 * DEADLINE)
 
     def ask(self, outcome: Outcome) -> None:
-        """Send one request and note the result."""
-        outcome.add(*self.send())
+        """Send one request about a new image and note the result."""
+        outcome.add(*self.send(*self.upload()))
 
-    def send(self) -> tuple[int, float]:
+    def upload(self) -> tuple[str, bytes]:
+        """Return content type and body of a request about a new image."""
+        return upload(self._image, int(self._random.integers(self._image.shape[1])))
+
+    def send(self, kind: str, body: bytes) -> tuple[int, float]:
         """Send one request; return its status, 0 without an answer, and how long it took [s]."""
-        jpeg = io.BytesIO()
-        shift = int(self._random.integers(self._image.shape[1]))
-        Image.fromarray(np.roll(self._image, shift, axis=1)).save(jpeg, 'JPEG', quality=90)
-        query = SegmentQuery('segment the mug', deadline=DEADLINE)
-        kind, body = encode_request(jpeg.getvalue(), 'image/jpeg', query)
         start = time.perf_counter()
         try:
             self._connection.request('POST', SEGMENT_PATH, body, {'Content-Type': kind})
@@ -175,16 +183,21 @@ def closed_load(clients: list[Client], seconds: float, outcome: Outcome) -> None
 
 
 def open_load(server: Server, image: np.ndarray, rate: float, seconds: float) -> Outcome:
-    """Let requests arrive at a rate [1/s], as a Poisson process."""
+    """Let requests arrive at a rate [1/s], as a Poisson process.
+
+    The uploads are made before, since clients of a real server have processors of their own. An
+    image comes back after so many others that the server does not know it any more.
+    """
     outcome, threads = Outcome(seconds=seconds), []
+    uploads = itertools.cycle([upload(image, shift) for shift in range(image.shape[1])])
     random = np.random.default_rng(0)
     idle = [Client(server.port, image, number) for number in range(64)]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        client = idle.pop() if idle else None
+        client, request = idle.pop() if idle else None, next(uploads)
 
-        def work(client: Client = client) -> None:
-            client.ask(outcome)
+        def work(client: Client = client, request: tuple[str, bytes] = request) -> None:
+            outcome.add(*client.send(*request))
             idle.append(client)
 
         if client is not None:

@@ -68,7 +68,7 @@ class Load:
     def _ask(self, client: Client) -> None:
         while not self._has_ended.is_set():
             sent = time.monotonic()
-            status, _ = client.send()
+            status, _ = client.send(*client.upload())
             self.requests.append(Request(sent, time.monotonic(), status))
 
 

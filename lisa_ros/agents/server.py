@@ -30,6 +30,7 @@ from lisa_ros.agents.node_access import NodeAccess
 from lisa_ros.agents.tools import LisaTools
 from lisa_ros.errors import SettingsError
 from lisa_ros.stop_signals import STOP_SIGNALS
+from lisa_ros.tcp_delay import send_at_once
 
 _MAX_BODY = 256 * 1024  # of an HTTP request [bytes]
 _MAX_SESSIONS = 32  # of HTTP clients at a time
@@ -170,6 +171,7 @@ def _listener(address: HttpAddress) -> socket.socket:
     family = socket.AF_INET6 if ':' in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    send_at_once(listener)
     try:
         listener.bind((address.host, address.port))
         listener.listen()  # clients that come before the server runs wait

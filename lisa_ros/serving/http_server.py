@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from lisa_ros.errors import SettingsError
 from lisa_ros.serving.http_protocol import limited_protocol
 from lisa_ros.serving.limits import ServerLimits
+from lisa_ros.tcp_delay import send_at_once
 
 _HEAD_BYTES = 16 << 10  # of the head of a request
 _KEEP_ALIVE = 75  # of an idle connection [s]
@@ -70,6 +71,8 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
                 sockets.append(socket.create_server(at, family=family, backlog=_BACKLOG))
         if not sockets:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        for each in sockets:
+            send_at_once(each)
         return sockets
     except OSError as error:
         for each in sockets:

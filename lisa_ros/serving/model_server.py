@@ -81,7 +81,9 @@ class ModelServer:
         native_settings.apply()
         self._plan = plan
         self._backend = load_backend(plan.model, plan.load_options)
-        self._model_thread = ThreadPoolExecutor(1, 'model')
+        # requests are read and refused while the model has all cores
+        lower = native_settings.lower_thread_priority
+        self._model_thread = ThreadPoolExecutor(1, 'model', initializer=lower)
         self._helpers = ThreadPoolExecutor(_HELPERS, 'images')
         self._queue: BatchQueue | None = None
         self._worker: asyncio.Task | None = None
