@@ -21,6 +21,7 @@ LAYERS = [
         'ray_environment',
         'resources',
         'stop_signals',
+        'tcp_delay',
         'perception.masks',
     ],
     ['files', 'launch_arguments', 'optional_packages', 'server_connection'],

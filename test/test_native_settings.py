@@ -4,8 +4,11 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from lisa_ros import native_settings
 
 MEASURE = """
 import os, resource
@@ -58,3 +61,19 @@ def test_threads_of_openmp_wait_shortly():
 )
 def test_settings_of_the_user_stay(name, expected):
     assert measure(**{name: 'infinite'})[1] == expected
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere it is the priority of the process')
+def test_a_thread_lowers_its_own_priority_and_that_of_its_threads():
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    def lowered():
+        native_settings.lower_thread_priority()
+        with ThreadPoolExecutor(1) as below:
+            return nice(), below.submit(nice).result()
+
+    before = nice()
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(lowered).result() == (min(before + 5, 19),) * 2
+    assert nice() == before

@@ -31,6 +31,7 @@ from lisa_ros.perception.backend import (
     LoadOptions,
     Query,
     ReportsInputSide,
+    precision_of,
 )
 from lisa_ros.perception.batch import can_batch, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
@@ -94,7 +95,7 @@ class ModelServer:
         """Return what the model is and can do, as JSON of GET /v1/models."""
         capabilities = dataclasses.asdict(self._backend.capabilities)
         return {
-            'precision': getattr(self._backend, 'precision', ''),
+            'precision': precision_of(self._backend),
             'device': self._backend.device,
             'capabilities': capabilities | {'scores': capabilities['scores'].name.lower()},
             'input_side': self._input_side(),
