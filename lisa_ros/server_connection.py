@@ -46,8 +46,9 @@ def is_loopback(host: str) -> bool:
 
 def retry_after(value: str) -> float | None:
     """Return the time that a Retry-After header asks for [s], at least 0; None: it has none."""
-    if value.strip().isdecimal():
-        return float(value)
+    seconds = value.strip()
+    if seconds.isascii() and seconds.isdecimal():
+        return float(seconds)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError, OverflowError):

@@ -803,7 +803,17 @@ def test_settings_that_contradict_each_other_are_errors(folders):
 
 @pytest.mark.parametrize(
     ('value', 'seconds'),
-    [('3', 3), (' 0 ', 0), ('', None), ('soon', None), ('-1', None), ('1.5', None)],
+    [
+        ('3', 3),
+        (' 0 ', 0),
+        ('\x1e3', 3),
+        ('', None),
+        ('soon', None),
+        ('-1', None),
+        ('1.5', None),
+        ('\u0663', None),
+        ('\u00b2', None),
+    ],
 )
 def test_retry_after(value, seconds):
     assert retry_after(value) == seconds

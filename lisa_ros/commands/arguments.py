@@ -75,7 +75,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, object]:
 
 def positive_int(text: str) -> int:
     """Parse an integer of 1 or more."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not an integer of 1 or more')
     return int(text)
 

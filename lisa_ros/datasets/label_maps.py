@@ -111,7 +111,9 @@ def read_ade20k(
     class_file = root / 'objectInfo150.txt'
     rows = [line.split('\t') for line in _lines(class_file) if line.strip()]
     class_names = {
-        int(row[0]): row[-1].split(',')[0].strip() for row in rows if row[0].strip().isdecimal()
+        int(number): row[-1].split(',')[0].strip()
+        for row in rows
+        if (number := row[0].strip()).isdecimal()
     }
     images, label_maps = root / 'images' / split, root / 'annotations' / split
     return _pair_with_images(label_maps, images, class_names, class_file, on_error)

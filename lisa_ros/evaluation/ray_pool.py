@@ -122,7 +122,7 @@ def _connect(ray: ModuleType, pool: RayPool) -> None:
     quiet = {'log_to_driver': False, 'logging_level': 'error'}
     if pool.address:
         host, _, port = pool.address.rpartition(':')
-        if host and port.isdigit():  # Ray itself would retry for ten minutes
+        if host and port.isdecimal():  # Ray itself would retry for ten minutes
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=pool.address, **quiet)
         return

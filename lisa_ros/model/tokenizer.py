@@ -336,6 +336,11 @@ def _read_pieces(path: Path) -> SentencePieceProcessor:
         ) from error
     if count < 1:
         raise CheckpointError(f'{path}: holds no SentencePiece model; download it again')
+    if not 0 <= pieces.unk_id() < count:
+        raise CheckpointError(
+            f'{path}: none of its {count} pieces stands for unknown text; expected one, such as '
+            '<unk>: download it again'
+        )
     return pieces
 
 

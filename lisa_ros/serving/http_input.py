@@ -47,7 +47,7 @@ def content_length(request: Request, limit: int) -> int:
     """
     text = request.headers.get('content-length', '')
     # with both, HTTP says that the body comes in chunks, and is as long as they are
-    if not text.isdigit() or 'transfer-encoding' in request.headers:
+    if not (text.isascii() and text.isdecimal()) or 'transfer-encoding' in request.headers:
         raise ProblemError(
             Problem.LENGTH_REQUIRED,
             'the request has no Content-Length, or comes in chunks; expected a length: send the '

@@ -76,7 +76,7 @@ def connect(plan: PoolPlan) -> None:
     try:
         if plan.address:
             host, _, port = plan.address.rpartition(':')
-            if host and port.isdigit():  # Ray itself would retry for ten minutes
+            if host and port.isdecimal():  # Ray itself would retry for ten minutes
                 socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address=plan.address, **quiet)
         else:
