@@ -242,5 +242,5 @@ def _tokens(
                     answer.append(token.token_id)
                     yield token
             decoder = None  # its memory is full
-        last = model.embed(torch.tensor(answer[-1:], device=model.device))
-        tokens = _read(model, last, prompt.key_values, tree, last=1)[1]
+        newest = model.embed(torch.tensor(answer[-1:], device=model.device))
+        tokens = _read(model, newest, prompt.key_values, tree, last=1)[1]

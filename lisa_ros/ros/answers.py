@@ -109,12 +109,13 @@ class TopicListener:
         result = answer.result
         if self._tracking is not None and result.status in ANSWERED:
             self._tracking.on_answer(answer.frame, result)
-        self._publish(answer)
+        self._publish_messages(answer)
         self._log(request, result)  # after the messages: clients wait for these
         if result.status is Status.FOUND and answer.frame is not None:
             self._remember(answer.frame, answer)
 
-    def _publish(self, answer: _Answer) -> None:
+    def _publish_messages(self, answer: _Answer) -> None:
+        """Publish an answer on the topics that have subscribers."""
         result = answer.result
         if result.status not in ANSWERED and not len(result.masks):
             # The request was not answered: an empty ~/mask would say that nothing was found.
