@@ -15,6 +15,7 @@ import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag1 import Reader as Reader1
 
+from lisa_ros.error_text import printable
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.messages.bag_files import ZSTD_MAGIC, open_storages
 from lisa_ros.messages.bag_reader import BagReader
@@ -22,6 +23,7 @@ from lisa_ros.messages.image import message_to_rgb
 from lisa_ros.messages.stamp import stamp_ns
 
 _IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+_MOST_NAMED = 6  # topics in an error
 _STAMP_LIMIT = 2**31 * 10**9  # of builtin_interfaces/Time [ns]
 
 
@@ -207,7 +209,7 @@ def _image_messages(
 
 def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return the connections of an image topic; topic None: the only one with images."""
-    if not reader.connections:
+    if not reader.connections and not reader.foreign_topics:
         raise DataError(
             f'{bag}: nothing in it can be read; expected a topic with images: record it again'
         )
@@ -217,8 +219,21 @@ def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[
         return connections
     chosen = [c for c in connections if c.topic == topic]
     if not chosen:
-        problem = f'no images on {topic}' if topic else 'more than one topic with images, or none'
-        raise DataError(
-            f'{bag}: {problem}; expected --topic to be one of {", ".join(topics) or "none"}'
-        )
+        raise _no_image_topic(reader, bag, topic, topics)
     return chosen
+
+
+def _no_image_topic(
+    reader: BagReader, bag: Path, topic: str | None, topics: list[str]
+) -> DataError:
+    """Return the error of a bag where no topic can be chosen; `topics` have images."""
+    if topics:
+        problem = f'no images on {topic}' if topic else 'more than one topic with images'
+        return DataError(f'{bag}: {problem}; expected --topic to be one of {", ".join(topics)}')
+    kinds = {c.topic: c.msgtype for c in reader.connections} | reader.foreign_topics
+    found = [f'{printable(name)} ({printable(kind)})' for name, kind in sorted(kinds.items())]
+    more = f' and {len(found) - _MOST_NAMED} more' if len(found) > _MOST_NAMED else ''
+    return DataError(
+        f'{bag}: no topic with images among {", ".join(found[:_MOST_NAMED])}{more}; expected '
+        f'{" or ".join(_IMAGE_TYPES)} in cdr, as `ros2 bag record` writes them'
+    )

@@ -14,7 +14,7 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
 from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
 
-from lisa_ros.error_text import one_line
+from lisa_ros.error_text import one_line, printable, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.files.access import access_problem, list_folder
 from lisa_ros.files.text import read_yaml
@@ -25,6 +25,7 @@ from lisa_ros.messages.sqlite_scan import SqliteScan
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
+_LARGEST_MESSAGE = 2**30  # decompressed [bytes]; a point cloud has 0.03 GB
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class BagMetadata:
 
     files: tuple[str, ...]  # names in the bag's folder
     are_messages_compressed: bool
+    message_counts: dict[str, int]  # by topic
 
 
 def open_storages(
@@ -62,17 +64,16 @@ def open_storages(
         is_unknown = bag.is_dir() and (bag / 'metadata.yaml').exists()
         decompress = _decompress_if_compressed if is_unknown else None
         return _open_files(bag, list(filter(None, files)), on_error, decompress)
+    # rosbags opens a folder, too, but loses topics that differ in its files and metadata.yaml,
+    # such as by a quality of service that was edited there
     present = _present_files(bag, metadata, on_error)
     _check_logs(bag, present, on_error)
-    if len(present) == len(metadata.files):
-        with contextlib.suppress(Exception):  # what is wrong with it, its files say
-            reader = Reader2(bag)
-            reader.open()
-            decompress = _decompress if metadata.are_messages_compressed else None
-            return [OpenStorage(reader, tuple(present), decompress, is_raw=False)]
     files = [_decompressed_file(bag, path, on_error, stack) for path in present]
-    decompress = _decompress if metadata.are_messages_compressed else None
-    return _open_files(bag, list(filter(None, files)), on_error, decompress)
+    decompress = _decompress_if_compressed if metadata.are_messages_compressed else None
+    storages = _open_files(bag, list(filter(None, files)), on_error, decompress)
+    if len(storages) == len(metadata.files):
+        _check_topics(bag, metadata, storages, on_error)
+    return storages
 
 
 # ---- metadata.yaml
@@ -92,10 +93,16 @@ def _read_metadata(bag: Path) -> BagMetadata | None:
         information = read_yaml(path)['rosbag2_bagfile_information']
         names = [PurePosixPath(name).name for name in information['relative_file_paths']]
         mode = str(information.get('compression_mode', '')).lower()
+        counts = {
+            topic['topic_metadata']['name']: topic['message_count']
+            for topic in information.get('topics_with_message_count') or ()
+        }
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     names = [name for name in names if PurePosixPath(name).suffix in (*_SUFFIXES, '.zstd')]
-    return BagMetadata(tuple(names), mode == 'message') if names else None
+    if not names:
+        return None
+    return BagMetadata(tuple(dict.fromkeys(names)), mode == 'message', counts)
 
 
 def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> list[Path]:
@@ -114,6 +121,22 @@ def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> 
         else:
             present.append(bag / name)
     return present
+
+
+def _check_topics(
+    bag: Path, metadata: BagMetadata, storages: Sequence[OpenStorage], on_error: ErrorHandler
+) -> None:
+    """Report topics that metadata.yaml lists with messages, and that no file has."""
+    present = {c.topic for storage in storages for c in storage.storage.connections}
+    for topic, count in metadata.message_counts.items():
+        if count and topic not in present:
+            on_error(
+                DataError(
+                    f'{bag}: none of the {short_repr(count)} messages on {printable(str(topic))} '
+                    'can be read, which metadata.yaml lists, because no file has this topic: '
+                    f'{cure(storages[0].files[0])}'
+                )
+            )
 
 
 def _files_in(bag: Path) -> list[Path]:
@@ -182,7 +205,7 @@ def _open_file(bag: Path, path: Path, on_error: ErrorHandler) -> Storage | None:
         return _scan_file(bag, path, error, on_error)
     if path.suffix == '.mcap' and not getattr(reader.storage, 'chunks', True):
         reader.close()  # without an index, rosbags needs messages by rising time
-        return McapScan(path)
+        return _reported(bag, path, McapScan(path), on_error)
     return reader
 
 
@@ -262,10 +285,16 @@ def _decompressed_file(
     return target
 
 
-def _decompress(raw_message: bytes) -> bytes:
-    return zstd.decompress(raw_message)
-
-
 def _decompress_if_compressed(raw_message: bytes) -> bytes:
-    """Return the data of a message that may be compressed."""
-    return zstd.decompress(raw_message) if raw_message[:4] == ZSTD_MAGIC else raw_message
+    """Return the data of a message that may be compressed.
+
+    Raises:
+        Exception: of any type, if it is damaged.
+    """
+    if raw_message[:4] != ZSTD_MAGIC:
+        return raw_message
+    decompressor = zstd.ZstdDecompressor()
+    content = decompressor.decompress(raw_message, _LARGEST_MESSAGE)
+    if not decompressor.eof:
+        raise ValueError(f'it is cut, or has more than {_LARGEST_MESSAGE} bytes')
+    return content

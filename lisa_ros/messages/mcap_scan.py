@@ -46,6 +46,7 @@ _DEFINITION_FORMATS = {
     'omgidl': MessageDefinitionFormat.IDL,
     '': MessageDefinitionFormat.NONE,
 }
+_NO_DEFINITION = MessageDefinitionFormat.NONE
 
 
 @dataclass(frozen=True)
@@ -295,22 +296,28 @@ class McapScan:
             self._channels[number] = (topic.decode(), schema, encoding.decode())
 
     def _make_connections(self) -> None:
-        """Make a connection of each ROS 2 channel."""
+        """Make a connection of each channel; its format tells whether it is one of ROS 2."""
         counts: dict[int, int] = {}
         for entry in self._entries:
             counts[entry.channel] = counts.get(entry.channel, 0) + 1
+        self.damage += [
+            f'the channel {number} of {count} messages is not described'
+            for number, count in counts.items()
+            if number not in self._channels
+        ]
         for number, (topic, schema, encoding) in sorted(self._channels.items()):
-            name, kind, definition = self._schemas.get(schema, ('', None, b''))
-            if encoding != 'cdr' or kind not in _DEFINITION_FORMATS:
-                continue
+            name, kind, definition = self._schemas.get(schema, ('no schema', None, b''))
+            serialization = encoding or 'an unknown encoding'
+            if encoding == 'cdr' and kind not in _DEFINITION_FORMATS:
+                serialization = f'cdr, defined as {kind}'
             text = definition.decode(errors='replace')
-            ext = ConnectionExtRosbag2(encoding, [])
+            ext = ConnectionExtRosbag2(serialization, [])
             self.connections.append(
                 Connection(
                     number,
                     topic,
                     name,
-                    MessageDefinition(_DEFINITION_FORMATS[kind], text),
+                    MessageDefinition(_DEFINITION_FORMATS.get(kind, _NO_DEFINITION), text),
                     '',
                     counts.get(number, 0),
                     ext,
