@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags with an edited metadata.yaml, and MCAP files of other loggers: read, or a clear reason."""
 
+import dataclasses
+
 import mcap_writer
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from rosbags.rosbag2.reader import zstd
 
 from lisa_ros.errors import DataError
+from lisa_ros.evaluation.ground_truth import InstanceTopic
 from lisa_ros.messages import bag_files
 from lisa_ros.messages.bag import BagImage, read_images
 
@@ -102,6 +105,19 @@ def test_a_message_that_decompresses_to_too_much_costs_itself(tmp_path, monkeypa
     stamps, (error,) = stamps_and_errors(bag)
     assert stamps == [STAMPS[0], *STAMPS[2:]]
     assert 'has more than 1000000 bytes' in error
+
+
+def test_ids_of_a_topic_may_come_without_a_step(tmp_path):
+    """The decoder of images reads 0 as "not set", too."""
+    ids = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    message = image(STORE, FRAMES[0], pixels=ids, encoding='mono8')
+    message = dataclasses.replace(message, step=0)
+    records = [
+        mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION)),
+        mcap_writer.message(1, STAMPS[0], bytes(STORE.serialize_cdr(message, IMAGE))),
+    ]
+    truth = InstanceTopic(mcap_writer.write(tmp_path / 'ids.mcap', records), TOPIC)
+    np.testing.assert_array_equal(truth.ids(STAMPS[0]), ids)
 
 
 # ---- MCAP files of other loggers
