@@ -15,7 +15,6 @@ import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag1 import Reader as Reader1
 
-from lisa_ros.error_text import printable
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.messages.bag_files import ZSTD_MAGIC, open_storages
 from lisa_ros.messages.bag_reader import BagReader
@@ -231,7 +230,7 @@ def _no_image_topic(
         problem = f'no images on {topic}' if topic else 'more than one topic with images'
         return DataError(f'{bag}: {problem}; expected --topic to be one of {", ".join(topics)}')
     kinds = {c.topic: c.msgtype for c in reader.connections} | reader.foreign_topics
-    found = [f'{printable(name)} ({printable(kind)})' for name, kind in sorted(kinds.items())]
+    found = [f'{name} ({kind})' for name, kind in sorted(kinds.items())]
     more = f' and {len(found) - _MOST_NAMED} more' if len(found) > _MOST_NAMED else ''
     return DataError(
         f'{bag}: no topic with images among {", ".join(found[:_MOST_NAMED])}{more}; expected '

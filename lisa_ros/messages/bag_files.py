@@ -14,7 +14,7 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
 from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
 
-from lisa_ros.error_text import one_line, printable, short_repr
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.files.access import access_problem, list_folder
 from lisa_ros.files.text import read_yaml
@@ -132,7 +132,7 @@ def _check_topics(
         if count and topic not in present:
             on_error(
                 DataError(
-                    f'{bag}: none of the {short_repr(count)} messages on {printable(str(topic))} '
+                    f'{bag}: none of the {short_repr(count)} messages on {topic} '
                     'can be read, which metadata.yaml lists, because no file has this topic: '
                     f'{cure(storages[0].files[0])}'
                 )

@@ -20,7 +20,7 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from lisa_ros.error_text import one_line, printable, short_repr
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.messages.mcap_scan import McapScan
 
@@ -114,7 +114,7 @@ class BagReader:
                 '',
             ):
                 kind = f'{connection.msgtype} in {ext.serialization_format}'
-                self.foreign_topics[printable(str(connection.topic))] = printable(kind)
+                self.foreign_topics[str(connection.topic)] = kind
                 continue
             # a column of SQLite holds values of any type
             if isinstance(connection.topic, str) and isinstance(connection.msgtype, str):
