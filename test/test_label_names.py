@@ -11,6 +11,7 @@ from PIL import Image
 
 from lisa_ros.datasets.checking import read_checked
 from lisa_ros.datasets.coco import category_phrase
+from lisa_ros.datasets.json_io import check_image
 from lisa_ros.datasets.label_maps import read_ade20k
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError
@@ -208,3 +209,22 @@ def test_a_size_that_is_no_number_is_named(width, tmp_path):
     write_labels(tmp_path / 'a.json', ('mug', LEFT), imageWidth=width, imageHeight=H)
     with pytest.raises(DataError, match='expected the numbers 40 and 30, or null'):
         read_folder(tmp_path)
+
+
+# ---- names of images
+
+
+@pytest.mark.parametrize(
+    ('named', 'present'),
+    [('A.JPG', 'a.jpg'), ('cafe\u0301.jpg', 'caf\u00e9.jpg'), ('caf\u00e9.jpg', 'cafe\u0301.jpg')],
+)
+def test_an_image_that_is_there_in_another_spelling_is_named(named, present, tmp_path):
+    """Windows and macOS find such a file; both spellings of "é" look the same in an error."""
+    write_image(tmp_path / present)
+    with pytest.raises(DataError) as caught:
+        check_image(tmp_path / named, 'i.json')
+    assert str(caught.value).endswith(
+        f'the folder has {present!a} in place of {named!a}: rename it'
+    )
+    with pytest.raises(DataError, match='is missing; add it'):
+        check_image(tmp_path / 'b.jpg', 'i.json')

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, raise_error
-from lisa_ros.files.access import access_problem, path_below
+from lisa_ros.files.access import access_problem, list_folder, path_below
 from lisa_ros.files.text import read_json
 
 __all__ = [
@@ -117,7 +119,27 @@ def check_image(path: Path, source: str) -> Path:
     """
     problem = access_problem(path)
     if problem.startswith('no such'):
-        raise DataError(f'{source}: its image {path} is missing; add it')
+        similar = _names_by_spelling(path.parent).get(_spelling(path.name))
+        cure = (
+            f'the folder has {similar!a} in place of {path.name!a}: rename it'
+            if similar
+            else 'add it'
+        )
+        raise DataError(f'{source}: its image {path} is missing; {cure}')
     if problem or not path.is_file():
         raise DataError(f'{source}: its image {path}: {problem or "is a folder"}')
     return path
+
+
+@lru_cache(maxsize=8)
+def _names_by_spelling(folder: Path) -> dict[str, str]:
+    """Return the names in a folder by what `_spelling` makes of them; none if it has no names."""
+    try:
+        return {_spelling(path.name): path.name for path in list_folder(folder)}
+    except DataError:
+        return {}
+
+
+def _spelling(name: str) -> str:
+    """Return a name as Windows and macOS compare it: by letters, in upper or lower case."""
+    return unicodedata.normalize('NFC', name).casefold()
