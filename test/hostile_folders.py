@@ -460,6 +460,10 @@ RELEASED = {
     ),
     'a nested header': (safetensors(NESTED), 'cannot be read as JSON'),
     'a sparse file of 100 GB': (sparse, 'are holes without data'),
+    'tied weights that differ': (
+        set_keys('config.json', tie_word_embeddings=True),
+        'tie_word_embeddings is true, but the weights lm_head and embed_tokens differ',
+    ),
     # two sets of weights: transformers would load the whole file, and we the shards
     'weights in one file and in shards': (
         write('pytorch_model.bin.index.json', {'weight_map': {'a': 'pytorch_model-1.bin'}}),
