@@ -228,3 +228,30 @@ def test_an_image_that_is_there_in_another_spelling_is_named(named, present, tmp
     )
     with pytest.raises(DataError, match='is missing; add it'):
         check_image(tmp_path / 'b.jpg', 'i.json')
+
+
+# ---- ids
+
+
+def coco(folder, image_id, category_id):
+    """Write a file in COCO's format with these ids; return its data set."""
+    write_image(folder / 'a.png')
+    annotation = {'id': image_id, 'image_id': image_id, 'category_id': category_id}
+    content = {
+        'images': [{'id': image_id, 'file_name': 'a.png'}],
+        'categories': [{'id': category_id, 'name': 'mug'}],
+        'annotations': [{**annotation, 'segmentation': [np.ravel(LEFT).tolist()]}],
+    }
+    (folder / 'i.json').write_text(json.dumps(content))
+    return f'coco:{folder}/i.json:{folder}'
+
+
+def test_ids_as_whole_floats_are_integers(tmp_path):
+    (image,) = read_checked(coco(tmp_path, 3.0, 0.0), pytest.fail)
+    assert [query.text for query in image.queries] == ['mug']
+
+
+@pytest.mark.parametrize('number', [1.5, '1', None, True, float('inf'), 2.0**60])
+def test_other_ids_are_named(number, tmp_path):
+    with pytest.raises(DataError, match=r'"categories" has id .*; expected int'):
+        read_checked(coco(tmp_path, 1, number), pytest.fail)

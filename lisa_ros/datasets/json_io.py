@@ -24,6 +24,7 @@ __all__ = [
     'validated_entries',
 ]
 
+_EXACT = 2.0**53  # a float below it may be an integer exactly
 _Result = TypeVar('_Result')
 
 
@@ -52,7 +53,8 @@ def validated_entries(
         name: key of the list in `content`; None: `content` is the list.
         on_error: called for each object that has not these keys; if it returns, the object is
             left out.
-        required: the type of each key that every object must have; `object` accepts any.
+        required: the type of each key that every object must have; `object` accepts any. 1.0 is
+            the integer 1, as in JSON Schema: pandas writes it so where another row has none.
 
     Raises:
         DataError: it is not a list, or `on_error` raised it.
@@ -65,13 +67,29 @@ def validated_entries(
     if not isinstance(entries, list):
         raise DataError(f'{path}: does not have {list_name}; {expected}')
     valid = []
-    for index, entry in enumerate(entries):
+    for index, raw_entry in enumerate(entries):
+        entry = _with_integers(raw_entry, required)
         problem = _entry_problem(entry, required, expected)
         if problem:
             on_error(DataError(f'{path}: entry {index} of {list_name} has {problem}'))
         else:
             valid.append(entry)
     return valid
+
+
+def _with_integers(entry: object, required: dict[str, type | tuple]) -> object:
+    """Return an entry with integers where it has floats like 1.0; the same entry without them."""
+    if not isinstance(entry, dict):
+        return entry
+    integers = {
+        key: int(entry[key])
+        for key, value_type in required.items()
+        if value_type is int
+        and isinstance(entry.get(key), float)
+        and entry[key].is_integer()
+        and abs(entry[key]) < _EXACT
+    }
+    return {**entry, **integers} if integers else entry
 
 
 def _entry_problem(entry: object, required: dict[str, type | tuple], expected: str) -> str:
