@@ -2,18 +2,20 @@
 """Bags with an edited metadata.yaml, and MCAP files of other loggers: read, or a clear reason."""
 
 import dataclasses
+import struct
 
 import mcap_writer
 import numpy as np
 import pytest
 import yaml
-from bag_kinds import IMAGE, STORE, TOPIC, image, split, write
+from bag_kinds import IMAGE, STORE, STORE_1, TOPIC, image, split, write
+from rosbags import rosbag1
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from rosbags.rosbag2.reader import zstd
 
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.ground_truth import InstanceTopic
-from lisa_ros.messages import bag_files
+from lisa_ros.messages import decompression, mcap_scan
 from lisa_ros.messages.bag import BagImage, read_images
 
 SECOND = 10**9
@@ -94,7 +96,7 @@ def test_a_compressed_bag_with_an_edited_quality_of_service_is_read(mode, tmp_pa
 
 
 def test_a_message_that_decompresses_to_too_much_costs_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(bag_files, '_LARGEST_MESSAGE', 10**6)
+    monkeypatch.setattr(decompression, 'MAX_BYTES', 10**6)
     records = [mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))]
     for frame in FRAMES:
         data = STORE.serialize_cdr(image(STORE, frame), IMAGE)
@@ -104,7 +106,73 @@ def test_a_message_that_decompresses_to_too_much_costs_itself(tmp_path, monkeypa
     mcap_writer.write(bag / 'bag.mcap', records)
     stamps, (error,) = stamps_and_errors(bag)
     assert stamps == [STAMPS[0], *STAMPS[2:]]
-    assert 'has more than 1000000 bytes' in error
+    assert 'decompresses to more than 1000000 bytes' in error
+
+
+def bombs_of_ros_2(folder, compression):
+    """Write a bag with a chunk of images, and one of zeros that claims to have 100 bytes."""
+    data = mcap_writer.COMPRESS[compression](bytes(10**7))
+    claims = struct.pack('<QQQI', STAMPS[-1] + 1, STAMPS[-1] + 1, 100, 0)
+    size = struct.pack('<Q', len(data))
+    bomb = mcap_writer.record(6, claims + mcap_writer.text(compression) + size + data)
+    records = [mcap_writer.channel(1, TOPIC, 'cdr', (IMAGE, 'ros2msg', DEFINITION))]
+    for frame in FRAMES:
+        content = bytes(STORE.serialize_cdr(image(STORE, frame), IMAGE))
+        records.append(mcap_writer.message(1, frame.stamp, content))
+    chunk = mcap_writer.chunk(b''.join(records), STAMPS[0], STAMPS[-1], compression)
+    return mcap_writer.write(folder / 'bomb.mcap', [chunk, bomb])
+
+
+@pytest.mark.parametrize('compression', ['zstd', 'lz4'])
+def test_a_chunk_that_decompresses_to_too_much_costs_itself(compression, tmp_path, monkeypatch):
+    monkeypatch.setattr(decompression, 'MAX_BYTES', 10**6)
+    stamps, (error,) = stamps_and_errors(bombs_of_ros_2(tmp_path, compression))
+    assert stamps == STAMPS
+    assert 'decompresses to more than 1000000 bytes' in error
+
+
+@pytest.mark.parametrize('compression', rosbag1.Writer.CompressionFormat)
+def test_a_bag_of_ros_1_with_a_bomb_takes_no_memory(compression, tmp_path, monkeypatch):
+    bag = rosbag1.Writer(tmp_path / 'bag.bag')
+    bag.set_compression(compression)
+    with bag as writer:
+        connection = writer.add_connection(TOPIC, IMAGE, typestore=STORE_1)
+        for number, frame in enumerate(FRAMES):
+            message = image(STORE_1, frame, (number,))
+            writer.write(connection, frame.stamp, STORE_1.serialize_ros1(message, IMAGE))
+    assert stamps_and_errors(tmp_path / 'bag.bag') == (STAMPS, [])
+    monkeypatch.setattr(decompression, 'MAX_BYTES', 100)
+    errors = []
+    with pytest.raises(DataError, match='none of the 4 messages'):
+        list(read_images(tmp_path / 'bag.bag', on_error=lambda error: errors.append(str(error))))
+    assert 'decompresses to more than 100 bytes' in errors[0]
+
+
+def test_an_mcap_with_an_index_and_a_bomb_takes_no_memory(tmp_path, monkeypatch):
+    """It is read by rosbags, which has no limit of its own."""
+    bag = write(tmp_path / 'bag', FRAMES, MCAP, CompressionMode.STORAGE)
+    assert stamps_and_errors(bag) == (STAMPS, [])
+    monkeypatch.setattr(decompression, 'MAX_BYTES', 100)
+    errors = []
+    with pytest.raises(DataError):
+        list(read_images(bag, on_error=lambda error: errors.append(str(error))))
+    assert errors
+
+
+@pytest.mark.parametrize('record', [bytes(9), b'\x80' + bytes(8)])
+def test_a_chunk_of_very_many_records_does_not_hang(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(mcap_scan, '_MOST_RECORDS', 1000)
+    chunk = mcap_writer.chunk(record * 2000, STAMPS[0], STAMPS[-1], 'zstd')
+    path = mcap_writer.write(tmp_path / 'bomb.mcap', [chunk])
+    with pytest.raises(DataError, match=r'opcode 0|more than 1000 records'):
+        next(read_images(path))
+
+
+def test_frames_that_follow_one_another_are_decompressed_together():
+    raw = zstd.compress(b'first') + zstd.compress(b'second')
+    assert decompression.decompress_zstd(raw) == b'firstsecond'
+    with pytest.raises(ValueError, match='it is cut'):
+        decompression.decompress_zstd(raw[:-3])
 
 
 def test_ids_of_a_topic_may_come_without_a_step(tmp_path):

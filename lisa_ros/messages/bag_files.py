@@ -19,13 +19,13 @@ from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.files.access import access_problem, list_folder
 from lisa_ros.files.text import read_yaml
 from lisa_ros.messages.bag_reader import OpenStorage, Storage, cure
+from lisa_ros.messages.decompression import decompress_zstd
 from lisa_ros.messages.mcap_scan import McapScan, is_cut, starts_as_mcap
 from lisa_ros.messages.sqlite_scan import SqliteScan
 
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
-_LARGEST_MESSAGE = 2**30  # decompressed [bytes]; a point cloud has 0.03 GB
 
 
 @dataclass(frozen=True)
@@ -291,10 +291,4 @@ def _decompress_if_compressed(raw_message: bytes) -> bytes:
     Raises:
         Exception: of any type, if it is damaged.
     """
-    if raw_message[:4] != ZSTD_MAGIC:
-        return raw_message
-    decompressor = zstd.ZstdDecompressor()
-    content = decompressor.decompress(raw_message, _LARGEST_MESSAGE)
-    if not decompressor.eof:
-        raise ValueError(f'it is cut, or has more than {_LARGEST_MESSAGE} bytes')
-    return content
+    return decompress_zstd(raw_message) if raw_message[:4] == ZSTD_MAGIC else raw_message
