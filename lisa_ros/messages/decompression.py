@@ -58,7 +58,7 @@ def _limit_rosbags() -> None:
         zstd=lambda raw, _: decompress_zstd(raw),
         lz4=lambda raw, _: _decompress(raw, LZ4FrameDecompressor),
     )
-    rosbag1_reader.decompressors.update(
+    getattr(rosbag1_reader, 'decompressors', {}).update(  # not in all versions
         bz2=lambda raw: _decompress(raw, bz2.BZ2Decompressor),
         lz4=lambda raw: _decompress(raw, LZ4FrameDecompressor),
     )
