@@ -2,6 +2,7 @@
 """Bags with an edited metadata.yaml, and MCAP files of other loggers: read, or a clear reason."""
 
 import dataclasses
+import os
 import struct
 
 import mcap_writer
@@ -231,3 +232,21 @@ def test_messages_of_a_channel_without_description_are_missed(in_chunks, tmp_pat
     stamps, (error,) = stamps_and_errors(mcap_writer.write(tmp_path / 'log.mcap', records))
     assert stamps == STAMPS
     assert 'the channel 7 of 4 messages is not described' in error
+
+
+@pytest.mark.parametrize('suffix', ['mcap', 'db3', 'mcap.zstd'])
+def test_a_pipe_in_the_folder_of_a_bag_is_not_waited_for(suffix, tmp_path):
+    bag = write(tmp_path / 'bag', FRAMES, SQLITE3 if suffix == 'db3' else MCAP)
+    (bag / 'metadata.yaml').write_text('')
+    if suffix == 'mcap.zstd':
+        (bag / 'bag.mcap').unlink()
+    os.mkfifo(bag / f'pipe.{suffix}')
+    errors = []
+    if suffix == 'mcap.zstd':
+        with pytest.raises(DataError, match='nothing in it can be read'):
+            list(read_images(bag, on_error=lambda error: errors.append(str(error))))
+    else:
+        stamps, errors = stamps_and_errors(bag)
+        assert stamps == STAMPS
+    (error,) = errors
+    assert f'pipe.{suffix}: neither a file nor a folder, but a device, pipe or socket' in error

@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -255,3 +256,14 @@ def test_ids_as_whole_floats_are_integers(tmp_path):
 def test_other_ids_are_named(number, tmp_path):
     with pytest.raises(DataError, match=r'"categories" has id .*; expected int'):
         read_checked(coco(tmp_path, 1, number), pytest.fail)
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.json', 'a/mug.png', 'explanations.json'])
+def test_a_pipe_among_images_and_labels_is_not_waited_for(name, tmp_path):
+    write_image(tmp_path / 'a.png')
+    write_labels(tmp_path / 'a.json', ('bowl', LEFT))
+    (tmp_path / 'a').mkdir()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match='but a device, pipe or socket'):
+        read_folder(tmp_path)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
-from lisa_ros.files.access import describe_error
+from lisa_ros.files.access import access_problem, describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.part_limit import check_parts
@@ -312,7 +313,17 @@ def _bytes(source: Path | bytes) -> bytes:
 
 
 def _byte_stream(source: Path | bytes) -> io.BufferedIOBase:
-    return source.open('rb') if isinstance(source, Path) else io.BytesIO(source)
+    """Return the bytes of a file or of memory.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is a pipe, which would be waited for, or a device, which may have no end.
+    """
+    if not isinstance(source, Path):
+        return io.BytesIO(source)
+    if not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():
+        raise ValueError(f'{access_problem(source)}; expected a file')
+    return source.open('rb')
 
 
 def _failure(source: Path | bytes, error: Exception, kind: str) -> str:

@@ -58,7 +58,7 @@ def open_storages(
         raise DataError(f'{bag}: {problem}')
     metadata = None if bag.is_file() else _read_metadata(bag)
     if metadata is None:
-        paths = [bag] if bag.is_file() else _files_in(bag)
+        paths = [bag] if bag.is_file() else _readable(bag, _files_in(bag), on_error)
         _check_logs(bag, paths, on_error)
         files = [_decompressed_file(bag, path, on_error, stack) for path in paths]
         is_unknown = bag.is_dir() and (bag / 'metadata.yaml').exists()
@@ -121,6 +121,18 @@ def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> 
         else:
             present.append(bag / name)
     return present
+
+
+def _readable(bag: Path, paths: Sequence[Path], on_error: ErrorHandler) -> list[Path]:
+    """Return the files that can be opened; opening a pipe would wait for ever."""
+    readable = []
+    for path in paths:
+        problem = access_problem(path)
+        if problem:
+            on_error(DataError(f'{bag}: {path.name}: {problem}; expected a file of a bag'))
+        else:
+            readable.append(path)
+    return readable
 
 
 def _check_topics(
