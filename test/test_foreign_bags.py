@@ -14,6 +14,7 @@ from rosbags import rosbag1
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from rosbags.rosbag2.reader import zstd
 
+from lisa_ros.commands.rgbd_input import from_bag
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.ground_truth import InstanceTopic
 from lisa_ros.messages import decompression, mcap_scan
@@ -218,6 +219,9 @@ def test_a_file_without_images_of_ros_2_says_what_it_has(kind, tmp_path):
     assert f'no topic with images among /camera ({named}' in str(caught.value)
     assert 'expected sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage' in str(caught.value)
     assert str(caught.value).isprintable()
+    with pytest.raises(DataError, match='record all three; it has /camera') as caught:
+        from_bag(path)
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize('in_chunks', [False, True])

@@ -22,7 +22,6 @@ from lisa_ros.messages.image import message_to_rgb
 from lisa_ros.messages.stamp import stamp_ns
 
 _IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-_MOST_NAMED = 6  # topics in an error
 _STAMP_LIMIT = 2**31 * 10**9  # of builtin_interfaces/Time [ns]
 
 
@@ -229,10 +228,7 @@ def _no_image_topic(
     if topics:
         problem = f'no images on {topic}' if topic else 'more than one topic with images'
         return DataError(f'{bag}: {problem}; expected --topic to be one of {", ".join(topics)}')
-    kinds = {c.topic: c.msgtype for c in reader.connections} | reader.foreign_topics
-    found = [f'{name} ({kind})' for name, kind in sorted(kinds.items())]
-    more = f' and {len(found) - _MOST_NAMED} more' if len(found) > _MOST_NAMED else ''
     return DataError(
-        f'{bag}: no topic with images among {", ".join(found[:_MOST_NAMED])}{more}; expected '
+        f'{bag}: no topic with images among {reader.describe_topics()}; expected '
         f'{" or ".join(_IMAGE_TYPES)} in cdr, as `ros2 bag record` writes them'
     )

@@ -26,6 +26,7 @@ from lisa_ros.messages.mcap_scan import McapScan
 
 _TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it
 _IDL_SEPARATOR = '=' * 80 + '\n'
+_MOST_NAMED = 6  # topics in an error
 _RESOLUTION = 10**5  # of the time behind a damaged part [ns]
 
 
@@ -91,6 +92,14 @@ class BagReader:
         """Time after the last message [ns]."""
         times = (open_storage.storage.end_time for open_storage in self._storages)
         return max((time for time in times if isinstance(time, int)), default=0)
+
+    def describe_topics(self) -> str:
+        """Return the topics with their types, for an error; 'no topics' if there are none."""
+        kinds = {c.topic: c.msgtype for c in self.connections} | self.foreign_topics
+        topics = [f'{name} ({kind})' for name, kind in sorted(kinds.items())]
+        more = len(topics) - _MOST_NAMED
+        shown = ', '.join(topics[:_MOST_NAMED]) or 'no topics'
+        return f'{shown} and {more} more' if more > 0 else shown
 
     def close(self) -> None:
         """Close all files."""
