@@ -54,11 +54,12 @@ def _decompress(raw: bytes, make: Callable[[], _Decompressor]) -> bytes:
 
 
 def _limit_rosbags() -> None:
-    storage_mcap.DECOMPRESSORS.update(
+    # Not in all versions of rosbags; without the tables, its own decompressors are used.
+    getattr(storage_mcap, 'DECOMPRESSORS', {}).update(
         zstd=lambda raw, _: decompress_zstd(raw),
         lz4=lambda raw, _: _decompress(raw, LZ4FrameDecompressor),
     )
-    getattr(rosbag1_reader, 'decompressors', {}).update(  # not in all versions
+    getattr(rosbag1_reader, 'decompressors', {}).update(
         bz2=lambda raw: _decompress(raw, bz2.BZ2Decompressor),
         lz4=lambda raw: _decompress(raw, LZ4FrameDecompressor),
     )
