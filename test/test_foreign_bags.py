@@ -150,6 +150,16 @@ def test_a_bag_of_ros_1_with_a_bomb_takes_no_memory(compression, tmp_path, monke
     assert 'decompresses to more than 100 bytes' in errors[0]
 
 
+def test_a_bag_of_ros_1_that_takes_any_hash_is_read(tmp_path):
+    definition = STORE_1.generate_msgdef(IMAGE)[0]
+    with rosbag1.Writer(tmp_path / 'bag.bag') as writer:
+        connection = writer.add_connection(TOPIC, IMAGE, msgdef=definition, md5sum='*')
+        for number, frame in enumerate(FRAMES):
+            message = image(STORE_1, frame, (number,))
+            writer.write(connection, frame.stamp, STORE_1.serialize_ros1(message, IMAGE))
+    assert stamps_and_errors(tmp_path / 'bag.bag') == (STAMPS, [])
+
+
 def test_an_mcap_with_an_index_and_a_bomb_takes_no_memory(tmp_path, monkeypatch):
     """It is read by rosbags, which has no limit of its own."""
     bag = write(tmp_path / 'bag', FRAMES, MCAP, CompressionMode.STORAGE)

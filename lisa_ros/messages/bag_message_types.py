@@ -19,6 +19,7 @@ from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError
 
 _TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it
+_ANY = '*'  # in place of the hash of a definition, in bags of ROS 1
 _IDL_SEPARATOR = '=' * 80 + '\n'
 
 
@@ -102,7 +103,7 @@ class MessageTypes:
         for connection in connections:
             msgtype, expected = connection.msgtype, connection.digest
             digest = _digest(store, msgtype, self._is2)
-            if expected and digest != expected:
+            if expected not in ('', _ANY, digest):
                 raise DataError(
                     f'{self._bag}: the definition of {msgtype} has the hash {digest}, and the bag '
                     f'gives {expected}; record the bag again'
