@@ -91,6 +91,15 @@ def test_an_edited_bag_in_two_files_keeps_the_messages_of_both(tmp_path):
     assert stamps_and_errors(bag) == (STAMPS, [])
 
 
+def test_a_part_that_a_killed_recording_did_not_list_is_read(tmp_path):
+    bag = edit(
+        split(tmp_path / 'bag', FRAMES),
+        lambda information, _: information['relative_file_paths'].pop(),
+    )
+    (bag / 'recovered.db3').write_bytes(b'of somebody else')
+    assert stamps_and_errors(bag) == (STAMPS, [])
+
+
 @pytest.mark.parametrize('mode', [CompressionMode.MESSAGE, CompressionMode.FILE])
 def test_a_compressed_bag_with_an_edited_quality_of_service_is_read(mode, tmp_path):
     bag = edit(write(tmp_path / 'bag', FRAMES, MCAP, mode), EDITS['a quality of service'])

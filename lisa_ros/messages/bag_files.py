@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,13 +28,14 @@ from lisa_ros.messages.sqlite_scan import SqliteScan
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
+_PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
 
 @dataclass(frozen=True)
 class BagMetadata:
     """What metadata.yaml says about the files of a bag."""
 
-    files: tuple[str, ...]  # names in the bag's folder
+    files: tuple[str, ...]  # names in the bag's folder; parts that it does not list yet, too
     are_messages_compressed: bool
     message_counts: dict[str, int]  # by topic
 
@@ -102,7 +105,24 @@ def _read_metadata(bag: Path) -> BagMetadata | None:
     names = [name for name in names if PurePosixPath(name).suffix in (*_SUFFIXES, '.zstd')]
     if not names:
         return None
-    return BagMetadata(tuple(dict.fromkeys(names)), mode == 'message', counts)
+    files = dict.fromkeys((*names, *_later_parts(bag, names[-1])))
+    return BagMetadata(tuple(files), mode == 'message', counts)
+
+
+def _later_parts(bag: Path, last: str) -> Iterator[str]:
+    """Yield the files of a folder that follow the last one that metadata.yaml lists.
+
+    A recorder writes metadata.yaml when it begins a file, so one that is killed may not list all.
+    """
+    name = _PART.fullmatch(last)
+    if name is None:
+        return
+    for number in itertools.count(int(name['number']) + 1):
+        plain = f'{name["bag"]}{number}{name["suffix"]}'
+        part = next((n for n in (plain, plain + _COMPRESSED_SUFFIX) if (bag / n).exists()), None)
+        if part is None:
+            return
+        yield part
 
 
 def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> list[Path]:
