@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from test_inference_thread import Events
-from test_scheduler import OPTIONS, Log, Passthrough, found_result, goal, wait
+from test_scheduler import OPTIONS, Log, Passthrough, SetClock, found_result, goal, wait
 
 from lisa_ros.errors import WorkerError
 from lisa_ros.perception.backend import Capabilities, InferenceOptions
@@ -78,15 +78,16 @@ class Batching:
 class Robot:
     """Cameras that share a model which answers in batches."""
 
-    def __init__(self, names='a', max_batch=4, options=None):
+    def __init__(self, names='a', max_batch=4, options=None, clock=None):
         self.model, self.listener, self.log = Batching(), Events(), Log()
         options = options or InferenceOptions()
         self.inference = InferenceThread(self.model, Passthrough(), options, self.log, max_batch)
         self.inference.start()
         self.cameras = {}
         for name in names:
+            session = replace(OPTIONS, watch_rate=100.0)
             scheduler = RequestScheduler(
-                self.inference, self.listener, replace(OPTIONS, watch_rate=100.0), log=self.log
+                self.inference, self.listener, session, clock=clock, log=self.log
             )
             self.cameras[name] = scheduler
             scheduler.start()
@@ -241,6 +242,53 @@ def test_what_a_batch_leaves_is_asked_alone_next(robot):
     own.listener.wait(3)
     assert (own.model.calls, own.model.singles) == ([['left', 'other']], ['left', 'later'])
     assert told(own, 'left') == ['Sure', '.']
+
+
+@pytest.fixture
+def old(robot):
+    """A robot whose batch leaves some of the requests, with an image that is then too old."""
+
+    def make(*texts):
+        clock = SetClock()
+        own = robot(clock=clock)
+        own.add_frame('a', clock.now_ns())
+        own.ask(*texts)
+        wait(lambda: own.model.calls)
+        clock.now = clock.time = clock.now + OPTIONS.max_image_age + 1
+        return own, clock
+
+    return make
+
+
+def test_what_a_batch_leaves_is_asked_about_an_image_that_is_new_enough(old):
+    own, clock = old('left', 'other')
+    own.add_frame('a', clock.now_ns())
+    own.model.go.release(3)
+    assert own.listener.wait(2) == [('other', Status.FOUND), ('left', Status.FOUND)]
+    stamps = {text: frame.stamp for text, frame, *_ in own.listener.ends}
+    assert stamps == {'other': 1000 * 10**9, 'left': clock.now_ns()}
+    assert [call for call in own.listener.calls if call[0] == 'started'][-1] == (
+        'started', 'left', clock.now_ns()
+    )  # fmt: skip
+
+
+def test_what_a_batch_leaves_is_not_asked_about_an_image_that_has_become_too_old(old):
+    own, _ = old('left', 'other')
+    own.model.go.release(3)
+    assert own.listener.wait(2) == [('other', Status.FOUND), ('left', Status.STALE_INPUT)]
+    assert not own.model.singles
+    assert own.cameras['a'].counters.stale == 1
+
+
+def test_an_answer_that_has_begun_does_not_change_its_image(old):
+    own, clock = old('fatal', 'other')
+    own.add_frame('a', clock.now_ns())
+    own.model.go.release(3)
+    assert dict(own.listener.wait(2)) == {
+        'fatal': Status.STALE_INPUT, 'other': Status.STALE_INPUT
+    }  # fmt: skip
+    assert {result.answer for *_, result in own.listener.ends} == {'Sure'}
+    assert not own.model.singles
 
 
 @pytest.mark.parametrize(

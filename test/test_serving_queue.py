@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -35,11 +36,16 @@ class GatedBackend:
         self.gate, self.batches, self.ended_early = threading.Event(), [], []
         self.failure = None
         self.breaks_off = False  # each batch, once it has sent the first events
+        self.leaves = ()  # commands that a batch does not answer; with "late": until its end
 
     def stream_batch(self, requests, options):
         self.batches.append([request.query.text for request in requests])
         self._wait(*(request.cancel for request in requests))
         for number, request in enumerate(requests):
+            if request.query.text in self.leaves:
+                while request.query.text == 'late' and not request.cancel.is_set():
+                    time.sleep(0.005)
+                continue
             yield number, Token('It is [SEG]')
             if self.breaks_off:
                 raise ModelError('the batch broke off')
@@ -225,6 +231,26 @@ def test_a_request_whose_deadline_passes_is_not_begun(backend):
         assert (await late).problem is Problem.DEADLINE
         await first
         assert backend.batches == [['first']]
+
+    run(scenario)
+
+
+def test_what_a_batch_leaves_is_not_begun_after_its_deadline(backend):
+    backend.leaves = ('left', 'late')
+
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [
+            asyncio.create_task(server.answer(request(name, seconds)))
+            for name, seconds in (('a', 60), ('left', 60), ('late', 2))
+        ]
+        await until(lambda: waiting(server) == 3)
+        backend.gate.set()
+        _, answer, left, late = await asyncio.gather(first, *calls)
+        assert isinstance(answer, Answer)
+        assert isinstance(left, Answer)
+        assert late.problem is Problem.DEADLINE
+        assert backend.batches == [['first'], ['late', 'a', 'left'], ['left']]
 
     run(scenario)
 

@@ -42,6 +42,7 @@ from lisa_ros.serving.batch_queue import (
     BatchLimits,
     BatchQueue,
     Ticket,
+    deadline_error,
 )
 from lisa_ros.serving.multipart import ImageUpload, decode_upload
 from lisa_ros.serving.problems import ProblemError
@@ -235,7 +236,10 @@ class ModelServer:
             if len(batch) > 1 and can_batch(self._backend):
                 self._run_together(batch, waiting, loop)
             for number, ticket in list(waiting.items()):
-                _finish(ticket, self._run_alone(ticket, loop), loop)
+                if ticket.is_unwanted:  # since it was taken out of the queue
+                    _refuse(ticket, loop)
+                else:
+                    _finish(ticket, self._run_alone(ticket, loop), loop)
                 del waiting[number]
         except Exception as error:  # noqa: BLE001  # of one batch; the next ones are answered
             self._bugs += 1
@@ -328,6 +332,11 @@ def _failed(ticket: Ticket, reason: str) -> Segmentation:
 def _finish(ticket: Ticket, result: Segmentation, loop: asyncio.AbstractEventLoop) -> None:
     """Give out a result from the model's thread, behind the events before it."""
     loop.call_soon_threadsafe(ticket.finish, result)
+
+
+def _refuse(ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+    """End a request whose deadline has passed before the model has begun with it."""
+    loop.call_soon_threadsafe(ticket.fail, deadline_error(time.monotonic() - ticket.queued_at))
 
 
 def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lisa_ros.perception.backend import InferenceOptions
-from lisa_ros.perception.stopping import PartialAnswer
+from lisa_ros.perception.stopping import EarlyEnd, PartialAnswer
 from lisa_ros.results import Event, Segmentation
 from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.request import CancelReason
@@ -37,6 +37,18 @@ class RequestQueue(Protocol):
 
     def take(self, urgency: Urgency) -> InferenceJob | None:
         """Take the due request, with `changed` held; None if the request failed at once."""
+
+    def renew(self, job: InferenceJob, has_events: bool) -> InferenceJob | EarlyEnd:
+        """Look again at a job that a batch has left, with `changed` held.
+
+        Args:
+            job: it begins now.
+            has_events: the queue was told events about its frame.
+
+        Returns:
+            The job; with the newest frame if its own has become too old and there are no events.
+            How it ends if there is no frame that is new enough.
+        """
 
     def event(self, job: InferenceJob, event: Event) -> None:
         """Take a token or mask of a job."""

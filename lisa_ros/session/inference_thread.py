@@ -301,10 +301,25 @@ class InferenceThread:
             run = self._unanswered.popleft()
             if run.is_background and self._queues.is_urgent_soon:
                 run.cancel(CancelReason.PREEMPTED)
-            if not run.job.request.cancellation.is_set():
+            try:
+                end = self._renewed(run)
+            except BaseException:  # noqa: BLE001  # a bug of its queue: the other runs go on
+                self._end(run, self._failed(run.job.request.text))
+                continue
+            if end is None:
                 return [run]
-            self._end(run, run.partial.result(CANCELLED))
+            self._end(run, run.partial.result(end))
         return []
+
+    def _renewed(self, run: Run) -> EarlyEnd | None:
+        """Prepare a run that a batch has left, lock held; return how it ends, None: it begins."""
+        if run.job.request.cancellation.is_set():
+            return CANCELLED
+        renewed = run.queue.renew(run.job, run.told > 0)
+        if isinstance(renewed, EarlyEnd):
+            return renewed
+        run.job = renewed
+        return None
 
     def _take_unanswered(self) -> list[Run]:
         """Return all runs that a batch has left, lock held; they are not asked any more."""
