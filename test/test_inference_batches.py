@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that are due at once are answered in one batch, and each ends as if it were alone."""
 
+import math
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 from test_inference_thread import Events
 from test_scheduler import OPTIONS, Log, Passthrough, SetClock, found_result, goal, wait
 
@@ -17,6 +20,10 @@ from lisa_ros.session.inference_batch import BatchUse
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.request import CancelReason
 from lisa_ros.session.scheduler import RequestScheduler
+
+
+class Held:
+    """Memory of the model, which a frame of it holds."""
 
 
 class Batching:
@@ -33,9 +40,13 @@ class Batching:
         self.calls, self.singles = [], []  # texts of batches, and of queries that were asked alone
         self.frames = []  # of each batch
         self.go, self.freed = threading.Semaphore(0), threading.Event()
+        self.memory = math.inf  # requests at once for which it is enough
+        self.held = weakref.WeakSet()
 
     def stream(self, image, query, options, cancel):
         self.singles.append(query.text)
+        if self.memory < 1:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         if query.text == 'fatal':
             raise WorkerError('the model process died of signal 11 (SIGSEGV)')
         if query.text == 'exit':
@@ -53,6 +64,11 @@ class Batching:
         self.frames.append([request.image.frame for request in requests])
         if 'exit' in texts:
             raise SystemExit(2)
+        if len(texts) > self.memory:
+            assert not self.held  # what an earlier try held is free
+            held = Held()
+            self.held.add(held)
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         open_rows = {n for n, text in enumerate(texts) if text != 'left'}
         for word in ('Sure', '.'):
             for number in sorted(open_rows):
@@ -242,6 +258,60 @@ def test_what_a_batch_leaves_is_asked_alone_next(robot):
     own.listener.wait(3)
     assert (own.model.calls, own.model.singles) == ([['left', 'other']], ['left', 'later'])
     assert told(own, 'left') == ['Sure', '.']
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_asked_in_halves(robot):
+    own = robot(max_batch=8)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask(*'abcdefgh')
+    assert set(own.listener.wait(8)) == {(text, Status.FOUND) for text in 'abcdefgh'}
+    assert [len(texts) for texts in own.model.calls] == [8, 4, 2, 2, 2, 2]
+    assert own.inference.batch_use.fitting == 2
+    assert len(own.log.lines) == 2  # once for each size
+    assert 'CUDA out of memory' in own.log.lines[0]
+    assert '4 are the limit from now on' in own.log.lines[0]
+    own.log.lines.clear()
+
+
+def test_later_batches_are_smaller_until_the_limit_is_set_anew(robot):
+    own = robot(max_batch=4)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask(*'abcd')
+    own.listener.wait(4)
+    own.inference.set_options(InferenceOptions(), max_batch=4)  # as before: another parameter
+    own.ask(*'efg')
+    own.listener.wait(7)
+    own.inference.set_options(InferenceOptions(), max_batch=3)
+    own.ask(*'hij')
+    own.listener.wait(10)
+    assert [len(texts) for texts in own.model.calls] == [4, 2, 2, 2, 3]
+    assert own.model.singles == ['g']
+    assert own.inference.batch_use == BatchUse(3, 3, 4)
+    own.log.lines.clear()
+
+
+def test_what_a_batch_cannot_answer_is_alone_in_halves_too(robot):
+    own = robot(max_batch=4)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask('left', 'a', 'b', 'c')
+    assert set(own.listener.wait(4)) == {(text, Status.FOUND) for text in ('left', 'a', 'b', 'c')}
+    assert own.model.calls[1:] == [['left', 'a'], ['b', 'c']]
+    assert own.model.singles == ['left']
+    own.log.lines.clear()
+
+
+def test_a_request_for_which_the_memory_is_not_enough_fails_with_the_cure(robot):
+    own = robot(max_batch=2)
+    own.model.memory = 0
+    own.ask('a', 'b')
+    assert set(own.listener.wait(2)) == {('a', Status.FAILED), ('b', Status.FAILED)}
+    reasons = {result.reason for *_, result in own.listener.ends}
+    assert len(reasons) == 1
+    assert 'end other programs that use it' in reasons.pop()
+    own.log.lines.clear()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from lisa_ros.perception.backend import (
     Query,
     check_query,
 )
+from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
@@ -51,9 +52,11 @@ def stream_in_region(
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
         QueryError: the text is empty, or the backend finds it too long; or it is a yes/no question
             and the model cannot answer those.
+        DeviceMemoryError: the memory of the device is not enough; also by the iteration.
     """
     cropped, cropped_query = checked_request(backend, image, query)
-    events = backend.stream(cropped, cropped_query, options, cancel)
+    with memory_errors():
+        events = backend.stream(cropped, cropped_query, options, cancel)
     return _pasted_events(
         checked_events(events, query.text, cropped.shape[:2]), query.region, image.shape[:2]
     )

@@ -62,6 +62,7 @@ class Ticket:
         """End it without an answer."""
         if not self.result.done():
             self.result.set_exception(error)
+            self.result.exception()  # asyncio would log one that nobody waits for
 
 
 class BatchQueue:
@@ -73,6 +74,16 @@ class BatchQueue:
         self._arrival = asyncio.Event()
         self._arriving = 0
         self._batch_seconds = self._batch_size = 0.0
+        self._largest = limits.largest
+
+    @property
+    def largest(self) -> int:
+        """How many requests a batch may have: as planned, or what the memory is enough for."""
+        return self._largest
+
+    def lower(self, largest: int) -> None:
+        """Let batches have fewer requests from now on."""
+        self._largest = max(1, min(self._largest, largest))
 
     @property
     def length(self) -> int:
@@ -166,9 +177,7 @@ class BatchQueue:
     async def _wait_for_more(self) -> None:
         wait = min(self._limits.wait, self._limits.wait_share * self._batch_seconds)
         end = time.monotonic() + wait
-        while (
-            len(self._waiting) < self._limits.largest and (seconds := end - time.monotonic()) > 0
-        ):
+        while len(self._waiting) < self._largest and (seconds := end - time.monotonic()) > 0:
             if not self._arriving and self._batch_size <= max(1, len(self._waiting)):
                 return
             self._arrival.clear()
@@ -186,7 +195,7 @@ class BatchQueue:
         batch = [first]
         if not first.alone:
             fitting = [t for t in further if not t.alone and t.options == first.options]
-            batch += fitting[: self._limits.largest - 1]
+            batch += fitting[: self._largest - 1]
         now = time.monotonic()
         for ticket in batch:
             self._waiting.remove(ticket)
