@@ -47,7 +47,7 @@ def stream_batch(
         options: for all of them.
 
     Raises:
-        DeviceMemoryError: the memory is not enough for so many; requests without Done are to be
+        DeviceMemoryError: the memory is not enough for the batch; requests without Done are to be
             asked in batches of half the size.
         Exception: what `AnswersBatches.stream_batch` raises else.
     """

@@ -284,7 +284,7 @@ class ModelServer:
         return fitting
 
     def _stream_together(self, waiting: list[Ticket], loop: asyncio.AbstractEventLoop) -> bool:
-        """Answer requests at once; False if the memory is not enough for so many.
+        """Answer requests at once; False if the memory is not enough.
 
         Those that are not answered stay in `waiting`.
         """

@@ -61,7 +61,7 @@ def answer_jobs(
         options: for all of them.
 
     Raises:
-        DeviceMemoryError: the memory is not enough for so many jobs, or for one.
+        DeviceMemoryError: the memory is not enough.
         BaseException: what a decoder or a backend raises else. Jobs without a Done, of which there
             may be some without an exception, too, are to be asked alone.
     """

@@ -69,7 +69,7 @@ class BatchUse:
     limit: int  # 1: one after the other
     last: int = 0  # in the last batch, or the running one
     largest: int = 0  # so far
-    too_large: int = 0  # for so many the memory was not enough; 0: it was
+    too_large: int = 0  # size of the last batch for which the memory was not enough; 0: none
 
     @property
     def fitting(self) -> int:
@@ -77,7 +77,7 @@ class BatchUse:
         return min(self.limit, max(1, self.too_large // 2)) if self.too_large else self.limit
 
     def with_limit(self, limit: int) -> BatchUse:
-        """Return it with a limit; another one than before is tried anew."""
+        """Return it with a limit; a new one is tried in full."""
         if limit == self.limit:
             return self
         return dataclasses.replace(self, limit=limit, too_large=0)
