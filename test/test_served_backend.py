@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import secrets
 import threading
 import time
 
@@ -343,7 +344,7 @@ def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
         (_refused(Problem.REPLICA_LOST, 0), Status.UNREACHABLE, 'not now'),
         (_refused(Problem.OVERLOADED, 9999), Status.UNREACHABLE, 'asks to wait 1e\\+04 s'),
         (_refused(Problem.TOO_LARGE), Status.FAILED, 'not now'),
-        (_reported(Problem.UNAUTHORIZED), Status.FAILED, 'it is lost'),
+        (_reported(Problem.UNAUTHORIZED), Status.UNREACHABLE, 'it is lost'),
         (_other(502, 'text/html', b'<h1>bad gateway</h1>'), Status.UNREACHABLE, 'proxy'),
         (_other(200, 'text/html', b'<h1>hello</h1>'), Status.FAILED, 'not with a stream'),
         (_other(500, 'text/plain', b'oh'), Status.FAILED, '500'),
@@ -540,6 +541,25 @@ def test_the_fallback_model_answers_while_the_server_is_gone(process, connect):
     assert result.reason.startswith('answered by lisa-tabletop: http://127.0.0.1')
     assert isinstance(events[-1], MaskReady)
     assert both.health.state is HealthState.UNREACHABLE
+
+
+def test_a_token_that_is_revoked_makes_the_server_unreachable(connect):
+    local, token = ScriptedBackend(REPLIES), secrets.token_hex(8)
+    with segment_server.running(ScriptedBackend(REPLIES), token=token) as own:
+        served = connect(own.url, token=token, periods=FAST)
+        both = FallbackBackend(served, local, 'lisa-tabletop')
+        assert ask(served, 'it')[1].status is Status.FOUND
+        own.token = secrets.token_hex(8)
+        _, result = ask(served, 'it')
+        assert result.status is Status.UNREACHABLE
+        assert 'no known token' in result.reason
+        assert served.health.state is HealthState.UNREACHABLE
+        _, result = ask(both, 'it')
+        assert result.status is Status.FOUND
+        assert result.reason.startswith('answered by lisa-tabletop')
+        own.token = token
+        wait_until(lambda: served.health.state is HealthState.OK)
+        assert ask(both, 'it')[1].reason == ''
 
 
 def test_the_fallback_model_is_not_asked_while_the_server_answers(server, connect):

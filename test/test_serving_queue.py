@@ -243,6 +243,16 @@ def test_a_request_whose_deadline_passes_is_not_begun(backend):
     run(scenario)
 
 
+def test_an_answer_that_the_deadline_cuts_off_is_refused(backend):
+    async def scenario(server):
+        reply = await server.answer(request('x', 0.05))
+        assert reply.problem is Problem.DEADLINE
+        *_, reply = [event async for event in server.stream(request('x', 0.05))]
+        assert reply.problem is Problem.DEADLINE
+
+    run(scenario)
+
+
 def test_what_a_batch_leaves_is_not_begun_after_its_deadline(backend):
     backend.leaves = ('left', 'late')
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lisa_ros.perception.backend import InferenceOptions, Query
-from lisa_ros.results import Event, Segmentation
+from lisa_ros.results import Event, Segmentation, Status
 from lisa_ros.serving.problems import Problem, ProblemError
 
 
@@ -54,7 +54,9 @@ class Ticket:
         return self.has_left or time.monotonic() > self.deadline
 
     def finish(self, result: Segmentation) -> None:
-        """End it with an answer."""
+        """End it with an answer; one that the deadline has cut off is none."""
+        if result.status is Status.CANCELLED and time.monotonic() > self.deadline:
+            self.fail(deadline_error(time.monotonic() - self.queued_at))
         if not self.result.done():
             self.result.set_result(result)
 
