@@ -33,9 +33,11 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
+from lisa_ros.serving import query_encoding
 from lisa_ros.serving.http_client import HttpClient
 from lisa_ros.serving.image_transfer import ImageCoding, ImageFormat
 from lisa_ros.serving.problems import Problem, ProblemError
+from lisa_ros.serving.query_reading import QueryLimits
 from lisa_ros.serving.served_backend import ServedBackend
 from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import MonitorPeriods
@@ -216,6 +218,23 @@ def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
         lossless = connect(server.url, coding=ImageCoding(ImageFormat.PNG))
         ask(lossless, 'bright', image)
         np.testing.assert_array_equal(server.seen[-1][1], image)
+
+
+@pytest.mark.parametrize('size', [(4, 5), GRAY.shape[:2]], ids=['of another image', 'fits'])
+@pytest.mark.parametrize('region', [None, (20, 20, 8, 8)], ids=['image', 'region'])
+def test_masks_of_an_image_of_another_size_are_not_sent(server, connect, size, region):
+    dialogue = Dialogue(shown=np.ones((1, *size), bool))
+    _, result = ask(connect(server.url), 'bright', dialogue=dialogue, region=region)
+    assert result.status is Status.FOUND
+    assert len(server.seen[-1][0].shown) == (size == GRAY.shape[:2])
+
+
+def test_no_more_masks_are_sent_than_the_server_takes(server, connect, monkeypatch):
+    shown = np.ones((40, *GRAY.shape[:2]), bool)
+    for pixels, count in ((QueryLimits().shown_pixels, 32), (GRAY[..., 0].size * 3 + 1, 3)):
+        monkeypatch.setattr(query_encoding, '_LIMITS', QueryLimits(shown_pixels=pixels))
+        ask(connect(server.url), 'it', dialogue=Dialogue(shown=shown))
+        assert len(server.seen[-1][0].shown) == count
 
 
 def test_the_quality_of_a_jpeg(server, connect):

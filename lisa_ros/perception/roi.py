@@ -79,7 +79,7 @@ def checked_request(
         )
     if query.region is None:
         return image, query
-    dialogue = crop_dialogue(query.dialogue, query.region)
+    dialogue = crop_dialogue(query.dialogue, query.region, image.shape[:2])
     return crop(image, query.region), dataclasses.replace(query, region=None, dialogue=dialogue)
 
 
@@ -117,10 +117,15 @@ def crop(image: np.ndarray, region: Region) -> np.ndarray:
     return image[y : y + height, x : x + width]
 
 
-def crop_dialogue(dialogue: Dialogue, region: Region) -> Dialogue:
-    """Return the dialogue with its masks cropped to a region."""
+def crop_dialogue(dialogue: Dialogue, region: Region, shape: tuple[int, int]) -> Dialogue:
+    """Return the dialogue with its masks cropped to a region; shape: (H, W) of the whole image.
+
+    Masks of an image of another size are left out: the region lies elsewhere in them.
+    """
     if dialogue.shown is None:
         return dialogue
+    if dialogue.shown.shape[1:] != shape:
+        return dataclasses.replace(dialogue, shown=None)
     x, y, width, height = region
     shown = dialogue.shown[:, y : y + height, x : x + width]
     return dataclasses.replace(dialogue, shown=shown)
