@@ -45,7 +45,7 @@ class Batching:
 
     def stream(self, image, query, options, cancel):
         self.singles.append(query.text)
-        if self.memory < 1:
+        if self.memory < 1 or query.text == 'huge':
             raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         if query.text == 'fatal':
             raise WorkerError('the model process died of signal 11 (SIGSEGV)')
@@ -64,7 +64,7 @@ class Batching:
         self.frames.append([request.image.frame for request in requests])
         if 'exit' in texts:
             raise SystemExit(2)
-        if len(texts) > self.memory:
+        if len(texts) > self.memory or 'huge' in texts:
             assert not self.held  # what an earlier try held is free
             held = Held()
             self.held.add(held)
@@ -311,6 +311,19 @@ def test_a_request_for_which_the_memory_is_not_enough_fails_with_the_cure(robot)
     reasons = {result.reason for *_, result in own.listener.ends}
     assert len(reasons) == 1
     assert 'end other programs that use it' in reasons.pop()
+    own.log.lines.clear()
+
+
+def test_one_request_that_is_too_large_does_not_lower_the_limit(robot):
+    own = robot(max_batch=4)
+    own.model.go.release(100)
+    own.ask('a', 'huge', 'b', 'c')
+    ends = dict(own.listener.wait(4))
+    assert ends.pop('huge') is Status.FAILED
+    assert set(ends.values()) == {Status.FOUND}
+    own.ask(*'defg')
+    own.listener.wait(8)
+    assert own.model.calls[-1] == ['d', 'e', 'f', 'g']
     own.log.lines.clear()
 
 

@@ -43,7 +43,7 @@ class GatedBackend:
     def stream_batch(self, requests, options):
         self.batches.append([request.query.text for request in requests])
         self._wait(*(request.cancel for request in requests))
-        if len(requests) > self.memory:
+        if len(requests) > self.memory or 'huge' in self.batches[-1]:
             raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         for number, request in enumerate(requests):
             if request.query.text == 'bug':
@@ -62,6 +62,8 @@ class GatedBackend:
         self._wait(cancel)
         if query.text == 'bug':
             raise ZeroDivisionError
+        if query.text == 'huge':
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         result = self._result(image, query, cancel)
         yield Token('It is [SEG]')
         yield MaskReady(0, result.masks[0], result.mask_logits[0], 1.0)
@@ -311,6 +313,17 @@ def test_a_request_for_which_the_memory_is_not_enough_fails_and_then_the_replica
             assert document['status'] == 'FAILED'
             assert 'lower max_batch' in document['reason']
         assert not is_healthy(server)
+
+    run(scenario)
+
+
+def test_one_request_that_is_too_large_does_not_lower_the_limit(backend):
+    async def scenario(server):
+        answers = await answered_together(server, backend, 'a', 'huge', 'b', 'c')
+        statuses = [json.loads(answer.document)['status'] for answer in answers]
+        assert statuses == ['FOUND', 'FAILED', 'FOUND', 'FOUND']
+        answers = await answered_together(server, backend, *'abcd')
+        assert [len(batch) for batch in backend.batches] == [1, 4]
 
     run(scenario)
 

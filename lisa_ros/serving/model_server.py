@@ -248,6 +248,7 @@ class ModelServer:
             try:
                 result = self._run_alone(ticket, loop)
             except DeviceMemoryError as error:  # a new process may have more
+                fitting = len(batch)  # this request is too large, not the batch
                 self._bugs = bugs = self._bugs + (not bugs)
                 result = _failed(ticket, str(error))
             except Exception as error:  # noqa: BLE001  # a bug; the next ones are answered

@@ -17,7 +17,7 @@ order above, as if one after the other, and end in any order. Who owns what:
   not answer it together with others, or an exception ended the batch. What the queue was told then
   is not told twice. So a request that breaks the model ends alone.
 - If the memory is not enough for a batch, its requests are asked in halves, and later batches have
-  at most half as many, until `max_batch` changes.
+  at most half as many, until `max_batch` changes or one request turns out to be too large alone.
 - The time limit is that of the batch, and begins with it.
 
 Threads: every method may be called from any thread and returns at once, except `close`. The
@@ -234,12 +234,17 @@ class InferenceThread:
     def _end_of_too_large(
         self, batch: Batch, error: DeviceMemoryError
     ) -> tuple[Run, Segmentation] | None:
-        """Let later batches be smaller; return a single run with its result, to be ended."""
+        """Let later batches be smaller; return a single run with its result, to be ended.
+
+        A request that is too large alone says nothing of batches: they are as large as before.
+        """
         count = len(batch.runs)
         if count == 1:
             reason = str(error)
             self._log.error(reason)
             self._note_failure(reason)
+            with self.changed:
+                self._batch_use = dataclasses.replace(self._batch_use, too_large=0)
             run = batch.runs[0]
             return run, run.partial.result(EarlyEnd(Status.FAILED, reason))
         with self.changed:
