@@ -26,6 +26,7 @@ from lisa_ros.messages.mcap_scan import McapScan
 
 _TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it
 _IDL_SEPARATOR = '=' * 80 + '\n'
+_MOST_NAMED = 6  # topics in an error
 _RESOLUTION = 10**5  # of the time behind a damaged part [ns]
 
 
@@ -51,8 +52,7 @@ class OpenStorage:
 
     storage: Storage
     files: tuple[Path, ...]
-    decompress: Callable[[bytes], bytes] | None = None  # of each message in the files
-    is_raw: bool = True  # False: the storage decompresses messages itself
+    decompress: Callable[[bytes], bytes] | None = None  # of each message
 
 
 class BagReader:
@@ -75,6 +75,7 @@ class BagReader:
         """
         self.is2 = is2
         self._bag, self._storages, self._on_error = bag, storages, on_error
+        self.foreign_topics: dict[str, str] = {}  # kind of message of topics that are not of ROS 2
         self._own = [self._usable_connections(open_storage) for open_storage in storages]
         self._typestores: dict[str, Typestore] = {}
         self._recovered: list[McapScan] = []
@@ -92,6 +93,14 @@ class BagReader:
         times = (open_storage.storage.end_time for open_storage in self._storages)
         return max((time for time in times if isinstance(time, int)), default=0)
 
+    def describe_topics(self) -> str:
+        """Return the topics with their types, for an error; 'no topics' if there are none."""
+        kinds = {c.topic: c.msgtype for c in self.connections} | self.foreign_topics
+        topics = [f'{name} ({kind})' for name, kind in sorted(kinds.items())]
+        more = len(topics) - _MOST_NAMED
+        shown = ', '.join(topics[:_MOST_NAMED]) or 'no topics'
+        return f'{shown} and {more} more' if more > 0 else shown
+
     def close(self) -> None:
         """Close all files."""
         for storage in (
@@ -101,7 +110,7 @@ class BagReader:
             storage.close()
 
     def _usable_connections(self, open_storage: OpenStorage) -> list[Connection]:
-        """Return the connections with messages of ROS; other loggers add channels of other kinds.
+        """Return the connections with messages of ROS; note the others in `foreign_topics`.
 
         Raises:
             DataError: a name or type is not text, and `on_error` raised it.
@@ -113,6 +122,8 @@ class BagReader:
                 'cdr',
                 '',
             ):
+                kind = f'{connection.msgtype} in {ext.serialization_format}'
+                self.foreign_topics[str(connection.topic)] = kind
                 continue
             # a column of SQLite holds values of any type
             if isinstance(connection.topic, str) and isinstance(connection.msgtype, str):
@@ -189,13 +200,7 @@ class BagReader:
                             self._row_error(open_storage, connection, time, raw_message)
                         )
                         continue
-                    yield (
-                        connection,
-                        time,
-                        _decompressed(open_storage, raw_message)
-                        if open_storage.is_raw
-                        else raw_message,
-                    )
+                    yield from self._decompressed(open_storage, connection, time, raw_message)
                     position = time + 1
             except DataError:
                 raise
@@ -246,7 +251,25 @@ class BagReader:
         ]
         for connection, time, raw_message in heapq.merge(*streams, key=lambda message: message[1]):
             same_connection = by_name[connection.topic, connection.msgtype]
-            yield same_connection, time, _decompressed(open_storage, raw_message)
+            yield from self._decompressed(open_storage, same_connection, time, raw_message)
+
+    def _decompressed(
+        self, open_storage: OpenStorage, connection: Connection, time: int, raw_message: bytes
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield a message with its data decompressed; nothing if they are damaged."""
+        try:
+            decompress = open_storage.decompress
+            content = decompress(raw_message) if decompress else raw_message
+        except Exception as error:  # noqa: BLE001  # decompressors raise many types
+            seconds = (time - self.start_time) / 1e9
+            self._on_error(
+                DataError(
+                    f'{self._bag}: a message on {connection.topic}, {seconds:.2f} s after the '
+                    f'start, cannot be decompressed ({one_line(error)}); copy the bag again'
+                )
+            )
+            return
+        yield connection, time, content
 
     def _behind(
         self,
@@ -360,16 +383,6 @@ class BagReader:
                     f'{self._bag}: the definition of {msgtype} has the hash {digest}, and the bag '
                     f'gives {expected}; record the bag again'
                 )
-
-
-def _decompressed(open_storage: OpenStorage, raw_message: bytes) -> bytes:
-    """Return the data of a message; empty if it is compressed and damaged."""
-    if open_storage.decompress is None:
-        return raw_message
-    try:
-        return open_storage.decompress(raw_message)
-    except Exception:  # noqa: BLE001  # decompressors raise many types
-        return b''
 
 
 def _digest(store: Typestore, msgtype: str, is2: bool) -> str:
