@@ -42,6 +42,10 @@ class ModelError(LisaError):
     """A model computed or returned values that are no answer: NaN, infinity or a wrong shape."""
 
 
+class DeviceMemoryError(LisaError):
+    """The memory of a model's device is not enough for a query, or for several at once."""
+
+
 class UnreachableError(LisaError):
     """The server of a model cannot be reached, refuses work for now, or broke off its answer."""
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 _TOKENS = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _OWN_CLUSTER_ADDRESS = '127.0.0.1'  # of its only node
-_folders: list[str] = []  # of the clusters of this process
+_PREFIX, _LOCK = 'ray-', 'lisa-ros.lock'
 
 
 def prepare_ray(address: str | None) -> None:
@@ -52,16 +54,19 @@ def own_cluster_options() -> dict[str, object]:
 
     Its folder is a new one: Ray keeps the logs of each cluster, and programs look for a running
     cluster in the folder that they share. `delete_cluster_folders` deletes it, at the latest when
-    the process ends; its path is short, since those of sockets are limited.
+    the process ends; if that was killed, the next call here. Its path is short, since those of
+    sockets are limited.
     """
-    folder = tempfile.mkdtemp(prefix='ray-', dir=os.environ.get('RAY_TMPDIR'))
+    parent = Path(os.environ.get('RAY_TMPDIR') or tempfile.gettempdir())
+    _delete_abandoned_folders(parent)
+    folder = _ClusterFolder.create(parent)
     _folders.append(folder)
     atexit.register(delete_cluster_folders)
     return {
         'address': 'local',
         'include_dashboard': False,
         '_node_ip_address': _OWN_CLUSTER_ADDRESS,
-        '_temp_dir': folder,
+        '_temp_dir': str(folder.path),
     }
 
 
@@ -91,4 +96,64 @@ def _descendants(process: int) -> list[int]:
 def delete_cluster_folders() -> None:
     """Delete the folders of clusters that have been shut down."""
     while _folders:
-        shutil.rmtree(_folders.pop(), ignore_errors=True)
+        _folders.pop().delete()
+
+
+@dataclass(frozen=True)
+class _ClusterFolder:
+    """The folder of a cluster; its owner holds the lock of a file in it, until it ends."""
+
+    path: Path
+    lock: int  # descriptor
+
+    @classmethod
+    def create(cls, parent: Path) -> _ClusterFolder:
+        """Make a folder that belongs to this process."""
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (path / _LOCK).exists():
+                return cls(path, lock)
+            os.close(lock)  # it was deleted before it had an owner
+
+    @classmethod
+    def take_over(cls, path: Path) -> _ClusterFolder | None:
+        """Return a folder whose owner has ended; None: it has not, or is not of our user.
+
+        Raises:
+            OSError: it is no such folder.
+        """
+        if path.is_symlink() or path.stat().st_uid != os.geteuid():
+            return None
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        return cls(path, lock)
+
+    def delete(self) -> None:
+        """Delete it, the lock last: what cannot be deleted now is found again."""
+        with contextlib.suppress(OSError):  # another process deletes in it, or writes
+            for entry in list(self.path.iterdir()):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name != _LOCK:
+                    entry.unlink(missing_ok=True)
+            if [entry.name for entry in self.path.iterdir()] == [_LOCK]:
+                shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.lock)
+
+
+def _delete_abandoned_folders(parent: Path) -> None:
+    """Delete the folders of clusters whose processes were killed."""
+    for path in parent.glob(f'{_PREFIX}*'):
+        with contextlib.suppress(OSError):  # it has no such file: it is not ours
+            folder = _ClusterFolder.take_over(path)
+            if folder is not None:
+                folder.delete()
+
+
+_folders: list[_ClusterFolder] = []  # of the clusters of this process

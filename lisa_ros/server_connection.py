@@ -44,13 +44,24 @@ def is_loopback(host: str) -> bool:
     return host == 'localhost'
 
 
-def retry_after(value: str) -> float | None:
-    """Return the time that a Retry-After header asks for [s], at least 0; None: it has none."""
+def retry_after(value: str, date: str = '') -> float | None:
+    """Return the time that a Retry-After header asks for [s], at least 0; None: it has none.
+
+    Args:
+        value: of the header.
+        date: of the header Date: what the server's clock says, which may be wrong.
+    """
     seconds = value.strip()
     if seconds.isascii() and seconds.isdecimal():
         return float(seconds)
+    end, now = _timestamp(value), _timestamp(date)
+    return None if end is None else max(0.0, end - (time.time() if now is None else now))
+
+
+def _timestamp(date: str) -> float | None:
+    """Return the time of an HTTP date [s]; None: it is none."""
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -149,6 +149,7 @@ USUAL = ends(*[FOUND] * 10)
         ({'ends': USUAL + ends(FOUND, seconds=2.0)}, Level.OK, 'is loaded'),
         ({'ends': USUAL + ends(*[FOUND] * 3, seconds=2.0, at=NOW - 70)}, Level.OK, 'is loaded'),
         ({'ends': ends(*[FOUND] * 3, seconds=16.0)}, Level.WARN, 'answer_timeout allows 30 s'),
+        ({'batch_use': BatchUse(8, 4, 8, 8)}, Level.WARN, 'for 8 requests at once: 4 are the'),
     ],
 )
 def test_model(change, level, text):

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that are due at once are answered in one batch, and each ends as if it were alone."""
 
+import math
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 from test_inference_thread import Events
-from test_scheduler import OPTIONS, Log, Passthrough, found_result, goal, wait
+from test_scheduler import OPTIONS, Log, Passthrough, SetClock, found_result, goal, wait
 
 from lisa_ros.errors import WorkerError
 from lisa_ros.perception.backend import Capabilities, InferenceOptions
@@ -17,6 +20,10 @@ from lisa_ros.session.inference_batch import BatchUse
 from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.request import CancelReason
 from lisa_ros.session.scheduler import RequestScheduler
+
+
+class Held:
+    """Memory of the model, which a frame of it holds."""
 
 
 class Batching:
@@ -33,9 +40,13 @@ class Batching:
         self.calls, self.singles = [], []  # texts of batches, and of queries that were asked alone
         self.frames = []  # of each batch
         self.go, self.freed = threading.Semaphore(0), threading.Event()
+        self.memory = math.inf  # requests at once for which it is enough
+        self.held = weakref.WeakSet()
 
     def stream(self, image, query, options, cancel):
         self.singles.append(query.text)
+        if self.memory < 1 or query.text == 'huge':
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         if query.text == 'fatal':
             raise WorkerError('the model process died of signal 11 (SIGSEGV)')
         if query.text == 'exit':
@@ -53,6 +64,11 @@ class Batching:
         self.frames.append([request.image.frame for request in requests])
         if 'exit' in texts:
             raise SystemExit(2)
+        if len(texts) > self.memory or 'huge' in texts:
+            assert not self.held  # what an earlier try held is free
+            held = Held()
+            self.held.add(held)
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         open_rows = {n for n, text in enumerate(texts) if text != 'left'}
         for word in ('Sure', '.'):
             for number in sorted(open_rows):
@@ -78,15 +94,16 @@ class Batching:
 class Robot:
     """Cameras that share a model which answers in batches."""
 
-    def __init__(self, names='a', max_batch=4, options=None):
+    def __init__(self, names='a', max_batch=4, options=None, clock=None):
         self.model, self.listener, self.log = Batching(), Events(), Log()
         options = options or InferenceOptions()
         self.inference = InferenceThread(self.model, Passthrough(), options, self.log, max_batch)
         self.inference.start()
         self.cameras = {}
         for name in names:
+            session = replace(OPTIONS, watch_rate=100.0)
             scheduler = RequestScheduler(
-                self.inference, self.listener, replace(OPTIONS, watch_rate=100.0), log=self.log
+                self.inference, self.listener, session, clock=clock, log=self.log
             )
             self.cameras[name] = scheduler
             scheduler.start()
@@ -241,6 +258,120 @@ def test_what_a_batch_leaves_is_asked_alone_next(robot):
     own.listener.wait(3)
     assert (own.model.calls, own.model.singles) == ([['left', 'other']], ['left', 'later'])
     assert told(own, 'left') == ['Sure', '.']
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_asked_in_halves(robot):
+    own = robot(max_batch=8)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask(*'abcdefgh')
+    assert set(own.listener.wait(8)) == {(text, Status.FOUND) for text in 'abcdefgh'}
+    assert [len(texts) for texts in own.model.calls] == [8, 4, 2, 2, 2, 2]
+    assert own.inference.batch_use.fitting == 2
+    assert len(own.log.lines) == 2  # once for each size
+    assert 'CUDA out of memory' in own.log.lines[0]
+    assert '4 are the limit from now on' in own.log.lines[0]
+    own.log.lines.clear()
+
+
+def test_later_batches_are_smaller_until_the_limit_is_set_anew(robot):
+    own = robot(max_batch=4)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask(*'abcd')
+    own.listener.wait(4)
+    own.inference.set_options(InferenceOptions(), max_batch=4)  # as before: another parameter
+    own.ask(*'efg')
+    own.listener.wait(7)
+    own.inference.set_options(InferenceOptions(), max_batch=3)
+    own.ask(*'hij')
+    own.listener.wait(10)
+    assert [len(texts) for texts in own.model.calls] == [4, 2, 2, 2, 3]
+    assert own.model.singles == ['g']
+    assert own.inference.batch_use == BatchUse(3, 3, 4)
+    own.log.lines.clear()
+
+
+def test_what_a_batch_cannot_answer_is_alone_in_halves_too(robot):
+    own = robot(max_batch=4)
+    own.model.memory = 3
+    own.model.go.release(100)
+    own.ask('left', 'a', 'b', 'c')
+    assert set(own.listener.wait(4)) == {(text, Status.FOUND) for text in ('left', 'a', 'b', 'c')}
+    assert own.model.calls[1:] == [['left', 'a'], ['b', 'c']]
+    assert own.model.singles == ['left']
+    own.log.lines.clear()
+
+
+def test_a_request_for_which_the_memory_is_not_enough_fails_with_the_cure(robot):
+    own = robot(max_batch=2)
+    own.model.memory = 0
+    own.ask('a', 'b')
+    assert set(own.listener.wait(2)) == {('a', Status.FAILED), ('b', Status.FAILED)}
+    reasons = {result.reason for *_, result in own.listener.ends}
+    assert len(reasons) == 1
+    assert 'end other programs that use it' in reasons.pop()
+    own.log.lines.clear()
+
+
+def test_one_request_that_is_too_large_does_not_lower_the_limit(robot):
+    own = robot(max_batch=4)
+    own.model.go.release(100)
+    own.ask('a', 'huge', 'b', 'c')
+    ends = dict(own.listener.wait(4))
+    assert ends.pop('huge') is Status.FAILED
+    assert set(ends.values()) == {Status.FOUND}
+    own.ask(*'defg')
+    own.listener.wait(8)
+    assert own.model.calls[-1] == ['d', 'e', 'f', 'g']
+    own.log.lines.clear()
+
+
+@pytest.fixture
+def old(robot):
+    """A robot whose batch leaves some of the requests, with an image that is then too old."""
+
+    def make(*texts):
+        clock = SetClock()
+        own = robot(clock=clock)
+        own.add_frame('a', clock.now_ns())
+        own.ask(*texts)
+        wait(lambda: own.model.calls)
+        clock.now = clock.time = clock.now + OPTIONS.max_image_age + 1
+        return own, clock
+
+    return make
+
+
+def test_what_a_batch_leaves_is_asked_about_an_image_that_is_new_enough(old):
+    own, clock = old('left', 'other')
+    own.add_frame('a', clock.now_ns())
+    own.model.go.release(3)
+    assert own.listener.wait(2) == [('other', Status.FOUND), ('left', Status.FOUND)]
+    stamps = {text: frame.stamp for text, frame, *_ in own.listener.ends}
+    assert stamps == {'other': 1000 * 10**9, 'left': clock.now_ns()}
+    assert [call for call in own.listener.calls if call[0] == 'started'][-1] == (
+        'started', 'left', clock.now_ns()
+    )  # fmt: skip
+
+
+def test_what_a_batch_leaves_is_not_asked_about_an_image_that_has_become_too_old(old):
+    own, _ = old('left', 'other')
+    own.model.go.release(3)
+    assert own.listener.wait(2) == [('other', Status.FOUND), ('left', Status.STALE_INPUT)]
+    assert not own.model.singles
+    assert own.cameras['a'].counters.stale == 1
+
+
+def test_an_answer_that_has_begun_does_not_change_its_image(old):
+    own, clock = old('fatal', 'other')
+    own.add_frame('a', clock.now_ns())
+    own.model.go.release(3)
+    assert dict(own.listener.wait(2)) == {
+        'fatal': Status.STALE_INPUT, 'other': Status.STALE_INPUT
+    }  # fmt: skip
+    assert {result.answer for *_, result in own.listener.ends} == {'Sure'}
+    assert not own.model.singles
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ import pytest
 from scripted_backend import ScriptedBackend
 
 from lisa_ros import errors
-from lisa_ros.errors import CheckpointError, ImageError, SettingsError, WorkerError
+from lisa_ros.errors import (
+    CheckpointError,
+    DeviceMemoryError,
+    ImageError,
+    SettingsError,
+    WorkerError,
+)
 from lisa_ros.perception import registry, worker_supervisor
 from lisa_ros.perception.backend import (
     STOP_GRACE,
@@ -84,6 +90,7 @@ REPLIES = {
     'flip': {'masks': 'bright all', 'flip': True},
     'none': {},
     'fail': {'failure': 'broken'},
+    'memory': {'run': 'import torch; raise torch.OutOfMemoryError("CUDA out of memory.")'},
     'cancellable': {'hang': True},
     'hang': {'hang': True, 'uncancellable': True},
     'late': {'masks': 'bright', 'then': 'import time; time.sleep(30)'},
@@ -391,6 +398,14 @@ def test_a_process_that_dies_ends_the_batch_and_the_next_one_is_answered(shared)
     events = stream_batch(shared, 'late', 'killed')
     with pytest.raises(WorkerError, match='signal 9'):
         list(events)
+    assert_answers(shared)
+
+
+def test_memory_that_is_not_enough_is_an_error_without_pytorch(shared):
+    with pytest.raises(DeviceMemoryError, match='CUDA out of memory'):
+        list(stream_batch(shared, 'one', 'memory'))
+    with pytest.raises(DeviceMemoryError):
+        ask(shared, 'memory')
     assert_answers(shared)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,64 @@ def test_a_cluster_that_runs_has_its_own_rules():
     assert CLOSED not in variables
     assert 'RAY_AUTH_MODE' not in variables
     assert variables['RAY_USAGE_STATS_ENABLED'] == '0'
+
+
+OWNER = """
+import sys, time
+from lisa_ros.ray_environment import own_cluster_options
+print(own_cluster_options()['_temp_dir'], flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A function that starts a process with a folder of its own; returns both."""
+    made = []
+
+    def start(seconds=600.0):
+        command = [sys.executable, '-c', OWNER, str(seconds)]
+        environment = os.environ | {'RAY_TMPDIR': str(tmp_path)}
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, env=environment)
+        made.append(process)
+        return process, Path(process.stdout.readline().strip())
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_folder_of_a_killed_process_is_deleted_by_the_next_one(owner, tmp_path):
+    killed, abandoned = owner()
+    (abandoned / 'session' / 'logs').mkdir(parents=True)
+    (abandoned / 'session' / 'logs' / 'raylet.out').write_text('log')
+    (abandoned / 'latest').symlink_to(abandoned / 'session')
+    _, used = owner()
+    assert abandoned.exists()  # its owner runs
+    killed.kill()
+    killed.wait()
+    ended, last = owner(0.0)
+    assert ended.wait(60) == 0
+    assert not abandoned.exists()
+    assert not last.exists()
+    assert used.exists()
+    assert list(tmp_path.iterdir()) == [used]
+
+
+def test_other_folders_stay(owner, tmp_path):
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (elsewhere / 'lisa-ros.lock').touch()
+    (elsewhere / 'data').touch()
+    (tmp_path / 'ray-link').symlink_to(elsewhere)
+    (tmp_path / 'ray-foreign').mkdir()
+    (tmp_path / 'ray-file').touch()
+    linked = tmp_path / 'ray-linked'
+    linked.mkdir()
+    (linked / 'lisa-ros.lock').symlink_to(elsewhere / 'lisa-ros.lock')
+    before = set(tmp_path.rglob('*'))
+    ended, _ = owner(0.0)
+    assert ended.wait(60) == 0
+    assert set(tmp_path.rglob('*')) == before

@@ -822,6 +822,10 @@ def test_retry_after(value, seconds):
 def test_retry_after_may_be_a_date():
     assert retry_after('Wed, 21 Oct 2015 07:28:00 GMT') == 0
     assert retry_after('Wed, 21 Oct 2099 07:28:00 GMT') > 1e9
+    # the two clocks differ
+    assert retry_after('Wed, 21 Oct 2099 07:28:05 GMT', 'Wed, 21 Oct 2099 07:28:00 GMT') == 5
+    assert retry_after('Wed, 21 Oct 2015 07:28:05 GMT', 'Wed, 21 Oct 2015 07:28:00 GMT') == 5
+    assert retry_after('Wed, 21 Oct 2015 07:28:05 GMT', 'no date') == 0
 
 
 # ---- coordinates

@@ -38,6 +38,12 @@ def test_masks_are_pasted_at_the_region():
 def test_the_masks_of_a_dialogue_are_cropped_with_the_image():
     shown = np.zeros((1, 6, 8), bool)
     shown[0, 4, 3] = True
-    part = roi.crop_dialogue(Dialogue(shown=shown), (3, 4, 2, 2)).shown
+    part = roi.crop_dialogue(Dialogue(shown=shown), (3, 4, 2, 2), (6, 8)).shown
     assert part.tolist() == [[[True, False], [False, False]]]
-    assert roi.crop_dialogue(Dialogue(), (3, 4, 2, 2)) == Dialogue()
+    assert roi.crop_dialogue(Dialogue(), (3, 4, 2, 2), (6, 8)) == Dialogue()
+
+
+@pytest.mark.parametrize('size', [(3, 4), (12, 16)], ids=['smaller', 'larger'])
+def test_masks_of_an_image_of_another_size_are_left_out(size):
+    dialogue = Dialogue(shown=np.ones((1, *size), bool))
+    assert roi.crop_dialogue(dialogue, (3, 4, 2, 2), (6, 8)).shown is None

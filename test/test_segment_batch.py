@@ -110,6 +110,25 @@ def test_a_cancel_ends_all_answers(segmenter, requests):
     assert [result.status for result in results] == [Status.CANCELLED] * 3
 
 
+def test_a_batch_that_is_too_large_for_the_memory_is_asked_in_halves(
+    segmenter, requests, monkeypatch
+):
+    encode, counts = segmenter.backend.model.encode_clip, []
+
+    def encode_few(pixels):
+        counts.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+        return encode(pixels)
+
+    asked = requests[::4]  # one about each image
+    expected = alone(segmenter, asked)
+    segmenter.clear_cache()
+    monkeypatch.setattr(segmenter.backend.model, 'encode_clip', encode_few)
+    check(segmenter.segment_batch(asked), expected)
+    assert counts == [3, 1, 1, 1]
+
+
 def stream_batch(segmenter, requests, cancels=None):
     """Yield the events of a batch; `cancels` by number."""
     batch = [

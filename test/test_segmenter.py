@@ -283,6 +283,23 @@ def test_two_streams_at_once_use_their_own_images():
         assert np.array_equal(results[index].mask_logits, expected.mask_logits)
 
 
+@pytest.mark.parametrize('is_ahead', [False, True], ids=['asked', 'encoded ahead'])
+def test_a_mask_is_refined_in_the_image_of_its_own_query(is_ahead):
+    lisa = segmenter(256, THREE['template'], refine=True)
+    image = load_image(THREE['image'])
+    lisa.clear_cache()
+    expected = lisa.segment(image, THREE['prompt'])
+    lisa.clear_cache()
+    buffer = image.copy()
+    if is_ahead:
+        lisa.encode_images([buffer])
+    else:
+        lisa.segment(buffer, THREE['prompt'])
+    buffer[:] = np.random.default_rng(0).integers(0, 256, buffer.shape)  # the camera's next one
+    result = lisa.segment(image, THREE['prompt'])
+    assert np.array_equal(result.masks, expected.masks)
+
+
 def test_the_images_of_several_cameras_are_encoded_once():
     lisa = segmenter(256, THREE['template'])
     lisa.clear_cache()

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import secrets
 import threading
 import time
 
@@ -32,9 +33,11 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
 from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
+from lisa_ros.serving import query_encoding
 from lisa_ros.serving.http_client import HttpClient
 from lisa_ros.serving.image_transfer import ImageCoding, ImageFormat
 from lisa_ros.serving.problems import Problem, ProblemError
+from lisa_ros.serving.query_reading import QueryLimits
 from lisa_ros.serving.served_backend import ServedBackend
 from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import MonitorPeriods
@@ -217,6 +220,23 @@ def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
         np.testing.assert_array_equal(server.seen[-1][1], image)
 
 
+@pytest.mark.parametrize('size', [(4, 5), GRAY.shape[:2]], ids=['of another image', 'fits'])
+@pytest.mark.parametrize('region', [None, (20, 20, 8, 8)], ids=['image', 'region'])
+def test_masks_of_an_image_of_another_size_are_not_sent(server, connect, size, region):
+    dialogue = Dialogue(shown=np.ones((1, *size), bool))
+    _, result = ask(connect(server.url), 'bright', dialogue=dialogue, region=region)
+    assert result.status is Status.FOUND
+    assert len(server.seen[-1][0].shown) == (size == GRAY.shape[:2])
+
+
+def test_no_more_masks_are_sent_than_the_server_takes(server, connect, monkeypatch):
+    shown = np.ones((40, *GRAY.shape[:2]), bool)
+    for pixels, count in ((QueryLimits().shown_pixels, 32), (GRAY[..., 0].size * 3 + 1, 3)):
+        monkeypatch.setattr(query_encoding, '_LIMITS', QueryLimits(shown_pixels=pixels))
+        ask(connect(server.url), 'it', dialogue=Dialogue(shown=shown))
+        assert len(server.seen[-1][0].shown) == count
+
+
 def test_the_quality_of_a_jpeg(server, connect):
     noise = np.random.default_rng(1).integers(0, 256, GRAY.shape, np.uint8)
     sent = {}
@@ -343,7 +363,7 @@ def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
         (_refused(Problem.REPLICA_LOST, 0), Status.UNREACHABLE, 'not now'),
         (_refused(Problem.OVERLOADED, 9999), Status.UNREACHABLE, 'asks to wait 1e\\+04 s'),
         (_refused(Problem.TOO_LARGE), Status.FAILED, 'not now'),
-        (_reported(Problem.UNAUTHORIZED), Status.FAILED, 'it is lost'),
+        (_reported(Problem.UNAUTHORIZED), Status.UNREACHABLE, 'it is lost'),
         (_other(502, 'text/html', b'<h1>bad gateway</h1>'), Status.UNREACHABLE, 'proxy'),
         (_other(200, 'text/html', b'<h1>hello</h1>'), Status.FAILED, 'not with a stream'),
         (_other(500, 'text/plain', b'oh'), Status.FAILED, '500'),
@@ -540,6 +560,25 @@ def test_the_fallback_model_answers_while_the_server_is_gone(process, connect):
     assert result.reason.startswith('answered by lisa-tabletop: http://127.0.0.1')
     assert isinstance(events[-1], MaskReady)
     assert both.health.state is HealthState.UNREACHABLE
+
+
+def test_a_token_that_is_revoked_makes_the_server_unreachable(connect):
+    local, token = ScriptedBackend(REPLIES), secrets.token_hex(8)
+    with segment_server.running(ScriptedBackend(REPLIES), token=token) as own:
+        served = connect(own.url, token=token, periods=FAST)
+        both = FallbackBackend(served, local, 'lisa-tabletop')
+        assert ask(served, 'it')[1].status is Status.FOUND
+        own.token = secrets.token_hex(8)
+        _, result = ask(served, 'it')
+        assert result.status is Status.UNREACHABLE
+        assert 'no known token' in result.reason
+        assert served.health.state is HealthState.UNREACHABLE
+        _, result = ask(both, 'it')
+        assert result.status is Status.FOUND
+        assert result.reason.startswith('answered by lisa-tabletop')
+        own.token = token
+        wait_until(lambda: served.health.state is HealthState.OK)
+        assert ask(both, 'it')[1].reason == ''
 
 
 def test_the_fallback_model_is_not_asked_while_the_server_answers(server, connect):

@@ -207,7 +207,9 @@ def test_models_health_metrics_and_description(server, png):
     models = server.request('GET', '/v1/models')[2]
     assert models['replicas'] == 1
     assert models['models'][0]['capabilities']['dialogue'] is True
-    assert b'lisa_requests_total{result="FOUND"}' in server.request('GET', '/metrics')[2]
+    metrics = server.request('GET', '/metrics')[2]
+    assert b'lisa_requests_total{result="FOUND"}' in metrics
+    assert b'lisa_batch_limit{replica=' in metrics
     document = server.request('GET', '/openapi.json')[2]
     assert document['openapi'] == '3.1.0'
     assert set(document['paths']) >= {'/v1/segment', '/v1/models', '/metrics'}

@@ -5,9 +5,11 @@ import asyncio
 import io
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip('python_multipart', reason='the extra `serve` is not installed')
@@ -35,11 +37,21 @@ class GatedBackend:
         self.gate, self.batches, self.ended_early = threading.Event(), [], []
         self.failure = None
         self.breaks_off = False  # each batch, once it has sent the first events
+        self.memory = 100  # requests at once for which it is enough
+        self.leaves = ()  # commands that a batch does not answer; with "late": until its end
 
     def stream_batch(self, requests, options):
         self.batches.append([request.query.text for request in requests])
         self._wait(*(request.cancel for request in requests))
+        if len(requests) > self.memory or 'huge' in self.batches[-1]:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         for number, request in enumerate(requests):
+            if request.query.text == 'bug':
+                raise ZeroDivisionError
+            if request.query.text in self.leaves:
+                while request.query.text == 'late' and not request.cancel.is_set():
+                    time.sleep(0.005)
+                continue
             yield number, Token('It is [SEG]')
             if self.breaks_off:
                 raise ModelError('the batch broke off')
@@ -48,6 +60,10 @@ class GatedBackend:
     def stream(self, image, query, options, cancel):
         self.batches.append([query.text])
         self._wait(cancel)
+        if query.text == 'bug':
+            raise ZeroDivisionError
+        if query.text == 'huge':
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
         result = self._result(image, query, cancel)
         yield Token('It is [SEG]')
         yield MaskReady(0, result.masks[0], result.mask_logits[0], 1.0)
@@ -225,6 +241,98 @@ def test_a_request_whose_deadline_passes_is_not_begun(backend):
         assert (await late).problem is Problem.DEADLINE
         await first
         assert backend.batches == [['first']]
+
+    run(scenario)
+
+
+def test_an_answer_that_the_deadline_cuts_off_is_refused(backend):
+    async def scenario(server):
+        reply = await server.answer(request('x', 0.05))
+        assert reply.problem is Problem.DEADLINE
+        *_, reply = [event async for event in server.stream(request('x', 0.05))]
+        assert reply.problem is Problem.DEADLINE
+
+    run(scenario)
+
+
+def test_what_a_batch_leaves_is_not_begun_after_its_deadline(backend):
+    backend.leaves = ('left', 'late')
+
+    async def scenario(server):
+        first = await block(server, backend)
+        calls = [
+            asyncio.create_task(server.answer(request(name, seconds)))
+            for name, seconds in (('a', 60), ('left', 60), ('late', 2))
+        ]
+        await until(lambda: waiting(server) == 3)
+        backend.gate.set()
+        _, answer, left, late = await asyncio.gather(first, *calls)
+        assert isinstance(answer, Answer)
+        assert isinstance(left, Answer)
+        assert late.problem is Problem.DEADLINE
+        assert backend.batches == [['first'], ['late', 'a', 'left'], ['left']]
+
+    run(scenario)
+
+
+async def answered_together(server, backend, *commands):
+    """Return the answers to requests that wait while the model is busy."""
+    backend.gate.clear()
+    backend.batches.clear()
+    first = await block(server, backend)
+    calls = [asyncio.create_task(server.answer(request(name))) for name in commands]
+    await until(lambda: waiting(server) == len(commands))
+    backend.gate.set()
+    await first
+    return await asyncio.gather(*calls)
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_answered_in_halves(backend, caplog):
+    backend.memory = 3
+
+    async def scenario(server):
+        answers = await answered_together(server, backend, *'abcdefgh')
+        assert [json.loads(answer.document)['status'] for answer in answers] == ['FOUND'] * 8
+        assert [len(batch) for batch in backend.batches] == [1, 8, 4, 2, 2, 4, 2, 2]
+        answers = await answered_together(server, backend, *'abcd')
+        assert [len(batch) for batch in backend.batches] == [1, 2, 2]
+        assert answers[-1].figures.largest_batch == answers[-1].figures.batch_size == 2
+        assert caplog.text.count('from now on') == 1
+        server.check_health()
+
+    run(scenario)
+
+
+def test_a_request_for_which_the_memory_is_not_enough_fails_and_then_the_replica(backend):
+    async def scenario(server):
+        backend.gate.set()
+        backend.failure = torch.OutOfMemoryError('CUDA out of memory.')
+        for _ in range(3):
+            server.check_health()
+            document = json.loads((await server.answer(request('x'))).document)
+            assert document['status'] == 'FAILED'
+            assert 'lower max_batch' in document['reason']
+        assert not is_healthy(server)
+
+    run(scenario)
+
+
+def test_one_request_that_is_too_large_does_not_lower_the_limit(backend):
+    async def scenario(server):
+        answers = await answered_together(server, backend, 'a', 'huge', 'b', 'c')
+        statuses = [json.loads(answer.document)['status'] for answer in answers]
+        assert statuses == ['FOUND', 'FAILED', 'FOUND', 'FOUND']
+        answers = await answered_together(server, backend, *'abcd')
+        assert [len(batch) for batch in backend.batches] == [1, 4]
+
+    run(scenario)
+
+
+def test_a_bug_in_a_batch_fails_the_request_at_fault_alone(backend):
+    async def scenario(server):
+        answers = await answered_together(server, backend, 'a', 'bug', 'b')
+        statuses = [json.loads(answer.document)['status'] for answer in answers]
+        assert statuses == ['FOUND', 'FAILED', 'FOUND']
 
     run(scenario)
 

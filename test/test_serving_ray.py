@@ -6,9 +6,13 @@ import http.client
 import io
 import os
 import re
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -386,3 +390,66 @@ def test_a_stop_signal_during_an_update_ends_all_processes_at_once(model, tmp_pa
     finally:
         updating.process.kill()
         updating.process.wait()
+
+
+@pytest.fixture
+def head(tmp_path, monkeypatch):
+    """A Ray cluster that runs already; yields its address and the process of its head."""
+    monkeypatch.setenv('RAY_AUTH_MODE', 'token')
+    monkeypatch.setenv('RAY_AUTH_TOKEN', secrets.token_hex(32))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix='head-')  # short: it has sockets
+    environment = os.environ | {
+        'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '1',  # else the port stays closed
+        'RAY_USAGE_STATS_ENABLED': '0',
+        'PYTHONPATH': ':'.join([str(tmp_path), str(Path(__file__).parent)]),
+    }
+    write_entry_point(tmp_path)
+    command = [sys.executable, '-m', 'ray.scripts.scripts', 'start', '--head', '--block']
+    arguments = ['--include-dashboard=false', '--num-cpus=4', f'--temp-dir={folder}']
+    running = subprocess.Popen(
+        [*command, f'--port={port}', '--node-ip-address=127.0.0.1', *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    process = psutil.Process(running.pid)
+    try:
+        yield f'127.0.0.1:{port}', process
+    finally:
+        for child in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        running.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_server_whose_cluster_has_lost_its_head_is_not_ready(model, head, tmp_path):
+    address, process = head
+    end = time.monotonic() + START
+    while not is_reachable(address):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    folder = tmp_path / 'serve'
+    folder.mkdir()
+    running = ServeProcess(folder, '--model', f'toy:{model}', '--ray', address)
+    try:
+        running.wait_until_ready()
+        assert running.get('/readyz')[0] == 200
+        gcs = next(child for child in process.children(recursive=True) if 'gcs' in name(child))
+        gcs.suspend()  # as if the network to it were cut
+        running.wait(lambda: running.get('/readyz')[0] == 503, 40)
+        assert running.get('/healthz')[0] == 200
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def is_reachable(address):
+    host, port = address.split(':')
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), 1).close()
+        return True
+    return False

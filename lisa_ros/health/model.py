@@ -58,7 +58,7 @@ def judge_model(report: ModelReport) -> Verdict:
     use = report.batch_use
     values['requests at once'] = use.last
     values['requests at once, most so far'] = use.largest
-    values['requests at once, limit'] = use.limit
+    values['requests at once, limit'] = use.fitting
     usual, recent = _durations(report)
     if usual:
         values['usual answer [s]'] = f'{usual:.2f}'
@@ -67,7 +67,8 @@ def judge_model(report: ModelReport) -> Verdict:
     healthy = f'{report.model} is loaded'
     if health.state is HealthState.BUSY:
         healthy = f'{report.model} has been answering for {report.now - health.since:.1f} s'
-    return verdict([_state(report, health), _speed(report, usual, recent)], healthy, values)
+    problems = [_state(report, health), _speed(report, usual, recent), _memory(use)]
+    return verdict(problems, healthy, values)
 
 
 def _not_loaded(report: ModelReport) -> Problem:
@@ -95,6 +96,17 @@ def _state(report: ModelReport, health: ModelHealth) -> Problem | None:
         text = f'{report.model} has been answering for {seconds:.1f} s: it is slow or hangs'
         return Problem(Level.WARN, f'{text}; set answer_timeout')
     return None
+
+
+def _memory(use: BatchUse) -> Problem | None:
+    if not use.too_large:
+        return None
+    text = f'the memory of the device was not enough for {use.too_large} requests at once'
+    return Problem(
+        Level.WARN,
+        f'{text}: {use.fitting} are the limit now; lower max_batch or cache_memory, or end other '
+        'programs that use the device, and then set another max_batch',
+    )
 
 
 def _durations(report: ModelReport) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
+from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token, unanswered
 
 _SCORE_TOLERANCE = 1e-3  # a backend may round a score to a little more than 1
@@ -21,7 +22,7 @@ def checked_events(events: Iterable[Event], query: str, shape: tuple[int, int]) 
     """Yield a backend's events until the first one that is wrong; then a Done of status FAILED.
 
     The same happens if the backend raises a ModelError, or ends without Done. Other exceptions
-    pass.
+    pass; one of the memory as a DeviceMemoryError.
 
     Args:
         events: of one answer.
@@ -29,11 +30,12 @@ def checked_events(events: Iterable[Event], query: str, shape: tuple[int, int]) 
         shape: (H, W) of the image that the backend got [px].
     """
     try:
-        for event in events:
-            check_event(event, shape)
-            yield event
-            if isinstance(event, Done):
-                return
+        with memory_errors():
+            for event in events:
+                check_event(event, shape)
+                yield event
+                if isinstance(event, Done):
+                    return
         raise ModelError('the backend ended its answer without a result: correct the backend')
     except ModelError as error:
         yield Done(unanswered(query, Status.FAILED, str(error), shape))

@@ -306,6 +306,8 @@ class AnswersBatches(Protocol):
             options: for all of them; `answer_timeout` limits the time of the whole batch.
 
         Raises:
+            torch.OutOfMemoryError, DeviceMemoryError: the memory is not enough for the batch;
+                requests without Done are to be asked in halves.
             Exception: the iteration raises what no single request has caused, such as a
                 WorkerError; requests without Done are to be asked alone.
         """

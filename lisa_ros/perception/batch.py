@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
-from lisa_ros.errors import LisaError, ModelError
+from lisa_ros.errors import DeviceMemoryError, LisaError, ModelError
 from lisa_ros.perception.answer_checks import check_event
 from lisa_ros.perception.backend import (
     AnswersBatches,
@@ -19,9 +19,11 @@ from lisa_ros.perception.backend import (
     InferenceOptions,
     Query,
 )
+from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.perception.roi import checked_request, pasted_event, stream_in_region
 from lisa_ros.results import Done, Event, Segmentation, Status, unanswered
 
+Item = TypeVar('Item')
 Request = tuple[np.ndarray, Query]  # (H, W, 3) uint8 RGB, and a query about it
 
 
@@ -45,7 +47,9 @@ def stream_batch(
         options: for all of them.
 
     Raises:
-        Exception: what `AnswersBatches.stream_batch` raises.
+        DeviceMemoryError: the memory is not enough for the batch; requests without Done are to be
+            asked in batches of half the size.
+        Exception: what `AnswersBatches.stream_batch` raises else.
     """
     cropped: dict[int, BatchRequest] = {}
     for number, request in enumerate(requests):
@@ -58,14 +62,15 @@ def stream_batch(
     if not cropped:
         return
     numbers, ended = list(cropped), set()
-    for place, event in backend.stream_batch(list(cropped.values()), options):
-        number = numbers[place]
-        if number in ended:  # the backend goes on after what was wrong
-            continue
-        checked = _checked(requests[number], cropped[number], event)
-        if isinstance(checked, Done):
-            ended.add(number)
-        yield number, checked
+    with memory_errors():
+        for place, event in backend.stream_batch(list(cropped.values()), options):
+            number = numbers[place]
+            if number in ended:  # the backend goes on after what was wrong
+                continue
+            checked = _checked(requests[number], cropped[number], event)
+            if isinstance(checked, Done):
+                ended.add(number)
+            yield number, checked
 
 
 def _checked(request: BatchRequest, cropped: BatchRequest, event: Event) -> Event:
@@ -85,21 +90,36 @@ def answer_requests(
 ) -> list[Segmentation]:
     """Return the answers in the order of the requests; FAILED with the reason if one fails.
 
-    Requests that the backend leaves unanswered are asked one after the other.
+    Requests that the backend leaves unanswered are asked one after the other; if the memory was
+    not enough, those of each half at once.
     """
     results: dict[int, Segmentation] = {}
     if can_batch(backend) and len(requests) > 1:
         batch = [BatchRequest(image, query, cancel) for image, query in requests]
+        is_too_large = False
         try:
             for number, event in stream_batch(backend, batch, options):
                 if isinstance(event, Done):
                     results[number] = event.result
+        except DeviceMemoryError:
+            is_too_large = True
         except LisaError:  # asked singly, the request at fault names its error
             pass
+        if is_too_large:  # behind the handler: the error holds memory of the model
+            left = [number for number in range(len(requests)) if number not in results]
+            for part in in_halves(left, len(requests)):
+                asked = [requests[number] for number in part]
+                results |= zip(part, answer_requests(backend, asked, options, cancel), strict=True)
     return [
         results[number] if number in results else _answer(backend, request, options, cancel)
         for number, request in enumerate(requests)
     ]
+
+
+def in_halves(left: Sequence[Item], count: int) -> list[Sequence[Item]]:
+    """Return what is left of `count` requests, which were too many at once, in smaller parts."""
+    size = max(1, count // 2)
+    return [left[start : start + size] for start in range(0, len(left), size)]
 
 
 def _answer(

@@ -104,6 +104,7 @@ class ImageEncoder:
             key = image_key(image)
             encoded = self._newest.get(key) or self._batch.get(key)
             if encoded is not None:
+                encoded.image = image  # the caller of then may have overwritten its own
                 timer.add(encoded.take_seconds())
                 self._newest.add(key, encoded)
                 return encoded

@@ -22,6 +22,7 @@ from lisa_ros.perception.backend import (
     Query,
     check_query,
 )
+from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
@@ -51,9 +52,11 @@ def stream_in_region(
         ImageError: the image is not (H, W, 3) uint8, or the region is not within it.
         QueryError: the text is empty, or the backend finds it too long; or it is a yes/no question
             and the model cannot answer those.
+        DeviceMemoryError: the memory of the device is not enough; also by the iteration.
     """
     cropped, cropped_query = checked_request(backend, image, query)
-    events = backend.stream(cropped, cropped_query, options, cancel)
+    with memory_errors():
+        events = backend.stream(cropped, cropped_query, options, cancel)
     return _pasted_events(
         checked_events(events, query.text, cropped.shape[:2]), query.region, image.shape[:2]
     )
@@ -76,7 +79,7 @@ def checked_request(
         )
     if query.region is None:
         return image, query
-    dialogue = crop_dialogue(query.dialogue, query.region)
+    dialogue = crop_dialogue(query.dialogue, query.region, image.shape[:2])
     return crop(image, query.region), dataclasses.replace(query, region=None, dialogue=dialogue)
 
 
@@ -114,10 +117,15 @@ def crop(image: np.ndarray, region: Region) -> np.ndarray:
     return image[y : y + height, x : x + width]
 
 
-def crop_dialogue(dialogue: Dialogue, region: Region) -> Dialogue:
-    """Return the dialogue with its masks cropped to a region."""
+def crop_dialogue(dialogue: Dialogue, region: Region, shape: tuple[int, int]) -> Dialogue:
+    """Return the dialogue with its masks cropped to a region; shape: (H, W) of the whole image.
+
+    Masks of an image of another size are left out: the region lies elsewhere in them.
+    """
     if dialogue.shown is None:
         return dialogue
+    if dialogue.shown.shape[1:] != shape:
+        return dataclasses.replace(dialogue, shown=None)
     x, y, width, height = region
     shown = dialogue.shown[:, y : y + height, x : x + width]
     return dataclasses.replace(dialogue, shown=shown)

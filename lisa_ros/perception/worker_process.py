@@ -37,6 +37,7 @@ from lisa_ros.perception.backend import (
     ReportsNotices,
     precision_of,
 )
+from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
 from lisa_ros.perception.worker_messages import (
@@ -218,16 +219,8 @@ class ModelServer:
     def _serve(self, backend: Backend, request: Request) -> None:
         self._channel.clear()
         try:
-            if isinstance(request, Ask):
-                self._answer(backend, request)
-                return
-            if isinstance(request, AskBatch):
-                self._answer_batch(backend, request)
-            elif isinstance(request, EncodeImages):
-                backend.encode_images(request.images)
-            elif isinstance(request, ClearCache):
-                backend.clear_cache()
-            self._channel.send(Ended(request.number))
+            with memory_errors():  # the parent may have no PyTorch
+                self._run_request(backend, request)
         except ChannelClosedError:
             raise
         except Exception as error:  # noqa: BLE001  # sent to the parent
@@ -235,6 +228,18 @@ class ModelServer:
         finally:
             for ask in _asks(request):
                 self._cancels.pop(ask.number, None)
+
+    def _run_request(self, backend: Backend, request: Request) -> None:
+        if isinstance(request, Ask):
+            self._answer(backend, request)
+            return
+        if isinstance(request, AskBatch):
+            self._answer_batch(backend, request)
+        elif isinstance(request, EncodeImages):
+            backend.encode_images(request.images)
+        elif isinstance(request, ClearCache):
+            backend.clear_cache()
+        self._channel.send(Ended(request.number))
 
     def _answer(self, backend: Backend, ask: Ask) -> None:
         events = backend.stream(ask.image, ask.query, ask.options, self._cancels[ask.number])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lisa_ros.perception.backend import InferenceOptions, Query
-from lisa_ros.results import Event, Segmentation
+from lisa_ros.results import Event, Segmentation, Status
 from lisa_ros.serving.problems import Problem, ProblemError
 
 
@@ -54,7 +54,9 @@ class Ticket:
         return self.has_left or time.monotonic() > self.deadline
 
     def finish(self, result: Segmentation) -> None:
-        """End it with an answer."""
+        """End it with an answer; one that the deadline has cut off is none."""
+        if result.status is Status.CANCELLED and time.monotonic() > self.deadline:
+            self.fail(deadline_error(time.monotonic() - self.queued_at))
         if not self.result.done():
             self.result.set_result(result)
 
@@ -62,6 +64,7 @@ class Ticket:
         """End it without an answer."""
         if not self.result.done():
             self.result.set_exception(error)
+            self.result.exception()  # asyncio would log one that nobody waits for
 
 
 class BatchQueue:
@@ -73,6 +76,16 @@ class BatchQueue:
         self._arrival = asyncio.Event()
         self._arriving = 0
         self._batch_seconds = self._batch_size = 0.0
+        self._largest = limits.largest
+
+    @property
+    def largest(self) -> int:
+        """How many requests a batch may have: as planned, or what the memory is enough for."""
+        return self._largest
+
+    def lower(self, largest: int) -> None:
+        """Let batches have fewer requests from now on."""
+        self._largest = max(1, min(self._largest, largest))
 
     @property
     def length(self) -> int:
@@ -166,9 +179,7 @@ class BatchQueue:
     async def _wait_for_more(self) -> None:
         wait = min(self._limits.wait, self._limits.wait_share * self._batch_seconds)
         end = time.monotonic() + wait
-        while (
-            len(self._waiting) < self._limits.largest and (seconds := end - time.monotonic()) > 0
-        ):
+        while len(self._waiting) < self._largest and (seconds := end - time.monotonic()) > 0:
             if not self._arriving and self._batch_size <= max(1, len(self._waiting)):
                 return
             self._arrival.clear()
@@ -186,7 +197,7 @@ class BatchQueue:
         batch = [first]
         if not first.alone:
             fitting = [t for t in further if not t.alone and t.options == first.options]
-            batch += fitting[: self._limits.largest - 1]
+            batch += fitting[: self._largest - 1]
         now = time.monotonic()
         for ticket in batch:
             self._waiting.remove(ticket)

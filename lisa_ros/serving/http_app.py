@@ -133,7 +133,9 @@ class _Api:
         self._check_host(request)
         if not self._state.models.state.is_ready:
             raise ProblemError(
-                Problem.NOT_READY, 'no replica has loaded the model yet; try again later', 5.0
+                Problem.NOT_READY,
+                'no replica is seen: it loads the model, or its cluster is lost; try again later',
+                5.0,
             )
         return JSONResponse({'status': 'ready'})
 

@@ -336,7 +336,8 @@ class HttpClient:
         problem, detail = self._problem(await _content(response))
         summary = f'{status} {response.reason_phrase}' + (f': {detail}' if detail else '')
         if problem in _WITH_RETRY or (problem is None and status in _BUSY):
-            pause = retry_after(response.headers.get('Retry-After', ''))
+            headers = response.headers
+            pause = retry_after(headers.get('Retry-After', ''), headers.get('Date', ''))
             wait = '' if pause is None else f', and asks to wait {pause:.3g} s'
             error = UnreachableError(f'{self.name} has no capacity ({summary}){wait}')
             raise _TryAgainError(error, pause)

@@ -72,10 +72,24 @@ def fitted_image(image: np.ndarray, longest_side: int | None) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def fitted_dialogue(dialogue: Dialogue, shape: tuple[int, int]) -> Dialogue:
-    """Return a dialogue whose masks have the size (H, W) of the image that is sent."""
+def fitted_dialogue(
+    dialogue: Dialogue, image_shape: tuple[int, int], shape: tuple[int, int]
+) -> Dialogue:
+    """Return a dialogue whose masks have the size of the image that is sent.
+
+    Masks of an image of another size are left out, as a model here does.
+
+    Args:
+        dialogue: the earlier turns.
+        image_shape: (H, W) of the image of the query.
+        shape: (H, W) of the image that is sent.
+    """
     shown = dialogue.shown
-    if shown is None or shown.shape[1:] == shape:
+    if shown is None:
+        return dialogue
+    if shown.shape[1:] != image_shape:
+        return dataclasses.replace(dialogue, shown=None)
+    if image_shape == shape:
         return dialogue
     smaller = [_resized(mask.astype(np.uint8), shape, cv2.INTER_NEAREST) > 0 for mask in shown]
     stack = np.stack(smaller) if smaller else np.zeros((0, *shape), bool)

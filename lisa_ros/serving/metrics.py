@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from lisa_ros.serving.models import ModelsState
@@ -42,13 +44,19 @@ class ServerMetrics:
         self._gpu = Gauge(
             'lisa_gpu_memory_bytes', 'memory of PyTorch', ['replica', 'kind'], registry=registry
         )
+        self._limit = Gauge(
+            'lisa_batch_limit',
+            'requests that a batch may have: --max-batch, less after the memory was not enough',
+            ['replica'],
+            registry=registry,
+        )
         self._replicas = Gauge('lisa_replicas', 'replicas that answer', registry=registry)
         self._in_flight = Gauge('lisa_requests_in_flight', 'without answer', registry=registry)
         self._lost = Counter(
             'lisa_requests_replica_lost', 'requests whose replica ended', registry=registry
         )
         self._counted_lost = 0
-        self._gpu_replicas: list[int] = []  # last ones with a GPU
+        self._replica_ids: list[int] = []  # process ids of the last ones that answered
 
     def count(self, result: str, seconds: float) -> None:
         """Count a request.
@@ -66,8 +74,8 @@ class ServerMetrics:
         self._waiting.set(figures.waiting)
         for stage, seconds in figures.seconds.items():
             self._stages.labels(stage).observe(seconds)
-        if figures.gpu_memory is not None:
-            self._set_gpu(figures)
+        if figures.replica:
+            self._observe_replica(figures)
 
     def text(self, state: ModelsState) -> bytes:
         """Return all metrics."""
@@ -77,14 +85,20 @@ class ServerMetrics:
         self._counted_lost = state.lost
         return generate_latest(self._registry)
 
-    def _set_gpu(self, figures: ReplyFigures) -> None:
-        """Set the memory of a replica; those that have ended are dropped in time."""
-        if figures.replica not in self._gpu_replicas:
-            self._gpu_replicas.append(figures.replica)
-            if len(self._gpu_replicas) > 64:
-                ended = str(self._gpu_replicas.pop(0))
-                for kind in ('allocated', 'reserved'):
-                    self._gpu.remove(ended, kind)
+    def _observe_replica(self, figures: ReplyFigures) -> None:
+        """Set the state of a replica; those that have ended are dropped in time."""
+        if figures.replica not in self._replica_ids:
+            self._replica_ids.append(figures.replica)
+            if len(self._replica_ids) > 64:
+                self._drop(str(self._replica_ids.pop(0)))
         name, memory = str(figures.replica), figures.gpu_memory
-        self._gpu.labels(name, 'allocated').set(memory.allocated)
-        self._gpu.labels(name, 'reserved').set(memory.reserved)
+        self._limit.labels(name).set(figures.largest_batch)
+        if memory is not None:
+            self._gpu.labels(name, 'allocated').set(memory.allocated)
+            self._gpu.labels(name, 'reserved').set(memory.reserved)
+
+    def _drop(self, name: str) -> None:
+        self._limit.remove(name)
+        for kind in ('allocated', 'reserved'):
+            with contextlib.suppress(KeyError):  # it has no GPU
+                self._gpu.remove(name, kind)

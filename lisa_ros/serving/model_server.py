@@ -24,7 +24,7 @@ import numpy as np
 
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import DeviceMemoryError, LisaError
 from lisa_ros.perception.backend import (
     BatchRequest,
     InferenceOptions,
@@ -33,7 +33,7 @@ from lisa_ros.perception.backend import (
     ReportsInputSide,
     precision_of,
 )
-from lisa_ros.perception.batch import can_batch, stream_batch
+from lisa_ros.perception.batch import can_batch, in_halves, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import crop, stream_in_region
@@ -42,6 +42,7 @@ from lisa_ros.serving.batch_queue import (
     BatchLimits,
     BatchQueue,
     Ticket,
+    deadline_error,
 )
 from lisa_ros.serving.multipart import ImageUpload, decode_upload
 from lisa_ros.serving.problems import ProblemError
@@ -213,6 +214,7 @@ class ModelServer:
             self._started_queue().length,
             gpu_memory(),
             os.getpid(),
+            self._started_queue().largest,
         )
         return Answer(document, figures)
 
@@ -222,66 +224,128 @@ class ModelServer:
         while True:
             batch = await queue.next_batch()
             start = self._batch_start = time.monotonic()
-            await loop.run_in_executor(self._model_thread, self._run, batch, loop)
+            fitting = await loop.run_in_executor(self._model_thread, self._run, batch, loop)
             self._batch_start = None
             queue.finish(len(batch), time.monotonic() - start)
+            if fitting < len(batch):
+                queue.lower(fitting)
+                _log.warning('a batch has at most %d requests from now on', queue.largest)
 
     # ---- in the model's thread
 
-    def _run(self, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop) -> None:
-        """Answer a batch; each result is given out once it is complete."""
-        waiting = dict(enumerate(batch))
-        try:
-            if len(batch) > 1 and can_batch(self._backend):
-                self._run_together(batch, waiting, loop)
-            for number, ticket in list(waiting.items()):
-                _finish(ticket, self._run_alone(ticket, loop), loop)
-                del waiting[number]
-        except Exception as error:  # noqa: BLE001  # of one batch; the next ones are answered
-            self._bugs += 1
-            _log.exception('a batch of %d failed', len(batch))
-            reason = f'the model failed ({error_summary(error)}); the log of the server has more'
-            for ticket in waiting.values():
-                _finish(ticket, _failed(ticket, reason), loop)
-        else:
-            self._bugs = 0
+    def _run(self, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop) -> int:
+        """Answer a batch; each result is given out once it is complete.
 
-    def _run_together(
-        self,
-        batch: Sequence[Ticket],
-        waiting: dict[int, Ticket],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        """Answer a batch at once; those that are not answered stay in `waiting`."""
-        requests = [BatchRequest(item.image, item.query, _TicketCancel(item)) for item in batch]
+        Returns:
+            How many requests a batch may have, as far as this one shows.
+        """
+        waiting, bugs = list(batch), 0  # in a row, with that of this batch
+        fitting = self._run_together(waiting, loop) if can_batch(self._backend) else len(batch)
+        for ticket in waiting:
+            if ticket.is_unwanted:  # since it was taken out of the queue
+                _refuse(ticket, loop)
+                continue
+            try:
+                result = self._run_alone(ticket, loop)
+            except DeviceMemoryError as error:  # a new process may have more
+                fitting = len(batch)  # this request is too large, not the batch
+                self._bugs = bugs = self._bugs + (not bugs)
+                result = _failed(ticket, str(error))
+            except Exception as error:  # noqa: BLE001  # a bug; the next ones are answered
+                self._bugs = bugs = self._bugs + (not bugs)
+                _log.exception('a request failed')
+                reason = (
+                    f'the model failed ({error_summary(error)}); the log of the server has more'
+                )
+                result = _failed(ticket, reason)
+            _finish(ticket, result, loop)
+        self._bugs = bugs
+        return fitting
+
+    def _run_together(self, waiting: list[Ticket], loop: asyncio.AbstractEventLoop) -> int:
+        """Answer requests at once, in smaller parts if the memory is not enough.
+
+        Args:
+            waiting: those that are not answered stay, to be asked alone.
+            loop: of the requests.
+
+        Returns:
+            How many the memory was enough for.
+        """
+        parts, left, fitting = [list(waiting)], [], len(waiting)
+        while parts:
+            part = parts.pop(0)
+            count = len(part)
+            if count < 2 or self._stream_together(part, loop):
+                left += part
+            else:
+                fitting = min(fitting, count // 2)
+                parts = [*in_halves(part, count), *parts]
+        waiting[:] = left
+        return fitting
+
+    def _stream_together(self, waiting: list[Ticket], loop: asyncio.AbstractEventLoop) -> bool:
+        """Answer requests at once; False if the memory is not enough.
+
+        Those that are not answered stay in `waiting`.
+        """
+        tries = [_Try(ticket, loop) for ticket in waiting]
+        for ticket in waiting:
+            ticket.batch_size = len(waiting)
+        requests = [BatchRequest(t.image, t.query, _TicketCancel(t)) for t in waiting]
         try:
-            for number, event in stream_batch(self._backend, requests, batch[0].options):
-                if isinstance(event, Done):
-                    _finish(waiting.pop(number), event.result, loop)
-                else:
-                    _send(batch[number], event, loop)
+            for number, event in stream_batch(self._backend, requests, waiting[0].options):
+                tries[number].add(event)
+        except DeviceMemoryError as error:
+            _log.warning('%d requests at once are too many: %s', len(tries), error)
+            return False
         except LisaError:  # asked alone, the request at fault names its error
             _log.info('a batch is answered one by one', exc_info=True)
+        except Exception:  # noqa: BLE001  # a bug; asked alone, only the request at fault fails
+            _log.exception('a batch of %d failed, and is answered one by one', len(tries))
+        finally:
+            waiting[:] = [attempt.ticket for attempt in tries if not attempt.has_ended]
+        return True
 
     def _run_alone(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> Segmentation:
         """Return the result of one request; its events are sent as they come.
 
-        Those that a batch has sent already are not sent again.
+        Raises:
+            DeviceMemoryError: the memory is not enough.
+            Exception: a bug of the model.
         """
-        cancel, repeated = _TicketCancel(ticket), ticket.sent_events
+        attempt, cancel = _Try(ticket, loop), _TicketCancel(ticket)
         try:
             for event in stream_in_region(
                 self._backend, ticket.image, ticket.query, ticket.options, cancel
             ):
                 if isinstance(event, Done):
                     return event.result
-                if repeated:
-                    repeated -= 1
-                else:
-                    _send(ticket, event, loop)
+                attempt.add(event)
+        except DeviceMemoryError:
+            raise
         except LisaError as error:
             return _failed(ticket, str(error))
         raise AssertionError('a stream ends with Done')
+
+
+class _Try:
+    """The model answers a request, maybe again: what was sent before is not sent twice."""
+
+    def __init__(self, ticket: Ticket, loop: asyncio.AbstractEventLoop):
+        self.ticket, self._loop = ticket, loop
+        self._repeated = ticket.sent_events
+        self.has_ended = False
+
+    def add(self, event: Event) -> None:
+        """Send the next event of the answer, or its result."""
+        if isinstance(event, Done):
+            self.has_ended = True
+            _finish(self.ticket, event.result, self._loop)
+        elif self._repeated:
+            self._repeated -= 1
+        else:
+            _send(self.ticket, event, self._loop)
 
 
 @dataclass(frozen=True)
@@ -328,6 +392,11 @@ def _failed(ticket: Ticket, reason: str) -> Segmentation:
 def _finish(ticket: Ticket, result: Segmentation, loop: asyncio.AbstractEventLoop) -> None:
     """Give out a result from the model's thread, behind the events before it."""
     loop.call_soon_threadsafe(ticket.finish, result)
+
+
+def _refuse(ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+    """End a request whose deadline has passed before the model has begun with it."""
+    loop.call_soon_threadsafe(ticket.fail, deadline_error(time.monotonic() - ticket.queued_at))
 
 
 def _send(ticket: Ticket, event: Event, loop: asyncio.AbstractEventLoop) -> None:

@@ -7,6 +7,7 @@ Letters: H x W the image [px].
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def encode_query(
     side = None if keeps_pixels else sending.input_side
     fitted = fitted_image(image, side)
     encoded = encode_image(fitted, sending.coding)
-    dialogue = _bounded(fitted_dialogue(query.dialogue, fitted.shape[:2]))
+    dialogue = _bounded(fitted_dialogue(query.dialogue, image.shape[:2], fitted.shape[:2]))
     seconds_left = deadline.seconds_left
     if seconds_left is not None:
         seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
@@ -104,4 +105,7 @@ def _bounded(dialogue: Dialogue) -> Dialogue:
         for turn in dialogue.turns[-_LIMITS.turns :]
     )
     shown = dialogue.shown
-    return Dialogue(turns, None if shown is None else shown[: _LIMITS.shown_masks])
+    if shown is not None:
+        pixels = max(1, math.prod(shown.shape[1:]))
+        shown = shown[: min(_LIMITS.shown_masks, _LIMITS.shown_pixels // pixels)]
+    return Dialogue(turns, shown)

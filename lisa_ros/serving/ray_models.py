@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import threading
 import time
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _POLL = 0.5  # between two looks at the replicas [s]
+_SEEN_FOR = 10.0  # replicas that were seen longer ago count as lost, until one answers [s]
 
 
 class RayModels:
@@ -54,6 +56,7 @@ class RayModels:
         self._handle: DeploymentHandle | None = None
         self._description: dict[str, object] | None = None
         self._running = self._wanted = 0
+        self._seen_at = -math.inf  # [s, monotonic]
         self._in_flight = self._lost = 0
         self._has_ended = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -142,7 +145,7 @@ class RayModels:
         states = deployment.replica_states if deployment else {}
         counts = {str(getattr(state, 'value', state)): count for state, count in states.items()}
         running, before = counts.get('RUNNING', 0), self._running
-        self._running = running
+        self._running, self._seen_at = running, time.monotonic()
         self._wanted = sum(counts.values()) - counts.get('STOPPING', 0)
         if running != before:
             _log.info('%d of %d replicas answer', running, self._wanted)
@@ -151,10 +154,14 @@ class RayModels:
 
     @property
     def state(self) -> ModelsState:
-        """The replicas, as they were seen last."""
+        """The replicas, as they were seen last.
+
+        Ray's calls wait for a head that is lost, and its processes end a minute later.
+        """
         batches = self._plan.replica.batches
+        is_seen = time.monotonic() - self._seen_at < _SEEN_FOR
         return ModelsState(
-            replicas=self._running,
+            replicas=self._running if is_seen else 0,
             wanted=self._wanted,
             in_flight=self._in_flight,
             capacity=max(1, self._running) * (batches.places + batches.largest),
@@ -231,6 +238,7 @@ class RayModels:
         except asyncio.CancelledError:
             response.cancel()
             raise
+        self._seen_at = time.monotonic()
         if isinstance(reply, Refusal):
             raise reply.error()
         return reply
@@ -243,6 +251,7 @@ class RayModels:
         try:
             while True:
                 event = await asyncio.wait_for(anext(response), end - time.monotonic())
+                self._seen_at = time.monotonic()
                 if isinstance(event, Refusal):
                     raise event.error()
                 yield event

@@ -30,6 +30,7 @@ class ReplyFigures:
     waiting: int = 0  # requests in the replica's queue after this one
     gpu_memory: GpuMemory | None = None
     replica: int = 0  # process id
+    largest_batch: int = 0  # requests that a batch may have; 0: unknown
 
 
 @dataclass(frozen=True)

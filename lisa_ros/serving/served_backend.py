@@ -311,7 +311,10 @@ class ServedBackend:
             self._monitor.note_unreachable(str(error))
             yield Done(partial.result(EarlyEnd(Status.UNREACHABLE, str(error))))
         except ProblemError as error:
-            self._monitor.note_answer()
+            if error.problem is Problem.UNAUTHORIZED:  # no request gets an answer
+                self._monitor.note_unreachable(str(error))
+            else:
+                self._monitor.note_answer()
             yield Done(partial.result(_end_of(error)))
         finally:
             self._running.discard(stop)
@@ -361,7 +364,7 @@ class ServedBackend:
 
 _WITHOUT_SERVER = (
     *(Problem.OVERLOADED, Problem.RATE_LIMITED, Problem.NOT_READY, Problem.REPLICA_LOST),
-    Problem.TOO_SLOW,
+    *(Problem.TOO_SLOW, Problem.UNAUTHORIZED),
 )
 
 

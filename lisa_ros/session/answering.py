@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import DeviceMemoryError, LisaError
 from lisa_ros.perception.backend import Backend, BatchRequest, InferenceOptions, Query
 from lisa_ros.perception.batch import stream_batch
 from lisa_ros.perception.roi import stream_in_region
@@ -61,6 +61,7 @@ def answer_jobs(
         options: for all of them.
 
     Raises:
+        DeviceMemoryError: the memory is not enough.
         BaseException: what a decoder or a backend raises else. Jobs without a Done, of which there
             may be some without an exception, too, are to be asked alone.
     """
@@ -96,7 +97,9 @@ def _events(
             image, query, cancel = request.image, request.query, request.cancel
             for event in stream_in_region(backend, image, query, options, cancel):
                 yield 0, event
-        except LisaError as error:  # noqa: PERF203  # of the only one
+        except DeviceMemoryError:  # noqa: PERF203  # more than the fault of a query
+            raise
+        except LisaError as error:  # of the only one
             yield 0, Done(unanswered(request.query.text, Status.FAILED, str(error)))
 
 

@@ -6,6 +6,7 @@ Threads: the inference thread owns these objects; another one changes them under
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lisa_ros.perception.backend import InferenceOptions
-from lisa_ros.perception.stopping import PartialAnswer
+from lisa_ros.perception.stopping import EarlyEnd, PartialAnswer
 from lisa_ros.results import Event, Segmentation
 from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.request import CancelReason
@@ -38,6 +39,18 @@ class RequestQueue(Protocol):
     def take(self, urgency: Urgency) -> InferenceJob | None:
         """Take the due request, with `changed` held; None if the request failed at once."""
 
+    def renew(self, job: InferenceJob, has_events: bool) -> InferenceJob | EarlyEnd:
+        """Look again at a job that a batch has left, with `changed` held.
+
+        Args:
+            job: it begins now.
+            has_events: the queue was told events about its frame.
+
+        Returns:
+            The job; with the newest frame if its own has become too old and there are no events.
+            How it ends if there is no frame that is new enough.
+        """
+
     def event(self, job: InferenceJob, event: Event) -> None:
         """Take a token or mask of a job."""
 
@@ -56,6 +69,22 @@ class BatchUse:
     limit: int  # 1: one after the other
     last: int = 0  # in the last batch, or the running one
     largest: int = 0  # so far
+    too_large: int = 0  # size of the last batch for which the memory was not enough; 0: none
+
+    @property
+    def fitting(self) -> int:
+        """The limit, lowered to what the memory holds."""
+        return min(self.limit, max(1, self.too_large // 2)) if self.too_large else self.limit
+
+    def with_limit(self, limit: int) -> BatchUse:
+        """Return it with a limit; a new one is tried in full."""
+        if limit == self.limit:
+            return self
+        return dataclasses.replace(self, limit=limit, too_large=0)
+
+    def begun(self, count: int) -> BatchUse:
+        """Return it when `count` requests are begun."""
+        return dataclasses.replace(self, last=count, largest=max(self.largest, count))
 
 
 @dataclass(eq=False)
@@ -67,6 +96,7 @@ class Run:
     partial: PartialAnswer  # what the queue was told
     told: int = 0  # events that the queue was told
     events: int = 0  # of this try
+    is_alone: bool = False  # it is asked without others: a batch could not answer it
     is_claimed: bool = False  # somebody ends the job: the thread, or who gave it up
 
     @classmethod
@@ -74,9 +104,9 @@ class Run:
         """Begin."""
         return cls(queue, job, PartialAnswer(job.request.text, (0, 0)))
 
-    def begin_again(self) -> None:
+    def begin_again(self, *, alone: bool) -> None:
         """Ask the backend again; what the queue was told is not told twice."""
-        self.events = 0
+        self.events, self.is_alone = 0, alone
 
     def add(self, event: Event) -> None:
         """Tell the queue an event, unless it knows it from an earlier try; lock held."""
@@ -103,6 +133,7 @@ class Batch:
     runs: Sequence[Run]
     options: InferenceOptions
     deadline: float  # when it is given up [s, monotonic]
+    is_too_large: bool = False  # the memory was not enough for it
     started_at: float = field(default_factory=time.monotonic)  # [s, monotonic]
 
     @property

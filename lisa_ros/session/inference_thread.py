@@ -16,6 +16,8 @@ order above, as if one after the other, and end in any order. Who owns what:
 - The backend owns nothing: what it leaves without an answer is asked alone next, whether it could
   not answer it together with others, or an exception ended the batch. What the queue was told then
   is not told twice. So a request that breaks the model ends alone.
+- If the memory is not enough for a batch, its requests are asked in halves, and later batches have
+  at most half as many, until `max_batch` changes or one request turns out to be too large alone.
 - The time limit is that of the batch, and begins with it.
 
 Threads: every method may be called from any thread and returns at once, except `close`. The
@@ -43,7 +45,7 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import DeviceMemoryError, LisaError
 from lisa_ros.perception.backend import (
     STOP_GRACE,
     Backend,
@@ -93,7 +95,7 @@ class InferenceThread:
         self._batch_use = BatchUse(max_batch if can_batch(backend) else 1)
         self._queues = JobQueues()
         self._running: Batch | None = None
-        self._unanswered: deque[Run] = deque()  # by the last batch: asked alone next
+        self._unanswered: deque[Run] = deque()  # by the last batch: asked next
         self._failure: ModelFailure | None = None  # the last one that happened on this thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name='lisa-inference', daemon=True)
@@ -173,7 +175,7 @@ class InferenceThread:
             self._options = options
             if max_batch is not None:
                 limit = max_batch if can_batch(self._backend) else 1
-                self._batch_use = dataclasses.replace(self._batch_use, limit=limit)
+                self._batch_use = self._batch_use.with_limit(limit)
 
     def add_queue(self, queue: RequestQueue) -> None:
         """Serve another camera."""
@@ -216,6 +218,8 @@ class InferenceThread:
         last: tuple[Run, Segmentation] | None = None
         try:
             last = self._answer(batch)
+        except DeviceMemoryError as error:
+            last = self._end_of_too_large(batch, error)
         except LisaError:  # asked alone, the request at fault names its error
             assert len(batch.runs) > 1  # noqa: S101  # else it is FAILED
         except BaseException:  # noqa: BLE001  # also SystemExit: the next request is answered
@@ -226,6 +230,31 @@ class InferenceThread:
         if last is not None:
             self._end(*last)
         self._forget()
+
+    def _end_of_too_large(
+        self, batch: Batch, error: DeviceMemoryError
+    ) -> tuple[Run, Segmentation] | None:
+        """Let later batches be smaller; return a single run with its result, to be ended.
+
+        A request that is too large alone says nothing of batches: they are as large as before.
+        """
+        count = len(batch.runs)
+        if count == 1:
+            reason = str(error)
+            self._log.error(reason)
+            self._note_failure(reason)
+            with self.changed:
+                self._batch_use = dataclasses.replace(self._batch_use, too_large=0)
+            run = batch.runs[0]
+            return run, run.partial.result(EarlyEnd(Status.FAILED, reason))
+        with self.changed:
+            batch.is_too_large = True
+            self._batch_use = dataclasses.replace(self._batch_use, too_large=count)
+        self._log.error(
+            f'{count} requests at once are too many, {self._batch_use.fitting} are the limit from '
+            f'now on: {error}'
+        )
+        return None
 
     def _survive(self) -> None:
         """End the running jobs after an exception that neither backend nor image has raised."""
@@ -242,11 +271,12 @@ class InferenceThread:
         self._forget()
 
     def _forget(self) -> None:
-        """Note that the backend has returned; what it has left is asked alone."""
+        """Note that the backend has returned; what it has left is asked next."""
         with self.changed:
-            runs = [run for run in self._running.runs if not run.is_claimed]
+            batch = self._running
+            runs = [run for run in batch.runs if not run.is_claimed]
             for run in runs:
-                run.begin_again()
+                run.begin_again(alone=not batch.is_too_large)
             self._unanswered.extend(runs)
             self._running = None
             self.changed.notify_all()  # the watchdog may wait for it
@@ -285,7 +315,7 @@ class InferenceThread:
 
     def _make_batch(self, runs: Sequence[Run]) -> Batch:
         options, use = self._options, self._batch_use
-        self._batch_use = BatchUse(use.limit, len(runs), max(use.largest, len(runs)))
+        self._batch_use = use.begun(len(runs))
         grace = STOP_GRACE
         if self._supervised is not None:
             grace += _INTERRUPT_MARGIN
@@ -293,18 +323,45 @@ class InferenceThread:
         return Batch(runs, options, Deadline(None if limit is None else limit + grace).at)
 
     def _next_unanswered(self) -> list[Run]:
-        """Return the next run that a batch has left, lock held; an empty list: none.
+        """Return the next runs that a batch has left, lock held; an empty list: none.
 
-        One that was cancelled meanwhile, or gives way to a command or goal, is not asked.
+        One that was cancelled meanwhile, or gives way to a command or goal, is not asked. Several
+        are those of a batch that was too large.
         """
-        while self._unanswered:
+        runs: list[Run] = []
+        while self._unanswered and len(runs) < self._batch_use.fitting:
+            if runs and self._unanswered[0].is_alone:
+                break
             run = self._unanswered.popleft()
             if run.is_background and self._queues.is_urgent_soon:
                 run.cancel(CancelReason.PREEMPTED)
-            if not run.job.request.cancellation.is_set():
-                return [run]
-            self._end(run, run.partial.result(CANCELLED))
-        return []
+            if not self._begins(run):
+                continue
+            runs.append(run)
+            if run.is_alone:
+                break
+        return runs
+
+    def _begins(self, run: Run) -> bool:
+        """Prepare a run that a batch has left, lock held; False: it has ended."""
+        try:
+            end = self._renewed(run)
+        except BaseException:  # noqa: BLE001  # a bug of its queue: the other runs go on
+            self._end(run, self._failed(run.job.request.text))
+            return False
+        if end is not None:
+            self._end(run, run.partial.result(end))
+        return end is None
+
+    def _renewed(self, run: Run) -> EarlyEnd | None:
+        """Prepare a run that a batch has left, lock held; return how it ends, None: it begins."""
+        if run.job.request.cancellation.is_set():
+            return CANCELLED
+        renewed = run.queue.renew(run.job, run.told > 0)
+        if isinstance(renewed, EarlyEnd):
+            return renewed
+        run.job = renewed
+        return None
 
     def _take_unanswered(self) -> list[Run]:
         """Return all runs that a batch has left, lock held; they are not asked any more."""
@@ -315,7 +372,7 @@ class InferenceThread:
         """Take jobs that are due at this moment, lock held, as many as a batch may have."""
         runs: list[Run] = []
         try:
-            while len(runs) < self._batch_use.limit:
+            while len(runs) < self._batch_use.fitting:
                 queue_and_job = self._queues.take(urgency)
                 if queue_and_job is None:
                     break

@@ -6,7 +6,8 @@ Rules:
 - A frame is an image with the depth and camera info nearest to its stamp. A request without an
   image of its own gets the newest frame; the frame is frozen when the model begins.
 - A request waits for the first image, and up to 0.1 s for the depth and camera info of that image.
-- The newest frame must be new enough when the model begins, see image_age.py.
+- The newest frame must be new enough when the model begins, see image_age.py. So must that of a
+  request which a batch has left, when the model begins it alone.
 - Goals wait, at most `goals_kept` of them. The clients of goals take turns, and all commands count
   as one client; the goals of one client are begun in the order of arrival.
 - Several requests may run at once (`max_batch`), about the same frame unless they have their own.
@@ -22,9 +23,9 @@ Rules:
 Which camera's request the model answers next is decided in job_queues.py.
 
 Threads: every method may be called from any thread and returns at once, except `close`; the lock
-is that of the inference thread. `take`, `event` and `complete` are for the inference thread alone.
-Listeners are called on the camera's delivery thread; after `close`, on the caller's. What a
-listener raises is logged; what the model raises ends one request.
+is that of the inference thread. `take`, `renew`, `event` and `complete` are for the inference
+thread alone. Listeners are called on the camera's delivery thread; after `close`, on the caller's.
+What a listener raises is logged; what the model raises ends one request.
 
 No ROS here: messages are opaque, stamps are integers in nanoseconds.
 """
@@ -40,6 +41,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lisa_ros.error_text import shortened
+from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status, unanswered
 from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.background import BackgroundWork
@@ -482,6 +484,23 @@ class RequestScheduler:
         self._running.append(job)
         self._delivery.started(request, frame)
         return job
+
+    def renew(self, job: InferenceJob, has_events: bool) -> InferenceJob | EarlyEnd:
+        """Look again at the frame of a job that a batch has left; see `RequestQueue.renew`."""
+        request = job.request
+        refusal = self._refusal(request, job.frame)
+        if refusal is None:
+            return job
+        newest = self.newest_frame()
+        if not has_events and newest is not None:
+            refusal = self._refusal(request, newest)
+        if refusal is not None:
+            return EarlyEnd(refusal.status, refusal.reason)
+        renewed = dataclasses.replace(job, frame=self._frozen(request, newest))
+        self._running = [renewed if running is job else running for running in self._running]
+        self._note_query(renewed)
+        self._delivery.started(request, renewed.frame)
+        return renewed
 
     def _note_query(self, job: InferenceJob) -> None:
         """Note what `requery` asks again, lock held."""

@@ -258,7 +258,8 @@ class ChatServer:
         text = await _beginning(response)
         message = f'{name}: {self._safe(text)}' if text else name
         if status in _BUSY:
-            pause = retry_after(response.headers.get('Retry-After', ''))
+            headers = response.headers
+            pause = retry_after(headers.get('Retry-After', ''), headers.get('Date', ''))
             raise _TryAgainError(f'has no capacity ({message})', pause)
         if status in _GATEWAY_FAILED:
             raise UnreachableError(f'{self.address} does not reach the model ({message})')
