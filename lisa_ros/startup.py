@@ -30,6 +30,7 @@ _IMPORT_PAUSES = 600  # after which the import is taken for hung
 
 def run_node(module: str) -> NoReturn:
     """Run `main()` of a node's module; every stop signal ends the process with status 0."""
+    open_closed_streams()
     native_settings.apply()  # before there are threads
     stop_signals.install()
     name = _name_process()
@@ -58,6 +59,7 @@ def run_command_line(*command: str) -> NoReturn:
     Args:
         command: arguments before those of the process.
     """
+    open_closed_streams()
     signal.signal(signal.SIGINT, _exit_interrupted)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP under nohup
@@ -87,6 +89,22 @@ def run_command_line(*command: str) -> NoReturn:
         status = _INTERRUPTED
     stop_signals.ignore()
     sys.exit(status)
+
+
+def open_closed_streams() -> None:
+    """Give a standard stream that is closed, such as by `>&-`, the null device.
+
+    Else Python has None for it, and the next file or socket gets its number: native code would log
+    into that.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number: this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))  # noqa: SIM115
 
 
 def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn:

@@ -247,3 +247,31 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
     time.sleep(0.5)
     assert node.process.poll() is None, node.output()
     check_end_by(node, [INT])
+
+
+@pytest.mark.parametrize('closed', ['>&-', '<&- >&-'])
+@pytest.mark.parametrize('program', [LISA_NODE, VOICE_NODE], ids=['lisa_node', 'voice_node'])
+def test_a_node_whose_standard_streams_are_closed_ends_with_0(program, closed, tmp_path):
+    """As a supervisor starts it that has no terminal; only stderr is open here."""
+    shell = ['sh', '-c', f'exec "$@" {closed}', 'sh', *program]
+    node = NodeProcess(tmp_path / 'log', {'autostart': 'false'}, program=shell)
+    node.wait_for_output('[INFO]')
+    check_end_by(node, [INT])
+
+
+STREAMS = """
+import os
+from lisa_ros import startup
+startup.open_closed_streams()
+print('written')
+os.write(3, ' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)).encode())
+os.write(3, b' inherited' if all(map(os.get_inheritable, range(3))) else b' lost')
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs Linux')
+def test_closed_standard_streams_are_the_null_device(tmp_path):
+    output = tmp_path / 'output'
+    shell = ['sh', '-c', 'exec "$@" 3>"$0" <&- >&- 2>&-', output, sys.executable, '-c', STREAMS]
+    assert subprocess.run(shell, check=False, timeout=60).returncode == 0
+    assert output.read_text() == '/dev/null /dev/null /dev/null inherited'
