@@ -249,6 +249,40 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
     check_end_by(node, [INT])
 
 
+LATE_ACTIVATION = """
+import sys
+import time
+sys.path.insert(0, sys.argv[1])
+import scripted_backend
+import rclpy
+from lisa_ros.ros import camera_pipeline, node
+
+shutdown = rclpy.try_shutdown
+rclpy.try_shutdown = lambda: (time.sleep(0.5), shutdown())  # as on a slow computer
+activate = camera_pipeline.CameraPipeline.activate
+
+def activate_late(camera, inference):
+    print('activating', flush=True)
+    end = time.monotonic() + 1.0
+    while any(camera._context.node.publishers) and time.monotonic() < end:
+        time.sleep(0.001)  # until the node is destroyed, which it may not be
+    activate(camera, inference)
+
+camera_pipeline.CameraPipeline.activate = activate_late
+raise SystemExit(node.main([sys.argv[0], *sys.argv[2:]]))
+"""
+
+
+def test_a_signal_while_a_node_activates_itself_does_not_destroy_it(tmp_path):
+    (tmp_path / 'script.json').write_text('{}')
+    program = [sys.executable, '-c', LATE_ACTIVATION, str(Path(__file__).parent)]
+    parameters = {'model': f'scripted:{tmp_path}/script.json', 'isolation': 'thread'}
+    node = NodeProcess(tmp_path / 'log', parameters, program=program)
+    node.wait_for_output('activating')
+    check_end_by(node, [INT])
+    assert '[ERROR]' not in node.output(), node.output()
+
+
 @pytest.mark.parametrize('closed', ['>&-', '<&- >&-'])
 @pytest.mark.parametrize('program', [LISA_NODE, VOICE_NODE], ids=['lisa_node', 'voice_node'])
 def test_a_node_whose_standard_streams_are_closed_ends_with_0(program, closed, tmp_path):

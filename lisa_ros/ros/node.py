@@ -106,7 +106,10 @@ class LisaNode(LifecycleNode):
         # A camera that stops is reported at once, too, as all changes on ~/state.
         self.create_timer(_CHANGE_PERIOD, self._report_changes, clock=STEADY_CLOCK)
         self.create_timer(RECLAIM_PERIOD, reclaim, clock=STEADY_CLOCK)
-        threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
+        self._starting = threading.Thread(
+            target=self._autostart, name='lisa-autostart', daemon=True
+        )
+        self._starting.start()
 
     def _create_services(self) -> None:
         self.create_service(Trigger, '~/stop', self._on_stop)
@@ -127,8 +130,14 @@ class LisaNode(LifecycleNode):
             self.trigger_activate()
 
     def stop(self) -> bool:
-        """Cancel all requests, in any state; False if one runs longer than `stop_timeout`."""
-        is_stopped = not self._is_loading and self._cameras.close(self._stop_timeout)
+        """Cancel all requests, in any state.
+
+        Returns:
+            False if one runs longer than `stop_timeout`, or if a thread still configures or
+            activates the node, which may not be destroyed meanwhile.
+        """
+        is_changing = self._is_loading or self._starting.is_alive()
+        is_stopped = self._cameras.close(self._stop_timeout) and not is_changing
         self._places.save()
         return is_stopped
 
