@@ -266,6 +266,7 @@ def info(k, **changes):
     fields = {
         'width': 640, 'height': 480, 'k': k, 'd': [], 'distortion_model': '', 'roi': region,
         'p': [400.0, 0, 300, 0, 0, 410, 200, 0, 0, 0, 1, 0], 'binning_x': 0, 'binning_y': 0,
+        'header': SimpleNamespace(frame_id=''),
     }  # fmt: skip
     return SimpleNamespace(**{**fields, **changes})
 

@@ -193,15 +193,17 @@ def test_depth_that_does_not_fit(peer, camera):
     peer.node.destroy_publisher(peer.infos)
     peer.infos = peer.create_input(CameraInfo, '/camera_info')  # reliable
 
-    def publish(**message):
+    def publish(frame='camera_optical', **message):
         info = CameraInfo(**{**INFO, **message})
-        info.header.frame_id = 'camera_optical'
+        info.header.frame_id = frame
         info.header.stamp.sec, info.header.stamp.nanosec = now()
         peer.infos.publish(info)
         peer.settle(0.1)
 
     publish(k=[0.0] * 9)
     wait_for(peer, 'depth', WARN, 'camera_info is not calibrated', camera=camera)
+    publish('infra_optical')  # of another camera, with the same size
+    wait_for(peer, 'depth', WARN, 'camera_info is that of frame infra_optical', camera=camera)
     publish()
     wait_for(peer, 'depth', OK, 'depth fits the image', camera=camera)
     camera.depth_frame = 'infrared'

@@ -88,6 +88,23 @@ def registration_fault(
     )
 
 
+def calibration_frame_fault(frame: str, info_frame: str) -> str:
+    """Return why a camera_info is not that of an image, with the cure; empty if it may be.
+
+    sensor_msgs/Image: with another frame_id in its CameraInfo "the behavior is undefined".
+
+    Args:
+        frame: frame_id of the image; '' if unknown.
+        info_frame: frame_id of the camera_info; '' if unknown.
+    """
+    if not frame or not info_frame or frame == info_frame:
+        return ''
+    return (
+        f'camera_info is that of frame {info_frame}, the image is in {frame}: remap camera_info '
+        "to the topic of this image's camera, or let the driver give both the same frame_id"
+    )
+
+
 def depth_to_points(
     depth: np.ndarray, camera: Camera, out: np.ndarray | None = None
 ) -> np.ndarray:

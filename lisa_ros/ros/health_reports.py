@@ -153,13 +153,15 @@ def depth_report(
 ) -> DepthReport:
     """Return whether the depth and the camera info of a camera fit its images."""
     settings = context.settings.value
-    info_size, info_fault = _calibration(newest.camera_info, settings.image_is_rectified)
+    info = newest.camera_info
+    info_size, info_fault = _calibration(info, settings.image_is_rectified)
     return DepthReport(
         now,
         _image_report(newest.image),
         _image_report(newest.depth),
-        newest.camera_info is not None,
+        info is not None,
         info_size,
+        '' if info is None else info.header.frame_id,
         info_fault,
         newest.stamp_gap,
         settings.depth_tolerance,
