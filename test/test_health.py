@@ -254,6 +254,14 @@ SILENT = {'silence': 5.0}
         ({'incompatible_qos': 'RELIABILITY'}, Level.OK, 'Hz'),  # from another publisher
         ({'incompatible_qos': 'RELIABILITY', 'publishers': ()}, Level.ERROR, 'nobody'),
         ({'stamp_fault': 'its stamps are 0: stamp them'}, Level.WARN, 'its stamps are 0'),
+        ({'type_fault': 'x sends y'}, Level.OK, 'Hz'),  # another one sends the right type
+        ({**SILENT, 'type_fault': 'x sends y'}, Level.ERROR, 'x sends y'),
+        ({'publishers': (), 'type_fault': 'x sends y'}, Level.ERROR, 'x sends y'),
+        (
+            {'publishers': (), 'type_fault': 'x sends y', 'is_required': False},
+            Level.WARN,
+            'x sends y',
+        ),
         (
             {'publishers': ('/bag', '/camera')},
             Level.WARN,

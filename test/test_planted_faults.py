@@ -17,7 +17,7 @@ import rclpy
 from lisa_ros.msg import Segmentation
 from rclpy_features import needs_goal_clients
 from ros_graph import ANSWER, DOMAIN, START, NodeProcess, Peer, image
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.client import LisaClient
 from lisa_ros.doctor.graph import check_graph
@@ -187,6 +187,21 @@ def test_a_clock_that_is_ahead(peer, camera):
     wait_for(peer, 'input /image', WARN, "ahead of the node's clock: synchronize", camera=camera)
     camera.image_stamp = now
     wait_for(peer, 'input /image', OK, 'Hz', camera=camera)
+
+
+@pytest.mark.parametrize(
+    ('topic', 'level'), [('/image', ERROR), ('/depth', WARN), ('/camera_info', WARN)]
+)
+def test_a_publisher_of_another_type(peer, topic, level):
+    """Such as a topic of compressed images, while image_transport is raw."""
+    context = rclpy.Context()  # one participant of DDS cannot have two types on a topic
+    context.init(domain_id=int(DOMAIN))
+    other = rclpy.create_node('republisher', context=context)
+    other.create_publisher(CompressedImage, topic, 10)
+    sends = '/republisher sends sensor_msgs/msg/CompressedImage, the node expects sensor_msgs/msg/'
+    wait_for(peer, f'input {topic}', level, sends, 'remap')
+    other.destroy_node()
+    context.shutdown()
 
 
 def test_depth_that_does_not_fit(peer, camera):

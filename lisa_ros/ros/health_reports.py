@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecycleNode
 from lisa_ros.errors import ImageError
 from lisa_ros.health.depth import DepthReport, ImageReport
 from lisa_ros.health.goals import GoalReport
-from lisa_ros.health.inputs import InputReport
+from lisa_ros.health.inputs import InputReport, other_type_fault
 from lisa_ros.health.memory import MemoryReport
 from lisa_ros.health.model import ModelReport
 from lisa_ros.health.node import Lifecycle, NodeReport
@@ -118,7 +118,13 @@ def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalRepor
 
 def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
     """Return the state of an input topic."""
-    publishers = node.get_publishers_info_by_topic(watch.topic)
+    found = node.get_publishers_info_by_topic(watch.topic)
+    publishers = [info for info in found if info.topic_type == watch.type_name]
+    others = {
+        full_name(info.node_name, info.node_namespace): info.topic_type
+        for info in found
+        if info not in publishers
+    }
     return InputReport(
         watch.topic,
         watch.is_required,
@@ -129,6 +135,7 @@ def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
         watch.stamp_age,
         watch.incompatible_qos,
         watch.stamp_fault(NodeClock(node)),
+        other_type_fault(watch.type_name, others),
     )
 
 
