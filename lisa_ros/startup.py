@@ -8,6 +8,7 @@ signals for the time before (see CMakeLists.txt).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -45,10 +46,7 @@ def run_node(module: str) -> NoReturn:
             f'{name}: {sys.executable} finds no {error.name}: source the setup.bash of ROS 2 and '
             'of the workspace, and build the package for this Python'
         )
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    stop_signals.leave(status)
+    main()  # ends the process
 
 
 def run_command_line(*command: str) -> NoReturn:
@@ -66,6 +64,8 @@ def run_command_line(*command: str) -> NoReturn:
             signal.signal(number, _exit_terminated)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals.STOP_SIGNALS)
     native_settings.apply()
+    statuses: list[int] = []
+    atexit.register(_end_without_teardown, statuses)  # the first to be registered is called last
     try:
         from lisa_ros import cli
     except ImportError as error:
@@ -88,7 +88,14 @@ def run_command_line(*command: str) -> NoReturn:
         _report_interrupt()  # a library may have made another exception of it
         status = _INTERRUPTED
     stop_signals.ignore()
+    statuses.append(status)
     sys.exit(status)
+
+
+def _end_without_teardown(statuses: list[int]) -> None:
+    """End the process if it has used ROS, see `stop_signals.end`; `statuses`: none or its own."""
+    if statuses and 'rclpy' in sys.modules:
+        stop_signals.end(statuses[0])
 
 
 def open_closed_streams() -> None:

@@ -269,7 +269,7 @@ def activate_late(camera, inference):
     activate(camera, inference)
 
 camera_pipeline.CameraPipeline.activate = activate_late
-raise SystemExit(node.main([sys.argv[0], *sys.argv[2:]]))
+node.main([sys.argv[0], *sys.argv[2:]])
 """
 
 
@@ -281,6 +281,57 @@ def test_a_signal_while_a_node_activates_itself_does_not_destroy_it(tmp_path):
     node.wait_for_output('activating')
     check_end_by(node, [INT])
     assert '[ERROR]' not in node.output(), node.output()
+
+
+NATIVE_TEARDOWN = """
+import ctypes
+
+libc = ctypes.CDLL(None)
+libc.strdup.restype = ctypes.c_void_p
+text = ctypes.c_void_p(libc.strdup(b'native teardown'))
+libc['__cxa_atexit'](libc.puts, text, None)  # as for a static object
+"""
+NODE_TO_STOP = """
+from lisa_ros.ros import node
+node.main()
+"""
+
+
+def test_a_node_that_was_stopped_ends_without_the_teardown_of_native_libraries(tmp_path):
+    """Threads of DDS still run then, and use static objects; see `stop_signals.end`."""
+    program = [sys.executable, '-c', NATIVE_TEARDOWN + NODE_TO_STOP]
+    node = NodeProcess(tmp_path / 'log', {'autostart': 'false'}, program=program)
+    node.wait_for_output('autostart is off')
+    check_end_by(node, [INT])
+    assert 'native teardown' not in node.output()
+
+
+COMMAND = """
+import atexit
+from lisa_ros import cli, startup
+
+def main(arguments):
+    atexit.register(print, 'cleaned up')
+    if 'ros' in arguments:
+        import rclpy
+    print('done')
+    return 3
+
+cli.main = main
+startup.run_command_line()
+"""
+
+
+@pytest.mark.parametrize(
+    ('argument', 'output'),
+    [('ros', 'done\ncleaned up\n'), ('other', 'done\ncleaned up\nnative teardown\n')],
+)
+def test_a_command_that_has_used_ros_ends_without_the_teardown_of_native_libraries(
+    argument, output
+):
+    command = [sys.executable, '-c', NATIVE_TEARDOWN + COMMAND, argument]
+    ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, output, '')
 
 
 @pytest.mark.parametrize('closed', ['>&-', '<&- >&-'])

@@ -19,7 +19,7 @@ import gc
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -370,8 +370,8 @@ class LisaNode(LifecycleNode):
         return ModelParts(backend, self._inference, since)
 
 
-def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> int:
-    """Run the node until a signal stops it; return the exit status.
+def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> NoReturn:
+    """Run the node until a signal stops it; then end the process.
 
     Args:
         args: ROS command-line arguments; None: those of the process.
@@ -380,8 +380,8 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
     native_settings.apply()
     fastdds.configure_shared_memory()
     fastdds_segments.remove_abandoned_segments()
-    return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
+    run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    main()
