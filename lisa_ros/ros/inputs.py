@@ -26,6 +26,7 @@ from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
 from lisa_ros.ros.message_types import type_name
 from lisa_ros.ros.qos import (
     are_all_latched,
+    creation_fault,
     input_qos_overrides,
     is_latched,
     is_latched_in_vain,
@@ -260,11 +261,7 @@ class CameraInputs:
                 qos_overriding_options=input_qos_overrides(),
             )
         except Exception as error:  # rclpy has an exception type for each wrong override
-            raise SettingsError(
-                f'no subscription to {watch.topic}: {error}; correct '
-                f'qos_overrides.{watch.topic}.subscription.* and restart the node, which reads '
-                'them at its start'
-            ) from error
+            raise SettingsError(creation_fault('subscription', watch.topic, error)) from error
         if is_latched_in_vain(subscription.qos_profile):
             self._node.get_logger().warning(
                 f'{watch.topic}: durability transient_local needs reliability reliable: set '

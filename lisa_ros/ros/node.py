@@ -28,7 +28,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros import native_settings
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.perception.backend import Backend, ReportsNotices, SupervisedBackend
 from lisa_ros.ros import configuration, fastdds, fastdds_segments, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
@@ -40,7 +40,7 @@ from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.places import Places
-from lisa_ros.ros.qos import COMMAND_QOS
+from lisa_ros.ros.qos import COMMAND_QOS, creation_fault
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
 from lisa_ros.ros.state_publisher import StatePublisher
@@ -194,15 +194,20 @@ class LisaNode(LifecycleNode):
         for camera in self._cameras:
             camera.activate(self._inference)
         # Last, and as a new subscription: a client that discovers it may send a command at once.
-        self._commands = self.create_subscription(
-            String, '~/command', self._on_command, COMMAND_QOS
-        )
+        self._commands = self._subscribe_to_commands()
         if self._settings.value.bond:
             self._bond.start()
         images = ', '.join(camera.inputs[0].topic for camera in self._cameras)
         self.get_logger().info(
             f'ready: images on {images}, commands on {self._commands.topic_name}'
         )
+
+    def _subscribe_to_commands(self) -> Subscription:
+        try:
+            return self.create_subscription(String, '~/command', self._on_command, COMMAND_QOS)
+        except RuntimeError as error:  # rclpy's RCLError is one
+            topic = self.resolve_topic_name('~/command')
+            raise SettingsError(creation_fault('subscription', topic, error)) from error
 
     @log_transition_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
