@@ -75,7 +75,9 @@ def test_depth_of_another_time_is_an_error_that_says_by_how_much(gap, text):
         rgbd_from_messages(IMAGE, RGB, None, INFO, depth_gap=gap)
 
 
-@pytest.mark.parametrize(('frame', 'info_frame'), [('camera', 'camera'), ('', 'infra')])
+@pytest.mark.parametrize(
+    ('frame', 'info_frame'), [('camera', 'camera'), ('', 'infra'), ('camera', '/camera')]
+)
 def test_a_camera_info_of_the_same_or_an_unknown_frame_is_taken(frame, info_frame):
     calibration = info(K, width=64, height=48, header=SimpleNamespace(frame_id=info_frame))
     image, depth = message(IMAGE, 'rgb8', frame), message(DEPTH, '32FC1', frame)

@@ -75,7 +75,7 @@ def registration_fault(
         size: width and height of the image [pixels]; None: unknown.
         depth_size: width and height of the depth [pixels]; None: unknown.
     """
-    if frame and depth_frame and frame != depth_frame:
+    if _are_other_frames(frame, depth_frame):
         return f'depth is in frame {depth_frame}, the image in {frame}: {_REGISTER}'
     if size is None or depth_size is None:
         return ''
@@ -97,12 +97,17 @@ def calibration_frame_fault(frame: str, info_frame: str) -> str:
         frame: frame_id of the image; '' if unknown.
         info_frame: frame_id of the camera_info; '' if unknown.
     """
-    if not frame or not info_frame or frame == info_frame:
+    if not _are_other_frames(frame, info_frame):
         return ''
     return (
         f'camera_info is that of frame {info_frame}, the image is in {frame}: remap camera_info '
         "to the topic of this image's camera, or let the driver give both the same frame_id"
     )
+
+
+def _are_other_frames(one: str, other: str) -> bool:
+    """Return whether two frame_ids are known and differ; ROS 1 began them with a slash."""
+    return bool(one and other) and one.lstrip('/') != other.lstrip('/')
 
 
 def depth_to_points(
