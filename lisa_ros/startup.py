@@ -82,6 +82,9 @@ def run_command_line(*command: str) -> NoReturn:
     sys.unraisablehook = _repeat_lost_interrupt
     try:
         status = cli.main([*command, *sys.argv[1:]])
+    except SystemExit as ended:  # such as by SIGTERM
+        statuses.append(_exit_status(ended))
+        raise
     except (Exception, KeyboardInterrupt):
         if not interrupts:
             raise
@@ -90,6 +93,13 @@ def run_command_line(*command: str) -> NoReturn:
     stop_signals.ignore()
     statuses.append(status)
     sys.exit(status)
+
+
+def _exit_status(ended: SystemExit) -> int:
+    """Return the exit status as Python chooses it; a text is printed, and is an error."""
+    if ended.code is None:
+        return 0
+    return ended.code if isinstance(ended.code, int) else 1
 
 
 def _end_without_teardown(statuses: list[int]) -> None:

@@ -312,9 +312,11 @@ from lisa_ros import cli, startup
 
 def main(arguments):
     atexit.register(print, 'cleaned up')
-    if 'ros' in arguments:
+    if 'other' not in arguments:
         import rclpy
     print('done')
+    if 'exits' in arguments:
+        raise SystemExit(3)
     return 3
 
 cli.main = main
@@ -324,7 +326,11 @@ startup.run_command_line()
 
 @pytest.mark.parametrize(
     ('argument', 'output'),
-    [('ros', 'done\ncleaned up\n'), ('other', 'done\ncleaned up\nnative teardown\n')],
+    [
+        ('returns', 'done\ncleaned up\n'),
+        ('exits', 'done\ncleaned up\n'),
+        ('other', 'done\ncleaned up\nnative teardown\n'),
+    ],
 )
 def test_a_command_that_has_used_ros_ends_without_the_teardown_of_native_libraries(
     argument, output
