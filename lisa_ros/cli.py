@@ -2,12 +2,14 @@
 """The command `lisa-ros`: parse the arguments and run one command. It works without ROS.
 
 Exit status: 0 success, 1 an error that the user can fix (one line on stderr says how) or a check
-that failed, 130 interrupted (see `lisa_ros.startup`).
+that failed, 130 interrupted (see `lisa_ros.startup`), 141 if nobody reads its output any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 
 from lisa_ros.commands import (
@@ -34,12 +36,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        sys.stdout.flush()
+        return status
     except LisaError as error:
         print(f'lisa-ros: {error}', file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        return _PIPE_CLOSED
 
 
+def _is_output_closed() -> bool:
+    """Return whether the reader of stdout has ended, as in `lisa-ros models | head -1`.
+
+    If so, stdout then leads nowhere, so that nothing is reported when the process ends.
+    """
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return is_closed
+
+
+_PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE has ended
 _COMMANDS = (
     *(segment, chat, listen, mcp_server, export, evaluate, calibrate, models, scenes, train),
     *(frames, finetune, serve, checksum, doctor),

@@ -384,6 +384,10 @@ RELEASED = {
         write('added_tokens.json', {'[SEG]': 704, '<im_start>': 704, '<im_end>': 706}),
         'two added tokens have the id 704',
     ),
+    'a token of two ids': (
+        set_keys('tokenizer_config.json', added_tokens_decoder={'705': {'content': '[SEG]'}}),
+        r"added_tokens.json: gives '\[SEG\]' the id 704, and tokenizer_config.json the id 705",
+    ),
     'many tokens': (
         write('added_tokens.json', {f't{i}': 704 + i for i in range(20_000)}),
         '20000 added tokens',
@@ -456,6 +460,23 @@ RELEASED = {
     ),
     'a nested header': (safetensors(NESTED), 'cannot be read as JSON'),
     'a sparse file of 100 GB': (sparse, 'are holes without data'),
+    'tied weights that differ': (
+        set_keys('config.json', tie_word_embeddings=True),
+        'tie_word_embeddings is true, but the weights lm_head and embed_tokens differ',
+    ),
+    # two sets of weights: transformers would load the whole file, and we the shards
+    'weights in one file and in shards': (
+        write('pytorch_model.bin.index.json', {'weight_map': {'a': 'pytorch_model-1.bin'}}),
+        r'has pytorch_model\.bin and pytorch_model\.bin\.index\.json; expected one of them',
+    ),
+    'an update that is not merged': (
+        write('adapter_config.json', {'peft_type': 'LORA'}),
+        'adapter_config.json, of an update that is not merged: merge it',
+    ),
+    'a vision tower in one file and in shards': (
+        write('clip/pytorch_model.bin.index.json', {'weight_map': {'a': 'pytorch_model-1.bin'}}),
+        r'clip has pytorch_model\.bin and .*; expected one of them',
+    ),
     # shards
     'a shard in the parent folder': (index_of('../model-1.safetensors'), INSIDE),
     'a shard with a full path': (index_of('/etc/passwd'), INSIDE),
@@ -548,6 +569,14 @@ WEIGHT = 'llm.model.norm.weight'
 MATRIX = 'llm.lm_head.weight'  # (707, 64)
 CLAIMS = 'claims 1000000000 modules, the weights have'
 OWN = {
+    'weights in one file and in shards': (
+        write('model.safetensors.index.json', {'weight_map': {'a': 'model-1.safetensors'}}),
+        r'has model\.safetensors and model\.safetensors\.index\.json; expected one of them',
+    ),
+    'a config in UTF-16': (
+        write('config.json', '{"model_type": "lisa_ros"}'.encode('utf-16')),
+        'config.json: cannot be read as JSON .*utf-8.*; save it as UTF-8, or download it again',
+    ),
     'layers of LLaMA': (config('llama', num_hidden_layers=BILLION), rf'llama.*{CLAIMS} 2'),
     'layers of CLIP': (config('clip', num_hidden_layers=BILLION), rf'clip.*{CLAIMS} 3'),
     'layers of SAM': (

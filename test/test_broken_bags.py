@@ -378,7 +378,7 @@ def test_a_definition_that_is_not_text_is_not_used(definition, tmp_path):
     [
         ("UPDATE topics SET name = x'ff00'", 'expected a topic and its type as text, got'),
         ("UPDATE topics SET type = x'ff00'", 'expected a topic and its type as text, got'),
-        ("UPDATE topics SET serialization_format = x'00'", 'nothing in it can be read'),
+        ("UPDATE topics SET serialization_format = x'00'", 'no topic with images among'),
     ],
 )
 def test_a_topic_whose_name_or_type_is_not_text_is_named(statement, expected, tmp_path, model):
@@ -412,7 +412,7 @@ def test_a_damaged_compressed_message_costs_itself(tmp_path):
     numbers, errors = read(bag)
     assert numbers == [0, 2, 3, 4, 5]
     assert len(errors) == 1
-    assert 'between 0.00 s and 1.00 s' in errors[0]
+    assert '1.00 s after the start, cannot be decompressed' in errors[0]
 
 
 def test_a_damaged_compressed_file_is_named(tmp_path):
@@ -652,13 +652,16 @@ def test_of_several_bags_the_one_without_messages_is_left_out(kind, tmp_path, mo
     for out in ('out', 'skipped'):
         report = read_report(tmp_path / out)
         assert len(report['cases']) == COUNT
-        (broken,) = report['broken']
-        assert re.search(rf'empty: .*{expected}', broken)
+        assert re.search(rf'empty: .*{expected}', report['broken'][0])
+        assert all(broken.startswith('empty: ') for broken in report['broken'])
 
 
 def test_an_rgbd_image_of_a_bag_without_messages_is_an_error(tmp_path):
-    for kind, (make, _) in BAGS_WITHOUT_MESSAGES.items():
-        with pytest.raises(DataError, match='has messages that can be read; expected colour'):
+    for kind, (make, lost) in BAGS_WITHOUT_MESSAGES.items():
+        expected = (
+            lost if kind == 'no topics' else 'has messages that can be read; expected colour'
+        )
+        with pytest.raises(DataError, match=expected):
             from_bag(make(tmp_path / kind))
 
 

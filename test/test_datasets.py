@@ -3,6 +3,8 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +190,31 @@ def test_a_sentence_can_refer_to_several_objects_or_none(tmp_path):
 class Bomb:
     def __reduce__(self):
         return print, ('boom',)
+
+
+@pytest.mark.parametrize(
+    ('claim', 'reason'),
+    [
+        (b'r' + (2**29).to_bytes(4, 'little'), 'it claims 536870912 values in 9 bytes'),  # a memo
+        (b'0I1\np536870912\n', 'it claims 536870912 values'),
+        (b'\x96' + (2**40).to_bytes(8, 'little'), 'expected 1099511627776 bytes'),  # bytearray
+        (b'\x8b' + (2**30).to_bytes(4, 'little'), 'not enough data'),  # an integer
+    ],
+)
+def test_a_pickle_that_claims_more_than_its_bytes_takes_no_memory(claim, reason, tmp_path):
+    root = write_refer(tmp_path)
+    (root / 'refs(unc).p').write_bytes(b'\x80\x05]' + claim + b'.')
+    Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM
+    before = memory('VmRSS')
+    with pytest.raises(DataError, match=reason):
+        read_refer(root)
+    assert memory('VmHWM') - before < 10**8
+
+
+def memory(field):
+    """Return VmHWM (highest) or VmRSS (present) of this process [bytes]."""
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(rf'{field}:\s+(\d+)', status)[1]) * 1024
 
 
 def test_a_pickle_with_code_is_refused(tmp_path, capsys):

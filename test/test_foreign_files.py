@@ -435,3 +435,28 @@ def test_an_overlay_of_an_odd_image_can_be_drawn(shape, tmp_path):
     answer = Segmentation('x', 'x', 'x', mask, logits, np.ones(1), Status.FOUND)
     write_error_overlay(tmp_path / 'a.jpg', image, answer, np.ones(shape))
     assert max(Image.open(tmp_path / 'a.jpg').size) <= 480
+
+
+# ---- what a terminal shows
+
+
+ESCAPE = '\x1b[2J\n\u202e'  # clears the screen, begins a line, and turns the text around
+
+
+def test_foreign_names_send_nothing_to_the_terminal(tmp_path, capsys):
+    """Names of files and categories, and a report of other people, are printed escaped."""
+    folders = [write_report(tmp_path / name) for name in ('first', 'second')]
+    for folder in folders:
+        path = folder / 'report.json'
+        change(path, ['title'], f'a run{ESCAPE}')
+        for number in range(2):
+            change(path, ['cases', number, 'category'], f'short{ESCAPE}')
+    command = ['evaluate', 'compare', *map(str, folders), '--out', str(tmp_path / 'out')]
+    assert cli.main(command) == 0
+    figures = {f'short{ESCAPE}': {'count': 1, 'giou': 0.5, 'giou_interval': None}}
+    figures[f'short{ESCAPE}'] |= {'ciou': None, 'p@0.5': None}
+    summary = {'title': f'x{ESCAPE}', 'mode': 'generate', 'figures': figures, 'broken': []}
+    report.print_summary({**summary, 'failed': [f'image{ESCAPE}.0: no memory']}, tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count(r'\x1b[2J\n\u202e') >= 5
+    assert all(line.isprintable() for line in printed.split('\n'))

@@ -17,6 +17,7 @@ from lisa_ros.errors import DataError, ImageError
 from lisa_ros.images import jpeg_scans
 from lisa_ros.images.image_file import decode_rgb, decode_samples, image_size, read_rgb
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
+from lisa_ros.images.mask_file import read_mask
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 
 H, W = 24, 32
@@ -154,6 +155,49 @@ def test_markers_are_found_in_windows_of_any_size(monkeypatch, size):
     assert (count_scans(data), with_more_data(data)) == (scans, longer)
 
 
+def planar_tiff(pixels, order):
+    """Return a TIFF of (H, W, 3) whose channels lie in a plane each, as of tifffile."""
+    planes = pixels.astype(pixels.dtype.newbyteorder(order)).transpose(2, 0, 1)
+    size, is_float = planes[0].nbytes, pixels.dtype.kind == 'f'
+    rows = [(256, 4, [W]), (257, 4, [H]), (258, 3, [8 * pixels.dtype.itemsize] * 3), (259, 3, [1])]
+    rows += [(262, 3, [2]), (273, 4, [0] * 3), (277, 3, [3]), (278, 4, [H]), (279, 4, [size] * 3)]
+    rows += [(284, 3, [2]), (339, 3, [3 if is_float else 1] * 3)]
+    behind = 8 + 2 + 12 * len(rows) + 4
+    start = behind + sum(
+        len(values) * (2, 4)[kind - 3] for _, kind, values in rows[2:] if len(values) > 1
+    )
+    rows[5] = 273, 4, [start + n * size for n in range(3)]
+    entries, values_behind = b'', b''
+    for tag, kind, values in rows:
+        content = struct.pack(f'{order}{len(values)}{"HI"[kind - 3]}', *values)
+        if len(content) > 4:
+            content, values_behind = (
+                struct.pack(order + 'I', behind + len(values_behind)),
+                values_behind + content,
+            )
+        entries += struct.pack(order + 'HHI', tag, kind, len(values)) + content.ljust(4, b'\0')
+    head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'IH', 8, len(rows))
+    return head + entries + bytes(4) + values_behind + planes.tobytes()
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_a_tiff_with_a_plane_for_each_channel_is_read_right_or_refused(dtype, order, tmp_path):
+    """Both decoders return other colours for planes of more than 8 bits, without an error."""
+    full = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    tiff = planar_tiff((RGB / 255 * full).round(4 if full == 1 else 0).astype(dtype), order)
+    if dtype is np.uint8:
+        np.testing.assert_array_equal(decode_rgb(tiff, 'x'), RGB)
+        return
+    (tmp_path / 'x.tif').write_bytes(tiff)
+    with pytest.raises(ImageError, match=r'in a plane each .*; expected .*: save it so'):
+        decode_rgb(tiff, 'x')
+    with pytest.raises(ImageError, match='PNG'):
+        read_mask(tiff, 'x')
+    with pytest.raises(ImageError, match='in a plane each'):
+        image_size(tmp_path / 'x.tif')
+
+
 @pytest.mark.parametrize('order', '<>')
 @pytest.mark.parametrize('bits', [1, 4, 8, 16, 32, 64])
 def test_a_tiff_with_white_as_zero_is_read_with_black_as_zero(bits, order):
@@ -281,6 +325,45 @@ def test_a_file_without_a_clear_image_is_an_error(data, message, tmp_path):
     assert '\n' not in str(raised.value)
     with pytest.raises(DataError, match=message):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ('start', 'kind', 'cure'),
+    [
+        (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', ' (HEIC)', 'convert it to PNG or JPEG'),
+        (b'\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf', ' (HEIC)', 'convert it to PNG or JPEG'),
+        (b'\0\0\0\x0cJXL \r\n\x87\n', ' (JPEG XL)', 'convert it to PNG or JPEG'),
+        (b'<?xml version="1.0"?>\n<svg width="9">', ' (SVG)', 'convert it to PNG or JPEG'),
+        (b'\n<!DOCTYPE html><title>Log in', ' (a web page)', 'download it again'),
+        (b'version https://git-lfs.github.com', ' (a pointer of Git LFS)', '`git lfs pull`'),
+        (b'\x93NUMPY\x01\0v\0', ' (NumPy)', 'convert it to PNG or JPEG'),
+        (b'\r\n\xff\xd8\xff\xe0', '', 'or copy it again'),
+        (b'', '', 'copy it again'),
+    ],
+)
+def test_a_file_of_another_format_is_named_with_its_own_cure(start, kind, cure, tmp_path):
+    path = tmp_path / 'photo.jpg'
+    path.write_bytes(start + (bytes(200) if start else b''))
+    for read, is_file in (
+        (read_rgb, True),
+        (image_size, True),
+        (read_mask, True),
+        (decode_rgb, False),
+    ):
+        with pytest.raises(ImageError) as caught:
+            read(path) if is_file else read(path.read_bytes(), 'image')
+        message = str(caught.value)
+        assert f'{kind}; expected a JPEG or PNG file, or WEBP' in message
+        assert message.endswith(cure) or '`git lfs pull`' in message
+        assert '\n' not in message
+
+
+def test_a_float_of_16_bits_is_refused_without_noise(capfd):
+    """OpenCV writes four lines to stderr about it."""
+    tiff = planar_tiff((RGB / 255).astype(np.float16), '<')
+    with pytest.raises(ImageError, match=r'unknown pixel mode.* or as PNG'):
+        decode_rgb(tiff, 'x')
+    assert capfd.readouterr().err == ''
 
 
 def test_a_folder_or_a_missing_file_is_an_error_with_what_was_expected(tmp_path):

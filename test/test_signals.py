@@ -155,6 +155,24 @@ def test_a_signal_ends_the_command_line_as_usual(delay, numbers, status, output,
     assert process.stdout.read() == output
 
 
+@pytest.mark.parametrize('is_buffered', [False, True])
+def test_a_closed_pipe_ends_the_command_line_without_a_traceback(is_buffered):
+    """As in `lisa-ros models | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'}
+    process = subprocess.run(
+        [*executable('lisa-ros', 'lisa_ros'), 'models'],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b'')
+
+
 IMPORTING = """
 import signal, subprocess, sys, time
 from lisa_ros.startup import _exit_terminated

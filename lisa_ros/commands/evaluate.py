@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lisa_ros.commands import evaluate_bag, evaluate_images, evaluate_scenes
 from lisa_ros.commands.evaluate_models import unique_names
+from lisa_ros.error_text import printable
 from lisa_ros.errors import SettingsError
 
 
@@ -42,7 +43,7 @@ def evaluate_compare(options: argparse.Namespace) -> None:
     runs = [ComparedRun(name, folder) for name, folder in zip(names, options.reports, strict=True)]
     comparison = compare(runs, options.out, f'{len(runs)} runs: {", ".join(names)}')
     for name, row in zip(names, comparison['runs'], strict=True):
-        print(f'{name}: {row["title"]}, mode {row["mode"]}')
+        print(printable(f'{name}: {row["title"]}, mode {row["mode"]}'))
     for difference in comparison['differences']:
         _print_difference(difference, comparison['runs'])
     check_differences(comparison)
@@ -59,6 +60,6 @@ def _print_difference(difference: Mapping, rows: list[Mapping]) -> None:
     for category, row in difference['figures'].items():
         before, after = row['giou']
         print(
-            f'{category:16}{before:8.3f}{after:8.3f}{row["difference"]:+8.3f}{row["p"]:8.4f}'
+            f'{printable(category):16}{before:8.3f}{after:8.3f}{row["difference"]:+8.3f}{row["p"]:8.4f}'
             f'{row["better"]:8d}{row["worse"]:8d}{row["count"]:8d}'
         )

@@ -23,6 +23,7 @@ from lisa_ros.commands.evaluate_models import (
     model_of,
     with_model,
 )
+from lisa_ros.error_text import printable
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.resources import TEST_SETS
 
@@ -209,7 +210,8 @@ def _print_examples(cases: Sequence[Case], count: int) -> None:
         mark = 'right' if case.explained else f'WRONG, expected: {expected}'
         dialogue = ' / '.join((*case.history, case.expression))
         iou = '-' if case.iou is None else f'{case.iou:.2f}'
-        print(f'{dialogue}\n    {case.answer}  ({mark}, IoU {iou})', file=sys.stderr)
+        print(printable(dialogue), file=sys.stderr)
+        print(printable(f'    {case.answer}  ({mark}, IoU {iou})'), file=sys.stderr)
 
 
 def _print_scenes(figures: Mapping) -> None:
@@ -217,13 +219,13 @@ def _print_scenes(figures: Mapping) -> None:
     print(f'{"present objects":16}{"gIoU":>8}{"cIoU":>8}{"count":>8}')
     for category, row in figures.items():
         if isinstance(row, dict) and 'giou' in row:
-            print(f'{category:16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
+            print(f'{printable(category):16}{row["giou"]:8.3f}{row["ciou"]:8.3f}{row["count"]:8d}')
     if figures['presence_accuracy'] is not None:
         print(f'presence accuracy (present or absent): {figures["presence_accuracy"]:.1%}')
     if figures['explanation_accuracy'] is not None:
         accuracy, count = figures['explanation_accuracy'], figures['explanations']
         print(f'explanations that name object and reason: {accuracy:.1%} of {count}')
         for category, row in figures['explanation'].items():
-            print(f'    {category:16}{row["accuracy"]:.1%} of {row["count"]}')
+            print(f'    {printable(category):16}{row["accuracy"]:.1%} of {row["count"]}')
     if figures['ece'] is not None:
         print(f'expected calibration error of the scores: {figures["ece"]:.3f}')

@@ -212,18 +212,18 @@ def _choose_topics(
 ) -> tuple[str, str, str]:
     """Return the topics of image, depth and camera info; find those that are None."""
     by_kind = _topics_by_kind(reader)
-    image_topic = _choose_topic(bag, '--image-topic', by_kind['image'], image_topic)
+    image_topic = _choose_topic(bag, reader, '--image-topic', by_kind['image'], image_topic)
     depth_topics = by_kind['depth']
     if depth_topic is not None or not depth_topics:
         depth_topics = sorted(depth_topics + by_kind['compressed depth'])
-    depth_topic = _choose_topic(bag, '--depth-topic', depth_topics, depth_topic)
+    depth_topic = _choose_topic(bag, reader, '--depth-topic', depth_topics, depth_topic)
     sibling = image_topic.removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
     if info_topic is None and sibling in by_kind['info']:
         info_topic = sibling
     return (
         image_topic,
         depth_topic,
-        _choose_topic(bag, '--info-topic', by_kind['info'], info_topic),
+        _choose_topic(bag, reader, '--info-topic', by_kind['info'], info_topic),
     )
 
 
@@ -254,7 +254,9 @@ def _kind_of_image(message: Any) -> str:
     return 'depth' if message.encoding in DEPTH_ENCODINGS else 'image'
 
 
-def _choose_topic(bag: Path, flag: str, topics: list[str], name: str | None) -> str:
+def _choose_topic(
+    bag: Path, reader: BagReader, flag: str, topics: list[str], name: str | None
+) -> str:
     """Return the named topic, or the only one if no name is given."""
     if name is None and len(topics) == 1:
         return topics[0]
@@ -263,7 +265,7 @@ def _choose_topic(bag: Path, flag: str, topics: list[str], name: str | None) -> 
     if not topics:
         raise DataError(
             f'{bag}: no topic for {flag} has messages that can be read; expected colour images, '
-            'depth images and camera_info: record all three'
+            f'depth images and camera_info: record all three; it has {reader.describe_topics()}'
         )
     problem = f'no suitable topic {name}' if name else f'{len(topics)} suitable topics'
     raise DataError(f'{bag}: {problem}; expected {flag} to be one of {", ".join(topics)}')

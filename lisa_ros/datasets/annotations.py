@@ -28,6 +28,11 @@ _FRACTION_EXCESS = 0.99  # coordinates 0 to 1 of an object at the border reach o
 _FAR = 10  # a coordinate is an error if it is farther outside than this many image sizes
 
 
+def phrase(name: str) -> str:
+    """Return the name of an object as a query: with single spaces, and none around it."""
+    return ' '.join(name.split())
+
+
 class AnnotatedRegion(Protocol):
     """A part of an image."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, with_names
+from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, phrase, with_names
 from lisa_ros.datasets.coco_masks import CocoRegion
 from lisa_ros.datasets.json_io import (
     ErrorHandler,
@@ -141,7 +141,7 @@ def _read_categories(file: Path, content: object, names: dict[int, str]) -> None
     """
     for category in validated_entries(file, content, 'categories', id=int, name=str):
         name = category_phrase(category['name'])
-        if not name.strip():
+        if not name:
             raise DataError(f'{file}: category {category["id"]} has an empty name; name it')
         if names.setdefault(category['id'], name) != name:
             raise DataError(
@@ -253,4 +253,4 @@ def _file_name(file: Path, image: dict) -> str:
 def category_phrase(name: str) -> str:
     """Return a category's name as a phrase: "mug:handle" becomes "mug handle"."""
     parts = [part.split('_(')[0] for part in name.split(':')]
-    return ' '.join(parts).replace('_', ' ')
+    return phrase(' '.join(parts).replace('_', ' '))

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, raise_error
-from lisa_ros.files.access import access_problem, path_below
+from lisa_ros.files.access import access_problem, list_folder, path_below
 from lisa_ros.files.text import read_json
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     'validated_entries',
 ]
 
+_EXACT = 2.0**53  # a float below it may be an integer exactly
 _Result = TypeVar('_Result')
 
 
@@ -50,7 +53,8 @@ def validated_entries(
         name: key of the list in `content`; None: `content` is the list.
         on_error: called for each object that has not these keys; if it returns, the object is
             left out.
-        required: the type of each key that every object must have; `object` accepts any.
+        required: the type of each key that every object must have; `object` accepts any. 1.0 is
+            the integer 1, as in JSON Schema: pandas writes it so where another row has none.
 
     Raises:
         DataError: it is not a list, or `on_error` raised it.
@@ -63,13 +67,29 @@ def validated_entries(
     if not isinstance(entries, list):
         raise DataError(f'{path}: does not have {list_name}; {expected}')
     valid = []
-    for index, entry in enumerate(entries):
+    for index, raw_entry in enumerate(entries):
+        entry = _with_integers(raw_entry, required)
         problem = _entry_problem(entry, required, expected)
         if problem:
             on_error(DataError(f'{path}: entry {index} of {list_name} has {problem}'))
         else:
             valid.append(entry)
     return valid
+
+
+def _with_integers(entry: object, required: dict[str, type | tuple]) -> object:
+    """Return an entry with integers where it has floats like 1.0; the same entry without them."""
+    if not isinstance(entry, dict):
+        return entry
+    integers = {
+        key: int(entry[key])
+        for key, value_type in required.items()
+        if value_type is int
+        and isinstance(entry.get(key), float)
+        and entry[key].is_integer()
+        and abs(entry[key]) < _EXACT
+    }
+    return {**entry, **integers} if integers else entry
 
 
 def _entry_problem(entry: object, required: dict[str, type | tuple], expected: str) -> str:
@@ -117,7 +137,27 @@ def check_image(path: Path, source: str) -> Path:
     """
     problem = access_problem(path)
     if problem.startswith('no such'):
-        raise DataError(f'{source}: its image {path} is missing; add it')
+        similar = _names_by_spelling(path.parent).get(_spelling(path.name))
+        cure = (
+            f'the folder has {similar!a} in place of {path.name!a}: rename it'
+            if similar
+            else 'add it'
+        )
+        raise DataError(f'{source}: its image {path} is missing; {cure}')
     if problem or not path.is_file():
         raise DataError(f'{source}: its image {path}: {problem or "is a folder"}')
     return path
+
+
+@lru_cache(maxsize=8)
+def _names_by_spelling(folder: Path) -> dict[str, str]:
+    """Return the names in a folder by what `_spelling` makes of them; none if it has no names."""
+    try:
+        return {_spelling(path.name): path.name for path in list_folder(folder)}
+    except DataError:
+        return {}
+
+
+def _spelling(name: str) -> str:
+    """Return a name as Windows and macOS compare it: by letters, in upper or lower case."""
+    return unicodedata.normalize('NFC', name).casefold()

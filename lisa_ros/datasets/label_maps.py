@@ -7,19 +7,20 @@ The folders are those that the authors publish:
     COCO-Stuff   a folder of label maps *.png, COCO's images, labels.txt
     Mapillary    training/images/*.jpg, training/v2.0/labels/*.png, config_v2.0.json
 
-Each class in a label map becomes a query: its text is the class name, its only region all pixels
-of the class.
+Each class name in a label map becomes a query: its text is the name, its regions are all pixels of
+the classes with this name.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import AnnotatedQuery, image_error, with_names
+from lisa_ros.datasets.annotations import AnnotatedQuery, image_error, phrase, with_names
 from lisa_ros.datasets.json_io import (
     ErrorHandler,
     check_image,
@@ -88,13 +89,12 @@ class LabelMapImage:
         except ImageError as error:
             raise image_error(self.label_map, error, 'a label map') from error
         source = str(self.label_map)
-        return tuple(
-            AnnotatedQuery(
-                self.class_names[class_id], False, (LabelMapRegion(class_ids, class_id, source),)
-            )
-            for class_id in np.unique(class_ids).tolist()
-            if class_id in self.class_names
-        )
+        regions: dict[str, list[LabelMapRegion]] = {}  # two classes may have one name
+        for class_id in np.unique(class_ids).tolist():
+            if class_id in self.class_names:
+                region = LabelMapRegion(class_ids, class_id, source)
+                regions.setdefault(self.class_names[class_id], []).append(region)
+        return tuple(AnnotatedQuery(name, False, tuple(own)) for name, own in regions.items())
 
 
 def read_ade20k(
@@ -110,11 +110,16 @@ def read_ade20k(
     root = readable_folder(root, 'images, annotations and objectInfo150.txt')
     class_file = root / 'objectInfo150.txt'
     rows = [line.split('\t') for line in _lines(class_file) if line.strip()]
-    class_names = {
-        int(number): row[-1].split(',')[0].strip()
-        for row in rows
-        if (number := row[0].strip()).isdecimal()
-    }
+    class_names: dict[int, str] = {}
+    for number, *_, names in (row for row in rows if len(row) > 1):
+        if not re.fullmatch(r'[0-9]{1,9}', number.strip()):
+            continue  # the first row
+        name = phrase(names.split(',')[0])
+        if not name or class_names.setdefault(int(number), name) != name:
+            raise DataError(
+                f'{class_file}: class {number.strip()} has no name, or two; expected one row for '
+                'each class, with its number and its names'
+            )
     images, label_maps = root / 'images' / split, root / 'annotations' / split
     return _pair_with_images(label_maps, images, class_names, class_file, on_error)
 
@@ -139,8 +144,10 @@ def read_cocostuff(
         DataError: a file is missing or broken.
     """
     class_file = Path(class_file)
-    labels = [line.split(': ')[-1].strip() for line in _lines(class_file)[1:] if line.strip()]
-    class_names = {class_id: name for class_id, name in enumerate(labels) if '-' not in name}
+    labels = [phrase(line.split(': ')[-1]) for line in _lines(class_file)[1:] if line.strip()]
+    class_names = {
+        class_id: name for class_id, name in enumerate(labels) if name and '-' not in name
+    }
     image_folder, label_folder = Path(image_folder), Path(label_folder)
     return _pair_with_images(label_folder, image_folder, class_names, class_file, on_error)
 
@@ -158,7 +165,9 @@ def read_mapillary(
     root = readable_folder(root, 'config_v2.0.json and training')
     class_file = root / 'config_v2.0.json'
     labels = validated_entries(class_file, read_json(class_file), 'labels', readable=str)
-    class_names = {class_id: label['readable'].lower() for class_id, label in enumerate(labels)}
+    class_names = {
+        class_id: phrase(label['readable']).lower() for class_id, label in enumerate(labels)
+    }
     images, label_maps = root / split / 'images', root / split / 'v2.0' / 'labels'
     return _pair_with_images(label_maps, images, class_names, class_file, on_error)
 

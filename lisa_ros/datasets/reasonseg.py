@@ -37,6 +37,7 @@ from lisa_ros.datasets.annotations import (
     Polygon,
     image_error,
     image_size,
+    phrase,
     with_names,
 )
 from lisa_ros.datasets.json_io import ErrorHandler, raise_error, read_json, read_or_skip
@@ -79,12 +80,15 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
     for path in list_folder(folder, '.json'):
         if path.name != _EXPLANATIONS:
             json_queries = read_or_skip(partial(_queries_of_json, path, images), on_error)
-            if json_queries:
+            if json_queries and images[path.stem] in queries:
+                on_error(DataError(f'{path}: another file has the same stem; rename one of them'))
+            elif json_queries:
                 queries[images[path.stem]] = json_queries
     for image in images.values():
-        mask_queries = read_or_skip(partial(_queries_of_masks, image), on_error)
+        own = queries.get(image, ())
+        mask_queries = read_or_skip(partial(_queries_of_masks, image, own), on_error)
         if mask_queries:
-            queries[image] = (*queries.get(image, ()), *mask_queries)
+            queries[image] = (*own, *mask_queries)
     annotated = [
         AnnotatedImage(image, image_queries, explanations.get(image.name, ''))
         for image, image_queries in sorted(queries.items())
@@ -114,8 +118,14 @@ def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuer
     return queries
 
 
-def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
-    """Return a query for each mask in the folder with the image's name; none without it."""
+def _queries_of_masks(
+    image: Path, others: tuple[AnnotatedQuery, ...]
+) -> tuple[AnnotatedQuery, ...]:
+    """Return a query for each mask in the folder with the image's name; none without it.
+
+    Raises:
+        DataError: a mask cannot be used, or its query is one of `others` or of another mask.
+    """
     folder = image.with_suffix('')
     files = [] if is_missing(folder) or folder.is_file() else list_folder(folder)
     for path in files:
@@ -124,7 +134,16 @@ def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
                 f'{path}: a mask as {path.suffix[1:]}; expected PNG: save it as {path.stem}.png, '
                 f'or move it out of the folder of the masks of {image.name}'
             )
-    paths = [path for path in files if path.suffix == '.png']
+    paths = [path for path in files if path.suffix.lower() == '.png']
+    texts = {query.text for query in others}
+    for path in paths:
+        text = phrase(path.stem)
+        if text in texts:
+            raise DataError(
+                f'{path}: there is another region of {short_repr(text)} in {image.name}, in a '
+                'JSON file or a mask; keep one of them, or give them different names'
+            )
+        texts.add(text)
     masks = [_read_mask(path) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         _check_size(image, path, *mask.mask.shape[::-1])
@@ -135,19 +154,23 @@ def _queries_of_masks(image: Path) -> tuple[AnnotatedQuery, ...]:
                 f'{image.stem}.json if it is not there'
             )
     return tuple(
-        AnnotatedQuery(path.stem, False, (mask,)) for path, mask in zip(paths, masks, strict=True)
+        AnnotatedQuery(phrase(path.stem), False, (mask,))
+        for path, mask in zip(paths, masks, strict=True)
     )
 
 
-def _check_size(
-    image: Path, labels: Path, width: int | None, height: int | None
-) -> tuple[int, int]:
+def _check_size(image: Path, labels: Path, width: object, height: object) -> tuple[int, int]:
     """Compare the size in an annotation file with the upright image's; return (width, height).
 
     Raises:
-        DataError: they differ, or the image cannot be opened.
+        DataError: they differ, or one of them is no number; or the image cannot be opened.
     """
     size = image_size(image)
+    if not all(side is None or type(side) in (int, float) for side in (width, height)):
+        raise DataError(
+            f'{labels}: imageWidth and imageHeight are {short_repr((width, height))}; expected '
+            f'the numbers {size[0]} and {size[1]}, or null'
+        )
     if None not in (width, height) and (width, height) != size:
         raise DataError(
             f'{labels}: annotations of {width} x {height} pixels for an image of '
@@ -223,7 +246,7 @@ def _queries_of_labels(
     path: Path, targets: list[Polygon], ignored: tuple[Polygon, ...]
 ) -> tuple[AnnotatedQuery, ...]:
     """Return a query for each label, with all shapes of this label as one mask."""
-    names = list(dict.fromkeys(shape.label.strip() for shape in targets))
+    names = list(dict.fromkeys(phrase(shape.label) for shape in targets))
     if any(name.lower() == 'target' for name in names):
         raise DataError(
             f'{path}: has "target" shapes, but no "text" for them; add "text": '
@@ -234,7 +257,7 @@ def _queries_of_labels(
             raise DataError(f'{shape.source}: {_NO_AREA}')
     return tuple(
         AnnotatedQuery(
-            name, False, (*(shape for shape in targets if shape.label.strip() == name), *ignored)
+            name, False, (*(shape for shape in targets if phrase(shape.label) == name), *ignored)
         )
         for name in names
     )
@@ -267,6 +290,7 @@ def _read_explanations(folder: Path) -> dict[str, str]:
 # ---- shapes
 
 _SHAPE_TYPES = 'a polygon, rectangle, oriented_rectangle, circle or mask'
+_BOX_TOLERANCE = 1.5  # between a mask and its box [px]: rounding, and ends that count or not
 _NO_AREA = 'has fewer than 3 different points, and no area; draw it again, or remove it'
 
 
@@ -283,7 +307,9 @@ def _read_shape(path: Path, index: int, entry: object) -> Polygon:
             raise ValueError(f'points {short_repr(entry["points"])}')
         ignored = 'ignore' in label.lower()  # ReasonSeg has "ignore" and "ignored"
         if shape_type == 'mask':
-            return Polygon(label, points, _decode_mask(entry['mask']), ignored, source)
+            mask = _decode_mask(entry['mask'])
+            _check_box(points, mask)
+            return Polygon(label, points, mask, ignored, source)
         return Polygon(label, _corners(shape_type, points), ignored=ignored, source=source)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
@@ -323,6 +349,24 @@ def _decode_mask(text: str) -> np.ndarray:
         return read_mask(base64.b64decode(text), 'the mask').mask()
     except (binascii.Error, ImageError) as error:
         raise ValueError(f'the mask is not a PNG of a mask: {error}') from error
+
+
+def _check_box(points: np.ndarray, mask: np.ndarray) -> None:
+    """Check that a mask (h, w) fills the box of its points (n, 2), which labelme draws it into.
+
+    A script that scales points alone leaves a mask of the old size at the new place.
+
+    Raises:
+        ValueError: it is smaller or larger, by more than a pixel; of one point, there is no box.
+    """
+    if len(points) < 2:
+        return
+    width, height = points.max(axis=0) - points.min(axis=0) + 1  # the last pixel belongs to it
+    if abs(width - mask.shape[1]) > _BOX_TOLERANCE or abs(height - mask.shape[0]) > _BOX_TOLERANCE:
+        raise ValueError(
+            f'the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the box of its points '
+            f'{width:g} x {height:g}; scale both'
+        )
 
 
 def _read_mask(path: Path) -> Polygon:

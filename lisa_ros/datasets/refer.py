@@ -12,7 +12,9 @@ id -1).
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,7 @@ _IMAGE_FOLDERS = {  # by name of the data set, relative to refer_seg
     'refclef': ('images/saiapr_tc-12', 'saiapr_tc-12'),
     'grefcoco': ('images/mscoco/images/train2014', 'images/train2014'),
 }
+_MEMO_OPCODES = ('PUT', 'BINPUT', 'LONG_BINPUT')
 _DEFAULT_IMAGE_FOLDERS = ('images/mscoco/images/train2014',)
 
 
@@ -44,6 +47,21 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f'it contains the class {module}.{name}; expected only lists, dicts, texts and numbers'
         )
+
+
+def _unpickled(raw: bytes) -> object:
+    """Return the content of a pickle of lists, dicts, texts and numbers.
+
+    Its claims are read first: for a memo of number 10^9 or an array of 10^11 bytes, in a file of
+    10 bytes, the unpickler would allocate as much.
+
+    Raises:
+        Exception: of any type, if it is damaged, claims more than its bytes, or has other content.
+    """
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name in _MEMO_OPCODES and argument > len(raw):
+            raise pickle.UnpicklingError(f'it claims {argument} values in {len(raw)} bytes')
+    return _PlainUnpickler(io.BytesIO(raw), encoding='latin1').load()  # by Python 2
 
 
 def read_refer(
@@ -153,8 +171,7 @@ def _read_refs(root: Path, split_author: str, on_error: ErrorHandler) -> tuple[P
         content = read_json(file)
     else:
         try:
-            with file.open('rb') as stream:
-                content = _PlainUnpickler(stream, encoding='latin1').load()  # by Python 2
+            content = _unpickled(file.read_bytes())
         except Exception as error:  # a broken pickle raises many types
             raise DataError(
                 f'{file}: cannot be read as refs ({type(error).__name__}: {one_line(error)})'

@@ -22,6 +22,7 @@ MIN_PYTHON = (3, 10)
 THIN_BOUNDS: Mapping[str, tuple[str, str]] = {  # library.txt and thin.txt
     'httpx2': ('2.16', ''),
     'jinja2': ('3.1', ''),
+    'lz4': ('3.0', ''),
     'numpy': ('1.26', ''),
     'opencv-python-headless': ('4.6', ''),
     'pillow': ('10', ''),

@@ -13,6 +13,7 @@ FOLDER or KIND:PATH[:MORE]  an annotated data set (`datasets.registry`). The nam
 from __future__ import annotations
 
 import contextlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from lisa_ros.datasets import registry
 from lisa_ros.datasets.annotations import ImageWithQueries, image_error, image_size
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.files.access import access_problem, is_missing, list_folder
@@ -243,8 +245,16 @@ class AnnotationTruth:
             raise DataError(
                 f'{image.path}: no object has the name {command.label!r}; expected one of {known}'
             )
-        queries[0].check(*shape)
-        return queries[0].ground_truth(*shape)
+        masks = []
+        for query in queries:
+            query.check(*shape)
+            masks.append(query.ground_truth(*shape))
+        if any(not np.array_equal(mask, masks[0]) for mask in masks):
+            raise DataError(
+                f'{image.path}: has {len(queries)} different regions named {command.label!r}, '
+                'in upper or lower case; give them one name each'
+            )
+        return masks[0]
 
 
 def open_ground_truth(text: str, bag: Path, on_error: ErrorHandler = raise_error) -> GroundTruth:
@@ -285,9 +295,9 @@ def _read_names(path: Path) -> dict[str, list[int]]:
     check_json(path, content, MapOf(Record({'name': TEXT})))
     names: dict[str, list[int]] = {}
     for number, entry in content.items():
-        if not number.isdecimal():
+        if not re.fullmatch('[0-9]{1,9}', number):
             raise DataError(
-                f'{path}: the key {number!r} is no instance id; expected '
+                f'{path}: the key {short_repr(number)} is no instance id; expected '
                 '{"6": {"name": "red bowl"}}'
             )
         names.setdefault(entry['name'], []).append(int(number))
@@ -310,11 +320,13 @@ def _read_ids(message: Any, topic: str) -> np.ndarray:
         )
     dtype = np.dtype(('>' if message.is_bigendian else '<') + _ID_TYPES[message.encoding])
     data = np.frombuffer(message.data, np.uint8)
-    row_size, size = message.width * dtype.itemsize, message.height * message.step
-    if data.size < size or message.step < row_size:
+    row_size = message.width * dtype.itemsize
+    step = message.step or row_size  # 0: the publisher did not set it
+    size = message.height * step
+    if data.size < size or step < row_size:
         raise DataError(
-            f'{topic}: {data.size} bytes, in rows of {message.step}, are too few for an image of '
+            f'{topic}: {data.size} bytes, in rows of {step}, are too few for an image of '
             f'{message.width} x {message.height} pixels in {message.encoding}'
         )
-    rows = data[:size].reshape(message.height, message.step)
+    rows = data[:size].reshape(message.height, step)
     return rows[:, :row_size].copy().view(dtype)

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lisa_ros import __version__
+from lisa_ros.error_text import printable
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case, Mode
@@ -151,7 +152,7 @@ def print_summary(report: dict, out: Path, as_json: bool = False) -> None:
         keys = ('title', 'mode', 'figures', 'broken', 'failed')
         print(json.dumps({key: report[key] for key in keys}))
         return
-    print(f'{report["title"]}, mode {report["mode"]}')
+    print(printable(f'{report["title"]}, mode {report["mode"]}'))
     print(f'{"":16}{"gIoU":>8}{"95 %":>16}{"cIoU":>8}{"P@0.5":>8}{"count":>8}')
     for category, row in report['figures'].items():
         if row['count']:
@@ -160,11 +161,11 @@ def print_summary(report: dict, out: Path, as_json: bool = False) -> None:
                 '' if row[name] is None else f'{row[name]:.3f}' for name in ('ciou', 'p@0.5')
             )
             print(
-                f'{category:16}{row["giou"]:8.3f}{interval:>16}{ciou:>8}{precision:>8}'
+                f'{printable(category):16}{row["giou"]:8.3f}{interval:>16}{ciou:>8}{precision:>8}'
                 f'{row["count"]:8d}'
             )
     for reason in report['broken']:
-        print(f'not used: {reason}')
+        print(printable(f'not used: {reason}'))
     for reason in report['failed']:
-        print(f'failed: {reason}')
+        print(printable(f'failed: {reason}'))
     print(f'report: {out}/report.html')

@@ -116,13 +116,19 @@ def readable_folder(path: str | Path, content: str) -> Path:
 def list_folder(path: Path, suffix: str = '') -> list[Path]:
     """Return the entries of a folder by name; with `suffix`, only those that end with it.
 
-    `Path.glob` returns nothing for a folder that may not be read. This function raises.
+    The suffix is in lower case, those of the files in any ("A.PNG"). The files "._NAME" are left
+    out: macOS adds them to archives, with its own attributes of NAME. `Path.glob` returns nothing
+    for a folder that may not be read. This function raises.
 
     Raises:
         DataError: the folder may not be read.
     """
     try:
-        entries = sorted(entry for entry in path.iterdir() if entry.name.endswith(suffix))
+        entries = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.name.lower().endswith(suffix) and not entry.name.startswith('._')
+        )
         if not _may_enter(path):
             raise PermissionError
         return entries

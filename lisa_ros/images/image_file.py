@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from lisa_ros.errors import ImageError
-from lisa_ros.files.access import describe_error
+from lisa_ros.files.access import access_problem, describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
 from lisa_ros.images.part_limit import check_parts
@@ -35,9 +36,11 @@ from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_si
 from lisa_ros.images.rare_tiff import (
     TIFF_MAGIC,
     WHITE_IS_ZERO,
+    check_planes,
     decode_rare_tiff,
     tiff_tags,
 )
+from lisa_ros.images.unknown_format import MAGIC_SIZE, describe_unknown, is_heic
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF')
@@ -49,11 +52,13 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _NEVER = None, lambda magic: False  # a format that this Pillow is built without
-_SEND_AGAIN = '; expected a whole image file: save or send it again, without loss of bytes'
+_SEND_AGAIN = (
+    '; expected a whole image file: save or send it again, without loss of bytes, or as PNG'
+)
 _MAX_SCANS = 100  # of JPEG
 _SCANS = 'scans of JPEG'  # a key of Image.info
 _JPEG_FORMATS = ('JPEG', 'MPO')
-_MAGIC_SIZE = 16  # bytes that Pillow's plugins look at
+_EXPECTED = f'a JPEG or PNG file, or {", ".join(FORMATS[2:])}'
 
 
 def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
@@ -178,6 +183,8 @@ def open_image(
         with _byte_stream(source) as stream:
             image = _identify(stream)
             check_image_size(*image.size, name, max_pixels)
+            if image.format == 'TIFF':
+                check_planes(image.tag_v2, name)
             yield image
     except ImageError:
         raise
@@ -214,7 +221,7 @@ def deep_colour(image: Image.Image, source: Path | bytes) -> np.ndarray:
     image.load()
     stored = cv2.imdecode(np.frombuffer(_bytes(source), np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is None or stored.ndim != 3:
-        raise ValueError('its colours of 16 bits are damaged')
+        raise ValueError('its colours of 16 bits cannot be decoded')
     return stored[:, :, [2, 1, 0, 3][: stored.shape[2]]]
 
 
@@ -260,7 +267,7 @@ def _checked_scans(format_name: str, stream: io.BufferedIOBase) -> int:
     check_parts(content)
     scans = count_scans(content) if format_name == 'JPEG' else 0
     if scans > _MAX_SCANS:
-        raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}')
+        raise ValueError(f'it has {scans} scans; expected at most {_MAX_SCANS}: save it again')
     return scans
 
 
@@ -306,7 +313,17 @@ def _bytes(source: Path | bytes) -> bytes:
 
 
 def _byte_stream(source: Path | bytes) -> io.BufferedIOBase:
-    return source.open('rb') if isinstance(source, Path) else io.BytesIO(source)
+    """Return the bytes of a file or of memory.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is a pipe, which would be waited for, or a device, which may have no end.
+    """
+    if not isinstance(source, Path):
+        return io.BytesIO(source)
+    if not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():
+        raise ValueError(f'{access_problem(source)}; expected a file')
+    return source.open('rb')
 
 
 def _failure(source: Path | bytes, error: Exception, kind: str) -> str:
@@ -317,7 +334,9 @@ def _failure(source: Path | bytes, error: Exception, kind: str) -> str:
         return f'cannot be decoded: {len(source)} bytes, {reason}{cure}'
     if isinstance(error, OSError) and error.errno is not None:
         return f'cannot be read as {kind}: {describe_error(source, error)}'
-    return f'cannot be read as {kind}: {reason}; copy it again'  # it is there, with other content
+    # it is there, with other content
+    cure = '' if 'expected' in reason else '; copy it again, or save it as PNG'
+    return f'cannot be read as {kind}: {reason}{cure}'
 
 
 def _identify(stream: io.BufferedIOBase) -> Image.Image:
@@ -326,8 +345,10 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
     `Image.open` would do the same, but also apply Pillow's own limit of pixels, which is a global
     variable and warns on stderr below twice its value.
     """
-    magic = stream.read(_MAGIC_SIZE)
+    magic = stream.read(MAGIC_SIZE)
     stream.seek(0)
+    if is_heic(magic):  # some of them start as AVIF, too
+        raise ValueError(describe_unknown(magic, _EXPECTED))
     Image.init()
     for name, (factory, accept) in ((name, Image.OPEN.get(name, _NEVER)) for name in FORMATS):
         if accept(magic) is True:
@@ -335,8 +356,7 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
             image = factory(stream, '')
             image.info[_SCANS] = scans
             return image
-    came = f'it starts with {magic!r}' if magic else 'it is empty'
-    raise ValueError(f'{came}; expected a JPEG or PNG file, or {", ".join(FORMATS[2:])}')
+    raise ValueError(describe_unknown(magic, _EXPECTED))
 
 
 def _samples(image: Image.Image) -> np.ndarray:

@@ -207,7 +207,7 @@ def _image_messages(
 
 def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[Connection]:
     """Return the connections of an image topic; topic None: the only one with images."""
-    if not reader.connections:
+    if not reader.connections and not reader.foreign_topics:
         raise DataError(
             f'{bag}: nothing in it can be read; expected a topic with images: record it again'
         )
@@ -217,8 +217,18 @@ def _image_connections(reader: BagReader, bag: Path, topic: str | None) -> list[
         return connections
     chosen = [c for c in connections if c.topic == topic]
     if not chosen:
-        problem = f'no images on {topic}' if topic else 'more than one topic with images, or none'
-        raise DataError(
-            f'{bag}: {problem}; expected --topic to be one of {", ".join(topics) or "none"}'
-        )
+        raise _no_image_topic(reader, bag, topic, topics)
     return chosen
+
+
+def _no_image_topic(
+    reader: BagReader, bag: Path, topic: str | None, topics: list[str]
+) -> DataError:
+    """Return the error of a bag where no topic can be chosen; `topics` have images."""
+    if topics:
+        problem = f'no images on {topic}' if topic else 'more than one topic with images'
+        return DataError(f'{bag}: {problem}; expected --topic to be one of {", ".join(topics)}')
+    return DataError(
+        f'{bag}: no topic with images among {reader.describe_topics()}; expected '
+        f'{" or ".join(_IMAGE_TYPES)} in cdr, as `ros2 bag record` writes them'
+    )

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,25 +16,28 @@ from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
 from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
 
-from lisa_ros.error_text import one_line
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
 from lisa_ros.files.access import access_problem, list_folder
 from lisa_ros.files.text import read_yaml
 from lisa_ros.messages.bag_reader import OpenStorage, Storage, cure
+from lisa_ros.messages.decompression import decompress_zstd
 from lisa_ros.messages.mcap_scan import McapScan, is_cut, starts_as_mcap
 from lisa_ros.messages.sqlite_scan import SqliteScan
 
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
+_PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
 
 @dataclass(frozen=True)
 class BagMetadata:
     """What metadata.yaml says about the files of a bag."""
 
-    files: tuple[str, ...]  # names in the bag's folder
+    files: tuple[str, ...]  # names in the bag's folder; parts that it does not list yet, too
     are_messages_compressed: bool
+    message_counts: dict[str, int]  # by topic
 
 
 def open_storages(
@@ -56,23 +61,22 @@ def open_storages(
         raise DataError(f'{bag}: {problem}')
     metadata = None if bag.is_file() else _read_metadata(bag)
     if metadata is None:
-        paths = [bag] if bag.is_file() else _files_in(bag)
+        paths = [bag] if bag.is_file() else _readable(bag, _files_in(bag), on_error)
         _check_logs(bag, paths, on_error)
         files = [_decompressed_file(bag, path, on_error, stack) for path in paths]
         is_unknown = bag.is_dir() and (bag / 'metadata.yaml').exists()
         decompress = _decompress_if_compressed if is_unknown else None
         return _open_files(bag, list(filter(None, files)), on_error, decompress)
+    # rosbags opens a folder, too, but loses topics that differ in its files and metadata.yaml,
+    # such as by a quality of service that was edited there
     present = _present_files(bag, metadata, on_error)
     _check_logs(bag, present, on_error)
-    if len(present) == len(metadata.files):
-        with contextlib.suppress(Exception):  # what is wrong with it, its files say
-            reader = Reader2(bag)
-            reader.open()
-            decompress = _decompress if metadata.are_messages_compressed else None
-            return [OpenStorage(reader, tuple(present), decompress, is_raw=False)]
     files = [_decompressed_file(bag, path, on_error, stack) for path in present]
-    decompress = _decompress if metadata.are_messages_compressed else None
-    return _open_files(bag, list(filter(None, files)), on_error, decompress)
+    decompress = _decompress_if_compressed if metadata.are_messages_compressed else None
+    storages = _open_files(bag, list(filter(None, files)), on_error, decompress)
+    if len(storages) == len(metadata.files):
+        _check_topics(bag, metadata, storages, on_error)
+    return storages
 
 
 # ---- metadata.yaml
@@ -92,10 +96,33 @@ def _read_metadata(bag: Path) -> BagMetadata | None:
         information = read_yaml(path)['rosbag2_bagfile_information']
         names = [PurePosixPath(name).name for name in information['relative_file_paths']]
         mode = str(information.get('compression_mode', '')).lower()
+        counts = {
+            topic['topic_metadata']['name']: topic['message_count']
+            for topic in information.get('topics_with_message_count') or ()
+        }
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     names = [name for name in names if PurePosixPath(name).suffix in (*_SUFFIXES, '.zstd')]
-    return BagMetadata(tuple(names), mode == 'message') if names else None
+    if not names:
+        return None
+    files = dict.fromkeys((*names, *_later_parts(bag, names[-1])))
+    return BagMetadata(tuple(files), mode == 'message', counts)
+
+
+def _later_parts(bag: Path, last: str) -> Iterator[str]:
+    """Yield the files of a folder that follow the last one that metadata.yaml lists.
+
+    A recorder writes metadata.yaml when it begins a file, so one that is killed may not list all.
+    """
+    name = _PART.fullmatch(last)
+    if name is None:
+        return
+    for number in itertools.count(int(name['number']) + 1):
+        plain = f'{name["bag"]}{number}{name["suffix"]}'
+        part = next((n for n in (plain, plain + _COMPRESSED_SUFFIX) if (bag / n).exists()), None)
+        if part is None:
+            return
+        yield part
 
 
 def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> list[Path]:
@@ -114,6 +141,34 @@ def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> 
         else:
             present.append(bag / name)
     return present
+
+
+def _readable(bag: Path, paths: Sequence[Path], on_error: ErrorHandler) -> list[Path]:
+    """Return the files that can be opened; opening a pipe would wait for ever."""
+    readable = []
+    for path in paths:
+        problem = access_problem(path)
+        if problem:
+            on_error(DataError(f'{bag}: {path.name}: {problem}; expected a file of a bag'))
+        else:
+            readable.append(path)
+    return readable
+
+
+def _check_topics(
+    bag: Path, metadata: BagMetadata, storages: Sequence[OpenStorage], on_error: ErrorHandler
+) -> None:
+    """Report topics that metadata.yaml lists with messages, and that no file has."""
+    present = {c.topic for storage in storages for c in storage.storage.connections}
+    for topic, count in metadata.message_counts.items():
+        if count and topic not in present:
+            on_error(
+                DataError(
+                    f'{bag}: none of the {short_repr(count)} messages on {topic} '
+                    'can be read, which metadata.yaml lists, because no file has this topic: '
+                    f'{cure(storages[0].files[0])}'
+                )
+            )
 
 
 def _files_in(bag: Path) -> list[Path]:
@@ -182,7 +237,7 @@ def _open_file(bag: Path, path: Path, on_error: ErrorHandler) -> Storage | None:
         return _scan_file(bag, path, error, on_error)
     if path.suffix == '.mcap' and not getattr(reader.storage, 'chunks', True):
         reader.close()  # without an index, rosbags needs messages by rising time
-        return McapScan(path)
+        return _reported(bag, path, McapScan(path), on_error)
     return reader
 
 
@@ -262,10 +317,10 @@ def _decompressed_file(
     return target
 
 
-def _decompress(raw_message: bytes) -> bytes:
-    return zstd.decompress(raw_message)
-
-
 def _decompress_if_compressed(raw_message: bytes) -> bytes:
-    """Return the data of a message that may be compressed."""
-    return zstd.decompress(raw_message) if raw_message[:4] == ZSTD_MAGIC else raw_message
+    """Return the data of a message that may be compressed.
+
+    Raises:
+        Exception: of any type, if it is damaged.
+    """
+    return decompress_zstd(raw_message) if raw_message[:4] == ZSTD_MAGIC else raw_message

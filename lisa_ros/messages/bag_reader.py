@@ -8,24 +8,21 @@ chunk, message or message definition is no reason to lose the others.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinitionFormat
+from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosbags.rosbag1 import Reader as Reader1
-from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
-from rosbags.typesys.store import Typestore
 
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ErrorHandler
+from lisa_ros.messages.bag_message_types import MessageTypes
 from lisa_ros.messages.mcap_scan import McapScan
 
-_TYPE_NAME = re.compile(r'[A-Za-z]\w*(/[A-Za-z]\w*){1,2}')  # rosbags makes Python code of it
-_IDL_SEPARATOR = '=' * 80 + '\n'
+_MOST_NAMED = 6  # topics in an error
 _RESOLUTION = 10**5  # of the time behind a damaged part [ns]
 
 
@@ -51,8 +48,7 @@ class OpenStorage:
 
     storage: Storage
     files: tuple[Path, ...]
-    decompress: Callable[[bytes], bytes] | None = None  # of each message in the files
-    is_raw: bool = True  # False: the storage decompresses messages itself
+    decompress: Callable[[bytes], bytes] | None = None  # of each message
 
 
 class BagReader:
@@ -75,10 +71,11 @@ class BagReader:
         """
         self.is2 = is2
         self._bag, self._storages, self._on_error = bag, storages, on_error
+        self.foreign_topics: dict[str, str] = {}  # kind of message of topics that are not of ROS 2
         self._own = [self._usable_connections(open_storage) for open_storage in storages]
-        self._typestores: dict[str, Typestore] = {}
         self._recovered: list[McapScan] = []
         self.connections = [connection for usable in self._own for connection in usable]
+        self._types = MessageTypes(bag, self.connections, is2)
 
     @property
     def start_time(self) -> int:
@@ -92,6 +89,14 @@ class BagReader:
         times = (open_storage.storage.end_time for open_storage in self._storages)
         return max((time for time in times if isinstance(time, int)), default=0)
 
+    def describe_topics(self) -> str:
+        """Return the topics with their types, for an error; 'no topics' if there are none."""
+        kinds = {c.topic: c.msgtype for c in self.connections} | self.foreign_topics
+        topics = [f'{name} ({kind})' for name, kind in sorted(kinds.items())]
+        more = len(topics) - _MOST_NAMED
+        shown = ', '.join(topics[:_MOST_NAMED]) or 'no topics'
+        return f'{shown} and {more} more' if more > 0 else shown
+
     def close(self) -> None:
         """Close all files."""
         for storage in (
@@ -101,7 +106,7 @@ class BagReader:
             storage.close()
 
     def _usable_connections(self, open_storage: OpenStorage) -> list[Connection]:
-        """Return the connections with messages of ROS; other loggers add channels of other kinds.
+        """Return the connections with messages of ROS; note the others in `foreign_topics`.
 
         Raises:
             DataError: a name or type is not text, and `on_error` raised it.
@@ -113,6 +118,8 @@ class BagReader:
                 'cdr',
                 '',
             ):
+                kind = f'{connection.msgtype} in {ext.serialization_format}'
+                self.foreign_topics[str(connection.topic)] = kind
                 continue
             # a column of SQLite holds values of any type
             if isinstance(connection.topic, str) and isinstance(connection.msgtype, str):
@@ -189,13 +196,7 @@ class BagReader:
                             self._row_error(open_storage, connection, time, raw_message)
                         )
                         continue
-                    yield (
-                        connection,
-                        time,
-                        _decompressed(open_storage, raw_message)
-                        if open_storage.is_raw
-                        else raw_message,
-                    )
+                    yield from self._decompressed(open_storage, connection, time, raw_message)
                     position = time + 1
             except DataError:
                 raise
@@ -246,7 +247,25 @@ class BagReader:
         ]
         for connection, time, raw_message in heapq.merge(*streams, key=lambda message: message[1]):
             same_connection = by_name[connection.topic, connection.msgtype]
-            yield same_connection, time, _decompressed(open_storage, raw_message)
+            yield from self._decompressed(open_storage, same_connection, time, raw_message)
+
+    def _decompressed(
+        self, open_storage: OpenStorage, connection: Connection, time: int, raw_message: bytes
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield a message with its data decompressed; nothing if they are damaged."""
+        try:
+            decompress = open_storage.decompress
+            content = decompress(raw_message) if decompress else raw_message
+        except Exception as error:  # noqa: BLE001  # decompressors raise many types
+            seconds = (time - self.start_time) / 1e9
+            self._on_error(
+                DataError(
+                    f'{self._bag}: a message on {connection.topic}, {seconds:.2f} s after the '
+                    f'start, cannot be decompressed ({one_line(error)}); copy the bag again'
+                )
+            )
+            return
+        yield connection, time, content
 
     def _behind(
         self,
@@ -290,114 +309,13 @@ class BagReader:
             f'{one_line(error)}); {cure(open_storage.files[0])}'
         )
 
-    # ---- message types
-
     def deserialize(self, raw_message: bytes, msgtype: str) -> Any:
-        """Return a message.
-
-        Raises:
-            DataError: the data is damaged, or the type is unknown.
-        """
-        store = self._typestore(msgtype)
-        try:
-            read = store.deserialize_cdr if self.is2 else store.deserialize_ros1
-            return read(raw_message, msgtype)
-        except Exception as error:  # damaged data raises many types
-            reason = (
-                'it is empty' if not raw_message else f'{type(error).__name__}: {one_line(error)}'
-            )
-            raise DataError(
-                f'{self._bag}: a message of {msgtype} cannot be read ({reason}); copy the bag '
-                'again, or record again'
-            ) from error
+        """Return a message; see `MessageTypes.deserialize`."""
+        return self._types.deserialize(raw_message, msgtype)
 
     def deserialize_stamped(self, raw_message: bytes, msgtype: str) -> Any:
-        """Return a message with a header.
-
-        Raises:
-            DataError: as `deserialize`; or the definition in the bag has no header.
-        """
-        message = self.deserialize(raw_message, msgtype)
-        header = getattr(message, 'header', None)
-        stamp = getattr(header, 'stamp', None)
-        times = [getattr(stamp, name, None) for name in ('sec', 'nanosec')]
-        is_header = isinstance(getattr(header, 'frame_id', None), str)
-        if not is_header or not all(isinstance(time, int) for time in times):
-            raise DataError(
-                f'{self._bag}: the definition of {msgtype} in it has no std_msgs/Header'
-            )
-        return message
-
-    def _typestore(self, msgtype: str) -> Typestore:
-        """Return the types of a message: from its definition in the bag, or those of ROS.
-
-        Raises:
-            DataError: there is no definition, or it is not that of the messages.
-        """
-        if msgtype not in self._typestores:
-            same_type = [c for c in self.connections if c.msgtype == msgtype]
-            bag_types = (_types_in_bag(connection, self.is2) for connection in same_type)
-            store = next(filter(None, bag_types), None)
-            if store is None:
-                store = get_typestore(Stores.LATEST if self.is2 else Stores.ROS1_NOETIC)
-            else:
-                self._check_digests(store, same_type)
-            if msgtype not in store.types:
-                raise DataError(
-                    f'{self._bag}: the message type {short_repr(msgtype)} has no definition that '
-                    'can be read; record the bag again, or convert it with `ros2 bag convert`'
-                )
-            self._typestores[msgtype] = store
-        return self._typestores[msgtype]
-
-    def _check_digests(self, store: Typestore, connections: Sequence[Connection]) -> None:
-        """Raise a DataError if a definition has another hash than the bag gives."""
-        for connection in connections:
-            msgtype, expected = connection.msgtype, connection.digest
-            digest = _digest(store, msgtype, self.is2)
-            if expected and digest != expected:
-                raise DataError(
-                    f'{self._bag}: the definition of {msgtype} has the hash {digest}, and the bag '
-                    f'gives {expected}; record the bag again'
-                )
-
-
-def _decompressed(open_storage: OpenStorage, raw_message: bytes) -> bytes:
-    """Return the data of a message; empty if it is compressed and damaged."""
-    if open_storage.decompress is None:
-        return raw_message
-    try:
-        return open_storage.decompress(raw_message)
-    except Exception:  # noqa: BLE001  # decompressors raise many types
-        return b''
-
-
-def _digest(store: Typestore, msgtype: str, is2: bool) -> str:
-    """Return the hash of a type and all that it consists of, as bags give it."""
-    return store.hash_rihs01(msgtype) if is2 else store.generate_msgdef(msgtype)[1]
-
-
-def _types_in_bag(connection: Connection, is2: bool) -> Typestore | None:
-    """Return the types of a definition in the bag; None if it cannot be read."""
-    msgtype, (form, text) = connection.msgtype, connection.msgdef
-    # a column of SQLite holds values of any type
-    is_text = form is not MessageDefinitionFormat.NONE and isinstance(text, str)
-    if not is_text or not text.strip() or not _TYPE_NAME.fullmatch(msgtype):
-        return None
-    try:
-        if form is MessageDefinitionFormat.MSG:
-            types = get_types_from_msg(text, msgtype)
-        else:
-            types = {}
-            for part in text.split(_IDL_SEPARATOR):
-                body = part.split('\n', 1)[1] if part.startswith('IDL: ') else part
-                types |= get_types_from_idl(body) if body.strip() else {}
-        store = get_typestore(Stores.EMPTY)
-        store.register(types)
-        _digest(store, msgtype, is2)  # fails if a part of the type is missing
-    except Exception:  # noqa: BLE001  # parsers of damaged text raise many types
-        return None
-    return store
+        """Return a message with a header; see `MessageTypes.deserialize_stamped`."""
+        return self._types.deserialize_stamped(raw_message, msgtype)
 
 
 def _can_read(

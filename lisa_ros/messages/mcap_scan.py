@@ -27,6 +27,7 @@ from rosbags.interfaces import (
 from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, zstd
 
 from lisa_ros.error_text import one_line
+from lisa_ros.messages.decompression import MAX_BYTES
 
 MAGIC = b'\x89MCAP0\r\n'
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0F
@@ -37,7 +38,7 @@ _CHUNK_HEAD = re.compile(
 )
 _LONGEST_HEAD = 53  # of a chunk [bytes]
 _WINDOW = 1 << 22  # of a file, searched at once [bytes]
-_LARGEST_CHUNK = 1 << 32  # [bytes]; larger ones are damaged lengths
+_MOST_RECORDS = 2_000_000  # in a chunk; one of 1 MB has some thousand
 _PIECE = 1 << 16  # of a cut chunk, decompressed at once [bytes]
 _CACHED_CHUNKS = 4  # chunks overlap in time if several topics are recorded
 _DEFINITION_FORMATS = {
@@ -46,6 +47,7 @@ _DEFINITION_FORMATS = {
     'omgidl': MessageDefinitionFormat.IDL,
     '': MessageDefinitionFormat.NONE,
 }
+_NO_DEFINITION = MessageDefinitionFormat.NONE
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class McapScan:
         self._stream.seek(offset)
         first, last, raw_size, checksum = struct.unpack('<QQQI', self._stream.read(28))
         (length,) = struct.unpack('<I', self._stream.read(4))
-        if length > 64 or raw_size > _LARGEST_CHUNK:
+        if length > 64 or raw_size > MAX_BYTES:
             raise ValueError(f'it claims {raw_size} bytes')
         compression = self._stream.read(length).decode()
         (size,) = struct.unpack('<Q', self._stream.read(8))
@@ -276,8 +278,10 @@ class McapScan:
             if chunk.checksum and crc32(content) != chunk.checksum:
                 raise ValueError('its checksum is wrong')
         self._chunks[offset] = content
-        while len(self._chunks) > _CACHED_CHUNKS:
+        sizes = [len(each) for each in self._chunks.values()]
+        while len(sizes) > _CACHED_CHUNKS or (len(sizes) > 1 and sum(sizes) > MAX_BYTES):
             self._chunks.popitem(last=False)
+            sizes.pop(0)
         return content
 
     def _index(self, opcode: int, record: bytes, chunk: int | None, start: int, size: int) -> None:
@@ -295,22 +299,28 @@ class McapScan:
             self._channels[number] = (topic.decode(), schema, encoding.decode())
 
     def _make_connections(self) -> None:
-        """Make a connection of each ROS 2 channel."""
+        """Make a connection of each channel; its format tells whether it is one of ROS 2."""
         counts: dict[int, int] = {}
         for entry in self._entries:
             counts[entry.channel] = counts.get(entry.channel, 0) + 1
+        self.damage += [
+            f'the channel {number} of {count} messages is not described'
+            for number, count in counts.items()
+            if number not in self._channels
+        ]
         for number, (topic, schema, encoding) in sorted(self._channels.items()):
-            name, kind, definition = self._schemas.get(schema, ('', None, b''))
-            if encoding != 'cdr' or kind not in _DEFINITION_FORMATS:
-                continue
+            name, kind, definition = self._schemas.get(schema, ('no schema', None, b''))
+            serialization = encoding or 'an unknown encoding'
+            if encoding == 'cdr' and kind not in _DEFINITION_FORMATS:
+                serialization = f'cdr, defined as {kind}'
             text = definition.decode(errors='replace')
-            ext = ConnectionExtRosbag2(encoding, [])
+            ext = ConnectionExtRosbag2(serialization, [])
             self.connections.append(
                 Connection(
                     number,
                     topic,
                     name,
-                    MessageDefinition(_DEFINITION_FORMATS[kind], text),
+                    MessageDefinition(_DEFINITION_FORMATS.get(kind, _NO_DEFINITION), text),
                     '',
                     counts.get(number, 0),
                     ext,
@@ -346,8 +356,11 @@ def _records_of_chunk(content: bytes, is_cut: bool) -> Iterator[tuple[int, int, 
     Raises:
         ValueError, struct.error: the chunk is damaged.
     """
-    position = 0
+    position = count = 0
     while position < len(content):
+        count += 1
+        if count > _MOST_RECORDS:
+            raise ValueError(f'it has more than {_MOST_RECORDS} records')
         if is_cut and position + 9 > len(content):
             return
         opcode, size = struct.unpack_from('<BQ', content, position)
@@ -356,6 +369,8 @@ def _records_of_chunk(content: bytes, is_cut: bool) -> Iterator[tuple[int, int, 
             if is_cut:
                 return
             raise ValueError('a record is longer than its chunk')
+        if opcode == 0:
+            raise ValueError('a record has the opcode 0')
         if opcode in (_SCHEMA, _CHANNEL, _MESSAGE):
             yield opcode, position, size, content[position : position + size]
         position += size

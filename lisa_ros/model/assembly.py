@@ -210,9 +210,19 @@ def _check_finite(weight: Tensor, original: Tensor, noun: str) -> None:
 
 
 def _finish(model: LISA, device: str | torch.device) -> LISA:
-    """Tie weights and compute buffers of a model that has its weights; return it in eval mode."""
+    """Tie weights and compute buffers of a model that has its weights; return it in eval mode.
+
+    Raises:
+        CheckpointError: weights are tied that differ; or there are no finite rotary positions.
+    """
     if model.config.llama.tie_word_embeddings:
-        model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
+        head, embeddings = model.llm.lm_head.weight, model.llm.model.embed_tokens.weight
+        if not head.is_meta and not torch.equal(head, embeddings):
+            raise CheckpointError(
+                'config.json: tie_word_embeddings is true, but the weights lm_head and '
+                'embed_tokens differ: set it to false, or get the config of these weights'
+            )
+        model.llm.lm_head.weight = embeddings
     with torch.device(device):
         model.llm.model.rotary_emb = LlamaRotaryEmbedding(model.llm.config)
         if not all_finite(model.llm.model.rotary_emb.inv_freq):

@@ -55,8 +55,10 @@ def parse_json(content: bytes, source: str | Path) -> dict:
     except RecursionError as error:
         raise CheckpointError(f'{source}: cannot be read as JSON: nested too deeply') from error
     except ValueError as error:
+        is_other = isinstance(error, UnicodeDecodeError)
+        cure = 'save it as UTF-8, or download it again' if is_other else 'download it again'
         raise CheckpointError(
-            f'{source}: cannot be read as JSON ({one_line(error, 200)}); download it again'
+            f'{source}: cannot be read as JSON ({one_line(error, 200)}); {cure}'
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(

@@ -101,7 +101,9 @@ class Tokenizer:
         pieces = _read_pieces(folder / 'tokenizer.model')
         config = _read_fields(folder / 'tokenizer_config.json')
         added_path = folder / 'added_tokens.json'
-        added = {**_decoder(config), **_added_tokens(_read_fields(added_path))}
+        decoder, added = _decoder(config), _added_tokens(_read_fields(added_path))
+        _check_agreement(decoder, added, added_path)
+        added = {**decoder, **added}
         added = {text: index for text, index in added.items() if index >= pieces.get_piece_size()}
         _check_added(added, added_path)
         special, roles = _special_tokens(config, _read_fields(folder / 'special_tokens_map.json'))
@@ -361,6 +363,25 @@ def _decoder(config: JsonFields) -> dict[str, int]:
         if not (index.isascii() and index.isdigit() and len(index) < 10):
             raise entries.error(index, 'ids as keys')
     return {entries.object(index).text('content'): int(index) for index in entries.values}
+
+
+def _check_agreement(decoder: dict[str, int], added: dict[str, int], path: Path) -> None:
+    """Check that two lists of added tokens give each token one id.
+
+    Args:
+        decoder: of tokenizer_config.json.
+        added: of added_tokens.json.
+        path: of added_tokens.json.
+
+    Raises:
+        CheckpointError: they disagree.
+    """
+    for text in decoder.keys() & added.keys():
+        if decoder[text] != added[text]:
+            raise CheckpointError(
+                f'{path}: gives {short_repr(text)} the id {added[text]}, and '
+                f'tokenizer_config.json the id {decoder[text]}: files of two checkpoints are mixed'
+            )
 
 
 def _check_added(added: dict[str, int], path: Path) -> None:

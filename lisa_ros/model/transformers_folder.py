@@ -59,16 +59,6 @@ def _check_weight_files(folder: Path, config: Mapping) -> None:
             f'{folder}/config.json: transformers_weights names other files of weights: remove the '
             'key, and name them model.safetensors'
         )
-    both = ('model.safetensors', 'model.safetensors.index.json')
-    if all(os.path.lexists(folder / name) for name in both):
-        raise CheckpointError(
-            f'{folder} has {both[0]} and {both[1]}; expected one of them: remove the other one'
-        )
-    if os.path.lexists(folder / 'adapter_config.json'):
-        raise CheckpointError(
-            f'{folder} has adapter_config.json, of an update that is not merged: merge it into '
-            'the weights, or remove the file'
-        )
 
 
 def read_model_type(folder: Path) -> object:

@@ -54,11 +54,12 @@ class WeightFiles:
         """Return the weights of a folder; safetensors files if it has both formats.
 
         Raises:
-            CheckpointError: there are no weight files, or an index names a missing file or one
-                outside the folder.
+            CheckpointError: there are no weight files; an index names a missing file or one
+                outside the folder; or the folder has two sets of weights, or an update of them.
         """
         for name in ('model.safetensors', 'pytorch_model.bin'):
             index = folder / f'{name}.index.json'
+            _check_one_set(folder, name, index.name)
             if os.path.lexists(index):
                 return cls(_shards(index, Path(name).suffix), index)
             if os.path.lexists(folder / name):
@@ -113,6 +114,24 @@ class WeightFiles:
                 state = _read_pickle(path)
                 while state:
                     yield state.popitem()
+
+
+def _check_one_set(folder: Path, whole: str, index: str) -> None:
+    """Check that it is clear which weights of a folder are meant; its files are not opened.
+
+    Raises:
+        CheckpointError: it has weights in one file and in shards, or an update that is not merged.
+    """
+    if os.path.lexists(folder / whole) and os.path.lexists(folder / index):
+        raise CheckpointError(
+            f'{folder} has {whole} and {index}; expected one of them: remove the other one'
+        )
+    has_weights = os.path.lexists(folder / whole) or os.path.lexists(folder / index)
+    if has_weights and os.path.lexists(folder / 'adapter_config.json'):
+        raise CheckpointError(
+            f'{folder} has adapter_config.json, of an update that is not merged: merge it into '
+            'the weights, or remove the file'
+        )
 
 
 def _shards(index: Path, suffix: str) -> list[Path]:

@@ -109,7 +109,10 @@ class BagPlayer:
         """
         with open_bag(self._bag, self._on_error) as reader:
             if not reader.connections:
-                raise DataError(f'{self._bag}: nothing in it can be read')
+                raise DataError(
+                    f'{self._bag}: nothing in it can be read; it has {reader.describe_topics()}, '
+                    'expected topics of ROS 2'
+                )
             for connection in reader.connections:
                 if not self._topics or connection.topic in self._topics:
                     self._add_publisher(connection)
