@@ -8,6 +8,7 @@ signals for the time before (see CMakeLists.txt).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -30,6 +31,7 @@ _IMPORT_PAUSES = 600  # after which the import is taken for hung
 
 def run_node(module: str) -> NoReturn:
     """Run `main()` of a node's module; every stop signal ends the process with status 0."""
+    open_closed_streams()
     native_settings.apply()  # before there are threads
     stop_signals.install()
     name = _name_process()
@@ -44,10 +46,7 @@ def run_node(module: str) -> NoReturn:
             f'{name}: {sys.executable} finds no {error.name}: source the setup.bash of ROS 2 and '
             'of the workspace, and build the package for this Python'
         )
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    stop_signals.leave(status)
+    main()  # ends the process
 
 
 def run_command_line(*command: str) -> NoReturn:
@@ -58,12 +57,15 @@ def run_command_line(*command: str) -> NoReturn:
     Args:
         command: arguments before those of the process.
     """
+    open_closed_streams()
     signal.signal(signal.SIGINT, _exit_interrupted)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP under nohup
             signal.signal(number, _exit_terminated)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals.STOP_SIGNALS)
     native_settings.apply()
+    statuses: list[int] = []
+    atexit.register(_end_without_teardown, statuses)  # the first to be registered is called last
     try:
         from lisa_ros import cli
     except ImportError as error:
@@ -80,13 +82,46 @@ def run_command_line(*command: str) -> NoReturn:
     sys.unraisablehook = _repeat_lost_interrupt
     try:
         status = cli.main([*command, *sys.argv[1:]])
+    except SystemExit as ended:  # such as by SIGTERM
+        statuses.append(_exit_status(ended))
+        raise
     except (Exception, KeyboardInterrupt):
         if not interrupts:
             raise
         _report_interrupt()  # a library may have made another exception of it
         status = _INTERRUPTED
     stop_signals.ignore()
+    statuses.append(status)
     sys.exit(status)
+
+
+def _exit_status(ended: SystemExit) -> int:
+    """Return the exit status as Python chooses it; a text is printed, and is an error."""
+    if ended.code is None:
+        return 0
+    return ended.code if isinstance(ended.code, int) else 1
+
+
+def _end_without_teardown(statuses: list[int]) -> None:
+    """End the process if it has used ROS, see `stop_signals.end`; `statuses`: none or its own."""
+    if statuses and 'rclpy' in sys.modules:
+        stop_signals.end(statuses[0])
+
+
+def open_closed_streams() -> None:
+    """Give a standard stream that is closed, such as by `>&-`, the null device.
+
+    Else Python has None for it, and the next file or socket gets its number: native code would log
+    into that.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number: this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))  # noqa: SIM115
 
 
 def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn:

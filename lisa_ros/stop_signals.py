@@ -93,6 +93,18 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def end(status: int) -> NoReturn:
+    """End a program that is done, with its output, by `leave`.
+
+    A normal exit destroys the static objects of native libraries while their threads still run:
+    those of DDS crash then, now and then, if another process joins or leaves the ROS graph.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or it is closed
+            stream.flush()
+    leave(status)
+
+
 def _wait_for_signal(read_end: int) -> None:
     while os.read(read_end, 1)[0] not in STOP_SIGNALS:
         pass  # another signal that the program handles

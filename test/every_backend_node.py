@@ -6,4 +6,4 @@ import every_backend  # noqa: F401  # registers it
 from lisa_ros.ros import node
 
 if __name__ == '__main__':
-    raise SystemExit(node.main())
+    node.main()

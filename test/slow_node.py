@@ -7,4 +7,4 @@ from lisa_ros.ros import node
 
 if __name__ == '__main__':
     node.SELF_TEST_TIMEOUT = 0.5
-    raise SystemExit(node.main(stop_timeout=0.5))
+    node.main(stop_timeout=0.5)

@@ -496,6 +496,12 @@ def test_a_node_that_nobody_asked_for_may_be_missing():
             'qos_overrides./image',
         ),
         (
+            {'publishers': (PublisherFacts('/camera', 'sensor_msgs/msg/CompressedImage'),)},
+            ERROR,
+            '/camera sends sensor_msgs/msg/CompressedImage, the node expects sensor_msgs/msg/Im',
+            'set image_transport',
+        ),
+        (
             {'publishers': IMAGE.publishers * 2},
             WARN,
             '2 publishers send on it',

@@ -255,6 +255,14 @@ SILENT = {'silence': 5.0}
         ({'incompatible_qos': 'RELIABILITY'}, Level.OK, 'Hz'),  # from another publisher
         ({'incompatible_qos': 'RELIABILITY', 'publishers': ()}, Level.ERROR, 'nobody'),
         ({'stamp_fault': 'its stamps are 0: stamp them'}, Level.WARN, 'its stamps are 0'),
+        ({'type_fault': 'x sends y'}, Level.OK, 'Hz'),  # another one sends the right type
+        ({**SILENT, 'type_fault': 'x sends y'}, Level.ERROR, 'x sends y'),
+        ({'publishers': (), 'type_fault': 'x sends y'}, Level.ERROR, 'x sends y'),
+        (
+            {'publishers': (), 'type_fault': 'x sends y', 'is_required': False},
+            Level.WARN,
+            'x sends y',
+        ),
         (
             {'publishers': ('/bag', '/camera')},
             Level.WARN,
@@ -275,6 +283,7 @@ DEPTH = DepthReport(
     depth=ImageReport('optical', (320, 240)),
     has_info=True,
     info_size=(640, 480),
+    info_frame='optical',
     info_fault='',
     stamp_gap=0.01,
     tolerance=0.05,
@@ -292,6 +301,8 @@ DEPTH = DepthReport(
         ({'image': ImageReport('optical', None)}, Level.OK, 'fits'),  # compressed
         ({'has_info': False, 'info_size': None}, Level.WARN, 'without camera_info'),
         ({'info_fault': 'camera_info is not calibrated: fx 0'}, Level.WARN, 'not calibrated'),
+        ({'info_frame': ''}, Level.OK, 'fits'),  # the driver leaves it empty
+        ({'info_frame': 'ir'}, Level.WARN, 'camera_info is that of frame ir, the image is in op'),
         ({'info_size': (1280, 960)}, Level.WARN, 'is for images of 1280 x 960 pixels'),
         ({'stamp_gap': 0.2}, Level.WARN, 'the nearest differ by 0.200 s, depth_tolerance allows'),
         ({'position': Outcome('3D', NOW - 1, 'JPEG')}, Level.WARN, 'no 3D position: JPEG'),

@@ -210,6 +210,35 @@ def test_metres_are_kept_and_invalid_depth_becomes_nan(padding, big):
     assert not np.shares_memory(converted, np.frombuffer(source.data, np.uint8))
 
 
+@pytest.mark.parametrize(
+    ('values', 'encoding', 'text'),
+    [
+        (np.float32(799), '32FC1', 'beyond 799 m, read as metres.* is this in millimetres'),
+        (np.uint16(1), '16UC1', 'nearer than 0.001 m, read as millimetres.* is this in metres'),
+        (np.float32(0.004), '32FC1', 'nearer than 0.004 m'),
+    ],
+)
+def test_depth_in_another_unit_is_refused_with_the_cure(values, encoding, text):
+    depth = np.full((H, W), values)
+    depth[:2] = 0
+    with pytest.raises(ImageError, match=text):
+        depth_to_metres(message(depth, encoding))
+
+
+@pytest.mark.parametrize(
+    ('values', 'encoding'),
+    [(np.float32(0.02), '32FC1'), (np.float32(150), '32FC1'), (np.uint16(65535), '16UC1')],
+)
+def test_depth_of_a_camera_with_an_unusual_range_is_taken(values, encoding):
+    depth = np.full((H, W), values)
+    depth[0] = 1  # a few pixels at a distance that no camera measures
+    assert np.isfinite(depth_to_metres(message(depth, encoding))).all()
+
+
+def test_depth_without_a_valid_pixel_has_any_unit():
+    assert np.isnan(depth_to_metres(message(np.zeros((H, W), np.uint16), '16UC1'))).all()
+
+
 def test_a_colour_image_is_refused_as_depth():
     with pytest.raises(ImageError, match=r"depth encoding 'rgb8'.*REP-118"):
         depth_to_metres(message(RGB, 'rgb8'))
@@ -266,6 +295,7 @@ def info(k, **changes):
     fields = {
         'width': 640, 'height': 480, 'k': k, 'd': [], 'distortion_model': '', 'roi': region,
         'p': [400.0, 0, 300, 0, 0, 410, 200, 0, 0, 0, 1, 0], 'binning_x': 0, 'binning_y': 0,
+        'header': SimpleNamespace(frame_id=''),
     }  # fmt: skip
     return SimpleNamespace(**{**fields, **changes})
 

@@ -187,7 +187,7 @@ def test_a_played_bag_latches_what_was_latched_when_it_was_recorded(peer, tmp_pa
 def test_a_pause_does_not_count_for_the_rate_of_an_input(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(inputs.time, 'monotonic', lambda: now[0])
-    watch = inputs.TopicWatch('/image', is_required=True)
+    watch = inputs.TopicWatch('/image', 'sensor_msgs/msg/Image', is_required=True)
     for second in (*range(100), *range(6000, 6010)):  # tenths: ten seconds, and one after a pause
         now[0] = second / 10
         watch.count(1, SystemClock())
@@ -199,7 +199,7 @@ def test_a_pause_does_not_count_for_the_rate_of_an_input(monkeypatch):
 def test_a_slow_input_has_a_rate(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(inputs.time, 'monotonic', lambda: now[0])
-    watch = inputs.TopicWatch('/image', is_required=True)
+    watch = inputs.TopicWatch('/image', 'sensor_msgs/msg/Image', is_required=True)
     for second in range(0, 30, 3):
         now[0] = float(second)
         watch.count(1, SystemClock())

@@ -711,7 +711,7 @@ def hang(*_):
     time.sleep(60)
 
 update, FlowTracker.update = FlowTracker.update, hang
-raise SystemExit(node.main(stop_timeout=0.5))
+node.main(stop_timeout=0.5)
 """
 
 
@@ -904,6 +904,26 @@ def test_an_invalid_quality_of_service_is_one_log_line_and_the_node_keeps_runnin
     assert slow_peer.images.get_subscription_count() == 0
     assert slow_peer.change_state('cleanup')
     assert slow_peer.state() == 'unconfigured'
+
+
+@pytest.mark.parametrize(
+    ('name', 'topic', 'fault'),
+    [
+        ('camera_info', '/slow/image', 'activate failed: no subscription to /slow/image'),
+        ('~/command', '/slow/image', 'activate failed: no subscription to /slow/image'),
+        ('~/target', '/slow/lisa/mask', 'configure failed: no publisher of /slow/lisa/mask'),
+    ],
+)
+def test_two_topics_with_one_name_are_one_log_line(tmp_path, name, topic, fault):
+    (tmp_path / 'script.json').write_text('{}')
+    program = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
+    remapped = ['-r', '__ns:=/slow', '-r', f'{name}:={topic}']
+    parameters = {'model': f'scripted:{tmp_path}/script.json', 'isolation': 'thread'}
+    with running_node(tmp_path / 'log', parameters, *remapped, program=program) as process:
+        process.wait_for_output('[ERROR]')
+        (line,) = [line for line in process.output().splitlines() if '[ERROR]' in line]
+        assert fault in line
+        assert 'with another type; correct the remappings' in line
 
 
 def test_the_quality_of_service_of_an_output_can_be_overridden(start_node, slow_peer, tmp_path):

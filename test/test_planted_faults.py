@@ -17,7 +17,7 @@ import rclpy
 from lisa_ros.msg import Segmentation
 from rclpy_features import needs_goal_clients
 from ros_graph import ANSWER, DOMAIN, START, NodeProcess, Peer, image
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.client import LisaClient
 from lisa_ros.doctor.graph import check_graph
@@ -189,19 +189,36 @@ def test_a_clock_that_is_ahead(peer, camera):
     wait_for(peer, 'input /image', OK, 'Hz', camera=camera)
 
 
+@pytest.mark.parametrize(
+    ('topic', 'level'), [('/image', ERROR), ('/depth', WARN), ('/camera_info', WARN)]
+)
+def test_a_publisher_of_another_type(peer, topic, level):
+    """Such as a topic of compressed images, while image_transport is raw."""
+    context = rclpy.Context()  # one participant of DDS cannot have two types on a topic
+    context.init(domain_id=int(DOMAIN))
+    other = rclpy.create_node('republisher', context=context)
+    other.create_publisher(CompressedImage, topic, 10)
+    sends = '/republisher sends sensor_msgs/msg/CompressedImage, the node expects sensor_msgs/msg/'
+    wait_for(peer, f'input {topic}', level, sends, 'remap')
+    other.destroy_node()
+    context.shutdown()
+
+
 def test_depth_that_does_not_fit(peer, camera):
     peer.node.destroy_publisher(peer.infos)
     peer.infos = peer.create_input(CameraInfo, '/camera_info')  # reliable
 
-    def publish(**message):
+    def publish(frame='camera_optical', **message):
         info = CameraInfo(**{**INFO, **message})
-        info.header.frame_id = 'camera_optical'
+        info.header.frame_id = frame
         info.header.stamp.sec, info.header.stamp.nanosec = now()
         peer.infos.publish(info)
         peer.settle(0.1)
 
     publish(k=[0.0] * 9)
     wait_for(peer, 'depth', WARN, 'camera_info is not calibrated', camera=camera)
+    publish('infra_optical')  # of another camera, with the same size
+    wait_for(peer, 'depth', WARN, 'camera_info is that of frame infra_optical', camera=camera)
     publish()
     wait_for(peer, 'depth', OK, 'depth fits the image', camera=camera)
     camera.depth_frame = 'infrared'

@@ -15,7 +15,7 @@ from lisa_ros.ros.configuration import session_options
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
-from lisa_ros.session.request import PreviousAnswer, Request, RequestKind
+from lisa_ros.session.request import CancelReason, PreviousAnswer, Request, RequestKind
 from lisa_ros.session.scheduler import Activity, RequestScheduler
 from lisa_ros.settings import Settings
 
@@ -358,6 +358,25 @@ def test_what_runs_and_what_waits_can_be_cancelled(run):
     assert not scheduler.cancel(waiting)
     assert not scheduler.cancel(running)
     assert scheduler.counters.cancelled == 2
+
+
+@pytest.mark.parametrize(
+    ('reason', 'text'),
+    [
+        (CancelReason.CANCELLED, 'cancelled during the answer'),
+        (CancelReason.STOPPED, 'stopped'),
+        (CancelReason.SHUTDOWN, 'shutting down'),
+        (CancelReason.CLIENT_LIMIT, 'its client has too many goals, see goals_per_client'),
+    ],
+)
+def test_a_running_request_that_is_cancelled_says_why(run, reason, text):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    running = scheduler.submit_command('runs')
+    assert model.started.acquire(timeout=5)
+    assert scheduler.cancel(running, reason)
+    assert listener.wait(1) == [('runs', Status.CANCELLED)]
+    assert listener.ends[0][2].reason == text
 
 
 def test_cancelling_one_request_leaves_the_other(run):

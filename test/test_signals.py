@@ -265,3 +265,122 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
     time.sleep(0.5)
     assert node.process.poll() is None, node.output()
     check_end_by(node, [INT])
+
+
+LATE_ACTIVATION = """
+import sys
+import time
+sys.path.insert(0, sys.argv[1])
+import scripted_backend
+import rclpy
+from lisa_ros.ros import camera_pipeline, node
+
+shutdown = rclpy.try_shutdown
+rclpy.try_shutdown = lambda: (time.sleep(0.5), shutdown())  # as on a slow computer
+activate = camera_pipeline.CameraPipeline.activate
+
+def activate_late(camera, inference):
+    print('activating', flush=True)
+    end = time.monotonic() + 1.0
+    while any(camera._context.node.publishers) and time.monotonic() < end:
+        time.sleep(0.001)  # until the node is destroyed, which it may not be
+    activate(camera, inference)
+
+camera_pipeline.CameraPipeline.activate = activate_late
+node.main([sys.argv[0], *sys.argv[2:]])
+"""
+
+
+def test_a_signal_while_a_node_activates_itself_does_not_destroy_it(tmp_path):
+    (tmp_path / 'script.json').write_text('{}')
+    program = [sys.executable, '-c', LATE_ACTIVATION, str(Path(__file__).parent)]
+    parameters = {'model': f'scripted:{tmp_path}/script.json', 'isolation': 'thread'}
+    node = NodeProcess(tmp_path / 'log', parameters, program=program)
+    node.wait_for_output('activating')
+    check_end_by(node, [INT])
+    assert '[ERROR]' not in node.output(), node.output()
+
+
+NATIVE_TEARDOWN = """
+import ctypes
+
+libc = ctypes.CDLL(None)
+libc.strdup.restype = ctypes.c_void_p
+text = ctypes.c_void_p(libc.strdup(b'native teardown'))
+libc['__cxa_atexit'](libc.puts, text, None)  # as for a static object
+"""
+NODE_TO_STOP = """
+from lisa_ros.ros import node
+node.main()
+"""
+
+
+def test_a_node_that_was_stopped_ends_without_the_teardown_of_native_libraries(tmp_path):
+    """Threads of DDS still run then, and use static objects; see `stop_signals.end`."""
+    program = [sys.executable, '-c', NATIVE_TEARDOWN + NODE_TO_STOP]
+    node = NodeProcess(tmp_path / 'log', {'autostart': 'false'}, program=program)
+    node.wait_for_output('autostart is off')
+    check_end_by(node, [INT])
+    assert 'native teardown' not in node.output()
+
+
+COMMAND = """
+import atexit
+from lisa_ros import cli, startup
+
+def main(arguments):
+    atexit.register(print, 'cleaned up')
+    if 'other' not in arguments:
+        import rclpy
+    print('done')
+    if 'exits' in arguments:
+        raise SystemExit(3)
+    return 3
+
+cli.main = main
+startup.run_command_line()
+"""
+
+
+@pytest.mark.parametrize(
+    ('argument', 'output'),
+    [
+        ('returns', 'done\ncleaned up\n'),
+        ('exits', 'done\ncleaned up\n'),
+        ('other', 'done\ncleaned up\nnative teardown\n'),
+    ],
+)
+def test_a_command_that_has_used_ros_ends_without_the_teardown_of_native_libraries(
+    argument, output
+):
+    command = [sys.executable, '-c', NATIVE_TEARDOWN + COMMAND, argument]
+    ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, output, '')
+
+
+@pytest.mark.parametrize('closed', ['>&-', '<&- >&-'])
+@pytest.mark.parametrize('program', [LISA_NODE, VOICE_NODE], ids=['lisa_node', 'voice_node'])
+def test_a_node_whose_standard_streams_are_closed_ends_with_0(program, closed, tmp_path):
+    """As a supervisor starts it that has no terminal; only stderr is open here."""
+    shell = ['sh', '-c', f'exec "$@" {closed}', 'sh', *program]
+    node = NodeProcess(tmp_path / 'log', {'autostart': 'false'}, program=shell)
+    node.wait_for_output('[INFO]')
+    check_end_by(node, [INT])
+
+
+STREAMS = """
+import os
+from lisa_ros import startup
+startup.open_closed_streams()
+print('written')
+os.write(3, ' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)).encode())
+os.write(3, b' inherited' if all(map(os.get_inheritable, range(3))) else b' lost')
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs Linux')
+def test_closed_standard_streams_are_the_null_device(tmp_path):
+    output = tmp_path / 'output'
+    shell = ['sh', '-c', 'exec "$@" 3>"$0" <&- >&- 2>&-', output, sys.executable, '-c', STREAMS]
+    assert subprocess.run(shell, check=False, timeout=60).returncode == 0
+    assert output.read_text() == '/dev/null /dev/null /dev/null inherited'

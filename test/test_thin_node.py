@@ -22,7 +22,7 @@ from lisa_ros.client import LisaClient, Status
 
 pytestmark = pytest.mark.ros
 
-NODE = 'from lisa_ros.ros.node import main; raise SystemExit(main())'
+NODE = 'from lisa_ros.ros.node import main; main()'
 REPLIES = {
     '': {'masks': 'bright', 'answer': 'It is here.'},
     'absent': {'answer': 'There is none.'},

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lisa_ros.doctor.finding import Finding
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, graph_facts
 from lisa_ros.doctor.probe import ProbeResult, run_probe
-from lisa_ros.health.inputs import InputReport, judge_input
+from lisa_ros.health.inputs import InputReport, judge_input, other_type_fault
 from lisa_ros.health.node import Lifecycle, NodeReport, judge_node
 from lisa_ros.health.verdict import Level, Verdict
 from lisa_ros.session.image_age import MAX_STAMP_AGE, SECONDS_PER_DAY, SystemClock, clock_hint
@@ -81,9 +81,11 @@ def judge_presence(facts: GraphFacts) -> list[Finding]:
 def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     """Return the findings about an input topic."""
     check = f'input {item.topic}'
+    publishers = [publisher for publisher in item.publishers if publisher.type == item.type]
+    others = {other.node: other.type for other in item.publishers if other not in publishers}
     faults = [
         f'{publisher.node}: {publisher.qos_fault}'
-        for publisher in item.publishers
+        for publisher in publishers
         if publisher.qos_fault
     ]
     if faults:
@@ -101,12 +103,13 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     report = InputReport(
         item.topic,
         is_required,
-        [publisher.node for publisher in item.publishers],
+        [publisher.node for publisher in publishers],
         item.is_latched,
         0.0 if item.messages else float('inf'),
         item.rate,
         item.stamp_age or 0.0,
         stamp_fault=_stamp_fault(item),
+        type_fault=other_type_fault(item.type, others),
     )
     verdict = judge_input(report)
     age = '' if item.stamp_age is None else f', stamps {item.stamp_age:.2f} s old at arrival'

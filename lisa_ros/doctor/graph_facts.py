@@ -14,7 +14,7 @@ class PublisherFacts:
 
     node: str  # full name
     type: str  # sensor_msgs/msg/Image
-    qos_fault: str = ''  # why the node cannot receive from it; empty: it can
+    qos_fault: str = ''  # why its QoS does not fit; empty: it does
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def registration_fault(
         size: width and height of the image [pixels]; None: unknown.
         depth_size: width and height of the depth [pixels]; None: unknown.
     """
-    if frame and depth_frame and frame != depth_frame:
+    if _are_other_frames(frame, depth_frame):
         return f'depth is in frame {depth_frame}, the image in {frame}: {_REGISTER}'
     if size is None or depth_size is None:
         return ''
@@ -86,6 +86,28 @@ def registration_fault(
         f'depth is {depth_width} x {depth_height} pixels, the image {width} x {height}: '
         f'not the same aspect ratio; {_REGISTER}'
     )
+
+
+def calibration_frame_fault(frame: str, info_frame: str) -> str:
+    """Return why a camera_info is not that of an image, with the cure; empty if it may be.
+
+    sensor_msgs/Image: with another frame_id in its CameraInfo "the behavior is undefined".
+
+    Args:
+        frame: frame_id of the image; '' if unknown.
+        info_frame: frame_id of the camera_info; '' if unknown.
+    """
+    if not _are_other_frames(frame, info_frame):
+        return ''
+    return (
+        f'camera_info is that of frame {info_frame}, the image is in {frame}: remap camera_info '
+        "to the topic of this image's camera, or let the driver give both the same frame_id"
+    )
+
+
+def _are_other_frames(one: str, other: str) -> bool:
+    """Return whether two frame_ids are known and differ; ROS 1 began them with a slash."""
+    return bool(one and other) and one.lstrip('/') != other.lstrip('/')
 
 
 def depth_to_points(

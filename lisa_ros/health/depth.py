@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lisa_ros.geometry.rgbd import registration_fault
+from lisa_ros.geometry.rgbd import calibration_frame_fault, registration_fault
 from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.verdict import WINDOW, Level, Problem, Verdict, verdict
 
@@ -29,6 +29,7 @@ class DepthReport:
     depth: ImageReport | None  # None: none has come
     has_info: bool  # a camera_info has come
     info_size: Size | None  # that of its images; None: it does not tell, or cannot be used
+    info_frame: str  # its frame_id; empty: it does not tell
     info_fault: str  # why the camera_info cannot be used, with the cure; empty: it can
     stamp_gap: float | None  # between the nearest image and depth image [s]; None: one is missing
     tolerance: float  # `depth_tolerance` [s]
@@ -55,8 +56,10 @@ def _calibration(report: DepthReport) -> Problem | None:
     if not report.has_info:
         text = 'depth comes without camera_info, so there are no 3D positions: remap camera_info'
         return Problem(Level.WARN, f"{text} to the topic of the colour camera's driver")
-    if report.info_fault:
-        return Problem(Level.WARN, report.info_fault)
+    frame = report.image.frame_id if report.image else ''
+    fault = report.info_fault or calibration_frame_fault(frame, report.info_frame)
+    if fault:
+        return Problem(Level.WARN, fault)
     size = report.image and report.image.size
     if size and report.info_size and size != report.info_size:
         text = f'camera_info is for images of {_pixels(report.info_size)}, the image has'

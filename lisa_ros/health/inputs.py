@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge an input topic: nobody publishes, nothing comes, QoS, two publishers, stamps."""
+"""Judge an input topic: nobody publishes, nothing comes, type, QoS, two publishers, stamps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
@@ -26,13 +26,14 @@ class InputReport:
 
     topic: str  # full name
     is_required: bool  # without it nothing is answered
-    publishers: Sequence[str]  # full names of their nodes, one for each publisher
+    publishers: Sequence[str]  # full names of their nodes, one for each publisher of its type
     is_latched: bool  # all publishers are transient local: one message may be all there is
     silence: float  # since the last message [s]; infinite before the first
     rate: float  # of the last messages [Hz]
     stamp_age: float  # of the last message at its arrival [s]
     incompatible_qos: str = ''  # the policy on which a publisher and the node disagree
     stamp_fault: str = ''  # what is wrong with the stamps, and the cure
+    type_fault: str = ''  # which publishers send another type, and the cure
 
     @property
     def is_silent(self) -> bool:
@@ -51,10 +52,30 @@ def _healthy(report: InputReport) -> str:
     return f'{report.rate:.1f} Hz' if not report.is_silent else 'latched'
 
 
+def other_type_fault(type_name: str, others: Mapping[str, str]) -> str:
+    """Return that publishers send another type, from which nothing is received, and the cure.
+
+    Args:
+        type_name: what the node subscribes to, such as sensor_msgs/msg/Image.
+        others: type by full name of the node, of the publishers of other types.
+    """
+    if not others:
+        return ''
+    senders = ', '.join(f'{node} sends {kind}' for node, kind in sorted(others.items()))
+    return (
+        f'{senders}, the node expects {type_name}: remap the topic to one of this type (to '
+        'receive compressed images, set image_transport or depth_transport, and remap to the '
+        'name without /compressed)'
+    )
+
+
 def _problems(report: InputReport) -> list[Problem | None]:
+    level = Level.ERROR if report.is_required else Level.WARN
+    if report.type_fault and (report.is_silent or not report.publishers):
+        return [Problem(level, report.type_fault)]
     if not report.publishers:
         text = 'nobody publishes it: start the camera, or remap the topic (ros2 topic list)'
-        return [Problem(Level.ERROR, text) if report.is_required else None]
+        return [Problem(level, text) if report.is_required else None]
     if report.is_silent:
         return [_silence(report), _several(report)]
     fault = report.stamp_fault if report.is_required else ''

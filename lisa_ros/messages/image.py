@@ -62,6 +62,9 @@ _PLANAR_YUV = {  # a Y plane, then half as many rows of colour pairs
 }
 SUPPORTED_ENCODINGS = (*_INTERLEAVED, *_PACKED_YUV, *_PLANAR_YUV, *BAYER_PATTERNS)
 DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1')
+# Of half of all valid pixels: no depth camera measures nearer or farther [m]
+_NEAREST, _FARTHEST = 0.0099, 200.0  # 10 mm, rounded, is accepted
+_SAMPLES = 16_384  # pixels that are enough to tell the unit
 _FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
 
@@ -133,7 +136,8 @@ def depth_to_metres(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) ->
         max_pixels: limit of width times height.
 
     Raises:
-        ImageError: another encoding, data of a wrong size, or more than `max_pixels`.
+        ImageError: another encoding, data of a wrong size, more than `max_pixels`, or values that
+            can only be in another unit.
     """
     if is_compressed(message):
         return depth_in_metres(decode_compressed_depth(message, max_pixels))
@@ -151,12 +155,31 @@ def depth_in_metres(values: np.ndarray) -> np.ndarray:
     """Return depth (H, W) as float32 [m], NaN where it is 0, negative or not finite.
 
     Integers are millimetres, floats metres. Always a copy.
+
+    Raises:
+        ImageError: the values can only be in another unit.
     """
     depth = values.astype(np.float32)
     if values.dtype.kind != 'f':
         depth *= np.float32(0.001)
     depth[~is_valid_depth(depth)] = np.nan
+    _check_unit(depth, values.dtype)
     return depth
+
+
+def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
+    """Raise an ImageError if depth [m], NaN where invalid, cannot come from a depth camera."""
+    samples = depth.ravel()[:: 1 + depth.size // _SAMPLES]
+    samples = samples[~np.isnan(samples)]
+    middle = float(np.median(samples)) if samples.size else _FARTHEST
+    if _NEAREST <= middle <= _FARTHEST:
+        return
+    unit, other = ('metres', 'millimetres') if stored.kind == 'f' else ('millimetres', 'metres')
+    raise ImageError(
+        f'half of the depth is {"beyond" if middle > _FARTHEST else "nearer than"} {middle:g} m, '
+        f'read as {unit} because it is {stored}: publish 16UC1 in millimetres or 32FC1 in metres '
+        f'(REP-118); is this in {other}?'
+    )
 
 
 def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lisa_ros import stop_signals
 from lisa_ros.errors import DataError, LisaError
 from lisa_ros.evaluation import acceptance
 from lisa_ros.evaluation.acceptance import Verdict
@@ -244,4 +245,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    stop_signals.end(main())

@@ -257,7 +257,7 @@ class _Probe:
         return InputFacts(
             topic,
             kind,
-            tuple(_publisher(info, kind, wanted) for info in infos),
+            tuple(_publisher(info, wanted) for info in infos),
             len(ear.arrivals),
             ear.rate,
             min(ear.ages, key=abs) if ear.ages else None,
@@ -280,15 +280,13 @@ class _Probe:
         return tuple(dict.fromkeys([*same_base, *same_type]))[:_SIMILAR]
 
 
-def _publisher(info: TopicEndpointInfo, kind: str, wanted: list[QoSProfile]) -> PublisherFacts:
+def _publisher(info: TopicEndpointInfo, wanted: list[QoSProfile]) -> PublisherFacts:
     """Return the facts about a publisher; `wanted`: the profiles of the node's subscriptions."""
     fault = ''
     for profile in wanted:
         compatibility, reason = qos_check_compatible(info.qos_profile, profile)
         if compatibility == QoSCompatibility.ERROR:
             fault = one_line(reason)
-    if info.topic_type != kind:
-        fault = f'its type is {info.topic_type}, the node expects {kind}'
     name = full_name(info.node_name, info.node_namespace)
     return PublisherFacts(name, info.topic_type, fault)
 

@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecycleNode
 from lisa_ros.errors import ImageError
 from lisa_ros.health.depth import DepthReport, ImageReport
 from lisa_ros.health.goals import GoalReport
-from lisa_ros.health.inputs import InputReport
+from lisa_ros.health.inputs import InputReport, other_type_fault
 from lisa_ros.health.memory import MemoryReport
 from lisa_ros.health.model import ModelReport
 from lisa_ros.health.node import Lifecycle, NodeReport
@@ -118,7 +118,13 @@ def goal_report(context: NodeContext, actions: SegmentActionServer) -> GoalRepor
 
 def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
     """Return the state of an input topic."""
-    publishers = node.get_publishers_info_by_topic(watch.topic)
+    found = node.get_publishers_info_by_topic(watch.topic)
+    publishers = [info for info in found if info.topic_type == watch.type_name]
+    others = {
+        full_name(info.node_name, info.node_namespace): info.topic_type
+        for info in found
+        if info not in publishers
+    }
     return InputReport(
         watch.topic,
         watch.is_required,
@@ -129,6 +135,7 @@ def input_report(node: LifecycleNode, watch: TopicWatch) -> InputReport:
         watch.stamp_age,
         watch.incompatible_qos,
         watch.stamp_fault(NodeClock(node)),
+        other_type_fault(watch.type_name, others),
     )
 
 
@@ -153,13 +160,15 @@ def depth_report(
 ) -> DepthReport:
     """Return whether the depth and the camera info of a camera fit its images."""
     settings = context.settings.value
-    info_size, info_fault = _calibration(newest.camera_info, settings.image_is_rectified)
+    info = newest.camera_info
+    info_size, info_fault = _calibration(info, settings.image_is_rectified)
     return DepthReport(
         now,
         _image_report(newest.image),
         _image_report(newest.depth),
-        newest.camera_info is not None,
+        info is not None,
         info_size,
+        '' if info is None else info.header.frame_id,
         info_fault,
         newest.stamp_gap,
         settings.depth_tolerance,

@@ -23,8 +23,10 @@ from lisa_ros.errors import SettingsError
 from lisa_ros.health.inputs import silent_after
 from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.context import STEADY_CLOCK, NodeClock
+from lisa_ros.ros.message_types import type_name
 from lisa_ros.ros.qos import (
     are_all_latched,
+    creation_fault,
     input_qos_overrides,
     is_latched,
     is_latched_in_vain,
@@ -50,6 +52,7 @@ class TopicWatch:
     """Statistics of one input topic, for the diagnostics; any thread may read them."""
 
     topic: str  # full name
+    type_name: str  # such as sensor_msgs/msg/Image
     is_required: bool  # without it nothing is answered
     incompatible_qos: str = ''  # QoS policy on which publisher and node disagree
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=60))  # [s, monotonic]
@@ -230,7 +233,9 @@ class CameraInputs:
         callback: Callable[[Any], None],
         is_required: bool = False,
     ) -> None:
-        watch = TopicWatch(self._node.resolve_topic_name(topic), is_required)
+        watch = TopicWatch(
+            self._node.resolve_topic_name(topic), type_name(message_type), is_required
+        )
 
         def receive(message: Any) -> None:
             watch.count(stamp_ns(message.header), self._clock)
@@ -256,11 +261,7 @@ class CameraInputs:
                 qos_overriding_options=input_qos_overrides(),
             )
         except Exception as error:  # rclpy has an exception type for each wrong override
-            raise SettingsError(
-                f'no subscription to {watch.topic}: {error}; correct '
-                f'qos_overrides.{watch.topic}.subscription.* and restart the node, which reads '
-                'them at its start'
-            ) from error
+            raise SettingsError(creation_fault('subscription', watch.topic, error)) from error
         if is_latched_in_vain(subscription.qos_profile):
             self._node.get_logger().warning(
                 f'{watch.topic}: durability transient_local needs reliability reliable: set '

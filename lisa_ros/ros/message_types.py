@@ -36,7 +36,7 @@ _VISION = (
 _VISUALIZATION = ('Marker', 'MarkerArray')
 
 
-def _type_name(message_class: type) -> str:
+def type_name(message_class: type) -> str:
     """Return the name of a message class, such as sensor_msgs/msg/Image."""
     return f'{message_class.__module__.split(".")[0]}/msg/{message_class.__name__}'
 
@@ -53,9 +53,9 @@ def _without_data_check(message_class: type) -> MessageType:
 
 
 make = MessageFactory(
-    {_type_name(message_class): message_class for message_class in _TYPES}
+    {type_name(message_class): message_class for message_class in _TYPES}
     | {
-        _type_name(large): _without_data_check(large)
+        type_name(large): _without_data_check(large)
         for large in (Image, CompressedImage, PointCloud2)
     }
     | {f'vision_msgs/msg/{name}': getattr(vision, name) for name in (_VISION if vision else ())}

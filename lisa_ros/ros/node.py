@@ -19,7 +19,7 @@ import gc
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -28,7 +28,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from lisa_ros import native_settings
-from lisa_ros.errors import LisaError
+from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.perception.backend import Backend, ReportsNotices, SupervisedBackend
 from lisa_ros.ros import configuration, fastdds, fastdds_segments, parameter_declaration
 from lisa_ros.ros.action_server import SegmentActionServer
@@ -40,7 +40,7 @@ from lisa_ros.ros.image_decoder import MessageDecoder
 from lisa_ros.ros.memory_reclaim import RECLAIM_PERIOD, reclaim
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.places import Places
-from lisa_ros.ros.qos import COMMAND_QOS
+from lisa_ros.ros.qos import COMMAND_QOS, creation_fault
 from lisa_ros.ros.runtime import run
 from lisa_ros.ros.self_test import SELF_TEST_TIMEOUT, run_self_test
 from lisa_ros.ros.state_publisher import StatePublisher
@@ -106,7 +106,10 @@ class LisaNode(LifecycleNode):
         # A camera that stops is reported at once, too, as all changes on ~/state.
         self.create_timer(_CHANGE_PERIOD, self._report_changes, clock=STEADY_CLOCK)
         self.create_timer(RECLAIM_PERIOD, reclaim, clock=STEADY_CLOCK)
-        threading.Thread(target=self._autostart, name='lisa-autostart', daemon=True).start()
+        self._starting = threading.Thread(
+            target=self._autostart, name='lisa-autostart', daemon=True
+        )
+        self._starting.start()
 
     def _create_services(self) -> None:
         self.create_service(Trigger, '~/stop', self._on_stop)
@@ -127,8 +130,14 @@ class LisaNode(LifecycleNode):
             self.trigger_activate()
 
     def stop(self) -> bool:
-        """Cancel all requests, in any state; False if one runs longer than `stop_timeout`."""
-        is_stopped = not self._is_loading and self._cameras.close(self._stop_timeout)
+        """Cancel all requests, in any state.
+
+        Returns:
+            False if one runs longer than `stop_timeout`, or if a thread still configures or
+            activates the node, which may not be destroyed meanwhile.
+        """
+        is_changing = self._is_loading or self._starting.is_alive()
+        is_stopped = self._cameras.close(self._stop_timeout) and not is_changing
         self._places.save()
         return is_stopped
 
@@ -185,15 +194,20 @@ class LisaNode(LifecycleNode):
         for camera in self._cameras:
             camera.activate(self._inference)
         # Last, and as a new subscription: a client that discovers it may send a command at once.
-        self._commands = self.create_subscription(
-            String, '~/command', self._on_command, COMMAND_QOS
-        )
+        self._commands = self._subscribe_to_commands()
         if self._settings.value.bond:
             self._bond.start()
         images = ', '.join(camera.inputs[0].topic for camera in self._cameras)
         self.get_logger().info(
             f'ready: images on {images}, commands on {self._commands.topic_name}'
         )
+
+    def _subscribe_to_commands(self) -> Subscription:
+        try:
+            return self.create_subscription(String, '~/command', self._on_command, COMMAND_QOS)
+        except RuntimeError as error:  # rclpy's RCLError is one
+            topic = self.resolve_topic_name('~/command')
+            raise SettingsError(creation_fault('subscription', topic, error)) from error
 
     @log_transition_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -361,8 +375,8 @@ class LisaNode(LifecycleNode):
         return ModelParts(backend, self._inference, since)
 
 
-def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> int:
-    """Run the node until a signal stops it; return the exit status.
+def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> NoReturn:
+    """Run the node until a signal stops it; then end the process.
 
     Args:
         args: ROS command-line arguments; None: those of the process.
@@ -371,8 +385,8 @@ def main(args: list[str] | None = None, stop_timeout: float = STOP_TIMEOUT) -> i
     native_settings.apply()
     fastdds.configure_shared_memory()
     fastdds_segments.remove_abandoned_segments()
-    return run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
+    run('lisa', lambda: LisaNode(stop_timeout=stop_timeout), args)
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    main()

@@ -36,7 +36,7 @@ from lisa_ros.results import Segmentation
 from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
-from lisa_ros.ros.qos import COMMAND_QOS, latched_qos, output_qos_overrides
+from lisa_ros.ros.qos import COMMAND_QOS, creation_fault, latched_qos, output_qos_overrides
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
@@ -70,10 +70,7 @@ def create_output(
         )
     except Exception as error:  # rclpy has an exception type for each wrong override
         name = node.resolve_topic_name(topic)
-        raise SettingsError(
-            f'no publisher of {name}: {error}; correct qos_overrides.{name}.publisher.* and '
-            'restart the node, which reads them at its start'
-        ) from error
+        raise SettingsError(creation_fault('publisher', name, error)) from error
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,23 @@ def input_qos_overrides() -> QoSOverridingOptions:
 def output_qos_overrides() -> QoSOverridingOptions:
     """Return the options for `qos_overrides.<topic>.publisher.*` parameters of an output."""
     return QoSOverridingOptions(_OUTPUT_POLICIES)
+
+
+def creation_fault(side: str, topic: str, error: Exception) -> str:
+    """Return why a publisher or subscription cannot be made, and the cure.
+
+    Args:
+        side: publisher or subscription.
+        topic: full name.
+        error: of rclpy.
+    """
+    missing = f'no {side} {"to" if side == "subscription" else "of"} {topic}'
+    if 'incompatible type' in str(error):  # as Fast DDS says it
+        return (
+            f'{missing}: the node has this topic already, with another type; correct '
+            'the remappings (-r), so that each of its topics has a name of its own'
+        )
+    return (
+        f'{missing}: {error}; correct qos_overrides.{topic}.{side}.* and restart the '
+        'node, which reads them at its start'
+    )

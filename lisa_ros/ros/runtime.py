@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import rclpy
 from rclpy.logging import get_logger
@@ -29,16 +29,15 @@ class Stoppable(Protocol):
         """End all requests and threads; return false if one is still busy. From any thread."""
 
 
-def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = None) -> int:
-    """Initialize ROS, create a node and run it until a stop signal comes.
+def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = None) -> NoReturn:
+    """Initialize ROS, create a node and run it until a stop signal comes; then end the process.
+
+    The exit status is 0; 1 if the node cannot start, with the reason in the log.
 
     Args:
         name: of the node, for errors before it exists.
         create: makes the node, a subclass of rclpy's Node.
         args: ROS command-line arguments; None: those of the process.
-
-    Returns:
-        The exit status: 0; 1 if the node cannot start, with the reason in the log.
     """
     stop_signals.install()
     try:
@@ -47,7 +46,7 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
     except LisaError as error:
         get_logger(name).fatal(str(error))
         rclpy.try_shutdown()
-        return 1
+        stop_signals.end(1)
     segments = fastdds_segments.own_segments()
     stop_signals.before_exit(lambda: fastdds_segments.remove_segments(segments))
     if not spin(node, node.stop):  # loading or a long step cannot be interrupted
@@ -57,8 +56,7 @@ def run(name: str, create: Callable[[], Stoppable], args: list[str] | None = Non
     fastdds_segments.remove_segments(
         segments
     )  # an entity that something still refers to has kept them
-    stop_signals.ignore()
-    return 0
+    stop_signals.end(0)
 
 
 def _created(create: Callable[[], Stoppable]) -> Stoppable:

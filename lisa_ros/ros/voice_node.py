@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from rclpy.node import Node
@@ -302,10 +302,10 @@ def _open_microphone(
     return stream
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node until it is stopped; return the exit status."""
-    return run('voice', VoiceNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the node until it is stopped; then end the process."""
+    run('voice', VoiceNode, args)
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    main()

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lisa_ros.error_text import shortened
-from lisa_ros.perception.stopping import EarlyEnd
+from lisa_ros.perception.stopping import CANCELLED, EarlyEnd
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status, unanswered
 from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.background import BackgroundWork
@@ -55,6 +55,7 @@ from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.options import SessionOptions
 from lisa_ros.session.request import (
     CancelReason,
+    CancelToken,
     Request,
     RequestCounters,
     RequestKind,
@@ -530,9 +531,7 @@ class RequestScheduler:
         with self._changed:
             self._running = [running for running in self._running if running is not job]
             self._changed.notify_all()  # `close` may wait for it
-            if result.status in ANSWERED and request.cancellation.is_revoked:
-                reason = request.cancellation.reason.value
-                result = dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
+            result = _with_cancel_reason(result, request.cancellation)
             is_answered = result.status in ANSWERED
             if request.dialogue is not None and is_answered:
                 self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
@@ -587,6 +586,25 @@ class RequestScheduler:
         seconds = time.monotonic() - frame.frozen_at if is_begun else None
         self.history.add_end(result.status, result.reason, seconds)
         self._delivery.finished(request, frame, result)
+
+
+def _with_cancel_reason(result: Segmentation, cancellation: CancelToken) -> Segmentation:
+    """Return the result of a request that nobody wants any more as CANCELLED, with the reason.
+
+    The backend does not know why it was cancelled. What else it says, such as that it has not
+    returned, stays.
+    """
+    if not cancellation.is_revoked:
+        return result
+    reason = cancellation.reason.value
+    if result.status is Status.CANCELLED:
+        if result.reason not in ('', CANCELLED.reason):
+            return result
+        if cancellation.reason is CancelReason.CANCELLED:
+            reason = CANCELLED.reason
+    elif result.status not in ANSWERED:
+        return result
+    return dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
 
 
 def _is_stoppable(request: Request, goals: bool) -> bool:
