@@ -231,8 +231,14 @@ def test_depth_in_another_unit_is_refused_with_the_cure(values, encoding, text):
 )
 def test_depth_of_a_camera_with_an_unusual_range_is_taken(values, encoding):
     depth = np.full((H, W), values)
-    depth[0] = 1  # a few pixels at a distance that no camera measures
+    depth[0, 0] = 1  # a pixel at a distance that no camera measures
     assert np.isfinite(depth_to_metres(message(depth, encoding))).all()
+
+
+def test_the_sky_of_a_simulated_camera_is_no_other_unit():
+    depth = np.full((H, W), 1000, np.float32)
+    depth[-1] = 30  # the ground
+    assert depth_to_metres(message(depth, '32FC1')).max() == 1000
 
 
 def test_depth_without_a_valid_pixel_has_any_unit():

@@ -52,11 +52,6 @@ def test_masks_are_localized_and_give_clouds():
         (message(DEPTH, '32FC1'), info(K, width=640, height=480), 'the image has 64 x 48'),
         (
             message(DEPTH, '32FC1'),
-            info(K, width=64, height=48, header=SimpleNamespace(frame_id='infra')),
-            'camera_info is that of frame infra, the image is in camera: remap camera_info',
-        ),
-        (
-            message(DEPTH, '32FC1'),
             info(K, width=64, height=48, d=[0.1] * 5, distortion_model='thin_prism'),
             "distortion model 'thin_prism' is not supported",
         ),
@@ -73,15 +68,6 @@ def test_a_mismatch_is_an_error_that_names_it(depth, camera_info, error):
 def test_depth_of_another_time_is_an_error_that_says_by_how_much(gap, text):
     with pytest.raises(ImageError, match=rf'{text}; expected at most depth_tolerance: synchron'):
         rgbd_from_messages(IMAGE, RGB, None, INFO, depth_gap=gap)
-
-
-@pytest.mark.parametrize(
-    ('frame', 'info_frame'), [('camera', 'camera'), ('', 'infra'), ('camera', '/camera')]
-)
-def test_a_camera_info_of_the_same_or_an_unknown_frame_is_taken(frame, info_frame):
-    calibration = info(K, width=64, height=48, header=SimpleNamespace(frame_id=info_frame))
-    image, depth = message(IMAGE, 'rgb8', frame), message(DEPTH, '32FC1', frame)
-    assert rgbd_from_messages(IMAGE, image, depth, calibration).camera.size == (64, 48)
 
 
 def test_depth_of_another_size_is_resized_to_the_image():

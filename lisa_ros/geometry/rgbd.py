@@ -89,7 +89,7 @@ def registration_fault(
 
 
 def calibration_frame_fault(frame: str, info_frame: str) -> str:
-    """Return why a camera_info is not that of an image, with the cure; empty if it may be.
+    """Return why a camera_info may not be that of an image, with the cure; empty if it may be.
 
     sensor_msgs/Image: with another frame_id in its CameraInfo "the behavior is undefined".
 
@@ -100,8 +100,9 @@ def calibration_frame_fault(frame: str, info_frame: str) -> str:
     if not _are_other_frames(frame, info_frame):
         return ''
     return (
-        f'camera_info is that of frame {info_frame}, the image is in {frame}: remap camera_info '
-        "to the topic of this image's camera, or let the driver give both the same frame_id"
+        f'camera_info is that of frame {info_frame}, the image is in {frame}; if that is another '
+        "camera, positions are wrong: remap camera_info to the topic of this image's camera, or "
+        'let the driver give both the same frame_id'
     )
 
 

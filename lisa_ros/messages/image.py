@@ -62,8 +62,10 @@ _PLANAR_YUV = {  # a Y plane, then half as many rows of colour pairs
 }
 SUPPORTED_ENCODINGS = (*_INTERLEAVED, *_PACKED_YUV, *_PLANAR_YUV, *BAYER_PATTERNS)
 DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1')
-# Of half of all valid pixels: no depth camera measures nearer or farther [m]
+# Of nearly all valid pixels: no depth camera measures nearer or farther [m]. A simulated sky is at
+# 1000 m, but not the ground.
 _NEAREST, _FARTHEST = 0.0099, 200.0  # 10 mm, rounded, is accepted
+_NEARLY_ALL = (5, 95)  # percentiles
 _SAMPLES = 16_384  # pixels that are enough to tell the unit
 _FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
@@ -171,14 +173,16 @@ def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
     """Raise an ImageError if depth [m], NaN where invalid, cannot come from a depth camera."""
     samples = depth.ravel()[:: 1 + depth.size // _SAMPLES]
     samples = samples[~np.isnan(samples)]
-    middle = float(np.median(samples)) if samples.size else _FARTHEST
-    if _NEAREST <= middle <= _FARTHEST:
+    if not samples.size:
         return
+    near, far = np.percentile(samples, _NEARLY_ALL)
+    if near <= _FARTHEST and far >= _NEAREST:
+        return
+    extent = f'beyond {near:g} m' if near > _FARTHEST else f'nearer than {far:g} m'
     unit, other = ('metres', 'millimetres') if stored.kind == 'f' else ('millimetres', 'metres')
     raise ImageError(
-        f'half of the depth is {"beyond" if middle > _FARTHEST else "nearer than"} {middle:g} m, '
-        f'read as {unit} because it is {stored}: publish 16UC1 in millimetres or 32FC1 in metres '
-        f'(REP-118); is this in {other}?'
+        f'nearly all of the depth is {extent}, read as {unit} because it is {stored}: '
+        f'publish 16UC1 in millimetres or 32FC1 in metres (REP-118); is this in {other}?'
     )
 
 

@@ -17,7 +17,7 @@ from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import Object3D, localize_object
 from lisa_ros.geometry.point_cloud import depth_to_cloud, pack_xyzrgb
-from lisa_ros.geometry.rgbd import calibration_frame_fault, resize_registered_depth
+from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
 from lisa_ros.messages.camera_info import camera_from_info
 from lisa_ros.messages.image import depth_to_metres
@@ -59,7 +59,7 @@ def rgbd_from_messages(
 
     Args:
         image: (H, W, 3) uint8 RGB, the pixels of `image_message`.
-        image_message: its `header.frame_id` must be that of the depth and of `info`.
+        image_message: its `header.frame_id` must be that of the depth.
         depth: depth registered to the image (REP-118), as `depth_to_metres` reads it, or None.
         info: sensor_msgs/CameraInfo of the image, or None.
         rectified: the image is rectified, see `camera_from_info`.
@@ -87,9 +87,6 @@ def rgbd_from_messages(
             'the camera publish there'
         )
     height, width = image.shape[:2]
-    fault = calibration_frame_fault(image_message.header.frame_id, info.header.frame_id)
-    if fault:
-        raise ImageError(fault)
     camera = camera_from_info(info, rectified)
     if 0 in camera.size:  # the driver does not publish the size
         camera = Camera(camera.k, (width, height), camera.distortion, camera.distortion_model)
