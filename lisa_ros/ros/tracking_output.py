@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from lisa_ros.errors import ImageError
+from lisa_ros.geometry.rgbd import registration_fault
 from lisa_ros.messages.image import depth_to_metres
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import Segmentation
@@ -88,7 +89,10 @@ def _aligned_depth(
     frame: SyncedMessages, size: tuple[int, int], max_pixels: int
 ) -> np.ndarray | None:
     """Return the depth, (H, W) float32 [m]; None if it is not aligned with the colour image."""
-    if frame.depth is None or frame.depth.header.frame_id != frame.image.header.frame_id:
+    if frame.depth is None:
+        return None
+    frame_ids = frame.image.header.frame_id, frame.depth.header.frame_id
+    if registration_fault(*frame_ids, size=None, depth_size=None):
         return None
     try:
         depth = depth_to_metres(frame.depth, max_pixels)
