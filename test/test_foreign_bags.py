@@ -17,7 +17,7 @@ from rosbags.rosbag2.reader import zstd
 from lisa_ros.commands.rgbd_input import from_bag
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.ground_truth import InstanceTopic
-from lisa_ros.messages import decompression, mcap_scan
+from lisa_ros.messages import bag_files, decompression, mcap_scan
 from lisa_ros.messages.bag import BagImage, read_images
 
 SECOND = 10**9
@@ -178,6 +178,14 @@ def test_an_mcap_with_an_index_and_a_bomb_takes_no_memory(tmp_path, monkeypatch)
     with pytest.raises(DataError):
         list(read_images(bag, on_error=lambda error: errors.append(str(error))))
     assert errors
+
+
+def test_a_compressed_file_leaves_space_on_the_disk(tmp_path, monkeypatch):
+    bag = write(tmp_path / 'bag', FRAMES, MCAP, CompressionMode.FILE)
+    assert stamps_and_errors(bag) == (STAMPS, [])
+    monkeypatch.setattr(bag_files, '_SPACE_LEFT', 2**60)  # more than there is
+    with pytest.raises(DataError, match='No space left.*set TMPDIR to a larger folder than'):
+        list(read_images(bag))
 
 
 @pytest.mark.parametrize('record', [bytes(9), b'\x80' + bytes(8)])

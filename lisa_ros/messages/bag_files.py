@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
@@ -28,6 +31,8 @@ from lisa_ros.messages.sqlite_scan import SqliteScan
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
+_BLOCK_SIZE = 2**24  # of a file that is decompressed [bytes]
+_SPACE_LEFT = 2**30  # that other programs may need [bytes]
 _PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
 
@@ -306,15 +311,29 @@ def _decompressed_file(
     target = folder / path.stem
     try:
         with path.open('rb') as raw, zstd.open(raw, 'rb') as source, target.open('wb') as sink:
-            shutil.copyfileobj(source, sink)
+            _copy(source, sink, folder)
     except Exception as error:  # noqa: BLE001  # a damaged file raises many types
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        cure = (
+            f'set TMPDIR to a larger folder than {folder.parent}' if is_full else 'copy it again'
+        )
         on_error(
-            DataError(
-                f'{bag}: {path.name} cannot be decompressed ({one_line(error)}); copy it again'
-            )
+            DataError(f'{bag}: {path.name} cannot be decompressed ({one_line(error)}); {cure}')
         )
         return None if not target.exists() or not target.stat().st_size else target
     return target
+
+
+def _copy(source: IO[bytes], sink: IO[bytes], folder: Path) -> None:
+    """Copy a file into a folder, and leave space there for others: 30 kB may become 1 GB.
+
+    Raises:
+        OSError: there is no space left.
+    """
+    while block := source.read(_BLOCK_SIZE):
+        if shutil.disk_usage(folder).free < _SPACE_LEFT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sink.write(block)
 
 
 def _decompress_if_compressed(raw_message: bytes) -> bytes:
