@@ -184,7 +184,7 @@ def test_a_compressed_file_leaves_space_on_the_disk(tmp_path, monkeypatch):
     bag = write(tmp_path / 'bag', FRAMES, MCAP, CompressionMode.FILE)
     assert stamps_and_errors(bag) == (STAMPS, [])
     monkeypatch.setattr(bag_files, '_SPACE_LEFT', 2**60)  # more than there is
-    with pytest.raises(DataError, match='No space left.*set TMPDIR to a larger folder than'):
+    with pytest.raises(DataError, match=r'No space left.*set TMPDIR to a larger folder than'):
         list(read_images(bag))
 
 

@@ -32,7 +32,7 @@ _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
 _BLOCK_SIZE = 2**24  # of a file that is decompressed [bytes]
-_SPACE_LEFT = 2**30  # that other programs may need [bytes]
+_SPACE_LEFT = 2**28  # that other programs may need [bytes]
 _PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
 
@@ -314,11 +314,11 @@ def _decompressed_file(
             _copy(source, sink, folder)
     except Exception as error:  # noqa: BLE001  # a damaged file raises many types
         is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        cure = (
-            f'set TMPDIR to a larger folder than {folder.parent}' if is_full else 'copy it again'
-        )
+        advice = 'copy it again'
+        if is_full:
+            advice = f'set TMPDIR to a larger folder than {folder.parent}'
         on_error(
-            DataError(f'{bag}: {path.name} cannot be decompressed ({one_line(error)}); {cure}')
+            DataError(f'{bag}: {path.name} cannot be decompressed ({one_line(error)}); {advice}')
         )
         return None if not target.exists() or not target.stat().st_size else target
     return target
