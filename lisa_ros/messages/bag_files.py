@@ -31,7 +31,7 @@ from lisa_ros.messages.sqlite_scan import SqliteScan
 _SUFFIXES = ('.mcap', '.db3')  # of rosbag2's files
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR starts with 0
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
-_BLOCK_SIZE = 2**24  # of a file that is decompressed [bytes]
+_BLOCK_SIZE = 2**18  # of a file that is decompressed; before damage, less is lost [bytes]
 _SPACE_LEFT = 2**28  # that other programs may need [bytes]
 _PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
