@@ -29,37 +29,43 @@ from lisa_ros.commands import (
     serve,
     train,
 )
+from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    options = _parser().parse_args(arguments)
+    options, status = _parser().parse_args(arguments), _PIPE_CLOSED
     try:
         status = options.run(options) or 0
-        sys.stdout.flush()
-        return status
     except LisaError as error:
         print(f'lisa-ros: {error}', file=sys.stderr)
-        return 1
+        status = 1
     except BrokenPipeError:
-        if not _is_output_closed():
+        if not _is_reader_gone():
             raise
-        return _PIPE_CLOSED
+    return _end_output(status)
 
 
-def _is_output_closed() -> bool:
-    """Return whether the reader of stdout has ended, as in `lisa-ros models | head -1`.
-
-    If so, stdout then leads nowhere, so that nothing is reported when the process ends.
-    """
-    output = sys.stdout.fileno()
+def _is_reader_gone() -> bool:
+    """Return whether the reader of stdout has ended, as in `lisa-ros models | head -1`."""
     poll = select.poll()
-    poll.register(output, 0)
-    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
-    if is_closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return is_closed
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _end_output(status: int) -> int:
+    """Write what is left of the output; return the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # stdout leads nowhere from now on, so that nothing is reported when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        print(f'lisa-ros: the output cannot be written: {one_line(error)}', file=sys.stderr)
+        return 1
+    return status
 
 
 _PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE has ended

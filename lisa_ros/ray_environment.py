@@ -112,7 +112,8 @@ class _ClusterFolder:
         while True:
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: it is never deleted
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if (path / _LOCK).exists():
                 return cls(path, lock)
             os.close(lock)  # it was deleted before it had an owner

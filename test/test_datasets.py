@@ -187,6 +187,16 @@ def test_a_sentence_can_refer_to_several_objects_or_none(tmp_path):
     assert not image.queries[2].ground_truth(H, W).any()
 
 
+def test_a_pickle_of_python_2_with_letters_that_are_not_ascii_is_read(tmp_path):
+    root = write_refer(tmp_path)
+    text = pickle.dumps(REFS, protocol=0)
+    assert b'Vcup by the wall\n' in text
+    written = text.replace(b'Vcup by the wall\n', b"S'caf\xe9 cup'\n")  # as Python 2 writes str
+    (root / 'refs(unc).p').write_bytes(written)
+    (image,) = read_refer(root, 'val')
+    assert image.queries[1].text == 'caf\xe9 cup'
+
+
 class Bomb:
     def __reduce__(self):
         return print, ('boom',)

@@ -241,6 +241,17 @@ def test_the_sky_of_a_simulated_camera_is_no_other_unit():
     assert depth_to_metres(message(depth, '32FC1')).max() == 1000
 
 
+def test_the_ground_far_below_a_drone_is_no_other_unit():
+    depth = np.linspace(250.5, 260.25, H * W, dtype=np.float32).reshape(H, W)
+    assert np.array_equal(depth_to_metres(message(depth, '32FC1')), depth)
+
+
+def test_noise_under_a_covered_lens_is_no_other_unit():
+    depth = np.zeros((H, W), np.uint16)
+    depth[0, :2] = 3
+    assert np.isfinite(depth_to_metres(message(depth, '16UC1'))).sum() == 2
+
+
 def test_depth_without_a_valid_pixel_has_any_unit():
     assert np.isnan(depth_to_metres(message(np.zeros((H, W), np.uint16), '16UC1'))).all()
 

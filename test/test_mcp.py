@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -462,6 +463,8 @@ def test_stdin_ends_or_a_signal_comes_while_a_goal_runs(scripted, end):
         stderr=subprocess.PIPE, text=True,
         env={**environment(), 'RCUTILS_LOGGING_USE_STDOUT': '1'},
     ) as server:  # fmt: skip
+        limit = threading.Timer(2 * START, server.kill)  # else a missing line is waited for
+        limit.start()
         try:
             for request in requests:
                 server.stdin.write(json.dumps({'jsonrpc': '2.0', **request}) + '\n')
@@ -475,6 +478,7 @@ def test_stdin_ends_or_a_signal_comes_while_a_goal_runs(scripted, end):
             status = server.wait(START)
             rest, log = server.stdout.read(), server.stderr.read()
         finally:
+            limit.cancel()
             server.kill()
     assert status == (0 if end == 'stdin' else 130), log
     assert all(json.loads(line)['jsonrpc'] == '2.0' for line in rest.splitlines())

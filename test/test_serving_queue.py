@@ -262,7 +262,7 @@ def test_what_a_batch_leaves_is_not_begun_after_its_deadline(backend):
         first = await block(server, backend)
         calls = [
             asyncio.create_task(server.answer(request(name, seconds)))
-            for name, seconds in (('a', 60), ('left', 60), ('late', 2))
+            for name, seconds in (('a', 60), ('left', 60), ('late', 4))
         ]
         await until(lambda: waiting(server) == 3)
         backend.gate.set()

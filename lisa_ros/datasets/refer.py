@@ -35,6 +35,7 @@ _IMAGE_FOLDERS = {  # by name of the data set, relative to refer_seg
     'refclef': ('images/saiapr_tc-12', 'saiapr_tc-12'),
     'grefcoco': ('images/mscoco/images/train2014', 'images/train2014'),
 }
+_TO_ASCII = bytes(range(128)) + b'?' * 128
 _MEMO_OPCODES = ('PUT', 'BINPUT', 'LONG_BINPUT')
 _DEFAULT_IMAGE_FOLDERS = ('images/mscoco/images/train2014',)
 
@@ -58,10 +59,18 @@ def _unpickled(raw: bytes) -> object:
     Raises:
         Exception: of any type, if it is damaged, claims more than its bytes, or has other content.
     """
+    try:
+        _check_claims(raw)
+    except UnicodeDecodeError:  # a text of Python 2, in which genops expects ASCII
+        _check_claims(raw.translate(_TO_ASCII))
+    return _PlainUnpickler(io.BytesIO(raw), encoding='latin1').load()  # by Python 2
+
+
+def _check_claims(raw: bytes) -> None:
+    """Raise an UnpicklingError for a memo of more values than there are bytes."""
     for opcode, argument, _ in pickletools.genops(raw):
         if opcode.name in _MEMO_OPCODES and argument > len(raw):
             raise pickle.UnpicklingError(f'it claims {argument} values in {len(raw)} bytes')
-    return _PlainUnpickler(io.BytesIO(raw), encoding='latin1').load()  # by Python 2
 
 
 def read_refer(

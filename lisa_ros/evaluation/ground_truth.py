@@ -16,7 +16,7 @@ import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ErrorHandler, ImageError, raise_error
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.files.access import access_problem, is_missing, list_folder
+from lisa_ros.files.access import access_problem, list_folder
 from lisa_ros.files.json_schema import TEXT, MapOf, Record, check_json
 from lisa_ros.files.text import read_json
 from lisa_ros.images.mask_file import read_mask
@@ -134,10 +134,11 @@ class InstanceFolder(InstanceMasks):
 
     def ids(self, stamp: int) -> np.ndarray:
         """See InstanceMasks."""
-        path = self._folder / f'{stamp}.png'
-        if is_missing(path):
+        path = self._images.get(stamp)
+        if path is None:
             raise DataError(
-                f'{path}: no ground truth for this frame: an image of instance ids is needed'
+                f'{self._folder}/{stamp}.png: no ground truth for this frame: an image of '
+                'instance ids is needed'
             )
         try:
             return read_mask(path).ids('instance ids')
@@ -146,8 +147,13 @@ class InstanceFolder(InstanceMasks):
 
     def stamps(self) -> list[int]:
         """See InstanceMasks."""
+        return list(self._images)
+
+    @cached_property
+    def _images(self) -> dict[int, Path]:
+        """The images of ids by stamp [ns]."""
         files = list_folder(self._folder, '.png')
-        return [int(path.stem) for path in files if path.stem.isdecimal()]
+        return {int(path.stem): path for path in files if path.stem.isdecimal()}
 
 
 class InstanceTopic(InstanceMasks):
@@ -252,7 +258,7 @@ class AnnotationTruth:
         if any(not np.array_equal(mask, masks[0]) for mask in masks):
             raise DataError(
                 f'{image.path}: has {len(queries)} different regions named {command.label!r}, '
-                'in upper or lower case; give them one name each'
+                '(upper and lower case count as the same); give each region its own name'
             )
         return masks[0]
 

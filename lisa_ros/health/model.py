@@ -104,8 +104,8 @@ def _memory(use: BatchUse) -> Problem | None:
     text = f'the memory of the device was not enough for {use.too_large} requests at once'
     return Problem(
         Level.WARN,
-        f'{text}: {use.fitting} are the limit now; lower max_batch or cache_memory, or end other '
-        'programs that use the device, and then set another max_batch',
+        f'{text}: {use.fitting} are the limit now; lower cache_memory, or end other programs that '
+        'use the device. To try larger batches again, change max_batch',
     )
 
 

@@ -79,8 +79,8 @@ def open_storages(
     files = [_decompressed_file(bag, path, on_error, stack) for path in present]
     decompress = _decompress_if_compressed if metadata.are_messages_compressed else None
     storages = _open_files(bag, list(filter(None, files)), on_error, decompress)
-    if len(storages) == len(metadata.files):
-        _check_topics(bag, metadata, storages, on_error)
+    if storages and not any(storage.storage.connections for storage in storages):
+        _report_lost_topics(bag, metadata, storages[0].files[0], on_error)
     return storages
 
 
@@ -101,17 +101,22 @@ def _read_metadata(bag: Path) -> BagMetadata | None:
         information = read_yaml(path)['rosbag2_bagfile_information']
         names = [PurePosixPath(name).name for name in information['relative_file_paths']]
         mode = str(information.get('compression_mode', '')).lower()
-        counts = {
-            topic['topic_metadata']['name']: topic['message_count']
-            for topic in information.get('topics_with_message_count') or ()
-        }
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     names = [name for name in names if PurePosixPath(name).suffix in (*_SUFFIXES, '.zstd')]
     if not names:
         return None
     files = dict.fromkeys((*names, *_later_parts(bag, names[-1])))
-    return BagMetadata(tuple(files), mode == 'message', counts)
+    return BagMetadata(tuple(files), mode == 'message', _message_counts(information))
+
+
+def _message_counts(information: dict) -> dict[str, int]:
+    """Return how many messages each topic has; empty if that is not told in the usual form."""
+    topics = information.get('topics_with_message_count') or ()
+    try:
+        return {topic['topic_metadata']['name']: topic['message_count'] for topic in topics}
+    except (KeyError, TypeError):
+        return {}
 
 
 def _later_parts(bag: Path, last: str) -> Iterator[str]:
@@ -160,18 +165,16 @@ def _readable(bag: Path, paths: Sequence[Path], on_error: ErrorHandler) -> list[
     return readable
 
 
-def _check_topics(
-    bag: Path, metadata: BagMetadata, storages: Sequence[OpenStorage], on_error: ErrorHandler
+def _report_lost_topics(
+    bag: Path, metadata: BagMetadata, file: Path, on_error: ErrorHandler
 ) -> None:
-    """Report topics that metadata.yaml lists with messages, and that no file has."""
-    present = {c.topic for storage in storages for c in storage.storage.connections}
+    """Report the topics of a bag whose files have none, as metadata.yaml lists them."""
     for topic, count in metadata.message_counts.items():
-        if count and topic not in present:
+        if count:
             on_error(
                 DataError(
-                    f'{bag}: none of the {short_repr(count)} messages on {topic} '
-                    'can be read, which metadata.yaml lists, because no file has this topic: '
-                    f'{cure(storages[0].files[0])}'
+                    f'{bag}: none of the {short_repr(count)} messages on {topic} can be read; '
+                    f'metadata.yaml lists them, but no file has the topic: {cure(file)}'
                 )
             )
 
@@ -185,7 +188,7 @@ def _files_in(bag: Path) -> list[Path]:
     is_there = (bag / 'metadata.yaml').exists()
     compressed = [suffix + _COMPRESSED_SUFFIX for suffix in _SUFFIXES] if is_there else []
     for suffix in (*_SUFFIXES, *compressed):
-        files = list_folder(bag, suffix)
+        files = [path for path in list_folder(bag, suffix) if path.name.endswith(suffix)]
         if files:
             return files
     state = 'a metadata.yaml that is empty or damaged, and no' if is_there else 'neither'
@@ -331,7 +334,8 @@ def _copy(source: IO[bytes], sink: IO[bytes], folder: Path) -> None:
         OSError: there is no space left.
     """
     while block := source.read(_BLOCK_SIZE):
-        if shutil.disk_usage(folder).free < _SPACE_LEFT:
+        disk = shutil.disk_usage(folder)
+        if disk.free < min(_SPACE_LEFT, disk.total // 20):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sink.write(block)
 

@@ -113,12 +113,8 @@ class BagReader:
         """
         usable = []
         for connection in open_storage.storage.connections:
-            ext = connection.ext
-            if isinstance(ext, ConnectionExtRosbag2) and ext.serialization_format not in (
-                'cdr',
-                '',
-            ):
-                kind = f'{connection.msgtype} in {ext.serialization_format}'
+            if not _is_of_ros(connection):
+                kind = f'{connection.msgtype} in {connection.ext.serialization_format}'
                 self.foreign_topics[str(connection.topic)] = kind
                 continue
             # a column of SQLite holds values of any type
@@ -239,7 +235,7 @@ class BagReader:
             self._on_error(self._error(damaged_from, stop, error, open_storage))
         streams = [
             scan.messages(
-                [c for c in scan.connections if (c.topic, c.msgtype) in by_name],
+                [c for c in scan.connections if (c.topic, c.msgtype) in by_name and _is_of_ros(c)],
                 damaged_from,
                 stop,
             )
@@ -316,6 +312,12 @@ class BagReader:
     def deserialize_stamped(self, raw_message: bytes, msgtype: str) -> Any:
         """Return a message with a header; see `MessageTypes.deserialize_stamped`."""
         return self._types.deserialize_stamped(raw_message, msgtype)
+
+
+def _is_of_ros(connection: Connection) -> bool:
+    """Return whether its messages are serialized as those of ROS."""
+    ext = connection.ext
+    return not isinstance(ext, ConnectionExtRosbag2) or ext.serialization_format in ('cdr', '')
 
 
 def _can_read(

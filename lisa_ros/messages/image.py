@@ -66,6 +66,7 @@ DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1')
 # 1000 m, but not the ground.
 _NEAREST, _FARTHEST = 0.0099, 200.0  # 10 mm, rounded, is accepted
 _NEARLY_ALL = (5, 95)  # percentiles
+_FEWEST = 20  # one valid pixel of so many: fewer are noise, such as under a covered lens
 _SAMPLES = 16_384  # pixels that are enough to tell the unit
 _FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
@@ -171,14 +172,17 @@ def depth_in_metres(values: np.ndarray) -> np.ndarray:
 
 def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
     """Raise an ImageError if depth [m], NaN where invalid, cannot come from a depth camera."""
-    samples = depth.ravel()[:: 1 + depth.size // _SAMPLES]
+    stride = 1 + depth.size // _SAMPLES
+    samples = depth.ravel()[::stride]
     samples = samples[~np.isnan(samples)]
-    if not samples.size:
+    if samples.size * _FEWEST < depth.size / stride:
         return
     near, far = np.percentile(samples, _NEARLY_ALL)
-    if near <= _FARTHEST and far >= _NEAREST:
+    # floats in millimetres are whole numbers; a drone may look down from more than 200 m
+    is_far = near > _FARTHEST and (stored.kind != 'f' or bool((samples % 1 == 0).all()))
+    if not is_far and far >= _NEAREST:
         return
-    extent = f'beyond {near:g} m' if near > _FARTHEST else f'nearer than {far:g} m'
+    extent = f'beyond {near:g} m' if is_far else f'nearer than {far:g} m'
     unit, other = ('metres', 'millimetres') if stored.kind == 'f' else ('millimetres', 'metres')
     raise ImageError(
         f'nearly all of the depth is {extent}, read as {unit} because it is {stored}: '

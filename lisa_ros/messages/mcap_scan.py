@@ -24,10 +24,10 @@ from rosbags.interfaces import (
     MessageDefinition,
     MessageDefinitionFormat,
 )
-from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, zstd
+from rosbags.rosbag2.reader import zstd  # of Python from 3.14 on, or its backport
 
 from lisa_ros.error_text import one_line
-from lisa_ros.messages.decompression import MAX_BYTES
+from lisa_ros.messages.decompression import DECOMPRESSORS, MAX_BYTES
 
 MAGIC = b'\x89MCAP0\r\n'
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0F

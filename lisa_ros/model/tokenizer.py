@@ -380,7 +380,8 @@ def _check_agreement(decoder: dict[str, int], added: dict[str, int], path: Path)
         if decoder[text] != added[text]:
             raise CheckpointError(
                 f'{path}: gives {short_repr(text)} the id {added[text]}, and '
-                f'tokenizer_config.json the id {decoder[text]}: files of two checkpoints are mixed'
+                f'tokenizer_config.json the id {decoder[text]}: files of two '
+                'checkpoints are mixed: download all files of one of them again'
             )
 
 

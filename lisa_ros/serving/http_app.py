@@ -134,7 +134,7 @@ class _Api:
         if not self._state.models.state.is_ready:
             raise ProblemError(
                 Problem.NOT_READY,
-                'no replica is seen: it loads the model, or its cluster is lost; try again later',
+                'no replica answers: the model is being loaded, or Ray is lost; try again later',
                 5.0,
             )
         return JSONResponse({'status': 'ready'})

@@ -239,27 +239,31 @@ class ModelServer:
         Returns:
             How many requests a batch may have, as far as this one shows.
         """
-        waiting, bugs = list(batch), 0  # in a row, with that of this batch
+        waiting = list(batch)
         fitting = self._run_together(waiting, loop) if can_batch(self._backend) else len(batch)
+        answered = len(batch) - len(waiting)
+        failures = self._bugs if answered else self._bugs + 1  # in a row, with this batch
         for ticket in waiting:
             if ticket.is_unwanted:  # since it was taken out of the queue
                 _refuse(ticket, loop)
                 continue
             try:
                 result = self._run_alone(ticket, loop)
+                answered += 1
             except DeviceMemoryError as error:  # a new process may have more
                 fitting = len(batch)  # this request is too large, not the batch
-                self._bugs = bugs = self._bugs + (not bugs)
+                self._bugs = failures
                 result = _failed(ticket, str(error))
             except Exception as error:  # noqa: BLE001  # a bug; the next ones are answered
-                self._bugs = bugs = self._bugs + (not bugs)
+                self._bugs = failures
                 _log.exception('a request failed')
                 reason = (
                     f'the model failed ({error_summary(error)}); the log of the server has more'
                 )
                 result = _failed(ticket, reason)
             _finish(ticket, result, loop)
-        self._bugs = bugs
+        if answered:
+            self._bugs = 0
         return fitting
 
     def _run_together(self, waiting: list[Ticket], loop: asyncio.AbstractEventLoop) -> int:
