@@ -8,6 +8,7 @@ that failed, 130 interrupted (see `lisa_ros.startup`), 141 if nobody reads its o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import sys
@@ -44,6 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         if not _is_reader_gone():
             raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        file = f'{error.filename}: ' if error.filename else ''
+        print(f'lisa-ros: {file}{error.strerror}: free some', file=sys.stderr)
+        status = 1
     return _end_output(status)
 
 

@@ -267,6 +267,25 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
     check_end_by(node, [INT])
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs Linux')
+@pytest.mark.parametrize('is_buffered', [False, True])
+def test_a_full_disk_under_the_output_is_an_error_without_a_traceback(is_buffered):
+    environment = {**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'}
+    with open('/dev/full', 'w') as full:
+        process = subprocess.run(
+            [*executable('lisa-ros', 'lisa_ros'), 'models'],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=60,
+            check=False,
+            text=True,
+        )
+    assert process.returncode == 1
+    assert 'No space left on device' in process.stderr
+    assert 'Traceback' not in process.stderr
+
+
 LATE_ACTIVATION = """
 import sys
 import time
