@@ -271,7 +271,7 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
 @pytest.mark.parametrize('is_buffered', [False, True])
 def test_a_full_disk_under_the_output_is_an_error_without_a_traceback(is_buffered):
     environment = {**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'}
-    with open('/dev/full', 'w') as full:
+    with Path('/dev/full').open('w') as full:
         process = subprocess.run(
             [*executable('lisa-ros', 'lisa_ros'), 'models'],
             stdout=full,

@@ -66,7 +66,7 @@ DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1')
 # 1000 m, but not the ground.
 _NEAREST, _FARTHEST = 0.0099, 200.0  # 10 mm, rounded, is accepted
 _NEARLY_ALL = (5, 95)  # percentiles
-_FEWEST = 20  # one valid pixel of so many: fewer are noise, such as under a covered lens
+_SPARSE = 0.05  # share of valid pixels below which they are noise, such as under a covered lens
 _SAMPLES = 16_384  # pixels that are enough to tell the unit
 _FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
@@ -175,7 +175,7 @@ def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
     stride = 1 + depth.size // _SAMPLES
     samples = depth.ravel()[::stride]
     samples = samples[~np.isnan(samples)]
-    if samples.size * _FEWEST < depth.size / stride:
+    if samples.size < _SPARSE * depth.size / stride:
         return
     near, far = np.percentile(samples, _NEARLY_ALL)
     # floats in millimetres are whole numbers; a drone may look down from more than 200 m
