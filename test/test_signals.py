@@ -155,22 +155,37 @@ def test_a_signal_ends_the_command_line_as_usual(delay, numbers, status, output,
     assert process.stdout.read() == output
 
 
+def list_models(stdout, is_buffered):
+    """Run `lisa-ros models`; return its exit status and what it wrote to stderr."""
+    process = subprocess.run(
+        [*executable('lisa-ros', 'lisa_ros'), 'models'],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'},
+        timeout=60,
+        check=False,
+        text=True,
+    )
+    return process.returncode, process.stderr
+
+
 @pytest.mark.parametrize('is_buffered', [False, True])
 def test_a_closed_pipe_ends_the_command_line_without_a_traceback(is_buffered):
     """As in `lisa-ros models | head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
-    environment = {**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'}
-    process = subprocess.run(
-        [*executable('lisa-ros', 'lisa_ros'), 'models'],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
+    assert list_models(writer, is_buffered) == (141, '')
     os.close(writer)
-    assert (process.returncode, process.stderr) == (141, b'')
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs Linux')
+@pytest.mark.parametrize('is_buffered', [False, True])
+def test_a_full_disk_under_the_output_is_an_error_without_a_traceback(is_buffered):
+    with Path('/dev/full').open('w') as full:
+        status, errors = list_models(full, is_buffered)
+    assert status == 1
+    assert 'No space left on device' in errors
+    assert 'Traceback' not in errors
 
 
 IMPORTING = """
@@ -265,25 +280,6 @@ def test_nohup_keeps_a_node_when_its_terminal_closes(tmp_path):
     time.sleep(0.5)
     assert node.process.poll() is None, node.output()
     check_end_by(node, [INT])
-
-
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs Linux')
-@pytest.mark.parametrize('is_buffered', [False, True])
-def test_a_full_disk_under_the_output_is_an_error_without_a_traceback(is_buffered):
-    environment = {**os.environ, 'PYTHONUNBUFFERED': '' if is_buffered else '1'}
-    with Path('/dev/full').open('w') as full:
-        process = subprocess.run(
-            [*executable('lisa-ros', 'lisa_ros'), 'models'],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=60,
-            check=False,
-            text=True,
-        )
-    assert process.returncode == 1
-    assert 'No space left on device' in process.stderr
-    assert 'Traceback' not in process.stderr
 
 
 LATE_ACTIVATION = """

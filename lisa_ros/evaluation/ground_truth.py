@@ -257,7 +257,7 @@ class AnnotationTruth:
             masks.append(query.ground_truth(*shape))
         if any(not np.array_equal(mask, masks[0]) for mask in masks):
             raise DataError(
-                f'{image.path}: has {len(queries)} different regions named {command.label!r}, '
+                f'{image.path}: has {len(queries)} different regions named {command.label!r} '
                 '(upper and lower case count as the same); give each region its own name'
             )
         return masks[0]

@@ -99,9 +99,9 @@ def _state(report: ModelReport, health: ModelHealth) -> Problem | None:
 
 
 def _memory(use: BatchUse) -> Problem | None:
-    if not use.too_large:
+    if not use.failed_size:
         return None
-    text = f'the memory of the device was not enough for {use.too_large} requests at once'
+    text = f'the memory of the device was not enough for {use.failed_size} requests at once'
     return Problem(
         Level.WARN,
         f'{text}: {use.fitting} are the limit now; lower cache_memory, or end other programs that '

@@ -69,18 +69,18 @@ class BatchUse:
     limit: int  # 1: one after the other
     last: int = 0  # in the last batch, or the running one
     largest: int = 0  # so far
-    too_large: int = 0  # size of the last batch for which the memory was not enough; 0: none
+    failed_size: int = 0  # size of the last batch for which the memory was not enough; 0: none
 
     @property
     def fitting(self) -> int:
         """The limit, lowered to what the memory holds."""
-        return min(self.limit, max(1, self.too_large // 2)) if self.too_large else self.limit
+        return min(self.limit, max(1, self.failed_size // 2)) if self.failed_size else self.limit
 
     def with_limit(self, limit: int) -> BatchUse:
         """Return it with a limit; a new one is tried in full."""
         if limit == self.limit:
             return self
-        return dataclasses.replace(self, limit=limit, too_large=0)
+        return dataclasses.replace(self, limit=limit, failed_size=0)
 
     def begun(self, count: int) -> BatchUse:
         """Return it when `count` requests are begun."""

@@ -244,12 +244,12 @@ class InferenceThread:
             self._log.error(reason)
             self._note_failure(reason)
             with self.changed:
-                self._batch_use = dataclasses.replace(self._batch_use, too_large=0)
+                self._batch_use = dataclasses.replace(self._batch_use, failed_size=0)
             run = batch.runs[0]
             return run, run.partial.result(EarlyEnd(Status.FAILED, reason))
         with self.changed:
             batch.is_too_large = True
-            self._batch_use = dataclasses.replace(self._batch_use, too_large=count)
+            self._batch_use = dataclasses.replace(self._batch_use, failed_size=count)
         self._log.error(
             f'{count} requests at once are too many, {self._batch_use.fitting} are the limit from '
             f'now on: {error}'
