@@ -1047,7 +1047,7 @@ def test_continuous_goals_leave_room_for_other_goals(run):
     for number in range(5):
         previous = PreviousAnswer(1, time.monotonic())
         again = goal(f'again {number}', listener, previous=previous, is_continuous=True)
-        scheduler._waiting.append(again)
+        scheduler.submit_goal(again)
     assert scheduler.submit_goal(goal('other', listener))
     assert listener.wait(1) == [('other', Status.FOUND)]
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lisa_ros.error_text import shortened
 from lisa_ros.results import Dialogue, Event, Region, Segmentation, Status
 from lisa_ros.session.frame_buffer import SyncedMessages
 
@@ -113,6 +114,23 @@ class Request:
     yes_no: bool = False  # answer with yes or no, see `backend.Query`
     created: float = field(default_factory=time.monotonic)  # [s, monotonic]
     cancellation: CancelToken = field(default_factory=CancelToken)
+
+    def ends_at_stop(self, goals: bool) -> bool:
+        """Return whether "stop" ends it: commands, and goals without an end of their own.
+
+        Args:
+            goals: "stop" ends all goals.
+        """
+        is_goal = self.kind is RequestKind.GOAL
+        return self.kind is RequestKind.COMMAND or self.is_continuous or (goals and is_goal)
+
+    @property
+    def description(self) -> str:
+        """Its kind and its text, shortened, such as "goal 'the red mug'"."""
+        kind = 'goal' if self.kind is RequestKind.GOAL else 'command'
+        if self.is_continuous:
+            kind = 'continuous goal'
+        return f'{kind} {shortened(self.text)!r}'
 
 
 @dataclass

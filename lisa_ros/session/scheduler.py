@@ -41,11 +41,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lisa_ros.error_text import shortened
-from lisa_ros.perception.stopping import CANCELLED, EarlyEnd
+from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import ANSWERED, Dialogue, Event, Segmentation, Status, unanswered
 from lisa_ros.session.answering import InferenceJob
 from lisa_ros.session.background import BackgroundWork
-from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.delivery import DeliveryThread, ErrorLog
 from lisa_ros.session.dialogue_history import MAX_TURNS, DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, NewestMessages, SyncedMessages
@@ -55,14 +54,15 @@ from lisa_ros.session.inference_thread import InferenceThread
 from lisa_ros.session.options import SessionOptions
 from lisa_ros.session.request import (
     CancelReason,
-    CancelToken,
     Request,
     RequestCounters,
     RequestKind,
     RequestListener,
     length_error,
 )
+from lisa_ros.session.request_ends import RequestEnds, with_cancel_reason
 from lisa_ros.session.request_history import RequestHistory
+from lisa_ros.session.waiting_requests import WaitingRequests
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,6 @@ class RequestScheduler:
             clock: the clock of stamps and arrivals; None: the system clock.
             log: receives tracebacks of listeners; None: the logger of this module.
         """
-        self.counters, self.history = RequestCounters(), RequestHistory()
         self._inference, self._listener, self._options = inference, listener, options
         self._changed = inference.changed
         self._dialogues = dialogues or DialogueStore()
@@ -113,9 +112,9 @@ class RequestScheduler:
         self._delivery = DeliveryThread(
             log or logging.getLogger(__name__), on_delivered=self._on_delivered
         )
+        self._ends = RequestEnds(self._delivery)
         self._frames = FrameBuffer(options.frames_kept)
-        self._waiting: list[Request] = []  # in the order of arrival
-        self._turns = ClientTurns()
+        self._waiting = WaitingRequests(self._frames)
         self._running: list[InferenceJob] = []  # the first to begin first
         self._background = BackgroundWork()
         self._stopped_at = -math.inf  # the last `stop` [s, monotonic]
@@ -139,7 +138,7 @@ class RequestScheduler:
         with self._changed:
             self._closed = True
             self._background.clear()
-            self._cancel_waiting(self._waiting, CancelReason.SHUTDOWN)
+            self._cancel_waiting(list(self._waiting), CancelReason.SHUTDOWN)
             for job in self._running:
                 job.request.cancellation.cancel(CancelReason.SHUTDOWN)
             if not self._changed.wait_for(lambda: not self._running, timeout):
@@ -220,21 +219,18 @@ class RequestScheduler:
                 self._inference.wake()
         # Without the lock: after `close` the listener runs on this thread.
         if is_closed:
-            self._end_unstarted(request, Status.CANCELLED, CancelReason.SHUTDOWN.value)
+            self._ends.end_unstarted(request, Status.CANCELLED, CancelReason.SHUTDOWN.value)
         elif error:
             result = unanswered(request.text, Status.FAILED, error)
-            self._finish(request, self.newest_frame(), result)
+            self._ends.finish(request, self.newest_frame(), result)
         return request
 
     def _enqueue_command(self, command: Request) -> None:
-        """Enqueue a command, lock held: replace a waiting command, else append."""
-        for position, waiting in enumerate(self._waiting):
-            if waiting.kind is RequestKind.COMMAND:
-                self._waiting[position] = command
-                reason = f'superseded by {shortened(command.text)!r} before it started'
-                self._end_unstarted(waiting, Status.SUPERSEDED, reason)
-                return
-        self._waiting.append(command)
+        """Enqueue a command, lock held; it replaces a waiting one."""
+        replaced = self._waiting.add_command(command)
+        if replaced is not None:
+            reason = f'superseded by {shortened(command.text)!r} before it started'
+            self._ends.end_unstarted(replaced, Status.SUPERSEDED, reason)
 
     def submit_goal(self, request: Request) -> bool:
         """Enqueue a goal; False if `goals_kept` of them wait, or the scheduler is closed."""
@@ -245,17 +241,15 @@ class RequestScheduler:
                 return False
             previous = request.previous
             if previous is not None and previous.started_at < self._stopped_at:
-                self._end_unstarted(request, Status.CANCELLED, CancelReason.STOPPED.value)
+                self._ends.end_unstarted(request, Status.CANCELLED, CancelReason.STOPPED.value)
                 return True  # "stop" came between its answers
-            self._waiting.append(request)
+            self._waiting.add_goal(request)
             self._inference.wake()
         return True
 
     def note_rejection(self, reason: str = _FULL) -> None:
         """Count a goal that was not accepted, or not kept."""
-        with self._changed:
-            self.counters.rejected += 1
-        self.history.add_rejection(reason)
+        self._ends.reject(reason)
 
     @property
     def accepts_goals(self) -> bool:
@@ -266,8 +260,7 @@ class RequestScheduler:
     def waiting_goals(self) -> int:
         """How many goals wait for their first answer."""
         with self._changed:
-            goals = (r for r in self._waiting if r.kind is RequestKind.GOAL and not r.previous)
-            return sum(1 for _ in goals)
+            return self._waiting.goal_count
 
     @property
     def goals_kept(self) -> int:
@@ -332,15 +325,15 @@ class RequestScheduler:
             standing = self._background.standing_text
             stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
             self._stop_background()
-            waiting = [r for r in self._waiting if _is_stoppable(r, goals)]
+            waiting = [r for r in self._waiting if r.ends_at_stop(goals)]
             for running in (job.request for job in self._running):
-                if _is_stoppable(running, goals):
+                if running.ends_at_stop(goals):
                     running.cancellation.cancel(CancelReason.STOPPED)
-                    stopped.append(f'the running {_described(running)}')
+                    stopped.append(f'the running {running.description}')
                 elif running.kind is RequestKind.REQUERY:
                     stopped.append(f'the repeated query {shortened(running.text)!r}')
             self._cancel_waiting(waiting, CancelReason.STOPPED)
-            return stopped + [f'the waiting {_described(request)}' for request in waiting]
+            return stopped + [f'the waiting {request.description}' for request in waiting]
 
     def activity(self) -> Activity:
         """Return what is being answered, watched and waiting."""
@@ -382,11 +375,21 @@ class RequestScheduler:
 
     def _cancel_waiting(self, requests: list[Request], reason: CancelReason) -> None:
         """End waiting requests, lock held."""
-        self._waiting = [request for request in self._waiting if request not in requests]
+        self._waiting.remove(requests)
         for request in requests:
-            self._end_unstarted(request, Status.CANCELLED, reason.value)
+            self._ends.end_unstarted(request, Status.CANCELLED, reason.value)
 
     # ---- state
+
+    @property
+    def counters(self) -> RequestCounters:
+        """Counts since the scheduler was made."""
+        return self._ends.counters
+
+    @property
+    def history(self) -> RequestHistory:
+        """The last requests and how they ended."""
+        return self._ends.history
 
     @property
     def is_closed(self) -> bool:
@@ -397,16 +400,14 @@ class RequestScheduler:
     def is_busy(self) -> bool:
         """Whether a request waits or runs; one that waits for a newer frame does not count."""
         with self._changed:
-            is_waiting = not all(map(self._awaits_new_frame, self._waiting))
-            return is_waiting or bool(self._running)
+            return bool(self._ready() or self._running)
 
     @property
     def seconds_waiting(self) -> float:
         """How long the request that is next has waited [s]; 0 if none waits."""
         with self._changed:
-            waiting = (r for r in self._waiting if not self._awaits_new_frame(r))
-            request = next(waiting, None)
-            return time.monotonic() - request.created if request else 0.0
+            ready = self._ready()
+            return time.monotonic() - ready[0].created if ready else 0.0
 
     @property
     def seconds_running(self) -> float:
@@ -428,30 +429,15 @@ class RequestScheduler:
         if is_background:
             due_at = self._background.due_at(frame, self._options.watch_rate)
             return max(due_at, self._frames.usable_at(frame))
-        return min((self._request_due_at(r, frame) for r in self._takeable()), default=math.inf)
+        return self._waiting.due_at(frame, self._options, self._busy_dialogues())
 
-    def _takeable(self) -> list[Request]:
-        """Return the waiting requests, without those of a dialogue that is being answered."""
-        busy = {job.request.dialogue for job in self._running} - {None}
-        return [request for request in self._waiting if request.dialogue not in busy]
+    def _busy_dialogues(self) -> set[str]:
+        """Return the keys of the dialogues that are being answered, lock held."""
+        return {job.request.dialogue for job in self._running} - {None}
 
-    def _request_due_at(self, request: Request, newest: SyncedMessages | None) -> float:
-        """Return when to answer a request, or to fail it for lack of an image [s, monotonic]."""
-        if request.frame is not None:
-            return request.created
-        if request.previous is not None:
-            if newest is None or newest.arrival == request.previous.arrival:
-                return math.inf
-            return request.previous.started_at + 1 / self._options.watch_rate
-        if newest is not None:
-            return max(request.created, self._frames.usable_at(newest))
-        return request.created + self._options.image_timeout
-
-    def _awaits_new_frame(self, request: Request) -> bool:
-        """Return whether a continuous goal waits for a newer frame or for `watch_rate`."""
-        if request.previous is None:
-            return False
-        return self._request_due_at(request, self.newest_frame()) > time.monotonic()
+    def _ready(self) -> list[Request]:
+        """Return the waiting requests that do not wait for a newer frame, lock held."""
+        return self._waiting.ready(self.newest_frame(), self._options)
 
     def take(self, urgency: Urgency) -> InferenceJob | None:
         """Take the due request, lock held, and freeze its frame; None if the request failed."""
@@ -459,18 +445,13 @@ class RequestScheduler:
         if urgency is Urgency.BACKGROUND:
             request = self._background.take(frame)
         else:
-            now = time.monotonic()
-            due = [r for r in self._takeable() if self._request_due_at(r, frame) <= now]
-            request = self._turns.next(due)
-            self._waiting.remove(request)
+            request = self._waiting.take(frame, self._options, self._busy_dialogues())
             frame = request.frame or frame
-            if request.previous is not None:  # the wait for a newer frame does not count as delay
-                request = dataclasses.replace(request, created=now)
         refusal = self._refusal(request, frame)
         if refusal is not None:
             if request.kind.is_background:
                 self._background.ended(request, cancelled=False)
-            self._finish(request, frame, refusal)
+            self._ends.finish(request, frame, refusal)
             return None
         return self._begin(request, frame)
 
@@ -531,7 +512,7 @@ class RequestScheduler:
         with self._changed:
             self._running = [running for running in self._running if running is not job]
             self._changed.notify_all()  # `close` may wait for it
-            result = _with_cancel_reason(result, request.cancellation)
+            result = with_cancel_reason(result, request.cancellation)
             is_answered = result.status in ANSWERED
             if request.dialogue is not None and is_answered:
                 self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
@@ -542,15 +523,9 @@ class RequestScheduler:
             if request.kind.is_background:
                 self._background.ended(request, is_cancelled)
             if request.kind.is_background and is_cancelled:
-                self._count_cancelled_background(request)
+                self._ends.end_background(request)
             else:
-                self._finish(request, job.frame, result)
-
-    def _count_cancelled_background(self, request: Request) -> None:
-        if request.cancellation.reason is CancelReason.PREEMPTED:
-            self.counters.preempted += 1
-        else:
-            self.counters.cancelled += 1
+                self._ends.finish(request, job.frame, result)
 
     def _refusal(self, request: Request, frame: SyncedMessages | None) -> Segmentation | None:
         """Return the result of a request that fails without the model; None if it can run."""
@@ -571,55 +546,3 @@ class RequestScheduler:
         is_goal = request.kind is RequestKind.GOAL
         max_turns = MAX_TURNS if is_goal else self._options.dialogue_turns
         return self._dialogues.get(request.dialogue, max_turns)
-
-    def _end_unstarted(self, request: Request, status: Status, reason: str) -> None:
-        """End a request that the model has not started."""
-        self._finish(request, None, unanswered(request.text, status, reason))
-
-    def _finish(
-        self, request: Request, frame: SyncedMessages | None, result: Segmentation
-    ) -> None:
-        """Count the end of a request and deliver it."""
-        with self._changed:
-            self.counters.count(result.status)
-        is_begun = frame is not None and frame.frozen_at > 0
-        seconds = time.monotonic() - frame.frozen_at if is_begun else None
-        self.history.add_end(result.status, result.reason, seconds)
-        self._delivery.finished(request, frame, result)
-
-
-def _with_cancel_reason(result: Segmentation, cancellation: CancelToken) -> Segmentation:
-    """Return the result of a request that nobody wants any more as CANCELLED, with the reason.
-
-    The backend does not know why it was cancelled. What else it says, such as that it has not
-    returned, stays.
-    """
-    if not cancellation.is_revoked:
-        return result
-    reason = cancellation.reason.value
-    if result.status is Status.CANCELLED:
-        if result.reason not in ('', CANCELLED.reason):
-            return result
-        if cancellation.reason is CancelReason.CANCELLED:
-            reason = CANCELLED.reason
-    elif result.status not in ANSWERED:
-        return result
-    return dataclasses.replace(result, status=Status.CANCELLED, reason=reason)
-
-
-def _is_stoppable(request: Request, goals: bool) -> bool:
-    """Return whether "stop" ends a request: commands, and goals without an end of their own.
-
-    Args:
-        request: waits or runs.
-        goals: "stop" ends all goals.
-    """
-    is_goal = request.kind is RequestKind.GOAL
-    return request.kind is RequestKind.COMMAND or request.is_continuous or (goals and is_goal)
-
-
-def _described(request: Request) -> str:
-    kind = 'goal' if request.kind is RequestKind.GOAL else 'command'
-    if request.is_continuous:
-        kind = 'continuous goal'
-    return f'{kind} {shortened(request.text)!r}'
