@@ -5,7 +5,7 @@
     python benchmarks/chaos.py --kills 50 --minutes 10     # the long run
 
 SIGKILL hits the camera, a client with continuous goals, the model process, or the node, which is
-started again after 0.5 s as by the launch file. Writes OUT/chaos.json, OUT/chaos.png and logs.
+started again after 0.2 s as by the launch file. Writes OUT/chaos.json, OUT/chaos.png and logs.
 Exit status 1 if a limit does not hold:
 
 - a command that is sent after the kill is answered within 5 s of it (for the camera, which nobody

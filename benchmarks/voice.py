@@ -15,7 +15,7 @@ Synthetic speech is harder for these engines than human speech, on which they we
 
     python benchmarks/voice.py [--engines pocketsphinx moonshine] [--whisper FOLDER] [--json FILE]
 
-Needs flite and espeak-ng, and `pip install 'lisa_ros[voice]'`.
+Needs flite and espeak-ng, and `pip install '.[voice]'`.
 """
 
 from __future__ import annotations

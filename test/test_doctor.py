@@ -595,10 +595,14 @@ def test_the_doctor_works_where_numpy_does_not(tmp_path):
             timeout=60,
             check=False,
         )
-        for arguments in (['doctor', '--json', '--timeout', '30'], ['chat'])
+        for arguments in (
+            ['doctor', '--json', '--timeout', '30', '--model', 'other'],
+            ['chat'],
+        )
     )
     rows = {row['check']: row for row in json.loads(doctor.stdout)['findings']}
     assert doctor.returncode == 1
+    assert '--model other has no effect here: only lisa-tabletop is checked' in doctor.stderr
     assert CLASH in rows['import numpy']['observed']
     assert rows['domain']['level'] in ('OK', 'WARN')
     assert other.returncode == 1

@@ -114,7 +114,7 @@ def setting_arguments(
             'default': field.default,
             'choices': info.choices or None,
             'metavar': None if info.choices else field.name.upper(),
-            'help': f'{info.description} (default: {field.default or "none"})',
+            'help': f'{info.description} (default: {"none" if field.default == "" else field.default})',
         }
         if isinstance(field.default, bool):
             keywords = {
@@ -131,7 +131,11 @@ def model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
 
     With `several`, --model may be repeated and is a list, or None.
     """
-    repeated = {'model': {'action': 'append', 'default': None}} if several else {}
+    repeated = {}
+    if several:
+        description = parameter_info(Settings.__dataclass_fields__['model']).description
+        text = f'{description}. Several: the models are compared (default: {Settings.model})'
+        repeated = {'model': {'action': 'append', 'default': None, 'help': text}}
     setting_arguments(parser, Settings, (*MODEL_SETTINGS, *SOURCE_SETTINGS), **repeated)
     parser.add_argument(
         '--typed-specials',

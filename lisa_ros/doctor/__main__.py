@@ -7,6 +7,8 @@ NumPy and all other packages may be missing or broken. The model is lisa-tableto
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 
 from lisa_ros.doctor.run import DoctorOptions, report
 from lisa_ros.doctor.weights import ModelOptions
@@ -19,11 +21,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--node', metavar='NAME', help='a node that must run, such as /lisa')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--timeout', type=float, default=10.0, help='of each check [s]')
-    options, _ = parser.parse_known_args(arguments)
+    parser.add_argument('--strict', action='store_true', help='warnings count as errors')
+    options, others = parser.parse_known_args(arguments)
+    if others:  # those of `lisa-ros doctor`, which starts this where it cannot be imported
+        print(
+            f'doctor: {shlex.join(others)} has no effect here: only {DEFAULT_MODEL} is checked '
+            'until all packages can be imported',
+            file=sys.stderr,
+        )
     doctor_options = DoctorOptions(
         ModelOptions(DEFAULT_MODEL), options.node, timeout=options.timeout
     )
-    return report(doctor_options, as_json=options.json)
+    return report(doctor_options, as_json=options.json, is_strict=options.strict)
 
 
 if __name__ == '__main__':

@@ -37,7 +37,7 @@ class QueryLimits:
     shown_masks: int = 32  # of the last turn that had masks
     shown_pixels: int = 100_000_000  # of all of them
     deadline: float = 300.0  # [s]
-    new_tokens: int = 1024
+    new_tokens: int = 2048  # as the node's max_new_tokens
 
 
 @dataclass(frozen=True)
