@@ -424,6 +424,48 @@ def test_after_the_wake_phrase_a_command_is_accepted_for_a_while(vocabulary):
     assert interpret('stop') == (Outcome.COMMAND, 'stop')  # at any time
 
 
+def recognized(transcripts, vocabulary=None):
+    """Return the results of utterances, each with one partial transcript and then its own."""
+    engine = ScriptedEngine(*(Transcript(text, 1.0) for text in transcripts))
+    interpreter = Interpreter(vocabulary, wake_phrase='hey lisa')
+    listener = Listener(engine, interpreter, partial_every=100.0)
+    results = []
+    for _ in range(len(transcripts) // 2):
+        results += recognize(listener, speech('find_the_yellow_mug'))
+    assert not engine.transcripts
+    return [(result.outcome, result.command) for result in results]
+
+
+def test_a_partial_transcript_does_not_use_up_the_wake_phrase(vocabulary):
+    command = 'find the mug next to the bowl'
+    transcripts = ['hey', 'hey lisa', 'find the mug', command]
+    for words, expected in ((None, command), (vocabulary, vocabulary.match(command)[0])):
+        _, awake, partial, (outcome, spoken) = recognized(transcripts, words)
+        assert awake == (Outcome.AWAKE, '')
+        assert partial == (Outcome.PARTIAL, '')
+        assert (outcome, spoken) == (Outcome.COMMAND, expected)
+
+
+def test_a_partial_transcript_does_not_wake_it():
+    transcripts = ['hey lisa', 'hey lisp machines', 'find the mug', 'find the mug']
+    results = recognized(transcripts)
+    assert [outcome for outcome, _ in results] == [
+        *(Outcome.PARTIAL, Outcome.ASLEEP, Outcome.PARTIAL, Outcome.ASLEEP),
+    ]
+
+
+def test_stop_in_a_partial_transcript_needs_no_wake_phrase_and_leaves_it_awake():
+    engine = ScriptedEngine(*(Transcript(t, 1.0) for t in ('hey', 'hey lisa', 'stop', 'a', 'a')))
+    listener = Listener(
+        engine, Interpreter(wake_phrase='hey lisa', awake=1e6), partial_every=100.0
+    )
+    for outcomes in ([Outcome.PARTIAL, Outcome.AWAKE], [Outcome.COMMAND]):
+        results = recognize(listener, speech('find_the_yellow_mug'))
+        assert [result.outcome for result in results] == outcomes
+    results = recognize(listener, speech('find_the_yellow_mug'))
+    assert [result.command for result in results] == ['', 'a']
+
+
 def test_the_stop_words_are_sayable(vocabulary):
     assert all(vocabulary.meaning(text) == 'stop' for text in STOP)
     assert 'stop' in vocabulary.sentence_by_meaning
