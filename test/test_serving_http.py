@@ -31,6 +31,7 @@ from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery
+from lisa_ros.serving.replies import Answer, ReplyFigures
 from lisa_ros.serving.server_monitor import read_models
 from lisa_ros.serving.tokens import Client, RateLimiter, TokenTable
 from lisa_ros.serving.wire_format import (
@@ -486,6 +487,37 @@ def test_uploads_that_break_off_leave_nothing_behind(server, png):
             connection.sendall(f'{head}Content-Length: 100000\r\n\r\n'.encode() + b'a' * 5000)
     wait_until(lambda: server.state.body_bytes == 0)
     assert server.segment(png, COMMANDS[0])[0] == 200
+
+
+class NotedModels:
+    """Models that note requests and answer them at once."""
+
+    state = ModelsState(1, 1, 0, 9, 0, {})
+
+    def __init__(self):
+        self.requests = []
+
+    async def answer(self, request):
+        self.requests.append(request)
+        return Answer('{"status": "FOUND"}', ReplyFigures())
+
+
+def test_requests_are_numbered_as_they_arrive_not_as_their_bodies_end(png):
+    models = NotedModels()
+    content_type, body = encode_request(png, 'image/png', SegmentQuery('older', stream='cam'))
+    head = f'POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n'
+    with (
+        RunningServer(models, limits=LIMITS) as server,
+        socket.create_connection(('127.0.0.1', server.port), timeout=LONG) as connection,
+    ):
+        connection.sendall(f'{head}Content-Length: {len(body)}\r\n\r\n'.encode() + body[:100])
+        wait_until(lambda: server.state.body_bytes == len(body))
+        assert server.segment(png, SegmentQuery('newer', stream='cam'))[0] == 200
+        connection.sendall(body[100:])
+        assert connection.recv(65536).startswith(b'HTTP/1.1 200 ')
+    newer, older = models.requests
+    assert (newer.upload.query.command, older.upload.query.command) == ('newer', 'older')
+    assert older.number < newer.number
 
 
 class EndlessModels:

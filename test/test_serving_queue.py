@@ -103,9 +103,9 @@ def png():
 PNG = png()
 
 
-def request(command, seconds=60.0, stream='', alone=False, **fields):
+def request(command, seconds=60.0, stream='', alone=False, number=0, **fields):
     upload = ImageUpload(SegmentQuery(command, **fields), PNG, 'image/png')
-    return ModelRequest(upload, seconds, stream, alone)
+    return ModelRequest(upload, seconds, stream, alone, number)
 
 
 def run(scenario, **limits):
@@ -195,6 +195,23 @@ def test_the_newest_of_a_stream_replaces_the_one_that_waits(backend):
         assert (await older).problem is Problem.SUPERSEDED
         backend.gate.set()
         replies = await asyncio.gather(first, other, newer)
+        assert all(isinstance(reply, Answer) for reply in replies)
+
+    run(scenario)
+
+
+def test_an_older_request_that_is_decoded_later_does_not_replace_the_newer_one(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        newer = asyncio.create_task(server.answer(request('newer', stream='front', number=2)))
+        other = asyncio.create_task(server.answer(request('other', stream='rear', number=1)))
+        await until(lambda: waiting(server) == 2)
+        older = request('older', stream='front', number=1)
+        assert (await server.answer(older)).problem is Problem.SUPERSEDED
+        newest = asyncio.create_task(server.answer(request('newest', stream='front', number=3)))
+        assert (await newer).problem is Problem.SUPERSEDED
+        backend.gate.set()
+        replies = await asyncio.gather(first, other, newest)
         assert all(isinstance(reply, Answer) for reply in replies)
 
     run(scenario)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -94,16 +95,19 @@ class _Api:
 
     def __init__(self, state: HttpState):
         self._state = state
+        # since the epoch [ns]: those of a server that starts again at the same replicas go on
+        self._numbers = itertools.count(time.time_ns())
 
     async def segment(self, request: Request) -> Response:
         """POST /v1/segment."""
         arrival, metrics = time.monotonic(), self._state.metrics
+        number = next(self._numbers)
         try:
             client = self._client(request)
             self._state.rates.take(client)
             async with contextlib.AsyncExitStack() as resources:
                 upload = await resources.enter_async_context(self._upload(request))
-                model_request = self._model_request(upload, client, arrival)
+                model_request = self._model_request(upload, client, arrival, number)
                 if wants_events(request):
                     return await self._stream(request, model_request, arrival, resources)
                 answer = await unless_gone(request, self._state.models.answer(model_request))
@@ -208,13 +212,16 @@ class _Api:
         finally:
             state.body_bytes -= size
 
-    def _model_request(self, upload: ImageUpload, client: Client, arrival: float) -> ModelRequest:
+    def _model_request(
+        self, upload: ImageUpload, client: Client, arrival: float, number: int
+    ) -> ModelRequest:
         deadline = upload.query.deadline or self._state.limits.default_deadline
         stream = upload.query.stream
         return ModelRequest(
             upload,
             max(0.0, deadline - (time.monotonic() - arrival)),
             f'{client.name}/{stream}' if stream else '',
+            number=number,
         )
 
     async def _stream(

@@ -182,6 +182,7 @@ class ModelServer:
                 options=upload.query.inference_options(self._plan.options),
                 deadline=deadline,
                 stream=request.stream,
+                number=request.number,
                 alone=request.alone,
                 events=asyncio.Queue() if has_events else None,
             )

@@ -19,6 +19,7 @@ class ModelRequest:
     stream: str = ''  # the client's name and the stream's; '': a request by itself
     # whether it is answered in a batch of its own, because a replica ended while it answered this
     alone: bool = False
+    number: int = 0  # of a stream's requests, the one with the largest is the newest
 
 
 @dataclass(frozen=True)
