@@ -51,6 +51,8 @@ class SegmentServer(ThreadingHTTPServer):
             context.load_cert_chain(*certificate)
             self.socket = context.wrap_socket(self.socket, server_side=True)
         self.is_loading = False
+        self.is_rate_limited = False  # for GET /v1/models, as of earlier versions
+        self.polls = 0  # of /v1/models
         self.scheme = 'http' if certificate is None else 'https'
         self.faults, self.seen, self.connections, self.left = [], [], 0, threading.Event()
         self.open_sockets = set()
@@ -103,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path != '/v1/models':
             self._send(404, 'text/plain', b'no such page')
+            return
+        self.server.polls += 1
+        if self.server.is_rate_limited:
+            self.problem(ProblemError(Problem.RATE_LIMITED, 'the token has used its rate', 1.0))
         elif self._is_authorized() and self.server.is_loading:
             self._send(200, wire_format.JSON_TYPE, b'{"models": [], "replicas": 0}')
         elif self._is_authorized():

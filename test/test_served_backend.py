@@ -534,6 +534,19 @@ def test_a_server_that_loads_its_model_is_waited_for(server, connect):
     wait_until(lambda: served.health.state is HealthState.OK)
 
 
+@pytest.mark.parametrize('since', ['start', 'later'])
+def test_a_server_whose_rate_is_used_up_is_there(server, connect, since):
+    server.is_rate_limited = since == 'start'
+    served = connect(server.url, periods=FAST)
+    server.is_rate_limited, polls = True, server.polls
+    wait_until(lambda: server.polls > polls + 2)
+    assert served.health.state is HealthState.OK
+    assert served.health.failure is None
+    assert ask(served, 'it')[1].status is Status.FOUND
+    server.is_rate_limited = False
+    wait_until(lambda: served.precision == 'fp32')
+
+
 def test_a_closed_backend_is_unreachable(server, connect):
     served = connect(server.url)
     served.close()

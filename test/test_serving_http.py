@@ -576,12 +576,23 @@ def test_only_clients_with_a_token_are_answered(guarded, png):
     assert guarded.request('GET', '/healthz')[0] == 200  # for probes
 
 
-def test_a_token_has_a_rate(guarded):
+def test_a_token_has_a_rate(guarded, png):
     headers = {'Authorization': 'Bearer slow-slow-slow-slow'}
-    assert guarded.request('GET', '/v1/models', **headers)[0] == 200
-    status, answer_headers, document = guarded.request('GET', '/v1/models', **headers)
+    assert guarded.segment(png, COMMANDS[0], **headers)[0] == 200
+    status, answer_headers, document = guarded.segment(png, COMMANDS[0], **headers)
     assert (status, document['type']) == (429, 'rate_limited')
     assert 1 <= int(answer_headers['retry-after']) <= 100
+
+
+def test_idle_robots_that_ask_for_the_model_leave_the_rate_to_commands(guarded, png):
+    headers = {'Authorization': 'Bearer slow-slow-slow-slow'}
+    for _ in range(5):
+        assert guarded.request('GET', '/v1/models', **headers)[0] == 200
+    assert guarded.segment(png, COMMANDS[0], **headers)[0] == 200
+    assert guarded.request('GET', '/v1/models', **headers)[0] == 200
+    paths = guarded.request('GET', '/openapi.json')[2]['paths']
+    assert '429' not in paths['/v1/models']['get']['responses']
+    assert '429' in paths['/v1/segment']['post']['responses']
 
 
 def test_a_rate_lets_as_many_pass_as_it_says():

@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--token-file',
         type=Path,
         metavar='FILE',
-        help='lines of NAME TOKEN [REQUESTS_PER_SECOND]; only these clients may ask '
+        help='lines of NAME TOKEN [REQUESTS_PER_SECOND]; only these clients may ask, at this rate '
         '(default: none, anybody who reaches the port)',
     )
     group.add_argument(

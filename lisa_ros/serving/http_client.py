@@ -72,15 +72,18 @@ class ServerEvent:
 class _TryAgainError(Exception):
     """A request failed before the server began an answer."""
 
-    def __init__(self, error: LisaError, pause: float | None = None):
+    def __init__(
+        self, error: LisaError, pause: float | None = None, problem: Problem | None = None
+    ):
         """Make an error.
 
         Args:
             error: to raise if there is no further try.
             pause: how long the server asks to wait [s]; None: it does not.
+            problem: what the server reports; None: nothing.
         """
         super().__init__(str(error))
-        self.error, self.pause = error, pause
+        self.error, self.pause, self.problem = error, pause, problem
 
 
 class HttpClient:
@@ -127,14 +130,16 @@ class HttpClient:
             timeout: of all of it [s].
 
         Raises:
-            UnreachableError: there is no answer within the time.
-            ProblemError: the server does not give it.
+            UnreachableError: there is no answer within the time, or the server has no capacity.
+            ProblemError: the server does not give it; RATE_LIMITED: the token has used its rate.
             ModelError: its answer is not JSON.
         """
         answer = self._run(self._get(path, timeout))
         try:
             return answer.result(timeout)
         except _TryAgainError as error:
+            if error.problem is Problem.RATE_LIMITED:
+                raise ProblemError(error.problem, str(error), error.pause) from None
             raise error.error from None
         except CancelledError:
             raise self._closed() from None
@@ -340,7 +345,7 @@ class HttpClient:
             pause = retry_after(headers.get('Retry-After', ''), headers.get('Date', ''))
             wait = '' if pause is None else f', and asks to wait {pause:.3g} s'
             error = UnreachableError(f'{self.name} has no capacity ({summary}){wait}')
-            raise _TryAgainError(error, pause)
+            raise _TryAgainError(error, pause, problem)
         if problem is not None:
             raise ProblemError(problem, f'{self.name}: {detail}')
         if status in _GATEWAY_FAILED:

@@ -121,7 +121,7 @@ def _get(
     not_ready: bool = False,
 ) -> dict[str, object]:
     problems = [Problem.WRONG_HOST]
-    problems += [Problem.UNAUTHORIZED, Problem.RATE_LIMITED] if has_tokens else []
+    problems += [Problem.UNAUTHORIZED] if has_tokens else []
     problems += [Problem.NOT_READY] if not_ready else []
     return {
         'summary': summary,

@@ -21,6 +21,7 @@ from lisa_ros.errors import LisaError, ModelError, SettingsError, UnreachableErr
 from lisa_ros.perception.backend import Capabilities, ScoreKind
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.serving.http_client import HttpClient
+from lisa_ros.serving.problems import Problem, ProblemError
 
 MODELS_PATH = '/v1/models'
 _FIRST_TIMEOUT = 5.0  # how long the first contact may take [s]
@@ -197,7 +198,14 @@ class ServerMonitor:
         return False
 
     def _ask(self, timeout: float) -> None:
-        model = read_models(self._client.get_json(MODELS_PATH, timeout))
+        try:
+            document = self._client.get_json(MODELS_PATH, timeout)
+        except ProblemError as error:
+            if error.problem is not Problem.RATE_LIMITED:
+                raise
+            self.note_answer()  # earlier versions of the server count this path, too
+            return
+        model = read_models(document)
         with self._changed:
             self._model = model
         self.note_answer()
