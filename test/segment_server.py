@@ -53,6 +53,7 @@ class SegmentServer(ThreadingHTTPServer):
         self.is_loading = False
         self.is_rate_limited = False  # for GET /v1/models, as of earlier versions
         self.polls = 0  # of /v1/models
+        self.version = ''  # of the weights
         self.scheme = 'http' if certificate is None else 'https'
         self.faults, self.seen, self.connections, self.left = [], [], 0, threading.Event()
         self.open_sockets = set()
@@ -116,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             capabilities['scores'] = self.server.backend.capabilities.scores.name.lower()
             model = {'name': 'test', 'precision': 'fp32', 'capabilities': capabilities}
             model['input_side'] = self.server.input_side
+            model['version'] = self.server.version
             self._send(200, wire_format.JSON_TYPE, json.dumps({'models': [model]}).encode())
 
     def do_POST(self):
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 for event in events:
                     if isinstance(event, Done):
-                        served = wire_format.Served('test')
+                        served = wire_format.Served('test', self.server.version)
                         document = wire_format.answer_json(event.result, query, shape, served)
                         document['times'] = document['times'] or {
                             'model': time.perf_counter() - start

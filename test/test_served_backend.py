@@ -220,6 +220,36 @@ def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
         np.testing.assert_array_equal(server.seen[-1][1], image)
 
 
+def test_new_weights_are_noticed_while_requests_follow_one_another(connect):
+    image, periods = np.zeros((120, 320, 3), np.uint8), MonitorPeriods(1e6, 0.05, LONG)
+    with segment_server.running(ScriptedBackend(REPLIES), input_side=160) as server:
+        served = connect(server.url, coding=ImageCoding(ImageFormat.JPEG, 95), periods=periods)
+        polls = server.polls
+        for _ in range(5):
+            ask(served, 'it', image)
+        assert server.polls == polls  # the model is the known one
+        server.version, server.input_side = 'f' * 64, None
+
+        def is_whole():
+            ask(served, 'it', image)
+            return server.seen[-1][1].shape == image.shape
+
+        wait_until(is_whole)
+
+
+def test_a_request_that_finds_a_late_server_makes_its_model_known(server, connect):
+    server.is_loading = True
+    served = connect(server.url, periods=MonitorPeriods(1e6, 1.0, LONG))
+    assert served.precision == ''
+    server.is_loading = False
+
+    def is_known():
+        assert ask(served, 'it')[1].status is Status.FOUND
+        return served.precision == 'fp32'
+
+    wait_until(is_known)
+
+
 @pytest.mark.parametrize('size', [(4, 5), GRAY.shape[:2]], ids=['of another image', 'fits'])
 @pytest.mark.parametrize('region', [None, (20, 20, 8, 8)], ids=['image', 'region'])
 def test_masks_of_an_image_of_another_size_are_not_sent(server, connect, size, region):

@@ -73,6 +73,7 @@ from lisa_ros.serving.wire_format import (
     SentMask,
     event_of,
     result_of,
+    served_of,
 )
 
 
@@ -327,6 +328,7 @@ class ServedBackend:
                 raise self._reported(event.data)
             if event.name == DONE_EVENT:
                 result = result_of(event.data, tuple(masks.values()), sent.sent_shape)
+                self._monitor.note_answer(served_of(event.data))
                 yield Done(enlarged_result(self._checked(result, sent), sent.shape))
                 return
             piece = event_of(event.name, event.data, sent.sent_shape)

@@ -222,6 +222,11 @@ def result_of(
         raise _foreign(error) from error
 
 
+def served_of(document: dict[str, object]) -> Served:
+    """Return which model has given an answer; `document` is one that `result_of` has read."""
+    return Served(str(document.get('model') or ''), str(document.get('version') or ''))
+
+
 def event_of(name: str, document: object, shape: tuple[int, int] | None = None) -> Event:
     """Return an event of an answer's stream; of `done` take `result_of`.
 
