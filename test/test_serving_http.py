@@ -595,6 +595,21 @@ def test_idle_robots_that_ask_for_the_model_leave_the_rate_to_commands(guarded, 
     assert '429' in paths['/v1/segment']['post']['responses']
 
 
+def test_streams_of_two_tokens_are_two_whatever_their_names(tmp_path, png):
+    file, models = tmp_path / 'tokens', NotedModels()
+    clients = {'site': 'a' * 16, 'site/arm': 'b' * 16, 'site-arm': 'c' * 16}
+    file.write_text(''.join(f'{name} {token}\n' for name, token in clients.items()))
+    streams = ['cam', 'arm/cam', 'arm cam', ' cam', 'site cam']
+    with RunningServer(models, tokens=TokenTable.read(file)) as server:
+        for token in clients.values():
+            for stream in [*streams, 'cam', '']:
+                headers = {'Authorization': f'Bearer {token}'}
+                assert server.segment(png, SegmentQuery('x', stream=stream), **headers)[0] == 200
+    named = {request.stream for request in models.requests if request.stream}
+    assert len(named) == len(clients) * len(streams)  # one each, the same one for 'cam' twice
+    assert sum(not request.stream for request in models.requests) == len(clients)
+
+
 def test_a_rate_lets_as_many_pass_as_it_says():
     now = [0.0]
     rates, client = RateLimiter(lambda: now[0]), Client('arm', 4.0)

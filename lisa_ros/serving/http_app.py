@@ -220,7 +220,7 @@ class _Api:
         return ModelRequest(
             upload,
             max(0.0, deadline - (time.monotonic() - arrival)),
-            f'{client.name}/{stream}' if stream else '',
+            _stream_of(client, stream),
             number=number,
         )
 
@@ -273,6 +273,14 @@ class _Api:
         self._state.metrics.count(status, seconds)
         self._state.metrics.observe(answer.figures)
         _log.debug('%s in %.3f s, batch of %d', status, seconds, answer.figures.batch_size)
+
+
+def _stream_of(client: Client, stream: str) -> str:
+    """Return the name of a client's stream among those of all clients; '': it has none.
+
+    Names of clients have no spaces, so that no two streams get the same one.
+    """
+    return f'{client.name} {stream}' if client.name and stream else stream
 
 
 class _EventResponse(StreamingResponse):
