@@ -185,6 +185,40 @@ def test_only_requests_with_the_same_options_go_together(backend):
     run(scenario)
 
 
+class Turnstile:
+    """A gate that lets one request pass for each `release`."""
+
+    def __init__(self):
+        self._turns = threading.Semaphore(0)
+        self.release = self._turns.release
+
+    def wait(self, seconds):
+        return self._turns.acquire(timeout=seconds)
+
+
+def test_a_backend_without_batches_takes_one_request_at_a_time(backend):
+    backend.capabilities, backend.gate = Capabilities(), Turnstile()
+
+    async def scenario(server):
+        first = await block(server, backend)
+        a = asyncio.create_task(server.answer(request('a', 50)))
+        older = asyncio.create_task(server.answer(request('older', stream='front')))
+        await until(lambda: waiting(server) == 2)
+        backend.gate.release()
+        await until(lambda: backend.batches == [['first'], ['a']])
+        newer = asyncio.create_task(server.answer(request('newer', stream='front')))
+        assert (await older).problem is Problem.SUPERSEDED
+        urgent = asyncio.create_task(server.answer(request('urgent', 30)))
+        await until(lambda: waiting(server) == 2)
+        backend.gate.release(3)
+        replies = await asyncio.gather(first, a, urgent, newer)
+        assert backend.batches == [['first'], ['a'], ['urgent'], ['newer']]
+        assert {reply.figures.batch_size for reply in replies} == {1}
+        assert {reply.figures.largest_batch for reply in replies} == {1}
+
+    run(scenario)
+
+
 def test_the_newest_of_a_stream_replaces_the_one_that_waits(backend):
     async def scenario(server):
         first = await block(server, backend)

@@ -70,7 +70,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=positive_int,
         default=8,
         metavar='N',
-        help='requests that a replica answers at once (default: %(default)s)',
+        help='requests that a replica answers at once, if the model can (default: %(default)s)',
     )
     group.add_argument(
         '--queue',

@@ -46,7 +46,8 @@ class ServerMetrics:
         )
         self._limit = Gauge(
             'lisa_batch_limit',
-            'requests that a batch may have: --max-batch, less after the memory was not enough',
+            'requests that a batch may have: --max-batch, or 1 if the model answers no batches; '
+            'less after the memory was not enough',
             ['replica'],
             registry=registry,
         )

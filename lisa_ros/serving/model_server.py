@@ -155,7 +155,10 @@ class ModelServer:
     def _started_queue(self) -> BatchQueue:
         """Return the queue; the first call starts the worker in the running loop."""
         if self._queue is None:
-            self._queue = BatchQueue(self._plan.batches)
+            limits = self._plan.batches
+            if not can_batch(self._backend):  # what waits stays in the queue, for urgent ones
+                limits = dataclasses.replace(limits, largest=1)
+            self._queue = BatchQueue(limits)
             self._worker = asyncio.create_task(self._work(self._queue))
         return self._queue
 
@@ -241,7 +244,7 @@ class ModelServer:
             How many requests a batch may have, as far as this one shows.
         """
         waiting = list(batch)
-        fitting = self._run_together(waiting, loop) if can_batch(self._backend) else len(batch)
+        fitting = self._run_together(waiting, loop)
         answered = len(batch) - len(waiting)
         failures = self._bugs if answered else self._bugs + 1  # in a row, with this batch
         for ticket in waiting:
