@@ -35,7 +35,6 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.batch import can_batch, in_halves, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
-from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import crop, stream_in_region
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, unanswered
 from lisa_ros.serving.batch_queue import (
@@ -44,6 +43,7 @@ from lisa_ros.serving.batch_queue import (
     Ticket,
     deadline_error,
 )
+from lisa_ros.serving.model_location import load_located
 from lisa_ros.serving.multipart import ImageUpload, decode_upload
 from lisa_ros.serving.problems import ProblemError
 from lisa_ros.serving.query_format import SegmentQuery, invalid
@@ -68,6 +68,7 @@ class ReplicaPlan:
     image_pixels: int = 25_000_000
     # a batch that takes longer has hung: the replica is started again [s]
     hang_seconds: float = 600.0
+    folder: str = ''  # that `model` led to when `served` was computed, see `model_location`
 
 
 class ModelServer:
@@ -82,7 +83,7 @@ class ModelServer:
         """
         native_settings.apply()
         self._plan = plan
-        self._backend = load_backend(plan.model, plan.load_options)
+        self._backend = load_located(plan.model, plan.folder, plan.load_options)
         # requests are read and refused while the model has all cores
         lower = native_settings.lower_thread_priority
         self._model_thread = ThreadPoolExecutor(1, 'model', initializer=lower)

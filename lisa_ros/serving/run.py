@@ -20,16 +20,14 @@ from pathlib import Path
 import uvicorn
 
 from lisa_ros.errors import LisaError
-from lisa_ros.model.checksums import file_checksums, folder_checksum
-from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.registry import find_loader
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.limits import ServerLimits
+from lisa_ros.serving.model_location import locate
 from lisa_ros.serving.ray_cluster import PoolPlan
 from lisa_ros.serving.ray_models import RayModels
 from lisa_ros.serving.tokens import TokenTable
-from lisa_ros.serving.wire_format import Served
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -146,39 +144,16 @@ async def _update_on(
         if plan.token_file and state.tokens:
             state.tokens = state.tokens.reloaded(plan.token_file)
         try:
-            served = await asyncio.to_thread(served_model, replica.model)
+            location = await asyncio.to_thread(locate, replica.model)
+            served = location.served
             if served.version and served.version == replica.served.version:
                 _log.info('the weights have not changed')
                 continue
             _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
-            new = dataclasses.replace(replica, served=served)
+            new = dataclasses.replace(replica, served=served, folder=location.folder)
             async with deploying:
                 await asyncio.to_thread(models.update, new)
             replica = new
             _log.info('all replicas have the weights %s', served.version[:12])
         except LisaError as error:
             _log.error('nothing was updated: %s', error)
-
-
-def served_model(model: str) -> Served:
-    """Return the name and version of a model, as clients see them.
-
-    Raises:
-        CheckpointError: a file of the model cannot be read.
-    """
-    _, name = find_loader(model)
-    scheme = model.removesuffix(name)
-    is_local = Path(name).expanduser().exists()
-    shown = Path(name).expanduser().resolve().name if is_local else name
-    return Served(f'{scheme}{shown}', weights_version(model))
-
-
-def weights_version(model: str) -> str:
-    """Return the SHA-256 of a model's files, as `lisa-ros checksum` prints it; '' of a hub id.
-
-    Raises:
-        CheckpointError: a file cannot be read.
-    """
-    _, name = find_loader(model)
-    source = Path(resolve_bundled_model(name)).expanduser()
-    return folder_checksum(file_checksums(source)) if source.exists() else ''
