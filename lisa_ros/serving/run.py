@@ -19,15 +19,14 @@ from pathlib import Path
 
 import uvicorn
 
-from lisa_ros.errors import LisaError
 from lisa_ros.perception.registry import find_loader
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
 from lisa_ros.serving.limits import ServerLimits
-from lisa_ros.serving.model_location import locate
 from lisa_ros.serving.ray_cluster import PoolPlan
 from lisa_ros.serving.ray_models import RayModels
 from lisa_ros.serving.tokens import TokenTable
+from lisa_ros.serving.updates import Updates
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -89,7 +88,9 @@ async def _serve(
             await asyncio.wait({starting, listening}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                updating = asyncio.create_task(_update_on(reload, models, state, plan, deploying))
+                replica = plan.pool.replica
+                updates = Updates(models, state, replica, plan.token_file, deploying)
+                updating = asyncio.create_task(updates.follow(reload))
                 await listening
             _log.info('stopping')
         finally:
@@ -127,33 +128,3 @@ async def _signals(server: uvicorn.Server) -> AsyncIterator[asyncio.Event]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
-
-
-async def _update_on(
-    reload: asyncio.Event,
-    models: RayModels,
-    state: HttpState,
-    plan: ServerPlan,
-    deploying: asyncio.Lock,
-) -> None:
-    """Read tokens and weights again whenever `reload` is set; errors leave what there is."""
-    replica = plan.pool.replica
-    while True:
-        await reload.wait()
-        reload.clear()
-        if plan.token_file and state.tokens:
-            state.tokens = state.tokens.reloaded(plan.token_file)
-        try:
-            location = await asyncio.to_thread(locate, replica.model)
-            served = location.served
-            if served.version and served.version == replica.served.version:
-                _log.info('the weights have not changed')
-                continue
-            _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
-            new = dataclasses.replace(replica, served=served, folder=location.folder)
-            async with deploying:
-                await asyncio.to_thread(models.update, new)
-            replica = new
-            _log.info('all replicas have the weights %s', served.version[:12])
-        except LisaError as error:
-            _log.error('nothing was updated: %s', error)
