@@ -495,11 +495,11 @@ class NotedModels:
     state = ModelsState(1, 1, 0, 9, 0, {})
 
     def __init__(self):
-        self.requests = []
+        self.requests, self.figures = [], ReplyFigures()
 
     async def answer(self, request):
         self.requests.append(request)
-        return Answer('{"status": "FOUND"}', ReplyFigures())
+        return Answer('{"status": "FOUND"}', self.figures)
 
 
 def test_requests_are_numbered_as_they_arrive_not_as_their_bodies_end(png):
@@ -540,6 +540,7 @@ def test_the_bytes_of_a_stream_count_until_its_client_leaves(png):
         assert endless.state.body_bytes == len(body)
         client.close()
         wait_until(lambda: endless.state.body_bytes == 0)
+        assert counted(endless, 'lisa_requests_total', result='client_left') == 1
 
 
 # ---- tokens
@@ -652,13 +653,63 @@ def test_a_missing_token_file_is_a_clear_error(tmp_path):
         TokenTable.read(tmp_path / 'none')
 
 
+def counted(server, name, **labels):
+    """Return a number of GET /metrics; 0: it is not there."""
+    text = server.request('GET', '/metrics')[2].decode()
+    names = ','.join(f'{key}="{value}"' for key, value in labels.items())
+    line = f'\n{name}{{{names}}} ' if names else f'\n{name} '
+    return float(text.partition(line)[2].partition('\n')[0] or 0)
+
+
 def test_metrics_count_each_result(server, png):
     def count(result):
-        text = server.request('GET', '/metrics')[2].decode()
-        line = f'lisa_requests_total{{result="{result}"}} '
-        return float(text.partition(line)[2].partition('\n')[0] or 0)
+        return counted(server, 'lisa_requests_total', result=result)
 
     before = count('FOUND'), count('malformed')
     server.segment(png, COMMANDS[0])
     server.request('POST', '/v1/segment', b'', Content_Type=FORM)
     assert (count('FOUND'), count('malformed')) == (before[0] + 1, before[1] + 1)
+
+
+class BrokenModels:
+    """Models whose answers end in a bug: at once, or behind the first event of a stream."""
+
+    state = ModelsState(1, 1, 0, 9, 0, {})
+
+    async def answer(self, request):
+        raise ZeroDivisionError
+
+    async def stream(self, request):
+        yield b'event: token\ndata: {}\n\n'
+        raise ZeroDivisionError
+
+
+def test_bugs_are_counted(png):
+    with RunningServer(BrokenModels(), limits=LIMITS) as broken:
+        assert broken.segment(png, 'x')[2]['type'] == 'internal'
+        assert counted(broken, 'lisa_requests_total', result='internal') == 1
+        with pytest.raises(http.client.IncompleteRead):
+            broken.segment(png, 'x', Accept='text/event-stream')
+        assert counted(broken, 'lisa_requests_total', result='internal') == 2
+        assert counted(broken, 'lisa_requests_total', result='client_left') == 0
+
+
+def test_only_answers_count_for_the_time_of_answers(png):
+    models = NotedModels()
+    with RunningServer(models, limits=LIMITS) as server:
+        for _ in range(2):
+            assert server.segment(png, 'x')[0] == 200
+        assert server.segment(b'', 'x')[0] == 422
+        assert counted(server, 'lisa_requests_total', result='invalid_image') == 1
+        assert counted(server, 'lisa_requests_total', result='FOUND') == 2
+        assert counted(server, 'lisa_request_seconds_count') == 2
+
+
+def test_each_replica_has_metrics_of_its_own_although_process_ids_are_equal(png):
+    models = NotedModels()
+    with RunningServer(models, limits=LIMITS) as server:
+        for name, largest in (('pod-1', 8), ('pod-2', 4)):
+            models.figures = ReplyFigures(replica=name, largest_batch=largest)
+            server.segment(png, 'x')
+        assert counted(server, 'lisa_batch_limit', replica='pod-1') == 8
+        assert counted(server, 'lisa_batch_limit', replica='pod-2') == 4

@@ -74,15 +74,19 @@ class ReplicaPlan:
 class ModelServer:
     """Answers requests with one backend; all methods run in one asyncio loop."""
 
-    def __init__(self, plan: ReplicaPlan):
+    def __init__(self, plan: ReplicaPlan, name: str = ''):
         """Load the model.
+
+        Args:
+            plan: what is loaded.
+            name: of the replica among all that answer, for the metrics; '': the process id.
 
         Raises:
             CheckpointError: the files are not a whole model.
             SettingsError: the device, the precision or the scheme is not available.
         """
         native_settings.apply()
-        self._plan = plan
+        self._plan, self._name = plan, name or str(os.getpid())
         self._backend = load_located(plan.model, plan.folder, plan.load_options)
         # requests are read and refused while the model has all cores
         lower = native_settings.lower_thread_priority
@@ -218,7 +222,7 @@ class ModelServer:
             result.timings,
             self._started_queue().length,
             gpu_memory(),
-            os.getpid(),
+            self._name,
             self._started_queue().largest,
         )
         return Answer(document, figures)

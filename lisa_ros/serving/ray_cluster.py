@@ -46,6 +46,14 @@ class PoolPlan:
     app: str = 'lisa-ros'  # name of the Serve application
 
 
+class _Replica(ModelServer):
+    """A replica with the name that Serve gives it: process ids of two machines may be equal."""
+
+    def __init__(self, plan: ReplicaPlan):
+        _, serve = import_ray()
+        super().__init__(plan, serve.get_replica_context().replica_id.unique_id)
+
+
 def import_ray() -> tuple[ModuleType, ModuleType]:
     """Import Ray and Ray Serve.
 
@@ -183,7 +191,7 @@ def application(plan: PoolPlan, surge: int) -> Application:
             }
         }
     deployment = serve.deployment(
-        ModelServer,
+        _Replica,
         name=DEPLOYMENT,
         max_ongoing_requests=places + _SLACK,
         ray_actor_options={'num_cpus': 1, 'num_gpus': gpus},

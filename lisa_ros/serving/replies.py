@@ -30,7 +30,7 @@ class ReplyFigures:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     waiting: int = 0  # requests in the replica's queue after this one
     gpu_memory: GpuMemory | None = None
-    replica: int = 0  # process id
+    replica: str = ''  # its name among all replicas; '': unknown
     largest_batch: int = 0  # requests that a batch may have; 0: unknown
 
 
