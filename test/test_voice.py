@@ -146,6 +146,34 @@ def test_a_sentence_of_the_vocabulary_is_returned_unchanged(vocabulary):
     assert vocabulary.match('watch the red mug') == ('watch: the red mug', 1.0)
 
 
+@pytest.mark.parametrize(
+    ('text', 'command'),
+    [
+        ('watch the cofee pot', 'watch: the coffee pot'),
+        ('Watch the water botle.', 'watch: the water bottle'),
+        ('watch all the yellow coffee pot', 'watch: all the yellow coffee pots'),
+        ('watch the water bottle left of the mugg', 'watch: the water bottle left of the mug'),
+        ('please watch the coffee pot', 'watch: the coffee pot'),
+        ('please watch the tallest coffe pot', 'watch: the tallest coffee pot'),
+        ('watch something to drink from', 'watch: something to drink from'),
+    ],
+)
+def test_watch_is_kept_whatever_it_precedes(vocabulary, text, command):
+    matched, confidence = vocabulary.match(text)
+    assert matched == command
+    assert confidence > 0.7
+
+
+def test_watch_precedes_neither_stop_nor_what_refers_to_the_dialogue(vocabulary):
+    assert vocabulary.match('watch stop') == ('stop', 1.0)
+    assert vocabulary.match('stop watching') == ('stop watching', 1.0)
+    assert vocabulary.match('the other one') == ('the other one', 1.0)
+    for text in ('watch the other one', 'watch and the bowl', 'watch', 'please watch'):
+        assert vocabulary.match(text)[1] < 0.7
+    small = Vocabulary(dialogue_phrases=('the other one',))
+    assert small.match('watch the other one') == ('', 0.0)
+
+
 def test_a_misspelt_name_becomes_the_most_similar_with_less_confidence(vocabulary):
     command, confidence = vocabulary.match('Where is the wramekin?')
     assert vocabulary.meaning(command) == 'ramekin'
