@@ -181,7 +181,7 @@ def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
     for number, event in served.stream_batch(served_requests, OPTIONS):
         if isinstance(event, Done):
             ends[number] = event.result.status
-        if len(ends) == 2:  # the others have ended
+        if 2 in ends:  # the server answers one at a time: "it" may wait for "slow"
             cancel.set()
     assert ends == {0: Status.FOUND, 1: Status.CANCELLED, 2: Status.FAILED}
 
@@ -438,6 +438,24 @@ def test_what_no_answer_has_begun_for_is_tried_again(server, connect, fault):
     server.faults += [fault, fault]
     assert ask(served, 'it')[1].status is Status.FOUND
     assert len(server.seen) == 3
+
+
+def test_each_try_sends_what_is_left_of_the_deadline(server, connect):
+    served = connect(server.url)
+    server.faults += [_refused(Problem.OVERLOADED)] * 2
+    assert ask(served, 'it')[1].status is Status.FOUND
+    first, second, third = (query.deadline for query, _, _ in server.seen)
+    assert LONG >= first > second + 0.2 > third + 0.6  # after pauses of 0.25 and 0.5 s
+    contents = {image.tobytes() for _, image, _ in server.seen}
+    assert contents == {GRAY.tobytes()}
+
+
+def test_without_a_deadline_no_try_sends_one(server, connect):
+    served = connect(server.url)
+    server.faults.append(_refused(Problem.OVERLOADED, 0))
+    options = dataclasses.replace(OPTIONS, answer_timeout=None)
+    assert ask(served, 'it', options=options)[1].status is Status.FOUND
+    assert [query.deadline for query, _, _ in server.seen] == [None, None]
 
 
 def test_a_server_without_capacity_is_unreachable(server, connect):

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -59,6 +59,13 @@ class RequestBody:
 
     media_type: str
     content: bytes
+
+
+class Sendable(Protocol):
+    """A request that may be sent several times."""
+
+    def body(self) -> RequestBody:
+        """Return what is sent now. Any thread."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class HttpClient:
     def post_events(
         self,
         path: str,
-        body: RequestBody,
+        request: Sendable,
         deadline: Deadline,
         stop: Cancellation,
     ) -> Iterator[ServerEvent]:
@@ -163,7 +170,7 @@ class HttpClient:
 
         Args:
             path: such as "/v1/segment".
-            body: to send.
+            request: asked for its body before each try.
             deadline: of all tries together.
             stop: looked at before each event, and while none arrives.
 
@@ -173,7 +180,7 @@ class HttpClient:
             ModelError: its answer is not a stream of events, or too large.
         """
         events: queue.SimpleQueue[ServerEvent | None] = queue.SimpleQueue()
-        answer, is_complete = self._run(self._ask(path, body, deadline, events)), False
+        answer, is_complete = self._run(self._ask(path, request, deadline, events)), False
         try:
             while not stop.is_set():
                 try:
@@ -220,7 +227,7 @@ class HttpClient:
     async def _ask(
         self,
         path: str,
-        body: RequestBody,
+        request: Sendable,
         deadline: Deadline,
         events: queue.SimpleQueue[ServerEvent | None],
     ) -> None:
@@ -228,7 +235,7 @@ class HttpClient:
         try:
             for number in range(1, _MAX_TRIES + 1):
                 try:
-                    await self._try(path, body, deadline, events)
+                    await self._try(path, request.body(), deadline, events)
                     return
                 except _TryAgainError as error:  # noqa: PERF203
                     await self._pause(number, error, deadline)

@@ -323,7 +323,7 @@ class ServedBackend:
     def _received(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield what the server sends, in the size of the whole image."""
         masks: dict[int, SentMask] = {}
-        for event in self._client.post_events(SEGMENT_PATH, sent.body, stop.deadline, stop):
+        for event in self._client.post_events(SEGMENT_PATH, sent, stop.deadline, stop):
             if event.name == ERROR_EVENT:
                 raise self._reported(event.data)
             if event.name == DONE_EVENT:
