@@ -510,6 +510,36 @@ def test_wrong_settings_are_errors(model, options, message):
     assert 'secret' not in str(caught.value)
 
 
+@pytest.mark.parametrize('variable', ['http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'])
+def test_a_server_on_this_machine_is_asked_without_a_proxy(server, connect, variable, monkeypatch):
+    monkeypatch.delenv('http_proxy', raising=False)
+    with segment_server.running(ScriptedBackend(REPLIES)) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+        assert ask(connect('http://127.0.0.1:9'), 'it')[1].status is Status.UNREACHABLE
+        assert (proxy.polls, proxy.seen) == (0, [])
+        monkeypatch.setenv(variable, 'socks5://proxy:1080')
+        assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+
+
+@pytest.mark.parametrize('variable', ['http_proxy', 'all_proxy'])
+def test_a_server_elsewhere_is_asked_through_the_proxy(connect, variable, monkeypatch):
+    with segment_server.running(ScriptedBackend(REPLIES)) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        with pytest.raises(SettingsError, match='refuses the request'):  # it is no proxy
+            connect('http://gpu-server.example:8000')
+        monkeypatch.setenv('no_proxy', 'example')
+        assert connect('http://gpu-server.example:1').health.state is HealthState.UNREACHABLE
+
+
+def test_a_proxy_that_cannot_be_used_is_a_clear_error(monkeypatch):
+    for address in ('ftp://user:secret@proxy', 'http://user:secret/@proxy:x'):
+        monkeypatch.setenv('http_proxy', address)
+        with pytest.raises(SettingsError, match='correct HTTP_PROXY') as caught:
+            HttpClient(ServerAddress('http://gpu-server.example:8000'))
+        assert 'secret' not in str(caught.value)
+
+
 def test_another_server_is_refused(server, connect):
     with pytest.raises(SettingsError, match='refuses the request'):
         connect(f'{server.url}/elsewhere')

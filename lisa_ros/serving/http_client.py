@@ -3,8 +3,8 @@
 
 A request is tried again only before the server has begun an answer: if there is no connection, if
 a connection that was kept open turns out to be closed, and after 429 and 503, as Retry-After says.
-Proxies come from HTTPS_PROXY and NO_PROXY, certificates from the system or SSL_CERT_FILE;
-redirects are not followed. A token is in no message.
+Proxies come from the environment, see `server_connection.async_client`, certificates from the
+system or SSL_CERT_FILE; redirects are not followed. A token is in no message.
 
 Threads: an event loop in a thread of its own holds the connections, so that a stop closes one at
 once, whatever the server does. Every method may be called from any thread.
@@ -29,7 +29,13 @@ from lisa_ros.error_text import MAX_CHARS, error_summary, one_line, printable
 from lisa_ros.errors import LisaError, ModelError, UnreachableError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
-from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
+from lisa_ros.server_connection import (
+    async_client,
+    connection_fault,
+    is_loopback,
+    retry_after,
+    tls_fault,
+)
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.server_address import ServerAddress, parsed_url
 
@@ -100,7 +106,7 @@ class HttpClient:
         """Make a client; it connects with the first request.
 
         Raises:
-            SettingsError: the address is none.
+            SettingsError: the address is none, or a proxy of the environment cannot be used.
         """
         self._url, self._token = parsed_url(address.url), address.token
         self.name = str(self._url).rstrip('/')  # for messages
@@ -109,10 +115,7 @@ class HttpClient:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if address.token:
             headers['Authorization'] = f'Bearer {address.token}'
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            limits=httpx2.Limits(keepalive_expiry=_KEPT_IDLE),
-        )
+        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name='lisa-http', daemon=True).start()
         self._shut_down = weakref.finalize(self, _shut_down, self._loop, self._client)

@@ -3,8 +3,8 @@
 
 A request is streamed, and tried again only before the server has begun an answer: if there is no
 connection, and after 429 and 503, as Retry-After says. Every end has a cause in words, and the
-key is in none of them. Proxies come from HTTPS_PROXY and NO_PROXY, certificates from the system
-or SSL_CERT_FILE; redirects are not followed.
+key is in none of them. Proxies come from the environment, see `server_connection.async_client`,
+certificates from the system or SSL_CERT_FILE; redirects are not followed.
 
 Threads: one thread at a time asks. An event loop in a thread of its own holds the connection, so
 that a cancel closes it at once, whatever the server does.
@@ -27,7 +27,13 @@ import httpx2
 
 from lisa_ros.error_text import error_summary, one_line
 from lisa_ros.errors import ModelError, SettingsError, UnreachableError
-from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
+from lisa_ros.server_connection import (
+    async_client,
+    connection_fault,
+    is_loopback,
+    retry_after,
+    tls_fault,
+)
 from lisa_ros.vlm.chat_chunks import AnswerPiece, read_chunk
 from lisa_ros.vlm.pointing_model import StopSignal
 
@@ -113,7 +119,7 @@ class ChatServer:
             key: is sent as bearer token; '': none.
 
         Raises:
-            SettingsError: it is no such address.
+            SettingsError: it is no such address, or a proxy of the environment cannot be used.
         """
         self._url, self._key = completions_url(url), key
         self.address = str(self._url.copy_with(path='/')).rstrip('/')
@@ -121,9 +127,7 @@ class ChatServer:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if key:
             headers['Authorization'] = f'Bearer {key}'
-        self._client = httpx2.AsyncClient(
-            headers=headers, limits=httpx2.Limits(keepalive_expiry=_KEPT_IDLE)
-        )
+        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
         self._in_flight = asyncio.Lock()  # the connection of a cancelled request is closed first
         self._loop = asyncio.new_event_loop()
         threading.Thread(
