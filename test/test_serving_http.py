@@ -30,7 +30,7 @@ from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
-from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery
+from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
 from lisa_ros.serving.replies import Answer, ReplyFigures
 from lisa_ros.serving.server_monitor import read_models
 from lisa_ros.serving.tokens import Client, RateLimiter, TokenTable
@@ -247,8 +247,6 @@ def test_answers_and_problems_are_as_described(server, png):
         check('Answer', server.segment(png, SegmentQuery(command, confidence=True))[2])
     check('Problem', server.segment(b'', COMMANDS[0])[2])
     query = SegmentQuery('x', raw=RawImage(1, 1, 'rgb8'), region=(0, 0, 1, 1), deadline=1.0)
-    from lisa_ros.serving.query_format import query_json
-
     check('Query', json.loads(query_json(query)))
 
 
@@ -280,6 +278,15 @@ QUERY = part('query', 'application/json', b'{"command": "x"}')
 FORM = 'multipart/form-data; boundary=x'
 
 
+def bare(name, content):
+    """Return a part without a type, as Python's requests sends it."""
+    return f'Content-Disposition: form-data; name="{name}"; filename="{name}"', content
+
+
+CHARSET = 'Content-Disposition: form-data; name="_charset_"'
+PADDED = (b'--x\r\n', b'--x \t\r\n')
+
+
 @pytest.mark.parametrize(
     ('content_type', 'body', 'status', 'detail'),
     [
@@ -294,6 +301,10 @@ FORM = 'multipart/form-data; boundary=x'
         (FORM, multipart(QUERY, QUERY, QUERY), 400, 'once each'),
         (FORM, multipart(QUERY, part('image', 'image/png', b''), QUERY), 400, 'more than two'),
         (FORM, multipart(QUERY, part('image', 'image/png', b''), end=False), 400, 'boundary'),
+        (FORM, b'a' * 2000 + b'\r\n' + multipart(QUERY), 400, 'no multipart'),
+        (FORM, multipart((CHARSET, b'utf-16'), QUERY), 400, 'expected UTF-8'),
+        (FORM, multipart((CHARSET, b'utf-8'), (CHARSET, b'utf-8')), 400, 'has the name'),
+        (FORM, multipart(QUERY, bare('image', b'GIF89a')), 415, 'image/jpeg or image/png'),
         (FORM, multipart(QUERY, ('A: b\r\n' * 20, b'')), 400, 'header count'),
         (FORM, multipart(QUERY, (f'A: {"b" * 2000}', b'')), 400, 'header size'),
         (FORM, multipart(QUERY, part('image', 'image/tiff', b'')), 415, 'image/jpeg or image/png'),
@@ -319,6 +330,42 @@ def test_a_wrong_body_is_a_clear_error(server, content_type, body, status, detai
     assert (answer[0], answer[1]['content-type']) == (status, PROBLEM_TYPE)
     assert answer[2]['status'] == status
     assert detail in answer[2]['detail']
+
+
+def test_what_other_clients_may_send_is_read(server, png, image):
+    jpeg = encoded(image, 'JPEG')
+    for content in (png, jpeg):
+        whole = multipart(QUERY, bare('image', content))
+        for body in (
+            whole,
+            multipart(bare('query', b'{"command": "x"}'), bare('image', content)),
+            multipart((CHARSET, b'utf-8'), QUERY, bare('image', content)),
+            multipart(QUERY, bare('image', content), (CHARSET, b'UTF-8')),
+            b'This is a multipart message.\r\n' + whole,
+            b'\r\n' + whole,
+            whole + b'epilogue',
+            whole.replace(*PADDED),
+            b'a --x \r\n' + whole.replace(*PADDED),
+        ):
+            status, _, document = server.request('POST', '/v1/segment', body, Content_Type=FORM)
+            assert status == 200, document
+    raw = SegmentQuery('x', raw=RawImage(*image.shape[1::-1], 'rgb8'))
+    body = multipart(bare('query', query_json(raw).encode()), bare('image', image.tobytes()))
+    assert server.request('POST', '/v1/segment', body, Content_Type=FORM)[0] == 200
+
+
+def test_white_space_behind_a_boundary_leaves_images_as_they_are(server, local, image):
+    """Raw pixels may look like a boundary with white space, without the line end before it."""
+    pixels = image.copy()
+    look_alike = b'--x \t\r\n'
+    pixels.reshape(-1)[9 : 9 + len(look_alike)] = list(look_alike)
+    query = SegmentQuery(COMMANDS[0], raw=RawImage(*image.shape[1::-1], 'rgb8'))
+    parts = bare('query', query_json(query).encode()), bare('image', pixels.tobytes())
+    body = multipart(*parts)
+    for sent in (body, body.replace(b'\r\n--x\r\n', b'\r\n--x\t\r\n')):
+        status, _, document = server.request('POST', '/v1/segment', sent, Content_Type=FORM)
+        assert status == 200, document
+        assert_same(result_of(document), local.segment(pixels, COMMANDS[0]))
 
 
 @pytest.mark.parametrize(
