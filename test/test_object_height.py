@@ -74,6 +74,15 @@ def test_an_object_below_a_lens_with_distortion_stands_on_the_table():
     assert vertical_range(table) == pytest.approx((0, 0.08), abs=0.003)
 
 
+@pytest.mark.parametrize('length', [0.97, 1.0, 3.0])
+def test_the_length_of_the_up_vector_does_not_matter(length):
+    table = tilted(45)
+    table.add_box([0, 0, 0.0075], [0.1, 0.08, 0.015], 0.3)
+    box, expected = table.localize(up=length * table.up).box, table.localize(up=table.up).box
+    np.testing.assert_allclose(box.extent, expected.extent, atol=1e-6)
+    np.testing.assert_allclose(box.centre, expected.centre, atol=1e-6)
+
+
 # ---------------------------------------------------------------- in the air
 
 
