@@ -104,7 +104,8 @@ def test_an_unsupported_distortion_is_refused_with_a_remedy():
         Camera(K, (8, 6), np.array([0.1, 0, 0]), 'plumb_bob').rays()
 
 
-PLUMB_BOB, EQUIDISTANT = DISTORTIONS['plumb_bob'], DISTORTIONS['equidistant']
+PLUMB_BOB, RATIONAL, EQUIDISTANT = DISTORTIONS.values()
+PRISM = [0.001, -0.002, 0.001, 0.0005]
 SAME_LENSES = [  # as drivers write a lens, and the lens
     ('plumb_bob', [*PLUMB_BOB, 0, 0, 0], 'plumb_bob', PLUMB_BOB),  # OrbbecSDK_ROS2
     ('plumb_bob', [*PLUMB_BOB, *[0] * 9], 'plumb_bob', PLUMB_BOB),
@@ -117,10 +118,14 @@ SAME_LENSES = [  # as drivers write a lens, and the lens
     ('rational_polynomial', PLUMB_BOB[:4], 'plumb_bob', PLUMB_BOB[:4]),
     (
         'rational_polynomial',
-        [*DISTORTIONS['rational_polynomial'], *[0] * 12],
+        [*RATIONAL, *[0] * 12],
         'rational_polynomial',
-        DISTORTIONS['rational_polynomial'],
+        RATIONAL,
     ),
+    ('plumb_bob', RATIONAL, 'rational_polynomial', RATIONAL),  # OrbbecSDK_ROS2: Femto Bolt
+    ('plumb_bob', [*RATIONAL, 0, 0, 0, 0], 'rational_polynomial', RATIONAL),
+    ('plumb_bob', [*RATIONAL, *PRISM], 'rational_polynomial', [*RATIONAL, *PRISM]),
+    ('Brown-Conrady', RATIONAL, 'rational_polynomial', RATIONAL),
     ('fisheye', EQUIDISTANT, 'equidistant', EQUIDISTANT),
     ('fisheye', [*EQUIDISTANT, 0], 'equidistant', EQUIDISTANT),
     ('Kannala Brandt4', EQUIDISTANT, 'equidistant', EQUIDISTANT),
@@ -136,10 +141,29 @@ def test_a_lens_is_the_same_however_its_driver_writes_it(name, d, model, coeffic
     np.testing.assert_allclose(camera.rays(), expected.rays(), atol=1e-7)
 
 
+@pytest.mark.parametrize('d', [PLUMB_BOB, RATIONAL, [*RATIONAL, *PRISM]])
+def test_plumb_bob_of_any_length_has_the_rays_of_opencv(d):
+    size = (64, 48)
+    rays = Camera(KINECT.k / 10, size, np.array(d), 'plumb_bob').rays()
+    u, v = np.meshgrid(np.arange(64.0), np.arange(48.0))
+    pixels = np.dstack([u, v]).reshape(-1, 1, 2)
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
+    iterate = getattr(cv2, 'undistortPointsIter', None)  # of OpenCV 4
+    k = KINECT.k / 10
+    expected = (
+        iterate(pixels, k, np.array(d), None, None, criteria)
+        if iterate
+        else cv2.undistortPoints(pixels, k, np.array(d), criteria=criteria)
+    )
+    np.testing.assert_allclose(rays, expected.reshape(48, 64, 2), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('name', 'd', 'message'),
     [
-        ('plumb_bob', [*PLUMB_BOB, 0.1, 0, 0], 'plumb_bob with 8 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*PLUMB_BOB, 0.1], 'plumb_bob with 6 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*RATIONAL[:7]], 'plumb_bob with 7 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*PLUMB_BOB, *[0.1] * 10], 'plumb_bob with 15 coefficients'),
         ('equidistant', [*EQUIDISTANT, 0.1], 'equidistant with 5 coefficients; expected 4'),
         ('equidistant', EQUIDISTANT[:3], 'equidistant with 3 coefficients'),
         ('rational_polynomial', [0.1] * 15, 'with 15 coefficients; expected 8 or 12 or 14'),
