@@ -254,6 +254,7 @@ class TrackingWorker(Generic[_Frame]):
         if not self._sink.has_subscribers() or not self._has_reference:
             return
         frame, result = self._answer.frame, self._answer.result
+        self._result = None  # the former answer must not describe the new masks if this fails
         try:
             self._tracker.set_masks(frame.moment, result.masks)
         except TrackingError:  # nobody subscribed when the query began
