@@ -100,4 +100,15 @@ def test_a_model_that_gives_no_number_has_decided_nothing():
 def test_scores_that_fall_below_the_threshold_are_dropped():
     events, _ = answer(none=0.4, threshold=0.7)
     assert [type(event) for event in events] == [Token, Done]
-    assert events[-1].result.status is Status.NOT_FOUND
+    result = events[-1].result
+    assert (result.status, len(result.masks)) == (Status.NOT_FOUND, 0)
+    assert result.reason == (  # the threshold, not the model, says no
+        'after the model was asked again (none is right: 40%), every score is below '
+        'confidence_threshold (0.7)'
+    )
+
+
+def test_a_model_that_says_none_is_the_reason_also_below_the_threshold():
+    events, _ = answer(none=0.9, threshold=0.7)
+    reason = events[-1].result.reason
+    assert reason == 'asked again, the model says that none of its objects is right (90%)'

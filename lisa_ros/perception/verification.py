@@ -43,7 +43,8 @@ def verified_events(
     """Yield the events of an answer; its masks only after the model has confirmed them.
 
     If the model says "none" with a probability of at least one half, the status is NOT_FOUND and
-    there are no masks. Otherwise each score is multiplied by the probability of the contrary. A
+    there are no masks. Otherwise each score is multiplied by the probability of the contrary, and
+    the status is NOT_FOUND if each is below the threshold then; the reason says which it was. A
     model that does not answer with a number has decided nothing. An answer that is not complete
     has no confirmed masks.
 
@@ -119,7 +120,13 @@ def _verified(
     )
     if none < 0.5 and kept.any():
         return result
-    reason = f'asked again, the model says that none of its objects is right ({none:.0%})'
+    if none < 0.5:
+        reason = (
+            f'after the model was asked again (none is right: {none:.0%}), every score is below '
+            f'confidence_threshold ({threshold:g})'
+        )
+    else:
+        reason = f'asked again, the model says that none of its objects is right ({none:.0%})'
     return dataclasses.replace(_without_masks(result), status=Status.NOT_FOUND, reason=reason)
 
 
