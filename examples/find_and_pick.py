@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find an object and pick it up from above with MoveIt's Python API.
+r"""Find an object and pick it up from above with MoveIt's Python API.
 
-    ros2 launch lisa_ros lisa.launch.py gravity_frame:=panda_link0 image:=... depth:=... camera_info:=...
+    ros2 launch lisa_ros lisa.launch.py gravity_frame:=panda_link0 image:=... depth:=... \
+        camera_info:=...
     python3 examples/find_and_pick.py 'the red mug' --dry-run
     python3 examples/find_and_pick.py 'the red mug' --ros-args --params-file moveit_py.yaml
 

@@ -109,12 +109,13 @@ def setting_arguments(
         if field.name not in names:
             continue
         info = parameter_info(field)
+        default = 'none' if field.default == '' else field.default
         keywords = {
             'type': type(field.default),
             'default': field.default,
             'choices': info.choices or None,
             'metavar': None if info.choices else field.name.upper(),
-            'help': f'{info.description} (default: {"none" if field.default == "" else field.default})',
+            'help': f'{info.description} (default: {default})',
         }
         if isinstance(field.default, bool):
             keywords = {

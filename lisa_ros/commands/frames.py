@@ -13,7 +13,12 @@ from lisa_ros.errors import DataError
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     parser = commands.add_parser('frames', help='extract images from a bag, to annotate them')
-    parser.add_argument('bag', type=Path, metavar='BAG', help='a bag of ROS 2 (folder, .mcap or .db3) or of ROS 1')
+    parser.add_argument(
+        'bag',
+        type=Path,
+        metavar='BAG',
+        help='a bag of ROS 2 (folder, .mcap or .db3) or of ROS 1',
+    )
     parser.add_argument(
         '--topic', help='topic of Image or CompressedImage (default: the only one in the bag)'
     )
