@@ -20,7 +20,10 @@ from test_vlm_backend import IMAGE, SCRIPTS, THINK, answer, options_of, save_scr
 from toy_sam2 import toy_model
 
 from lisa_ros import cli
+from lisa_ros.doctor.model_files import load_and_ask
+from lisa_ros.doctor.weights import ModelOptions
 from lisa_ros.errors import SettingsError
+from lisa_ros.health.verdict import Level
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
@@ -491,7 +494,7 @@ def faulty(fault_server, folders):
         (busy(502), Status.UNREACHABLE, 'does not reach the model (502 Bad Gateway'),
         (busy(500), Status.FAILED, 'fails (500 Internal Server Error: the queue is full)'),
         (busy(404), Status.FAILED, 'refuses the request (404 Not Found: the queue is full)'),
-        (busy(401), Status.FAILED, 'name an environment variable with the key in api_key_env'),
+        (busy(401), Status.FAILED, 'give the key with api_key_env or api_key_file'),
         (redirected, Status.FAILED, 'which is not followed: correct vlm_url'),
         (wrong_json, Status.FAILED, 'an event of the answer is not JSON'),
         (page, Status.FAILED, "'<html>Welcome to nginx</html>'; is vlm_url an OpenAI-compatible"),
@@ -741,6 +744,67 @@ def test_a_key_that_cannot_be_one_is_refused(value, monkeypatch):
     with pytest.raises(SettingsError) as error:  # the key in the place of its name
         RemoteVlm.connect('http://127.0.0.1:9', NAME, api_key_env=KEY)
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize('is_isolated', [False, True])
+def test_the_key_may_be_in_a_file(folders, tmp_path, monkeypatch, is_isolated):
+    monkeypatch.setenv('TOY_KEY', KEY)
+    (tmp_path / 'key').write_text(f'{KEY}\n')
+    with running(scripted(RIGHT)) as server:
+        options = options_of(folders, threads=1, vlm_url=server.url)
+        options = dataclasses.replace(options, api_key_file=tmp_path / 'key')
+        backend = (ProcessBackend if is_isolated else load_backend)(f'vlm+sam:{NAME}', options)
+        try:
+            assert answer(backend)[-1].result.status is Status.FOUND
+            connect(folders, server, api_key_env='TOY_KEY')
+        finally:
+            if is_isolated:
+                backend.close()
+        keys = {headers.get('Authorization') for _, headers, _ in server.requests}
+    assert (len(server.requests), keys) == (3, {f'Bearer {KEY}'})
+
+
+def test_the_doctor_reads_the_file_too(folders, tmp_path):
+    (tmp_path / 'key').write_text(KEY)
+    with running(scripted(RIGHT)) as server:
+        options = ModelOptions(
+            f'vlm+sam:{NAME}',
+            segmenter_model=str(folders / 'sam2'),
+            vlm_url=server.url,
+            api_key_file=str(tmp_path / 'key'),
+            device='cpu',
+        )
+        finding = load_and_ask(dataclasses.asdict(options))
+        keys = {headers.get('Authorization') for _, headers, _ in server.requests}
+    assert finding['level'] == Level.OK, finding
+    assert keys == {f'Bearer {KEY}'}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'api_key_file .*key: no such file'),
+        ('', 'has no token'),
+        ('two words', 'has no token; expected one line'),
+        ('line\nbreak', 'has no token'),
+        ('schlüssel', 'has no token'),
+    ],
+)
+def test_a_file_without_a_key_is_refused(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / 'key').write_text(content, encoding='utf-8')
+    with pytest.raises(SettingsError, match=message) as error:
+        RemoteVlm.connect('http://127.0.0.1:9', NAME, api_key_file=tmp_path / 'key')
+    assert not content or content not in str(error.value)
+
+
+def test_two_places_of_a_key_are_refused(folders, tmp_path):
+    (tmp_path / 'key').write_text(KEY)
+    options = options_of(
+        folders, vlm_url='http://127.0.0.1:9', api_key_env='TOY_KEY', api_key_file=tmp_path / 'key'
+    )
+    with pytest.raises(SettingsError, match='api_key_env and api_key_file are both set: expected'):
+        load_backend(f'vlm+sam:{NAME}', options)
 
 
 # ---- settings

@@ -131,7 +131,9 @@ class VlmBackend:
             )
         folder = segmenter_folder(options.segmenter_model, origin, options.allow_download)
         sam2 = Sam2.load(folder, device, limits)
-        vlm = RemoteVlm.connect(options.vlm_url, model, options.template, options.api_key_env)
+        vlm = RemoteVlm.connect(
+            options.vlm_url, model, options.template, options.api_key_env, options.api_key_file
+        )
         return cls(vlm, sam2, '', vlm.notices)
 
     @property

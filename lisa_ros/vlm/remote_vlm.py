@@ -14,13 +14,14 @@ import base64
 import io
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.api_key import read_api_key
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
 from lisa_ros.model.cache_use import CacheUse
@@ -88,7 +89,12 @@ class RemoteVlm:
 
     @classmethod
     def connect(
-        cls, url: str, model: str, template: str | None = None, api_key_env: str | None = None
+        cls,
+        url: str,
+        model: str,
+        template: str | None = None,
+        api_key_env: str | None = None,
+        api_key_file: str | Path | None = None,
     ) -> RemoteVlm:
         """Return a model of a server, and test where it points in an image that is known.
 
@@ -98,7 +104,8 @@ class RemoteVlm:
             url: as `chat_completions.completions_url` takes it.
             model: as the server calls it.
             template: name of the profile; None: by the model's name.
-            api_key_env: name of the environment variable with the key; None: without a key.
+            api_key_env: name of the environment variable with the key; None: none.
+            api_key_file: file with the key; None: none. Without both, no key is sent.
 
         Raises:
             SettingsError: a setting is wrong, or the model's coordinates are not those of the
@@ -108,7 +115,7 @@ class RemoteVlm:
         if not model:
             raise SettingsError('model is "vlm+sam:"; expected vlm+sam:NAME, as vlm_url serves it')
         profile = choose_served_profile(model, template)
-        server = ChatServer(url, read_key(api_key_env))
+        server = ChatServer(url, read_api_key(api_key_env, api_key_file))
         vlm, notices = cls(server, model, profile), [_privacy_notice(server, model)]
         try:
             check = vlm._test(_TimeLimit(_SELF_TEST_TIMEOUT))
@@ -322,28 +329,6 @@ class RemoteVlm:
 
 def _text_part(text: str) -> dict[str, object]:
     return {'type': 'text', 'text': text}
-
-
-def read_key(api_key_env: str | None) -> str:
-    """Return the key in an environment variable; '' if no variable is named.
-
-    Raises:
-        SettingsError: the variable is not set, or has characters that no key has.
-    """
-    if not api_key_env:
-        return ''
-    key = os.environ.get(api_key_env, '').strip()
-    if not key:
-        raise SettingsError(  # without the value: it may be the key itself
-            'api_key_env is not the name of an environment variable that is set where the model '
-            'is loaded: export it there, and give its name, not the key'
-        )
-    if not (key.isascii() and key.isprintable()) or ' ' in key:
-        raise SettingsError(
-            'the environment variable that api_key_env names has spaces or characters that no key '
-            'has: set it again'
-        )
-    return key
 
 
 def word_tokens(piece: AnswerPiece) -> Iterator[WordToken]:
