@@ -10,6 +10,7 @@ than by a better segmenter. Any thread.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -65,9 +66,10 @@ def verified_events(
                 result = _confirmed(result, image, query, choose, threshold, stop)
             elif len(result.masks):
                 result = _without_masks(result)
-            ready = zip(result.masks, result.mask_logits, result.scores, strict=True)
-            for index, (mask, logits, score) in enumerate(ready):
-                yield MaskReady(index, mask, logits, float(score))
+            names = result.names or ('',) * len(result.masks)
+            ready = zip(result.masks, result.mask_logits, result.scores, names, strict=True)
+            for index, (mask, logits, score, name) in enumerate(ready):
+                yield MaskReady(index, mask, logits, float(score), name)
             yield Done(result)
 
 
@@ -117,6 +119,7 @@ def _verified(
         masks=result.masks[kept],
         mask_logits=result.mask_logits[kept],
         scores=scores[kept],
+        names=tuple(itertools.compress(result.names, kept)),
     )
     if none < 0.5 and kept.any():
         return result
@@ -136,5 +139,6 @@ def _without_masks(result: Segmentation) -> Segmentation:
         masks=result.masks[:0],
         mask_logits=result.mask_logits[:0],
         scores=result.scores[:0],
+        names=(),
         time_to_first_mask=None,
     )
