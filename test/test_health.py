@@ -198,6 +198,8 @@ def test_memory(change, level, text):
 
 def test_the_prompts_that_are_kept_are_counted():
     assert 'cache [MiB]' not in judge_memory(MEMORY).values
+    on_server = judge_memory(replace(MEMORY, model=ProcessMemory())).values
+    assert not [name for name in on_server if name.startswith('model process')]
     values = judge_memory(replace(MEMORY, cache=CacheUse(3, 40 * MIB, 512 * MIB))).values
     assert values['prompts in cache'] == 3
     assert (values['cache [MiB]'], values['cache_memory [MiB]']) == ('40', 512)
