@@ -62,8 +62,8 @@ def object_names(result: Segmentation) -> tuple[str, ...]:
 def labelled_name(label: str, query: str) -> str:
     """Return the name that a model's label gives an object; '' if it gives none.
 
-    A label without a letter, such as "1", gives none. A label that repeats the whole command says
-    only what is asked for: "find the pan and the mug" gives "pan and the mug".
+    A label without a letter, such as "1", gives none. A label that repeats the whole command names
+    all objects of it at once: "find the pan and the mug" gives "pan and the mug".
 
     Args:
         label: as the model wrote it, on one line.
