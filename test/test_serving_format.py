@@ -234,7 +234,7 @@ def test_options_that_are_not_given_are_those_of_the_server():
         ('{"command": "x", "region": [1, 2, 3, -4]}', 'region is -4'),
         ('{"command": "x", "region": [1, 2, 3, 4.5]}', 'region is 4.5'),
         ('{"command": "x", "options": {"max_new_tokens": 0}}', 'options.max_new_tokens is 0'),
-        ('{"command": "x", "options": {"max_new_tokens": 99999}}', 'integer of 1 to 1024'),
+        ('{"command": "x", "options": {"max_new_tokens": 99999}}', 'integer of 1 to 2048'),
         ('{"command": "x", "options": {"verify": null}}', 'options.verify is missing'),
         ('{"command": "x", "options": {"answer_style": "loud"}}', 'options.answer_style'),
         ('{"command": "x", "options": {"device": "cuda"}}', "options.'device' is unknown"),
