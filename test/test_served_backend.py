@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import re
 import secrets
@@ -28,6 +29,7 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.fallback_backend import FallbackBackend
 from lisa_ros.perception.health import HealthState
+from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
@@ -53,6 +55,7 @@ REPLIES = {
     'bright': {'masks': 'bright'},
     'slow': {'masks': 'all', 'hang': 1},
     'absent': {'answer': 'There is none.'},
+    'named': {'masks': 'all bright', 'names': 'mug pan'},
 }
 
 
@@ -126,6 +129,7 @@ def assert_same(events, result, own_events, own):
             assert event == expected
         else:
             assert (event.index, event.score) == (expected.index, pytest.approx(expected.score))
+            assert event.name == expected.name
             np.testing.assert_array_equal(event.mask, expected.mask)
     # a new field that does not travel fails here
     arrays, times = ('masks', 'mask_logits', 'scores'), ('timings', 'time_to_first_mask')
@@ -170,6 +174,16 @@ def test_a_batch_gives_the_answers_in_order(server, connect):
     assert all(not query.stream for query, _, _ in server.seen)  # none replaces another
 
 
+def test_names_of_objects_are_those_of_the_server(server, connect):
+    served, white = connect(server.url), np.full_like(GRAY, 255)
+    events, result = ask(served, 'named', white)
+    assert [event.name for event in events if isinstance(event, MaskReady)] == ['mug', 'pan']
+    assert result.names == ('mug', 'pan')
+    assert ask(served, 'it')[1].names == ()
+    results = Segmenter(served, OPTIONS).segment_batch([(white, 'named'), (white, 'it')])
+    assert [result.names for result in results] == [('mug', 'pan'), ()]
+
+
 def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
     served, cancel = connect(server.url), threading.Event()
     served_requests = [
@@ -200,19 +214,19 @@ def test_a_batch_that_is_given_up_closes_its_connections(server, connect):
 
 
 def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
-    image = np.zeros((120, 320, 3), np.uint8)
-    image[30:90, 80:240] = 255
+    image = np.zeros((160, 320, 3), np.uint8)
+    image[40:120, 80:240] = 255
     with segment_server.running(ScriptedBackend(REPLIES), input_side=160) as server:
         served = connect(server.url, coding=ImageCoding(ImageFormat.JPEG, 95))
         events, result = ask(served, 'bright', image)
-        assert server.seen[-1][1].shape == (60, 160, 3)
+        assert server.seen[-1][1].shape == (80, 160, 3)
         expected = image[..., 0] > 0
-        assert result.masks.shape == (1, 120, 320)
+        assert result.masks.shape == (1, 160, 320)
         assert masks.iou(result.masks[0], expected) > 0.95
-        assert events[-1].mask.shape == (120, 320)
+        assert events[-1].mask.shape == (160, 320)
         dialogue = Dialogue(shown=expected[None])
         assert ask(served, 'bright', image, dialogue=dialogue)[1].status is Status.FOUND
-        assert server.seen[-1][0].shown[0].size == (60, 160)
+        assert server.seen[-1][0].shown[0].size == (80, 160)
         ask(served, 'bright', image, dataclasses.replace(OPTIONS, refine=True))
         np.testing.assert_allclose(server.seen[-1][1], image, atol=16)  # whole, a JPEG
         lossless = connect(server.url, coding=ImageCoding(ImageFormat.PNG))
@@ -562,6 +576,16 @@ def test_the_fallback_model_answers_while_the_server_is_gone(process, connect):
     assert both.health.state is HealthState.UNREACHABLE
 
 
+def test_memory_and_cache_are_those_of_the_fallback_model(server, connect, tmp_path):
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(REPLIES))
+    with contextlib.closing(ProcessBackend(f'scripted:{script}', LoadOptions())) as local:
+        both = FallbackBackend(connect(server.url), local, 'lisa-tabletop')
+        assert both.memory > 0
+        assert both.peak_memory == local.peak_memory > 0
+        assert both.cache_use == local.cache_use
+
+
 def test_a_token_that_is_revoked_makes_the_server_unreachable(connect):
     local, token = ScriptedBackend(REPLIES), secrets.token_hex(8)
     with segment_server.running(ScriptedBackend(REPLIES), token=token) as own:
@@ -615,6 +639,22 @@ def test_one_of_a_batch_that_the_server_loses_is_asked_again(server, connect):
     both.close()
     results = Segmenter(both, OPTIONS).segment_batch([(GRAY, 'it')] * 3)
     assert all(result.reason.startswith('answered by lisa-tabletop') for result in results)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sent'),
+    [
+        ((480, 640), (480, 640)),
+        ((1440, 1920), (768, 1024)),
+        ((720, 2560), (448, 1593)),  # two cameras side by side: CLIP needs its shorter side
+        ((300, 2560), (300, 2560)),
+        ((5000, 100), (5000, 100)),
+    ],
+)
+def test_an_image_is_made_no_smaller_than_the_model_needs(shape, sent):
+    from lisa_ros.serving.image_transfer import fitted_image
+
+    assert fitted_image(np.zeros((*shape, 3), np.uint8), 1024).shape == (*sent, 3)
 
 
 def test_encoded_images_are_what_opencv_reads():

@@ -185,6 +185,22 @@ def test_an_old_answer_is_not_tracked_for_a_late_subscriber(rig):
     assert rig.sink.published == []
 
 
+def test_after_time_went_back_the_answer_does_not_come_back_when_its_time_does(rig):
+    start = 10**10
+    rig.worker.on_query(Frame(start))
+    rig.worker.on_answer(Frame(start), answer())
+    rig.show_and_wait(Frame(start + 1))
+    assert len(rig.sink.published) == 1
+    rig.show_and_wait(Frame(5))  # a simulation began again
+    assert 'time went back' in rig.sink.reports[-1]
+    for stamp in (start, start + 2):
+        rig.show_and_wait(Frame(stamp))
+    assert len(rig.sink.published) == 1
+    rig.worker.on_answer(Frame(start + 2), answer())
+    rig.show_and_wait(Frame(start + 3))
+    assert len(rig.sink.published) == 2
+
+
 def test_an_answer_is_tracked_without_a_notice_of_its_query(rig):
     rig.worker.on_query(Frame(1))
     rig.worker.on_answer(Frame(1), answer())
