@@ -79,6 +79,9 @@ def test_a_right_answer_passes_unchanged():
         ({'scores': np.array([np.nan])}, 'NaN or infinity in scores'),
         ({'scores': np.array([1.5])}, r'score 1\.5; expected 0 to 1'),
         ({'scores': np.ones(2)}, r'scores .* of shape \(2,\)'),
+        ({'names': ('a', 'b')}, '2 names of 1 masks; expected one for each'),
+        ({'names': ['a']}, r"the names \['a'\]; expected a tuple of texts"),
+        ({'names': (None,)}, r'the names \(None,\); expected a tuple of texts'),
         ({'status': 'FOUND'}, "status of the answer is 'FOUND'"),
         (
             {'masks': LOGITS[:0] > 0, 'mask_logits': LOGITS[:0], 'scores': np.zeros(0)},
@@ -101,6 +104,7 @@ def test_a_wrong_result_is_failed(changes, reason):
         MaskReady(0, LOGITS[0] > 0, LOGITS[0], 'high'),
         MaskReady(0, np.ones((9, 7), bool), np.ones((9, 7)), 1.0),
         MaskReady(0, LOGITS > 0, LOGITS, 1.0),
+        MaskReady(0, LOGITS[0] > 0, LOGITS[0], 1.0, None),
         Token(None),
         'a',
         ModelError('the model computed NaN'),

@@ -55,6 +55,7 @@ REPLIES = {
     'bright': {'masks': 'bright'},
     'slow': {'masks': 'all', 'hang': 1},
     'absent': {'answer': 'There is none.'},
+    'named': {'masks': 'all bright', 'names': 'mug pan'},
 }
 
 
@@ -128,6 +129,7 @@ def assert_same(events, result, own_events, own):
             assert event == expected
         else:
             assert (event.index, event.score) == (expected.index, pytest.approx(expected.score))
+            assert event.name == expected.name
             np.testing.assert_array_equal(event.mask, expected.mask)
     # a new field that does not travel fails here
     arrays, times = ('masks', 'mask_logits', 'scores'), ('timings', 'time_to_first_mask')
@@ -170,6 +172,16 @@ def test_a_batch_gives_the_answers_in_order(server, connect):
     results = segmenter.segment_batch([(image, 'bright') for image in images])
     assert [bool(result.masks.all()) for result in results] == [False, True, False, True]
     assert all(not query.stream for query, _, _ in server.seen)  # none replaces another
+
+
+def test_names_of_objects_are_those_of_the_server(server, connect):
+    served, white = connect(server.url), np.full_like(GRAY, 255)
+    events, result = ask(served, 'named', white)
+    assert [event.name for event in events if isinstance(event, MaskReady)] == ['mug', 'pan']
+    assert result.names == ('mug', 'pan')
+    assert ask(served, 'it')[1].names == ()
+    results = Segmenter(served, OPTIONS).segment_batch([(white, 'named'), (white, 'it')])
+    assert [result.names for result in results] == [('mug', 'pan'), ()]
 
 
 def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):

@@ -60,6 +60,7 @@ class AnswerBuilder:
         self._logits: list[np.ndarray] = []  # each (H, W) float32
         self._scores: list[float] = []
         self._score_features: list[ScoreFeatures] = []
+        self._names: list[str] = []
 
     @property
     def is_full(self) -> bool:
@@ -71,8 +72,13 @@ class AnswerBuilder:
         """How many tokens at the end only repeat the ones before, see repetition.py."""
         return repeated_tail(self.token_ids[self._new_mask_at :])
 
-    def add_mask(self, mask: ScoredMask) -> MaskReady | None:
-        """Add a mask; return its event, or None if the mask is left out."""
+    def add_mask(self, mask: ScoredMask, name: str = '') -> MaskReady | None:
+        """Add a mask; return its event, or None if the mask is left out.
+
+        Args:
+            mask: of an object.
+            name: as the model calls it; '': it does not.
+        """
         if mask.score < self._threshold:
             return None
         pixels = mask.logits > 0
@@ -87,7 +93,8 @@ class AnswerBuilder:
         self._logits.append(mask.logits)
         self._scores.append(mask.score)
         self._score_features.append(mask.features)
-        return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score)
+        self._names.append(name)
+        return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score, name)
 
     def _is_another_object(self, pixels: np.ndarray) -> bool:
         """Return whether no mask of this answer shows the object of a mask, (H, W) bool."""
@@ -144,4 +151,5 @@ class AnswerBuilder:
             time_to_first_mask=self._time_to_first_mask,
             details=LisaDetails(tuple(self.token_ids), tuple(self._score_features)),
             token_count=len(self.token_ids),
+            names=tuple(self._names) if any(self._names) else (),
         )

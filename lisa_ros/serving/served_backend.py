@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lisa_ros.api_key import read_api_key
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import (
     ImageError,
@@ -57,7 +58,7 @@ from lisa_ros.serving.image_transfer import (
 from lisa_ros.serving.parallel_requests import parallel_events
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.query_encoding import QuerySending, SentQuery, encode_query
-from lisa_ros.serving.server_address import ServerAddress, read_token
+from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import (
     MODELS_PATH,
     MonitorLog,
@@ -100,7 +101,8 @@ def ask_models(model: str, options: LoadOptions, timeout: float) -> ServedModel:
         UnreachableError: there is no answer.
         ProblemError, ModelError: it is no such server, or refuses the token.
     """
-    client = HttpClient(ServerAddress(model, read_token(options)))
+    token = read_api_key(options.api_key_env, options.api_key_file)
+    client = HttpClient(ServerAddress(model, token))
     try:
         return read_models(client.get_json(MODELS_PATH, timeout))
     finally:
@@ -182,7 +184,8 @@ class ServedBackend:
             SettingsError: the address is none, a file or variable of the options does not exist,
                 it is no such server, or it refuses the token.
         """
-        address = ServerAddress(model, read_token(options))
+        token = read_api_key(options.api_key_env, options.api_key_file)
+        address = ServerAddress(model, token)
         coding = ImageCoding(
             ImageFormat(options.server_image or ImageFormat.JPEG.value),
             options.server_jpeg_quality or DEFAULT_JPEG_QUALITY,

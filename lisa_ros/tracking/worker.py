@@ -256,12 +256,19 @@ class TrackingWorker(Generic[_Frame]):
             return
         frame, result = self._answer.frame, self._answer.result
         try:
-            self._tracker.set_masks(frame.moment, result.masks)
+            self._set_masks(frame, result.masks)
+        except BaseException:
+            self._result = None  # of another answer than the masks, which may be new
+            raise
+        self._result, self._published_moment = result, None
+
+    def _set_masks(self, frame: _Frame, masks: np.ndarray) -> None:
+        try:
+            self._tracker.set_masks(frame.moment, masks)
         except TrackingError:  # nobody subscribed when the query began
             self._tracker.reset()
             self._set_reference(frame)
-            self._tracker.set_masks(frame.moment, result.masks)
-        self._result, self._published_moment = result, None
+            self._tracker.set_masks(frame.moment, masks)
 
     def _is_recent(self, frame: _Frame) -> bool:
         """Return whether the last answer is new enough to be tracked to this frame at once."""

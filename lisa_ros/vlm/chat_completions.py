@@ -98,7 +98,7 @@ def completions_url(url: str) -> httpx2.URL:
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise SettingsError(
             'vlm_url has a user, a password, a query or a fragment, which would be logged: give '
-            'the key in an environment variable, and its name with api_key_env'
+            'the key with api_key_env or api_key_file'
         )
     if parsed.scheme not in ('http', 'https') or not parsed.host:
         raise SettingsError(f'vlm_url is {one_line(url)!r}; {example}')
@@ -269,8 +269,8 @@ class ChatServer:
             raise UnreachableError(f'{self.address} does not reach the model ({message})')
         if status in (401, 403):
             raise RefusedError(
-                f'{self.address} refuses access ({message}): name an environment variable with '
-                'the key in api_key_env',
+                f'{self.address} refuses access ({message}): give the key with api_key_env '
+                'or api_key_file',
                 status,
             )
         if 300 <= status < 400:
