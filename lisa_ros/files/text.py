@@ -114,11 +114,11 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _first_repeated(items: Iterable[_Item]) -> _Item | None:
     """Return the first item that equals an earlier one; None without one."""
-    seen: set[_Item] = set()
+    earlier: set[_Item] = set()
     for item in items:
-        if item in seen:
+        if item in earlier:
             return item
-        seen.add(item)
+        earlier.add(item)
     return None
 
 

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 _FARTHEST = 1e6  # coordinate of a place [m]
-_FIRST_DATE = 10**18  # stamps below, of before 2001, are of a simulation [ns]
+_FIRST_DATE = 10**18  # September 2001; simulations have smaller stamps [ns]
 _LATEST = 2**31 * 10**9  # stamp that ROS messages can hold [ns]
 _ARTICLES = {'the', 'a', 'an', 'my', 'our', 'your', 'its'}
 _ABOUT_THE_PAST = re.compile(
