@@ -121,15 +121,17 @@ class PointsAtRed:
     and as they were resized.
     """
 
-    def __init__(self, min_pixels=56 * 56, max_pixels=16384 * 28 * 28, context=10**6):
+    def __init__(self, min_pixels=56 * 56, max_pixels=16384 * 28 * 28, context=10**6, status=400):
         """Be at a server.
 
         Args:
             min_pixels: smaller images are enlarged to it.
             max_pixels: larger images are reduced to it.
             context: image tokens that a prompt may have; a longer one is refused.
+            status: of HTTP of that refusal.
         """
         self._limits, self._context, self.seen = (min_pixels, max_pixels), context, []
+        self._status = status
 
     def __call__(self, handler, body):
         *_, message = body['messages']
@@ -137,7 +139,7 @@ class PointsAtRed:
         height, width = smart_resize(image.height, image.width, 28, *self._limits)
         self.seen.append((image.size, (width, height)))
         if width * height > self._context * 28 * 28:
-            handler.error(400, 'This model has a maximum context length')
+            handler.error(self._status, 'This model has a maximum context length')
             return
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
         red = pixels[..., 0] - pixels[..., 1:].max(axis=2) > 100

@@ -108,8 +108,13 @@ def test_a_clock_that_starts_in_the_past_forgets_nothing():
     today = 1_790_000_000
     memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0), [seen('red mug', 1.0, today)])
     assert [place.stamp for place in memory.places(5 * SECOND)] == [5 * SECOND]  # 1970
-    memory.add([seen('red mug', 1.1, 6)])
+    memory.places(7 * SECOND)
+    memory.add([seen('red mug', 1.1, 6)])  # the image is older than the last look at the places
     assert positions(memory, now=7) == [1.1]
+    memory = PlaceMemory(OPTIONS, [seen('red mug', 1.0, today)])
+    for moment in (7 * SECOND, 7 * SECOND - 1000):  # threads ask in any order
+        memory.places(moment)
+    assert [place.stamp for place in memory.stored()] == [today * SECOND]
     memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0), [seen('red mug', 1.0, today)])
     memory.places(5 * SECOND)
     assert positions(memory, now=today + 30) == [1.0]  # the clock was set

@@ -44,6 +44,15 @@ def test_the_reason_is_streamed_and_the_batch_has_it_too(segmenter, image):
         assert [result.answer for result in batched] == [f'Sure. {REASON}'] * 2
 
 
+def test_a_reason_that_is_cut_off_is_kept_and_said_so(segmenter, image):
+    short = Segmenter(segmenter.backend, InferenceOptions(max_new_tokens=5))
+    result = short.segment(image, 'the mug', explain=True)
+    assert result.status is Status.FOUND
+    assert result.answer.startswith('Sure. The mug')
+    assert result.answer != f'Sure. {REASON}'
+    assert 'cut off after 5 tokens: raise max_new_tokens' in result.reason
+
+
 def test_an_answer_with_a_reason_or_without_a_mask_stays_as_it_is(segmenter, image):
     for text in ('something for a hot drink', 'the candle'):
         answers = {segmenter.segment(image, text, explain=on).answer for on in (False, True)}

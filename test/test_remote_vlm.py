@@ -1103,6 +1103,18 @@ def test_a_server_without_room_for_the_largest_image_is_tested_with_a_usual_one(
         RemoteVlm.connect(server.url, QWEN)
 
 
+@pytest.mark.parametrize('status', [413, 500])
+def test_a_server_that_fails_at_the_largest_image_is_tested_with_a_usual_one(status):
+    with running(say := PointsAtRed(context=400, status=status)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        assert 'one of 640 x 480 pixels is sent' in ' '.join(vlm.notices)
+        image, box = image_with_red(640, 480)
+        assert read_box(vlm, image) == pytest.approx(box, abs=12)
+        assert LARGE in [sent for sent, _ in say.seen]
+    with running(busy(500)) as server, pytest.raises(ModelError, match='500'):
+        RemoteVlm.connect(server.url, QWEN)
+
+
 def test_a_model_that_points_a_little_beside_is_not_taken_for_a_server_that_resizes():
     small = (196, 196)
     x0, y0, x1, y1 = (share * 196 for share in TEST_BOX)

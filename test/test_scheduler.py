@@ -10,7 +10,7 @@ import pytest
 
 from lisa_ros.errors import ImageError
 from lisa_ros.perception.backend import Capabilities, InferenceOptions
-from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token
+from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token, unanswered
 from lisa_ros.ros.configuration import session_options
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
@@ -1017,6 +1017,73 @@ def test_after_stop_there_is_no_requery(run):
     assert model.texts == ['the mug', 'the bowl', 'the bowl']
 
 
+def again(goal, request, frame):
+    """Return the next request of a continuous goal, as the action server makes it."""
+    previous = PreviousAnswer(frame.arrival, frame.frozen_at, request.turns, request.ticket)
+    return replace(goal, previous=previous, turns=previous.turns, ticket=previous.ticket)
+
+
+class Finding(Model):
+    """Finds nothing in the first images, see `absent`."""
+
+    absent = 0
+
+    def stream(self, image, query, options, cancel):
+        for event in super().stream(image, query, options, cancel):
+            is_absent = isinstance(event, Done) and len(self.texts) <= self.absent
+            absent = Done(unanswered(query.text, Status.NOT_FOUND, ''))
+            yield absent if is_absent else event
+
+
+def test_the_last_answer_to_a_continuous_goal_is_its_turn(run):
+    model = Finding()
+    model.absent = 1
+    scheduler, _, listener, _ = run(model, watch_rate=1000.0)
+    first = goal('the mug', listener, dialogue='d', is_continuous=True)
+    request = first
+    for number in range(1, 4):
+        scheduler.add_image(number, 'image')
+        scheduler.submit_goal(request)
+        listener.wait(number)
+        request = again(first, *listener.begun[-1])
+    scheduler.submit_goal(goal('the other mug', listener, dialogue='d'))
+    listener.wait(4)
+    dialogue = model.dialogues[-1]
+    assert [(turn.query, turn.answer_raw) for turn in dialogue.turns] == [
+        ('the mug', 'Sure, the mug [SEG].')
+    ]
+    assert dialogue.shown.all()
+    scheduler.add_image(5, 'image')
+    scheduler.submit_goal(request)  # after a turn of another goal its own stays
+    listener.wait(5)
+    scheduler.submit_goal(goal('it', listener, dialogue='d'))
+    listener.wait(6)
+    queries = [turn.query for turn in model.dialogues[-1].turns]
+    assert queries == ['the mug', 'the other mug']
+
+
+def test_a_continuous_goal_forgets_its_turns_when_the_dialogue_is_reset(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('secret', listener, dialogue='d'))
+    listener.wait(1)
+    first = goal('the mug', listener, dialogue='d', is_continuous=True)
+    scheduler.submit_goal(first)
+    listener.wait(2)
+    scheduler.reset_dialogue()
+    request = first
+    for number in range(3, 6):
+        scheduler.add_image(number, 'image')
+        request = again(first, *listener.begun[-1])
+        scheduler.submit_goal(request)
+        listener.wait(number)
+    counts = [len(dialogue.turns) for dialogue in model.dialogues]
+    assert counts == [0, 1, 0, 0, 0]
+    scheduler.submit_goal(goal('it', listener, dialogue='d'))
+    listener.wait(6)
+    assert [turn.query for turn in model.dialogues[-1].turns] == ['the mug']
+
+
 def test_all_answers_to_a_continuous_goal_follow_the_turns_of_its_first(run):
     scheduler, model, listener, _ = run(watch_rate=1000.0)
     scheduler.add_image(1, 'image')
@@ -1028,9 +1095,7 @@ def test_all_answers_to_a_continuous_goal_follow_the_turns_of_its_first(run):
         listener.wait(number)
         scheduler.add_image(number, 'image')
         request, frame = listener.begun[-1]
-        previous = PreviousAnswer(frame.arrival, frame.frozen_at, request.turns)
-        again = replace(asked[0], previous=previous, turns=previous.turns)
-        asked.append(again)
+        asked.append(again(asked[0], request, frame))
     assert model.texts[1:] == 20 * ['the other mug']
     for dialogue in model.dialogues[1:]:
         assert [turn.query for turn in dialogue.turns] == ['the red mug']

@@ -7,7 +7,9 @@ chunk, message or message definition is no reason to lose the others.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -56,22 +58,26 @@ class _Moment:
 
     def __init__(self) -> None:
         self.time: int | None = None  # [ns]; None: no message yet
-        self._messages: list[tuple[str, str, bytes]] = []  # topic, type and data
+        self._messages: Counter[tuple[str, str, bytes]] = Counter()  # with a hash of the data
 
     def add(self, connection: Connection, time: int, data: bytes) -> None:
         """Note a message that was yielded."""
         if time != self.time:
             self.time = time
             self._messages.clear()
-        self._messages.append((connection.topic, connection.msgtype, data))
+        self._messages[_identity(connection, data)] += 1
 
     def take(self, connection: Connection, data: bytes) -> bool:
         """Return whether a message of that time was yielded, once for each that was."""
-        message = connection.topic, connection.msgtype, data
-        if message not in self._messages:
+        message = _identity(connection, data)
+        if not self._messages[message]:
             return False
-        self._messages.remove(message)
+        self._messages[message] -= 1
         return True
+
+
+def _identity(connection: Connection, data: bytes) -> tuple[str, str, bytes]:
+    return connection.topic, connection.msgtype, hashlib.blake2b(data, digest_size=16).digest()
 
 
 class BagReader:

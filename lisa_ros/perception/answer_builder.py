@@ -25,7 +25,6 @@ from lisa_ros.results import (
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
-_CUT = 'the answer was cut off after {count} tokens: raise max_new_tokens, or lower dialogue_turns'
 _ONLY_SHOWN = 'the model found only an object that was shown before'
 _SHOWN_LEFT_OUT = 'a mask of an object that was shown before was left out'
 
@@ -113,7 +112,7 @@ class AnswerBuilder:
         timings: dict[str, float],
         early_end: EarlyEnd | None,
         *,
-        is_cut: bool = False,
+        cut_reason: str = '',
     ) -> Segmentation:
         """Return the result.
 
@@ -121,7 +120,8 @@ class AnswerBuilder:
             answer_raw: the decoded tokens, [SEG] included, without </s> and without repeated ones.
             timings: seconds by stage.
             early_end: how the answer was stopped before its end; None: it is complete.
-            is_cut: it has no end, for lack of room: without a mask it says nothing of the image.
+            cut_reason: why it has no end; '': it has one. Without a mask it says nothing of the
+                image.
         """
         empty = np.zeros((0, *self._shape), np.float32)
         logits = np.stack(self._logits) if self._logits else empty
@@ -130,8 +130,8 @@ class AnswerBuilder:
         reason = ''
         if self._has_left_out:
             reason = _SHOWN_LEFT_OUT if self._masks else _ONLY_SHOWN
-        if is_cut:
-            reason = _CUT.format(count=len(self.token_ids))
+        if cut_reason:
+            reason = cut_reason
             status = Status.FOUND if status is Status.FOUND else Status.FAILED
         if self.repeated_count:
             reason = _LOOP

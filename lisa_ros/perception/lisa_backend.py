@@ -354,7 +354,8 @@ class LisaBackend:
         is_complete = row.reply.is_complete(options.max_new_tokens)
         if is_complete:
             self._prompts.keep_reply(text, row.reply.answer.token_ids)
-        return _done(row.reply, None if is_complete else row.stop.early_end)
+        early_end = None if is_complete else row.stop.early_end
+        return _done(row.reply, early_end, options.max_new_tokens)
 
     def teacher_forced(
         self,
@@ -431,7 +432,8 @@ class LisaBackend:
         self._prompts.keep([*ids, *answer.token_ids], encoded, prompt)
         if is_complete:
             self._prompts.keep_reply(text, answer.token_ids)
-        yield _done(reply, None if is_complete else stop.early_end)
+        early_end = None if is_complete else stop.early_end
+        yield _done(reply, early_end, options.max_new_tokens)
 
     def _yes_no_events(
         self, asked: _Asked, options: InferenceOptions, cancel: Cancellation
@@ -499,10 +501,15 @@ class LisaBackend:
         return rule if options.similarity_points else None
 
 
-def _done(reply: Reply, early_end: EarlyEnd | None) -> Done:
+def _done(reply: Reply, early_end: EarlyEnd | None, max_new_tokens: int) -> Done:
     """Return the result of a reply that was generated."""
-    is_cut = early_end is None and not reply.has_ended
-    return Done(reply.result(early_end, is_cut=is_cut))
+    cut_reason, count = '', len(reply.answer.token_ids)
+    if early_end is None and not reply.has_ended:
+        cure = 'raise max_new_tokens'
+        if count < max_new_tokens:
+            cure = 'the prompt leaves room for no more, begin another dialogue'
+        cut_reason = f'the answer was cut off after {count} tokens: {cure}'
+    return Done(reply.result(early_end, cut_reason))
 
 
 def _last_result(events: Iterator[Event]) -> Segmentation:

@@ -52,7 +52,8 @@ def with_reason(
         except LisaError:  # the answer is complete without it
             yield Done(result)
             continue
-        if reason.status is Status.NOT_FOUND and reason.answer:  # words and no mask
+        # words and no mask; FAILED: they were cut off
+        if reason.status in (Status.NOT_FOUND, Status.FAILED) and reason.answer:
             yield Token(f' {reason.answer}')
             result = _joined(result, reason)
         yield Done(result)
@@ -69,6 +70,7 @@ def _joined(result: Segmentation, reason: Segmentation) -> Segmentation:
         result,
         answer=f'{result.answer} {reason.answer}',
         answer_raw=f'{result.answer_raw} {reason.answer_raw}',
+        reason=result.reason or reason.reason,
         timings={
             stage: result.timings.get(stage, 0.0) + reason.timings.get(stage, 0.0)
             for stage in stages

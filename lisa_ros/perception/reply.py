@@ -117,14 +117,14 @@ class Reply:
         ids = self.answer.token_ids
         return len(ids) > 0 and ids[-1] == self._tokenizer.eos_token_id
 
-    def result(self, early_end: EarlyEnd | None, *, is_cut: bool = False) -> Segmentation:
+    def result(self, early_end: EarlyEnd | None, cut_reason: str = '') -> Segmentation:
         """Return the answer.
 
         Args:
             early_end: how it was stopped; None: it was not.
-            is_cut: it has no end, for lack of room.
+            cut_reason: why it has no end; '': it has one.
         """
         answer = self.answer
         text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
         answer_raw = self._tokenizer.decode(text_ids, skip_special_tokens=True)
-        return answer.result(answer_raw, self.timer.seconds, early_end, is_cut=is_cut)
+        return answer.result(answer_raw, self.timer.seconds, early_end, cut_reason=cut_reason)

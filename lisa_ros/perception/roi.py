@@ -145,10 +145,11 @@ def _boxes_in(boxes: Sequence[_Box], region: Region, shape: tuple[int, int]) -> 
     size = np.tile(region[2:], 2)
     given = np.reshape(boxes, (-1, 4))
     pixels = given * np.tile(shape[::-1], 2) / 100
-    inside = np.clip(np.rint(100 * (pixels - corner) / size).astype(int), 0, 100)
     has_mask = given.any(axis=1)
-    if ((inside[:, :2] >= inside[:, 2:]).any(axis=1) & has_mask).any():
+    is_outside = (pixels[:, 2:] < corner[:2]) | (pixels[:, :2] > corner[:2] + size[:2])
+    if (is_outside.any(axis=1) & has_mask).any():
         return ()
+    inside = np.clip(np.rint(100 * (pixels - corner) / size).astype(int), 0, 100)
     inside[~has_mask] = 0
     return tuple(tuple(box) for box in inside.tolist())
 

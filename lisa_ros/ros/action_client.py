@@ -253,11 +253,15 @@ class LisaClient:
         return current is not None and self._node in current.get_nodes()
 
     def _spin(self, event: threading.Event, deadline: float) -> None:
-        """Spin the node until an event, or a time [s, monotonic]."""
+        """Spin the node until an event, a time [s, monotonic], or another executor takes it."""
         executor = GuardedExecutor(self._node.get_logger(), self._node.context)
         executor.add_node(self._node)
         try:
-            while not event.is_set() and time.monotonic() <= deadline:
+            while (
+                not event.is_set()
+                and time.monotonic() <= deadline
+                and self._node.executor is executor
+            ):
                 executor.spin_once(timeout_sec=_SPIN_PERIOD)
         finally:
             executor.remove_node(self._node)

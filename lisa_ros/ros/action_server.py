@@ -78,6 +78,7 @@ class _GoalReceiver:
         self.yes_probability = math.nan  # of a yes/no question
         self.frame: SyncedMessages | None = None  # the model has begun to answer about it
         self.turns: Dialogue | None = None  # the earlier turns of its prompt
+        self.ticket = 0  # see `PreviousAnswer`
         self._goal, self._executor = goal, executor
         self._answer_raw = ''
         self._mask_count = 0
@@ -92,7 +93,7 @@ class _GoalReceiver:
 
     def started(self, request: Request, frame: SyncedMessages) -> None:
         """Send the feedback that the model begins."""
-        self.frame, self.turns = frame, request.turns
+        self.frame, self.turns, self.ticket = frame, request.turns, request.ticket
         self.publish_feedback('looking')
 
     def event(self, event: Event) -> None:
@@ -278,7 +279,9 @@ class SegmentActionServer:
             if scheduler.is_closed:  # the node deactivates
                 status = Status.CANCELLED
                 break
-            previous = PreviousAnswer(answer.frame.arrival, answer.frame.frozen_at, answer.turns)
+            previous = PreviousAnswer(
+                answer.frame.arrival, answer.frame.frozen_at, answer.turns, answer.ticket
+            )
             answer = await self._answer(goal, camera, scheduler, previous)
             status = answer.status
             if status is not Status.CANCELLED or answer.frame is not None:
@@ -344,6 +347,7 @@ def _make_request(
         client=client,
         is_continuous=goal.continuous,
         turns=previous and previous.turns,
+        ticket=previous.ticket if previous else 0,
         previous=previous,
         max_age=float(goal.max_age),
         region=_region(goal.region),

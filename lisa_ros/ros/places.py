@@ -148,8 +148,8 @@ class Places:
                 return
             changes, self._saved_at = memory.changes, time.monotonic()
             try:
-                places = memory.places(self._node.get_clock().now().nanoseconds)
-                write_places(file, self._frame, places)
+                memory.places(self._node.get_clock().now().nanoseconds)  # drops old ones
+                write_places(file, self._frame, memory.stored())
             except DataError as error:
                 self._log.error(str(error), 'places_file')
             else:

@@ -64,9 +64,9 @@ def encode_image(image: np.ndarray, coding: ImageCoding) -> SentImage:
 
 
 def fitted_image(image: np.ndarray, longest_side: int | None) -> np.ndarray:
-    """Return a (H, W, 3) image whose sides are at most `longest_side` [px]; None: any.
+    """Return a (H, W, 3) image, made smaller to a longest side [px]; None: as it is.
 
-    The shorter side of a long image stays larger: CLIP scales that one to its own size.
+    That of a long image stays larger, for its shorter side: CLIP scales that one to its own size.
     """
     height, width = image.shape[:2]
     if longest_side is None or max(height, width) <= longest_side:

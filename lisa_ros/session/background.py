@@ -70,6 +70,10 @@ class BackgroundWork:
             self._requery = request
         return request
 
+    def note_asked(self, frame: SyncedMessages) -> None:
+        """Note that the request that was taken is about another frame."""
+        self._asked = frame.arrival
+
     def ended(self, request: Request, cancelled: bool) -> None:
         """Record the end of a request; a cancelled one is asked again about the same frame."""
         if cancelled:

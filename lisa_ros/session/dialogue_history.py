@@ -42,6 +42,18 @@ class DialogueStore:
             while len(self._dialogues) > self._max_dialogues:
                 self._dialogues.popitem(last=False)
 
+    def replace(self, key: str, ticket: int, earlier: Dialogue, result: Segmentation) -> None:
+        """Add a query and its answer after these turns, in place of its former answer.
+
+        No effect if other turns have come since, or if the store was cleared since `get`.
+        """
+        with self._lock:
+            extended = earlier.extended(result).last(MAX_TURNS)
+            present = self._dialogues.get(key, Dialogue())
+            if ticket == self._clear_count and present.turns[:-1] == extended.turns[:-1]:
+                self._dialogues[key] = extended
+                self._dialogues.move_to_end(key)
+
     def clear(self) -> None:
         """Drop every dialogue."""
         with self._lock:

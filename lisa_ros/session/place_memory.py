@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 
 _FARTHEST = 1e6  # coordinate of a place [m]
 _FIRST_DATE = 10**18  # September 2001; simulations have smaller stamps [ns]
+_STEP = 10**9  # smaller steps of a clock are corrections [ns]
 _LATEST = 2**31 * 10**9  # stamp that ROS messages can hold [ns]
 _ARTICLES = {'the', 'a', 'an', 'my', 'our', 'your', 'its'}
 _ABOUT_THE_PAST = re.compile(
@@ -129,7 +130,7 @@ class PlaceMemory:
             count = len(self._places)
             # A simulation began again, or time went back. Other stamps stay: a computer may start
             # with a clock in the past, and correct it a minute later.
-            is_back = 0 < now < self._now
+            is_back = 0 < now < self._now - _STEP
             self._places = [
                 _seen_by(place, now) if is_back or place.stamp < _FIRST_DATE else place
                 for place in self._places
@@ -140,6 +141,11 @@ class PlaceMemory:
             self._changes += count != len(self._places)
             places = [_seen_by(place, self._now) for place in self._places]
             return sorted(places, key=lambda place: -place.stamp)
+
+    def stored(self) -> list[Place]:
+        """Return all places with the stamps that they were seen at, to save them."""
+        with self._lock:
+            return list(self._places)
 
     def recall(self, query: str, now: int) -> list[Place]:
         """Return the places of an object, the one seen last first.
@@ -157,7 +163,7 @@ class PlaceMemory:
         known = [place for place in self._places if is_same_name(place.name, seen[0].name)]
         pairs = _nearest_pairs(known, seen, self._options.merge_distance)
         for place, sighting in pairs:
-            if sighting.stamp >= _seen_by(place, self._now).stamp:
+            if not self._is_newer(place, sighting):
                 self._places[self._places.index(place)] = _merged(place, sighting)
         elsewhere = _without(seen, [sighting for _, sighting in pairs])
         unseen = _without(known, [place for place, _ in pairs])
@@ -168,11 +174,16 @@ class PlaceMemory:
             is_same_name(first.name, second.name) for first in known for second in known
         )
         for place, sighting in list(zip(unseen[:moved], elsewhere, strict=False)):
-            if _seen_by(place, self._now).stamp > sighting.stamp:
+            if self._is_newer(place, sighting):
                 elsewhere.remove(sighting)  # of an old image
             elif is_one_name:
                 self._places.remove(place)
         self._places += elsewhere
+
+    def _is_newer(self, place: Place, sighting: Place) -> bool:
+        """Return whether a place was seen after a sighting; one of the future was not."""
+        is_future = 0 < self._now < place.stamp
+        return place.stamp > sighting.stamp and not is_future
 
     def _drop_old(self, now: int) -> None:
         if self._options.max_age:

@@ -94,6 +94,7 @@ class PreviousAnswer:
     arrival: int  # of its frame
     started_at: float  # when the model began it [s, monotonic]
     turns: Dialogue | None = None  # the earlier turns of its prompt
+    ticket: int = 0  # of the dialogue store, when they were read
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,7 @@ class Request:
     client: str = ''  # who sent a goal; clients take turns, '' are all commands
     is_continuous: bool = False  # a goal that is answered again until it is cancelled
     turns: Dialogue | None = None  # fixed earlier turns, of what was asked before
+    ticket: int = 0  # of the dialogue store, when `turns` were read
     previous: PreviousAnswer | None = None  # of a continuous goal: wait for a newer frame
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit
     region: Region | None = None  # look only here [px]; None: the whole image

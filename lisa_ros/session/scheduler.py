@@ -453,6 +453,8 @@ class RequestScheduler:
         frame = self.newest_frame()
         if urgency is Urgency.BACKGROUND:
             request = self._background.take(frame)
+            frame = self._fresh(request, frame)
+            self._background.note_asked(frame)
         else:
             request = self._waiting.take(frame, self._options, self._busy_dialogues())
             frame = request.frame or self._fresh(request, frame)
@@ -471,7 +473,7 @@ class RequestScheduler:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
         if request.is_continuous:  # its further answers are about the same turns
-            request = dataclasses.replace(request, turns=dialogue)
+            request = dataclasses.replace(request, turns=dialogue, ticket=ticket)
         job = InferenceJob(request, frame, dialogue, ticket)
         self._note_query(job)
         self._running.append(job)
@@ -533,8 +535,8 @@ class RequestScheduler:
             self._changed.notify_all()  # `close` may wait for it
             result = with_cancel_reason(result, request.cancellation)
             is_answered = result.status in ANSWERED
-            if request.dialogue is not None and request.previous is None and is_answered:
-                self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
+            if request.dialogue is not None and is_answered:
+                self._note_turn(job, result)
             if is_answered:
                 self.counters.last_seconds = time.monotonic() - request.created
                 self._note_query(job)  # of several at once, the last answer is tracked
@@ -545,6 +547,14 @@ class RequestScheduler:
                 self._ends.end_background(request)
             else:
                 self._ends.finish(request, job.frame, result)
+
+    def _note_turn(self, job: InferenceJob, result: Segmentation) -> None:
+        """Add a turn to the dialogue of a job; further answers to a goal replace its first."""
+        key, ticket = job.request.dialogue, job.dialogue_ticket
+        if job.request.previous is None:
+            self._dialogues.append(key, ticket, result)
+        else:
+            self._dialogues.replace(key, ticket, job.dialogue, result)
 
     def _refusal(self, request: Request, frame: SyncedMessages | None) -> Segmentation | None:
         """Return the result of a request that fails without the model; None if it can run."""
@@ -560,8 +570,12 @@ class RequestScheduler:
 
     def _earlier_turns(self, request: Request) -> tuple[Dialogue, int]:
         """Return the earlier turns of a request, and the ticket to append its own turn."""
-        if request.dialogue is None or request.turns is not None:
+        if request.dialogue is None:
             return request.turns or Dialogue(), 0
+        if request.previous is not None:
+            _, ticket = self._dialogues.get(request.dialogue)
+            is_kept = ticket == request.ticket and request.turns is not None
+            return request.turns if is_kept else Dialogue(), ticket
         is_goal = request.kind is RequestKind.GOAL
         max_turns = MAX_TURNS if is_goal else self._options.dialogue_turns
         return self._dialogues.get(request.dialogue, max_turns)

@@ -26,7 +26,7 @@ _RATIO = 5 / 4  # of a large image's sides
 _MIN_IOU = 0.5  # above it a box is that of the rectangle
 _RATIO_TOLERANCE = 0.1
 _MIN_RESIZE = 0.04  # change of both sides; below it a model has pointed a little beside
-_REFUSES_IMAGE = (400, 413, 422)  # status of HTTP
+_SAME_FOR_ALL = (401, 403, 404)  # status of HTTP: not for the size of the image
 _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 _BOX = re.compile(rf'\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
 _UNITS = {
@@ -72,7 +72,11 @@ class CoordinateTest:
     @property
     def problem(self) -> str:
         """Why every answer would be wrong, with the cure; '': nothing says so."""
-        return self._first.problem if self._first and self._first.is_certain else ''
+        first, small = self._first, self._small
+        if first and first.is_certain:
+            return first.problem
+        is_enlarged = small and small.server_size  # larger images have right answers
+        return small.problem if small and small.is_certain and not is_enlarged else ''
 
     @property
     def warnings(self) -> list[str]:
@@ -122,9 +126,9 @@ class CoordinateTest:
 
         Args:
             message: of the error.
-            status: of HTTP.
+            status: of HTTP; 0: another error.
         """
-        return status in _REFUSES_IMAGE and self._replace_large(message)
+        return status not in _SAME_FOR_ALL and self._replace_large(message)
 
     def add_timeout(self) -> None:
         """Take the end of the time before the answer about the image of `next_size`.

@@ -113,7 +113,9 @@ class RemoteVlm:
         server = ChatServer(url, read_api_key(api_key_env, api_key_file))
         vlm, notices = cls(server, model, profile), [_privacy_notice(server, model)]
         try:
-            vlm._run_test(_TimeLimit(_SELF_TEST_TIMEOUT))
+            # a slow server has time for a smaller image, too
+            if not vlm._run_test(_TimeLimit(_SELF_TEST_TIMEOUT / 3)):
+                vlm._run_test(_TimeLimit(2 * _SELF_TEST_TIMEOUT / 3))
         except UnreachableError as error:
             notices.append(f'{error}; until it can be reached, requests end as UNREACHABLE')
         else:
@@ -308,8 +310,9 @@ class RemoteVlm:
             prompt = self.prepare(draw_test_image(test_size), TEST_QUERY)
             try:
                 answer = self._text(prompt, stop)
-            except RefusedError as error:
-                if not self._test.add_refusal(str(error), error.status):
+            except ModelError as error:
+                status = error.status if isinstance(error, RefusedError) else 0
+                if not self._test.add_refusal(str(error), status):
                     raise
                 continue
             if stop.is_set():
