@@ -10,7 +10,7 @@ from typing import TypeVar
 
 _Config = TypeVar('_Config')
 
-# Fields of training.trainer.TrainerConfig that have a flag: type and description of each.
+# Fields of training.trainer_config.TrainerConfig that have a flag: type and description of each.
 _TRAINER_FLAGS = {
     'steps': (int, 'optimizer steps'),
     'learning_rate': (float, 'peak learning rate'),
