@@ -71,6 +71,10 @@ class BagJob:
         """Return whether the folder of all bags has the report of this one."""
         return (out / self.name / 'report.json').is_file()
 
+    def ground_truth(self, plan: BatchPlan) -> str | None:
+        """Return the plan's ground truth of this bag."""
+        return plan.ground_truth and plan.ground_truth.replace('{}', bag_name(self.bag))
+
 
 def evaluate_bag(
     segmenter: Segmenter,
@@ -160,7 +164,7 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     if deaths >= _MAX_DEATHS:
         return f'{job.bag}: {deaths} workers died over it: it may need more memory'
     partial = report.ensure_folder(out / f'{_PARTIAL}{job.name}-{uuid.uuid4().hex}')
-    source = plan.ground_truth and plan.ground_truth.replace('{}', bag_name(job.bag))
+    source = job.ground_truth(plan)
     try:
         broken = BrokenItems()
         ground_truth = open_ground_truth(source, job.bag, broken.add) if source else None
