@@ -238,6 +238,41 @@ def test_a_bag_whose_queries_all_failed_is_tried_again(inputs, tmp_path):
     assert job.is_done(tmp_path)
 
 
+# ---- output that cannot be written
+
+
+@pytest.mark.parametrize('options', [[], ['--skip-broken']])
+def test_a_report_that_cannot_be_written_is_no_broken_bag(
+    options, inputs, frames, tmp_path, capsys
+):
+    commands, (bag, *_) = inputs
+    labels = shutil.copytree(SAMPLE / 'truth', tmp_path / 'labels')
+    (labels / f'{frames[0].stamp}.png').unlink()  # of the first frame; the second one fails
+    blocked = tmp_path / 'out' / 'images' / f'{frames[1].stamp}.1.jpg'
+    blocked.mkdir(parents=True)
+    options = [*options, '--ground-truth', str(labels)]
+    assert evaluate((commands, [bag]), tmp_path / 'out', *options) == 1
+    error = capsys.readouterr().err
+    assert f'{blocked}: cannot be written' in error
+    assert 'give another --out' in error
+    assert not (tmp_path / 'out' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('ray', [[], ['--ray', '--workers', '1']])
+def test_output_that_cannot_be_written_ends_the_run_of_several_bags(ray, inputs, tmp_path, capsys):
+    if ray:
+        pytest.importorskip('ray.data', reason='Ray Data is not installed: the extra `ray`')
+    commands, paths = inputs
+    (tmp_path / 'b2').write_text('a file where the folder of the first bag belongs')
+    assert evaluate((commands, paths[:2]), tmp_path, '--skip-broken', *ray) == 1
+    assert f'{tmp_path / "b2"}: cannot be written' in capsys.readouterr().err
+    assert not (tmp_path / 'report.json').exists()
+    if not ray:
+        (tmp_path / 'b2').unlink()
+        assert evaluate((commands, paths[:2]), tmp_path) == 0
+        assert len(read_report(tmp_path)['cases']) == 5
+
+
 @pytest.mark.parametrize(
     ('options', 'error'),
     [

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag import evaluate_offline
 from lisa_ros.evaluation.broken_items import BrokenItems
@@ -102,8 +102,8 @@ def evaluate_bag(
         The content of report.json.
 
     Raises:
-        DataError: nothing of the bag can be read, unless `plan.skip_broken`; or a file cannot be
-            written.
+        DataError: nothing of the bag can be read, unless `plan.skip_broken`.
+        OutputError: a file cannot be written.
     """
     report.ensure_folder(out)
     broken = broken or BrokenItems()
@@ -131,6 +131,12 @@ def _evaluate_all(
 ) -> list[Case]:
     """Return the cases of a bag, none if nothing of it can be read and the plan allows that."""
     cases: list[Case] = []
+    unread: list[DataError] = []
+
+    def add(error: DataError) -> None:
+        unread.append(error)
+        broken.add(error)
+
     try:
         cases += evaluate_offline(
             segmenter,
@@ -141,12 +147,12 @@ def _evaluate_all(
             every=plan.every,
             batch_size=plan.batch_size,
             progress=progress,
-            on_error=broken.add,
+            on_error=add,
         )
     except DataError as error:
         if not plan.skip_broken:
-            cause = next(iter(broken.messages), str(error))  # why nothing was read
-            raise DataError(cause) from error
+            cause = unread[0] if unread and not cases else error  # why nothing was read
+            raise DataError(str(cause)) from error
         broken.add(error)
     return cases
 
@@ -157,6 +163,9 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     Returns:
         Why the bag could not be evaluated; '' if it was. A bag of which all queries failed is not
         evaluated: the next run tries it again.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     if job.is_done(out):  # its worker died before it could report so
         return ''
@@ -176,12 +185,17 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     except DataError as error:
         shutil.rmtree(partial, ignore_errors=True)
         return str(error)
+    except OutputError:  # of this folder, and so of all bags
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     try:
         partial.rename(out / job.name)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(partial)
         if not job.is_done(out):
-            raise
+            raise OutputError(
+                f'{out / job.name}: cannot be written ({error.strerror}); give another --out'
+            ) from error
     return ''
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan
 from lisa_ros.files.json_schema import TEXT, MapOf, check_json
@@ -38,6 +38,7 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
 
     Raises:
         DataError: it has another plan, or finished bags of other files.
+        OutputError: it cannot be written to.
     """
     content = json.loads(json.dumps(asdict(plan), default=str))
     del content['skip_broken']  # it changes no answer
@@ -63,7 +64,7 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
     try:
         path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     except OSError as error:
-        raise DataError(f'{path}: {error}; give another --out') from error
+        raise OutputError(f'{path}: cannot be written ({error}); give another --out') from error
 
 
 def _check_unchanged(

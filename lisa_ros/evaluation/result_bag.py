@@ -22,7 +22,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.rosbag2.errors import WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.messages.bag import BagImage
 from lisa_ros.messages.segmentation import MessageFactory
 from lisa_ros.perception import overlay as overlay_module
@@ -50,8 +50,9 @@ class ResultBag:
             path: of the bag folder, which must not exist.
 
         Raises:
-            DataError: the definitions of lisa_ros/msg are not installed. On entering the context:
-                the folder exists or cannot be written.
+            DataError: the definitions of lisa_ros/msg are not installed.
+            OutputError: on entering the context, if the folder exists or cannot be written; on
+                leaving it, if the bag cannot be completed.
         """
         self._path = path
         self._store = get_typestore(Stores.ROS2_JAZZY)
@@ -68,7 +69,7 @@ class ResultBag:
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             self._writer.open()
         except (WriterError, OSError) as error:
-            raise DataError(f'{self._path}: no bag can be written there ({error})') from error
+            raise OutputError(f'{self._path}: no bag can be written there ({error})') from error
         self._connections = {
             topic: self._writer.add_connection(topic, kind, typestore=self._store)
             for topic, kind in _TOPICS.items()
@@ -78,10 +79,18 @@ class ResultBag:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as problem:
+            if error is None:  # else that error is the first one
+                raise self._output_error(problem) from problem
 
     def put(self, frame: BagImage, result: Segmentation) -> None:
-        """Write the answer about a frame, at the frame's stamp."""
+        """Write the answer about a frame, at the frame's stamp.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         stamp = self._types['builtin_interfaces/msg/Time'](*divmod(frame.stamp, 10**9))
         header = self._types['std_msgs/msg/Header'](stamp, frame.frame_id)
         drawn = overlay_module.overlay(
@@ -97,7 +106,13 @@ class ResultBag:
             ('/lisa/overlay/compressed', overlay),
         ):
             data = self._store.serialize_cdr(message, _TOPICS[topic])
-            self._writer.write(self._connections[topic], frame.stamp, data)
+            try:
+                self._writer.write(self._connections[topic], frame.stamp, data)
+            except OSError as error:
+                raise self._output_error(error) from error
+
+    def _output_error(self, error: OSError) -> OutputError:
+        return OutputError(f'{self._path}: cannot be written ({error}); give another --out')
 
     def _image(self, data: Any, **fields: Any) -> Any:
         pixels = np.frombuffer(data, np.uint8)  # rosbags needs an array; rclpy takes array('B')
