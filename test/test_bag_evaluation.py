@@ -154,6 +154,34 @@ def test_an_answers_bag_that_is_not_of_a_report_is_never_removed(
     assert len(list(bags.read_images(bag))) == len(frames)
 
 
+def test_a_failed_run_does_not_block_the_next_one(frames, commands, tmp_path, capsys):
+    bag, out = write(tmp_path / 'bag', frames), tmp_path / 'out'
+    out.mkdir()
+    (out / 'images').write_text('a file where the folder of the overlays belongs')
+    assert evaluate(bag, commands, out) == 1
+    assert 'images' in capsys.readouterr().err
+    (out / 'images').unlink()
+    assert (out / 'answers_bag').is_dir()
+    assert evaluate(bag, commands, out) == 0
+    with bags.open_bag(out / 'answers_bag') as reader:
+        assert len(list(reader.messages())) == 4 * len(read_report(out)['cases'])
+
+
+def test_answers_of_an_earlier_version_are_replaced_but_not_those_of_other_reports(
+    frames, commands, tmp_path, capsys
+):
+    bag, out = write(tmp_path / 'bag', frames), tmp_path / 'out'
+    (out / 'answers_bag').mkdir(parents=True)
+    (out / 'answers_bag' / 'mine').touch()  # without the marker of this version
+    (out / 'report.json').write_text('{"settings": {"data": "images of my own"}}')
+    assert evaluate(bag, commands, out) == 1
+    assert 'remove it, or give another --out' in capsys.readouterr().err
+    assert (out / 'answers_bag' / 'mine').exists()
+    (out / 'report.json').write_text('{"settings": {"bag": "an/earlier/bag"}}')
+    assert evaluate(bag, commands, out) == 0
+    assert not (out / 'answers_bag' / 'mine').exists()
+
+
 def test_the_answers_bag_contains_every_message_definition(first):
     with bags.open_bag(first / 'answers_bag') as reader:
         texts = {c.topic: c.msgdef.data for c in reader.connections}

@@ -22,7 +22,7 @@ from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
 from lisa_ros.evaluation.resources import used_resources
-from lisa_ros.evaluation.result_bag import ResultBag
+from lisa_ros.evaluation.result_bag import ResultBag, answers_path
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions
 from lisa_ros.perception.segmenter import Segmenter
 
@@ -107,7 +107,7 @@ def evaluate_bag(
     """
     report.ensure_folder(out)
     broken = broken or BrokenItems()
-    with ResultBag(out / 'answers_bag') as results:
+    with ResultBag(answers_path(out)) as results:
         judge = FrameJudge(ground_truth, out / 'images', results, broken.add)
         cases = _evaluate_all(segmenter, bag, plan, judge, broken, progress)
     run = report.Run(
