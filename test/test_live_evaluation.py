@@ -104,6 +104,30 @@ def test_a_live_report_has_drops_and_delays(played):
 
 
 @pytest.mark.ros
+def test_the_node_has_the_checksum_and_the_limits_of_the_command(played, tmp_path):
+    """It refuses the model, and the command ends at once."""
+    out, checksum = tmp_path / 'out', '0' * 64
+    ended = subprocess.run(
+        [*LISA_ROS, 'evaluate', 'bag', played.parent / 'bag', '--out', out, '--live',
+         '--commands', played.parent / 'commands.yaml', '--sha256', checksum,
+         '--lock', tmp_path / 'lock.json', '--max-input-side', '448', '--max-model-size', '3',
+         '--allow-download'],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert 'the node is not ready: configure failed: ' in ended.stderr
+    assert f'{tmp_path}/lock.json' in ended.stderr
+    parameters = yaml.safe_load((out / 'node.yaml').read_text())['/**']['ros__parameters']
+    expected = {
+        'model_sha256': checksum,
+        'max_input_side': 448,
+        'max_model_size': 3.0,
+        'allow_download': True,
+    }
+    assert parameters.items() >= expected.items()
+
+
+@pytest.mark.ros
 def test_a_dialogue_continues_from_command_to_command(played):
     content = json.loads((played / 'report.json').read_text())
     (text, *_) = [c['answer'] for c in content['cases'] if c['query'] == 'what is it for?']

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
+    SOURCE_SETTINGS,
     model_arguments,
     positive_float,
     positive_int,
@@ -312,7 +313,7 @@ def _run_live(
         ) from error
     topics = camera_topics(options.bags[0], options.topic, broken.add)
     playback = Playback(topics, options.every, options.rate, options.laps, options.sim_time)
-    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
+    settings = {name: getattr(options, name) for name in (*MODEL_SETTINGS, *SOURCE_SETTINGS)}
     settings = {name: value for name, value in settings.items() if value not in (None, '')}
     log = options.out / 'node.log'
     live_run = run_live(options.bags[0], commands, playback, settings, log, broken.add)
