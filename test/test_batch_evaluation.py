@@ -2,6 +2,7 @@
 """Evaluation of several bags, in this process or on Ray: each answer is reported once."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -163,6 +164,18 @@ def test_a_further_bag_and_corrected_labels_of_an_unfinished_one_continue_a_run(
     assert evaluated(bags=slice(3)) == 0
     assert '2 of 3 bags are from an earlier run' in capsys.readouterr().err
     assert list(read_report(out)['timings']['cases'])[-1].startswith('b4/')
+
+
+def test_bags_whose_names_are_no_utf_8_continue_a_run(inputs, tmp_path, capsys):
+    commands, paths = inputs
+    copies = [
+        Path(shutil.copytree(path, tmp_path / os.fsdecode(b'caf\xe9' + path.name.encode())))
+        for path in paths[:2]
+    ]
+    for _ in range(2):
+        assert evaluate((commands, copies), tmp_path / 'out') == 0
+    assert '2 of 2 bags are from an earlier run' in capsys.readouterr().err
+    assert len(read_report(tmp_path / 'out')['cases']) == 5
 
 
 def test_a_plan_of_an_earlier_version_continues_with_a_warning(evaluated, tmp_path, capsys):

@@ -25,6 +25,7 @@ from lisa_ros.evaluation.plan_file import check_or_write_plan
 from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
 from lisa_ros.evaluation.report_files import read_cases, read_report
 from lisa_ros.evaluation.resources import largest, measured_resources
+from lisa_ros.files.text import encodable
 
 
 def evaluate_bags(
@@ -86,7 +87,7 @@ def _check_same_bag(job: BagJob, out: Path) -> None:
     """
     if job.is_done(out):
         bag = read_report(out / job.name)['settings'].get('bag')
-        if bag != str(job.bag):
+        if bag != encodable(str(job.bag)):
             raise DataError(
                 f'{out / job.name} is about {bag}, not {job.bag}: give another --out, or remove it'
             )

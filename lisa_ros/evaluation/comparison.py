@@ -81,7 +81,7 @@ def compare(runs: Sequence[ComparedRun], out: Path, title: str) -> dict:
         write_json(out / 'compare.json', comparison)
         write_run_csv(out / 'compare.csv', rows)
         write_case_csv(out / 'cases.csv', [run.name for run in runs], reports)
-        (out / 'report.html').write_text(page, 'utf-8')
+        (out / 'report.html').write_text(page, 'utf-8', 'backslashreplace')
     except OSError as error:
         raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error
     return comparison

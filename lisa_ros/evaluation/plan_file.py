@@ -17,8 +17,9 @@ from pathlib import Path
 from lisa_ros.errors import DataError, OutputError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan
+from lisa_ros.evaluation.report_files import encodable_texts
 from lisa_ros.files.json_schema import TEXT, MapOf, check_json
-from lisa_ros.files.text import read_json
+from lisa_ros.files.text import encodable, read_json
 from lisa_ros.model.registry import resolve_bundled_model
 
 _FILES = 'files'  # key of plan.json; plans of earlier versions lack it
@@ -40,7 +41,7 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
         DataError: it has another plan, or finished bags of other files.
         OutputError: it cannot be written to.
     """
-    content = json.loads(json.dumps(asdict(plan), default=str))
+    content = encodable_texts(json.loads(json.dumps(asdict(plan), default=str)))
     del content['skip_broken']  # it changes no answer
     path = report.ensure_folder(out) / _NAME
     saved_files: Mapping[str, Mapping[str, str]] = {}
@@ -53,13 +54,12 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
                 f'{out} holds an evaluation with another model, other commands or settings: '
                 'give another --out, or remove it'
             )
-    done = [job for job in jobs if job.is_done(out)]
+    done = [encodable(job.name) for job in jobs if job.is_done(out)]
     if done:
         print(f'{len(done)} of {len(jobs)} bags are from an earlier run', file=sys.stderr)
-    files = _files_by_job(plan, jobs, out)
+    files = encodable_texts(_files_by_job(plan, jobs, out))
     _check_unchanged(done, files, saved_files, out)
-    finished = {job.name for job in done}
-    new_files = {name: states for name, states in files.items() if name not in finished}
+    new_files = {name: states for name, states in files.items() if name not in done}
     content[_FILES] = {**saved_files, **new_files}
     try:
         path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
@@ -68,17 +68,17 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
 
 
 def _check_unchanged(
-    done: Sequence[BagJob],
+    done: Sequence[str],
     files: Mapping[str, Mapping[str, str]],
     saved: Mapping[str, Mapping[str, str]],
     out: Path,
 ) -> None:
-    """Check that the files of finished bags have not changed since.
+    """Check that the files of finished bags, given by their names, have not changed since.
 
     Raises:
         DataError: some have.
     """
-    unknown = [job.name for job in done if job.name not in saved]
+    unknown = [name for name in done if name not in saved]
     if unknown:
         print(
             f'warning: {out / _NAME} does not say which files {", ".join(unknown)} were evaluated '
@@ -86,11 +86,11 @@ def _check_unchanged(
             file=sys.stderr,
         )
     changed: dict[str, list[str]] = {}
-    for job in done:
-        before, now = saved.get(job.name, {}), files[job.name]
+    for name in done:
+        before, now = saved.get(name, {}), files[name]
         for source in sorted(before.keys() & now.keys()):
             if before[source] != now[source]:
-                changed.setdefault(source, []).append(job.name)
+                changed.setdefault(source, []).append(name)
     if changed:
         source, names = next(iter(changed.items()))
         folders = ' '.join(str(out / name) for name in names)

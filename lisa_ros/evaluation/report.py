@@ -110,7 +110,7 @@ def write(run: Run, out: Path) -> dict:
         write_json(out / 'report.json', report)
         write_json(out / 'timings.json', timings)
         write_csv(out / 'cases.csv', run.cases)
-        (out / 'report.html').write_text(page, 'utf-8')
+        (out / 'report.html').write_text(page, 'utf-8', 'backslashreplace')
     except OSError as error:
         raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error
     return report
