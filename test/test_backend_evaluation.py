@@ -205,6 +205,23 @@ def test_failed_queries_are_not_in_the_plot_of_times():
     assert html_plots.latency([{}, {'clip': 2.0}]) == html_plots.latency([{'clip': 2.0}])
 
 
+def test_a_test_set_without_a_category_for_the_threshold_is_refused_before_the_model_is_loaded(
+    tmp_path, capsys
+):
+    model = tmp_path / 'model'
+    model.mkdir()
+    (model / 'config.json').write_text('{"model_type": "lisa_ros"}')  # and no weights
+    command = ['calibrate', str(model), '--test-set']
+    unseen = zipped_test_set(tmp_path, [{**QUERY, 'category': 'unseen_objects'}])
+    assert cli.main([*command, str(unseen)]) == 1
+    error = capsys.readouterr().err
+    assert 'has queries of unseen_objects, none of explicit, attributes' in error
+    assert 'lisa-ros scenes --split val' in error
+    mixed = zipped_test_set(tmp_path, [{**QUERY, 'category': 'unseen_objects'}, QUERY])
+    assert cli.main([*command, str(mixed)]) == 1
+    assert 'which the confidence threshold' not in capsys.readouterr().err  # the weights lack
+
+
 def test_a_test_set_in_the_old_format_is_named(tmp_path):
     (tmp_path / 'exam.json').write_text('[]')
     with pytest.raises(DataError, match=r'exam\.json .*run `lisa-ros scenes` again'):
