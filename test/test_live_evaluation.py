@@ -145,6 +145,12 @@ def test_commands_are_due_at_their_frames():
     assert due == [(1.0, 0, 'a'), (1.2, 1, 'a'), (1.3, 0, 'b'), (1.3, 0, 'c'), (1.4, 2, 'a')]
     with pytest.raises(DataError, match='before commands 2, 3 are due'):
         schedule([Command(1, 'b', at=0.5), Command(2, 'c', frame=5)], times, 2)
+    times[2] = None  # cannot be read
+    commands[2] = Command(2, 'c', frame=2)
+    errors = []
+    due = [(d.time, d.command.text) for d in schedule(commands, times, 2, errors.append)]
+    assert due == [(1.0, 'a'), (1.3, 'b'), (1.4, 'a')]
+    assert 'command 3 is not asked: frame 2 cannot be read' in str(errors[0])
 
 
 def test_images_with_the_same_stamp_are_refused_live(frames, tmp_path):
@@ -153,7 +159,9 @@ def test_images_with_the_same_stamp_are_refused_live(frames, tmp_path):
     with pytest.raises(DataError, match='evaluate the bag offline'):
         bags.image_times(bag, TOPIC)
     times = bags.image_times(write(tmp_path / 'other', frames), TOPIC)
-    assert list(times.values()) == pytest.approx([0.1 * n for n in range(12)])
+    seconds = [image.seconds for image in times.values()]
+    assert seconds == pytest.approx([0.1 * n for n in range(12)])
+    assert [image.index for image in times.values()] == list(range(12))
 
 
 def test_live_without_ros_says_what_it_needs(frames, tmp_path, monkeypatch, capsys):

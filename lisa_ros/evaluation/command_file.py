@@ -4,7 +4,8 @@
     text: find the red bowl          # the query
     category: explicit               # kind of query, for the report's table (default: command)
     at: 2.5                          # seconds from the first frame: the first frame from then on
-    frame: 12                        # or the index of a frame, from 0; with neither: every n-th
+    frame: 12                        # or the index of a frame, from 0; with neither: every n-th;
+                                     # images that cannot be read count
     dialogue: tidy                   # commands with the same name are turns of one dialogue
     targets: [6]                     # ground truth: instance ids of the objects; [] for none
     label: red bowl                  # or the name that the ground truth has for them
