@@ -11,6 +11,7 @@ import pytest
 import scripted_backend
 from bag_kinds import TOPIC, write
 from PIL import Image
+from test_datasets import write_refer
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError
@@ -50,6 +51,26 @@ def images(tmp_path):
 def evaluate_images(images, out, model, *arguments):
     command = ['evaluate', 'images', str(images), '--out', str(out), '--model', model]
     return cli.main([*command, '--ask', '{}', *arguments])
+
+
+def test_published_figures_are_for_whole_splits_with_the_queries_of_the_paper(tmp_path):
+    model = ['--model', scripted(tmp_path), '--out', str(tmp_path / 'out')]
+
+    def published(data, *options):
+        assert cli.main(['evaluate', 'images', str(data), *model, *options]) == 0
+        return json.loads((tmp_path / 'out' / 'report.json').read_text())['published']
+
+    refer = f'refer:{write_refer(tmp_path)}:val'
+    assert 'LISA-7B' in published(refer)
+    assert published(refer, '--first-only') == {}
+    folder = tmp_path / 'ReasonSeg' / 'val'
+    for name in ('a', 'b'):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(IMAGE).save(folder / f'{name}.png')
+        Image.new('L', (8, 6), 255).save(folder / name / 'all.png')
+    assert 'LISA-7B' in published(folder, '--first-only', '--skip-broken')
+    (folder / 'b.png').write_bytes(b'broken')
+    assert published(folder, '--first-only', '--skip-broken') == {}
 
 
 def test_images_are_answered_by_a_backend_that_is_no_lisa(images, tmp_path):

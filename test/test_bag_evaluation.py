@@ -260,6 +260,32 @@ def test_invalid_ground_truth_is_an_error(frames, tmp_path):
         InstanceTopic(bag, TOPIC)
 
 
+def test_ids_of_16_bits_are_targets(tmp_path):
+    ids = np.zeros((6, 8), np.uint16)
+    ids[:3], ids[3:] = 300, 255
+    Image.fromarray(ids).save(tmp_path / '7.png')
+    path = tmp_path / 'commands.yaml'
+    path.write_text(yaml.safe_dump([{'text': 'x', 'targets': [n]} for n in (300, 255, 301)]))
+    truth = open_ground_truth(str(tmp_path), tmp_path)
+    first, second, unknown = read_commands(path)
+    np.testing.assert_array_equal(truth.mask(7, ids.shape, first), ids == 300)
+    np.testing.assert_array_equal(truth.mask(7, ids.shape, second), ids == 255)
+    with pytest.raises(DataError, match='no image of ids contains 301'):
+        truth.mask(7, ids.shape, unknown)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'kind'),
+    [('.thumbnails', InstanceFolder), ('8', InstanceFolder), ('7', None), ('9', None)],
+)
+def test_a_folder_of_masks_has_the_name_of_an_image(folder, kind, tmp_path):
+    Image.new('L', (8, 6), 5).save(tmp_path / '7.png')
+    Image.new('L', (8, 6), 5).save(tmp_path / '9.jpg')
+    (tmp_path / folder).mkdir()
+    Image.new('L', (8, 6), 255).save(tmp_path / folder / 'mug.png')
+    assert isinstance(open_ground_truth(str(tmp_path), tmp_path), kind or AnnotationTruth)
+
+
 def test_labels_of_another_size_than_the_frame_are_errors(tmp_path):
     Image.new('RGB', (9, 9)).save(tmp_path / '7.png')
     (tmp_path / '7').mkdir()
@@ -282,9 +308,11 @@ def test_labels_of_another_size_than_the_frame_are_errors(tmp_path):
         ({'text': 'x', 'frame': True}, 'frame is True; expected int'),
         ({'text': 'x', 'at': 1, 'frame': 2}, 'both at and frame'),
         ({'text': 'x', 'at': -1}, 'is negative'),
-        ({'text': 'x', 'targets': [0]}, r'targets are \[0\]; expected ids of 1 to 254'),
+        ({'text': 'x', 'targets': [0]}, r'targets are \[0\]; expected ids of 1 to 2147483647'),
         ({'text': 'x', 'targets': [1], 'label': 'a'}, 'has targets and label; give one'),
         ({'text': 'x', 'label': 'a', 'absent': True}, 'has label and absent; give one'),
+        ({'text': 'x', 'targets': [2**31]}, 'expected ids of 1 to 2147483647'),
+        ({'text': 'x', 'targets': [True]}, 'expected ids of 1 to 2147483647'),
         (7, r'is 7; expected \{text'),
     ],
 )

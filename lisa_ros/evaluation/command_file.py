@@ -34,6 +34,7 @@ _KEYS = {
     'label': (str,),
     'absent': (bool,),
 }
+_LARGEST_ID = 2**31 - 1  # of 32SC1, the largest type of ids
 
 
 @dataclass(frozen=True)
@@ -128,5 +129,7 @@ def _check_ground_truth(location: str, entry: dict) -> None:
     if len(references) > 1:
         raise DataError(f'{location}: has {" and ".join(references)}; give one')
     targets = entry.get('targets', [])
-    if not all(type(target) is int and 0 < target < 255 for target in targets):
-        raise DataError(f'{location}: targets are {short_repr(targets)}; expected ids of 1 to 254')
+    if not all(type(target) is int and 0 < target <= _LARGEST_ID for target in targets):
+        raise DataError(
+            f'{location}: targets are {short_repr(targets)}; expected ids of 1 to {_LARGEST_ID}'
+        )
