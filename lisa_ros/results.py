@@ -110,6 +110,8 @@ class Segmentation:
     # of "yes" against "no", 0..1, of a yes/no question; None of others, and without an answer
     yes_probability: float | None = None
     token_count: int | None = None  # of the answer as generated; None: unknown, or not generated
+    # of the N masks, as the model calls each object, '' where it does not; empty: it names none
+    names: tuple[str, ...] = ()
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -155,6 +157,7 @@ class MaskReady:
     mask: np.ndarray  # (H, W) bool
     mask_logits: np.ndarray  # (H, W) float32
     score: float  # 0..1
+    name: str = ''  # as in `Segmentation.names`
 
 
 @dataclass(frozen=True)

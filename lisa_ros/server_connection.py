@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the clients of HTTP servers share: why there is no connection, and when to try again.
+"""What the clients of HTTP servers share: proxies, why there is no connection, new tries.
 
 Any thread.
 """
@@ -12,8 +12,46 @@ import ipaddress
 import os
 import ssl
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from lisa_ros.error_text import one_line
+from lisa_ros.errors import SettingsError
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+def async_client(host: str, headers: Mapping[str, str], kept_idle: float) -> httpx2.AsyncClient:
+    """Return a client of one host.
+
+    Proxies are those of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, also in lower case. This
+    machine has none: a proxy would look for the server on its own.
+
+    Args:
+        host: of the server.
+        headers: of each request.
+        kept_idle: how long an unused connection stays open [s].
+
+    Raises:
+        SettingsError: the environment names a proxy that cannot be used.
+    """
+    import httpx2  # the server needs this module, and no client
+
+    try:
+        return httpx2.AsyncClient(
+            headers=headers,
+            limits=httpx2.Limits(keepalive_expiry=kept_idle),
+            verify=httpx2.create_ssl_context(),  # SSL_CERT_FILE counts in any case
+            trust_env=not is_loopback(host),
+        )
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:
+        # the message of another error may quote a password in the address
+        reason = one_line(error) if isinstance(error, ImportError) else 'its address is none'
+        raise SettingsError(
+            f'the proxy for {host} cannot be used ({reason}); correct HTTP_PROXY, HTTPS_PROXY or '
+            'ALL_PROXY in the environment, to an address such as http://proxy:3128'
+        ) from None
 
 
 def tls_fault(error: BaseException) -> str | None:

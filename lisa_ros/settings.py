@@ -79,8 +79,8 @@ class Settings(ValidatedSettings):
     )
     api_key_file: str = parameter(
         '',
-        'File with the token for a model on a server, one line; empty: none. Give this or '
-        'api_key_env',
+        'File with the key for vlm_url, or with the token for a model on a server, one line; '
+        'empty: none. Give this or api_key_env',
         at_configure=True,
     )
     server_image: str = parameter(

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from lisa_ros.vlm.profiles import ResizeRule
 
@@ -106,6 +107,48 @@ def running(answer, certificate=None):
         thread.join()
 
 
+def sent_image(part):
+    """Return the image of a part of a message."""
+    content = base64.b64decode(part['image_url']['url'].partition(',')[2])
+    return Image.open(io.BytesIO(content)).convert('RGB')
+
+
+class PointsAtRed:
+    """The answer of a Qwen2.5-VL that sees well, at a server with limits of pixels.
+
+    Images are resized as vLLM does, with transformers' own rule of sizes; the box is that of what
+    is red in the resized image, in its pixels. `seen` has the sizes of images, as they were sent
+    and as they were resized.
+    """
+
+    def __init__(self, min_pixels=56 * 56, max_pixels=16384 * 28 * 28, context=10**6):
+        """Be at a server.
+
+        Args:
+            min_pixels: smaller images are enlarged to it.
+            max_pixels: larger images are reduced to it.
+            context: image tokens that a prompt may have; a longer one is refused.
+        """
+        self._limits, self._context, self.seen = (min_pixels, max_pixels), context, []
+
+    def __call__(self, handler, body):
+        *_, message = body['messages']
+        image = sent_image(message['content'][0])
+        height, width = smart_resize(image.height, image.width, 28, *self._limits)
+        self.seen.append((image.size, (width, height)))
+        if width * height > self._context * 28 * 28:
+            handler.error(400, 'This model has a maximum context length')
+            return
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+        red = pixels[..., 0] - pixels[..., 1:].max(axis=2) > 100
+        rows, columns = (np.flatnonzero(red.any(axis)) for axis in (1, 0))
+        box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        handler.begin()
+        handler.piece(f'[{{"bbox_2d": {[int(n) for n in box]}, "label": "the red rectangle"}}]')
+        handler.piece('', 'stop')
+        handler.end()
+
+
 class ModelAnswer:
     """The answer of a real model, as vLLM streams it."""
 
@@ -124,8 +167,7 @@ class ModelAnswer:
         image, *_ = earlier[0] if earlier else last
         requests = [content[-1]['text'] for content in earlier[::2]]
         turns = list(zip(requests, earlier[1::2], strict=True))
-        content = base64.b64decode(image['image_url']['url'].partition(',')[2])
-        pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
+        pixels = np.asarray(sent_image(image))
         handler.begin()
         handler.event({'choices': [{'delta': {'role': 'assistant'}}]})
         with self._lock:

@@ -2,15 +2,17 @@
 """A backend that answers from a script; importing this module registers "scripted:".
 
 `scripted:FILE.json` maps the beginning of a query to a reply: `answer`, `masks` (all bright nan),
-`delay` [s], `failure` (error text), `hang` (until a cancel), `uncancellable`, `flip` (the result
-has the masks in another order), `run` and `then` (Python to run before the answer and
-after the masks); "load" maps to Python to run while it loads. With "batches" it answers batches.
+`names` of the masks, `delay` [s], `failure` (error text), `hang` (until a cancel),
+`uncancellable`, `flip` (the result has the masks in another order), `run` and `then` (Python to
+run before the answer and after the masks); "load" maps to Python to run while it loads. With
+"batches" it answers batches.
 `scripted:FOLDER` waits for FOLDER when it loads, and before each answer for the file
 FOLDER/answer, which may contain a delay [s].
 """
 
 import dataclasses
 import json
+from itertools import zip_longest
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -51,15 +53,17 @@ class ScriptedBackend:
         exec(reply.get('run', ''), {})  # noqa: S102
         yield Token(text := reply.get('answer', 'Sure.'))
         sign = {'all': 1, 'bright': np.where(image[..., 0] > 200, 1, -1), 'nan': np.nan}
-        names, size = reply.get('masks', '').split(), image.shape[:2]
-        logits = [np.full(size, 5 * sign[name]) for name in names]
+        kinds, size = reply.get('masks', '').split(), image.shape[:2]
+        names = tuple(reply.get('names', '').split())
+        logits = [np.full(size, 5 * sign[kind]) for kind in kinds]
         logits = np.reshape(logits, (-1, *size)).astype(np.float32)
-        yield from (MaskReady(i, mask > 0, mask, 1.0) for i, mask in enumerate(logits))
+        for i, (mask, name) in enumerate(zip_longest(logits, names, fillvalue='')):
+            yield MaskReady(i, mask > 0, mask, 1.0, name)
         exec(reply.get('then', ''), {})  # noqa: S102
         logits = logits[::-1] if 'flip' in reply else logits
-        status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(names))
-        arrays = logits > 0, logits, np.ones(len(names))
-        yield Done(Segmentation(query.text, text, text, *arrays, status))
+        status = Status.CANCELLED if cancel.is_set() else Status(2 - bool(kinds))
+        arrays = logits > 0, logits, np.ones(len(kinds))
+        yield Done(Segmentation(query.text, text, text, *arrays, status, names=names))
 
     def stream_batch(self, requests, options):
         streams = {

@@ -51,6 +51,9 @@ class SegmentServer(ThreadingHTTPServer):
             context.load_cert_chain(*certificate)
             self.socket = context.wrap_socket(self.socket, server_side=True)
         self.is_loading = False
+        self.is_rate_limited = False  # for GET /v1/models, as of earlier versions
+        self.polls = 0  # of /v1/models
+        self.version = ''  # of the weights
         self.scheme = 'http' if certificate is None else 'https'
         self.faults, self.seen, self.connections, self.left = [], [], 0, threading.Event()
         self.open_sockets = set()
@@ -103,6 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path != '/v1/models':
             self._send(404, 'text/plain', b'no such page')
+            return
+        self.server.polls += 1
+        if self.server.is_rate_limited:
+            self.problem(ProblemError(Problem.RATE_LIMITED, 'the token has used its rate', 1.0))
         elif self._is_authorized() and self.server.is_loading:
             self._send(200, wire_format.JSON_TYPE, b'{"models": [], "replicas": 0}')
         elif self._is_authorized():
@@ -110,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             capabilities['scores'] = self.server.backend.capabilities.scores.name.lower()
             model = {'name': 'test', 'precision': 'fp32', 'capabilities': capabilities}
             model['input_side'] = self.server.input_side
+            model['version'] = self.server.version
             self._send(200, wire_format.JSON_TYPE, json.dumps({'models': [model]}).encode())
 
     def do_POST(self):
@@ -162,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 for event in events:
                     if isinstance(event, Done):
-                        served = wire_format.Served('test')
+                        served = wire_format.Served('test', self.server.version)
                         document = wire_format.answer_json(event.result, query, shape, served)
                         document['times'] = document['times'] or {
                             'model': time.perf_counter() - start

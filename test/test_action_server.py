@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
+import rclpy
 from rclpy_features import needs_goal_clients
 from ros_graph import START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
@@ -248,6 +250,19 @@ def test_an_invalid_goal_fails_with_its_reason(goal, reason, peer, client):
     assert answer.status is Status.FAILED
     assert reason in answer.reason
     assert client.answer(MUG, camera='wrist').status is Status.FOUND
+
+
+def test_of_two_threads_that_wait_for_one_node_the_second_goes_on_spinning(peer):
+    node = rclpy.create_node('waiting', context=peer.node.context)
+    client = LisaClient(node)
+    events = [threading.Event() for _ in range(2)]
+    for seconds, event in zip((0.3, 1.0), events, strict=True):
+        node.create_timer(seconds, event.set)
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(client.wait, event, 20) for event in events]
+        assert [wait.result() for wait in waits] == [True, True]
+    client.destroy()
+    node.destroy_node()
 
 
 # ---- dialogues

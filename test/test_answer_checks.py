@@ -13,12 +13,14 @@ from scripted_backend import ScriptedBackend
 
 from lisa_ros import cli
 from lisa_ros.errors import ModelError
+from lisa_ros.images.image_file import read_rgb
 from lisa_ros.model.finite import all_finite
 from lisa_ros.model.lisa import LISA
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
+from lisa_ros.resources import SELF_TEST
 from lisa_ros.results import ANSWERED, Done, MaskReady, Segmentation, Status, Token
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
@@ -77,6 +79,9 @@ def test_a_right_answer_passes_unchanged():
         ({'scores': np.array([np.nan])}, 'NaN or infinity in scores'),
         ({'scores': np.array([1.5])}, r'score 1\.5; expected 0 to 1'),
         ({'scores': np.ones(2)}, r'scores .* of shape \(2,\)'),
+        ({'names': ('a', 'b')}, '2 names of 1 masks; expected one for each'),
+        ({'names': ['a']}, r"the names \['a'\]; expected a tuple of texts"),
+        ({'names': (None,)}, r'the names \(None,\); expected a tuple of texts'),
         ({'status': 'FOUND'}, "status of the answer is 'FOUND'"),
         (
             {'masks': LOGITS[:0] > 0, 'mask_logits': LOGITS[:0], 'scores': np.zeros(0)},
@@ -99,6 +104,7 @@ def test_a_wrong_result_is_failed(changes, reason):
         MaskReady(0, LOGITS[0] > 0, LOGITS[0], 'high'),
         MaskReady(0, np.ones((9, 7), bool), np.ones((9, 7)), 1.0),
         MaskReady(0, LOGITS > 0, LOGITS, 1.0),
+        MaskReady(0, LOGITS[0] > 0, LOGITS[0], 1.0, None),
         Token(None),
         'a',
         ModelError('the model computed NaN'),
@@ -171,7 +177,8 @@ def weight_of(lisa):
 
 
 QUERY = 'segment the mug'
-SHORT = InferenceOptions(max_new_tokens=4)
+SHORT = InferenceOptions(max_new_tokens=5)
+CUT = InferenceOptions(max_new_tokens=3)  # after its [SEG]
 FORCED = replace(SHORT, typed_specials=True)  # "[SEG]" makes a mask whatever is seen
 
 
@@ -210,6 +217,34 @@ def test_all_weights_nan_is_failed():
     for weight in lisa.model.parameters():
         weight.data.fill_(np.nan)
     assert Segmenter(lisa, SHORT).segment(load_image('coffee'), QUERY).status is Status.FAILED
+
+
+@pytest.fixture(scope='module')
+def tabletop():
+    return LisaBackend.load('lisa-tabletop', LoadOptions(device='cpu', precision='fp32'))
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_an_answer_that_is_cut_off_before_its_mask_is_not_an_absent_object(count, tabletop):
+    image, options = read_rgb(SELF_TEST / 'table.webp'), InferenceOptions(max_new_tokens=count)
+    segmenter = Segmenter(tabletop, options)
+    alone = segmenter.segment(image, QUERY)
+    assert (alone.status, len(alone.masks)) == (Status.FAILED, 0)
+    assert alone.reason.startswith(f'the answer was cut off after {count} tokens: raise max_new')
+    assert alone.answer  # the words are kept
+    for result in segmenter.segment_batch([(image, QUERY), (image, 'segment the bowl')]):
+        assert (result.status, result.reason) == (Status.FAILED, alone.reason)
+
+
+def test_an_answer_that_is_cut_off_after_its_mask_is_found_and_says_so(tabletop):
+    image = read_rgb(SELF_TEST / 'table.webp')
+    cut, whole = (Segmenter(tabletop, options).segment(image, QUERY) for options in (CUT, SHORT))
+    assert cut.status is whole.status is Status.FOUND
+    assert 'cut off after 3 tokens' in cut.reason
+    assert not whole.reason
+    np.testing.assert_array_equal(cut.masks, whole.masks)
+    given = tabletop.teacher_forced(image, QUERY)  # an answer without an end, but given
+    assert not given.reason
 
 
 def test_a_transient_failure_is_not_kept(lisa, weight_of):

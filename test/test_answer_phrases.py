@@ -8,6 +8,7 @@ import pytest
 
 from lisa_ros.perception.answer_phrases import (
     MAX_NAME,
+    labelled_name,
     object_names,
     place_in_image,
     spoken_answer,
@@ -61,6 +62,43 @@ def test_an_answer_with_more_objects_than_masks_names_what_was_asked():
     answer = result('the dishes', 'It is the pan and the mug, [SEG] and [SEG].', [4])
     assert object_names(answer) == ('dishes',)
     assert object_names(result('the mug', 'There is no mug here.', [])) == ()
+
+
+@pytest.mark.parametrize(
+    ('given', 'names'),
+    [
+        (('mug', 'pan'), ('mug', 'pan')),  # not in the order of the command
+        (('mug', ''), ('mug', 'pan and the mug')),
+        (('', ''), ('pan', 'mug')),
+        ((), ('pan', 'mug')),
+        (('x' * 900, 'pan'), ('x' * MAX_NAME, 'pan')),
+    ],
+)
+def test_names_that_the_model_gives_its_masks_go_first(given, names):
+    answer = result('find the pan and the mug', '[{...}, {...}]', [1, 5])
+    assert object_names(dataclasses.replace(answer, names=given)) == names
+
+
+@pytest.mark.parametrize(
+    ('label', 'name'),
+    [
+        ('mug', 'mug'),
+        ('The red mug.', 'red mug'),
+        ('"mug"', 'mug'),
+        ('', ''),
+        (' ', ''),
+        ('1', ''),
+        ('#2', ''),
+        ('7up', '7up'),
+        ('红色的杯子', '红色的杯子'),
+        ('Find the pan and the mug', 'pan and the mug'),  # all that it says is the command
+        ('pan and mug', 'pan and mug'),
+        ('pick', 'pick'),
+        ('mug ' * 100, ('mug ' * 100)[:MAX_NAME].strip()),
+    ],
+)
+def test_a_label_is_a_name_if_it_says_something(label, name):
+    assert labelled_name(label, 'find the pan and the mug.') == name
 
 
 def test_all_usual_replies_of_the_shipped_model_are_named():

@@ -14,7 +14,7 @@ import scripted_backend  # noqa: F401  # registers "scripted:"
 import yaml
 from bag_kinds import COMPRESSED, IMAGE, STORE, STORE_1, TOPIC, image, write
 from PIL import Image
-from rosbags import rosbag1
+from rosbags import rosbag1, rosbag2
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from lisa_ros import cli
@@ -24,6 +24,7 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation.ground_truth import InstanceTopic
 from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages.bag import BagImage, image_times, open_bag, read_images
+from lisa_ros.messages.bag_files import ZSTD_MAGIC
 from lisa_ros.messages.sqlite_scan import SqliteScan
 
 SECOND = 10**9
@@ -442,6 +443,78 @@ def test_a_damaged_chunk_of_ros_1_costs_its_messages(compression, tmp_path):
     assert 'rosbag reindex' in error
     assert 0 < len(stamps) < 6
     assert stamps[-1] == 5
+
+
+SAME_TIME = [  # topic and time of each message; three of them have the time of the damaged one
+    (topic, n * SECOND) for n in (1, 2, 3) for topic in ('/left', '/middle', '/right', '/top')
+]
+DAMAGED = ('/middle', 2 * SECOND)
+
+
+def ros_1_of_same_times(path):
+    """Write a chunk for each message, and damage one."""
+    writer = rosbag1.Writer(path)
+    writer.set_compression(rosbag1.Writer.CompressionFormat.BZ2)
+    writer.chunk_threshold = 0
+    with writer:
+        topics = dict.fromkeys(topic for topic, _ in SAME_TIME)
+        connections = {t: writer.add_connection(t, IMAGE, typestore=STORE_1) for t in topics}
+        for topic, time in SAME_TIME:
+            message = image(STORE_1, BagImage(time, FRAMES[0].pixels, 'camera'), (0,))
+            writer.write(connections[topic], time, STORE_1.serialize_ros1(message, IMAGE))
+    chunks = [found.start() for found in re.finditer(b'BZh', path.read_bytes())]
+    content = bytearray(path.read_bytes())
+    start = chunks[SAME_TIME.index(DAMAGED) - len(SAME_TIME)]  # earlier ones are of the topics
+    content[start + 20 : start + 60] = bytes(40)
+    path.write_bytes(content)
+    return path
+
+
+def database_of_same_times(path):
+    """Write messages that span pages, and damage the list of the pages of one."""
+    with rosbag2.Writer(path, version=9, storage_plugin=SQLITE3) as writer:
+        topics = dict.fromkeys(topic for topic, _ in SAME_TIME)
+        connections = {t: writer.add_connection(t, IMAGE, typestore=STORE) for t in topics}
+        for topic, time in SAME_TIME:
+            fill = 255 if (topic, time) == DAMAGED else 1
+            pixels = np.full((60, 200, 3), fill, np.uint8)
+            data = STORE.serialize_cdr(image(STORE, BagImage(time, pixels, 'camera')), IMAGE)
+            writer.write(connections[topic], time, data)
+    file = only_file(path, '.db3')
+    content = bytearray(file.read_bytes())
+    page = content.index(b'\xff' * 4092) // 4096 * 4096  # of 4096 bytes, four name the next
+    content[page : page + 4] = b'\x7f' * 4
+    file.write_bytes(content)
+    return path
+
+
+def mcap_of_same_times(path):
+    """Write a chunk for each message, with an index, and damage one."""
+    topics = dict.fromkeys(topic for topic, _ in SAME_TIME)
+    numbers = {topic: number for number, topic in enumerate(topics, 1)}
+    channels = {
+        number: mcap_writer.channel(number, topic, 'cdr', (IMAGE, 'ros2msg', DEFINITION))
+        for topic, number in numbers.items()
+    }
+    frames = {n * SECOND: raw(FRAMES[n - 1]) for n in (1, 2, 3)}
+    chunks = [[(numbers[topic], time, frames[time])] for topic, time in SAME_TIME]
+    path = mcap_writer.write_as(path.with_suffix('.mcap'), channels, chunks, mcap_writer.Options())
+    starts = [found.start() for found in re.finditer(re.escape(ZSTD_MAGIC), path.read_bytes())]
+    content = bytearray(path.read_bytes())
+    start = starts[SAME_TIME.index(DAMAGED)]
+    content[start + 20 : start + 60] = bytes(40)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize('make', [ros_1_of_same_times, database_of_same_times, mcap_of_same_times])
+def test_messages_of_the_time_of_a_damaged_one_are_read(make, tmp_path):
+    errors = []
+    with open_bag(make(tmp_path / 'bag.bag'), on_error=errors.append) as bag:
+        found = [(connection.topic, time) for connection, time, _ in bag.messages()]
+    assert sorted(found) == sorted(set(SAME_TIME) - {DAMAGED})
+    assert [time for _, time in found] == sorted(time for _, time in found)
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize(

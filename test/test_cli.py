@@ -2,6 +2,7 @@
 """`lisa-ros segment`: golden answers, any backend, one-line errors with a remedy."""
 
 import json
+import re
 
 import golden
 import numpy as np
@@ -68,7 +69,7 @@ def test_without_json_it_prints_the_answer_and_saves_images(tmp_path, capsys):
     names = {path.name for path in out.glob('mask_*')}  # the first one was of an earlier answer
     assert names == {'mask_1.png', 'mask_2.png', 'mask_of_my_table.png', 'mask_.png'}
     text = capsys.readouterr().out
-    assert 'mask 2: score' in text
+    assert re.search(r'mask 2: \w[^,]*, score 0\.\d\d, \d+ pixels', text)
     assert 'FOUND' in text
     mask = np.asarray(Image.open(out / 'mask_1.png'))
     assert mask.shape == tuple(case['original_size'])
@@ -131,7 +132,7 @@ def test_a_scripted_backend_answers_in_json(scripted, capsys):
 def test_a_scripted_backend_answers_with_images(scripted, tmp_path, capsys):
     out = ('--out', str(tmp_path / 'out'))
     assert scripted({'': {'masks': 'bright all'}}, 'the mug', *out) == 0
-    assert 'mask 1: score 1.00, 6 pixels in 3 x 2 at (2, 1)' in capsys.readouterr().out
+    assert 'mask 1: mug, score 1.00, 6 pixels in 3 x 2 at (2, 1)' in capsys.readouterr().out
     assert scripted({'': {'answer': 'No mug.'}}, 'the mug', *out) == 0
     assert capsys.readouterr().out.startswith('No mug.\nNOT_FOUND')
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['overlay.png']

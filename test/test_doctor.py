@@ -307,7 +307,15 @@ def test_a_node_in_another_domain(tmp_path):
     (row,) = discovery.judge_processes(nodes, {})
     check_row(row, WARN, 'lisa_node (pid 1234) has ROS_DOMAIN_ID=7; here ROS_DOMAIN_ID=0')
     assert row.cure.startswith('export ROS_DOMAIN_ID=7')
-    assert discovery.judge_processes(nodes, {'ROS_DOMAIN_ID': '7'}) == []
+    for same in (
+        {'ROS_DOMAIN_ID': '7'},
+        {'ROS_DOMAIN_ID': '7', 'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp'},
+        {'ROS_DOMAIN_ID': '7', 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SYSTEM_DEFAULT'},
+    ):
+        assert discovery.judge_processes(nodes, same) == []
+    cyclone = {'ROS_DOMAIN_ID': '7', 'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}
+    (row,) = discovery.judge_processes(nodes, cyclone)
+    check_row(row, WARN, 'RMW_IMPLEMENTATION=rmw_fastrtps_cpp; here RMW_IMPLEMENTATION=rmw_cycl')
 
 
 def test_a_profile_of_dds(tmp_path):
@@ -379,6 +387,21 @@ def test_the_loopback_message():
     check_row(
         judge_loopback(ProbeResult({'error': 'did not find each other'})), ERROR, cure='rows'
     )
+
+
+def test_a_node_without_camera_info_is_whole():
+    info = replace(
+        IMAGE, topic='/camera_info', type='sensor_msgs/msg/CameraInfo', publishers=(), messages=0
+    )
+    depth = replace(info, topic='/camera/depth/image', type='sensor_msgs/msg/Image')
+    rows = graph_rows(replace(GRAPH, inputs=(depth, info, IMAGE)))
+    levels = {name: row.level for name, row in rows.items() if name.startswith('input')}
+    assert levels == dict.fromkeys(levels, OK)
+    silent = replace(IMAGE, publishers=(), messages=0)
+    for inputs in ((depth, info, silent), (info, replace(depth, topic='/image'))):
+        rows = graph_rows(replace(GRAPH, inputs=inputs))
+        assert rows['input /image'].level is ERROR
+        assert rows['input /camera_info'].level is OK
 
 
 # ---- a running node

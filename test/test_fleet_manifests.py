@@ -347,7 +347,7 @@ def test_proxies_neither_hold_events_nor_go_on_without_their_client():
 
 def test_alerts_use_metrics_and_results_that_exist():
     metrics = ServerMetrics()
-    metrics.count('FOUND', 0.1)
+    metrics.count('FOUND')
     page = metrics.text(ModelsState(1, 1, 0, 1, 0)).decode()
     names = set(re.findall(r'^(\w+)', page, re.M)) | {'up'}
     results = {problem.value.name for problem in Problem}

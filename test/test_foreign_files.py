@@ -24,7 +24,7 @@ from lisa_ros.evaluation.csv_cells import text_cell
 from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.ground_truth import InstanceFolder, open_ground_truth
 from lisa_ros.evaluation.report_files import read_cases, read_report
-from lisa_ros.files.text import read_text, read_yaml
+from lisa_ros.files.text import read_text, read_yaml, unique_keys
 from lisa_ros.perception.overlay import contact_sheet, overlay
 from lisa_ros.results import Segmentation, Status
 from lisa_ros.training.plots import append_curves
@@ -301,6 +301,9 @@ def test_a_byte_order_mark_is_accepted(tmp_path):
         (read_json, '{"6": 1, "6": 2}', "the key '6' occurs twice"),
         (read_json, '{"a": 1', 'cannot be read as JSON'),
         (read_yaml, 'text: a\ntext: b\n', "the key 'text' occurs twice"),
+        (read_yaml, '1: a\n0x1: b\n', 'the key 1 occurs twice'),
+        (read_yaml, '~: a\nb: c\nnull: d\n', 'the key None occurs twice'),
+        (read_yaml, 'a: &a {b: 1}\nc: {<<: *a, <<: *a}\n', "the key '<<' occurs twice"),
         (read_yaml, 'a: [', 'cannot be read as YAML'),
         (read_yaml, '[' * 500, 'nested too deeply'),
         (read_yaml, '!!python/object/apply:os.system [echo]', 'cannot be read as YAML'),
@@ -322,6 +325,40 @@ def test_ambiguous_and_endless_files_are_refused_in_one_line(read, content, mess
         read(tmp_path / 'file')
     assert '\n' not in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+def test_a_number_and_a_text_are_two_keys_of_yaml(tmp_path):
+    content = '1: a\n"1": b\nmore: {true: c, "true": d, ~: e, "~": f}\n'
+    (tmp_path / 'a.yaml').write_text(content)
+    more = {True: 'c', 'true': 'd', None: 'e', '~': 'f'}
+    assert read_yaml(tmp_path / 'a.yaml') == {1: 'a', '1': 'b', 'more': more}
+
+
+def test_a_merged_mapping_may_be_changed_in_yaml(tmp_path):
+    (tmp_path / 'a.yaml').write_text('a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3, "<<": 4}\n')
+    expected = {'a': {'x': 1, 'y': 2}, 'b': {'x': 1, 'y': 3, '<<': 4}}
+    assert read_yaml(tmp_path / 'a.yaml') == expected
+
+
+class CountedKey(str):
+    """A key that counts how often it is compared."""
+
+    __slots__ = ()
+    comparisons = 0
+
+    def __eq__(self, other):
+        CountedKey.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_many_keys_of_which_the_last_occurs_twice_are_compared_once():
+    count = 5000
+    pairs = [(CountedKey(n), n) for n in [*range(count), count - 1]]
+    with pytest.raises(ValueError, match="the key '4999' occurs twice"):
+        unique_keys(pairs)
+    assert CountedKey.comparisons < 10 * count
 
 
 # ---- missing or not allowed

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from table_scene import KINECT, Table, dilate
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
@@ -15,102 +16,12 @@ from lisa_ros.geometry.depth_filter import DepthPatch, object_surface_mask
 from lisa_ros.geometry.object_3d import localize_object
 from lisa_ros.geometry.oriented_box import box_in_axes, principal_axes
 from lisa_ros.geometry.point_cloud import depth_to_cloud
-from lisa_ros.geometry.rgbd import depth_noise_std, depth_to_points, resize_registered_depth
+from lisa_ros.geometry.rgbd import depth_to_points, resize_registered_depth
 from lisa_ros.geometry.support_plane import fit_support_plane
 
 K = np.array([[100.0, 0, 4], [0, 50, 3], [0, 0, 1]])
 SMALL = Camera(K, (8, 6))
-KINECT = Camera(np.array([[525.0, 0, 319.5], [0, 525, 239.5], [0, 0, 1]]), (640, 480))
 REAL = os.environ.get('LISA_ROS_REAL_FRAMES')
-
-
-class Table:
-    """A ray-cast scene: a table, and objects on it that share one mask.
-
-    The camera is 0.8 m from the world origin and is pitched down by `down` degrees. World frame:
-    x right, y away from the camera, z up, origin where the optical axis meets the table.
-    """
-
-    def __init__(self, camera=KINECT, down=45.0):
-        self.camera = camera
-        angle = np.radians(down)
-        forward = np.array([0, np.cos(angle), -np.sin(angle)])
-        right = np.array([1.0, 0, 0])
-        self.rotation = np.stack([right, np.cross(forward, right), forward], axis=1)  # to world
-        self.origin = -0.8 * forward  # of the camera, in the world frame [m]
-        rays = np.dstack([camera.rays(), np.ones(camera.size[::-1], np.float32)])
-        self.rays = rays.astype(np.float64) @ self.rotation.T
-        self.depth = -self.origin[2] / self.rays[..., 2]
-        self.depth[self.depth < 0] = np.nan
-        self.mask = np.zeros(self.depth.shape, bool)
-
-    @property
-    def up(self):
-        return self.rotation.T @ [0, 0, 1]
-
-    def to_camera(self, point):
-        """Transform a point from the world frame to the optical frame."""
-        return self.rotation.T @ (np.asarray(point) - self.origin)
-
-    def add_surface(self, z):
-        """Draw a surface at depth z [m], NaN outside it, where it is nearer than the scene."""
-        front = z < np.where(np.isnan(self.depth), np.inf, self.depth)
-        self.depth = np.where(front, z, self.depth)
-        self.mask |= front
-
-    def add_box(self, centre, size, yaw):
-        """Draw a box; return its rotation matrix in the optical frame."""
-        cosine, sine = np.cos(yaw), np.sin(yaw)
-        rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-        origin, rays = (self.origin - centre) @ rotation, self.rays @ rotation
-        half = np.array(size) / 2
-        with np.errstate(divide='ignore', invalid='ignore'):
-            low, high = (-half - origin) / rays, (half - origin) / rays
-        enter = np.minimum(low, high).max(axis=-1)
-        leave = np.maximum(low, high).min(axis=-1)
-        self.add_surface(np.where((enter < leave) & (enter > 0), enter, np.nan))
-        return self.rotation.T @ rotation
-
-    def add_cylinder(self, centre, radius, low, high, axis=2):
-        """Draw a cylinder along a world axis from `low` to `high`; `centre` on the other two."""
-        others = [i for i in range(3) if i != axis]
-        origin, rays = self.origin[others] - centre, self.rays[..., others]
-        a, b = (rays**2).sum(-1), (rays * origin).sum(-1)
-        root = b**2 - a * (origin @ origin - radius**2)
-        with np.errstate(invalid='ignore', divide='ignore'):
-            shell = (-b - np.sqrt(root)) / a
-            along = self.origin[axis] + shell * self.rays[..., axis]
-            self.add_surface(np.where((along > low) & (along < high), shell, np.nan))
-            for end in (low, high):
-                lid = (end - self.origin[axis]) / self.rays[..., axis]
-                offset = origin + lid[..., None] * rays
-                self.add_surface(
-                    np.where(((offset**2).sum(-1) < radius**2) & (lid > 0), lid, np.nan)
-                )
-
-    def noisy_depth(self, seed=0):
-        """Return the depth with a Kinect's noise, in whole millimetres, mixed pixels at jumps."""
-        rng = np.random.default_rng(seed)
-        kernel = np.ones((3, 3), np.uint8)
-        near, far = cv2.erode(self.depth, kernel), cv2.dilate(self.depth, kernel)
-        mixed = (far - near > 0.015) & (rng.random(near.shape) < 0.5)
-        z = np.where(mixed, near + rng.random(near.shape) * (far - near), self.depth)
-        z = z + depth_noise_std(z) * rng.standard_normal(z.shape)
-        return (np.rint(z * 1000) / 1000).astype(np.float32)
-
-    @property
-    def image(self):
-        return np.full((*self.mask.shape, 3), 90, np.uint8)
-
-    def localize(self, depth=None, mask=None, up=None):
-        depth = self.noisy_depth() if depth is None else depth
-        mask = self.mask if mask is None else mask
-        return localize_object(self.image, depth, mask, self.camera, up)
-
-
-def dilate(mask, pixels):
-    side = 2 * pixels + 1
-    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 
 
 def axis_error_deg(rotation, expected):
@@ -193,7 +104,8 @@ def test_an_unsupported_distortion_is_refused_with_a_remedy():
         Camera(K, (8, 6), np.array([0.1, 0, 0]), 'plumb_bob').rays()
 
 
-PLUMB_BOB, EQUIDISTANT = DISTORTIONS['plumb_bob'], DISTORTIONS['equidistant']
+PLUMB_BOB, RATIONAL, EQUIDISTANT = DISTORTIONS.values()
+PRISM = [0.001, -0.002, 0.001, 0.0005]
 SAME_LENSES = [  # as drivers write a lens, and the lens
     ('plumb_bob', [*PLUMB_BOB, 0, 0, 0], 'plumb_bob', PLUMB_BOB),  # OrbbecSDK_ROS2
     ('plumb_bob', [*PLUMB_BOB, *[0] * 9], 'plumb_bob', PLUMB_BOB),
@@ -206,10 +118,14 @@ SAME_LENSES = [  # as drivers write a lens, and the lens
     ('rational_polynomial', PLUMB_BOB[:4], 'plumb_bob', PLUMB_BOB[:4]),
     (
         'rational_polynomial',
-        [*DISTORTIONS['rational_polynomial'], *[0] * 12],
+        [*RATIONAL, *[0] * 12],
         'rational_polynomial',
-        DISTORTIONS['rational_polynomial'],
+        RATIONAL,
     ),
+    ('plumb_bob', RATIONAL, 'rational_polynomial', RATIONAL),  # OrbbecSDK_ROS2: Femto Bolt
+    ('plumb_bob', [*RATIONAL, 0, 0, 0, 0], 'rational_polynomial', RATIONAL),
+    ('plumb_bob', [*RATIONAL, *PRISM], 'rational_polynomial', [*RATIONAL, *PRISM]),
+    ('Brown-Conrady', RATIONAL, 'rational_polynomial', RATIONAL),
     ('fisheye', EQUIDISTANT, 'equidistant', EQUIDISTANT),
     ('fisheye', [*EQUIDISTANT, 0], 'equidistant', EQUIDISTANT),
     ('Kannala Brandt4', EQUIDISTANT, 'equidistant', EQUIDISTANT),
@@ -225,10 +141,29 @@ def test_a_lens_is_the_same_however_its_driver_writes_it(name, d, model, coeffic
     np.testing.assert_allclose(camera.rays(), expected.rays(), atol=1e-7)
 
 
+@pytest.mark.parametrize('d', [PLUMB_BOB, RATIONAL, [*RATIONAL, *PRISM]])
+def test_plumb_bob_of_any_length_has_the_rays_of_opencv(d):
+    size = (64, 48)
+    rays = Camera(KINECT.k / 10, size, np.array(d), 'plumb_bob').rays()
+    u, v = np.meshgrid(np.arange(64.0), np.arange(48.0))
+    pixels = np.dstack([u, v]).reshape(-1, 1, 2)
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
+    iterate = getattr(cv2, 'undistortPointsIter', None)  # of OpenCV 4
+    k = KINECT.k / 10
+    expected = (
+        iterate(pixels, k, np.array(d), None, None, criteria)
+        if iterate
+        else cv2.undistortPoints(pixels, k, np.array(d), criteria=criteria)
+    )
+    np.testing.assert_allclose(rays, expected.reshape(48, 64, 2), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('name', 'd', 'message'),
     [
-        ('plumb_bob', [*PLUMB_BOB, 0.1, 0, 0], 'plumb_bob with 8 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*PLUMB_BOB, 0.1], 'plumb_bob with 6 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*RATIONAL[:7]], 'plumb_bob with 7 coefficients; expected 4 or 5'),
+        ('plumb_bob', [*PLUMB_BOB, *[0.1] * 10], 'plumb_bob with 15 coefficients'),
         ('equidistant', [*EQUIDISTANT, 0.1], 'equidistant with 5 coefficients; expected 4'),
         ('equidistant', EQUIDISTANT[:3], 'equidistant with 3 coefficients'),
         ('rational_polynomial', [0.1] * 15, 'with 15 coefficients; expected 8 or 12 or 14'),

@@ -75,10 +75,11 @@ REQUESTS = RequestReport(
         ({'undelivered': 8, 'seconds_waiting': 1.5}, Level.WARN, '8 answers wait to be published'),
         ({'undelivered': 8, 'seconds_waiting': 0.2}, Level.OK, 'ready'),
         (
-            {'seconds_waiting': 3.0, 'counters': RequestCounters()},
+            {'seconds_waiting': 3.0, 'awaits_first_image': True},
             Level.WARN,
             'waits for the first image: check the camera',
         ),
+        ({'seconds_waiting': 3.0, 'counters': RequestCounters()}, Level.OK, 'ready'),
     ],
 )
 def test_requests(change, level, text):
@@ -164,6 +165,14 @@ def test_the_sizes_of_batches_are_shown():
     assert shown == [3, 5, 8]
 
 
+def test_longer_answers_are_no_slow_model():
+    short = [replace(end, tokens=0) for end in ends(*[FOUND] * 10, seconds=0.15)]
+    long = [replace(end, tokens=60) for end in ends(*[FOUND] * 9, seconds=0.9)]
+    assert judge_model(replace(MODEL, ends=short + long)).level is Level.OK
+    slow = [replace(end, tokens=50) for end in ends(*[FOUND] * 3, seconds=4.0)]
+    assert judge_model(replace(MODEL, ends=short + long + slow)).level is Level.WARN
+
+
 def test_a_model_that_stays_slow_does_not_become_usual():
     report = replace(MODEL, ends=USUAL * 6 + ends(*[FOUND] * 140, seconds=2.0))
     assert judge_model(report).level is Level.WARN
@@ -198,6 +207,8 @@ def test_memory(change, level, text):
 
 def test_the_prompts_that_are_kept_are_counted():
     assert 'cache [MiB]' not in judge_memory(MEMORY).values
+    on_server = judge_memory(replace(MEMORY, model=ProcessMemory())).values
+    assert not [name for name in on_server if name.startswith('model process')]
     values = judge_memory(replace(MEMORY, cache=CacheUse(3, 40 * MIB, 512 * MIB))).values
     assert values['prompts in cache'] == 3
     assert (values['cache [MiB]'], values['cache_memory [MiB]']) == ('40', 512)

@@ -25,7 +25,7 @@ LAYERS = [
         'perception.masks',
     ],
     ['files', 'launch_arguments', 'optional_packages', 'server_connection'],
-    ['results', 'settings_schema', 'evaluation.metrics', 'images'],
+    ['results', 'settings_schema', 'evaluation.metrics', 'images', 'api_key'],
     [
         'model.finite',
         'model.file_checks',

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter files: which file sets what, and names in them that have no effect."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
@@ -71,6 +73,16 @@ def test_a_section_counts_for_the_nodes_that_ros_gives_it_to(sections):
     everyone, lisa_node, _, in_arm = sections
     for node in ('/lisa', '/arm/lisa', '/a/b/lisa'):
         assert everyone.is_for(node)
+    for pattern, node, is_for in (
+        ('/**/lisa', '/lisa', True),
+        ('/**/lisa', '/a/b/lisa', True),
+        ('/**/lisa', '/a/b/lisa2', False),
+        ('/*/lisa', '/lisa', False),
+        ('/*/lisa', '/a/lisa', True),
+        ('/arm/**', '/arm/lisa', True),
+        ('/arm/**', '/arm2/lisa', False),
+    ):
+        assert replace(in_arm, node=pattern).is_for(node) == is_for, (pattern, node)
     assert in_arm.is_for('/arm/lisa')
     assert not in_arm.is_for('/lisa')
     assert lisa_node.is_for('/lisa_node')

@@ -97,6 +97,25 @@ def test_places_of_the_future_count_as_seen_now():
     assert positions(memory, now=65) == []
 
 
+def test_a_simulation_that_has_not_started_forgets_nothing():
+    memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0), [seen('red mug', 1.0, 1000)])
+    assert [place.stamp for place in memory.places(0)] == [1000 * SECOND]
+    assert positions(memory, now=1030) == [1.0]
+    assert memory.changes == 0
+
+
+def test_a_clock_that_starts_in_the_past_forgets_nothing():
+    today = 1_790_000_000
+    memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0), [seen('red mug', 1.0, today)])
+    assert [place.stamp for place in memory.places(5 * SECOND)] == [5 * SECOND]  # 1970
+    memory.add([seen('red mug', 1.1, 6)])
+    assert positions(memory, now=7) == [1.1]
+    memory = PlaceMemory(PlaceMemoryOptions(0.15, 2, 60.0), [seen('red mug', 1.0, today)])
+    memory.places(5 * SECOND)
+    assert positions(memory, now=today + 30) == [1.0]  # the clock was set
+    assert positions(memory, now=today + 61) == []
+
+
 def test_a_part_of_an_object_at_the_edge_of_the_image_does_not_move_its_place():
     memory = PlaceMemory(OPTIONS)
     memory.add([seen('book', 1.08, 1, is_cut=True, thumbnail=b'part')])

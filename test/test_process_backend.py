@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,10 @@ from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.process_memory import GpuMemory
 from lisa_ros.perception.request_limits import RequestLimits
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.perception.shared_channel import SharedMemory
+from lisa_ros.perception.shared_channel import Channel, SharedMemory
 from lisa_ros.perception.stopping import timed_out
-from lisa_ros.perception.worker import describe_exit
+from lisa_ros.perception.worker import Worker, describe_exit
+from lisa_ros.perception.worker_messages import Cancel
 from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token, Turn, unanswered
 from lisa_ros.stop_signals import STOP_SIGNALS
 
@@ -60,8 +62,9 @@ allocated = itertools.count(100)
 cuda = types.SimpleNamespace(
     is_available=lambda: True,
     is_initialized=lambda: True,
-    memory_allocated=lambda: next(allocated),
-    memory_reserved=lambda: 1000,
+    device_count=lambda: 2,  # the model is on the second
+    memory_allocated=lambda device: device and next(allocated),
+    memory_reserved=lambda device: 1000 * device,
 )
 sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)
 """
@@ -245,6 +248,20 @@ def test_a_message_that_nobody_waits_for_may_be_read_late():
     for _ in range(20):
         memory.clear()
     assert len(reader.read(spans)[0]) == 40 << 20
+
+
+def test_cancels_leave_the_images_of_a_batch_that_is_not_read_yet():
+    here, there = Pipe()
+    memories = [SharedMemory.create() for _ in range(2)]
+    copies = [SharedMemory(os.dup(memory.descriptor)) for memory in memories]
+    worker = Worker(os.getpid(), Channel(here, *memories))
+    images = [np.full((300, 500, 3), number, np.uint8) for number in range(1, 17)]
+    for message in ([], images, *map(Cancel, range(12))):  # the first: what came before
+        worker.send(message)
+    child = Channel(there, *reversed(copies))
+    child.receive()
+    for received, sent in zip(child.receive(), images, strict=True):
+        np.testing.assert_array_equal(received, sent)
 
 
 def test_lisa_answers_in_a_process_as_here():

@@ -215,6 +215,16 @@ def test_a_rotation_survives_its_quaternion(values):
     assert np.allclose(quaternion_to_matrix(*quaternion), matrix, atol=1e-6)
 
 
+@repeatable
+@given(values=st.tuples(*[st.floats(-1, 1)] * 4), length=st.floats(0.001, 1000))
+def test_the_length_of_a_quaternion_does_not_matter(values, length):
+    norm = np.linalg.norm(values)
+    assume(norm > 0.1)
+    unit = np.array(values) / norm
+    matrix = quaternion_to_matrix(*(unit * length))
+    assert np.allclose(matrix, quaternion_to_matrix(*unit), atol=1e-12)
+
+
 @few
 @given(tilt=st.floats(-0.5, 0.5), height=st.floats(0.4, 1.2))
 def test_the_table_below_a_block_is_found(tilt, height):

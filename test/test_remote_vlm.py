@@ -14,19 +14,23 @@ import time
 import numpy as np
 import pytest
 import torch
-from chat_server import ModelAnswer, make_certificate, running
+from chat_server import ModelAnswer, PointsAtRed, make_certificate, running, sent_image
 from PIL import Image
 from test_vlm_backend import IMAGE, SCRIPTS, THINK, answer, options_of, save_scripted
 from toy_sam2 import toy_model
 
 from lisa_ros import cli
-from lisa_ros.errors import SettingsError
+from lisa_ros.doctor.model_files import load_and_ask
+from lisa_ros.doctor.weights import ModelOptions
+from lisa_ros.errors import ModelError, SettingsError
+from lisa_ros.health.verdict import Level
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
-from lisa_ros.results import Dialogue, Status, Token, Turn, unanswered
+from lisa_ros.results import ANSWERED, Dialogue, Status, Token, Turn, unanswered
 from lisa_ros.server_connection import retry_after
+from lisa_ros.vlm.answer_parsing import AnswerParser
 from lisa_ros.vlm.chat_completions import completions_url
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
@@ -203,7 +207,7 @@ def test_connections_are_kept():
         prompt = vlm.prepare(IMAGE, 'the mug')
         for _ in range(3):
             assert [token.text for token in vlm.generate(prompt, 9, Stop())] == ['[', ']', '']
-    assert len(ports) == 4
+    assert len(ports) == 5  # two tests, three questions
     assert len(set(ports)) == 1
 
 
@@ -212,7 +216,7 @@ def test_reasoning_that_a_server_takes_out_of_its_tags(faulty, fault_server):
         handler.begin()
         for name, text in (('reasoning_content', 'It [is] '), ('reasoning', 'red.')):
             handler.event({'choices': [{'delta': {name: text}}]})
-        sides = (644, 476) if body['model'] == 'Qwen2.5-VL' else (840, 840)
+        sides = sent_image(body['messages'][-1]['content'][0]).size
         handler.piece(f'<answer>{box_text(sides).partition(": ")[2]}</answer>')
         handler.piece('', 'stop')
         handler.end()
@@ -278,7 +282,7 @@ def test_probabilities_of_choices_are_those_of_the_first_token():
     assert choice.is_measured
 
 
-def says_yes(*, tokens=True, alternatives=True, refuses=()):
+def says_yes(text=RIGHT, *, tokens=True, alternatives=True, refuses=()):
     """An answer that begins with "Yes", with a probability of 0.6, or with "No", with 0.3."""
 
     def say(handler, body):
@@ -286,7 +290,7 @@ def says_yes(*, tokens=True, alternatives=True, refuses=()):
             handler.error(400, f'unknown: {", ".join(refuses)}')
             return
         if body['max_tokens'] > 1:
-            scripted(RIGHT, logprobs=tokens and 'logprobs' in body)(handler, body)
+            scripted(text, logprobs=tokens and 'logprobs' in body)(handler, body)
             return
         entry = {'token': 'Yes', 'logprob': np.log(0.6)}
         if alternatives and 'top_logprobs' in body:
@@ -358,7 +362,7 @@ def test_pieces_without_probabilities_do_not_end_them(folders):
 
 
 def test_a_yes_no_question_reads_the_dialogue_and_is_no_turn_of_it(folders):
-    with running(says_yes()) as server:
+    with running(says_yes('[]')) as server:
         options = LoadOptions(
             device='cpu',
             segmenter_model=folders / 'sam2',
@@ -491,7 +495,7 @@ def faulty(fault_server, folders):
         (busy(502), Status.UNREACHABLE, 'does not reach the model (502 Bad Gateway'),
         (busy(500), Status.FAILED, 'fails (500 Internal Server Error: the queue is full)'),
         (busy(404), Status.FAILED, 'refuses the request (404 Not Found: the queue is full)'),
-        (busy(401), Status.FAILED, 'name an environment variable with the key in api_key_env'),
+        (busy(401), Status.FAILED, 'give the key with api_key_env or api_key_file'),
         (redirected, Status.FAILED, 'which is not followed: correct vlm_url'),
         (wrong_json, Status.FAILED, 'an event of the answer is not JSON'),
         (page, Status.FAILED, "'<html>Welcome to nginx</html>'; is vlm_url an OpenAI-compatible"),
@@ -743,6 +747,67 @@ def test_a_key_that_cannot_be_one_is_refused(value, monkeypatch):
     assert KEY not in str(error.value)
 
 
+@pytest.mark.parametrize('is_isolated', [False, True])
+def test_the_key_may_be_in_a_file(folders, tmp_path, monkeypatch, is_isolated):
+    monkeypatch.setenv('TOY_KEY', KEY)
+    (tmp_path / 'key').write_text(f'{KEY}\n')
+    with running(scripted(RIGHT)) as server:
+        options = options_of(folders, threads=1, vlm_url=server.url)
+        options = dataclasses.replace(options, api_key_file=tmp_path / 'key')
+        backend = (ProcessBackend if is_isolated else load_backend)(f'vlm+sam:{NAME}', options)
+        try:
+            assert answer(backend)[-1].result.status is Status.FOUND
+            connect(folders, server, api_key_env='TOY_KEY')
+        finally:
+            if is_isolated:
+                backend.close()
+        keys = {headers.get('Authorization') for _, headers, _ in server.requests}
+    assert (len(server.requests), keys) == (3, {f'Bearer {KEY}'})
+
+
+def test_the_doctor_reads_the_file_too(folders, tmp_path):
+    (tmp_path / 'key').write_text(KEY)
+    with running(scripted(RIGHT)) as server:
+        options = ModelOptions(
+            f'vlm+sam:{NAME}',
+            segmenter_model=str(folders / 'sam2'),
+            vlm_url=server.url,
+            api_key_file=str(tmp_path / 'key'),
+            device='cpu',
+        )
+        finding = load_and_ask(dataclasses.asdict(options))
+        keys = {headers.get('Authorization') for _, headers, _ in server.requests}
+    assert finding['level'] == Level.OK, finding
+    assert keys == {f'Bearer {KEY}'}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'api_key_file .*key: no such file'),
+        ('', 'has no token'),
+        ('two words', 'has no token; expected one line'),
+        ('line\nbreak', 'has no token'),
+        ('schlüssel', 'has no token'),
+    ],
+)
+def test_a_file_without_a_key_is_refused(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / 'key').write_text(content, encoding='utf-8')
+    with pytest.raises(SettingsError, match=message) as error:
+        RemoteVlm.connect('http://127.0.0.1:9', NAME, api_key_file=tmp_path / 'key')
+    assert not content or content not in str(error.value)
+
+
+def test_two_places_of_a_key_are_refused(folders, tmp_path):
+    (tmp_path / 'key').write_text(KEY)
+    options = options_of(
+        folders, vlm_url='http://127.0.0.1:9', api_key_env='TOY_KEY', api_key_file=tmp_path / 'key'
+    )
+    with pytest.raises(SettingsError, match='api_key_env and api_key_file are both set: expected'):
+        load_backend(f'vlm+sam:{NAME}', options)
+
+
 # ---- settings
 
 
@@ -848,7 +913,7 @@ def box_text(sides, box=TEST_BOX, swapped=False):
         ('qwen2_5_vl', box_text((1, 1)), True, 'shares of the image, 0 to 1'),
         ('qwen2_5_vl', box_text((644, 476), swapped=True), True, 'y before x'),
         ('qwen3_vl', box_text((1000, 1000), swapped=True), True, 'y before x'),
-        ('qwen2_5_vl', box_text((336, 252)), True, 'an image of about 336 x 252 pixels'),
+        ('qwen2_5_vl', box_text((336, 252)), True, '644 x 476 pixels to about 336 x 252 pixels'),
         ('qwen2_5_vl', box_text((300, 400)), False, 'not at the red rectangle'),
         ('qwen2_5_vl', box_text((644, 476), (0.1, 0.1, 0.9, 0.9)), False, 'not at the red rect'),
         ('qwen2_5_vl', 'I see a red rectangle.', False, 'gives no box'),
@@ -880,3 +945,177 @@ def test_a_model_in_other_units_is_not_loaded(folders, fault_server):
         result = answer(backend)[-1].result
         assert (result.status, len(result.masks)) == (Status.FAILED, 0)
         assert 'choose another one with template' in result.reason
+
+
+# ---- a server that resizes images
+
+
+LARGE, SMALL = (1120, 896), (196, 196)  # test images of a Qwen2.5-VL, as they are sent
+QWEN = 'Qwen/Qwen2.5-VL-7B-Instruct'
+
+
+def image_with_red(width, height):
+    """Return an image with a red rectangle, and its box [px]."""
+    image = np.full((height, width, 3), 255, np.uint8)
+    x0, y0, x1, y1 = box = width // 10, height // 5, 2 * width // 5, 3 * height // 5
+    image[y0:y1, x0:x1] = (220, 20, 20)
+    return image, box
+
+
+def read_box(vlm, image):
+    """Return the box in the answer about an image, in its pixels."""
+    prompt = vlm.prepare(image, 'the red rectangle')
+    parser = AnswerParser(vlm.profile, prompt.resized, (image.shape[1], image.shape[0]))
+    (located,) = parser.push(''.join(token.text for token in vlm.generate(prompt, 99, Stop())))
+    parser.finish()
+    return located.box
+
+
+@pytest.mark.parametrize('max_pixels', [1280 * 28 * 28, 16384 * 28 * 28])
+@pytest.mark.parametrize('size', [(1280, 720), (640, 480), (320, 240), (64, 48)])
+def test_a_server_that_leaves_images_as_they_are_passes_two_tests(max_pixels, size):
+    with running(say := PointsAtRed(max_pixels=max_pixels)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        assert len(vlm.notices) == 2  # what is sent, and no probabilities
+        assert say.seen == [(LARGE, LARGE), (SMALL, SMALL)]
+        image, box = image_with_red(*size)
+        assert read_box(vlm, image) == pytest.approx(box, abs=max(size) / 56)
+        assert len(say.seen) == 3  # no further test
+
+
+@pytest.mark.parametrize('tokens', [256, 400, 512, 768, 1000, 1100])
+def test_a_server_that_reduces_large_images_is_not_loaded(tokens):
+    with running(say := PointsAtRed(max_pixels=tokens * 28 * 28)) as server:
+        with pytest.raises(SettingsError) as error:
+            RemoteVlm.connect(server.url, QWEN)
+        ((sent, (width, height)),) = say.seen  # one request is enough to see it
+    message = str(error.value)
+    resized = f'1120 x 896 pixels to about {width} x {height} pixels'
+    assert sent == LARGE
+    assert f'{server.url}: the server resizes an image of {resized}' in message
+    assert message.endswith(
+        'with vLLM --mm-processor-kwargs \'{"min_pixels": 3136, "max_pixels": 1003520}\''
+    )
+
+
+def test_a_server_that_enlarges_small_images_answers_about_others(caplog):
+    with running(say := PointsAtRed(min_pixels=256 * 28 * 28)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        (_, notice, _) = vlm.notices
+        assert 'resizes an image of 196 x 196 pixels to about 448 x 448 pixels' in notice
+        assert '--mm-processor-kwargs' in notice
+        assert notice.endswith('about images of less than 448 x 448 pixels may fail')
+        for size in ((1280, 720), (640, 480), (448, 448)):  # as they are sent: not smaller
+            image, box = image_with_red(*size)
+            assert read_box(vlm, image) == pytest.approx(box, abs=max(size) / 56)
+        assert len(say.seen) == 5
+        image, _ = image_with_red(320, 240)
+        for _ in range(2):
+            with pytest.raises(ModelError, match='308 x 252 pixels to about 504 x 420') as error:
+                read_box(vlm, image)
+        assert '--mm-processor-kwargs' in str(error.value)
+        assert len(say.seen) == 6  # this size was tested once, and no question asked
+
+
+def test_an_image_that_the_server_may_enlarge_is_tested_in_its_own_size():
+    """A server that takes 190000 pixels makes 448 x 448 of the small image."""
+    with running(say := PointsAtRed(min_pixels=190_000)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        assert say.seen[-1] == (SMALL, (448, 448))
+        image, box = image_with_red(476, 420)  # 199920 pixels
+        for _ in range(2):
+            assert read_box(vlm, image) == pytest.approx(box, abs=2)
+        assert len(say.seen) == 5  # a test, and two questions
+
+
+def test_a_server_that_enlarges_starts_later(folders):
+    options = {'segmenter_model': folders / 'sam2', 'device': 'cpu'}
+    with running(busy(503)) as server:
+        options = LoadOptions(vlm_url=server.url, **options)
+        backend = load_backend(f'vlm+sam:{QWEN}', options)
+        assert 'has no capacity' in backend.notices[-1]
+        server.answer = say = PointsAtRed(min_pixels=256 * 28 * 28)
+        small = image_with_red(320, 240)[0]
+        result = answer(backend, image=small)[-1].result
+        assert (result.status, len(result.masks)) == (Status.FAILED, 0)
+        assert '--mm-processor-kwargs' in result.reason
+        assert [sent for sent, _ in say.seen] == [LARGE, SMALL, (308, 252)]  # tests alone
+        result = answer(backend, image=image_with_red(640, 480)[0])[-1].result
+        assert result.status in ANSWERED  # by the toy SAM 2
+    with running(busy(503)) as server:
+        backend = load_backend(f'vlm+sam:{QWEN}', dataclasses.replace(options, vlm_url=server.url))
+        server.answer = say = PointsAtRed(max_pixels=512 * 28 * 28)
+        for _ in range(2):
+            result = answer(backend, image=image_with_red(640, 480)[0])[-1].result
+            assert (result.status, len(result.masks)) == (Status.FAILED, 0)
+            assert '--mm-processor-kwargs' in result.reason
+        assert [sent for sent, _ in say.seen] == [LARGE]
+
+
+def test_a_test_that_is_cut_off_goes_on_with_the_next_question():
+    stop = Stop()
+    points = PointsAtRed()
+
+    def cut(handler, body):
+        if len(points.seen) == 1:
+            stop.event.set()
+        points(handler, body)
+
+    with running(busy(503)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        server.answer = cut
+        prompt = vlm.prepare(image_with_red(640, 480)[0], 'it')
+        assert list(vlm.generate(prompt, 99, stop)) == []
+        assert ''.join(t.text for t in vlm.generate(prompt, 99, Stop())).startswith('[{"bbox_2d')
+        sizes = [sent for sent, _ in points.seen]
+    assert sizes == [LARGE, SMALL, SMALL, (644, 476)]
+
+
+def test_a_server_that_is_too_slow_for_the_largest_image_is_tested_with_a_usual_one(caplog):
+    points, stop = PointsAtRed(), Stop()
+
+    def slow(handler, body):
+        if sent_image(body['messages'][-1]['content'][0]).size == LARGE:
+            stop.seconds_left = 0
+            stop.event.set()
+        points(handler, body)
+
+    with running(busy(503)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        server.answer = slow
+        image, box = image_with_red(640, 480)
+        assert list(vlm.generate(vlm.prepare(image, 'it'), 99, stop)) == []
+        assert read_box(vlm, image) == pytest.approx(box, abs=12)
+    assert [sent for sent, _ in points.seen] == [LARGE, (644, 476), SMALL, (644, 476)]
+    assert 'did not answer in time about the largest test image: one of 640 x 480' in caplog.text
+
+
+def test_a_server_without_room_for_the_largest_image_is_tested_with_a_usual_one():
+    with running(say := PointsAtRed(context=400)) as server:
+        vlm = RemoteVlm.connect(server.url, QWEN)
+        (_, notice, _) = vlm.notices
+        assert 'maximum context length): one of 640 x 480 pixels is sent' in notice
+        image, box = image_with_red(640, 480)
+        assert read_box(vlm, image) == pytest.approx(box, abs=12)
+        sizes = [sent for sent, _ in say.seen]
+        assert sizes == [LARGE, LARGE, (644, 476), SMALL, (644, 476)]  # without logprobs, too
+    with running(busy(404)) as server, pytest.raises(ModelError, match='404'):
+        RemoteVlm.connect(server.url, QWEN)
+
+
+def test_a_model_that_points_a_little_beside_is_not_taken_for_a_server_that_resizes():
+    small = (196, 196)
+    x0, y0, x1, y1 = (share * 196 for share in TEST_BOX)
+    beside = [x0 + 8, y0 + 8, x1 + 5, y1 + 5]
+    check = check_coordinates(f'[{{"bbox_2d": {beside}}}]', PROFILES['qwen2_5_vl'], small)
+    assert (check.is_certain, check.server_size) == (False, None)
+    assert 'not at the red rectangle' in check.problem
+
+
+@pytest.mark.parametrize('name', ['VisionReasoner-toy', 'Qwen3-VL'])
+def test_a_model_that_does_not_count_pixels_of_any_size_is_tested_once(name):
+    sides = (1000, 1000) if 'Qwen3' in name else (840, 840)
+    text = box_text(sides).partition(': ')[2]
+    with running(scripted(text if 'Qwen3' in name else f'<answer>{text}</answer>')) as server:
+        assert len(RemoteVlm.connect(server.url, name).notices) == 2
+        assert len(server.requests) == 1

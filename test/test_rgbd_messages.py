@@ -9,7 +9,7 @@ from test_image_messages import info
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.point_cloud import pack_xyzrgb
-from lisa_ros.geometry.rotation import matrix_to_quaternion
+from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
 from lisa_ros.messages.image import image_fields
 from lisa_ros.messages.rgbd import objects_cloud, rgbd_from_messages
 
@@ -91,3 +91,8 @@ def test_a_quaternion_rotates_as_its_matrix(axis, angle):
     assert w >= 0
     expected = np.array([*(np.array(axis) * np.sin(angle / 2)), np.cos(angle / 2)])
     assert np.abs(np.dot([*vector, w], expected)) == pytest.approx(1)
+
+
+def test_a_quaternion_that_was_rounded_is_a_rotation():
+    assert quaternion_to_matrix(0, 0, 0.71, 0.71) @ [2, 0, 0] == pytest.approx([0, 2, 0])
+    np.testing.assert_array_equal(quaternion_to_matrix(0, 0, 0, 0), np.eye(3))

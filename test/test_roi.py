@@ -6,7 +6,7 @@ import pytest
 
 from lisa_ros.errors import ImageError
 from lisa_ros.perception import roi
-from lisa_ros.results import Dialogue, MaskReady, Segmentation, Status
+from lisa_ros.results import Dialogue, MaskReady, Segmentation, Status, Turn
 
 IMAGE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
@@ -33,6 +33,18 @@ def test_masks_are_pasted_at_the_region():
     assert pasted.answer == result.answer
     event = roi.paste_mask(MaskReady(0, logits[0] > 0, logits[0], 0.5), (3, 4, 2, 2), (6, 8))
     np.testing.assert_array_equal(event.mask, pasted.masks[0])
+
+
+def test_the_boxes_of_a_dialogue_are_those_of_the_region():
+    # 320..384, 120..240 of 640 x 480, and an empty mask
+    inside = Turn('the mug', '[SEG] [SEG]', ((50, 25, 60, 50), (0, 0, 0, 0)))
+    outside = Turn('the pan', '[SEG] [SEG]', ((50, 25, 60, 50), (0, 0, 10, 10)))
+    dialogue = Dialogue((inside, outside, Turn('the bowl', 'No.')))
+    turns = roi.crop_dialogue(dialogue, (280, 120, 200, 240), (480, 640)).turns
+    assert [turn.boxes for turn in turns] == [((20, 0, 52, 50), (0, 0, 0, 0)), (), ()]
+    assert [turn.query for turn in turns] == ['the mug', 'the pan', 'the bowl']
+    whole = roi.crop_dialogue(dialogue, (0, 0, 640, 480), (480, 640)).turns
+    assert [turn.boxes for turn in whole[:2]] == [inside.boxes, outside.boxes]
 
 
 def test_the_masks_of_a_dialogue_are_cropped_with_the_image():

@@ -90,9 +90,11 @@ class Listener:
 
     def __init__(self):
         self.ends, self.calls, self.threads = [], [], set()
+        self.begun = []
         self.changed = threading.Condition()
 
     def started(self, request, frame):
+        self.begun.append((request, frame))
         self.record(('started', request.text, frame.stamp))
 
     def event(self, request, event):
@@ -523,6 +525,42 @@ def test_the_newest_image_with_depth_is_taken_while_the_next_depth_is_on_its_way
     assert scheduler.newest_frame().image == 'image 1'
     scheduler.add_depth(2 * 33 * MS, 'depth 2')
     assert scheduler.newest_frame().image == 'image 2'
+
+
+def test_no_older_image_is_asked_about_when_depth_comes_late(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    for k in range(10):
+        scheduler.add_image(k * 33 * MS, f'image {k}')
+    scheduler.set_standing_query('watch this')
+    listener.wait(1)
+    scheduler.submit_goal(goal('once', listener))
+    listener.wait(2)
+    assert [frame.image for frame in model.frames] == ['image 9'] * 2
+    previous = PreviousAnswer(model.frames[0].arrival, 0.0)
+    again = goal('again', listener, previous=previous, is_continuous=True)
+    scheduler.submit_goal(again)
+    scheduler.add_depth(7 * 33 * MS, 'depth 7')
+    assert scheduler.newest_frame().image == 'image 7'
+    time.sleep(0.1)
+    assert len(model.frames) == 2
+    scheduler.add_image(10 * 33 * MS, 'image 10')
+    scheduler.add_depth(10 * 33 * MS, 'depth 10')
+    listener.wait(4)
+    assert {frame.image for frame in model.frames[2:]} == {'image 10'}
+
+
+def test_a_fresh_image_without_depth_is_better_than_one_that_is_too_old(run):
+    clock = SetClock(10.0)
+    scheduler, model, listener, _ = run(clock=clock)
+    for k in range(7):
+        clock.now = clock.time = 10.0 + k / 15
+        scheduler.add_image(round(clock.now * 1e9), f'image {k}')
+    scheduler.add_depth(round(10.0 * 1e9), 'depth 0')
+    assert scheduler.newest_frame().image == 'image 0'
+    for max_age, image in ((0.3, 'image 6'), (0.0, 'image 0')):
+        scheduler.submit_goal(goal(image, listener, max_age=max_age))
+    assert [status for _, status in listener.wait(2)] == [Status.FOUND] * 2
+    assert [frame.image for frame in model.frames] == model.texts
 
 
 def test_the_depth_of_another_image_is_not_taken(run):
@@ -963,6 +1001,42 @@ def test_a_requery_follows_the_turns_of_the_last_query_and_adds_none(run):
     scheduler.submit_command('the bowl')
     listener.wait(4)
     assert [turn.query for turn in model.dialogues[3].turns] == ['the mug', 'the other one']
+
+
+def test_after_stop_there_is_no_requery(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.add_image(1, 'first')
+    ask(scheduler, listener, 'the mug')
+    scheduler.stop()
+    scheduler.add_image(2, 'second')
+    scheduler.requery()  # of a tracker that has not stopped yet
+    ask(scheduler, listener, 'the bowl')
+    scheduler.add_image(3, 'third')
+    scheduler.requery()
+    listener.wait(3)
+    assert model.texts == ['the mug', 'the bowl', 'the bowl']
+
+
+def test_all_answers_to_a_continuous_goal_follow_the_turns_of_its_first(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('the red mug', listener, dialogue='d'))
+    listener.wait(1)
+    asked = [goal('the other mug', listener, dialogue='d', is_continuous=True)]
+    for number in range(2, 22):
+        scheduler.submit_goal(asked[-1])
+        listener.wait(number)
+        scheduler.add_image(number, 'image')
+        request, frame = listener.begun[-1]
+        previous = PreviousAnswer(frame.arrival, frame.frozen_at, request.turns)
+        again = replace(asked[0], previous=previous, turns=previous.turns)
+        asked.append(again)
+    assert model.texts[1:] == 20 * ['the other mug']
+    for dialogue in model.dialogues[1:]:
+        assert [turn.query for turn in dialogue.turns] == ['the red mug']
+    scheduler.submit_goal(goal('it', listener, dialogue='d'))
+    listener.wait(22)
+    assert [turn.query for turn in model.dialogues[-1].turns] == ['the red mug', 'the other mug']
 
 
 def test_two_requeries_run_once(run):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as lisa_ros/msg/Segmentation and back: cropped masks, timings, errors. Needs no ROS."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from lisa_ros.messages.segmentation import (
     mask_from_message,
     result_from_message,
 )
+from lisa_ros.perception.answer_phrases import object_names
 from lisa_ros.results import Segmentation, Status
 
 TYPES = (
@@ -45,6 +47,15 @@ def test_a_result_comes_back_from_its_message():
     np.testing.assert_array_equal(back.scores, result().scores)
     assert back.timings == {'convert': 0.125, 'clip': 0.5}
     assert (back.query, back.answer, back.status) == ('find them', 'Here.', Status.FOUND)
+
+
+def test_names_that_the_model_gives_go_there_and_back():
+    names = ('mug', 'pan', 'can')  # not in the order of the command
+    named = dataclasses.replace(result(), query='the pan, the mug and a can', names=names)
+    message = FACTORY.segmentation(HEADER, named)
+    assert tuple(instance.name for instance in message.instances) == names
+    back = result_from_message(message)
+    assert (back.names, object_names(back)) == (names, names)
 
 
 def test_masks_of_images_of_different_sizes_are_an_error():

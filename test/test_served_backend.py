@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import re
 import secrets
@@ -28,6 +29,7 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.fallback_backend import FallbackBackend
 from lisa_ros.perception.health import HealthState
+from lisa_ros.perception.process_backend import ProcessBackend
 from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.perception.segmenter import Segmenter
@@ -53,6 +55,7 @@ REPLIES = {
     'bright': {'masks': 'bright'},
     'slow': {'masks': 'all', 'hang': 1},
     'absent': {'answer': 'There is none.'},
+    'named': {'masks': 'all bright', 'names': 'mug pan'},
 }
 
 
@@ -126,6 +129,7 @@ def assert_same(events, result, own_events, own):
             assert event == expected
         else:
             assert (event.index, event.score) == (expected.index, pytest.approx(expected.score))
+            assert event.name == expected.name
             np.testing.assert_array_equal(event.mask, expected.mask)
     # a new field that does not travel fails here
     arrays, times = ('masks', 'mask_logits', 'scores'), ('timings', 'time_to_first_mask')
@@ -170,6 +174,16 @@ def test_a_batch_gives_the_answers_in_order(server, connect):
     assert all(not query.stream for query, _, _ in server.seen)  # none replaces another
 
 
+def test_names_of_objects_are_those_of_the_server(server, connect):
+    served, white = connect(server.url), np.full_like(GRAY, 255)
+    events, result = ask(served, 'named', white)
+    assert [event.name for event in events if isinstance(event, MaskReady)] == ['mug', 'pan']
+    assert result.names == ('mug', 'pan')
+    assert ask(served, 'it')[1].names == ()
+    results = Segmenter(served, OPTIONS).segment_batch([(white, 'named'), (white, 'it')])
+    assert [result.names for result in results] == [('mug', 'pan'), ()]
+
+
 def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
     served, cancel = connect(server.url), threading.Event()
     served_requests = [
@@ -181,7 +195,7 @@ def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
     for number, event in served.stream_batch(served_requests, OPTIONS):
         if isinstance(event, Done):
             ends[number] = event.result.status
-        if len(ends) == 2:  # the others have ended
+        if 2 in ends:  # the server answers one at a time: "it" may wait for "slow"
             cancel.set()
     assert ends == {0: Status.FOUND, 1: Status.CANCELLED, 2: Status.FAILED}
 
@@ -200,24 +214,54 @@ def test_a_batch_that_is_given_up_closes_its_connections(server, connect):
 
 
 def test_a_jpeg_is_made_as_small_as_what_the_model_sees(connect):
-    image = np.zeros((120, 320, 3), np.uint8)
-    image[30:90, 80:240] = 255
+    image = np.zeros((160, 320, 3), np.uint8)
+    image[40:120, 80:240] = 255
     with segment_server.running(ScriptedBackend(REPLIES), input_side=160) as server:
         served = connect(server.url, coding=ImageCoding(ImageFormat.JPEG, 95))
         events, result = ask(served, 'bright', image)
-        assert server.seen[-1][1].shape == (60, 160, 3)
+        assert server.seen[-1][1].shape == (80, 160, 3)
         expected = image[..., 0] > 0
-        assert result.masks.shape == (1, 120, 320)
+        assert result.masks.shape == (1, 160, 320)
         assert masks.iou(result.masks[0], expected) > 0.95
-        assert events[-1].mask.shape == (120, 320)
+        assert events[-1].mask.shape == (160, 320)
         dialogue = Dialogue(shown=expected[None])
         assert ask(served, 'bright', image, dialogue=dialogue)[1].status is Status.FOUND
-        assert server.seen[-1][0].shown[0].size == (60, 160)
+        assert server.seen[-1][0].shown[0].size == (80, 160)
         ask(served, 'bright', image, dataclasses.replace(OPTIONS, refine=True))
         np.testing.assert_allclose(server.seen[-1][1], image, atol=16)  # whole, a JPEG
         lossless = connect(server.url, coding=ImageCoding(ImageFormat.PNG))
         ask(lossless, 'bright', image)
         np.testing.assert_array_equal(server.seen[-1][1], image)
+
+
+def test_new_weights_are_noticed_while_requests_follow_one_another(connect):
+    image, periods = np.zeros((120, 320, 3), np.uint8), MonitorPeriods(1e6, 0.05, LONG)
+    with segment_server.running(ScriptedBackend(REPLIES), input_side=160) as server:
+        served = connect(server.url, coding=ImageCoding(ImageFormat.JPEG, 95), periods=periods)
+        polls = server.polls
+        for _ in range(5):
+            ask(served, 'it', image)
+        assert server.polls == polls  # the model is the known one
+        server.version, server.input_side = 'f' * 64, None
+
+        def is_whole():
+            ask(served, 'it', image)
+            return server.seen[-1][1].shape == image.shape
+
+        wait_until(is_whole)
+
+
+def test_a_request_that_finds_a_late_server_makes_its_model_known(server, connect):
+    server.is_loading = True
+    served = connect(server.url, periods=MonitorPeriods(1e6, 1.0, LONG))
+    assert served.precision == ''
+    server.is_loading = False
+
+    def is_known():
+        assert ask(served, 'it')[1].status is Status.FOUND
+        return served.precision == 'fp32'
+
+    wait_until(is_known)
 
 
 @pytest.mark.parametrize('size', [(4, 5), GRAY.shape[:2]], ids=['of another image', 'fits'])
@@ -410,6 +454,24 @@ def test_what_no_answer_has_begun_for_is_tried_again(server, connect, fault):
     assert len(server.seen) == 3
 
 
+def test_each_try_sends_what_is_left_of_the_deadline(server, connect):
+    served = connect(server.url)
+    server.faults += [_refused(Problem.OVERLOADED)] * 2
+    assert ask(served, 'it')[1].status is Status.FOUND
+    first, second, third = (query.deadline for query, _, _ in server.seen)
+    assert LONG >= first > second + 0.2 > third + 0.6  # after pauses of 0.25 and 0.5 s
+    contents = {image.tobytes() for _, image, _ in server.seen}
+    assert contents == {GRAY.tobytes()}
+
+
+def test_without_a_deadline_no_try_sends_one(server, connect):
+    served = connect(server.url)
+    server.faults.append(_refused(Problem.OVERLOADED, 0))
+    options = dataclasses.replace(OPTIONS, answer_timeout=None)
+    assert ask(served, 'it', options=options)[1].status is Status.FOUND
+    assert [query.deadline for query, _, _ in server.seen] == [None, None]
+
+
 def test_a_server_without_capacity_is_unreachable(server, connect):
     served = connect(server.url)
     server.faults += [_refused(Problem.OVERLOADED, 0)] * 3
@@ -460,6 +522,36 @@ def test_wrong_settings_are_errors(model, options, message):
     with pytest.raises(SettingsError, match=message) as caught:
         load_backend(model, LoadOptions(**options))
     assert 'secret' not in str(caught.value)
+
+
+@pytest.mark.parametrize('variable', ['http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'])
+def test_a_server_on_this_machine_is_asked_without_a_proxy(server, connect, variable, monkeypatch):
+    monkeypatch.delenv('http_proxy', raising=False)
+    with segment_server.running(ScriptedBackend(REPLIES)) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+        assert ask(connect('http://127.0.0.1:9'), 'it')[1].status is Status.UNREACHABLE
+        assert (proxy.polls, proxy.seen) == (0, [])
+        monkeypatch.setenv(variable, 'socks5://proxy:1080')
+        assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+
+
+@pytest.mark.parametrize('variable', ['http_proxy', 'all_proxy'])
+def test_a_server_elsewhere_is_asked_through_the_proxy(connect, variable, monkeypatch):
+    with segment_server.running(ScriptedBackend(REPLIES)) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        with pytest.raises(SettingsError, match='refuses the request'):  # it is no proxy
+            connect('http://gpu-server.example:8000')
+        monkeypatch.setenv('no_proxy', 'example')
+        assert connect('http://gpu-server.example:1').health.state is HealthState.UNREACHABLE
+
+
+def test_a_proxy_that_cannot_be_used_is_a_clear_error(monkeypatch):
+    for address in ('ftp://user:secret@proxy', 'http://user:secret/@proxy:x'):
+        monkeypatch.setenv('http_proxy', address)
+        with pytest.raises(SettingsError, match='correct HTTP_PROXY') as caught:
+            HttpClient(ServerAddress('http://gpu-server.example:8000'))
+        assert 'secret' not in str(caught.value)
 
 
 def test_another_server_is_refused(server, connect):
@@ -534,6 +626,19 @@ def test_a_server_that_loads_its_model_is_waited_for(server, connect):
     wait_until(lambda: served.health.state is HealthState.OK)
 
 
+@pytest.mark.parametrize('since', ['start', 'later'])
+def test_a_server_whose_rate_is_used_up_is_there(server, connect, since):
+    server.is_rate_limited = since == 'start'
+    served = connect(server.url, periods=FAST)
+    server.is_rate_limited, polls = True, server.polls
+    wait_until(lambda: server.polls > polls + 2)
+    assert served.health.state is HealthState.OK
+    assert served.health.failure is None
+    assert ask(served, 'it')[1].status is Status.FOUND
+    server.is_rate_limited = False
+    wait_until(lambda: served.precision == 'fp32')
+
+
 def test_a_closed_backend_is_unreachable(server, connect):
     served = connect(server.url)
     served.close()
@@ -560,6 +665,16 @@ def test_the_fallback_model_answers_while_the_server_is_gone(process, connect):
     assert result.reason.startswith('answered by lisa-tabletop: http://127.0.0.1')
     assert isinstance(events[-1], MaskReady)
     assert both.health.state is HealthState.UNREACHABLE
+
+
+def test_memory_and_cache_are_those_of_the_fallback_model(server, connect, tmp_path):
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(REPLIES))
+    with contextlib.closing(ProcessBackend(f'scripted:{script}', LoadOptions())) as local:
+        both = FallbackBackend(connect(server.url), local, 'lisa-tabletop')
+        assert both.memory > 0
+        assert both.peak_memory == local.peak_memory > 0
+        assert both.cache_use == local.cache_use
 
 
 def test_a_token_that_is_revoked_makes_the_server_unreachable(connect):
@@ -615,6 +730,22 @@ def test_one_of_a_batch_that_the_server_loses_is_asked_again(server, connect):
     both.close()
     results = Segmenter(both, OPTIONS).segment_batch([(GRAY, 'it')] * 3)
     assert all(result.reason.startswith('answered by lisa-tabletop') for result in results)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sent'),
+    [
+        ((480, 640), (480, 640)),
+        ((1440, 1920), (768, 1024)),
+        ((720, 2560), (448, 1593)),  # two cameras side by side: CLIP needs its shorter side
+        ((300, 2560), (300, 2560)),
+        ((5000, 100), (5000, 100)),
+    ],
+)
+def test_an_image_is_made_no_smaller_than_the_model_needs(shape, sent):
+    from lisa_ros.serving.image_transfer import fitted_image
+
+    assert fitted_image(np.zeros((*shape, 3), np.uint8), 1024).shape == (*sent, 3)
 
 
 def test_encoded_images_are_what_opencv_reads():

@@ -44,7 +44,7 @@ SHAPE = (12, 17)
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30)))
 
 
-def segmentation(count=2):
+def segmentation(count=2, names=()):
     logits = np.random.default_rng(7).normal(0, 3, (count, *SHAPE)).astype(np.float32)
     features = ScoreFeatures(0.5, 0.25, 0.125, 1.0)
     return Segmentation(
@@ -58,6 +58,7 @@ def segmentation(count=2):
         timings={'prompt': 0.1, 'tokens': 0.2},
         time_to_first_mask=0.15 if count else None,
         details=LisaDetails((1, 5, 2), (features,) * count),
+        names=names,
     )
 
 
@@ -112,6 +113,29 @@ def test_events_keep_their_content():
     assert np.array_equal(received.mask, ready.mask)
     assert event_of(*event_json(Token('a', 3), query)) == Token('a', 3)
     assert event_of(*event_json(Token('a'), query)) == Token('a')
+
+
+def test_names_travel_with_their_masks():
+    query, local = SegmentQuery('x'), segmentation(3, ('mug', '', 'pan'))
+    document = json.loads(json.dumps(answer_json(local, query, SHAPE, Served('m'))))
+    assert result_of(document).names == local.names
+    ready = MaskReady(1, local.masks[1], local.mask_logits[1], 0.5, 'mug')
+    name, event = event_json(ready, query)
+    assert event_of(name, event).name == 'mug'
+    assert result_of(document, (SentMask(event, ready),)).names == local.names
+    without = answer_json(segmentation(3), query, SHAPE, Served('m'))
+    assert result_of(without).names == ()
+    for part in (event, *document['masks']):  # as of a server before there were names
+        del part['name']
+    assert result_of(document).names == ()
+    assert event_of(name, event).name == ''
+    for wrong in (3, None, ['mug']):
+        for part in (event, document['masks'][0]):
+            part['name'] = wrong
+        with pytest.raises(ModelError, match='a name that is no text'):
+            result_of(document)
+        with pytest.raises(ModelError, match='a name that is no text'):
+            event_of(name, event)
 
 
 @pytest.mark.parametrize('masks', MaskFormat)
@@ -210,7 +234,7 @@ def test_options_that_are_not_given_are_those_of_the_server():
         ('{"command": "x", "region": [1, 2, 3, -4]}', 'region is -4'),
         ('{"command": "x", "region": [1, 2, 3, 4.5]}', 'region is 4.5'),
         ('{"command": "x", "options": {"max_new_tokens": 0}}', 'options.max_new_tokens is 0'),
-        ('{"command": "x", "options": {"max_new_tokens": 99999}}', 'integer of 1 to 1024'),
+        ('{"command": "x", "options": {"max_new_tokens": 99999}}', 'integer of 1 to 2048'),
         ('{"command": "x", "options": {"verify": null}}', 'options.verify is missing'),
         ('{"command": "x", "options": {"answer_style": "loud"}}', 'options.answer_style'),
         ('{"command": "x", "options": {"device": "cuda"}}', "options.'device' is unknown"),

@@ -30,7 +30,8 @@ from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.models import ModelsState
 from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
-from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery
+from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
+from lisa_ros.serving.replies import Answer, ReplyFigures
 from lisa_ros.serving.server_monitor import read_models
 from lisa_ros.serving.tokens import Client, RateLimiter, TokenTable
 from lisa_ros.serving.wire_format import (
@@ -246,8 +247,6 @@ def test_answers_and_problems_are_as_described(server, png):
         check('Answer', server.segment(png, SegmentQuery(command, confidence=True))[2])
     check('Problem', server.segment(b'', COMMANDS[0])[2])
     query = SegmentQuery('x', raw=RawImage(1, 1, 'rgb8'), region=(0, 0, 1, 1), deadline=1.0)
-    from lisa_ros.serving.query_format import query_json
-
     check('Query', json.loads(query_json(query)))
 
 
@@ -279,6 +278,15 @@ QUERY = part('query', 'application/json', b'{"command": "x"}')
 FORM = 'multipart/form-data; boundary=x'
 
 
+def bare(name, content):
+    """Return a part without a type, as Python's requests sends it."""
+    return f'Content-Disposition: form-data; name="{name}"; filename="{name}"', content
+
+
+CHARSET = 'Content-Disposition: form-data; name="_charset_"'
+PADDED = (b'--x\r\n', b'--x \t\r\n')
+
+
 @pytest.mark.parametrize(
     ('content_type', 'body', 'status', 'detail'),
     [
@@ -293,6 +301,10 @@ FORM = 'multipart/form-data; boundary=x'
         (FORM, multipart(QUERY, QUERY, QUERY), 400, 'once each'),
         (FORM, multipart(QUERY, part('image', 'image/png', b''), QUERY), 400, 'more than two'),
         (FORM, multipart(QUERY, part('image', 'image/png', b''), end=False), 400, 'boundary'),
+        (FORM, b'a' * 2000 + b'\r\n' + multipart(QUERY), 400, 'no multipart'),
+        (FORM, multipart((CHARSET, b'utf-16'), QUERY), 400, 'expected UTF-8'),
+        (FORM, multipart((CHARSET, b'utf-8'), (CHARSET, b'utf-8')), 400, 'has the name'),
+        (FORM, multipart(QUERY, bare('image', b'GIF89a')), 415, 'image/jpeg or image/png'),
         (FORM, multipart(QUERY, ('A: b\r\n' * 20, b'')), 400, 'header count'),
         (FORM, multipart(QUERY, (f'A: {"b" * 2000}', b'')), 400, 'header size'),
         (FORM, multipart(QUERY, part('image', 'image/tiff', b'')), 415, 'image/jpeg or image/png'),
@@ -318,6 +330,42 @@ def test_a_wrong_body_is_a_clear_error(server, content_type, body, status, detai
     assert (answer[0], answer[1]['content-type']) == (status, PROBLEM_TYPE)
     assert answer[2]['status'] == status
     assert detail in answer[2]['detail']
+
+
+def test_what_other_clients_may_send_is_read(server, png, image):
+    jpeg = encoded(image, 'JPEG')
+    for content in (png, jpeg):
+        whole = multipart(QUERY, bare('image', content))
+        for body in (
+            whole,
+            multipart(bare('query', b'{"command": "x"}'), bare('image', content)),
+            multipart((CHARSET, b'utf-8'), QUERY, bare('image', content)),
+            multipart(QUERY, bare('image', content), (CHARSET, b'UTF-8')),
+            b'This is a multipart message.\r\n' + whole,
+            b'\r\n' + whole,
+            whole + b'epilogue',
+            whole.replace(*PADDED),
+            b'a --x \r\n' + whole.replace(*PADDED),
+        ):
+            status, _, document = server.request('POST', '/v1/segment', body, Content_Type=FORM)
+            assert status == 200, document
+    raw = SegmentQuery('x', raw=RawImage(*image.shape[1::-1], 'rgb8'))
+    body = multipart(bare('query', query_json(raw).encode()), bare('image', image.tobytes()))
+    assert server.request('POST', '/v1/segment', body, Content_Type=FORM)[0] == 200
+
+
+def test_white_space_behind_a_boundary_leaves_images_as_they_are(server, local, image):
+    """Raw pixels may look like a boundary with white space, without the line end before it."""
+    pixels = image.copy()
+    look_alike = b'--x \t\r\n'
+    pixels.reshape(-1)[9 : 9 + len(look_alike)] = list(look_alike)
+    query = SegmentQuery(COMMANDS[0], raw=RawImage(*image.shape[1::-1], 'rgb8'))
+    parts = bare('query', query_json(query).encode()), bare('image', pixels.tobytes())
+    body = multipart(*parts)
+    for sent in (body, body.replace(b'\r\n--x\r\n', b'\r\n--x\t\r\n')):
+        status, _, document = server.request('POST', '/v1/segment', sent, Content_Type=FORM)
+        assert status == 200, document
+        assert_same(result_of(document), local.segment(pixels, COMMANDS[0]))
 
 
 @pytest.mark.parametrize(
@@ -488,6 +536,37 @@ def test_uploads_that_break_off_leave_nothing_behind(server, png):
     assert server.segment(png, COMMANDS[0])[0] == 200
 
 
+class NotedModels:
+    """Models that note requests and answer them at once."""
+
+    state = ModelsState(1, 1, 0, 9, 0, {})
+
+    def __init__(self):
+        self.requests, self.figures = [], ReplyFigures()
+
+    async def answer(self, request):
+        self.requests.append(request)
+        return Answer('{"status": "FOUND"}', self.figures)
+
+
+def test_requests_are_numbered_as_they_arrive_not_as_their_bodies_end(png):
+    models = NotedModels()
+    content_type, body = encode_request(png, 'image/png', SegmentQuery('older', stream='cam'))
+    head = f'POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n'
+    with (
+        RunningServer(models, limits=LIMITS) as server,
+        socket.create_connection(('127.0.0.1', server.port), timeout=LONG) as connection,
+    ):
+        connection.sendall(f'{head}Content-Length: {len(body)}\r\n\r\n'.encode() + body[:100])
+        wait_until(lambda: server.state.body_bytes == len(body))
+        assert server.segment(png, SegmentQuery('newer', stream='cam'))[0] == 200
+        connection.sendall(body[100:])
+        assert connection.recv(65536).startswith(b'HTTP/1.1 200 ')
+    newer, older = models.requests
+    assert (newer.upload.query.command, older.upload.query.command) == ('newer', 'older')
+    assert older.number < newer.number
+
+
 class EndlessModels:
     """Models whose streams send one event, and then nothing."""
 
@@ -508,6 +587,7 @@ def test_the_bytes_of_a_stream_count_until_its_client_leaves(png):
         assert endless.state.body_bytes == len(body)
         client.close()
         wait_until(lambda: endless.state.body_bytes == 0)
+        assert counted(endless, 'lisa_requests_total', result='client_left') == 1
 
 
 # ---- tokens
@@ -544,12 +624,38 @@ def test_only_clients_with_a_token_are_answered(guarded, png):
     assert guarded.request('GET', '/healthz')[0] == 200  # for probes
 
 
-def test_a_token_has_a_rate(guarded):
+def test_a_token_has_a_rate(guarded, png):
     headers = {'Authorization': 'Bearer slow-slow-slow-slow'}
-    assert guarded.request('GET', '/v1/models', **headers)[0] == 200
-    status, answer_headers, document = guarded.request('GET', '/v1/models', **headers)
+    assert guarded.segment(png, COMMANDS[0], **headers)[0] == 200
+    status, answer_headers, document = guarded.segment(png, COMMANDS[0], **headers)
     assert (status, document['type']) == (429, 'rate_limited')
     assert 1 <= int(answer_headers['retry-after']) <= 100
+
+
+def test_idle_robots_that_ask_for_the_model_leave_the_rate_to_commands(guarded, png):
+    headers = {'Authorization': 'Bearer slow-slow-slow-slow'}
+    for _ in range(5):
+        assert guarded.request('GET', '/v1/models', **headers)[0] == 200
+    assert guarded.segment(png, COMMANDS[0], **headers)[0] == 200
+    assert guarded.request('GET', '/v1/models', **headers)[0] == 200
+    paths = guarded.request('GET', '/openapi.json')[2]['paths']
+    assert '429' not in paths['/v1/models']['get']['responses']
+    assert '429' in paths['/v1/segment']['post']['responses']
+
+
+def test_streams_of_two_tokens_are_two_whatever_their_names(tmp_path, png):
+    file, models = tmp_path / 'tokens', NotedModels()
+    clients = {'site': 'a' * 16, 'site/arm': 'b' * 16, 'site-arm': 'c' * 16}
+    file.write_text(''.join(f'{name} {token}\n' for name, token in clients.items()))
+    streams = ['cam', 'arm/cam', 'arm cam', ' cam', 'site cam']
+    with RunningServer(models, tokens=TokenTable.read(file)) as server:
+        for token in clients.values():
+            for stream in [*streams, 'cam', '']:
+                headers = {'Authorization': f'Bearer {token}'}
+                assert server.segment(png, SegmentQuery('x', stream=stream), **headers)[0] == 200
+    named = {request.stream for request in models.requests if request.stream}
+    assert len(named) == len(clients) * len(streams)  # one each, the same one for 'cam' twice
+    assert sum(not request.stream for request in models.requests) == len(clients)
 
 
 def test_a_rate_lets_as_many_pass_as_it_says():
@@ -594,13 +700,63 @@ def test_a_missing_token_file_is_a_clear_error(tmp_path):
         TokenTable.read(tmp_path / 'none')
 
 
+def counted(server, name, **labels):
+    """Return a number of GET /metrics; 0: it is not there."""
+    text = server.request('GET', '/metrics')[2].decode()
+    names = ','.join(f'{key}="{value}"' for key, value in labels.items())
+    line = f'\n{name}{{{names}}} ' if names else f'\n{name} '
+    return float(text.partition(line)[2].partition('\n')[0] or 0)
+
+
 def test_metrics_count_each_result(server, png):
     def count(result):
-        text = server.request('GET', '/metrics')[2].decode()
-        line = f'lisa_requests_total{{result="{result}"}} '
-        return float(text.partition(line)[2].partition('\n')[0] or 0)
+        return counted(server, 'lisa_requests_total', result=result)
 
     before = count('FOUND'), count('malformed')
     server.segment(png, COMMANDS[0])
     server.request('POST', '/v1/segment', b'', Content_Type=FORM)
     assert (count('FOUND'), count('malformed')) == (before[0] + 1, before[1] + 1)
+
+
+class BrokenModels:
+    """Models whose answers end in a bug: at once, or behind the first event of a stream."""
+
+    state = ModelsState(1, 1, 0, 9, 0, {})
+
+    async def answer(self, request):
+        raise ZeroDivisionError
+
+    async def stream(self, request):
+        yield b'event: token\ndata: {}\n\n'
+        raise ZeroDivisionError
+
+
+def test_bugs_are_counted(png):
+    with RunningServer(BrokenModels(), limits=LIMITS) as broken:
+        assert broken.segment(png, 'x')[2]['type'] == 'internal'
+        assert counted(broken, 'lisa_requests_total', result='internal') == 1
+        with pytest.raises(http.client.IncompleteRead):
+            broken.segment(png, 'x', Accept='text/event-stream')
+        assert counted(broken, 'lisa_requests_total', result='internal') == 2
+        assert counted(broken, 'lisa_requests_total', result='client_left') == 0
+
+
+def test_only_answers_count_for_the_time_of_answers(png):
+    models = NotedModels()
+    with RunningServer(models, limits=LIMITS) as server:
+        for _ in range(2):
+            assert server.segment(png, 'x')[0] == 200
+        assert server.segment(b'', 'x')[0] == 422
+        assert counted(server, 'lisa_requests_total', result='invalid_image') == 1
+        assert counted(server, 'lisa_requests_total', result='FOUND') == 2
+        assert counted(server, 'lisa_request_seconds_count') == 2
+
+
+def test_each_replica_has_metrics_of_its_own_although_process_ids_are_equal(png):
+    models = NotedModels()
+    with RunningServer(models, limits=LIMITS) as server:
+        for name, largest in (('pod-1', 8), ('pod-2', 4)):
+            models.figures = ReplyFigures(replica=name, largest_batch=largest)
+            server.segment(png, 'x')
+        assert counted(server, 'lisa_batch_limit', replica='pod-1') == 8
+        assert counted(server, 'lisa_batch_limit', replica='pod-2') == 4

@@ -103,9 +103,9 @@ def png():
 PNG = png()
 
 
-def request(command, seconds=60.0, stream='', alone=False, **fields):
+def request(command, seconds=60.0, stream='', alone=False, number=0, **fields):
     upload = ImageUpload(SegmentQuery(command, **fields), PNG, 'image/png')
-    return ModelRequest(upload, seconds, stream, alone)
+    return ModelRequest(upload, seconds, stream, alone, number)
 
 
 def run(scenario, **limits):
@@ -185,6 +185,40 @@ def test_only_requests_with_the_same_options_go_together(backend):
     run(scenario)
 
 
+class Turnstile:
+    """A gate that lets one request pass for each `release`."""
+
+    def __init__(self):
+        self._turns = threading.Semaphore(0)
+        self.release = self._turns.release
+
+    def wait(self, seconds):
+        return self._turns.acquire(timeout=seconds)
+
+
+def test_a_backend_without_batches_takes_one_request_at_a_time(backend):
+    backend.capabilities, backend.gate = Capabilities(), Turnstile()
+
+    async def scenario(server):
+        first = await block(server, backend)
+        a = asyncio.create_task(server.answer(request('a', 50)))
+        older = asyncio.create_task(server.answer(request('older', stream='front')))
+        await until(lambda: waiting(server) == 2)
+        backend.gate.release()
+        await until(lambda: backend.batches == [['first'], ['a']])
+        newer = asyncio.create_task(server.answer(request('newer', stream='front')))
+        assert (await older).problem is Problem.SUPERSEDED
+        urgent = asyncio.create_task(server.answer(request('urgent', 30)))
+        await until(lambda: waiting(server) == 2)
+        backend.gate.release(3)
+        replies = await asyncio.gather(first, a, urgent, newer)
+        assert backend.batches == [['first'], ['a'], ['urgent'], ['newer']]
+        assert {reply.figures.batch_size for reply in replies} == {1}
+        assert {reply.figures.largest_batch for reply in replies} == {1}
+
+    run(scenario)
+
+
 def test_the_newest_of_a_stream_replaces_the_one_that_waits(backend):
     async def scenario(server):
         first = await block(server, backend)
@@ -195,6 +229,23 @@ def test_the_newest_of_a_stream_replaces_the_one_that_waits(backend):
         assert (await older).problem is Problem.SUPERSEDED
         backend.gate.set()
         replies = await asyncio.gather(first, other, newer)
+        assert all(isinstance(reply, Answer) for reply in replies)
+
+    run(scenario)
+
+
+def test_an_older_request_that_is_decoded_later_does_not_replace_the_newer_one(backend):
+    async def scenario(server):
+        first = await block(server, backend)
+        newer = asyncio.create_task(server.answer(request('newer', stream='front', number=2)))
+        other = asyncio.create_task(server.answer(request('other', stream='rear', number=1)))
+        await until(lambda: waiting(server) == 2)
+        older = request('older', stream='front', number=1)
+        assert (await server.answer(older)).problem is Problem.SUPERSEDED
+        newest = asyncio.create_task(server.answer(request('newest', stream='front', number=3)))
+        assert (await newer).problem is Problem.SUPERSEDED
+        backend.gate.set()
+        replies = await asyncio.gather(first, other, newest)
         assert all(isinstance(reply, Answer) for reply in replies)
 
     run(scenario)

@@ -30,7 +30,7 @@ if os.environ.get('LISA_ROS_TEST_RAY_SERVE') != '1':
         'LISA_ROS_TEST_RAY_SERVE=1',
         allow_module_level=True,
     )
-from served_model import http_request, post, server_sent
+from served_model import http_request, post, server_sent, wait_until
 from toy_served_backend import hold_of, write_entry_point, write_model
 
 from lisa_ros.commands.serve import _check_packages
@@ -393,8 +393,9 @@ def test_a_stop_signal_during_an_update_ends_all_processes_at_once(model, tmp_pa
 
 
 @pytest.fixture
-def head(tmp_path, monkeypatch):
+def head(request, tmp_path, monkeypatch):
     """A Ray cluster that runs already; yields its address and the process of its head."""
+    resources = getattr(request, 'param', '--num-cpus=4')
     monkeypatch.setenv('RAY_AUTH_MODE', 'token')
     monkeypatch.setenv('RAY_AUTH_TOKEN', secrets.token_hex(32))
     with socket.socket() as free:
@@ -408,7 +409,7 @@ def head(tmp_path, monkeypatch):
     }
     write_entry_point(tmp_path)
     command = [sys.executable, '-m', 'ray.scripts.scripts', 'start', '--head', '--block']
-    arguments = ['--include-dashboard=false', '--num-cpus=4', f'--temp-dir={folder}']
+    arguments = ['--include-dashboard=false', *resources.split(), f'--temp-dir={folder}']
     running = subprocess.Popen(
         [*command, f'--port={port}', '--node-ip-address=127.0.0.1', *arguments],
         env=environment,
@@ -428,10 +429,7 @@ def head(tmp_path, monkeypatch):
 
 def test_a_server_whose_cluster_has_lost_its_head_is_not_ready(model, head, tmp_path):
     address, process = head
-    end = time.monotonic() + START
-    while not is_reachable(address):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: is_reachable(address), START)
     folder = tmp_path / 'serve'
     folder.mkdir()
     running = ServeProcess(folder, '--model', f'toy:{model}', '--ray', address)
@@ -442,6 +440,66 @@ def test_a_server_whose_cluster_has_lost_its_head_is_not_ready(model, head, tmp_
         gcs.suspend()  # as if the network to it were cut
         running.wait(lambda: running.get('/readyz')[0] == 503, 40)
         assert running.get('/healthz')[0] == 200
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.mark.parametrize('head', ['--num-cpus=4 --num-gpus=2'], indirect=True)
+def test_an_update_without_a_place_for_one_more_replica(head, tmp_path):
+    """Each of two GPUs has 0.4 left: no place for 0.6. Weights that fail change nothing."""
+    address, _ = head
+    wait_until(lambda: is_reachable(address), START)
+    for version, sign in (('v1', 1), ('v2', -1)):
+        (tmp_path / version).mkdir()
+        write_model(tmp_path / version, sign=sign)
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken/config.json').write_text('{}')
+    link = tmp_path / 'current'
+    link.symlink_to('v1')
+    (tmp_path / 'serve').mkdir()
+    arguments = ['--replicas', '2', '--gpus-per-replica', '0.6', '--ray', address]
+    running = ServeProcess(tmp_path / 'serve', '--model', f'toy:{link}', *arguments)
+
+    def move(version):
+        link.unlink()
+        link.symlink_to(version)
+
+    def update(text):
+        """Send SIGHUP, and ask until the log says a text once more; return what came back."""
+        count, answers = running.log.read_text().count(text), []
+        running.process.send_signal(signal.SIGHUP)
+
+        def is_over():
+            status, _, document = post(running.port, PNG, 'x', timeout=START)
+            answers.append((status, document.get('type', document.get('version'))))
+            return running.log.read_text().count(text) > count
+
+        running.wait(is_over)
+        return answers
+
+    def is_answered(sign):
+        status, _, document = post(running.port, PNG, 'x', timeout=START)
+        assert status == 200, document
+        return np.array_equal(result_of(document).masks[0], expected_mask(sign))
+
+    try:
+        running.wait_until_ready()
+        running.wait(lambda: running.get('/v1/models')[2]['replicas'] == 2)
+        first = running.get('/v1/models')[2]['models'][0]
+        move('broken')
+        answers = update('nothing was updated')
+        assert {end for end in answers if end[0] != 200} <= {(503, 'not_ready')}
+        assert {version for status, version in answers if status == 200} <= {first['version']}
+        assert is_answered(1)
+        assert running.get('/v1/models')[2]['models'][0] == first
+        move('v1')
+        update('the weights have not changed')
+        move('v2')
+        update('all replicas have the weights')
+        assert is_answered(-1)
+        assert running.get('/v1/models')[2]['models'][0]['name'] == 'toy:v2'
+        running.wait(lambda: running.get('/v1/models')[2]['replicas'] == 2)
     finally:
         running.process.kill()
         running.process.wait()

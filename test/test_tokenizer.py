@@ -62,6 +62,20 @@ def test_streamed_text_joins_to_the_whole_text(tokenizer, text):
     assert not any('\N{REPLACEMENT CHARACTER}' in piece for piece in pieces)
 
 
+def test_a_stream_loses_no_text_where_spaces_are_cleaned_up(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    path = tmp_path / 'tokenizer_config.json'
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), 'clean_up_tokenization_spaces': True})
+    )
+    cleaned = Tokenizer.load(tmp_path)
+    ids = cleaned.encode("The sign says ' stop ' on it. It is [SEG].", parse_special=True)
+    stream = cleaned.stream()
+    text = ''.join(map(stream.push, ids))
+    assert text == tokenizer.decode(ids, skip_special_tokens=True)
+    assert cleaned.decode(ids, skip_special_tokens=True) != text  # "says'stop'on it"
+
+
 def test_added_tokens_of_newer_folders_are_read(tmp_path, tokenizer):
     for name in ('tokenizer.model', 'special_tokens_map.json'):
         shutil.copy(FOLDER / name, tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_scheduler import found_result
 
-from lisa_ros.errors import ImageError
+from lisa_ros.errors import ImageError, ModelError
 from lisa_ros.ros.configuration import requery_policy
 from lisa_ros.session.frame_buffer import FrameBuffer
 from lisa_ros.settings import Settings
@@ -73,12 +73,23 @@ class Sink:
         self.reports.append(message)
 
 
+class FailingTracker(FlowTracker):
+    """Takes new masks, and then fails, as a model that computes NaN."""
+
+    is_broken = False
+
+    def set_masks(self, stamp, masks):
+        super().set_masks(stamp, masks)
+        if self.is_broken:
+            raise ModelError('NaN in the tracked masks')
+
+
 class Rig:
     """A worker with its sink."""
 
     def __init__(self, sink=None):
-        self.sink = sink or Sink()
-        self.worker = TrackingWorker(FlowTracker(), self.sink, requery_policy(Settings()))
+        self.sink, self.tracker = sink or Sink(), FailingTracker()
+        self.worker = TrackingWorker(self.tracker, self.sink, requery_policy(Settings()))
         self.worker.start()
 
     def show(self, frame):
@@ -123,6 +134,26 @@ def test_a_late_answer_is_tracked_to_the_newest_frame(rig):
     assert state.tracked.tolist() == [True]
 
 
+def test_after_a_failed_answer_the_former_one_does_not_describe_its_masks(rig):
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    (shown,) = rig.sink.published
+    assert shown[1].query == 'it'
+    rig.tracker.is_broken = True
+    rig.worker.on_query(Frame(3))
+    two = replace(answer(), query='both', masks=np.repeat(answer().masks, 2, axis=0))
+    rig.worker.on_answer(Frame(3), two)
+    rig.show_and_wait(Frame(4))
+    rig.show_and_wait(Frame(5))
+    assert rig.sink.published == [shown]
+    assert [line for line in rig.sink.reports if 'NaN in the tracked masks' in line]
+    rig.tracker.is_broken = False
+    rig.worker.on_answer(Frame(5), answer())
+    rig.show_and_wait(Frame(6))
+    assert rig.sink.published[-1][0].stamp == 6
+
+
 def test_a_broken_image_is_reported_and_the_next_one_is_tracked(rig):
     rig.worker.on_query(Frame(1))
     rig.worker.on_answer(Frame(1), answer())
@@ -152,6 +183,22 @@ def test_an_old_answer_is_not_tracked_for_a_late_subscriber(rig):
     rig.sink.is_subscribed = True
     rig.show_and_wait(Frame(6 * 10**9))
     assert rig.sink.published == []
+
+
+def test_after_time_went_back_the_answer_does_not_come_back_when_its_time_does(rig):
+    start = 10**10
+    rig.worker.on_query(Frame(start))
+    rig.worker.on_answer(Frame(start), answer())
+    rig.show_and_wait(Frame(start + 1))
+    assert len(rig.sink.published) == 1
+    rig.show_and_wait(Frame(5))  # a simulation began again
+    assert 'time went back' in rig.sink.reports[-1]
+    for stamp in (start, start + 2):
+        rig.show_and_wait(Frame(stamp))
+    assert len(rig.sink.published) == 1
+    rig.worker.on_answer(Frame(start + 2), answer())
+    rig.show_and_wait(Frame(start + 3))
+    assert len(rig.sink.published) == 2
 
 
 def test_an_answer_is_tracked_without_a_notice_of_its_query(rig):

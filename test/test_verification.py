@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks are confirmed by the model that pointed at them, or there are none."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -100,4 +101,29 @@ def test_a_model_that_gives_no_number_has_decided_nothing():
 def test_scores_that_fall_below_the_threshold_are_dropped():
     events, _ = answer(none=0.4, threshold=0.7)
     assert [type(event) for event in events] == [Token, Done]
-    assert events[-1].result.status is Status.NOT_FOUND
+    result = events[-1].result
+    assert (result.status, len(result.masks)) == (Status.NOT_FOUND, 0)
+    assert result.reason == (  # the threshold, not the model, says no
+        'after the model was asked again (none is right: 40%), every score is below '
+        'confidence_threshold (0.7)'
+    )
+
+
+def test_names_stay_with_the_masks_that_are_kept():
+    backend = ScriptedBackend({'': {'masks': 'bright all all', 'names': 'mug pan bowl'}})
+    cancel = threading.Event()
+    *events, done = backend.stream(IMAGE, Query('it'), InferenceOptions(), cancel)
+    scores = np.array([1.0, 0.5, 0.9], np.float32)
+    events = [*events, Done(dataclasses.replace(done.result, scores=scores))]
+    for none, names in ((0.0, ('mug', 'pan', 'bowl')), (0.3, ('mug', 'bowl')), (0.9, ())):
+        stop = StopCondition(cancel, Deadline(None))
+        verified = list(verified_events(iter(events), IMAGE, 'it', Chooser(none), 0.5, stop))
+        assert verified[-1].result.names == names
+        assert len(verified[-1].result.masks) == len(names)
+        assert tuple(e.name for e in verified if isinstance(e, MaskReady)) == names
+
+
+def test_a_model_that_says_none_is_the_reason_also_below_the_threshold():
+    events, _ = answer(none=0.9, threshold=0.7)
+    reason = events[-1].result.reason
+    assert reason == 'asked again, the model says that none of its objects is right (90%)'

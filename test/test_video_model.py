@@ -6,6 +6,7 @@ memory is bounded without a change of any mask.
 """
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -19,7 +20,13 @@ from transformers import (
     Sam2VisionConfig,
 )
 
-from lisa_ros.errors import CheckpointError, ImageError, SettingsError, TrackingError
+from lisa_ros.errors import (
+    CheckpointError,
+    ImageError,
+    ModelError,
+    SettingsError,
+    TrackingError,
+)
 from lisa_ros.perception.masks import iou
 from lisa_ros.tracking.video_model import MODELS, VideoTracker, load_video_tracker
 
@@ -231,6 +238,30 @@ def test_a_frame_of_another_size_and_an_older_frame_reset_the_tracker(tracker, c
     assert tracker.state() is None
     with pytest.raises(TrackingError, match='reference frames are: none'):
         tracker.set_masks(0, two_masks())
+
+
+def test_after_nan_no_masks_are_tracked_until_the_next_ones(saved):
+    tracker = load_video_tracker(*saved, 'cpu')  # its weights are damaged here
+    tracker.set_reference(1, image(0))
+    tracker.set_masks(1, two_masks())
+    tracker.update(2, image(1))
+    assert len(tracker.state().masks) == 2
+    tracker.set_reference(3, image(2))
+    tracker.update(4, image(3))
+    bias = tracker.model.mask_decoder.pred_obj_score_head.proj_out.bias
+    healthy = bias.detach().clone()
+    with torch.no_grad():
+        bias.fill_(math.nan)
+    with pytest.raises(ModelError, match='scores of the tracked objects'):
+        tracker.set_masks(3, two_masks()[:1])
+    assert tracker.state() is None
+    with torch.no_grad():
+        bias.copy_(healthy)
+    tracker.update(5, image(4))
+    assert tracker.state() is None
+    tracker.set_reference(6, image(5))
+    tracker.set_masks(6, two_masks()[:1])
+    assert len(tracker.state().masks) == 1
 
 
 def test_masks_of_another_size_are_refused(tracker):

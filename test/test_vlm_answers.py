@@ -218,3 +218,23 @@ def outcome(profile, pieces):
         return [rounded(found) for found in parse(profile, *pieces)[0].objects]
     except AnswerError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(
+    ('value', 'label'),
+    [
+        ('"mug"', 'mug'),
+        (r'" red\n mug\u0000 "', 'red mug'),
+        (r'"mug \ud83d"', 'mug'),  # half a character cannot be published
+        ('"红色的杯子"', '红色的杯子'),
+        ('3', ''),
+        ('null', ''),
+        ('["mug"]', ''),
+        (f'"{"mug " * 999}"', ('mug ' * 999)[:197] + '...'),
+    ],
+)
+def test_a_label_is_one_line_of_limited_length(value, label):
+    parser = AnswerParser(PROFILES['qwen2_5_vl'], RESIZED, ORIGINAL)
+    (located,) = parser.push(f'[{{{BOX}, "label": {value}}}]')
+    parser.finish()
+    assert located.label == label

@@ -20,6 +20,7 @@ from lisa_ros.errors import CheckpointError, ImageError, QueryError, SettingsErr
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.model.sam2 import Sam2
 from lisa_ros.perception import stopping
+from lisa_ros.perception.answer_phrases import object_names
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query, ReportsPrecision
 from lisa_ros.perception.model_source import DEFAULT_SEGMENTER
 from lisa_ros.perception.newest_images import MAX_IMAGES
@@ -33,6 +34,10 @@ IMAGE = toy_image('coffee')  # 180 x 240 [px]
 THINK = '<think> The mug is red, the bowl is blue. </think>'
 MUG = '{"bbox_2d": [210, 210, 700, 700], "point_2d": [420, 420]}'
 BOWL = '{"bbox_2d": [0, 0, 420, 420], "point_2d": [105, 105], "label": "bowl"}'
+NAMED = (  # "find the pan and the mug" has another order
+    '{"bbox_2d": [210, 210, 700, 700], "label": "the mug"}',
+    '{"bbox_2d": [0, 0, 420, 420], "label": "pan"}',
+)
 BOXES = {MUG: (60.0, 45.0, 200.0, 150.0), BOWL: (0.0, 0.0, 120.0, 90.0)}  # of IMAGE [px]
 POINTS = {MUG: ((120.0, 90.0),), BOWL: ((30.0, 22.5),)}
 SCRIPTS = {
@@ -41,6 +46,7 @@ SCRIPTS = {
     'prose': (THINK, 'I see no mug.'),
     'outside': (THINK, '<answer>[', MUG, ',', '{"bbox_2d": [0, 0, 1900, 40]}', ']', '</answer>'),
     'open': (THINK, '<answer>[', MUG, ', '),
+    'swapped': ('<answer>[', NAMED[0], ', ', NAMED[1], ']', '</answer>'),
     'long': tuple(f'word {number} ' for number in range(300)),
 }
 
@@ -259,6 +265,31 @@ def test_a_threshold_leaves_out_masks(backends):
     assert (result.status, len(result.masks)) == (Status.NOT_FOUND, 0)
 
 
+def test_each_mask_has_the_name_of_its_label(backends):
+    events = answer(backends['swapped'], 'find the pan and the mug')
+    result = events[-1].result
+    assert result.names == object_names(result) == ('mug', 'pan')
+    assert [event.name for event in events if isinstance(event, MaskReady)] == ['mug', 'pan']
+    assert answer(backends['swapped'], 'all', verify=True)[-1].result.names == ('mug', 'pan')
+    region = answer(backends['swapped'], 'all', region=(40, 30, 120, 90))[-1].result
+    assert region.names == ('mug', 'pan')
+    # a mask that is left out has no name
+    worst = int(result.scores.argmin())
+    threshold = float(result.scores[worst]) + 1e-4
+    kept = answer(backends['swapped'], 'all', confidence_threshold=threshold)[-1].result
+    assert kept.names == (('mug', 'pan')[1 - worst],)
+    # one label is missing: the command is about both
+    assert answer(backends['found'], 'find it')[-1].result.names == ('', 'bowl')
+
+
+def test_masks_of_an_answer_that_does_not_end_keep_their_names(backends):
+    partial = stopping.PartialAnswer('find the pan and the mug', IMAGE.shape[:2])
+    for event in answer(backends['swapped'], 'find the pan and the mug')[:-1]:
+        partial.add(event)
+    result = partial.result(stopping.timed_out(1.0))
+    assert (result.status, object_names(result)) == (Status.TIMED_OUT, ('mug', 'pan'))
+
+
 def test_masks_can_be_refined(backends):
     plain, refined = (
         answer(backends['found'], refine=refine)[-1].result for refine in (None, True)
@@ -303,6 +334,7 @@ def test_the_answers_of_its_own_process_are_the_same(folders, backends):
         assert backend.precision == 'fp32'
         assert np.array_equal(there.masks, here.masks)
         assert (there.answer, there.status) == (here.answer, here.status)
+        assert there.names == here.names == ('', 'bowl')
     finally:
         backend.close()
 
@@ -388,7 +420,12 @@ def test_python_and_the_command_line_take_it(folders, tmp_path, capsys):
     command = ['segment', str(tmp_path / 'image.png'), 'the mug', '--device', 'cpu']
     command += ['--model', name_of(folders, 'found'), '--segmenter-model', str(folders / 'sam2')]
     assert cli.main([*command, '--out', str(tmp_path / 'out')]) == 0
-    assert 'The mug is red, the bowl is blue.' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert 'The mug is red, the bowl is blue.' in text
+    assert all(f'mask {line}, score' in text for line in ('1: mug', '2: bowl'))
+    assert cli.main([*command, '--json']) == 0
+    masks_json = json.loads(capsys.readouterr().out)['masks']
+    assert [mask['name'] for mask in masks_json] == ['mug', 'bowl']
 
 
 def test_the_model_is_asked_whether_its_masks_are_right(backends):

@@ -146,6 +146,34 @@ def test_a_sentence_of_the_vocabulary_is_returned_unchanged(vocabulary):
     assert vocabulary.match('watch the red mug') == ('watch: the red mug', 1.0)
 
 
+@pytest.mark.parametrize(
+    ('text', 'command'),
+    [
+        ('watch the cofee pot', 'watch: the coffee pot'),
+        ('Watch the water botle.', 'watch: the water bottle'),
+        ('watch all the yellow coffee pot', 'watch: all the yellow coffee pots'),
+        ('watch the water bottle left of the mugg', 'watch: the water bottle left of the mug'),
+        ('please watch the coffee pot', 'watch: the coffee pot'),
+        ('please watch the tallest coffe pot', 'watch: the tallest coffee pot'),
+        ('watch something to drink from', 'watch: something to drink from'),
+    ],
+)
+def test_watch_is_kept_whatever_it_precedes(vocabulary, text, command):
+    matched, confidence = vocabulary.match(text)
+    assert matched == command
+    assert confidence > 0.7
+
+
+def test_watch_precedes_neither_stop_nor_what_refers_to_the_dialogue(vocabulary):
+    assert vocabulary.match('watch stop') == ('stop', 1.0)
+    assert vocabulary.match('stop watching') == ('stop watching', 1.0)
+    assert vocabulary.match('the other one') == ('the other one', 1.0)
+    for text in ('watch the other one', 'watch and the bowl', 'watch', 'please watch'):
+        assert vocabulary.match(text)[1] < 0.7
+    small = Vocabulary(dialogue_phrases=('the other one',))
+    assert small.match('watch the other one') == ('', 0.0)
+
+
 def test_a_misspelt_name_becomes_the_most_similar_with_less_confidence(vocabulary):
     command, confidence = vocabulary.match('Where is the wramekin?')
     assert vocabulary.meaning(command) == 'ramekin'
@@ -422,6 +450,48 @@ def test_after_the_wake_phrase_a_command_is_accepted_for_a_while(vocabulary):
     now[0] = 20.0
     assert interpret('find the pan') == (Outcome.ASLEEP, '')
     assert interpret('stop') == (Outcome.COMMAND, 'stop')  # at any time
+
+
+def recognized(transcripts, vocabulary=None):
+    """Return the results of utterances, each with one partial transcript and then its own."""
+    engine = ScriptedEngine(*(Transcript(text, 1.0) for text in transcripts))
+    interpreter = Interpreter(vocabulary, wake_phrase='hey lisa')
+    listener = Listener(engine, interpreter, partial_every=100.0)
+    results = []
+    for _ in range(len(transcripts) // 2):
+        results += recognize(listener, speech('find_the_yellow_mug'))
+    assert not engine.transcripts
+    return [(result.outcome, result.command) for result in results]
+
+
+def test_a_partial_transcript_does_not_use_up_the_wake_phrase(vocabulary):
+    command = 'find the mug next to the bowl'
+    transcripts = ['hey', 'hey lisa', 'find the mug', command]
+    for words, expected in ((None, command), (vocabulary, vocabulary.match(command)[0])):
+        _, awake, partial, (outcome, spoken) = recognized(transcripts, words)
+        assert awake == (Outcome.AWAKE, '')
+        assert partial == (Outcome.PARTIAL, '')
+        assert (outcome, spoken) == (Outcome.COMMAND, expected)
+
+
+def test_a_partial_transcript_does_not_wake_it():
+    transcripts = ['hey lisa', 'hey lisp machines', 'find the mug', 'find the mug']
+    results = recognized(transcripts)
+    assert [outcome for outcome, _ in results] == [
+        *(Outcome.PARTIAL, Outcome.ASLEEP, Outcome.PARTIAL, Outcome.ASLEEP),
+    ]
+
+
+def test_stop_in_a_partial_transcript_needs_no_wake_phrase_and_leaves_it_awake():
+    engine = ScriptedEngine(*(Transcript(t, 1.0) for t in ('hey', 'hey lisa', 'stop', 'a', 'a')))
+    listener = Listener(
+        engine, Interpreter(wake_phrase='hey lisa', awake=1e6), partial_every=100.0
+    )
+    for outcomes in ([Outcome.PARTIAL, Outcome.AWAKE], [Outcome.COMMAND]):
+        results = recognize(listener, speech('find_the_yellow_mug'))
+        assert [result.outcome for result in results] == outcomes
+    results = recognize(listener, speech('find_the_yellow_mug'))
+    assert [result.command for result in results] == ['', 'a']
 
 
 def test_the_stop_words_are_sayable(vocabulary):

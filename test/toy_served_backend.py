@@ -25,7 +25,7 @@ class ToyBackend:
     encode_images = clear_cache = lambda *_: None
 
     def __init__(self, config, hold):
-        self._delay, self._sign, self._hold = config['delay'], config['sign'], hold
+        self._delay, self.sign, self._hold = config['delay'], config['sign'], hold
 
     def stream(self, image, query, options, cancel):
         *_, (_, done) = self.stream_batch([BatchRequest(image, query, cancel)], options)
@@ -47,7 +47,7 @@ class ToyBackend:
             yield number, Done(self._answer(request.image, request.query))
 
     def _answer(self, image, query):
-        logits = self._sign * (image[None, :, :, 0].astype(np.float32) - 127.5)
+        logits = self.sign * (image[None, :, :, 0].astype(np.float32) - 127.5)
         score = np.full(1, 0.5, np.float32)
         text = 'It is [SEG].'
         return Segmentation(

@@ -15,7 +15,7 @@ from lisa_ros.files.access import access_problem
 from lisa_ros.geometry.camera import Camera, focal_length_range
 from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.image_file import (
-    decode_samples,
+    decode_values,
     exif_orientation,
     has_white_as_zero,
     read_rgb,
@@ -101,7 +101,7 @@ def read_depth(path: Path) -> np.ndarray:
     else:
         _check_not_turned(path)
         _check_black_is_zero(path)
-        values = decode_samples(path, str(path), upright=False)
+        values = decode_values(path, str(path))
     if values.ndim != 2 or values.dtype.kind not in 'fui' or values.dtype.itemsize < 2:
         raise ImageError(
             f'{path} is {values.dtype} {values.shape}, not depth: expected {_DEPTH_FILES}'

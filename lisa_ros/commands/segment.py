@@ -13,6 +13,8 @@ from lisa_ros.commands.arguments import load_segmenter, model_arguments
 from lisa_ros.errors import DataError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
     from lisa_ros.results import Segmentation
@@ -73,12 +75,13 @@ def as_json(result: Segmentation) -> dict:
         'yes_probability': result.yes_probability,  # null: no yes/no question
         'masks': [
             {
+                'name': name,
                 'score': round(float(score), 4),
                 'box': box_json(mask),
                 'area': area(mask),
                 'rle': encode_rle(mask),
             }
-            for mask, score in zip(result.masks, result.scores, strict=True)
+            for name, mask, score in _objects(result)
         ],
         'seconds': {stage: round(value, 4) for stage, value in result.timings.items()},
     }
@@ -91,6 +94,13 @@ def box_json(mask: np.ndarray) -> dict[str, int]:
     return dict(zip(('x', 'y', 'width', 'height'), bounding_box(mask), strict=True))
 
 
+def _objects(result: Segmentation) -> Iterable[tuple[str, np.ndarray, float]]:
+    """Return name, mask (H, W) and score of each object, as the node's messages have them."""
+    from lisa_ros.perception.answer_phrases import object_names
+
+    return zip(object_names(result), result.masks, result.scores, strict=True)
+
+
 def _yes_no_line(result: Segmentation) -> str:
     return (
         f'{result.answer} ({result.yes_probability:.2f} yes, {sum(result.timings.values()):.2f} s)'
@@ -101,10 +111,10 @@ def _print(result: Segmentation, out: Path) -> None:
     from lisa_ros.perception.masks import area, bounding_box
 
     print(result.answer)
-    for number, (mask, score) in enumerate(zip(result.masks, result.scores, strict=True), 1):
+    for number, (name, mask, score) in enumerate(_objects(result), 1):
         x, y, width, height = bounding_box(mask)
         print(
-            f'mask {number}: score {score:.2f}, {area(mask)} pixels '
+            f'mask {number}: {name}, score {score:.2f}, {area(mask)} pixels '
             f'in {width} x {height} at ({x}, {y})'
         )
     print(f'{result.status.name}, {sum(result.timings.values()):.2f} s, images in {out}/')

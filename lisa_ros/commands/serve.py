@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--token-file',
         type=Path,
         metavar='FILE',
-        help='lines of NAME TOKEN [REQUESTS_PER_SECOND]; only these clients may ask '
+        help='lines of NAME TOKEN [REQUESTS_PER_SECOND]; only these clients may ask, at this rate '
         '(default: none, anybody who reaches the port)',
     )
     group.add_argument(
@@ -70,7 +70,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=positive_int,
         default=8,
         metavar='N',
-        help='requests that a replica answers at once (default: %(default)s)',
+        help='requests that a replica answers at once, if the model can (default: %(default)s)',
     )
     group.add_argument(
         '--queue',
@@ -96,21 +96,24 @@ def serve(options: argparse.Namespace) -> None:
     from lisa_ros.perception.registry import without_auto
     from lisa_ros.serving.batch_queue import BatchLimits
     from lisa_ros.serving.limits import ServerLimits
+    from lisa_ros.serving.model_location import locate
     from lisa_ros.serving.model_server import ReplicaPlan
     from lisa_ros.serving.ray_cluster import PoolPlan
-    from lisa_ros.serving.run import ServerPlan, run_server, served_model
+    from lisa_ros.serving.run import ServerPlan, run_server
 
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
     for name in ('python_multipart', 'uvicorn.error'):  # a line for each malformed request
         logging.getLogger(name).setLevel(logging.ERROR)
     arguments = segmenter_arguments(options)
     model, inference = str(arguments.pop('name')), arguments.pop('options')
+    location = locate(model)
     replica = ReplicaPlan(
-        served_model(model),
+        location.served,
         model,
         without_auto(LoadOptions(**arguments)),
         inference,
         BatchLimits(places=options.queue, largest=options.max_batch),
+        folder=location.folder,
     )
     pool = PoolPlan(replica, options.replicas, options.gpus_per_replica, options.ray)
     limits = ServerLimits(default_deadline=options.deadline)

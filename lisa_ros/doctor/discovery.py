@@ -33,6 +33,7 @@ _DEFAULTS = {
     'ROS_DOMAIN_ID': '0',
     'ROS_LOCALHOST_ONLY': '0',
     'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET',
+    'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp',
 }
 _EXECUTABLE = 'lisa_node'
 
@@ -160,7 +161,8 @@ def _compare(node: NodeProcessFacts, environment: Mapping[str, str]) -> list[Fin
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:
-    return environment.get(name, '') or _DEFAULTS.get(name, '')
+    value = environment.get(name, '')
+    return _DEFAULTS.get(name, '') if value in ('', 'SYSTEM_DEFAULT') else value
 
 
 # ---- multicast

@@ -92,7 +92,7 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
         cure = f'set qos_overrides.{item.topic}.subscription of the node, or correct the publisher'
         observed = f'the node receives nothing from {"; ".join(faults)}'
         return [Finding(check, Level.ERROR, observed, cure)]
-    is_required = item.topic == facts.inputs[0].topic or _is_colour(item)
+    is_required = item in _required(facts.inputs)
     if not item.publishers and item.similar:
         level = Level.ERROR if is_required else Level.OK
         observed = f'nobody publishes it; there are {", ".join(item.similar)}'
@@ -118,9 +118,10 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     return [_as_finding(check, verdict)]
 
 
-def _is_colour(item: InputFacts) -> bool:
-    is_image = item.type.rpartition('/')[2] in ('Image', 'CompressedImage')
-    return is_image and 'depth' not in item.topic.lower()
+def _required(inputs: Sequence[InputFacts]) -> list[InputFacts]:
+    """Return the colour images among the inputs, as far as their names tell."""
+    images = [i for i in inputs if i.type.rpartition('/')[2] in ('Image', 'CompressedImage')]
+    return [image for image in images if 'depth' not in image.topic.lower()] or images[:1]
 
 
 def _stamp_fault(item: InputFacts) -> str:

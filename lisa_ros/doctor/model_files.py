@@ -113,6 +113,7 @@ def _loaded(options: Mapping[str, Any]) -> dict[str, object]:
         segmenter_model=options['segmenter_model'] or None,
         vlm_url=options['vlm_url'] or None,
         api_key_env=options['api_key_env'] or None,
+        api_key_file=options['api_key_file'] or None,
         sha256=options['sha256'] or None,
         lock=options['lock'] or None,
         allow_download=bool(options['allow_download']),

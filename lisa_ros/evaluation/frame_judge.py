@@ -81,4 +81,5 @@ def _with_frame_shape(result: Segmentation, frame: BagImage) -> Segmentation:
     if result.masks.shape[1:] == frame.pixels.shape[:2]:
         return result
     logits = np.zeros((0, *frame.pixels.shape[:2]), np.float32)
-    return replace(result, masks=logits > 0, mask_logits=logits)
+    none = result.scores[:0]
+    return replace(result, masks=logits > 0, mask_logits=logits, scores=none, names=())

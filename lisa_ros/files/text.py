@@ -11,7 +11,9 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -20,6 +22,8 @@ from lisa_ros.errors import DataError
 from lisa_ros.files.access import access_problem, describe_error
 
 File = Path | zipfile.Path
+_MERGE = 'tag:yaml.org,2002:merge'
+_Item = TypeVar('_Item', bound=Hashable)
 
 _LARGEST_IN_ARCHIVE = 10**9  # uncompressed size of a file [bytes]
 # of files, and of damaged, encrypted or oddly compressed entries of an archive
@@ -103,10 +107,19 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = _first_repeated(key for key, _ in pairs)
         raise ValueError(f'the key {short_repr(twice)} occurs twice in an object')
     return content
+
+
+def _first_repeated(items: Iterable[_Item]) -> _Item | None:
+    """Return the first item that equals an earlier one; None without one."""
+    earlier: set[_Item] = set()
+    for item in items:
+        if item in earlier:
+            return item
+        earlier.add(item)
+    return None
 
 
 _HALF_CHARACTER = re.compile(r'\\[uU](?:0000)?[dD][89a-fA-F]')  # also of a valid pair
@@ -174,13 +187,22 @@ def parse_yaml(text: str, source: str) -> object:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key that occurs twice in a mapping."""
+    """A SafeLoader that refuses a key that occurs twice in a mapping.
+
+    Keys are compared as Python compares them: 1 and "1" are two keys, 1 and 0x1 are one.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+        scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        # in a tuple, as a key may be null
+        twice = _first_repeated((self._key(scalar),) for scalar in scalars)
+        if twice is not None:
+            name = short_repr('<<' if twice[0] == _MERGE else twice[0])
             raise yaml.constructor.ConstructorError(
-                None, None, f'the key {short_repr(twice)} occurs twice', node.start_mark
+                None, None, f'the key {name} occurs twice', node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+    def _key(self, scalar: yaml.ScalarNode) -> object:
+        """Return a key; "<<", which merges another mapping, has no value of its own."""
+        return scalar.tag if scalar.tag == _MERGE else self.construct_object(scalar)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lisa_ros.geometry.plane import Plane
 from lisa_ros.geometry.rgbd import depth_noise_std
-from lisa_ros.geometry.support_plane import Plane
 
 _STEEPEST_SLOPE = 5.7  # tan of 80 degrees: depth change of a steeper surface counts as a jump
 _MASK_MARGIN = 4  # a mask may be this much too wide [px]

@@ -3,7 +3,9 @@
 
 sensor_msgs has three models: plumb_bob (k1, k2, p1, p2, k3), rational_polynomial (the same and k4,
 k5, k6, then OpenCV's thin prism and tilt) and equidistant (k1 to k4). Drivers use other names for
-them, and append zeros: OrbbecSDK_ROS2 writes plumb_bob with eight coefficients.
+them, and append zeros. OrbbecSDK_ROS2 writes plumb_bob with eight coefficients, of which the last
+three are 0, or the k4, k5 and k6 of rational_polynomial (Femto Bolt and Mega). image_geometry and
+depth_image_proc give them all to OpenCV, and so does this module.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def opencv_distortion(name: str, coefficients: np.ndarray) -> tuple[str, np.ndar
     """Return one of DISTORTION_MODELS, and coefficients in a number that OpenCV takes.
 
     Zeros at the end are removed or added as needed; rational_polynomial may have any first
-    coefficients, at least four.
+    coefficients, at least four. plumb_bob with coefficients after the fifth is
+    rational_polynomial.
 
     Args:
         name: `distortion_model` of a camera_info, in any spelling; not read without distortion.
@@ -58,6 +61,8 @@ def opencv_distortion(name: str, coefficients: np.ndarray) -> tuple[str, np.ndar
             f'{", ".join(DISTORTION_MODELS)}: use the rectified image (image_proc rectify) with '
             'the K of its P and no distortion'
         )
+    if model == 'plumb_bob' and d[5:].any() and d.size in _COUNTS['rational_polynomial']:
+        model = 'rational_polynomial'
     return model, _fitted(model, d)
 
 

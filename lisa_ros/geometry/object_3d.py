@@ -22,7 +22,7 @@ from lisa_ros.geometry.depth_filter import (
 )
 from lisa_ros.geometry.oriented_box import Box, box_in_axes, fit_upright_box, principal_axes
 from lisa_ros.geometry.rgbd import check_size, is_valid_depth
-from lisa_ros.geometry.support_plane import Plane, fit_support_plane, height_of_support
+from lisa_ros.geometry.support_plane import Floor, find_floor, fit_support_plane
 from lisa_ros.perception.masks import box_slices
 
 _MARGIN = 4  # background around the mask that the depth filter gets [px]
@@ -65,6 +65,8 @@ def localize_object(
     """
     for name, pixels in (('image', image[..., 0]), ('depth', depth), ('mask', mask)):
         check_size(name, pixels, camera)
+    if up is not None:
+        up = np.asarray(up, np.float64) / np.linalg.norm(up)
     patch = _patch_around(depth, mask, camera)
     if patch is None or not patch.mask.any():
         return None
@@ -75,13 +77,16 @@ def localize_object(
         return None
     points = patch.points[v, u]
     axes = principal_axes(points)
+    if up is None and plane is not None:
+        up = plane.up
+    floor = None if up is None else find_floor(points, plane, mask, camera, up)
     rows, columns = v + patch.corner[1], u + patch.corner[0]
     return Object3D(
         points=points,
         colours=image[rows, columns],
         pixels=np.stack([columns, rows], axis=1).astype(np.int32),
         centroid=points.mean(axis=0, dtype=np.float64),
-        box=_fit_box(patch, surface, plane, up, axes),
+        box=_fit_box(patch, surface, up, floor, axes),
         axes=axes,
         extent=box_in_axes(points, axes).extent,
         nearest=points[(points**2).sum(axis=1).argmin()],
@@ -92,20 +97,17 @@ def localize_object(
 def _fit_box(
     patch: DepthPatch,
     surface: np.ndarray,
-    plane: Plane | None,
     up: np.ndarray | None,
+    floor: Floor | None,
     axes: np.ndarray,
 ) -> Box:
     """Return the box of a surface, (h, w) bool: upright, or along `axes` if up is unknown."""
     v, u = np.nonzero(surface)
     points = patch.points[v, u]
     if up is None:
-        if plane is None:
-            return box_in_axes(points, axes)
-        up = plane.up
+        return box_in_axes(points, axes)
     smooth, normals = (vectors[v, u] for vectors in smooth_points_and_normals(patch, surface))
     spacing = patch.pitch * float(np.median(points[:, 2]))
-    floor = height_of_support(points, plane, up)
     return fit_upright_box(points, smooth, normals, up, floor, spacing)
 
 

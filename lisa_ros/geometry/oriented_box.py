@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from lisa_ros.geometry.circle_fit import fit_circle
+from lisa_ros.geometry.support_plane import Floor
 
 _MIN_FACE_POINTS = 40  # minimum number of points with a face's normal to locate the face
 _MIN_SHAPE_POINTS = 12  # fewer define no shape: the box is axis-aligned in the level frame
@@ -75,7 +76,7 @@ def fit_upright_box(
     smooth: np.ndarray,
     normals: np.ndarray,
     up: np.ndarray,
-    floor: float | None = None,
+    floor: Floor | None = None,
     spacing: float = 0.0,
 ) -> Box:
     """Return the box of an object; its third axis is up.
@@ -85,8 +86,8 @@ def fit_upright_box(
         smooth: (M, 3) the points smoothed; NaN where unknown.
         normals: (M, 3) unit normals of the surface, towards the camera; NaN where unknown.
         up: (3,) unit vector.
-        floor: position along `up` of the plane that the object stands on [m]; None: the object
-            begins at its lowest visible point.
+        floor: of the plane that the object stands on; None: the object begins at its lowest
+            visible point.
         spacing: distance of the points of neighbouring pixels, across the view [m].
     """
     frame = _level_frame(up)
@@ -107,7 +108,7 @@ class _SurfacePoints:
     points: np.ndarray  # (M, 3) float64
     smooth: np.ndarray  # (M, 3) float64, the points smoothed; NaN where unknown
     normals: np.ndarray  # (M, 3) float64, NaN where unknown
-    floor: float | None  # z of the support plane [m]
+    floor: Floor | None  # z of the support plane
     spacing: float  # of neighbouring pixels at the object [m]
 
     @property
@@ -118,7 +119,9 @@ class _SurfacePoints:
     def vertical_range(self) -> tuple[float, float]:
         """Return the lower and the upper end [m]."""
         low, high = _ends(self, np.eye(3), 2)
-        return (low if self.floor is None else self.floor), high
+        if self.floor is None or self.floor.position >= high:  # lower than its surroundings
+            return low, high
+        return self.floor.position, high
 
 
 def _level_frame(up: np.ndarray) -> np.ndarray:
@@ -148,7 +151,7 @@ def _ends(surface: _SurfacePoints, rotation: np.ndarray, axis: int) -> tuple[flo
             ends[i] = np.quantile(face * sign, 0.95) * sign
         elif axis < 2:
             ends[i] = sign * (_edge(along * sign, across) + surface.spacing)
-    return float(ends[0]), float(ends[1])
+    return float(ends.min()), float(ends.max())
 
 
 def _edge(along: np.ndarray, across: np.ndarray) -> float:
@@ -288,8 +291,10 @@ def _fit_lying_cylinder(surface: _SurfacePoints) -> tuple[Box, float] | None:
     if circle is None:
         return None
     (across, height), radius = circle
-    if surface.floor is not None and abs(height - radius - surface.floor) > _MAX_MISFIT:
-        return None  # the cylinder would float above the plane or sink into it
+    if surface.floor is not None:
+        gap = height - radius - surface.floor.position
+        if gap < -_MAX_MISFIT or (gap > _MAX_MISFIT and surface.floor.is_visible):
+            return None  # the cylinder would sink into the plane or float above it
     if height + radius - np.quantile(surface.points[:, 2], 0.99) > _MAX_MISFIT:
         return None  # no points at the top of the circle: this is the wall of a bowl
     low, high = _ends(surface, rotation, 0)

@@ -27,11 +27,16 @@ def matrix_to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, flo
 
 
 def quaternion_to_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """Return the (3, 3) rotation matrix of a unit quaternion."""
+    """Return the (3, 3) rotation matrix of a quaternion of any length.
+
+    The length is divided out, as tf2 does: TF passes on quaternions that were rounded or measured
+    (tf2 takes those with a squared length of 0.99 to 1.01). All zero: the identity.
+    """
+    scale = 2 / ((x * x + y * y + z * z + w * w) or 1.0)
     return np.array(
         [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            [1 - scale * (y * y + z * z), scale * (x * y - z * w), scale * (x * z + y * w)],
+            [scale * (x * y + z * w), 1 - scale * (x * x + z * z), scale * (y * z - x * w)],
+            [scale * (x * z - y * w), scale * (y * z + x * w), 1 - scale * (x * x + y * y)],
         ]
     )

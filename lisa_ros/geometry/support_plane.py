@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 from lisa_ros.geometry.camera import Camera
+from lisa_ros.geometry.hidden_part import hides_below
+from lisa_ros.geometry.plane import Plane
 from lisa_ros.geometry.rgbd import check_size, depth_noise_std, is_valid_depth
 from lisa_ros.perception.masks import bounding_box
 
@@ -26,27 +28,38 @@ _MAX_POINTS = 4000  # about this many around the mask, and as many inside it
 _MAX_GAP = 0.02  # from the plane to the lowest visible point of an object on it [m]
 # largest such gap when a plane is chosen: the lower part of the object may be occluded [m]
 _MAX_HIDDEN = 0.10
+# and if the object itself hides all that is below it: the height of a bottle seen from above [m]
+_MAX_HIDDEN_BY_ITSELF = 0.35
+# Part of the surroundings that such a deep plane has if gravity is unknown: a wall behind an
+# object looks the same, but then the table is in view, too
+_MIN_DEEP_SHARE = 0.85
 
 
 @dataclass(frozen=True)
-class Plane:
-    """The points p with up @ p == offset."""
+class SupportPlane(Plane):
+    """A plane below an object."""
 
-    up: np.ndarray  # (3,) unit normal, towards the camera and the object on the plane
-    offset: float  # [m]
+    max_hidden: (
+        float  # at most so much height between it and an object is hidden by the object [m]
+    )
 
-    def height(self, points: np.ndarray) -> np.ndarray:
-        """Return the height of (..., 3) points above the plane, (...) [m]."""
-        return points @ self.up.astype(points.dtype) - points.dtype.type(self.offset)
+
+@dataclass(frozen=True)
+class Floor:
+    """Where an object ends below."""
+
+    position: float  # along the direction up [m]
+    is_visible: bool  # the visible surface begins here; False: the object hides its lower part
 
 
 def fit_support_plane(
     depth: np.ndarray, mask: np.ndarray, camera: Camera, up: np.ndarray | None = None
-) -> Plane | None:
+) -> SupportPlane | None:
     """Return the plane that an object stands on; None if there is none around the mask.
 
     RANSAC (Fischler and Bolles 1981) on the pixels around the mask, with a fixed seed: the same
-    input gives the same plane. The object must be above the plane and begin near it.
+    input gives the same plane. The object must be above the plane and begin near it, or hide all
+    that is between it and the plane.
 
     Args:
         depth: (H, W) float32 metres.
@@ -72,24 +85,56 @@ def fit_support_plane(
     if not len(normals):
         return None
     distances = np.abs(points @ normals.T - offsets)
-    inliers = distances < _INLIER_STDS * depth_noise_std(points[:, 2:])
+    inliers = distances < _inlier_distance(points)[:, None]
+    deep = None
     for best in np.argsort(-inliers.sum(axis=0))[:_REFINED_HYPOTHESES]:
-        plane = _refine(Plane(normals[best], float(offsets[best])), points)
-        if plane is not None and _supports(plane, inside):
+        refined = _refine(Plane(normals[best], float(offsets[best])), points)
+        if refined is None or not _is_below(refined, inside):
+            continue
+        may_be_deep = up is not None or _share(refined, points) > _MIN_DEEP_SHARE
+        max_hidden = _MAX_HIDDEN_BY_ITSELF if may_be_deep else _MAX_HIDDEN
+        plane = SupportPlane(refined.up, refined.offset, max_hidden)
+        gap = _gap(plane, inside, 0.02)
+        if gap < _MAX_HIDDEN:
             return plane
-    return None
+        if deep is None and gap < max_hidden and hides_below(inside, plane, mask, camera):
+            deep = plane
+    return deep
 
 
-def height_of_support(points: np.ndarray, plane: Plane | None, up: np.ndarray) -> float | None:
-    """Return the position along `up` of the plane below (M, 3) points [m]; None if not near.
+def find_floor(
+    points: np.ndarray,
+    plane: SupportPlane | None,
+    mask: np.ndarray,
+    camera: Camera,
+    up: np.ndarray,
+) -> Floor | None:
+    """Return the part of a plane below an object where the object ends; None if it is not known.
 
-    `up` (3,) is a unit vector. The normal of the plane may differ from it: the position is that of
-    the point of the plane below the mean of the points.
+    The object stands on the plane if its visible surface begins there. If it begins higher, it
+    counts as standing there if it would hide its own lower part, as seen from straight above; an
+    object in the air looks the same then. Otherwise it is in the air, or something is in front of
+    its lower part: None.
+
+    Args:
+        points: (M, 3) of the visible surface.
+        plane: the support plane; None: there is none.
+        mask: (H, W) bool.
+        camera: of the same pixels.
+        up: (3,) unit vector. The normal of the plane may differ from it: the position is that of
+            the point of the plane below the mean of the points.
     """
-    if plane is None or np.quantile(plane.height(points), 0.01) > _MAX_GAP:
+    if plane is None:
+        return None
+    gap = _gap(plane, points, 0.01)
+    is_visible = gap <= _MAX_GAP
+    if not is_visible and not (
+        gap < plane.max_hidden and hides_below(points, plane, mask, camera)
+    ):
         return None
     mean = points.mean(axis=0, dtype=np.float64)
-    return float(np.asarray(up) @ (mean - plane.height(mean) * plane.up))
+    position = float(np.asarray(up) @ (mean - plane.height(mean) * plane.up))
+    return Floor(position, is_visible)
 
 
 def _points_around_and_inside(
@@ -140,8 +185,7 @@ def _plane_hypotheses(
 def _refine(plane: Plane, points: np.ndarray) -> Plane | None:
     """Return the least-squares plane of its inliers among (M, 3) points; None if they are few."""
     for _ in range(3):
-        tolerance = _INLIER_STDS * depth_noise_std(points[:, 2])
-        inliers = points[np.abs(plane.height(points)) < tolerance]
+        inliers = points[np.abs(plane.height(points)) < _inlier_distance(points)]
         if len(inliers) < max(50, 0.15 * len(points)):
             return None
         mean = inliers.mean(axis=0)
@@ -151,8 +195,22 @@ def _refine(plane: Plane, points: np.ndarray) -> Plane | None:
     return plane
 
 
-def _supports(plane: Plane, points: np.ndarray) -> bool:
-    """Return whether an object's (M, 3) points begin near the plane and lie above it."""
+def _inlier_distance(points: np.ndarray) -> np.ndarray:
+    """Return the distance from a plane up to which each of (M, 3) points is in it, (M,) [m]."""
+    return _INLIER_STDS * depth_noise_std(points[:, 2])
+
+
+def _share(plane: Plane, points: np.ndarray) -> float:
+    """Return the part of (M, 3) points that is in the plane."""
+    return float(np.mean(np.abs(plane.height(points)) < _inlier_distance(points)))
+
+
+def _gap(plane: Plane, points: np.ndarray, quantile: float) -> float:
+    """Return the height [m] of the lowest of (M, 3) points, the given part of them left out."""
+    return float(np.quantile(plane.height(points), quantile))
+
+
+def _is_below(plane: Plane, points: np.ndarray) -> bool:
+    """Return whether an object's (M, 3) points lie above the plane."""
     height = plane.height(points)
-    lowest = float(np.quantile(height, 0.02))
-    return bool(-_MAX_GAP < lowest < _MAX_HIDDEN and np.mean(height > -0.01) > 0.85)
+    return bool(np.quantile(height, 0.02) > -_MAX_GAP and np.mean(height > -0.01) > 0.85)

@@ -65,8 +65,9 @@ def _values(report: MemoryReport) -> dict[str, object]:
         'peak memory [MiB]': f'{report.node.peak / _MIB:.0f}',
         'free memory [MiB]': f'{report.system.available / _MIB:.0f}',
     }
-    if report.model is not None:
+    if report.model is not None and report.model.now:  # a model on a server has none here
         values['model process memory [MiB]'] = f'{report.model.now / _MIB:.0f}'
+    if report.model is not None and report.model.peak:
         values['model process peak memory [MiB]'] = f'{report.model.peak / _MIB:.0f}'
     if report.model_limit:
         values['worker_memory_limit [MiB]'] = report.model_limit // _MIB

@@ -17,6 +17,7 @@ _RECENT_FAILURE = 10.0  # how long a model's failure is a warning after it answe
 _SLOW_ANSWER = 30.0  # an answer that takes longer is a warning [s]
 _RECENT_ANSWERS = 3  # whose median is compared with that of the earlier ones
 _RECENT_SECONDS = 60.0  # how long such answers count [s]
+_AS_LONG = 0.7  # share of the tokens from which an earlier answer is as long
 _MIN_EARLIER = 5  # answers that tell what is usual
 _SLOWER = 3.0  # times the usual duration
 _SLOWER_SECONDS = 0.5  # and at least so much longer [s]
@@ -112,8 +113,10 @@ def _memory(use: BatchUse) -> Problem | None:
 def _durations(report: ModelReport) -> tuple[float, float]:
     """Return how long answers usually take, and the newest ones [s]; 0: too few to tell."""
     answered = [e for e in report.ends if e.status in ANSWERED and e.seconds is not None]
-    earlier = [end.seconds for end in answered[:-_RECENT_ANSWERS]]
     newest = answered[-_RECENT_ANSWERS:]
+    # Shorter answers, such as to yes/no questions, say nothing of these.
+    shortest = _AS_LONG * max((end.tokens for end in newest), default=0)
+    earlier = [e.seconds for e in answered[:-_RECENT_ANSWERS] if e.tokens >= shortest]
     is_recent = len(newest) == _RECENT_ANSWERS and report.now - newest[-1].at < _RECENT_SECONDS
     recent = statistics.median(end.seconds for end in newest) if is_recent else 0.0
     if len(earlier) < _MIN_EARLIER:

@@ -33,6 +33,7 @@ class RequestReport:
     seconds_running: float  # 0: none runs
     undelivered: int  # results whose publishing has not ended
     max_undelivered: int  # at this number the model waits
+    awaits_first_image: bool = False
 
 
 def judge_requests(report: RequestReport) -> Verdict:
@@ -85,7 +86,7 @@ def _queue(report: RequestReport) -> Problem | None:
 
 
 def _wait(report: RequestReport) -> Problem | None:
-    if report.seconds_waiting > _NO_IMAGE_WAIT and not report.counters.images:
+    if report.seconds_waiting > _NO_IMAGE_WAIT and report.awaits_first_image:
         text = 'a command waits for the first image: check the camera and the remapping of image'
         return Problem(Level.WARN, text)
     if report.seconds_waiting > _LONG_WAIT:

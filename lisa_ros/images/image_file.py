@@ -2,7 +2,8 @@
 """Decode an image, from a file or from the bytes of a message: the only decoder of the package.
 
     image = read_rgb(Path('photo.jpg'))                    # (H, W, 3) uint8 RGB, upright
-    samples = decode_samples(data, 'name', upright=False)  # as stored: 8 or 16 bit, grey or RGB
+    samples = decode_samples(data, 'name', upright=False)  # at its depth: 8, 16 bit, grey or RGB
+    depth = decode_values(Path('depth.pgm'), 'name')       # the numbers in the file
 
 Pillow decodes, OpenCV only colour of 16 bits, which Pillow would cut to 8. The size is checked
 against a limit before any pixel is decoded. A truncated file is an error.
@@ -20,6 +21,7 @@ import io
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,14 @@ from lisa_ros.errors import ImageError
 from lisa_ros.files.access import access_problem, describe_error
 from lisa_ros.images.bit_depth import exchange_black_and_white, to_uint8
 from lisa_ros.images.jpeg_scans import count_scans, with_more_data
+from lisa_ros.images.orientation import (
+    SIDEWAYS,
+    exif_tags,
+    orientation_in,
+    orientation_of,
+    turn_of,
+    turned_upright,
+)
 from lisa_ros.images.part_limit import check_parts
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.images.rare_tiff import (
@@ -40,14 +50,13 @@ from lisa_ros.images.rare_tiff import (
     decode_rare_tiff,
     tiff_tags,
 )
+from lisa_ros.images.stored_values import sample_scale, stored_values
 from lisa_ros.images.unknown_format import MAGIC_SIZE, describe_unknown, is_heic
 
 # Pillow's other plugins are for rare formats; one of them runs Ghostscript.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF')
 GREY_MODES = ('L', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
-_ORIENTATION_TAG = 0x0112  # of EXIF and TIFF
 _TIFF_SIZE = 256, 257  # tags; Pillow 10 turns the size of a TIFF only when it is decoded
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 # A damaged or huge file is an ImageError; Pillow would also print a line for each strange tag.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
@@ -101,6 +110,8 @@ def decode_samples(
 ) -> np.ndarray:
     """Return the samples of an image, at the depth that they are stored with.
 
+    Grey of other depths than 8 and 16 bits is spread over them: black is 0, white the largest.
+
     Args:
         source: a file, or its bytes.
         name: for errors.
@@ -114,17 +125,21 @@ def decode_samples(
     Raises:
         ImageError: as `read_rgb`, except for the range of the values.
     """
-    try:
-        with open_image(source, name, max_pixels) as image:
-            deep = has_deep_colour(image)
-            samples = deep_colour(image, source)[:, :, :3] if deep else _samples(image)
-            check_complete(image, source)
-            return turned_upright(samples, turn_of(image) if upright else 1)
-    except ImageError:
-        samples = _rare_tiff(source, name, max_pixels)
-        if samples is None:
-            raise
-        return samples
+    return _decoded(source, name, upright, max_pixels)[0]
+
+
+def decode_values(
+    source: Path | bytes, name: str, *, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> np.ndarray:
+    """Return the numbers in an image file, such as depth, without its EXIF orientation.
+
+    As `decode_samples`, but grey of any depth has the values that are stored.
+
+    Raises:
+        ImageError: as `decode_samples`, or the stored values are not known.
+    """
+    samples, scale = _decoded(source, name, False, max_pixels)
+    return samples if samples.ndim == 3 else stored_values(samples, scale, name)
 
 
 def image_size(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[int, int]:
@@ -138,7 +153,7 @@ def image_size(path: Path, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[
             stored = (
                 tuple(map(image.tag_v2.get, _TIFF_SIZE)) if image.format == 'TIFF' else image.size
             )
-            return stored[::-1] if _orientation(image) in _SIDEWAYS else stored
+            return stored[::-1] if orientation_of(image) in SIDEWAYS else stored
     except ImageError:
         samples = _rare_tiff(path, str(path), max_pixels)
         if samples is None:
@@ -152,7 +167,7 @@ def exif_orientation(path: Path) -> int:
     Raises:
         ImageError: it cannot be opened.
     """
-    return _valid_orientation(_tags(path).get(_ORIENTATION_TAG, 1))
+    return orientation_in(_tags(path))
 
 
 def has_white_as_zero(path: Path) -> bool:
@@ -192,11 +207,6 @@ def open_image(
         raise ImageError(f'{name} {_failure(source, error, kind)}') from error
 
 
-def turn_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, that decoding an opened image leaves to be applied."""
-    return 1 if image.format == 'TIFF' else _orientation(image)  # both decoders turn a TIFF
-
-
 def black_as_zero(image: Image.Image, samples: np.ndarray) -> np.ndarray:
     """Return the samples of a decoded image with black as 0, also those of a TIFF with white as 0.
 
@@ -223,17 +233,6 @@ def deep_colour(image: Image.Image, source: Path | bytes) -> np.ndarray:
     if stored is None or stored.ndim != 3:
         raise ValueError('its colours of 16 bits cannot be decoded')
     return stored[:, :, [2, 1, 0, 3][: stored.shape[2]]]
-
-
-def turned_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Return (H, W) or (H, W, C) pixels upright that are stored with an EXIF orientation."""
-    if turn in _SIDEWAYS:  # stored column by column
-        pixels = pixels.swapaxes(0, 1)
-    if turn in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if turn in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def check_complete(image: Image.Image, source: Path | bytes) -> None:
@@ -276,23 +275,6 @@ def native(samples: np.ndarray) -> np.ndarray:
     return samples.astype(samples.dtype.newbyteorder('='), copy=False)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it is damaged or missing."""
-    return _valid_orientation(_exif(image).get(_ORIENTATION_TAG, 1))
-
-
-def _valid_orientation(value: Any) -> int:
-    return value if value in range(1, 9) else 1
-
-
-def _exif(image: Image.Image) -> Mapping[int, Any]:
-    """Return the EXIF tags of an opened image; none if they are damaged or missing."""
-    try:
-        return image.getexif()
-    except Exception:  # noqa: BLE001  # viewers show the stored pixels, too
-        return {}
-
-
 def _tags(path: Path) -> Mapping[int, Any]:
     """Return the tags of EXIF or TIFF of a file; none if they are damaged or missing.
 
@@ -301,7 +283,7 @@ def _tags(path: Path) -> Mapping[int, Any]:
     """
     try:
         with open_image(path, str(path)) as image:
-            return image.tag_v2 if image.format == 'TIFF' else _exif(image)
+            return image.tag_v2 if image.format == 'TIFF' else exif_tags(image)
     except ImageError:
         if _rare_tiff(path, str(path), DEFAULT_MAX_IMAGE_PIXELS) is None:
             raise
@@ -357,6 +339,24 @@ def _identify(stream: io.BufferedIOBase) -> Image.Image:
             image.info[_SCANS] = scans
             return image
     raise ValueError(describe_unknown(magic, _EXPECTED))
+
+
+def _decoded(
+    source: Path | bytes, name: str, upright: bool, max_pixels: int
+) -> tuple[np.ndarray, Fraction | None]:
+    """Return what `decode_samples` returns, and the factor that is in grey: `sample_scale`."""
+    try:
+        with open_image(source, name, max_pixels) as image:
+            scale = sample_scale(image, source)
+            deep = has_deep_colour(image)
+            samples = deep_colour(image, source)[:, :, :3] if deep else _samples(image)
+            check_complete(image, source)
+            return turned_upright(samples, turn_of(image) if upright else 1), scale
+    except ImageError:
+        samples = _rare_tiff(source, name, max_pixels)
+        if samples is None:
+            raise
+        return samples, Fraction(1)
 
 
 def _samples(image: Image.Image) -> np.ndarray:

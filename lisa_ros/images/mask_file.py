@@ -6,7 +6,7 @@
 
 How a pixel's value is found:
 
-- grey of 1, 8 or 16 bits: as stored;
+- grey of 1 to 16 bits: as stored;
 - palette (as in PASCAL VOC): the index; the colours do not matter;
 - transparent pixels (a cut-out, a brush layer): 1 where a pixel is at least half as opaque as the
   most opaque one, else 0;
@@ -21,6 +21,7 @@ The EXIF orientation is applied, as to images. Any thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,10 @@ from lisa_ros.images.image_file import (
     has_deep_colour,
     native,
     open_image,
-    turn_of,
-    turned_upright,
 )
+from lisa_ros.images.orientation import turn_of, turned_upright
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
+from lisa_ros.images.stored_values import sample_scale, stored_values
 
 _ALPHA_MODES = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
 _MAX_VALUES = 200  # distinct values of a mask; more: a photo, or depth
@@ -55,10 +56,11 @@ _CURE = 'save it as grey: 0 for the background and one other value for each obje
 class MaskImage:
     """The decoded values of a mask file."""
 
-    values: np.ndarray  # (H, W) integers, 0 and above
+    values: np.ndarray  # (H, W) integers, 0 and above; grey as `decode_samples`
     name: str  # of the file, for errors
     channels: int = 1  # of the file; more than one: only the value 0 has a meaning
     is_lossy: bool = False  # the file's format may change values
+    scale: Fraction | None = Fraction(1)  # `sample_scale` of the file: values by stored values
 
     @property
     def has_ids(self) -> bool:
@@ -66,13 +68,14 @@ class MaskImage:
         return self.channels == 1 and not self.is_lossy
 
     def ids(self, meaning: str = 'ids') -> np.ndarray:
-        """Return the value of each pixel, (H, W) integers.
+        """Return the value of each pixel as stored in the file, (H, W) integers.
 
         Args:
             meaning: of the values, for the error.
 
         Raises:
-            ImageError: the file has colours or transparency, or its format may change values.
+            ImageError: the file has colours or transparency, or its format may change values, or
+                its stored values are not known.
         """
         if self.channels == 1 and self.is_lossy:
             raise ImageError(
@@ -84,7 +87,7 @@ class MaskImage:
                 f'{self.name} has {self.channels} channels; expected one of {meaning}: save it '
                 'as grey of 8 or 16 bits, or with a palette'
             )
-        return self.values
+        return stored_values(self.values, self.scale, self.name)
 
     def mask(self) -> np.ndarray:
         """Return where the object is, (H, W) bool; see the module's docstring.
@@ -141,13 +144,14 @@ def read_mask(
     """
     name = name or str(source)
     with open_image(source, name, max_pixels, 'a mask') as image:
+        scale = sample_scale(image, source)
         channels = deep_colour(image, source) if has_deep_colour(image) else _channels(image)
         check_complete(image, source)
         channels = black_as_zero(image, channels)
         channels = turned_upright(channels, turn_of(image))
         is_lossy = _is_lossy(image)
     if channels.ndim == 2:
-        return MaskImage(_integers(channels, name), name, is_lossy=is_lossy)
+        return MaskImage(_integers(channels, name), name, is_lossy=is_lossy, scale=scale)
     colours, alpha = channels[:, :, :3], channels[:, :, 3:]
     opaque = _opaque(alpha[:, :, 0]) if alpha.size else np.ones(channels.shape[:2], bool)
     if opaque.all():

@@ -33,6 +33,7 @@ ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # start of a Zstandard frame (RFC 8878); CDR s
 _COMPRESSED_SUFFIX = '.zstd'  # of files that are compressed as a whole
 _BLOCK_SIZE = 2**18  # of a file that is decompressed; before damage, less is lost [bytes]
 _SPACE_LEFT = 2**28  # that other programs may need [bytes]
+_NO_SCHEMA = '__schemaless__'  # rosbags' type of a channel whose schema it has not found
 _PART = re.compile(r'(?P<bag>.*_)(?P<number>\d{1,9})(?P<suffix>\.mcap|\.db3)(\.zstd)?')
 
 
@@ -243,10 +244,28 @@ def _open_file(bag: Path, path: Path, on_error: ErrorHandler) -> Storage | None:
         reader.open()
     except Exception as error:  # noqa: BLE001  # readers of damaged files raise anything
         return _scan_file(bag, path, error, on_error)
-    if path.suffix == '.mcap' and not getattr(reader.storage, 'chunks', True):
-        reader.close()  # without an index, rosbags needs messages by rising time
+    if isinstance(reader, Reader2) and not _is_indexed(reader):
+        reader.close()
         return _reported(bag, path, McapScan(path), on_error)
     return reader
+
+
+def _is_indexed(reader: Reader2) -> bool:
+    """Return whether rosbags finds all messages of an opened file by its index.
+
+    A recorder may leave out any part of the index of an MCAP file (`ros2 bag record
+    --storage-config-file`). rosbags skips chunks without message index, takes schemas and channels
+    from the end of the file, and without chunk index needs messages by rising time.
+    """
+    if not hasattr(reader.storage, 'chunks'):
+        return True  # SQLite
+    counts = [sum(chunk.channel_count.values()) for chunk in reader.storage.chunks]
+    has_types = all(
+        connection.msgtype != _NO_SCHEMA or connection.ext.serialization_format != 'cdr'
+        for connection in reader.connections
+    )
+    is_complete = reader.message_count == sum(counts)
+    return bool(reader.connections and counts) and has_types and all(counts) and is_complete
 
 
 def _scan_file(bag: Path, path: Path, error: Exception, on_error: ErrorHandler) -> Storage | None:

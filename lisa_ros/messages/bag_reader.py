@@ -51,6 +51,29 @@ class OpenStorage:
     decompress: Callable[[bytes], bytes] | None = None  # of each message
 
 
+class _Moment:
+    """The messages of the last time that were yielded: others of that time may follow damage."""
+
+    def __init__(self) -> None:
+        self.time: int | None = None  # [ns]; None: no message yet
+        self._messages: list[tuple[str, str, bytes]] = []  # topic, type and data
+
+    def add(self, connection: Connection, time: int, data: bytes) -> None:
+        """Note a message that was yielded."""
+        if time != self.time:
+            self.time = time
+            self._messages.clear()
+        self._messages.append((connection.topic, connection.msgtype, data))
+
+    def take(self, connection: Connection, data: bytes) -> bool:
+        """Return whether a message of that time was yielded, once for each that was."""
+        message = connection.topic, connection.msgtype, data
+        if message not in self._messages:
+            return False
+        self._messages.remove(message)
+        return True
+
+
 class BagReader:
     """The connections and messages of an open bag.
 
@@ -182,6 +205,7 @@ class BagReader:
     ) -> Iterator[tuple[Connection, int, bytes]]:
         """Yield the messages of a storage; behind a damaged part, go on."""
         position: int | None = start
+        moment = _Moment()
         while True:
             try:
                 for connection, time, raw_message in open_storage.storage.messages(
@@ -194,17 +218,43 @@ class BagReader:
                         continue
                     yield from self._decompressed(open_storage, connection, time, raw_message)
                     position = time + 1
+                    moment.add(connection, time, raw_message)
             except DataError:
                 raise
             except Exception as error:  # noqa: BLE001  # readers of damaged files raise anything
                 damaged_from = self.start_time if position is None else position
                 if all(path.suffix == '.mcap' for path in open_storage.files):
-                    yield from self._scanned(open_storage, chosen, damaged_from, stop, error)
+                    yield from self._scanned(
+                        open_storage, chosen, damaged_from, stop, error, moment
+                    )
                     return
+                yield from self._rest_of(moment, open_storage, chosen)
+                moment = _Moment()
                 position = self._behind(open_storage, chosen, damaged_from, stop, error)
                 if position is not None:
                     continue
             return
+
+    def _rest_of(
+        self, moment: _Moment, open_storage: OpenStorage, chosen: list[Connection]
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield the messages of a moment that a damaged one of the same time has hidden.
+
+        Each connection is read by itself: the damaged message is in one of them.
+        """
+        if moment.time is None:
+            return
+        for each in chosen:
+            _forget_chunk(open_storage.storage)
+            try:
+                messages = open_storage.storage.messages([each], moment.time, moment.time + 1)
+                for connection, time, raw_message in messages:
+                    if isinstance(raw_message, bytes) and not moment.take(connection, raw_message):
+                        yield from self._decompressed(open_storage, connection, time, raw_message)
+            except DataError:
+                raise
+            except Exception:  # noqa: BLE001, S112  # the caller reports the damaged part
+                continue
 
     def _row_error(
         self, open_storage: OpenStorage, connection: Connection, time: object, data: object
@@ -223,8 +273,12 @@ class BagReader:
         damaged_from: int,
         stop: int | None,
         error: Exception,
+        moment: _Moment,
     ) -> Iterator[tuple[Connection, int, bytes]]:
-        """Yield the messages of MCAP files from a time on, read without their index."""
+        """Yield the messages of MCAP files from a time on, read without their index.
+
+        Those of `moment`, before that time, come too, unless they were yielded.
+        """
         by_name = {(connection.topic, connection.msgtype): connection for connection in chosen}
         scans = [McapScan(path) for path in open_storage.files]
         self._recovered += scans
@@ -236,12 +290,14 @@ class BagReader:
         streams = [
             scan.messages(
                 [c for c in scan.connections if (c.topic, c.msgtype) in by_name and _is_of_ros(c)],
-                damaged_from,
+                damaged_from if moment.time is None else moment.time,
                 stop,
             )
             for scan in scans
         ]
         for connection, time, raw_message in heapq.merge(*streams, key=lambda message: message[1]):
+            if time == moment.time and moment.take(connection, raw_message):
+                continue
             same_connection = by_name[connection.topic, connection.msgtype]
             yield from self._decompressed(open_storage, same_connection, time, raw_message)
 

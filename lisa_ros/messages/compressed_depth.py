@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lisa_ros.errors import ImageError
-from lisa_ros.images.image_file import decode_samples
+from lisa_ros.images.image_file import decode_values
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 from lisa_ros.images.rvl import decode_rvl
 from lisa_ros.messages.compressed_format import CompressedFormat
@@ -57,7 +57,7 @@ def decode_compressed_depth(
     if parts.is_compressed_depth and 'rvl' in message.format.lower():
         values = _decode_rvl_image(stream, name, max_pixels)
     else:
-        values = decode_samples(stream, name, upright=False, max_pixels=max_pixels)
+        values = decode_values(stream, name, max_pixels=max_pixels)
     _check_type(values, name)
     if parts.encoding == '32fc1' and values.dtype == np.uint16:
         return _metres(values, quantization, name)

@@ -342,6 +342,7 @@ def result_from_message(message: Any) -> Segmentation:
         status=Status(message.status),
         reason=message.reason,
         timings={time.stage: float(time.seconds) for time in message.timings},
+        names=tuple(instance.name for instance in message.instances),
     )
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import CheckpointError
+from lisa_ros.files.access import describe_error
 from lisa_ros.model.file_checks import check_file
 from lisa_ros.model.json_file import JsonFields
 from lisa_ros.model.model_folder import listed
@@ -48,11 +49,14 @@ def file_checksums(source: Path) -> dict[str, str]:
     if source.is_file():
         return {source.name: _sha256(source)}
     names = {}
-    for path in source.rglob('*'):
-        if path.suffix in _READ_SUFFIXES and not path.is_dir():
-            names[path.relative_to(source).as_posix()] = path
-            if len(names) > _MAX_FILES:
-                raise CheckpointError(f'{source}: has more than {_MAX_FILES} files')
+    try:
+        for path in source.rglob('*'):
+            if path.suffix in _READ_SUFFIXES and not path.is_dir():
+                names[path.relative_to(source).as_posix()] = path
+                if len(names) > _MAX_FILES:
+                    raise CheckpointError(f'{source}: has more than {_MAX_FILES} files')
+    except OSError as error:
+        raise CheckpointError(f'{source}: {describe_error(source, error)}') from error
     return {name: _sha256(names[name]) for name in sorted(names)}
 
 
@@ -90,9 +94,12 @@ def check_sha256(source: Path, expected: str) -> None:
 def _sha256(path: Path) -> str:
     check_file(path)
     digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    try:
+        with path.open('rb') as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:  # of a disk or a network file system
+        raise CheckpointError(f'{path}: {describe_error(path, error)}') from error
     return digest.hexdigest()
 
 

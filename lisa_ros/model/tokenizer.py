@@ -242,7 +242,9 @@ class Tokenizer:
 
     # ---- ids to text
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    def decode(
+        self, ids: Sequence[int], skip_special_tokens: bool = False, *, clean_up: bool = True
+    ) -> str:
         """Return the text of `ids`.
 
         Spacing is the original's: spaces around added tokens ("Sure, [SEG] ."), and a space before
@@ -252,6 +254,7 @@ class Tokenizer:
         Args:
             ids: token ids.
             skip_special_tokens: leave out special tokens, but not [SEG]: it is an added token.
+            clean_up: remove spaces before punctuation, if tokenizer_config.json says so.
         """
         sections: list[list[str] | str] = []  # added tokens as str, the rest in lists
         for index in ids:
@@ -265,7 +268,7 @@ class Tokenizer:
             else:
                 sections.append([token])
         text = ' '.join(s if isinstance(s, str) else self._join(s) for s in sections)
-        return _clean_up(text) if self._clean_up_spaces else text
+        return _clean_up(text) if self._clean_up_spaces and clean_up else text
 
     def id_to_token(self, index: int) -> str:
         """Return the SentencePiece piece or added token of an id; <unk> if there is none."""
@@ -292,7 +295,10 @@ class Tokenizer:
 
 
 class TokenStream:
-    """Decodes ids one at a time into text to append. Leaves out special tokens, but not [SEG]."""
+    """Decodes ids one at a time into text to append. Leaves out special tokens, but not [SEG].
+
+    Spaces are not cleaned up: that would change text that was given out before.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -302,7 +308,7 @@ class TokenStream:
     def push(self, token_id: int) -> str:
         """Return the text that this id adds; '' while a character is incomplete."""
         self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up=False)
         if text.endswith('\N{REPLACEMENT CHARACTER}') or not text.startswith(self._emitted):
             return ''
         added, self._emitted = text[len(self._emitted) :], text

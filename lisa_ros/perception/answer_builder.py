@@ -25,6 +25,7 @@ from lisa_ros.results import (
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
+_CUT = 'the answer was cut off after {count} tokens: raise max_new_tokens, or lower dialogue_turns'
 _ONLY_SHOWN = 'the model found only an object that was shown before'
 _SHOWN_LEFT_OUT = 'a mask of an object that was shown before was left out'
 
@@ -59,6 +60,7 @@ class AnswerBuilder:
         self._logits: list[np.ndarray] = []  # each (H, W) float32
         self._scores: list[float] = []
         self._score_features: list[ScoreFeatures] = []
+        self._names: list[str] = []
 
     @property
     def is_full(self) -> bool:
@@ -70,8 +72,13 @@ class AnswerBuilder:
         """How many tokens at the end only repeat the ones before, see repetition.py."""
         return repeated_tail(self.token_ids[self._new_mask_at :])
 
-    def add_mask(self, mask: ScoredMask) -> MaskReady | None:
-        """Add a mask; return its event, or None if the mask is left out."""
+    def add_mask(self, mask: ScoredMask, name: str = '') -> MaskReady | None:
+        """Add a mask; return its event, or None if the mask is left out.
+
+        Args:
+            mask: of an object.
+            name: as the model calls it; '': it does not.
+        """
         if mask.score < self._threshold:
             return None
         pixels = mask.logits > 0
@@ -86,7 +93,8 @@ class AnswerBuilder:
         self._logits.append(mask.logits)
         self._scores.append(mask.score)
         self._score_features.append(mask.features)
-        return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score)
+        self._names.append(name)
+        return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score, name)
 
     def _is_another_object(self, pixels: np.ndarray) -> bool:
         """Return whether no mask of this answer shows the object of a mask, (H, W) bool."""
@@ -100,7 +108,12 @@ class AnswerBuilder:
         return True
 
     def result(
-        self, answer_raw: str, timings: dict[str, float], early_end: EarlyEnd | None
+        self,
+        answer_raw: str,
+        timings: dict[str, float],
+        early_end: EarlyEnd | None,
+        *,
+        is_cut: bool = False,
     ) -> Segmentation:
         """Return the result.
 
@@ -108,6 +121,7 @@ class AnswerBuilder:
             answer_raw: the decoded tokens, [SEG] included, without </s> and without repeated ones.
             timings: seconds by stage.
             early_end: how the answer was stopped before its end; None: it is complete.
+            is_cut: it has no end, for lack of room: without a mask it says nothing of the image.
         """
         empty = np.zeros((0, *self._shape), np.float32)
         logits = np.stack(self._logits) if self._logits else empty
@@ -116,6 +130,9 @@ class AnswerBuilder:
         reason = ''
         if self._has_left_out:
             reason = _SHOWN_LEFT_OUT if self._masks else _ONLY_SHOWN
+        if is_cut:
+            reason = _CUT.format(count=len(self.token_ids))
+            status = Status.FOUND if status is Status.FOUND else Status.FAILED
         if self.repeated_count:
             reason = _LOOP
             status = Status.FOUND if status is Status.FOUND else Status.REPEATED
@@ -134,4 +151,5 @@ class AnswerBuilder:
             time_to_first_mask=self._time_to_first_mask,
             details=LisaDetails(tuple(self.token_ids), tuple(self._score_features)),
             token_count=len(self.token_ids),
+            names=tuple(self._names) if any(self._names) else (),
         )

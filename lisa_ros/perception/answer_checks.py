@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
 from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token, unanswered
@@ -53,6 +54,7 @@ def check_event(event: Event, shape: tuple[int, int]) -> None:
         _check_array(event.mask, 'b', shape, 'a mask (H, W)')
         _check_array(event.mask_logits, 'f', shape, 'mask logits (H, W)')
         _check_score(event.score)
+        _check_names((event.name,), 1)
     elif not isinstance(event, Token) or not isinstance(event.text, str):
         raise ModelError(f'the backend sent {event!r:.80}; expected Token, MaskReady or Done')
 
@@ -61,8 +63,8 @@ def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
     """Check the result of an image of (H, W) [px].
 
     Raises:
-        ModelError: masks, logits or scores have another shape or type or are not finite, or the
-            status contradicts them.
+        ModelError: masks, logits, scores or names have another shape or type or are not finite,
+            or the status contradicts them.
     """
     if not isinstance(result, Segmentation):
         kind = type(result).__name__
@@ -71,6 +73,7 @@ def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
     _check_array(result.scores, 'f', (count,), 'scores (N,)')
     for score in result.scores:
         _check_score(float(score))
+    _check_names(result.names, count)
     if not isinstance(result.status, Status):
         raise ModelError(f'the status of the answer is {result.status!r}; expected a Status')
     if result.yes_probability is not None and not 0 <= result.yes_probability <= 1:
@@ -114,6 +117,20 @@ def _check_score(score: float) -> None:
     if not is_probability:
         raise ModelError(
             f'the model returned the score {score!r}; expected 0 to 1: {NON_FINITE_CAUSE}'
+        )
+
+
+def _check_names(names: tuple[str, ...], count: int) -> None:
+    """Raise a ModelError unless there is a name for each of `count` masks, or for none."""
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f'the model returned the names {short_repr(names)}; expected a tuple of texts: '
+            'correct the backend'
+        )
+    if names and len(names) != count:
+        raise ModelError(
+            f'the model returned {len(names)} names of {count} masks; expected one for each '
+            'mask, or none at all: correct the backend'
         )
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phrases for people and planners: the name of each object of an answer, and the text to speak.
 
-The names come from the answer ("It is the red mug, [SEG]."), else from the command ("hand me the
-red mug"). No grammar is parsed: a few rules fit how LISA models answer and how people command.
+The names are those that the model gives its masks. If it gives none, they come from the answer
+("It is the red mug, [SEG]."), else from the command ("hand me the red mug"). No grammar is parsed:
+a few rules fit how LISA models answer and how people command.
 
 lisa-tabletop writes positions into answers about relations, in hundredths of the image's width and
 height: "The bowl 30 88, left of it 22 58. It is the red mug, [SEG]." They are not for people.
@@ -18,6 +19,7 @@ from lisa_ros.perception.masks import bounding_box
 from lisa_ros.results import SEG, Segmentation, answer_text
 
 MAX_NAME = 64  # length of a name [characters]
+_SIGNS = ' .,;:!?"\''  # at the ends of a label
 
 _POSITION = re.compile(r'\s*\b\d{1,2} \d{1,2}\b')
 _SENTENCE = re.compile(r'[^.!?]+[.!?]*\s*')
@@ -50,22 +52,28 @@ def object_names(result: Segmentation) -> tuple[str, ...]:
 
     A name is never empty and has at most MAX_NAME characters: without any words it is "object".
     """
-    count = len(result.masks)
-    groups = _seg_groups(result.answer_raw)
-    if sum(number for _, number in groups) != count:  # masks were left out: which is unknown
-        groups = [('', count)] if count else []
-    asked = _asked_names(result.query)
-    names: list[str] = []
-    for text, number in groups:
-        answered = _answered_names(text)
-        start = len(names)
-        if answered:
-            names += _distributed(answered, number)
-        elif len(asked) == count:
-            names += asked[start : start + number]
-        else:
-            names += [_asked_phrase(result.query)] * number
+    if any(result.names):  # in the order of the masks; that of the command may be another
+        names = [name or _asked_phrase(result.query) for name in result.names]
+    else:
+        names = _names_in_words(result)
     return tuple(name[:MAX_NAME].strip() or 'object' for name in names)
+
+
+def labelled_name(label: str, query: str) -> str:
+    """Return the name that a model's label gives an object; '' if it gives none.
+
+    A label without a letter, such as "1", gives none. A label that repeats the whole command names
+    all objects of it at once: "find the pan and the mug" gives "pan and the mug".
+
+    Args:
+        label: as the model wrote it, on one line.
+        query: as the user typed it.
+    """
+    name = label.strip(_SIGNS)
+    if _folded(name) == _folded(query):
+        name = _asked_phrase(query)
+    name = _ARTICLE.sub('', name)[:MAX_NAME].strip()
+    return name if any(map(str.isalpha, name)) else ''
 
 
 def spoken_answer(result: Segmentation) -> str:
@@ -93,6 +101,26 @@ def place_in_image(mask: np.ndarray) -> str:
     x, _, width, _ = bounding_box(mask)
     share = (x + width / 2) / max(1, mask.shape[1])
     return 'on the left' if share < 1 / 3 else 'on the right' if share > 2 / 3 else 'in the middle'
+
+
+def _names_in_words(result: Segmentation) -> list[str]:
+    """Return a name for each mask from the answer, else from the command; it may be empty."""
+    count = len(result.masks)
+    groups = _seg_groups(result.answer_raw)
+    if sum(number for _, number in groups) != count:  # masks were left out: which is unknown
+        groups = [('', count)] if count else []
+    asked = _asked_names(result.query)
+    names: list[str] = []
+    for text, number in groups:
+        answered = _answered_names(text)
+        start = len(names)
+        if answered:
+            names += _distributed(answered, number)
+        elif len(asked) == count:
+            names += asked[start : start + number]
+        else:
+            names += [_asked_phrase(result.query)] * number
+    return names
 
 
 def _seg_groups(answer_raw: str) -> list[tuple[str, int]]:
@@ -147,6 +175,11 @@ def _asked_phrase(query: str) -> str:
         before = text
         text = _ENDINGS.sub('', _REQUESTS.sub('', text)).rstrip('.!?, ')
     return _ARTICLE.sub('', text)
+
+
+def _folded(text: str) -> str:
+    """Return a text for comparison: in lower case, without signs at its ends and more spaces."""
+    return ' '.join(text.casefold().split()).strip(_SIGNS)
 
 
 def _asked_names(query: str) -> list[str]:

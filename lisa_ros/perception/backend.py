@@ -113,7 +113,7 @@ class LoadOptions:
     vlm_url: str | None = None
     # name of the environment variable, or the file, with the key of the model's server
     api_key_env: str | None = None
-    api_key_file: str | Path | None = None  # not of `vlm_url`
+    api_key_file: str | Path | None = None
     sam: str | Path | None = None  # a .pth file of segment-anything
     # conversation template, a name in prompts.TEMPLATES; of "vlm+sam:" in vlm.profiles.PROFILES
     template: str | None = None

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.backend import (
     AnswersBatches,
     Backend,
@@ -24,7 +25,9 @@ from lisa_ros.perception.backend import (
     Capabilities,
     InferenceOptions,
     Query,
+    ReportsCache,
     ReportsNotices,
+    ReportsPeakMemory,
     SupervisedBackend,
     precision_of,
 )
@@ -84,6 +87,16 @@ class FallbackBackend:
     def memory(self) -> int:
         """Resident memory of the second model's process [bytes]; 0 if it has none."""
         return self._second.memory if isinstance(self._second, SupervisedBackend) else 0
+
+    @property
+    def peak_memory(self) -> int:
+        """Largest resident memory of the second model's process [bytes]; 0 if it has none."""
+        return self._second.peak_memory if isinstance(self._second, ReportsPeakMemory) else 0
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What the second model keeps of earlier prompts; None: nothing."""
+        return self._second.cache_use if isinstance(self._second, ReportsCache) else None
 
     @property
     def gpu_memory(self) -> GpuMemory | None:

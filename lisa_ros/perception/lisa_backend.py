@@ -50,7 +50,7 @@ from lisa_ros.perception.other_object import excluded_masks
 from lisa_ros.perception.prompts import answer_ids, named_template, training_ids
 from lisa_ros.perception.reasons import with_reason
 from lisa_ros.perception.reply import Reply
-from lisa_ros.perception.stopping import Deadline, StopCondition
+from lisa_ros.perception.stopping import Deadline, EarlyEnd, StopCondition
 from lisa_ros.perception.yes_no import YesNo, yes_no_events
 from lisa_ros.results import Done, Event, Segmentation, Turn
 
@@ -354,7 +354,7 @@ class LisaBackend:
         is_complete = row.reply.is_complete(options.max_new_tokens)
         if is_complete:
             self._prompts.keep_reply(text, row.reply.answer.token_ids)
-        return Done(row.reply.result(None if is_complete else row.stop.early_end))
+        return _done(row.reply, None if is_complete else row.stop.early_end)
 
     def teacher_forced(
         self,
@@ -431,7 +431,7 @@ class LisaBackend:
         self._prompts.keep([*ids, *answer.token_ids], encoded, prompt)
         if is_complete:
             self._prompts.keep_reply(text, answer.token_ids)
-        yield Done(reply.result(None if is_complete else stop.early_end))
+        yield _done(reply, None if is_complete else stop.early_end)
 
     def _yes_no_events(
         self, asked: _Asked, options: InferenceOptions, cancel: Cancellation
@@ -497,6 +497,12 @@ class LisaBackend:
             return config.point_rule
         rule = config.point_rule or PointRule.of_layers(config.llama.num_hidden_layers)
         return rule if options.similarity_points else None
+
+
+def _done(reply: Reply, early_end: EarlyEnd | None) -> Done:
+    """Return the result of a reply that was generated."""
+    is_cut = early_end is None and not reply.has_ended
+    return Done(reply.result(early_end, is_cut=is_cut))
 
 
 def _last_result(events: Iterator[Event]) -> Segmentation:

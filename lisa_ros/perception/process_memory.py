@@ -32,18 +32,22 @@ class SystemMemory:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Memory that PyTorch has on a GPU."""
+    """Memory that PyTorch has on the GPUs."""
 
     allocated: int  # [bytes]
     reserved: int  # [bytes]
 
 
 def gpu_memory() -> GpuMemory | None:
-    """Return the memory that this process has on a GPU; None if it uses none."""
+    """Return the memory that this process has on GPUs; None if it uses none."""
     torch = sys.modules.get('torch')  # not imported for this
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
-    return GpuMemory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+    devices = range(torch.cuda.device_count())  # the model may be on another one than the first
+    return GpuMemory(
+        sum(map(torch.cuda.memory_allocated, devices)),
+        sum(map(torch.cuda.memory_reserved, devices)),
+    )
 
 
 def peak_gpu_memory() -> int | None:

@@ -109,14 +109,22 @@ class Reply:
 
     def is_complete(self, max_new_tokens: int) -> bool:
         """Return whether the answer ends with </s> or has this length."""
-        ids = self.answer.token_ids
-        return len(ids) > 0 and (
-            ids[-1] == self._tokenizer.eos_token_id or len(ids) >= max_new_tokens
-        )
+        return self.has_ended or len(self.answer.token_ids) >= max_new_tokens
 
-    def result(self, early_end: EarlyEnd | None) -> Segmentation:
-        """Return the answer; `early_end`: how it was stopped, None if it is complete."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether the model has ended the answer, with </s>."""
+        ids = self.answer.token_ids
+        return len(ids) > 0 and ids[-1] == self._tokenizer.eos_token_id
+
+    def result(self, early_end: EarlyEnd | None, *, is_cut: bool = False) -> Segmentation:
+        """Return the answer.
+
+        Args:
+            early_end: how it was stopped; None: it was not.
+            is_cut: it has no end, for lack of room.
+        """
         answer = self.answer
         text_ids = answer.token_ids[: len(answer.token_ids) - answer.repeated_count]
         answer_raw = self._tokenizer.decode(text_ids, skip_special_tokens=True)
-        return answer.result(answer_raw, self.timer.seconds, early_end)
+        return answer.result(answer_raw, self.timer.seconds, early_end, is_cut=is_cut)

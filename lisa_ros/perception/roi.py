@@ -7,7 +7,7 @@ A region is (x, y, width, height) [px], as in sensor_msgs/RegionOfInterest. Any 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Dialogue, Done, Event, MaskReady, Region, Segmentation
+
+_Box = tuple[int, int, int, int]  # left, top, right, bottom in hundredths, as in `Turn.boxes`
 
 OUTSIDE_LOGIT = -100.0  # mask logit of the pixels outside the region
 
@@ -118,10 +120,16 @@ def crop(image: np.ndarray, region: Region) -> np.ndarray:
 
 
 def crop_dialogue(dialogue: Dialogue, region: Region, shape: tuple[int, int]) -> Dialogue:
-    """Return the dialogue with its masks cropped to a region; shape: (H, W) of the whole image.
+    """Return the dialogue with its masks and boxes in a region; shape: (H, W) of the whole image.
 
-    Masks of an image of another size are left out: the region lies elsewhere in them.
+    Masks of an image of another size are left out: the region lies elsewhere in them. So are the
+    boxes of a turn one of which lies outside. Positions that an answer names stay.
     """
+    turns = tuple(
+        dataclasses.replace(turn, boxes=_boxes_in(turn.boxes, region, shape))
+        for turn in dialogue.turns
+    )
+    dialogue = dataclasses.replace(dialogue, turns=turns)
     if dialogue.shown is None:
         return dialogue
     if dialogue.shown.shape[1:] != shape:
@@ -129,6 +137,20 @@ def crop_dialogue(dialogue: Dialogue, region: Region, shape: tuple[int, int]) ->
     x, y, width, height = region
     shown = dialogue.shown[:, y : y + height, x : x + width]
     return dataclasses.replace(dialogue, shown=shown)
+
+
+def _boxes_in(boxes: Sequence[_Box], region: Region, shape: tuple[int, int]) -> tuple[_Box, ...]:
+    """Return boxes in hundredths of a region; given in hundredths of an image of shape (H, W)."""
+    corner = np.tile(region[:2], 2)
+    size = np.tile(region[2:], 2)
+    given = np.reshape(boxes, (-1, 4))
+    pixels = given * np.tile(shape[::-1], 2) / 100
+    inside = np.clip(np.rint(100 * (pixels - corner) / size).astype(int), 0, 100)
+    has_mask = given.any(axis=1)
+    if ((inside[:, :2] >= inside[:, 2:]).any(axis=1) & has_mask).any():
+        return ()
+    inside[~has_mask] = 0
+    return tuple(tuple(box) for box in inside.tolist())
 
 
 def paste_mask(event: MaskReady, region: Region, shape: tuple[int, int]) -> MaskReady:

@@ -90,7 +90,7 @@ class Segmenter:
                 completions; images are sent there. NAME is its name at the server. None: the
                 model runs here.
             api_key_env: name of the environment variable with the server's key; None: no key.
-            api_key_file: file with the token for a model on a server; None: no token.
+            api_key_file: file with that key; None: none. Give one of both.
             server_image: how images are sent to a model on a server: jpeg, png or raw; None: jpeg.
             server_jpeg_quality: 1 to 100; None: 90.
             sam: a .pth file of segment-anything; it fills in weights of SAM that a released LISA

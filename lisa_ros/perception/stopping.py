@@ -107,6 +107,7 @@ class PartialAnswer:
         logits = np.zeros((0, *self._shape), np.float32)
         if self._masks:
             logits = np.stack([event.mask_logits for event in self._masks])
+        names = [event.name for event in self._masks]
         return Segmentation(
             query=self._query,
             answer=answer_text(self._answer_raw),
@@ -116,4 +117,5 @@ class PartialAnswer:
             scores=np.array([event.score for event in self._masks], np.float32),
             status=end.status,
             reason=end.reason,
+            names=tuple(names) if any(names) else (),
         )

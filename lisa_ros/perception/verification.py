@@ -10,6 +10,7 @@ than by a better segmenter. Any thread.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,7 +44,8 @@ def verified_events(
     """Yield the events of an answer; its masks only after the model has confirmed them.
 
     If the model says "none" with a probability of at least one half, the status is NOT_FOUND and
-    there are no masks. Otherwise each score is multiplied by the probability of the contrary. A
+    there are no masks. Otherwise each score is multiplied by the probability of the contrary, and
+    the status is NOT_FOUND if each is below the threshold then; the reason says which it was. A
     model that does not answer with a number has decided nothing. An answer that is not complete
     has no confirmed masks.
 
@@ -64,9 +66,10 @@ def verified_events(
                 result = _confirmed(result, image, query, choose, threshold, stop)
             elif len(result.masks):
                 result = _without_masks(result)
-            ready = zip(result.masks, result.mask_logits, result.scores, strict=True)
-            for index, (mask, logits, score) in enumerate(ready):
-                yield MaskReady(index, mask, logits, float(score))
+            names = result.names or ('',) * len(result.masks)
+            ready = zip(result.masks, result.mask_logits, result.scores, names, strict=True)
+            for index, (mask, logits, score, name) in enumerate(ready):
+                yield MaskReady(index, mask, logits, float(score), name)
             yield Done(result)
 
 
@@ -116,10 +119,17 @@ def _verified(
         masks=result.masks[kept],
         mask_logits=result.mask_logits[kept],
         scores=scores[kept],
+        names=tuple(itertools.compress(result.names, kept)),
     )
     if none < 0.5 and kept.any():
         return result
-    reason = f'asked again, the model says that none of its objects is right ({none:.0%})'
+    if none < 0.5:
+        reason = (
+            f'after the model was asked again (none is right: {none:.0%}), every score is below '
+            f'confidence_threshold ({threshold:g})'
+        )
+    else:
+        reason = f'asked again, the model says that none of its objects is right ({none:.0%})'
     return dataclasses.replace(_without_masks(result), status=Status.NOT_FOUND, reason=reason)
 
 
@@ -129,5 +139,6 @@ def _without_masks(result: Segmentation) -> Segmentation:
         masks=result.masks[:0],
         mask_logits=result.mask_logits[:0],
         scores=result.scores[:0],
+        names=(),
         time_to_first_mask=None,
     )

@@ -26,6 +26,7 @@ from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.sam2 import Sam2, Sam2Mask
 from lisa_ros.model.transformers_folder import read_model_type
 from lisa_ros.perception.answer_builder import AnswerBuilder
+from lisa_ros.perception.answer_phrases import labelled_name
 from lisa_ros.perception.backend import (
     Cancellation,
     Capabilities,
@@ -131,7 +132,9 @@ class VlmBackend:
             )
         folder = segmenter_folder(options.segmenter_model, origin, options.allow_download)
         sam2 = Sam2.load(folder, device, limits)
-        vlm = RemoteVlm.connect(options.vlm_url, model, options.template, options.api_key_env)
+        vlm = RemoteVlm.connect(
+            options.vlm_url, model, options.template, options.api_key_env, options.api_key_file
+        )
         return cls(vlm, sam2, '', vlm.notices)
 
     @property
@@ -276,7 +279,7 @@ class VlmBackend:
                     if answer.is_full:
                         break
                     mask = self._mask(image, located, words_prob, bool(options.refine), timer)
-                    event = answer.add_mask(mask)
+                    event = answer.add_mask(mask, labelled_name(located.label, query.text))
                     if event is not None:
                         yield event
                 if reading.is_over or answer.repeated_count:

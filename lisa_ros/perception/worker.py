@@ -23,6 +23,7 @@ from multiprocessing import Pipe, connection
 from lisa_ros.perception import standby_handover
 from lisa_ros.perception.process_memory import process_memory
 from lisa_ros.perception.shared_channel import Channel, ChannelClosedError, SharedMemory
+from lisa_ros.perception.worker_messages import Cancel
 from lisa_ros.stop_signals import STOP_SIGNALS
 
 # The parent's own search path comes before any other import, so the child finds the same modules.
@@ -112,7 +113,8 @@ class Worker:
         Raises:
             ChannelClosedError: the child has ended.
         """
-        self._channel.clear()
+        if not isinstance(message, Cancel):  # the other queries of its batch may not be read yet
+            self._channel.clear()
         self._channel.send(message)
 
     def receive(self, timeout: float) -> object | None:

@@ -143,6 +143,7 @@ class LisaClient:
             cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
         self._found = False
+        self._spinning = threading.Lock()  # held by the thread that spins the node
 
     def segment(
         self,
@@ -232,21 +233,35 @@ class LisaClient:
 
         Errors of the node's callbacks are logged: they do not belong to the caller.
         """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not event.is_set():
+            if time.monotonic() > deadline:
+                return False
+            if self._is_spun or not self._spinning.acquire(blocking=False):
+                event.wait(min(_SPIN_PERIOD, max(0.0, deadline - time.monotonic())))
+                continue  # another thread may have ended its wait, and spins no more
+            try:
+                self._spin(event, deadline)
+            finally:
+                self._spinning.release()
+        return True
+
+    @property
+    def _is_spun(self) -> bool:
+        """Whether an executor has the node."""
         current = self._node.executor  # rclpy.spin_once leaves its executor here without the node
-        if current is not None and self._node in current.get_nodes():
-            return event.wait(timeout)
+        return current is not None and self._node in current.get_nodes()
+
+    def _spin(self, event: threading.Event, deadline: float) -> None:
+        """Spin the node until an event, or a time [s, monotonic]."""
         executor = GuardedExecutor(self._node.get_logger(), self._node.context)
         executor.add_node(self._node)
-        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while not event.is_set():
-                if deadline is not None and time.monotonic() > deadline:
-                    return False
+            while not event.is_set() and time.monotonic() <= deadline:
                 executor.spin_once(timeout_sec=_SPIN_PERIOD)
         finally:
             executor.remove_node(self._node)
             executor.shutdown()
-        return True
 
     def destroy(self) -> None:
         """Destroy the action client."""

@@ -39,6 +39,7 @@ from lisa_ros.msg import Instance
 from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.results import (
     ANSWERED,
+    Dialogue,
     Event,
     MaskReady,
     Region,
@@ -76,6 +77,7 @@ class _GoalReceiver:
         self.message: SegmentationMessage | None = None
         self.yes_probability = math.nan  # of a yes/no question
         self.frame: SyncedMessages | None = None  # the model has begun to answer about it
+        self.turns: Dialogue | None = None  # the earlier turns of its prompt
         self._goal, self._executor = goal, executor
         self._answer_raw = ''
         self._mask_count = 0
@@ -88,9 +90,9 @@ class _GoalReceiver:
             )
         )
 
-    def started(self, frame: SyncedMessages) -> None:
+    def started(self, request: Request, frame: SyncedMessages) -> None:
         """Send the feedback that the model begins."""
-        self.frame = frame
+        self.frame, self.turns = frame, request.turns
         self.publish_feedback('looking')
 
     def event(self, event: Event) -> None:
@@ -276,13 +278,15 @@ class SegmentActionServer:
             if scheduler.is_closed:  # the node deactivates
                 status = Status.CANCELLED
                 break
-            previous = PreviousAnswer(answer.frame.arrival, answer.frame.frozen_at)
+            previous = PreviousAnswer(answer.frame.arrival, answer.frame.frozen_at, answer.turns)
             answer = await self._answer(goal, camera, scheduler, previous)
             status = answer.status
             if status is not Status.CANCELLED or answer.frame is not None:
                 message = answer.message
             else:  # the message stays the last answer: the next had not begun
                 message.reason = answer.message.reason
+        if goal.request.continuous and goal.is_cancel_requested and status in ANSWERED:
+            status, message.reason = Status.CANCELLED, CancelReason.CANCELLED.value
         message.status = int(status)
         return status, message, answer.yes_probability
 
@@ -339,6 +343,7 @@ def _make_request(
         dialogue=goal.dialogue or None,
         client=client,
         is_continuous=goal.continuous,
+        turns=previous and previous.turns,
         previous=previous,
         max_age=float(goal.max_age),
         region=_region(goal.region),

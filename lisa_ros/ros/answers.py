@@ -29,7 +29,7 @@ _OUTCOMES = {Status.TIMED_OUT: 'timed out', Status.UNREACHABLE: 'had no answer'}
 class AnswerReceiver(Protocol):
     """A client that waits for its own answer: a goal, or the self-test."""
 
-    def started(self, frame: SyncedMessages) -> None:
+    def started(self, request: Request, frame: SyncedMessages) -> None:
         """The model began to answer about this frame, at `frame.frozen_at`."""
 
     def event(self, event: Event) -> None:
@@ -171,7 +171,7 @@ class ClientListener:
 
     def started(self, request: Request, frame: SyncedMessages) -> None:
         """Tell the client, and the tracker if the answer is public."""
-        self._receiver.started(frame)
+        self._receiver.started(request, frame)
         if self._is_public:
             self._topics.started(request, frame)
 

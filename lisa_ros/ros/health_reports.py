@@ -152,6 +152,7 @@ def request_report(now: float, scheduler: RequestScheduler) -> RequestReport:
         scheduler.seconds_running,
         scheduler.undelivered,
         MAX_UNDELIVERED,
+        scheduler.awaits_first_image,
     )
 
 

@@ -35,9 +35,12 @@ class ParameterSection:
 
     def is_for(self, node: str) -> bool:
         """Return whether the section is for a node; `node`: its full name, such as /lisa."""
-        pattern = re.escape('/' + self.node.strip('/'))
-        pattern = pattern.replace(r'\*\*', '.*').replace(r'\*', '[^/]*')
-        return re.fullmatch(pattern, node) is not None
+        levels = self.node.strip('/').split('/')
+        patterns = [
+            '(/[^/]+)*' if level == '**' else '/' + re.escape(level).replace(r'\*', '[^/]*')
+            for level in levels
+        ]
+        return re.fullmatch(''.join(patterns), node) is not None
 
     def resembles(self, node: str) -> bool:
         """Return whether the section may be meant for a node, as lisa_node for /arm/lisa."""

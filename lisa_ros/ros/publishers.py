@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,7 @@ class AnswerPublishers:
         image: np.ndarray | None = None,
         *,
         always: bool = False,
+        lost: Collection[int] = (),
     ) -> LocalizedResult:
         """Return the 3D positions of a result's objects.
 
@@ -167,6 +168,7 @@ class AnswerPublishers:
             result: its masks have the frame's size.
             image: the frame's colour image, if it is decoded already, (H, W, 3) uint8 RGB.
             always: compute positions even if no topic with positions is subscribed.
+            lost: numbers of instances without a mask, from 1: no position is expected of them.
         """
         unknown: list[Object3D | None] = [None] * len(result.masks)
         if frame is None or not (unknown or self._is_subscribed(self._scene_points)):
@@ -191,7 +193,7 @@ class AnswerPublishers:
             return LocalizedResult(None, unknown, str(error))
         self.positions.note(_POSITION)
         target, target_error = self._target_pose(frame, objects)
-        reasons = [_missing_depth(objects), target_error]
+        reasons = [_missing_depth(objects, lost), target_error]
         return LocalizedResult(rgbd_frame, objects, '; '.join(filter(None, reasons)), target)
 
     def message(
@@ -362,9 +364,10 @@ class AnswerPublishers:
         )
 
 
-def _missing_depth(objects: Sequence[Object3D | None]) -> str:
-    """Return which instances have no 3D position; an empty text if all have one."""
-    missing = [str(number) for number, item in enumerate(objects, 1) if item is None]
+def _missing_depth(objects: Sequence[Object3D | None], lost: Collection[int]) -> str:
+    """Return which instances that are not lost have no 3D position; empty if all have one."""
+    without = [number for number, item in enumerate(objects, 1) if item is None]
+    missing = [str(number) for number in without if number not in lost]
     return f'no valid depth on instance {", ".join(missing)}' if missing else ''
 
 

@@ -23,6 +23,7 @@ from lisa_ros.results import ANSWERED, Event, Segmentation, Status, unanswered
 from lisa_ros.ros import message_types
 from lisa_ros.ros.cameras import Cameras
 from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.session.request import Request
 
 SELF_TEST_TIMEOUT = 60.0  # if there is no answer_timeout [s]
 _MARGIN = 1.0  # from the end of an answer to its arrival [s]
@@ -35,7 +36,7 @@ class _TestReceiver:
         self.answer = Future(executor=executor)  # a Segmentation
         self._executor = executor
 
-    def started(self, frame: SyncedMessages) -> None:
+    def started(self, request: Request, frame: SyncedMessages) -> None:
         """Nobody waits for it."""
 
     def event(self, event: Event) -> None:

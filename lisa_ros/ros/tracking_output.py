@@ -63,12 +63,12 @@ class TrackingOutput:
     ) -> None:
         """Publish an answer with its masks moved to a newer frame."""
         localized = LocalizedResult(None, [None] * len(result.masks))
+        lost = [number for number, tracked in enumerate(state.tracked, 1) if not tracked]
         if self._publishers.needs_depth():
-            localized = self._publishers.localize(frame, result, tracker_frame.image)
-        lost = [str(number) for number, tracked in enumerate(state.tracked, 1) if not tracked]
+            localized = self._publishers.localize(frame, result, tracker_frame.image, lost=lost)
         if lost:
-            reason = f'instance {", ".join(lost)} is lost'
-            localized = dataclasses.replace(localized, reason=reason)
+            reasons = [f'instance {", ".join(map(str, lost))} is lost', localized.reason]
+            localized = dataclasses.replace(localized, reason='; '.join(filter(None, reasons)))
 
         def message() -> SegmentationMessage:
             return self._publishers.message(frame, result, localized, state)

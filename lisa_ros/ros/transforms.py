@@ -33,6 +33,10 @@ except ImportError:  # not in every install: then ~/target is not published in o
 
 _MARGIN = 10.0  # by which transforms are kept longer than an answer takes [s]
 _LONGEST_ANSWER = 300.0  # that is counted on, also without a limit of `answer_timeout` [s]
+_PLAY_WITH_CLOCK = (  # TF keeps its newest transforms, those of the first lap
+    'if a bag is played in a loop, set use_sim_time and play it with --clock; else the image was '
+    'longer under way than TF keeps transforms'
+)
 _PUBLISH_IT = (
     'start robot_state_publisher, static_transform_publisher or, for a map, the localization; or '
     'correct target_frame, gravity_frame or map_frame'
@@ -142,13 +146,18 @@ class Transforms:
         except (tf2_ros.TransformException, ValueError, OverflowError) as error:  # a wrong stamp
             raise TransformError(
                 f"no transform from {header.frame_id} to {target} at the image's stamp: {error}; "
-                f'{_PUBLISH_IT}'
+                f'{_cure(error)}'
             ) from error
         quaternion, translation = transform.rotation, transform.translation
         return (
             quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w),
             np.array([translation.x, translation.y, translation.z]),
         )
+
+
+def _cure(error: Exception) -> str:
+    is_past = isinstance(error, tf2_ros.ExtrapolationException) and 'the past' in str(error)
+    return _PLAY_WITH_CLOCK if is_past else _PUBLISH_IT
 
 
 def _not_installed(frame: str, target: str) -> str:

@@ -21,6 +21,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.ros.context import STEADY_CLOCK
 from lisa_ros.ros.throttled_log import ThrottledLog
 
 ACTION = 'whisper/listen'
@@ -57,7 +58,7 @@ class WhisperClient:
         self._node, self._servers = node, frozenset[bytes]()
         self._client = ActionClient(node, STT, ACTION)
         self._is_listening = False  # a goal was sent and has not ended
-        node.create_timer(_RETRY_PERIOD, self._listen)
+        node.create_timer(_RETRY_PERIOD, self._listen, clock=STEADY_CLOCK)
 
     def _listen(self) -> None:
         """Send a goal if none is being executed."""

@@ -37,6 +37,7 @@ class Ticket:
     options: InferenceOptions
     deadline: float  # [s, monotonic]
     stream: str = ''
+    number: int = 0  # of a stream's requests, the one with the largest is the newest
     alone: bool = False  # in a batch of its own
     events: asyncio.Queue[Event] | None = None  # gets Token and MaskReady; None: nobody listens
     result: asyncio.Future[Segmentation] = field(
@@ -120,19 +121,17 @@ class BatchQueue:
     def put(self, ticket: Ticket) -> None:
         """Let a request wait; an older one of its stream that waits ends as SUPERSEDED.
 
+        Images are decoded in parallel: a request may come behind a newer one.
+
         Raises:
-            ProblemError: OVERLOADED: all places are taken.
+            ProblemError: OVERLOADED: all places are taken; SUPERSEDED: a newer one waits.
         """
-        replaced = [waiting for waiting in self._waiting if _is_of(ticket.stream, waiting)]
-        for waiting in replaced:
+        same_stream = [waiting for waiting in self._waiting if _is_of(ticket.stream, waiting)]
+        if any(waiting.number > ticket.number for waiting in same_stream):
+            raise _superseded(ticket.stream)
+        for waiting in same_stream:
             self.remove(waiting)
-            waiting.fail(
-                ProblemError(
-                    Problem.SUPERSEDED,
-                    f'a newer request of the stream {ticket.stream!r} came before this one was '
-                    'begun; expected one request of a stream at a time, or none with its name',
-                )
-            )
+            waiting.fail(_superseded(ticket.stream))
         self._drop_unwanted()
         if len(self._waiting) >= self._limits.places:
             raise self.overloaded()
@@ -216,6 +215,15 @@ def deadline_error(seconds: float) -> ProblemError:
         Problem.DEADLINE,
         f'no answer after {seconds:.2f} s; expected one before the deadline: give a longer '
         '"deadline", or send fewer requests',
+    )
+
+
+def _superseded(stream: str) -> ProblemError:
+    """Return the error of a request that a newer one of its stream replaces."""
+    return ProblemError(
+        Problem.SUPERSEDED,
+        f'a newer request of the stream {stream!r} came before this one was begun; expected one '
+        'request of a stream at a time, or none with its name',
     )
 
 

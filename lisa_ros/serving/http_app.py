@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -94,31 +95,31 @@ class _Api:
 
     def __init__(self, state: HttpState):
         self._state = state
+        # since the epoch [ns]: those of a server that starts again at the same replicas go on
+        self._numbers = itertools.count(time.time_ns())
 
     async def segment(self, request: Request) -> Response:
         """POST /v1/segment."""
-        arrival, metrics = time.monotonic(), self._state.metrics
+        arrival, ending = time.monotonic(), _Ending(self._state.metrics)
+        number = next(self._numbers)
         try:
             client = self._client(request)
             self._state.rates.take(client)
             async with contextlib.AsyncExitStack() as resources:
                 upload = await resources.enter_async_context(self._upload(request))
-                model_request = self._model_request(upload, client, arrival)
+                model_request = self._model_request(upload, client, arrival, number)
                 if wants_events(request):
-                    return await self._stream(request, model_request, arrival, resources)
+                    return await self._stream(request, model_request, ending, resources)
                 answer = await unless_gone(request, self._state.models.answer(model_request))
-        except ProblemError as error:
-            metrics.count(error.problem.value.name, time.monotonic() - arrival)
+        except Exception as error:  # each is counted and raised again
+            ending.note_error(error)
             raise
-        except ClientDisconnect:
-            metrics.count('client_left', time.monotonic() - arrival)
-            raise
-        self._note(answer, arrival)
+        ending.note_answer(answer)
         return Response(answer.document, media_type=JSON_TYPE)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        self._state.rates.take(self._client(request))
+        self._client(request)  # takes nothing from its rate: each idle robot asks now and then
         state = self._state.models.state
         models = [state.description] if state.description else []
         return JSONResponse({'models': models, 'replicas': state.replicas})
@@ -208,64 +209,102 @@ class _Api:
         finally:
             state.body_bytes -= size
 
-    def _model_request(self, upload: ImageUpload, client: Client, arrival: float) -> ModelRequest:
+    def _model_request(
+        self, upload: ImageUpload, client: Client, arrival: float, number: int
+    ) -> ModelRequest:
         deadline = upload.query.deadline or self._state.limits.default_deadline
         stream = upload.query.stream
         return ModelRequest(
             upload,
             max(0.0, deadline - (time.monotonic() - arrival)),
-            f'{client.name}/{stream}' if stream else '',
+            _stream_of(client, stream),
+            number=number,
         )
 
     async def _stream(
         self,
         request: Request,
         model_request: ModelRequest,
-        arrival: float,
+        ending: _Ending,
         resources: contextlib.AsyncExitStack,
     ) -> Response:
         """Answer with server-sent events; a problem before the first one has its own status."""
         events = self._state.models.stream(model_request)
         resources.push_async_callback(events.aclose)
         first = await unless_gone(request, anext(events))
-        return _EventResponse(self._event_stream(first, events, arrival), resources.pop_all())
+        resources.callback(ending.note_departure)
+        return _EventResponse(_event_stream(first, events, ending), resources.pop_all())
 
-    async def _event_stream(
-        self,
-        first: bytes | Answer,
-        events: AsyncIterator[bytes | Answer],
-        arrival: float,
-    ) -> AsyncIterator[bytes]:
-        try:
-            event: bytes | Answer | None = first
-            pending: asyncio.Future | None = None
-            while True:
-                if isinstance(event, Answer):
-                    self._note(event, arrival)
-                    yield event_bytes(DONE_EVENT, event.document)
-                    return
-                yield b': keep-alive\n\n' if event is None else event
-                pending = pending or asyncio.ensure_future(anext(events))
-                done, _ = await asyncio.wait({pending}, timeout=_KEEP_ALIVE)
-                event = None
-                if done:
-                    event, pending = pending.result(), None
-        except ProblemError as error:
-            self._state.metrics.count(error.problem.value.name, time.monotonic() - arrival)
-            yield event_bytes(ERROR_EVENT, error.document())
-        finally:
-            if pending is not None:
-                pending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await pending
 
-    def _note(self, answer: Answer, arrival: float) -> None:
-        """Count an answer."""
+async def _event_stream(
+    first: bytes | Answer,
+    events: AsyncIterator[bytes | Answer],
+    ending: _Ending,
+) -> AsyncIterator[bytes]:
+    try:
+        event: bytes | Answer | None = first
+        pending: asyncio.Future | None = None
+        while True:
+            if isinstance(event, Answer):
+                ending.note_answer(event)
+                yield event_bytes(DONE_EVENT, event.document)
+                return
+            yield b': keep-alive\n\n' if event is None else event
+            pending = pending or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({pending}, timeout=_KEEP_ALIVE)
+            event = None
+            if done:
+                event, pending = pending.result(), None
+    except Exception as error:
+        ending.note_error(error)
+        if not isinstance(error, ProblemError):
+            raise
+        yield event_bytes(ERROR_EVENT, error.document())
+    finally:
+        if pending is not None:
+            pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await pending
+
+
+class _Ending:
+    """How a request has ended; counted once, as what came first."""
+
+    def __init__(self, metrics: ServerMetrics):
+        self._metrics, self._arrival, self._is_counted = metrics, time.monotonic(), False
+
+    def note_answer(self, answer: Answer) -> None:
+        """Count an answer by its status, and observe its figures."""
         status = answer.document.removeprefix(_STATUS_PREFIX).partition('"')[0]
-        seconds = time.monotonic() - arrival
-        self._state.metrics.count(status, seconds)
-        self._state.metrics.observe(answer.figures)
+        seconds = time.monotonic() - self._arrival
+        self._count(status)
+        self._metrics.observe(answer.figures, seconds)
         _log.debug('%s in %.3f s, batch of %d', status, seconds, answer.figures.batch_size)
+
+    def note_error(self, error: Exception) -> None:
+        """Count a problem, a client that has left, or a bug."""
+        if isinstance(error, ClientDisconnect):
+            self.note_departure()
+        else:
+            problem = error.problem if isinstance(error, ProblemError) else Problem.INTERNAL
+            self._count(problem.value.name)
+
+    def note_departure(self) -> None:
+        """Count a client that has left, unless its request had ended before."""
+        self._count('client_left')
+
+    def _count(self, result: str) -> None:
+        if not self._is_counted:
+            self._is_counted = True
+            self._metrics.count(result)
+
+
+def _stream_of(client: Client, stream: str) -> str:
+    """Return the name of a client's stream among those of all clients; '': it has none.
+
+    Names of clients have no spaces, so that no two streams get the same one.
+    """
+    return f'{client.name} {stream}' if client.name and stream else stream
 
 
 class _EventResponse(StreamingResponse):

@@ -3,8 +3,8 @@
 
 A request is tried again only before the server has begun an answer: if there is no connection, if
 a connection that was kept open turns out to be closed, and after 429 and 503, as Retry-After says.
-Proxies come from HTTPS_PROXY and NO_PROXY, certificates from the system or SSL_CERT_FILE;
-redirects are not followed. A token is in no message.
+Proxies come from the environment, see `server_connection.async_client`, certificates from the
+system or SSL_CERT_FILE; redirects are not followed. A token is in no message.
 
 Threads: an event loop in a thread of its own holds the connections, so that a stop closes one at
 once, whatever the server does. Every method may be called from any thread.
@@ -21,7 +21,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -29,7 +29,13 @@ from lisa_ros.error_text import MAX_CHARS, error_summary, one_line, printable
 from lisa_ros.errors import LisaError, ModelError, UnreachableError
 from lisa_ros.perception.backend import Cancellation
 from lisa_ros.perception.stopping import Deadline
-from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
+from lisa_ros.server_connection import (
+    async_client,
+    connection_fault,
+    is_loopback,
+    retry_after,
+    tls_fault,
+)
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.server_address import ServerAddress, parsed_url
 
@@ -61,6 +67,13 @@ class RequestBody:
     content: bytes
 
 
+class Sendable(Protocol):
+    """A request that may be sent several times."""
+
+    def body(self) -> RequestBody:
+        """Return what is sent now. Any thread."""
+
+
 @dataclass(frozen=True)
 class ServerEvent:
     """One server-sent event."""
@@ -72,15 +85,18 @@ class ServerEvent:
 class _TryAgainError(Exception):
     """A request failed before the server began an answer."""
 
-    def __init__(self, error: LisaError, pause: float | None = None):
+    def __init__(
+        self, error: LisaError, pause: float | None = None, problem: Problem | None = None
+    ):
         """Make an error.
 
         Args:
             error: to raise if there is no further try.
             pause: how long the server asks to wait [s]; None: it does not.
+            problem: what the server reports; None: nothing.
         """
         super().__init__(str(error))
-        self.error, self.pause = error, pause
+        self.error, self.pause, self.problem = error, pause, problem
 
 
 class HttpClient:
@@ -90,7 +106,7 @@ class HttpClient:
         """Make a client; it connects with the first request.
 
         Raises:
-            SettingsError: the address is none.
+            SettingsError: the address is none, or a proxy of the environment cannot be used.
         """
         self._url, self._token = parsed_url(address.url), address.token
         self.name = str(self._url).rstrip('/')  # for messages
@@ -99,10 +115,7 @@ class HttpClient:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if address.token:
             headers['Authorization'] = f'Bearer {address.token}'
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            limits=httpx2.Limits(keepalive_expiry=_KEPT_IDLE),
-        )
+        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name='lisa-http', daemon=True).start()
         self._shut_down = weakref.finalize(self, _shut_down, self._loop, self._client)
@@ -127,14 +140,16 @@ class HttpClient:
             timeout: of all of it [s].
 
         Raises:
-            UnreachableError: there is no answer within the time.
-            ProblemError: the server does not give it.
+            UnreachableError: there is no answer within the time, or the server has no capacity.
+            ProblemError: the server does not give it; RATE_LIMITED: the token has used its rate.
             ModelError: its answer is not JSON.
         """
         answer = self._run(self._get(path, timeout))
         try:
             return answer.result(timeout)
         except _TryAgainError as error:
+            if error.problem is Problem.RATE_LIMITED:
+                raise ProblemError(error.problem, str(error), error.pause) from None
             raise error.error from None
         except CancelledError:
             raise self._closed() from None
@@ -147,7 +162,7 @@ class HttpClient:
     def post_events(
         self,
         path: str,
-        body: RequestBody,
+        request: Sendable,
         deadline: Deadline,
         stop: Cancellation,
     ) -> Iterator[ServerEvent]:
@@ -158,7 +173,7 @@ class HttpClient:
 
         Args:
             path: such as "/v1/segment".
-            body: to send.
+            request: asked for its body before each try.
             deadline: of all tries together.
             stop: looked at before each event, and while none arrives.
 
@@ -168,7 +183,7 @@ class HttpClient:
             ModelError: its answer is not a stream of events, or too large.
         """
         events: queue.SimpleQueue[ServerEvent | None] = queue.SimpleQueue()
-        answer, is_complete = self._run(self._ask(path, body, deadline, events)), False
+        answer, is_complete = self._run(self._ask(path, request, deadline, events)), False
         try:
             while not stop.is_set():
                 try:
@@ -215,7 +230,7 @@ class HttpClient:
     async def _ask(
         self,
         path: str,
-        body: RequestBody,
+        request: Sendable,
         deadline: Deadline,
         events: queue.SimpleQueue[ServerEvent | None],
     ) -> None:
@@ -223,7 +238,7 @@ class HttpClient:
         try:
             for number in range(1, _MAX_TRIES + 1):
                 try:
-                    await self._try(path, body, deadline, events)
+                    await self._try(path, request.body(), deadline, events)
                     return
                 except _TryAgainError as error:  # noqa: PERF203
                     await self._pause(number, error, deadline)
@@ -340,7 +355,7 @@ class HttpClient:
             pause = retry_after(headers.get('Retry-After', ''), headers.get('Date', ''))
             wait = '' if pause is None else f', and asks to wait {pause:.3g} s'
             error = UnreachableError(f'{self.name} has no capacity ({summary}){wait}')
-            raise _TryAgainError(error, pause)
+            raise _TryAgainError(error, pause, problem)
         if problem is not None:
             raise ProblemError(problem, f'{self.name}: {detail}')
         if status in _GATEWAY_FAILED:

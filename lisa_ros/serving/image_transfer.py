@@ -18,6 +18,7 @@ from lisa_ros.serving.query_format import RawImage
 from lisa_ros.serving.wire_format import RAW_TYPE
 
 DEFAULT_JPEG_QUALITY = 90
+_SHORTEST_SIDE = 448 / 1024  # of the longest one: the largest CLIP's input beside SAM's
 
 
 class ImageFormat(enum.Enum):
@@ -63,11 +64,17 @@ def encode_image(image: np.ndarray, coding: ImageCoding) -> SentImage:
 
 
 def fitted_image(image: np.ndarray, longest_side: int | None) -> np.ndarray:
-    """Return a (H, W, 3) image whose sides are at most `longest_side` [px]; None: any."""
+    """Return a (H, W, 3) image whose sides are at most `longest_side` [px]; None: any.
+
+    The shorter side of a long image stays larger: CLIP scales that one to its own size.
+    """
     height, width = image.shape[:2]
     if longest_side is None or max(height, width) <= longest_side:
         return image
-    scale = longest_side / max(height, width)
+    shortest_side = _SHORTEST_SIDE * longest_side
+    scale = max(longest_side / max(height, width), shortest_side / min(height, width))
+    if scale >= 1:
+        return image
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 

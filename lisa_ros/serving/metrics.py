@@ -23,7 +23,10 @@ class ServerMetrics:
             'lisa_requests', 'requests of /v1/segment, by result', ['result'], registry=registry
         )
         self._seconds = Histogram(
-            'lisa_request_seconds', 'arrival to answer', buckets=_SECONDS, registry=registry
+            'lisa_request_seconds',
+            'arrival to answer, of requests that got one',
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._stages = Histogram(
             'lisa_stage_seconds',
@@ -46,7 +49,8 @@ class ServerMetrics:
         )
         self._limit = Gauge(
             'lisa_batch_limit',
-            'requests that a batch may have: --max-batch, less after the memory was not enough',
+            'requests that a batch may have: --max-batch, or 1 if the model answers no batches; '
+            'less after the memory was not enough',
             ['replica'],
             registry=registry,
         )
@@ -56,20 +60,19 @@ class ServerMetrics:
             'lisa_requests_replica_lost', 'requests whose replica ended', registry=registry
         )
         self._counted_lost = 0
-        self._replica_ids: list[int] = []  # process ids of the last ones that answered
+        self._replica_ids: list[str] = []  # of the last ones that answered
 
-    def count(self, result: str, seconds: float) -> None:
+    def count(self, result: str) -> None:
         """Count a request.
 
         Args:
-            result: a status of `results.Status`, or the name of a problem.
-            seconds: since its arrival.
+            result: a status of `results.Status`, the name of a problem, or "client_left".
         """
         self._requests.labels(result).inc()
-        self._seconds.observe(seconds)
 
-    def observe(self, figures: ReplyFigures) -> None:
-        """Add the figures of an answer."""
+    def observe(self, figures: ReplyFigures, seconds: float) -> None:
+        """Add the figures of an answer, and the time since its request arrived [s]."""
+        self._seconds.observe(seconds)
         self._batches.observe(figures.batch_size)
         self._waiting.set(figures.waiting)
         for stage, seconds in figures.seconds.items():
@@ -90,8 +93,8 @@ class ServerMetrics:
         if figures.replica not in self._replica_ids:
             self._replica_ids.append(figures.replica)
             if len(self._replica_ids) > 64:
-                self._drop(str(self._replica_ids.pop(0)))
-        name, memory = str(figures.replica), figures.gpu_memory
+                self._drop(self._replica_ids.pop(0))
+        name, memory = figures.replica, figures.gpu_memory
         self._limit.labels(name).set(figures.largest_batch)
         if memory is not None:
             self._gpu.labels(name, 'allocated').set(memory.allocated)

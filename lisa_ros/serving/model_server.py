@@ -35,7 +35,6 @@ from lisa_ros.perception.backend import (
 )
 from lisa_ros.perception.batch import can_batch, in_halves, stream_batch
 from lisa_ros.perception.process_memory import gpu_memory
-from lisa_ros.perception.registry import load_backend
 from lisa_ros.perception.roi import crop, stream_in_region
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, unanswered
 from lisa_ros.serving.batch_queue import (
@@ -44,6 +43,7 @@ from lisa_ros.serving.batch_queue import (
     Ticket,
     deadline_error,
 )
+from lisa_ros.serving.model_location import load_located
 from lisa_ros.serving.multipart import ImageUpload, decode_upload
 from lisa_ros.serving.problems import ProblemError
 from lisa_ros.serving.query_format import SegmentQuery, invalid
@@ -68,21 +68,26 @@ class ReplicaPlan:
     image_pixels: int = 25_000_000
     # a batch that takes longer has hung: the replica is started again [s]
     hang_seconds: float = 600.0
+    folder: str = ''  # that `model` led to when `served` was computed, see `model_location`
 
 
 class ModelServer:
     """Answers requests with one backend; all methods run in one asyncio loop."""
 
-    def __init__(self, plan: ReplicaPlan):
+    def __init__(self, plan: ReplicaPlan, name: str = ''):
         """Load the model.
+
+        Args:
+            plan: what is loaded.
+            name: of the replica among all that answer, for the metrics; '': the process id.
 
         Raises:
             CheckpointError: the files are not a whole model.
             SettingsError: the device, the precision or the scheme is not available.
         """
         native_settings.apply()
-        self._plan = plan
-        self._backend = load_backend(plan.model, plan.load_options)
+        self._plan, self._name = plan, name or str(os.getpid())
+        self._backend = load_located(plan.model, plan.folder, plan.load_options)
         # requests are read and refused while the model has all cores
         lower = native_settings.lower_thread_priority
         self._model_thread = ThreadPoolExecutor(1, 'model', initializer=lower)
@@ -155,7 +160,10 @@ class ModelServer:
     def _started_queue(self) -> BatchQueue:
         """Return the queue; the first call starts the worker in the running loop."""
         if self._queue is None:
-            self._queue = BatchQueue(self._plan.batches)
+            limits = self._plan.batches
+            if not can_batch(self._backend):  # what waits stays in the queue, for urgent ones
+                limits = dataclasses.replace(limits, largest=1)
+            self._queue = BatchQueue(limits)
             self._worker = asyncio.create_task(self._work(self._queue))
         return self._queue
 
@@ -182,6 +190,7 @@ class ModelServer:
                 options=upload.query.inference_options(self._plan.options),
                 deadline=deadline,
                 stream=request.stream,
+                number=request.number,
                 alone=request.alone,
                 events=asyncio.Queue() if has_events else None,
             )
@@ -213,7 +222,7 @@ class ModelServer:
             result.timings,
             self._started_queue().length,
             gpu_memory(),
-            os.getpid(),
+            self._name,
             self._started_queue().largest,
         )
         return Answer(document, figures)
@@ -240,7 +249,7 @@ class ModelServer:
             How many requests a batch may have, as far as this one shows.
         """
         waiting = list(batch)
-        fitting = self._run_together(waiting, loop) if can_batch(self._backend) else len(batch)
+        fitting = self._run_together(waiting, loop)
         answered = len(batch) - len(waiting)
         failures = self._bugs if answered else self._bugs + 1  # in a row, with this batch
         for ticket in waiting:

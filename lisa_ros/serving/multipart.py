@@ -6,8 +6,10 @@ The parser is python-multipart's. The size of an image is read from its header.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,9 @@ _MAGIC = {'image/jpeg': b'\xff\xd8', 'image/png': b'\x89PNG'}
 _MAX_HEADERS = 8  # of a part
 _MAX_HEADER_BYTES = 1000
 _MAX_BOUNDARY = 70  # RFC 2046
+_MAX_PREAMBLE = 1000  # text before the first part, which is ignored [bytes]
+_CHARSET = '_charset_'  # name of a part with the encoding of the others (RFC 7578)
+_CHARSETS = ('utf-8', 'utf8', 'us-ascii')
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ def read_upload(content_type: str, body: bytes, limits: ServerLimits) -> ImageUp
     parts = _parts(_boundary(content_type), body)
     query = parse_query(parts['query'].content, limits.query)
     image = parts['image']
+    if not image.media_type:
+        media_type = RAW_TYPE if query.raw else _media_type_of(image.content)
+        image = dataclasses.replace(image, media_type=media_type)
     expected = (RAW_TYPE,) if query.raw else tuple(IMAGE_TYPES)
     if image.media_type not in expected:
         raise ProblemError(
@@ -92,6 +100,11 @@ def check_upload(image: bytes, media_type: str, raw: RawImage | None, max_pixels
             pass
     except ImageError as error:
         raise ProblemError(Problem.INVALID_IMAGE, str(error)) from error
+
+
+def _media_type_of(image: bytes) -> str:
+    """Return the type of an image file by its first bytes; '': it is none that is read."""
+    return next((kind for kind, magic in _MAGIC.items() if image.startswith(magic)), '')
 
 
 def decode_upload(upload: ImageUpload, max_pixels: int) -> np.ndarray:
@@ -142,7 +155,7 @@ def _parts(boundary: bytes, body: bytes) -> dict[str, _Part]:
             max_header_count=_MAX_HEADERS,
             max_header_size=_MAX_HEADER_BYTES,
         )
-        parser.write(body)
+        parser.write(_without_preamble(boundary, body))
         parser.finalize()
     except FormParserError as error:
         raise _malformed(f'the body is no multipart/form-data: {error}') from error
@@ -153,12 +166,29 @@ def _parts(boundary: bytes, body: bytes) -> dict[str, _Part]:
     return reader.parts
 
 
+def _without_preamble(boundary: bytes, body: bytes) -> bytes:
+    """Return a body as the parser takes it.
+
+    RFC 2046 allows text before the first boundary, and white space behind each. No part has a
+    boundary in its content.
+    """
+    delimiter = b'--' + boundary
+    if not body.startswith(delimiter):
+        start = body.find(b'\r\n' + delimiter, 0, _MAX_PREAMBLE)
+        body = body[start + 2 :] if start >= 0 else body
+    if any(delimiter + space in body for space in (b' ', b'\t')):
+        padded = rb'((?:^|\r\n)' + re.escape(delimiter) + rb')[ \t]+(?=\r\n)'
+        body = re.sub(padded, rb'\1', body)
+    return body
+
+
 class _PartReader:
     """Collects the parts from the callbacks of a MultipartParser."""
 
     def __init__(self) -> None:
         self.parts: dict[str, _Part] = {}
         self.has_ended = False
+        self._has_charset = False
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value, self._data = b'', b'', []
 
@@ -174,8 +204,6 @@ class _PartReader:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) == len(_NAMES):
-            raise _malformed('the body has more than two parts; expected "image" and "query"')
         self._headers, self._data = {}, []
 
     def _add_name(self, data: bytes, start: int, end: int) -> None:
@@ -194,6 +222,11 @@ class _PartReader:
     def _end_part(self) -> None:
         kind, options = parse_options_header(self._headers.get(b'content-disposition', b''))
         name = options.get(b'name', b'').decode('utf-8', 'replace')
+        if kind == b'form-data' and name == _CHARSET and not self._has_charset:
+            self._read_charset()
+            return
+        if len(self.parts) == len(_NAMES):
+            raise _malformed('the body has more than two parts; expected "image" and "query"')
         if kind != b'form-data' or name not in _NAMES or name in self.parts:
             raise _malformed(
                 f'a part has the name {short_repr(name)}; expected "image" and "query", once each'
@@ -206,6 +239,12 @@ class _PartReader:
                 f'the part "query" has the Content-Type {short_repr(text)}; expected {JSON_TYPE}',
             )
         self.parts[name] = _Part(text, b''.join(self._data))
+
+    def _read_charset(self) -> None:
+        self._has_charset = True
+        charset = b''.join(self._data).decode('latin-1')
+        if charset.lower() not in _CHARSETS:
+            raise _malformed(f'the encoding is {short_repr(charset)}; expected UTF-8')
 
     def _end(self) -> None:
         self.has_ended = True

@@ -121,7 +121,7 @@ def _get(
     not_ready: bool = False,
 ) -> dict[str, object]:
     problems = [Problem.WRONG_HOST]
-    problems += [Problem.UNAUTHORIZED, Problem.RATE_LIMITED] if has_tokens else []
+    problems += [Problem.UNAUTHORIZED] if has_tokens else []
     problems += [Problem.NOT_READY] if not_ready else []
     return {
         'summary': summary,
@@ -224,7 +224,7 @@ def _answer_schema() -> dict[str, object]:
         text_prob=_NUMBER, seg_prob=_NUMBER, mean_mask_prob=_NUMBER, predicted_iou=_NUMBER
     )
     mask = _object(
-        required=('score', 'box', 'area'),
+        required=('score', 'box', 'area', 'name'),
         score=_NUMBER,
         box=_list(_INTEGER, minItems=4, maxItems=4),
         area=_INTEGER,
@@ -232,6 +232,7 @@ def _answer_schema() -> dict[str, object]:
         png=_TEXT,
         confidence=_TEXT,
         features=features,
+        name=_TEXT,
     )
     return _object(
         status={'enum': [status.name for status in Status]},

@@ -19,6 +19,7 @@ from lisa_ros.results import Dialogue
 from lisa_ros.serving.http_client import RequestBody
 from lisa_ros.serving.image_transfer import (
     ImageCoding,
+    SentImage,
     encode_image,
     fitted_dialogue,
     fitted_image,
@@ -47,8 +48,18 @@ class SentQuery:
     query: Query
     shape: tuple[int, int]  # (H, W) of the image, before it was made smaller
     sent_shape: tuple[int, int]  # (H, W) of the image that is sent
-    body: RequestBody
+    image: SentImage
+    segment_query: SegmentQuery  # without a deadline
+    deadline: Deadline  # of the answer
     seconds: float  # that it took to encode the image
+
+    def body(self) -> RequestBody:
+        """Return what is sent now: the server gets what is left of the deadline."""
+        seconds_left = self.deadline.seconds_left
+        if seconds_left is not None:
+            seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
+        query = dataclasses.replace(self.segment_query, deadline=seconds_left)
+        return RequestBody(*encode_request(self.image.content, self.image.media_type, query))
 
 
 def encode_query(
@@ -65,7 +76,7 @@ def encode_query(
         query: about it.
         options: `answer_timeout` is left out: `deadline` takes its place.
         sending: how.
-        deadline: of the answer; the server gets what is left of it.
+        deadline: of the answer; with each try the server gets what is left of it.
     """
     start = time.perf_counter()
     keeps_pixels = sending.coding.is_lossless or options.refine  # which needs the image's edges
@@ -73,24 +84,16 @@ def encode_query(
     fitted = fitted_image(image, side)
     encoded = encode_image(fitted, sending.coding)
     dialogue = _bounded(fitted_dialogue(query.dialogue, image.shape[:2], fitted.shape[:2]))
-    seconds_left = deadline.seconds_left
-    if seconds_left is not None:
-        seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
-    media_type, content = encode_request(
-        encoded.content,
-        encoded.media_type,
-        SegmentQuery.of(
-            dataclasses.replace(query, dialogue=dialogue),
-            dataclasses.replace(options, answer_timeout=None),
-            stream=sending.stream,
-            deadline=seconds_left,
-            confidence=True,
-            raw=encoded.raw,
-        ),
+    segment_query = SegmentQuery.of(
+        dataclasses.replace(query, dialogue=dialogue),
+        dataclasses.replace(options, answer_timeout=None),
+        stream=sending.stream,
+        confidence=True,
+        raw=encoded.raw,
     )
-    body = RequestBody(media_type, content)
     shapes = image.shape[:2], fitted.shape[:2]
-    return SentQuery(query, *shapes, body, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return SentQuery(query, *shapes, encoded, segment_query, deadline, seconds)
 
 
 def _bounded(dialogue: Dialogue) -> Dialogue:

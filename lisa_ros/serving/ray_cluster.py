@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,14 +18,19 @@ from lisa_ros.errors import LisaError, SettingsError
 from lisa_ros.optional_packages import install_command
 from lisa_ros.ray_environment import own_cluster_options, prepare_ray
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
+from lisa_ros.serving.problems import Problem, ProblemError
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.util.placement_group import PlacementGroup
 
 DEPLOYMENT = 'ModelServer'
 _DRAIN = 300.0  # how long a replica that is replaced may finish its requests [s]
 _SLACK = 8  # requests beyond the queue and the batch that a replica takes, to refuse them itself
 _OBJECT_STORE = 512 << 20  # shared memory of a cluster of our own [bytes]
+_PLACE_SECONDS = 10.0  # in which Ray finds a place, if there is one [s]
+_TRIAL_SECONDS = 3600.0  # for the largest model from a slow disk; else Ray waits for ever [s]
+_RETRY_WITHOUT_REPLICAS = 5.0  # when a new try makes sense [s]
 _MAX_REPLICAS_OF_CPU = 4  # with --replicas auto, without a GPU
 _ROUTER = 'lisa_ros.serving.stream_router:StreamRouter'
 
@@ -38,6 +44,14 @@ class PoolPlan:
     gpus: float = 1.0  # of a replica, if the cluster has any; a fraction shares a GPU
     address: str | None = None  # of a Ray cluster; None: one of our own on this machine
     app: str = 'lisa-ros'  # name of the Serve application
+
+
+class _Replica(ModelServer):
+    """A replica with the name that Serve gives it: process ids of two machines may be equal."""
+
+    def __init__(self, plan: ReplicaPlan):
+        _, serve = import_ray()
+        super().__init__(plan, serve.get_replica_context().replica_id.unique_id)
 
 
 def import_ray() -> tuple[ModuleType, ModuleType]:
@@ -56,10 +70,32 @@ def import_ray() -> tuple[ModuleType, ModuleType]:
     return ray, serve
 
 
-def replica_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised when a replica ends, or its node is lost."""
+def call_errors() -> tuple[type[Exception], ...]:
+    """Return what the call of a replica raises."""
+    ray, serve = import_ray()
+    return ray.exceptions.RayError, serve.exceptions.RayServeException
+
+
+def problem_of(error: Exception) -> ProblemError | None:
+    """Return how a request ends whose call has failed.
+
+    Args:
+        error: one of `call_errors`.
+
+    Returns:
+        INTERNAL: the replica has a bug, which another one would have, too. NOT_READY: Serve has
+        no replicas. None: the replica has ended, or its node is lost.
+    """
     ray, _ = import_ray()
-    return (ray.exceptions.RayError,)
+    if not isinstance(error, ray.exceptions.RayError):
+        reason = one_line(getattr(error, 'message', error))
+        detail = f'no replica can answer ({reason}); see the log of the server'
+        return ProblemError(Problem.NOT_READY, detail, _RETRY_WITHOUT_REPLICAS)
+    cause = getattr(error, 'cause', None)  # of a RayTaskError: what a method has raised
+    if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
+        detail = f'{type(cause).__name__}: the log of the server has more; report it'
+        return ProblemError(Problem.INTERNAL, detail)
+    return None
 
 
 def connect(plan: PoolPlan) -> None:
@@ -110,11 +146,20 @@ def _gpus(plan: PoolPlan) -> float:
     return plan.gpus if has_gpu and device.startswith(('auto', 'cuda')) else 0.0
 
 
-def has_room(plan: PoolPlan) -> bool:
-    """Return whether the cluster has room for another replica."""
+@contextlib.contextmanager
+def spare_place(plan: PoolPlan) -> Iterator[PlacementGroup | None]:
+    """Hold the place of another replica during the block; None: there is none.
+
+    What is free on all machines and GPUs together does not tell: 0.4 and 0.4 of two GPUs have no
+    place for 0.6.
+    """
     ray, _ = import_ray()
-    free = ray.available_resources()
-    return free.get('CPU', 0) >= 1 and free.get('GPU', 0) >= _gpus(plan)
+    gpus = _gpus(plan)
+    group = ray.util.placement_group([{'CPU': 1.0, **({'GPU': gpus} if gpus else {})}])
+    try:
+        yield group if group.wait(_PLACE_SECONDS) else None
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def application(plan: PoolPlan, surge: int) -> Application:
@@ -146,7 +191,7 @@ def application(plan: PoolPlan, surge: int) -> Application:
             }
         }
     deployment = serve.deployment(
-        ModelServer,
+        _Replica,
         name=DEPLOYMENT,
         max_ongoing_requests=places + _SLACK,
         ray_actor_options={'num_cpus': 1, 'num_gpus': gpus},
@@ -173,20 +218,35 @@ def start_failure(error: Exception, plan: PoolPlan) -> str:
     return one_line(error, 1000)
 
 
-def check_loads(plan: PoolPlan) -> None:
+def check_loads(plan: PoolPlan, place: PlacementGroup) -> None:
     """Load a model in a process beside the replicas, and end it.
+
+    Args:
+        plan: of the replicas.
+        place: of the process.
 
     Raises:
         SettingsError: it cannot be loaded.
     """
     ray, _ = import_ray()
-    resources = {'num_cpus': 1, 'num_gpus': _gpus(plan)}
-    trial = ray.remote(ModelServer).options(**resources).remote(plan.replica)
+    trial = (
+        ray.remote(ModelServer)
+        .options(
+            num_cpus=1,
+            num_gpus=_gpus(plan),
+            scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                place
+            ),
+        )
+        .remote(plan.replica)
+    )
     try:
-        ray.get(trial.describe.remote())
+        ray.get(trial.describe.remote(), timeout=_TRIAL_SECONDS)
     except ray.exceptions.RayError as error:
         cause = getattr(error, 'cause', None)
         reason = str(cause) if isinstance(cause, LisaError) else _last_line(str(error))
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            reason = f'one is not ready after {_TRIAL_SECONDS / 60:g} minutes'
         raise SettingsError(
             f'the replicas of {plan.replica.model} cannot start: {reason}'
         ) from error

@@ -30,15 +30,17 @@ from lisa_ros.serving.ray_cluster import (
     DEPLOYMENT,
     PoolPlan,
     application,
+    call_errors,
     check_loads,
     connect,
-    has_room,
     import_ray,
-    replica_errors,
+    problem_of,
+    spare_place,
     start_failure,
 )
 from lisa_ros.serving.replies import Answer, ModelRequest, Refusal
 from lisa_ros.serving.retries import Tries, unsent_events
+from lisa_ros.serving.wire_format import Served
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -55,6 +57,7 @@ class RayModels:
         self._plan = plan
         self._handle: DeploymentHandle | None = None
         self._description: dict[str, object] | None = None
+        self._served: Served | None = None
         self._running = self._wanted = 0
         self._seen_at = -math.inf  # [s, monotonic]
         self._in_flight = self._lost = 0
@@ -82,14 +85,24 @@ class RayModels:
         replica is ready before an old one ends.
 
         Raises:
-            SettingsError: the model cannot be loaded. With room, the old replicas go on.
+            SettingsError: the model cannot be loaded. With room, the old replicas go on. Without,
+                those that were stopped start again.
         """
-        plan = dataclasses.replace(self._plan, replica=replica)
-        surge = int(has_room(plan))
-        if surge:
-            check_loads(plan)
-        self._deploy(plan, surge)
-        self._plan = plan
+        before = self._plan
+        plan = dataclasses.replace(before, replica=replica)
+        with spare_place(plan) as place:
+            if place is not None:
+                check_loads(plan, place)
+        surge = int(place is not None)
+        try:
+            self._deploy(plan, surge)
+        except SettingsError as error:
+            _log.error('%s; the earlier weights are loaded again', error)
+            try:
+                self._deploy(before, surge)
+            except SettingsError as second:
+                raise SettingsError(f'{error}; and now {second}') from error
+            raise
 
     def close(self) -> None:
         """Stop the replicas, and the cluster if it is our own."""
@@ -118,8 +131,13 @@ class RayModels:
         os._exit(0)
 
     def _deploy(self, plan: PoolPlan, surge: int) -> None:
-        """Deploy the replicas of a plan and wait until the application runs."""
+        """Deploy the replicas of a plan and wait until the application runs.
+
+        Raises:
+            SettingsError: they cannot start; until another deployment, no replica may answer.
+        """
         _, serve = import_ray()
+        self._served = None
         try:
             handle = serve.run(application(plan, surge), name=plan.app, route_prefix=None)
             description = handle.describe.remote().result(timeout_s=60)
@@ -127,7 +145,8 @@ class RayModels:
             raise SettingsError(
                 f'the replicas of {plan.replica.model} cannot start: {start_failure(error, plan)}'
             ) from error
-        served = plan.replica.served
+        self._plan = plan
+        self._served = served = plan.replica.served
         self._description = {'name': served.model, 'version': served.version, **description}
         self._handle = handle
         self._look()
@@ -153,6 +172,11 @@ class RayModels:
     # ---- requests; these methods run in the loop of the HTTP server
 
     @property
+    def served(self) -> Served | None:
+        """The model of the replicas; None: those that were deployed last could not start."""
+        return self._served
+
+    @property
     def state(self) -> ModelsState:
         """The replicas, as they were seen last.
 
@@ -176,11 +200,8 @@ class RayModels:
             while True:
                 try:
                     return await self._ask(tries.request, tries.end)
-                except ProblemError as error:  # noqa: PERF203  # the loop is of tries
-                    await tries.after_refusal(error, self._running)
-                except replica_errors() as error:
-                    self._lost += 1
-                    await tries.after_loss(error)
+                except (ProblemError, *call_errors()) as error:  # noqa: PERF203  # loop of tries
+                    await self._after(error, tries)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[bytes | Answer]:
         """Yield the events of a replica; if it ends, the rest of another one's."""
@@ -194,11 +215,25 @@ class RayModels:
                         async for event in unsent_events(events, sent):
                             yield event
                     return
-                except ProblemError as error:  # noqa: PERF203  # the loop is of tries
-                    await tries.after_refusal(error, self._running)
-                except replica_errors() as error:
-                    self._lost += 1
-                    await tries.after_loss(error)
+                except (ProblemError, *call_errors()) as error:  # noqa: PERF203  # loop of tries
+                    await self._after(error, tries)
+
+    async def _after(self, error: Exception, tries: Tries) -> None:
+        """Wait before the next try of a request.
+
+        Raises:
+            ProblemError: there is none.
+        """
+        problem = error if isinstance(error, ProblemError) else problem_of(error)
+        if problem is None:
+            self._lost += 1
+            await tries.after_loss(error)
+        elif problem is error:
+            await tries.after_refusal(problem, self._running)
+        else:
+            if problem.problem is Problem.INTERNAL:
+                _log.error('a replica has met a bug', exc_info=error)
+            raise problem from error
 
     @contextlib.contextmanager
     def _admitted(self, request: ModelRequest) -> Iterator[None]:

@@ -19,6 +19,7 @@ class ModelRequest:
     stream: str = ''  # the client's name and the stream's; '': a request by itself
     # whether it is answered in a batch of its own, because a replica ended while it answered this
     alone: bool = False
+    number: int = 0  # of a stream's requests, the one with the largest is the newest
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ReplyFigures:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     waiting: int = 0  # requests in the replica's queue after this one
     gpu_memory: GpuMemory | None = None
-    replica: int = 0  # process id
+    replica: str = ''  # its name among all replicas; '': unknown
     largest_batch: int = 0  # requests that a batch may have; 0: unknown
 
 

@@ -19,9 +19,6 @@ from pathlib import Path
 
 import uvicorn
 
-from lisa_ros.errors import LisaError
-from lisa_ros.model.checksums import file_checksums, folder_checksum
-from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.registry import find_loader
 from lisa_ros.serving.http_app import HttpState, create_app
 from lisa_ros.serving.http_server import http_server, listening_sockets
@@ -29,7 +26,7 @@ from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.ray_cluster import PoolPlan
 from lisa_ros.serving.ray_models import RayModels
 from lisa_ros.serving.tokens import TokenTable
-from lisa_ros.serving.wire_format import Served
+from lisa_ros.serving.updates import Updates
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -91,7 +88,9 @@ async def _serve(
             await asyncio.wait({starting, listening}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                updating = asyncio.create_task(_update_on(reload, models, state, plan, deploying))
+                replica = plan.pool.replica
+                updates = Updates(models, state, replica, plan.token_file, deploying)
+                updating = asyncio.create_task(updates.follow(reload))
                 await listening
             _log.info('stopping')
         finally:
@@ -129,56 +128,3 @@ async def _signals(server: uvicorn.Server) -> AsyncIterator[asyncio.Event]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
-
-
-async def _update_on(
-    reload: asyncio.Event,
-    models: RayModels,
-    state: HttpState,
-    plan: ServerPlan,
-    deploying: asyncio.Lock,
-) -> None:
-    """Read tokens and weights again whenever `reload` is set; errors leave what there is."""
-    replica = plan.pool.replica
-    while True:
-        await reload.wait()
-        reload.clear()
-        if plan.token_file and state.tokens:
-            state.tokens = state.tokens.reloaded(plan.token_file)
-        try:
-            served = await asyncio.to_thread(served_model, replica.model)
-            if served.version and served.version == replica.served.version:
-                _log.info('the weights have not changed')
-                continue
-            _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
-            new = dataclasses.replace(replica, served=served)
-            async with deploying:
-                await asyncio.to_thread(models.update, new)
-            replica = new
-            _log.info('all replicas have the weights %s', served.version[:12])
-        except LisaError as error:
-            _log.error('nothing was updated: %s', error)
-
-
-def served_model(model: str) -> Served:
-    """Return the name and version of a model, as clients see them.
-
-    Raises:
-        CheckpointError: a file of the model cannot be read.
-    """
-    _, name = find_loader(model)
-    scheme = model.removesuffix(name)
-    is_local = Path(name).expanduser().exists()
-    shown = Path(name).expanduser().resolve().name if is_local else name
-    return Served(f'{scheme}{shown}', weights_version(model))
-
-
-def weights_version(model: str) -> str:
-    """Return the SHA-256 of a model's files, as `lisa-ros checksum` prints it; '' of a hub id.
-
-    Raises:
-        CheckpointError: a file cannot be read.
-    """
-    _, name = find_loader(model)
-    source = Path(resolve_bundled_model(name)).expanduser()
-    return folder_checksum(file_checksums(source)) if source.exists() else ''

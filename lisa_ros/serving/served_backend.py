@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lisa_ros.api_key import read_api_key
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import (
     ImageError,
@@ -57,7 +58,7 @@ from lisa_ros.serving.image_transfer import (
 from lisa_ros.serving.parallel_requests import parallel_events
 from lisa_ros.serving.problems import Problem, ProblemError, problem_named
 from lisa_ros.serving.query_encoding import QuerySending, SentQuery, encode_query
-from lisa_ros.serving.server_address import ServerAddress, read_token
+from lisa_ros.serving.server_address import ServerAddress
 from lisa_ros.serving.server_monitor import (
     MODELS_PATH,
     MonitorLog,
@@ -73,6 +74,7 @@ from lisa_ros.serving.wire_format import (
     SentMask,
     event_of,
     result_of,
+    served_of,
 )
 
 
@@ -99,7 +101,8 @@ def ask_models(model: str, options: LoadOptions, timeout: float) -> ServedModel:
         UnreachableError: there is no answer.
         ProblemError, ModelError: it is no such server, or refuses the token.
     """
-    client = HttpClient(ServerAddress(model, read_token(options)))
+    token = read_api_key(options.api_key_env, options.api_key_file)
+    client = HttpClient(ServerAddress(model, token))
     try:
         return read_models(client.get_json(MODELS_PATH, timeout))
     finally:
@@ -181,7 +184,8 @@ class ServedBackend:
             SettingsError: the address is none, a file or variable of the options does not exist,
                 it is no such server, or it refuses the token.
         """
-        address = ServerAddress(model, read_token(options))
+        token = read_api_key(options.api_key_env, options.api_key_file)
+        address = ServerAddress(model, token)
         coding = ImageCoding(
             ImageFormat(options.server_image or ImageFormat.JPEG.value),
             options.server_jpeg_quality or DEFAULT_JPEG_QUALITY,
@@ -322,11 +326,12 @@ class ServedBackend:
     def _received(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield what the server sends, in the size of the whole image."""
         masks: dict[int, SentMask] = {}
-        for event in self._client.post_events(SEGMENT_PATH, sent.body, stop.deadline, stop):
+        for event in self._client.post_events(SEGMENT_PATH, sent, stop.deadline, stop):
             if event.name == ERROR_EVENT:
                 raise self._reported(event.data)
             if event.name == DONE_EVENT:
                 result = result_of(event.data, tuple(masks.values()), sent.sent_shape)
+                self._monitor.note_answer(served_of(event.data))
                 yield Done(enlarged_result(self._checked(result, sent), sent.shape))
                 return
             piece = event_of(event.name, event.data, sent.sent_shape)

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The address of a server of models, and the token for it. Any thread."""
+"""The address of a server of models, with the token for it. Any thread."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx2
 
 from lisa_ros.error_text import one_line
-from lisa_ros.errors import DataError, SettingsError
-from lisa_ros.files.text import read_text
-from lisa_ros.perception.backend import LoadOptions
-from lisa_ros.vlm.remote_vlm import read_key
+from lisa_ros.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -44,25 +40,3 @@ def parsed_url(url: str) -> httpx2.URL:
     if parsed.scheme not in ('http', 'https') or not parsed.host:
         raise SettingsError(f'the address of the server is {one_line(url)!r}; {example}')
     return parsed.copy_with(path=parsed.path.rstrip('/') or '/')
-
-
-def read_token(options: LoadOptions) -> str:
-    """Return the bearer token that the options name; '': none.
-
-    Raises:
-        SettingsError: both are named, or what is named has no token.
-    """
-    if options.api_key_env and options.api_key_file:
-        raise SettingsError('api_key_env and api_key_file are both set: expected one of them')
-    if not options.api_key_file:
-        return read_key(options.api_key_env)
-    try:
-        token = read_text(Path(options.api_key_file)).strip()
-    except DataError as error:
-        raise SettingsError(f'api_key_file {error}') from error
-    if not token or not token.isascii() or not token.isprintable() or ' ' in token:
-        raise SettingsError(
-            f'api_key_file {options.api_key_file} has no token; expected one line with the '
-            'token alone, of visible ASCII characters without spaces'
-        )
-    return token

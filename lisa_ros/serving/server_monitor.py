@@ -2,7 +2,8 @@
 """Whether a server of models can be reached, and what it serves.
 
 Requests report what they see; while there are none, the monitor asks `GET /v1/models` now and
-then, so that diagnostics show a server that is gone, and one that is back, without a command.
+then, so that diagnostics show a server that is gone, and one that is back, without a command. It
+also asks when an answer names another model than the known one: the weights were replaced.
 
 Threads: a thread of its own asks. Every method may be called from any thread.
 """
@@ -21,6 +22,8 @@ from lisa_ros.errors import LisaError, ModelError, SettingsError, UnreachableErr
 from lisa_ros.perception.backend import Capabilities, ScoreKind
 from lisa_ros.perception.health import HealthState, ModelFailure, ModelHealth
 from lisa_ros.serving.http_client import HttpClient
+from lisa_ros.serving.problems import Problem, ProblemError
+from lisa_ros.serving.wire_format import Served
 
 MODELS_PATH = '/v1/models'
 _FIRST_TIMEOUT = 5.0  # how long the first contact may take [s]
@@ -114,7 +117,8 @@ class ServerMonitor:
         self._state, self._since, self._cause = HealthState.OK, time.monotonic(), ''
         self._failure: ModelFailure | None = None
         self._returns = 0
-        self._last_contact = 0.0  # [s, monotonic]
+        self._last_contact = self._asked_at = 0.0  # [s, monotonic]
+        self._is_outdated = True  # the server must be asked for its model
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name='lisa-server', daemon=True)
 
@@ -150,10 +154,18 @@ class ServerMonitor:
         with self._changed:
             return ModelHealth(self._state, self._since, self._cause, self._returns, self._failure)
 
-    def note_answer(self) -> None:
-        """Take note that the server has answered a request."""
+    def note_answer(self, served: Served | None = None) -> None:
+        """Take note that the server has answered a request.
+
+        Args:
+            served: the model that answered; None: it is not known.
+        """
         with self._changed:
             self._last_contact = time.monotonic()
+            known = Served(self._model.name, self._model.version)
+            if served is not None and served != known and not self._is_outdated:
+                self._is_outdated = True
+                self._changed.notify_all()  # ask at once
             if self._state is HealthState.OK:
                 return
             seconds = self._last_contact - self._since
@@ -185,11 +197,11 @@ class ServerMonitor:
     def _wait_until_due(self) -> bool:
         """Wait until the server is to be asked; False when the monitor closes."""
         with self._changed:
-            start = time.monotonic()
             while not self._is_closed:
-                due_at = start + self._periods.unreachable
-                if self._state is HealthState.OK:
-                    due_at = max(start, self._last_contact) + self._periods.reachable
+                due_at = self._asked_at + self._periods.unreachable
+                if self._state is HealthState.OK and not self._is_outdated:
+                    last_contact = max(self._asked_at, self._last_contact)
+                    due_at = last_contact + self._periods.reachable
                 seconds = due_at - time.monotonic()
                 if seconds <= 0:
                     return True
@@ -197,7 +209,17 @@ class ServerMonitor:
         return False
 
     def _ask(self, timeout: float) -> None:
-        model = read_models(self._client.get_json(MODELS_PATH, timeout))
-        with self._changed:
-            self._model = model
-        self.note_answer()
+        try:
+            document = self._client.get_json(MODELS_PATH, timeout)
+            model = read_models(document)
+        except ProblemError as error:
+            if error.problem is not Problem.RATE_LIMITED:
+                raise
+            self.note_answer()  # earlier versions of the server count this path, too
+        else:
+            with self._changed:
+                self._model, self._is_outdated = model, False
+            self.note_answer()
+        finally:
+            with self._changed:
+                self._asked_at = time.monotonic()

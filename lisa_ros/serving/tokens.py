@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bearer tokens from a file, and how many requests a second each of them may send.
 
-A line of the file is `NAME TOKEN`, or `NAME TOKEN RATE` with a rate in requests per second; a word
-with "#" at its start begins a comment. The file holds secrets: only its owner should be able to
-read it. One thread.
+A line of the file is `NAME TOKEN`, or `NAME TOKEN RATE` with a rate in requests of /v1/segment per
+second; a word with "#" at its start begins a comment. The file holds secrets: only its owner
+should be able to read it. One thread.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def answer_json(
     """
     sent_by_index = {each.event.index: each for each in sent}
     features = result.score_features if len(result.score_features) == len(result.masks) else ()
+    names = result.names or ('',) * len(result.masks)
     return {
         'status': result.status.name,
         'reason': result.reason,
@@ -138,8 +139,9 @@ def answer_json(
                 or _mask_json(mask, logits, float(score), query)
             )
             | ({'features': vars(features[index]).copy()} if features else {})
-            for index, (mask, logits, score) in enumerate(
-                zip(result.masks, result.mask_logits, result.scores, strict=True)
+            | {'name': name}
+            for index, (mask, logits, score, name) in enumerate(
+                zip(result.masks, result.mask_logits, result.scores, names, strict=True)
             )
         ],
         'tokens': list(result.token_ids) if result.details else None,
@@ -189,7 +191,8 @@ def event_json(event: Token | MaskReady, query: SegmentQuery) -> tuple[str, dict
         return TOKEN_EVENT, {'text': event.text, 'token_id': event.token_id}
     height, width = event.mask.shape
     mask = _mask_json(event.mask, event.mask_logits, float(event.score), query)
-    return MASK_EVENT, {'index': event.index, 'width': width, 'height': height, **mask}
+    place = {'index': event.index, 'width': width, 'height': height}
+    return MASK_EVENT, {**place, **mask, 'name': event.name}
 
 
 def event_bytes(name: str, document: dict[str, object] | str) -> bytes:
@@ -222,6 +225,11 @@ def result_of(
         raise _foreign(error) from error
 
 
+def served_of(document: dict[str, object]) -> Served:
+    """Return which model has given an answer; `document` is one that `result_of` has read."""
+    return Served(str(document.get('model') or ''), str(document.get('version') or ''))
+
+
 def event_of(name: str, document: object, shape: tuple[int, int] | None = None) -> Event:
     """Return an event of an answer's stream; of `done` take `result_of`.
 
@@ -239,7 +247,8 @@ def event_of(name: str, document: object, shape: tuple[int, int] | None = None) 
             return Token(str(document['text']), None if token_id is None else int(token_id))
         if name == MASK_EVENT:
             mask, logits = _read_mask(document, _size(document, shape))
-            return MaskReady(int(document['index']), mask, logits, float(document['score']))
+            score, name = float(document['score']), _read_name(document)
+            return MaskReady(int(document['index']), mask, logits, score, name)
     except _WRONG_CONTENT as error:
         raise _foreign(error) from error
     raise _foreign(ValueError(f'an event {name!r}'))
@@ -268,6 +277,7 @@ def _result(
     features = [ScoreFeatures(**mask['features']) for mask in masks_json if 'features' in mask]
     first_mask = document['time_to_first_mask']
     yes, count = document['yes_probability'], document['token_count']
+    names = tuple(map(_read_name, masks_json))
     details = None if tokens is None else LisaDetails(tuple(map(int, tokens)), tuple(features))
     return Segmentation(
         query=str(document['command']),
@@ -283,7 +293,16 @@ def _result(
         details=details,
         yes_probability=None if yes is None else float(yes),
         token_count=None if count is None else int(count),
+        names=names if any(names) else (),
     )
+
+
+def _read_name(document: dict) -> str:
+    """Return the name of a mask; '' of a server that sends none, as older ones."""
+    name = document.get('name', '')
+    if not isinstance(name, str):
+        raise TypeError('a name that is no text')
+    return name
 
 
 def _size(document: dict, expected: tuple[int, int] | None) -> tuple[int, int]:

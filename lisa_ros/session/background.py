@@ -54,7 +54,9 @@ class BackgroundWork:
             frame: the newest frame.
             max_rate: maximum rate of requests [Hz].
         """
-        if not self.is_pending or frame is None or frame.arrival == self._asked:
+        if not self.is_pending or frame is None:
+            return math.inf
+        if self._asked is not None and frame.arrival <= self._asked:
             return math.inf
         return self._asked_at + 1 / max_rate
 

@@ -133,7 +133,9 @@ class FrameBuffer:
         with self._lock:
             self._infos.add(stamp, message)
 
-    def newest_frame(self, tolerance: float) -> SyncedMessages | None:
+    def newest_frame(
+        self, tolerance: float, *, prefers_depth: bool = True
+    ) -> SyncedMessages | None:
         """Return the newest image that has depth, with its depth; None before the first image.
 
         A depth image arrives a moment after its colour image, so the newest image may not have its
@@ -145,6 +147,7 @@ class FrameBuffer:
         Args:
             tolerance: largest difference between the stamps of an image and of its depth and
                 camera info [s].
+            prefers_depth: False: the newest image, whether it has depth or not.
         """
         with self._lock:
             if not self._images.entries:
@@ -152,7 +155,8 @@ class FrameBuffer:
             stamp, image = self._images.entries[-1]
             depth = None
             for candidate, candidate_image in reversed(self._images.entries):
-                if self._images.entries[-1][0] - candidate > _MAX_IMAGE_LAG:
+                lag = self._images.entries[-1][0] - candidate
+                if lag > (_MAX_IMAGE_LAG if prefers_depth else 0):
                     break
                 depth = self._own_depth(candidate, tolerance)
                 if depth is not None:

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 _FARTHEST = 1e6  # coordinate of a place [m]
+_FIRST_DATE = 10**18  # September 2001; simulations have smaller stamps [ns]
 _LATEST = 2**31 * 10**9  # stamp that ROS messages can hold [ns]
 _ARTICLES = {'the', 'a', 'an', 'my', 'our', 'your', 'its'}
 _ABOUT_THE_PAST = re.compile(
@@ -91,6 +92,7 @@ class PlaceMemory:
         self._options = options
         self._places = list(places)
         self._changes = 0
+        self._now = 0  # the time of the last call that had one [ns]
 
     @property
     def changes(self) -> int:
@@ -117,16 +119,27 @@ class PlaceMemory:
             self._changes += 1
 
     def places(self, now: int) -> list[Place]:
-        """Return all places, the one seen last first; `now` [ns]."""
+        """Return all places, the one seen last first, none of them in the future.
+
+        Args:
+            now: the present time [ns]; 0: the time of a simulation that has not started, nothing
+                is too old.
+        """
         with self._lock:
             count = len(self._places)
-            if any(place.stamp > now for place in self._places):
-                self._places = [
-                    replace(place, stamp=min(place.stamp, now)) for place in self._places
-                ]
-            self._drop_old(now)
+            # A simulation began again, or time went back. Other stamps stay: a computer may start
+            # with a clock in the past, and correct it a minute later.
+            is_back = 0 < now < self._now
+            self._places = [
+                _seen_by(place, now) if is_back or place.stamp < _FIRST_DATE else place
+                for place in self._places
+            ]
+            self._now = max(0, now)
+            if now > 0:
+                self._drop_old(now)
             self._changes += count != len(self._places)
-            return sorted(self._places, key=lambda place: -place.stamp)
+            places = [_seen_by(place, self._now) for place in self._places]
+            return sorted(places, key=lambda place: -place.stamp)
 
     def recall(self, query: str, now: int) -> list[Place]:
         """Return the places of an object, the one seen last first.
@@ -144,7 +157,7 @@ class PlaceMemory:
         known = [place for place in self._places if is_same_name(place.name, seen[0].name)]
         pairs = _nearest_pairs(known, seen, self._options.merge_distance)
         for place, sighting in pairs:
-            if sighting.stamp >= place.stamp:
+            if sighting.stamp >= _seen_by(place, self._now).stamp:
                 self._places[self._places.index(place)] = _merged(place, sighting)
         elsewhere = _without(seen, [sighting for _, sighting in pairs])
         unseen = _without(known, [place for place, _ in pairs])
@@ -155,7 +168,7 @@ class PlaceMemory:
             is_same_name(first.name, second.name) for first in known for second in known
         )
         for place, sighting in list(zip(unseen[:moved], elsewhere, strict=False)):
-            if place.stamp > sighting.stamp:
+            if _seen_by(place, self._now).stamp > sighting.stamp:
                 elsewhere.remove(sighting)  # of an old image
             elif is_one_name:
                 self._places.remove(place)
@@ -165,6 +178,11 @@ class PlaceMemory:
         if self._options.max_age:
             oldest = now - round(self._options.max_age * 1e9)
             self._places = [place for place in self._places if place.stamp >= oldest]
+
+
+def _seen_by(place: Place, now: int) -> Place:
+    """Return a place, seen at the latest now [ns]; 0: the time is not known."""
+    return replace(place, stamp=now) if 0 < now < place.stamp else place
 
 
 def _nearest_pairs(

@@ -93,6 +93,7 @@ class PreviousAnswer:
 
     arrival: int  # of its frame
     started_at: float  # when the model began it [s, monotonic]
+    turns: Dialogue | None = None  # the earlier turns of its prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Request:
     dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
     client: str = ''  # who sent a goal; clients take turns, '' are all commands
     is_continuous: bool = False  # a goal that is answered again until it is cancelled
-    turns: Dialogue | None = None  # fixed earlier turns, of a REQUERY; the answer adds no turn
+    turns: Dialogue | None = None  # fixed earlier turns, of what was asked before
     previous: PreviousAnswer | None = None  # of a continuous goal: wait for a newer frame
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit
     region: Region | None = None  # look only here [px]; None: the whole image

@@ -35,7 +35,7 @@ class RequestEnds:
             self.counters.count(result.status)
         is_begun = frame is not None and frame.frozen_at > 0
         seconds = time.monotonic() - frame.frozen_at if is_begun else None
-        self.history.add_end(result.status, result.reason, seconds)
+        self.history.add_end(result.status, result.reason, seconds, result.token_count or 0)
         self._delivery.finished(request, frame, result)
 
     def end_unstarted(self, request: Request, status: Status, reason: str) -> None:

@@ -24,6 +24,7 @@ class RequestEnd:
     status: Status
     reason: str
     seconds: float | None = None  # that the model has worked; None: it did not begin
+    tokens: int = 0  # of its answer
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class RequestHistory:
         self._ends: deque[RequestEnd] = deque(maxlen=_KEPT)
         self._rejections: deque[Rejection] = deque(maxlen=_KEPT)
 
-    def add_end(self, status: Status, reason: str, seconds: float | None) -> None:
+    def add_end(self, status: Status, reason: str, seconds: float | None, tokens: int = 0) -> None:
         """Note that a request has just ended."""
         with self._lock:
-            self._ends.append(RequestEnd(time.monotonic(), status, reason, seconds))
+            self._ends.append(RequestEnd(time.monotonic(), status, reason, seconds, tokens))
 
     def add_rejection(self, reason: str) -> None:
         """Note that a goal was just rejected."""

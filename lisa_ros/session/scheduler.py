@@ -321,6 +321,7 @@ class RequestScheduler:
         """
         with self._changed:
             self._stopped_at = time.monotonic()
+            self._last_query = None  # the tracker may ask for it at this moment
             goals = self._options.stop_ends_goals
             standing = self._background.standing_text
             stopped = [] if standing is None else [f'the standing query {shortened(standing)!r}']
@@ -398,9 +399,10 @@ class RequestScheduler:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request waits or runs; one that waits for a newer frame does not count."""
+        """Whether a command or goal runs, or waits for more than a newer frame."""
         with self._changed:
-            return bool(self._ready() or self._running)
+            is_running = any(not job.request.kind.is_background for job in self._running)
+            return is_running or bool(self._ready())
 
     @property
     def seconds_waiting(self) -> float:
@@ -408,6 +410,13 @@ class RequestScheduler:
         with self._changed:
             ready = self._ready()
             return time.monotonic() - ready[0].created if ready else 0.0
+
+    @property
+    def awaits_first_image(self) -> bool:
+        """Whether a request waits for an image, and none has come yet."""
+        with self._changed:
+            is_asked = any(request.frame is None for request in self._waiting)
+            return is_asked and not self.counters.images
 
     @property
     def seconds_running(self) -> float:
@@ -446,7 +455,7 @@ class RequestScheduler:
             request = self._background.take(frame)
         else:
             request = self._waiting.take(frame, self._options, self._busy_dialogues())
-            frame = request.frame or frame
+            frame = request.frame or self._fresh(request, frame)
         refusal = self._refusal(request, frame)
         if refusal is not None:
             if request.kind.is_background:
@@ -461,6 +470,8 @@ class RequestScheduler:
         if frame.depth is None:
             self.counters.without_depth += 1
         dialogue, ticket = self._earlier_turns(request)
+        if request.is_continuous:  # its further answers are about the same turns
+            request = dataclasses.replace(request, turns=dialogue)
         job = InferenceJob(request, frame, dialogue, ticket)
         self._note_query(job)
         self._running.append(job)
@@ -473,7 +484,7 @@ class RequestScheduler:
         refusal = self._refusal(request, job.frame)
         if refusal is None:
             return job
-        newest = self.newest_frame()
+        newest = self._fresh(request, self.newest_frame())
         if not has_events and newest is not None:
             refusal = self._refusal(request, newest)
         if refusal is not None:
@@ -483,6 +494,14 @@ class RequestScheduler:
         self._note_query(renewed)
         self._delivery.started(request, renewed.frame)
         return renewed
+
+    def _fresh(self, request: Request, frame: SyncedMessages | None) -> SyncedMessages | None:
+        """Return the newest frame with depth; if it is too old, the newest without, lock held."""
+        if frame is None or self._refusal(request, frame) is None:
+            return frame
+        tolerance = self._options.depth_tolerance
+        newest = self._frames.newest_frame(tolerance, prefers_depth=False)
+        return frame if self._refusal(request, newest) else newest
 
     def _note_query(self, job: InferenceJob) -> None:
         """Note what `requery` asks again, lock held."""
@@ -514,7 +533,7 @@ class RequestScheduler:
             self._changed.notify_all()  # `close` may wait for it
             result = with_cancel_reason(result, request.cancellation)
             is_answered = result.status in ANSWERED
-            if request.dialogue is not None and is_answered:
+            if request.dialogue is not None and request.previous is None and is_answered:
                 self._dialogues.append(request.dialogue, job.dialogue_ticket, result)
             if is_answered:
                 self.counters.last_seconds = time.monotonic() - request.created
@@ -541,7 +560,7 @@ class RequestScheduler:
 
     def _earlier_turns(self, request: Request) -> tuple[Dialogue, int]:
         """Return the earlier turns of a request, and the ticket to append its own turn."""
-        if request.dialogue is None:
+        if request.dialogue is None or request.turns is not None:
             return request.turns or Dialogue(), 0
         is_goal = request.kind is RequestKind.GOAL
         max_turns = MAX_TURNS if is_goal else self._options.dialogue_turns

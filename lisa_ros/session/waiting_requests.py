@@ -104,7 +104,7 @@ class WaitingRequests:
         if request.frame is not None:
             return request.created
         if request.previous is not None:
-            if newest is None or newest.arrival == request.previous.arrival:
+            if newest is None or newest.arrival <= request.previous.arrival:
                 return math.inf
             return request.previous.started_at + 1 / options.watch_rate
         if newest is not None:

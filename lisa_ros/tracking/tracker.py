@@ -79,6 +79,7 @@ class Tracker(Protocol):
         Raises:
             TrackingError: no reference frame has this stamp.
             ImageError: the masks have another size than that frame.
+            ModelError: a model computed NaN or infinity; no masks are tracked then.
         """
 
     def state(self) -> TrackingState | None:

@@ -143,6 +143,7 @@ class VideoTracker:
         Raises:
             TrackingError: no reference frame has this stamp, or its masks were set already.
             ImageError: the masks have another size than that frame.
+            ModelError: the model computed NaN or infinity; no masks are tracked then.
         """
         reference = next((frame for frame in self._open if frame.stamp == stamp), None)
         if reference is None:
@@ -153,8 +154,14 @@ class VideoTracker:
         self._buffer = newer if self._open else []
         self._followed, self._index = reference, 0
         self._session = self._new_session(masks) if len(masks) else None
-        for frame in [reference, *newer]:
-            self._state = self._process(frame)
+        self._state = None
+        try:
+            for frame in [reference, *newer]:
+                state = self._process(frame)
+        except BaseException:
+            self._followed = self._session = None
+            raise
+        self._state = state
 
     def state(self) -> TrackingState | None:
         """See `Tracker.state`."""

@@ -121,6 +121,7 @@ class TrackingWorker(Generic[_Frame]):
         self._tracker, self._sink, self._policy = tracker, sink, policy
         self._inbox: list[_QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop] = []
         self._answer: _AnswerItem[_Frame] | None = None  # the last one
+        self._is_answer_past = False  # time has gone back since: its image shows another scene
         self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
         self._has_reference = False  # whether the tracker knows the frame of a query
         self._result: Segmentation | None = None  # of the answer that is tracked
@@ -218,7 +219,7 @@ class TrackingWorker(Generic[_Frame]):
             self._answer = None
             self._reset()
         elif isinstance(item, _AnswerItem):
-            self._answer = item
+            self._answer, self._is_answer_past = item, False
             self._track_answer()
         elif not self._sink.has_subscribers():
             if item is None:
@@ -255,16 +256,23 @@ class TrackingWorker(Generic[_Frame]):
             return
         frame, result = self._answer.frame, self._answer.result
         try:
-            self._tracker.set_masks(frame.moment, result.masks)
+            self._set_masks(frame, result.masks)
+        except BaseException:
+            self._result = None  # of another answer than the masks, which may be new
+            raise
+        self._result, self._published_moment = result, None
+
+    def _set_masks(self, frame: _Frame, masks: np.ndarray) -> None:
+        try:
+            self._tracker.set_masks(frame.moment, masks)
         except TrackingError:  # nobody subscribed when the query began
             self._tracker.reset()
             self._set_reference(frame)
-            self._tracker.set_masks(frame.moment, result.masks)
-        self._result, self._published_moment = result, None
+            self._tracker.set_masks(frame.moment, masks)
 
     def _is_recent(self, frame: _Frame) -> bool:
         """Return whether the last answer is new enough to be tracked to this frame at once."""
-        if self._answer is None:
+        if self._answer is None or self._is_answer_past:
             return False
         return 0 <= frame.moment - self._answer.frame.moment <= _MAX_ANSWER_AGE
 
@@ -299,7 +307,7 @@ class TrackingWorker(Generic[_Frame]):
             return False
         self._sink.report('time went back, so nothing is tracked until the next answer')
         self._reset()
-        self._tracked_moment = frame.moment
+        self._tracked_moment, self._is_answer_past = frame.moment, True
         return True
 
     def _track_to(self, frame: _Frame) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lisa_ros.error_text import short_repr
+from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import LisaError
 from lisa_ros.files.text import unique_keys
 from lisa_ros.vlm.profiles import Coordinates, Profile
@@ -22,6 +22,7 @@ from lisa_ros.vlm.profiles import Coordinates, Profile
 _BOX_KEYS = ('bbox_2d', 'bbox')
 _POINT_KEYS = ('point_2d', 'point', 'points_1', 'points_2')
 _OVERSHOOT = 0.05  # how far outside of the image a coordinate may be [of the image's side]
+_MAX_LABEL = 200  # length of a label [characters]
 _LARGEST = 1e6  # a coordinate; infinity and larger integers than a float holds are above
 _TAGS = re.compile(r'</?(?:think|look|answer)>')
 _SPACE = re.compile(r'\s*')
@@ -37,7 +38,7 @@ class LocatedObject:
 
     box: tuple[float, float, float, float] | None  # left, top, right, bottom
     points: tuple[tuple[float, float], ...]  # (x, y), each on the object
-    label: str = ''  # as the model calls it; '': it does not
+    label: str = ''  # as the model calls it, on one line of limited length; '': it does not
 
 
 class AnswerParser:
@@ -194,11 +195,10 @@ class AnswerParser:
             raise AnswerError(
                 f'object {number} has neither {" nor ".join((_BOX_KEYS[0], _POINT_KEYS[0]))}'
             )
-        label = values.get('label')
         return LocatedObject(
             None if box is None else self._box(box, number),
             tuple(self._point(point, 2, number) for point in points),
-            label if isinstance(label, str) else '',
+            _readable_label(values.get('label')),
         )
 
     def _box(self, value: object, number: int) -> tuple[float, float, float, float]:
@@ -231,6 +231,12 @@ class AnswerParser:
                 )
             pixels.append(min(max(coordinate / side, 0.0), 1.0) * length)
         return tuple(pixels)
+
+
+def _readable_label(value: object) -> str:
+    """Return a label without control characters and halves of characters; '' if it is no text."""
+    text = value if isinstance(value, str) else ''
+    return one_line(''.join(c if c.isprintable() else ' ' for c in text), _MAX_LABEL)
 
 
 def _refuse(name: str) -> object:

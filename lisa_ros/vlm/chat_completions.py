@@ -3,8 +3,8 @@
 
 A request is streamed, and tried again only before the server has begun an answer: if there is no
 connection, and after 429 and 503, as Retry-After says. Every end has a cause in words, and the
-key is in none of them. Proxies come from HTTPS_PROXY and NO_PROXY, certificates from the system
-or SSL_CERT_FILE; redirects are not followed.
+key is in none of them. Proxies come from the environment, see `server_connection.async_client`,
+certificates from the system or SSL_CERT_FILE; redirects are not followed.
 
 Threads: one thread at a time asks. An event loop in a thread of its own holds the connection, so
 that a cancel closes it at once, whatever the server does.
@@ -27,7 +27,13 @@ import httpx2
 
 from lisa_ros.error_text import error_summary, one_line
 from lisa_ros.errors import ModelError, SettingsError, UnreachableError
-from lisa_ros.server_connection import connection_fault, is_loopback, retry_after, tls_fault
+from lisa_ros.server_connection import (
+    async_client,
+    connection_fault,
+    is_loopback,
+    retry_after,
+    tls_fault,
+)
 from lisa_ros.vlm.chat_chunks import AnswerPiece, read_chunk
 from lisa_ros.vlm.pointing_model import StopSignal
 
@@ -92,7 +98,7 @@ def completions_url(url: str) -> httpx2.URL:
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise SettingsError(
             'vlm_url has a user, a password, a query or a fragment, which would be logged: give '
-            'the key in an environment variable, and its name with api_key_env'
+            'the key with api_key_env or api_key_file'
         )
     if parsed.scheme not in ('http', 'https') or not parsed.host:
         raise SettingsError(f'vlm_url is {one_line(url)!r}; {example}')
@@ -113,7 +119,7 @@ class ChatServer:
             key: is sent as bearer token; '': none.
 
         Raises:
-            SettingsError: it is no such address.
+            SettingsError: it is no such address, or a proxy of the environment cannot be used.
         """
         self._url, self._key = completions_url(url), key
         self.address = str(self._url.copy_with(path='/')).rstrip('/')
@@ -121,9 +127,7 @@ class ChatServer:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if key:
             headers['Authorization'] = f'Bearer {key}'
-        self._client = httpx2.AsyncClient(
-            headers=headers, limits=httpx2.Limits(keepalive_expiry=_KEPT_IDLE)
-        )
+        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
         self._in_flight = asyncio.Lock()  # the connection of a cancelled request is closed first
         self._loop = asyncio.new_event_loop()
         threading.Thread(
@@ -265,8 +269,8 @@ class ChatServer:
             raise UnreachableError(f'{self.address} does not reach the model ({message})')
         if status in (401, 403):
             raise RefusedError(
-                f'{self.address} refuses access ({message}): name an environment variable with '
-                'the key in api_key_env',
+                f'{self.address} refuses access ({message}): give the key with api_key_env '
+                'or api_key_file',
                 status,
             )
         if 300 <= status < 400:

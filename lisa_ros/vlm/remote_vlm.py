@@ -14,32 +14,28 @@ import base64
 import io
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from lisa_ros.api_key import read_api_key
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError, QueryError, SettingsError, UnreachableError
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.results import Turn
 from lisa_ros.vlm.chat_chunks import AnswerPiece, TokenProbability
 from lisa_ros.vlm.chat_completions import ChatServer, RefusedError
-from lisa_ros.vlm.coordinate_check import (
-    TEST_QUERY,
-    CoordinateCheck,
-    check_coordinates,
-    draw_test_image,
-)
+from lisa_ros.vlm.coordinate_check import TEST_QUERY, CoordinateTest, draw_test_image
 from lisa_ros.vlm.image_input import resize_image
 from lisa_ros.vlm.pointing_model import ChoiceProbabilities, StopSignal, WordToken
 from lisa_ros.vlm.probability_support import ProbabilitySupport
 from lisa_ros.vlm.profiles import Profile, choose_served_profile
 
 _JPEG_QUALITY = 90
-_SELF_TEST_TIMEOUT = 120.0  # of the answer about the test image [s]
+_SELF_TEST_TIMEOUT = 120.0  # of the answers about test images [s]
 _MAY_REFUSE_LOGPROBS = (400, 422, 501)  # status of HTTP
 _MAX_ALTERNATIVES = 20  # tokens at one place, whose probabilities servers give
 _log = logging.getLogger(__name__)
@@ -83,14 +79,19 @@ class RemoteVlm:
         self.profile = profile
         self._server, self._model = server, model
         self._support = ProbabilitySupport()
-        self._check: CoordinateCheck | None = None  # None: not tested yet
+        self._test = CoordinateTest(profile)
         self.notices: tuple[str, ...] = ()  # what a user should know about the server
 
     @classmethod
     def connect(
-        cls, url: str, model: str, template: str | None = None, api_key_env: str | None = None
+        cls,
+        url: str,
+        model: str,
+        template: str | None = None,
+        api_key_env: str | None = None,
+        api_key_file: str | Path | None = None,
     ) -> RemoteVlm:
-        """Return a model of a server, and test where it points in an image that is known.
+        """Return a model of a server, and test where it points in images that are known.
 
         A server that cannot be reached yet is no error: it is tested before its first answer.
 
@@ -98,7 +99,8 @@ class RemoteVlm:
             url: as `chat_completions.completions_url` takes it.
             model: as the server calls it.
             template: name of the profile; None: by the model's name.
-            api_key_env: name of the environment variable with the key; None: without a key.
+            api_key_env: name of the environment variable with the key; None: none.
+            api_key_file: file with the key; None: none. Without both, no key is sent.
 
         Raises:
             SettingsError: a setting is wrong, or the model's coordinates are not those of the
@@ -108,15 +110,15 @@ class RemoteVlm:
         if not model:
             raise SettingsError('model is "vlm+sam:"; expected vlm+sam:NAME, as vlm_url serves it')
         profile = choose_served_profile(model, template)
-        server = ChatServer(url, read_key(api_key_env))
+        server = ChatServer(url, read_api_key(api_key_env, api_key_file))
         vlm, notices = cls(server, model, profile), [_privacy_notice(server, model)]
         try:
-            check = vlm._test(_TimeLimit(_SELF_TEST_TIMEOUT))
+            vlm._run_test(_TimeLimit(_SELF_TEST_TIMEOUT))
         except UnreachableError as error:
             notices.append(f'{error}; until it can be reached, requests end as UNREACHABLE')
         else:
-            if check is not None and check.is_certain:
-                raise SettingsError(f'vlm_url {server.address}: {check.problem}')
+            if vlm._test.problem:
+                raise SettingsError(f'vlm_url {server.address}: {vlm._test.problem}')
             notices += vlm._test_notices()
         vlm.notices = tuple(notices)
         return vlm
@@ -166,16 +168,18 @@ class RemoteVlm:
 
         Raises:
             ModelError: the server's answer cannot be read, or its model points in other units
-                than the profile has.
+                than the profile has, or in an image that the server resizes.
             UnreachableError: the server cannot be reached, or broke off.
         """
-        if self._check is None:
-            if self._test(stop) is None:
-                return
+        was_over = self._test.is_over
+        if not self._run_test(stop, prompt.resized):
+            return
+        if not was_over:
             for notice in self._test_notices():
                 _log.warning(notice)
-        if self._check.is_certain:
-            raise ModelError(f'{self.device}: {self._check.problem}')
+        problem = self._test.problem_of(prompt.resized)
+        if problem:
+            raise ModelError(f'{self.device}: {problem}')
         yield from self._words(prompt, max_new_tokens, stop)
 
     def choice_probabilities(
@@ -293,24 +297,42 @@ class RemoteVlm:
 
     # ---- the test
 
-    def _test(self, stop: StopSignal) -> CoordinateCheck | None:
-        """Ask about the test image; None if `stop` is set before the answer is complete."""
-        prompt, text = self.prepare(draw_test_image(), TEST_QUERY), ''
+    def _run_test(self, stop: StopSignal, size: tuple[int, int] | None = None) -> bool:
+        """Ask about the test images that are left; return False if `stop` is set before the end.
+
+        Args:
+            stop: ends it early; the next call goes on.
+            size: width and height of the image that is sent afterwards [px]; None: none is.
+        """
+        while (test_size := self._test.next_size(size)) is not None:
+            prompt = self.prepare(draw_test_image(test_size), TEST_QUERY)
+            try:
+                answer = self._text(prompt, stop)
+            except RefusedError as error:
+                if not self._test.add_refusal(str(error), error.status):
+                    raise
+                continue
+            if stop.is_set():
+                if stop.seconds_left == 0:
+                    self._test.add_timeout()
+                return False
+            self._test.add(answer, test_size, prompt.resized)
+        return True
+
+    def _text(self, prompt: RemotePrompt, stop: StopSignal) -> str:
+        """Return an answer, up to its end or until `stop` is set."""
+        text = ''
         for token in self._words(prompt, self.profile.max_new_tokens, stop):
             text += token.text
             if self.profile.stop and self.profile.stop in text:
                 break
-        if not stop.is_set():
-            self._check = check_coordinates(text, self.profile, prompt.resized)
-        return self._check
+        return text
 
     def _test_notices(self) -> list[str]:
         """Return what a user should know after the test."""
-        notices = []
-        if self._check is None:
+        notices = self._test.warnings
+        if not self._test.is_over:
             notices.append(f'{self.device} did not answer a test in {_SELF_TEST_TIMEOUT:g} s')
-        elif self._check.problem:
-            notices.append(self._check.problem)
         if self._support.tokens is False:
             notices.append(
                 f'{self.device} gives no probabilities of tokens (logprobs): scores are those of '
@@ -322,28 +344,6 @@ class RemoteVlm:
 
 def _text_part(text: str) -> dict[str, object]:
     return {'type': 'text', 'text': text}
-
-
-def read_key(api_key_env: str | None) -> str:
-    """Return the key in an environment variable; '' if no variable is named.
-
-    Raises:
-        SettingsError: the variable is not set, or has characters that no key has.
-    """
-    if not api_key_env:
-        return ''
-    key = os.environ.get(api_key_env, '').strip()
-    if not key:
-        raise SettingsError(  # without the value: it may be the key itself
-            'api_key_env is not the name of an environment variable that is set where the model '
-            'is loaded: export it there, and give its name, not the key'
-        )
-    if not (key.isascii() and key.isprintable()) or ' ' in key:
-        raise SettingsError(
-            'the environment variable that api_key_env names has spaces or characters that no key '
-            'has: set it again'
-        )
-    return key
 
 
 def word_tokens(piece: AnswerPiece) -> Iterator[WordToken]:

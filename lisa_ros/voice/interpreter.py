@@ -75,7 +75,21 @@ class Interpreter:
         self._awake_until = float('-inf')  # by the clock
 
     def interpret(self, transcript: Transcript) -> Recognition:
-        """Return the result of a transcript; its `seconds` are 0."""
+        """Return the result of an utterance that has ended; its `seconds` are 0.
+
+        A wake phrase spoken alone starts the time in which a command is accepted, and the command
+        ends it.
+        """
+        recognition = self.preview(transcript)
+        if self._wake_phrase and not is_stop(recognition.command):
+            if recognition.outcome is Outcome.AWAKE:
+                self._awake_until = self._clock() + self._awake
+            elif recognition.outcome is Outcome.COMMAND:
+                self._awake_until = float('-inf')
+        return recognition
+
+    def preview(self, transcript: Transcript) -> Recognition:
+        """Return the result as if an utterance ended here; nothing is remembered of it."""
         text = transcript.text
         if not normalize(text):
             return Recognition(Outcome.EMPTY, text, '', 0.0)
@@ -84,13 +98,10 @@ class Interpreter:
         if spoken and self.vocabulary is not None:
             command, match_confidence = self.vocabulary.match(spoken)
             confidence *= match_confidence
-        is_sure = confidence >= self._threshold
-        if self._wake_phrase and not is_stop(command):
-            if not has_wake_phrase and self._clock() > self._awake_until:
-                return Recognition(Outcome.ASLEEP, text, '', confidence)
-            if is_sure:
-                self._awake_until = float('-inf') if spoken else self._clock() + self._awake
-        if not is_sure:
+        is_awake = not self._wake_phrase or has_wake_phrase or self._clock() <= self._awake_until
+        if not is_awake and not is_stop(command):
+            return Recognition(Outcome.ASLEEP, text, '', confidence)
+        if confidence < self._threshold:
             return Recognition(Outcome.UNSURE, text, command, confidence)
         outcome = Outcome.COMMAND if spoken else Outcome.AWAKE
         return Recognition(outcome, text, command, confidence)

@@ -21,6 +21,7 @@ from lisa_ros.voice.interpreter import (
     Interpreter,
     Outcome,
     Recognition,
+    Transcript,
     is_stop,
     make_interpreter,
 )
@@ -79,11 +80,11 @@ class Listener:
             if stopped or utterance.speech_seconds < _MIN_SPEECH:
                 return
             start = self._clock()
-            recognition = self._transcribe(utterance)
+            recognition = self._interpreter.interpret(self._transcribe(utterance))
             yield dataclasses.replace(recognition, seconds=self._clock() - start)
         elif self._partial_every and not self._stopped and length >= self._next_partial:
             self._next_partial = length + self._partial_every
-            recognition = self._transcribe(utterance)
+            recognition = self._interpreter.preview(self._transcribe(utterance))
             if recognition.outcome is Outcome.COMMAND and is_stop(recognition.command):
                 self._stopped = True
                 yield recognition
@@ -92,8 +93,8 @@ class Listener:
                     recognition, outcome=Outcome.PARTIAL, command='', seconds=length
                 )
 
-    def _transcribe(self, utterance: Utterance) -> Recognition:
-        return self._interpreter.interpret(self._engine.transcribe(utterance.samples))
+    def _transcribe(self, utterance: Utterance) -> Transcript:
+        return self._engine.transcribe(utterance.samples)
 
 
 def make_listener(settings: VoiceSettings) -> tuple[Listener, str]:

@@ -37,6 +37,7 @@ _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
 _POLITE_WORDS = ('please',)
 _FOLLOW_UPS = ('and', 'what about', 'now')  # "and the bowl?"
 _WATCH = 'watch'  # "watch the mug" is spoken, "watch: the mug" is the command
+_WATCHED = re.compile(rf'(?:{"|".join(_POLITE_WORDS)} )*{_WATCH} (.+)')
 _ANY_OBJECT = 'thing'  # noun that can stand for any object
 # Similarity of the letters of two texts, 0..1 (normalized indel similarity). The confidence is 0
 # at this similarity to the best sentence, and rises linearly to 1 for equal texts.
@@ -129,10 +130,28 @@ class Vocabulary:
     @cached_property
     def sentence_by_meaning(self) -> dict[str, str]:
         """One sentence of the vocabulary for each meaning, by `meaning`."""
-        sentences = {}
-        for sentence in (*STOP, *self.dialogue_phrases, *self.needs, *self._object_phrases()):
+        return self._by_meaning(
+            *(STOP, self.dialogue_phrases, self.needs),
+            *(self._object_phrases(), self._follow_up_phrases()),
+        )
+
+    @cached_property
+    def _watched_by_meaning(self) -> dict[str, str]:
+        """The sentences that "watch" may precede: what they name does not depend on a dialogue."""
+        return self._by_meaning(self.needs, self._object_phrases())
+
+    def _by_meaning(self, *groups: Iterable[str]) -> dict[str, str]:
+        """Return the first sentence of each meaning."""
+        sentences: dict[str, str] = {}
+        for sentence in itertools.chain(*groups):
             sentences.setdefault(self.meaning(sentence), sentence)
         return sentences
+
+    def _follow_up_phrases(self) -> Iterable[str]:
+        """Yield the noun phrases that follow a question, such as "and the bowl"."""
+        attributes = ['', *(f'{attribute} ' for attribute in self.attributes)]
+        for word, attribute, noun in itertools.product(_FOLLOW_UPS, attributes, self.objects):
+            yield f'{word} the {attribute}{noun}'
 
     def _object_phrases(self) -> Iterable[str]:
         """Yield all noun phrases of objects."""
@@ -143,8 +162,6 @@ class Vocabulary:
             yield f'the {attribute}{plural(noun)}'
             yield f'all the {attribute}{plural(noun)}'
         yield from (f'the {word} {noun}' for word in self.superlatives for noun in nouns)
-        for word, attribute, noun in itertools.product(_FOLLOW_UPS, attributes, self.objects):
-            yield f'{word} the {attribute}{noun}'
         for noun, relation, anchor in itertools.product(nouns, self.relations, self.objects):
             yield f'the {noun} {relation} the {anchor}'
         for first, second in itertools.product(self.objects, repeat=2):
@@ -156,25 +173,29 @@ class Vocabulary:
         A sentence of the vocabulary matches itself with confidence 1. For any other text it is
         the sentence with the most similar meaning. The confidence falls with a lower similarity,
         and with a smaller lead over the second best sentence.
+
+        "watch" is no part of the sentence, and precedes the command with a colon.
         """
-        meaning = self.meaning(text)
-        if meaning in self.sentence_by_meaning:
-            words = normalize(text)
-            if words.startswith(f'{_WATCH} '):
-                return f'{_WATCH}: {words[len(_WATCH) + 1 :]}', 1.0
+        words, prefix, sentences = normalize(text), '', self.sentence_by_meaning
+        if watched := _WATCHED.fullmatch(words):
+            words, prefix, sentences = watched[1], f'{_WATCH}: ', self._watched_by_meaning
+        meaning = self.meaning(words)
+        if meaning == 'stop':
             return words, 1.0
-        if not meaning:
+        if meaning in sentences:
+            return prefix + words, 1.0
+        if not meaning or not sentences:
             return '', 0.0
         from rapidfuzz import distance, process  # optional: lisa_ros[voice]
 
         scorer = distance.Indel.normalized_similarity
-        matches = process.extract(meaning, list(self.sentence_by_meaning), scorer=scorer, limit=2)
+        matches = process.extract(meaning, list(sentences), scorer=scorer, limit=2)
         (best, similarity, _), *rest = matches
         lead = similarity - (rest[0][1] if rest else 0.0)
         confidence = (
             (similarity - _MIN_SIMILARITY) / (1 - _MIN_SIMILARITY) * min(1.0, lead / _CLEAR_LEAD)
         )
-        return self.sentence_by_meaning[best], float(max(0.0, confidence))
+        return prefix + sentences[best], float(max(0.0, confidence))
 
     # ---- grammar
 

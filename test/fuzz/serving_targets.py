@@ -29,6 +29,7 @@ def answer(masks):
         *('find it', 'Here.', '[SEG] [SEG]'),
         *(logits > 0, logits, np.ones(2, np.float32), Status.FOUND),
         details=details,
+        names=('mug', ''),
     )
     document = answer_json(result, query(masks=masks, confidence=True), SHAPE, Served('m'))
     return json.dumps(document).encode()
