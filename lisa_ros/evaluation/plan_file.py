@@ -27,7 +27,7 @@ _NAME = 'plan.json'
 
 
 def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> None:
-    """Write the plan into the folder, or check that the finished bags are of the same plan.
+    """Write the plan into the folder; check that it is the plan of the finished bags.
 
     Prints how many bags are finished, and a warning where it cannot be known whether their files
     have changed.
