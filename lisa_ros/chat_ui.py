@@ -43,7 +43,7 @@ class ChatBackend(Protocol):
         """Begin a new dialogue."""
 
     def set_image(self, path: Path) -> None:
-        """Chat about another image from now on.
+        """Begin a new dialogue about another image; keep the old ones if it cannot be read.
 
         Raises:
             LisaError: the file cannot be read, or the backend has a camera of its own.

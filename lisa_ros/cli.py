@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import select
 import sys
@@ -36,6 +37,8 @@ from lisa_ros.errors import LisaError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     options, status = _parser().parse_args(arguments), _PIPE_CLOSED
     try:
         status = options.run(options) or 0

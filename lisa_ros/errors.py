@@ -58,6 +58,13 @@ class DataError(LisaError):
     """A bag, data set, scene, asset or ground truth is missing or broken."""
 
 
+class OutputError(LisaError):
+    """A report or an answer cannot be written: no permission, or the disk is full.
+
+    It is no DataError: what cannot be written is no broken item of the data.
+    """
+
+
 class TrackingError(LisaError):
     """An answer belongs to a frame that the tracker does not know, or no longer knows."""
 

@@ -11,6 +11,7 @@ import pytest
 import scripted_backend
 from bag_kinds import TOPIC, write
 from PIL import Image
+from test_datasets import write_refer
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError
@@ -50,6 +51,26 @@ def images(tmp_path):
 def evaluate_images(images, out, model, *arguments):
     command = ['evaluate', 'images', str(images), '--out', str(out), '--model', model]
     return cli.main([*command, '--ask', '{}', *arguments])
+
+
+def test_published_figures_are_for_whole_splits_with_the_queries_of_the_paper(tmp_path):
+    model = ['--model', scripted(tmp_path), '--out', str(tmp_path / 'out')]
+
+    def published(data, *options):
+        assert cli.main(['evaluate', 'images', str(data), *model, *options]) == 0
+        return json.loads((tmp_path / 'out' / 'report.json').read_text())['published']
+
+    refer = f'refer:{write_refer(tmp_path)}:val'
+    assert 'LISA-7B' in published(refer)
+    assert published(refer, '--first-only') == {}
+    folder = tmp_path / 'ReasonSeg' / 'val'
+    for name in ('a', 'b'):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(IMAGE).save(folder / f'{name}.png')
+        Image.new('L', (8, 6), 255).save(folder / name / 'all.png')
+    assert 'LISA-7B' in published(folder, '--first-only', '--skip-broken')
+    (folder / 'b.png').write_bytes(b'broken')
+    assert published(folder, '--first-only', '--skip-broken') == {}
 
 
 def test_images_are_answered_by_a_backend_that_is_no_lisa(images, tmp_path):
@@ -203,6 +224,23 @@ def test_the_json_of_scenes_names_the_test_set_and_counts_failures(tmp_path, cap
 def test_failed_queries_are_not_in_the_plot_of_times():
     assert html_plots.latency([{}, {}]) is None
     assert html_plots.latency([{}, {'clip': 2.0}]) == html_plots.latency([{'clip': 2.0}])
+
+
+def test_a_test_set_without_a_category_for_the_threshold_is_refused_before_the_model_is_loaded(
+    tmp_path, capsys
+):
+    model = tmp_path / 'model'
+    model.mkdir()
+    (model / 'config.json').write_text('{"model_type": "lisa_ros"}')  # and no weights
+    command = ['calibrate', str(model), '--test-set']
+    unseen = zipped_test_set(tmp_path, [{**QUERY, 'category': 'unseen_objects'}])
+    assert cli.main([*command, str(unseen)]) == 1
+    error = capsys.readouterr().err
+    assert 'has queries of unseen_objects, none of explicit, attributes' in error
+    assert 'lisa-ros scenes --split val' in error
+    mixed = zipped_test_set(tmp_path, [{**QUERY, 'category': 'unseen_objects'}, QUERY])
+    assert cli.main([*command, str(mixed)]) == 1
+    assert 'which the confidence threshold' not in capsys.readouterr().err  # the weights lack
 
 
 def test_a_test_set_in_the_old_format_is_named(tmp_path):

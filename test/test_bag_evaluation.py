@@ -154,6 +154,34 @@ def test_an_answers_bag_that_is_not_of_a_report_is_never_removed(
     assert len(list(bags.read_images(bag))) == len(frames)
 
 
+def test_a_failed_run_does_not_block_the_next_one(frames, commands, tmp_path, capsys):
+    bag, out = write(tmp_path / 'bag', frames), tmp_path / 'out'
+    out.mkdir()
+    (out / 'images').write_text('a file where the folder of the overlays belongs')
+    assert evaluate(bag, commands, out) == 1
+    assert 'images' in capsys.readouterr().err
+    (out / 'images').unlink()
+    assert (out / 'answers_bag').is_dir()
+    assert evaluate(bag, commands, out) == 0
+    with bags.open_bag(out / 'answers_bag') as reader:
+        assert len(list(reader.messages())) == 4 * len(read_report(out)['cases'])
+
+
+def test_answers_of_an_earlier_version_are_replaced_but_not_those_of_other_reports(
+    frames, commands, tmp_path, capsys
+):
+    bag, out = write(tmp_path / 'bag', frames), tmp_path / 'out'
+    (out / 'answers_bag').mkdir(parents=True)
+    (out / 'answers_bag' / 'mine').touch()  # without the marker of this version
+    (out / 'report.json').write_text('{"settings": {"data": "images of my own"}}')
+    assert evaluate(bag, commands, out) == 1
+    assert 'remove it, or give another --out' in capsys.readouterr().err
+    assert (out / 'answers_bag' / 'mine').exists()
+    (out / 'report.json').write_text('{"settings": {"bag": "an/earlier/bag"}}')
+    assert evaluate(bag, commands, out) == 0
+    assert not (out / 'answers_bag' / 'mine').exists()
+
+
 def test_the_answers_bag_contains_every_message_definition(first):
     with bags.open_bag(first / 'answers_bag') as reader:
         texts = {c.topic: c.msgdef.data for c in reader.connections}
@@ -232,6 +260,32 @@ def test_invalid_ground_truth_is_an_error(frames, tmp_path):
         InstanceTopic(bag, TOPIC)
 
 
+def test_ids_of_16_bits_are_targets(tmp_path):
+    ids = np.zeros((6, 8), np.uint16)
+    ids[:3], ids[3:] = 300, 255
+    Image.fromarray(ids).save(tmp_path / '7.png')
+    path = tmp_path / 'commands.yaml'
+    path.write_text(yaml.safe_dump([{'text': 'x', 'targets': [n]} for n in (300, 255, 301)]))
+    truth = open_ground_truth(str(tmp_path), tmp_path)
+    first, second, unknown = read_commands(path)
+    np.testing.assert_array_equal(truth.mask(7, ids.shape, first), ids == 300)
+    np.testing.assert_array_equal(truth.mask(7, ids.shape, second), ids == 255)
+    with pytest.raises(DataError, match='no image of ids contains 301'):
+        truth.mask(7, ids.shape, unknown)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'kind'),
+    [('.thumbnails', InstanceFolder), ('8', InstanceFolder), ('7', None), ('9', None)],
+)
+def test_a_folder_of_masks_has_the_name_of_an_image(folder, kind, tmp_path):
+    Image.new('L', (8, 6), 5).save(tmp_path / '7.png')
+    Image.new('L', (8, 6), 5).save(tmp_path / '9.jpg')
+    (tmp_path / folder).mkdir()
+    Image.new('L', (8, 6), 255).save(tmp_path / folder / 'mug.png')
+    assert isinstance(open_ground_truth(str(tmp_path), tmp_path), kind or AnnotationTruth)
+
+
 def test_labels_of_another_size_than_the_frame_are_errors(tmp_path):
     Image.new('RGB', (9, 9)).save(tmp_path / '7.png')
     (tmp_path / '7').mkdir()
@@ -254,9 +308,11 @@ def test_labels_of_another_size_than_the_frame_are_errors(tmp_path):
         ({'text': 'x', 'frame': True}, 'frame is True; expected int'),
         ({'text': 'x', 'at': 1, 'frame': 2}, 'both at and frame'),
         ({'text': 'x', 'at': -1}, 'is negative'),
-        ({'text': 'x', 'targets': [0]}, r'targets are \[0\]; expected ids of 1 to 254'),
+        ({'text': 'x', 'targets': [0]}, r'targets are \[0\]; expected ids of 1 to 2147483647'),
         ({'text': 'x', 'targets': [1], 'label': 'a'}, 'has targets and label; give one'),
         ({'text': 'x', 'label': 'a', 'absent': True}, 'has label and absent; give one'),
+        ({'text': 'x', 'targets': [2**31]}, 'expected ids of 1 to 2147483647'),
+        ({'text': 'x', 'targets': [True]}, 'expected ids of 1 to 2147483647'),
         (7, r'is 7; expected \{text'),
     ],
 )

@@ -2,6 +2,7 @@
 """Evaluation of several bags, in this process or on Ray: each answer is reported once."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -111,6 +112,84 @@ def test_a_folder_with_another_evaluation_is_refused(inputs, first, capsys):
     assert (first / 'report.json').read_bytes() == before
 
 
+@pytest.fixture
+def evaluated(inputs, tmp_path):
+    """Evaluates bags b2 and b3 by a script and labels of its own: `evaluated(*options)`."""
+    commands, paths = inputs
+    (tmp_path / 'model.json').write_text('{"": {"masks": "all"}}')
+    for path in paths:
+        shutil.copytree(SAMPLE / 'truth', tmp_path / 'truth' / path.name)
+
+    def evaluate_bags(*options, bags=slice(2)):
+        truth = ['--ground-truth', str(tmp_path / 'truth' / '{}')]
+        model = ['--model', f'scripted:{tmp_path / "model.json"}']
+        return evaluate((commands, paths[bags]), tmp_path / 'out', *truth, *model, *options)
+
+    assert evaluate_bags() == 0
+    return evaluate_bags
+
+
+def test_figures_of_changed_weights_or_labels_are_not_kept(evaluated, tmp_path, capsys):
+    out = tmp_path / 'out'
+    before = (out / 'report.json').read_bytes()
+    capsys.readouterr()
+    assert evaluated() == 0
+    assert '2 of 2 bags are from an earlier run' in capsys.readouterr().err
+    label = min((tmp_path / 'truth' / 'b3').glob('*.png'))
+    label.write_bytes(label.read_bytes() + b'x')
+    assert evaluated() == 1
+    error = capsys.readouterr().err
+    assert f'truth/b3 has changed since b3 in {out} were evaluated' in error
+    assert (out / 'report.json').read_bytes() == before
+    shutil.rmtree(out / 'b3')  # the cure
+    assert evaluated() == 0
+    (tmp_path / 'model.json').write_text('{"": {"answer": "Not there."}}')
+    assert evaluated() == 1
+    assert f'remove {out / "b2"} {out / "b3"} to evaluate them again' in capsys.readouterr().err
+    for name in ('b2', 'b3'):
+        shutil.rmtree(out / name)
+    assert evaluated() == 0
+    assert not any(case['found'] for case in read_report(out)['cases'])
+
+
+def test_a_further_bag_and_corrected_labels_of_an_unfinished_one_continue_a_run(
+    evaluated, tmp_path, capsys
+):
+    out, labels = tmp_path / 'out', tmp_path / 'truth' / 'b4'
+    (labels / 'objects.json').write_text('[]')
+    assert evaluated(bags=slice(3)) == 1
+    assert 'b4/objects.json' in capsys.readouterr().err
+    shutil.copy(SAMPLE / 'truth' / 'objects.json', labels)
+    (out / 'notes.txt').write_text('a file of the folder itself')
+    assert evaluated(bags=slice(3)) == 0
+    assert '2 of 3 bags are from an earlier run' in capsys.readouterr().err
+    assert list(read_report(out)['timings']['cases'])[-1].startswith('b4/')
+
+
+def test_bags_whose_names_are_no_utf_8_continue_a_run(inputs, tmp_path, capsys):
+    commands, paths = inputs
+    copies = [
+        Path(shutil.copytree(path, tmp_path / os.fsdecode(b'caf\xe9' + path.name.encode())))
+        for path in paths[:2]
+    ]
+    for _ in range(2):
+        assert evaluate((commands, copies), tmp_path / 'out') == 0
+    assert '2 of 2 bags are from an earlier run' in capsys.readouterr().err
+    assert len(read_report(tmp_path / 'out')['cases']) == 5
+
+
+def test_a_plan_of_an_earlier_version_continues_with_a_warning(evaluated, tmp_path, capsys):
+    path = tmp_path / 'out' / 'plan.json'
+    plan = json.loads(path.read_text())
+    del plan['files']
+    path.write_text(json.dumps(plan))
+    for _ in range(2):
+        capsys.readouterr()
+        assert evaluated() == 0
+        assert 'warning' in (error := capsys.readouterr().err)
+        assert 'does not say which files b2, b3 were evaluated with' in error
+
+
 def test_another_bag_of_the_same_name_is_refused(inputs, first, tmp_path, capsys):
     commands, paths = inputs
     other = shutil.copytree(paths[0], tmp_path / paths[0].name)
@@ -170,6 +249,41 @@ def test_a_bag_whose_queries_all_failed_is_tried_again(inputs, tmp_path):
     once = Segmenter(ScriptedBackend({'': {}, 'find': {'failure': 'out of memory'}}))
     assert run_job(once, job, plan, tmp_path) == ''
     assert job.is_done(tmp_path)
+
+
+# ---- output that cannot be written
+
+
+@pytest.mark.parametrize('options', [[], ['--skip-broken']])
+def test_a_report_that_cannot_be_written_is_no_broken_bag(
+    options, inputs, frames, tmp_path, capsys
+):
+    commands, (bag, *_) = inputs
+    labels = shutil.copytree(SAMPLE / 'truth', tmp_path / 'labels')
+    (labels / f'{frames[0].stamp}.png').unlink()  # of the first frame; the second one fails
+    blocked = tmp_path / 'out' / 'images' / f'{frames[1].stamp}.1.jpg'
+    blocked.mkdir(parents=True)
+    options = [*options, '--ground-truth', str(labels)]
+    assert evaluate((commands, [bag]), tmp_path / 'out', *options) == 1
+    error = capsys.readouterr().err
+    assert f'{blocked}: cannot be written' in error
+    assert 'give another --out' in error
+    assert not (tmp_path / 'out' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('ray', [[], ['--ray', '--workers', '1']])
+def test_output_that_cannot_be_written_ends_the_run_of_several_bags(ray, inputs, tmp_path, capsys):
+    if ray:
+        pytest.importorskip('ray.data', reason='Ray Data is not installed: the extra `ray`')
+    commands, paths = inputs
+    (tmp_path / 'b2').write_text('a file where the folder of the first bag belongs')
+    assert evaluate((commands, paths[:2]), tmp_path, '--skip-broken', *ray) == 1
+    assert f'{tmp_path / "b2"}: cannot be written' in capsys.readouterr().err
+    assert not (tmp_path / 'report.json').exists()
+    if not ray:
+        (tmp_path / 'b2').unlink()
+        assert evaluate((commands, paths[:2]), tmp_path) == 0
+        assert len(read_report(tmp_path)['cases']) == 5
 
 
 @pytest.mark.parametrize(

@@ -663,6 +663,61 @@ def test_a_frame_without_ground_truth_and_a_late_command_do_not_end_a_run(tmp_pa
     assert 'Traceback' not in capsys.readouterr().err
 
 
+def damage_image(bag):
+    """Damage the pixels of frame 2, whose message can be read."""
+    content = only_file(bag, '.mcap').read_bytes().split(b'\x89PNG')
+    content[2] += b'\x88PNG' + content.pop(3)
+    only_file(bag, '.mcap').write_bytes(b'\x89PNG'.join(content))
+
+
+def damage_message(bag):
+    """Damage the whole message of frame 2."""
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute("UPDATE messages SET data = x'00' WHERE id = 3")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ('options', 'damage'),
+    [({'kind': COMPRESSED}, damage_image), ({'plugin': SQLITE3}, damage_message)],
+)
+def test_a_frame_that_cannot_be_read_moves_no_command_to_another_frame(
+    options, damage, tmp_path, model
+):
+    commands = [
+        {'text': 'find the mug'},
+        {'text': 'find the rug', 'frame': 4},
+        {'text': 'find the pan', 'frame': 2},
+    ]
+    names, bag = [], write(tmp_path / 'bag', FRAMES, **options)
+    for out in (tmp_path / 'whole', tmp_path / 'damaged'):
+        every = ('--every', '2', '--skip-broken')
+        assert evaluate([bag], out, model, *every, commands=commands) == 0
+        names.append(set(read_report(out)['names']))
+        if out.name == 'whole':
+            damage(bag)
+    assert len(names[0]) == 5
+    lost = {f'{FRAMES[2].stamp}.{command}' for command in (0, 2)}
+    assert names[1] == names[0] - lost
+    broken = '\n'.join(read_report(tmp_path / 'damaged')['broken'])
+    assert 'command 3 is not asked: frame 2 cannot be read' in broken
+    assert 'command 1' not in broken
+    # live
+    times = image_times(bag, TOPIC, lambda error: None)
+    assert times[FRAMES[4].stamp].index == 4
+
+
+def test_a_command_none_of_whose_frames_can_be_read_is_named(tmp_path, model):
+    bag = write(tmp_path / 'bag', FRAMES[:2] + FRAMES[3:], SQLITE3)
+    with sqlite3.connect(only_file(bag, '.db3')) as database:
+        database.execute("UPDATE messages SET data = x'00' WHERE id = 1")
+    database.close()
+    assert evaluate([bag], tmp_path / 'out', model, '--every', '9', '--skip-broken') == 0
+    report = read_report(tmp_path / 'out')
+    assert not report['cases']
+    assert 'command 1 is not asked: no 9-th frame can be read' in report['broken'][-1]
+
+
 def test_frames_are_extracted_up_to_the_damage(tmp_path, capsys):
     bag = write(tmp_path / 'bag', FRAMES)
     cut(only_file(bag, '.mcap'), 0.6)

@@ -284,6 +284,40 @@ def test_evaluation_refuses_bad_annotations_or_leaves_them_out(
     assert report['figures']['all']['count'] == 11
 
 
+@pytest.mark.parametrize(
+    ('broken', 'expected'),
+    [
+        ({'id': None}, {0: ['pen'], 1: ['cup']}),
+        ({'id': None, 'category_id': 1.0}, {0: ['pen'], 1: ['cup']}),
+        ({'category_id': None}, {1: ['cup']}),
+        ({'category_id': 'cup'}, {1: ['cup']}),
+        ({'category_id': 9}, {0: ['cup', 'pen'], 1: ['cup']}),  # of no category of the file
+        ({'image_id': None}, {0: ['cup', 'pen'], 1: ['cup']}),  # of no image of the file
+    ],
+)
+def test_a_query_without_one_of_its_annotations_is_left_out(broken, expected, tmp_path):
+    images = [{'id': i, 'file_name': f'{i}.png', 'height': H, 'width': W} for i in range(2)]
+    annotations = [
+        {'segmentation': [BOX]},
+        {'segmentation': [[30, 20, 35, 20, 35, 25, 30, 25]], **broken},
+        {'segmentation': [BOX], 'category_id': 2},
+        {'segmentation': [BOX], 'image_id': 1},
+    ]
+    write_coco(tmp_path, annotations, images)
+    file = tmp_path / 'instances.json'
+    content = json.loads(file.read_text())
+    content['annotations'] = [
+        {key: value for key, value in entry.items() if value is not None}
+        for entry in content['annotations']
+    ]
+    file.write_text(json.dumps(content))
+    errors = []
+    read = read_coco(file, tmp_path / 'images', on_error=errors.append)
+    queries = {int(image.name): [query.text for query in image.queries] for image in read}
+    assert len(errors) == 1
+    assert queries == expected
+
+
 @pytest.fixture
 def long_query(tmp_path):
     """Two images in ReasonSeg's format, one with a text that no prompt has room for."""

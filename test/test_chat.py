@@ -15,9 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_backend import ScriptedBackend
 
 from lisa_ros import chat_ui, cli
+from lisa_ros.commands.chat import LocalChat
+from lisa_ros.errors import LisaError
 from lisa_ros.messages import bag
+from lisa_ros.perception.segmenter import Segmenter
 
 FRAME = next(
     bag.read_images(
@@ -50,6 +54,25 @@ def chat(tmp_path):
         return ended.stdout
 
     return run
+
+
+def test_another_image_begins_a_new_dialogue(tmp_path):
+    """Earlier turns have boxes in the old image."""
+    backend = ScriptedBackend({'': {'masks': 'all'}})
+    local = LocalChat(Segmenter(backend), FRAME.pixels, 'a test')
+    Image.new('RGB', (40, 30)).save(tmp_path / 'other.png')
+
+    def turns_before(query):
+        local.ask(query, lambda text: None)
+        return [turn.query for turn in backend.calls[-1][0].dialogue.turns]
+
+    assert turns_before('the mug') == []
+    assert turns_before('the other one') == ['the mug']
+    with pytest.raises(LisaError):
+        local.set_image(tmp_path / 'missing.png')
+    assert turns_before('which one?') == ['the mug', 'the other one']
+    local.set_image(tmp_path / 'other.png')
+    assert turns_before('the mug') == []
 
 
 def test_turns_follow_one_another_and_every_answer_has_its_image(chat, tmp_path):

@@ -62,7 +62,12 @@ def test_json_holds_the_golden_ids_and_masks(size, case, tmp_path, capsys):
 def test_without_json_it_prints_the_answer_and_saves_images(tmp_path, capsys):
     size, case = next(pair for pair in golden.cases(256) if pair[1]['n_seg'] == 2)
     out = tmp_path / 'out'
+    out.mkdir()
+    for name in ('mask_17.png', 'mask_of_my_table.png', 'mask_.png'):
+        (out / name).touch()
     assert cli.main([*arguments(size, case, tmp_path), '--out', str(out)]) == 0
+    names = {path.name for path in out.glob('mask_*')}  # the first one was of an earlier answer
+    assert names == {'mask_1.png', 'mask_2.png', 'mask_of_my_table.png', 'mask_.png'}
     text = capsys.readouterr().out
     assert re.search(r'mask 2: \w[^,]*, score 0\.\d\d, \d+ pixels', text)
     assert 'FOUND' in text

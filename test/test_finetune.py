@@ -31,7 +31,8 @@ from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.parity_check import format_report
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler
 from lisa_ros.training.finetune.task import FinetuneTask
-from lisa_ros.training.trainer import Trainer, TrainerConfig, has_fast_bf16
+from lisa_ros.training.trainer import Trainer
+from lisa_ros.training.trainer_config import TrainerConfig, has_fast_bf16
 
 CKPT, CLIP = DATA / 'ckpt_256', DATA / 'clip_256'
 BASE = BaseCheckpoint(CKPT, vision_tower=CLIP, template='llava_v1')

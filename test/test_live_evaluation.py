@@ -104,6 +104,30 @@ def test_a_live_report_has_drops_and_delays(played):
 
 
 @pytest.mark.ros
+def test_the_node_has_the_checksum_and_the_limits_of_the_command(played, tmp_path):
+    """It refuses the model, and the command ends at once."""
+    out, checksum = tmp_path / 'out', '0' * 64
+    ended = subprocess.run(
+        [*LISA_ROS, 'evaluate', 'bag', played.parent / 'bag', '--out', out, '--live',
+         '--commands', played.parent / 'commands.yaml', '--sha256', checksum,
+         '--lock', tmp_path / 'lock.json', '--max-input-side', '448', '--max-model-size', '3',
+         '--allow-download'],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert 'the node is not ready: configure failed: ' in ended.stderr
+    assert f'{tmp_path}/lock.json' in ended.stderr
+    parameters = yaml.safe_load((out / 'node.yaml').read_text())['/**']['ros__parameters']
+    expected = {
+        'model_sha256': checksum,
+        'max_input_side': 448,
+        'max_model_size': 3.0,
+        'allow_download': True,
+    }
+    assert parameters.items() >= expected.items()
+
+
+@pytest.mark.ros
 def test_a_dialogue_continues_from_command_to_command(played):
     content = json.loads((played / 'report.json').read_text())
     (text, *_) = [c['answer'] for c in content['cases'] if c['query'] == 'what is it for?']
@@ -121,6 +145,12 @@ def test_commands_are_due_at_their_frames():
     assert due == [(1.0, 0, 'a'), (1.2, 1, 'a'), (1.3, 0, 'b'), (1.3, 0, 'c'), (1.4, 2, 'a')]
     with pytest.raises(DataError, match='before commands 2, 3 are due'):
         schedule([Command(1, 'b', at=0.5), Command(2, 'c', frame=5)], times, 2)
+    times[2] = None  # cannot be read
+    commands[2] = Command(2, 'c', frame=2)
+    errors = []
+    due = [(d.time, d.command.text) for d in schedule(commands, times, 2, errors.append)]
+    assert due == [(1.0, 'a'), (1.3, 'b'), (1.4, 'a')]
+    assert 'command 3 is not asked: frame 2 cannot be read' in str(errors[0])
 
 
 def test_images_with_the_same_stamp_are_refused_live(frames, tmp_path):
@@ -129,7 +159,9 @@ def test_images_with_the_same_stamp_are_refused_live(frames, tmp_path):
     with pytest.raises(DataError, match='evaluate the bag offline'):
         bags.image_times(bag, TOPIC)
     times = bags.image_times(write(tmp_path / 'other', frames), TOPIC)
-    assert list(times.values()) == pytest.approx([0.1 * n for n in range(12)])
+    seconds = [image.seconds for image in times.values()]
+    assert seconds == pytest.approx([0.1 * n for n in range(12)])
+    assert [image.index for image in times.values()] == list(range(12))
 
 
 def test_live_without_ros_says_what_it_needs(frames, tmp_path, monkeypatch, capsys):

@@ -241,7 +241,9 @@ def test_samplers_are_drawn_by_rate_and_only_by_seed_step_and_part():
         assert names.count(name) / len(names) == pytest.approx(rate / 16, abs=0.02)
 
 
-@pytest.mark.parametrize('rates', [{'a': 0.0}, {'a': -1.0}, {}, {'b': 1.0}])
+@pytest.mark.parametrize(
+    'rates', [{'a': 0.0}, {'a': -1.0}, {'a': float('nan')}, {'a': float('inf')}, {}, {'b': 1.0}]
+)
 def test_invalid_rates_are_refused(rates):
     with pytest.raises(SettingsError, match='rates are'):
         Mixture({'a': NamedSampler('a')}, rates)

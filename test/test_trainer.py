@@ -18,7 +18,8 @@ from torch import nn
 
 from lisa_ros.errors import DataError
 from lisa_ros.training.muon import Muon
-from lisa_ros.training.trainer import Trainer, TrainerConfig
+from lisa_ros.training.trainer import Trainer
+from lisa_ros.training.trainer_config import TrainerConfig
 
 HERE = str(Path(__file__).parent)
 CONFIG = TrainerConfig(
@@ -156,6 +157,7 @@ def test_a_state_file_of_the_first_version_resumes(tmp_path):
     Trainer(tmp_path / 'old', config, LayeredTask()).train(until=3)
     path = tmp_path / 'old' / 'last.pt'
     state = torch.load(path, weights_only=True)
+    del state['validated'], state['identity']
     assert state.keys() == {
         'step', 'seed', 'best', 'worse', 'minutes', 'trained', 'average', 'optimizers',
     }  # fmt: skip

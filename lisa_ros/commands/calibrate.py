@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def calibrate(options: argparse.Namespace) -> None:
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError(f'--plot needs matplotlib: {install_command("train")}')
     queries = tabletop.check_test_set(tabletop.read_test_set(options.test_set), raise_error)
+    _check_categories(options.test_set, {query.category for query in queries})
     segmenter = Segmenter.load(
         str(options.folder),
         device=options.device,
@@ -88,3 +90,19 @@ def calibrate(options: argparse.Namespace) -> None:
         )
     error = calibration.expected_calibration_error(outcomes)
     print(f'{len(outcomes)} masks, calibration error {error:.3f}, threshold {threshold:.2f}')
+
+
+def _check_categories(test_set: Path, categories: Collection[str]) -> None:
+    """Check that a test set has queries to choose the confidence threshold by.
+
+    Raises:
+        DataError: it has none, as the one of the split `unseen`.
+    """
+    from lisa_ros.evaluation.tabletop import PRESENCE
+
+    if not set(PRESENCE) & set(categories):
+        raise DataError(
+            f'{test_set}: has queries of {", ".join(sorted(categories)) or "no category"}, none '
+            f'of {", ".join(PRESENCE)}, which the confidence threshold is fitted to: use the test '
+            'set of another split, which `lisa-ros scenes --split val` writes'
+        )

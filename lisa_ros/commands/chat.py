@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lisa_ros.results import Segmentation
 
 _HELP = """\
-  /image FILE   chat about another image (only with --image)
+  /image FILE   begin a new dialogue about another image (only with --image)
   /show         show the overlay of the last answer in the terminal
   /reset        begin a new dialogue
   /help         show these commands
@@ -203,6 +203,7 @@ class LocalChat:
         from lisa_ros.images.image_file import read_rgb
 
         self._image = read_rgb(path)
+        self.reset()  # earlier turns are about another image
 
     def reset(self) -> None:
         """See ChatBackend."""

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
+    SOURCE_SETTINGS,
     model_arguments,
     positive_float,
     positive_int,
@@ -211,8 +211,9 @@ def _evaluate_offline(
 ) -> dict:
     """Evaluate one bag in this process; `broken` has the errors of the ground truth."""
     from lisa_ros.evaluation.bag_job import evaluate_bag
+    from lisa_ros.evaluation.result_bag import remove_answers
 
-    _remove_earlier_answers(options.out)
+    remove_answers(options.out)
     plan, bag = _plan(options, commands), options.bags[0]
     return evaluate_bag(plan.load_segmenter(), bag, plan, ground_truth, options.out, broken)
 
@@ -260,13 +261,6 @@ def _settings(options: argparse.Namespace, *names: str) -> dict[str, object]:
     return {**model, **{name.replace('_', ' '): str(getattr(options, name)) for name in names}}
 
 
-def _remove_earlier_answers(out: Path) -> None:
-    """Remove answers_bag of an earlier report; keep it if `out` holds no report.json."""
-    folder = out / 'answers_bag'
-    if folder.exists() and (out / 'report.json').is_file():
-        shutil.rmtree(folder)
-
-
 # ---- live
 
 
@@ -281,11 +275,11 @@ def _evaluate_live(
     from lisa_ros.evaluation.cases import Mode
     from lisa_ros.evaluation.frame_judge import FrameJudge
     from lisa_ros.evaluation.live import evaluate_live_answers
-    from lisa_ros.evaluation.result_bag import ResultBag
+    from lisa_ros.evaluation.result_bag import ResultBag, answers_path, remove_answers
 
     (bag,) = options.bags
-    _remove_earlier_answers(options.out)
-    with ResultBag(options.out / 'answers_bag') as results:
+    remove_answers(options.out)
+    with ResultBag(answers_path(options.out)) as results:
         live_run, topic = _run_live(options, commands, broken)
         judge = FrameJudge(ground_truth, options.out / 'images', results, broken.add)
         cases = list(
@@ -319,7 +313,7 @@ def _run_live(
         ) from error
     topics = camera_topics(options.bags[0], options.topic, broken.add)
     playback = Playback(topics, options.every, options.rate, options.laps, options.sim_time)
-    settings = {name: getattr(options, name) for name in MODEL_SETTINGS}
+    settings = {name: getattr(options, name) for name in (*MODEL_SETTINGS, *SOURCE_SETTINGS)}
     settings = {name: value for name, value in settings.items() if value not in (None, '')}
     log = options.out / 'node.log'
     live_run = run_live(options.bags[0], commands, playback, settings, log, broken.add)

@@ -114,6 +114,8 @@ def evaluate_one(options: argparse.Namespace) -> dict:
         benchmarks.DatasetOptions(mode, question, options.first_only, options.out / 'images'),
         broken.add,
     )
+    cases = list(cases)
+    is_as_in_paper = _as_in_paper(options) and not broken.messages  # figures of the whole split
     run = report.Run(
         title=f'{options.model} on {options.data}',
         mode=mode,
@@ -123,9 +125,9 @@ def evaluate_one(options: argparse.Namespace) -> dict:
             'first query only': options.first_only,
             'question': options.ask or "of LISA's evaluation",
         },
-        cases=list(cases),
+        cases=cases,
         broken=broken.messages,
-        published=benchmarks.published(options.data) if _as_in_paper(options) else {},
+        published=benchmarks.published(options.data) if is_as_in_paper else {},
         conditions=used_resources(segmenter),
     )
     return report.write(run, options.out)
@@ -149,6 +151,9 @@ def _read(options: argparse.Namespace, broken: BrokenItems) -> list[ImageWithQue
 
 
 def _as_in_paper(options: argparse.Namespace) -> bool:
-    """Return whether the evaluation is that of the paper, so that its figures are comparable."""
-    one_query_each = options.first_only or options.data.startswith('refer:')
-    return one_query_each and not options.ask and options.limit is None
+    """Return whether the evaluation is that of the paper, so that its figures are comparable.
+
+    The paper asks all queries of a refer split, and the first one of each image of ReasonSeg.
+    """
+    is_refer = options.data.startswith('refer:')
+    return options.first_only != is_refer and not options.ask and options.limit is None

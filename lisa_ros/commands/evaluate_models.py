@@ -60,10 +60,12 @@ def evaluate_models(options: argparse.Namespace, evaluate_one: EvaluateOne) -> N
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.comparison import ComparedRun, compare
     from lisa_ros.evaluation.isolated_run import run_isolated
+    from lisa_ros.evaluation.result_bag import remove_answers
 
     out = report.ensure_folder(options.out)
     names = unique_names([_name(model) for model in options.model])
     for folder in (out, *(out / name for name in names)):
+        remove_answers(folder)  # while its report.json shows whose they are
         report.remove(folder)  # of an earlier run: a model that fails now must have none
     runs, errors = [], []
     for name, model in zip(names, options.model, strict=True):

@@ -14,6 +14,7 @@ from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
     load_segmenter,
     model_arguments,
+    non_negative_int,
     positive_int,
     refuse_broken,
 )
@@ -71,7 +72,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument(
         '--examples',
-        type=int,
+        type=non_negative_int,
         default=0,
         metavar='N',
         help='print the first N answers to queries that ask for a reason (default: 0)',

@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lisa_ros.commands.arguments import print_not_used, refuse_broken
+from lisa_ros.commands.arguments import (
+    fraction,
+    fraction_below_one,
+    non_negative_float,
+    positive_int,
+    print_not_used,
+    refuse_broken,
+)
 from lisa_ros.commands.training_arguments import (
     add_config_flags,
     add_trainer_flags,
@@ -35,13 +42,13 @@ _TRAINER_DEFAULTS = {
     'patience': None,
     'seed': 0,
 }
-# Fields of training.finetune.config.FinetuneConfig: type, description, default.
+# Fields of training.finetune.config.FinetuneConfig: parser, description, default.
 _CONFIG_FLAGS = {
-    'batch_size': (int, 'images in a micro-batch', 1),
-    'queries_per_image': (int, 'queries about each image, at most', 3),
-    'rank': (int, 'rank of LoRA', 8),
-    'alpha': (int, "LoRA's output is multiplied by alpha / rank", 16),
-    'dropout': (float, "probability of dropout on LoRA's input", 0.05),
+    'batch_size': (positive_int, 'images in a micro-batch', 1),
+    'queries_per_image': (positive_int, 'queries about each image, at most', 3),
+    'rank': (positive_int, 'rank of LoRA', 8),
+    'alpha': (positive_int, "LoRA's output is multiplied by alpha / rank", 16),
+    'dropout': (fraction_below_one, "probability of dropout on LoRA's input", 0.05),
 }
 
 
@@ -116,7 +123,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--rates',
-        type=float,
+        type=non_negative_float,
         nargs='+',
         metavar='RATE',
         help='relative sampling rate of each data set (default: all equal)',
@@ -129,7 +136,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--words-only',
-        type=float,
+        type=fraction,
         default=0.1,
         metavar='X',
         help='for images with an explanation: fraction of the answers that are the explanation '

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lisa_ros.commands.arguments import print_not_used
+from lisa_ros.commands.arguments import non_negative_float, print_not_used
 from lisa_ros.errors import DataError
 
 
@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         '--every',
-        type=float,
+        type=non_negative_float,
         default=0.0,
         metavar='SECONDS',
         help='least time between two images [s]; 0: all images (default: 0)',

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lisa_ros.commands.arguments import non_negative_int, positive_int
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -28,16 +30,19 @@ def add(commands: argparse._SubParsersAction) -> None:
         help='split to render; unseen has objects that train has not (default: train)',
     )
     parser.add_argument(
-        '--count', type=int, default=10000, help='number of scenes (default: 10000)'
+        '--count', type=non_negative_int, default=10000, help='number of scenes (default: 10000)'
     )
     parser.add_argument(
-        '--first', type=int, default=0, help='number of the first scene (default: 0)'
+        '--first', type=non_negative_int, default=0, help='number of the first scene (default: 0)'
     )
     parser.add_argument(
-        '--workers', type=int, default=1, help='processes that render (default: 1)'
+        '--workers', type=positive_int, default=1, help='processes that render (default: 1)'
     )
     parser.add_argument(
-        '--bag', type=int, metavar='N', help='write a rosbag of scene N to OUT/sample, no scenes'
+        '--bag',
+        type=non_negative_int,
+        metavar='N',
+        help='write a rosbag of scene N to OUT/sample, no scenes',
     )
     parser.add_argument(
         '--pack',

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,8 @@ def _save(result: Segmentation, image: np.ndarray, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path in out.glob('mask_*.png'):
-            path.unlink()  # of an earlier answer with more masks
+            if re.fullmatch(r'mask_[0-9]+\.png', path.name):  # of an answer with more masks
+                path.unlink()
         for number, mask in enumerate(result.masks, 1):
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f'mask_{number}.png')
         labels = [f'{score:.2f}' for score in result.scores]

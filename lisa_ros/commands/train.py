@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from lisa_ros.commands.arguments import fraction, non_negative_int, positive_int
 from lisa_ros.commands.training_arguments import (
     add_config_flags,
     add_trainer_flags,
@@ -30,21 +31,29 @@ _TRAINER_DEFAULTS = {
     'workers': 0,
     'seed': 0,
 }
-# Fields of training.tabletop.pretrain_config.PretrainConfig: type, description, default.
+# Fields of training.tabletop.pretrain_config.PretrainConfig: parser, description, default.
 _BATCH_FLAGS = {
-    'vision_warmup_steps': (int, 'first steps, which train only vision encoders, no text', 600),
-    'number_warmup_steps': (int, 'next steps: all answers contain numbers, no mask losses', 0),
-    'batch_size': (int, 'images in a batch', 16),
-    'queries_per_image': (int, 'queries about each image', 6),
-    'measured_per_image': (int, 'of these, queries whose answers contain numbers', 0),
-    'reasoning_per_image': (int, 'of these, queries that need reasoning', 0),
+    'vision_warmup_steps': (
+        non_negative_int,
+        'first steps, which train only vision encoders, no text',
+        600,
+    ),
+    'number_warmup_steps': (
+        non_negative_int,
+        'next steps: all answers contain numbers, no mask losses',
+        0,
+    ),
+    'batch_size': (positive_int, 'images in a batch', 16),
+    'queries_per_image': (positive_int, 'queries about each image', 6),
+    'measured_per_image': (non_negative_int, 'of these, queries whose answers contain numbers', 0),
+    'reasoning_per_image': (non_negative_int, 'of these, queries that need reasoning', 0),
     'fixed_reasoning_pairs': (
-        int,
+        non_negative_int,
         'number of fixed pairs of an image and a reasoning query, which fill half of each batch',
         0,
     ),
     'name_noise_rate': (
-        float,
+        fraction,
         'fraction of answers with a position that are read with a wrong object name, so that '
         'the mask follows the position',
         0.0,
@@ -52,19 +61,24 @@ _BATCH_FLAGS = {
 }
 _MODEL_FLAGS = {
     'clip_image_size': (
-        int,
+        positive_int,
         "side of CLIP's input, a multiple of 16 up to 352 [px]; none: that of the start model",
         None,
     ),
     'lora_rank': (
-        int,
+        non_negative_int,
         'with --init-from: train low-rank updates of this rank and save them beside the '
         'unchanged weights; 0: train the weights',
         0,
     ),
-    'views_per_scene': (int, 'augmented views of each scene in a feature cache', 1),
-    'threads': (int, 'threads of PyTorch on the CPU', 2),
+    'views_per_scene': (positive_int, 'augmented views of each scene in a feature cache', 1),
+    'threads': (positive_int, 'threads of PyTorch on the CPU', 2),
 }
+# options of the whole training, which --position-codes does not use
+_NOT_OF_POSITION_CODES = (
+    *('device', *_BATCH_FLAGS, *_MODEL_FLAGS),
+    *('exclude_categories', 'init_vision_from', 'rebuild_tokenizer', 'feature_cache'),
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -128,8 +142,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--position-codes',
         action='store_true',
-        help='with --init-from: only add position codes to the features of its CLIP, with '
-        'learning rate, steps and decay of its own unless given',
+        help='with --init-from: only add position codes to the features of its CLIP, on the CPU, '
+        'with learning rate, steps and decay of its own unless given',
     )
 
 
@@ -155,6 +169,10 @@ def train(options: argparse.Namespace) -> int:
         return _check(options)
     if options.scenes is None or options.out is None:
         raise SettingsError('train needs --scenes and --out (or --check with a golden set)')
+    if options.patience is not None and options.monitor is None:
+        raise SettingsError(
+            '--patience counts validations without a new best of a metric: name it with --monitor'
+        )
     finished = _add_position_codes(options) if options.position_codes else _pretrain(options)
     return 0 if finished else 130
 
@@ -175,6 +193,14 @@ def _add_position_codes(options: argparse.Namespace) -> bool:
     """Train the position codes of a model's CLIP; return False if a signal stopped it."""
     if options.init_from is None:
         raise SettingsError('--position-codes changes a given model: name it with --init-from')
+    unused = [name for name in _NOT_OF_POSITION_CODES if getattr(options, name) is not None]
+    if options.device == 'cpu':
+        unused.remove('device')
+    if unused:
+        flags = ', '.join(f'--{name.replace("_", "-")}' for name in unused)
+        raise SettingsError(
+            f'--position-codes trains CLIP alone, on the CPU, without {flags}: leave it out'
+        )
     from lisa_ros.training.tabletop.position_distillation import TRAINER_CONFIG, distill
 
     config = with_options(TRAINER_CONFIG, options)

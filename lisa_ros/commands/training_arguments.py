@@ -4,48 +4,65 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TypeVar
 
-_Config = TypeVar('_Config')
+from lisa_ros.commands.arguments import (
+    fraction,
+    fraction_below_one,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 
-# Fields of training.trainer.TrainerConfig that have a flag: type and description of each.
+_Config = TypeVar('_Config')
+_METAVARS = {str: 'NAME', positive_int: 'N', non_negative_int: 'N'}  # of others: X
+
+# Fields of training.trainer_config.TrainerConfig that have a flag: parser and description of each.
 _TRAINER_FLAGS = {
-    'steps': (int, 'optimizer steps'),
-    'learning_rate': (float, 'peak learning rate'),
-    'warmup_steps': (int, 'first steps, in which the learning rate rises from 0 to its peak'),
-    'decay_fraction': (float, 'last share of the steps, in which the learning rate falls to 0'),
-    'weight_decay': (float, 'weight decay of matrices'),
-    'accumulate': (int, 'micro-batches of a step; their gradients are averaged'),
-    'ema_decay': (float, "decay of the weights' moving average, which is exported; 0: none"),
-    'validate_every': (int, 'steps between two validations'),
-    'save_every': (int, 'steps between two saved states'),
+    'steps': (positive_int, 'optimizer steps'),
+    'learning_rate': (positive_float, 'peak learning rate'),
+    'warmup_steps': (
+        non_negative_int,
+        'first steps, in which the learning rate rises from 0 to its peak',
+    ),
+    'decay_fraction': (fraction, 'last share of the steps, in which the learning rate falls to 0'),
+    'weight_decay': (non_negative_float, 'weight decay of matrices'),
+    'accumulate': (positive_int, 'micro-batches of a step; their gradients are averaged'),
+    'ema_decay': (
+        fraction_below_one,
+        "decay of the weights' moving average, which is exported; 0: none",
+    ),
+    'validate_every': (positive_int, 'steps between two validations'),
+    'save_every': (positive_int, 'steps between two saved states'),
     'monitor': (
         str,
         'export the weights with the highest value of this validation metric',
     ),
-    'patience': (int, 'stop after this many validations without a new best'),
-    'workers': (int, 'processes that draw batches, for a GPU; 0: a thread'),
-    'seed': (int, 'seed of batches and of initial weights'),
+    'patience': (positive_int, 'stop after this many validations without a new best'),
+    'workers': (non_negative_int, 'processes that draw batches, for a GPU; 0: a thread'),
+    'seed': (non_negative_int, 'seed of batches and of initial weights'),
 }
 
 
 def add_config_flags(
-    parser: argparse.ArgumentParser, flags: Mapping[str, tuple[type, str, object]]
+    parser: argparse.ArgumentParser,
+    flags: Mapping[str, tuple[Callable[[str], object], str, object]],
 ) -> None:
     """Add a flag for each of some fields of a config.
 
     Args:
         parser: gets the flags.
-        flags: (type, description, default) by field name. The default is only shown: options
-            that are not given stay None, see `with_options`.
+        flags: (parser of the value, description, default) by field name. The default is only
+            shown: options that are not given stay None, see `with_options`.
     """
-    for name, (kind, description, default) in flags.items():
+    for name, (parse, description, default) in flags.items():
         parser.add_argument(
             f'--{name.replace("_", "-")}',
-            type=kind,
-            metavar='NAME' if kind is str else 'N' if kind is int else 'X',
+            type=parse,
+            metavar=_METAVARS.get(parse, 'X'),
             help=f'{description} (default: {"none" if default is None else default})',
         )
 

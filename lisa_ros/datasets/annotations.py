@@ -19,6 +19,7 @@ import numpy as np
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.files.access import access_problem
+from lisa_ros.files.text import encodable
 from lisa_ros.images import image_file
 from lisa_ros.perception.masks import IGNORED_PIXEL
 
@@ -197,13 +198,14 @@ def with_names(images: Sequence[_Image], folder: Path) -> list[_Image]:
 
 
 def unique_names(paths: Sequence[Path], folder: Path) -> list[str]:
-    """Return a unique name for each image file; see `with_names`."""
+    """Return a unique name for each image file, which can be written; see `with_names`."""
     below = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
     levels = (
         [path.stem for path in paths],
         [(path.parent / path.stem).as_posix().lstrip('/') for path in below],
         [path.as_posix().lstrip('/') for path in below],
     )
+    levels = tuple([encodable(name) for name in level] for level in levels)
     counts = [Counter(level) for level in levels]
     names: dict[str, None] = {}  # in order
     for candidates in zip(*levels, strict=True):

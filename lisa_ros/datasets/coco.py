@@ -13,6 +13,7 @@ same format. They name parts "mug:handle" and homonyms "mouse_(computer_equipmen
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lisa_ros.datasets.json_io import (
     raise_error,
     read_json,
     read_or_skip,
+    split_entries,
     validated_entries,
 )
 from lisa_ros.error_text import short_repr
@@ -61,6 +63,8 @@ class CocoInstances:
     image_paths: dict[int, Path] = field(default_factory=dict)  # by image id
     category_names: dict[int, str] = field(default_factory=dict)  # by category id
     instances: list[CocoInstance] = field(default_factory=list)  # as in the file
+    # (image id, category id) of annotations that were left out; None: of an unknown category
+    incomplete: set[tuple[int, int | None]] = field(default_factory=set)
 
     def by_id(self, file: Path) -> dict[int, CocoInstance]:
         """Return the instances by annotation id.
@@ -104,9 +108,11 @@ def read_instances(
             result.image_paths[image['id']], sizes[image['id']] = path_and_size
     unusable = {image['id'] for image in images} - sizes.keys()
     _read_categories(file, content, result.category_names)
-    for annotation in validated_entries(
-        file, content, 'annotations', on_error, id=int, image_id=int, category_id=int
-    ):
+    annotations, left_out = split_entries(
+        file, content, 'annotations', on_error, {'id': int, 'image_id': int, 'category_id': int}
+    )
+    result.incomplete.update(_incomplete_masks(left_out))
+    for annotation in annotations:
         image_id, category = annotation['image_id'], annotation['category_id']
         source = f'{file}: annotation {annotation["id"]}'
         if image_id in unusable:
@@ -119,6 +125,17 @@ def read_instances(
         region = CocoRegion(annotation.get('segmentation'), source, sizes[image_id])
         result.instances.append(CocoInstance(annotation['id'], image_id, category, region))
     return result
+
+
+def _incomplete_masks(left_out: Iterable[object]) -> Iterator[tuple[int, int | None]]:
+    """Yield (image id, category id or None) of annotations without all their ids.
+
+    One without an image belongs to no image that is known.
+    """
+    for entry in left_out:
+        if isinstance(entry, dict) and type(entry.get('image_id')) is int:
+            category = entry.get('category_id')
+            yield entry['image_id'], category if type(category) is int else None
 
 
 def _read_image(
@@ -195,14 +212,18 @@ def read_coco(
         file: instances in COCO's format.
         image_folder: folder of the images.
         on_error: called for each annotation that cannot be used; if it returns, the query of its
-            category in its image is left out, since its mask would be incomplete.
+            category in its image is left out, since its mask would be incomplete; all queries of
+            the image, if the annotation does not say its category.
 
     Raises:
         DataError: as `read_instances`; or there are no annotations; or `on_error` raised it.
     """
     content = read_instances(file, image_folder, on_error)
     regions_by_image: dict[int, dict[str, list[CocoRegion]]] = {}
-    incomplete: set[tuple[int, str]] = set()
+    incomplete_images = {image for image, category in content.incomplete if category is None}
+    incomplete = {
+        (image, content.category_names.get(category)) for image, category in content.incomplete
+    }
     for instance in content.instances:
         name = content.category_names.get(instance.category)
         if not read_or_skip(partial(_is_usable, file, instance, name), on_error):
@@ -221,6 +242,7 @@ def read_coco(
             ),
         )
         for image, regions_by_name in sorted(regions_by_image.items())
+        if image not in incomplete_images
     ]
     named = with_names(images, Path(image_folder))
     return [image for image in named if image.queries]

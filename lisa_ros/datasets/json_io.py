@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ __all__ = [
     'raise_error',
     'read_json',
     'read_or_skip',
+    'split_entries',
     'validated_entries',
 ]
 
@@ -59,6 +60,17 @@ def validated_entries(
     Raises:
         DataError: it is not a list, or `on_error` raised it.
     """
+    return split_entries(path, content, name, on_error, required)[0]
+
+
+def split_entries(
+    path: Path,
+    content: object,
+    name: str | None,
+    on_error: ErrorHandler,
+    required: Mapping[str, type | tuple],
+) -> tuple[list[dict], list[object]]:
+    """Return the objects that `validated_entries` returns, and the entries that it leaves out."""
     entries = content
     if name is not None:
         entries = content.get(name) if isinstance(content, dict) else None
@@ -66,18 +78,19 @@ def validated_entries(
     expected = f'expected objects with {", ".join(required)}'
     if not isinstance(entries, list):
         raise DataError(f'{path}: does not have {list_name}; {expected}')
-    valid = []
+    valid, invalid = [], []
     for index, raw_entry in enumerate(entries):
         entry = _with_integers(raw_entry, required)
         problem = _entry_problem(entry, required, expected)
         if problem:
             on_error(DataError(f'{path}: entry {index} of {list_name} has {problem}'))
+            invalid.append(entry)
         else:
             valid.append(entry)
-    return valid
+    return valid, invalid
 
 
-def _with_integers(entry: object, required: dict[str, type | tuple]) -> object:
+def _with_integers(entry: object, required: Mapping[str, type | tuple]) -> object:
     """Return an entry with integers where it has floats like 1.0; the same entry without them."""
     if not isinstance(entry, dict):
         return entry
@@ -92,7 +105,7 @@ def _with_integers(entry: object, required: dict[str, type | tuple]) -> object:
     return {**entry, **integers} if integers else entry
 
 
-def _entry_problem(entry: object, required: dict[str, type | tuple], expected: str) -> str:
+def _entry_problem(entry: object, required: Mapping[str, type | tuple], expected: str) -> str:
     """Return what is wrong with an entry; '' if nothing is."""
     for key, value_type in required.items():
         if not isinstance(entry, dict) or key not in entry:

@@ -46,7 +46,8 @@ def evaluate_offline(
         commands: what to ask.
         judge: compares the answers with the ground truth and writes them.
         topic: image topic; None: the only one of the bag.
-        every: commands without a time run on every n-th frame.
+        every: commands without a time run on every n-th frame. Frames that cannot be read count:
+            a damaged bag has the answers about its other frames in common with a whole one.
         batch_size: frames that CLIP and SAM encode at once.
         progress: show a progress bar.
         on_error: called for each part of the bag and each image that cannot be read, and for
@@ -74,29 +75,62 @@ def _with_due_commands(
     on_error: ErrorHandler,
 ) -> Iterator[tuple[BagImage, list[Command]]]:
     """Yield each frame for which a command is due, with its commands."""
-    pending = {command.number for command in commands if command.has_time}
+    waiting = {command.number for command in commands}  # have not been due yet
     start, count, elapsed = None, 0, 0.0
-    for index, frame in enumerate(frames):
+    for frame in frames:
         start = frame.stamp if start is None else start
-        count = index + 1
+        count = frame.index + 1
         elapsed = (frame.stamp - start) / 1e9
         due_commands = [
             command
             for command in commands
-            if (command.number in pending and _is_due(command, index, elapsed))
-            or (not command.has_time and index % every == 0)
+            if (
+                command.number in waiting and _is_due(command, frame.index, elapsed)
+                if command.has_time
+                else frame.index % every == 0
+            )
         ]
-        pending -= {command.number for command in due_commands}
+        waiting -= {command.number for command in due_commands}
         if due_commands:
             yield frame, due_commands
-    if pending:
-        numbers = ', '.join(str(number + 1) for number in sorted(pending))
-        on_error(
-            DataError(
-                f'{bag}: ends after {count} frames, {elapsed:.1f} s, before commands {numbers} '
-                'are due; give an earlier time or frame'
+    not_asked = [command for command in commands if command.number in waiting]
+    report_not_asked(
+        not_asked, every, count, f'{bag}: ends after {count} frames, {elapsed:.1f} s', on_error
+    )
+
+
+def report_not_asked(
+    commands: Sequence[Command], every: int, count: int, end: str, on_error: ErrorHandler
+) -> None:
+    """Report commands that were due at no frame, because of its end or of frames unread.
+
+    Args:
+        commands: that were not asked.
+        every: commands without a time run on every n-th frame.
+        count: number of frames, up to the last one that can be read; 0: the cause is reported.
+        end: where the bag ends, for the message.
+        on_error: called with one error, if there are such commands.
+    """
+    problems, late = [], []
+    for command in commands:
+        number = command.number + 1
+        if command.frame is not None and command.frame < count:
+            problems.append(
+                f'command {number} is not asked: frame {command.frame} cannot be read; give '
+                'another frame'
             )
-        )
+        elif command.has_time:
+            late.append(str(number))
+        elif count:
+            problems.append(
+                f'command {number} is not asked: no {every}-th frame can be read; give a smaller '
+                '--every'
+            )
+    if late:
+        numbers = ', '.join(late)
+        problems.append(f'{end}, before commands {numbers} are due; give an earlier time or frame')
+    if problems:
+        on_error(DataError('; '.join(problems)))
 
 
 def _is_due(command: Command, index: int, elapsed: float) -> bool:

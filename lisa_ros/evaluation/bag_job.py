@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag import evaluate_offline
 from lisa_ros.evaluation.broken_items import BrokenItems
@@ -22,7 +22,7 @@ from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
 from lisa_ros.evaluation.ground_truth import GroundTruth, open_ground_truth
 from lisa_ros.evaluation.resources import used_resources
-from lisa_ros.evaluation.result_bag import ResultBag
+from lisa_ros.evaluation.result_bag import ResultBag, answers_path
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions
 from lisa_ros.perception.segmenter import Segmenter
 
@@ -71,6 +71,10 @@ class BagJob:
         """Return whether the folder of all bags has the report of this one."""
         return (out / self.name / 'report.json').is_file()
 
+    def ground_truth(self, plan: BatchPlan) -> str | None:
+        """Return the plan's ground truth of this bag."""
+        return plan.ground_truth and plan.ground_truth.replace('{}', bag_name(self.bag))
+
 
 def evaluate_bag(
     segmenter: Segmenter,
@@ -98,12 +102,12 @@ def evaluate_bag(
         The content of report.json.
 
     Raises:
-        DataError: nothing of the bag can be read, unless `plan.skip_broken`; or a file cannot be
-            written.
+        DataError: nothing of the bag can be read, unless `plan.skip_broken`.
+        OutputError: a file cannot be written.
     """
     report.ensure_folder(out)
     broken = broken or BrokenItems()
-    with ResultBag(out / 'answers_bag') as results:
+    with ResultBag(answers_path(out)) as results:
         judge = FrameJudge(ground_truth, out / 'images', results, broken.add)
         cases = _evaluate_all(segmenter, bag, plan, judge, broken, progress)
     run = report.Run(
@@ -127,6 +131,12 @@ def _evaluate_all(
 ) -> list[Case]:
     """Return the cases of a bag, none if nothing of it can be read and the plan allows that."""
     cases: list[Case] = []
+    unread: list[DataError] = []
+
+    def add(error: DataError) -> None:
+        unread.append(error)
+        broken.add(error)
+
     try:
         cases += evaluate_offline(
             segmenter,
@@ -137,12 +147,12 @@ def _evaluate_all(
             every=plan.every,
             batch_size=plan.batch_size,
             progress=progress,
-            on_error=broken.add,
+            on_error=add,
         )
     except DataError as error:
         if not plan.skip_broken:
-            cause = next(iter(broken.messages), str(error))  # why nothing was read
-            raise DataError(cause) from error
+            cause = unread[0] if unread and not cases else error  # why nothing was read
+            raise DataError(str(cause)) from error
         broken.add(error)
     return cases
 
@@ -153,6 +163,9 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     Returns:
         Why the bag could not be evaluated; '' if it was. A bag of which all queries failed is not
         evaluated: the next run tries it again.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     if job.is_done(out):  # its worker died before it could report so
         return ''
@@ -160,7 +173,7 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     if deaths >= _MAX_DEATHS:
         return f'{job.bag}: {deaths} workers died over it: it may need more memory'
     partial = report.ensure_folder(out / f'{_PARTIAL}{job.name}-{uuid.uuid4().hex}')
-    source = plan.ground_truth and plan.ground_truth.replace('{}', bag_name(job.bag))
+    source = job.ground_truth(plan)
     try:
         broken = BrokenItems()
         ground_truth = open_ground_truth(source, job.bag, broken.add) if source else None
@@ -172,12 +185,17 @@ def run_job(segmenter: Segmenter, job: BagJob, plan: BatchPlan, out: Path) -> st
     except DataError as error:
         shutil.rmtree(partial, ignore_errors=True)
         return str(error)
+    except OutputError:  # of this folder, and so of all bags
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     try:
         partial.rename(out / job.name)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(partial)
         if not job.is_done(out):
-            raise
+            raise OutputError(
+                f'{out / job.name}: cannot be written ({error.strerror}); give another --out'
+            ) from error
     return ''
 
 

@@ -12,9 +12,7 @@ stopped continues with the bags that are left.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,10 +21,11 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation import report
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, remove_partial, run_job
 from lisa_ros.evaluation.cases import Case, Mode
+from lisa_ros.evaluation.plan_file import check_or_write_plan
 from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
 from lisa_ros.evaluation.report_files import read_cases, read_report
 from lisa_ros.evaluation.resources import largest, measured_resources
-from lisa_ros.files.text import read_json
+from lisa_ros.files.text import encodable
 
 
 def evaluate_bags(
@@ -47,11 +46,11 @@ def evaluate_bags(
         The content of report.json of all bags.
 
     Raises:
-        DataError: the folder holds an evaluation of another plan, or of another bag of the same
-            name; or no bag could be used, unless `plan.skip_broken`.
+        DataError: the folder holds an evaluation of another plan, of other files, or of another
+            bag of the same name; or no bag could be used, unless `plan.skip_broken`.
         SettingsError: Ray is not installed or cannot be reached, or its workers cannot work.
     """
-    _check_or_write_plan(plan, out)
+    check_or_write_plan(plan, jobs, out)
     remove_partial(out)
     for job in jobs:
         _check_same_bag(job, out)
@@ -80,26 +79,6 @@ def _run_here(jobs: Sequence[BagJob], plan: BatchPlan, out: Path) -> Iterator[tu
         yield job.name, run_job(segmenter, job, plan, out)
 
 
-def _check_or_write_plan(plan: BatchPlan, out: Path) -> None:
-    """Write the plan into the folder, or check that the folder's plan is the same.
-
-    Raises:
-        DataError: it is another one.
-    """
-    plan_json = json.loads(json.dumps(asdict(plan), default=str))
-    del plan_json['skip_broken']  # it changes no answer
-    path = report.ensure_folder(out) / 'plan.json'
-    if path.exists() and read_json(path) != plan_json:
-        raise DataError(
-            f'{out} holds an evaluation with another model, other commands or settings: '
-            'give another --out, or remove it'
-        )
-    try:
-        path.write_text(json.dumps(plan_json, indent=1) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise DataError(f'{path}: {error}; give another --out') from error
-
-
 def _check_same_bag(job: BagJob, out: Path) -> None:
     """Check that a finished report under a job's name is about its bag.
 
@@ -108,7 +87,7 @@ def _check_same_bag(job: BagJob, out: Path) -> None:
     """
     if job.is_done(out):
         bag = read_report(out / job.name)['settings'].get('bag')
-        if bag != str(job.bag):
+        if bag != encodable(str(job.bag)):
             raise DataError(
                 f'{out / job.name} is about {bag}, not {job.bag}: give another --out, or remove it'
             )

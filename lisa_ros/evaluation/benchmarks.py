@@ -24,6 +24,7 @@ from lisa_ros.errors import DataError
 from lisa_ros.evaluation.answering import answer_query, teacher_forced_answer
 from lisa_ros.evaluation.cases import Case, Mode, case_from_result
 from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
+from lisa_ros.files.text import encodable
 from lisa_ros.perception.segmenter import Segmenter
 
 # The paper's figures of its own models (arXiv 2308.00692), gIoU and cIoU in percent: table 1,
@@ -120,7 +121,8 @@ def _evaluate_image(
         DataError: it or its labels cannot be read.
     """
     cases = []
-    image, group = read_image(annotated.path), annotated.name or annotated.path.stem
+    image = read_image(annotated.path)
+    group = annotated.name or encodable(annotated.path.stem)
     for number, query in enumerate(annotated.queries[: 1 if options.first_only else None]):
         query.check(*image.shape[:2])
         target, text = query.ground_truth(*image.shape[:2]), options.question(query)

@@ -4,7 +4,8 @@
     text: find the red bowl          # the query
     category: explicit               # kind of query, for the report's table (default: command)
     at: 2.5                          # seconds from the first frame: the first frame from then on
-    frame: 12                        # or the index of a frame, from 0; with neither: every n-th
+    frame: 12                        # or the index of a frame, from 0; with neither: every n-th;
+                                     # images that cannot be read count
     dialogue: tidy                   # commands with the same name are turns of one dialogue
     targets: [6]                     # ground truth: instance ids of the objects; [] for none
     label: red bowl                  # or the name that the ground truth has for them
@@ -33,6 +34,7 @@ _KEYS = {
     'label': (str,),
     'absent': (bool,),
 }
+_LARGEST_ID = 2**31 - 1  # of 32SC1, the largest type of ids
 
 
 @dataclass(frozen=True)
@@ -127,5 +129,7 @@ def _check_ground_truth(location: str, entry: dict) -> None:
     if len(references) > 1:
         raise DataError(f'{location}: has {" and ".join(references)}; give one')
     targets = entry.get('targets', [])
-    if not all(type(target) is int and 0 < target < 255 for target in targets):
-        raise DataError(f'{location}: targets are {short_repr(targets)}; expected ids of 1 to 254')
+    if not all(type(target) is int and 0 < target <= _LARGEST_ID for target in targets):
+        raise DataError(
+            f'{location}: targets are {short_repr(targets)}; expected ids of 1 to {_LARGEST_ID}'
+        )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.evaluation import html_comparison, metrics
 from lisa_ros.evaluation.comparison_files import write_case_csv, write_run_csv
 from lisa_ros.evaluation.metrics import Overlap
@@ -59,6 +59,7 @@ def compare(runs: Sequence[ComparedRun], out: Path, title: str) -> dict:
 
     Raises:
         DataError: a report is damaged, or `out` is one of the reports.
+        OutputError: the folder cannot be written to.
     """
     _check_out(runs, out)
     reports = [None if run.failure else read_report(run.folder) for run in runs]
@@ -80,9 +81,9 @@ def compare(runs: Sequence[ComparedRun], out: Path, title: str) -> dict:
         write_json(out / 'compare.json', comparison)
         write_run_csv(out / 'compare.csv', rows)
         write_case_csv(out / 'cases.csv', [run.name for run in runs], reports)
-        (out / 'report.html').write_text(page, 'utf-8')
+        (out / 'report.html').write_text(page, 'utf-8', 'backslashreplace')
     except OSError as error:
-        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
+        raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error
     return comparison
 
 

@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: Iterable[Sequence[Cell]]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with path.open('w', newline='', encoding='utf-8') as file:
+    with path.open('w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         for row in rows:
             writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])

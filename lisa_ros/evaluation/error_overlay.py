@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import OutputError
 from lisa_ros.evaluation.cases import union_mask
 from lisa_ros.perception import overlay
 from lisa_ros.perception.masks import IGNORED_PIXEL
@@ -56,7 +56,7 @@ def write_error_overlay(
         max_side: longer side of the overlay [px].
 
     Raises:
-        DataError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
@@ -77,4 +77,4 @@ def write_error_overlay(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn).save(path, quality=82)
     except OSError as error:
-        raise DataError(f'{path}: cannot be written ({error}); give another --out') from error
+        raise OutputError(f'{path}: cannot be written ({error}); give another --out') from error

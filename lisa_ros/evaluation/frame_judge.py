@@ -44,8 +44,8 @@ class FrameJudge:
             number: of the case within its frame; None: the command's.
 
         Raises:
-            DataError: a file cannot be written; or there is no ground truth for this frame, and
-                `on_error` raised it.
+            OutputError: a file cannot be written.
+            DataError: there is no ground truth for this frame, and `on_error` raised it.
         """
         number = command.number if number is None else number
         result = _with_frame_shape(result, frame)

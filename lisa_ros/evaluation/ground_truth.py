@@ -24,7 +24,12 @@ import numpy as np
 from rosbags.interfaces import Connection
 
 from lisa_ros.datasets import registry
-from lisa_ros.datasets.annotations import ImageWithQueries, image_error, image_size
+from lisa_ros.datasets.annotations import (
+    IMAGE_SUFFIXES,
+    ImageWithQueries,
+    image_error,
+    image_size,
+)
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
 from lisa_ros.error_text import short_repr
@@ -279,10 +284,8 @@ def open_ground_truth(text: str, bag: Path, on_error: ErrorHandler = raise_error
     problem = access_problem(folder)
     if problem and not problem.startswith('no such'):
         raise DataError(f'{folder}: {problem}')
-    if folder.is_dir() and any(path.stem.isdigit() for path in folder.glob('*.png')):
-        labelled = any(path.stem.isdigit() for path in folder.glob('*.json'))
-        if not labelled and not any(path.is_dir() for path in folder.iterdir()):
-            return InstanceFolder(folder)
+    if folder.is_dir() and _is_folder_of_ids(folder):
+        return InstanceFolder(folder)
     if text.startswith('/') and not folder.exists():
         return InstanceTopic(bag, text, on_error)
     images = registry.read_dataset(text, on_error)
@@ -291,6 +294,19 @@ def open_ground_truth(text: str, bag: Path, on_error: ErrorHandler = raise_error
     if isinstance(images[0], TextDialogue):
         raise DataError(f'{text}: text dialogues have no masks; give a data set with masks')
     return AnnotationTruth(text, images)
+
+
+def _is_folder_of_ids(folder: Path) -> bool:
+    """Return whether a folder has images named by their stamps, and no labels of an image.
+
+    Labels of 5.png are 5.json or masks in the folder 5; other folders have no meaning.
+    """
+    if not any(path.stem.isdigit() for path in folder.glob('*.png')):
+        return False
+    if any(path.stem.isdigit() for path in folder.glob('*.json')):
+        return False
+    images = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return not any(path.with_suffix('').is_dir() for path in images)
 
 
 def _read_names(path: Path) -> dict[str, list[int]]:

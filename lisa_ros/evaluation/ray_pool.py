@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from lisa_ros.errors import LisaError, SettingsError
+from lisa_ros.errors import LisaError, OutputError, SettingsError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, run_job
 from lisa_ros.optional_packages import install_command
 from lisa_ros.ray_environment import delete_cluster_folders, own_cluster_options, prepare_ray
@@ -47,7 +47,11 @@ class _Worker:
         if self._fault:
             return {'name': row['name'], 'error': '', 'fault': self._fault}
         job = BagJob(row['name'], Path(row['bag']))
-        error = run_job(self._segmenter, job, self._plan, self._out)
+        try:
+            error = run_job(self._segmenter, job, self._plan, self._out)
+        except OutputError as output_error:
+            fault = f'{platform.node()}: {output_error}'
+            return {'name': job.name, 'error': '', 'fault': fault}
         return {'name': job.name, 'error': error, 'fault': ''}
 
 

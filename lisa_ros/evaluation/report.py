@@ -24,7 +24,7 @@ import numpy as np
 
 from lisa_ros import __version__
 from lisa_ros.error_text import printable
-from lisa_ros.errors import DataError
+from lisa_ros.errors import OutputError
 from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.report_files import case_to_json, write_csv, write_json
@@ -51,12 +51,12 @@ def ensure_folder(out: Path) -> Path:
     """Create the folder of a report; call it before a model is loaded, to fail early.
 
     Raises:
-        DataError: it cannot be created.
+        OutputError: it cannot be created.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f'{out}: cannot be created ({error}); give another --out') from error
+        raise OutputError(f'{out}: cannot be created ({error}); give another --out') from error
     return out
 
 
@@ -64,13 +64,13 @@ def remove(out: Path) -> None:
     """Remove the figures of an earlier report, if there are any; its images stay.
 
     Raises:
-        DataError: they cannot be removed.
+        OutputError: they cannot be removed.
     """
     try:
         for name in ('report.json', 'timings.json', 'report.html'):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
+        raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error
 
 
 def write(run: Run, out: Path) -> dict:
@@ -80,7 +80,7 @@ def write(run: Run, out: Path) -> dict:
         The content of report.json.
 
     Raises:
-        DataError: the folder cannot be written to.
+        OutputError: the folder cannot be written to.
     """
     figures = figures_by_category(run.cases, run.mode is Mode.TEACHER_FORCED)
     seconds = {category: row.pop('seconds', None) for category, row in figures.items()}
@@ -110,9 +110,9 @@ def write(run: Run, out: Path) -> dict:
         write_json(out / 'report.json', report)
         write_json(out / 'timings.json', timings)
         write_csv(out / 'cases.csv', run.cases)
-        (out / 'report.html').write_text(page, 'utf-8')
+        (out / 'report.html').write_text(page, 'utf-8', 'backslashreplace')
     except OSError as error:
-        raise DataError(f'{out}: cannot be written to ({error}); give another --out') from error
+        raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error
     return report
 
 

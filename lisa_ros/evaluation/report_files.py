@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lisa_ros.error_text import short_repr
@@ -27,7 +27,7 @@ from lisa_ros.files.json_schema import (
     check_json,
     optional,
 )
-from lisa_ros.files.text import read_json
+from lisa_ros.files.text import encodable, read_json
 
 # Keys of reports that earlier versions wrote, and their names now.
 _OLD_CASE_KEYS = {
@@ -219,8 +219,21 @@ def read_cases(report: dict, folder: Path, prefix: str) -> list[Case]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file."""
-    path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    """Write a JSON file, which `read_json` can read: its texts are made encodable."""
+    text = json.dumps(encodable_texts(content), indent=1)
+    path.write_text(text + '\n', encoding='utf-8')
+
+
+def encodable_texts(content: object) -> object:
+    """Return a JSON value with all texts, keys included, as `encodable` returns them."""
+    match content:
+        case str():
+            return encodable(content)
+        case Mapping():
+            return {encodable_texts(k): encodable_texts(v) for k, v in content.items()}
+        case list() | tuple():
+            return [encodable_texts(item) for item in content]
+    return content
 
 
 def write_csv(path: Path, cases: Sequence[Case]) -> None:

@@ -145,6 +145,15 @@ def checked_characters(text: str, content: object) -> object:
     return content
 
 
+def encodable(text: str) -> str:
+    r"""Return a text that can be written as UTF-8.
+
+    Bytes of a file name in another encoding are half characters in Python; they are escaped, as
+    \udce9.
+    """
+    return text.encode(errors='backslashreplace').decode()
+
+
 def is_encodable(text: str) -> bool:
     """Return whether a text can be written as UTF-8: it has no half of a surrogate pair."""
     try:

@@ -32,6 +32,15 @@ class BagImage:
     stamp: int  # of its header; if that is 0 or repeated, the recording time; unique [ns]
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
     frame_id: str = ''  # of its header
+    index: int = 0  # among the images of its topic, also those that cannot be read
+
+
+@dataclass(frozen=True)
+class ImageTime:
+    """When an image of a bag arrived."""
+
+    seconds: float  # recording time, from the bag's start [s]
+    index: int  # among the images of its topic, also those that cannot be read
 
 
 @contextlib.contextmanager
@@ -81,7 +90,8 @@ def read_images(
     """
     last_stamp, used_stamps = None, set()
     with open_bag(bag, on_error) as reader:
-        for connection, bag_time, raw_message in _image_messages(reader, bag, topic):
+        messages = _image_messages(reader, bag, topic)
+        for index, (connection, bag_time, raw_message) in enumerate(messages):
             seconds = (bag_time - reader.start_time) / 1e9
             place = f'{bag}, {connection.topic}, {seconds:.2f} s after the start'
             try:
@@ -90,7 +100,7 @@ def read_images(
                 # a stamp before the last one: the clock was reset
                 if last_stamp is not None and 0 <= stamp - last_stamp < every * 1e9:
                     continue
-                image = BagImage(stamp, _decode(message), message.header.frame_id)
+                image = BagImage(stamp, _decode(message), message.header.frame_id, index)
             except (DataError, ImageError) as error:
                 on_error(DataError(f'{place}: {str(error).removeprefix(f"{bag}: ")}'))
                 continue
@@ -165,15 +175,18 @@ def prefetch(images: Generator[BagImage], depth: int = 4) -> Iterator[BagImage]:
             decoder.submit(images.close)  # the thread that reads the bag also closes it
 
 
-def image_times(bag: Path, topic: str, on_error: ErrorHandler = raise_error) -> dict[int, float]:
-    """Return the recording time of each image, from the bag's start [s], by its stamp [ns].
+def image_times(
+    bag: Path, topic: str, on_error: ErrorHandler = raise_error
+) -> dict[int, ImageTime]:
+    """Return the recording time of each image by its stamp [ns].
 
     Raises:
         DataError: as `read_images`; or a stamp is 0 or repeated.
     """
-    times: dict[int, float] = {}
+    times: dict[int, ImageTime] = {}
     with open_bag(bag, on_error) as reader:
-        for connection, bag_time, raw_message in _image_messages(reader, bag, topic):
+        messages = _image_messages(reader, bag, topic)
+        for index, (connection, bag_time, raw_message) in enumerate(messages):
             try:
                 stamp = stamp_ns(_deserialize(reader, bag, connection, raw_message).header)
             except DataError as error:
@@ -184,7 +197,7 @@ def image_times(bag: Path, topic: str, on_error: ErrorHandler = raise_error) -> 
                     f'{bag}, {topic}: stamp {stamp} is 0 or repeated, so answers cannot be '
                     'matched to images: evaluate the bag offline (without --live)'
                 )
-            times[stamp] = (bag_time - reader.start_time) / 1e9
+            times[stamp] = ImageTime((bag_time - reader.start_time) / 1e9, index)
     return times
 
 

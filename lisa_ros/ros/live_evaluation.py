@@ -22,7 +22,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError, ErrorHandler, raise_error
+from lisa_ros.errors import ErrorHandler, raise_error
+from lisa_ros.evaluation.bag import report_not_asked
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.live import LiveAnswer, LiveRun
 from lisa_ros.messages.bag import image_times
@@ -76,8 +77,10 @@ def run_live(
         DataError: the bag cannot be played, a command is due after its end, or the node ended or
             did not answer; the message has the end of its log.
     """
-    times = image_times(bag, playback.topics['image'], on_error)
-    due_commands = schedule(commands, list(times.values()), playback.every, on_error)
+    images = image_times(bag, playback.topics['image'], on_error)
+    by_index = {image.index: image.seconds for image in images.values()}
+    frame_times = [by_index.get(index) for index in range(max(by_index, default=-1) + 1)]
+    due_commands = schedule(commands, frame_times, playback.every, on_error)
     has_dialogues = any(command.dialogue for command in commands)
     with _running_node(playback, settings, has_dialogues, log) as client:
         diagnostics: dict[str, str] = {}
@@ -97,6 +100,7 @@ def run_live(
             clock=playback.sim_time,
             on_error=on_error,
         )
+        times = {stamp: image.seconds for stamp, image in images.items()}
         driver = LiveDriver(client, player, times, has_dialogues)
         try:
             player.start()
@@ -156,7 +160,7 @@ class DueCommand:
 
 def schedule(
     commands: Sequence[Command],
-    times: Sequence[float],
+    times: Sequence[float | None],
     every: int,
     on_error: ErrorHandler = raise_error,
 ) -> list[DueCommand]:
@@ -164,7 +168,7 @@ def schedule(
 
     Args:
         commands: each with a time, a frame, or neither.
-        times: of the frames [s from the bag's start].
+        times: of the frames [s from the bag's start]; None: the frame cannot be read.
         every: commands without a time run on every n-th frame.
         on_error: called if commands are due after the last frame; if it returns, they are left
             out.
@@ -173,22 +177,21 @@ def schedule(
         DataError: a command is due after the last frame, and `on_error` raised it.
     """
     due: list[DueCommand] = []
-    late = []
+    known_times = [t for t in times if t is not None]
+    not_asked = []
     for command in commands:
         if command.frame is not None:
             own_times = times[command.frame : command.frame + 1]
         elif command.at is not None:
-            own_times = [t for t in times if t - times[0] >= command.at][:1]
+            own_times = [t for t in known_times if t - known_times[0] >= command.at][:1]
         else:
             own_times = times[::every]
+        own_times = [t for t in own_times if t is not None]
         if not own_times:
-            late.append(str(command.number + 1))
+            not_asked.append(command)
         due += [DueCommand(t, repetition, command) for repetition, t in enumerate(own_times)]
-    if late:
-        numbers = ', '.join(late)
-        on_error(
-            DataError(f'the bag ends after {len(times)} frames, before commands {numbers} are due')
-        )
+    end = f'the bag ends after {len(times)} frames'
+    report_not_asked(not_asked, every, len(times), end, on_error)
     return sorted(due, key=lambda entry: (entry.time, entry.command.number))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from lisa_ros.ros import fastdds
 
 _SIGNALS = ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5))  # and waits [s]
 _LOG_TAIL = 12  # lines of the log in an error
+_FAILED = re.compile(r'(?:configure|activate) failed: .*(?=\n)')  # as transitions.py logs it
 
 
 def isolate_ros_graph() -> None:
@@ -134,16 +136,17 @@ class NodeClient:
         """Wait until the node subscribes to commands, which it does once its model is loaded.
 
         Raises:
-            DataError: it ended, or is not ready in time.
+            DataError: it ended, cannot load its model, or is not ready in time.
         """
-        self._wait(
-            lambda: self._commands.get_subscription_count() > 0, self._load_timeout, 'get ready'
-        )
-        self._wait(
-            lambda: self.node.count_publishers('/lisa/segmentation') > 0,
-            self._load_timeout,
-            'get ready',
-        )
+
+        def is_ready() -> bool:
+            self._check_configured()
+            return (
+                self._commands.get_subscription_count() > 0
+                and self.node.count_publishers('/lisa/segmentation') > 0
+            )
+
+        self._wait(is_ready, self._load_timeout, 'get ready')
 
     def ask(self, text: str) -> tuple[Any, float]:
         """Send a command; return the Segmentation message that answers it, and the seconds.
@@ -204,6 +207,16 @@ class NodeClient:
                 raise DataError(
                     f'the node did not {action} within {timeout:g} s: {self._log_tail()}'
                 )
+
+    def _check_configured(self) -> None:
+        """Check that the node has not given up, which then waits for the next `configure`.
+
+        Raises:
+            DataError: it has; with the reason.
+        """
+        failed = _FAILED.search(self._log.read_text(encoding='utf-8', errors='replace'))
+        if failed:
+            raise DataError(f'the node is not ready: {failed[0]}')
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()

@@ -95,7 +95,7 @@ def plot_curves(table: Path, image: Path) -> None:
         axis.grid(alpha=0.3)
         if group:
             axis.legend(fontsize=8, ncols=2, loc='center left', bbox_to_anchor=(1, 0.5))
-    axes[0].set(yscale='log', ylabel='losses')
+    axes[0].set(yscale='log' if losses else 'linear', ylabel='losses')
     axes[1].set(xlabel='step', ylabel='validation')
     figure.savefig(image, dpi=100)
     pyplot.close(figure)

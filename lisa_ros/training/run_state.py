@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from lisa_ros.files.json_schema import (
     ANYTHING,
     INTEGER,
     NUMBER,
+    TRUTH,
     ListOf,
     MapOf,
     Record,
     Value,
     check_json,
 )
+from lisa_ros.training.run_identity import RunIdentity
 
 STATE_FILE = 'last.pt'
 
@@ -38,6 +40,7 @@ _KEYS = {
     'ema_weights': 'average',
     'optimizers': 'optimizers',
 }
+_VALIDATED, _IDENTITY = 'validated', 'identity'  # keys that older files lack
 _TENSORS = MapOf(Value((Tensor,), 'a tensor'))
 _SCHEMA = Record(
     {
@@ -49,7 +52,8 @@ _SCHEMA = Record(
         'trained': _TENSORS,
         'average': _TENSORS,
         'optimizers': ListOf(MapOf(ANYTHING)),
-    }
+    },
+    {_VALIDATED: TRUTH},
 )
 # Versions that trained LoRA with peft named its matrices `lora_A.default.weight`.
 _PEFT_NAME = re.compile(r'\.(lora_[AB])\.default\.weight$')
@@ -67,11 +71,15 @@ class RunState:
     weights: Mapping[str, Tensor]  # trained parameters
     ema_weights: Mapping[str, Tensor]  # their moving average; empty without one
     optimizers: list[dict[str, Any]]  # state_dict of each optimizer
+    is_validated: bool = True  # False: the validation of this step is not done yet
+    identity: RunIdentity = field(default_factory=RunIdentity)  # empty in files of old versions
 
     def save(self, run: Path) -> None:
         """Write the state into a run's folder; if it fails, the previous file is kept."""
         temporary = run / 'last.new'
-        torch.save({key: getattr(self, field) for field, key in _KEYS.items()}, temporary)
+        saved = {key: getattr(self, name) for name, key in _KEYS.items()}
+        saved |= {_VALIDATED: self.is_validated, _IDENTITY: self.identity.as_dict()}
+        torch.save(saved, temporary)
         temporary.replace(run / STATE_FILE)
 
     @classmethod
@@ -98,10 +106,21 @@ class RunState:
         check_json(path, saved, _SCHEMA)
         for key in ('trained', 'average'):
             saved[key] = {_PEFT_NAME.sub(r'.\1.weight', name): t for name, t in saved[key].items()}
-        return cls(**{field: saved[key] for field, key in _KEYS.items()})
+        identity = saved.get(_IDENTITY)
+        return cls(
+            **{name: saved[key] for name, key in _KEYS.items()},
+            is_validated=saved.get(_VALIDATED, True),
+            identity=RunIdentity() if identity is None else RunIdentity.read(path, identity),
+        )
 
     def check(
-        self, run: Path, weights: Mapping[str, Tensor], has_ema: bool, optimizers: int, seed: int
+        self,
+        run: Path,
+        weights: Mapping[str, Tensor],
+        has_ema: bool,
+        optimizers: int,
+        seed: int,
+        identity: RunIdentity,
     ) -> None:
         """Check that a training with these settings can resume from this state.
 
@@ -111,11 +130,13 @@ class RunState:
             has_ema: whether that training keeps a moving average.
             optimizers: number of its optimizers.
             seed: its seed.
+            identity: its base and options.
 
         Raises:
             DataError: the state belongs to another training.
         """
         path = run / STATE_FILE
+        self.identity.check_options(path, identity)
         if len(self.optimizers) != optimizers:
             raise DataError(
                 f'{path} belongs to another training: it has {len(self.optimizers)} optimizers, '
@@ -135,3 +156,4 @@ class RunState:
                 f'{path} belongs to a run with seed {self.seed}, expected {seed}: it cannot be '
                 f'resumed with other batches; use --seed {self.seed}, or another --out'
             )
+        self.identity.check_base(path, identity)

@@ -2,7 +2,8 @@
 """The training loop: optimizer steps, moving average of the weights, validation, save and resume.
 
 A `TrainingTask` defines the model, the batches and the losses, a `TrainerConfig` the number of
-steps and the learning rate. A run is a folder:
+steps and the learning rate, a `RunIdentity` what a resumed run must have in common with the first
+call. A run is a folder:
 
     last.pt      state to resume from: trained weights, optimizers, step
     curves.csv   losses (smoothed) and validation metrics; curves.png is its plot
@@ -16,25 +17,25 @@ on seed and step. With `torchrun` each process draws its own batches, and gradie
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
 from lisa_ros.training import plots
 from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
 from lisa_ros.training.interruption import stop_on_signal
-from lisa_ros.training.muon import Muon
+from lisa_ros.training.optimizers import make_ema, make_optimizers, make_schedulers
 from lisa_ros.training.prefetch import prefetch_batches
+from lisa_ros.training.run_identity import RunIdentity
 from lisa_ros.training.run_state import STATE_FILE, RunState
+from lisa_ros.training.trainer_config import TrainerConfig
 
 
 class TrainingTask(Protocol):
@@ -68,45 +69,6 @@ class TrainingTask(Protocol):
         """Write the current weights into the run's folder, in the format for inference."""
 
 
-def has_fast_bf16() -> bool:
-    """Return whether this machine has bfloat16 instructions; without them bfloat16 is slow."""
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How long and how fast to train."""
-
-    steps: int  # steps of the optimizer
-    learning_rate: float = 1e-3  # peak learning rate
-    warmup_steps: int = 100  # the learning rate rises linearly in these first steps
-    decay_fraction: float = 0.3  # the last share of the steps, in which it falls linearly to 0
-    weight_decay: float = 0.0  # of parameters with two or more dimensions; 0 for the others
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
-    muon: bool = False  # train the matrices of transformer layers with Muon, the rest with AdamW
-    accumulate: int = 1  # micro-batches in a step
-    max_grad_norm: float = 1.0  # larger gradients are scaled down to this L2 norm
-    # decay of the exponential moving average of the weights, which is then validated and exported
-    ema_decay: float = 0.0  # 0: no average
-    validate_every: int = 250  # [steps]
-    save_every: int = 100  # [steps]
-    monitor: str | None = None  # export the weights that are best in this metric; None: the last
-    # stop after this many validations without a new best value of `monitor`; None: do not
-    patience: int | None = None
-    seed: int = 0
-    # matrix products in bfloat16; a CPU without instructions for it takes ten times as long
-    bf16: bool = field(default_factory=has_fast_bf16)
-    workers: int = 0  # number of processes that draw batches, see `prefetch`; 0: a thread
-
-    def lr_factor(self, step: int) -> float:
-        """Return the learning rate of a step as a fraction of the peak.
-
-        It rises linearly, stays level and falls linearly to 0.
-        """
-        end = (self.steps - step) / max(1.0, self.decay_fraction * self.steps)
-        return min(1.0, (step + 1) / max(1, self.warmup_steps), end)
-
-
 class Trainer:
     """Trains a task in a run's folder, from step 0 or from the state saved there.
 
@@ -114,9 +76,17 @@ class Trainer:
         DataError: a loss is not finite, or the folder contains a run of another model or seed.
     """
 
-    def __init__(self, run: Path, config: TrainerConfig, task: TrainingTask, device: str = 'cpu'):
+    def __init__(
+        self,
+        run: Path,
+        config: TrainerConfig,
+        task: TrainingTask,
+        device: str = 'cpu',
+        identity: RunIdentity | None = None,
+    ):
         self.rank, self.world_size, self.device = init_distributed(device)
         self.run, self.config, self.task = run, config, task
+        self._identity = identity or RunIdentity()
         run.mkdir(parents=True, exist_ok=True)
         self.trained = {n: p for n, p in task.module.named_parameters() if p.requires_grad}
         self.optimizers = make_optimizers(config, self.trained)
@@ -124,6 +94,7 @@ class Trainer:
         self._ema = make_ema(self._parameters, config.ema_decay) if config.ema_decay else None
         self.step = 0  # steps done
         self.best_score, self._stale_validations = float('-inf'), 0
+        self._is_validated = True  # no validation of this step is due
         self.minutes = 0.0  # training time so far, without pauses between calls
         if (run / STATE_FILE).exists():
             self._resume()
@@ -141,6 +112,11 @@ class Trainer:
         start = time.monotonic() - 60 * self.minutes
         smoothed: dict[str, float] = {}
         with self._progress(last) as progress, stop_on_signal() as stop:
+            if not self._is_validated:  # an earlier call ended during the validation of this step
+                self._log_validation(smoothed, progress)
+                self.save()
+            if self._has_nothing_to_do(last, progress):
+                return True
             for batches in self._batches(last):
                 for name, value in self.train_step(batches).items():
                     smoothed[name] = 0.95 * smoothed.get(name, value) + 0.05 * value
@@ -149,13 +125,18 @@ class Trainer:
                 if self.step % 10 == 0:
                     progress.set_postfix({n: f'{value:.3f}' for n, value in smoothed.items()})
                 is_last = self.step == last
-                if self.step % self.config.validate_every == 0 or is_last:
+                validates = self.step % self.config.validate_every == 0 or is_last
+                if validates:
+                    self._is_validated = False
+                    self._save_state()  # no step is lost if the validation fails
                     self._log_validation(smoothed, progress)
                 ends = any_rank(
                     stop.received or self._out_of_patience(), self.world_size, self.device
                 )
                 if self.step % self.config.save_every == 0 or is_last or ends:
                     self.save()
+                elif validates:
+                    self._save_state()
                 if ends:
                     self._log(progress, self._reason_to_end())
                     return self._out_of_patience() or not stop.received
@@ -231,6 +212,17 @@ class Trainer:
         patience = self.config.patience
         return patience is not None and self._stale_validations >= patience
 
+    def _has_nothing_to_do(self, last: int, progress: tqdm) -> bool:
+        """Return whether an earlier call has done all steps up to `last`, and say so."""
+        if any_rank(self._out_of_patience(), self.world_size, self.device):
+            reason = f'{self._reason_to_end()}; raise --patience'
+        elif self.step >= last:
+            reason = f'already done: step {self.step} of {last}; raise --steps'
+        else:
+            return False
+        self._log(progress, f'{self.run}: {reason} to go on, or choose another --out')
+        return True
+
     def _reason_to_end(self) -> str:
         if self._out_of_patience():
             return (
@@ -266,33 +258,50 @@ class Trainer:
 
     def _log_validation(self, losses: Mapping[str, float], progress: tqdm) -> None:
         """Validate in rank 0, add a row to the curves and print the metrics."""
-        if self.rank > 0:
-            return
-        metrics = self._validate()
-        row = {'step': self.step, 'minutes': self.minutes, **losses, **metrics}
-        plots.append_curves(self.run, row)
-        text = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
-        self._log(progress, f'{self.step}: {text}')
+        if self.rank == 0:
+            metrics = self._validate()
+            row = {'step': self.step, 'minutes': self.minutes, **losses, **metrics}
+            plots.append_curves(self.run, row)
+            text = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
+            self._log(progress, f'{self.step}: {text}')
+        self._is_validated = True
 
     def _validate(self) -> dict[str, float]:
-        """Return the task's metrics; export the weights if the monitored one is a new best."""
+        """Return the task's metrics; export the weights if the monitored one is a new best.
+
+        Raises:
+            DataError: the monitored metric is not one of them.
+        """
         monitor = self.config.monitor
         with self.ema_weights():
             self.task.module.eval()
             with torch.no_grad():
                 metrics = self.task.validate(self.run)
-            if monitor in metrics:
-                if metrics[monitor] > self.best_score:
-                    self.best_score, self._stale_validations = metrics[monitor], 0
-                    self.task.export(self.run)
-                else:
-                    self._stale_validations += 1
+            if monitor is None:
+                return metrics
+            if monitor not in metrics:
+                raise DataError(
+                    f'--monitor {monitor} is none of the metrics of the validation: expected one '
+                    f'of {", ".join(metrics) or "none"}; all steps are saved: correct it, and '
+                    'run the command again'
+                )
+            if metrics[monitor] > self.best_score:
+                self.best_score, self._stale_validations = metrics[monitor], 0
+                self.task.export(self.run)
+            else:
+                self._stale_validations += 1
         return metrics
 
     # ---- saving and resuming
 
     def save(self) -> None:
         """Save the state to resume from; without `monitor`, also export the weights."""
+        self._save_state()
+        if self.rank == 0 and self.config.monitor is None:
+            with self.ema_weights():
+                self.task.export(self.run)
+
+    def _save_state(self) -> None:
         if self.rank > 0:
             return
         RunState(
@@ -304,10 +313,9 @@ class Trainer:
             weights={name: p.detach() for name, p in self.trained.items()},
             ema_weights=self.ema_state(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            is_validated=self._is_validated,
+            identity=self._identity,
         ).save(self.run)
-        if self.config.monitor is None:
-            with self.ema_weights():
-                self.task.export(self.run)
 
     def _resume(self) -> None:
         state = RunState.load(self.run, self.device)
@@ -317,7 +325,12 @@ class Trainer:
             has_ema=self._ema is not None,
             optimizers=len(self.optimizers),
             seed=self.config.seed,
+            identity=self._identity,
         )
+        if self.rank == 0:
+            for change in state.identity.changes_of_data(self._identity):
+                print(f'warning: {self.run} is resumed, but {change}', file=sys.stderr)
+        self._identity = state.identity.resumed_by(self._identity)
         self._set_weights(state.weights)
         for name, average in self.ema_state().items():
             average.copy_(state.ema_weights[name])
@@ -331,64 +344,6 @@ class Trainer:
             ) from error
         self.step, self.minutes = state.step, state.minutes
         self.best_score, self._stale_validations = state.best_score, state.stale_validations
+        self._is_validated = state.is_validated
         if self._ema is not None:
             self._ema.n_averaged.fill_(self.step + 1)
-
-
-def make_optimizers(
-    config: TrainerConfig, trained: Mapping[str, nn.Parameter]
-) -> list[torch.optim.Optimizer]:
-    """Return [AdamW]; with `config.muon` [Muon for the matrices of layers, AdamW for the rest]."""
-    muon_parameters = {
-        n: p for n, p in trained.items() if config.muon and p.ndim == 2 and '.layers.' in n
-    }
-    adamw_parameters = [p for n, p in trained.items() if n not in muon_parameters]
-    adamw = torch.optim.AdamW(
-        [
-            {
-                'params': [p for p in adamw_parameters if p.ndim > 1],
-                'weight_decay': config.weight_decay,
-            },
-            {'params': [p for p in adamw_parameters if p.ndim <= 1], 'weight_decay': 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,  # one pass over the weights: saves a tenth of a step on a CPU
-    )
-    if not muon_parameters:
-        return [adamw]
-    muon = Muon(
-        list(muon_parameters.values()),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        precision=torch.bfloat16 if has_fast_bf16() else torch.float32,
-    )
-    return [muon, adamw]
-
-
-def make_schedulers(
-    config: TrainerConfig, optimizers: Iterable[torch.optim.Optimizer], step: int
-) -> list[LambdaLR]:
-    """Return the learning rate schedules of the optimizers, to continue at a step."""
-    schedulers = []
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group['initial_lr'] = config.learning_rate  # LambdaLR multiplies it by the factor
-        schedulers.append(LambdaLR(optimizer, config.lr_factor, last_epoch=step - 1))
-    return schedulers
-
-
-def make_ema(parameters: nn.ParameterList, decay: float) -> AveragedModel:
-    """Return an exponential moving average that starts with the present parameters.
-
-    The decay rises from 0.1 to `decay`, so that the initial weights soon lose their influence.
-    """
-
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        count = int(count)
-        current_decay = min(decay, count / (count + 9))
-        torch._foreach_lerp_(averages, current, 1 - current_decay)
-
-    ema = AveragedModel(parameters, multi_avg_fn=update)
-    ema.n_averaged.fill_(1)
-    return ema

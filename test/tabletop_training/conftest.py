@@ -18,7 +18,8 @@ from lisa_ros.training.tabletop.dataset import SceneSet
 from lisa_ros.training.tabletop.pretrain import PretrainTask
 from lisa_ros.training.tabletop.pretrain_config import PretrainConfig
 from lisa_ros.training.tabletop.vocabulary import write_tokenizer
-from lisa_ros.training.trainer import Trainer, TrainerConfig
+from lisa_ros.training.trainer import Trainer
+from lisa_ros.training.trainer_config import TrainerConfig
 
 OBJECTS = (
     ('mug', 'coffee_mug', 'red', (200, 20, 20)),

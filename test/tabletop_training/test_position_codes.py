@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lisa_ros import cli
-from lisa_ros.model import checkpoint
+from lisa_ros.errors import DataError
+from lisa_ros.model import checkpoint, export
 from lisa_ros.training.tabletop.position_distillation import PositionDistillationTask
-from lisa_ros.training.trainer import Trainer, TrainerConfig
+from lisa_ros.training.trainer import Trainer
+from lisa_ros.training.trainer_config import TrainerConfig
 
 TRAINER_CONFIG = TrainerConfig(
     steps=5,
@@ -69,3 +71,12 @@ def test_position_codes_need_a_start_model(scene_folder, tmp_path, capsys):
     message = capsys.readouterr().err
     assert '--position-codes' in message
     assert '--init-from' in message
+
+
+def test_codes_of_another_start_model_are_no_resumed_run(task, train_set, tmp_path):
+    trainer = Trainer(tmp_path / 'run', TRAINER_CONFIG, task, identity=task.identity)
+    trainer.train(until=1)
+    export.save(task.lisa, task.tokenizer, task.preprocessing, tmp_path / 'other')
+    other = PositionDistillationTask(tmp_path / 'other', train_set)
+    with pytest.raises(DataError, match=r'frozen weights of .*other differ'):
+        Trainer(tmp_path / 'run', TRAINER_CONFIG, other, identity=other.identity)

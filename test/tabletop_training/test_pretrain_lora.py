@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lisa_ros.errors import CheckpointError, SettingsError
-from lisa_ros.model import checkpoint, lora
+from lisa_ros.errors import CheckpointError, DataError, SettingsError
+from lisa_ros.model import checkpoint, export, lora
 from lisa_ros.training.tabletop.pretrain import PretrainTask
 from lisa_ros.training.tabletop.pretrain_config import PretrainConfig
 from lisa_ros.training.trainer import Trainer
@@ -43,6 +43,21 @@ def lora_run(trained, config, scene_folder, tmp_path_factory):
     task = PretrainTask(run, scene_folder, config)
     Trainer(run, config.trainer, task).train()
     return LoraRun(task, run / 'model', start)
+
+
+def test_updates_of_another_start_model_are_no_resumed_run(lora_run, scene_folder, tmp_path):
+    trainer = lora_run.task.config.trainer
+    same = PretrainTask(tmp_path, scene_folder, lora_run.task.config)
+    Trainer(tmp_path, trainer, same, identity=lora_run.task.identity).train(until=1)
+    start = shutil.copytree(lora_run.model, tmp_path / 'start')
+    (start / lora.FILE).unlink()
+    loaded = checkpoint.load(start)
+    with torch.no_grad():
+        loaded.model.get_submodule(LAYER).weight *= 1.1
+    export.save(loaded.model, loaded.tokenizer, loaded.clip_preprocessing, start)
+    other = PretrainTask(tmp_path, scene_folder, replace(lora_run.task.config, init_from=start))
+    with pytest.raises(DataError, match=f'1 frozen weights of .*start differ .*{LAYER}'):
+        Trainer(tmp_path, trainer, other, identity=other.identity)
 
 
 def test_updates_are_stored_beside_unchanged_weights_and_loaded_with_them(lora_run):

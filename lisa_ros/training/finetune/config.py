@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lisa_ros.errors import SettingsError
 from lisa_ros.model import quantization
-from lisa_ros.training.trainer import TrainerConfig
+from lisa_ros.training.trainer_config import TrainerConfig
 
 PRECISIONS = ('fp32', 'bf16', 'nf4')
 # The original trains these weights whole, and LoRA on these layers of the language model.

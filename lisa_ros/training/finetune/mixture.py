@@ -8,6 +8,7 @@ without epochs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,7 +45,8 @@ class Mixture:
                 f'rates are given for {", ".join(self.rates) or "nothing"}, but the data sets are '
                 f'{", ".join(self.samplers) or "none"}: give one rate for each data set'
             )
-        if not self.rates or min(self.rates.values()) < 0 or sum(self.rates.values()) <= 0:
+        are_rates = all(0 <= rate < math.inf for rate in self.rates.values())  # not NaN
+        if not are_rates or not any(self.rates.values()):
             raise SettingsError(
                 f'rates are {", ".join(map(str, self.rates.values())) or "none"}; expected '
                 'numbers of 0 or more, at least one above 0'

@@ -84,7 +84,7 @@ def finetune(
     if profile.peak_memory is not None:
         memory = f', peak memory {profile.peak_memory / 1e9:.2f} GB before AdamW'
     print(f'a step takes about {profile.seconds:.1f} s{memory}')
-    return Trainer(run, config.trainer, task, device).train()
+    return Trainer(run, config.trainer, task, device, task.identity).train()
 
 
 def _report(errors: Sequence[DataError], on_error: ErrorHandler) -> None:

@@ -9,6 +9,7 @@ can be stored in 4 bits (nf4), which needs a CUDA GPU.
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, ImageWithQueries
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.error_text import short_repr
-from lisa_ros.errors import DataError, ErrorHandler, raise_error
+from lisa_ros.errors import DataError, ErrorHandler, ImageError, QueryError, raise_error
 from lisa_ros.evaluation import metrics
 from lisa_ros.model import assembly, export, quantization
 from lisa_ros.model.lisa import LISA
@@ -32,6 +33,7 @@ from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 from lisa_ros.training.finetune.batches import FinetuneBatch, Sample
 from lisa_ros.training.finetune.config import FULLY_TRAINED, LORA_TARGETS, FinetuneConfig
 from lisa_ros.training.finetune.mixture import Mixture
+from lisa_ros.training.run_identity import RunIdentity, sample_weights
 
 _MAX_LENGTH = 512  # of text and image [positions]; model_max_length of the original
 _MIN_TEXT_LENGTH = 128  # room for text, however many positions the image takes [tokens]
@@ -88,6 +90,29 @@ class FinetuneTask:
         self.module = self.lisa = loaded.model
         add_lora(self.lisa, self.config)
 
+    @property
+    def identity(self) -> RunIdentity:
+        """What a resumed run must have in common with its first call."""
+        names = '\n'.join(image.name or str(image.path) for image in self._validation)
+        count = len(self._validation)
+        return RunIdentity(
+            base_name=str(self._base.name),
+            base=sample_weights(
+                (n, p) for n, p in self.lisa.named_parameters() if not p.requires_grad
+            ),
+            options={
+                '--rank': str(self.config.rank),
+                '--alpha': str(self.config.alpha),
+                '--template': self.lisa.config.template,
+            },
+            data={
+                '--data': ', '.join(
+                    f'{name} ({rate:g})' for name, rate in self._mixture.rates.items()
+                ),
+                '--val': f'{count} images ({zlib.crc32(names.encode()):08x})' if names else 'none',
+            },
+        )
+
     def draw(self, step: int, batch_index: int) -> FinetuneBatch:
         """Return the batch of a micro-step. It depends only on the arguments and the seed.
 
@@ -113,14 +138,22 @@ class FinetuneTask:
         return positions - model.image_tokens + 1
 
     def make_batch(self, samples: Sequence[Sample]) -> FinetuneBatch:
-        """Return a batch of these samples; dialogues that are too long are cut."""
-        return batches.make_batch(
-            self.lisa.config,
-            self.tokenizer,
-            self.clip_preprocessing,
-            samples,
-            max_length=self._max_length,
-        )
+        """Return a batch of these samples; dialogues that are too long are cut.
+
+        Raises:
+            DataError: a question or an image cannot be used.
+        """
+        try:
+            return batches.make_batch(
+                self.lisa.config,
+                self.tokenizer,
+                self.clip_preprocessing,
+                samples,
+                max_length=self._max_length,
+            )
+        except (QueryError, ImageError) as error:
+            names = ', '.join(sample.name for sample in samples)
+            raise DataError(f'{names}: {error}') from error
 
     def long_queries(self) -> list[DataError]:
         """Return an error for each query of the data that is too long: it would lose its [SEG]."""
@@ -162,25 +195,53 @@ class FinetuneTask:
 
         As in the original's validation, the answers are teacher-forced: the model is given
         "[SEG]." and only its mask is compared. Without validation images the result is empty.
+
+        Raises:
+            DataError: an image or its queries cannot be used, and `on_error` raised it; or none of
+                the images can.
         """
         overlaps, tiles = [], []
-        for image in self._validation:
-            sample = read_or_skip(partial(samplers.validation_sample, image), self._on_error)
-            if sample is None:
+        for image in map(self._without_long_queries, self._validation):
+            item = read_or_skip(partial(self._validation_item, image), self._on_error)
+            if item is None:
                 continue
-            batch = self.make_batch([sample]).to(self.device)
+            queries, sample, batch = item
+            batch = batch.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, self.config.trainer.bf16):
                 masks = batch_losses.predict_masks(self.lisa, batch)[0]
-            for query, mask, target in zip(image.queries, masks, sample.ground_truth, strict=True):
+            for query, mask, target in zip(queries, masks, sample.ground_truth, strict=True):
                 overlaps.append(metrics.overlap(mask, target))
                 if len(tiles) < _MAX_TILES:
                     caption = f'{query.text} ({overlaps[-1].iou:.2f})'
                     tiles.append(overlay.overlay(sample.image, mask[None], caption=[caption]))
         if not overlaps:
+            if self._validation:
+                raise DataError(
+                    f'none of the {len(self._validation)} validation images of --val can be used: '
+                    'no weights can be chosen by them; restore the images, or give another --val'
+                )
             return {}
         sheet = overlay.contact_sheet(tiles, columns=4)
         Image.fromarray(sheet).save(run / 'answers.png')
         return {'val_giou': metrics.giou(overlaps), 'val_ciou': metrics.ciou(overlaps)}
+
+    def _without_long_queries(self, image: ImageWithQueries) -> ImageWithQueries:
+        """Return an image without the queries of `long_queries`, which are reported there."""
+        if not isinstance(image, AnnotatedImage):
+            return image
+        queries = tuple(query for query in image.queries if not self._is_too_long(query))
+        return replace(image, queries=queries)
+
+    def _validation_item(
+        self, image: ImageWithQueries
+    ) -> tuple[Sequence[AnnotatedQuery], Sample, FinetuneBatch] | None:
+        """Return the queries of a validation image and its batch; None if it has no queries.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        sample = samplers.validation_sample(image)
+        return (image.queries, sample, self.make_batch([sample])) if sample.dialogues else None
 
     def export(self, run: Path) -> None:
         """Write the merged weights to `model/`, and in the released format to `original/`.

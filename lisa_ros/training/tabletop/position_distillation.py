@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lisa_ros.model import checkpoint, export, image_processing
 from lisa_ros.model.lisa import clip_patch_states
 from lisa_ros.training.distributed import init_distributed, rank_zero_first
+from lisa_ros.training.run_identity import RunIdentity, sample_weights
 from lisa_ros.training.tabletop import dataset, saved_runs
 from lisa_ros.training.tabletop.dataset import SceneSet
 from lisa_ros.training.tabletop.initialization import clip_preprocessing
@@ -29,7 +30,8 @@ from lisa_ros.training.tabletop.position_codes import (
     inject_position_codes,
     position_codes,
 )
-from lisa_ros.training.trainer import Trainer, TrainerConfig
+from lisa_ros.training.trainer import Trainer
+from lisa_ros.training.trainer_config import TrainerConfig
 
 _TOKEN_AMPLITUDE = 0.7  # of the codes in image tokens whose mean square is one
 _BATCH_SIZE, _SAMPLE_SIZE = 16, 64  # images: of a step, to measure states on
@@ -63,6 +65,7 @@ class PositionDistillationTask:
         loaded = checkpoint.load(start)
         self.lisa, self.tokenizer = loaded.model.float(), loaded.tokenizer
         self.scenes, self.seed = scenes, seed
+        self.identity = RunIdentity(str(start), sample_weights(self.lisa.named_parameters()))
         self.preprocessing = clip_preprocessing(self.lisa.config)
         self.teacher = copy.deepcopy(self.lisa.clip).requires_grad_(False).eval()
         self.module = nn.ModuleDict({'clip': self.lisa.clip})
@@ -163,4 +166,4 @@ def distill(run: Path, scenes: Path, start: Path, trainer: TrainerConfig = TRAIN
     with rank_zero_first(rank, world):
         saved_runs.rename_columns(run, saved_runs.POSITION_COLUMNS)
     task = PositionDistillationTask(start, SceneSet.load(scenes / 'train'), trainer.seed)
-    return Trainer(run, trainer, task).train()
+    return Trainer(run, trainer, task, identity=task.identity).train()

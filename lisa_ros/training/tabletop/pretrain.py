@@ -20,6 +20,7 @@ from lisa_ros.model import export, lora
 from lisa_ros.model.lisa import LisaOutput
 from lisa_ros.training.distributed import init_distributed, rank_zero_first
 from lisa_ros.training.losses import BCE_WEIGHT, CE_WEIGHT, DICE_WEIGHT
+from lisa_ros.training.run_identity import RunIdentity, sample_weights
 from lisa_ros.training.tabletop import feature_cache, initial_model, saved_runs
 from lisa_ros.training.tabletop.attention_supervision import attention_losses, supervised_layer
 from lisa_ros.training.tabletop.auxiliary_losses import AuxiliaryHeads
@@ -76,6 +77,11 @@ class PretrainTask:
         self.train_set = SceneSet.load(scenes / 'train')
         start = initial_model.build(config, run, self.train_set.scene_graphs, device)
         self.lisa, self.tokenizer = start.lisa, start.tokenizer
+        # what a resumed run must have in common: with LoRA the weights of the start model
+        frozen = ((n, p) for n, p in self.lisa.named_parameters() if not p.requires_grad)
+        self.identity = RunIdentity(
+            str(config.init_from or 'random weights'), sample_weights(frozen)
+        )
         self.heads = AuxiliaryHeads(self.lisa.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
         self.feature_cache = self._load_cache(config.feature_cache, device)
@@ -215,4 +221,4 @@ def train(run: Path, scenes: Path, config: PretrainConfig, device: str = 'cpu') 
     with rank_zero_first(rank, world):
         saved_runs.rename_columns(run, saved_runs.PRETRAIN_COLUMNS)
     task = PretrainTask(run, scenes, config, device)
-    return Trainer(run, config.trainer, task, device).train()
+    return Trainer(run, config.trainer, task, device, task.identity).train()

@@ -9,7 +9,7 @@ from pathlib import Path
 from lisa_ros.errors import SettingsError
 from lisa_ros.tabletop import queries
 from lisa_ros.training.tabletop.initialization import PATCH_SIZE
-from lisa_ros.training.trainer import TrainerConfig
+from lisa_ros.training.trainer_config import TrainerConfig
 
 # 352 px are 484 image tokens: more than half of the model's 1024 positions are left for text
 CLIP_IMAGE_SIZES = range(PATCH_SIZE, 352 + 1, PATCH_SIZE)  # [px]

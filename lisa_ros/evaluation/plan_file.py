@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan.json in the folder of several bags: what was asked, and the files that it was asked of.
+
+A run that continues another one keeps the finished bags. Their figures are those of the model and
+the labels as they were then, so the plan has size and time of each of these files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lisa_ros.errors import DataError, OutputError
+from lisa_ros.evaluation import report
+from lisa_ros.evaluation.bag_job import BagJob, BatchPlan
+from lisa_ros.evaluation.report_files import encodable_texts
+from lisa_ros.files.json_schema import TEXT, MapOf, check_json
+from lisa_ros.files.text import encodable, read_json
+from lisa_ros.model.registry import resolve_bundled_model
+
+_FILES = 'files'  # key of plan.json; plans of earlier versions lack it
+_NAME = 'plan.json'
+
+
+def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> None:
+    """Write the plan into the folder; check that it is the plan of the finished bags.
+
+    Prints how many bags are finished, and a warning where it cannot be known whether their files
+    have changed.
+
+    Args:
+        plan: what to ask, and with which model.
+        jobs: the bags.
+        out: the folder; it is created.
+
+    Raises:
+        DataError: it has another plan, or finished bags of other files.
+        OutputError: it cannot be written to.
+    """
+    content = encodable_texts(json.loads(json.dumps(asdict(plan), default=str)))
+    del content['skip_broken']  # it changes no answer
+    path = report.ensure_folder(out) / _NAME
+    saved_files: Mapping[str, Mapping[str, str]] = {}
+    if path.exists():
+        saved = read_json(path)
+        saved_files = saved.pop(_FILES, {}) if isinstance(saved, dict) else {}
+        check_json(path, saved_files, MapOf(MapOf(TEXT)), _FILES)
+        if saved != content:
+            raise DataError(
+                f'{out} holds an evaluation with another model, other commands or settings: '
+                'give another --out, or remove it'
+            )
+    done = [encodable(job.name) for job in jobs if job.is_done(out)]
+    if done:
+        print(f'{len(done)} of {len(jobs)} bags are from an earlier run', file=sys.stderr)
+    files = encodable_texts(_files_by_job(plan, jobs, out))
+    _check_unchanged(done, files, saved_files, out)
+    new_files = {name: states for name, states in files.items() if name not in done}
+    content[_FILES] = {**saved_files, **new_files}
+    try:
+        path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    except OSError as error:
+        raise OutputError(f'{path}: cannot be written ({error}); give another --out') from error
+
+
+def _check_unchanged(
+    done: Sequence[str],
+    files: Mapping[str, Mapping[str, str]],
+    saved: Mapping[str, Mapping[str, str]],
+    out: Path,
+) -> None:
+    """Check that the files of finished bags, given by their names, have not changed since.
+
+    Raises:
+        DataError: some have.
+    """
+    unknown = [name for name in done if name not in saved]
+    if unknown:
+        print(
+            f'warning: {out / _NAME} does not say which files {", ".join(unknown)} were evaluated '
+            'with: if the model or the labels have changed since, give another --out',
+            file=sys.stderr,
+        )
+    changed: dict[str, list[str]] = {}
+    for name in done:
+        before, now = saved.get(name, {}), files[name]
+        for source in sorted(before.keys() & now.keys()):
+            if before[source] != now[source]:
+                changed.setdefault(source, []).append(name)
+    if changed:
+        source, names = next(iter(changed.items()))
+        folders = ' '.join(str(out / name) for name in names)
+        raise DataError(
+            f'{source} has changed since {", ".join(names)} in {out} were evaluated: remove '
+            f'{folders} to evaluate them again, or give another --out'
+        )
+
+
+def _files_by_job(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> dict[str, dict[str, str]]:
+    """Return the state of the local files that each bag is evaluated with, by their source."""
+    options = plan.load_options
+    models = (plan.model, options.vision_tower, options.segmenter_model, options.sam)
+    shared = [str(resolve_bundled_model(str(model))) for model in models if model]
+    states: dict[str, str] = {}  # bags share the model, and perhaps the ground truth
+    files: dict[str, dict[str, str]] = {}
+    for job in jobs:
+        truth = job.ground_truth(plan)
+        sources = [*shared, str(job.bag), *([truth] if truth else [])]
+        for source in sources:
+            if source not in states:
+                states[source] = _state(list(_local_paths(source)), out.resolve())
+        files[job.name] = {source: states[source] for source in sources if states[source]}
+    return files
+
+
+def _local_paths(source: str) -> Iterator[Path]:
+    """Yield the files and folders that "name", "scheme:path" or "kind:path:path" names."""
+    for text in dict.fromkeys((source, source.partition(':')[2], *source.split(':'))):
+        try:
+            is_local = bool(text) and Path(text).exists()
+        except OSError:  # its name is too long, or its folder may not be read
+            continue
+        if is_local:
+            yield Path(text)
+            if text == source:
+                return
+
+
+def _state(paths: Sequence[Path], out: Path) -> str:
+    """Return a text that changes with the name, size or time of a file; '' without a file.
+
+    Files in `out`, a whole path, and hidden files do not count.
+    """
+    lines = []
+    for path in map(Path.resolve, paths):
+        for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+            name = file.relative_to(path).as_posix()
+            is_hidden = file != path and '/.' in f'/{name}'
+            if not is_hidden and not file.is_relative_to(out) and file.is_file():
+                facts = file.stat()
+                lines.append(f'{name!r} {facts.st_size} {facts.st_mtime_ns}')
+    digest = hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+    return f'{len(lines)} files, {digest[:16]}' if lines else ''
