@@ -14,17 +14,18 @@ KINECT = Camera(np.array([[525.0, 0, 319.5], [0, 525, 239.5], [0, 0, 1]]), (640,
 class Table:
     """A ray-cast scene: a table, and objects on it that share one mask.
 
-    The camera is 0.8 m from the world origin and is pitched down by `down` degrees. World frame:
-    x right, y away from the camera, z up, origin where the optical axis meets the table.
+    The camera is `distance` metres from the world origin and is pitched down by `down` degrees.
+    World frame: x right, y away from the camera, z up, origin where the optical axis meets the
+    table.
     """
 
-    def __init__(self, camera=KINECT, down=45.0):
+    def __init__(self, camera=KINECT, down=45.0, distance=0.8):
         self.camera = camera
         angle = np.radians(down)
         forward = np.array([0, np.cos(angle), -np.sin(angle)])
         right = np.array([1.0, 0, 0])
         self.rotation = np.stack([right, np.cross(forward, right), forward], axis=1)  # to world
-        self.origin = -0.8 * forward  # of the camera, in the world frame [m]
+        self.origin = -distance * forward  # of the camera, in the world frame [m]
         rays = np.dstack([camera.rays(), np.ones(camera.size[::-1], np.float32)])
         self.rays = rays.astype(np.float64) @ self.rotation.T
         self.depth = -self.origin[2] / self.rays[..., 2]

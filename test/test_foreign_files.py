@@ -302,6 +302,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path):
         (read_json, '{"a": 1', 'cannot be read as JSON'),
         (read_yaml, 'text: a\ntext: b\n', "the key 'text' occurs twice"),
         (read_yaml, '1: a\n0x1: b\n', 'the key 1 occurs twice'),
+        (read_yaml, '=: a\n"=": b\n', "the key '=' occurs twice"),
         (read_yaml, '~: a\nb: c\nnull: d\n', 'the key None occurs twice'),
         (read_yaml, 'a: &a {b: 1}\nc: {<<: *a, <<: *a}\n', "the key '<<' occurs twice"),
         (read_yaml, 'a: [', 'cannot be read as YAML'),
@@ -338,6 +339,22 @@ def test_a_merged_mapping_may_be_changed_in_yaml(tmp_path):
     (tmp_path / 'a.yaml').write_text('a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3, "<<": 4}\n')
     expected = {'a': {'x': 1, 'y': 2}, 'b': {'x': 1, 'y': 3, '<<': 4}}
     assert read_yaml(tmp_path / 'a.yaml') == expected
+
+
+def test_a_mapping_that_merges_another_one_may_be_merged_before_it_is_read(tmp_path):
+    content = 'a: &a {x: 0, y: 2}\no:\n  b: &b {<<: *a, x: 1}\nc: {<<: *b}\n'
+    (tmp_path / 'a.yaml').write_text(content)
+    merged = {'x': 1, 'y': 2}
+    assert read_yaml(tmp_path / 'a.yaml') == {
+        'a': {'x': 0, 'y': 2},
+        'o': {'b': merged},
+        'c': merged,
+    }
+
+
+def test_the_key_of_a_default_value_is_text_in_yaml(tmp_path):
+    (tmp_path / 'a.yaml').write_text('=: 1\nb: 2\n')
+    assert read_yaml(tmp_path / 'a.yaml') == {'=': 1, 'b': 2}
 
 
 class CountedKey(str):

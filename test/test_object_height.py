@@ -11,6 +11,7 @@ from table_scene import KINECT, Table, dilate
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.oriented_box import fit_upright_box
 from lisa_ros.geometry.support_plane import Floor
+from lisa_ros.perception.masks import touches_edge
 
 GRAVITY = pytest.mark.parametrize('gravity', [True, False], ids=['gravity', 'table'])
 INPUTS = pytest.mark.parametrize(  # by how much the mask is too wide
@@ -107,6 +108,40 @@ def test_a_pencil_and_a_plate_in_the_air_end_above_the_table(tilt):
     plate.add_box([0, 0, 0.085], [0.2, 0.2, 0.01], 0.3)
     assert vertical_range(pencil)[0] > 0.045
     assert vertical_range(plate)[0] > 0.075
+
+
+@GRAVITY
+@pytest.mark.parametrize(('down', 'distance'), [(10, 1.5), (15, 1.5), (20, 1.2)])
+@pytest.mark.parametrize('gap', [0.08, 0.15])
+def test_an_object_in_the_air_that_shows_only_its_front_ends_above_the_table(
+    gap, down, distance, gravity
+):
+    """Its top is above the camera: the visible surface is a thin line, as seen from above."""
+    table = Table(down=down, distance=distance)
+    height = table.origin[2] + 0.03 - gap
+    table.add_box([0, 0, gap + height / 2], [0.3, 0.2, height], 0)
+    assert not touches_edge(table.mask)
+    up = table.up if gravity else None
+    heights = (table.localize(up=up).box.corners() @ table.rotation.T + table.origin)[:, 2]
+    assert heights.min() > gap - 0.02
+
+
+@pytest.mark.parametrize('tilt', [30, 45])
+def test_an_object_in_the_air_that_the_top_of_the_image_cuts_ends_above_the_table(tilt):
+    table = tilted(tilt)
+    table.add_box([0, 0.1, 0.55], [0.15, 0.1, 0.5], 0)
+    assert table.mask[0].any()
+    assert vertical_range(table)[0] > 0.28
+
+
+@pytest.mark.parametrize('missing', [0, 3], ids=['to the border', 'almost to the border'])
+@pytest.mark.parametrize('tilt', [0, 5, 10])
+def test_an_object_in_the_air_that_the_side_of_the_image_cuts_ends_above_the_table(tilt, missing):
+    table = tilted(tilt)
+    table.add_box([0.4, 0, 0.24], [0.1, 0.1, 0.08], 0)
+    assert table.mask[:, -1].any()
+    table.mask[:, table.mask.shape[1] - missing :] = False
+    assert vertical_range(table)[0] > 0.19
 
 
 def test_straight_from_above_an_object_in_the_air_counts_as_standing_unless_it_is_round():

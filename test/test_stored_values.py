@@ -13,6 +13,7 @@ from lisa_ros.commands.rgbd_input import read_depth
 from lisa_ros.errors import ImageError
 from lisa_ros.images.image_file import decode_rgb, decode_values
 from lisa_ros.images.mask_file import read_mask
+from lisa_ros.images.stored_values import sample_scale, stored_values
 
 H, W = 24, 32  # a multiple of 8 pixels in a row: no bits are padded
 
@@ -90,13 +91,22 @@ def largest_in(kind):
     return 2**number - 1 if kind.endswith('bits') else number
 
 
-@pytest.mark.parametrize('kind', FILES)
+# Pillow 10.2 opens JPEG 2000 of 9 bits in its mode of 8
+CUT = {
+    kind
+    for kind in FILES
+    if largest_in(kind) > 255 and Image.open(io.BytesIO(FILES[kind])).mode == 'L'
+}
+WHOLE = [kind for kind in FILES if kind not in CUT]
+
+
+@pytest.mark.parametrize('kind', WHOLE)
 def test_ids_are_the_stored_values(kind):
     ids = read_mask(FILES[kind], kind).ids()
     np.testing.assert_array_equal(ids, values_up_to(largest_in(kind)))
 
 
-@pytest.mark.parametrize('kind', [kind for kind in FILES if largest_in(kind) > 255])
+@pytest.mark.parametrize('kind', [kind for kind in WHOLE if largest_in(kind) > 255])
 def test_depth_has_the_stored_millimetres(kind, tmp_path):
     (tmp_path / 'depth.pgm').write_bytes(FILES[kind])
     depth = read_depth(tmp_path / 'depth.pgm')
@@ -105,7 +115,7 @@ def test_depth_has_the_stored_millimetres(kind, tmp_path):
     np.testing.assert_allclose(depth[stored > 0], stored[stored > 0] / 1000, rtol=1e-6)
 
 
-@pytest.mark.parametrize('kind', FILES)
+@pytest.mark.parametrize('kind', WHOLE)
 def test_an_image_of_any_depth_ends_at_white(kind):
     stored, largest = values_up_to(largest_in(kind)), largest_in(kind)
     grey = decode_rgb(FILES[kind], kind)[..., 0]
@@ -127,6 +137,23 @@ def test_jpeg_2000_of_signed_values_has_no_known_numbers():
     data = jpeg2000(values_up_to(4095), 12, signed=True)
     with pytest.raises(ImageError, match=r'signed is a JPEG 2000 of samples.*save it as PNG'):
         decode_values(data, 'signed')
-    with pytest.raises(ImageError, match='signed or deeper than 16 bits'):
+    with pytest.raises(ImageError, match='signed, deeper than 16 bits'):
         read_mask(data, 'signed').ids()
     assert decode_rgb(data, 'signed').shape == (H, W, 3)
+
+
+def test_jpeg_2000_that_pillow_cuts_to_8_bits_has_no_known_numbers():
+    values = values_up_to(511)
+    image = Image.open(io.BytesIO(jpeg2000(values // 2, 8)))  # as Pillow 10.2 opens 9 bits
+    scale = sample_scale(image, jpeg2000(values, 9))
+    with pytest.raises(ImageError, match=r'cut is .* cut to 8 bits by this Pillow \(\d'):
+        stored_values(np.asarray(image), scale, 'cut')
+    for kind in CUT:
+        with pytest.raises(ImageError, match='cut to 8 bits'):
+            read_mask(FILES[kind], kind).ids()
+
+
+def test_only_the_decoders_of_pgm_scale_the_samples():
+    image = Image.open(io.BytesIO(pgm(values_up_to(255), 255)))
+    image.tile = [('raw', (0, 0, W, H), 0, ('L', 0, 1))]  # as Pillow 10.2 gives it
+    assert sample_scale(image, b'') == 1

@@ -23,6 +23,7 @@ from lisa_ros.files.access import access_problem, describe_error
 
 File = Path | zipfile.Path
 _MERGE = 'tag:yaml.org,2002:merge'
+_DEFAULT = 'tag:yaml.org,2002:value'  # of the key "="; PyYAML reads it as text
 _Item = TypeVar('_Item', bound=Hashable)
 
 _LARGEST_IN_ARCHIVE = 10**9  # uncompressed size of a file [bytes]
@@ -192,7 +193,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     Keys are compared as Python compares them: 1 and "1" are two keys, 1 and 0x1 are one.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # before any merge: a merge adds the keys of other mappings to the node
+        node = super().compose_mapping_node(anchor)
         scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         # in a tuple, as a key may be null
         twice = _first_repeated((self._key(scalar),) for scalar in scalars)
@@ -201,8 +204,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, f'the key {name} occurs twice', node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        return node
 
     def _key(self, scalar: yaml.ScalarNode) -> object:
         """Return a key; "<<", which merges another mapping, has no value of its own."""
+        if scalar.tag == _DEFAULT:
+            return scalar.value
         return scalar.tag if scalar.tag == _MERGE else self.construct_object(scalar)

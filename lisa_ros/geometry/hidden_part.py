@@ -2,7 +2,8 @@
 """Whether an object hides the space between its visible surface and a plane below it.
 
 From straight above, an object shows its top and hides its sides. From aslant, a line of sight that
-just misses its near side ends below it, unless the object goes on down to the plane.
+just misses its near side ends below it, unless the object goes on down to the plane. If only the
+front of an object is visible, it shows what is below it, and its outline tells nothing.
 
 Metres, the camera's optical frame (REP-103). Letters: H, W rows and columns of the image, M
 points. Pure numpy and OpenCV, any thread.
@@ -17,31 +18,31 @@ import numpy as np
 
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.plane import Plane
-from lisa_ros.perception.masks import box_slices
+from lisa_ros.perception.masks import bounding_box
 
+_MAX_SLANT = 35.0  # between the line of sight and the plane's normal [degrees]
 _MASK_ERROR = 3  # a mask may be this much too small [px]
 _OVERHANG = 0.005  # lines of sight may pass this far below the edge of an object [m]
 _THIN = 0.4  # parts thinner than this, by the thickest one, hide nothing: a handle is no foot
-_LEFT_OUT = (
-    0.1  # part of the points, the lowest: mixed depth at the edge lies between the surfaces
-)
+# Part of the points, the lowest: mixed depth at the edge lies between the surfaces
+_LEFT_OUT = 0.1
 _MAX_SEEN = 0.03  # part of the lines of sight beside the object that may pass below it
 _LEVELS = 8  # heights at which a line of sight is compared with the outline
 _MAX_CELLS = 256  # along each side of the grid of the outline
 
 
-def hides_below(points: np.ndarray, plane: Plane, mask: np.ndarray, camera: Camera) -> bool:
+def hides_below(points: np.ndarray, plane: Plane, rays: np.ndarray) -> bool:
     """Return whether an object would hide its lower part if it reached straight down to a plane.
+
+    False if it is seen from more than 35 degrees aslant: its sides are visible then.
 
     Args:
         points: (M, 3) of the visible surface, above the plane.
         plane: below the object.
-        mask: (H, W) bool, the pixels of the object.
-        camera: of the same pixels.
+        rays: (R, 3) just outside the object, of `rays_beside`.
     """
-    if not len(points):
+    if not len(points) or not len(rays) or not _is_seen_from_above(points, plane):
         return False
-    rays = _rays_beside(mask, camera)
     falling = rays @ plane.up
     rays, falling = rays[falling < 0], falling[falling < 0]  # the others never meet the plane
     if not len(rays):
@@ -57,24 +58,33 @@ def hides_below(points: np.ndarray, plane: Plane, mask: np.ndarray, camera: Came
     return bool(np.mean(inside > overhang) < _MAX_SEEN)
 
 
-def _rays_beside(mask: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return the rays just outside a mask, (R, 3) float64 with z = 1.
+def rays_beside(mask: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return the rays just outside an object, (R, 3) float64 with z = 1.
 
-    Beyond the image's border the rays are extrapolated: what is out of view is not hidden.
+    There are none if the object reaches the edge of the image: it may go on beyond it.
+
+    Args:
+        mask: (H, W) bool, the pixels of the object.
+        camera: of the same pixels.
     """
-    window = box_slices(mask)
     margin = _MASK_ERROR + 1
-    rays = np.pad(
-        camera.rays()[window].astype(np.float64),
-        ((margin, margin), (margin, margin), (0, 0)),
-        mode='reflect',
-        reflect_type='odd',
-    )
-    inside = np.pad(mask[window], margin).astype(np.uint8)
+    x, y, width, height = bounding_box(mask)
+    right, bottom = x + width + margin, y + height + margin
+    if not width or min(x, y) < margin or right > mask.shape[1] or bottom > mask.shape[0]:
+        return np.empty((0, 3))
+    window = np.s_[y - margin : bottom, x - margin : right]
+    inside = mask[window].astype(np.uint8)
     covered = cv2.dilate(inside, np.ones((2 * _MASK_ERROR + 1,) * 2, np.uint8))
     beside = cv2.dilate(covered, np.ones((3, 3), np.uint8)) > covered
-    x_y = rays[beside & np.isfinite(rays[..., 0])]
+    x_y = camera.rays()[window][beside].astype(np.float64)
+    x_y = x_y[np.isfinite(x_y[:, 0])]
     return np.concatenate([x_y, np.ones_like(x_y[:, :1])], axis=1)
+
+
+def _is_seen_from_above(points: np.ndarray, plane: Plane) -> bool:
+    """Return whether the line of sight to the middle of (M, 3) points is steep to the plane."""
+    middle = points.mean(axis=0, dtype=np.float64)
+    return bool(-(middle @ plane.up) > np.cos(np.radians(_MAX_SLANT)) * np.linalg.norm(middle))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,5 +22,9 @@ class Plane:
 
     def coordinates(self, points: np.ndarray) -> np.ndarray:
         """Return (..., 3) points along two perpendicular directions of the plane, (..., 2) [m]."""
-        along = np.linalg.svd(self.up[None])[2][1:]  # the two rows that are perpendicular to up
-        return points @ along.T
+        return points @ self._axes.T
+
+    @cached_property
+    def _axes(self) -> np.ndarray:
+        """Two perpendicular unit vectors in the plane, (2, 3)."""
+        return np.linalg.svd(self.up[None])[2][1:]

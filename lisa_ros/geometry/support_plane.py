@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.hidden_part import hides_below
+from lisa_ros.geometry.hidden_part import hides_below, rays_beside
 from lisa_ros.geometry.plane import Plane
 from lisa_ros.geometry.rgbd import check_size, depth_noise_std, is_valid_depth
 from lisa_ros.perception.masks import bounding_box
@@ -22,6 +22,7 @@ _MIN_RING_POINTS = 100  # with fewer points around the mask there is no plane
 _SAMPLED_POINTS = 1500  # points around the mask that RANSAC uses
 _HYPOTHESES = 200  # number of planes, each through three random points
 _REFINED_HYPOTHESES = 20  # planes with most inliers; refined until one supports the object
+_DEEP_PLANES = 2  # of these, tested to be hidden by the object; most of them are one plane
 _INLIER_STDS = 3  # standard deviations of depth noise within which a point is in the plane
 _MAX_TILT = 12.0  # between the normal of the plane and up, if up is known [degrees]
 _MAX_POINTS = 4000  # about this many around the mask, and as many inside it
@@ -39,9 +40,8 @@ _MIN_DEEP_SHARE = 0.85
 class SupportPlane(Plane):
     """A plane below an object."""
 
-    max_hidden: (
-        float  # at most so much height between it and an object is hidden by the object [m]
-    )
+    # largest gap below an object that still counts as hidden by it [m]
+    max_hidden: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def fit_support_plane(
         return None
     distances = np.abs(points @ normals.T - offsets)
     inliers = distances < _inlier_distance(points)[:, None]
-    deep = None
+    deep: list[SupportPlane] = []
     for best in np.argsort(-inliers.sum(axis=0))[:_REFINED_HYPOTHESES]:
         refined = _refine(Plane(normals[best], float(offsets[best])), points)
         if refined is None or not _is_below(refined, inside):
@@ -97,9 +97,12 @@ def fit_support_plane(
         gap = _gap(plane, inside, 0.02)
         if gap < _MAX_HIDDEN:
             return plane
-        if deep is None and gap < max_hidden and hides_below(inside, plane, mask, camera):
-            deep = plane
-    return deep
+        if gap < max_hidden and len(deep) < _DEEP_PLANES:
+            deep.append(plane)
+    if not deep:
+        return None
+    rays = rays_beside(mask, camera)
+    return next((plane for plane in deep if hides_below(inside, plane, rays)), None)
 
 
 def find_floor(
@@ -129,7 +132,7 @@ def find_floor(
     gap = _gap(plane, points, 0.01)
     is_visible = gap <= _MAX_GAP
     if not is_visible and not (
-        gap < plane.max_hidden and hides_below(points, plane, mask, camera)
+        gap < plane.max_hidden and hides_below(points, plane, rays_beside(mask, camera))
     ):
         return None
     mean = points.mean(axis=0, dtype=np.float64)
