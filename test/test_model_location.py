@@ -2,13 +2,16 @@
 """A served model behind a link: name, version and weights are of one folder, whatever it says."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import toy_served_backend
 from toy_served_backend import write_model
 
 from lisa_ros.errors import CheckpointError
-from lisa_ros.model.checksums import file_checksums, folder_checksum
+from lisa_ros.model.checksums import file_checksums, folder_checksum, local_name, write_lock
+from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.perception.backend import LoadOptions
 from lisa_ros.perception.registry import register_backend
 from lisa_ros.serving.model_location import load_located, locate
@@ -63,7 +66,50 @@ def test_a_link_that_is_moved_while_its_model_is_loaded(link):
 
     register_backend('toy', load)
     assert sign_of(link, locate(f'toy:{link}')) == 1
-    assert loaded == [str(link), os.path.realpath(link.parent / 'v1')]
+    assert [Path(name).name for name in loaded] == ['current', 'current']
+    assert loaded[0] == str(link) != loaded[1]
+    assert not Path(loaded[1]).is_symlink()
+
+
+class SupervisedToy(toy_served_backend.ToyBackend):
+    """A model that must be closed, such as one in a process of its own."""
+
+    health = memory = gpu_memory = None
+    interrupt = lambda *_: None  # noqa: E731
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_a_model_whose_link_was_moved_meanwhile_is_closed_before_the_next_is_loaded(link):
+    loaded, closed = [], []
+
+    def load(name, options):
+        closed.append([model.is_closed for model in loaded])
+        loaded.append(SupervisedToy({'delay': 0, 'sign': 1}, Path(name)))
+        loaded[-1].is_closed = False
+        move(link, 'v2')
+        return loaded[-1]
+
+    register_backend('toy', load)
+    assert load_located(f'toy:{link}', locate(f'toy:{link}').folder, LoadOptions()) is loaded[1]
+    assert closed == [[], [True]]
+    assert not loaded[1].is_closed
+
+
+def test_a_locked_model_is_found_in_its_lock_file_after_the_link_was_moved(tmp_path):
+    for name in ('v1', 'v2'):
+        shutil.copytree(resolve_bundled_model('lisa-tabletop'), tmp_path / name)
+    link, lock = tmp_path / 'current', tmp_path / 'lock.json'
+    link.symlink_to('v1')
+    write_lock(lock, local_name(link), None, file_checksums(link))
+    options = LoadOptions(device='cpu', threads=1, lock=lock)
+    first = locate(str(link))
+    (tmp_path / 'v2/more.json').write_text('{}')
+    move(link, 'v2')
+    load_located(str(link), first.folder, options)
+    with pytest.raises(CheckpointError, match=r'more\.json not in the lock file'):
+        load_located(str(link), locate(str(link)).folder, options)
 
 
 def test_a_folder_of_another_machine_and_a_link_that_stays_leave_the_name(link):

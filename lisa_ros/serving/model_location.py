@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lisa_ros.model.checksums import file_checksums, folder_checksum
+from lisa_ros.model.checksums import file_checksums, folder_checksum, local_name
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.registry import resolve_bundled_model
-from lisa_ros.perception.backend import Backend, LoadOptions
+from lisa_ros.perception.backend import Backend, LoadOptions, SupervisedBackend
 from lisa_ros.perception.registry import find_loader, load_backend
 from lisa_ros.serving.wire_format import Served
 
@@ -55,6 +56,8 @@ def locate(model: str) -> ModelLocation:
 def load_located(model: str, folder: str, options: LoadOptions) -> Backend:
     """Load a model: by its own name, or the folder that it led to if a link leads elsewhere now.
 
+    That folder is loaded through a link of the same last name, which ends with the call.
+
     Args:
         model: as `registry.load_backend` takes it.
         folder: of its `ModelLocation`; '', or none of this machine: the model's name counts.
@@ -63,21 +66,25 @@ def load_located(model: str, folder: str, options: LoadOptions) -> Backend:
     Raises:
         CheckpointError, SettingsError: as `registry.load_backend`.
     """
-    name = _name_to_load(model, folder)
-    backend = load_backend(name, options)
-    planned = _name_to_load(model, folder)
-    if planned == name:
-        return backend
-    del backend  # a link was moved meanwhile: its files may be of two models
-    return load_backend(planned, options)
-
-
-def _name_to_load(model: str, folder: str) -> str:
-    _, name = find_loader(model)
-    if not folder or _local_folder(name) == folder or not exists(Path(folder)):
-        return model
+    if not _leads_elsewhere(model, folder):
+        backend = load_backend(model, options)
+        if not _leads_elsewhere(model, folder):
+            return backend
+        if isinstance(backend, SupervisedBackend):
+            backend.close()
+        del backend  # a link was moved meanwhile: its files may be of two models
     _log.warning('%s leads elsewhere by now; %s is loaded until an update', model, folder)
-    return f'{model.removesuffix(name)}{folder}'
+    _, name = find_loader(model)
+    with tempfile.TemporaryDirectory() as parent:
+        link = Path(parent, local_name(name))  # a lock file and a profile know this name
+        link.symlink_to(folder)
+        return load_backend(f'{model.removesuffix(name)}{link}', options)
+
+
+def _leads_elsewhere(model: str, folder: str) -> bool:
+    """Return whether a model is a link that was moved from a folder which is still there."""
+    _, name = find_loader(model)
+    return bool(folder) and _local_folder(name) != folder and exists(Path(folder))
 
 
 def _local_folder(name: str) -> str:
