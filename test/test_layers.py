@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import rules: only `ros/` may import ROS, and a module imports lower layers only."""
+"""Import rules: only `ros/` may import ROS, and a module imports lower layers only.
+
+What only newer Pythons have is named nowhere.
+"""
 
 import ast
 from pathlib import Path
@@ -125,3 +128,49 @@ def test_a_module_imports_lower_layers_only(file):
 @pytest.mark.parametrize('file', [f for f in FILES if not f.startswith('ros/')])
 def test_only_the_ros_folder_imports_ros(file):
     assert not [module for module, _ in imports(file) if is_ros(module)]
+
+
+# of Python 3.11 and later; setup.py allows 3.10
+NEWER = {
+    'asyncio': {'Barrier', 'Runner', 'TaskGroup', 'timeout', 'timeout_at'},
+    'contextlib': {'chdir'},
+    'datetime': {'UTC'},
+    'enum': {'ReprEnum', 'StrEnum', 'verify'},
+    'hashlib': {'file_digest'},
+    'itertools': {'batched'},
+    'math': {'cbrt', 'exp2'},
+    'tomllib': {'load', 'loads'},
+}
+
+
+def newer_names(tree):
+    """Yield what a syntax tree uses of NEWER, and new syntax and exceptions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used = {(node.value.id, node.attr)}
+        elif isinstance(node, ast.ImportFrom):
+            used = {(node.module, alias.name) for alias in node.names}
+        else:
+            used = set()
+            if isinstance(node, ast.Name) and node.id.endswith('ExceptionGroup'):
+                yield node.id
+            elif type(node).__name__ == 'TryStar':
+                yield 'except*'
+        yield from (f'{first}.{last}' for first, last in used if last in NEWER.get(first, ()))
+
+
+def test_what_a_newer_python_has_is_found():
+    code = """
+import asyncio
+from enum import StrEnum
+async def main():
+    async with asyncio.timeout(1), asyncio.TaskGroup():
+        raise ExceptionGroup('', [])
+"""
+    expected = {'asyncio.timeout', 'asyncio.TaskGroup', 'enum.StrEnum', 'ExceptionGroup'}
+    assert set(newer_names(ast.parse(code))) == expected
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_module_runs_with_the_oldest_python(file):
+    assert not list(newer_names(ast.parse((PACKAGE / file).read_text(), feature_version=(3, 10))))

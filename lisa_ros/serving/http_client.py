@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -153,7 +154,7 @@ class HttpClient:
             raise error.error from None
         except CancelledError:
             raise self._closed() from None
-        except TimeoutError:
+        except FutureTimeoutError:
             answer.cancel()
             raise UnreachableError(
                 f'{self.name} has not answered within {timeout:.3g} s: see whether it is busy'
@@ -410,10 +411,13 @@ def _shut_down(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> N
 
 async def _drain(events: AsyncIterator[ServerEvent]) -> None:
     """Read the end of a complete answer, so that its connection serves the next request."""
-    with contextlib.suppress(LisaError, httpx2.TransportError, TimeoutError):
-        async with asyncio.timeout(_DRAIN_TIMEOUT):
-            async for _ in events:
-                pass
+
+    async def read() -> None:
+        async for _ in events:
+            pass
+
+    with contextlib.suppress(LisaError, httpx2.TransportError, asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _DRAIN_TIMEOUT)
 
 
 async def _content(response: httpx2.Response) -> bytes:

@@ -63,13 +63,15 @@ class Updates:
     async def follow(self, reload: asyncio.Event) -> None:
         """Read tokens and weights whenever `reload` is set, until the call is cancelled."""
         weights_due = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._update_weights_on(weights_due))
+        updating = asyncio.create_task(self._update_weights_on(weights_due))
+        try:
             while True:
                 await reload.wait()
                 reload.clear()
                 self._read_tokens()
                 weights_due.set()
+        finally:
+            updating.cancel()
 
     def _read_tokens(self) -> None:
         try:
