@@ -29,7 +29,8 @@ from lisa_ros.results import Dialogue, MaskReady, Token
 from lisa_ros.serving.limits import ServerLimits
 from lisa_ros.serving.model_server import ModelServer, ReplicaPlan
 from lisa_ros.serving.models import ModelsState
-from lisa_ros.serving.problems import PROBLEM_TYPE, ProblemError
+from lisa_ros.serving.multipart import read_upload
+from lisa_ros.serving.problems import PROBLEM_TYPE, Problem, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
 from lisa_ros.serving.replies import Answer, ReplyFigures
 from lisa_ros.serving.server_monitor import read_models
@@ -366,6 +367,22 @@ def test_white_space_behind_a_boundary_leaves_images_as_they_are(server, local, 
         status, _, document = server.request('POST', '/v1/segment', sent, Content_Type=FORM)
         assert status == 200, document
         assert_same(result_of(document), local.segment(pixels, COMMANDS[0]))
+
+
+@pytest.mark.parametrize('padding', [b' ', b'\t ', b' ' * 5000], ids=len)
+def test_each_boundary_may_have_white_space_behind_it(png, padding):
+    parts = bare('query', b'{"command": "x"}'), bare('image', png)
+    body = multipart(*parts).replace(b'--x\r\n', b'--x' + padding + b'\r\n')
+    epilogue = b'\r\n--x \r\n' * 1000
+    for sent in (body, b'preamble\r\n' + body, body + epilogue):
+        assert read_upload(FORM, sent, ServerLimits()).image == png
+
+
+def test_very_many_boundaries_with_white_space_are_refused():
+    body = b'--x \r\n' + b'\r\n--x ' * 100_000 + b'\r\n--x \r\n' * 100_000
+    with pytest.raises(ProblemError) as caught:
+        read_upload(FORM, body, ServerLimits())
+    assert caught.value.problem is Problem.MALFORMED
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +33,8 @@ _MAX_HEADERS = 8  # of a part
 _MAX_HEADER_BYTES = 1000
 _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_PREAMBLE = 1000  # text before the first part, which is ignored [bytes]
+_MAX_PADDED = 20  # boundaries with white space behind; so many parts are refused in any case
+_PADDING_CHUNK = 4096  # what is looked at at once [bytes]
 _CHARSET = '_charset_'  # name of a part with the encoding of the others (RFC 7578)
 _CHARSETS = ('utf-8', 'utf8', 'us-ascii')
 
@@ -176,10 +177,40 @@ def _without_preamble(boundary: bytes, body: bytes) -> bytes:
     if not body.startswith(delimiter):
         start = body.find(b'\r\n' + delimiter, 0, _MAX_PREAMBLE)
         body = body[start + 2 :] if start >= 0 else body
-    if any(delimiter + space in body for space in (b' ', b'\t')):
-        padded = rb'((?:^|\r\n)' + re.escape(delimiter) + rb')[ \t]+(?=\r\n)'
-        body = re.sub(padded, rb'\1', body)
-    return body
+    return _without_padding(delimiter, body)
+
+
+def _without_padding(delimiter: bytes, body: bytes) -> bytes:
+    """Return a body without white space behind its boundaries.
+
+    It steps from one to the next: one call for all of a large body would hold the interpreter.
+    """
+    view, pieces, start = memoryview(body), [], 0
+    line = b'\r\n' + delimiter
+    end = len(delimiter) if body.startswith(delimiter) else _end_of(line, body, 0)
+    while end and len(pieces) < _MAX_PADDED:
+        padding_end = _end_of_padding(body, end)
+        if padding_end > end and body.startswith(b'\r\n', padding_end):
+            pieces.append(view[start:end])
+            start = padding_end
+        end = _end_of(line, body, padding_end)
+    return b''.join([*pieces, view[start:]]) if pieces else body
+
+
+def _end_of(text: bytes, body: bytes, start: int) -> int:
+    """Return where a text ends that begins at `start` or later; 0: there is none."""
+    hit = body.find(text, start)
+    return hit + len(text) if hit >= 0 else 0
+
+
+def _end_of_padding(body: bytes, start: int) -> int:
+    """Return where spaces and tabs end that begin at `start`."""
+    while chunk := body[start : start + _PADDING_CHUNK]:
+        rest = chunk.lstrip(b' \t')
+        start += len(chunk) - len(rest)
+        if rest:
+            break
+    return start
 
 
 class _PartReader:
