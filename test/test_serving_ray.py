@@ -457,6 +457,7 @@ def test_an_update_without_a_place_for_one_more_replica(head, tmp_path):
     (tmp_path / 'broken/config.json').write_text('{}')
     link = tmp_path / 'current'
     link.symlink_to('v1')
+    query = SegmentQuery('x', deadline=LONGEST)
     (tmp_path / 'serve').mkdir()
     arguments = ['--replicas', '2', '--gpus-per-replica', '0.6', '--ray', address]
     running = ServeProcess(tmp_path / 'serve', '--model', f'toy:{link}', *arguments)
@@ -471,15 +472,20 @@ def test_an_update_without_a_place_for_one_more_replica(head, tmp_path):
         running.process.send_signal(signal.SIGHUP)
 
         def is_over():
-            status, _, document = post(running.port, PNG, 'x', timeout=START)
+            status, _, document = post(running.port, PNG, query, timeout=START)
             answers.append((status, document.get('type', document.get('version'))))
             return running.log.read_text().count(text) > count
 
         running.wait(is_over)
         return answers
 
+    def assert_answered_by(answers, *models):
+        assert {end for end in answers if end[0] != 200} <= {(503, 'not_ready')}
+        versions = {version for status, version in answers if status == 200}
+        assert versions <= {model['version'] for model in models}
+
     def is_answered(sign):
-        status, _, document = post(running.port, PNG, 'x', timeout=START)
+        status, _, document = post(running.port, PNG, query, timeout=START)
         assert status == 200, document
         return np.array_equal(result_of(document).masks[0], expected_mask(sign))
 
@@ -489,16 +495,17 @@ def test_an_update_without_a_place_for_one_more_replica(head, tmp_path):
         first = running.get('/v1/models')[2]['models'][0]
         move('broken')
         answers = update('nothing was updated')
-        assert {end for end in answers if end[0] != 200} <= {(503, 'not_ready')}
-        assert {version for status, version in answers if status == 200} <= {first['version']}
+        assert_answered_by(answers, first)
         assert is_answered(1)
         assert running.get('/v1/models')[2]['models'][0] == first
         move('v1')
-        update('the weights have not changed')
+        assert_answered_by(update('the weights have not changed'), first)
         move('v2')
-        update('all replicas have the weights')
+        answers = update('all replicas have the weights')
         assert is_answered(-1)
-        assert running.get('/v1/models')[2]['models'][0]['name'] == 'toy:v2'
+        last = running.get('/v1/models')[2]['models'][0]
+        assert last['name'] == 'toy:v2'
+        assert_answered_by(answers, first, last)
         running.wait(lambda: running.get('/v1/models')[2]['replicas'] == 2)
     finally:
         running.process.kill()
