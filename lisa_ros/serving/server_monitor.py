@@ -3,7 +3,8 @@
 
 Requests report what they see; while there are none, the monitor asks `GET /v1/models` now and
 then, so that diagnostics show a server that is gone, and one that is back, without a command. It
-also asks when an answer names another model than the known one: the weights were replaced.
+also asks when an answer names another model than the known one: the weights were replaced. That is
+at once, and then not more often than without requests: two servers behind one address may differ.
 
 Threads: a thread of its own asks. Every method may be called from any thread.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from lisa_ros.serving.wire_format import Served
 
 MODELS_PATH = '/v1/models'
 _FIRST_TIMEOUT = 5.0  # how long the first contact may take [s]
+_LONGEST_PAUSE = 60.0  # that a server whose rate is used up may ask for [s]
 
 
 class MonitorLog(Protocol):
@@ -119,6 +122,8 @@ class ServerMonitor:
         self._returns = 0
         self._last_contact = self._asked_at = 0.0  # [s, monotonic]
         self._is_outdated = True  # the server must be asked for its model
+        self._refreshed_at = -math.inf  # last asked for that reason alone [s, monotonic]
+        self._paused_until = 0.0  # the rate is used up [s, monotonic]
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name='lisa-server', daemon=True)
 
@@ -198,15 +203,21 @@ class ServerMonitor:
         """Wait until the server is to be asked; False when the monitor closes."""
         with self._changed:
             while not self._is_closed:
-                due_at = self._asked_at + self._periods.unreachable
-                if self._state is HealthState.OK and not self._is_outdated:
-                    last_contact = max(self._asked_at, self._last_contact)
-                    due_at = last_contact + self._periods.reachable
-                seconds = due_at - time.monotonic()
+                now = time.monotonic()
+                seconds = self._due_at() - now
                 if seconds <= 0:
+                    if self._state is HealthState.OK and self._is_outdated:
+                        self._refreshed_at = now
                     return True
                 self._changed.wait(seconds)
         return False
+
+    def _due_at(self) -> float:
+        """Return when the server is to be asked [s, monotonic], lock held."""
+        if self._state is not HealthState.OK:
+            return self._asked_at + self._periods.unreachable
+        last = self._refreshed_at if self._is_outdated else max(self._asked_at, self._last_contact)
+        return max(last + self._periods.reachable, self._paused_until)
 
     def _ask(self, timeout: float) -> None:
         try:
@@ -215,7 +226,11 @@ class ServerMonitor:
         except ProblemError as error:
             if error.problem is not Problem.RATE_LIMITED:
                 raise
-            self.note_answer()  # earlier versions of the server count this path, too
+            # earlier versions of the server count this path, too
+            pause = min(error.retry_after or 0.0, _LONGEST_PAUSE)
+            with self._changed:
+                self._paused_until = time.monotonic() + max(pause, self._periods.reachable)
+            self.note_answer()
         else:
             with self._changed:
                 self._model, self._is_outdated = model, False
