@@ -22,35 +22,57 @@ if TYPE_CHECKING:
     import httpx2
 
 
-def async_client(host: str, headers: Mapping[str, str], kept_idle: float) -> httpx2.AsyncClient:
-    """Return a client of one host.
+def async_client(
+    url: httpx2.URL, headers: Mapping[str, str], kept_idle: float
+) -> httpx2.AsyncClient:
+    """Return a client of one server.
 
     Proxies are those of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, also in lower case. This
     machine has none: a proxy would look for the server on its own.
 
     Args:
-        host: of the server.
+        url: of the server.
         headers: of each request.
         kept_idle: how long an unused connection stays open [s].
 
     Raises:
-        SettingsError: the environment names a proxy that cannot be used.
+        SettingsError: the environment names a proxy or certificates that cannot be used.
     """
     import httpx2  # the server needs this module, and no client
 
+    context = _tls_context(url)
     try:
         return httpx2.AsyncClient(
             headers=headers,
             limits=httpx2.Limits(keepalive_expiry=kept_idle),
-            verify=httpx2.create_ssl_context(),  # SSL_CERT_FILE counts in any case
-            trust_env=not is_loopback(host),
+            verify=context,
+            trust_env=not is_loopback(url.host),
         )
-    except (ValueError, ImportError, httpx2.InvalidURL) as error:
-        # the message of another error may quote a password in the address
-        reason = one_line(error) if isinstance(error, ImportError) else 'its address is none'
+    except ImportError:
+        reason = 'SOCKS needs the package socksio: pip install socksio'
+    except (ValueError, httpx2.InvalidURL):  # the message may quote a password in the address
+        reason = 'it is not an address of http://, https:// or socks5://'
+    raise SettingsError(
+        f'the proxy for {url.host} cannot be used ({reason}); correct HTTP_PROXY, HTTPS_PROXY or '
+        'ALL_PROXY in the environment, to an address such as http://proxy:3128'
+    )
+
+
+def _tls_context(url: httpx2.URL) -> ssl.SSLContext:
+    """Return the trusted certificates: of SSL_CERT_FILE or SSL_CERT_DIR, else of the system."""
+    import httpx2
+
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:
+        if url.scheme != 'https':  # only a proxy may need them
+            return httpx2.create_ssl_context(trust_env=False)
+        named = [name for name in ('SSL_CERT_FILE', 'SSL_CERT_DIR') if os.environ.get(name)]
+        values = ', '.join(f'{name}={os.environ[name]}' for name in named)
         raise SettingsError(
-            f'the proxy for {host} cannot be used ({reason}); correct HTTP_PROXY, HTTPS_PROXY or '
-            'ALL_PROXY in the environment, to an address such as http://proxy:3128'
+            f'the certificates for {url.host} cannot be read from {values or "the system"} '
+            f'({one_line(error)}); correct SSL_CERT_FILE or SSL_CERT_DIR in the environment, or '
+            'remove it'
         ) from None
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import threading
 import time
 
@@ -249,6 +250,17 @@ def test_new_weights_are_noticed_while_requests_follow_one_another(connect):
             return server.seen[-1][1].shape == image.shape
 
         wait_until(is_whole)
+
+
+def test_two_servers_of_different_weights_behind_one_address_are_not_asked_all_the_time(connect):
+    periods = MonitorPeriods(1e6, 0.01, LONG)
+    with segment_server.running(ScriptedBackend(REPLIES)) as server:
+        served, polls = connect(server.url, periods=periods), server.polls
+        for number in range(20):
+            server.version = f'{number:064}'
+            ask(served, 'it')
+            wait_until(lambda: server.polls > polls)  # at once after the first answer
+        assert server.polls == polls + 1
 
 
 def test_a_request_that_finds_a_late_server_makes_its_model_known(server, connect):
@@ -549,9 +561,29 @@ def test_a_server_elsewhere_is_asked_through_the_proxy(connect, variable, monkey
 def test_a_proxy_that_cannot_be_used_is_a_clear_error(monkeypatch):
     for address in ('ftp://user:secret@proxy', 'http://user:secret/@proxy:x'):
         monkeypatch.setenv('http_proxy', address)
-        with pytest.raises(SettingsError, match='correct HTTP_PROXY') as caught:
+        with pytest.raises(SettingsError, match=r'not an address.*HTTP_PROXY') as caught:
             HttpClient(ServerAddress('http://gpu-server.example:8000'))
         assert 'secret' not in str(caught.value)
+
+
+def test_a_socks_proxy_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'socksio', None)  # as if it were not installed
+    monkeypatch.setenv('all_proxy', 'socks5://proxy:1080')
+    with pytest.raises(SettingsError, match='pip install socksio'):
+        HttpClient(ServerAddress('http://gpu-server.example:8000'))
+
+
+@pytest.mark.parametrize('content', [None, 'no certificate'])
+def test_a_file_of_certificates_that_cannot_be_read_is_a_clear_error(
+    server, connect, tmp_path, monkeypatch, content
+):
+    file = tmp_path / 'issuer.pem'
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv('SSL_CERT_FILE', str(file))
+    with pytest.raises(SettingsError, match=r'SSL_CERT_FILE.*issuer\.pem'):
+        HttpClient(ServerAddress('https://gpu-server.example:8000'))
+    assert ask(connect(server.url), 'it')[1].status is Status.FOUND  # http:// needs none
 
 
 def test_another_server_is_refused(server, connect):
@@ -630,8 +662,9 @@ def test_a_server_that_loads_its_model_is_waited_for(server, connect):
 def test_a_server_whose_rate_is_used_up_is_there(server, connect, since):
     server.is_rate_limited = since == 'start'
     served = connect(server.url, periods=FAST)
-    server.is_rate_limited, polls = True, server.polls
+    server.is_rate_limited, polls, start = True, server.polls, time.monotonic()
     wait_until(lambda: server.polls > polls + 2)
+    assert time.monotonic() - start >= 1.0  # the server asks for a pause of this length
     assert served.health.state is HealthState.OK
     assert served.health.failure is None
     assert ask(served, 'it')[1].status is Status.FOUND

@@ -107,7 +107,8 @@ class HttpClient:
         """Make a client; it connects with the first request.
 
         Raises:
-            SettingsError: the address is none, or a proxy of the environment cannot be used.
+            SettingsError: the address is none, or a proxy or certificates of the environment
+                cannot be used.
         """
         self._url, self._token = parsed_url(address.url), address.token
         self.name = str(self._url).rstrip('/')  # for messages
@@ -116,7 +117,7 @@ class HttpClient:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if address.token:
             headers['Authorization'] = f'Bearer {address.token}'
-        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
+        self._client = async_client(self._url, headers, _KEPT_IDLE)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name='lisa-http', daemon=True).start()
         self._shut_down = weakref.finalize(self, _shut_down, self._loop, self._client)

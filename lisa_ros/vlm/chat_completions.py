@@ -119,7 +119,8 @@ class ChatServer:
             key: is sent as bearer token; '': none.
 
         Raises:
-            SettingsError: it is no such address, or a proxy of the environment cannot be used.
+            SettingsError: it is no such address, or a proxy or certificates of the environment
+                cannot be used.
         """
         self._url, self._key = completions_url(url), key
         self.address = str(self._url.copy_with(path='/')).rstrip('/')
@@ -127,7 +128,7 @@ class ChatServer:
         headers = {'Accept-Encoding': 'identity'}  # a small answer cannot become a large one
         if key:
             headers['Authorization'] = f'Bearer {key}'
-        self._client = async_client(self._url.host, headers, _KEPT_IDLE)
+        self._client = async_client(self._url, headers, _KEPT_IDLE)
         self._in_flight = asyncio.Lock()  # the connection of a cancelled request is closed first
         self._loop = asyncio.new_event_loop()
         threading.Thread(
