@@ -67,12 +67,12 @@ def _tls_context(url: httpx2.URL) -> ssl.SSLContext:
     except OSError as error:
         if url.scheme != 'https':  # only a proxy may need them
             return httpx2.create_ssl_context(trust_env=False)
-        named = [name for name in ('SSL_CERT_FILE', 'SSL_CERT_DIR') if os.environ.get(name)]
-        values = ', '.join(f'{name}={os.environ[name]}' for name in named)
+        # the first one alone counts
+        name = 'SSL_CERT_FILE' if os.environ.get('SSL_CERT_FILE') else 'SSL_CERT_DIR'
         raise SettingsError(
-            f'the certificates for {url.host} cannot be read from {values or "the system"} '
-            f'({one_line(error)}); correct SSL_CERT_FILE or SSL_CERT_DIR in the environment, or '
-            'remove it'
+            f'the certificates for {url.host} cannot be read ({one_line(error)}) from '
+            f'{name}={os.environ.get(name, "")}; correct SSL_CERT_FILE or SSL_CERT_DIR in the '
+            'environment, or remove it'
         ) from None
 
 
