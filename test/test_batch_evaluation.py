@@ -16,6 +16,7 @@ from bag_kinds import TOPIC, write
 from scripted_backend import ScriptedBackend
 
 from lisa_ros import cli
+from lisa_ros.evaluation import plan_file
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan, bag_name, run_job
 from lisa_ros.evaluation.command_file import read_commands
 from lisa_ros.evaluation.report_files import read_report
@@ -150,6 +151,30 @@ def test_figures_of_changed_weights_or_labels_are_not_kept(evaluated, tmp_path, 
         shutil.rmtree(out / name)
     assert evaluated() == 0
     assert not any(case['found'] for case in read_report(out)['cases'])
+
+
+def test_labels_in_a_linked_folder_count(tmp_path):
+    labels, linked = tmp_path / 'labels', tmp_path / 'elsewhere'
+    for folder in (labels, linked):
+        folder.mkdir()
+    (labels / 'masks').symlink_to(linked)
+    (linked / 'again').symlink_to(linked)  # no endless walk
+    (linked / 'mask.png').write_bytes(b'1')
+    before = plan_file.state_of(str(labels), tmp_path / 'out')
+    assert before.startswith('1 files')
+    (linked / 'mask.png').write_bytes(b'12')
+    assert plan_file.state_of(str(labels), tmp_path / 'out') != before
+
+
+def test_a_folder_with_the_name_of_a_scheme_is_no_file_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('coco').mkdir()
+    for name in ('a.json', 'other.jpg'):
+        Path('coco', name).write_bytes(b'1')
+    before = plan_file.state_of('coco:coco/a.json', tmp_path / 'out')
+    assert before.startswith('1 files')
+    Path('coco', 'other.jpg').write_bytes(b'12')
+    assert plan_file.state_of('coco:coco/a.json', tmp_path / 'out') == before
 
 
 def test_a_further_bag_and_corrected_labels_of_an_unfinished_one_continue_a_run(

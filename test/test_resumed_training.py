@@ -94,6 +94,20 @@ def test_a_finished_run_says_that_it_is_done(tmp_path, capsys):
     assert train(tmp_path, steps=9).step == 9
 
 
+def test_an_export_that_failed_is_made_by_the_next_run(tmp_path):
+    class FullDisk(LineTask):
+        def export(self, run):
+            if self.exports == 2:  # that of the last step
+                raise OSError(28, 'No space left on device')
+            super().export(run)
+
+    with pytest.raises(OSError, match='No space'):
+        train(tmp_path, task=FullDisk())
+    finished = train(tmp_path)
+    assert (finished.step, finished.task.exports) == (8, 1)
+    assert train(tmp_path).task.exports == 0
+
+
 def test_a_run_out_of_patience_does_no_further_step(tmp_path, capsys):
     changes = {'validate_every': 2, 'monitor': 'metric', 'patience': 1, 'steps': 40}
     assert train(tmp_path, task=LineTask([0.5, 0.4, 0.9]), **changes).step == 4

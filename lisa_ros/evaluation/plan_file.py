@@ -7,8 +7,10 @@ the labels as they were then, so the plan has size and time of each of these fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +22,7 @@ from lisa_ros.evaluation.bag_job import BagJob, BatchPlan
 from lisa_ros.evaluation.report_files import encodable_texts
 from lisa_ros.files.json_schema import TEXT, MapOf, check_json
 from lisa_ros.files.text import encodable, read_json
+from lisa_ros.model.checksums import file_checksums, folder_checksum
 from lisa_ros.model.registry import resolve_bundled_model
 
 _FILES = 'files'  # key of plan.json; plans of earlier versions lack it
@@ -59,6 +62,12 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
         print(f'{len(done)} of {len(jobs)} bags are from an earlier run', file=sys.stderr)
     files = encodable_texts(_files_by_job(plan, jobs, out))
     _check_unchanged(done, files, saved_files, out)
+    if done and encodable(str(plan.model)) not in files[done[0]]:
+        print(
+            f'warning: the weights of {plan.model} are no files here: if they have changed since, '
+            'give another --out',
+            file=sys.stderr,
+        )
     new_files = {name: states for name, states in files.items() if name not in done}
     content[_FILES] = {**saved_files, **new_files}
     try:
@@ -104,22 +113,24 @@ def _files_by_job(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> dict[st
     """Return the state of the local files that each bag is evaluated with, by their source."""
     options = plan.load_options
     models = (plan.model, options.vision_tower, options.segmenter_model, options.sam)
-    shared = [str(resolve_bundled_model(str(model))) for model in models if model]
-    states: dict[str, str] = {}  # bags share the model, and perhaps the ground truth
+    shared = [str(model) for model in models if model]
+    # bags share the model, and perhaps the ground truth
+    states = {model: state for model in shared if (state := _bundled_state(model))}
     files: dict[str, dict[str, str]] = {}
     for job in jobs:
         truth = job.ground_truth(plan)
         sources = [*shared, str(job.bag), *([truth] if truth else [])]
         for source in sources:
             if source not in states:
-                states[source] = _state(list(_local_paths(source)), out.resolve())
+                states[source] = state_of(source, out)
         files[job.name] = {source: states[source] for source in sources if states[source]}
     return files
 
 
 def _local_paths(source: str) -> Iterator[Path]:
     """Yield the files and folders that "name", "scheme:path" or "kind:path:path" names."""
-    for text in dict.fromkeys((source, source.partition(':')[2], *source.split(':'))):
+    rest = source.partition(':')[2]
+    for text in dict.fromkeys((source, rest, *rest.split(':'))):
         try:
             is_local = bool(text) and Path(text).exists()
         except OSError:  # its name is too long, or its folder may not be read
@@ -130,17 +141,41 @@ def _local_paths(source: str) -> Iterator[Path]:
                 return
 
 
-def _state(paths: Sequence[Path], out: Path) -> str:
-    """Return a text that changes with the name, size or time of a file; '' without a file.
+def _bundled_state(model: str) -> str:
+    """Return the checksum of a model of this package, whose times change with each installation.
 
-    Files in `out`, a whole path, and hidden files do not count.
+    '' of another model.
     """
+    folder = str(resolve_bundled_model(model))
+    return '' if folder == model else folder_checksum(file_checksums(Path(folder)))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, also those of linked folders, each folder once."""
+    visited = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        whole = os.path.realpath(parent)
+        if whole in visited:
+            folders.clear()
+            continue
+        visited.add(whole)
+        yield from (Path(parent, name) for name in names)
+
+
+def state_of(source: str, out: Path) -> str:
+    """Return a text that changes with the name, size or time of a local file of a source.
+
+    Files in `out` and hidden files do not count; '' without a file.
+    """
+    out = out.resolve()
     lines = []
-    for path in map(Path.resolve, paths):
-        for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+    for path in map(Path.resolve, _local_paths(source)):
+        for file in sorted(_files_below(path)) if path.is_dir() else [path]:
             name = file.relative_to(path).as_posix()
             is_hidden = file != path and '/.' in f'/{name}'
-            if not is_hidden and not file.is_relative_to(out) and file.is_file():
+            if is_hidden or file.is_relative_to(out):
+                continue
+            with contextlib.suppress(OSError):  # it was removed, or may not be read
                 facts = file.stat()
                 lines.append(f'{name!r} {facts.st_size} {facts.st_mtime_ns}')
     digest = hashlib.sha256('\n'.join(lines).encode()).hexdigest()

@@ -295,11 +295,20 @@ class Trainer:
     # ---- saving and resuming
 
     def save(self) -> None:
-        """Save the state to resume from; without `monitor`, also export the weights."""
-        self._save_state()
-        if self.rank == 0 and self.config.monitor is None:
-            with self.ema_weights():
-                self.task.export(self.run)
+        """Save the state to resume from; without `monitor`, also export the weights.
+
+        If the export fails, the state says that this step is not finished: the next run repeats
+        its validation and the export.
+        """
+        try:
+            if self.rank == 0 and self.config.monitor is None:
+                with self.ema_weights():
+                    self.task.export(self.run)
+        except BaseException:
+            self._is_validated = False
+            raise
+        finally:
+            self._save_state()
 
     def _save_state(self) -> None:
         if self.rank > 0:
