@@ -66,14 +66,18 @@ def _tls_context(url: httpx2.URL) -> ssl.SSLContext:
         return httpx2.create_ssl_context()
     except OSError as error:
         if url.scheme != 'https':  # only a proxy may need them
-            return httpx2.create_ssl_context(trust_env=False)
-        # the first one alone counts
-        name = 'SSL_CERT_FILE' if os.environ.get('SSL_CERT_FILE') else 'SSL_CERT_DIR'
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         raise SettingsError(
-            f'the certificates for {url.host} cannot be read ({one_line(error)}) from '
-            f'{name}={os.environ.get(name, "")}; correct SSL_CERT_FILE or SSL_CERT_DIR in the '
-            'environment, or remove it'
+            f'the certificates for {url.host} cannot be read ({one_line(error)}) {_origin()}'
         ) from None
+
+
+def _origin() -> str:
+    """Return where certificates come from, with the cure."""
+    for name in ('SSL_CERT_FILE', 'SSL_CERT_DIR'):  # the first one alone counts
+        if value := os.environ.get(name):
+            return f'from {name}={value}; correct it in the environment, or remove it'
+    return 'from the system; install ca-certificates again'
 
 
 def tls_fault(error: BaseException) -> str | None:

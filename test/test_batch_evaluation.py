@@ -160,8 +160,13 @@ def test_labels_in_a_linked_folder_count(tmp_path):
     (labels / 'masks').symlink_to(linked)
     (linked / 'again').symlink_to(linked)  # no endless walk
     (linked / 'mask.png').write_bytes(b'1')
+    (labels / 'results').symlink_to(tmp_path / 'out')
+    (labels / 'up').symlink_to(tmp_path)
     before = plan_file.state_of(str(labels), tmp_path / 'out')
     assert before.startswith('1 files')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'plan.json').write_text('{}')
+    assert plan_file.state_of(str(labels), tmp_path / 'out') == before
     (linked / 'mask.png').write_bytes(b'12')
     assert plan_file.state_of(str(labels), tmp_path / 'out') != before
 

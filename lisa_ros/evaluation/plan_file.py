@@ -64,8 +64,8 @@ def check_or_write_plan(plan: BatchPlan, jobs: Sequence[BagJob], out: Path) -> N
     _check_unchanged(done, files, saved_files, out)
     if done and encodable(str(plan.model)) not in files[done[0]]:
         print(
-            f'warning: the weights of {plan.model} are no files here: if they have changed since, '
-            'give another --out',
+            f'warning: {plan.model} is no local folder, so it is not known whether its weights '
+            'have changed since; if they have, give another --out',
             file=sys.stderr,
         )
     new_files = {name: states for name, states in files.items() if name not in done}
@@ -132,11 +132,12 @@ def _local_paths(source: str) -> Iterator[Path]:
     rest = source.partition(':')[2]
     for text in dict.fromkeys((source, rest, *rest.split(':'))):
         try:
-            is_local = bool(text) and Path(text).exists()
-        except OSError:  # its name is too long, or its folder may not be read
+            path = Path(text).expanduser()
+            is_local = bool(text) and path.exists()
+        except (OSError, RuntimeError):  # its name is too long, its folder closed; no such user
             continue
         if is_local:
-            yield Path(text)
+            yield path
             if text == source:
                 return
 
@@ -150,15 +151,20 @@ def _bundled_state(model: str) -> str:
     return '' if folder == model else folder_checksum(file_checksums(Path(folder)))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, also those of linked folders, each folder once."""
-    visited = set()
+def _files_below(folder: Path, out: Path) -> Iterator[Path]:
+    """Yield the files below a folder, also those of linked folders, each folder once.
+
+    Links to `out`, and to a folder that holds this one, are not followed.
+    """
+    visited: set[Path] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        whole = os.path.realpath(parent)
-        if whole in visited:
+        whole = Path(parent).resolve()
+        is_above = whole != folder and folder.is_relative_to(whole)
+        if whole in visited or is_above or whole.is_relative_to(out):
             folders.clear()
             continue
         visited.add(whole)
+        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))
         yield from (Path(parent, name) for name in names)
 
 
@@ -170,7 +176,7 @@ def state_of(source: str, out: Path) -> str:
     out = out.resolve()
     lines = []
     for path in map(Path.resolve, _local_paths(source)):
-        for file in sorted(_files_below(path)) if path.is_dir() else [path]:
+        for file in sorted(_files_below(path, out)) if path.is_dir() else [path]:
             name = file.relative_to(path).as_posix()
             is_hidden = file != path and '/.' in f'/{name}'
             if is_hidden or file.is_relative_to(out):

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lisa_ros.errors import CheckpointError
 from lisa_ros.model.checksums import file_checksums, folder_checksum, local_name
 from lisa_ros.model.file_checks import exists
 from lisa_ros.model.registry import resolve_bundled_model
@@ -22,6 +23,7 @@ from lisa_ros.perception.registry import find_loader, load_backend
 from lisa_ros.serving.wire_format import Served
 
 _log = logging.getLogger(__name__)
+_link_folders: list[tempfile.TemporaryDirectory[str]] = []  # deleted at the end of this process
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def locate(model: str) -> ModelLocation:
 def load_located(model: str, folder: str, options: LoadOptions) -> Backend:
     """Load a model: by its own name, or the folder that it led to if a link leads elsewhere now.
 
-    That folder is loaded through a link of the same last name, which ends with the call.
+    That folder is loaded through a link of the same last name, which is there as long as this
+    process: a model may read files later, too.
 
     Args:
         model: as `registry.load_backend` takes it.
@@ -75,10 +78,15 @@ def load_located(model: str, folder: str, options: LoadOptions) -> Backend:
         del backend  # a link was moved meanwhile: its files may be of two models
     _log.warning('%s leads elsewhere by now; %s is loaded until an update', model, folder)
     _, name = find_loader(model)
-    with tempfile.TemporaryDirectory() as parent:
-        link = Path(parent, local_name(name))  # a lock file and a profile know this name
+    try:
+        _link_folders.append(tempfile.TemporaryDirectory(prefix='lisa_ros_'))
+        link = Path(_link_folders[-1].name, local_name(name))  # lock files and profiles know it
         link.symlink_to(folder)
-        return load_backend(f'{model.removesuffix(name)}{link}', options)
+    except OSError as error:
+        raise CheckpointError(
+            f'{folder}: no link to it can be made ({error}); set TMPDIR to a folder with space'
+        ) from error
+    return load_backend(f'{model.removesuffix(name)}{link}', options)
 
 
 def _leads_elsewhere(model: str, folder: str) -> bool:

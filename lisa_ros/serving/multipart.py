@@ -33,7 +33,7 @@ _MAX_HEADERS = 8  # of a part
 _MAX_HEADER_BYTES = 1000
 _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_PREAMBLE = 1000  # text before the first part, which is ignored [bytes]
-_MAX_PADDED = 20  # boundaries with white space; as many parts are refused in any case
+_MAX_BOUNDARIES = 20  # a request has four, with a part _charset_
 _PADDING_CHUNK = 4096  # what is looked at at once [bytes]
 _CHARSET = '_charset_'  # name of a part with the encoding of the others (RFC 7578)
 _CHARSETS = ('utf-8', 'utf8', 'us-ascii')
@@ -188,7 +188,9 @@ def _without_padding(delimiter: bytes, body: bytes) -> bytes:
     view, pieces, start = memoryview(body), [], 0
     line = b'\r\n' + delimiter
     end = len(delimiter) if body.startswith(delimiter) else _end_of(line, body, 0)
-    while end and len(pieces) < _MAX_PADDED:
+    for _ in range(_MAX_BOUNDARIES):
+        if not end:
+            break
         padding_end = _end_of_padding(body, end)
         if padding_end > end and body.startswith(b'\r\n', padding_end):
             pieces.append(view[start:end])

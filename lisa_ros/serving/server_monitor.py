@@ -29,7 +29,7 @@ from lisa_ros.serving.wire_format import Served
 
 MODELS_PATH = '/v1/models'
 _FIRST_TIMEOUT = 5.0  # how long the first contact may take [s]
-_LONGEST_PAUSE = 60.0  # that a server whose rate is used up may ask for [s]
+_LONGEST_PAUSE = 15.0  # that a server whose rate is used up may ask for [s]
 
 
 class MonitorLog(Protocol):

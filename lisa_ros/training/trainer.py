@@ -297,18 +297,16 @@ class Trainer:
     def save(self) -> None:
         """Save the state to resume from; without `monitor`, also export the weights.
 
-        If the export fails, the state says that this step is not finished: the next run repeats
-        its validation and the export.
+        Until the export is complete, the state says that this step is not finished: the next run
+        repeats its validation and the export.
         """
-        try:
-            if self.rank == 0 and self.config.monitor is None:
-                with self.ema_weights():
-                    self.task.export(self.run)
-        except BaseException:
-            self._is_validated = False
-            raise
-        finally:
+        if self.rank == 0 and self.config.monitor is None:
+            was_validated, self._is_validated = self._is_validated, False
             self._save_state()
+            with self.ema_weights():
+                self.task.export(self.run)
+            self._is_validated = was_validated
+        self._save_state()
 
     def _save_state(self) -> None:
         if self.rank > 0:
