@@ -37,11 +37,15 @@ def test_a_listener_passes_it_on_to_its_connections():
 
 
 def test_the_model_server_has_no_delay():
-    http_server = pytest.importorskip('lisa_ros.serving.http_server')
+    http_server = pytest.importorskip(
+        'lisa_ros.serving.http_server', reason='needs config/requirements/serve.txt'
+    )
     for listener in http_server.listening_sockets('localhost', 0):
         assert not has_delay(listener)
 
 
 def test_the_mcp_server_has_no_delay():
-    server = pytest.importorskip('lisa_ros.agents.server')
+    server = pytest.importorskip(
+        'lisa_ros.agents.server', reason='needs config/requirements/mcp.txt'
+    )
     assert not has_delay(server._listener(server.HttpAddress('127.0.0.1', 0)))

@@ -54,26 +54,39 @@ class OpenStorage:
 
 
 class _Moment:
-    """The messages of the last time that were yielded: others of that time may follow damage."""
+    """The messages of the last time that were yielded: others of that time may follow damage.
+
+    Only messages that share their time are hashed as they come: usual bags have none. Only one is
+    kept whole: all messages of a bag may have one time.
+    """
 
     def __init__(self) -> None:
         self.time: int | None = None  # [ns]; None: no message yet
-        self._messages: Counter[tuple[str, str, bytes]] = Counter()  # with a hash of the data
+        self._newest: tuple[Connection, bytes] | None = None  # not counted yet
+        self._counts: Counter[tuple[str, str, bytes]] = Counter()  # with a hash of the data
 
     def add(self, connection: Connection, time: int, data: bytes) -> None:
         """Note a message that was yielded."""
         if time != self.time:
             self.time = time
-            self._messages.clear()
-        self._messages[_identity(connection, data)] += 1
+            self._counts.clear()
+        else:
+            self._count_newest()
+        self._newest = connection, data
 
     def take(self, connection: Connection, data: bytes) -> bool:
         """Return whether a message of that time was yielded, once for each that was."""
+        self._count_newest()
         message = _identity(connection, data)
-        if not self._messages[message]:
+        if not self._counts[message]:
             return False
-        self._messages[message] -= 1
+        self._counts[message] -= 1
         return True
+
+    def _count_newest(self) -> None:
+        if self._newest is not None:
+            self._counts[_identity(*self._newest)] += 1
+            self._newest = None
 
 
 def _identity(connection: Connection, data: bytes) -> tuple[str, str, bytes]:

@@ -42,7 +42,7 @@ class RequestEnds:
         """End a request that the model has not started."""
         self.finish(request, None, unanswered(request.text, status, reason))
 
-    def end_background(self, request: Request) -> None:
+    def count_cancelled(self, request: Request) -> None:
         """Count background work that was cancelled; nobody waits for its result."""
         with self._lock:
             if request.cancellation.reason is CancelReason.PREEMPTED:

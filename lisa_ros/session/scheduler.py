@@ -544,7 +544,7 @@ class RequestScheduler:
             if request.kind.is_background:
                 self._background.ended(request, is_cancelled)
             if request.kind.is_background and is_cancelled:
-                self._ends.end_background(request)
+                self._ends.count_cancelled(request)
             else:
                 self._ends.finish(request, job.frame, result)
 
