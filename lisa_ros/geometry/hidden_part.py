@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether an object hides the space between its visible surface and a plane below it.
 
-From straight above, an object shows its top and hides its sides. From aslant, a line of sight that
-just misses its near side ends below it, unless the object goes on down to the plane. If only the
-front of an object is visible, it shows what is below it, and its outline tells nothing.
+From straight above, an object shows its top and hides its sides. In an oblique view, a line of
+sight just beside the near side shows the space below an object, unless it reaches the plane. If
+only the front of an object is visible, its outline says nothing about the space below it.
 
 Metres, the camera's optical frame (REP-103). Letters: H, W rows and columns of the image, M
 points. Pure numpy and OpenCV, any thread.
@@ -24,9 +24,9 @@ _MAX_SLANT = 35.0  # between the line of sight and the plane's normal [degrees]
 _MASK_ERROR = 3  # a mask may be this much too small [px]
 _OVERHANG = 0.005  # lines of sight may pass this far below the edge of an object [m]
 _THIN = 0.4  # parts thinner than this, by the thickest one, hide nothing: a handle is no foot
-# Part of the points, the lowest: mixed depth at the edge lies between the surfaces
+# Share of the lowest points, which are not used: depth at an edge mixes two surfaces
 _LEFT_OUT = 0.1
-_MAX_SEEN = 0.03  # part of the lines of sight beside the object that may pass below it
+_MAX_SEEN = 0.03  # share of the lines of sight beside the object that may pass below it
 _LEVELS = 8  # heights at which a line of sight is compared with the outline
 _MAX_CELLS = 256  # along each side of the grid of the outline
 
@@ -34,7 +34,8 @@ _MAX_CELLS = 256  # along each side of the grid of the outline
 def hides_below(points: np.ndarray, plane: Plane, rays: np.ndarray) -> bool:
     """Return whether an object would hide its lower part if it reached straight down to a plane.
 
-    False if it is seen from more than 35 degrees aslant: its sides are visible then.
+    False if the line of sight is more than 35 degrees from the plane's normal: then its sides are
+    visible.
 
     Args:
         points: (M, 3) of the visible surface, above the plane.
