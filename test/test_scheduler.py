@@ -1020,7 +1020,7 @@ def test_after_stop_there_is_no_requery(run):
 def again(goal, request, frame):
     """Return the next request of a continuous goal, as the action server makes it."""
     previous = PreviousAnswer(frame.arrival, frame.frozen_at, request.turns, request.ticket)
-    return replace(goal, previous=previous, turns=previous.turns, ticket=previous.ticket)
+    return replace(goal, previous=previous)
 
 
 class Finding(Model):

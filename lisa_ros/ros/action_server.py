@@ -77,7 +77,7 @@ class _GoalReceiver:
         self.message: SegmentationMessage | None = None
         self.yes_probability = math.nan  # of a yes/no question
         self.frame: SyncedMessages | None = None  # the model has begun to answer about it
-        self.turns: Dialogue | None = None  # the earlier turns of its prompt
+        self.turns = Dialogue()  # the earlier turns of its prompt
         self.ticket = 0  # see `PreviousAnswer`
         self._goal, self._executor = goal, executor
         self._answer_raw = ''
@@ -346,8 +346,6 @@ def _make_request(
         dialogue=goal.dialogue or None,
         client=client,
         is_continuous=goal.continuous,
-        turns=previous and previous.turns,
-        ticket=previous.ticket if previous else 0,
         previous=previous,
         max_age=float(goal.max_age),
         region=_region(goal.region),

@@ -93,7 +93,7 @@ class PreviousAnswer:
 
     arrival: int  # of its frame
     started_at: float  # when the model began it [s, monotonic]
-    turns: Dialogue | None = None  # the earlier turns of its prompt
+    turns: Dialogue = field(default_factory=Dialogue)  # the earlier turns of its prompt
     ticket: int = 0  # of the dialogue store, when they were read
 
 
@@ -108,7 +108,7 @@ class Request:
     dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
     client: str = ''  # who sent a goal; clients take turns, '' are all commands
     is_continuous: bool = False  # a goal that is answered again until it is cancelled
-    turns: Dialogue | None = None  # fixed earlier turns, of what was asked before
+    turns: Dialogue = field(default_factory=Dialogue)  # of a requery, of a begun continuous goal
     ticket: int = 0  # of the dialogue store, when `turns` were read
     previous: PreviousAnswer | None = None  # of a continuous goal: wait for a newer frame
     max_age: float = 0.0  # of the frame when the model begins [s]; 0: as the node's limit

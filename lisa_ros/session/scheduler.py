@@ -571,11 +571,11 @@ class RequestScheduler:
     def _earlier_turns(self, request: Request) -> tuple[Dialogue, int]:
         """Return the earlier turns of a request, and the ticket to append its own turn."""
         if request.dialogue is None:
-            return request.turns or Dialogue(), 0
+            return request.turns, 0
         if request.previous is not None:
             _, ticket = self._dialogues.get(request.dialogue)
-            is_kept = ticket == request.ticket and request.turns is not None
-            return request.turns if is_kept else Dialogue(), ticket
+            is_kept = ticket == request.previous.ticket
+            return request.previous.turns if is_kept else Dialogue(), ticket
         is_goal = request.kind is RequestKind.GOAL
         max_turns = MAX_TURNS if is_goal else self._options.dialogue_turns
         return self._dialogues.get(request.dialogue, max_turns)
