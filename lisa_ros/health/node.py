@@ -9,6 +9,7 @@ from lisa_ros.health.verdict import Level, Problem, Verdict, verdict
 
 # DDS drops a killed process after 20 s: until then a restarted node sees its own name twice.
 _LEASE = 25.0  # [s]
+FAILED_TRANSITION = 'last failed transition'  # the name of its reason on /diagnostics
 _CURES = {
     'unconfigured': 'ros2 lifecycle set {name} configure, then activate',
     'inactive': 'ros2 lifecycle set {name} activate',
@@ -44,7 +45,7 @@ def judge_node(report: NodeReport) -> Verdict:
         'nodes of this name': report.same_name,
     }
     if report.lifecycle.error:
-        values['last failed transition'] = report.lifecycle.error
+        values[FAILED_TRANSITION] = report.lifecycle.error
     return verdict([_state(report), _same_name(report)], 'active', values)
 
 

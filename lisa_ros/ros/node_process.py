@@ -10,23 +10,25 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lisa_ros.errors import DataError
+from lisa_ros.health.node import FAILED_TRANSITION
 from lisa_ros.ros import fastdds
+
+if TYPE_CHECKING:
+    from diagnostic_msgs.msg import DiagnosticArray
 
 _SIGNALS = ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5))  # and waits [s]
 _LOG_TAIL = 12  # lines of the log in an error
-_FAILED = re.compile(r'(?:configure|activate) failed: .*(?=\n)')  # as transitions.py logs it
 
 
 def isolate_ros_graph() -> None:
@@ -114,6 +116,7 @@ class NodeClient:
             load_timeout: longest wait until the node is ready [s].
             answer_timeout: longest wait for an answer [s].
         """
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.node import Node
         from std_msgs.msg import String
         from std_srvs.srv import Trigger
@@ -131,6 +134,8 @@ class NodeClient:
         self._string, self._trigger = String, Trigger
         self._answers: list[Segmentation] = []
         self.node.create_subscription(Segmentation, '/lisa/segmentation', self._answers.append, 10)
+        self._failure = ''  # the transition that failed, and why
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_failure, 10)
 
     def wait_for_node(self) -> None:
         """Wait until the node subscribes to commands, which it does once its model is loaded.
@@ -140,7 +145,8 @@ class NodeClient:
         """
 
         def is_ready() -> bool:
-            self._check_configured()
+            if self._failure:  # it waits for the next `configure`
+                raise DataError(f'the node is not ready: {self._failure}')
             return (
                 self._commands.get_subscription_count() > 0
                 and self.node.count_publishers('/lisa/segmentation') > 0
@@ -208,15 +214,11 @@ class NodeClient:
                     f'the node did not {action} within {timeout:g} s: {self._log_tail()}'
                 )
 
-    def _check_configured(self) -> None:
-        """Check that the node has not given up, which then waits for the next `configure`.
-
-        Raises:
-            DataError: it has; with the reason.
-        """
-        failed = _FAILED.search(self._log.read_text(encoding='utf-8', errors='replace'))
-        if failed:
-            raise DataError(f'the node is not ready: {failed[0]}')
+    def _note_failure(self, diagnostics: DiagnosticArray) -> None:
+        for status in diagnostics.status:
+            for value in status.values:
+                if value.key == FAILED_TRANSITION:
+                    self._failure = value.value
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()
