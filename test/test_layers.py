@@ -27,7 +27,7 @@ LAYERS = [
         'tcp_delay',
         'perception.masks',
     ],
-    ['files', 'launch_arguments', 'optional_packages', 'server_connection'],
+    ['files', 'launch_arguments', 'number_arguments', 'optional_packages', 'server_connection'],
     ['results', 'settings_schema', 'evaluation.metrics', 'images', 'api_key'],
     [
         'model.finite',

@@ -5,12 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from lisa_ros.commands.arguments import (
-    SOURCE_SETTINGS,
-    positive_float,
-    setting_arguments,
-    source_arguments,
-)
+from lisa_ros.commands.arguments import SOURCE_SETTINGS, setting_arguments, source_arguments
+from lisa_ros.number_arguments import positive_float
 from lisa_ros.settings import Settings
 
 _MODEL = (

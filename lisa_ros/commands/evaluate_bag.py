@@ -12,8 +12,6 @@ from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
     SOURCE_SETTINGS,
     model_arguments,
-    positive_float,
-    positive_int,
     segmenter_arguments,
 )
 from lisa_ros.commands.evaluate_models import (
@@ -24,6 +22,7 @@ from lisa_ros.commands.evaluate_models import (
     with_model,
 )
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.number_arguments import positive_float, positive_int
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy and rosbags
     from lisa_ros.evaluation.bag_job import BatchPlan

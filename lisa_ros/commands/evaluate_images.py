@@ -11,7 +11,6 @@ from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
     load_segmenter,
     model_arguments,
-    positive_int,
     refuse_broken,
 )
 from lisa_ros.commands.evaluate_models import (
@@ -21,6 +20,7 @@ from lisa_ros.commands.evaluate_models import (
     with_model,
 )
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.number_arguments import positive_int
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy
     from lisa_ros.datasets.annotations import ImageWithQueries

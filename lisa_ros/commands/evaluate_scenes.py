@@ -14,8 +14,6 @@ from lisa_ros.commands.arguments import (
     MODEL_SETTINGS,
     load_segmenter,
     model_arguments,
-    non_negative_int,
-    positive_int,
     refuse_broken,
 )
 from lisa_ros.commands.evaluate_models import (
@@ -26,6 +24,7 @@ from lisa_ros.commands.evaluate_models import (
 )
 from lisa_ros.error_text import printable
 from lisa_ros.errors import DataError, SettingsError
+from lisa_ros.number_arguments import non_negative_int, positive_int
 from lisa_ros.resources import TEST_SETS
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import numpy

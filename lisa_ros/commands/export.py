@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import load_segmenter, model_arguments, print_not_used
 from lisa_ros.errors import DataError, ImageError, ModelError, SettingsError
+from lisa_ros.number_arguments import non_negative_float
 
 if TYPE_CHECKING:
     from lisa_ros.commands.export_answer import InstanceMasks
@@ -51,7 +52,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     bag.add_argument('--info-topic', help='(default: camera_info beside the image topic)')
     bag.add_argument(
         '--at',
-        type=float,
+        type=non_negative_float,
         metavar='SECONDS',
         help='the first image at or after this time from the start of the bag (default: 0)',
     )

@@ -9,14 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lisa_ros.commands.arguments import (
-    fraction,
-    fraction_below_one,
-    non_negative_float,
-    positive_int,
-    print_not_used,
-    refuse_broken,
-)
+from lisa_ros.commands.arguments import print_not_used, refuse_broken
 from lisa_ros.commands.training_arguments import (
     add_config_flags,
     add_trainer_flags,
@@ -24,6 +17,12 @@ from lisa_ros.commands.training_arguments import (
 )
 from lisa_ros.errors import DataError, ErrorHandler, SettingsError, raise_error
 from lisa_ros.model.registry import resolve_bundled_model
+from lisa_ros.number_arguments import (
+    fraction,
+    fraction_below_one,
+    non_negative_float,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     from lisa_ros.datasets.annotations import ImageWithQueries

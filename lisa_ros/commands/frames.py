@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lisa_ros.commands.arguments import non_negative_float, print_not_used
+from lisa_ros.commands.arguments import print_not_used
 from lisa_ros.errors import DataError
+from lisa_ros.number_arguments import non_negative_float
 
 
 def add(commands: argparse._SubParsersAction) -> None:

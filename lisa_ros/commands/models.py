@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lisa_ros.commands.arguments import positive_float
+from lisa_ros.number_arguments import positive_float
 
 if TYPE_CHECKING:  # not at run time: `lisa-ros --help` must not import transformers
     from lisa_ros.model_zoo.known_models import KnownModel

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lisa_ros.commands.arguments import non_negative_int, positive_int
+from lisa_ros.number_arguments import non_negative_int, positive_int
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -8,13 +8,9 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from lisa_ros.commands.arguments import (
-    model_arguments,
-    positive_float,
-    positive_int,
-    segmenter_arguments,
-)
+from lisa_ros.commands.arguments import model_arguments, segmenter_arguments
 from lisa_ros.errors import SettingsError
+from lisa_ros.number_arguments import positive_float, positive_int
 
 _PACKAGES = ('ray', 'starlette', 'uvicorn', 'python_multipart', 'prometheus_client')
 

@@ -8,13 +8,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from lisa_ros.commands.arguments import fraction, non_negative_int, positive_int
 from lisa_ros.commands.training_arguments import (
     add_config_flags,
     add_trainer_flags,
     with_options,
 )
 from lisa_ros.errors import SettingsError
+from lisa_ros.number_arguments import fraction, non_negative_int, positive_int
 
 _TRAINER_DEFAULTS = {
     'steps': 4600,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from lisa_ros.commands.arguments import (
+from lisa_ros.number_arguments import (
     fraction,
     fraction_below_one,
     non_negative_float,

@@ -12,6 +12,7 @@ import sys
 
 from lisa_ros.doctor.run import DoctorOptions, report
 from lisa_ros.doctor.weights import ModelOptions
+from lisa_ros.number_arguments import positive_float
 from lisa_ros.resources import DEFAULT_MODEL
 
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m lisa_ros.doctor', description=__doc__)
     parser.add_argument('--node', metavar='NAME', help='a node that must run, such as /lisa')
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument('--timeout', type=float, default=10.0, help='of each check [s]')
+    parser.add_argument('--timeout', type=positive_float, default=10.0, help='of each check [s]')
     parser.add_argument('--strict', action='store_true', help='warnings count as errors')
     options, others = parser.parse_known_args(arguments)
     if others:  # those of `lisa-ros doctor`, which starts this where it cannot be imported

@@ -34,6 +34,7 @@ from lisa_ros.errors import DataError, ErrorHandler, LisaError, raise_error
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.bag_reader import BagReader
 from lisa_ros.messages.compressed_format import CompressedFormat
+from lisa_ros.number_arguments import positive_float
 from lisa_ros.ros import fastdds
 from lisa_ros.ros.initialization import initialize
 
@@ -313,13 +314,14 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Play a rosbag2 bag as live topics.')
     parser.add_argument('bag', type=Path, help='rosbag2 folder or .mcap file')
     parser.add_argument(
-        '--rate', type=float, default=1.0, help='playback speed, 1 is real time (default: 1)'
+        '--rate',
+        type=positive_float,
+        default=1.0,
+        help='playback speed, 1 is real time (default: 1)',
     )
     parser.add_argument('--loop', action='store_true', help='start again at the end of the bag')
     parser.add_argument('--clock', action='store_true', help='publish the bag time on /clock')
     options, ros_args = parser.parse_known_args(args)
-    if options.rate <= 0:
-        parser.error(f'--rate is {options.rate}; expected more than 0')
     fastdds.configure_shared_memory()
     stop_signals.install()
     try:

@@ -30,6 +30,7 @@ from lisa_ros.evaluation.ground_truth import GroundTruth, InstanceFolder
 from lisa_ros.evaluation.live import LiveAnswer, case_without_frame
 from lisa_ros.files.text import parse_yaml
 from lisa_ros.messages.bag import BagImage, read_images
+from lisa_ros.number_arguments import positive_float
 from lisa_ros.perception import overlay
 from lisa_ros.resources import SAMPLE
 from lisa_ros.ros.node_process import (
@@ -213,7 +214,10 @@ def main(args: list[str] | None = None) -> int:
         help='a parameter of the node, such as model=xinlai/LISA-7B-v1; may be repeated',
     )
     parser.add_argument(
-        '--rate', type=float, default=1.0, help='playback speed, 1 is real time (default: 1)'
+        '--rate',
+        type=positive_float,
+        default=1.0,
+        help='playback speed, 1 is real time (default: 1)',
     )
     options = parser.parse_args(args)
     settings = {}
