@@ -76,11 +76,18 @@ class Sink:
 class FailingTracker(FlowTracker):
     """Takes new masks, and then fails, as a model that computes NaN."""
 
-    is_broken = False
+    is_broken = False  # for new masks
+    is_broken_once = False  # for the next frame
 
     def set_masks(self, stamp, masks):
         super().set_masks(stamp, masks)
         if self.is_broken:
+            raise ModelError('NaN in the tracked masks')
+
+    def update(self, stamp, image, depth=None):
+        super().update(stamp, image, depth)
+        if self.is_broken_once:
+            self.is_broken_once = False
             raise ModelError('NaN in the tracked masks')
 
 
@@ -152,6 +159,41 @@ def test_after_a_failed_answer_the_former_one_does_not_describe_its_masks(rig):
     rig.worker.on_answer(Frame(5), answer())
     rig.show_and_wait(Frame(6))
     assert rig.sink.published[-1][0].stamp == 6
+
+
+def test_after_nan_the_last_answer_is_tracked_again(rig):
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    rig.tracker.is_broken_once = True
+    rig.show_and_wait(Frame(3))
+    rig.show_and_wait(Frame(4, shift=3))
+    assert [frame.stamp for frame, _, _ in rig.sink.published] == [2, 4]
+    masks = rig.sink.published[-1][1].masks[0], answer(3).masks[0]
+    assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.9
+
+
+def test_after_nan_long_after_the_answer_the_query_is_asked_again(rig):
+    rig.worker.set_policy(RequeryPolicy(RequeryRule.DRIFT, period=0.0, max_drift=1.0))
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    for i in range(1, 8):
+        rig.show_and_wait(Frame(i * 10**9))
+    assert rig.sink.requeries == 0
+    rig.tracker.is_broken_once = True
+    rig.show_and_wait(Frame(8 * 10**9))
+    assert rig.sink.requeries == 0
+    rig.show_and_wait(Frame(9 * 10**9))
+    assert rig.sink.requeries == 1
+
+
+def test_after_masks_that_are_nan_the_query_is_asked_again(rig):
+    rig.worker.set_policy(RequeryPolicy(RequeryRule.DRIFT, period=0.0, max_drift=1.0))
+    rig.tracker.is_broken = True
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(6 * 10**9))
+    assert (rig.sink.published, rig.sink.requeries) == ([], 1)
 
 
 def test_a_broken_image_is_reported_and_the_next_one_is_tracked(rig):

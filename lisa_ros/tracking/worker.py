@@ -22,7 +22,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from lisa_ros.errors import LisaError, TrackingError
+from lisa_ros.errors import LisaError, ModelError, TrackingError
 from lisa_ros.results import Segmentation
 from lisa_ros.tracking.requery import RequeryPolicy
 from lisa_ros.tracking.tracker import MAX_REFERENCE_AGE, Tracker, TrackingState
@@ -206,12 +206,19 @@ class TrackingWorker(Generic[_Frame]):
                     self._has_new_frame = False
             try:
                 self._process(item)
+            except ModelError as error:  # NaN may be in its memory, too
+                self._sink.report(f'not tracked: {error}')
+                self._drop_objects()
             except LisaError as error:
                 self._sink.report(f'not tracked: {error}')
             except BaseException:  # noqa: BLE001  # a bug: logged, and the next answer is tracked
                 self._sink.report(traceback.format_exc())
-                with contextlib.suppress(BaseException):  # the tracker may be broken
-                    self._reset()
+                self._drop_objects()
+
+    def _drop_objects(self) -> None:
+        """Reset a broken tracker; `_track_newest` tracks the last answer again, or asks again."""
+        with contextlib.suppress(BaseException):
+            self._reset()
 
     def _process(self, item: _QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop | None) -> None:
         """Process a query, an answer or a stop; None: the newest frame."""
