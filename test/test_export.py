@@ -106,6 +106,7 @@ def test_the_mug_of_the_model_is_at_the_ground_truth_position(answered, rgbd_inp
         'frame_id': 'camera_color_optical_frame',
     }
     (mug,) = answer['instances']
+    assert mug['name'] == 'yellow mug'
     points, colours = read_pcd(answered / 'object.pcd')
     assert np.linalg.norm(points.mean(axis=0) - located(rgbd_input, MUG).centroid) < 0.005
     assert points.mean(axis=0) == pytest.approx(mug['place']['centroid'], abs=1e-5)
@@ -182,6 +183,7 @@ def test_files_and_a_mask_file_give_the_same_points(depth, files, rgbd_input, ca
     answer = json.loads((out / 'answer.json').read_text())
     assert answer['header'] is None
     assert answer['instances'][0]['score'] is None
+    assert answer['instances'][0]['name'] is None
 
 
 def test_several_instances_keep_their_ids(files, rgbd_input):

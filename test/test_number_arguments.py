@@ -44,7 +44,7 @@ def test_a_number_in_range_is_its_value(kind):
     [
         (doctor, ['--timeout']),
         (lisa_ros, ['doctor', '--timeout']),
-        (lisa_ros, ['export', '--out', 'out', '--bag', 'bag', '--query', 'mug', '--at']),
+        (lisa_ros, ['export', '--out', 'out', '--bag', 'bag', '--find', 'mug', '--at']),
     ],
     ids=['doctor', 'lisa-ros doctor', 'lisa-ros export'],
 )

@@ -19,6 +19,7 @@ from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.images.mask_file import read_mask
+from lisa_ros.perception.answer_phrases import object_names
 from lisa_ros.perception.masks import MAX_MASKS, area
 from lisa_ros.perception.overlay import overlay
 from lisa_ros.results import Segmentation, Status
@@ -37,6 +38,10 @@ class InstanceMasks:
     def score(self, index: int) -> float | None:
         """Return the score of a mask, None from a file."""
         return None if self.answer is None else round(float(self.answer.scores[index]), 4)
+
+    def name(self, index: int) -> str | None:
+        """Return the name of an object, as on ~/detections; None from a file."""
+        return None if self.answer is None else object_names(self.answer)[index]
 
 
 def read_masks(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -95,6 +100,7 @@ def write(
         'instances': [
             {
                 'id': index + 1,
+                'name': instances.name(index),
                 'score': instances.score(index),
                 'box': box_json(mask),
                 'area': area(mask),
@@ -116,15 +122,17 @@ def print_summary(instances: InstanceMasks, objects: list[Object3D | None], out:
     if instances.answer:
         print(instances.answer.answer)
     for index, located in enumerate(objects):
+        name = instances.name(index)
+        title = f'{index + 1}, {name}' if name else f'{index + 1}'
         if located is None:
-            print(f'{index + 1}: no valid depth')
+            print(f'{title}: no valid depth')
             continue
         x, y, z = located.centroid
         size = ' x '.join(f'{value:.3f}' for value in located.box.extent)
         score = instances.score(index)
         score_text = '' if score is None else f', score {score:.2f}'
         print(
-            f'{index + 1}: {len(located.points)} points about ({x:.3f}, {y:.3f}, {z:.3f}) m, '
+            f'{title}: {len(located.points)} points about ({x:.3f}, {y:.3f}, {z:.3f}) m, '
             f'box {size} m{score_text}'
         )
     print(f'FOUND, files in {out}/')
