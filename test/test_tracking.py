@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks propagated by optical flow, on synthetic sequences with known masks; no neural network."""
 
+import multiprocessing
 from dataclasses import dataclass
 
 import cv2
@@ -328,3 +329,29 @@ def test_references_without_masks_do_not_accumulate():
     with pytest.raises(TrackingError):
         tracker.set_masks(frames[0].stamp, frames[0].mask[None])
     tracker.set_masks(frames[-1].stamp, frames[-1].mask[None])
+
+
+def track_in_wide_images(sizes):
+    """Fail if a mask is not tracked in a moving image of one of these sizes."""
+    for height, width in sizes:
+        image, mask = texture(5, (height, width), (120, 120, 120)), np.zeros((height, width), bool)
+        mask[height // 4 : height // 2, width // 4 : width // 3] = True
+        tracker = FlowTracker()
+        tracker.set_reference(0, image)
+        tracker.set_masks(0, mask[None])
+        for shift in range(1, 13):  # more than one key frame
+            tracker.update(shift * STEP, np.roll(image, shift, axis=1))
+        state = tracker.state()
+        assert state.drift.tolist() == [pytest.approx(0, abs=0.1)], (height, width)
+        assert iou(state.masks[0], np.roll(mask, 12, axis=1)) > 0.9, (height, width)
+
+
+def test_wide_and_low_images_are_tracked():
+    """Of a spinning lidar, a line camera or a strip; in a process, since OpenCV may crash."""
+    sizes = [(64, 1024), (128, 2048), (64, 2048), (48, 640), (33, 640), (36, 401)]
+    process = multiprocessing.get_context('spawn').Process(
+        target=track_in_wide_images, args=(sizes,)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0

@@ -25,7 +25,7 @@ import numpy as np
 from lisa_ros.errors import ImageError
 
 COMPARISON_SCALE = 4  # side of a comparison pixel in flow pixels: h = 4 s, w = 4 t
-_MIN_SIDE = 32  # of an image [px]
+_MIN_SIDE = 32  # of an image [px], so that its coarsest level has a patch of DIS (8 px)
 _LARGE_SIDE = 400  # flow of a larger image [px] is computed at a quarter of its size, else a half
 _MAX_KEY_AGE = 330_000_000  # an older key frame is replaced by the newest frame [ns]
 UNCERTAIN_ERROR = 4.0  # forward-backward error at which reliability is 0.5 [px of h x w]
@@ -101,7 +101,9 @@ class KeyFrameFlow:
         # Fine enough at full size, and 5 ms a frame; slower presets measured no better.
         self._backward = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._forward = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        finest_scale = 2 if max(first.grey.shape) > _LARGE_SIDE else 1
+        is_large = max(first.grey.shape) > _LARGE_SIDE
+        # Nor is the smaller image of a wide and low camera less than a patch: DIS would crash.
+        finest_scale = 2 if is_large and min(first.half_grey.shape) >= _MIN_SIDE else 1
         self._backward.setFinestScale(finest_scale)
         self._forward.setFinestScale(finest_scale)
         self.set_key([])
