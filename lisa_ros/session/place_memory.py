@@ -12,7 +12,8 @@ Rules:
   ones ("mug", with a red and a blue one) replaces none.
 - A sighting never replaces a newer one: an answer may be about an old image.
 - Of an object that the image's edge cuts off only a part is seen, whose middle is another point:
-  such a sighting leaves a known place where it is, and only makes it newer.
+  such a sighting leaves a known place nearby where it is, and only makes it newer. Farther away
+  it may be the object itself, moved, and is a sighting like others.
 - The oldest places are dropped when there are too many, and each one after `max_age`. Places of
   the future, after a simulation has begun again, count as seen now.
 
@@ -40,24 +41,13 @@ _ABOUT_THE_PAST = re.compile(
 )
 _ABOUT_NOW = re.compile(r'^where (?:is|are)\b', re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:the last time|last time|last|seen|before)$', re.IGNORECASE)
+_SIDES = {'left', 'right'}
 _PREPOSITIONS = {
-    *(
-        'on',
-        'in',
-        'at',
-        'of',
-        'by',
-        'to',
-        'from',
-        'with',
-        'near',
-        'next',
-        'behind',
-        'under',
-        'over',
-    ),
-    *('above', 'below', 'between', 'beside', 'that', 'which', 'who', 'for', 'left', 'right'),
+    *('on', 'in', 'at', 'of', 'by', 'to', 'from', 'with', 'near', 'next', 'behind', 'under'),
+    *('over', 'above', 'below', 'between', 'beside', 'that', 'which', 'who', 'for'),
 }
+# Endings that differ in singular and plural, after its s: berry, tomato, vase and box, knife
+_STEMS = (('ie$', 'y'), ('oe$', 'o'), ('(s|x|z|ch|sh)e$', r'\1'), ('[fv]e$', 'f'))
 _PRONOUNS = {'it', 'that', 'this', 'them', 'one'}
 
 
@@ -254,19 +244,31 @@ def is_pronoun(name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name in lower case, up to a preposition, as singular, no articles."""
-    words = [word for word in re.findall(r'\w+', name.lower()) if word not in _ARTICLES]
-    end = next((i for i, word in enumerate(words) if i and word in _PREPOSITIONS), len(words))
-    return [_singular(word) for word in words[:end]]
+    """Return the words of a name up to a preposition, as `_stem` has them, without articles."""
+    words, places = [], []  # the words, and those that may tell a place
+    for compound in re.findall(r'\w+(?:-\w+)*', name.lower()):
+        parts = [word for word in compound.split('-') if word not in _ARTICLES]
+        words += parts
+        places += parts if parts == [compound] else [''] * len(parts)  # not "built-in oven"
+    ends = (i for i in range(1, len(words)) if _is_place(places[i : i + 2]))
+    return [_stem(word) for word in words[: next(ends, len(words))]]
 
 
-def _singular(word: str) -> str:
-    """Return a word without the ending of a plural; only to compare words."""
-    if re.search(r'(?:s|x|z|ch|sh)es$', word):
-        return word[:-2]
-    if re.search(r'[^aeiou]ies$', word):
-        return word[:-3] + 'y'
-    return word[:-1] if re.search(r'[^su]s$', word) else word
+def _is_place(words: Sequence[str]) -> bool:
+    """Return whether a place begins: "on ...", "left of ...", a last "left", not "left drawer"."""
+    first, *following = words
+    if first in _SIDES:
+        return not following or following[0] in _PREPOSITIONS
+    return first in _PREPOSITIONS
+
+
+def _stem(word: str) -> str:
+    """Return a form that singular and plural share, only to compare words: "vas" of "vases"."""
+    if not re.search(r'(?:[su]s|^gas|^lens|^canvas)$', word):
+        word = word.removesuffix('s')
+    for ending, stem in _STEMS:
+        word = re.sub(ending, stem, word)
+    return word
 
 
 def _merged(old: Place, new: Place) -> Place:
