@@ -3,7 +3,8 @@
 
 Letters: N masks, in the order of the [SEG] tokens of the answer; H x W the image [px]. A [SEG] has
 no mask if the score is below the confidence threshold, if the object is one that the dialogue has
-already shown, or if the answer already has `perception.masks.MAX_MASKS` masks.
+already shown, if the answer repeats itself and has masks of the object, or if it already has
+`perception.masks.MAX_MASKS` masks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lisa_ros.files.text import encodable
 from lisa_ros.perception.masks import bounding_box
 
 SEG = '[SEG]'  # the token that asks for a mask, as text
@@ -127,7 +129,14 @@ class Segmentation:
 def unanswered(
     query: str, status: Status, reason: str, shape: tuple[int, int] = (0, 0)
 ) -> Segmentation:
-    """Return a result without answer and masks; (H, W) of the image [px], if it is known."""
+    """Return a result without answer and masks.
+
+    Args:
+        query: as the user typed it.
+        status: how it ended.
+        reason: why; half characters, as of a file name in it, are escaped.
+        shape: (H, W) of the image [px], if it is known.
+    """
     logits = np.zeros((0, *shape), np.float32)
     return Segmentation(
         query=query,
@@ -137,7 +146,7 @@ def unanswered(
         mask_logits=logits,
         scores=np.zeros(0, np.float32),
         status=status,
-        reason=reason,
+        reason=encodable(reason),
     )
 
 
