@@ -17,14 +17,13 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 
 
 def one_line(value: object, max_chars: int = 300) -> str:
-    r"""Return a text or the message of an error on one line, cut after `max_chars` characters.
+    """Return a text or the message of an error on one line, cut after `max_chars` characters.
 
-    Half of a character, which no message can carry, is escaped, as \ud83d. An error without a
-    message gives the name of its type.
+    An error without a message gives the name of its type.
     """
     if isinstance(value, RecursionError):
         return 'it is nested too deeply'
-    text = ' '.join(str(value).split()).encode(errors='backslashreplace').decode()
+    text = ' '.join(str(value).split())
     if not text and isinstance(value, BaseException):
         return type(value).__name__
     return text if len(text) <= max_chars else f'{text[: max_chars - 3]}...'

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lisa_ros.files.text import encodable
 from lisa_ros.perception.masks import bounding_box
 
 SEG = '[SEG]'  # the token that asks for a mask, as text
@@ -129,14 +128,7 @@ class Segmentation:
 def unanswered(
     query: str, status: Status, reason: str, shape: tuple[int, int] = (0, 0)
 ) -> Segmentation:
-    """Return a result without answer and masks.
-
-    Args:
-        query: as the user typed it.
-        status: how it ended.
-        reason: why; half characters, as of a file name in it, are escaped.
-        shape: (H, W) of the image [px], if it is known.
-    """
+    """Return a result without answer and masks; (H, W) of the image [px], if it is known."""
     logits = np.zeros((0, *shape), np.float32)
     return Segmentation(
         query=query,
@@ -146,7 +138,7 @@ def unanswered(
         mask_logits=logits,
         scores=np.zeros(0, np.float32),
         status=status,
-        reason=encodable(reason),
+        reason=reason,
     )
 
 

@@ -133,11 +133,6 @@ def test_whole_characters_pass():
     assert answer(Answering(Token(text), Done(result)))[-1].result is result
 
 
-def test_the_reason_of_an_error_can_be_written_whatever_file_it_names():
-    (done,) = answer(Answering(ModelError('caf\udce9.bin is damaged')))
-    assert done.result.reason == r'caf\udce9.bin is damaged'
-
-
 def test_masks_of_a_region_are_checked_before_they_are_pasted():
     (done,) = answer(Answering(Done(RIGHT)), region=(1, 1, 3, 2))  # masks of the whole image
     assert done.result.status is Status.FAILED

@@ -302,17 +302,6 @@ def test_an_event_without_data_is_none(faulty, fault_server, event):
     assert answer(faulty)[-1].result.status is Status.FOUND
 
 
-def test_the_error_of_a_server_can_be_written_although_it_is_cut_in_half(faulty, fault_server):
-    def say(handler, body):
-        handler.begin()
-        handler.event({'error': {'message': 'no \ud83d'}})
-
-    fault_server.answer = say
-    result = answer(faulty)[-1].result
-    assert result.status is Status.FAILED
-    assert result.reason.endswith(r'the server reports an error: no \ud83d')
-
-
 # ---- probabilities
 
 
