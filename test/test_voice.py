@@ -316,16 +316,18 @@ def test_whisper_on_a_device_that_is_not_there_is_an_error(device, tmp_path):
         engines.load_engine('whisper', None, '', str(tmp_path), device)
 
 
-def test_whisper_is_loaded_from_a_folder(tmp_path):
+@pytest.mark.parametrize('stored', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('device', ['cpu', *['cuda'] * torch.cuda.is_available()])
+def test_whisper_is_loaded_from_a_folder(tmp_path, stored, device):
     """A tiny model with random weights: its text has no meaning, but all steps run."""
-    write_toy_whisper(tmp_path)
-    engine = engines.load_engine('whisper', None, '', str(tmp_path), 'cpu')
+    write_toy_whisper(tmp_path, stored)
+    engine = engines.load_engine('whisper', None, '', str(tmp_path), device)
     transcript = engine.transcribe(speech('stop'))
     assert isinstance(transcript.text, str)
     assert 0 <= transcript.confidence <= 1
 
 
-def write_toy_whisper(folder):
+def write_toy_whisper(folder, dtype):
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -344,7 +346,7 @@ def write_toy_whisper(folder):
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
     model.generation_config.begin_suppress_tokens = model.generation_config.suppress_tokens = None
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     vocabulary = {f'w{i}': i for i in range(40)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='w0'))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='w2', pad_token='w2')
