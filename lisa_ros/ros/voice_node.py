@@ -138,8 +138,8 @@ class VoiceNode(Node):
 
     def take_samples(self, samples: np.ndarray) -> None:
         """Queue samples for the recognizing thread, except while speaking. From any thread."""
-        if self._speaker.is_speaking:
-            return  # the node would hear itself
+        if self._speaker.is_speaking or not len(samples):
+            return  # the node would hear itself; a resampler may hold all samples back
         backlog = self._audio.qsize() * len(samples) / audio.RATE
         if backlog > _MAX_BACKLOG:
             self._warn(

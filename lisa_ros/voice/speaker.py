@@ -46,9 +46,7 @@ class Speaker:
         self._changed = threading.Condition()  # guards all that follows
         self._newest: str | None = None  # the text to speak next
         self._last: str | None = None  # the text spoken last
-        self._last_at = float(
-            '-inf'
-        )  # when the last text came, or its speech ended [s, monotonic]
+        self._last_at = float('-inf')  # when it came last, or its speech ended [s, monotonic]
         self._speaking = self._stopping = False
         self._spoke_at = float('-inf')  # [s, monotonic]
         threading.Thread(target=self._run, daemon=True).start()
