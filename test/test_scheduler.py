@@ -803,6 +803,21 @@ def test_goals_are_answered_in_the_order_they_came_and_none_supersedes_another(r
     assert scheduler.counters.cancelled == 0
 
 
+def test_a_continuous_goal_goes_on_while_the_queue_is_full(run):
+    scheduler, model, listener, _ = run(Model(blocking=True), goals_kept=1, watch_rate=1000.0)
+    scheduler.add_image(1, 'image')
+    scheduler.submit_goal(goal('runs', listener))
+    assert model.started.acquire(timeout=5)
+    assert scheduler.submit_goal(goal('waits', listener))
+    assert not scheduler.accepts_goals
+    previous = PreviousAnswer(0, 0.0)
+    again = goal('again', listener, previous=previous, is_continuous=True)
+    assert scheduler.submit_goal(again)
+    assert scheduler.counters.rejected == 0
+    model.go.set()
+    assert {text for text, _ in listener.wait(3)} == {'runs', 'waits', 'again'}
+
+
 def test_goals_beyond_the_limit_are_rejected(run):
     scheduler, model, listener, _ = run(Model(blocking=True), goals_kept=2)
     scheduler.add_image(1, 'image')
@@ -1220,9 +1235,18 @@ def test_new_clients_do_not_delay_a_command():
     command = Request('command', RequestKind.COMMAND, listener)
     goals = [goal(str(number), listener, client=str(number)) for number in range(10)]
     assert turns.next([command]) is command
-    # one is answered, and the next one comes
+    # each goal comes after the one before it was answered, or has given up; the command waits
     order = [turns.next([command, request]).text for request in goals]
     assert order[:3] == ['0', 'command', '2']
+
+
+def test_a_client_that_becomes_known_after_its_turn_has_had_it():
+    turns, listener = ClientTurns(), Listener()
+    first, *waiting = [goal(text, listener, client='unknown') for text in ('a1', 'a2', 'a3', 'b')]
+    assert turns.next([first]) is first
+    for request in (first, *waiting):
+        request.client.identify(request.text[0])
+    assert turns.next(waiting).text == 'b'
 
 
 def test_a_client_may_become_known_after_its_goal(run):

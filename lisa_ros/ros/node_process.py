@@ -216,9 +216,9 @@ class NodeClient:
 
     def _note_failure(self, diagnostics: DiagnosticArray) -> None:
         for status in diagnostics.status:
-            for value in status.values:
-                if value.key == FAILED_TRANSITION:
-                    self._failure = value.value
+            if status.name == '/lisa: node':
+                values = {value.key: value.value for value in status.values}
+                self._failure = values.get(FAILED_TRANSITION, '')
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding='utf-8', errors='replace').splitlines()

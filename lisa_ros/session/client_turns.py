@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lisa_ros.session.request import Request
+from lisa_ros.session.request import Request, RequestClient
 
 _CLIENTS_KEPT = 1000
 
@@ -22,15 +22,23 @@ class ClientTurns:
         # by name of the client: the turn that it was served in, oldest first
         self._served: dict[str, int] = {}
         self._turn = 0
+        self._last: tuple[RequestClient, str] | None = None  # served last, and its name then
 
     def next(self, requests: Sequence[Request]) -> Request:
         """Return the request whose client was served longest ago; of several the first."""
+        if self._last is not None and self._last[0].name != self._last[1]:
+            self._note(self._last[0].name)  # known by now
         for request in requests:
             self._served.setdefault(request.client.name, self._turn - 1)
         request = min(requests, key=lambda request: self._served[request.client.name])
         self._turn += 1
-        del self._served[request.client.name]
-        self._served[request.client.name] = self._turn
+        self._last = request.client, request.client.name
+        self._note(request.client.name)
+        return request
+
+    def _note(self, client: str) -> None:
+        """Note that this is the turn of a client."""
+        self._served.pop(client, None)
+        self._served[client] = self._turn
         while len(self._served) > _CLIENTS_KEPT:
             del self._served[next(iter(self._served))]
-        return request

@@ -79,7 +79,7 @@ class RequestClient:
         self.name = name
 
 
-COMMANDS = RequestClient('commands')  # all senders of commands, which are not told apart
+COMMAND_SENDERS = RequestClient('commands')  # they are not told apart
 
 
 class RequestListener(Protocol):
@@ -120,7 +120,7 @@ class Request:
     listener: RequestListener
     frame: SyncedMessages | None = None  # a frame of its own; None: the camera's newest
     dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
-    client: RequestClient = field(default_factory=lambda: COMMANDS)  # clients take turns
+    client: RequestClient = field(default_factory=lambda: COMMAND_SENDERS)  # clients take turns
     is_continuous: bool = False  # a goal that is answered again until it is cancelled
     turns: Dialogue = field(default_factory=Dialogue)  # of a requery, of a begun continuous goal
     ticket: int = 0  # of the dialogue store, when `turns` were read

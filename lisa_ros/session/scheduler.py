@@ -74,7 +74,7 @@ class Activity:
     waiting: int  # commands and goals
 
 
-COMMANDS = ''  # key of the dialogue that commands belong to
+COMMAND_DIALOGUE = ''  # key of the dialogue that commands belong to
 # Results that wait for their listeners: one is delivered while the model computes the next. More
 # would only make a command wait for more deliveries, and each holds an image and masks.
 MAX_UNDELIVERED = 2
@@ -209,7 +209,7 @@ class RequestScheduler:
             RequestKind.COMMAND,
             listener or self._listener,
             frame=frame,
-            dialogue=COMMANDS if frame is None else None,
+            dialogue=COMMAND_DIALOGUE if frame is None else None,
         )
         with self._changed:
             self.counters.commands += 1
@@ -233,13 +233,16 @@ class RequestScheduler:
             self._ends.end_unstarted(replaced, Status.SUPERSEDED, reason)
 
     def submit_goal(self, request: Request) -> bool:
-        """Enqueue a goal; False if `goals_kept` of them wait, or the scheduler is closed."""
+        """Enqueue a goal; False if `goals_kept` of them wait, or the scheduler is closed.
+
+        A further answer to a continuous goal is always accepted: it is no new goal.
+        """
         with self._changed:
             self.counters.commands += 1
-            if self._closed or not self.accepts_goals:
+            previous = request.previous
+            if self._closed or (previous is None and not self.accepts_goals):
                 self.note_rejection()
                 return False
-            previous = request.previous
             if previous is not None and previous.started_at < self._stopped_at:
                 self._ends.end_unstarted(request, Status.CANCELLED, CancelReason.STOPPED.value)
                 return True  # "stop" came between its answers

@@ -102,7 +102,7 @@ class KeyFrameFlow:
         self._backward = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._forward = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         is_large = max(first.grey.shape) > _LARGE_SIDE
-        # Nor is the smaller image of a wide and low camera less than a patch: DIS would crash.
+        # At a quarter, half_grey of a wide and low image would be less than a patch: DIS crashes.
         finest_scale = 2 if is_large and min(first.half_grey.shape) >= _MIN_SIDE else 1
         self._backward.setFinestScale(finest_scale)
         self._forward.setFinestScale(finest_scale)
