@@ -19,6 +19,7 @@ from lisa_ros.doctor import discovery, gpu, imports, run, shared_memory, system_
 from lisa_ros.doctor.finding import Check, Finding
 from lisa_ros.doctor.graph import is_connected, judge_probe
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, PublisherFacts, StatusFacts
+from lisa_ros.doctor.input_topics import publish_cure
 from lisa_ros.doctor.loopback import judge_loopback
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
@@ -538,6 +539,54 @@ def test_a_node_that_nobody_asked_for_may_be_missing():
 def test_an_input_of_a_node(change, level, text, cure):
     rows = graph_rows(replace(GRAPH, inputs=(replace(IMAGE, **change),)))
     check_row(rows['input /image'], level, text, cure=cure)
+
+
+RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+COLOUR, FRONT = '/camera/color/image_raw', {'cameras': ['front', 'rear']}
+
+
+@pytest.mark.parametrize(
+    ('topic', 'kind', 'similar', 'parameters', 'cure'),
+    [
+        ('/image', RAW, (COLOUR,), {}, f'remap it: -r image:={COLOUR}'),
+        ('/image', RAW, (COLOUR,), {'cameras': ['']}, f'remap it: -r image:={COLOUR}'),
+        ('/front/image', RAW, (COLOUR,), FRONT, f'remap it: -r front/image:={COLOUR}'),
+        ('/front/image', RAW, (COLOUR,), {}, f'the input: {COLOUR} in place of /front/image'),
+        (COLOUR, RAW, ('/cam/image',), {}, f'the input: /cam/image in place of {COLOUR}'),
+        ('/image', RAW, ('/image/compressed', COLOUR), {}, 'image_transport to compressed'),
+        ('/image/compressed', COMPRESSED, ('/image',), {}, 'image_transport to raw'),
+        ('/image', RAW, ('/image/theora',), {}, 'ros2 run image_transport republish'),
+        (
+            '/image/compressed',
+            COMPRESSED,
+            ('/camera/depth/compressedDepth', f'{COLOUR}/compressed'),
+            {},
+            f'remap it: -r image:={COLOUR}',
+        ),
+        (
+            '/rear/image/compressed',
+            COMPRESSED,
+            ('/camera/jpeg',),
+            FRONT,
+            'remap it: -r /rear/image/compressed:=/camera/jpeg',
+        ),
+    ],
+)
+def test_an_image_that_is_published_under_another_name(topic, kind, similar, parameters, cure):
+    absent = {'publishers': (), 'messages': 0, 'similar': similar}
+    item = replace(IMAGE, topic=topic, type=kind, **absent)
+    parameters = {**GRAPH.parameters, **parameters}
+    row = graph_rows(replace(GRAPH, inputs=(item,), parameters=parameters))[f'input {topic}']
+    check_row(row, ERROR, f'there are {similar[0]}', cure=cure)
+
+
+def test_an_input_of_a_node_in_a_namespace_is_remapped_by_its_relative_name():
+    depth = publish_cure('/arm/wrist/depth', RAW, ['/camera/depth'], '/arm/lisa', ['wrist'])
+    assert depth == 'remap it: -r wrist/depth:=/camera/depth'
+    other = publish_cure(
+        '/depth/compressedDepth', COMPRESSED, ['/depth/compressed'], '/lisa', ['']
+    )
+    assert other == 'set the parameter depth_transport to compressed'
 
 
 def test_frames_are_connected_over_several_transforms():

@@ -25,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, PublisherFacts, StatusFacts
+from lisa_ros.doctor.input_topics import split_transport
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
 from lisa_ros.messages.stamp import stamp_ns
@@ -44,9 +45,9 @@ _TYPES = {
     'sensor_msgs/msg/CompressedImage': CompressedImage,
     'sensor_msgs/msg/CameraInfo': CameraInfo,
 }
-_TRANSPORTS = ('/compressed', '/compressedDepth', '/theora', '/ffmpeg')
 _PARAMETERS = (
     *('use_sim_time', 'target_frame', 'gravity_frame', 'max_image_age', 'diagnostics_period'),
+    'cameras',
 )
 _SIMILAR = 5  # topics that are named
 
@@ -269,13 +270,13 @@ class _Probe:
 
     def _similar(self, topic: str, kind: str) -> tuple[str, ...]:
         """Return published topics that may be meant instead of one without publishers."""
-        base = next((topic.removesuffix(t) for t in _TRANSPORTS if topic.endswith(t)), topic)
+        base, _ = split_transport(topic)
         published = [
             (name, types)
             for name, types in self._node.get_topic_names_and_types()
             if name != topic and self._node.count_publishers(name)
         ]
-        same_base = [n for n, _ in published if n == base or n.removeprefix(base) in _TRANSPORTS]
+        same_base = [name for name, _ in published if split_transport(name)[0] == base]
         same_type = [n for n, types in published if kind in types and f'{self._name}/' not in n]
         return tuple(dict.fromkeys([*same_base, *same_type]))[:_SIMILAR]
 
