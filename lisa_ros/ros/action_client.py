@@ -94,6 +94,11 @@ class GoalFuture:
             LisaError: no answer within `timeout`; the goal continues, `cancel` stops it.
         """
         if not self.wait(timeout):
+            if self.is_lost():
+                raise LisaError(
+                    f'no answer within {timeout:g} s: the node has left the ROS graph; start it '
+                    'again'
+                )
             raise LisaError(
                 f'no answer within {timeout:g} s; if this is called in a callback of the node, '
                 'use segment_async there'
