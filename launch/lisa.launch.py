@@ -160,9 +160,10 @@ def rviz(given: dict[str, str], cameras: list[str]) -> Node:
 def start_nodes(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     params_file = existing_file('params_file', given['params_file'])
-    cameras = items(given['cameras']) or cameras_in_file(params_file)
     pushed = context.launch_configurations.get('ros_namespace', '')  # by PushRosNamespace
-    nodes = [lisa_node(given, cameras, full_name(pushed, given['namespace'], 'lisa'))]
+    node = full_name(pushed, given['namespace'], 'lisa')
+    cameras = items(given['cameras']) or cameras_in_file(params_file, node)
+    nodes = [lisa_node(given, cameras, node)]
     if is_on('voice', given['voice']):
         nodes.append(voice_node(given, cameras))
     if is_on('rviz', given['rviz']):

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from lisa_ros.errors import SettingsError
+from lisa_ros.files.parameter_sections import read_parameter_file, value_for
 
 INPUTS = ('image', 'depth', 'camera_info')
 _LARGE_OUTPUTS = (
@@ -49,20 +48,17 @@ def items(value: str) -> list[str]:
     return [item.strip() for item in value.strip('[] ').split(',') if item.strip()]
 
 
-def cameras_in_file(path: str) -> list[str]:
-    """Return the names of cameras that a parameter file sets for lisa_node; none without names."""
-    try:
-        content = yaml.safe_load(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return []  # the node says what is wrong with its file
-    for node, section in content.items() if isinstance(content, dict) else ():
-        if str(node).strip('/') not in ('**', '*', 'lisa') and not str(node).endswith('/lisa'):
-            continue
-        parameters = section.get('ros__parameters') if isinstance(section, dict) else None
-        cameras = parameters.get('cameras') if isinstance(parameters, dict) else None
-        if isinstance(cameras, list) and any(cameras):
-            return [str(camera) for camera in cameras if camera]
-    return []
+def cameras_in_file(path: str, node: str) -> list[str]:
+    """Return the names of cameras that a parameter file sets for a node; none without names.
+
+    Args:
+        path: of the file; the node says what is wrong with it.
+        node: its full name, such as /robot/lisa.
+    """
+    cameras = value_for('cameras', node, read_parameter_file(Path(path)))
+    if isinstance(cameras, str):
+        cameras = [cameras]  # the node accepts one name without a list, too
+    return [str(camera) for camera in cameras if camera] if isinstance(cameras, list) else []
 
 
 def input_remappings(given: Mapping[str, str], cameras: Sequence[str]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
 import rclpy
+from goal_server import GoalServer, replaced
 from rclpy_features import needs_goal_clients
 from ros_graph import START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
@@ -592,6 +593,24 @@ def test_a_missing_node_is_an_error(peer):
     with pytest.raises(LisaError, match=r'no action nobody/segment within 0\.2 s'):
         client.segment(MUG, timeout=0.2)
     client.destroy()
+
+
+def test_a_goal_is_lost_with_its_node_also_if_another_is_started_in_its_place(peer):
+    first, client = GoalServer(namespace='/lost'), LisaClient(peer.node, '/lost/lisa')
+    second = None
+    try:
+        goal = client.segment_async(MUG, timeout=START)
+        peer.wait(first.has_goal.is_set, START)
+        with pytest.raises(LisaError, match='if this is called in a callback'):
+            goal.result(0.1)
+        assert not goal.is_lost()
+        second = replaced(first, namespace='/lost')
+        peer.wait(goal.is_lost, START)
+        with pytest.raises(LisaError, match='the node has left the ROS graph; start it again'):
+            goal.result(0.1)
+    finally:  # the client stays: its goal may still be accepted
+        for server in filter(None, (first, second)):
+            server.close()
 
 
 def test_the_client_spins_a_node_that_has_no_executor(peer, node_process):

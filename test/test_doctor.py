@@ -19,7 +19,9 @@ from lisa_ros.doctor import discovery, gpu, imports, run, shared_memory, system_
 from lisa_ros.doctor.finding import Check, Finding
 from lisa_ros.doctor.graph import is_connected, judge_probe
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, PublisherFacts, StatusFacts
+from lisa_ros.doctor.input_topics import publish_cure
 from lisa_ros.doctor.loopback import judge_loopback
+from lisa_ros.doctor.middleware import uses_shared_memory
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
 from lisa_ros.doctor.table import as_table, to_json
@@ -264,8 +266,11 @@ def test_shared_memory(tmp_path):
     check_row(judge(full), ERROR, '8 of 1024 MiB', cure='fastdds shm clean')
     foreign = replace(full, free=900 * MIB, foreign_ports=('fastdds_port7411',))
     check_row(judge(foreign), WARN, 'belong to another user', cure='as one user')
-    (row,) = shared_memory.check_shared_memory(tmp_path / 'none')
+    (row,) = shared_memory.check_shared_memory(tmp_path / 'none', {})
     check_row(row, WARN, 'is missing', cure='tmpfs')
+    cyclone = {'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}
+    (row,) = shared_memory.check_shared_memory(tmp_path / 'none', cyclone)
+    check_row(row, OK, 'is not used')
     (tmp_path / 'fastdds_0123').write_bytes(bytes(2 * MIB))
     assert shared_memory.shared_memory_facts(tmp_path).segments >= 2 * MIB
 
@@ -338,6 +343,62 @@ def test_a_profile_of_dds(tmp_path):
     (row,) = discovery.judge_profile(name, {name: str(FASTDDS_LOCALHOST_PROFILE), **local})
     check_row(row, OK, str(FASTDDS_LOCALHOST_PROFILE))
     assert discovery.judge_profile(name, {}) == []
+
+
+def udp_profile(builtin='<useBuiltinTransports>false</useBuiltinTransports>'):
+    return f"""<profiles xmlns="http://www.eprosima.com"><transport_descriptors>
+        <transport_descriptor><transport_id>udp</transport_id><type>UDPv4</type>
+        </transport_descriptor></transport_descriptors>
+        <participant profile_name="p" is_default_profile="true"><rtps><userTransports>
+        <transport_id>udp</transport_id></userTransports>{builtin}</rtps></participant>
+        </profiles>"""
+
+
+@pytest.mark.parametrize(
+    ('content', 'variables', 'is_used'),
+    [
+        (None, {}, True),
+        (None, {'RMW_IMPLEMENTATION': 'rmw_fastrtps_dynamic_cpp'}, True),
+        (None, {'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, False),
+        (None, {'RMW_IMPLEMENTATION': 'rmw_zenoh_cpp'}, False),
+        (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, False),
+        (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, True),
+        ('<profiles></profiles>', {}, True),
+        ('<profiles>', {}, True),
+        (udp_profile(), {}, False),
+        (udp_profile(), {'ROS_LOCALHOST_ONLY': '1'}, True),  # rmw_fastrtps adds it
+        (udp_profile(''), {}, True),
+        (udp_profile('<builtinTransports>UDPv4</builtinTransports>'), {}, False),
+        ((ROOT / 'lisa_ros' / 'ros' / 'fastdds.xml').read_text(), {}, True),
+    ],
+)
+def test_shared_memory_is_judged_only_where_it_is_used(content, variables, is_used, tmp_path):
+    name, path = 'FASTRTPS_DEFAULT_PROFILES_FILE', tmp_path / 'profile.xml'
+    if content is not None:
+        path.write_text(content)
+        variables = {name: str(path), **variables}
+    assert uses_shared_memory(variables) is is_used
+    if content is not None and content.startswith('<profiles xmlns') and not is_used:
+        check_row(*discovery.judge_profile(name, variables), OK, str(path))
+
+
+def test_the_configuration_of_cyclone_is_a_list(tmp_path):
+    name, path = 'CYCLONEDDS_URI', tmp_path / 'a.xml'
+    path.write_text('<CycloneDDS/>')
+    used = {'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}
+    inline = '<Tracing><Category>a,b</Category></Tracing>'
+
+    def rows(value, **variables):
+        return discovery.judge_profile(name, {name: value, **used, **variables})
+
+    for value in (f'file://{path},{inline}', f'{inline}, {path}', f'{inline},file://{path},<A/>'):
+        check_row(*rows(value), OK, str(path))
+    check_row(*rows(f'{tmp_path}/none.xml,{inline}'), ERROR, 'No such file', cure=f'unset {name}')
+    assert [row.level for row in rows(f'{path},{tmp_path}/none.xml')] == [OK, ERROR]
+    assert rows(inline) == rows('file://${HOME}/a.xml') == []
+    assert rows('/none.xml', RMW_IMPLEMENTATION='rmw_fastrtps_cpp') == []
+    profile = {'FASTDDS_DEFAULT_PROFILES_FILE': '/none.xml', **used}
+    assert discovery.judge_profile('FASTDDS_DEFAULT_PROFILES_FILE', profile) == []
 
 
 def test_multicast():
@@ -538,6 +599,54 @@ def test_a_node_that_nobody_asked_for_may_be_missing():
 def test_an_input_of_a_node(change, level, text, cure):
     rows = graph_rows(replace(GRAPH, inputs=(replace(IMAGE, **change),)))
     check_row(rows['input /image'], level, text, cure=cure)
+
+
+RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+COLOUR, FRONT = '/camera/color/image_raw', {'cameras': ['front', 'rear']}
+
+
+@pytest.mark.parametrize(
+    ('topic', 'kind', 'similar', 'parameters', 'cure'),
+    [
+        ('/image', RAW, (COLOUR,), {}, f'remap it: -r image:={COLOUR}'),
+        ('/image', RAW, (COLOUR,), {'cameras': ['']}, f'remap it: -r image:={COLOUR}'),
+        ('/front/image', RAW, (COLOUR,), FRONT, f'remap it: -r front/image:={COLOUR}'),
+        ('/front/image', RAW, (COLOUR,), {}, f'the input: {COLOUR} in place of /front/image'),
+        (COLOUR, RAW, ('/cam/image',), {}, f'the input: /cam/image in place of {COLOUR}'),
+        ('/image', RAW, ('/image/compressed', COLOUR), {}, 'image_transport to compressed'),
+        ('/image/compressed', COMPRESSED, ('/image',), {}, 'image_transport to raw'),
+        ('/image', RAW, ('/image/theora',), {}, 'ros2 run image_transport republish'),
+        (
+            '/image/compressed',
+            COMPRESSED,
+            ('/camera/depth/compressedDepth', f'{COLOUR}/compressed'),
+            {},
+            f'remap it: -r image:={COLOUR}',
+        ),
+        (
+            '/rear/image/compressed',
+            COMPRESSED,
+            ('/camera/jpeg',),
+            FRONT,
+            'remap it: -r /rear/image/compressed:=/camera/jpeg',
+        ),
+    ],
+)
+def test_an_image_that_is_published_under_another_name(topic, kind, similar, parameters, cure):
+    absent = {'publishers': (), 'messages': 0, 'similar': similar}
+    item = replace(IMAGE, topic=topic, type=kind, **absent)
+    parameters = {**GRAPH.parameters, **parameters}
+    row = graph_rows(replace(GRAPH, inputs=(item,), parameters=parameters))[f'input {topic}']
+    check_row(row, ERROR, f'there are {similar[0]}', cure=cure)
+
+
+def test_an_input_of_a_node_in_a_namespace_is_remapped_by_its_relative_name():
+    depth = publish_cure('/arm/wrist/depth', RAW, ['/camera/depth'], '/arm/lisa', ['wrist'])
+    assert depth == 'remap it: -r wrist/depth:=/camera/depth'
+    other = publish_cure(
+        '/depth/compressedDepth', COMPRESSED, ['/depth/compressed'], '/lisa', ['']
+    )
+    assert other == 'set the parameter depth_transport to compressed'
 
 
 def test_frames_are_connected_over_several_transforms():

@@ -80,10 +80,16 @@ def test_the_full_name_of_a_node_in_its_namespaces(parts, name):
     ('text', 'cameras'),
     [
         ('/**: {ros__parameters: {cameras: [front, wrist]}}', ['front', 'wrist']),
-        ('lisa: {ros__parameters: {cameras: [front]}}', ['front']),
         ('/arm/lisa: {ros__parameters: {cameras: [front]}}', ['front']),
+        ('/*/lisa: {ros__parameters: {cameras: [front]}}', ['front']),
+        ('arm: {lisa: {ros__parameters: {cameras: [front]}}}', ['front']),
+        ('/**: {ros__parameters: {cameras: front}}', ['front']),
+        ('lisa: {ros__parameters: {cameras: [front]}}', []),  # this is /lisa
+        ('/other/lisa: {ros__parameters: {cameras: [front]}}', []),
         ('detector: {ros__parameters: {cameras: [front]}}', []),
         ("/**: {ros__parameters: {cameras: ['']}}", []),
+        ('/**: {ros__parameters: {cameras: []}}', []),
+        ("/**: {ros__parameters: {cameras: ''}}", []),
         ('a: &a {b: *a}', []),
         ('[', []),
         ('3', []),
@@ -92,4 +98,16 @@ def test_the_full_name_of_a_node_in_its_namespaces(parts, name):
 def test_cameras_are_read_from_the_sections_of_the_node(text, cameras, tmp_path):
     file = tmp_path / 'parameters.yaml'
     file.write_text(text)
-    assert cameras_in_file(str(file)) == cameras
+    assert cameras_in_file(str(file), '/arm/lisa') == cameras
+
+
+def test_each_robot_of_a_file_has_its_own_cameras_and_the_last_section_counts(tmp_path):
+    file = tmp_path / 'robots.yaml'
+    file.write_text(
+        '/r1/lisa: {ros__parameters: {cameras: [front, rear]}}\n'
+        '/r2/lisa: {ros__parameters: {cameras: [left, right]}}\n'
+        '/r3/lisa: {ros__parameters: {cameras: [top]}}\n'
+        "/r3/**: {ros__parameters: {cameras: ['']}}\n"
+    )
+    names = [cameras_in_file(str(file), f'/{robot}/lisa') for robot in ('r1', 'r2', 'r3', 'r4')]
+    assert names == [['front', 'rear'], ['left', 'right'], [], []]

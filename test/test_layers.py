@@ -27,8 +27,8 @@ LAYERS = [
         'tcp_delay',
         'perception.masks',
     ],
-    ['files', 'launch_arguments', 'number_arguments', 'optional_packages', 'server_connection'],
-    ['results', 'settings_schema', 'evaluation.metrics', 'images', 'api_key'],
+    ['files', 'number_arguments', 'optional_packages', 'server_connection'],
+    ['results', 'settings_schema', 'evaluation.metrics', 'images', 'api_key', 'launch_arguments'],
     [
         'model.finite',
         'model.file_checks',

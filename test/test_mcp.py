@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ pytest.importorskip('mcp', reason='needs config/requirements/mcp.txt: make setup
 
 import anyio
 from anyio.from_thread import start_blocking_portal
+from goal_server import GoalServer, replaced
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
-from mcp.server.mcpserver.exceptions import ToolError
 from PIL import Image as PillowImage
 from rclpy.time import Time
 from ros_graph import START, NodeProcess, Peer, environment, image
@@ -34,9 +33,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 
 import lisa_ros
 from lisa_ros import cli
-from lisa_ros.agents import goal_wait, tools
+from lisa_ros.agents import tools
 from lisa_ros.agents.http_address import HttpAddress
-from lisa_ros.agents.node_access import Goal, Progress
 from lisa_ros.errors import SettingsError
 from lisa_ros.messages import bag
 from lisa_ros.ros import agent_access
@@ -503,29 +501,20 @@ def test_a_wrong_name_is_an_error(name):
         RosNodeAccess(name)
 
 
-class DepartedNode:
-    """A `NodeAccess` whose node has taken a goal, and is then in the graph no more."""
-
-    name = '/lisa'
-
-    def __init__(self):
-        self.future, self.progress, self.is_cancelled = Future(), Progress(), False
-
-    def is_present(self):
-        return False
-
-    def send(self, goal, on_change):
-        return self
-
-    def cancel(self):
-        self.is_cancelled = True
-
-
-def test_a_node_that_leaves_ends_the_request():
-    node = DepartedNode()
-    with pytest.raises(ToolError, match='NODE_LOST: /lisa has left the ROS graph'):
-        anyio.run(goal_wait.await_answer, node, Goal('the box'), None)
-    assert node.is_cancelled
+def test_a_node_that_leaves_ends_the_request_even_if_another_is_started_in_its_place():
+    first, successors = GoalServer(namespace='/lost'), []
+    replacement = threading.Thread(
+        target=lambda: successors.append(replaced(first, namespace='/lost')), daemon=True
+    )
+    replacement.start()
+    try:
+        with agent_of(command('--node', '/lost/lisa')) as agent:
+            error = agent.error('segment', command='the box', timeout=2 * START)
+        assert 'NODE_LOST: /lost/lisa has left the ROS graph while it answered' in error
+    finally:
+        replacement.join(3 * START)
+        for server in (first, *successors):
+            server.close()
 
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch, capsys):

@@ -8,10 +8,13 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.msg', reason='needs the built interfaces: make setup')
 
+import rclpy
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
-from ros_graph import NodeProcess, Peer
+from ros_graph import DOMAIN, NodeProcess, Peer
 
+from lisa_ros.files.parameter_sections import read_parameter_file, value_for
+from lisa_ros.ros import fastdds
 from lisa_ros.ros.parameter_files import ineffective_names, read_sections, source_of
 
 pytestmark = pytest.mark.ros
@@ -89,6 +92,49 @@ def test_a_section_counts_for_the_nodes_that_ros_gives_it_to(sections):
     assert not lisa_node.is_for('/arm/lisa_node')
     assert source_of('tracker', '/arm/lisa', sections).endswith('robot.yaml: ')
     assert source_of('tracker', '/lisa', sections) == ''
+
+
+@pytest.mark.parametrize(
+    ('content', 'cameras'),
+    [
+        (
+            '/arm/lisa: {ros__parameters: {cameras: [one]}}\n'
+            '/**: {ros__parameters: {cameras: [all]}}',
+            ['all'],
+        ),
+        (
+            '/**: {ros__parameters: {cameras: [all]}}\n'
+            '/arm/lisa: {ros__parameters: {cameras: [one]}}',
+            ['one'],
+        ),
+        (
+            'arm: {lisa: {ros__parameters: {cameras: [nested]}}}\n'
+            '/*/lisa: {ros__parameters: {cameras: front}}',
+            'front',
+        ),
+        ('arm: {lisa: {ros__parameters: {cameras: [nested]}}}', ['nested']),
+        ('lisa: {ros__parameters: {cameras: [bare]}}', None),
+    ],
+)
+def test_a_node_gets_the_value_that_rclpy_gives_it(content, cameras, tmp_path):
+    path = tmp_path / 'robot.yaml'
+    path.write_text(content)
+    assert value_for('cameras', '/arm/lisa', read_parameter_file(path)) == cameras
+    fastdds.configure_shared_memory()
+    context = rclpy.Context()
+    context.init(['x', '--ros-args', '--params-file', str(path)], domain_id=int(DOMAIN))
+    node = rclpy.create_node(
+        'lisa',
+        context=context,
+        namespace='arm',
+        automatically_declare_parameters_from_overrides=True,
+    )
+    try:
+        given = node.has_parameter('cameras') and node.get_parameter('cameras').value
+        assert (given or None) == cameras
+    finally:
+        node.destroy_node()
+        context.shutdown()
 
 
 @pytest.mark.parametrize(

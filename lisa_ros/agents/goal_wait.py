@@ -23,7 +23,7 @@ from lisa_ros.errors import LisaError, QueryError
 from lisa_ros.results import ANSWERED
 
 FIND_TIMEOUT = 10.0  # longest wait for the node to appear [s]
-_PRESENCE_PERIOD = 1.0  # at which a wait looks whether the node is still there [s]
+_PRESENCE_PERIOD = 1.0  # at which a wait looks whether the goal is lost [s]
 
 Report = Callable[[Progress], Awaitable[None]]
 
@@ -101,7 +101,7 @@ async def _end(
             return
         with anyio.move_on_after(_PRESENCE_PERIOD) as scope:
             await changed.wait()
-        if scope.cancelled_caught and not node.is_present():
+        if scope.cancelled_caught and pending.is_lost():
             raise ToolError(
                 f'NODE_LOST: {node.name} has left the ROS graph while it answered: start it again'
             )

@@ -138,6 +138,9 @@ class PendingAnswer(Protocol):
     def progress(self) -> Progress:
         """How far it is."""
 
+    def is_lost(self) -> bool:
+        """Return whether the node has left the ROS graph; one started in its place is another."""
+
     def cancel(self) -> None:
         """Ask the node to stop; no effect after the end."""
 
@@ -148,9 +151,6 @@ class NodeAccess(Protocol):
     @property
     def name(self) -> str:
         """Its name, such as /arm/lisa."""
-
-    def is_present(self) -> bool:
-        """Return whether the node is in the ROS graph."""
 
     def find(self, timeout: float) -> None:
         """Wait until the node takes goals, up to `timeout` [s].

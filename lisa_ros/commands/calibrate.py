@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lisa_ros.errors import DataError, SettingsError, raise_error
+from lisa_ros.files.output import check_output_file
 from lisa_ros.optional_packages import install_command
 
 
@@ -53,6 +54,8 @@ def calibrate(options: argparse.Namespace) -> None:
     calibration.read_config(options.folder)  # fail early: the test set takes minutes
     if options.plot and importlib.util.find_spec('matplotlib') is None:
         raise SettingsError(f'--plot needs matplotlib: {install_command("train")}')
+    check_output_file(options.folder / 'config.json', calibration.CONFIG_CURE)
+    plot = options.plot and calibration.check_plot(options.plot)
     queries = tabletop.check_test_set(tabletop.read_test_set(options.test_set), raise_error)
     _check_categories(options.test_set, {query.category for query in queries})
     segmenter = Segmenter.load(
@@ -84,9 +87,9 @@ def calibrate(options: argparse.Namespace) -> None:
     )
     calibration.save_calibration(options.folder, weights, curve, threshold, refine=options.refine)
     outcomes = calibration.scored_outcomes(cases)
-    if options.plot:
+    if plot:
         calibration.plot_reliability(
-            outcomes, options.plot, f'{options.folder.name}: calibration of scores'
+            outcomes, plot, f'{options.folder.name}: calibration of scores'
         )
     error = calibration.expected_calibration_error(outcomes)
     print(f'{len(outcomes)} masks, calibration error {error:.3f}, threshold {threshold:.2f}')

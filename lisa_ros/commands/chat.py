@@ -45,6 +45,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         help='without --image: chat with this running node (default: lisa)',
     )
     parser.add_argument(
+        '--camera',
+        default='',
+        metavar='NAME',
+        help='without --image: camera of the node (default: its only one)',
+    )
+    parser.add_argument(
         '--out',
         type=Path,
         default=Path('lisa-out'),
@@ -185,7 +191,7 @@ def _backend(options: argparse.Namespace) -> ChatBackend:
             f'a chat with a node needs ROS 2 and the built package ({error}): `make setup`, or '
             'source install/setup.bash. --image FILE needs no ROS'
         ) from error
-    return NodeChat(options.node)
+    return NodeChat(options.node, options.camera)
 
 
 class LocalChat:

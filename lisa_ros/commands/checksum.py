@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lisa_ros.commands.arguments import setting_arguments
+from lisa_ros.files.output import check_output_file
 from lisa_ros.settings import Settings
 
 
@@ -38,8 +39,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def checksum(options: argparse.Namespace) -> None:
     """Print the checksums of a model and its SAM 2; write them into a lock file if asked for."""
-    from lisa_ros.model.checksums import file_checksums, folder_checksum, write_lock
+    from lisa_ros.model.checksums import Lock, file_checksums, folder_checksum, write_lock
 
+    if options.write_lock is not None:
+        check_output_file(options.write_lock, 'give another --write-lock')
+        if options.write_lock.exists():
+            Lock.read(options.write_lock)  # fail early: the checksums of a model take minutes
     for model, source in _sources(options).items():
         checksums = file_checksums(source)
         for name, digest in checksums.items():

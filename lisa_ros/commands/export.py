@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import load_segmenter, model_arguments, print_not_used
 from lisa_ros.errors import DataError, ImageError, ModelError, SettingsError
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.number_arguments import non_negative_float
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def export(options: argparse.Namespace) -> None:
     """Segment an RGB-D image and write files for grasp planners."""
     from lisa_ros.commands import export_answer, grasp_formats
 
+    check_output_folder(options.out)
     rgbd_input = _load_input(options)
     instances = _instance_masks(options, rgbd_input)
     objects = rgbd_input.rgbd.localize(instances.masks)

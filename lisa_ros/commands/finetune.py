@@ -16,6 +16,7 @@ from lisa_ros.commands.training_arguments import (
     with_options,
 )
 from lisa_ros.errors import DataError, ErrorHandler, SettingsError, raise_error
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.number_arguments import (
     fraction,
@@ -156,6 +157,7 @@ def finetune(options: argparse.Namespace) -> int:
     from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 
     device = str(resolve_device(options.device))
+    check_output_folder(options.out)
     config = _config(options, device)
     skipped = SkippedItems()
     on_error = skipped.add if options.skip_broken else raise_error

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.number_arguments import non_negative_int, positive_int
 
 
@@ -58,6 +59,7 @@ def scenes(options: argparse.Namespace) -> None:
     from lisa_ros.tabletop import assets, sample_bag, scene_writer, test_sets
 
     out = options.out
+    check_output_folder(out)
     if options.bag is not None:
         cache = assets.prepare_assets(options.assets, out / 'assets')
         sample_bag.write_sample_bag(cache, out / 'sample', options.split, options.bag)

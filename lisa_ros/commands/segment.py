@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lisa_ros.commands.arguments import load_segmenter, model_arguments
 from lisa_ros.errors import DataError, ModelError
+from lisa_ros.files.output import check_output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,13 +48,15 @@ def segment(options: argparse.Namespace) -> None:
     from lisa_ros.results import BROKEN
 
     image = read_rgb(options.image)
+    out = options.out or (None if options.json else Path('lisa-out'))
+    if out and not options.yes_no:
+        check_output_folder(out)
     result = load_segmenter(options).segment(image, options.query, yes_no=options.yes_no)
     if result.status in BROKEN:
         raise ModelError(result.reason)
     if options.yes_no:
         print(json.dumps(as_json(result)) if options.json else _yes_no_line(result))
         return
-    out = options.out or (None if options.json else Path('lisa-out'))
     if out:
         _save(result, image, out)
     if options.json:

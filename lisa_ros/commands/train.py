@@ -14,6 +14,7 @@ from lisa_ros.commands.training_arguments import (
     with_options,
 )
 from lisa_ros.errors import SettingsError
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.number_arguments import fraction, non_negative_int, positive_int
 
 _TRAINER_DEFAULTS = {
@@ -173,6 +174,7 @@ def train(options: argparse.Namespace) -> int:
         raise SettingsError(
             '--patience counts validations without a new best of a metric: name it with --monitor'
         )
+    check_output_folder(options.out)
     finished = _add_position_codes(options) if options.position_codes else _pretrain(options)
     return 0 if finished else 130
 

@@ -14,6 +14,12 @@ from pathlib import Path
 
 from lisa_ros.discovery_range import is_localhost
 from lisa_ros.doctor.finding import Finding
+from lisa_ros.doctor.middleware import (
+    CYCLONE_CONFIGURATION,
+    FAST_DDS_PROFILES,
+    configuration_files,
+    profile_has_shared_memory,
+)
 from lisa_ros.health.verdict import Level
 
 _LARGEST_DOMAIN = 232  # of DDS; its port numbers do not allow more
@@ -21,10 +27,7 @@ _SAFE_DOMAIN = 101  # above it, ports may be those that Linux gives to other pro
 _RANGES = ('SUBNET', 'LOCALHOST', 'OFF', 'SYSTEM_DEFAULT')
 _GROUP = '239.255.0.1'  # of DDS discovery
 _MULTICAST_TIMEOUT = 0.5  # [s]
-_PROFILES = (
-    *('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
-    'CYCLONEDDS_URI',
-)
+_CONFIGURATIONS = (*FAST_DDS_PROFILES, CYCLONE_CONFIGURATION)
 _COMPARED = (  # a node and this shell must agree on these to find each other
     *('ROS_DOMAIN_ID', 'RMW_IMPLEMENTATION', 'ROS_LOCALHOST_ONLY'),
     *('ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_DISCOVERY_SERVER'),
@@ -51,7 +54,7 @@ def check_discovery(environment: Mapping[str, str] = os.environ) -> list[Finding
     return [
         judge_domain(environment.get('ROS_DOMAIN_ID', '')),
         *judge_range(environment),
-        *(finding for name in _PROFILES for finding in judge_profile(name, environment)),
+        *(finding for name in _CONFIGURATIONS for finding in judge_profile(name, environment)),
         *judge_processes(running_nodes(), environment),
         judge_multicast(multicast_error(), environment),
     ]
@@ -91,32 +94,36 @@ def judge_range(environment: Mapping[str, str]) -> list[Finding]:
 
 
 def judge_profile(name: str, environment: Mapping[str, str]) -> list[Finding]:
-    """Return the findings about the variable of a DDS profile; none if it is not set."""
-    value = environment.get(name, '')
-    if not value or (name == 'CYCLONEDDS_URI' and value.lstrip().startswith('<')):
-        return []
-    path = Path(value.removeprefix('file://'))
+    """Return the findings about the files in the variable of a DDS profile; none without files.
+
+    A variable of another middleware than the one in use has no effect, and no findings.
+    """
+    paths = configuration_files(name, environment)
+    return [_judge_profile_file(name, path, environment) for path in paths]
+
+
+def _judge_profile_file(name: str, path: Path, environment: Mapping[str, str]) -> Finding:
+    check, is_local = 'DDS profile', is_localhost(environment)
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  # a file that the user has named
     except OSError as error:
-        observed = f'{name}={value}: {error.strerror}'
-        return [
-            Finding('DDS profile', Level.ERROR, observed, f'unset {name}, or correct the path')
-        ]
+        observed = f'{name}={environment[name]}: {error.strerror}'
+        return Finding(check, Level.ERROR, observed, f'unset {name}, or correct the path')
     except ElementTree.ParseError as error:
-        observed = f'{name}={value}: not XML: {error}'
-        return [Finding('DDS profile', Level.ERROR, observed, 'correct this line, or unset it')]
-    if name == 'CYCLONEDDS_URI':
-        return [Finding('DDS profile', Level.OK, value)]
-    if not any(element.tag.endswith('segment_size') for element in root.iter()):
-        observed = f'{value} sets no segment_size: large messages overwrite each other'
+        observed = f'{name}={environment[name]}: not XML: {error}'
+        return Finding(check, Level.ERROR, observed, 'correct this line, or unset it')
+    if name == CYCLONE_CONFIGURATION:
+        return Finding(check, Level.OK, str(path))
+    has_size = any(element.tag.endswith('segment_size') for element in root.iter())
+    if not has_size and (is_local or profile_has_shared_memory(root, environment)):
+        observed = f'{path} sets no segment_size: large messages overwrite each other'
         cure = 'add a SHM transport with segment_size, as in lisa_ros/ros/fastdds.xml'
-        return [Finding('DDS profile', Level.WARN, observed, cure)]
-    if is_localhost(environment) and any(element.text == 'UDPv4' for element in root.iter()):
-        observed = f'{value} has a UDP transport, and LOCALHOST adds one: nodes appear 3 s late'
+        return Finding(check, Level.WARN, observed, cure)
+    if is_local and any(element.text == 'UDPv4' for element in root.iter()):
+        observed = f'{path} has a UDP transport, and LOCALHOST adds one: nodes appear 3 s late'
         cure = 'leave the UDP transport out, as in lisa_ros/ros/fastdds_localhost.xml'
-        return [Finding('DDS profile', Level.WARN, observed, cure)]
-    return [Finding('DDS profile', Level.OK, value)]
+        return Finding(check, Level.WARN, observed, cure)
+    return Finding(check, Level.OK, str(path))
 
 
 # ---- other processes

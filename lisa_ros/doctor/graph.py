@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lisa_ros.doctor.finding import Finding
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, graph_facts
+from lisa_ros.doctor.input_topics import publish_cure
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.health.inputs import InputReport, judge_input, other_type_fault
 from lisa_ros.health.node import Lifecycle, NodeReport, judge_node
@@ -96,9 +97,8 @@ def judge_topic(facts: GraphFacts, item: InputFacts) -> list[Finding]:
     if not item.publishers and item.similar:
         level = Level.ERROR if is_required else Level.OK
         observed = f'nobody publishes it; there are {", ".join(item.similar)}'
-        cure = f'remap it: -r {item.topic.rpartition("/")[2]}:={item.similar[0]}'
-        if item.similar[0] == f'{item.topic}/compressed':
-            cure = 'set the parameter image_transport to compressed'
+        cameras = (facts.parameters or {}).get('cameras') or ()
+        cure = publish_cure(item.topic, item.type, item.similar, facts.node, cameras)
         return [Finding(check, level, observed, cure if is_required else '')]
     report = InputReport(
         item.topic,

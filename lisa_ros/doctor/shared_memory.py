@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lisa_ros.doctor.finding import Finding
+from lisa_ros.doctor.middleware import uses_shared_memory
 from lisa_ros.health.verdict import Level
 
 FOLDER = Path('/dev/shm')  # noqa: S108  # where Linux has it
@@ -29,8 +31,13 @@ class SharedMemoryFacts:
     segments: int = 0  # bytes in files of Fast DDS
 
 
-def check_shared_memory(folder: Path = FOLDER) -> list[Finding]:
-    """Return the findings about the shared memory."""
+def check_shared_memory(
+    folder: Path = FOLDER, environment: Mapping[str, str] = os.environ
+) -> list[Finding]:
+    """Return the findings about the shared memory, if the middleware uses it."""
+    if not uses_shared_memory(environment):
+        observed = f'{FOLDER} is not used: messages go through the network stack'
+        return [Finding(_NAME, Level.OK, observed)]
     facts = shared_memory_facts(folder)
     if facts is None:
         observed = f'{folder} is missing: messages go through the network stack'

@@ -18,12 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.errors import CheckpointError, DataError
+from lisa_ros.errors import CheckpointError, DataError, SettingsError
 from lisa_ros.evaluation.cases import Case
+from lisa_ros.files.output import check_output_file, output_error
 from lisa_ros.model.json_file import read_json
 from lisa_ros.perception import mask_scores
 
 BINS = 10
+CONFIG_CURE = 'calibrate a copy of the model folder, or let this user write the file'
+PLOT_CURE = 'give another --plot'
 _MIN_MASKS = 20  # fewer masks are not enough for a fit
 
 
@@ -188,6 +191,10 @@ def save_calibration(
         curve: of `fit_isotonic_curve`.
         threshold: confidence threshold, 0..1.
         refine: also switch mask refinement on; False leaves it as it is.
+
+    Raises:
+        DataError: the config cannot be read.
+        OutputError: it cannot be written.
     """
     config = read_config(folder)
     config |= {
@@ -196,7 +203,31 @@ def save_calibration(
         'calibration_curve': [list(knot) for knot in curve],
         'confidence_threshold': threshold,
     }
-    (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+    path = folder / 'config.json'
+    try:
+        path.write_text(json.dumps(config, indent=2) + '\n')
+    except OSError as error:
+        raise output_error(path, error, CONFIG_CURE) from error
+
+
+def check_plot(path: Path) -> Path:
+    """Return the file that a plot is written to; without a suffix it gets .png.
+
+    Raises:
+        SettingsError: matplotlib writes no images of this kind.
+        OutputError: the file cannot be written.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = path if path.suffix else path.with_name(f'{path.name}.png')
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise SettingsError(
+            f'{path}: no kind of image that matplotlib writes; expected .png or one of '
+            f'{", ".join(sorted(kinds))}'
+        )
+    check_output_file(path, PLOT_CURE)
+    return path
 
 
 def plot_reliability(outcomes: np.ndarray, path: Path, title: str) -> None:
@@ -206,6 +237,9 @@ def plot_reliability(outcomes: np.ndarray, path: Path, title: str) -> None:
         outcomes: (N, 2) as `scored_outcomes` returns them.
         path: of the image file.
         title: of the plot.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     import matplotlib
 
@@ -224,5 +258,9 @@ def plot_reliability(outcomes: np.ndarray, path: Path, title: str) -> None:
     upper.legend(loc='upper left')
     lower.bar([b[0] for b in bins], [b[2] for b in bins], width=0.07, color='#30638e')
     lower.set(xlabel='score', ylabel='masks', xlim=(0, 1))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise output_error(path, error, PLOT_CURE) from error
+    finally:
+        pyplot.close(figure)

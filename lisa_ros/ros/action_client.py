@@ -55,6 +55,7 @@ class GoalFuture:
     def __init__(self, client: LisaClient, sent: Future):
         self.future = Future()  # of an Answer; a coroutine callback may await it
         self._client, self._goal = client, None
+        self._servers = client.servers()  # those that may have the goal
         self._cancelled = False
         self._ended = threading.Event()
         self.future.add_done_callback(lambda _: self._ended.set())
@@ -63,6 +64,18 @@ class GoalFuture:
     def done(self) -> bool:
         """Return whether the goal has ended."""
         return self._ended.is_set()
+
+    def is_lost(self) -> bool:
+        """Return whether no node that may have the goal is left in the ROS graph.
+
+        A killed node leaves the graph when its DDS lease ends, after 20 s with Fast DDS. One that
+        was started in its place does not have the goal.
+        """
+        return not self.done() and self._servers.isdisjoint(self._client.servers())
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the goal to end, up to `timeout` [s]; None: no limit. Return whether it has."""
+        return self._client.wait(self._ended, timeout)
 
     def cancel(self) -> None:
         """Request to cancel the goal; the status of its answer tells how it ended."""
@@ -80,7 +93,12 @@ class GoalFuture:
             QueryError: the node rejected the goal.
             LisaError: no answer within `timeout`; the goal continues, `cancel` stops it.
         """
-        if not self._client.wait(self._ended, timeout):
+        if not self.wait(timeout):
+            if self.is_lost():
+                raise LisaError(
+                    f'no answer within {timeout:g} s: the node has left the ROS graph; start it '
+                    'again'
+                )
             raise LisaError(
                 f'no answer within {timeout:g} s; if this is called in a callback of the node, '
                 'use segment_async there'
@@ -97,6 +115,7 @@ class GoalFuture:
                 )
             )
             return
+        self._servers |= self._client.servers()  # one that was started meanwhile may have taken it
         if self._cancelled:
             goal.cancel_goal_async()
         goal.get_result_async().add_done_callback(self._answered)
@@ -228,6 +247,11 @@ class LisaClient:
             )
         time.sleep(_DISCOVERY_DELAY)
         self._found = True
+
+    def servers(self) -> frozenset[bytes]:
+        """Return the ids of the action servers in the ROS graph; one started again has another."""
+        endpoints = self._node.get_publishers_info_by_topic(f'{self._name}/segment/_action/status')
+        return frozenset(bytes(endpoint.endpoint_gid) for endpoint in endpoints)
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         """Wait for an event; spin the node meanwhile if no executor does. False on timeout [s].

@@ -119,10 +119,6 @@ class RosNodeAccess:
 
     # ---- NodeAccess
 
-    def is_present(self) -> bool:
-        """See NodeAccess."""
-        return self._node.count_publishers(f'{self.name}/state') > 0
-
     def find(self, timeout: float) -> None:
         """See NodeAccess."""
         self._client.find(timeout)
@@ -206,6 +202,10 @@ class _PendingGoal:
         """End when this goal ends."""
         self._goal = goal
         goal.future.add_done_callback(self._on_end)
+
+    def is_lost(self) -> bool:
+        """See PendingAnswer."""
+        return self._goal is not None and self._goal.is_lost()
 
     def cancel(self) -> None:
         """See PendingAnswer."""

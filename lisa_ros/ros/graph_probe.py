@@ -2,7 +2,7 @@
 """Find out about a running node from outside; runs in a process of its own.
 
 It looks for the node in the graph, asks it for its state and parameters, and listens to its
-inputs, /diagnostics, /tf and /clock for two seconds.
+inputs, to the transforms that it receives, /diagnostics and /clock for two seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from lisa_ros.doctor.graph_facts import GraphFacts, InputFacts, PublisherFacts, StatusFacts
+from lisa_ros.doctor.input_topics import split_transport
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError
 from lisa_ros.messages.stamp import stamp_ns
@@ -32,7 +33,7 @@ from lisa_ros.ros import fastdds
 from lisa_ros.ros.executor import GuardedExecutor
 from lisa_ros.ros.graph_names import full_name
 from lisa_ros.ros.initialization import initialize
-from lisa_ros.ros.qos import are_all_latched, latched_qos
+from lisa_ros.ros.qos import are_all_latched, is_latched, latched_qos
 
 _SETTLE = 0.7  # to find more than one node [s]
 _ASK = 0.7  # longest wait for a service [s]
@@ -44,9 +45,10 @@ _TYPES = {
     'sensor_msgs/msg/CompressedImage': CompressedImage,
     'sensor_msgs/msg/CameraInfo': CameraInfo,
 }
-_TRANSPORTS = ('/compressed', '/compressedDepth', '/theora', '/ffmpeg')
+_TRANSFORMS = 'tf2_msgs/msg/TFMessage'
 _PARAMETERS = (
     *('use_sim_time', 'target_frame', 'gravity_frame', 'max_image_age', 'diagnostics_period'),
+    'cameras',
 )
 _SIMILAR = 5  # topics that are named
 
@@ -72,18 +74,32 @@ class _Ear:
 
     def __init__(self) -> None:
         self.arrivals: list[float] = []  # [s, monotonic]
-        self.ages: list[float] = []  # of stamps at arrival [s], against the node's clock
+        self.system_ages: list[float] = []  # of stamps at arrival [s], against the system clock
+        self.clock_ages: list[float] = []  # against /clock
         self.frame_id = ''
         self.is_stamped = False
 
-    def hear(self, message: Any, now_ns: int) -> None:
-        """Note a message."""
+    def hear(self, message: Any, clock: float | None) -> None:
+        """Note a message; `clock`: newest time on /clock [s]."""
         self.arrivals.append(time.monotonic())
         self.frame_id = message.header.frame_id
         stamp = stamp_ns(message.header)
         if stamp:
             self.is_stamped = True
-            self.ages.append((now_ns - stamp) / 1e9)
+            self.system_ages.append((time.time_ns() - stamp) / 1e9)
+            if clock is not None:
+                self.clock_ages.append((int(clock * 1e9) - stamp) / 1e9)
+
+    def stamp_age(self, uses_clock: bool | None) -> float | None:
+        """Return the smallest age of a stamp at arrival [s]; None: unknown.
+
+        Args:
+            uses_clock: the node's use_sim_time; None: it did not answer.
+        """
+        ages = {True: self.clock_ages, False: self.system_ages}.get(
+            uses_clock, self.clock_ages or self.system_ages
+        )
+        return min(ages, key=abs, default=None)
 
     @property
     def rate(self) -> float:
@@ -159,15 +175,19 @@ class _Probe:
         state.repeat()
         parameters.repeat()
         listened = time.monotonic() - start
-        inputs = tuple(self._input(topic, *self._ears[topic]) for topic in sorted(self._ears))
         self._spin(lambda: state.reply and parameters.reply and self._statuses, _LONGEST)
+        values = _values(parameters.reply) if parameters.reply else None
+        uses_clock = (values or {}).get('use_sim_time')
+        inputs = tuple(
+            self._input(topic, *self._ears[topic], uses_clock) for topic in sorted(self._ears)
+        )
         return GraphFacts(
             self._name,
             max(1, self._names().count(self._name)),  # a second one may be found late
             other_nodes,
             state.reply.current_state.label if state.reply else '',
             inputs,
-            _values(parameters.reply) if parameters.reply else None,
+            values,
             self._node.count_publishers('/clock'),
             self._clock,
             self._system_time,
@@ -219,12 +239,9 @@ class _Probe:
         ear, publishers = _Ear(), self._node.get_publishers_info_by_topic(topic)
         profile = latched_qos() if are_all_latched(publishers) else qos_profile_sensor_data
         self._node.create_subscription(
-            _TYPES[kind], topic, lambda message: ear.hear(message, self._now_ns()), profile
+            _TYPES[kind], topic, lambda message: ear.hear(message, self._clock), profile
         )
         return kind, ear
-
-    def _now_ns(self) -> int:
-        return time.time_ns() if self._clock is None else int(self._clock * 1e9)
 
     def _subscribe_to_common_topics(self) -> None:
         subscribe = self._node.create_subscription
@@ -234,8 +251,14 @@ class _Probe:
             from tf2_msgs.msg import TFMessage  # not in every install
         except ImportError:
             return
-        subscribe(TFMessage, '/tf', self._on_transforms, QoSProfile(depth=100))
-        subscribe(TFMessage, '/tf_static', self._on_transforms, latched_qos())
+        topics = {
+            topic: any(map(is_latched, subscriptions))
+            for topic, kinds in self._node.get_topic_names_and_types()
+            if _TRANSFORMS in kinds and (subscriptions := self._subscriptions(topic, _TRANSFORMS))
+        }  # of the node itself: several robots have /robot/tf
+        for topic, latched in (topics or {'/tf': False, '/tf_static': True}).items():
+            profile = latched_qos() if latched else QoSProfile(depth=100)
+            subscribe(TFMessage, topic, self._on_transforms, profile)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -251,7 +274,7 @@ class _Probe:
         for transform in message.transforms:
             self._frames[transform.child_frame_id] = transform.header.frame_id
 
-    def _input(self, topic: str, kind: str, ear: _Ear) -> InputFacts:
+    def _input(self, topic: str, kind: str, ear: _Ear, uses_clock: bool | None) -> InputFacts:
         infos = self._node.get_publishers_info_by_topic(topic)
         wanted = [info.qos_profile for info in self._subscriptions(topic, kind)]
         return InputFacts(
@@ -260,7 +283,7 @@ class _Probe:
             tuple(_publisher(info, wanted) for info in infos),
             len(ear.arrivals),
             ear.rate,
-            min(ear.ages, key=abs) if ear.ages else None,
+            ear.stamp_age(uses_clock),
             ear.is_stamped,
             ear.frame_id,
             are_all_latched(infos),
@@ -269,13 +292,13 @@ class _Probe:
 
     def _similar(self, topic: str, kind: str) -> tuple[str, ...]:
         """Return published topics that may be meant instead of one without publishers."""
-        base = next((topic.removesuffix(t) for t in _TRANSPORTS if topic.endswith(t)), topic)
+        base, _ = split_transport(topic)
         published = [
             (name, types)
             for name, types in self._node.get_topic_names_and_types()
             if name != topic and self._node.count_publishers(name)
         ]
-        same_base = [n for n, _ in published if n == base or n.removeprefix(base) in _TRANSPORTS]
+        same_base = [name for name, _ in published if split_transport(name)[0] == base]
         same_type = [n for n, types in published if kind in types and f'{self._name}/' not in n]
         return tuple(dict.fromkeys([*same_base, *same_type]))[:_SIMILAR]
 

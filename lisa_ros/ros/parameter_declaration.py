@@ -19,12 +19,8 @@ from rcl_interfaces.msg import (
 from rclpy.parameter import Parameter
 
 from lisa_ros.errors import SettingsError
-from lisa_ros.ros.parameter_files import (
-    ParameterSection,
-    ineffective_names,
-    read_sections,
-    source_of,
-)
+from lisa_ros.files.parameter_sections import ParameterSection
+from lisa_ros.ros.parameter_files import ineffective_names, read_sections, source_of
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import ValidatedSettings, converted, parameter_info, validate
 

@@ -7,45 +7,18 @@ may be meant for several nodes, so only names that resemble those of this node a
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from lisa_ros.files.parameter_sections import ParameterSection, read_parameter_file
 from lisa_ros.ros.qos import OVERRIDABLE_POLICIES
 
 _SIMILARITY = 0.8  # of two names, above which one may be a misspelling of the other [0..1]
 _QOS_OVERRIDE = re.compile(r'qos_overrides\./[^.]*\.(subscription|publisher)\.(\w+)')
-
-
-@dataclass(frozen=True)
-class ParameterSection:
-    """The parameters that a file gives to the nodes of one name or pattern."""
-
-    file: Path
-    node: str  # such as /**, lisa or /robot/lisa
-    names: tuple[str, ...]  # of parameters; levels are joined by dots
-
-    def is_for(self, node: str) -> bool:
-        """Return whether the section is for a node; `node`: its full name, such as /lisa."""
-        levels = self.node.strip('/').split('/')
-        patterns = [
-            '(/[^/]+)*' if level == '**' else '/' + re.escape(level).replace(r'\*', '[^/]*')
-            for level in levels
-        ]
-        return re.fullmatch(''.join(patterns), node) is not None
-
-    def resembles(self, node: str) -> bool:
-        """Return whether the section may be meant for a node, as lisa_node for /arm/lisa."""
-        own_name, name = self.node.split('/')[-1], node.split('/')[-1]
-        return name in own_name or own_name in name
 
 
 def read_sections(args: Sequence[str] | None = None) -> list[ParameterSection]:
@@ -58,17 +31,14 @@ def read_sections(args: Sequence[str] | None = None) -> list[ParameterSection]:
     sections: list[ParameterSection] = []
     for option, path in itertools.pairwise(args):
         if option == '--params-file':
-            # rclpy has read the file: what PyYAML alone refuses is only not checked further
-            with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
-                content = yaml.safe_load(Path(path).read_bytes())  # UTF-8 or UTF-16, as rcl
-                sections += _sections(Path(path), content)
+            sections += read_parameter_file(Path(path))
     return sections
 
 
 def source_of(name: str, node: str, sections: Sequence[ParameterSection]) -> str:
     """Return "FILE: " if a file sets a parameter of a node, else an empty text: -p sets it."""
     files = [
-        section.file for section in sections if name in section.names and section.is_for(node)
+        section.file for section in sections if name in section.values and section.is_for(node)
     ]
     return f'{files[-1]}: ' if files else ''
 
@@ -87,7 +57,7 @@ def ineffective_names(
     for section in sections:
         if section.is_for(node):
             warnings += _misspelt(section, own_names)
-        elif section.resembles(node) and set(section.names) & set(own_names):
+        elif section.resembles(node) and set(section.values) & set(own_names):
             warnings.append(
                 f'{section.file}: the parameters of {section.node} are not for this node: '
                 f'name the section {node} or /**'
@@ -96,7 +66,7 @@ def ineffective_names(
 
 
 def _misspelt(section: ParameterSection, own_names: Collection[str]) -> Iterator[str]:
-    for name in section.names:
+    for name in section.values:
         policy = _QOS_OVERRIDE.fullmatch(name)
         known, given = own_names, name
         if policy:
@@ -105,22 +75,3 @@ def _misspelt(section: ParameterSection, own_names: Collection[str]) -> Iterator
         similar = difflib.get_close_matches(given, known, 1, 0 if policy else _SIMILARITY)
         if given not in known and similar:
             yield f'{section.file}: there is no parameter {name}; did you mean {similar[0]}?'
-
-
-def _sections(file: Path, content: Any, node: str = '') -> Iterator[ParameterSection]:
-    """Yield the sections of a parsed file; names of nodes may be nested in namespaces."""
-    if not isinstance(content, Mapping):
-        return
-    for key, value in content.items():
-        if key == 'ros__parameters':
-            yield ParameterSection(file, node, tuple(_names(value)))
-        else:
-            yield from _sections(file, value, f'{node}/{key}' if node else str(key))
-
-
-def _names(value: Any, prefix: str = '') -> Iterator[str]:
-    if not isinstance(value, Mapping):
-        yield prefix
-        return
-    for key, inner in value.items():
-        yield from _names(inner, f'{prefix}.{key}' if prefix else str(key))
