@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -207,6 +208,97 @@ def test_explanations_are_sampled_in_three_forms(tmp_path):
         assert ('expla' in turn.query) == (explained and len(sample.ground_truth) == 1)
         forms.add((explained, len(sample.ground_truth)))
     assert forms == {(False, 1), (True, 1), (True, 0)}
+
+
+def explained(source, seeds=40):
+    """Return the explanations of each query in some samples."""
+    found = {}
+    for seed in range(seeds):
+        sample = source.draw(np.random.default_rng(seed))
+        turns = [turn for (turn,) in sample.dialogues]
+        assert len(sample.ground_truth) == sum(t.answer_raw.count('[SEG]') for t in turns)
+        for turn in turns:
+            reason = re.sub(r'^.*\[SEG\] ?\.', '', turn.answer_raw).strip()
+            if reason:
+                found.setdefault(turn.query.split(' Please')[0], set()).add(reason)
+    return found
+
+
+def write_explanations(folder, *entries):
+    keys = ('image', 'query', 'outputs')
+    entries = [
+        {key: value for key, value in zip(keys, e, strict=True) if value is not None}
+        for e in entries
+    ]
+    (folder / 'explanations.json').write_text(json.dumps(entries))
+
+
+def test_each_object_is_explained_by_the_entry_of_its_name(tmp_path):
+    """The last entry of an image was trained for all objects in it."""
+    folder = write(tmp_path / 'a', shapes=[square('red mug', 2, 2, 9), square('Knife', 20, 2, 9)])
+    (folder / 'one').mkdir()
+    mask = np.zeros(SIZE, np.uint8)
+    mask[30:35, 30:35] = 255
+    Image.fromarray(mask).save(folder / 'one' / 'lid.png')
+    cup, cut, lid = 'It holds coffee.', 'It can cut bread.', 'It keeps it warm.'
+    write_explanations(
+        folder, ('one.png', 'Red  mug', cup), ('one.png', 'knife', cut), ('one.png', 'lid', lid)
+    )
+    source = AnnotatedImageSampler(read_folder(folder), words_only=0.3)
+    assert explained(source) == {'red mug': {cup}, 'Knife': {cut}, 'lid': {lid}}
+    write_explanations(folder, ('one.png', 'knife', cut))
+    source = AnnotatedImageSampler(read_folder(folder), words_only=0.3)
+    assert explained(source) == {'Knife': {cut}}
+
+
+def test_an_explanation_of_a_text_is_that_of_all_texts(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('target', 2, 2, 9)], text=['the cup', 'it'])
+    write_explanations(
+        folder, ('one.png', 'the cup', 'Overwritten.'), ('one.png', 'What is warm?', 'It is hot.')
+    )
+    (image,) = read_folder(folder)
+    assert [query.explanation for query in image.queries] == ['It is hot.', 'It is hot.']
+
+
+def test_an_explanation_without_a_query_is_that_of_the_only_object(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('mug', 2, 2, 9)])
+    write_explanations(folder, ('one.png', None, 'It is hot.'))
+    (image,) = read_folder(folder)
+    assert image.queries[0].explanation == 'It is hot.'
+    write(folder, shapes=[square('mug', 2, 2, 9), square('lid', 20, 2, 9)])
+    with pytest.raises(
+        DataError, match=r"entry 0, about one\.png, has no query; expected one of 'mug'"
+    ):
+        read_folder(folder)
+
+
+def test_an_explanation_of_no_query_or_no_image_is_named(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('mug', 2, 2, 9)])
+    write(folder, 'two')  # has no annotations, and is skipped
+    write_explanations(
+        folder,
+        ('one.jpg', 'mug', 'It is hot.'),
+        ('one.png', 'cup', 'It is hot.'),
+        ('two.png', 'cup', 'It is hot.'),
+    )
+    errors = []
+    (image,) = read_folder(folder, lambda error: errors.append(str(error)))
+    assert image.queries[0].explanation == ''
+    assert len(errors) == 2
+    assert "entry 0 is about 'one.jpg'; expected the name of an image" in errors[0]
+    assert "entry 1, about one.png, has the query 'cup'; expected one of 'mug'" in errors[1]
+
+
+def test_explanations_of_reasonseg_may_be_about_images_that_are_not_copied(tmp_path):
+    folder = write(tmp_path / 'train', shapes=[square('target', 5, 5, 9)], text=['Why so?'])
+    (tmp_path / 'explanatory').mkdir()
+    entries = [
+        {'image': f'{name}.png', 'query': 'Why so?', 'outputs': 'Because.'}
+        for name in ('one', 'elsewhere')
+    ]
+    (tmp_path / 'explanatory' / 'train.json').write_text(json.dumps(entries))
+    (image,) = read_folder(folder)
+    assert image.queries[0].explanation == 'Because.'
 
 
 def test_object_names_use_the_originals_templates(tmp_path):

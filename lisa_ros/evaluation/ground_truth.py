@@ -29,6 +29,7 @@ from lisa_ros.datasets.annotations import (
     ImageWithQueries,
     image_error,
     image_size,
+    name_key,
 )
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
@@ -249,8 +250,8 @@ class AnnotationTruth:
                 f'{self._source} has names, but no ids: give command {command.number + 1} a label '
                 'instead of targets'
             )
-        label = command.label.lower()
-        queries = [query for query in image.queries if query.text.lower() == label]
+        label = name_key(command.label)
+        queries = [query for query in image.queries if name_key(query.text) == label]
         if not queries:
             known = ', '.join(query.text for query in image.queries)
             raise DataError(
