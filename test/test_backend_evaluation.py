@@ -3,12 +3,14 @@
 
 import itertools
 import json
+import sys
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 import scripted_backend
+import torch
 from bag_kinds import TOPIC, write
 from PIL import Image
 from test_datasets import write_refer
@@ -119,6 +121,34 @@ def test_frames_of_a_bag_are_answered_by_a_backend_that_fails_once(tmp_path, cap
     statuses = [case['status'] for case in read_report(tmp_path / 'out')['cases']]
     assert statuses == ['FOUND', 'FOUND', 'FAILED']
     assert cli.main([*command, '--skip-broken']) == 0
+
+
+class FullGpuBackend(scripted_backend.ScriptedBackend):
+    """Has memory for one image at a time, once no error holds that of several."""
+
+    def encode_images(self, images):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    stream_batch = encode_images
+
+    def stream(self, *request):
+        assert sys.exc_info()[0] is None
+        return super().stream(*request)
+
+
+def test_without_memory_for_several_images_each_is_answered_alone(tmp_path, caplog):
+    frames = [f for f, _ in zip(bags.read_images(SAMPLE / 'bag', TOPIC), range(3), strict=False)]
+    bag = write(tmp_path / 'bag', frames)
+    segmenter = Segmenter(FullGpuBackend())
+    commands = [Command(0, 'found')]
+    cases = evaluate_offline(
+        segmenter, bag, commands, FrameJudge(), every=1, batch_size=2, progress=False
+    )
+    assert [case.status for case in cases] == ['FOUND'] * 3
+    assert caplog.text.count('CUDA out of memory') == 1 + 1  # message and traceback, once
+    segmenter = Segmenter(FullGpuBackend({'': {}, 'batches': {}}))
+    answers = answering.answer_queries(segmenter, [(IMAGE, 'a'), (IMAGE, 'b')])
+    assert [answer.status for answer in answers] == [Status.NOT_FOUND] * 2
 
 
 def test_tabletop_scenes_are_answered_by_a_backend_and_reported(tmp_path, capsys):
