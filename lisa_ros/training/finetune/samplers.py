@@ -104,7 +104,7 @@ class DialogueSampler:
     """Samples dialogues without masks, so that the model does not lose its dialogue skills."""
 
     def __init__(self, dialogues: Sequence[TextDialogue], on_error: ErrorHandler = raise_error):
-        self._dialogues, self._on_error = dialogues, on_error
+        self.dialogues, self._on_error = dialogues, on_error
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return an image with its dialogue.
@@ -116,7 +116,7 @@ class DialogueSampler:
         return _first_usable(partial(self._draw, rng), self._on_error)
 
     def _draw(self, rng: np.random.Generator) -> Sample:
-        dialogue = self._dialogues[rng.integers(len(self._dialogues))]
+        dialogue = self.dialogues[rng.integers(len(self.dialogues))]
         return _sample(dialogue.path, [dialogue.turns], [])
 
 
