@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.folder_lock import hold_folder
 from lisa_ros.training import plots
 from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
 from lisa_ros.training.interruption import stop_on_signal
@@ -113,11 +114,16 @@ class Trainer:
 
         Returns:
             False if a signal stopped the training before that step.
+
+        Raises:
+            DataError: a loss or a gradient is not finite, or the task raised it.
+            OutputError: another process trains in this folder.
         """
         last = min(until or self.config.steps, self.config.steps)
         start = time.monotonic() - 60 * self.minutes
         smoothed: dict[str, float] = {}
-        with self._progress(last) as progress, stop_on_signal() as stop:
+        lock = hold_folder(self.run) if self.rank == 0 else contextlib.nullcontext()
+        with lock, self._progress(last) as progress, stop_on_signal() as stop:
             if not self._is_validated:  # an earlier call ended during the validation of this step
                 self._log_validation(smoothed, progress)
                 self.save()
