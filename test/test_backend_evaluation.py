@@ -71,6 +71,9 @@ def test_published_figures_are_for_whole_splits_with_the_queries_of_the_paper(tm
         Image.fromarray(IMAGE).save(folder / f'{name}.png')
         Image.new('L', (8, 6), 255).save(folder / name / 'all.png')
     assert 'LISA-7B' in published(folder, '--first-only', '--skip-broken')
+    model[1] = scripted(tmp_path, **{'': {'failure': 'no memory'}})
+    assert published(folder, '--first-only', '--skip-broken') == {}
+    model[1] = scripted(tmp_path)
     (folder / 'b.png').write_bytes(b'broken')
     assert published(folder, '--first-only', '--skip-broken') == {}
 
@@ -196,6 +199,35 @@ def test_cases_of_the_bundled_test_set_have_names_of_their_own():
     cases = list(tabletop.run_test_set(Segmenter(scripted_backend.ScriptedBackend()), queries))
     assert len({case.group for case in cases}) > 10
     assert len(cases) == len(queries) == len({case.name for case in cases})
+
+
+@pytest.mark.parametrize('kind', ['images', 'bag', 'scenes'])
+def test_an_interrupted_run_leaves_no_report_of_an_earlier_model(kind, images, tmp_path):
+    """Its images would show another model than its figures."""
+    out, model = tmp_path / 'out', tmp_path / 'script.json'
+    if kind == 'images':
+        data = [str(images), '--ask', 'find {}']
+    elif kind == 'bag':
+        frames = bags.read_images(SAMPLE / 'bag', TOPIC)
+        bag = write(tmp_path / 'bag', [frame for frame, _ in zip(frames, range(2), strict=False)])
+        (tmp_path / 'commands.yaml').write_text('- find the mug\n')
+        data = [str(bag), '--every', '1', '--commands', str(tmp_path / 'commands.yaml')]
+    else:
+        data = ['--test-set', str(zipped_test_set(tmp_path, [QUERY]))]
+    command = ['evaluate', kind, *data, '--out', str(out), '--model', f'scripted:{model}']
+    model.write_text(json.dumps({'': {}, 'find': {'masks': 'all'}}))
+    assert cli.main(command) == 0
+    files = {name: (out / name).read_bytes() for name in ('report.json', 'cases.csv')}
+    model.write_text(json.dumps({'': {}, 'load': 'raise MemoryError'}))
+    with pytest.raises(MemoryError):
+        cli.main(command)
+    assert files == {name: (out / name).read_bytes() for name in files}
+    assert kind != 'bag' or (out / 'answers_bag').is_dir()  # nothing has changed
+    model.write_text(json.dumps({'': {'run': 'raise SystemExit'}}))
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    names = ('report.json', 'report.html', 'timings.json', 'cases.csv')
+    assert not any((out / name).exists() for name in names)
 
 
 @pytest.mark.parametrize('history', [['broken'], ['found', 'broken'], ['broken', 'found']])
