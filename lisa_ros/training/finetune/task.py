@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -261,7 +262,7 @@ class FinetuneTask:
             return {}
         sheet = overlay.contact_sheet(tiles, columns=4)
         Image.fromarray(sheet).save(run / 'answers.png')
-        return {'val_giou': metrics.giou(overlaps), 'val_ciou': metrics.ciou(overlaps)}
+        return validation_figures(overlaps)
 
     def _without_long_queries(self, image: ImageWithQueries) -> ImageWithQueries:
         """Return an image without the queries of `long_queries`, which are reported there."""
@@ -322,6 +323,13 @@ class FinetuneTask:
         # remove the calibration of mask scores: it was fitted to the weights of the base
         model_config = replace(self.lisa.config, confidence_threshold=0.0, calibration=())
         return assembly.model_from_state_dict(model_config, state)
+
+
+def validation_figures(overlaps: Sequence[metrics.Overlap]) -> dict[str, float]:
+    """Return gIoU and cIoU of at least one overlap, both finite: weights are chosen by them."""
+    ciou = metrics.ciou(overlaps)
+    # NaN: all objects are absent, and all masks empty; nothing can be better
+    return {'val_giou': metrics.giou(overlaps), 'val_ciou': 1.0 if isnan(ciou) else ciou}
 
 
 def add_lora(lisa: LISA, config: FinetuneConfig) -> None:
