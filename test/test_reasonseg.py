@@ -22,6 +22,7 @@ from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler, validation_sample
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
+COLOUR = '/camera/color/image_raw'
 SIZE = (40, 60)  # height, width
 
 
@@ -408,6 +409,33 @@ def test_frames_of_a_bag_become_images_to_annotate(tmp_path, capsys):
     (out / f'{stamps[0]}.json').write_text(json.dumps({'shapes': [square('mug', 9, 9, 50)]}))
     (image,) = read_folder(out)  # the others are not annotated yet
     assert image.path.stem == str(stamps[0])
+
+
+def test_annotated_images_with_other_pixels_are_kept(tmp_path, capsys):
+    """Frames of another topic with the same stamps replaced the pixels under the outlines."""
+    out = tmp_path / 'frames'
+    first, second, third, fourth = bag_frames.extract_frames(BAG, out, COLOUR, 1.0)
+    with_json, with_masks = (path.with_suffix('') for path in (first, second))
+    (out / f'{with_json.name}.json').write_text('{"shapes": []}')
+    with_masks.mkdir()
+    third.with_suffix('.json').write_text('{"shapes": []}')
+    other = np.zeros((240, 320, 3), np.uint8)
+    for path in (first, second, fourth):
+        Image.fromarray(other).save(path)
+    third.write_bytes(third.read_bytes()[:200])  # the disk was full
+    command = ['frames', str(BAG), '--topic', COLOUR, '--every', '1', '--out', str(out)]
+    assert cli.main(command) == 1
+    printed = capsys.readouterr()
+    assert '2 images' in printed.out
+    assert f'{first}: {with_json.name}.json belongs to it' in printed.err
+    assert f'{second}: {with_masks.name} belongs to it' in printed.err
+    kept = [not np.asarray(Image.open(path)).any() for path in (first, second, third, fourth)]
+    assert kept == [True, True, False, False]
+    assert cli.main([*command, '--skip-broken']) == 0
+    first.unlink()
+    second.unlink()
+    assert len(bag_frames.extract_frames(BAG, out, COLOUR, 1.0)) == 4
+    assert len(bag_frames.extract_frames(BAG, out, COLOUR, 1.0)) == 4  # the same pixels
 
 
 def test_the_error_lists_the_topics_and_names_a_missing_bag(tmp_path):
