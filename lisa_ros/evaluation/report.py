@@ -63,8 +63,8 @@ def ensure_folder(out: Path) -> Path:
 def remove(out: Path) -> None:
     """Remove the figures of an earlier report, if there are any; its images stay.
 
-    Call it before a run overwrites images: a run that is interrupted then leaves no figures of
-    another model beside them.
+    Call it before a run overwrites images: then an interrupted run does not leave them beside the
+    figures of an earlier model.
 
     Raises:
         OutputError: they cannot be removed.
