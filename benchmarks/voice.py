@@ -37,7 +37,8 @@ from lisa_ros.voice.audio import RATE, read_wav
 from lisa_ros.voice.engines import Engine
 from lisa_ros.voice.interpreter import Interpreter, Outcome
 from lisa_ros.voice.listener import Listener
-from lisa_ros.voice.vocabulary import Vocabulary, normalize
+from lisa_ros.voice.transcript_text import normalize
+from lisa_ros.voice.vocabulary import Vocabulary
 
 VOCABULARY = Path(__file__).parents[1] / 'lisa_ros/weights/lisa-tabletop/vocabulary.yaml'
 COMMANDS = (

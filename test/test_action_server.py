@@ -498,6 +498,26 @@ def test_goals_of_a_client_that_has_left_end_and_it_cannot_have_too_many(
     assert not peer.received['segmentation']  # nobody is answered any more
 
 
+@needs_goal_clients
+def test_the_goals_of_two_clients_take_turns(peer, client):
+    other = SpinningClient(LisaClient(peer.node), peer)
+    other.client.find(START)
+    publish_image(peer)
+    order = []
+
+    def ask(own, query):
+        future = own.ask(query)
+        future.future.add_done_callback(lambda _: order.append(query))
+        return future
+
+    futures = [ask(client, f'{MUG} {number}') for number in range(8)]
+    futures.append(ask(other, BOWL))
+    for future in futures:
+        peer.wait(future.done, START)
+    other.client.destroy()
+    assert order.index(BOWL) <= 4, order
+
+
 # ---- goals and commands
 
 

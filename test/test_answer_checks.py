@@ -13,6 +13,7 @@ from scripted_backend import ScriptedBackend
 
 from lisa_ros import cli
 from lisa_ros.errors import ModelError
+from lisa_ros.files.text import is_encodable
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.model.finite import all_finite
 from lisa_ros.model.lisa import LISA
@@ -82,6 +83,11 @@ def test_a_right_answer_passes_unchanged():
         ({'names': ('a', 'b')}, '2 names of 1 masks; expected one for each'),
         ({'names': ['a']}, r"the names \['a'\]; expected a tuple of texts"),
         ({'names': (None,)}, r'the names \(None,\); expected a tuple of texts'),
+        ({'answer': 'ok \ud83d'}, r"the text 'ok \\ud83d' with half a character"),
+        ({'answer_raw': '\ude00'}, r"the text '\\ude00' with half a character"),
+        ({'reason': 'caf\udce9: lost'}, r"the text 'caf\\udce9: lost' with half a character"),
+        ({'names': ('\ud83d',)}, r"the text '\\ud83d' with half a character"),
+        ({'answer': None}, 'returned None as a text'),
         ({'status': 'FOUND'}, "status of the answer is 'FOUND'"),
         (
             {'masks': LOGITS[:0] > 0, 'mask_logits': LOGITS[:0], 'scores': np.zeros(0)},
@@ -105,7 +111,9 @@ def test_a_wrong_result_is_failed(changes, reason):
         MaskReady(0, np.ones((9, 7), bool), np.ones((9, 7)), 1.0),
         MaskReady(0, LOGITS > 0, LOGITS, 1.0),
         MaskReady(0, LOGITS[0] > 0, LOGITS[0], 1.0, None),
+        MaskReady(0, LOGITS[0] > 0, LOGITS[0], 1.0, 'mug \ud83d'),
         Token(None),
+        Token('ok \ud83d'),
         'a',
         ModelError('the model computed NaN'),
         Done({'status': 1}),
@@ -116,6 +124,13 @@ def test_the_first_wrong_event_ends_the_answer(event):
     assert first == Token('a')
     assert done.result.status is Status.FAILED
     assert done.result.reason
+    assert is_encodable(done.result.reason)
+
+
+def test_whole_characters_pass():
+    text = '\U0001f600 caf\xe9 \ufeff \ufffd \x00'
+    result = replace(RIGHT, answer=text, answer_raw=text, reason=text, names=(text,))
+    assert answer(Answering(Token(text), Done(result)))[-1].result is result
 
 
 def test_masks_of_a_region_are_checked_before_they_are_pasted():

@@ -121,6 +121,12 @@ def test_an_empty_query_is_an_error_of_the_call(backend, model):
             )
 
 
+def test_half_a_character_in_a_query_is_an_error_of_the_call(backend, model):
+    query = Query('the caf\udce9')
+    with pytest.raises(QueryError, match='half a character'):
+        stream_in_region(backend, model.image, query, InferenceOptions(), threading.Event())
+
+
 def test_a_region_s_masks_are_those_of_the_whole_image(backend, model):
     x, y, width, height = region = (10, 20, 90, 100)
     result = answer(backend, model, Query(model.query, region=region))

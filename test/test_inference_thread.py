@@ -180,11 +180,25 @@ def test_a_requery_runs_once_and_yields(cameras):
     a.submit_command('the bowl')
     wait(lambda: len(cameras.model.calls) == 3)
     assert texts(cameras) == ['the mug', 'the mug', 'the bowl']
-    cameras.model.go.release(2)
-    wait(lambda: len(cameras.model.calls) == 4)  # it was preempted and runs now
-    wait(lambda: not a.is_busy)
+    cameras.model.go.release(1)
+    cameras.listener.wait(2)
     cameras.add_frame('a', 2)
-    time.sleep(0.1)
+    time.sleep(0.1)  # it was preempted, and the answer has replaced what it was about
+    assert texts(cameras) == ['the mug', 'the mug', 'the bowl']
+
+
+def test_a_requery_that_gave_way_to_a_failure_runs_again(cameras):
+    a = cameras['a']
+    cameras.model.go.release(1)
+    a.submit_command('the mug')
+    cameras.listener.wait(1)
+    a.requery()
+    wait(lambda: len(cameras.model.calls) == 2)
+    request = goal('the bowl', cameras.listener)
+    a.submit_goal(request)
+    wait(lambda: len(cameras.model.calls) == 3)
+    a.cancel(request)
+    wait(lambda: len(cameras.model.calls) == 4)
     assert texts(cameras) == ['the mug', 'the mug', 'the bowl', 'the mug']
 
 

@@ -23,6 +23,7 @@ from lisa_ros import cli
 from lisa_ros.doctor.model_files import load_and_ask
 from lisa_ros.doctor.weights import ModelOptions
 from lisa_ros.errors import ModelError, SettingsError
+from lisa_ros.files.text import is_encodable
 from lisa_ros.health.verdict import Level
 from lisa_ros.perception.backend import InferenceOptions, LoadOptions, Query
 from lisa_ros.perception.process_backend import ProcessBackend
@@ -31,6 +32,7 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import ANSWERED, Dialogue, Status, Token, Turn, unanswered
 from lisa_ros.server_connection import retry_after
 from lisa_ros.vlm.answer_parsing import AnswerParser
+from lisa_ros.vlm.chat_chunks import AnswerPiece, WholeCharacters
 from lisa_ros.vlm.chat_completions import completions_url
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
@@ -229,6 +231,75 @@ def test_reasoning_that_a_server_takes_out_of_its_tags(faulty, fault_server):
     assert len(plain.notices) == 2  # what is sent, and no probabilities
     tokens = plain.generate(plain.prepare(IMAGE, 'it'), 99, Stop())
     assert 'red' not in ''.join(token.text for token in tokens)  # its answer is JSON alone
+
+
+def test_reasoning_and_text_in_one_piece(faulty, fault_server):
+    """A server that joins what has gathered, sends the change in the middle of a piece."""
+
+    def say(handler, body):
+        sides = sent_image(body['messages'][-1]['content'][0]).size
+        text = f'<answer>{box_text(sides).partition(": ")[2]}</answer>'
+        handler.begin()
+        handler.event({'choices': [{'delta': {'reasoning': 'It is '}}]})
+        handler.event({'choices': [{'delta': {'reasoning': 'red.', 'content': text[:20]}}]})
+        handler.piece(text[20:], 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    result = answer(faulty)[-1].result
+    assert (result.status, result.answer) == (Status.FOUND, 'It is red.')
+    assert result.answer_raw.startswith('<think>It is red.</think><answer>[{"')
+
+
+def test_characters_that_a_server_cuts_in_half_are_joined(faulty, fault_server):
+    def say(handler, body):
+        handler.begin()
+        for half in ('It \ud83d', '\ude00 is '):
+            handler.event({'choices': [{'delta': {'reasoning': half}}]})
+        for half in ('<answer>[{"label": "\ud83c', '\udf75 tea", "bbox_2d": '):
+            handler.piece(half)
+        handler.piece(f'{BOX_OF_TEST}}}]</answer>', 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    result = answer(faulty)[-1].result
+    assert (result.status, result.answer) == (Status.FOUND, 'It \U0001f600 is')
+    assert result.names == ('\U0001f375 tea',)
+    assert result.answer_raw.startswith('<think>It \U0001f600 is </think><answer>[{"label"')
+
+
+@pytest.mark.parametrize(
+    ('texts', 'whole'),
+    [
+        (['ok \ud83d', '\ude00!'], 'ok \U0001f600!'),
+        (['ok \ud83d', '', '\ude00'], 'ok \U0001f600'),
+        (['ok \ud83d'], 'ok \ufffd'),  # the limit of tokens
+        (['ok \ud83d', 'no'], 'ok \ufffdno'),
+        (['\ude00', 'no'], '\ufffdno'),
+        (['\ufeffa\U0001f600\x00', '\ufeff'], '\ufeffa\U0001f600\x00\ufeff'),
+    ],
+)
+def test_half_characters_become_whole_ones(texts, whole):
+    characters = WholeCharacters()
+    pieces = [*map(AnswerPiece, texts), AnswerPiece('', finish_reason='stop')]
+    joined = [characters.join(piece) for piece in pieces]
+    assert ''.join(piece.text for piece in joined if piece is not None) == whole
+    assert joined[-1].finish_reason == 'stop'
+    assert all(piece is None or is_encodable(piece.text) for piece in joined)
+
+
+@pytest.mark.parametrize('event', ['retry: 3000', 'id: 7', 'event: ping', 'data:'])
+def test_an_event_without_data_is_none(faulty, fault_server, event):
+    def say(handler, body):
+        handler.begin()
+        handler.send(f'{event}\n\n')
+        handler.piece(RIGHT)
+        handler.send(f'{event}\n\n')
+        handler.piece('', 'stop')
+        handler.end()
+
+    fault_server.answer = say
+    assert answer(faulty)[-1].result.status is Status.FOUND
 
 
 # ---- probabilities

@@ -58,6 +58,44 @@ def test_a_list_of_many_objects_is_no_loop_and_one_object_again_and_again_is():
     assert is_loop([replace(square(number), score=0.1) for number in range(20)])
 
 
+def answered(tokens, masks):
+    """Return the result of an answer of these tokens, with a mask at each [SEG]."""
+    answer, left = AnswerBuilder('screws', (60, 60), threshold=0.5), iter(masks)
+    events = []
+    for token in tokens:
+        answer.token_ids.append(token)
+        if token == SEG:
+            events.append(answer.add_mask(next(left)))
+        if answer.repeated_count:
+            break
+    result = answer.result('[SEG].', {}, None)
+    assert [event.index for event in events if event is not None] == [*range(len(result.masks))]
+    return result
+
+
+def test_a_loop_shows_its_object_a_few_times_only():
+    result = answered([5, 6, *30 * [SEG, DOT]], 30 * [square(0)])
+    assert 'without end' in result.reason
+    assert (result.status, len(result.masks)) == (Status.FOUND, 4)  # as found, then three repeats
+    two = answered([*30 * [7, SEG, 8, SEG]], 15 * [square(0), square(1)])
+    assert (two.status, len(two.masks)) == (Status.FOUND, 8)
+
+
+def test_objects_that_overlap_all_stay():
+    number = range(10, 40)  # each plate of a stack has a word of its own
+    tokens = [token for word in number for token in (word, SEG, DOT)]
+    assert len(answered(tokens, [square(0)] * 30).masks) == 30
+    row = [square(index // 2) for index in range(30)]  # each object twice, in the same words
+    assert len(answered(30 * [SEG, DOT], row).masks) == 30
+    assert len(answered([5, *4 * [SEG, DOT]], 4 * [square(0)]).masks) == 4
+
+
+def test_given_seg_tokens_all_have_their_masks():
+    answer = AnswerBuilder('screws', (60, 60), threshold=0.0)
+    answer.token_ids.extend([5, *8 * [SEG]])
+    assert all(answer.add_mask(square(0)) is not None for _ in range(8))
+
+
 def test_an_answer_about_noise_ends_soon_and_says_why():
     """Greedy decoding of this query never ends by itself: it has 512 tokens without the rule."""
     rng = np.random.default_rng(0)

@@ -12,10 +12,17 @@ from lisa_ros.errors import ImageError
 from lisa_ros.perception.backend import Capabilities, InferenceOptions
 from lisa_ros.results import Dialogue, Done, Segmentation, Status, Token, unanswered
 from lisa_ros.ros.configuration import session_options
+from lisa_ros.session.client_turns import ClientTurns
 from lisa_ros.session.dialogue_history import DialogueStore
 from lisa_ros.session.frame_buffer import FrameBuffer, SyncedMessages
 from lisa_ros.session.inference_thread import InferenceThread
-from lisa_ros.session.request import CancelReason, PreviousAnswer, Request, RequestKind
+from lisa_ros.session.request import (
+    CancelReason,
+    PreviousAnswer,
+    Request,
+    RequestClient,
+    RequestKind,
+)
 from lisa_ros.session.scheduler import Activity, RequestScheduler
 from lisa_ros.settings import Settings
 
@@ -166,8 +173,8 @@ def run():
         assert inference.close(5)
 
 
-def goal(text, listener, **fields):
-    return Request(text, RequestKind.GOAL, listener, **fields)
+def goal(text, listener, client='', **fields):
+    return Request(text, RequestKind.GOAL, listener, client=RequestClient(client), **fields)
 
 
 def wait(condition):
@@ -791,7 +798,7 @@ def test_goals_are_answered_in_the_order_they_came_and_none_supersedes_another(r
     model.go.set()
     ends = listener.wait(6)
     assert ends[0] == ('a command', Status.SUPERSEDED)
-    assert model.texts == ['one', 'two', 'three', 'a newer command', 'four']
+    assert model.texts == ['one', 'a newer command', 'two', 'three', 'four']  # they take turns
     assert scheduler.counters.superseded == 1
     assert scheduler.counters.cancelled == 0
 
@@ -808,7 +815,7 @@ def test_goals_beyond_the_limit_are_rejected(run):
     assert scheduler.counters.rejected == 1
     scheduler.submit_command('a command')  # does not count as a goal
     model.go.set()
-    assert [text for text, _ in listener.wait(4)] == ['one', 'two', 'three', 'a command']
+    assert [text for text, _ in listener.wait(4)] == ['one', 'a command', 'two', 'three']
 
 
 def test_a_goal_that_waits_or_runs_is_cancelled_alone(run):
@@ -1105,10 +1112,10 @@ def test_all_answers_to_a_continuous_goal_follow_the_turns_of_its_first(run):
 
 
 def test_two_requeries_run_once(run):
-    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
     scheduler.add_image(1, 'first')
-    scheduler.submit_command('the mug')
-    assert model.started.acquire(timeout=5)
+    ask(scheduler, listener, 'the mug')
+    model.go.clear()
     scheduler.requery()
     scheduler.requery()
     scheduler.add_image(2, 'second')
@@ -1116,6 +1123,48 @@ def test_two_requeries_run_once(run):
     listener.wait(2)
     time.sleep(0.1)
     assert model.texts == ['the mug', 'the mug']
+
+
+def test_a_requery_never_follows_the_answer_to_another_query(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.add_image(1, 'first')
+    ask(scheduler, listener, 'the mug')
+    model.go.clear()
+    scheduler.add_image(2, 'second')
+    scheduler.requery()
+    wait(lambda: len(model.texts) == 2)
+    scheduler.submit_command('the bowl')
+    wait(lambda: len(model.texts) == 3)
+    scheduler.requery()  # of the tracker, which still tracks the mug
+    model.go.set()
+    listener.wait(2)
+    scheduler.add_image(3, 'third')
+    time.sleep(0.1)
+    assert model.texts == ['the mug', 'the mug', 'the bowl']
+    scheduler.requery()
+    listener.wait(3)
+    assert [text for text, *_ in listener.ends] == ['the mug', 'the bowl', 'the bowl']
+
+
+@pytest.mark.parametrize('end', ['cancelled', 'failed'])
+def test_a_requery_asks_what_was_answered_last(run, end):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.add_image(1, 'first')
+    ask(scheduler, listener, 'the mug')
+    if end == 'failed':
+        ask(scheduler, listener, 'user error')
+    else:
+        model.go.clear()
+        request = goal('the bowl', listener)
+        scheduler.submit_goal(request)
+        wait(lambda: len(model.texts) == 2)
+        scheduler.cancel(request)
+        listener.wait(2)
+        model.go.set()
+    scheduler.add_image(2, 'second')
+    scheduler.requery()
+    listener.wait(3)
+    assert listener.ends[-1][0] == 'the mug'
 
 
 def test_without_a_query_there_is_no_requery(run):
@@ -1163,6 +1212,32 @@ def test_a_burst_of_commands_gets_an_answer_each(run):
     assert len(statuses) == 301
     assert statuses.pop('first') is statuses.pop('command 299') is Status.FOUND
     assert set(statuses.values()) == {Status.SUPERSEDED}
+
+
+def test_new_clients_do_not_delay_a_command():
+    """Each goal is of a client of its own, as of `ros2 action send_goal` in a loop."""
+    turns, listener = ClientTurns(), Listener()
+    command = Request('command', RequestKind.COMMAND, listener)
+    goals = [goal(str(number), listener, client=str(number)) for number in range(10)]
+    assert turns.next([command]) is command
+    # one is answered, and the next one comes
+    order = [turns.next([command, request]).text for request in goals]
+    assert order[:3] == ['0', 'command', '2']
+
+
+def test_a_client_may_become_known_after_its_goal(run):
+    scheduler, model, listener, _ = run(Model(blocking=True))
+    scheduler.add_image(1, 'image')
+    scheduler.submit_command('first')
+    assert model.started.acquire(timeout=5)
+    requests = [goal(text, listener) for text in ('a 1', 'a 2', 'a 3', 'b')]
+    for request in requests:
+        scheduler.submit_goal(request)
+    for request in requests:
+        request.client.identify(request.text[0])
+    model.go.set()
+    listener.wait(5)
+    assert model.texts == ['first', 'a 1', 'b', 'a 2', 'a 3']
 
 
 def test_clients_take_turns_whatever_the_number_of_their_goals(run):

@@ -39,6 +39,7 @@ from lisa_ros.results import Dialogue, Done, MaskReady, Status, Token
 from lisa_ros.serving import query_encoding
 from lisa_ros.serving.http_client import HttpClient
 from lisa_ros.serving.image_transfer import ImageCoding, ImageFormat
+from lisa_ros.serving.parallel_requests import IN_FLIGHT
 from lisa_ros.serving.problems import Problem, ProblemError
 from lisa_ros.serving.query_reading import QueryLimits
 from lisa_ros.serving.served_backend import ServedBackend
@@ -199,6 +200,21 @@ def test_one_of_a_batch_may_fail_or_be_cancelled(server, connect):
         if 2 in ends:  # the server answers one at a time: "it" may wait for "slow"
             cancel.set()
     assert ends == {0: Status.FOUND, 1: Status.CANCELLED, 2: Status.FAILED}
+
+
+def test_the_time_limit_of_a_batch_is_one_also_for_those_that_wait_for_others(server, connect):
+    server.faults += [_one_word_then_nothing] * IN_FLIGHT
+    requests = [BatchRequest(GRAY, Query('it'), threading.Event())] * (IN_FLIGHT + 2)
+    options = InferenceOptions(answer_timeout=1.0)
+    ends = {
+        number: event.result
+        for number, event in connect(server.url).stream_batch(requests, options)
+        if isinstance(event, Done)
+    }
+    assert len(server.seen) <= IN_FLIGHT  # the others are not sent any more
+    for number in (IN_FLIGHT, IN_FLIGHT + 1):
+        assert ends[number].status is Status.TIMED_OUT
+        assert 'answer_timeout (1 s)' in ends[number].reason
 
 
 def test_a_batch_that_is_given_up_closes_its_connections(server, connect):
@@ -408,6 +424,26 @@ def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
     assert 0 < server.seen[0][0].deadline <= 2.0
 
 
+@pytest.mark.parametrize('event', ['retry: 3000', 'id: 7', 'event: ping', 'event: ping\ndata:'])
+def test_an_event_without_data_is_none(server, connect, event):
+    """The standard says so, and proxies may send one."""
+    content, is_sent = f'{event}\n\n'.encode(), []
+
+    def send_first(handler):
+        begin = handler.begin_events
+
+        def begin_and_send():
+            begin()
+            handler.wfile.write(f'{len(content):x}\r\n'.encode() + content + b'\r\n')
+            is_sent.append(True)
+
+        handler.begin_events = begin_and_send
+
+    server.faults.append(send_first)
+    assert ask(connect(server.url), 'it')[1].status is Status.FOUND
+    assert is_sent
+
+
 @pytest.mark.parametrize(
     ('fault', 'status', 'reason'),
     [
@@ -429,6 +465,7 @@ def test_the_deadline_is_one_and_the_server_knows_it(server, connect):
             'this API',
         ),
         (_other(200, EVENTS_TYPE, b'event: done\ndata: {\n\n'), Status.FAILED, 'no JSON'),
+        (_other(200, EVENTS_TYPE, 10_001 * b'id: 7\n\n'), Status.FAILED, 'without an end'),
     ],
 )
 def test_each_fault_has_its_own_end(server, connect, fault, status, reason):
@@ -476,12 +513,13 @@ def test_each_try_sends_what_is_left_of_the_deadline(server, connect):
     assert contents == {GRAY.tobytes()}
 
 
-def test_without_a_deadline_no_try_sends_one(server, connect):
+def test_without_a_deadline_each_try_sends_the_longest(server, connect):
+    """With none, the server's own deadline would end the answer after 30 s."""
     served = connect(server.url)
     server.faults.append(_refused(Problem.OVERLOADED, 0))
     options = dataclasses.replace(OPTIONS, answer_timeout=None)
     assert ask(served, 'it', options=options)[1].status is Status.FOUND
-    assert [query.deadline for query, _, _ in server.seen] == [None, None]
+    assert [query.deadline for query, _, _ in server.seen] == [QueryLimits().deadline] * 2
 
 
 def test_a_server_without_capacity_is_unreachable(server, connect):

@@ -2,6 +2,7 @@
 """The wire format of a served model: queries, answers, events and masks keep what they carry."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,31 @@ def test_options_that_are_not_given_are_those_of_the_server():
     received = parse_query(b'{"command": "x", "options": {"refine": null}}', QueryLimits())
     defaults = InferenceOptions(max_new_tokens=7, refine=True)
     assert received.inference_options(defaults) == InferenceOptions(max_new_tokens=7, refine=None)
+
+
+def test_a_client_with_the_defaults_leaves_the_options_to_the_server():
+    sent = SegmentQuery.of(Query('x'), InferenceOptions())
+    assert '"options"' not in query_json(sent)
+    received = parse_query(query_json(sent).encode(), QueryLimits())
+    of_server = InferenceOptions(
+        max_new_tokens=100,
+        answer_style=AnswerStyle.INSTANCES,
+        confidence_threshold=0.4,
+        similarity_points=True,
+        verify=True,
+    )
+    assert received.inference_options(of_server) == of_server
+
+
+@pytest.mark.parametrize(
+    'chosen',
+    [{'confidence_threshold': 0.0}, {'refine': False}, {'verify': True}, {'max_new_tokens': 5}],
+)
+def test_an_option_that_a_client_has_chosen_applies(chosen):
+    sent = SegmentQuery.of(Query('x'), InferenceOptions(**chosen))
+    received = parse_query(query_json(sent).encode(), QueryLimits())
+    of_server = InferenceOptions(max_new_tokens=9, confidence_threshold=0.4, refine=True)
+    assert received.inference_options(of_server) == replace(of_server, **chosen)
 
 
 @pytest.mark.parametrize(

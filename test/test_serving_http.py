@@ -584,6 +584,27 @@ def test_requests_are_numbered_as_they_arrive_not_as_their_bodies_end(png):
     assert older.number < newer.number
 
 
+@pytest.mark.parametrize(
+    ('deadline', 'of_server', 'seconds'),
+    [
+        (None, 30.0, 30.0),
+        (2.0, 30.0, 2.0),
+        (2.0, 600.0, 2.0),
+        (300.0, 30.0, 300.0),
+        (None, 600.0, 600.0),
+        (300.0, 600.0, 600.0),  # of a client without a limit
+    ],
+)
+def test_the_deadline_of_a_request_is_its_own_or_that_of_the_server(
+    png, deadline, of_server, seconds
+):
+    models, limits = NotedModels(), dataclasses.replace(LIMITS, default_deadline=of_server)
+    with RunningServer(models, limits=limits) as server:
+        assert server.segment(png, SegmentQuery('x', deadline=deadline))[0] == 200
+    (request,) = models.requests
+    assert seconds / 2 < request.seconds <= seconds
+
+
 class EndlessModels:
     """Models whose streams send one event, and then nothing."""
 

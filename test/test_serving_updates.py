@@ -44,7 +44,7 @@ class GatedReplicas:
 class Server:
     """A server without HTTP and Ray whose tokens and weights are files."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, model=''):
         register_backend('toy', toy_served_backend.load)
         for name, sign in (('v1', 1), ('v2', -1)):
             (folder / name).mkdir()
@@ -52,9 +52,10 @@ class Server:
         self.link, self.tokens = folder / 'current', folder / 'tokens'
         self.link.symlink_to('v1')
         self.tokens.write_text('old old-old-old-old-old\n')
-        location = locate(f'toy:{self.link}')
+        model = model or f'toy:{self.link}'
+        location = locate(model)
         self.replicas = GatedReplicas(location.served)
-        self.plan = ReplicaPlan(location.served, f'toy:{self.link}', folder=location.folder)
+        self.plan = ReplicaPlan(location.served, model, folder=location.folder)
         self.state = HttpState(None, tokens=TokenTable.read(self.tokens))
         self.reload = asyncio.Event()
 
@@ -82,9 +83,9 @@ def run(tmp_path, caplog):
     """Return a function that runs a scenario while a server follows signals."""
     caplog.set_level('INFO')
 
-    def run(scenario):
+    def run(scenario, model=''):
         async def main():
-            server = Server(tmp_path)
+            server = Server(tmp_path, model)
             updates = Updates(
                 server.replicas, server.state, server.plan, server.tokens, asyncio.Lock()
             )
@@ -113,6 +114,34 @@ def test_the_replicas_get_the_folder_that_the_link_leads_to(run, caplog):
         await server.signal(caplog, 'the weights have not changed')
 
     run(scenario)
+
+
+def test_a_hub_id_has_no_version_and_a_signal_reads_the_tokens_alone(run, caplog):
+    async def scenario(server):
+        assert not server.replicas.served.version
+        server.tokens.write_text('new new-new-new-new-new\n')
+        await server.signal(caplog, 'start the server again')
+        assert server.clients == ['new']
+        assert not server.replicas.updates
+        server.replicas.served = None  # an update has left no replica
+        await server.signal(caplog, 'all replicas have the weights')
+        assert len(server.replicas.updates) == 1
+
+    run(scenario, 'someone/on-the-hub')
+
+
+def test_a_hub_id_that_has_become_a_folder_is_an_update(run, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def scenario(server):
+        (tmp_path / 'someone').mkdir()
+        (tmp_path / 'someone/on-the-hub').symlink_to(tmp_path / 'v2')
+        await server.signal(caplog, 'all replicas have the weights')
+        (plan,) = server.replicas.updates
+        assert plan.folder.endswith('/v2')
+        assert len(plan.served.version) == 64
+
+    run(scenario, 'toy:someone/on-the-hub')
 
 
 def test_an_update_whose_earlier_weights_answer_again_changes_nothing(run, caplog):

@@ -227,6 +227,22 @@ def test_an_old_answer_is_not_tracked_for_a_late_subscriber(rig):
     assert rig.sink.published == []
 
 
+def test_an_answer_after_a_restart_is_tracked_for_a_subscriber_that_comes_back(rig):
+    start = 10**12
+    rig.worker.on_query(Frame(start))
+    rig.worker.on_answer(Frame(start), answer())
+    rig.show_and_wait(Frame(start + 1))
+    rig.sink.is_subscribed = False
+    rig.show_and_wait(Frame(start + 2))
+    rig.show_and_wait(Frame(1))  # a bag began again
+    rig.worker.on_query(Frame(2))
+    rig.worker.on_answer(Frame(2), answer())
+    rig.sink.is_subscribed = True
+    rig.show_and_wait(Frame(3))
+    assert [frame.stamp for frame, _, _ in rig.sink.published] == [start + 1, 3]
+    assert rig.sink.reports == []
+
+
 def test_after_time_went_back_the_answer_does_not_come_back_when_its_time_does(rig):
     start = 10**10
     rig.worker.on_query(Frame(start))

@@ -22,11 +22,12 @@ from lisa_ros.optional_packages import install_command
 from lisa_ros.session.command_parser import STOP
 from lisa_ros.tabletop.objects import COLOURS, OBJECT_CATEGORIES, SIZES
 from lisa_ros.voice import audio, engines
-from lisa_ros.voice.interpreter import Interpreter, Outcome, Transcript
+from lisa_ros.voice.interpreter import Interpreter, Outcome, Transcript, is_stop
 from lisa_ros.voice.listener import Listener, make_listener
 from lisa_ros.voice.settings import VoiceSettings
+from lisa_ros.voice.transcript_text import normalize
 from lisa_ros.voice.vad import UtteranceDetector
-from lisa_ros.voice.vocabulary import Vocabulary, normalize
+from lisa_ros.voice.vocabulary import Vocabulary
 
 SOUNDS = Path(__file__).parent / 'data' / 'voice'
 RATE = audio.RATE
@@ -174,6 +175,37 @@ def test_watch_precedes_neither_stop_nor_what_refers_to_the_dialogue(vocabulary)
     assert small.match('watch the other one') == ('', 0.0)
 
 
+@pytest.mark.parametrize(
+    ('text', 'command'),
+    [
+        ('Please stop.', 'stop'),
+        ('Stop, please!', 'stop'),
+        ('Stop that.', 'stop that'),
+        ('Stop this, please.', 'stop'),
+        ('stop the', 'stop'),
+        ('Never mind, please.', 'stop'),
+        ('cancel this', 'cancel this'),
+        ('stop stop', 'stop'),
+        ('please watch stop', 'stop'),
+        ('stopp', 'stop'),
+    ],
+)
+def test_stop_is_understood_with_courtesy(vocabulary, text, command):
+    matched, confidence = vocabulary.match(text)
+    assert matched == command
+    assert confidence > 0.7
+    asleep = Interpreter(vocabulary, wake_phrase='hey lisa')
+    assert asleep.interpret(Transcript(text, 1.0)).command == command
+
+
+def test_an_object_may_be_named_stop():
+    small = Vocabulary(verbs=('find',), objects=('stop', 'stop sign'))
+    assert small.match('find the stop') == ('find the stop', 1.0)
+    assert small.match('find the stop sign') == ('find the stop sign', 1.0)
+    assert small.match('Please stop.')[0] == 'please stop'
+    assert is_stop('please stop')
+
+
 def test_a_misspelt_name_becomes_the_most_similar_with_less_confidence(vocabulary):
     command, confidence = vocabulary.match('Where is the wramekin?')
     assert vocabulary.meaning(command) == 'ramekin'
@@ -284,16 +316,18 @@ def test_whisper_on_a_device_that_is_not_there_is_an_error(device, tmp_path):
         engines.load_engine('whisper', None, '', str(tmp_path), device)
 
 
-def test_whisper_is_loaded_from_a_folder(tmp_path):
+@pytest.mark.parametrize('stored', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('device', ['cpu', *['cuda'] * torch.cuda.is_available()])
+def test_whisper_is_loaded_from_a_folder(tmp_path, stored, device):
     """A tiny model with random weights: its text has no meaning, but all steps run."""
-    write_toy_whisper(tmp_path)
-    engine = engines.load_engine('whisper', None, '', str(tmp_path), 'cpu')
+    write_toy_whisper(tmp_path, stored)
+    engine = engines.load_engine('whisper', None, '', str(tmp_path), device)
     transcript = engine.transcribe(speech('stop'))
     assert isinstance(transcript.text, str)
     assert 0 <= transcript.confidence <= 1
 
 
-def write_toy_whisper(folder):
+def write_toy_whisper(folder, dtype):
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -312,7 +346,7 @@ def write_toy_whisper(folder):
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
     model.generation_config.begin_suppress_tokens = model.generation_config.suppress_tokens = None
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     vocabulary = {f'w{i}': i for i in range(40)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='w0'))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='w2', pad_token='w2')
@@ -428,6 +462,89 @@ def test_without_a_vocabulary_any_text_is_a_command():
         for confidence in (0.9, 0.3)
     ]
     assert outcomes == [Outcome.COMMAND, Outcome.UNSURE]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'Finde die größte Tasse.',
+        'encuentra el tazón pequeño',
+        '給我杯子',
+        'लाल कप ढूंढो',
+        'the 2.5 mm screw',
+        "what's left of the mug?",
+        'front: the mug',
+    ],
+)
+def test_without_a_vocabulary_a_transcript_is_sent_as_it_is(text):
+    recognition = Interpreter().interpret(Transcript(text, 1.0))
+    assert (recognition.outcome, recognition.command) == (Outcome.COMMAND, text)
+
+
+@pytest.mark.parametrize(
+    ('phrase', 'text', 'outcome', 'command'),
+    [
+        ('Hör zu', 'Hör zu: finde die größte Tasse.', 'COMMAND', 'finde die größte Tasse.'),
+        ('Hör zu', 'Ho\u0308r zu, finde die Tasse', 'COMMAND', 'finde die Tasse'),
+        ('你好', '你好給我杯子', 'COMMAND', '給我杯子'),
+        ('你好', '你好，給我杯子。', 'COMMAND', '給我杯子。'),
+        ('你好', '你好！', 'AWAKE', ''),
+        ('你好', '給我杯子', 'ASLEEP', ''),
+        ('नमस्ते', 'नमस्ते, लाल कप ढूंढो', 'COMMAND', 'लाल कप ढूंढो'),
+        ('hey lisa', 'Hey, Lisa! Find the 2.5 mm screw.', 'COMMAND', 'Find the 2.5 mm screw.'),
+        ('hey lisa', '"Hey Lisa", find the mug', 'COMMAND', 'find the mug'),
+        ('hey lisa', 'Hey Lisa)', 'AWAKE', ''),
+        ('hey lisa', 'Hey Lisandra, find the mug', 'ASLEEP', ''),
+        ('hey lisa', 'hey', 'ASLEEP', ''),
+        ('hey lisa', 'Stop, please!', 'COMMAND', 'Stop, please!'),
+        ('  ', 'Find the mug.', 'COMMAND', 'Find the mug.'),
+    ],
+)
+def test_the_wake_phrase_may_be_in_any_script(phrase, text, outcome, command):
+    recognition = Interpreter(wake_phrase=phrase).interpret(Transcript(text, 1.0))
+    assert (recognition.outcome.value, recognition.command) == (outcome, command)
+
+
+def test_a_wake_phrase_without_words_is_an_error():
+    with pytest.raises(SettingsError, match=r"wake_phrase is '\?!'; expected words"):
+        make_listener(VoiceSettings(wake_phrase='?!'))
+
+
+def test_the_words_of_a_vocabulary_may_be_in_any_script(tmp_path):
+    (tmp_path / 'v.yaml').write_text(
+        'verbs: [finde]\nobjects: [größte tasse, "7up"]\n'
+        'pronunciations: {größte: G R AO S T, tasse: T AA S, finde: F IH N D, 7up: S EH V}\n'
+    )
+    german = Vocabulary.load(tmp_path / 'v.yaml')
+    assert german.match('Finde the größte Tasse.') == ('finde the größte tasse', 1.0)
+    assert {'größte', 'tasse', '7up'} <= german.words('hör zu')
+    with pytest.raises(SettingsError, match='no pronunciation for hör, zu'):
+        engines.load_engine('pocketsphinx', german, 'hör zu', '', 'cpu')
+    assert engines.load_engine('pocketsphinx', german, '', '', 'cpu').name == 'pocketsphinx'
+
+
+@pytest.mark.parametrize(
+    ('text', 'command'),
+    [
+        ('[BLANK_AUDIO]', None),
+        ('(music)', None),
+        ('*coughs* [ Silence ]', None),
+        ('（音楽）', None),
+        ('♪♪', None),
+        ('(door closes) Find the mug. [BLANK_AUDIO]', 'Find the mug.'),
+        ('*sighs* stop', 'stop'),
+        ('2 * 3 * 4', '2 * 3 * 4'),
+        ('find the mug (', 'find the mug ('),
+    ],
+)
+def test_descriptions_of_sounds_are_no_commands(vocabulary, text, command):
+    recognition = Interpreter().interpret(Transcript(text, 1.0))
+    assert recognition.text == text
+    assert recognition.command == (command or '')
+    assert recognition.outcome is (Outcome.COMMAND if command else Outcome.EMPTY)
+    if command is None:
+        heard = Interpreter(vocabulary).interpret(Transcript(text, 1.0))
+        assert heard.outcome is Outcome.EMPTY
 
 
 def test_after_the_wake_phrase_a_command_is_accepted_for_a_while(vocabulary):

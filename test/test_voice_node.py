@@ -3,6 +3,7 @@
 
 import itertools
 import shutil
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +18,14 @@ pytest.importorskip('pocketsphinx', reason="needs pip install 'lisa_ros[voice]'"
 from lisa_ros.msg import Heard
 from rclpy.action import ActionServer
 from rclpy.task import Future
-from ros_graph import START, NodeProcess, Peer, executable, image
+from ros_graph import START, NodeProcess, Peer, executable, image, running_node
 from std_msgs.msg import String, UInt8MultiArray
 
 from lisa_ros.messages import bag
 from lisa_ros.messages.segmentation import mask_from_message
 from lisa_ros.perception import masks
 from lisa_ros.resources import SAMPLE
+from lisa_ros.ros.whisper_client import beginning
 from lisa_ros.voice.audio import RATE, read_wav, to_pcm16
 
 pytestmark = pytest.mark.ros
@@ -195,6 +197,64 @@ def test_transcripts_of_whisper_ros_become_commands(tmp_path):
         if server is not None:
             server.close()
         assert node.stop() == 0, node.output()
+
+
+@pytest.mark.parametrize(
+    ('audio_time', 'expected'), [(0.0, 98.8), (2.0, 96.8), (0.75, 99.05), (2.5, 97.3)]
+)
+def test_whole_seconds_of_whisper_ros_lack_their_fraction(audio_time, expected):
+    began_at = beginning(100.0, audio_time, transcription_time=0.2)
+    assert began_at == pytest.approx(expected)
+
+
+def test_stop_is_heard_while_a_standing_query_is_answered_aloud(tmp_path, monkeypatch):
+    espeak, spoken = tmp_path / 'espeak-ng', tmp_path / 'spoken'
+    espeak.write_text(f'#!/bin/sh\necho "$2" >> {spoken}\nsleep 1\n')
+    espeak.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    remap = [part for topic in ('audio', 'say') for part in ('-r', f'{topic}:=/aloud/{topic}')]
+    parameters = {'audio_type': 'UInt8MultiArray', 'say': True}
+    with running_node(
+        tmp_path / 'voice.log', parameters, '-r', '__node:=aloud', *remap, program=VOICE
+    ) as node:
+        node.wait_for_output(READY_LOG)
+        peer = VoicePeer('aloud', '/aloud/audio')
+        try:
+            say = peer.node.create_publisher(String, '/aloud/say', 10)
+            peer.wait(
+                lambda: say.get_subscription_count() and peer.audio.get_subscription_count(),
+                START,
+                'a subscriber',
+            )
+            answers = (f'The mug is at {n}.' for n in itertools.count())
+            deadline = time.monotonic() + START
+            while not any(m.outcome == Heard.COMMAND for m in peer.received['voice']):
+                assert time.monotonic() < deadline, node.output()
+                say.publish(String(data=next(answers)))
+                if spoken.exists():
+                    peer.play('stop')
+                else:
+                    peer.settle(0.05)
+            assert 'stop' in commands(peer)
+        finally:
+            peer.close()
+
+
+def test_a_microphone_that_is_unplugged_is_reported(tmp_path, monkeypatch):
+    """PortAudio as a stand-in: there is no microphone to pull out."""
+    (tmp_path / 'sounddevice.py').write_text(
+        'import threading\n'
+        'class PortAudioError(Exception):\n'
+        '    pass\n'
+        'class InputStream:\n'
+        '    def __init__(self, finished_callback, **options):\n'
+        '        self.start = threading.Timer(0.1, finished_callback).start\n'
+        '    def close(self):\n'
+        '        pass\n'
+    )
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
+    with running_node(tmp_path / 'log', {'source': 'microphone'}, program=VOICE) as node:
+        node.wait_for_output('microphone (default) has ended: it was unplugged')
 
 
 def test_an_answer_is_spoken_or_a_warning_says_why_not(peer, voice):

@@ -21,7 +21,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         'serve',
         help='answer over HTTP for many robots',
         description='Starts replicas of a model with Ray Serve and answers over HTTP; '
-        'docs/fleet.md describes it. SIGHUP reads the token file and changed weights again.',
+        'docs/fleet.md describes it. SIGHUP reads the token file and changed weights again. '
+        '--max-new-tokens, --answer-style, --similarity-points, --typed-specials and --verify '
+        'count for requests that give no other value.',
     )
     model_arguments(parser)
     group = parser.add_argument_group('server')
@@ -80,7 +82,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=positive_float,
         default=30.0,
         metavar='SECONDS',
-        help='of requests that give none (default: %(default)s)',
+        help='of requests that give none; a thin node sends its own (default: %(default)s)',
     )
     parser.set_defaults(run=serve)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from lisa_ros.results import (
 # IoU above which two masks show one object; a mask of two objects and a mask of one of them have
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
+_MAX_REPEATS = 3  # masks of objects that the answer has, after the same words, see `add_mask`
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
 _ONLY_SHOWN = 'the model found only an object that was shown before'
 _SHOWN_LEFT_OUT = 'a mask of an object that was shown before was left out'
@@ -53,6 +55,9 @@ class AnswerBuilder:
         self._excluded_masks = excluded_masks
         self._has_left_out = False  # whether a mask was left out for `excluded_masks`
         self._new_mask_at = 0  # number of tokens up to the last mask of another object
+        self._mask_at = 0  # number of tokens up to the last mask
+        # how often the words since a mask have given a mask of an object that the answer has
+        self._repeats: Counter[tuple[int, ...]] = Counter()
         self._start = time.perf_counter()
         self._time_to_first_mask: float | None = None  # [s]
         self._masks: list[np.ndarray] = []  # each (H, W) bool
@@ -74,20 +79,30 @@ class AnswerBuilder:
     def add_mask(self, mask: ScoredMask, name: str = '') -> MaskReady | None:
         """Add a mask; return its event, or None if the mask is left out.
 
+        A model that repeats itself shows the same object again and again, after the same words,
+        until `repeated_count` ends its answer: only the first of these masks are kept. Objects
+        that overlap are named in words of their own.
+
         Args:
             mask: of an object.
             name: as the model calls it; '': it does not.
         """
+        words, self._mask_at = tuple(self.token_ids[self._mask_at :]), len(self.token_ids)
         if mask.score < self._threshold:
             return None
         pixels = mask.logits > 0
         if any(iou(pixels, excluded) > SAME_OBJECT_IOU for excluded in self._excluded_masks):
             self._has_left_out = True
             return None
-        if self._time_to_first_mask is None:
-            self._time_to_first_mask = time.perf_counter() - self._start
         if self._is_another_object(pixels):
             self._new_mask_at = len(self.token_ids)
+            self._repeats.clear()
+        elif words:  # none: typed or given [SEG]
+            self._repeats[words] += 1
+            if self._repeats[words] > _MAX_REPEATS:
+                return None
+        if self._time_to_first_mask is None:
+            self._time_to_first_mask = time.perf_counter() - self._start
         self._masks.append(pixels)
         self._logits.append(mask.logits)
         self._scores.append(mask.score)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lisa_ros.error_text import short_repr
 from lisa_ros.errors import NON_FINITE_CAUSE, ModelError
+from lisa_ros.files.text import is_encodable
 from lisa_ros.perception.device_memory import memory_errors
 from lisa_ros.results import Done, Event, MaskReady, Segmentation, Status, Token, unanswered
 
@@ -46,7 +47,8 @@ def check_event(event: Event, shape: tuple[int, int]) -> None:
     """Check an event of an answer about an image of (H, W) [px].
 
     Raises:
-        ModelError: it has not the types and shapes of `results`, or NaN or infinity.
+        ModelError: it has not the types and shapes of `results`, NaN or infinity, or half a
+            character.
     """
     if isinstance(event, Done):
         check_result(event.result, shape)
@@ -57,6 +59,8 @@ def check_event(event: Event, shape: tuple[int, int]) -> None:
         _check_names((event.name,), 1)
     elif not isinstance(event, Token) or not isinstance(event.text, str):
         raise ModelError(f'the backend sent {event!r:.80}; expected Token, MaskReady or Done')
+    else:
+        _check_texts(event.text)
 
 
 def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
@@ -64,7 +68,7 @@ def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
 
     Raises:
         ModelError: masks, logits, scores or names have another shape or type or are not finite,
-            or the status contradicts them.
+            a text has half a character, or the status contradicts them.
     """
     if not isinstance(result, Segmentation):
         kind = type(result).__name__
@@ -74,6 +78,7 @@ def check_result(result: Segmentation, shape: tuple[int, int]) -> None:
     for score in result.scores:
         _check_score(float(score))
     _check_names(result.names, count)
+    _check_texts(result.answer, result.answer_raw, result.reason)
     if not isinstance(result.status, Status):
         raise ModelError(f'the status of the answer is {result.status!r}; expected a Status')
     if result.yes_probability is not None and not 0 <= result.yes_probability <= 1:
@@ -132,6 +137,19 @@ def _check_names(names: tuple[str, ...], count: int) -> None:
             f'the model returned {len(names)} names of {count} masks; expected one for each '
             'mask, or none at all: correct the backend'
         )
+    _check_texts(*names)
+
+
+def _check_texts(*texts: str) -> None:
+    """Raise a ModelError if a text is none, or has half a character: no message can carry it."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ModelError(f'the model returned {text!r:.80} as a text: correct the backend')
+        if not is_encodable(text):
+            raise ModelError(
+                f'the model returned the text {short_repr(text)} with half a character (a lone '
+                'surrogate); expected text that can be written as UTF-8'
+            )
 
 
 def _all_finite(array: np.ndarray) -> bool:

@@ -16,7 +16,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lisa_ros.error_text import short_repr
 from lisa_ros.errors import LisaError, QueryError
+from lisa_ros.files.text import is_encodable
 from lisa_ros.model.cache_use import CacheUse
 from lisa_ros.perception.health import ModelHealth
 from lisa_ros.perception.process_memory import GpuMemory
@@ -76,10 +78,15 @@ def check_query(text: str) -> None:
     """Check a query as the user typed it.
 
     Raises:
-        QueryError: it is empty.
+        QueryError: it is empty, or has half a character.
     """
     if not text.strip():
         raise QueryError('the query is empty: say what to look for, as in "segment the red mug"')
+    if not is_encodable(text):
+        raise QueryError(
+            f'the query {short_repr(text)} has half a character (a lone surrogate); expected text '
+            'that can be written as UTF-8'
+        )
 
 
 @dataclass(frozen=True)

@@ -284,9 +284,10 @@ class WorkerSupervisor:
             if is_closed:  # `close` did not see it
                 worker.kill('was ended')
             loaded = self._load_model(worker)
-        finally:
+        except BaseException:
             with self._changed:
                 self._starting = None
+            raise
         self._note_loaded(worker, loaded, time.monotonic() - start)
         return worker
 
@@ -340,10 +341,15 @@ class WorkerSupervisor:
     def _note_loaded(self, worker: Worker, loaded: Loaded, seconds: float) -> None:
         with self._changed:
             is_first, self._loaded = self._loaded is None, self._loaded or loaded
-            self._reloads += not is_first
-            self._worker = None if self._is_closed else worker
-            self._set_state(HealthState.OK)
-        if not is_first:
+            self._starting, is_closed = None, self._is_closed
+            self._changed.notify_all()
+            if not is_closed:
+                self._reloads += not is_first
+                self._worker = worker
+                self._set_state(HealthState.OK)
+        if is_closed:  # `close` may have come after the load, but before this
+            worker.kill('was ended')
+        elif not is_first:
             self._log.info(f'{self._name} was loaded again in {seconds:.1f} s')
 
     def _watch(self, worker: Worker) -> None:

@@ -157,7 +157,8 @@ class LisaClient:
 
         Args:
             query: what to find.
-            timeout: for the node to appear and to answer [s]; then the goal is cancelled.
+            timeout: for the node to appear and to answer [s]; then the goal is cancelled, one that
+                was not accepted yet as soon as it is and the node is spun.
             on_feedback: called with each feedback, on the thread that spins the node.
             **goal: other fields of Segment.Goal, such as dialogue or max_age.
 

@@ -19,6 +19,7 @@ works for a client that has gone: its goals end within 2 s after it has left the
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter, deque
@@ -59,6 +60,7 @@ from lisa_ros.session.request import (
     CancelReason,
     PreviousAnswer,
     Request,
+    RequestClient,
     RequestKind,
     length_error,
 )
@@ -111,7 +113,8 @@ class _GoalReceiver:
 
     def answered(self, result: Segmentation, message: SegmentationMessage) -> None:
         """Wake the coroutine that awaits the answer."""
-        self.status, self.message = result.status, message
+        # a copy: the goal may end otherwise than its last answer, which is being published
+        self.status, self.message = result.status, copy.copy(message)
         if result.yes_probability is not None:
             self.yes_probability = result.yes_probability
         self.ended.set_result(None)
@@ -149,9 +152,9 @@ class SegmentActionServer:
             cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
         action = self._node.resolve_service_name('~/segment')
-        self._clients = GoalClients(self._node, self._server, action, self._limit_client)
+        self._clients = GoalClients(self._node, self._server, action, self._note_client)
         self._since: dict[bytes, float] = {}  # when a goal came [s, monotonic], by its id
-        self._orphaned: set[bytes] = set()  # goals that end for this reason
+        self._revoked: dict[bytes, CancelReason] = {}  # goals that the server itself ends
         self._departures: deque[Departure] = deque(maxlen=_MAX_DEPARTURES)
         self._missing: set[bytes] = set()  # goals whose client was not there at the last check
         self._node.create_timer(_CHECK_PERIOD, self._check_clients, clock=STEADY_CLOCK)
@@ -198,28 +201,34 @@ class SegmentActionServer:
             scheduler, request = scheduler_and_request
             scheduler.cancel(request, reason)
 
-    def _limit_client(self, goal_id: bytes) -> None:
-        """End a goal if its client has too many unfinished ones."""
+    def _note_client(self, goal_id: bytes) -> None:
+        """Tell a request whose goal it is; end the goal if its client has too many."""
         if goal_id not in self._requests:
             return  # `_answer` looks again when it has registered the goal
         client = self._clients.client(goal_id)
+        if client:
+            self._requests[goal_id][1].client.identify(client)
         goals = sum(self._clients.client(other) == client for other in self._requests)
         if client and goals > self._settings.value.goals_per_client:
             self._log.warning('a goal was aborted: its client has too many, see goals_per_client')
             scheduler, _ = self._requests[goal_id]
             scheduler.history.add_rejection(CancelReason.CLIENT_LIMIT.value)
-            self._cancel(goal_id, CancelReason.CLIENT_LIMIT)
+            self._revoke(goal_id, CancelReason.CLIENT_LIMIT)
+
+    def _revoke(self, goal_id: bytes, reason: CancelReason) -> None:
+        """End a goal, also if it is between two answers."""
+        self._revoked[goal_id] = reason
+        self._cancel(goal_id, reason)
 
     def _check_clients(self) -> None:
         """End the goals whose clients have left the ROS graph."""
         if not self._requests:
-            self._missing, self._orphaned = set(), set()
+            self._missing = set()
             return
         gone = self._clients.gone(self._requests)
-        ended = (gone & self._missing) - self._orphaned
+        ended = (gone & self._missing) - self._revoked.keys()
         for goal_id in ended:
-            self._cancel(goal_id, CancelReason.CLIENT_GONE)
-        self._orphaned = (self._orphaned | ended) & self._requests.keys()
+            self._revoke(goal_id, CancelReason.CLIENT_GONE)
         clients = Counter(self._clients.name(goal_id) or UNKNOWN_CLIENT for goal_id in ended)
         for client, goals in clients.items():
             self._log.warning(
@@ -248,8 +257,10 @@ class SegmentActionServer:
                 yes_probability=math.nan,
             )
         finally:
-            self._clients.forget(bytes(goal.goal_id.uuid))
-            del self._since[bytes(goal.goal_id.uuid)]
+            goal_id = bytes(goal.goal_id.uuid)
+            self._clients.forget(goal_id)
+            self._revoked.pop(goal_id, None)
+            del self._since[goal_id]
         is_continuous = goal.request.continuous
         if goal.is_cancel_requested and (is_continuous or status is Status.CANCELLED):
             goal.canceled()
@@ -277,7 +288,7 @@ class SegmentActionServer:
                 )
             )
             if scheduler.is_closed:  # the node deactivates
-                status = Status.CANCELLED
+                status, message.reason = Status.CANCELLED, CancelReason.SHUTDOWN.value
                 break
             previous = PreviousAnswer(
                 answer.frame.arrival, answer.frame.frozen_at, answer.turns, answer.ticket
@@ -309,7 +320,8 @@ class SegmentActionServer:
         goal_id = bytes(goal.goal_id.uuid)
         receiver = _GoalReceiver(goal, self._node.executor)
         receiver.publish_feedback('queued')
-        client = self._clients.client(goal_id) or goal_id.hex()
+        known_client = self._clients.client(goal_id)
+        client = RequestClient(known_client) if known_client else RequestClient()
         request = _make_request(goal.request, camera, receiver, previous, client)
         self._requests[goal_id] = scheduler, request
         try:
@@ -319,8 +331,10 @@ class SegmentActionServer:
                 raise QueryError('the queue is full, see goals_kept')
             if goal.is_cancel_requested:  # cancelled before the request was registered
                 scheduler.cancel(request)
+            elif goal_id in self._revoked:  # between two answers
+                scheduler.cancel(request, self._revoked[goal_id])
             if previous is None:  # its client may have become known before
-                self._limit_client(goal_id)
+                self._note_client(goal_id)
             await receiver.ended  # always completes: a scheduler ends every request
             return receiver
         finally:
@@ -332,7 +346,7 @@ def _make_request(
     camera: CameraPipeline,
     receiver: _GoalReceiver,
     previous: PreviousAnswer | None,
-    client: str,
+    client: RequestClient,
 ) -> Request:
     """Return the request of a goal; answers about the camera's own frames go to its topics."""
     has_image = bool(goal.image.width)

@@ -9,21 +9,19 @@ launch/lisa.launch.py remaps `command` to `~/command` of lisa_node. Speech that 
 as a command is published on `~/heard` only.
 
 Threads: rclpy's executor runs the callbacks of subscriptions, PortAudio the callback of the
-microphone. One thread recognizes speech, and with `say` one thread speaks. Only the recognizing
-thread uses the Listener. With whisper_ros, the executor's thread interprets and publishes.
+microphone. One thread recognizes speech, and one speaks. Only the recognizing thread uses the
+Listener, except for `hears_speech`. With whisper_ros, the executor's thread interprets and
+publishes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import queue
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from rclpy.node import Node
@@ -40,7 +38,9 @@ from lisa_ros.voice import audio
 from lisa_ros.voice.audio_messages import MessageAudio
 from lisa_ros.voice.interpreter import Outcome, Recognition, Transcript, make_interpreter
 from lisa_ros.voice.listener import make_listener
+from lisa_ros.voice.microphone import Microphone
 from lisa_ros.voice.settings import VoiceSettings
+from lisa_ros.voice.speaker import Speaker
 
 _MAX_BACKLOG = 10.0  # queued audio that waits for the engine [s]; more is dropped
 _WAV_PIECE = 0.1  # a WAV file is queued in pieces of this length [s]
@@ -56,13 +56,6 @@ _OUTCOME_LOG = {
 }
 
 
-class _Closable(Protocol):
-    """A source of audio that must be closed."""
-
-    def close(self) -> None:
-        """Stop the source."""
-
-
 class VoiceNode(Node):
     """Recognizes commands in a thread of its own and publishes them.
 
@@ -75,32 +68,31 @@ class VoiceNode(Node):
         super().__init__('voice')
         parameter_declaration.declare(self, VoiceSettings)
         settings = parameter_declaration.read(self, VoiceSettings)
+        self._warn = ThrottledLog(self.get_logger()).warning
         if settings.source == 'whisper_ros':  # its own microphone and engine: no audio here
             self._interpreter = make_interpreter(settings)
             description = f'{ACTION} listens for {self._interpreter}'
+            self._speaker = Speaker(self._warn)
         else:
             self._listener, description = make_listener(settings)
+            self._speaker = Speaker(self._warn, self._listener.hears_speech)
         self._heard_publisher = self.create_publisher(Heard, '~/heard', 10)
         self._command_publisher = self.create_publisher(String, 'command', 10)
-        self._warn = ThrottledLog(self.get_logger()).warning
         self._message_audio = MessageAudio()
         self._audio: queue.Queue[np.ndarray | None] = queue.Queue()  # None: the end of a WAV file
-        self._stopping, self._speaking = threading.Event(), threading.Event()
-        self._spoke_at = float('-inf')  # [s, monotonic]
+        self._stopping = threading.Event()
         self._microphone = self._open_source(settings)
         if settings.say:
-            self._texts: queue.Queue[str] = queue.Queue()
             self.create_subscription(
-                String, 'say', lambda message: self._texts.put(message.data), 10
+                String, 'say', lambda message: self._speaker.say(message.data), 10
             )
-            threading.Thread(target=self._speak_texts, daemon=True).start()
         self._worker = threading.Thread(target=self._recognize_audio, daemon=True)
         self._worker.start()
         self.get_logger().info(f'{description}; sound: {settings.source}')
 
     # ---- audio input
 
-    def _open_source(self, settings: VoiceSettings) -> _Closable | None:
+    def _open_source(self, settings: VoiceSettings) -> Microphone | None:
         """Start the audio source; return it if `stop` must close it."""
         if settings.source == 'topic':
             qos = sensor_qos()
@@ -117,7 +109,7 @@ class VoiceNode(Node):
             WhisperClient(self, self._take_transcript)
             return None
         if settings.source == 'microphone':
-            return _open_microphone(settings.microphone, self._take_samples, self._warn_overflow)
+            return Microphone(settings.microphone, self)
         samples = audio.read_wav(Path(settings.source).expanduser())
         threading.Thread(target=self._play, args=(samples,), daemon=True).start()
         return None
@@ -125,24 +117,29 @@ class VoiceNode(Node):
     def _take_message(self, message: Any) -> None:
         """Queue the samples of a message; log a broken one."""
         try:
-            self._take_samples(self._message_audio.samples(message))
+            self.take_samples(self._message_audio.samples(message))
         except LisaError as error:
             self._warn(f'audio: {error}', 'audio')
 
     def _take_transcript(self, utterance: Utterance) -> None:
         """Publish what whisper_ros understood, except of this node's own voice."""
-        if not self._speaking.is_set() and utterance.began_at > self._spoke_at:
+        if not self._speaker.is_speaking and utterance.began_at > self._speaker.spoke_at:
             recognition = self._interpreter.interpret(Transcript(utterance.text, 1.0))
             self._publish(dataclasses.replace(recognition, seconds=utterance.seconds))
 
-    def _warn_overflow(self) -> None:
-        if not self._speaking.is_set():
+    def report_overflow(self) -> None:
+        """Log that the microphone has lost audio that was needed. From any thread."""
+        if not self._speaker.is_speaking:
             self._warn('microphone overflow: some audio is lost', 'overflow')
 
-    def _take_samples(self, samples: np.ndarray) -> None:
+    def report_end(self, message: str) -> None:
+        """Log why the microphone gives no more audio. From any thread."""
+        self.get_logger().error(message)
+
+    def take_samples(self, samples: np.ndarray) -> None:
         """Queue samples for the recognizing thread, except while speaking. From any thread."""
-        if self._speaking.is_set():
-            return  # the node would hear itself
+        if self._speaker.is_speaking or not len(samples):
+            return  # the node would hear itself; a resampler may hold all samples back
         backlog = self._audio.qsize() * len(samples) / audio.RATE
         if backlog > _MAX_BACKLOG:
             self._warn(
@@ -165,7 +162,7 @@ class VoiceNode(Node):
             due = start_time + start / audio.RATE
             if self._stopping.wait(max(0.0, due - time.monotonic())):
                 return
-            self._take_samples(samples[start : start + piece])
+            self.take_samples(samples[start : start + piece])
         self._audio.put(None)
 
     # ---- commands
@@ -201,6 +198,7 @@ class VoiceNode(Node):
         message.header.stamp = self.get_clock().now().to_msg()
         self._heard_publisher.publish(message)
         if outcome is Outcome.COMMAND:
+            self._speaker.forget()
             self._command_publisher.publish(String(data=recognition.command))
         if outcome is not Outcome.PARTIAL:
             command = f' as "{recognition.command}"' if recognition.command else ''
@@ -209,29 +207,10 @@ class VoiceNode(Node):
                 f'{_OUTCOME_LOG[outcome]}'
             )
 
-    def _speak_texts(self) -> None:
-        """Speak the queued texts one after another until the node stops. Runs in a thread."""
-        while not self._stopping.is_set():
-            try:
-                text = self._texts.get(timeout=_POLL_PERIOD)
-            except queue.Empty:
-                continue
-            program = shutil.which('espeak-ng') or shutil.which('espeak')
-            if program is None:
-                self._warn('say: espeak-ng is not installed: apt install espeak-ng')
-                continue
-            self._speaking.set()
-            try:
-                subprocess.run([program, '--', text], check=False, capture_output=True, timeout=60)  # noqa: S603
-            except (OSError, subprocess.TimeoutExpired) as error:
-                self._warn(f'say: {error}')
-            finally:
-                self._spoke_at = time.monotonic()
-                self._speaking.clear()
-
     def stop(self) -> bool:
         """Stop the threads and the microphone; return false if the engine is still busy."""
         self._stopping.set()
+        self._speaker.stop()
         self._worker.join(timeout=5)
         if self._microphone is not None:
             self._microphone.close()
@@ -263,43 +242,6 @@ def _audio_message_type(audio_type: str) -> type:
             'ros-drivers, has no such message: set audio_type AudioData'
         )
     return getattr(audio_common, audio_type)
-
-
-def _open_microphone(
-    name: str, on_samples: Callable[[np.ndarray], None], on_overflow: Callable[[], None]
-) -> _Closable:
-    """Return an open microphone; PortAudio's thread calls `on_samples` and `on_overflow`.
-
-    Raises:
-        SettingsError: sounddevice or PortAudio is not installed, or there is no such microphone.
-    """
-    try:
-        import sounddevice
-    except (ImportError, OSError) as error:  # OSError: PortAudio is not installed
-        raise SettingsError(
-            f'a microphone needs sounddevice and PortAudio ({error}): pip install sounddevice, '
-            'apt install libportaudio2'
-        ) from error
-
-    def callback(
-        samples: np.ndarray, _frames: int, _time: object, status: sounddevice.CallbackFlags
-    ) -> None:
-        if status.input_overflow:
-            on_overflow()
-        on_samples(samples[:, 0].copy())
-
-    try:
-        stream = sounddevice.InputStream(
-            samplerate=audio.RATE,
-            channels=1,
-            dtype='float32',
-            device=name or None,
-            callback=callback,
-        )
-        stream.start()
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise SettingsError(f'microphone {name or "(default)"}: {error}') from error
-    return stream
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -33,7 +33,7 @@ class Utterance:
     """What was understood."""
 
     text: str
-    began_at: float  # [s, monotonic]
+    began_at: float  # [s, monotonic]; up to a second too early, never too late
     seconds: float  # that the transcription took
 
 
@@ -89,5 +89,17 @@ class WhisperClient:
         heard = ended.result().result.transcription
         self._listen()
         if heard.text:
-            began_at = time.monotonic() - heard.audio_time - heard.transcription_time
+            began_at = beginning(time.monotonic(), heard.audio_time, heard.transcription_time)
             self._on_utterance(Utterance(heard.text, began_at, heard.transcription_time))
+
+
+def beginning(now: float, audio_time: float, transcription_time: float) -> float:
+    """Return the earliest time at which an utterance can have begun [s].
+
+    Args:
+        now: when its transcript came [s].
+        audio_time: length of its audio [s]; whisper_ros leaves out the fraction of a second.
+        transcription_time: that the transcription took [s].
+    """
+    fraction = 1.0 if audio_time == int(audio_time) else 0.0
+    return now - transcription_time - audio_time - fraction

@@ -214,7 +214,7 @@ def deadline_error(seconds: float) -> ProblemError:
     return ProblemError(
         Problem.DEADLINE,
         f'no answer after {seconds:.2f} s; expected one before the deadline: give a longer '
-        '"deadline", or send fewer requests',
+        '"deadline" (answer_timeout of a thin node), send fewer requests, or add replicas',
     )
 
 

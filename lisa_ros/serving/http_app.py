@@ -37,6 +37,7 @@ from lisa_ros.serving.models import Models
 from lisa_ros.serving.multipart import ImageUpload, read_upload
 from lisa_ros.serving.openapi import openapi
 from lisa_ros.serving.problems import PROBLEM_TYPE, Problem, ProblemError
+from lisa_ros.serving.query_format import SegmentQuery
 from lisa_ros.serving.replies import Answer, ModelRequest
 from lisa_ros.serving.tokens import ANYBODY, Client, RateLimiter, TokenTable
 from lisa_ros.serving.wire_format import (
@@ -212,14 +213,9 @@ class _Api:
     def _model_request(
         self, upload: ImageUpload, client: Client, arrival: float, number: int
     ) -> ModelRequest:
-        deadline = upload.query.deadline or self._state.limits.default_deadline
-        stream = upload.query.stream
-        return ModelRequest(
-            upload,
-            max(0.0, deadline - (time.monotonic() - arrival)),
-            _stream_of(client, stream),
-            number=number,
-        )
+        seconds = _deadline_of(upload.query, self._state.limits) - (time.monotonic() - arrival)
+        stream = _stream_of(client, upload.query.stream)
+        return ModelRequest(upload, max(0.0, seconds), stream, number=number)
 
     async def _stream(
         self,
@@ -297,6 +293,17 @@ class _Ending:
         if not self._is_counted:
             self._is_counted = True
             self._metrics.count(result)
+
+
+def _deadline_of(query: SegmentQuery, limits: ServerLimits) -> float:
+    """Return how long a query may take from its arrival [s].
+
+    One with the longest deadline has as long as one without, at least: a client that knows no
+    limit sends it.
+    """
+    deadline = query.deadline or limits.default_deadline
+    is_longest = deadline >= limits.query.deadline
+    return max(deadline, limits.default_deadline) if is_longest else deadline
 
 
 def _stream_of(client: Client, stream: str) -> str:

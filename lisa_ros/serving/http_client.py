@@ -295,7 +295,8 @@ class HttpClient:
                         f'{self.name} sent {count} events of {size} characters without an end; '
                         f'expected at most {_MAX_EVENTS} and {_MAX_ANSWER_CHARS}: see its log'
                     )
-                yield ServerEvent(event.event, json.loads(event.data))
+                if event.data:  # one without is none, by the standard
+                    yield ServerEvent(event.event, json.loads(event.data))
         except httpx2.SSEError as error:
             raise ModelError(f'{self.name}: {one_line(error)}') from None
         except (ValueError, RecursionError) as error:

@@ -54,10 +54,14 @@ class SentQuery:
     seconds: float  # that it took to encode the image
 
     def body(self) -> RequestBody:
-        """Return what is sent now: the server gets what is left of the deadline."""
+        """Return what is sent now: the server gets what is left of the deadline.
+
+        Without a limit it gets the longest deadline: with none, its own would count.
+        """
         seconds_left = self.deadline.seconds_left
-        if seconds_left is not None:
-            seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
+        if seconds_left is None:
+            seconds_left = _LIMITS.deadline
+        seconds_left = min(max(seconds_left, _SHORTEST_DEADLINE), _LIMITS.deadline)
         query = dataclasses.replace(self.segment_query, deadline=seconds_left)
         return RequestBody(*encode_request(self.image.content, self.image.media_type, query))
 
@@ -74,7 +78,8 @@ def encode_query(
     Args:
         image: (H, W, 3) uint8 RGB.
         query: about it.
-        options: `answer_timeout` is left out: `deadline` takes its place.
+        options: those that are not the defaults are sent; of `answer_timeout`, `deadline` takes
+            the place.
         sending: how.
         deadline: of the answer; with each try the server gets what is left of it.
     """

@@ -20,6 +20,7 @@ from lisa_ros.results import Dialogue, Region, Turn
 from lisa_ros.serving.mask_coding import decode_rle_text, encode_rle_text
 from lisa_ros.serving.problems import Problem, ProblemError
 
+_DEFAULTS = InferenceOptions()
 RAW_CHANNELS = {'rgb8': 3, 'bgr8': 3, 'mono8': 1}  # encodings of raw images, as sensor_msgs
 
 
@@ -86,7 +87,8 @@ class SegmentQuery:
 
         Args:
             query: with its dialogue.
-            options: all of them are sent; None: those of the server.
+            options: those that are not the defaults are sent; of the others, and with None of
+                all, the server decides.
             fields: further fields.
         """
         shown = query.dialogue.shown
@@ -100,7 +102,7 @@ class SegmentQuery:
             explain=query.explain,
             yes_no=query.yes_no,
             region=query.region,
-            options={} if options is None else option_values(options),
+            options={} if options is None else chosen_options(options),
             **fields,
         )
 
@@ -134,9 +136,10 @@ def _check_shape(mask: ShownMask, shape: tuple[int, int]) -> bool:
     return True
 
 
-def option_values(options: InferenceOptions) -> dict[str, object]:
-    """Return options as `SegmentQuery.options`."""
-    return {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+def chosen_options(options: InferenceOptions) -> dict[str, object]:
+    """Return the options that are not the defaults, as `SegmentQuery.options`."""
+    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if value != getattr(_DEFAULTS, name)}
 
 
 def query_json(query: SegmentQuery) -> str:

@@ -112,10 +112,9 @@ def ask_models(model: str, options: LoadOptions, timeout: float) -> ServedModel:
 class _Stop:
     """A cancel, an interrupt from outside, or the end of the time; a `Cancellation`."""
 
-    def __init__(self, cancel: Cancellation, timeout: float | None):
-        """Begin; `timeout` is `answer_timeout` [s]."""
-        self.cancel, self.deadline = cancel, Deadline(timeout)
-        self._last = Deadline(None if timeout is None else timeout + STOP_GRACE)
+    def __init__(self, cancel: Cancellation, deadline: Deadline):
+        """Begin; `deadline` is the end of `answer_timeout`."""
+        self.cancel, self.deadline = cancel, deadline
         self._cause = ''
 
     def interrupt(self, cause: str) -> None:
@@ -124,7 +123,8 @@ class _Stop:
 
     def is_set(self) -> bool:
         """Return whether the request must end."""
-        return bool(self._cause) or self.cancel.is_set() or self._last.is_over
+        is_late = time.monotonic() >= self.deadline.at + STOP_GRACE
+        return bool(self._cause) or self.cancel.is_set() or is_late
 
     @property
     def early_end(self) -> EarlyEnd:
@@ -263,7 +263,8 @@ class ServedBackend:
         Raises:
             ImageError, QueryError: as the server reports them, by the call.
         """
-        return self._begun(image, query, options, cancel, self._name)
+        stop = _Stop(cancel, Deadline(options.answer_timeout))
+        return self._begun(image, query, options, stop, self._name)
 
     def stream_batch(
         self, requests: Sequence[BatchRequest], options: InferenceOptions
@@ -272,22 +273,24 @@ class ServedBackend:
 
         See `AnswersBatches`. They are no stream: none replaces another one.
         """
-        return parallel_events(
-            requests,
-            lambda request: self._begun(request.image, request.query, options, request.cancel, ''),
-        )
+        deadline = Deadline(options.answer_timeout)  # also of those that wait for a thread
+
+        def ask(request: BatchRequest) -> Iterator[Event]:
+            stop = _Stop(request.cancel, deadline)
+            return self._begun(request.image, request.query, options, stop, '')
+
+        return parallel_events(requests, ask)
 
     def _begun(
         self,
         image: np.ndarray,
         query: Query,
         options: InferenceOptions,
-        cancel: Cancellation,
+        stop: _Stop,
         stream: str,
     ) -> Iterator[Event]:
         """Ask; return the events when the first one is there."""
         check_rgb(image)
-        stop = _Stop(cancel, options.answer_timeout)
         sending = QuerySending(self._coding, self._monitor.model.input_side, stream)
         sent = encode_query(image, query, options, sending, stop.deadline)
         events = self._events(sent, stop)
@@ -296,6 +299,9 @@ class ServedBackend:
     def _events(self, sent: SentQuery, stop: _Stop) -> Iterator[Event]:
         """Yield the events of an answer, then one Done, whatever happens on the way."""
         partial = PartialAnswer(sent.query.text, sent.shape)
+        if stop.deadline.is_over:  # it has waited for others of its batch
+            yield Done(partial.result(stop.early_end))
+            return
         start = time.perf_counter()
         self._running.add(stop)
         try:

@@ -20,6 +20,10 @@ from lisa_ros.serving.model_server import ReplicaPlan
 from lisa_ros.serving.wire_format import Served
 
 _log = logging.getLogger(__name__)
+_NO_VERSION = (
+    ', as far as is known: the model is no local folder; to load newer ones, start the server '
+    'again, or let --model be a link to a folder'
+)
 
 
 class Replicas(Protocol):
@@ -94,10 +98,10 @@ class Updates:
     async def _update_weights(self) -> None:
         location = await asyncio.to_thread(locate, self._replica.model)
         served, current = location.served, self._replicas.served
-        if current is not None and served.version and served.version == current.version:
-            _log.info('the weights have not changed')
+        if current is not None and _is_same(served, current):
+            _log.info('the weights have not changed%s', '' if served.version else _NO_VERSION)
             return
-        _log.info('updating the weights to %s', served.version[:12] or 'what the hub has')
+        _log.info('updating the weights to %s', served.version[:12] or served.model)
         plan = dataclasses.replace(self._replica, served=served, folder=location.folder)
         async with self._deploying:
             await asyncio.to_thread(self._replicas.update, plan)
@@ -108,3 +112,10 @@ class Updates:
         if self._replicas.served is not None:
             return 'nothing was updated'
         return 'the update failed, and no replica answers; correct the model and update again'
+
+
+def _is_same(served: Served, current: Served) -> bool:
+    """Return whether two models have the same weights; without a version, the same name."""
+    if served.version or current.version:
+        return served.version == current.version
+    return served.model == current.model

@@ -43,6 +43,10 @@ class BackgroundWork:
         if not self.is_pending:
             self._requery = request
 
+    def drop_requery(self) -> None:
+        """Drop the requery: another query was answered."""
+        self._requery = None
+
     def clear(self) -> None:
         """Drop the standing query and the requery."""
         self._standing = self._requery = None

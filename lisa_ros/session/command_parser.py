@@ -3,18 +3,24 @@
 
 "find the red mug" is a query and is answered once. "watch: the red mug" is a standing query: it
 is answered again for every new image until "stop". "stop" and "cancel" end running and waiting
-commands at once.
+commands at once. "please" changes nothing before "watch:" and beside "stop".
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STOP = {'stop', 'cancel', 'stop it', 'stop watching', 'cancel that', 'never mind'}
+STOP = {
+    'stop', 'stop it', 'stop that', 'stop this', 'stop watching', 'cancel', 'cancel it',
+    'cancel that', 'cancel this', 'never mind',
+}  # fmt: skip
+POLITE_WORDS = ('please',)
 _WATCH = 'watch:'
+_POLITE_WATCH = re.compile(rf'(?:(?:{"|".join(POLITE_WORDS)})[\s,]+)*watch\s*:', re.IGNORECASE)
 
 
 class CommandKind(enum.Enum):
@@ -36,11 +42,18 @@ class ParsedCommand:
 def parse_command(command: str) -> ParsedCommand:
     """Return the kind and the query of a command; the text of a bare "watch:" is empty."""
     stripped = command.strip()
-    if stripped.lower().rstrip('.! ') in STOP:
+    if _is_stop(stripped):
         return ParsedCommand(CommandKind.STOP, stripped)
-    if stripped.lower().startswith(_WATCH):
-        return ParsedCommand(CommandKind.WATCH, stripped[len(_WATCH) :].strip())
+    if watch := _POLITE_WATCH.match(stripped):
+        return ParsedCommand(CommandKind.WATCH, stripped[watch.end() :].strip())
     return ParsedCommand(CommandKind.ASK, command)
+
+
+def _is_stop(text: str) -> bool:
+    """Return whether a text is one of `STOP`; "please" and repeated words do not count."""
+    words = re.sub(r"[^\w':]+", ' ', text.lower()).split()
+    spoken = [word for word in words if word not in POLITE_WORDS]
+    return ' '.join(word for word, _ in itertools.groupby(spoken)) in STOP
 
 
 def select_cameras(command: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -50,12 +63,12 @@ def select_cameras(command: str, cameras: Sequence[str]) -> tuple[tuple[str, ...
     "front: watch: the mug" and "watch: front: the mug" mean the same. "rear: the mug" addresses
     no camera if there is none of that name.
     """
+    if watch := _POLITE_WATCH.match(command.strip()):
+        addressed, text = select_cameras(command.strip()[watch.end() :].strip(), cameras)
+        return addressed, f'{_WATCH} {text}'
     prefix, colon, rest = command.partition(':')
     address = prefix.strip().lower()
     if not colon or not re.fullmatch(r'\w+', address):
         return tuple(cameras), command
-    if address + colon == _WATCH:
-        addressed, text = select_cameras(rest.strip(), cameras)
-        return addressed, f'{_WATCH} {text}'
     addressed = tuple(camera for camera in cameras if address in (camera.lower(), 'all'))
     return addressed, rest.strip()

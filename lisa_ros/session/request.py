@@ -48,8 +48,8 @@ class CancelToken:
         self._reason: CancelReason | None = None
 
     def cancel(self, reason: CancelReason) -> None:
-        """Stop the request as soon as possible; of several reasons the first one stays."""
-        if not self._cancelled.is_set():
+        """Stop the request as soon as possible; the first reason other than PREEMPTED stays."""
+        if self._reason in (None, CancelReason.PREEMPTED):
             self._reason = reason
             self._cancelled.set()
 
@@ -66,6 +66,20 @@ class CancelToken:
     def reason(self) -> CancelReason | None:
         """Why the request has to stop; None while it may run."""
         return self._reason
+
+
+@dataclass
+class RequestClient:
+    """Who sent a request; of a goal it may become known a moment after the goal."""
+
+    name: str = 'unknown'  # all unknown clients count as one
+
+    def identify(self, name: str) -> None:
+        """Set the name; any thread."""
+        self.name = name
+
+
+COMMANDS = RequestClient('commands')  # all senders of commands, which are not told apart
 
 
 class RequestListener(Protocol):
@@ -106,7 +120,7 @@ class Request:
     listener: RequestListener
     frame: SyncedMessages | None = None  # a frame of its own; None: the camera's newest
     dialogue: str | None = None  # key of the dialogue it belongs to; None: no earlier turns
-    client: str = ''  # who sent a goal; clients take turns, '' are all commands
+    client: RequestClient = field(default_factory=lambda: COMMANDS)  # clients take turns
     is_continuous: bool = False  # a goal that is answered again until it is cancelled
     turns: Dialogue = field(default_factory=Dialogue)  # of a requery, of a begun continuous goal
     ticket: int = 0  # of the dialogue store, when `turns` were read

@@ -293,8 +293,8 @@ class RequestScheduler:
     def requery(self) -> None:
         """Ask the last query again about the newest frame, once, as background work.
 
-        The last one is that which was begun or answered last. It has the same earlier turns, and
-        adds no turn. No effect if nothing was asked about the camera's own frames yet, or if other
+        The last one is that which was answered last. It has the same earlier turns, and adds no
+        turn. No effect if nothing was answered about the camera's own frames yet, or if other
         background work is pending.
         """
         with self._changed:
@@ -475,7 +475,6 @@ class RequestScheduler:
         if request.is_continuous:  # its further answers are about the same turns
             request = dataclasses.replace(request, turns=dialogue, ticket=ticket)
         job = InferenceJob(request, frame, dialogue, ticket)
-        self._note_query(job)
         self._running.append(job)
         self._delivery.started(request, frame)
         return job
@@ -493,7 +492,6 @@ class RequestScheduler:
             return EarlyEnd(refusal.status, refusal.reason)
         renewed = dataclasses.replace(job, frame=self._frozen(request, newest))
         self._running = [renewed if running is job else running for running in self._running]
-        self._note_query(renewed)
         self._delivery.started(request, renewed.frame)
         return renewed
 
@@ -506,9 +504,12 @@ class RequestScheduler:
         return frame if self._refusal(request, newest) else newest
 
     def _note_query(self, job: InferenceJob) -> None:
-        """Note what `requery` asks again, lock held."""
-        if job.request.frame is None and not job.request.yes_no:  # those have no masks to track
-            self._last_query = job.request, job.dialogue
+        """Note what `requery` asks again, and drop a requery of a former query, lock held."""
+        request = job.request
+        if request.frame is None and not request.yes_no:  # those have no masks to track
+            self._last_query = request, job.dialogue
+            if not request.kind.is_background:
+                self._background.drop_requery()
 
     def _frozen(self, request: Request, frame: SyncedMessages) -> SyncedMessages:
         """Return the frame of a request that begins; jobs of one batch share it."""

@@ -239,7 +239,7 @@ class TrackingWorker(Generic[_Frame]):
 
     def _reset(self) -> None:
         had_reference = self._has_reference
-        self._has_reference, self._result = False, None
+        self._has_reference, self._result, self._tracked_moment = False, None, None
         if had_reference:
             self._tracker.reset()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError
@@ -30,6 +30,35 @@ class AnswerPiece:
     tokens: tuple[TokenProbability, ...] = ()  # of the text; empty: the server gives none
     finish_reason: str = ''  # stop, length, ...: the answer ends here; '': it goes on
     reasoning: str = ''  # what a server takes out of <think> tags, before the text
+
+
+class WholeCharacters:
+    """Joins the halves of characters that a server has cut apart, between two chunks.
+
+    In UTF-16 an emoji is a pair of surrogates; servers that count in it may send one of them with
+    each chunk. A half without the other one becomes U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self._text = self._reasoning = ''  # first halves that are held back
+
+    def join(self, piece: AnswerPiece) -> AnswerPiece | None:
+        """Return a piece in whole characters; None: it has only a first half."""
+        is_end = bool(piece.finish_reason)
+        text, self._text = _whole(self._text + piece.text, is_end)
+        reasoning, self._reasoning = _whole(
+            self._reasoning + piece.reasoning, is_end or bool(text)
+        )
+        if not (text or reasoning or is_end):
+            return None
+        return replace(piece, text=text, reasoning=reasoning)
+
+
+def _whole(text: str, is_end: bool) -> tuple[str, str]:
+    """Return a text in whole characters, and a first half at its end if that is not its end."""
+    half = text[-1:] if not is_end and '\ud800' <= text[-1:] <= '\udbff' else ''
+    units = text[: len(text) - len(half)].encode('utf-16-le', 'surrogatepass')
+    return units.decode('utf-16-le', 'replace'), half
 
 
 def read_chunk(content: str) -> AnswerPiece | None:

@@ -34,7 +34,7 @@ from lisa_ros.server_connection import (
     retry_after,
     tls_fault,
 )
-from lisa_ros.vlm.chat_chunks import AnswerPiece, read_chunk
+from lisa_ros.vlm.chat_chunks import AnswerPiece, WholeCharacters, read_chunk
 from lisa_ros.vlm.pointing_model import StopSignal
 
 _MAX_TRIES = 3
@@ -285,17 +285,21 @@ class ChatServer:
 
     async def _read(self, response: httpx2.Response) -> AsyncIterator[AnswerPiece]:
         """Yield the pieces of an answer; after the last one wait for the end of the stream."""
+        characters = WholeCharacters()
         events = aiter(httpx2.EventSource(response, max_event_size=_MAX_EVENT_BYTES))
         async for event in events:
             if response.num_bytes_downloaded > _MAX_ANSWER_BYTES:
                 size = _MAX_ANSWER_BYTES // 2**20
                 raise ModelError(f'{self.address} sent more than {size} MiB for one answer')
+            if not event.data:  # by the standard it is no event
+                continue
             if event.data.strip() == '[DONE]':
                 break
             try:
                 piece = read_chunk(self._without_key(event.data))
             except ModelError as error:
                 raise ModelError(f'{self.address}: {error}') from None
+            piece = piece and characters.join(piece)
             if piece is None:
                 continue
             yield piece

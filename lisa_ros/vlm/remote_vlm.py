@@ -238,7 +238,7 @@ class RemoteVlm:
             for token in (*self._thoughts(piece, is_thinking), *word_tokens(piece)):
                 yield token
                 count += 1
-            is_thinking = bool(piece.reasoning)
+            is_thinking = bool(piece.reasoning) and not piece.text
             if piece.finish_reason not in ('', 'stop', 'length'):
                 reason = one_line(piece.finish_reason)
                 raise ModelError(f'{self.device} ended the answer with finish_reason {reason!r}')
@@ -253,8 +253,8 @@ class RemoteVlm:
             is_thinking: the piece before it is reasoning, too.
         """
         begin = '<think>' if piece.reasoning and not is_thinking else ''
-        end = '</think>' if is_thinking and not piece.reasoning else ''
-        text = begin + piece.reasoning + end
+        has_ended = bool(piece.text) if piece.reasoning else is_thinking
+        text = begin + piece.reasoning + ('</think>' if has_ended else '')
         if text and self.profile.tags:
             yield WordToken(None, text, None, is_end=False)
 

@@ -231,6 +231,8 @@ class Whisper:
             self._model = AutoModelForSpeechSeq2Seq.from_pretrained(model, **options)
         except (OSError, ValueError) as error:
             raise SettingsError(f'speech model {model}: {error}') from error
+        if self._device.type == 'cpu':  # as stored, often float16: a CPU is slow with it
+            self._model.float()
         self._model.to(self._device).eval()
 
     def transcribe(self, samples: np.ndarray) -> Transcript:
@@ -238,7 +240,7 @@ class Whisper:
         inputs = self._processor(samples, sampling_rate=RATE, return_tensors='pt')
         with torch.no_grad():
             output = self._model.generate(
-                inputs.input_features.to(self._device),
+                inputs.input_features.to(self._device, self._model.dtype),
                 return_dict_in_generate=True,
                 output_scores=True,
                 max_new_tokens=64,

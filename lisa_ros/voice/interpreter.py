@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lisa_ros.errors import SettingsError
 from lisa_ros.session.command_parser import CommandKind, parse_command
 from lisa_ros.voice.settings import VoiceSettings
-from lisa_ros.voice.vocabulary import Vocabulary, normalize
+from lisa_ros.voice.transcript_text import normalize, without_annotations, without_wake_phrase
+from lisa_ros.voice.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,21 @@ class Interpreter:
         """Make an interpreter; `make_interpreter` makes one from settings.
 
         Args:
-            vocabulary: the sentences that can be said; None: any text is a command.
+            vocabulary: the sentences that can be said; None: any text is a command, as it was
+                transcribed, without the wake phrase and annotations such as "(music)".
             confidence_threshold: lowest confidence of a command, 0..1.
             wake_phrase: phrase that must precede each command; empty: all speech can be a command.
             awake: how long a command is accepted after the wake phrase was spoken alone [s].
             clock: a monotonic clock [s].
+
+        Raises:
+            SettingsError: the wake phrase has no words.
         """
+        if wake_phrase.strip() and not normalize(wake_phrase):
+            raise SettingsError(
+                f'wake_phrase is {wake_phrase!r}; expected words such as "hey lisa", or nothing: '
+                'all speech can be a command then'
+            )
         self.vocabulary = vocabulary
         self._threshold, self._wake_phrase = confidence_threshold, normalize(wake_phrase)
         self._awake, self._clock = awake, clock
@@ -90,10 +101,12 @@ class Interpreter:
 
     def preview(self, transcript: Transcript) -> Recognition:
         """Return the result as if an utterance ended here; nothing is remembered of it."""
-        text = transcript.text
-        if not normalize(text):
+        text, words = transcript.text, without_annotations(transcript.text)
+        if not normalize(words):
             return Recognition(Outcome.EMPTY, text, '', 0.0)
-        spoken, has_wake_phrase = self._without_wake_phrase(normalize(text))
+        after_phrase = without_wake_phrase(words, self._wake_phrase) if self._wake_phrase else None
+        has_wake_phrase = after_phrase is not None
+        spoken = words if after_phrase is None else after_phrase
         command, confidence = spoken, transcript.confidence
         if spoken and self.vocabulary is not None:
             command, match_confidence = self.vocabulary.match(spoken)
@@ -105,13 +118,6 @@ class Interpreter:
             return Recognition(Outcome.UNSURE, text, command, confidence)
         outcome = Outcome.COMMAND if spoken else Outcome.AWAKE
         return Recognition(outcome, text, command, confidence)
-
-    def _without_wake_phrase(self, text: str) -> tuple[str, bool]:
-        """Return a text without the wake phrase at its start, and whether it was there."""
-        phrase = self._wake_phrase
-        if phrase and (text == phrase or text.startswith(phrase + ' ')):
-            return text[len(phrase) :].strip(), True
-        return text, False
 
     def __str__(self) -> str:
         """Return what it listens for, for the log."""
@@ -130,7 +136,7 @@ def make_interpreter(settings: VoiceSettings) -> Interpreter:
     """Return an interpreter with these settings.
 
     Raises:
-        SettingsError: the vocabulary cannot be read.
+        SettingsError: the vocabulary cannot be read, or the wake phrase has no words.
     """
     return Interpreter(
         Vocabulary.open(settings.vocabulary) if settings.vocabulary else None,

@@ -62,6 +62,10 @@ class Listener:
         self._next_partial = _FIRST_PARTIAL  # length of the utterance [s]
         self._stopped = False  # a "stop" was reported in the utterance before its end
 
+    def hears_speech(self) -> bool:
+        """Return whether an utterance has begun and not ended. From any thread."""
+        return self._detector.in_utterance
+
     def feed(self, samples: np.ndarray) -> Iterator[Recognition]:
         """Process the next samples, (n,) float32 at 16 kHz; yield the results."""
         for utterance in self._detector.feed(samples):

@@ -104,7 +104,8 @@ class VoiceSettings(ValidatedSettings):
     )
     say: bool = parameter(
         False,
-        'Speak the texts on the topic `say` with espeak-ng. The node does not listen while it '
-        'speaks',
+        'Speak the texts on the topic `say` with espeak-ng: always the newest one, and none that '
+        'was just spoken. The node does not listen while it speaks, but for two seconds after '
+        'each text',
         read_only=True,
     )

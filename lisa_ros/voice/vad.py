@@ -57,6 +57,11 @@ class UtteranceDetector:
         self._speech_chunks = 0  # in the utterance
         self._silent_chunks = 0  # at its end so far
 
+    @property
+    def in_utterance(self) -> bool:
+        """Whether an utterance has begun and not ended. From any thread."""
+        return self._speaking
+
     def feed(self, samples: np.ndarray) -> Iterator[Utterance]:
         """Process the next samples, (n,) float32; yield the utterance when it grows or ends."""
         samples = np.concatenate([self._incomplete_chunk, np.asarray(samples, np.float32)])

@@ -31,13 +31,13 @@ from lisa_ros.english import plural
 from lisa_ros.errors import DataError, SettingsError
 from lisa_ros.files.text import read_yaml
 from lisa_ros.model.registry import resolve_bundled_model
-from lisa_ros.session.command_parser import STOP
+from lisa_ros.session.command_parser import POLITE_WORDS, STOP, CommandKind, parse_command
+from lisa_ros.voice.transcript_text import normalize
 
 _ARTICLES = ('the', 'a', 'an', 'my', 'this', 'that')
-_POLITE_WORDS = ('please',)
 _FOLLOW_UPS = ('and', 'what about', 'now')  # "and the bowl?"
 _WATCH = 'watch'  # "watch the mug" is spoken, "watch: the mug" is the command
-_WATCHED = re.compile(rf'(?:{"|".join(_POLITE_WORDS)} )*{_WATCH} (.+)')
+_WATCHED = re.compile(rf'(?:{"|".join(POLITE_WORDS)} )*{_WATCH} (.+)')
 _ANY_OBJECT = 'thing'  # noun that can stand for any object
 # Similarity of the letters of two texts, 0..1 (normalized indel similarity). The confidence is 0
 # at this similarity to the best sentence, and rises linearly to 1 for equal texts.
@@ -113,10 +113,10 @@ class Vocabulary:
     def meaning(self, text: str) -> str:
         """Return a text without verb, articles and "please"; it is equal for equal meanings."""
         words = normalize(text)
-        if words in STOP:
+        if parse_command(words).kind is CommandKind.STOP:
             return 'stop'
         words = re.sub(r'\b(in|of) this image\b', '', words)
-        words = ' '.join(word for word in words.split() if word not in _POLITE_WORDS)
+        words = ' '.join(word for word in words.split() if word not in POLITE_WORDS)
         for verb in self._verbs_longest_first:
             if words.startswith(verb + ' '):
                 words = words[len(verb) + 1 :]
@@ -131,7 +131,7 @@ class Vocabulary:
     def sentence_by_meaning(self) -> dict[str, str]:
         """One sentence of the vocabulary for each meaning, by `meaning`."""
         return self._by_meaning(
-            *(STOP, self.dialogue_phrases, self.needs),
+            *(('stop',), self.dialogue_phrases, self.needs),
             *(self._object_phrases(), self._follow_up_phrases()),
         )
 
@@ -180,8 +180,8 @@ class Vocabulary:
         if watched := _WATCHED.fullmatch(words):
             words, prefix, sentences = watched[1], f'{_WATCH}: ', self._watched_by_meaning
         meaning = self.meaning(words)
-        if meaning == 'stop':
-            return words, 1.0
+        if meaning == 'stop' and 'stop' not in self.objects:
+            return words if words in STOP else 'stop', 1.0
         if meaning in sentences:
             return prefix + words, 1.0
         if not meaning or not sentences:
@@ -252,8 +252,9 @@ class Vocabulary:
 
     def words(self, wake_phrase: str = '') -> set[str]:
         """Return all words of the grammar."""
-        keywords = r'<\w+>|#JSGF.*|grammar lisa;|public'
-        return set(re.findall(r"[a-z']+", re.sub(keywords, ' ', self.grammar(wake_phrase))))
+        rules = self.grammar(wake_phrase).splitlines()[2:]
+        syntax = r'^public\b|<\w+>|/[\d.]+/|[=|;\[\]]'
+        return {word for rule in rules for word in re.sub(syntax, ' ', rule).split()}
 
 
 def _check_pronunciations(pronunciations: object, path: str | Path) -> None:
@@ -270,11 +271,6 @@ def _check_pronunciations(pronunciations: object, path: str | Path) -> None:
                 f'vocabulary {path}: pronunciations of {word} is {phonemes!r}; expected text, '
                 f'{form}'
             )
-
-
-def normalize(text: str) -> str:
-    """Return a text in lower case, without punctuation, with single spaces."""
-    return ' '.join(re.sub(r"[^a-z0-9' ]+", ' ', text.lower()).split())
 
 
 def _alternatives(phrases: Iterable[str]) -> str:

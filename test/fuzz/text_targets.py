@@ -11,6 +11,7 @@ from pathlib import Path
 from target import Target
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.files.text import is_encodable
 from lisa_ros.model.packing import IMAGE_TOKEN_INDEX
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception.other_object import asks_for_other_object
@@ -21,7 +22,7 @@ from lisa_ros.session.command_parser import parse_command, select_cameras
 from lisa_ros.settings import Settings
 from lisa_ros.settings_schema import converted, validate
 from lisa_ros.vlm.answer_parsing import AnswerError, AnswerParser
-from lisa_ros.vlm.chat_chunks import read_chunk
+from lisa_ros.vlm.chat_chunks import WholeCharacters, read_chunk
 from lisa_ros.vlm.coordinate_check import check_coordinates
 from lisa_ros.vlm.profiles import PROFILES
 from lisa_ros.vlm.remote_vlm import word_tokens
@@ -110,7 +111,9 @@ def read_served_chunk(content, folder):
     text = content.decode('utf-8', 'replace')
     retry_after(text)
     piece = read_chunk(text)
+    piece = piece and WholeCharacters().join(piece)
     for word in word_tokens(piece) if piece is not None else ():
+        assert is_encodable(word.text)
         assert word.probability is None or 0 <= word.probability <= 1
 
 
