@@ -179,8 +179,8 @@ class FinetuneTask:
                 f'is too long for a training: {short_repr(text)}; shorten it'
             )
             for dialogue in dialogues
-            # a character of ASCII is at most one token
-            if len(text := dialogue.turns[0].query) >= room or not text.isascii()
+            # a byte is at most one token: most questions need not be tokenized
+            if len((text := dialogue.turns[0].query).encode(errors='replace')) >= room
             if self._is_cut_before_answer(dialogue.turns[0])
         ]
 
