@@ -219,13 +219,21 @@ def test_a_plural_is_the_name_of_its_singular(several, one):
         *(('top left drawer', 'top right drawer'), ('built-in oven', 'built-in dishwasher')),
         *(('front left wheel', 'front right door'), ('plug-in charger', 'plug-in lamp')),
         *(('blue right glove', 'blue left shoe'), ('base', 'bass'), ('vase', 'van')),
+        *(('top left-hand drawer', 'top right-hand drawer'), ('salt and pepper', 'salt')),
     ],
 )
 def test_a_word_for_a_side_may_belong_to_the_name(first, second):
     assert not is_same_name(first, second)
 
 
-@pytest.mark.parametrize('place', ['left', 'on the left', 'left of the box', 'right next to it'])
+@pytest.mark.parametrize(
+    'place',
+    [
+        *('left', 'on the left', 'left of the box', 'right next to it', 'right now', 'right here'),
+        *('left side', 'right-hand side', 'left and right', 'right against the wall', 'there'),
+        *('inside the cupboard', 'underneath the lamp', 'right underneath the lamp', 'now'),
+    ],
+)
 def test_a_place_does_not_belong_to_the_name(place):
     assert is_same_name(f'mug {place}', 'red mug')
 

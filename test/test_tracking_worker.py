@@ -77,18 +77,23 @@ class FailingTracker(FlowTracker):
     """Takes new masks, and then fails, as a model that computes NaN."""
 
     is_broken = False  # for new masks
-    is_broken_once = False  # for the next frame
+    has_nan = False  # in its memory: the next frame fails
+    has_dropped = False  # its objects, after NaN
 
     def set_masks(self, stamp, masks):
         super().set_masks(stamp, masks)
+        self.has_nan, self.has_dropped = False, self.is_broken
         if self.is_broken:
             raise ModelError('NaN in the tracked masks')
 
     def update(self, stamp, image, depth=None):
         super().update(stamp, image, depth)
-        if self.is_broken_once:
-            self.is_broken_once = False
+        if self.has_nan:
+            self.has_nan, self.has_dropped = False, True
             raise ModelError('NaN in the tracked masks')
+
+    def state(self):
+        return None if self.has_dropped else super().state()
 
 
 class Rig:
@@ -165,7 +170,7 @@ def test_after_nan_the_last_answer_is_tracked_again(rig):
     rig.worker.on_query(Frame(1))
     rig.worker.on_answer(Frame(1), answer())
     rig.show_and_wait(Frame(2))
-    rig.tracker.is_broken_once = True
+    rig.tracker.has_nan = True
     rig.show_and_wait(Frame(3))
     rig.show_and_wait(Frame(4, shift=3))
     assert [frame.stamp for frame, _, _ in rig.sink.published] == [2, 4]
@@ -180,11 +185,47 @@ def test_after_nan_long_after_the_answer_the_query_is_asked_again(rig):
     for i in range(1, 8):
         rig.show_and_wait(Frame(i * 10**9))
     assert rig.sink.requeries == 0
-    rig.tracker.is_broken_once = True
+    rig.tracker.has_nan = True
     rig.show_and_wait(Frame(8 * 10**9))
     assert rig.sink.requeries == 0
     rig.show_and_wait(Frame(9 * 10**9))
     assert rig.sink.requeries == 1
+
+
+def test_after_nan_the_answer_to_a_slow_query_that_ran_meanwhile_is_tracked(rig):
+    second = 10**9
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(7 * second))
+    rig.worker.on_query(Frame(8 * second))
+    rig.show_and_wait(Frame(9 * second))
+    rig.tracker.has_nan = True
+    for i in range(10, 16):
+        rig.show_and_wait(Frame(i * second))
+    published = len(rig.sink.published)
+    rig.worker.on_answer(Frame(8 * second), answer())
+    rig.show_and_wait(Frame(16 * second))
+    assert len(rig.sink.published) == published + 1
+
+
+@pytest.mark.parametrize('rule', [RequeryRule.NEVER, RequeryRule.DRIFT])
+def test_after_nan_and_a_query_that_fails_tracking_goes_on(rig, rule):
+    rig.worker.set_policy(RequeryPolicy(rule, period=0.0, max_drift=1.0))
+    rig.worker.on_query(Frame(1))
+    rig.worker.on_answer(Frame(1), answer())
+    rig.show_and_wait(Frame(2))
+    rig.tracker.has_nan = True
+    rig.worker.on_query(Frame(3))  # it ends without an answer
+    rig.show_and_wait(Frame(4))
+    rig.show_and_wait(Frame(5))
+    assert rig.sink.published[-1][0].stamp == 5
+    rig.tracker.has_nan = True
+    rig.show_and_wait(Frame(9 * 10**9))
+    for i in range(10, 13):
+        rig.worker.on_query(Frame(i * 10**9))  # as above
+        rig.show_and_wait(Frame(i * 10**9 + 1))
+    assert rig.sink.published[-1][0].stamp == 5
+    assert rig.sink.requeries == (0 if rule is RequeryRule.NEVER else 3)
 
 
 def test_after_masks_that_are_nan_the_query_is_asked_again(rig):

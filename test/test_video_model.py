@@ -264,6 +264,25 @@ def test_after_nan_no_masks_are_tracked_until_the_next_ones(saved):
     assert len(tracker.state().masks) == 1
 
 
+def test_after_nan_in_a_frame_the_reference_of_a_running_query_stays(saved):
+    tracker = load_video_tracker(*saved, 'cpu')  # its weights are damaged here
+    tracker.set_reference(1, image(0))
+    tracker.set_masks(1, two_masks())
+    tracker.set_reference(2, image(1))
+    bias = tracker.model.mask_decoder.pred_obj_score_head.proj_out.bias
+    healthy = bias.detach().clone()
+    with torch.no_grad():
+        bias.fill_(math.nan)
+    with pytest.raises(ModelError, match='scores of the tracked objects'):
+        tracker.update(3, image(2))
+    assert tracker.state() is None
+    tracker.update(4, image(3))
+    with torch.no_grad():
+        bias.copy_(healthy)
+    tracker.set_masks(2, two_masks()[:1])
+    assert len(tracker.state().masks) == 1
+
+
 def test_masks_of_another_size_are_refused(tracker):
     tracker.set_reference(0, image(0))
     with pytest.raises(ImageError, match='48, 60'):

@@ -42,9 +42,12 @@ _ABOUT_THE_PAST = re.compile(
 _ABOUT_NOW = re.compile(r'^where (?:is|are)\b', re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:the last time|last time|last|seen|before)$', re.IGNORECASE)
 _SIDES = {'left', 'right'}
-_PREPOSITIONS = {
-    *('on', 'in', 'at', 'of', 'by', 'to', 'from', 'with', 'near', 'next', 'behind', 'under'),
-    *('over', 'above', 'below', 'between', 'beside', 'that', 'which', 'who', 'for'),
+_WITH_SIDES = {*_SIDES, 'side', 'hand', 'and', 'or'}  # "right-hand side", "left and right"
+_PLACE_WORDS = {
+    *('on', 'onto', 'in', 'into', 'inside', 'outside', 'at', 'of', 'off', 'by', 'to', 'from'),
+    *('with', 'near', 'next', 'behind', 'under', 'underneath', 'beneath', 'over', 'above'),
+    *('below', 'between', 'beside', 'against', 'around', 'across', 'along', 'after', 'opposite'),
+    *('that', 'which', 'who', 'for', 'here', 'there', 'now', 'again', 'today', 'yesterday'),
 }
 # Endings that differ in singular and plural, after its s: berry, tomato, vase and box, knife
 _STEMS = (('ie$', 'y'), ('oe$', 'o'), ('(s|x|z|ch|sh)e$', r'\1'), ('[fv]e$', 'f'))
@@ -244,22 +247,22 @@ def is_pronoun(name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name up to a preposition, as `_stem` has them, without articles."""
+    """Return the words of a name up to those of a place, as `_stem` has them, without articles."""
     words, places = [], []  # the words, and those that may tell a place
     for compound in re.findall(r'\w+(?:-\w+)*', name.lower()):
         parts = [word for word in compound.split('-') if word not in _ARTICLES]
+        may_tell_place = parts == [compound] or compound.split('-')[0] in _SIDES
         words += parts
-        places += parts if parts == [compound] else [''] * len(parts)  # not "built-in oven"
-    ends = (i for i in range(1, len(words)) if _is_place(places[i : i + 2]))
+        places += parts if may_tell_place else [''] * len(parts)  # not "built-in oven"
+    ends = (i for i in range(1, len(words)) if _is_place(places[i:]))
     return [_stem(word) for word in words[: next(ends, len(words))]]
 
 
 def _is_place(words: Sequence[str]) -> bool:
     """Return whether a place begins: "on ...", "left of ...", a last "left", not "left drawer"."""
-    first, *following = words
-    if first in _SIDES:
-        return not following or following[0] in _PREPOSITIONS
-    return first in _PREPOSITIONS
+    following = list(itertools.dropwhile(lambda word: word in _WITH_SIDES, words))
+    is_end = not following or following[0] in _PLACE_WORDS
+    return is_end if words[0] in _SIDES else words[0] in _PLACE_WORDS
 
 
 def _stem(word: str) -> str:

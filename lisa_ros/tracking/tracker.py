@@ -55,6 +55,7 @@ class Tracker(Protocol):
 
         Raises:
             ImageError: image or depth has an unsupported shape or type.
+            ModelError: as `update`, of the former objects; call it again.
         """
 
     def update(self, stamp: int, image: np.ndarray, depth: np.ndarray | None = None) -> None:
@@ -67,6 +68,7 @@ class Tracker(Protocol):
 
         Raises:
             ImageError: image or depth has an unsupported shape or type.
+            ModelError: a model computed NaN or infinity; its objects are dropped.
         """
 
     def set_masks(self, stamp: int, masks: np.ndarray) -> None:

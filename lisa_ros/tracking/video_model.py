@@ -16,6 +16,7 @@ thread-safe; each tracker belongs to one thread.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -135,7 +136,7 @@ class VideoTracker:
             if len(self._buffer) > self._max_buffered:
                 del self._buffer[-2::-2]  # every second one, but not the newest
         if self._followed:
-            self._state = self._process(self._newest)
+            self._state = self._process_or_drop([self._newest])
 
     def set_masks(self, stamp: int, masks: np.ndarray) -> None:
         """See `Tracker.set_masks`; runs the model on all frames since then.
@@ -155,13 +156,7 @@ class VideoTracker:
         self._followed, self._index = reference, 0
         self._session = self._new_session(masks) if len(masks) else None
         self._state = None
-        try:
-            for frame in [reference, *newer]:
-                state = self._process(frame)
-        except BaseException:
-            self._followed = self._session = None
-            raise
-        self._state = state
+        self._state = self._process_or_drop([reference, *newer])
 
     def state(self) -> TrackingState | None:
         """See `Tracker.state`."""
@@ -200,6 +195,16 @@ class VideoTracker:
             session.add_mask_inputs(session.obj_id_to_idx(i), 0, prompt)  # (1, 1, S, S)
         session.obj_with_new_inputs = list(range(len(masks)))
         return session
+
+    def _process_or_drop(self, frames: Sequence[_BufferedFrame]) -> TrackingState:
+        """Run the model on the next frames; return the objects on the last, or drop all."""
+        try:
+            for frame in frames:
+                state = self._process(frame)
+        except BaseException:
+            self._followed = self._session = self._state = None
+            raise
+        return state
 
     @torch.inference_mode()
     def _process(self, frame: _BufferedFrame) -> TrackingState:

@@ -124,6 +124,7 @@ class TrackingWorker(Generic[_Frame]):
         self._is_answer_past = False  # time has gone back since: its image shows another scene
         self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
         self._has_reference = False  # whether the tracker knows the frame of a query
+        self._has_failed = False  # whether it has computed NaN since the last answer
         self._result: Segmentation | None = None  # of the answer that is tracked
         self._tracked_moment: int | None = None  # of the newest frame that was tracked [ns]
         self._published_moment: int | None = None  # of the last frame for this answer [ns]
@@ -206,19 +207,19 @@ class TrackingWorker(Generic[_Frame]):
                     self._has_new_frame = False
             try:
                 self._process(item)
-            except ModelError as error:  # NaN may be in its memory, too
-                self._sink.report(f'not tracked: {error}')
-                self._drop_objects()
+            except ModelError as error:
+                self._note_failure(error)
             except LisaError as error:
                 self._sink.report(f'not tracked: {error}')
             except BaseException:  # noqa: BLE001  # a bug: logged, and the next answer is tracked
                 self._sink.report(traceback.format_exc())
-                self._drop_objects()
+                with contextlib.suppress(BaseException):  # the tracker may be broken
+                    self._reset()
 
-    def _drop_objects(self) -> None:
-        """Reset a broken tracker; `_track_newest` tracks the last answer again, or asks again."""
-        with contextlib.suppress(BaseException):
-            self._reset()
+    def _note_failure(self, error: ModelError) -> None:
+        """Report that the tracker has dropped its objects; the last answer is tracked again."""
+        self._sink.report(f'not tracked: {error}')
+        self._result, self._has_failed = None, True
 
     def _process(self, item: _QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop | None) -> None:
         """Process a query, an answer or a stop; None: the newest frame."""
@@ -254,7 +255,11 @@ class TrackingWorker(Generic[_Frame]):
 
     def _set_reference(self, frame: _Frame) -> None:
         converted = self._sink.convert(frame)
-        self._tracker.set_reference(converted.moment, converted.image, converted.depth)
+        try:
+            self._tracker.set_reference(converted.moment, converted.image, converted.depth)
+        except ModelError as error:  # about objects, of which it has none now
+            self._note_failure(error)
+            self._tracker.set_reference(converted.moment, converted.image, converted.depth)
         self._has_reference = True
 
     def _track_answer(self) -> None:
@@ -267,7 +272,7 @@ class TrackingWorker(Generic[_Frame]):
         except BaseException:
             self._result = None  # of another answer than the masks, which may be new
             raise
-        self._result, self._published_moment = result, None
+        self._result, self._published_moment, self._has_failed = result, None, False
 
     def _set_masks(self, frame: _Frame, masks: np.ndarray) -> None:
         try:
@@ -288,8 +293,10 @@ class TrackingWorker(Generic[_Frame]):
         frame = self._sink.newest_frame()
         if frame is None:
             return
-        if not self._has_reference and self._is_recent(frame):  # subscribed after the answer
-            self._set_reference(self._answer.frame)
+        is_lost = not self._has_reference or self._has_failed
+        if is_lost and self._is_recent(frame):  # subscribed after the answer, or after NaN
+            if not self._has_reference:
+                self._set_reference(self._answer.frame)
             self._track_answer()
         if not self._has_reference:
             if self._answer is not None:
@@ -322,6 +329,8 @@ class TrackingWorker(Generic[_Frame]):
         self._tracker.update(converted.moment, converted.image, converted.depth)
         self._tracked_moment = self._published_moment = frame.moment
         if self._result is None:
+            if self._answer is not None:
+                self._requery_if_due(None)
             return
         state = self._tracker.state()
         if state is not None:
