@@ -116,7 +116,7 @@ def evaluate_one(options: argparse.Namespace) -> dict:
         broken.add,
     )
     cases = list(cases)
-    # published figures are of the whole split, without failed queries
+    # published figures cover all queries of the split
     is_whole = not broken.messages and not report.failed_queries(cases)
     run = report.Run(
         title=f'{options.model} on {options.data}',
