@@ -3,12 +3,14 @@
 
 import itertools
 import json
+import sys
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 import scripted_backend
+import torch
 from bag_kinds import TOPIC, write
 from PIL import Image
 from test_datasets import write_refer
@@ -69,6 +71,9 @@ def test_published_figures_are_for_whole_splits_with_the_queries_of_the_paper(tm
         Image.fromarray(IMAGE).save(folder / f'{name}.png')
         Image.new('L', (8, 6), 255).save(folder / name / 'all.png')
     assert 'LISA-7B' in published(folder, '--first-only', '--skip-broken')
+    model[1] = scripted(tmp_path, **{'': {'failure': 'no memory'}})
+    assert published(folder, '--first-only', '--skip-broken') == {}
+    model[1] = scripted(tmp_path)
     (folder / 'b.png').write_bytes(b'broken')
     assert published(folder, '--first-only', '--skip-broken') == {}
 
@@ -121,6 +126,34 @@ def test_frames_of_a_bag_are_answered_by_a_backend_that_fails_once(tmp_path, cap
     assert cli.main([*command, '--skip-broken']) == 0
 
 
+class FullGpuBackend(scripted_backend.ScriptedBackend):
+    """Has memory for one image at a time, once no error holds that of several."""
+
+    def encode_images(self, images):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    stream_batch = encode_images
+
+    def stream(self, *request):
+        assert sys.exc_info()[0] is None
+        return super().stream(*request)
+
+
+def test_without_memory_for_several_images_each_is_answered_alone(tmp_path, caplog):
+    frames = [f for f, _ in zip(bags.read_images(SAMPLE / 'bag', TOPIC), range(3), strict=False)]
+    bag = write(tmp_path / 'bag', frames)
+    segmenter = Segmenter(FullGpuBackend())
+    commands = [Command(0, 'found')]
+    cases = evaluate_offline(
+        segmenter, bag, commands, FrameJudge(), every=1, batch_size=2, progress=False
+    )
+    assert [case.status for case in cases] == ['FOUND'] * 3
+    assert caplog.text.count('CUDA out of memory') == 1 + 1  # message and traceback, once
+    segmenter = Segmenter(FullGpuBackend({'': {}, 'batches': {}}))
+    answers = answering.answer_queries(segmenter, [(IMAGE, 'a'), (IMAGE, 'b')])
+    assert [answer.status for answer in answers] == [Status.NOT_FOUND] * 2
+
+
 def test_tabletop_scenes_are_answered_by_a_backend_and_reported(tmp_path, capsys):
     model = scripted(tmp_path, **{'': {'masks': 'all'}})
     command = ['evaluate', 'scenes', '--limit', '9', '--json', '--model', model]
@@ -166,6 +199,35 @@ def test_cases_of_the_bundled_test_set_have_names_of_their_own():
     cases = list(tabletop.run_test_set(Segmenter(scripted_backend.ScriptedBackend()), queries))
     assert len({case.group for case in cases}) > 10
     assert len(cases) == len(queries) == len({case.name for case in cases})
+
+
+@pytest.mark.parametrize('kind', ['images', 'bag', 'scenes'])
+def test_an_interrupted_run_leaves_no_report_of_an_earlier_model(kind, images, tmp_path):
+    """Its images would show another model than its figures."""
+    out, model = tmp_path / 'out', tmp_path / 'script.json'
+    if kind == 'images':
+        data = [str(images), '--ask', 'find {}']
+    elif kind == 'bag':
+        frames = bags.read_images(SAMPLE / 'bag', TOPIC)
+        bag = write(tmp_path / 'bag', [frame for frame, _ in zip(frames, range(2), strict=False)])
+        (tmp_path / 'commands.yaml').write_text('- find the mug\n')
+        data = [str(bag), '--every', '1', '--commands', str(tmp_path / 'commands.yaml')]
+    else:
+        data = ['--test-set', str(zipped_test_set(tmp_path, [QUERY]))]
+    command = ['evaluate', kind, *data, '--out', str(out), '--model', f'scripted:{model}']
+    model.write_text(json.dumps({'': {}, 'find': {'masks': 'all'}}))
+    assert cli.main(command) == 0
+    files = {name: (out / name).read_bytes() for name in ('report.json', 'cases.csv')}
+    model.write_text(json.dumps({'': {}, 'load': 'raise MemoryError'}))
+    with pytest.raises(MemoryError):
+        cli.main(command)
+    assert files == {name: (out / name).read_bytes() for name in files}
+    assert kind != 'bag' or (out / 'answers_bag').is_dir()  # nothing has changed
+    model.write_text(json.dumps({'': {'run': 'raise SystemExit'}}))
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    names = ('report.json', 'report.html', 'timings.json', 'cases.csv')
+    assert not any((out / name).exists() for name in names)
 
 
 @pytest.mark.parametrize('history', [['broken'], ['found', 'broken'], ['broken', 'found']])

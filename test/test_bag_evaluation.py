@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import yaml
-from bag_kinds import IMAGE, KINDS, STORE, TOPIC, image, without_metadata, write
+from bag_kinds import IMAGE, KINDS, STORE, TOPIC, header, image, without_metadata, write
 from PIL import Image
 from rosbags import rosbag2
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
@@ -258,6 +258,40 @@ def test_invalid_ground_truth_is_an_error(frames, tmp_path):
         open_ground_truth('/truth', bag)
     with pytest.raises(DataError, match='encoding rgb8 cannot hold ids'):
         InstanceTopic(bag, TOPIC)
+
+
+def write_ids(path, stamp, step, left_out, **fields):
+    """Write a bag with an image of ids of 16 bits, (2, 3), without the last bytes of its data."""
+    rows = np.zeros((2, step), np.uint8)
+    rows[:, :6] = np.array([[1, 2, 300], [0, 300, 5]], fields.pop('stored')).view(np.uint8)
+    data = rows.ravel()[: rows.size - left_out]
+    message = STORE.types[IMAGE](
+        header=header(STORE, stamp), height=2, width=3, encoding='16UC1',
+        step=step, data=data, **fields,
+    )  # fmt: skip
+    with rosbag2.Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection('/ids', IMAGE, typestore=STORE)
+        serialized = STORE.serialize_cdr(message, IMAGE)
+        writer.write(connection, stamp, serialized)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('step', 'left_out', 'stored', 'is_bigendian'),
+    [(6, 0, '<u2', 0), (8, 0, '>u2', 1), (8, 2, '<u2', 0), (16, 10, '>u2', 1)],
+)
+def test_ids_of_a_topic_may_lack_the_padding_of_the_last_row(
+    step, left_out, stored, is_bigendian, tmp_path
+):
+    """Some drivers omit it, and images of the camera are read so, too."""
+    bag = write_ids(tmp_path / 'bag', 5, step, left_out, stored=stored, is_bigendian=is_bigendian)
+    mask = open_ground_truth('/ids', bag).mask(5, (2, 3), Command(0, 'x', targets=(300,)))
+    np.testing.assert_array_equal(mask > 0, [[False, False, True], [False, True, False]])
+    short = write_ids(
+        tmp_path / 'short', 5, step, step - 5, stored=stored, is_bigendian=is_bigendian
+    )
+    with pytest.raises(DataError, match='/ids: image data is short'):
+        open_ground_truth('/ids', short)
 
 
 def test_ids_of_16_bits_are_targets(tmp_path):

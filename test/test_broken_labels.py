@@ -356,6 +356,48 @@ def test_fine_tuning_refuses_bad_items_or_leaves_them_out(
     assert 'items were left out' in capsys.readouterr().err
 
 
+@pytest.fixture
+def dialogues(tmp_path):
+    """A function that writes dialogues of one turn each, all about one image."""
+
+    def write_dialogues(*questions):
+        write_image(tmp_path / 'a.png')
+        content = [
+            {
+                'image': 'a.png',
+                'conversations': [
+                    {'from': 'human', 'value': f'<image>\n{question}'},
+                    {'from': 'gpt', 'value': 'Shoes.'},
+                ],
+            }
+            for question in questions
+        ]
+        (tmp_path / 'llava.json').write_text(json.dumps(content))
+        return f'llava:{tmp_path}/llava.json:{tmp_path}'
+
+    return write_dialogues
+
+
+def test_a_dialogue_whose_first_question_has_no_room_is_named_before_a_training(
+    dialogues, tmp_path, capsys
+):
+    """Its loss was NaN, which no --learning-rate cures."""
+    run = tmp_path / 'run'
+    command = [
+        'finetune', '--model', str(DATA / 'ckpt_256'), '--template', 'llava_v1',
+        '--vision-tower', str(DATA / 'clip_256'), '--out', str(run), '--device', 'cpu',
+        '--steps', '1', '--accumulate', '1', '--data',
+    ]  # fmt: skip
+    long, short, foreign = 'Reference OCR token: SALE ' * 400, 'What is on sale?', 'Was gibt’s? ⛵'
+    assert cli.main([*command, dialogues(long, short, foreign)]) == 1
+    error = capsys.readouterr().err
+    assert 'a.png: the first question of its dialogue, of 10399 characters, is too long' in error
+    assert error.count('too long') == 1
+    assert not run.exists()
+    assert cli.main([*command, dialogues(short, long), '--skip-broken']) == 0
+    assert 'a.png: the first question' in (run / 'skipped.txt').read_text()
+
+
 def test_an_image_that_vanishes_during_a_training_is_skipped_by_name(tmp_path, capsys):
     images = [{'id': i, 'file_name': f'{i}.png'} for i in range(3)]
     annotations = [{'image_id': i, 'segmentation': [BOX]} for i in range(3)]

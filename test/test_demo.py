@@ -110,6 +110,21 @@ def test_answers_are_judged_by_the_ground_truth_of_their_frame(
     assert judged.to_json()['seconds'] == 0.5
 
 
+def test_an_iou_of_exactly_the_minimum_is_accepted(sample):
+    """The constant of gIoU kept it below."""
+    sample = replace(
+        demo.Sample.open(sample), commands=[Command(0, 'x', 'explicit', targets=(1,))]
+    )
+    target = GROUND_TRUTH == 1
+    rows = np.cumsum(target.ravel()).reshape(target.shape)
+    part = target & (rows <= 0.6 * target.sum())
+    assert part.sum() == 0.6 * target.sum()
+    assert demo.judge(sample, BagImage(STAMPS[0], IMAGE), answer(1, part)).verdict.fault == ''
+    part[tuple(np.argwhere(part)[0])] = False
+    fault = demo.judge(sample, BagImage(STAMPS[0], IMAGE), answer(1, part)).verdict.fault
+    assert fault == 'IoU 0.60 is below 0.6'
+
+
 def test_an_answer_about_no_frame_is_judged_without_ground_truth(sample):
     sample = demo.Sample.open(sample)
     failure = demo.judge(sample, None, answer(4))

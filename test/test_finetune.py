@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig
 from lisa_ros import cli
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import CheckpointError, DataError
+from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.model import checkpoint, export
 from lisa_ros.model.config_inference import infer_config
 from lisa_ros.model.lora_linear import LoraLinear
@@ -30,7 +31,7 @@ from lisa_ros.training.finetune.memory_estimate import StepShape
 from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.parity_check import format_report
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler
-from lisa_ros.training.finetune.task import FinetuneTask
+from lisa_ros.training.finetune.task import FinetuneTask, validation_figures
 from lisa_ros.training.trainer import Trainer
 from lisa_ros.training.trainer_config import TrainerConfig, has_fast_bf16
 
@@ -301,6 +302,13 @@ def test_validation_returns_metrics_and_draws_masks(trained, tmp_path):
     assert Image.open(tmp_path / 'answers.png').size[0] > 1000
     rows = (trained[1] / 'curves.csv').read_text().splitlines()
     assert 'val_giou' in rows[0]
+
+
+def test_the_best_weights_find_nothing_where_nothing_is():
+    """NaN would be no best score, and the weights would not be exported."""
+    found, denied = Overlap(0, 5), Overlap(0, 0)
+    assert validation_figures([denied] * 2) == {'val_giou': 1.0, 'val_ciou': 1.0}
+    assert validation_figures([denied, found]) == {'val_giou': 0.5, 'val_ciou': 0.0}
 
 
 def test_merging_does_not_change_the_trained_model(trained):

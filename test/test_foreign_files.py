@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from lisa_ros.evaluation.comparison import ComparedRun, compare
 from lisa_ros.evaluation.csv_cells import text_cell
 from lisa_ros.evaluation.error_overlay import overlay_path, write_error_overlay
 from lisa_ros.evaluation.ground_truth import InstanceFolder, open_ground_truth
-from lisa_ros.evaluation.report_files import read_cases, read_report
+from lisa_ros.evaluation.report_files import read_cases, read_report, write_csv
 from lisa_ros.files.text import read_text, read_yaml, unique_keys
 from lisa_ros.perception.overlay import contact_sheet, overlay
 from lisa_ros.results import Segmentation, Status
@@ -235,6 +236,18 @@ def test_numbers_and_plain_texts_of_a_csv_file_stay_as_they_are(tmp_path):
     )
     assert ',0.999999' in lines[1] or ',1.000000' in lines[1]
     assert text_cell('the mug') == 'the mug'
+
+
+def test_a_stage_that_did_not_run_has_no_time_in_a_csv_file(tmp_path):
+    """A later query reuses the features of its image; "0.0000" would count in a mean."""
+    case = case_from_result(
+        result(), None, group='a', number=0, category='short', expression='the mug'
+    )
+    later = replace(case, name='later', timings={'decode': 0.25})
+    write_csv(tmp_path / 'cases.csv', [replace(case, timings={'clip': 0.5}), later])
+    with (tmp_path / 'cases.csv').open(newline='', encoding='utf-8') as file:
+        times = [(row['clip [s]'], row['decode [s]']) for row in csv.DictReader(file)]
+    assert times == [('0.5000', ''), ('', '0.2500')]
 
 
 def test_a_foreign_table_of_curves_is_refused(tmp_path):

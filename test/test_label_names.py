@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, Polygon
 from lisa_ros.datasets.checking import read_checked
 from lisa_ros.datasets.coco import category_phrase
 from lisa_ros.datasets.json_io import check_image
@@ -17,7 +18,7 @@ from lisa_ros.datasets.label_maps import read_ade20k
 from lisa_ros.datasets.reasonseg import read_folder
 from lisa_ros.errors import DataError
 from lisa_ros.evaluation.command_file import Command
-from lisa_ros.evaluation.ground_truth import AnnotationTruth, InstanceFolder, open_ground_truth
+from lisa_ros.evaluation.ground_truth import AnnotationTruth, InstanceFolder
 
 H, W = 30, 40
 LEFT = [[2, 2], [10, 2], [10, 10], [2, 10]]
@@ -98,15 +99,16 @@ def test_white_space_in_a_name_has_no_meaning(name, expected):
     assert category_phrase(name) == expected
 
 
-def test_objects_whose_names_differ_in_white_space_are_one_query(tmp_path):
-    """Otherwise each of them would be wrong for the other one's mask."""
+@pytest.mark.parametrize('other', ['red  mug ', 'Red mug', 'RED MUG'])
+def test_objects_whose_names_differ_in_white_space_or_case_are_one_query(other, tmp_path):
+    """Otherwise each of them would be wrong for the other one's mask: questions are lower case."""
     write_image(tmp_path / 'a.png')
-    write_labels(tmp_path / 'a.json', ('red mug', LEFT), ('red  mug ', RIGHT))
+    write_labels(tmp_path / 'a.json', ('red mug', LEFT), (other, RIGHT))
     (image,) = read_folder(tmp_path)
     (query,) = image.queries
     assert query.text == 'red mug'
     assert query.ground_truth(H, W)[5, [5, 25]].tolist() == [1, 1]
-    category = {'id': 1, 'name': 'mug'}, {'id': 2, 'name': 'mug '}
+    category = {'id': 1, 'name': 'red mug'}, {'id': 2, 'name': other}
     annotations = [
         {'id': n, 'image_id': 1, 'category_id': n, 'segmentation': [np.ravel(points).tolist()]}
         for n, points in ((1, LEFT), (2, RIGHT))
@@ -115,16 +117,17 @@ def test_objects_whose_names_differ_in_white_space_are_one_query(tmp_path):
     content = {'images': images, 'categories': category, 'annotations': annotations}
     (tmp_path / 'i.json').write_text(json.dumps(content))
     (image,) = read_checked(f'coco:{tmp_path}/i.json:{tmp_path}', pytest.fail)
-    assert [len(query.regions) for query in image.queries] == [2]
+    assert [(query.text, len(query.regions)) for query in image.queries] == [('red mug', 2)]
 
 
-def test_two_classes_of_one_name_in_a_label_map_are_one_query(tmp_path):
+@pytest.mark.parametrize('other', [' door', 'Door'])
+def test_two_classes_of_one_name_in_a_label_map_are_one_query(other, tmp_path):
     write_image(tmp_path / 'images/training/a.jpg')
     ids = np.zeros((H, W), np.uint8)
     ids[:5], ids[5:8] = 1, 2
     (tmp_path / 'annotations/training').mkdir(parents=True)
     Image.fromarray(ids).save(tmp_path / 'annotations/training/a.png')
-    (tmp_path / 'objectInfo150.txt').write_text('1\tdoor, double door\n2\t door\n')
+    (tmp_path / 'objectInfo150.txt').write_text(f'1\tdoor, double door\n2\t{other}\n')
     (image,) = read_ade20k(tmp_path)
     (query,) = image.queries
     assert query.text == 'door'
@@ -150,21 +153,25 @@ def test_an_odd_number_of_a_class_or_an_instance_is_an_error(number, tmp_path):
     assert len(str(caught.value)) < 600
 
 
-def test_a_mask_for_a_name_that_the_json_file_has_is_named(tmp_path):
+@pytest.mark.parametrize('name', ['mug', 'Mug'])
+def test_a_mask_for_a_name_that_the_json_file_has_is_named(name, tmp_path):
     write_image(tmp_path / 'a.png')
-    write_labels(tmp_path / 'a.json', ('mug', RIGHT))
+    write_labels(tmp_path / 'a.json', (name, RIGHT))
     write_mask(tmp_path / 'a' / 'mug.png')
     texts, (error,) = texts_and_errors(tmp_path)
-    assert texts == {'a': ['mug']}
+    assert texts == {'a': [name]}
     assert "mug.png: there is another region of 'mug' in a.png" in error
 
 
 def test_ground_truth_of_two_labels_of_one_name_is_an_error(tmp_path):
     """A label of a command is read without regard to case; one of two was taken silently."""
     write_image(tmp_path / '5.png')
-    write_labels(tmp_path / '5.json', ('Mug', LEFT), ('mug', RIGHT), ('bowl', LEFT))
-    truth = open_ground_truth(str(tmp_path), tmp_path)
-    assert isinstance(truth, AnnotationTruth)
+    points = {'Mug': LEFT, 'mug': RIGHT, 'bowl': LEFT}
+    queries = [
+        AnnotatedQuery(name, False, (Polygon(name, np.array(own)),))
+        for name, own in points.items()
+    ]
+    truth = AnnotationTruth('a', [AnnotatedImage(tmp_path / '5.png', tuple(queries))])
     with pytest.raises(DataError, match="2 different regions named 'mug'"):
         truth.mask(5, (H, W), Command(0, 'find the mug', label='mug'))
     assert truth.mask(5, (H, W), Command(0, 'find the bowl', label='BOWL'))[5, 5] == 1

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One number for how sure a mask is, and whether such numbers are honest."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lisa_ros.errors import DataError
-from lisa_ros.evaluation import calibration
+from lisa_ros.evaluation import calibration, html_plots
 from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.metrics import Overlap
+from lisa_ros.evaluation.report_files import case_to_json
 from lisa_ros.perception import mask_scores
 from lisa_ros.results import ScoreFeatures
 
@@ -34,6 +37,18 @@ def answers(count=4000, seed=0):
 
 
 COEFFICIENTS = (-1.5, 0.8, 0.4, 2.0)
+
+
+def test_a_mask_is_right_from_an_iou_of_exactly_the_threshold():
+    """The constant of gIoU kept it below, and the plot of a report had a third rule."""
+    overlaps = {Overlap(50, 100): True, Overlap(49, 100): False, Overlap(0, 0): False}
+    cases = [case(overlap, (0.75,), ()) for overlap in overlaps]
+    assert [calibration.is_right(own) for own in cases] == list(overlaps.values())
+    two_masks = case(Overlap(100, 100), (0.75, 0.2), ())  # no score belongs to this overlap
+    rows = [case_to_json(own, Path()) for own in (*cases, two_masks)]
+    (bar,) = html_plots.reliability(rows).bars
+    assert bar.height == pytest.approx(1 / 3)
+    assert calibration.scored_outcomes([*cases, two_masks])[:, 1].mean() == pytest.approx(1 / 3)
 
 
 def test_without_calibration_the_score_is_seg_times_certainty():

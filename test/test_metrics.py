@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from lisa_ros.evaluation.metrics import (
+    THRESHOLDS,
+    Overlap,
     bootstrap_interval,
     boundary_f,
     ciou,
     compare_paired,
+    cumulative_iou,
     giou,
     no_target_accuracy,
     overlap,
@@ -99,9 +102,34 @@ def test_precision_counts_masks_at_or_above_the_threshold():
         predicted[:intersection], target[:union] = True, True
         overlaps.append(overlap(predicted[None], target[None]))
     assert overlaps[0].iou < 0.5  # includes the 1e-5 of the original code
-    assert precision_at(overlaps, 0.5) == 0.5
-    assert precision_at(overlaps, 0.7) == 0.25
+    assert precision_at(overlaps, 0.5) == 0.75
+    assert precision_at(overlaps, 0.6) == 0.5
+    assert precision_at(overlaps, 0.9) == 0.25
     assert precision_at([overlap(full[None], full[None])], 0.9) == 1.0
+
+
+@pytest.mark.parametrize('threshold', THRESHOLDS)
+def test_an_overlap_of_exactly_the_threshold_reaches_it(threshold):
+    for union in (10, 100, 1000, 1_000_000):
+        intersection = round(threshold * union)
+        assert Overlap(intersection, union).reaches(threshold)
+        assert not Overlap(intersection - 1, union).reaches(threshold)
+    assert Overlap(0, 0).reaches(threshold)
+
+
+def test_cumulative_iou_of_empty_masks_is_unknown_and_counts_in_no_interval():
+    """LISA's formula gives 0 for answers that are right."""
+    absent, half = Overlap(0, 0), Overlap(1, 2)
+    assert np.isnan(ciou([absent] * 5))
+    assert ciou([absent, half]) == pytest.approx(0.5)
+    assert ciou([Overlap(0, 3)]) == 0.0
+
+    def statistic(rows):
+        return cumulative_iou(*rows.sum(axis=0))
+
+    rows = np.array([[0, 0]] * 4 + [[1, 2]], float)
+    assert bootstrap_interval(rows, statistic) == pytest.approx((0.5, 0.5))
+    assert np.isnan(bootstrap_interval(rows[:4], statistic)).all()
 
 
 def test_outlines_match_within_the_tolerance():

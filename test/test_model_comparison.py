@@ -23,9 +23,9 @@ from PIL import Image
 
 from lisa_ros import cli
 from lisa_ros.errors import DataError, SettingsError, WorkerError
-from lisa_ros.evaluation import comparison_plots, isolated_run, summary
+from lisa_ros.evaluation import comparison_plots, isolated_run, report, summary
 from lisa_ros.evaluation.answering import answer_query
-from lisa_ros.evaluation.cases import Case
+from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.evaluation.report_files import read_report
 from lisa_ros.messages import bag as bags
@@ -249,6 +249,28 @@ def test_reports_of_three_runs_are_compared(compared, tmp_path, capsys):
     assert changes == pytest.approx([0.25, 0], abs=1e-4)
     assert cli.main(['evaluate', 'compare', reports[0], '--out', str(tmp_path / 'one')]) == 1
     assert 'two or more reports' in capsys.readouterr().err
+
+
+def test_absent_objects_that_both_runs_deny_have_no_cumulative_iou(tmp_path):
+    """0.000 told of wrong masks."""
+    denied = dataclasses.replace(
+        case('a', 'a'), category='absent', present=False, found=False, overlap=Overlap(0, 0)
+    )
+    cases = [denied, dataclasses.replace(denied, name='b', group='b'), case('c', 'c')]
+    for name in ('first', 'second'):
+        run = report.Run('a run', Mode.GENERATE, {'model': 'x'}, cases)
+        figures = report.write(run, tmp_path / name)['figures']
+        assert (figures['absent']['ciou'], figures['absent']['ciou_interval']) == (None, None)
+        assert figures['absent']['giou'] == 1
+        assert figures['all']['ciou_interval'] == pytest.approx([0.5, 0.5])
+    runs = [str(tmp_path / name) for name in ('first', 'second')]
+    assert cli.main(['evaluate', 'compare', *runs, '--out', str(tmp_path / 'both')]) == 0
+    content = (tmp_path / 'both' / 'compare.json').read_text()
+    assert 'NaN' not in content
+    (difference,) = json.loads(content)['differences']
+    assert difference['figures']['absent']['ciou'] == [None, None]
+    assert difference['figures']['all']['ciou'] == pytest.approx([0.5, 0.5])
+    assert 'nan' not in (tmp_path / 'both' / 'report.html').read_text().lower().split()
 
 
 def test_a_report_says_that_no_model_could_be_evaluated(images, tmp_path, capsys):

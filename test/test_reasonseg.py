@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from lisa_ros.training.finetune.mixture import Mixture
 from lisa_ros.training.finetune.samplers import AnnotatedImageSampler, validation_sample
 
 BAG = Path(cli.__file__).parent / 'samples' / 'tabletop' / 'bag'
+COLOUR = '/camera/color/image_raw'
 SIZE = (40, 60)  # height, width
 
 
@@ -209,6 +211,97 @@ def test_explanations_are_sampled_in_three_forms(tmp_path):
     assert forms == {(False, 1), (True, 1), (True, 0)}
 
 
+def explained(source, seeds=40):
+    """Return the explanations of each query in some samples."""
+    found = {}
+    for seed in range(seeds):
+        sample = source.draw(np.random.default_rng(seed))
+        turns = [turn for (turn,) in sample.dialogues]
+        assert len(sample.ground_truth) == sum(t.answer_raw.count('[SEG]') for t in turns)
+        for turn in turns:
+            reason = re.sub(r'^.*\[SEG\] ?\.', '', turn.answer_raw).strip()
+            if reason:
+                found.setdefault(turn.query.split(' Please')[0], set()).add(reason)
+    return found
+
+
+def write_explanations(folder, *entries):
+    keys = ('image', 'query', 'outputs')
+    entries = [
+        {key: value for key, value in zip(keys, e, strict=True) if value is not None}
+        for e in entries
+    ]
+    (folder / 'explanations.json').write_text(json.dumps(entries))
+
+
+def test_each_object_is_explained_by_the_entry_of_its_name(tmp_path):
+    """The last entry of an image was trained for all objects in it."""
+    folder = write(tmp_path / 'a', shapes=[square('red mug', 2, 2, 9), square('Knife', 20, 2, 9)])
+    (folder / 'one').mkdir()
+    mask = np.zeros(SIZE, np.uint8)
+    mask[30:35, 30:35] = 255
+    Image.fromarray(mask).save(folder / 'one' / 'lid.png')
+    cup, cut, lid = 'It holds coffee.', 'It can cut bread.', 'It keeps it warm.'
+    write_explanations(
+        folder, ('one.png', 'Red  mug', cup), ('one.png', 'knife', cut), ('one.png', 'lid', lid)
+    )
+    source = AnnotatedImageSampler(read_folder(folder), words_only=0.3)
+    assert explained(source) == {'red mug': {cup}, 'Knife': {cut}, 'lid': {lid}}
+    write_explanations(folder, ('one.png', 'knife', cut))
+    source = AnnotatedImageSampler(read_folder(folder), words_only=0.3)
+    assert explained(source) == {'Knife': {cut}}
+
+
+def test_an_explanation_of_a_text_is_that_of_all_texts(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('target', 2, 2, 9)], text=['the cup', 'it'])
+    write_explanations(
+        folder, ('one.png', 'the cup', 'Overwritten.'), ('one.png', 'What is warm?', 'It is hot.')
+    )
+    (image,) = read_folder(folder)
+    assert [query.explanation for query in image.queries] == ['It is hot.', 'It is hot.']
+
+
+def test_an_explanation_without_a_query_is_that_of_the_only_object(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('mug', 2, 2, 9)])
+    write_explanations(folder, ('one.png', None, 'It is hot.'))
+    (image,) = read_folder(folder)
+    assert image.queries[0].explanation == 'It is hot.'
+    write(folder, shapes=[square('mug', 2, 2, 9), square('lid', 20, 2, 9)])
+    with pytest.raises(
+        DataError, match=r"entry 0, about one\.png, has no query; expected one of 'mug'"
+    ):
+        read_folder(folder)
+
+
+def test_an_explanation_of_no_query_or_no_image_is_named(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('mug', 2, 2, 9)])
+    write(folder, 'two')  # has no annotations, and is skipped
+    write_explanations(
+        folder,
+        ('one.jpg', 'mug', 'It is hot.'),
+        ('one.png', 'cup', 'It is hot.'),
+        ('two.png', 'cup', 'It is hot.'),
+    )
+    errors = []
+    (image,) = read_folder(folder, lambda error: errors.append(str(error)))
+    assert image.queries[0].explanation == ''
+    assert len(errors) == 2
+    assert "entry 0 is about 'one.jpg'; expected the name of an image" in errors[0]
+    assert "entry 1, about one.png, has the query 'cup'; expected one of 'mug'" in errors[1]
+
+
+def test_explanations_of_reasonseg_may_be_about_images_that_are_not_copied(tmp_path):
+    folder = write(tmp_path / 'train', shapes=[square('target', 5, 5, 9)], text=['Why so?'])
+    (tmp_path / 'explanatory').mkdir()
+    entries = [
+        {'image': f'{name}.png', 'query': 'Why so?', 'outputs': 'Because.'}
+        for name in ('one', 'elsewhere')
+    ]
+    (tmp_path / 'explanatory' / 'train.json').write_text(json.dumps(entries))
+    (image,) = read_folder(folder)
+    assert image.queries[0].explanation == 'Because.'
+
+
 def test_object_names_use_the_originals_templates(tmp_path):
     source = AnnotatedImageSampler(
         read_folder(write(tmp_path / 'a', shapes=[square('Red Mug', 5, 5, 9)]))
@@ -316,6 +409,33 @@ def test_frames_of_a_bag_become_images_to_annotate(tmp_path, capsys):
     (out / f'{stamps[0]}.json').write_text(json.dumps({'shapes': [square('mug', 9, 9, 50)]}))
     (image,) = read_folder(out)  # the others are not annotated yet
     assert image.path.stem == str(stamps[0])
+
+
+def test_annotated_images_with_other_pixels_are_kept(tmp_path, capsys):
+    """Frames of another topic with the same stamps replaced the pixels under the outlines."""
+    out = tmp_path / 'frames'
+    first, second, third, fourth = bag_frames.extract_frames(BAG, out, COLOUR, 1.0)
+    with_json, with_masks = (path.with_suffix('') for path in (first, second))
+    (out / f'{with_json.name}.json').write_text('{"shapes": []}')
+    with_masks.mkdir()
+    third.with_suffix('.json').write_text('{"shapes": []}')
+    other = np.zeros((240, 320, 3), np.uint8)
+    for path in (first, second, fourth):
+        Image.fromarray(other).save(path)
+    third.write_bytes(third.read_bytes()[:200])  # the disk was full
+    command = ['frames', str(BAG), '--topic', COLOUR, '--every', '1', '--out', str(out)]
+    assert cli.main(command) == 1
+    printed = capsys.readouterr()
+    assert '2 images' in printed.out
+    assert f'{first}: {with_json.name}.json belongs to it' in printed.err
+    assert f'{second}: {with_masks.name} belongs to it' in printed.err
+    kept = [not np.asarray(Image.open(path)).any() for path in (first, second, third, fourth)]
+    assert kept == [True, True, False, False]
+    assert cli.main([*command, '--skip-broken']) == 0
+    first.unlink()
+    second.unlink()
+    assert len(bag_frames.extract_frames(BAG, out, COLOUR, 1.0)) == 4
+    assert len(bag_frames.extract_frames(BAG, out, COLOUR, 1.0)) == 4  # the same pixels
 
 
 def test_the_error_lists_the_topics_and_names_a_missing_bag(tmp_path):

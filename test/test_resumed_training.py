@@ -116,6 +116,55 @@ def test_a_run_out_of_patience_does_no_further_step(tmp_path, capsys):
     assert train(tmp_path, until=6, **{**changes, 'patience': 3}).step == 6
 
 
+VALIDATED = {'validate_every': 2, 'monitor': 'metric', 'patience': 2}
+
+
+def of_val(name):
+    return RunIdentity(data={'--val': name})
+
+
+def test_a_best_score_of_other_images_does_not_count(tmp_path, capsys):
+    """Nothing was exported until a score on other images was better, and patience counted on."""
+    train(tmp_path, of_val('easy'), until=4, task=LineTask([0.9, 0.8]), **VALIDATED)
+    assert capsys.readouterr().err.count('best score') == 0
+    task = LineTask([0.5, 0.6])
+    resumed = train(tmp_path, of_val('hard'), task=task, **VALIDATED)
+    assert (resumed.step, resumed.best_score, task.exports) == (8, 0.6, 2)
+    assert 'the best score is of another --val' in capsys.readouterr().err
+    again = train(tmp_path, of_val('hard'), task=LineTask([0.55]), **VALIDATED, steps=10)
+    assert (again.best_score, again.task.exports) == (0.6, 0)
+    assert 'best score' not in capsys.readouterr().err
+
+
+def test_a_best_score_of_another_metric_does_not_count(tmp_path, capsys):
+    class TwoMetrics(LineTask):
+        def validate(self, run):
+            return {'other': 0.2, **super().validate(run)}
+
+    train(tmp_path, until=4, task=LineTask([0.9, 0.8]), **VALIDATED)
+    changes = {**VALIDATED, 'monitor': 'other'}
+    resumed = train(tmp_path, until=6, task=TwoMetrics([0.1]), **changes)
+    assert (resumed.best_score, resumed.task.exports) == (0.2, 1)
+    assert 'one of --monitor metric, not of other' in capsys.readouterr().err
+
+
+def test_weights_that_no_validation_chose_are_replaced_by_those_of_the_next(tmp_path, capsys):
+    train(tmp_path, until=4, task=LineTask([0.9, 0.8]), **VALIDATED)
+    train(tmp_path, until=6, validate_every=2)
+    resumed = train(tmp_path, until=8, task=LineTask([0.7]), **VALIDATED)
+    assert (resumed.best_score, resumed.task.exports) == (0.7, 1)
+    assert 'were not chosen by a validation' in capsys.readouterr().err
+
+
+def test_the_best_score_of_an_older_file_counts_as_before(tmp_path):
+    train(tmp_path, of_val('a'), until=2, task=LineTask([0.9]), **VALIDATED)
+    state = torch.load(tmp_path / 'last.pt', weights_only=True)
+    del state['monitor']
+    torch.save(state, tmp_path / 'last.pt')
+    resumed = train(tmp_path, of_val('a'), until=4, task=LineTask([0.8]), **VALIDATED)
+    assert (resumed.best_score, resumed.task.exports) == (0.9, 0)
+
+
 # ---- validation
 
 

@@ -157,7 +157,7 @@ def test_a_state_file_of_the_first_version_resumes(tmp_path):
     Trainer(tmp_path / 'old', config, LayeredTask()).train(until=3)
     path = tmp_path / 'old' / 'last.pt'
     state = torch.load(path, weights_only=True)
-    del state['validated'], state['identity']
+    del state['validated'], state['identity'], state['monitor']
     assert state.keys() == {
         'step', 'seed', 'best', 'worse', 'minutes', 'trained', 'average', 'optimizers',
     }  # fmt: skip
@@ -356,6 +356,62 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
 
     with pytest.raises(DataError, match='lower --learning-rate'):
         Trainer(tmp_path, CONFIG, NanTask()).train()
+
+
+class SteepTask(LineTask):
+    """The loss of one step is finite, its gradient is not: a root has no slope at 0."""
+
+    def losses(self, batch, step):
+        losses = super().losses(batch, step)
+        if step == 7:
+            weight = self.module[0].weight
+            losses['square'] = losses['square'] + (weight * 0).abs().sum().sqrt()
+        return losses
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_no_weight(tmp_path):
+    """Its weights were saved and exported as NaN, and no later call could go on."""
+    config = replace(CONFIG, save_every=1)
+    with pytest.raises(DataError, match=r'finite at step 7, but its gradient .* --learning-rate'):
+        Trainer(tmp_path, config, SteepTask()).train()
+    exported = torch.load(tmp_path / 'model.pt', weights_only=True)
+    assert all(value.isfinite().all() for value in exported.values())
+    resumed = Trainer(tmp_path, replace(config, learning_rate=0.01), LineTask())
+    assert resumed.step == 7
+    resumed.train()
+    assert weights(resumed).isfinite().all()
+
+
+def test_finite_gradients_whose_norm_overflows_change_no_weight(tmp_path):
+    class LargeTask(LineTask):
+        def losses(self, batch, step):
+            return {'square': super().losses(batch, step)['square'] * 1e30}
+
+    trainer = Trainer(tmp_path, CONFIG, LargeTask())
+    initial = weights(trainer)
+    trainer.train(until=1)
+    assert torch.equal(weights(trainer), initial)
+
+
+@pytest.mark.parametrize('key', ['trained', 'average'])
+def test_a_state_whose_weights_are_not_finite_is_an_error(key, tmp_path):
+    Trainer(tmp_path, CONFIG, LineTask()).train(until=1)
+    state = torch.load(tmp_path / 'last.pt', weights_only=True)
+    state[key]['0.bias'][0] = float('nan')
+    torch.save(state, tmp_path / 'last.pt')
+    with pytest.raises(DataError, match=r'1 tensors .* not finite, for example 0\.bias.*another'):
+        Trainer(tmp_path, CONFIG, LineTask())
+
+
+def test_a_resumed_run_has_the_weight_decay_of_its_call(tmp_path):
+    config = replace(CONFIG, muon=True, weight_decay=0.1)
+    Trainer(tmp_path, config, LayeredTask()).train(until=2)
+    resumed = Trainer(tmp_path, replace(config, weight_decay=0.5, betas=(0.8, 0.9)), LayeredTask())
+    muon, adamw = resumed.optimizers
+    assert [group['weight_decay'] for group in muon.param_groups] == [0.5]
+    assert [group['weight_decay'] for group in adamw.param_groups] == [0.5, 0.0]
+    assert all(group['betas'] == (0.8, 0.9) for group in adamw.param_groups)
+    assert all(state['exp_avg'].any() for state in adamw.state.values())
 
 
 def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path):

@@ -209,12 +209,15 @@ def _evaluate_offline(
     broken: BrokenItems,
 ) -> dict:
     """Evaluate one bag in this process; `broken` has the errors of the ground truth."""
+    from lisa_ros.evaluation import report
     from lisa_ros.evaluation.bag_job import evaluate_bag
     from lisa_ros.evaluation.result_bag import remove_answers
 
-    remove_answers(options.out)
     plan, bag = _plan(options, commands), options.bags[0]
-    return evaluate_bag(plan.load_segmenter(), bag, plan, ground_truth, options.out, broken)
+    segmenter = plan.load_segmenter()
+    remove_answers(options.out)  # while its report.json shows whose they are
+    report.remove(options.out)
+    return evaluate_bag(segmenter, bag, plan, ground_truth, options.out, broken)
 
 
 def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) -> dict:
@@ -277,7 +280,8 @@ def _evaluate_live(
     from lisa_ros.evaluation.result_bag import ResultBag, answers_path, remove_answers
 
     (bag,) = options.bags
-    remove_answers(options.out)
+    remove_answers(options.out)  # while its report.json shows whose they are
+    report.remove(options.out)
     with ResultBag(answers_path(options.out)) as results:
         live_run, topic = _run_live(options, commands, broken)
         judge = FrameJudge(ground_truth, options.out / 'images', results, broken.add)

@@ -108,6 +108,7 @@ def evaluate_one(options: argparse.Namespace) -> dict:
     report.ensure_folder(options.out)
     mode = Mode(options.mode)
     segmenter = load_segmenter(options)
+    report.remove(options.out)
     cases = benchmarks.evaluate_dataset(
         segmenter,
         images,
@@ -115,7 +116,8 @@ def evaluate_one(options: argparse.Namespace) -> dict:
         broken.add,
     )
     cases = list(cases)
-    is_as_in_paper = _as_in_paper(options) and not broken.messages  # figures of the whole split
+    # published figures cover all queries of the split
+    is_whole = not broken.messages and not report.failed_queries(cases)
     run = report.Run(
         title=f'{options.model} on {options.data}',
         mode=mode,
@@ -127,7 +129,7 @@ def evaluate_one(options: argparse.Namespace) -> dict:
         },
         cases=cases,
         broken=broken.messages,
-        published=benchmarks.published(options.data) if is_as_in_paper else {},
+        published=benchmarks.published(options.data) if is_whole and _as_in_paper(options) else {},
         conditions=used_resources(segmenter),
     )
     return report.write(run, options.out)

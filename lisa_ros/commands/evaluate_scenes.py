@@ -123,6 +123,8 @@ def evaluate_one(options: argparse.Namespace) -> tuple[list[Case], list[str]]:
     broken = BrokenItems()
     queries = _read(options, broken)
     segmenter = load_segmenter(options)
+    if options.out:
+        report.remove(options.out)
     cases = list(tabletop.run_test_set(segmenter, queries, overlays, broken.add, options.batch))
     if options.out:
         _write_scenes_report(options, segmenter, cases, broken.messages)

@@ -56,6 +56,6 @@ def frames(options: argparse.Namespace) -> None:
     print(f'{len(paths)} images in {options.out}/: annotate them with `labelme {options.out}`')
     if errors and not options.skip_broken:
         raise DataError(
-            f'{len(errors)} parts or images of {options.bag} could not be read; the first: '
+            f'{len(errors)} parts or images of {options.bag} could not be used; the first: '
             f'{errors[0]}; --skip-broken ignores them'
         )

@@ -8,7 +8,7 @@ Letters: H and W are height and width of an image after its EXIF orientation is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -32,6 +32,20 @@ _FAR = 10  # a coordinate is an error if it is farther outside than this many im
 def phrase(name: str) -> str:
     """Return the name of an object as a query: with single spaces, and none around it."""
     return ' '.join(name.split())
+
+
+def name_key(name: str) -> str:
+    """Return a name as questions have it: in lower case, with single spaces."""
+    return phrase(name).lower()
+
+
+def unify_spellings(names: Mapping[int, str]) -> dict[int, str]:
+    """Return names by id; those that differ only in case get the spelling of the first.
+
+    Questions have names in lower case: "Mug" and "mug" would be one question with two masks.
+    """
+    spellings: dict[str, str] = {}
+    return {number: spellings.setdefault(name_key(name), name) for number, name in names.items()}
 
 
 class AnnotatedRegion(Protocol):
@@ -127,6 +141,7 @@ class AnnotatedQuery:
     is_sentence: bool  # False: the name of an object
     # targets and ignored regions; empty: the object is absent
     regions: tuple[AnnotatedRegion, ...]
+    explanation: str = ''  # why the target answers the query; '': unknown
 
     def ground_truth(self, height: int, width: int) -> np.ndarray:
         """Return (height, width) uint8: 1 target, IGNORED_PIXEL ignored, 0 elsewhere.
@@ -166,7 +181,6 @@ class ImageWithQueries(Protocol):
 
     path: Path
     name: str  # unique in the data set; see `with_names`
-    explanation: str  # why the target answers the query; '': unknown
     queries: tuple[AnnotatedQuery, ...]
 
 
@@ -176,7 +190,6 @@ class AnnotatedImage:
 
     path: Path
     queries: tuple[AnnotatedQuery, ...]
-    explanation: str = ''
     name: str = ''  # unique in the data set; see `with_names`
 
 

@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lisa_ros.datasets.annotations import AnnotatedImage, AnnotatedQuery, phrase, with_names
+from lisa_ros.datasets.annotations import (
+    AnnotatedImage,
+    AnnotatedQuery,
+    phrase,
+    unify_spellings,
+    with_names,
+)
 from lisa_ros.datasets.coco_masks import CocoRegion
 from lisa_ros.datasets.json_io import (
     ErrorHandler,
@@ -219,13 +225,12 @@ def read_coco(
         DataError: as `read_instances`; or there are no annotations; or `on_error` raised it.
     """
     content = read_instances(file, image_folder, on_error)
+    names = unify_spellings(content.category_names)
     regions_by_image: dict[int, dict[str, list[CocoRegion]]] = {}
     incomplete_images = {image for image, category in content.incomplete if category is None}
-    incomplete = {
-        (image, content.category_names.get(category)) for image, category in content.incomplete
-    }
+    incomplete = {(image, names.get(category)) for image, category in content.incomplete}
     for instance in content.instances:
-        name = content.category_names.get(instance.category)
+        name = names.get(instance.category)
         if not read_or_skip(partial(_is_usable, file, instance, name), on_error):
             incomplete.add((instance.image, name))
         regions_by_name = regions_by_image.setdefault(instance.image, {})

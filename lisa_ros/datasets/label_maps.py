@@ -20,7 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lisa_ros.datasets.annotations import AnnotatedQuery, image_error, phrase, with_names
+from lisa_ros.datasets.annotations import (
+    AnnotatedQuery,
+    image_error,
+    phrase,
+    unify_spellings,
+    with_names,
+)
 from lisa_ros.datasets.json_io import (
     ErrorHandler,
     check_image,
@@ -74,7 +80,6 @@ class LabelMapImage:
     path: Path
     label_map: Path  # (H, W) PNG of class ids
     class_names: dict[int, str]  # by class id; classes that are not in it get no query
-    explanation: str = ''
     name: str = ''  # unique in the data set
 
     @property
@@ -192,6 +197,7 @@ def _pair_with_images(
         raise DataError(f'{class_file}: contains no class names')
     label_folder = readable_folder(label_folder, 'label maps, *.png of class ids')
     image_folder = readable_folder(image_folder, 'images')
+    class_names = unify_spellings(class_names)
     images = []
     for label_map in list_folder(label_folder, '.png'):
         path = image_folder / f'{label_map.stem}.jpg'

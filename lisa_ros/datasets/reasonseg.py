@@ -17,14 +17,15 @@ Masks can also be PNG files. The folder `kitchen/` next to `kitchen.jpg` then ha
 query, such as `red mug.png`: (H, W), not 0 on the red mug, 0 elsewhere. `images.mask_file` says
 what this means for palettes, transparency and colours.
 
-Explanations are a list of {"image", "query", "outputs"}. The file is `explanations.json` in the
-folder or, as in ReasonSeg, `../explanatory/FOLDER.json`.
+Names that differ only in case are one query ("Mug", "mug"). `explanations.py` reads the
+explanations of the answers.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -37,18 +38,36 @@ from lisa_ros.datasets.annotations import (
     Polygon,
     image_error,
     image_size,
+    name_key,
     phrase,
+    unify_spellings,
     with_names,
+)
+from lisa_ros.datasets.explanations import (
+    EXPLANATIONS_FILE,
+    read_explanations,
+    with_explanations,
 )
 from lisa_ros.datasets.json_io import ErrorHandler, raise_error, read_json, read_or_skip
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import DataError, ImageError
 from lisa_ros.files.access import is_missing, list_folder, readable_folder
-from lisa_ros.files.json_schema import TEXT, ListOf, Record, check_json
 from lisa_ros.images.mask_file import read_mask
 
-_EXPLANATIONS = 'explanations.json'
 _OTHER_MASK_SUFFIXES = tuple({*IMAGE_SUFFIXES, '.tif', '.tiff', '.gif'} - {'.png'})
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The queries of an annotation file."""
+
+    texts: tuple[AnnotatedQuery, ...] = ()  # all with the same regions
+    names: tuple[AnnotatedQuery, ...] = ()  # of objects, each with its own
+
+    @property
+    def queries(self) -> tuple[AnnotatedQuery, ...]:
+        return (*self.texts, *self.names)
+
 
 # ---- folders
 
@@ -67,7 +86,6 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
         DataError: no image is annotated, or `on_error` raised it; the message names the file.
     """
     folder = readable_folder(folder, 'images and annotations')
-    explanations = _read_explanations(folder)
     images: dict[str, Path] = {}
     for path in list_folder(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(path.stem, path) != path:
@@ -76,22 +94,26 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
                     f'{path}: {images[path.stem].name} has the same stem; rename one of them'
                 )
             )
-    queries: dict[Path, tuple[AnnotatedQuery, ...]] = {}
+    explanations = read_explanations(folder, [path.name for path in images.values()], on_error)
+    labels: dict[Path, _Labels] = {}
     for path in list_folder(folder, '.json'):
-        if path.name != _EXPLANATIONS:
-            json_queries = read_or_skip(partial(_queries_of_json, path, images), on_error)
-            if json_queries and images[path.stem] in queries:
+        if path.name != EXPLANATIONS_FILE:
+            own = read_or_skip(partial(_read_json_labels, path, images), on_error)
+            if own and own.queries and images[path.stem] in labels:
                 on_error(DataError(f'{path}: another file has the same stem; rename one of them'))
-            elif json_queries:
-                queries[images[path.stem]] = json_queries
+            elif own and own.queries:
+                labels[images[path.stem]] = own
     for image in images.values():
-        own = queries.get(image, ())
-        mask_queries = read_or_skip(partial(_queries_of_masks, image, own), on_error)
-        if mask_queries:
-            queries[image] = (*own, *mask_queries)
+        own = labels.get(image, _Labels())
+        masks = read_or_skip(partial(_queries_of_masks, image, own.queries), on_error)
+        if masks:
+            labels[image] = _Labels(own.texts, (*own.names, *masks))
     annotated = [
-        AnnotatedImage(image, image_queries, explanations.get(image.name, ''))
-        for image, image_queries in sorted(queries.items())
+        AnnotatedImage(
+            image,
+            with_explanations(own.texts, own.names, explanations[image.name], on_error),
+        )
+        for image, own in sorted(labels.items())
     ]
     if not annotated:
         raise DataError(
@@ -101,21 +123,21 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
     return with_names(annotated, folder)
 
 
-def _queries_of_json(path: Path, images: dict[str, Path]) -> tuple[AnnotatedQuery, ...]:
+def _read_json_labels(path: Path, images: dict[str, Path]) -> _Labels:
     """Return the queries of a JSON file; check that its shapes lie inside its image."""
     if path.stem not in images:
         raise DataError(
             f'{path}: there is no image {path.stem} ({", ".join(IMAGE_SUFFIXES)}) next to it; add '
             'the image, or remove this file'
         )
-    queries = read_labels(path)
+    labels = _read_labels(path)
     content = read_json(path)
     width, height = _check_size(
         images[path.stem], path, content.get('imageWidth'), content.get('imageHeight')
     )
-    for query in queries:
+    for query in labels.queries:
         query.check(height, width)
-    return queries
+    return labels
 
 
 def _queries_of_masks(
@@ -135,15 +157,15 @@ def _queries_of_masks(
                 f'or move it out of the folder of the masks of {image.name}'
             )
     paths = [path for path in files if path.suffix.lower() == '.png']
-    texts = {query.text for query in others}
+    known = {name_key(query.text) for query in others}
     for path in paths:
         text = phrase(path.stem)
-        if text in texts:
+        if name_key(text) in known:
             raise DataError(
                 f'{path}: there is another region of {short_repr(text)} in {image.name}, in a '
                 'JSON file or a mask; keep one of them, or give them different names'
             )
-        texts.add(text)
+        known.add(name_key(text))
     masks = [_read_mask(path) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         _check_size(image, path, *mask.mask.shape[::-1])
@@ -179,7 +201,7 @@ def _check_size(image: Path, labels: Path, width: object, height: object) -> tup
     return size
 
 
-def read_labels(path: Path) -> tuple[AnnotatedQuery, ...]:
+def _read_labels(path: Path) -> _Labels:
     """Return the queries of a JSON file; none if it has neither texts nor shapes.
 
     Raises:
@@ -197,7 +219,7 @@ def read_labels(path: Path) -> tuple[AnnotatedQuery, ...]:
     targets = [shape for shape in shapes if not shape.ignored]
     texts = _read_texts(path, content)
     if not texts:
-        return _queries_of_labels(path, targets, ignored)
+        return _Labels(names=_queries_of_labels(path, targets, ignored))
     if content['shapes'] and not targets:
         kind = 'ignored shapes' if ignored else '"flag" shapes'
         raise DataError(
@@ -207,7 +229,7 @@ def read_labels(path: Path) -> tuple[AnnotatedQuery, ...]:
     if targets and not any(map(_has_area, targets)):
         raise DataError(f'{targets[0].source}: {_NO_AREA}')
     # in ReasonSeg all shapes that are not ignored are the target, whatever their labels
-    return _queries_of_texts(texts, content.get('is_sentence'), (*targets, *ignored))
+    return _Labels(_queries_of_texts(texts, content.get('is_sentence'), (*targets, *ignored)))
 
 
 def _read_texts(path: Path, content: dict) -> list[str]:
@@ -246,8 +268,8 @@ def _queries_of_labels(
     path: Path, targets: list[Polygon], ignored: tuple[Polygon, ...]
 ) -> tuple[AnnotatedQuery, ...]:
     """Return a query for each label, with all shapes of this label as one mask."""
-    names = list(dict.fromkeys(phrase(shape.label) for shape in targets))
-    if any(name.lower() == 'target' for name in names):
+    names = unify_spellings(dict(enumerate(phrase(shape.label) for shape in targets)))
+    if any(name.lower() == 'target' for name in names.values()):
         raise DataError(
             f'{path}: has "target" shapes, but no "text" for them; add "text": '
             '["an instruction"], or use object names as labels'
@@ -255,36 +277,14 @@ def _queries_of_labels(
     for shape in targets:
         if not _has_area(shape):
             raise DataError(f'{shape.source}: {_NO_AREA}')
-    return tuple(
-        AnnotatedQuery(
-            name, False, (*(shape for shape in targets if phrase(shape.label) == name), *ignored)
-        )
-        for name in names
-    )
+    shapes: dict[str, list[Polygon]] = {}
+    for index, shape in enumerate(targets):
+        shapes.setdefault(names[index], []).append(shape)
+    return tuple(AnnotatedQuery(name, False, (*own, *ignored)) for name, own in shapes.items())
 
 
 def _looks_like_a_sentence(text: str) -> bool:
     return text.rstrip().endswith(('.', '?', '!'))
-
-
-def _read_explanations(folder: Path) -> dict[str, str]:
-    """Return explanations by image name; empty if there is no file."""
-    candidates = (
-        folder / _EXPLANATIONS,
-        folder.parent / 'explanatory' / f'{folder.name}.json',
-    )
-    path = next((path for path in candidates if not is_missing(path)), None)
-    if path is None:
-        return {}
-    entries = read_json(path)
-    try:
-        check_json(path, entries, ListOf(Record({'image': TEXT, 'outputs': TEXT})))
-        return {entry['image']: entry['outputs'] for entry in entries}
-    except DataError as error:
-        raise DataError(
-            f'{path}: cannot be read as explanations ({one_line(error)}); expected a list of '
-            '{"image": name, "query": text, "outputs": explanation}'
-        ) from error
 
 
 # ---- shapes

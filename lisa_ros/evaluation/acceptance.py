@@ -50,10 +50,10 @@ def _fault(case: Case) -> str:
     if case.category == ABSENT:
         count = len(case.scores)
         return f'{count} mask(s) for an absent object' if count else ''
-    if case.iou is None:
+    if case.overlap is None:
         return 'the answer has no ground truth'
     min_iou = MIN_IOU.get(case.category, 0.0)
-    return f'IoU {case.iou:.2f} is below {min_iou:g}' if case.iou < min_iou else ''
+    return '' if case.overlap.reaches(min_iou) else f'IoU {case.iou:.2f} is below {min_iou:g}'
 
 
 def _is_answered(case: Case) -> bool:

@@ -64,15 +64,27 @@ def _timed(events: Iterator[Event]) -> Segmentation:
     raise ModelError('the model ended its answer without a result: its backend has a bug')
 
 
+def encode_images(segmenter: Segmenter, images: Sequence[np.ndarray]) -> None:
+    """Encode (H, W, 3) uint8 RGB images at once; if that fails, each query encodes its own."""
+    try:
+        segmenter.encode_images(images)
+    except LisaError:
+        pass  # each query has its own answer, and reason
+    except Exception as error:  # noqa: BLE001  # out of memory, for example; the run goes on
+        _log_once(error)
+
+
 def answer_queries(
     segmenter: Segmenter, requests: Sequence[tuple[np.ndarray, str]]
 ) -> list[Segmentation]:
     """Answer queries about (H, W, 3) uint8 RGB images at once; see `answer_query`."""
     start = time.perf_counter()
+    results = None
     try:
         results = segmenter.segment_batch(requests)
     except Exception as error:  # noqa: BLE001  # a backend may raise anything; the run goes on
         _log_once(error)
+    if results is None:  # outside the handler: the error no longer holds memory of the batch
         return [answer_query(segmenter, image, text) for image, text in requests]
     share = (time.perf_counter() - start) / max(1, len(requests))
     return [
@@ -123,4 +135,4 @@ def _log_once(error: Exception) -> None:
     place = ''.join(traceback.format_tb(error.__traceback__))
     if place not in _logged_places:
         _logged_places.add(place)
-        _logger.error('the model failed on a query', exc_info=error)
+        _logger.error('the model failed', exc_info=error)

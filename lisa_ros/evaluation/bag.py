@@ -9,15 +9,14 @@ several frames at once.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError, ErrorHandler, LisaError, raise_error
-from lisa_ros.evaluation.answering import answer_query
+from lisa_ros.errors import DataError, ErrorHandler, raise_error
+from lisa_ros.evaluation.answering import answer_query, encode_images
 from lisa_ros.evaluation.cases import Case
 from lisa_ros.evaluation.command_file import Command
 from lisa_ros.evaluation.frame_judge import FrameJudge
@@ -61,8 +60,7 @@ def evaluate_offline(
     frames_with_commands = _with_due_commands(frames, bag, commands, every, on_error)
     while batch := list(itertools.islice(frames_with_commands, batch_size)):
         if batch_size > 1:
-            with contextlib.suppress(LisaError):  # each frame has its own answer, and reason
-                segmenter.encode_images([frame.pixels for frame, _ in batch])
+            encode_images(segmenter, [frame.pixels for frame, _ in batch])
         for frame, due_commands in batch:
             yield from _evaluate_frame(segmenter, frame, due_commands, judge)
 

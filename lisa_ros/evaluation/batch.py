@@ -25,6 +25,7 @@ from lisa_ros.evaluation.plan_file import check_or_write_plan
 from lisa_ros.evaluation.ray_pool import RayPool, run_on_ray
 from lisa_ros.evaluation.report_files import read_cases, read_report
 from lisa_ros.evaluation.resources import largest, measured_resources
+from lisa_ros.files.folder_lock import hold_folder
 from lisa_ros.files.text import encodable
 
 
@@ -49,7 +50,16 @@ def evaluate_bags(
         DataError: the folder holds an evaluation of another plan, of other files, or of another
             bag of the same name; or no bag could be used, unless `plan.skip_broken`.
         SettingsError: Ray is not installed or cannot be reached, or its workers cannot work.
+        OutputError: the folder cannot be written to, or another run uses it.
     """
+    with hold_folder(report.ensure_folder(out)):
+        return _evaluate_bags(jobs, plan, out, pool)
+
+
+def _evaluate_bags(
+    jobs: Sequence[BagJob], plan: BatchPlan, out: Path, pool: RayPool | None
+) -> dict:
+    """Evaluate several bags in a folder that no other run uses; see `evaluate_bags`."""
     check_or_write_plan(plan, jobs, out)
     remove_partial(out)
     for job in jobs:

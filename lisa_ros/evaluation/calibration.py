@@ -20,6 +20,7 @@ import numpy as np
 
 from lisa_ros.errors import CheckpointError, DataError, SettingsError
 from lisa_ros.evaluation.cases import Case
+from lisa_ros.evaluation.metrics import Overlap
 from lisa_ros.files.output import check_output_file, output_error
 from lisa_ros.model.json_file import read_json
 from lisa_ros.perception import mask_scores
@@ -42,7 +43,12 @@ def scored_outcomes(cases: Iterable[Case]) -> np.ndarray:
 
 def is_right(case: Case) -> bool:
     """Return whether the object was present and the masks match it; `overlap` must be set."""
-    return case.overlap.iou >= mask_scores.RIGHT and case.overlap.intersection > 0
+    return is_match(case.overlap)
+
+
+def is_match(overlap: Overlap) -> bool:
+    """Return whether masks overlap with a present object as much as right ones do."""
+    return overlap.reaches(mask_scores.RIGHT) and overlap.intersection > 0
 
 
 def reliability_bins(outcomes: np.ndarray) -> list[tuple[float, float, int]]:

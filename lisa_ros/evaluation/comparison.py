@@ -203,6 +203,8 @@ def _paired_figures(reports: Sequence[Mapping], names: Sequence[str]) -> dict:
     }
 
 
-def _ciou(report: Mapping, names: Sequence[str]) -> float:
+def _ciou(report: Mapping, names: Sequence[str]) -> float | None:
+    """Return cIoU of some cases; None where all masks are empty."""
     cases = (report['names'][name] for name in names)
-    return metrics.ciou([Overlap(case['intersection'], case['union']) for case in cases])
+    value = metrics.ciou([Overlap(case['intersection'], case['union']) for case in cases])
+    return None if np.isnan(value) else value

@@ -29,6 +29,7 @@ from lisa_ros.datasets.annotations import (
     ImageWithQueries,
     image_error,
     image_size,
+    name_key,
 )
 from lisa_ros.datasets.json_io import read_or_skip
 from lisa_ros.datasets.llava import TextDialogue
@@ -41,6 +42,7 @@ from lisa_ros.files.text import read_json
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.messages.bag import open_bag
 from lisa_ros.messages.bag_reader import BagReader
+from lisa_ros.messages.image import stored_pixels
 from lisa_ros.messages.stamp import stamp_ns
 
 
@@ -249,8 +251,8 @@ class AnnotationTruth:
                 f'{self._source} has names, but no ids: give command {command.number + 1} a label '
                 'instead of targets'
             )
-        label = command.label.lower()
-        queries = [query for query in image.queries if query.text.lower() == label]
+        label = name_key(command.label)
+        queries = [query for query in image.queries if name_key(query.text) == label]
         if not queries:
             known = ', '.join(query.text for query in image.queries)
             raise DataError(
@@ -340,15 +342,7 @@ def _read_ids(message: Any, topic: str) -> np.ndarray:
             f'{topic}: encoding {message.encoding} cannot hold ids; expected one of '
             f'{", ".join(_ID_TYPES)}'
         )
-    dtype = np.dtype(('>' if message.is_bigendian else '<') + _ID_TYPES[message.encoding])
-    data = np.frombuffer(message.data, np.uint8)
-    row_size = message.width * dtype.itemsize
-    step = message.step or row_size  # 0: the publisher did not set it
-    size = message.height * step
-    if data.size < size or step < row_size:
-        raise DataError(
-            f'{topic}: {data.size} bytes, in rows of {step}, are too few for an image of '
-            f'{message.width} x {message.height} pixels in {message.encoding}'
-        )
-    rows = data[:size].reshape(message.height, step)
-    return rows[:, :row_size].copy().view(dtype)
+    try:
+        return stored_pixels(message, _ID_TYPES[message.encoding], 1)[:, :, 0].copy()
+    except ImageError as error:
+        raise DataError(f'{topic}: {error}') from error

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lisa_ros.evaluation.calibration import is_match
+from lisa_ros.evaluation.metrics import Overlap
+
 _UNIT_TICKS = ((0.0, '0'), (0.5, '0.5'), (1.0, '1'))
 
 
@@ -35,11 +38,11 @@ class Plot:
 
 
 def reliability(cases: Sequence[Mapping]) -> Plot:
-    """Return the share of right masks (IoU above 0.5) by score."""
+    """Return the share of right masks by score, as `calibration` counts them."""
     outcomes = [
-        (max(case['scores']), case['iou'] > 0.5)
+        (case['scores'][0], is_match(Overlap(case['intersection'], case['union'])))
         for case in cases
-        if case['scores'] and case['iou'] is not None
+        if len(case['scores']) == 1 and case['iou'] is not None
     ]
     bars = []
     for low in np.arange(0, 1, 0.1):

@@ -29,8 +29,15 @@ class Overlap:
 
     @property
     def iou(self) -> float:
-        """I / (U + 1e-5), and 1 where both masks are empty."""
+        """I / (U + 1e-5), as in gIoU, and 1 where both masks are empty."""
         return self.intersection / (self.union + 1e-5) if self.union else 1.0
+
+    def reaches(self, threshold: float) -> bool:
+        """Return whether I / U is at least a threshold; always where both masks are empty.
+
+        The constant of `iou` would keep an IoU of exactly the threshold below it.
+        """
+        return not self.union or self.intersection / self.union >= threshold
 
 
 def overlap(predicted: np.ndarray, target: np.ndarray) -> Overlap:
@@ -46,15 +53,22 @@ def giou(overlaps: Sequence[Overlap]) -> float:
 
 
 def ciou(overlaps: Sequence[Overlap]) -> float:
-    """Return cIoU, sum of I / sum of U: large objects weigh more; NaN without overlaps."""
-    if not overlaps:
-        return float('nan')
-    return sum(o.intersection for o in overlaps) / (sum(o.union for o in overlaps) + 1e-10)
+    """Return cIoU, sum of I / sum of U: large objects weigh more; see `cumulative_iou`."""
+    return cumulative_iou(sum(o.intersection for o in overlaps), sum(o.union for o in overlaps))
+
+
+def cumulative_iou(intersection: float, union: float) -> float:
+    """Return cIoU of sums over masks [px]; NaN where all masks are empty, or there are none.
+
+    The original gives 0 there, which would tell of wrong masks: the answers that all objects are
+    absent are right.
+    """
+    return intersection / (union + 1e-10) if union else float('nan')
 
 
 def precision_at(overlaps: Sequence[Overlap], threshold: float) -> float:
     """Return P@threshold, the share of masks with at least this IoU; NaN without overlaps."""
-    return float(np.mean([o.iou >= threshold for o in overlaps])) if overlaps else float('nan')
+    return float(np.mean([o.reaches(threshold) for o in overlaps])) if overlaps else float('nan')
 
 
 def boundary_f(predicted: np.ndarray, target: np.ndarray, tolerance: float = 0.008) -> float:
@@ -150,7 +164,8 @@ def bootstrap_interval(
         seed: seed of the random generator.
 
     Returns:
-        The lower and the upper end; NaN with fewer than two groups.
+        The lower and the upper end, over the samples whose statistic is not NaN; NaN if there are
+        none, or fewer than two groups.
     """
     rows_of_groups = _rows_of_groups(groups, len(rows))
     if len(rows_of_groups) < 2:
@@ -160,6 +175,9 @@ def bootstrap_interval(
     for i in range(resamples):
         sample = rng.integers(len(rows_of_groups), size=len(rows_of_groups))
         values[i] = statistic(rows[np.concatenate([rows_of_groups[group] for group in sample])])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float('nan'), float('nan')
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -63,11 +63,14 @@ def ensure_folder(out: Path) -> Path:
 def remove(out: Path) -> None:
     """Remove the figures of an earlier report, if there are any; its images stay.
 
+    Call it before a run overwrites images: then an interrupted run does not leave them beside the
+    figures of an earlier model.
+
     Raises:
         OutputError: they cannot be removed.
     """
     try:
-        for name in ('report.json', 'timings.json', 'report.html'):
+        for name in ('report.json', 'timings.json', 'cases.csv', 'report.html'):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f'{out}: cannot be written to ({error}); give another --out') from error

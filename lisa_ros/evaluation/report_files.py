@@ -237,13 +237,13 @@ def encodable_texts(content: object) -> object:
 
 
 def write_csv(path: Path, cases: Sequence[Case]) -> None:
-    """Write a row for each case, with the seconds of each stage."""
+    """Write a row for each case, with the seconds of each stage that it had."""
     stages = list(dict.fromkeys(stage for case in cases for stage in case.timings))
     header = [*_COLUMNS, *(f'{stage} [s]' for stage in stages)]
     rows = (
         [
             *(value(case) for value in _COLUMNS.values()),
-            *(number_cell(case.timings.get(stage, 0.0), 4) for stage in stages),
+            *(number_cell(case.timings.get(stage), 4) for stage in stages),
         ]
         for case in cases
     )

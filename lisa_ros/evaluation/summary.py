@@ -134,13 +134,12 @@ def _overlap_figures(cases: Sequence[Case], seed: int) -> Figures:
         return float(ious.mean())
 
     def cumulative_iou(sampled: np.ndarray) -> float:
-        return float(sampled[:, 0].sum() / (sampled[:, 1].sum() + 1e-10))
+        return metrics.cumulative_iou(float(sampled[:, 0].sum()), float(sampled[:, 1].sum()))
 
     return {
         'giou': metrics.giou(overlaps),
         'giou_interval': metrics.bootstrap_interval(rows[:, 2], mean_iou, groups, seed=seed),
-        # all masks empty: the original's formula would give 0
-        'ciou': metrics.ciou(overlaps) if rows[:, 1].any() else None,
+        'ciou': metrics.ciou(overlaps),
         'ciou_interval': metrics.bootstrap_interval(rows, cumulative_iou, groups, seed=seed),
     }
 

@@ -102,13 +102,13 @@ def image_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np
     check_image_size(message.width, message.height, 'image', max_pixels)
     if encoding in _PACKED_YUV:
         _check_even(message, 'width')
-        return cv2.cvtColor(_pixels(message, 'u1', 2), _PACKED_YUV[encoding])
+        return cv2.cvtColor(stored_pixels(message, 'u1', 2), _PACKED_YUV[encoding])
     if encoding in _PLANAR_YUV:
         _check_even(message, 'width', 'height')
-        planes = _pixels(message, 'u1', 1, rows=message.height * 3 // 2)[:, :, 0]
+        planes = stored_pixels(message, 'u1', 1, rows=message.height * 3 // 2)[:, :, 0]
         return cv2.cvtColor(np.ascontiguousarray(planes), _PLANAR_YUV[encoding])
     if encoding in BAYER_PATTERNS:
-        mosaic = _pixels(message, 'u2' if encoding.endswith('16') else 'u1', 1)[:, :, 0]
+        mosaic = stored_pixels(message, 'u2' if encoding.endswith('16') else 'u1', 1)[:, :, 0]
         # a copy, as OpenCV needs rows that start at a multiple of two bytes
         return upper_byte(demosaic(np.ascontiguousarray(mosaic), BAYER_PATTERNS[encoding]))
     if encoding not in _INTERLEAVED:
@@ -117,7 +117,7 @@ def image_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np
             f'{", ".join(SUPPORTED_ENCODINGS)}'
         )
     element_type, channels, order = _INTERLEAVED[encoding]
-    pixels = _pixels(message, element_type, channels)
+    pixels = stored_pixels(message, element_type, channels)
     if order == 'RANGE':
         pixels = stretch_to_uint8(pixels, f'image of {encoding}')
     else:
@@ -151,7 +151,7 @@ def depth_to_metres(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) ->
         )
     check_image_size(message.width, message.height, 'depth image', max_pixels)
     element_type = _INTERLEAVED[message.encoding][0]
-    return depth_in_metres(_pixels(message, element_type, 1)[:, :, 0])
+    return depth_in_metres(stored_pixels(message, element_type, 1)[:, :, 0])
 
 
 def depth_in_metres(values: np.ndarray) -> np.ndarray:
@@ -288,10 +288,22 @@ def mask_fields(mask: np.ndarray) -> dict[str, Any]:
     return image_fields(mask.astype(np.uint8) * np.uint8(255), 'mono8')
 
 
-def _pixels(message: Any, element_type: str, channels: int, rows: int | None = None) -> np.ndarray:
-    """Return an image's data as (rows, W, channels) in native byte order; a view if possible.
+def stored_pixels(
+    message: Any, element_type: str, channels: int, rows: int | None = None
+) -> np.ndarray:
+    """Return the values of a sensor_msgs/Image as they are stored, in native byte order.
 
-    `rows` is the image's height, except in planar encodings, where planes follow one another.
+    Args:
+        message: its rows may be padded; the last one may lack the padding.
+        element_type: NumPy's name of a value, without byte order: u1, u2, i4, f4.
+        channels: values of a pixel.
+        rows: None: the image's height; more in planar encodings, whose planes follow one another.
+
+    Returns:
+        (rows, W, channels); a view of the message's data if possible.
+
+    Raises:
+        ImageError: the data is too short.
     """
     rows = message.height if rows is None else rows
     width = message.width

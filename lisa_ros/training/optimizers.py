@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from lisa_ros.errors import DataError
 from lisa_ros.training.muon import Muon
 from lisa_ros.training.trainer_config import TrainerConfig, has_fast_bf16
+
+_OPTIONS = ('weight_decay', 'betas')  # of a group, from TrainerConfig; so is the learning rate
 
 
 def make_optimizers(
@@ -45,6 +49,21 @@ def make_optimizers(
     return [muon, adamw]
 
 
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an earlier call of a run; options that may change in it stay as they are.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not the state of this optimizer.
+    """
+    current = [
+        {name: group[name] for name in _OPTIONS if name in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, current, strict=True):
+        group.update(options)
+
+
 def make_schedulers(
     config: TrainerConfig, optimizers: Iterable[torch.optim.Optimizer], step: int
 ) -> list[LambdaLR]:
@@ -55,6 +74,28 @@ def make_schedulers(
             group['initial_lr'] = config.learning_rate  # LambdaLR multiplies it by the factor
         schedulers.append(LambdaLR(optimizer, config.lr_factor, last_epoch=step - 1))
     return schedulers
+
+
+def clip_gradients(parameters: nn.ParameterList, max_norm: float, step: int) -> None:
+    """Scale the gradients down to an L2 norm.
+
+    Args:
+        parameters: with their gradients.
+        max_norm: largest norm of all gradients together.
+        step: for the message.
+
+    Raises:
+        DataError: a gradient is not finite; a step with it would make the weights NaN.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    if torch.isfinite(norm):
+        return
+    # the norm of finite gradients may overflow: they are 0 now, and do no harm
+    if not all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None):
+        raise DataError(
+            f'the loss is finite at step {step}, but its gradient is not; expected finite '
+            'numbers: choose a lower --learning-rate'
+        )
 
 
 def make_ema(parameters: nn.ParameterList, decay: float) -> AveragedModel:

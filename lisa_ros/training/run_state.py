@@ -18,12 +18,14 @@ from lisa_ros.files.json_schema import (
     ANYTHING,
     INTEGER,
     NUMBER,
+    TEXT,
     TRUTH,
     ListOf,
     MapOf,
     Record,
     Value,
     check_json,
+    optional,
 )
 from lisa_ros.training.run_identity import RunIdentity
 
@@ -40,7 +42,8 @@ _KEYS = {
     'ema_weights': 'average',
     'optimizers': 'optimizers',
 }
-_VALIDATED, _IDENTITY = 'validated', 'identity'  # keys that older files lack
+_VALIDATED, _IDENTITY, _MONITOR = 'validated', 'identity', 'monitor'  # older files lack them
+_UNKNOWN = ''
 _TENSORS = MapOf(Value((Tensor,), 'a tensor'))
 _SCHEMA = Record(
     {
@@ -53,7 +56,7 @@ _SCHEMA = Record(
         'average': _TENSORS,
         'optimizers': ListOf(MapOf(ANYTHING)),
     },
-    {_VALIDATED: TRUTH},
+    {_VALIDATED: TRUTH, _MONITOR: optional(TEXT)},
 )
 # Versions that trained LoRA with peft named its matrices `lora_A.default.weight`.
 _PEFT_NAME = re.compile(r'\.(lora_[AB])\.default\.weight$')
@@ -65,7 +68,7 @@ class RunState:
 
     step: int  # steps done
     seed: int
-    best_score: float  # best value of the monitored metric so far
+    best_score: float  # best value of the monitored metric so far; see `why_best_is_of_another`
     stale_validations: int  # number of validations since the best value
     minutes: float  # training time so far, without pauses between calls
     weights: Mapping[str, Tensor]  # trained parameters
@@ -73,12 +76,14 @@ class RunState:
     optimizers: list[dict[str, Any]]  # state_dict of each optimizer
     is_validated: bool = True  # False: the validation of this step is not done yet
     identity: RunIdentity = field(default_factory=RunIdentity)  # empty in files of old versions
+    monitor: str | None = _UNKNOWN  # the monitored metric; None: the last weights are exported
 
     def save(self, run: Path) -> None:
         """Write the state into a run's folder; if it fails, the previous file is kept."""
         temporary = run / 'last.new'
         saved = {key: getattr(self, name) for name, key in _KEYS.items()}
         saved |= {_VALIDATED: self.is_validated, _IDENTITY: self.identity.as_dict()}
+        saved[_MONITOR] = self.monitor
         torch.save(saved, temporary)
         temporary.replace(run / STATE_FILE)
 
@@ -111,6 +116,7 @@ class RunState:
             **{name: saved[key] for name, key in _KEYS.items()},
             is_validated=saved.get(_VALIDATED, True),
             identity=RunIdentity() if identity is None else RunIdentity.read(path, identity),
+            monitor=saved.get(_MONITOR, _UNKNOWN),
         )
 
     def check(
@@ -133,7 +139,7 @@ class RunState:
             identity: its base and options.
 
         Raises:
-            DataError: the state belongs to another training.
+            DataError: the state belongs to another training, or its weights are not finite.
         """
         path = run / STATE_FILE
         self.identity.check_options(path, identity)
@@ -151,9 +157,35 @@ class RunState:
                 f'shape, for example {different[0]}; choose another --out, or the settings of '
                 'that training'
             )
+        broken = [
+            name
+            for name, tensor in (*self.weights.items(), *self.ema_weights.items())
+            if not torch.isfinite(tensor).all()
+        ]
+        if broken:
+            raise DataError(
+                f'{path}: {len(broken)} tensors have values that are not finite, for example '
+                f'{broken[0]}: an earlier version saved them, and nothing can be learned from '
+                'them; start again with a lower --learning-rate and another --out'
+            )
         if self.seed != seed:
             raise DataError(
                 f'{path} belongs to a run with seed {self.seed}, expected {seed}: it cannot be '
                 f'resumed with other batches; use --seed {self.seed}, or another --out'
             )
         self.identity.check_base(path, identity)
+
+    def why_best_is_of_another(self, monitor: str, identity: RunIdentity) -> str:
+        """Return why the best score cannot be compared with those of a training; '' if it can.
+
+        Args:
+            monitor: metric that the training monitors.
+            identity: of the training, with its data.
+        """
+        if self.monitor is None:
+            return 'the exported weights were not chosen by a validation'
+        if self.monitor not in (_UNKNOWN, monitor):
+            return f'the best score is one of --monitor {self.monitor}, not of {monitor}'
+        before, now = (own.data.get('--val') for own in (self.identity, identity))
+        is_same = None in (before, now) or before == now  # None: unknown
+        return '' if is_same else 'the best score is of another --val'

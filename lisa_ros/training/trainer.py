@@ -28,10 +28,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lisa_ros.errors import DataError
+from lisa_ros.files.folder_lock import hold_folder
 from lisa_ros.training import plots
 from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
 from lisa_ros.training.interruption import stop_on_signal
-from lisa_ros.training.optimizers import make_ema, make_optimizers, make_schedulers
+from lisa_ros.training.optimizers import (
+    clip_gradients,
+    load_optimizer_state,
+    make_ema,
+    make_optimizers,
+    make_schedulers,
+)
 from lisa_ros.training.prefetch import prefetch_batches
 from lisa_ros.training.run_identity import RunIdentity
 from lisa_ros.training.run_state import STATE_FILE, RunState
@@ -107,11 +114,16 @@ class Trainer:
 
         Returns:
             False if a signal stopped the training before that step.
+
+        Raises:
+            DataError: a loss or a gradient is not finite, or the task raised it.
+            OutputError: another process trains in this folder.
         """
         last = min(until or self.config.steps, self.config.steps)
         start = time.monotonic() - 60 * self.minutes
         smoothed: dict[str, float] = {}
-        with self._progress(last) as progress, stop_on_signal() as stop:
+        lock = hold_folder(self.run) if self.rank == 0 else contextlib.nullcontext()
+        with lock, self._progress(last) as progress, stop_on_signal() as stop:
             if not self._is_validated:  # an earlier call ended during the validation of this step
                 self._log_validation(smoothed, progress)
                 self.save()
@@ -146,7 +158,7 @@ class Trainer:
         """Do one optimizer step on the micro-batches of a step; return their mean losses.
 
         Raises:
-            DataError: the loss is not finite.
+            DataError: the loss or a gradient is not finite; the weights are those before the step.
         """
         # seed by step: dropout is the same in a resumed run
         torch.manual_seed(hash((self.config.seed, self.step, self.rank)))
@@ -158,7 +170,7 @@ class Trainer:
             for name, value in self._backward(batch, len(batches)).items():
                 means[name] = means.get(name, 0.0) + value / len(batches)
         average_gradients(self._parameters, self.world_size)
-        torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        clip_gradients(self._parameters, self.config.max_grad_norm, self.step)
         for optimizer, scheduler in zip(self.optimizers, self._schedulers, strict=True):
             optimizer.step()
             scheduler.step()
@@ -322,6 +334,7 @@ class Trainer:
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             is_validated=self._is_validated,
             identity=self._identity,
+            monitor=self.config.monitor,
         ).save(self.run)
 
     def _resume(self) -> None:
@@ -334,23 +347,40 @@ class Trainer:
             seed=self.config.seed,
             identity=self._identity,
         )
-        if self.rank == 0:
-            for change in state.identity.changes_of_data(self._identity):
-                print(f'warning: {self.run} is resumed, but {change}', file=sys.stderr)
+        for change in state.identity.changes_of_data(self._identity):
+            self._warn(change)
+        self.best_score, self._stale_validations = self._best_of(state)
         self._identity = state.identity.resumed_by(self._identity)
         self._set_weights(state.weights)
         for name, average in self.ema_state().items():
             average.copy_(state.ema_weights[name])
         try:
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
-                optimizer.load_state_dict(saved)
+                load_optimizer_state(optimizer, saved)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f'{self.run / STATE_FILE}: optimizers is not the state of this training '
                 f'({error}); choose another --out'
             ) from error
         self.step, self.minutes = state.step, state.minutes
-        self.best_score, self._stale_validations = state.best_score, state.stale_validations
         self._is_validated = state.is_validated
         if self._ema is not None:
             self._ema.n_averaged.fill_(self.step + 1)
+
+    def _best_of(self, state: RunState) -> tuple[float, int]:
+        """Return the best score of a saved state, and the number of validations since then.
+
+        A score of other images or of another metric is none: the next validation is a new best.
+        """
+        monitor, no_best = self.config.monitor, (float('-inf'), 0)
+        best = state.best_score, state.stale_validations
+        reason = monitor and state.why_best_is_of_another(monitor, self._identity)
+        if best == no_best or not reason:
+            return best
+        self._warn(f'{reason}: the next validation counts as the best so far')
+        return no_best
+
+    def _warn(self, difference: str) -> None:
+        """Print how this call differs from the earlier ones, in rank 0 only."""
+        if self.rank == 0:
+            print(f'warning: {self.run} is resumed, but {difference}', file=sys.stderr)

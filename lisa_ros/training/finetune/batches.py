@@ -21,6 +21,7 @@ from lisa_ros.errors import DataError
 from lisa_ros.model import image_processing
 from lisa_ros.model.lisa import Conversations, LisaBatch
 from lisa_ros.model.lisa_config import LisaConfig
+from lisa_ros.model.packing import IGNORE_INDEX
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.perception import prompts
 from lisa_ros.results import SEG, Turn
@@ -72,7 +73,8 @@ def make_batch(
         max_length: longer dialogues are cut to this length [tokens; the image counts as one].
 
     Raises:
-        DataError: a sample has not exactly one mask for each [SEG] of its dialogues.
+        DataError: a sample has not exactly one mask for each [SEG] of its dialogues, or a dialogue
+            has no answer, because it is cut before the first one: nothing of it could be learned.
         QueryError, ImageError: a question or an image cannot be used.
     """
     conversations = _conversations(config, tokenizer, samples, typed_specials, max_length)
@@ -115,5 +117,10 @@ def _conversations(
                 f'{sample.name}: its dialogues have {expected} {SEG} and '
                 f'{len(sample.ground_truth)} masks; expected one mask for each {SEG}. A dialogue '
                 f'that is too long is cut and loses its last {SEG}: shorten the question'
+            )
+        if any(set(own) == {IGNORE_INDEX} for own in labels[first:]):
+            raise DataError(
+                f'{sample.name}: a question leaves no room for the first token of its answer; '
+                'shorten it'
             )
     return pad_conversations(rows, labels, image_index, tokenizer.pad_token_id)

@@ -44,9 +44,9 @@ class AnnotatedImageSampler:
     mug") and sentences have different templates. If it contains an explanation, the question
     starts with the query as it is.
 
-    If an image has an explanation, all its queries in a sample get the same answer form: with
-    probability `words_only` the explanation alone, else with equal probability the mask, or the
-    mask and the explanation.
+    All queries in a sample that have an explanation get the same answer form: with probability
+    `words_only` the explanation alone, else with equal probability the mask, or the mask and the
+    explanation. The others get the mask.
     """
 
     def __init__(
@@ -72,10 +72,13 @@ class AnnotatedImageSampler:
         image, queries = self._draw_image(rng)
         count = min(self._max_queries, len(queries))
         chosen = [queries[i] for i in rng.choice(len(queries), count, replace=False)]
-        form = self._draw_form(rng) if image.explanation else AnswerForm.MASK
-        turns = [_turn(rng, query, form, image.explanation) for query in chosen]
-        masks_of = [] if form is AnswerForm.EXPLANATION else chosen
-        return _sample(image.path, [[turn] for turn in turns], masks_of)
+        has_explanation = any(query.explanation for query in chosen)
+        form = self._draw_form(rng) if has_explanation else AnswerForm.MASK
+        forms = [form if query.explanation else AnswerForm.MASK for query in chosen]
+        pairs = list(zip(chosen, forms, strict=True))
+        turns = [_turn(rng, query, own) for query, own in pairs]
+        with_masks = [query for query, own in pairs if own is not AnswerForm.EXPLANATION]
+        return _sample(image.path, [[turn] for turn in turns], with_masks)
 
     def _draw_image(
         self, rng: np.random.Generator
@@ -101,7 +104,7 @@ class DialogueSampler:
     """Samples dialogues without masks, so that the model does not lose its dialogue skills."""
 
     def __init__(self, dialogues: Sequence[TextDialogue], on_error: ErrorHandler = raise_error):
-        self._dialogues, self._on_error = dialogues, on_error
+        self.dialogues, self._on_error = dialogues, on_error
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return an image with its dialogue.
@@ -113,7 +116,7 @@ class DialogueSampler:
         return _first_usable(partial(self._draw, rng), self._on_error)
 
     def _draw(self, rng: np.random.Generator) -> Sample:
-        dialogue = self._dialogues[rng.integers(len(self._dialogues))]
+        dialogue = self.dialogues[rng.integers(len(self.dialogues))]
         return _sample(dialogue.path, [dialogue.turns], [])
 
 
@@ -146,19 +149,17 @@ def _first_usable(draw: Callable[[], Sample], on_error: ErrorHandler) -> Sample:
     raise DataError(f'{_MOST_BROKEN_DRAWS} draws in a row cannot be read; copy the data set again')
 
 
-def _turn(
-    rng: np.random.Generator, query: AnnotatedQuery, form: AnswerForm, explanation: str
-) -> Turn:
+def _turn(rng: np.random.Generator, query: AnnotatedQuery, form: AnswerForm) -> Turn:
     """Return the turn of a query: its question and its answer in the given form."""
 
     def pick(templates: Sequence[str]) -> str:
         return templates[rng.integers(len(templates))]
 
     if form is AnswerForm.EXPLANATION:
-        return Turn(query.text, explanation)
+        return Turn(query.text, query.explanation)
     if form is AnswerForm.MASK_AND_EXPLANATION:
         question = f'{query.text} {pick(EXPLANATORY_QUESTIONS)}'
-        return Turn(question, f'{pick(ANSWER_TEMPLATES)} {explanation}')
+        return Turn(question, f'{pick(ANSWER_TEMPLATES)} {query.explanation}')
     if query.is_sentence:
         return Turn(pick(LONG_QUESTIONS).format(query.text), pick(ANSWER_TEMPLATES))
     return Turn(pick(SHORT_QUESTIONS).format(query.text.lower()), pick(ANSWER_TEMPLATES))

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ from lisa_ros.evaluation import metrics
 from lisa_ros.model import assembly, export, quantization
 from lisa_ros.model.lisa import LISA
 from lisa_ros.model.lora_linear import add_lora_layers, lora_deltas, state_dict_without_lora
+from lisa_ros.model.packing import IGNORE_INDEX
 from lisa_ros.perception import overlay, prompts
+from lisa_ros.results import Turn
 from lisa_ros.training.finetune import batch_losses, batches, samplers
 from lisa_ros.training.finetune.base_checkpoint import BaseCheckpoint
 from lisa_ros.training.finetune.batches import FinetuneBatch, Sample
@@ -156,7 +159,43 @@ class FinetuneTask:
             raise DataError(f'{names}: {error}') from error
 
     def long_queries(self) -> list[DataError]:
-        """Return an error for each query of the data that is too long: it would lose its [SEG]."""
+        """Return an error for each query or dialogue of the data that is too long.
+
+        A query would lose its [SEG], a dialogue all of its answers.
+        """
+        return [*self._long_queries_of_images(), *self._long_dialogues()]
+
+    def _long_dialogues(self) -> list[DataError]:
+        dialogues = (
+            dialogue
+            for sampler in self._mixture.samplers.values()
+            if isinstance(sampler, samplers.DialogueSampler)
+            for dialogue in sampler.dialogues
+        )
+        room = self._max_length - self._answer_start(Turn('a', 'a'))  # [tokens]
+        return [
+            DataError(
+                f'{dialogue.path}: the first question of its dialogue, of {len(text)} characters, '
+                f'is too long for a training: {short_repr(text)}; shorten it'
+            )
+            for dialogue in dialogues
+            # a byte is at most one token: most questions need not be tokenized
+            if len((text := dialogue.turns[0].query).encode(errors='replace')) >= room
+            if self._is_cut_before_answer(dialogue.turns[0])
+        ]
+
+    def _is_cut_before_answer(self, turn: Turn) -> bool:
+        try:
+            return self._answer_start(turn) >= self._max_length
+        except QueryError:  # another problem, which is named when the dialogue is drawn
+            return False
+
+    def _answer_start(self, turn: Turn) -> int:
+        """Return the length of a prompt up to its answer [tokens; the image counts as one]."""
+        _, labels = prompts.training_ids(self.tokenizer, self.lisa.config.template, [turn])
+        return next(index for index, label in enumerate(labels) if label != IGNORE_INDEX)
+
+    def _long_queries_of_images(self) -> list[DataError]:
         drawn = (
             image
             for sampler in self._mixture.samplers.values()
@@ -223,7 +262,7 @@ class FinetuneTask:
             return {}
         sheet = overlay.contact_sheet(tiles, columns=4)
         Image.fromarray(sheet).save(run / 'answers.png')
-        return {'val_giou': metrics.giou(overlaps), 'val_ciou': metrics.ciou(overlaps)}
+        return validation_figures(overlaps)
 
     def _without_long_queries(self, image: ImageWithQueries) -> ImageWithQueries:
         """Return an image without the queries of `long_queries`, which are reported there."""
@@ -284,6 +323,13 @@ class FinetuneTask:
         # remove the calibration of mask scores: it was fitted to the weights of the base
         model_config = replace(self.lisa.config, confidence_threshold=0.0, calibration=())
         return assembly.model_from_state_dict(model_config, state)
+
+
+def validation_figures(overlaps: Sequence[metrics.Overlap]) -> dict[str, float]:
+    """Return gIoU and cIoU of at least one overlap, both finite: weights are chosen by them."""
+    ciou = metrics.ciou(overlaps)
+    # NaN: all objects are absent, and all masks empty; nothing can be better
+    return {'val_giou': metrics.giou(overlaps), 'val_ciou': 1.0 if isnan(ciou) else ciou}
 
 
 def add_lora(lisa: LISA, config: FinetuneConfig) -> None:
