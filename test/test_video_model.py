@@ -7,10 +7,12 @@ memory is bounded without a change of any mask.
 
 import json
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from test_scheduler import found_result
 from transformers import (
     EdgeTamVideoConfig,
     EdgeTamVideoModel,
@@ -28,7 +30,9 @@ from lisa_ros.errors import (
     TrackingError,
 )
 from lisa_ros.perception.masks import iou
+from lisa_ros.tracking.requery import RequeryPolicy, RequeryRule
 from lisa_ros.tracking.video_model import MODELS, VideoTracker, load_video_tracker
+from lisa_ros.tracking.worker import TrackerFrame, TrackingWorker
 
 SIDE, WIDTH, SIZE = 64, 128, (48, 60)  # model input [px], hidden size, image (H, W)
 
@@ -114,6 +118,39 @@ def tracker(saved):
 
 def image(i):
     return np.random.default_rng(i).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A camera frame, `image(moment)`."""
+
+    moment: int
+
+
+class Sink:
+    """A `TrackingSink` that notes what is published: (moment, number of masks)."""
+
+    def __init__(self):
+        self.newest, self.published, self.reports = None, [], []
+
+    def newest_frame(self):
+        return self.newest
+
+    def convert(self, frame):
+        return TrackerFrame(frame.moment, image(frame.moment))
+
+    def has_subscribers(self):
+        return True
+
+    def publish(self, frame, tracker_frame, result, state):
+        self.published.append((frame.moment, len(result.masks)))
+
+    def report(self, message):
+        self.reports.append(message)
+
+
+def found(masks):
+    return replace(found_result('it'), masks=masks, mask_logits=np.where(masks, 2.0, -2.0))
 
 
 def two_masks():
@@ -281,6 +318,42 @@ def test_after_nan_in_a_frame_the_reference_of_a_running_query_stays(saved):
         bias.copy_(healthy)
     tracker.set_masks(2, two_masks()[:1])
     assert len(tracker.state().masks) == 1
+
+
+def test_a_running_query_keeps_its_reference_while_the_last_answer_is_tracked_again(saved):
+    """After NaN; with the worker, and the weights damaged for one frame."""
+    tracker = load_video_tracker(*saved, 'cpu')
+    bias = tracker.model.mask_decoder.pred_obj_score_head.proj_out.bias
+    healthy = bias.detach().clone()
+    resets, reset = [], tracker.reset
+    tracker.reset = lambda: (resets.append(len(sink.published)), reset())
+    sink = Sink()
+    worker = TrackingWorker(tracker, sink, RequeryPolicy(RequeryRule.NEVER, 1.0, 0.5))
+    worker.start()
+
+    def show(stamp):
+        sink.newest = Moment(stamp)
+        worker.notify()
+        assert worker.idle.wait(20)
+
+    worker.on_query(Moment(1))
+    worker.on_answer(Moment(1), found(two_masks()))
+    show(2)
+    worker.on_query(Moment(3))
+    show(4)
+    with torch.no_grad():
+        bias.fill_(math.nan)
+    show(5)
+    with torch.no_grad():
+        bias.copy_(healthy)
+    show(6)
+    show(7)
+    worker.on_answer(Moment(3), found(two_masks()[:1]))
+    show(8)
+    assert worker.close()
+    assert sink.published == [(2, 2), (4, 2), (6, 2), (7, 2), (8, 1)]
+    assert set(resets) == {0, 2}  # at the start and after NaN, not at the answer
+    assert len(sink.reports) == 1
 
 
 def test_masks_of_another_size_are_refused(tracker):

@@ -125,6 +125,7 @@ class TrackingWorker(Generic[_Frame]):
         self._answered_at = -math.inf  # when it came or was asked for again [s, monotonic]
         self._has_reference = False  # whether the tracker knows the frame of a query
         self._has_failed = False  # whether it has computed NaN since the last answer
+        self._open_query: _Frame | None = None  # frame of the newest query since the last answer
         self._result: Segmentation | None = None  # of the answer that is tracked
         self._tracked_moment: int | None = None  # of the newest frame that was tracked [ns]
         self._published_moment: int | None = None  # of the last frame for this answer [ns]
@@ -224,16 +225,17 @@ class TrackingWorker(Generic[_Frame]):
     def _process(self, item: _QueryItem[_Frame] | _AnswerItem[_Frame] | _Stop | None) -> None:
         """Process a query, an answer or a stop; None: the newest frame."""
         if isinstance(item, _Stop):
-            self._answer = None
+            self._answer = self._open_query = None
             self._reset()
         elif isinstance(item, _AnswerItem):
-            self._answer, self._is_answer_past = item, False
+            self._answer, self._is_answer_past, self._open_query = item, False, None
             self._track_answer()
         elif not self._sink.has_subscribers():
             if item is None:
                 self._reset()
         elif isinstance(item, _QueryItem):
             if not self._is_outdated(item.frame):
+                self._open_query = item.frame
                 self._set_reference(item.frame)
         else:
             self._track_newest()
@@ -277,10 +279,12 @@ class TrackingWorker(Generic[_Frame]):
     def _set_masks(self, frame: _Frame, masks: np.ndarray) -> None:
         try:
             self._tracker.set_masks(frame.moment, masks)
-        except TrackingError:  # nobody subscribed when the query began
+        except TrackingError:  # nobody subscribed when the query began, or these were set before
             self._tracker.reset()
             self._set_reference(frame)
             self._tracker.set_masks(frame.moment, masks)
+            if self._open_query is not None and self._open_query.moment > frame.moment:
+                self._set_reference(self._open_query)  # its answer is to come
 
     def _is_recent(self, frame: _Frame) -> bool:
         """Return whether the last answer is new enough to be tracked to this frame at once."""
