@@ -20,7 +20,7 @@ pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make 
 import rclpy
 from goal_server import GoalServer, replaced
 from rclpy_features import needs_goal_clients
-from ros_graph import START, NodeProcess, Peer, environment, image, peer_of, running_node
+from ros_graph import DOMAIN, START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -611,6 +611,31 @@ def test_a_goal_is_lost_with_its_node_also_if_another_is_started_in_its_place(pe
     finally:  # the client stays: its goal may still be accepted
         for server in filter(None, (first, second)):
             server.close()
+
+
+def test_a_goal_to_a_remapped_action_is_lost_only_with_its_node():
+    import rclpy
+
+    server, context = GoalServer(namespace='/remapped'), rclpy.Context()
+    remap = ['x', '--ros-args', '-r', 'lisa/segment:=/remapped/lisa/segment']
+    context.init(args=remap, domain_id=int(DOMAIN))
+    node = rclpy.create_node('planner', context=context)
+    client = LisaClient(node)
+    try:
+        goal = client.segment_async(MUG, timeout=START)
+        deadline = time.monotonic() + START
+        while not server.has_goal.is_set():
+            assert time.monotonic() < deadline
+            goal.wait(0.1)
+        assert not goal.is_lost()
+        server.close()
+        while not goal.is_lost():
+            assert time.monotonic() < deadline
+            goal.wait(0.1)
+    finally:
+        server.close()
+        node.destroy_node()
+        context.shutdown()
 
 
 def test_the_client_spins_a_node_that_has_no_executor(peer, node_process):

@@ -33,6 +33,10 @@ class Espeak:
     def texts(self):
         return self._log.read_text().splitlines() if self._log.exists() else []
 
+    def begin(self):
+        """Let the next text be spoken until `finish`."""
+        self._silence.unlink()
+
     def finish(self):
         """End the text that is being spoken, and each later one at once."""
         self._silence.touch()
@@ -106,18 +110,60 @@ def test_it_pauses_between_two_texts(espeak):
     speaker.stop()
 
 
-def test_the_next_text_waits_for_a_person_who_speaks(espeak):
+def test_each_text_waits_for_a_person_who_speaks(espeak):
     espeak.finish()
     person = {'speaks': True}
-    speaker = Speaker(pytest.fail, lambda: person['speaks'], pause=0.05)
-    speaker.say('first')  # nothing was spoken before: at once
-    wait(lambda: espeak.texts and not speaker.is_speaking)
-    speaker.say('second')
-    time.sleep(0.5)
-    assert espeak.texts == ['first']
-    person['speaks'] = False
-    wait(lambda: espeak.texts == ['first', 'second'])
+    speaker = Speaker(pytest.fail, lambda: person['speaks'], pause=0.05, max_wait=1e6)
+    for count, text in enumerate(('first', 'second')):
+        person['speaks'] = True
+        speaker.say(text)
+        time.sleep(0.3)
+        assert len(espeak.texts) == count
+        person['speaks'] = False
+        wait(lambda text=text: espeak.texts[-1:] == [text] and not speaker.is_speaking)
     speaker.stop()
+
+
+def test_a_text_does_not_wait_for_ever_for_a_sound_that_goes_on(espeak):
+    espeak.finish()
+    speaker = Speaker(pytest.fail, lambda: True, pause=0.0, max_wait=0.5)
+    for count in (1, 2):
+        start = time.monotonic()
+        speaker.say(f'text {count}')
+        wait(lambda count=count: len(espeak.texts) == count)
+        assert time.monotonic() - start >= 0.5
+    speaker.stop()
+
+
+def test_an_answer_that_waits_is_dropped_when_a_new_question_comes(espeak):
+    espeak.finish()
+    person = {'speaks': True}
+    speaker = Speaker(pytest.fail, lambda: person['speaks'], pause=0.0, max_wait=1e6)
+    speaker.say('The old answer.')
+    speaker.forget()
+    person['speaks'] = False
+    time.sleep(0.3)
+    assert not espeak.texts
+    speaker.say('The new answer.')
+    wait(lambda: espeak.texts == ['The new answer.'])
+    speaker.stop()
+
+
+def test_an_utterance_between_two_texts_is_not_during_one(espeak, speaker):
+    assert not speaker.spoke_during(0.0, time.monotonic())
+    espeak.finish()
+    speaker.say('first')
+    wait(lambda: espeak.texts and not speaker.is_speaking)
+    espeak.begin()
+    first_end = speaker.spoke_at
+    pause_start, pause_end = first_end + 1e-3, first_end + 4e-2  # the pause is 0.05 s
+    speaker.say('second')
+    wait(lambda: len(espeak.texts) == 2)
+    assert speaker.is_speaking
+    assert not speaker.spoke_during(pause_start, pause_end)
+    assert speaker.spoke_during(first_end - 1e-3, pause_end)
+    assert speaker.spoke_during(pause_start, time.monotonic())
+    espeak.finish()
 
 
 def test_a_text_with_a_null_byte_is_a_warning_and_the_next_is_spoken(espeak):

@@ -69,9 +69,10 @@ class GoalFuture:
         """Return whether no node that may have the goal is left in the ROS graph.
 
         A killed node leaves the graph when its DDS lease ends, after 20 s with Fast DDS. One that
-        was started in its place does not have the goal.
+        was started in its place does not have the goal. Where none was seen, it is unknown: false.
         """
-        return not self.done() and self._servers.isdisjoint(self._client.servers())
+        has_left = bool(self._servers) and self._servers.isdisjoint(self._client.servers())
+        return has_left and not self.done()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the goal to end, up to `timeout` [s]; None: no limit. Return whether it has."""
@@ -250,8 +251,7 @@ class LisaClient:
 
     def servers(self) -> frozenset[bytes]:
         """Return the ids of the action servers in the ROS graph; one started again has another."""
-        endpoints = self._node.get_publishers_info_by_topic(f'{self._name}/segment/_action/status')
-        return frozenset(bytes(endpoint.endpoint_gid) for endpoint in endpoints)
+        return action_servers(self._node, f'{self._name}/segment')
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         """Wait for an event; spin the node meanwhile if no executor does. False on timeout [s].
@@ -295,3 +295,18 @@ class LisaClient:
     def destroy(self) -> None:
         """Destroy the action client."""
         self._client.destroy()
+
+
+def action_servers(node: Node, action: str) -> frozenset[bytes]:
+    """Return the ids of the servers in the ROS graph that a client of an action may talk to.
+
+    Args:
+        node: that has the client; its remappings count.
+        action: name, relative to the node's namespace, or absolute.
+    """
+    names = {action, node.resolve_topic_name(action)}  # the client of ROS 2 Humble is not remapped
+    return frozenset(
+        bytes(endpoint.endpoint_gid)
+        for name in names
+        for endpoint in node.get_publishers_info_by_topic(f'{name}/_action/status')
+    )

@@ -122,10 +122,13 @@ class VoiceNode(Node):
             self._warn(f'audio: {error}', 'audio')
 
     def _take_transcript(self, utterance: Utterance) -> None:
-        """Publish what whisper_ros understood, except of this node's own voice."""
-        if not self._speaker.is_speaking and utterance.began_at > self._speaker.spoke_at:
-            recognition = self._interpreter.interpret(Transcript(utterance.text, 1.0))
-            self._publish(dataclasses.replace(recognition, seconds=utterance.seconds))
+        """Publish what whisper_ros understood; while this node spoke, only "stop"."""
+        transcript = Transcript(utterance.text, 1.0)
+        may_be_own_voice = self._speaker.spoke_during(utterance.began_at, utterance.ended_at)
+        if may_be_own_voice and not self._interpreter.preview(transcript).is_stop:
+            return
+        recognition = self._interpreter.interpret(transcript)
+        self._publish(dataclasses.replace(recognition, seconds=utterance.seconds))
 
     def report_overflow(self) -> None:
         """Log that the microphone has lost audio that was needed. From any thread."""

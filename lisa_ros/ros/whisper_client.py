@@ -21,6 +21,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from lisa_ros.errors import SettingsError
+from lisa_ros.ros.action_client import action_servers
 from lisa_ros.ros.context import STEADY_CLOCK
 from lisa_ros.ros.throttled_log import ThrottledLog
 
@@ -34,6 +35,7 @@ class Utterance:
 
     text: str
     began_at: float  # [s, monotonic]; up to a second too early, never too late
+    ended_at: float  # [s, monotonic]; with the silence after it
     seconds: float  # that the transcription took
 
 
@@ -62,8 +64,7 @@ class WhisperClient:
 
     def _listen(self) -> None:
         """Send a goal if none is being executed."""
-        endpoints = self._node.get_publishers_info_by_topic(f'{ACTION}/_action/status')
-        servers = frozenset(bytes(endpoint.endpoint_gid) for endpoint in endpoints)
+        servers = action_servers(self._node, ACTION)
         if servers != self._servers:  # also one that was killed and started again
             self._servers, self._is_listening = servers, False
         if not self._client.server_is_ready():
@@ -89,17 +90,18 @@ class WhisperClient:
         heard = ended.result().result.transcription
         self._listen()
         if heard.text:
-            began_at = beginning(time.monotonic(), heard.audio_time, heard.transcription_time)
-            self._on_utterance(Utterance(heard.text, began_at, heard.transcription_time))
+            ended_at = time.monotonic() - heard.transcription_time
+            began_at = beginning(ended_at, heard.audio_time)
+            self._on_utterance(
+                Utterance(heard.text, began_at, ended_at, seconds=heard.transcription_time)
+            )
 
 
-def beginning(now: float, audio_time: float, transcription_time: float) -> float:
+def beginning(ended_at: float, audio_time: float) -> float:
     """Return the earliest time at which an utterance can have begun [s].
 
     Args:
-        now: when its transcript came [s].
-        audio_time: length of its audio [s]; whisper_ros leaves out the fraction of a second.
-        transcription_time: that the transcription took [s].
+        ended_at: when its audio ended [s].
+        audio_time: length of the audio [s]; whisper_ros leaves out the fraction of a second.
     """
-    fraction = 1.0 if audio_time == int(audio_time) else 0.0
-    return now - transcription_time - audio_time - fraction
+    return ended_at - audio_time - (1.0 if audio_time == int(audio_time) else 0.0)

@@ -49,6 +49,11 @@ class Recognition:
     # time from the end of the utterance to this result; for PARTIAL: length of the utterance [s]
     seconds: float = 0.0
 
+    @property
+    def is_stop(self) -> bool:
+        """Whether it is a command that stops."""
+        return self.outcome is Outcome.COMMAND and is_stop(self.command)
+
 
 class Interpreter:
     """Turns transcripts into commands. Not thread-safe."""

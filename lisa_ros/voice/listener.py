@@ -22,7 +22,6 @@ from lisa_ros.voice.interpreter import (
     Outcome,
     Recognition,
     Transcript,
-    is_stop,
     make_interpreter,
 )
 from lisa_ros.voice.settings import VoiceSettings
@@ -89,7 +88,7 @@ class Listener:
         elif self._partial_every and not self._stopped and length >= self._next_partial:
             self._next_partial = length + self._partial_every
             recognition = self._interpreter.preview(self._transcribe(utterance))
-            if recognition.outcome is Outcome.COMMAND and is_stop(recognition.command):
+            if recognition.is_stop:
                 self._stopped = True
                 yield recognition
             elif recognition.text:
