@@ -496,6 +496,19 @@ def test_without_a_vocabulary_a_transcript_is_sent_as_it_is(text):
         ('hey lisa', 'Hey Lisa)', 'AWAKE', ''),
         ('hey lisa', 'Hey Lisandra, find the mug', 'ASLEEP', ''),
         ('hey lisa', 'hey', 'ASLEEP', ''),
+        ('hey lisa', 'Hey Lisa... "Find the cup."', 'COMMAND', 'Find the cup.'),
+        ('hey lisa', '“Hey Lisa, find the cup.”', 'COMMAND', 'find the cup.'),
+        ('hey lisa', 'Hey Lisa, "A4" paper please', 'COMMAND', '"A4" paper please'),
+        ('hey "lisa"', 'Hey "Lisa", find the "A4"', 'COMMAND', 'find the "A4"'),
+        ('hey lisa', 'Hey Lisa / find the cup', 'COMMAND', 'find the cup'),
+        ('hey lisa', 'Hey Lisa, -2 apples', 'COMMAND', '-2 apples'),
+        ('hey lisa', 'Hey Lisa - 2 apples', 'COMMAND', '2 apples'),
+        ('hola lisa', 'Hola Lisa, ¿dónde está?', 'COMMAND', '¿dónde está?'),
+        ('سلام لیزا', 'سلام لیزا، فنجان', 'COMMAND', 'فنجان'),
+        ('नमस्ते', 'नमस्ते। लाल कप', 'COMMAND', 'लाल कप'),
+        ('リサ', 'リサーチを見せて', 'ASLEEP', ''),
+        ('リサ', 'リサは、どこ', 'COMMAND', 'は、どこ'),
+        ('リサ', 'リサ、カップ', 'COMMAND', 'カップ'),
         ('hey lisa', 'Stop, please!', 'COMMAND', 'Stop, please!'),
         ('  ', 'Find the mug.', 'COMMAND', 'Find the mug.'),
     ],
@@ -666,6 +679,19 @@ def random_sentence(rng, rules, rule):
         is_rule = name[0] == '<'
         words.append(random_sentence(rng, rules, rules[name[1:-1]]) if is_rule else name)
     return ' '.join(words)
+
+
+@pytest.mark.parametrize('wake_phrase', ['', 'hey lisa'])
+def test_pocketsphinx_can_hear_each_polite_stop(vocabulary, wake_phrase, tmp_path):
+    sphinx = pytest.importorskip('pocketsphinx', reason="needs pip install 'lisa_ros[voice]'")
+    file = tmp_path / 'lisa.gram'
+    file.write_text(vocabulary.grammar(wake_phrase))
+    grammar, decoder = sphinx.Jsgf(str(file)), sphinx.Decoder(lm=None, loglevel='FATAL')
+    rule = grammar.get_rule('lisa.command')
+    automaton = grammar.build_fsg(rule, decoder.get_logmath(), 1.0)
+    polite = [text for stop in STOP for text in (stop, f'please {stop}', f'{stop} please')]
+    assert [text for text in polite if not automaton.accept(text)] == []
+    assert not automaton.accept('stop the mug')
 
 
 def test_every_sentence_of_the_grammar_is_understood_unchanged(vocabulary):

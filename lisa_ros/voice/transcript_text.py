@@ -10,8 +10,8 @@ import unicodedata
 _ANNOTATION = re.compile(
     r'\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|\*(?=\S)[^*]*(?<=\S)\*'
 )
-# between a wake phrase and its command
-_SEPARATORS = ' ,.;:!?…–—-，。、；：！？"”»」』'
+_QUOTES = {'"': '"', "'": "'", '“': '”', '„': '“', '«': '»', '「': '」', '『': '』'}
+_OPENING_PUNCTUATION = '¿¡'  # part of a sentence, as no other punctuation at its start
 # Scripts that are written without spaces, by the start of the Unicode names of their letters.
 _UNSPACED = ('CJK', 'HIRAGANA', 'KATAKANA', 'BOPOMOFO', 'THAI', 'LAO', 'KHMER', 'MYANMAR')
 
@@ -32,13 +32,14 @@ def without_annotations(text: str) -> str:
 def without_wake_phrase(text: str, phrase: str) -> str | None:
     """Return what follows the wake phrase at the start of a transcript; None: it is not there.
 
-    A script without spaces has none after the phrase: "你好給我杯子".
+    A script without spaces has none after the phrase: "你好給我杯子". A word in Katakana is read
+    to its end: "リサーチ" does not begin with the phrase "リサ".
 
     Args:
         text: of the transcript; its case and punctuation are kept.
         phrase: as `normalize` returns it, not empty.
     """
-    text, wanted = _composed(text), phrase.split()
+    text, wanted = _unquoted(_composed(text)), phrase.split()
     words = _words(text)[: len(wanted)]
     if len(words) < len(wanted):
         return None
@@ -46,10 +47,39 @@ def without_wake_phrase(text: str, phrase: str) -> str | None:
     if [word for word, _ in first] != wanted[:-1] or not last.startswith(wanted[-1]):
         return None
     command_part = len(last) - len(wanted[-1])  # letters of the last word after the phrase
-    if command_part and not unicodedata.name(phrase[-1], '').startswith(_UNSPACED):
+    rest = text[end - command_part :]
+    if command_part and (
+        not _is_of(phrase[-1], *_UNSPACED)
+        or (_is_of(phrase[-1], 'KATAKANA') and _is_of(rest[0], 'KATAKANA'))
+    ):
         return None
-    rest = text[end - command_part :].lstrip(_SEPARATORS)
-    return rest if normalize(rest) else ''
+    return _without_separators(rest) if normalize(rest) else ''
+
+
+def _is_of(letter: str, *scripts: str) -> bool:
+    """Return whether a letter is of one of these scripts, by the start of its Unicode name."""
+    return unicodedata.name(letter, '').startswith(scripts)
+
+
+def _without_separators(text: str) -> str:
+    """Return a text without the spaces and punctuation before it, and without quotes around it.
+
+    A minus sign stays, and a quote that is closed within the text.
+    """
+    for start, char in enumerate(text):
+        rest, category = text[start + 1 :], unicodedata.category(char)
+        is_sign = category == 'Pd' and rest[:1].isdigit()
+        is_quote = rest[:1].isalnum() and char in _QUOTES and _QUOTES[char] in rest
+        if category[0] not in 'ZP' or is_sign or is_quote or char in _OPENING_PUNCTUATION:
+            return _unquoted(text[start:])
+    return ''
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without the quotes around the whole."""
+    end = _QUOTES.get(text[:1])
+    is_quoted = len(text) > 1 and text[-1] == end and end not in text[1:-1]
+    return text[1:-1] if is_quoted else text
 
 
 def _composed(text: str) -> str:

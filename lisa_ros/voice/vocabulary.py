@@ -221,7 +221,8 @@ class Vocabulary:
             'stop': _alternatives(sorted(STOP)),
         }
         rules = {name: words for name, words in rules.items() if words}
-        commands = ['<stop>', *(f'<{name}>' for name in ('need', 'dialogue') if name in rules)]
+        sentences = [f'<{name}>' for name in ('need', 'dialogue') if name in rules]
+        commands = ['[please] <stop> [please]', *sentences]
         if self.objects:
             attribute = '[<attribute>] ' if self.attributes else ''
             rules['target'] = self._target_rule(attribute)
