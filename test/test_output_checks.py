@@ -12,6 +12,7 @@ from PIL import Image
 from lisa_ros import cli
 from lisa_ros.errors import OutputError, SettingsError
 from lisa_ros.evaluation import calibration
+from lisa_ros.evaluation.report import ensure_folder
 from lisa_ros.files.output import check_output_file, check_output_folder
 
 CONFIG = '{"model_type": "lisa_ros"}'
@@ -46,6 +47,15 @@ def test_a_file_that_can_be_written_stays_as_it_is(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / 'x' / 'y', Path('out'), Path()):
         check_output_folder(folder)
     assert files_below(tmp_path) == before
+
+
+def test_a_report_folder_that_may_not_be_written_is_found_before_the_work(tmp_path, request):
+    out = tmp_path / 'out'
+    out.mkdir(mode=0o555)
+    request.getfixturevalue('as_user')
+    with pytest.raises(OutputError, match=r'cannot be written \(Permission denied\); give anoth'):
+        ensure_folder(out)
+    assert not list(out.iterdir())
 
 
 def test_what_cannot_be_written_is_named_with_cause_and_cure(tmp_path, as_user):

@@ -29,6 +29,7 @@ from lisa_ros.evaluation import html_report
 from lisa_ros.evaluation.cases import Case, Mode
 from lisa_ros.evaluation.report_files import case_to_json, write_csv, write_json
 from lisa_ros.evaluation.summary import figures_by_category, latencies
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.results import BROKEN
 
 
@@ -51,12 +52,13 @@ def ensure_folder(out: Path) -> Path:
     """Create the folder of a report; call it before a model is loaded, to fail early.
 
     Raises:
-        OutputError: it cannot be created.
+        OutputError: it cannot be created, or files cannot be written into it.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f'{out}: cannot be created ({error}); give another --out') from error
+    check_output_folder(out)
     return out
 
 
