@@ -114,6 +114,29 @@ def test_a_section_counts_for_the_nodes_that_ros_gives_it_to(sections):
         ),
         ('arm: {lisa: {ros__parameters: {cameras: [nested]}}}', ['nested']),
         ('lisa: {ros__parameters: {cameras: [bare]}}', None),
+        (
+            '/**: {ros__parameters: {cameras: [first]}}\n'
+            '/**: {ros__parameters: {watch_rate: 5.0}}',
+            ['first'],
+        ),
+        (
+            '/**: {ros__parameters: {cameras: [first]}}\n---\n'
+            '/**: {ros__parameters: {cameras: [second]}}',
+            ['second'],
+        ),
+        (
+            '/arm/lisa: {ros__parameters: {cameras: [one]}}\n'
+            '/**: {ros__parameters: {cameras: [all]}}\n'
+            'arm: {lisa: {ros__parameters: {cameras: [bare]}}}\n'
+            '/arm/lisa: {ros__parameters: {cameras: [again]}}',
+            ['bare'],
+        ),
+        (
+            '/arm/lisa: {ros__parameters: {cameras: [one]}}\n'
+            '/**: {ros__parameters: {cameras: [all]}}\n'
+            '/arm/lisa: {ros__parameters: {cameras: [again]}}',
+            ['all'],
+        ),
     ],
 )
 def test_a_node_gets_the_value_that_rclpy_gives_it(content, cameras, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ def read_parameter_file(path: Path) -> list[ParameterSection]:
     """Return the sections of a file in their order; none of a file that cannot be read.
 
     rclpy reads the same file and reports its errors. What only PyYAML refuses is no error.
+    As in rclpy, sections of one name are one section, also in several documents.
     """
+    values_by_node: dict[str, dict[str, Any]] = {}
     try:
-        content = yaml.safe_load(path.read_bytes())  # UTF-8 or UTF-16, as rcl
-        return list(_sections(path, content))
+        documents = yaml.compose_all(path.read_bytes(), yaml.SafeLoader)  # UTF-8 or UTF-16, as rcl
+        for node, values in (section for root in documents for section in _sections(root)):
+            values_by_node.setdefault(node, {}).update(_values(values))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
+    return [ParameterSection(path, node, values) for node, values in values_by_node.items()]
 
 
 def value_for(name: str, node: str, sections: Iterable[ParameterSection]) -> Any:
@@ -61,15 +66,15 @@ def value_for(name: str, node: str, sections: Iterable[ParameterSection]) -> Any
     return values[-1] if values else None
 
 
-def _sections(file: Path, content: Any, node: str = '') -> Iterator[ParameterSection]:
-    """Yield the sections of a parsed file; names of nodes may be nested in namespaces."""
-    if not isinstance(content, Mapping):
+def _sections(content: yaml.Node | None, node: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the node and the values of each section; names may be nested in namespaces."""
+    if not isinstance(content, yaml.MappingNode):
         return
-    for key, value in content.items():
-        if key == 'ros__parameters':
-            yield ParameterSection(file, node, dict(_values(value)))
+    for key, value in content.value:  # pairs: a dict would lose keys that occur twice
+        if key.value == 'ros__parameters':
+            yield node, SafeConstructor().construct_document(value)
         else:
-            yield from _sections(file, value, f'{node}/{key}' if node else str(key))
+            yield from _sections(value, f'{node}/{key.value}' if node else str(key.value))
 
 
 def _values(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
