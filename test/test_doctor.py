@@ -268,8 +268,15 @@ def test_shared_memory(tmp_path):
     check_row(judge(foreign), WARN, 'belong to another user', cure='as one user')
     (row,) = shared_memory.check_shared_memory(tmp_path / 'none', {})
     check_row(row, WARN, 'is missing', cure='tmpfs')
-    cyclone = {'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}
-    (row,) = shared_memory.check_shared_memory(tmp_path / 'none', cyclone)
+    for name in (
+        'rmw_cyclonedds_cpp',
+        'rmw_zenoh_cpp',
+    ):  # with their own shared memory
+        other = {'RMW_IMPLEMENTATION': name}
+        (row,) = shared_memory.check_shared_memory(tmp_path / 'none', other)
+        assert (row.level, row.observed) == (OK, 'not checked: Fast DDS is not in use')
+    udp = {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
+    (row,) = shared_memory.check_shared_memory(tmp_path / 'none', udp)
     check_row(row, OK, 'is not used')
     (tmp_path / 'fastdds_0123').write_bytes(bytes(2 * MIB))
     assert shared_memory.shared_memory_facts(tmp_path).segments >= 2 * MIB
@@ -362,6 +369,9 @@ def udp_profile(builtin='<useBuiltinTransports>false</useBuiltinTransports>'):
         (None, {'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, False),
         (None, {'RMW_IMPLEMENTATION': 'rmw_zenoh_cpp'}, False),
         (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, False),
+        (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4?max_msg_size=1MB'}, False),
+        (udp_profile(''), {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4?max_msg_size=1MB'}, False),
+        (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA?max_msg_size=1MB'}, True),
         (None, {'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, True),
         ('<profiles></profiles>', {}, True),
         ('<profiles>', {}, True),

@@ -46,7 +46,7 @@ def configuration_files(name: str, environment: Mapping[str, str]) -> list[Path]
 
 
 def uses_shared_memory(environment: Mapping[str, str]) -> bool:
-    """Return whether the middleware sends large messages through /dev/shm."""
+    """Return whether Fast DDS is the middleware and sends large messages through /dev/shm."""
     if not uses_fast_dds(environment):
         return False
     if is_localhost(environment):  # rmw_fastrtps adds a shared memory of its own
@@ -57,7 +57,7 @@ def uses_shared_memory(environment: Mapping[str, str]) -> bool:
         except (OSError, ElementTree.ParseError):  # has a row of its own
             continue
         return profile_has_shared_memory(root, environment)
-    return environment.get(_BUILTIN) not in _WITHOUT_SHARED_MEMORY
+    return _builtin_has_shared_memory(environment.get(_BUILTIN, ''))
 
 
 def profile_has_shared_memory(root: ElementTree.Element, environment: Mapping[str, str]) -> bool:
@@ -74,12 +74,17 @@ def profile_has_shared_memory(root: ElementTree.Element, environment: Mapping[st
             for transports in _elements(participant, 'userTransports')
             for transport in _elements(transports, 'transport_id')
         ]
-        builtin = _text(participant, 'builtinTransports') or environment.get(_BUILTIN, '')
+        builtin = _text(participant, 'builtinTransports')
         has_builtin = _text(participant, 'useBuiltinTransports') not in ('false', '0')
         return _SHARED_MEMORY in map(types.get, used) or (
-            has_builtin and builtin not in _WITHOUT_SHARED_MEMORY
+            has_builtin and _builtin_has_shared_memory(builtin or environment.get(_BUILTIN, ''))
         )
-    return environment.get(_BUILTIN) not in _WITHOUT_SHARED_MEMORY
+    return _builtin_has_shared_memory(environment.get(_BUILTIN, ''))
+
+
+def _builtin_has_shared_memory(transports: str) -> bool:
+    """Return it for a value such as LARGE_DATA or UDPv4?max_msg_size=1MB; empty: the default."""
+    return transports.partition('?')[0] not in _WITHOUT_SHARED_MEMORY
 
 
 def _elements(parent: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:

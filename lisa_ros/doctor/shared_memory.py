@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the shared memory that DDS sends large messages through."""
+"""Check the shared memory that Fast DDS sends large messages through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lisa_ros.doctor.finding import Finding
-from lisa_ros.doctor.middleware import uses_shared_memory
+from lisa_ros.doctor.middleware import uses_fast_dds, uses_shared_memory
 from lisa_ros.health.verdict import Level
 
 FOLDER = Path('/dev/shm')  # noqa: S108  # where Linux has it
@@ -34,7 +34,9 @@ class SharedMemoryFacts:
 def check_shared_memory(
     folder: Path = FOLDER, environment: Mapping[str, str] = os.environ
 ) -> list[Finding]:
-    """Return the findings about the shared memory, if the middleware uses it."""
+    """Return the findings about the shared memory of Fast DDS, if that uses it."""
+    if not uses_fast_dds(environment):
+        return [Finding(_NAME, Level.OK, 'not checked: Fast DDS is not in use')]
     if not uses_shared_memory(environment):
         observed = f'{FOLDER} is not used: messages go through the network stack'
         return [Finding(_NAME, Level.OK, observed)]
