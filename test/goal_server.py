@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action of a lisa node that takes goals and never ends them; it can be replaced."""
+"""The action of a lisa node that never ends its goals and gives feedback; it can be replaced."""
 
 import threading
+import time
 
 from ros_graph import DOMAIN
 
@@ -21,22 +22,39 @@ class GoalServer:
         from lisa_ros.ros.qos import latched_qos
 
         fastdds.configure_shared_memory()
-        self.has_goal = threading.Event()
+        self.has_goal, self._goals = threading.Event(), []
         self._context = rclpy.Context()
         self._context.init(domain_id=int(DOMAIN))
         self._node = rclpy.create_node(name, context=self._context, namespace=namespace)
 
         async def execute(goal):
+            self._goals.append(goal)
             self.has_goal.set()
             await Future()
 
         self._server = ActionServer(self._node, Segment, '~/segment', execute)
         state = self._node.create_publisher(NodeState, '~/state', latched_qos())
         state.publish(NodeState(lifecycle='active', cameras=[CameraState()]))
+        self._node.create_timer(0.1, self._publish_feedback)
         self._executor = rclpy.executors.SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
         self._thread.start()
+
+    def wait_for_goals(self, count):
+        """Wait until so many goals have come."""
+        from ros_graph import START
+
+        deadline = time.monotonic() + 2 * START
+        while len(self._goals) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _publish_feedback(self):
+        from lisa_ros.action import Segment
+
+        for goal in self._goals:
+            goal.publish_feedback(Segment.Feedback(text=f'looks for {goal.request.query}'))
 
     def close(self):
         """Leave the graph; again: no effect."""

@@ -13,6 +13,7 @@ import rclpy
 from rclpy.exceptions import NameValidationException
 from sensor_msgs.msg import Image
 
+from lisa_ros.action import Segment
 from lisa_ros.chat_ui import Reply
 from lisa_ros.error_text import one_line
 from lisa_ros.errors import LisaError, SettingsError
@@ -59,7 +60,7 @@ class NodeChat:
         guard_services(self._node, self._executor.errors)
         self._state: NodeState | None = None
         self._last_overlay: Image | None = None
-        self._name, self._dialogues = name, 0
+        self._name, self._dialogues, self._queries = name, 0, 0
         try:
             self._client = LisaClient(self._node, name)
             self._node.create_subscription(
@@ -116,11 +117,18 @@ class NodeChat:
             LisaError: the node has left the ROS graph, or does not end a cancelled goal.
         """
         start, self._last_overlay = time.monotonic(), None
+        self._queries += 1
+        query = self._queries
+
+        def on_feedback(feedback: Segment.Feedback) -> None:
+            if query == self._queries:  # not of an earlier goal that has not ended
+                on_text(feedback.text)
+
         goal = self._client.segment_async(
             text,
             camera=self._camera,
             dialogue=f'chat-{os.getpid()}-{self._dialogues}',
-            on_feedback=lambda feedback: on_text(feedback.text),
+            on_feedback=on_feedback,
         )
         answer = self._wait_for_answer(goal)
         is_answered = answer.status in ANSWERED
