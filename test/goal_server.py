@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action of a lisa node that never ends its goals and gives feedback; it can be replaced."""
+"""The action of a lisa node: its goals never end, their feedback grows; it can be replaced."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ class GoalServer:
         from lisa_ros.ros.qos import latched_qos
 
         fastdds.configure_shared_memory()
-        self.has_goal, self._goals = threading.Event(), []
+        self.has_goal, self._goals, self._feedback_count = threading.Event(), [], 0
         self._context = rclpy.Context()
         self._context.init(domain_id=int(DOMAIN))
         self._node = rclpy.create_node(name, context=self._context, namespace=namespace)
@@ -53,8 +53,10 @@ class GoalServer:
     def _publish_feedback(self):
         from lisa_ros.action import Segment
 
+        self._feedback_count += 1
         for goal in self._goals:
-            goal.publish_feedback(Segment.Feedback(text=f'looks for {goal.request.query}'))
+            text = f'{goal.request.query} ' * self._feedback_count
+            goal.publish_feedback(Segment.Feedback(text=text))
 
     def close(self):
         """Leave the graph; again: no effect."""
