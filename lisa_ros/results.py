@@ -3,7 +3,7 @@
 
 Letters: N masks, in the order of the [SEG] tokens of the answer; H x W the image [px]. A [SEG] has
 no mask if the score is below the confidence threshold, if the object is one that the dialogue has
-already shown, if the answer repeats itself and has masks of the object, or if it already has
+already shown, if the answer repeats an object after the same words, or if it already has
 `perception.masks.MAX_MASKS` masks.
 """
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands run on the frames of a bag, with the same answers for every kind of bag."""
 
+import shutil
+
 import numpy as np
 import pytest
 import yaml
@@ -104,6 +106,13 @@ def test_every_command_runs_on_its_own_frames(first, frames):
     assert content['figures']['words'] == {'count': 0, 'queries': 1}
     assert 'NaN' not in (first / 'timings.json').read_text()
     assert 'mode <b>offline</b>' in (first / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('mode', [[], pytest.param(['--live'], marks=pytest.mark.ros)])
+def test_a_wrong_topic_leaves_an_earlier_report(mode, first, commands, tmp_path):
+    out = shutil.copytree(first, tmp_path / 'out')
+    assert evaluate(out / 'bag', commands, out, '--topic', '/typo', *mode) == 1
+    assert read_report(out) == read_report(first)
 
 
 # ---- the answers as a bag

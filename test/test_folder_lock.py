@@ -55,6 +55,15 @@ def test_a_folder_of_another_run_is_refused_until_its_process_is_killed(holder, 
     assert (tmp_path / 'last.pt').is_file()
 
 
+def test_a_run_that_loaded_an_older_state_does_not_replace_a_newer_one(tmp_path):
+    Trainer(tmp_path, CONFIG, LineTask()).train(until=2)
+    slow = Trainer(tmp_path, CONFIG, LineTask())
+    Trainer(tmp_path, CONFIG, LineTask()).train(until=4)
+    with pytest.raises(OutputError, match='another run has trained here'):
+        slow.train(until=3)
+    assert Trainer(tmp_path, CONFIG, LineTask()).step == 4
+
+
 def test_a_folder_is_free_again_after_a_run_and_after_its_failure(tmp_path):
     with pytest.raises(ValueError, match='broken'), hold_folder(tmp_path):
         with pytest.raises(OutputError, match=f'process {os.getpid()} '), hold_folder(tmp_path):

@@ -220,6 +220,7 @@ def test_a_plural_is_the_name_of_its_singular(several, one):
         *(('front left wheel', 'front right door'), ('plug-in charger', 'plug-in lamp')),
         *(('blue right glove', 'blue left shoe'), ('base', 'bass'), ('vase', 'van')),
         *(('top left-hand drawer', 'top right-hand drawer'), ('salt and pepper', 'salt')),
+        *(('robot left hand', 'robot right hand'), ('power on button', 'power off button')),
     ],
 )
 def test_a_word_for_a_side_may_belong_to_the_name(first, second):

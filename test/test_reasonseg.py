@@ -261,6 +261,24 @@ def test_an_explanation_of_a_text_is_that_of_all_texts(tmp_path):
     assert [query.explanation for query in image.queries] == ['It is hot.', 'It is hot.']
 
 
+def test_an_explanation_beside_texts_and_masks_belongs_to_the_one_it_names(tmp_path):
+    folder = write(tmp_path / 'a', shapes=[square('target', 2, 2, 9)], text=['What is hot?'])
+    (folder / 'one').mkdir()
+    mask = np.zeros(SIZE, np.uint8)
+    mask[30:35, 30:35] = 255
+    Image.fromarray(mask).save(folder / 'one' / 'Schl\u00fcssel.png')
+    own = ('one.png', 'What is hot?', 'Steam rises.'), ('one.png', 'Schlu\u0308ssel', 'It opens.')
+    write_explanations(folder, *own)
+    (image,) = read_folder(folder)
+    assert [query.explanation for query in image.queries] == ['Steam rises.', 'It opens.']
+    write_explanations(folder, *own, ('one.png', 'Schlussel', 'It opens.'), ('gone.png', 'x', 'y'))
+    errors = []
+    read_folder(folder, errors.append)
+    assert len(errors) == 2
+    (image,) = read_folder(folder, explained=False)  # an evaluation needs none
+    assert [query.explanation for query in image.queries] == ['', '']
+
+
 def test_an_explanation_without_a_query_is_that_of_the_only_object(tmp_path):
     folder = write(tmp_path / 'a', shapes=[square('mug', 2, 2, 9)])
     write_explanations(folder, ('one.png', None, 'It is hot.'))

@@ -32,12 +32,12 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import ANSWERED, Dialogue, Status, Token, Turn, unanswered
 from lisa_ros.server_connection import retry_after
 from lisa_ros.vlm.answer_parsing import AnswerParser
-from lisa_ros.vlm.chat_chunks import AnswerPiece, WholeCharacters
+from lisa_ros.vlm.chat_chunks import AnswerPiece, TokenProbability, WholeCharacters
 from lisa_ros.vlm.chat_completions import completions_url
 from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
 from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
 from lisa_ros.vlm.qwen_vl import QwenVL
-from lisa_ros.vlm.remote_vlm import RemoteVlm
+from lisa_ros.vlm.remote_vlm import RemoteVlm, word_tokens
 
 NAME = 'VisionReasoner-toy'
 KEY = 'sk-do-not-print-me-0123456789'
@@ -286,6 +286,17 @@ def test_half_characters_become_whole_ones(texts, whole):
     assert ''.join(piece.text for piece in joined if piece is not None) == whole
     assert joined[-1].finish_reason == 'stop'
     assert all(piece is None or is_encodable(piece.text) for piece in joined)
+
+
+def test_the_probabilities_of_both_halves_count():
+    halves = [
+        AnswerPiece(half, (TokenProbability(half, probability),))
+        for half, probability in (('\ud83d', 0.01), ('\ude00', 0.9))
+    ]
+    characters = WholeCharacters()
+    assert characters.join(halves[0]) is None
+    (word,) = word_tokens(characters.join(halves[1]))
+    assert (word.text, word.probability) == ('\U0001f600', pytest.approx(0.009))
 
 
 @pytest.mark.parametrize('event', ['retry: 3000', 'id: 7', 'event: ping', 'data:'])

@@ -76,7 +76,7 @@ def answered(tokens, masks):
 def test_a_loop_shows_its_object_a_few_times_only():
     result = answered([5, 6, *30 * [SEG, DOT]], 30 * [square(0)])
     assert 'without end' in result.reason
-    assert (result.status, len(result.masks)) == (Status.FOUND, 4)  # as found, then three repeats
+    assert (result.status, len(result.masks)) == (Status.FOUND, 5)  # as found, then four repeats
     two = answered([*30 * [7, SEG, 8, SEG]], 15 * [square(0), square(1)])
     assert (two.status, len(two.masks)) == (Status.FOUND, 8)
 
@@ -88,6 +88,26 @@ def test_objects_that_overlap_all_stay():
     row = [square(index // 2) for index in range(30)]  # each object twice, in the same words
     assert len(answered(30 * [SEG, DOT], row).masks) == 30
     assert len(answered([5, *4 * [SEG, DOT]], 4 * [square(0)]).masks) == 4
+
+
+def test_objects_in_a_row_that_overlap_their_neighbours_all_stay():
+    """A stack of bowls in the words of LISA, and a second list of distinct objects."""
+    bowls = []
+    for index in range(7):
+        logits = np.full((60, 60), -5.0, np.float32)
+        logits[6 * index : 6 * index + 24] = 5.0
+        bowls.append(replace(square(0), logits=logits))
+    assert len(answered(7 * [DOT, SEG], bowls).masks) == 7
+    objects = [square(index) for index in range(5)]
+    result = answered(10 * [DOT, SEG], [*objects, *objects])
+    assert (len(result.masks), result.reason) == (10, '')
+
+
+def test_masks_that_are_left_out_are_named():
+    tokens = [token for word in range(10, 16) for token in (SEG, DOT, SEG, word)]
+    result = answered(tokens, 12 * [square(0)])
+    assert (len(result.masks), result.status) == (10, Status.FOUND)
+    assert 'that the answer repeats were left out' in result.reason
 
 
 def test_given_seg_tokens_all_have_their_masks():

@@ -119,19 +119,20 @@ def test_a_run_out_of_patience_does_no_further_step(tmp_path, capsys):
 VALIDATED = {'validate_every': 2, 'monitor': 'metric', 'patience': 2}
 
 
-def of_val(name):
-    return RunIdentity(data={'--val': name})
-
-
-def test_a_best_score_of_other_images_does_not_count(tmp_path, capsys):
+@pytest.mark.parametrize('flag', ['--val', '--scenes'])
+def test_a_best_score_of_other_images_does_not_count(flag, tmp_path, capsys):
     """Nothing was exported until a score on other images was better, and patience counted on."""
-    train(tmp_path, of_val('easy'), until=4, task=LineTask([0.9, 0.8]), **VALIDATED)
+    train(
+        tmp_path, RunIdentity(data={flag: 'easy'}), until=4, task=LineTask([0.9, 0.8]), **VALIDATED
+    )
     assert capsys.readouterr().err.count('best score') == 0
     task = LineTask([0.5, 0.6])
-    resumed = train(tmp_path, of_val('hard'), task=task, **VALIDATED)
+    resumed = train(tmp_path, RunIdentity(data={flag: 'hard'}), task=task, **VALIDATED)
     assert (resumed.step, resumed.best_score, task.exports) == (8, 0.6, 2)
-    assert 'the best score is of another --val' in capsys.readouterr().err
-    again = train(tmp_path, of_val('hard'), task=LineTask([0.55]), **VALIDATED, steps=10)
+    assert f'the best score is of another {flag}' in capsys.readouterr().err
+    again = train(
+        tmp_path, RunIdentity(data={flag: 'hard'}), task=LineTask([0.55]), **VALIDATED, steps=10
+    )
     assert (again.best_score, again.task.exports) == (0.6, 0)
     assert 'best score' not in capsys.readouterr().err
 
@@ -157,11 +158,13 @@ def test_weights_that_no_validation_chose_are_replaced_by_those_of_the_next(tmp_
 
 
 def test_the_best_score_of_an_older_file_counts_as_before(tmp_path):
-    train(tmp_path, of_val('a'), until=2, task=LineTask([0.9]), **VALIDATED)
+    train(tmp_path, RunIdentity(data={'--val': 'a'}), until=2, task=LineTask([0.9]), **VALIDATED)
     state = torch.load(tmp_path / 'last.pt', weights_only=True)
     del state['monitor']
     torch.save(state, tmp_path / 'last.pt')
-    resumed = train(tmp_path, of_val('a'), until=4, task=LineTask([0.8]), **VALIDATED)
+    resumed = train(
+        tmp_path, RunIdentity(data={'--val': 'a'}), until=4, task=LineTask([0.8]), **VALIDATED
+    )
     assert (resumed.best_score, resumed.task.exports) == (0.9, 0)
 
 

@@ -124,7 +124,7 @@ def test_a_hub_id_has_no_version_and_a_signal_reads_the_tokens_alone(run, caplog
         assert server.clients == ['new']
         assert not server.replicas.updates
         server.replicas.served = None  # an update has left no replica
-        await server.signal(caplog, 'all replicas have the weights')
+        await server.signal(caplog, 'all replicas have the weights someone/on-the-hub')
         assert len(server.replicas.updates) == 1
 
     run(scenario, 'someone/on-the-hub')

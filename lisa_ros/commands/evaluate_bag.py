@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,8 +218,20 @@ def _evaluate_offline(
     plan, bag = _plan(options, commands), options.bags[0]
     segmenter = plan.load_segmenter()
     remove_answers(options.out)  # while its report.json shows whose they are
-    report.remove(options.out)
+    if options.skip_broken or _has_images(bag, options.topic):  # else there is no new report
+        report.remove(options.out)
     return evaluate_bag(segmenter, bag, plan, ground_truth, options.out, broken)
+
+
+def _has_images(bag: Path, topic: str | None) -> bool:
+    """Return whether an image of a bag can be read."""
+    from lisa_ros.messages.bag import read_images
+
+    try:
+        with contextlib.closing(read_images(bag, topic, on_error=lambda _: None)) as images:
+            return next(images, None) is not None
+    except DataError:
+        return False
 
 
 def _evaluate_several(options: argparse.Namespace, commands: Sequence[Command]) -> dict:
@@ -280,10 +294,11 @@ def _evaluate_live(
     from lisa_ros.evaluation.result_bag import ResultBag, answers_path, remove_answers
 
     (bag,) = options.bags
+    run_bag, topic = _live_run(options, commands, broken)
     remove_answers(options.out)  # while its report.json shows whose they are
     report.remove(options.out)
     with ResultBag(answers_path(options.out)) as results:
-        live_run, topic = _run_live(options, commands, broken)
+        live_run = run_bag()
         judge = FrameJudge(ground_truth, options.out / 'images', results, broken.add)
         cases = list(
             evaluate_live_answers(
@@ -302,10 +317,10 @@ def _evaluate_live(
     return report.write(run, options.out)
 
 
-def _run_live(
+def _live_run(
     options: argparse.Namespace, commands: Sequence[Command], broken: BrokenItems
-) -> tuple[LiveRun, str]:
-    """Play a bag to the node; return its answers and the image topic."""
+) -> tuple[Callable[[], LiveRun], str]:
+    """Return what plays a bag to the node and returns its answers, and the image topic."""
     try:
         from lisa_ros.ros.bag_player import camera_topics
         from lisa_ros.ros.live_evaluation import Playback, run_live
@@ -319,5 +334,5 @@ def _run_live(
     settings = {name: getattr(options, name) for name in (*MODEL_SETTINGS, *SOURCE_SETTINGS)}
     settings = {name: value for name, value in settings.items() if value not in (None, '')}
     log = options.out / 'node.log'
-    live_run = run_live(options.bags[0], commands, playback, settings, log, broken.add)
-    return live_run, topics['image']
+    run = partial(run_live, options.bags[0], commands, playback, settings, log, broken.add)
+    return run, topics['image']

@@ -145,7 +145,7 @@ def _read(options: argparse.Namespace, broken: BrokenItems) -> list[ImageWithQue
     from lisa_ros.datasets import checking
     from lisa_ros.datasets.llava import TextDialogue
 
-    images = checking.read_checked(options.data, broken.add, options.limit)
+    images = checking.read_checked(options.data, broken.add, options.limit, explained=False)
     refuse_broken(options.skip_broken, options.data, broken.messages, images)
     if isinstance(images[0], TextDialogue):
         raise SettingsError(f'{options.data}: text dialogues have no masks to compare with')

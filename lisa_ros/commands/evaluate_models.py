@@ -56,13 +56,22 @@ def evaluate_models(options: argparse.Namespace, evaluate_one: EvaluateOne) -> N
     Raises:
         LisaError: of the first model that could not be evaluated; the report is written.
         DataError: queries failed or could not be used, without `skip_broken`.
+        OutputError: another run uses the folder.
     """
+    from lisa_ros.evaluation import report
+    from lisa_ros.files.folder_lock import hold_folder
+
+    with hold_folder(report.ensure_folder(options.out)):
+        _evaluate_models(options, evaluate_one)
+
+
+def _evaluate_models(options: argparse.Namespace, evaluate_one: EvaluateOne) -> None:
     from lisa_ros.evaluation import report
     from lisa_ros.evaluation.comparison import ComparedRun, compare
     from lisa_ros.evaluation.isolated_run import run_isolated
     from lisa_ros.evaluation.result_bag import remove_answers
 
-    out = report.ensure_folder(options.out)
+    out = options.out
     names = unique_names([_name(model) for model in options.model])
     for folder in (out, *(out / name for name in names)):
         remove_answers(folder)  # while its report.json shows whose they are

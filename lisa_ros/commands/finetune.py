@@ -271,7 +271,10 @@ def _mixture(
         )
     samplers = {
         name: make_sampler(
-            _read(options, name, skipped), config.queries_per_image, options.words_only, on_error
+            _read(options, name, skipped, explained=True),
+            config.queries_per_image,
+            options.words_only,
+            on_error,
         )
         for name in options.data
     }
@@ -279,7 +282,7 @@ def _mixture(
 
 
 def _read(
-    options: argparse.Namespace, text: str, skipped: SkippedItems
+    options: argparse.Namespace, text: str, skipped: SkippedItems, *, explained: bool
 ) -> list[ImageWithQueries] | list[TextDialogue]:
     """Return the items of a data set, all of which can be used.
 
@@ -289,7 +292,7 @@ def _read(
     from lisa_ros.datasets.checking import read_checked
 
     errors: list[DataError] = []
-    items = read_checked(text, errors.append)
+    items = read_checked(text, errors.append, explained=explained)
     refuse_broken(options.skip_broken, text, [str(error) for error in errors], items)
     for error in errors:
         skipped.add(error)
@@ -307,7 +310,7 @@ def _validation_images(
     """
     from lisa_ros.datasets.llava import TextDialogue
 
-    images = _read(options, options.val, skipped) if options.val else []
+    images = _read(options, options.val, skipped, explained=False) if options.val else []
     if images and isinstance(images[0], TextDialogue):
         raise SettingsError(
             f'--val {options.val}: text dialogues have no masks to validate on; '

@@ -7,6 +7,7 @@ Letters: H and W are height and width of an image after its EXIF orientation is 
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +36,8 @@ def phrase(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return a name as questions have it: in lower case, with single spaces."""
-    return phrase(name).lower()
+    """Return a name to compare: in lower case, with single spaces and composed letters."""
+    return unicodedata.normalize('NFC', phrase(name)).lower()
 
 
 def unify_spellings(names: Mapping[int, str]) -> dict[int, str]:

@@ -31,7 +31,7 @@ _SILENT = 3.0  # a progress bar appears after this time [s]
 
 
 def read_checked(
-    text: str, on_error: ErrorHandler, limit: int | None = None
+    text: str, on_error: ErrorHandler, limit: int | None = None, *, explained: bool = True
 ) -> list[ImageWithQueries] | list[TextDialogue]:
     """Return the items of a data set that can be used, after a check of every item.
 
@@ -39,11 +39,12 @@ def read_checked(
         text: as in `registry.read_dataset`.
         on_error: called for each item that cannot be used; if it returns, the item is left out.
         limit: use and check only the first items; None: all.
+        explained: as in `registry.read_dataset`.
 
     Raises:
         SettingsError, DataError: as `registry.read_dataset`.
     """
-    items = registry.read_dataset(text, on_error)
+    items = registry.read_dataset(text, on_error, explained=explained)
     return check_items(items[:limit], on_error, text)
 
 

@@ -9,6 +9,7 @@ last one counts, as in LISA's code. An image with named objects has an explanati
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,9 +57,11 @@ def read_explanations(
     by_image: dict[str, list[Explanation]] = {name: [] for name in images}
     if path is None:
         return by_image
+    spelling = {unicodedata.normalize('NFC', name): name for name in by_image}
     for entry in _read_entries(path):
-        if entry.image in by_image:
-            by_image[entry.image].append(entry)
+        image = spelling.get(unicodedata.normalize('NFC', entry.image))
+        if image is not None:
+            by_image[image].append(entry)
         elif path == own:
             on_error(
                 DataError(
@@ -105,6 +108,7 @@ def with_explanations(
             is left out.
     """
     of_name = {name_key(query.text): '' for query in names}
+    known_texts = {'', *(name_key(query.text) for query in texts)}
     of_texts = ''
     for entry in entries:
         key = name_key(entry.query)
@@ -112,10 +116,10 @@ def with_explanations(
             key = next(iter(of_name))
         if key in of_name:
             of_name[key] = entry.text
-        elif texts:
+        elif texts and (key in known_texts or not names):
             of_texts = entry.text
         elif names:  # else the image has no annotations, and is skipped
-            known = ', '.join(short_repr(query.text) for query in names)
+            known = ', '.join(short_repr(query.text) for query in (*texts, *names))
             query = f'the query {short_repr(entry.query)}' if entry.query else 'no query'
             on_error(
                 DataError(

@@ -17,8 +17,8 @@ Masks can also be PNG files. The folder `kitchen/` next to `kitchen.jpg` then ha
 query, such as `red mug.png`: (H, W), not 0 on the red mug, 0 elsewhere. `images.mask_file` says
 what this means for palettes, transparency and colours.
 
-Names that differ only in case are one query ("Mug", "mug"). `explanations.py` reads the
-explanations of the answers.
+Labels that differ only in case are one query ("Mug", "mug"); two masks are an error. The module
+`explanations.py` reads the explanations of the answers.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class _Labels:
 # ---- folders
 
 
-def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> list[AnnotatedImage]:
+def read_folder(
+    folder: str | Path, on_error: ErrorHandler = raise_error, *, explained: bool = True
+) -> list[AnnotatedImage]:
     """Return the annotated images of a folder, sorted by name; skip images without annotations.
 
     It checks every JSON file, every shape and the size of every image, so that errors are found
@@ -81,6 +83,7 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
     Args:
         folder: images and annotations.
         on_error: called for each file that cannot be used; if it returns, the file is skipped.
+        explained: read the explanations, too; only a training needs them.
 
     Raises:
         DataError: no image is annotated, or `on_error` raised it; the message names the file.
@@ -94,7 +97,8 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
                     f'{path}: {images[path.stem].name} has the same stem; rename one of them'
                 )
             )
-    explanations = read_explanations(folder, [path.name for path in images.values()], on_error)
+    names = [path.name for path in images.values()]
+    explanations = read_explanations(folder, names, on_error) if explained else {}
     labels: dict[Path, _Labels] = {}
     for path in list_folder(folder, '.json'):
         if path.name != EXPLANATIONS_FILE:
@@ -111,7 +115,7 @@ def read_folder(folder: str | Path, on_error: ErrorHandler = raise_error) -> lis
     annotated = [
         AnnotatedImage(
             image,
-            with_explanations(own.texts, own.names, explanations[image.name], on_error),
+            with_explanations(own.texts, own.names, explanations.get(image.name, ()), on_error),
         )
         for image, own in sorted(labels.items())
     ]

@@ -27,7 +27,7 @@ READERS: dict[str, Callable[..., list]] = {
 
 
 def read_dataset(
-    text: str | Path, on_error: ErrorHandler = raise_error
+    text: str | Path, on_error: ErrorHandler = raise_error, *, explained: bool = True
 ) -> list[ImageWithQueries] | list[TextDialogue]:
     """Return the annotated images of a data set, or its text dialogues.
 
@@ -37,6 +37,7 @@ def read_dataset(
             `llava:llava_instruct_150k.json:train2017`.
         on_error: called for each file or entry that cannot be used; if it returns, the item is
             left out.
+        explained: read the explanations of a folder, too; only a training needs them.
 
     Raises:
         SettingsError: there are too many or too few arguments.
@@ -44,7 +45,7 @@ def read_dataset(
     """
     kind, *arguments = str(text).split(':')
     if kind not in READERS or not arguments:
-        return read_folder(text, on_error)
+        return read_folder(text, on_error, explained=explained)
     try:
         inspect.signature(READERS[kind]).bind(*arguments)
     except TypeError as error:

@@ -290,7 +290,7 @@ def open_ground_truth(text: str, bag: Path, on_error: ErrorHandler = raise_error
         return InstanceFolder(folder)
     if text.startswith('/') and not folder.exists():
         return InstanceTopic(bag, text, on_error)
-    images = registry.read_dataset(text, on_error)
+    images = registry.read_dataset(text, on_error, explained=False)
     if not images:
         raise DataError(f'{text}: nothing in it can be used')
     if isinstance(images[0], TextDialogue):

@@ -39,7 +39,7 @@ class KnownAnswer:
         Raises:
             DataError: the folder cannot be read, or no query in it has a mask.
         """
-        for annotated in read_folder(folder):
+        for annotated in read_folder(folder, explained=False):
             for query in annotated.queries:
                 if query.regions:
                     image = read_image(annotated.path)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,9 +24,10 @@ from lisa_ros.results import (
 # IoU above which two masks show one object; a mask of two objects and a mask of one of them have
 # an IoU of about 0.5
 SAME_OBJECT_IOU = 0.6
-_MAX_REPEATS = 3  # masks of objects that the answer has, after the same words, see `add_mask`
+_MAX_REPEATS = 3  # of an object after the same words, see `add_mask`
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
 _ONLY_SHOWN = 'the model found only an object that was shown before'
+_REPEATS_LEFT_OUT = 'further masks of an object that the answer repeats were left out'
 _SHOWN_LEFT_OUT = 'a mask of an object that was shown before was left out'
 
 
@@ -56,8 +56,9 @@ class AnswerBuilder:
         self._has_left_out = False  # whether a mask was left out for `excluded_masks`
         self._new_mask_at = 0  # number of tokens up to the last mask of another object
         self._mask_at = 0  # number of tokens up to the last mask
-        # how often the words since a mask have given a mask of an object that the answer has
-        self._repeats: Counter[tuple[int, ...]] = Counter()
+        # by the words before a mask: the first mask of an object, (H, W) bool, and its repeats
+        self._repeats: dict[tuple[int, ...], tuple[np.ndarray, int]] = {}
+        self._has_left_out_repeats = False
         self._start = time.perf_counter()
         self._time_to_first_mask: float | None = None  # [s]
         self._masks: list[np.ndarray] = []  # each (H, W) bool
@@ -80,8 +81,7 @@ class AnswerBuilder:
         """Add a mask; return its event, or None if the mask is left out.
 
         A model that repeats itself shows the same object again and again, after the same words,
-        until `repeated_count` ends its answer: only the first of these masks are kept. Objects
-        that overlap are named in words of their own.
+        until `repeated_count` ends its answer: only the first of these masks are kept.
 
         Args:
             mask: of an object.
@@ -96,11 +96,9 @@ class AnswerBuilder:
             return None
         if self._is_another_object(pixels):
             self._new_mask_at = len(self.token_ids)
-            self._repeats.clear()
-        elif words:  # none: typed or given [SEG]
-            self._repeats[words] += 1
-            if self._repeats[words] > _MAX_REPEATS:
-                return None
+        if self._is_repeated(words, pixels):
+            self._has_left_out_repeats = True
+            return None
         if self._time_to_first_mask is None:
             self._time_to_first_mask = time.perf_counter() - self._start
         self._masks.append(pixels)
@@ -109,6 +107,16 @@ class AnswerBuilder:
         self._score_features.append(mask.features)
         self._names.append(name)
         return MaskReady(len(self._logits) - 1, pixels, mask.logits, mask.score, name)
+
+    def _is_repeated(self, words: tuple[int, ...], pixels: np.ndarray) -> bool:
+        """Return whether the same words have shown an object more than `_MAX_REPEATS` times."""
+        if not words or not pixels.any():  # no words: a typed [SEG]
+            return False
+        first, count = self._repeats.get(words, (pixels, -1))
+        is_same = count < 0 or iou(pixels, first) > SAME_OBJECT_IOU
+        first, count = (first, count + 1) if is_same else (pixels, 0)
+        self._repeats[words] = first, count
+        return count > _MAX_REPEATS
 
     def _is_another_object(self, pixels: np.ndarray) -> bool:
         """Return whether no mask of this answer shows the object of a mask, (H, W) bool."""
@@ -145,6 +153,8 @@ class AnswerBuilder:
         reason = ''
         if self._has_left_out:
             reason = _SHOWN_LEFT_OUT if self._masks else _ONLY_SHOWN
+        elif self._has_left_out_repeats:
+            reason = _REPEATS_LEFT_OUT
         if cut_reason:
             reason = cut_reason
             status = Status.FOUND if status is Status.FOUND else Status.FAILED

@@ -214,7 +214,8 @@ def deadline_error(seconds: float) -> ProblemError:
     return ProblemError(
         Problem.DEADLINE,
         f'no answer after {seconds:.2f} s; expected one before the deadline: give a longer '
-        '"deadline" (answer_timeout of a thin node), send fewer requests, or add replicas',
+        '"deadline" (answer_timeout of a thin node; above 300 s --deadline of the server), send '
+        'fewer requests, or add replicas',
     )
 
 

@@ -21,8 +21,8 @@ from lisa_ros.serving.wire_format import Served
 
 _log = logging.getLogger(__name__)
 _NO_VERSION = (
-    ', as far as is known: the model is no local folder; to load newer ones, start the server '
-    'again, or let --model be a link to a folder'
+    ', as far as is known: the model is no local folder; start the server again to load newer '
+    'ones, and to read a changed --lock or key file'
 )
 
 
@@ -105,7 +105,7 @@ class Updates:
         plan = dataclasses.replace(self._replica, served=served, folder=location.folder)
         async with self._deploying:
             await asyncio.to_thread(self._replicas.update, plan)
-        _log.info('all replicas have the weights %s', served.version[:12])
+        _log.info('all replicas have the weights %s', served.version[:12] or served.model)
 
     def _result(self) -> str:
         """Say what an update that failed has left."""

@@ -42,9 +42,9 @@ _ABOUT_THE_PAST = re.compile(
 _ABOUT_NOW = re.compile(r'^where (?:is|are)\b', re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:the last time|last time|last|seen|before)$', re.IGNORECASE)
 _SIDES = {'left', 'right'}
-_WITH_SIDES = {*_SIDES, 'side', 'hand', 'and', 'or'}  # "right-hand side", "left and right"
+_WITH_SIDES = {*_SIDES, 'side', 'and', 'or'}  # "left side", "left and right"
 _PLACE_WORDS = {
-    *('on', 'onto', 'in', 'into', 'inside', 'outside', 'at', 'of', 'off', 'by', 'to', 'from'),
+    *('on', 'onto', 'in', 'into', 'inside', 'outside', 'at', 'of', 'by', 'to', 'from'),
     *('with', 'near', 'next', 'behind', 'under', 'underneath', 'beneath', 'over', 'above'),
     *('below', 'between', 'beside', 'against', 'around', 'across', 'along', 'after', 'opposite'),
     *('that', 'which', 'who', 'for', 'here', 'there', 'now', 'again', 'today', 'yesterday'),
@@ -251,7 +251,9 @@ def _words(name: str) -> list[str]:
     words, places = [], []  # the words, and those that may tell a place
     for compound in re.findall(r'\w+(?:-\w+)*', name.lower()):
         parts = [word for word in compound.split('-') if word not in _ARTICLES]
-        may_tell_place = parts == [compound] or compound.split('-')[0] in _SIDES
+        if compound in ('left-hand', 'right-hand'):  # "left-hand side", "left-hand drawer"
+            parts.pop()
+        may_tell_place = len(parts) == 1
         words += parts
         places += parts if may_tell_place else [''] * len(parts)  # not "built-in oven"
     ends = (i for i in range(1, len(words)) if _is_place(places[i:]))

@@ -29,6 +29,7 @@ from lisa_ros.files.json_schema import (
 )
 from lisa_ros.training.run_identity import RunIdentity
 
+_VALIDATION_FLAGS = ('--val', '--scenes')  # of a fine-tuning, of a training from scratch
 STATE_FILE = 'last.pt'
 
 # Field of RunState -> its key in the file. Do not change the keys: old runs must load.
@@ -186,6 +187,7 @@ class RunState:
             return 'the exported weights were not chosen by a validation'
         if self.monitor not in (_UNKNOWN, monitor):
             return f'the best score is one of --monitor {self.monitor}, not of {monitor}'
-        before, now = (own.data.get('--val') for own in (self.identity, identity))
-        is_same = None in (before, now) or before == now  # None: unknown
-        return '' if is_same else 'the best score is of another --val'
+        before, now = self.identity.data, identity.data
+        known = (flag for flag in _VALIDATION_FLAGS if flag in before and flag in now)
+        changed = [flag for flag in known if before[flag] != now[flag]]
+        return f'the best score is of another {changed[0]}' if changed else ''

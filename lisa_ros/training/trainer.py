@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lisa_ros.errors import DataError
+from lisa_ros.errors import DataError, OutputError
 from lisa_ros.files.folder_lock import hold_folder
 from lisa_ros.training import plots
 from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
@@ -105,6 +105,7 @@ class Trainer:
         self.minutes = 0.0  # training time so far, without pauses between calls
         if (run / STATE_FILE).exists():
             self._resume()
+        self._saved_at = self._state_time()
         self._schedulers = make_schedulers(config, self.optimizers, self.step)
 
     # ---- the loop
@@ -117,13 +118,18 @@ class Trainer:
 
         Raises:
             DataError: a loss or a gradient is not finite, or the task raised it.
-            OutputError: another process trains in this folder.
+            OutputError: another process trains in this folder, or has done so meanwhile.
         """
         last = min(until or self.config.steps, self.config.steps)
         start = time.monotonic() - 60 * self.minutes
         smoothed: dict[str, float] = {}
         lock = hold_folder(self.run) if self.rank == 0 else contextlib.nullcontext()
         with lock, self._progress(last) as progress, stop_on_signal() as stop:
+            if self.rank == 0 and self._state_time() != self._saved_at:
+                raise OutputError(
+                    f'{self.run}: another run has trained here since this one began to load; '
+                    'start again, to go on from its last step'
+                )
             if not self._is_validated:  # an earlier call ended during the validation of this step
                 self._log_validation(smoothed, progress)
                 self.save()
@@ -336,6 +342,13 @@ class Trainer:
             identity=self._identity,
             monitor=self.config.monitor,
         ).save(self.run)
+
+        self._saved_at = self._state_time()
+
+    def _state_time(self) -> int | None:
+        """Return when the state in the folder was saved [ns]; None: there is none."""
+        path = self.run / STATE_FILE
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def _resume(self) -> None:
         state = RunState.load(self.run, self.device)

@@ -41,6 +41,7 @@ class WholeCharacters:
 
     def __init__(self) -> None:
         self._text = self._reasoning = ''  # first halves that are held back
+        self._tokens: tuple[TokenProbability, ...] = ()  # theirs
 
     def join(self, piece: AnswerPiece) -> AnswerPiece | None:
         """Return a piece in whole characters; None: it has only a first half."""
@@ -49,9 +50,11 @@ class WholeCharacters:
         reasoning, self._reasoning = _whole(
             self._reasoning + piece.reasoning, is_end or bool(text)
         )
+        tokens, self._tokens = (*self._tokens, *piece.tokens), ()
         if not (text or reasoning or is_end):
+            self._tokens = tokens
             return None
-        return replace(piece, text=text, reasoning=reasoning)
+        return replace(piece, text=text, reasoning=reasoning, tokens=tokens)
 
 
 def _whole(text: str, is_end: bool) -> tuple[str, str]:

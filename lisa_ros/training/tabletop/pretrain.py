@@ -11,6 +11,7 @@ answers, written at each validation), `tokenizer/` and `model/` (the exported EM
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
@@ -79,8 +80,11 @@ class PretrainTask:
         self.lisa, self.tokenizer = start.lisa, start.tokenizer
         # what a resumed run must have in common: with LoRA the weights of the start model
         frozen = ((n, p) for n, p in self.lisa.named_parameters() if not p.requires_grad)
+        val_set = SceneSet.load(scenes / 'val', limit=MAX_SCENES)
         self.identity = RunIdentity(
-            str(config.init_from or 'random weights'), sample_weights(frozen)
+            str(config.init_from or 'random weights'),
+            sample_weights(frozen),
+            data={'--scenes': f'{len(val_set)} to validate on ({zlib.crc32(val_set.ids):08x})'},
         )
         self.heads = AuxiliaryHeads(self.lisa.config, self.tokenizer)
         self.module = nn.ModuleDict({'lisa': self.lisa, 'heads': self.heads}).to(device)
@@ -95,7 +99,7 @@ class PretrainTask:
             self.lisa,
             self.heads,
             self.tokenizer,
-            SceneSet.load(scenes / 'val', limit=MAX_SCENES),
+            val_set,
             bf16=config.trainer.bf16,
         )
 
