@@ -242,7 +242,7 @@ def test_a_mask_without_depth_is_an_error(files, rgbd_input, capsys):
         ({'--mask': 'image.png'}, 'has 3 channels'),
         ({'--mask': 'empty.png'}, 'has 0 values above 0'),
         ({'--at': ['1']}, '--at is not for --image'),
-        ({'--out': 'image.png'}, 'cannot be written to'),
+        ({'--out': 'image.png'}, 'cannot be written (Not a directory)'),
     ],
 )
 def test_an_error_that_the_user_can_fix_is_one_line(change, message, files, capsys):

@@ -304,7 +304,7 @@ def action_servers(node: Node, action: str) -> frozenset[bytes]:
         node: that has the client; its remappings count.
         action: name, relative to the node's namespace, or absolute.
     """
-    names = {action, node.resolve_topic_name(action)}  # the client of ROS 2 Humble is not remapped
+    names = {action, node.resolve_topic_name(action)}  # as rcl_action may or may not do
     return frozenset(
         bytes(endpoint.endpoint_gid)
         for name in names
