@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rclpy.action import ActionClient
+from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
 from rclpy.task import Future
 from std_msgs.msg import Header
@@ -300,13 +301,19 @@ class LisaClient:
 def action_servers(node: Node, action: str) -> frozenset[bytes]:
     """Return the ids of the servers in the ROS graph that a client of an action may talk to.
 
+    Whether remappings of the node count for its action clients depends on the version of rcl: the
+    subscriptions of the client tell its name.
+
     Args:
-        node: that has the client; its remappings count.
+        node: that has the client.
         action: name, relative to the node's namespace, or absolute.
     """
-    names = {action, node.resolve_topic_name(action)}  # as rcl_action may or may not do
+    name, namespace = node.get_name(), node.get_namespace()
+    names = {expand_topic_name(action, name, namespace), node.resolve_topic_name(action)}
+    topics = {f'{full_name}/_action/status' for full_name in names}
+    own = {topic for topic, _ in node.get_subscriber_names_and_types_by_node(name, namespace)}
     return frozenset(
         bytes(endpoint.endpoint_gid)
-        for name in names
-        for endpoint in node.get_publishers_info_by_topic(f'{name}/_action/status')
+        for topic in topics & own or topics
+        for endpoint in node.get_publishers_info_by_topic(topic)
     )
