@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire format of a served model: queries, answers, events and masks keep what they carry."""
 
+import base64
 import json
 from dataclasses import replace
 
@@ -26,7 +27,12 @@ from lisa_ros.results import (
     unanswered,
 )
 from lisa_ros.serving import wire_format
-from lisa_ros.serving.mask_coding import decode_rle_text, encode_rle_text
+from lisa_ros.serving.mask_coding import (
+    decode_png_text,
+    decode_rle_text,
+    encode_png_text,
+    encode_rle_text,
+)
 from lisa_ros.serving.problems import Problem, ProblemError
 from lisa_ros.serving.query_format import MaskFormat, RawImage, SegmentQuery, query_json
 from lisa_ros.serving.query_reading import QueryLimits, parse_query
@@ -313,3 +319,12 @@ def test_any_json_is_a_query_or_a_problem(value):
     except ProblemError:
         return
     assert value['command'].strip()
+
+
+def test_a_chunk_of_a_mask_that_claims_gigabytes_is_refused():
+    """OpenCV would allocate them."""
+    png = bytearray(base64.b64decode(encode_png_text(np.ones((6, 9), bool))))
+    start = png.index(b'IDAT') - 4
+    png[start : start + 4] = (0x7FFF_FFFF).to_bytes(4, 'big')
+    with pytest.raises(ImageError, match=r"is damaged \(its chunk b'IDAT' ends after"):
+        decode_png_text(base64.b64encode(png).decode(), (6, 9))

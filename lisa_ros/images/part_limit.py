@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A limit on the segments of a JPEG and the chunks of a PNG, before Pillow reads them. Any thread.
+"""Limits on the segments of a JPEG and the chunks of a PNG, before they are read. Any thread.
 
 Pillow reads each part of a file in Python. A file of 30 MB with parts of a few bytes would keep a
 core busy for 20 s. Files of cameras and editors have less than a hundred parts, and a PNG one for
@@ -23,6 +23,19 @@ def check_parts(content: bytes) -> None:
     for number, _ in enumerate(_parts(content)):
         if number >= limit:
             raise ValueError(f'it has more than {limit} parts; expected fewer, and larger ones')
+
+
+def check_chunk_sizes(png: bytes) -> None:
+    """Raise a ValueError if a chunk of a PNG claims more bytes than follow.
+
+    OpenCV allocates what a chunk claims, up to 4 GB, before it reads the bytes.
+    """
+    position, name = len(_PNG_START), b''
+    while name != b'IEND' and position + 8 <= len(png):
+        name = png[position + 4 : position + 8]
+        position += 12 + int.from_bytes(png[position : position + 4], 'big')
+        if position > len(png):
+            raise ValueError(f'its chunk {name!r} ends after {position} of {len(png)} bytes')
 
 
 def _parts(content: bytes) -> Iterator[int]:

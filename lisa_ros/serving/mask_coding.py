@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from lisa_ros.errors import ImageError
+from lisa_ros.images.part_limit import check_chunk_sizes
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS, check_image_size
 
 _OFFSET, _BITS, _MORE, _NEGATIVE = 48, 5, 0x20, 0x10
@@ -129,6 +130,10 @@ def decode_png_text(text: str, size: tuple[int, int]) -> np.ndarray:
             f'a mask has {width} x {height} pixels; expected {size[1]} x {size[0]}: send the mask '
             'of this image'
         )
+    try:
+        check_chunk_sizes(data)
+    except ValueError as error:
+        raise ImageError(f'the PNG of a mask is damaged ({error}): send it again') from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if pixels is None or pixels.shape != size:
         raise ImageError('the PNG of a mask is damaged: send it again')
