@@ -169,13 +169,19 @@ def test_standing_queries_of_several_cameras_take_turns(cameras):
     assert max(counts) - min(counts) <= 1, cameras.model.calls
 
 
-def test_a_requery_runs_once_and_yields(cameras):
+def with_running_requery(cameras):
+    """Return camera a, after the answer to "the mug" and while the model is asked again."""
     a = cameras['a']
     cameras.model.go.release(1)
     a.submit_command('the mug')
     cameras.listener.wait(1)
     a.requery()
     wait(lambda: len(cameras.model.calls) == 2)
+    return a
+
+
+def test_a_requery_runs_once_and_yields(cameras):
+    a = with_running_requery(cameras)
     a.requery()  # one is pending already
     a.submit_command('the bowl')
     wait(lambda: len(cameras.model.calls) == 3)
@@ -188,12 +194,7 @@ def test_a_requery_runs_once_and_yields(cameras):
 
 
 def test_a_requery_that_gave_way_to_a_failure_runs_again(cameras):
-    a = cameras['a']
-    cameras.model.go.release(1)
-    a.submit_command('the mug')
-    cameras.listener.wait(1)
-    a.requery()
-    wait(lambda: len(cameras.model.calls) == 2)
+    a = with_running_requery(cameras)
     request = goal('the bowl', cameras.listener)
     a.submit_goal(request)
     wait(lambda: len(cameras.model.calls) == 3)
@@ -203,12 +204,7 @@ def test_a_requery_that_gave_way_to_a_failure_runs_again(cameras):
 
 
 def test_stop_ends_a_requery(cameras):
-    a = cameras['a']
-    cameras.model.go.release(1)
-    a.submit_command('the mug')
-    cameras.listener.wait(1)
-    a.requery()
-    wait(lambda: len(cameras.model.calls) == 2)
+    a = with_running_requery(cameras)
     assert a.stop() == ["the repeated query 'the mug'"]
     wait(lambda: not a.is_busy)
     cameras.add_frame('a', 2)
