@@ -756,3 +756,18 @@ def test_the_process_ends_with_its_parent_even_while_it_hangs(tmp_path):
 )
 def test_the_end_of_a_process_is_told_in_words(status, words):
     assert describe_exit(status) == words
+
+
+def test_a_child_ends_although_its_supervisor_is_closed_when_it_has_just_loaded(make, monkeypatch):
+    supervisor = worker_supervisor.WorkerSupervisor
+    note_loaded, loaded = supervisor._note_loaded, []
+
+    def close_and_note(self, worker, *reply):
+        loaded.append(worker)
+        self.close(timeout=0)
+        note_loaded(self, worker, *reply)
+
+    monkeypatch.setattr(supervisor, '_note_loaded', close_and_note)
+    make()
+    (worker,) = loaded
+    wait(lambda: worker.wait(0))
