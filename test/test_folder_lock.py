@@ -14,6 +14,7 @@ from lisa_ros.errors import OutputError
 from lisa_ros.evaluation.bag_job import BagJob, BatchPlan
 from lisa_ros.evaluation.batch import evaluate_bags
 from lisa_ros.files.folder_lock import hold_folder
+from lisa_ros.files.output import check_output_folder
 from lisa_ros.training.trainer import Trainer
 
 HOLDER = """
@@ -48,6 +49,8 @@ def test_a_folder_of_another_run_is_refused_until_its_process_is_killed(holder, 
     with pytest.raises(OutputError, match=expected):
         evaluate_bags([BagJob('a', tmp_path / 'a.mcap')], BatchPlan('m', ()), tmp_path)
     assert (tmp_path / '.part-a-worker').is_dir()
+    with pytest.raises(OutputError, match=expected):
+        check_output_folder(tmp_path)  # which commands call before they load a model
     assert not (tmp_path / 'last.pt').exists()
     holder.kill()
     holder.wait()  # its child still runs
@@ -70,7 +73,20 @@ def test_a_folder_is_free_again_after_a_run_and_after_its_failure(tmp_path):
             pass
         raise ValueError('broken')
     with hold_folder(tmp_path), hold_folder(tmp_path.parent):
-        pass
+        check_output_folder(tmp_path)  # of the process's own run, which keeps the lock
+        command = [sys.executable, '-c', HOLDER, tmp_path]
+        second = subprocess.run(command, input=b'', capture_output=True, check=False)
+        assert f'process {os.getpid()} '.encode() in second.stderr
+
+
+def test_a_second_fine_tuning_is_refused_before_it_loads_a_model(holder, tmp_path):
+    (tmp_path / 'skipped.txt').write_text('of the first run\n')
+    options = ('--model', 'missing', '--data', 'missing', '--skip-broken')
+    command = [sys.executable, '-m', 'lisa_ros', 'finetune', *options, '--out', tmp_path]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode
+    assert f'a run of process {holder.pid} ' in second.stderr
+    assert (tmp_path / 'skipped.txt').read_text() == 'of the first run\n'
 
 
 @pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP])

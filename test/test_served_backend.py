@@ -406,6 +406,14 @@ def _refused(problem, retry_after=None, detail='not now'):
     return fault
 
 
+def _late(fault):
+    def late_fault(handler):
+        time.sleep(0.2)
+        return fault(handler)
+
+    return late_fault
+
+
 def _other(status, kind, content):
     def fault(handler):
         handler._send(status, kind, content)
@@ -790,6 +798,20 @@ def test_a_request_that_finds_the_server_gone_gets_the_fallback_within_its_time(
     assert options.answer_timeout < LONG
     events = both.stream(GRAY, Query('it'), OPTIONS, threading.Event())
     assert isinstance([*events][-1], Done)
+
+
+def test_a_fallback_that_takes_too_long_names_the_time_of_both(server, connect, tmp_path):
+    script = tmp_path / 'script.json'
+    script.write_text(json.dumps(REPLIES))
+    with contextlib.closing(ProcessBackend(f'scripted:{script}', LoadOptions())) as local:
+        both = FallbackBackend(connect(server.url), local, 'lisa-tabletop')
+        server.faults += [_late(_refused(Problem.NOT_READY, 0))] * 3
+        _, result = ask(both, 'slow', options=InferenceOptions(answer_timeout=2.0))
+    assert result.status is Status.TIMED_OUT
+    assert re.search(
+        r'answer_timeout: 1\.\d+ s\).* in what was left of answer_timeout \(2 s\):.*no capacity',
+        result.reason,
+    )
 
 
 def test_one_of_a_batch_that_the_server_loses_is_asked_again(server, connect):

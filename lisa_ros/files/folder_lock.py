@@ -52,6 +52,24 @@ def hold_folder(folder: Path) -> Iterator[None]:
                 os.close(descriptor)
 
 
+def check_not_held(folder: Path) -> None:
+    """Check that no other process holds a folder, which may be missing; nothing is written.
+
+    Raises:
+        OutputError: another run uses it.
+    """
+    path = folder.resolve() / _LOCK_FILE
+    with _held_guard, contextlib.suppress(OSError):  # `hold_folder` warns of a missing lock
+        if path in _held:
+            return  # closing the file here would end the lock
+        with path.open('rb', buffering=0) as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                owner = file.read(_MAX_OWNER).decode(errors='replace')
+                raise _in_use(folder, owner.strip() or 'another process') from None
+
+
 def _lock(path: Path, folder: Path) -> int | None:
     """Return the descriptor that holds the lock; None: the file system has none.
 

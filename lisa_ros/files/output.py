@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lisa_ros.errors import OutputError
+from lisa_ros.files.folder_lock import check_not_held
 
 
 def check_output_file(path: Path, cure: str) -> None:
@@ -40,8 +41,9 @@ def check_output_folder(path: Path, cure: str = 'give another --out') -> None:
         cure: ends the message.
 
     Raises:
-        OutputError: they cannot.
+        OutputError: they cannot, or a run of another process uses the folder.
     """
+    check_not_held(path)
     try:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         tempfile.TemporaryFile(dir=existing).close()

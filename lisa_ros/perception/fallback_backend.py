@@ -147,7 +147,7 @@ class FallbackBackend:
             cause = first.result.reason
         remaining = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
         events = self._second.stream(image, query, remaining, cancel)
-        return (self._marked(event, cause) for event in events)
+        return (self._marked(event, cause, options.answer_timeout) for event in events)
 
     def stream_batch(
         self, requests: Sequence[BatchRequest], options: InferenceOptions
@@ -162,7 +162,7 @@ class FallbackBackend:
         begun = set()
         for number, event in current.stream_batch(requests, options):
             if current is self._second:
-                yield number, self._marked(event, cause)
+                yield number, self._marked(event, cause, options.answer_timeout)
             elif number in begun or not _is_unreachable(event):
                 begun.add(number)
                 yield number, event
@@ -173,12 +173,20 @@ class FallbackBackend:
         is_unreachable = self._first.health.state is HealthState.UNREACHABLE
         return self._second if is_unreachable else self._first
 
-    def _marked(self, event: Event, cause: str) -> Event:
-        """Return an event of the second model; its result says why it answered."""
+    def _marked(self, event: Event, cause: str, limit: float | None) -> Event:
+        """Return an event of the second model; its result says why it answered.
+
+        Args:
+            event: of the second model.
+            cause: why the first one gave nothing.
+            limit: `answer_timeout` of both models together [s]; None: none.
+        """
         if not isinstance(event, Done):
             return event
-        result = event.result
-        reasons = filter(None, (result.reason, f'answered by {self._second_name}: {cause}'))
+        result, by = event.result, f'answered by {self._second_name}'
+        if result.status is Status.TIMED_OUT and limit is not None:
+            by += f' in what was left of answer_timeout ({limit:.3g} s)'
+        reasons = filter(None, (result.reason, f'{by}: {cause}'))
         return Done(dataclasses.replace(result, reason='; '.join(reasons)))
 
 
