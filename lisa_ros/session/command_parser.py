@@ -2,14 +2,13 @@
 """Parse commands: kind (query, standing query, "stop"), query text and addressed cameras.
 
 "find the red mug" is a query and is answered once. "watch: the red mug" is a standing query: it
-is answered again for every new image until "stop". "stop" and "cancel" end running and waiting
-commands at once. "please" changes nothing before "watch:" and beside "stop".
+is answered again for every new image until "stop". "stop", "cancel", "halt" and "abort" end
+running and waiting commands at once. "please" changes nothing before "watch:" and beside "stop".
 """
 
 from __future__ import annotations
 
 import enum
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,18 @@ from dataclasses import dataclass
 STOP = {
     'stop', 'stop it', 'stop that', 'stop this', 'stop watching', 'cancel', 'cancel it',
     'cancel that', 'cancel this', 'never mind',
-}  # fmt: skip
+}  # of a vocabulary  # fmt: skip
 POLITE_WORDS = ('please',)
+# Texts that mean one of STOP: "okay, stop now", "no, cancel everything", "stop watching the mug".
+# "stop sign" and "the stop button" are things to find.
+_BEFORE_STOP = r'please|ok|okay|no|hey|now|oh|wait|just|robot|lisa'
+_STOP = r'(?:stop|cancel|halt|abort)(?: (?:it|that|this|them|all|everything))?|never ?mind'
+_AFTER_STOP = r'please|ok|okay|now|immediately|robot|lisa'
+_STOPS = re.compile(
+    rf'(?:(?:{_BEFORE_STOP}) )*'
+    rf'(?:(?:{_STOP})(?: (?:{_STOP}|{_AFTER_STOP}))*'
+    r'|stop (?:watching|tracking|following|searching|looking)(?: .+)?)'
+)
 _WATCH = 'watch:'
 _POLITE_WATCH = re.compile(rf'(?:(?:{"|".join(POLITE_WORDS)})[\s,]+)*watch\s*:', re.IGNORECASE)
 
@@ -50,10 +59,9 @@ def parse_command(command: str) -> ParsedCommand:
 
 
 def _is_stop(text: str) -> bool:
-    """Return whether a text is one of `STOP`; "please" and repeated words do not count."""
+    """Return whether a text means one of `STOP`, and nothing else."""
     words = re.sub(r"[^\w':]+", ' ', text.lower()).split()
-    spoken = [word for word in words if word not in POLITE_WORDS]
-    return ' '.join(word for word, _ in itertools.groupby(spoken)) in STOP
+    return _STOPS.fullmatch(' '.join(words)) is not None
 
 
 def select_cameras(command: str, cameras: Sequence[str]) -> tuple[tuple[str, ...], str]:
