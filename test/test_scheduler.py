@@ -670,6 +670,58 @@ def test_a_jump_back_in_time_drops_the_older_messages(run):
     assert (frame.image, frame.depth) == ('image 0', 'depth 0')
 
 
+@pytest.mark.parametrize('depth_delay', [0, 2, 4])  # [frames]
+@pytest.mark.parametrize(
+    'order',
+    [
+        [1, 0, 3, 2, 5, 4, 7, 6, 9, 8],  # pairs are exchanged
+        [0, 1, 2, 3, 5, 6, 7, 4, 8, 9],  # one is late
+        [2, 1, 0, 5, 4, 3, 8, 7, 6, 9],
+    ],
+)
+def test_messages_out_of_order_keep_their_depth(order, depth_delay):
+    frames = FrameBuffer(8)
+    for number, k in enumerate(order):
+        frames.add_image(k * 33 * MS, k, number / 30)
+        if number >= depth_delay:
+            depth = order[number - depth_delay]
+            frames.add_depth(depth * 33 * MS, depth)
+            frame = frames.newest_frame(0.01)
+            assert frame.depth == frame.image
+            assert frame.image >= max(order[: number + 1]) - depth_delay - 3
+    assert frames.newest_frame(0.01, prefers_depth=False).image == 9
+
+
+def test_a_clock_that_is_set_back_a_little_starts_again_at_the_second_image():
+    frames = FrameBuffer(8)
+    for number, k in enumerate([20, 21, 22, 10, 11]):  # back by 0.4 s
+        frames.add_image(k * 33 * MS, k, number / 30)
+    assert frames.newest_frame(0.01).image == 11
+    frames.add_image(int(10.5 * 33) * MS, 'late', 1)
+    frames.add_image(12 * 33 * MS, 12, 1)
+    assert frames.newest_frame(0.01).image == 12
+
+
+def test_a_standing_query_goes_on_after_the_clock_is_set_back_a_little(run):
+    scheduler, model, listener, _ = run(watch_rate=1000.0)
+    scheduler.set_standing_query('the mug')
+    for count, moment in enumerate([9.0, 8.7, 8.8, 8.9], 1):
+        scheduler.add_image(seconds(moment), count)
+        if count != 2:  # it may be out of order: the next one shows whether it is
+            listener.wait(count - (count > 2))
+    assert [frame.image for frame in model.frames] == [1, 3, 4]
+
+
+def test_an_image_that_is_later_than_all_that_are_kept_is_dropped():
+    frames = FrameBuffer(4)
+    for number, k in enumerate([10, 11, 12, 13, 2, 14, 12.5]):
+        frames.add_image(int(k * 33) * MS, k, number / 30)
+    frames.add_depth(2 * 33 * MS, 'of the dropped')
+    assert frames.newest_frame(0.01).depth is None
+    frames.add_depth(int(12.5 * 33) * MS, 'late')
+    assert (frames.newest_frame(0.01).image, frames.newest_frame(0.01).depth) == (12.5, 'late')
+
+
 def test_a_command_that_waits_for_the_first_image_gets_its_depth_and_camera_info(run):
     """They arrive a moment later: answered at once, it would have no 3D position."""
     scheduler, model, listener, _ = run()
@@ -1471,7 +1523,7 @@ def test_the_last_image_of_a_simulation_that_has_ended_is_refused(run):
     assert listener.wait(4)[3] == ('new', Status.FOUND)
 
 
-@pytest.mark.parametrize('stamps', [(0, 0, 0), (7, 7, 7), (9, 8, 9)])
+@pytest.mark.parametrize('stamps', [(0, 0, 0), (7, 7, 7), (seconds(9), seconds(8), seconds(9))])
 def test_each_image_is_a_new_frame_whatever_its_stamp(run, stamps):
     scheduler, model, listener, _ = run(watch_rate=1000.0)
     scheduler.set_standing_query('the mug')

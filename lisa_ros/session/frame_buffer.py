@@ -6,6 +6,7 @@ Threads: every method may be called from any thread; each holds a lock for micro
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import threading
@@ -19,6 +20,9 @@ _FIRST_DEPTH_WAIT = 0.1  # how long the first image waits for its depth and came
 # The moments of images with one stamp may run ahead of the next stamp by this: stamps in whole
 # seconds repeat [ns]
 _MAX_LEAD = 1_000_000_000
+# A message older than the newest by less than this came out of order; an older one means that a
+# bag restarted [ns]
+_MAX_LATENESS = 1_000_000_000
 _MIN_RESTART_INTERVAL = 1.0  # between two images that count as a first one [s]
 
 
@@ -80,18 +84,49 @@ class _MessageRing:
     def __init__(self, capacity: int):
         self.entries: deque[tuple[int, Any]] = deque(maxlen=capacity)
         # When the first message came, since the start or since time went back [s, monotonic]. With
-        # two cameras on one topic time goes back at every second message: then at most one new
+        # two cameras on one topic time may go back at every second message: then at most one new
         # start a second.
         self.first_arrival = math.inf
+        self._late: tuple[int, Any] | None = None  # the last message, if it came out of order
 
     def add(self, stamp: int, message: Any) -> None:
-        if self.entries and stamp < self.entries[-1][0]:
-            self.entries.clear()  # time went back: a bag restarted, older messages do not match
-        if not self.entries:
-            now = time.monotonic()
-            if math.isinf(self.first_arrival) or now - self.first_arrival > _MIN_RESTART_INTERVAL:
-                self.first_arrival = now
-        self.entries.append((stamp, message))
+        """Add a message; one that came out of order takes its place.
+
+        Time went back, and older messages do not match, if the stamp is older by `_MAX_LATENESS`,
+        or if a second message in a row is late and follows the first one: the clock was set.
+        """
+        entry, late = (stamp, message), self._late
+        self._late = None
+        if not self.entries or stamp >= self.entries[-1][0]:
+            if not self.entries:
+                self._note_start()
+            self.entries.append(entry)
+        elif self.entries[-1][0] - stamp >= _MAX_LATENESS:
+            self._start_again(entry)
+        elif late is not None and stamp >= late[0]:
+            self._start_again(late, entry)
+        else:
+            self._late = entry
+            self._insert(entry)
+
+    def _insert(self, entry: tuple[int, Any]) -> None:
+        """Insert a late message behind those of its stamp; too late for a full ring: drop it."""
+        place = bisect.bisect_right([stamp for stamp, _ in self.entries], entry[0])
+        if len(self.entries) < self.entries.maxlen:
+            self.entries.insert(place, entry)
+        elif place:
+            self.entries.popleft()
+            self.entries.insert(place - 1, entry)
+
+    def _start_again(self, *entries: tuple[int, Any]) -> None:
+        self.entries.clear()
+        self._note_start()
+        self.entries.extend(entries)
+
+    def _note_start(self) -> None:
+        now = time.monotonic()
+        if math.isinf(self.first_arrival) or now - self.first_arrival > _MIN_RESTART_INTERVAL:
+            self.first_arrival = now
 
     def nearest(self, stamp: int, tolerance: float) -> tuple[int, Any] | None:
         """Return the (stamp, message) nearest to a stamp, None beyond the tolerance [s].
