@@ -397,7 +397,12 @@ def test_commands_due_after_the_end_of_the_bag_are_reported(frames, tmp_path, ca
 
 
 @pytest.mark.parametrize('mode', [CompressionMode.MESSAGE, CompressionMode.FILE])
-def test_a_bag_that_needs_its_metadata_says_how_to_restore_it(mode, frames, tmp_path):
+def test_a_compressed_bag_without_its_metadata_is_read(mode, frames, tmp_path):
     bag = without_metadata(write(tmp_path / 'bag', frames[:1], StoragePlugin.SQLITE3, mode))
+    assert [image.stamp for image in bags.read_images(bag)] == [frames[0].stamp]
+
+
+def test_a_folder_without_files_of_a_bag_says_how_to_restore_them(tmp_path):
+    (tmp_path / 'bag').mkdir()
     with pytest.raises(DataError, match='ros2 bag reindex'):
-        next(bags.read_images(bag))
+        next(bags.read_images(tmp_path / 'bag'))

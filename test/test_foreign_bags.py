@@ -101,6 +101,34 @@ def test_a_part_that_a_killed_recording_did_not_list_is_read(tmp_path):
     assert stamps_and_errors(bag) == (STAMPS, [])
 
 
+@pytest.mark.parametrize('metadata', [None, '', 'as it was'])
+@pytest.mark.parametrize('compressed', [(), (0,), (1,), (0, 1)])
+def test_a_recording_that_was_killed_while_it_compressed_its_files_is_read(
+    compressed, metadata, tmp_path
+):
+    bag = split(tmp_path / 'bag', FRAMES)
+    for number in compressed:
+        plain = bag / f'bag_{number}.db3'
+        plain.with_name(f'{plain.name}.zstd').write_bytes(zstd.compress(plain.read_bytes()))
+        plain.unlink()
+    if metadata is None:
+        (bag / 'metadata.yaml').unlink()
+    elif not metadata:
+        (bag / 'metadata.yaml').write_text(metadata)
+    assert stamps_and_errors(bag) == (STAMPS, [])
+
+
+@pytest.mark.parametrize('has_metadata', [True, False])
+def test_a_compressed_copy_that_is_cut_gives_way_to_its_original(has_metadata, tmp_path):
+    bag = split(tmp_path / 'bag', FRAMES)
+    original = bag / 'bag_1.db3'
+    copy = zstd.compress(original.read_bytes())
+    original.with_name('bag_1.db3.zstd').write_bytes(copy[: len(copy) // 2])
+    if not has_metadata:
+        (bag / 'metadata.yaml').unlink()
+    assert stamps_and_errors(bag) == (STAMPS, [])
+
+
 @pytest.mark.parametrize('mode', [CompressionMode.MESSAGE, CompressionMode.FILE])
 def test_a_compressed_bag_with_an_edited_quality_of_service_is_read(mode, tmp_path):
     bag = edit(write(tmp_path / 'bag', FRAMES, MCAP, mode), EDITS['a quality of service'])

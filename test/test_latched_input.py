@@ -184,6 +184,25 @@ def test_a_played_bag_latches_what_was_latched_when_it_was_recorded(peer, tmp_pa
     player.stop()
 
 
+@pytest.mark.parametrize(
+    'name', ['RealsenseMetadata', 'other_msgs/Name', '/msg/Name', 'a.b/msg/C']
+)
+def test_a_topic_of_an_odd_type_is_not_played_and_the_others_are(name, peer, tmp_path):
+    store = get_typestore(Stores.ROS2_JAZZY)
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = [
+            writer.add_connection('/odd', name, msgdef='int32 a', rihs01=f'RIHS01_{0:064}'),
+            writer.add_connection('/info', 'sensor_msgs/msg/CameraInfo', typestore=store),
+        ]
+        for connection in connections:
+            writer.write(connection, 1, serialize_message(INFO))
+    player = BagPlayer(peer.node, tmp_path / 'bag')
+    player.start()
+    player.wait()
+    player.stop()
+    assert player.sent == {'/info': 1}
+
+
 def test_a_pause_does_not_count_for_the_rate_of_an_input(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(inputs.time, 'monotonic', lambda: now[0])

@@ -70,8 +70,7 @@ def open_storages(
         paths = [bag] if bag.is_file() else _readable(bag, _files_in(bag), on_error)
         _check_logs(bag, paths, on_error)
         files = [_decompressed_file(bag, path, on_error, stack) for path in paths]
-        is_unknown = bag.is_dir() and (bag / 'metadata.yaml').exists()
-        decompress = _decompress_if_compressed if is_unknown else None
+        decompress = _decompress_if_compressed if bag.is_dir() else None
         return _open_files(bag, list(filter(None, files)), on_error, decompress)
     # rosbags opens a folder, too, but loses topics that differ in its files and metadata.yaml,
     # such as by a quality of service that was edited there
@@ -139,7 +138,8 @@ def _later_parts(bag: Path, last: str) -> Iterator[str]:
 def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> list[Path]:
     """Return the files that metadata.yaml lists; a missing one is a loss, and no detail."""
     present = []
-    for name in metadata.files:
+    for listed in metadata.files:
+        name = _present_name(bag, listed)
         problem = access_problem(bag / name)
         if problem:
             reason = 'is missing' if problem.startswith('no such') else problem
@@ -152,6 +152,13 @@ def _present_files(bag: Path, metadata: BagMetadata, on_error: ErrorHandler) -> 
         else:
             present.append(bag / name)
     return present
+
+
+def _present_name(bag: Path, listed: str) -> str:
+    """Return the name of a listed file; if that is missing, with or without compression."""
+    plain = listed.removesuffix(_COMPRESSED_SUFFIX)
+    other = plain if plain != listed else plain + _COMPRESSED_SUFFIX
+    return other if (bag / other).exists() and not (bag / listed).exists() else listed
 
 
 def _readable(bag: Path, paths: Sequence[Path], on_error: ErrorHandler) -> list[Path]:
@@ -186,12 +193,19 @@ def _files_in(bag: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    is_there = (bag / 'metadata.yaml').exists()
-    compressed = [suffix + _COMPRESSED_SUFFIX for suffix in _SUFFIXES] if is_there else []
-    for suffix in (*_SUFFIXES, *compressed):
-        files = [path for path in list_folder(bag, suffix) if path.name.endswith(suffix)]
+    for suffix in _SUFFIXES:
+        endings = suffix, suffix + _COMPRESSED_SUFFIX
+        names = {path.name for path in list_folder(bag) if path.name.endswith(endings)}
+        # A recorder compresses a file when it is complete, and removes it then. If it was killed
+        # in between, its compressed copy may be cut.
+        files = [
+            bag / name
+            for name in sorted(names)
+            if name.endswith(suffix) or name.removesuffix(_COMPRESSED_SUFFIX) not in names
+        ]
         if files:
             return files
+    is_there = (bag / 'metadata.yaml').exists()
     state = 'a metadata.yaml that is empty or damaged, and no' if is_there else 'neither'
     expected = '.mcap or .db3' if is_there else 'a metadata.yaml nor .mcap or .db3'
     raise DataError(

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import math
+import re
 import sys
 import threading
 import time
@@ -141,7 +142,8 @@ class BagPlayer:
         message_type = _message_class(connection.msgtype)
         if message_type is None:
             self._node.get_logger().warning(
-                f'{connection.topic} is not played: {connection.msgtype} is not installed'
+                f'{connection.topic} is not played: the message type {connection.msgtype} is not '
+                'installed'
             )
         elif connection.topic not in self._publishers:
             qos = QoSProfile(depth=10)
@@ -302,9 +304,11 @@ def _check_image_topic(
 
 def _message_class(name: str) -> type | None:
     """Return the message class of 'package/msg/Name'; None if its package is not installed."""
-    package, _, message = name.split('/')
+    parts = re.fullmatch(r'(\w+)/msg/(\w+)', name)
+    if parts is None:
+        return None  # some recorders write other names
     try:
-        return getattr(importlib.import_module(f'{package}.msg'), message, None)
+        return getattr(importlib.import_module(f'{parts[1]}.msg'), parts[2], None)
     except ModuleNotFoundError:
         return None
 
