@@ -414,17 +414,37 @@ def test_a_resumed_run_has_the_weight_decay_of_its_call(tmp_path):
     assert all(state['exp_avg'].any() for state in adamw.state.values())
 
 
+def test_two_processes_that_find_different_states_do_not_train(tmp_path):
+    """Two machines without a shared folder: rank 0 alone has the state to resume."""
+    Trainer(tmp_path / '0', CONFIG, UnevenTask()).train(until=2)
+    done = train_in_two_processes(tmp_path, "Path(sys.argv[1]) / os.environ['RANK']")
+    assert done.returncode
+    assert 'rank 0 begins at step 2, another one at another step: copy last.pt' in done.stderr
+    assert Trainer(tmp_path / '0', CONFIG, UnevenTask()).step == 2
+
+
 def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path):
+    done = train_in_two_processes(tmp_path, "Path(sys.argv[1]) / 'run'")
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
+    single = Trainer(tmp_path / 'single', replace(CONFIG, accumulate=2), UnevenTask())
+    single.train()
+    assert ranks[0] == ranks[1]
+    assert torch.allclose(torch.tensor(ranks[0]), weights(single), atol=1e-5)
+
+
+def train_in_two_processes(tmp_path, run):
+    """Train with `torchrun` in the folder that an expression names; return the ended process."""
     program = tmp_path / 'program.py'
     program.write_text(
         textwrap.dedent(
             f"""
-            import json, sys
+            import json, os, sys
             from pathlib import Path
             sys.path.insert(0, {HERE!r})
             from test_trainer import CONFIG, UnevenTask, weights
             from lisa_ros.training.trainer import Trainer
-            trainer = Trainer(Path(sys.argv[1]) / 'run', CONFIG, UnevenTask())
+            trainer = Trainer({run}, CONFIG, UnevenTask())
             trainer.train()
             name = f'rank{{trainer.rank}}.json'
             (Path(sys.argv[1]) / name).write_text(json.dumps(weights(trainer).tolist()))
@@ -432,15 +452,9 @@ def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path):
         )
     )
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
-    done = subprocess.run(
+    return subprocess.run(
         [*command, program, tmp_path], check=False, timeout=120, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f'rank{r}.json').read_text()) for r in (0, 1)]
-    single = Trainer(tmp_path / 'single', replace(CONFIG, accumulate=2), UnevenTask())
-    single.train()
-    assert ranks[0] == ranks[1]
-    assert torch.allclose(torch.tensor(ranks[0]), weights(single), atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', [(6, 6), (4, 9), (9, 4)])

@@ -76,3 +76,13 @@ def any_rank(condition: bool, world_size: int, device: str) -> bool:
     flag = torch.tensor(int(condition), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
+
+
+def are_equal(value: int, world_size: int, device: str) -> bool:
+    """Return whether all processes have the same value. All processes must call it."""
+    if world_size == 1:
+        return True
+    bounds = torch.tensor([value, -value], device=device)
+    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    largest, negated_smallest = bounds.tolist()
+    return largest == -negated_smallest

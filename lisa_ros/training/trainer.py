@@ -30,7 +30,12 @@ from tqdm import tqdm
 from lisa_ros.errors import DataError, OutputError
 from lisa_ros.files.folder_lock import hold_folder
 from lisa_ros.training import plots
-from lisa_ros.training.distributed import any_rank, average_gradients, init_distributed
+from lisa_ros.training.distributed import (
+    any_rank,
+    are_equal,
+    average_gradients,
+    init_distributed,
+)
 from lisa_ros.training.interruption import stop_on_signal
 from lisa_ros.training.optimizers import (
     clip_gradients,
@@ -80,7 +85,8 @@ class Trainer:
     """Trains a task in a run's folder, from step 0 or from the state saved there.
 
     Raises:
-        DataError: a loss is not finite, or the folder contains a run of another model or seed.
+        DataError: a loss is not finite, the folder contains a run of another model or seed, or
+            processes of `torchrun` find states of different steps.
     """
 
     def __init__(
@@ -105,6 +111,12 @@ class Trainer:
         self.minutes = 0.0  # training time so far, without pauses between calls
         if (run / STATE_FILE).exists():
             self._resume()
+        if not are_equal(self.step, self.world_size, self.device):
+            raise DataError(
+                f'{run}: rank {self.rank} begins at step {self.step}, another one at another '
+                f'step: copy {STATE_FILE} of rank 0 to this folder on each machine, or use a '
+                'shared folder'
+            )
         self._saved_at = self._state_time()
         self._schedulers = make_schedulers(config, self.optimizers, self.step)
 
