@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -247,6 +248,37 @@ def test_without_a_transform_the_answer_says_why_there_is_no_target(start):
     assert outputs['target'] == []
     assert xyz(answer.instances[0].centroid)[2] == pytest.approx(0.8)  # in the frame of the image
     assert 'no target: ' in node.output()
+
+
+@pytest.mark.parametrize('target', ['map', '/map'])
+def test_frames_of_ros_1_begin_with_a_slash_that_tf2_does_not_accept(target, monkeypatch):
+    from geometry_msgs.msg import TransformStamped
+
+    from lisa_ros.ros import transforms
+    from lisa_ros.settings import Settings
+
+    class Buffer:  # tf2_ros has no wheel: its rules for names
+        def lookup_transform(self, to, source, *_):
+            if to.startswith('/') or source.startswith('/'):
+                raise ValueError("frame_ids cannot start with a '/'")
+            found = TransformStamped()
+            found.transform.translation.x = 1.0
+            return found
+
+        def can_transform(self, *names_and_time):
+            return not any(str(name).startswith('/') for name in names_and_time)
+
+    tf2_ros = SimpleNamespace(
+        Buffer=lambda *_: Buffer(), TransformListener=lambda *_: None, TransformException=KeyError
+    )
+    monkeypatch.setattr(transforms, 'tf2_ros', tf2_ros)
+    settings = SimpleNamespace(value=Settings(target_frame=target))
+    known = transforms.Transforms(None, settings)
+    pose = PoseStamped()
+    pose.header.frame_id = '/camera'
+    assert known.transform_pose(pose, target).pose.position.x == 1.0
+    assert known.transform_pose(pose, 'camera') is pose
+    assert known.missing(['/camera'], [target, 'camera']) == ''
 
 
 @pytest.mark.parametrize('seconds', [1.5, 12.0])  # tf2 itself keeps transforms for 10 s

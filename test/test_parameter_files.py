@@ -72,6 +72,16 @@ def test_misspelt_names_and_sections_of_other_nodes_are_reported(sections):
     ]
 
 
+def test_a_file_without_a_section_for_the_node_is_reported(sections, tmp_path):
+    """Nav2's file, if a launch file includes that of Nav2 and then ours, as `params_file`."""
+    path = tmp_path / 'nav2.yaml'
+    path.write_text('amcl: {ros__parameters: {a: 1}}\nbt_navigator: {ros__parameters: {b: 1}}')
+    both = ['x', '--params-file', str(path), '--params-file', str(tmp_path / 'robot.yaml')]
+    *others, warning = ineffective_names('/lisa', OWN_NAMES, read_sections(both))
+    assert others == ineffective_names('/lisa', OWN_NAMES, sections)
+    assert warning.startswith(f'{path} has no parameters for this node: name a section /lisa')
+
+
 def test_a_section_counts_for_the_nodes_that_ros_gives_it_to(sections):
     everyone, lisa_node, _, in_arm = sections
     for node in ('/lisa', '/arm/lisa', '/a/b/lisa'):

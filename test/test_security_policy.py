@@ -26,6 +26,7 @@ OPTIONAL = {
             *('/tf', '/tf_static', '/clock', '/bond'),
             f'{SERVICES}/send_goal/_service_event',
         },
+        'reply': {'/tf2_frames'},
     },
     '/lisa_ros/voice_node': {'subscribe': {'/clock'}},
 }

@@ -2,7 +2,8 @@
 """Where parameters were given: names the file of a wrong value, and warns of names without effect.
 
 ROS ignores a misspelt parameter, and a section for a node of another name, without a word. A file
-may be meant for several nodes, so only names that resemble those of this node are reported.
+may be meant for several nodes: names that resemble those of this node are reported, and files
+that have no section for it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ def ineffective_names(
 ) -> list[str]:
     """Return a warning for each name in the files that was meant for a node, but is not used.
 
+    A file without a section for the node is one, too: launch files that include each other share
+    an argument such as `params_file`.
+
     Args:
         node: its full name.
         own_names: of its own parameters, without those of rclpy.
@@ -62,6 +66,13 @@ def ineffective_names(
                 f'{section.file}: the parameters of {section.node} are not for this node: '
                 f'name the section {node} or /**'
             )
+    concerned = {s.file for s in sections if s.is_for(node) or s.resembles(node)}
+    others = dict.fromkeys(s.file for s in sections if s.file not in concerned)
+    warnings += [
+        f'{file} has no parameters for this node: name a section {node} or /**, or give another '
+        'file'
+        for file in others
+    ]
     return warnings
 
 

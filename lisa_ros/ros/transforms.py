@@ -80,7 +80,7 @@ class Transforms:
         Raises:
             TransformError: tf2_ros is missing, or it does not know that transform.
         """
-        if frame_id in ('', pose.header.frame_id):
+        if _plain(frame_id) in ('', _plain(pose.header.frame_id)):
             return pose
         rotation, translation = self._lookup(frame_id, pose.header)
         position, orientation = pose.pose.position, pose.pose.orientation
@@ -112,7 +112,7 @@ class Transforms:
             frames: frame_ids of images; without any, nothing is missing yet.
             targets: the frames to transform to.
         """
-        for frame, target in itertools.product(frames, targets):
+        for frame, target in itertools.product(map(_plain, frames), map(_plain, targets)):
             if frame == target:
                 continue
             if tf2_ros is None:
@@ -141,7 +141,7 @@ class Transforms:
         timeout = Duration(nanoseconds=round(self._settings.value.transform_timeout * 1e9))
         try:
             transform = self._buffer.lookup_transform(
-                target, header.frame_id, Time.from_msg(header.stamp), timeout
+                _plain(target), _plain(header.frame_id), Time.from_msg(header.stamp), timeout
             ).transform
         except (tf2_ros.TransformException, ValueError, OverflowError) as error:  # a wrong stamp
             raise TransformError(
@@ -153,6 +153,11 @@ class Transforms:
             quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w),
             np.array([translation.x, translation.y, translation.z]),
         )
+
+
+def _plain(frame_id: str) -> str:
+    """Return a frame_id as tf2 accepts it: ROS 1 began them with a slash."""
+    return frame_id.lstrip('/')
 
 
 def _cure(error: Exception) -> str:
