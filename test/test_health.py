@@ -314,7 +314,9 @@ DEPTH = DepthReport(
         ({'info_fault': 'camera_info is not calibrated: fx 0'}, Level.WARN, 'not calibrated'),
         ({'info_frame': ''}, Level.OK, 'fits'),  # the driver leaves it empty
         ({'info_frame': 'ir'}, Level.WARN, 'camera_info is that of frame ir, the image is in op'),
-        ({'info_size': (1280, 960)}, Level.WARN, 'is for images of 1280 x 960 pixels'),
+        ({'info_fault': 'camera_info is for images of'}, Level.WARN, 'is for images of'),
+        ({'depth_doubt': 'mono16 has no unit'}, Level.WARN, 'mono16 has no unit'),
+        ({'depth': None, 'depth_doubt': 'mono16'}, Level.OK, 'no depth'),
         ({'stamp_gap': 0.2}, Level.WARN, 'the nearest differ by 0.200 s, depth_tolerance allows'),
         ({'position': Outcome('3D', NOW - 1, 'JPEG')}, Level.WARN, 'no 3D position: JPEG'),
         ({'position': Outcome('3D', NOW - 31, 'JPEG')}, Level.OK, 'fits'),

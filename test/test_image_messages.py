@@ -14,9 +14,11 @@ from lisa_ros.messages.image import (
     SUPPORTED_ENCODINGS,
     compressed_to_rgb,
     depth_to_metres,
+    depth_unit_doubt,
     image_fields,
     image_to_rgb,
     mask_fields,
+    stored_pixels,
 )
 
 H, W = 6, 8
@@ -162,6 +164,85 @@ def test_short_data_is_an_error_with_both_lengths():
         image_to_rgb(source)
 
 
+def padded_rows(height, width, channels, rows, stride):
+    """Return the bytes of an image whose buffer has more rows, and more pixels in each."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    stored = np.zeros((rows, stride, channels), np.uint8)
+    stored[:height, :width] = pixels
+    return pixels, stored.tobytes()
+
+
+@pytest.mark.parametrize(
+    ('size', 'encoding', 'channels', 'rows', 'stride', 'step'),
+    [
+        ((308, 410), 'bgr8', 3, 320, 416, 1230),  # ROS 1's raspicam_node: rows of 1248 bytes
+        ((240, 320), 'bgra8', 4, 240, 352, 1360),  # rows of 1408 bytes
+        ((48, 60), 'rgb8', 3, 48, 64, 0),
+    ],
+)
+def test_rows_that_are_longer_than_the_step_are_an_error(
+    size, encoding, channels, rows, stride, step
+):
+    _, data = padded_rows(*size, channels, rows, stride)
+    source = SimpleNamespace(
+        height=size[0], width=size[1], encoding=encoding, is_bigendian=0, step=step, data=data
+    )
+    with pytest.raises(ImageError, match=rf'is long: {len(data)} bytes, .*: set step to the leng'):
+        image_to_rgb(source)
+
+
+@pytest.mark.parametrize('padding', PADDINGS)
+@pytest.mark.parametrize('more', [0, 1, 2, 5])
+def test_more_rows_than_the_height_are_ignored(more, padding):
+    source = message(RGB, 'rgb8', padding)
+    rest = bytes(more * source.step)
+    # the last row may lack its padding, and trailing data may be less than a row
+    for data in (rest, rest[: len(rest) - padding], bytes(source.step - 1)):
+        longer = SimpleNamespace(**{**vars(source), 'data': bytes(source.data) + data})
+        assert np.array_equal(image_to_rgb(longer), RGB)
+
+
+@pytest.mark.parametrize(('encoding', 'channels'), [('mono8', 1), ('bgr8', 3)])
+def test_the_rest_of_a_page_of_memory_is_ignored(encoding, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 80, channels), np.uint8)
+    data = pixels.tobytes() + bytes(-pixels.size % 4096)
+    assert len(data) > pixels.size + 2 * 80 * channels
+    source = SimpleNamespace(
+        height=90, width=80, encoding=encoding, is_bigendian=0, step=80 * channels, data=data
+    )
+    assert np.array_equal(image_to_rgb(source), np.broadcast_to(pixels[..., ::-1], (90, 80, 3)))
+
+
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
+def test_planar_yuv_with_more_rows_is_an_error(encoding):
+    """A decoder may have padded Y to 16 rows, so that the colours start later."""
+    source = message(np.full((H * 3 // 2, W), 81, np.uint8), encoding)
+    for more in (W, 3 * W, 3 * 4096 + 1):
+        source.data = bytes(9 * W + more)
+        with pytest.raises(ImageError, match=rf'is long: .* {9 * W}: .*after the last row of Y'):
+            image_to_rgb(source)
+    source.data = bytes(9 * W + W - 1)
+    assert image_to_rgb(source).shape == (H, W, 3)
+
+
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
+def test_planar_yuv_may_have_a_step_that_counts_the_colours(encoding):
+    planes = np.random.default_rng(0).integers(0, 256, (H * 3 // 2, W), dtype=np.uint8)
+    source = message(planes, encoding)
+    expected = image_to_rgb(source)
+    source.step = W * 3 // 2
+    assert np.array_equal(image_to_rgb(source), expected)
+    source.data = source.data[:-1]
+    with pytest.raises(ImageError, match=r'is short: 71 bytes, .*with step 12'):
+        image_to_rgb(source)
+
+
+def test_an_image_without_pixels_has_no_stored_values():
+    empty = message(GREY, 'mono8', height=0, width=0)
+    empty.step = 0
+    assert stored_pixels(empty, 'u1', 1).shape == (0, 0, 1)
+
+
 def test_a_step_smaller_than_a_row_is_an_error():
     source = message(RGB, 'rgb8')
     source.step = 20
@@ -256,6 +337,34 @@ def test_depth_without_a_valid_pixel_has_any_unit():
     assert np.isnan(depth_to_metres(message(np.zeros((H, W), np.uint16), '16UC1'))).all()
 
 
+def test_depth_that_is_read_in_a_doubtful_unit_is_named():
+    """Such as that of an ensenso camera in millimetres: one cannot know."""
+    millimetres = np.linspace(480.5, 620.25, H * W, dtype=np.float32).reshape(H, W)
+    doubt = depth_unit_doubt(message(millimetres, '32FC1', padding=3))
+    assert doubt.startswith('nearly all of the depth is beyond 487')
+    assert '32FC1 must be in metres (REP-118)' in doubt
+    for doubtful in (
+        message(VALUES, 'mono16'),
+        SimpleNamespace(format='mono16; compressedDepth png', data=b''),
+    ):
+        assert depth_unit_doubt(doubtful).startswith('mono16 has no unit in REP-118; it is read')
+
+
+def test_the_unit_of_other_depth_is_not_doubtful():
+    metres = np.full((H, W), 1000, np.float32)  # the sky of a simulated camera
+    metres[-1] = 30  # and the ground
+    few = np.full((H, W), np.nan, np.float32)
+    few[0, :2] = 1000
+    for depth in (metres, metres / 500, few, np.full_like(metres, np.inf)):
+        assert depth_unit_doubt(message(depth, '32FC1')) == ''
+    assert depth_unit_doubt(message(VALUES, '16UC1')) == ''
+    assert depth_unit_doubt(SimpleNamespace(format='32FC1; compressedDepth png', data=b'')) == ''
+    broken = message(metres, '32FC1')
+    broken.data = broken.data[:-1]
+    with pytest.raises(ImageError, match='short'):
+        depth_unit_doubt(broken)
+
+
 def test_a_colour_image_is_refused_as_depth():
     with pytest.raises(ImageError, match=r"depth encoding 'rgb8'.*REP-118"):
         depth_to_metres(message(RGB, 'rgb8'))
@@ -347,12 +456,98 @@ def test_a_ros_1_camera_info_is_read():
 
 
 def test_an_uncalibrated_camera_is_an_error():
-    with pytest.raises(ImageError, match=r'not calibrated: fx 0'):
-        camera_from_info(info([0.0] * 9))
+    with pytest.raises(ImageError, match=r'not calibrated: K has fx 0.*: calibrate the camera'):
+        camera_from_info(info([0.0] * 9, p=[0.0] * 12))
     for place in (0, 2, 5):
         k = [*K[:place], float('nan'), *K[place + 1 :]]
         with pytest.raises(ImageError, match=r'not calibrated: .*nan'):
             camera_from_info(info(k))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'rectified', 'text'),
+    [
+        ({'k': [0.0] * 9}, False, 'K has fx 0, .*; P has them: set image_is_rectified to true if'),
+        ({'p': [0.0] * 12}, True, 'P has fx 0, .*; K has them: set image_is_rectified to false'),
+        # a P that stands for no lens
+        ({'k': [0.0] * 9, 'p': list(np.eye(3, 4).ravel())}, False, 'K has .*: calibrate the cam'),
+        ({'k': [0.0] * 9, 'p': []}, False, 'K has .*: calibrate the camera'),
+        ({'k': [], 'p': [0.0] * 12}, True, 'P has .*: calibrate the camera'),
+    ],
+)
+def test_a_camera_info_without_the_matrix_of_its_image_names_the_other(changes, rectified, text):
+    with pytest.raises(ImageError, match=f'camera_info is not calibrated: {text}'):
+        camera_from_info(info(**{'k': K, **changes}), rectified)
+
+
+def region(x=0, y=0, width=0, height=0):
+    return SimpleNamespace(x_offset=x, y_offset=y, width=width, height=height)
+
+
+@pytest.mark.parametrize(
+    'roi',
+    [
+        region(700, 450, 640, 480),  # K, width and height are those of the cropped image
+        region(200, 0, 441, 480),
+        region(0, 1, 640, 480),
+        region(20, 40),
+    ],
+)
+def test_a_region_outside_of_its_sensor_is_an_error(roi):
+    text = rf'roi {roi.width} x {roi.height} at .* not inside .* 640 x 480: .*a roi of zeros'
+    with pytest.raises(ImageError, match=text):
+        camera_from_info(info(K, roi=roi))
+    camera_from_info(info(K, roi=roi, width=0, height=0))  # it may be inside
+
+
+def test_a_region_may_reach_the_end_of_the_sensor():
+    assert camera_from_info(info(K, roi=region(200, 0, 440, 480))).size == (440, 480)
+    full = region(width=1280, height=960)  # width and height are those of the binned image
+    assert camera_from_info(info(K, roi=full, binning_x=2, binning_y=2)).size == (640, 480)
+    rounded = region(0, 0, 642, 480)  # up to whole binned pixels
+    assert camera_from_info(info(K, roi=rounded, binning_x=3, binning_y=3)).size == (214, 160)
+
+
+@pytest.mark.parametrize(
+    ('centre', 'changes'),
+    [
+        ((160, 120), {'binning_x': 2, 'binning_y': 2}),
+        ((130, 140), {'binning_x': 2, 'binning_y': 2}),
+        ((79, 57), {'binning_x': 4, 'binning_y': 4}),
+        ((160, 240), {'binning_x': 2}),
+        ((150, 100), {'roi': region(300, 250, 300, 200)}),
+        ((75, 50), {'roi': region(300, 250, 300, 200), 'binning_x': 2, 'binning_y': 2}),
+    ],
+)
+def test_the_principal_point_of_the_published_image_is_an_error(centre, changes):
+    k = [500.0, 0, centre[0], 0, 510, centre[1], 0, 0, 1]
+    text = rf'K .* \({centre[0]}, {centre[1]}\), the centre of .* sensor of 640 x 480: publish'
+    with pytest.raises(ImageError, match=text):
+        camera_from_info(info(k, **changes))
+    p = [*k[:3], 0, *k[3:6], 0, *k[6:], 0]
+    with pytest.raises(ImageError, match='P in camera_info has the principal point'):
+        camera_from_info(info(K, p=p, **changes), rectified=True)
+    camera_from_info(info(k, width=0, height=0, **changes))  # not known to be wrong
+
+
+@pytest.mark.parametrize(
+    ('centre', 'changes'),
+    [
+        ((260, 190), {'binning_x': 2, 'binning_y': 2}),  # far from the centre
+        ((230, 240), {'binning_x': 4, 'binning_y': 4}),
+        ((-100, 900), {'binning_x': 2, 'binning_y': 2}),  # a lens that is shifted on purpose
+        ((160, 120), {'roi': region(0, 0, 320, 240)}),  # a region round the centre of such a lens
+        ((282, 205), {'roi': region(70, 70, 564, 410)}),  # nearly the whole sensor
+        ((320, 240), {'roi': region(0, 100, 320, 200)}),
+        ((320, 240), {'roi': region(320, 0, 320, 480), 'binning_x': 2, 'binning_y': 2}),
+    ],
+)
+def test_an_unusual_principal_point_of_the_full_sensor_is_taken(centre, changes):
+    k = [500.0, 0, centre[0], 0, 510, centre[1], 0, 0, 1]
+    camera = camera_from_info(info(k, **changes))
+    roi, binning = changes.get('roi', region()), changes.get('binning_x', 1)
+    expected = (centre[0] - roi.x_offset) / binning, (centre[1] - roi.y_offset) / binning
+    assert camera.k[:2, 2].tolist() == list(expected)
 
 
 def with_changes(values, changes):

@@ -77,12 +77,13 @@ class Camera:
         self._peer = peer
         self.image_stamp, self.depth_stamp = now, now
         self.depth_pixels, self.depth_frame = DEPTH, 'camera_optical'
+        self.depth_encoding = '16UC1'
 
     def publish(self, depth=True):
         self._peer.publish_image(image(PIXELS, stamp=self.image_stamp()), settle=False)
         if depth:
             stamp, frame = self.depth_stamp(), self.depth_frame
-            self._peer.depths.publish(image(self.depth_pixels, '16UC1', stamp, frame))
+            self._peer.depths.publish(image(self.depth_pixels, self.depth_encoding, stamp, frame))
 
 
 @pytest.fixture
@@ -217,11 +218,15 @@ def test_depth_that_does_not_fit(peer, camera):
 
     publish(k=[0.0] * 9)
     wait_for(peer, 'depth', WARN, 'camera_info is not calibrated', camera=camera)
+    publish(binning_x=2, binning_y=2)  # of an image that is not binned
+    wait_for(peer, 'depth', WARN, '32 x 24 pixels', 'set binning to 0', camera=camera)
     publish('infra_optical')  # of another camera, with the same size
     wait_for(peer, 'depth', WARN, 'camera_info is that of frame infra_optical', camera=camera)
     publish()
     wait_for(peer, 'depth', OK, 'depth fits the image', camera=camera)
-    camera.depth_frame = 'infrared'
+    camera.depth_encoding = 'mono16'
+    wait_for(peer, 'depth', WARN, 'mono16 has no unit', 'publish 16UC1', camera=camera)
+    camera.depth_encoding, camera.depth_frame = '16UC1', 'infrared'
     wait_for(peer, 'depth', WARN, 'depth is in frame infrared', 'align_depth', camera=camera)
     camera.depth_frame, camera.depth_pixels = 'camera_optical', DEPTH[:30]
     wait_for(peer, 'depth', WARN, 'not the same aspect ratio', camera=camera)

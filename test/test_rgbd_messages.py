@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_image_messages import info
+from test_image_messages import info, region
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.point_cloud import pack_xyzrgb
 from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
+from lisa_ros.messages.camera_info import image_size_fault
 from lisa_ros.messages.image import image_fields
 from lisa_ros.messages.rgbd import objects_cloud, rgbd_from_messages
 
@@ -60,6 +61,38 @@ def test_masks_are_localized_and_give_clouds():
 def test_a_mismatch_is_an_error_that_names_it(depth, camera_info, error):
     with pytest.raises(ImageError, match=error):
         rgbd_from_messages(IMAGE, RGB, depth, camera_info)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'text'),
+    [
+        (
+            {'width': 64, 'height': 48, 'binning_x': 2, 'binning_y': 2},
+            r'32 x 24 pixels \(width 64, height 48, binning 2 x 2\), the image has 64 x 48: '
+            'set binning to 0 in the driver',
+        ),
+        (
+            {'width': 64, 'height': 48, 'roi': region(8, 4, 40, 40)},
+            r'40 x 40 pixels \(width 64, height 48, roi 40 x 40 at \(8, 4\)\), .*: set roi to 0',
+        ),
+        (
+            {'width': 64, 'height': 96, 'binning_x': 2, 'binning_y': 2},
+            r'32 x 48 pixels \(width 64, height 96, binning 2 x 2\), .*: use the camera_info .*, '
+            'or correct these values in the driver',
+        ),
+        (
+            {'width': 640, 'height': 480},
+            '640 x 480 pixels, the image has 64 x 48: use the camera_info that is published',
+        ),
+    ],
+)
+def test_a_camera_info_of_another_size_says_where_it_comes_from(changes, text):
+    k = [50.0, 0, changes['width'] / 2, 0, 50, changes['height'] / 2, 0, 0, 1]
+    with pytest.raises(ImageError, match=text):
+        rgbd_from_messages(IMAGE, RGB, message(DEPTH, '32FC1'), info(k, **changes))
+    assert not image_size_fault(info(k, width=0, height=0), (64, 48))
+    halved = info(k, width=128, height=96, binning_x=2, binning_y=2)
+    assert not image_size_fault(halved, (64, 48))
 
 
 @pytest.mark.parametrize(

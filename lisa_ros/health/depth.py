@@ -30,10 +30,11 @@ class DepthReport:
     has_info: bool  # a camera_info has come
     info_size: Size | None  # that of its images; None: it does not tell, or cannot be used
     info_frame: str  # its frame_id; empty: it does not tell
-    info_fault: str  # why the camera_info cannot be used, with the cure; empty: it can
+    info_fault: str  # why the camera_info does not fit the image, with the cure; empty: it does
     stamp_gap: float | None  # between the nearest image and depth image [s]; None: one is missing
     tolerance: float  # `depth_tolerance` [s]
     position: Outcome | None  # of the last 3D positions
+    depth_doubt: str = ''  # why depth may be in another unit, with the cure; empty: it is not
 
 
 def judge_depth(report: DepthReport) -> Verdict:
@@ -48,7 +49,8 @@ def judge_depth(report: DepthReport) -> Verdict:
         return Verdict(Level.OK, 'no depth: masks without 3D positions', values)
     problems = [_calibration(report), _registration(report), _stamps(report)]
     if not any(problems):
-        problems = [_position(report)]
+        doubt = Problem(Level.WARN, report.depth_doubt) if report.depth_doubt else None
+        problems = [_position(report) or doubt]
     return verdict(problems, 'depth fits the image', values)
 
 
@@ -58,14 +60,7 @@ def _calibration(report: DepthReport) -> Problem | None:
         return Problem(Level.WARN, f"{text} to the topic of the colour camera's driver")
     frame = report.image.frame_id if report.image else ''
     fault = report.info_fault or calibration_frame_fault(frame, report.info_frame)
-    if fault:
-        return Problem(Level.WARN, fault)
-    size = report.image and report.image.size
-    if size and report.info_size and size != report.info_size:
-        text = f'camera_info is for images of {_pixels(report.info_size)}, the image has'
-        cure = 'use the camera_info that is published with this image'
-        return Problem(Level.WARN, f'{text} {_pixels(size)}: {cure}')
-    return None
+    return Problem(Level.WARN, fault) if fault else None
 
 
 def _registration(report: DepthReport) -> Problem | None:

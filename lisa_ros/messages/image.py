@@ -7,7 +7,8 @@ Works with NumPy 1 and 2, OpenCV 4 and 5.
 
 Encodings are those of sensor_msgs/image_encodings.hpp. Depth follows REP-118: 16UC1 in millimetres
 with 0 as invalid, 32FC1 in metres with NaN as invalid. Rows may be padded: `step` is the length of
-a row in bytes, at least width times bytes per pixel. Compressed images are decoded by
+a row in bytes, at least width times bytes per pixel. More rows than the height are ignored, except
+in planar encodings: there they may precede the colours. Compressed images are decoded by
 `images.image_file`, as files are. `max_pixels` is compared with the size before anything is
 decoded. Functions may be called in any thread.
 """
@@ -68,6 +69,7 @@ _NEAREST, _FARTHEST = 0.0099, 200.0  # 10 mm, rounded, is accepted
 _NEARLY_ALL = (5, 95)  # percentiles
 _SPARSE = 0.05  # share of valid pixels below which they are noise, such as under a covered lens
 _SAMPLES = 16_384  # pixels that are enough to tell the unit
+_PAGE_SIZE = 4096  # of memory; the size of a driver's buffer is a multiple of it [bytes]
 _FULL_RANGE = ('mono16', 'rgb16', 'bgr16', 'rgba16', 'bgra16')  # of 16 bits in compressed images
 
 
@@ -172,10 +174,8 @@ def depth_in_metres(values: np.ndarray) -> np.ndarray:
 
 def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
     """Raise an ImageError if depth [m], NaN where invalid, cannot come from a depth camera."""
-    stride = 1 + depth.size // _SAMPLES
-    samples = depth.ravel()[::stride]
-    samples = samples[~np.isnan(samples)]
-    if samples.size < _SPARSE * depth.size / stride:
+    samples = _valid_samples(depth)
+    if not samples.size:
         return
     near, far = np.percentile(samples, _NEARLY_ALL)
     # floats in millimetres are whole numbers; a drone may look down from more than 200 m
@@ -188,6 +188,43 @@ def _check_unit(depth: np.ndarray, stored: np.dtype) -> None:
         f'nearly all of the depth is {extent}, read as {unit} because it is {stored}: '
         f'publish 16UC1 in millimetres or 32FC1 in metres (REP-118); is this in {other}?'
     )
+
+
+def depth_unit_doubt(message: Any) -> str:
+    """Return why the unit of a depth image is doubtful, with the cure; empty if it is not.
+
+    It cannot be told from the message, so `depth_to_metres` reads the image nevertheless.
+
+    Args:
+        message: sensor_msgs/Image or CompressedImage; the values of the latter are not looked at.
+
+    Raises:
+        ImageError: the data has a wrong size.
+    """
+    is_file = is_compressed(message)
+    encoding = CompressedFormat.parse(message.format).encoding if is_file else message.encoding
+    if encoding == 'mono16':
+        return (
+            'mono16 has no unit in REP-118; it is read as millimetres: if it is in another unit, '
+            '3D positions are wrong; publish 16UC1 in millimetres or 32FC1 in metres'
+        )
+    if encoding != '32FC1':
+        return ''
+    samples = _valid_samples(stored_pixels(message, 'f4', 1))
+    near = np.percentile(samples, _NEARLY_ALL[0]) if samples.size else 0.0
+    if near <= _FARTHEST:
+        return ''
+    return (
+        f'nearly all of the depth is beyond {near:g} m: 32FC1 must be in metres (REP-118); if it '
+        'is in millimetres, scale it by 0.001'
+    )
+
+
+def _valid_samples(depth: np.ndarray) -> np.ndarray:
+    """Return enough valid values of a depth image to judge it, (n,); empty if they are noise."""
+    samples = depth.ravel()[:: 1 + depth.size // _SAMPLES]
+    valid = samples[is_valid_depth(samples)]
+    return valid if valid.size >= _SPARSE * samples.size else valid[:0]
 
 
 def compressed_to_rgb(message: Any, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> np.ndarray:
@@ -294,7 +331,9 @@ def stored_pixels(
     """Return the values of a sensor_msgs/Image as they are stored, in native byte order.
 
     Args:
-        message: its rows may be padded; the last one may lack the padding.
+        message: its rows may be padded; the last one may lack the padding. Data after it is
+            ignored if it is less than a row, the rest of a memory page, or, unless `rows` is
+            given, whole rows.
         element_type: NumPy's name of a value, without byte order: u1, u2, i4, f4.
         channels: values of a pixel.
         rows: None: the image's height; more in planar encodings, whose planes follow one another.
@@ -303,8 +342,9 @@ def stored_pixels(
         (rows, W, channels); a view of the message's data if possible.
 
     Raises:
-        ImageError: the data is too short.
+        ImageError: the data is too short, or so long that the rows do not start where `step` says.
     """
+    is_planar = rows is not None
     rows = message.height if rows is None else rows
     width = message.width
     item_size = np.dtype(element_type).itemsize
@@ -316,11 +356,24 @@ def stored_pixels(
             f'need {row_size} bytes per row'
         )
     message_bytes = data_bytes(message)
+    if step * message.height == message_bytes.size == row_size * rows:
+        step = row_size  # some drivers publish the size by the height, whatever the rows
     min_bytes = step * (rows - 1) + row_size  # some drivers omit the padding of the last row
     if message_bytes.size < min_bytes:
         raise ImageError(
             f'image data is short: {message_bytes.size} bytes, but {width} x {message.height} '
             f'{message.encoding} with step {step} needs {min_bytes}'
+        )
+    excess = message_bytes.size - step * rows
+    are_whole_rows = step and message_bytes.size % step in (0, row_size)
+    # a buffer ends at a page of memory; a wrong step is wrong by as many bytes in each row
+    is_tail = excess < _PAGE_SIZE and message.height and excess % message.height
+    if 0 < step <= excess and (is_planar if are_whole_rows else not is_tail):
+        colours = ', and publish the colours right after the last row of Y' if is_planar else ''
+        raise ImageError(
+            f'image data is long: {message_bytes.size} bytes, but {width} x {message.height} '
+            f'{message.encoding} with step {step} has {step * rows}: set step to the length of a '
+            f'stored row in bytes{colours}'
         )
     stored = np.dtype(('>' if message.is_bigendian else '<') + element_type)
     pixels = np.ndarray(

@@ -19,7 +19,7 @@ from lisa_ros.geometry.object_3d import Object3D, localize_object
 from lisa_ros.geometry.point_cloud import depth_to_cloud, pack_xyzrgb
 from lisa_ros.geometry.rgbd import resize_registered_depth
 from lisa_ros.images.pixel_limit import DEFAULT_MAX_IMAGE_PIXELS
-from lisa_ros.messages.camera_info import camera_from_info
+from lisa_ros.messages.camera_info import camera_from_info, image_size_fault
 from lisa_ros.messages.image import depth_to_metres
 
 
@@ -88,13 +88,11 @@ def rgbd_from_messages(
         )
     height, width = image.shape[:2]
     camera = camera_from_info(info, rectified)
+    fault = image_size_fault(info, (width, height))
+    if fault:
+        raise ImageError(fault)
     if 0 in camera.size:  # the driver does not publish the size
         camera = Camera(camera.k, (width, height), camera.distortion, camera.distortion_model)
-    if camera.size != (width, height):
-        raise ImageError(
-            f'camera_info is for images of {camera.size[0]} x {camera.size[1]} pixels, the image '
-            f'has {width} x {height}: use the camera_info that is published with this image'
-        )
     metres = resize_registered_depth(
         depth_to_metres(depth, max_pixels),
         camera,

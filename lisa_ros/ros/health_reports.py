@@ -22,7 +22,8 @@ from lisa_ros.health.node import Lifecycle, NodeReport
 from lisa_ros.health.outcomes import Outcome
 from lisa_ros.health.requests import RequestReport
 from lisa_ros.health.transforms import TransformReport
-from lisa_ros.messages.camera_info import camera_from_info
+from lisa_ros.messages.camera_info import camera_from_info, image_size_fault
+from lisa_ros.messages.image import depth_unit_doubt
 from lisa_ros.optional_packages import is_served
 from lisa_ros.perception.backend import (
     Backend,
@@ -161,11 +162,13 @@ def depth_report(
 ) -> DepthReport:
     """Return whether the depth and the camera info of a camera fit its images."""
     settings = context.settings.value
-    info = newest.camera_info
+    info, image = newest.camera_info, _image_report(newest.image)
     info_size, info_fault = _calibration(info, settings.image_is_rectified)
+    if info_size and image and image.size:
+        info_fault = image_size_fault(info, image.size)
     return DepthReport(
         now,
-        _image_report(newest.image),
+        image,
         _image_report(newest.depth),
         info is not None,
         info_size,
@@ -174,6 +177,7 @@ def depth_report(
         newest.stamp_gap,
         settings.depth_tolerance,
         position,
+        _depth_doubt(newest.depth),
     )
 
 
@@ -195,6 +199,14 @@ def _calibration(message: Any, is_rectified: bool) -> tuple[tuple[int, int] | No
     except ImageError as error:
         return None, str(error)
     return (None if 0 in size else tuple(size)), ''
+
+
+def _depth_doubt(message: Any) -> str:
+    """Return why the depth may be in another unit, or why it cannot be read."""
+    try:
+        return '' if message is None else depth_unit_doubt(message)
+    except ImageError as error:
+        return str(error)
 
 
 def transform_report(now: float, context: NodeContext, cameras: Cameras) -> TransformReport:
