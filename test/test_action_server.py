@@ -19,6 +19,8 @@ pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make 
 
 import rclpy
 from goal_server import GoalServer, replaced
+from lisa_ros.action import Segment
+from rclpy.action import ActionClient, ActionServer
 from rclpy_features import needs_goal_clients
 from ros_graph import DOMAIN, START, NodeProcess, Peer, environment, image, peer_of, running_node
 from sensor_msgs.msg import RegionOfInterest
@@ -34,6 +36,7 @@ from lisa_ros.perception.backend import LoadOptions
 from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.masks import iou
 from lisa_ros.resources import SAMPLE
+from lisa_ros.ros.goal_clients import GoalClients
 
 pytestmark = pytest.mark.ros
 
@@ -517,6 +520,100 @@ def test_the_goals_of_two_clients_take_turns(peer, client):
         peer.wait(future.done, START)
     other.client.destroy()
     assert order.index(BOWL) <= 4, order
+
+
+@needs_goal_clients
+def test_a_client_whose_gid_no_reader_has_is_gone_with_the_last_client(clients):
+    """The events of Cyclone DDS have such GIDs."""
+    from service_msgs.msg import ServiceEventInfo
+
+    clients.join('planner')
+    event = Segment.Impl.SendGoalService.Event()
+    event.info.event_type = ServiceEventInfo.REQUEST_RECEIVED
+    event.info.client_gid = [*range(1, 1 + len(event.info.client_gid))]
+    event.request = [Segment.Impl.SendGoalService.Request()]
+    goal_id = clients.goal_of(lambda: clients.events.publish(event))
+    assert clients.of_goals.client(goal_id)
+    assert clients.of_goals.gone([goal_id]) == set()
+    clients.leave('planner')
+    clients.wait(lambda: clients.of_goals.gone([goal_id]) == {goal_id})
+
+
+@needs_goal_clients
+def test_a_client_is_gone_beside_others_also_if_it_left_before_the_first_check(clients):
+    short, long = clients.join('short'), clients.join('long')
+    goal, other = (
+        clients.goal_of(lambda c=client: c.send_goal_async(Segment.Goal(query=MUG)))
+        for client in (short, long)
+    )
+    clients.leave('short')
+    replies = 'rr/server/segment/_action/send_goalReply'
+    readers = clients.nodes['server'].get_subscriptions_info_by_topic
+    clients.wait(lambda: len(readers(replies, no_mangle=True)) == 1)
+    assert clients.of_goals.gone([goal, other]) == {goal}
+    assert clients.of_goals.name(goal) == '/short'
+    clients.leave('long')
+    clients.wait(lambda: clients.of_goals.gone([goal, other]) == {goal, other})
+
+
+class Clients:
+    """An action server, and action clients that are other participants of DDS."""
+
+    def __init__(self):
+        self.nodes, self.action_clients, self.known = {}, {}, []
+        node = self._add('server')
+        server = ActionServer(node, Segment, '~/segment', succeed)
+        self.of_goals = GoalClients(node, server, '/server/segment', self.known.append)
+        topic = '/server/segment/_action/send_goal/_service_event'
+        self.events = node.create_publisher(Segment.Impl.SendGoalService.Event, topic, 10)
+        self.executor = rclpy.executors.SingleThreadedExecutor(context=node.context)
+        self.executor.add_node(node)
+
+    def join(self, name):
+        """Return an action client that the server's node sees, and that sees the server."""
+        client = ActionClient(self._add(name), Segment, '/server/segment')
+        self.action_clients[name], names = client, self.nodes['server'].get_node_names
+        self.wait(lambda: client.server_is_ready() and name in names())
+        return client
+
+    def goal_of(self, send):
+        """Send a goal; return its id when its client is known."""
+        count = len(self.known)
+        send()
+        self.wait(lambda: len(self.known) > count)
+        return self.known[-1]
+
+    def wait(self, done):
+        end = time.monotonic() + START
+        while not done():
+            assert time.monotonic() < end
+            self.executor.spin_once(0.02)
+
+    def leave(self, name):
+        node = self.nodes.pop(name)
+        if name in self.action_clients:
+            self.action_clients.pop(name).destroy()
+        node.destroy_node()
+        node.context.shutdown()
+
+    def _add(self, name):
+        context = rclpy.Context()
+        context.init(domain_id=int(DOMAIN))
+        self.nodes[name] = rclpy.create_node(name, context=context)
+        return self.nodes[name]
+
+
+def succeed(goal):
+    goal.succeed()
+    return Segment.Result()
+
+
+@pytest.fixture
+def clients():
+    clients = Clients()
+    yield clients
+    for name in list(clients.nodes):
+        clients.leave(name)
 
 
 # ---- goals and commands

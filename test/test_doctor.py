@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,6 +198,30 @@ DEVICE = {'name': 'NVIDIA H100', 'capability': [9, 0], 'memory': 80 * 10**9}
 def test_gpu(driver, torch, level, text, cure):
     result = ProbeResult({'torch': asdict(torch)})
     check_row(gpu.judge_gpu(driver, result), level, text, cure=cure)
+
+
+def test_the_free_memory_of_a_gpu_is_that_of_its_computer_where_they_share_it(monkeypatch):
+    import torch
+
+    from lisa_ros.doctor.torch_facts import torch_facts
+
+    orin = {'name': 'Orin', 'major': 8, 'minor': 7, 'total_memory': 64 * 10**9}
+    properties, ones = SimpleNamespace(is_integrated=1, **orin), torch.ones
+    stubs = {
+        'is_available': lambda: True,
+        'get_arch_list': lambda: ['sm_87'],
+        'device_count': lambda: 1,
+        'get_device_properties': lambda _: properties,
+        'mem_get_info': lambda *_: (10**6, 64 * 10**9),
+        'memory_reserved': lambda _: 0,
+        'memory_allocated': lambda _: 0,
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch, 'ones', lambda shape, device: ones(shape))
+    facts = torch_facts()
+    assert facts['kernel_error'] == ''
+    assert facts['free'] > 10**8
 
 
 def test_a_gpu_that_is_asked_for_and_not_there():

@@ -90,6 +90,18 @@ def test_the_user_s_configuration_is_kept(name, monkeypatch):
 
 
 @pytest.mark.usefixtures('unconfigured')
+@pytest.mark.parametrize(
+    ('mode', 'from_profile'),
+    [('', '1'), ('SYNCHRONOUS', '1'), ('AUTO', '1'), ('ASYNCHRONOUS', None), ('SYNC', None)],
+)
+def test_the_user_s_publication_mode_is_kept(mode, from_profile, monkeypatch):
+    monkeypatch.setenv('RMW_FASTRTPS_PUBLICATION_MODE', mode)
+    monkeypatch.delenv('RMW_FASTRTPS_USE_QOS_FROM_XML')
+    assert fastdds.configure_shared_memory()
+    assert os.environ.get('RMW_FASTRTPS_USE_QOS_FROM_XML') == from_profile
+
+
+@pytest.mark.usefixtures('unconfigured')
 def test_a_profile_in_the_working_directory_is_kept(tmp_path):
     (tmp_path / 'DEFAULT_FASTDDS_PROFILES.xml').touch()
     assert not fastdds.configure_shared_memory()
@@ -108,6 +120,21 @@ def test_fast_dds_reads_the_profile_and_allocates_the_memory():
     configured, *sizes = process.stdout.split()
     assert configured == 'True'
     assert max(map(int, sizes)) > 32 << 20
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures('unconfigured')
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads what Linux has mapped')
+def test_rmw_fastrtps_reads_the_publication_mode_beside_the_profile(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    monkeypatch.setenv('RMW_FASTRTPS_PUBLICATION_MODE', 'ASYNC')  # it says that it knows no such
+    monkeypatch.delenv('RMW_FASTRTPS_USE_QOS_FROM_XML')
+    code = PRINT_SHARED_MEMORY.format(here=str(Path(__file__).parents[1]))
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert 'RMW_FASTRTPS_PUBLICATION_MODE' in process.stderr
+    assert max(map(int, process.stdout.split()[1:])) > 32 << 20
 
 
 BURST = """

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +16,15 @@ from hostile_folders import OWN, RELEASED, make_released, set_keys, weights
 
 from lisa_ros.errors import CheckpointError
 from lisa_ros.model import checkpoint, export
-from lisa_ros.model.limits import Limits
+from lisa_ros.model.limits import Limits, free_memory
 from lisa_ros.model.pickle_claims import ClaimError, read_claims
 from lisa_ros.model.weight_files import load_pickle
 from lisa_ros.perception.backend import LoadOptions
+from lisa_ros.perception.process_memory import system_memory
 from lisa_ros.perception.registry import load_backend
 
 STATUS = Path('/proc/self/status')
+MIB = 2**20
 DTYPES = (
     torch.float8_e4m3fn,  # only in zip archives
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -104,6 +107,36 @@ def test_limits_are_options(toy_folders):
         Limits().check_memory(10**15, 'cpu', own)
     Limits(memory=2e6).check_memory(10**15, 'cpu', own)
     checkpoint.load(own, limits=Limits(input_side=256, memory=0.1))
+
+
+@pytest.mark.parametrize(
+    ('properties', 'reported', 'shares'),
+    [
+        ({'is_integrated': 1}, MIB, True),
+        ({'is_integrated': 1}, 2**50, False),  # more than the system has
+        ({'is_integrated': 0}, MIB, False),
+        ({}, MIB, False),  # an older torch does not tell
+    ],
+)
+def test_a_gpu_without_memory_of_its_own_has_what_the_page_cache_takes(
+    monkeypatch, properties, reported, shares
+):
+    stubs = {
+        'mem_get_info': (reported, 2**51),
+        'memory_reserved': 3 * MIB,
+        'memory_allocated': MIB,
+        'get_device_properties': SimpleNamespace(**properties),
+    }
+    for name, value in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    free = free_memory('cuda:0') - 2 * MIB  # without what torch has cached
+    if shares:
+        assert 64 * MIB < free < system_memory().total
+    else:
+        assert free == reported
+    Limits().check_memory(64 * MIB if shares else reported, 'cuda:0', Path('model'))
+    with pytest.raises(CheckpointError, match=r'GB are free on cuda:0'):
+        Limits().check_memory(2**51, 'cuda:0', Path('model'))
 
 
 def test_numbers_that_overflow_in_fp16_only(toy_folders, tmp_path):

@@ -3,6 +3,8 @@
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +104,30 @@ def test_an_unreadable_parameter_file_is_not_called_missing(folder):
     assert 'cannot be read (Permission denied)' in error_of(
         '--ros-args', '--params-file', str(path)
     )
+
+
+@pytest.mark.parametrize(
+    'variables',
+    [{}, {'HOME': '/dev/null'}, {'ROS_LOG_DIR': '/proc'}],
+    ids=['no HOME', 'HOME is no folder', 'no file can be made'],
+)
+def test_a_missing_folder_for_logs_is_explained(variables):
+    """As in a systemd service without User=, which has no HOME."""
+    unset = ('HOME', 'ROS_HOME', 'ROS_LOG_DIR')
+    inherited = {name: value for name, value in environment().items() if name not in unset}
+    code = 'from lisa_ros.ros.initialization import initialize; initialize(["x"])'
+    process = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**inherited, **variables},
+        check=False,
+    )
+    *_, line = process.stderr.splitlines()
+    assert line.startswith('lisa_ros.errors.SettingsError: ')
+    assert 'set ROS_LOG_DIR to a folder that this user may write to' in line
+    assert '--ros-args' not in line
 
 
 def run(program, *arguments):

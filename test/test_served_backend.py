@@ -18,7 +18,7 @@ import segment_server
 from chat_server import make_certificate
 from scripted_backend import ScriptedBackend
 
-from lisa_ros.errors import ImageError, ModelError, QueryError, SettingsError
+from lisa_ros.errors import ImageError, ModelError, QueryError, SettingsError, UnreachableError
 from lisa_ros.images.image_file import read_rgb
 from lisa_ros.perception import masks
 from lisa_ros.perception.backend import (
@@ -335,6 +335,27 @@ def test_a_kept_connection_that_was_closed_is_opened_again(server, connect):
     server.drop_connections()
     assert ask(served, 'it')[1].status is Status.FOUND
     assert server.connections == 2
+
+
+@pytest.mark.parametrize('closings', [1, 2])
+def test_a_connection_that_breaks_is_no_sign_of_a_lost_server(server, monkeypatch, closings):
+    client, get = HttpClient(ServerAddress(server.url)), segment_server._Handler.do_GET
+    models, left = client.get_json('/v1/models', LONG), [True] * closings
+
+    def close_or_get(handler):
+        if left:
+            handler.close_connection = left.pop()
+        else:
+            get(handler)
+
+    monkeypatch.setattr(segment_server._Handler, 'do_GET', close_or_get)
+    if closings == 1:
+        assert client.get_json('/v1/models', LONG) == models
+    else:
+        with pytest.raises(UnreachableError, match='broke off the connection'):
+            client.get_json('/v1/models', LONG)
+    assert server.connections == 2
+    client.close()
 
 
 def test_a_cancel_closes_the_connection(server, connect):

@@ -8,6 +8,7 @@ import warnings
 import torch
 
 from lisa_ros.error_text import error_summary
+from lisa_ros.model.limits import free_memory
 
 
 def torch_facts() -> dict[str, object]:
@@ -38,7 +39,7 @@ def torch_facts() -> dict[str, object]:
     try:
         matrix = torch.ones((8, 8), device='cuda')
         assert float((matrix @ matrix).sum()) == 512  # noqa: S101  # a wrong result is an error
-        facts['free'] = torch.cuda.mem_get_info()[0]
+        facts['free'] = free_memory('cuda')
     except Exception as error:  # noqa: BLE001  # of CUDA: any type
         facts['kernel_error'] = error_summary(error)
     return facts

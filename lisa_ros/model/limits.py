@@ -60,18 +60,35 @@ class Limits:
 
 
 def free_memory(device: str) -> int | None:
-    """Return the free memory of a torch device, with swap [bytes]; None if it is unknown."""
+    """Return the free memory of a torch device [bytes]; None if it is unknown.
+
+    That of the CPU is with swap. A GPU that shares the memory of the computer, as that of a Jetson
+    does, can have what the page cache takes, too; CUDA does not count it as free.
+    """
     if device.startswith('cuda'):
         from torch import cuda
 
         cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)  # of earlier models
-        return cuda.mem_get_info(device)[0] + cached
-    if device != 'cpu':
-        return None
+        free = cuda.mem_get_info(device)[0]
+        if getattr(cuda.get_device_properties(device), 'is_integrated', False):
+            free = max(free, _system_memory('MemAvailable') or 0)
+        return free + cached
+    return _system_memory('MemAvailable', 'SwapFree') if device == 'cpu' else None
+
+
+def _system_memory(*kinds: str) -> int | None:
+    """Return the sum of these kinds of memory [bytes], at most the limit of this container.
+
+    Args:
+        kinds: as /proc/meminfo names them.
+
+    Returns:
+        None if it is unknown.
+    """
     try:
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
         kilobytes = {line.split(':')[0]: int(line.split()[1]) for line in lines}
-        free = 1024 * (kilobytes['MemAvailable'] + kilobytes['SwapFree'])
+        free = 1024 * sum(kilobytes[kind] for kind in kinds)
     except (OSError, ValueError, KeyError, IndexError):  # not Linux
         return None
     limit = _container_limit()

@@ -10,7 +10,9 @@ again three seconds later, or more if several processes compete for the CPU (mea
 Histories: by default Fast DDS keeps the buffer of each message after it was read, for later
 messages; a buffer never becomes smaller. Bursts on queues of a thousand commands or goals then
 cost memory for good: 4000 hostile goals took 110 MB, and the next ones took more. With the policy
-DYNAMIC a buffer is freed with its message (the same goals: 20 MB).
+DYNAMIC a buffer is freed with its message (the same goals: 20 MB). rmw_fastrtps takes this policy
+from a profile only together with the publication mode, and then does not read
+RMW_FASTRTPS_PUBLICATION_MODE. So with ASYNCHRONOUS there, histories are those of rmw_fastrtps.
 
 A graph on one computer: with ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, rmw_fastrtps adds transports
 of its own to those of the profile. Two UDP transports of a process listen on the same ports, and
@@ -33,6 +35,8 @@ _PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _PROFILE_VARIABLE_2 = 'FASTRTPS_DEFAULT_PROFILES_FILE'  # of Fast DDS 2; with 3, it gives a warning
 _FAST_DDS_2 = ('humble', 'iron', 'jazzy')  # the distributions with Fast DDS 2
 _QOS_VARIABLE = 'RMW_FASTRTPS_USE_QOS_FROM_XML'  # 1: the profile's policy for histories counts
+_MODE_VARIABLE = 'RMW_FASTRTPS_PUBLICATION_MODE'
+_PROFILE_MODES = ('', 'SYNCHRONOUS', 'AUTO')  # the profile is SYNCHRONOUS; AUTO is what it says
 # each of these variables and files means that the user has configured transports
 _USER_VARIABLES = (
     _PROFILE_VARIABLE,
@@ -47,7 +51,7 @@ def configure_shared_memory() -> bool:
     """Give this process 32 MB of shared memory for Fast DDS, and histories that free memory.
 
     Call it before `rclpy.init`, with the variables of the ROS graph set. Other DDS implementations
-    ignore it.
+    ignore it. If the user has chosen asynchronous publication, histories are left as they are.
 
     Returns:
         False if the user has configured transports: then nothing is changed.
@@ -58,7 +62,8 @@ def configure_shared_memory() -> bool:
         return False
     has_fast_dds_2 = os.environ.get('ROS_DISTRO') in _FAST_DDS_2
     os.environ[_PROFILE_VARIABLE_2 if has_fast_dds_2 else _PROFILE_VARIABLE] = str(profile())
-    os.environ.setdefault(_QOS_VARIABLE, '1')
+    if os.environ.get(_MODE_VARIABLE, '') in _PROFILE_MODES:
+        os.environ.setdefault(_QOS_VARIABLE, '1')
     return True
 
 

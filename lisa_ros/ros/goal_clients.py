@@ -6,8 +6,10 @@ client's GID and the goal's id. The client is present while the DDS reader of th
 is the one for the responses to its goals. A client that is killed stays in the graph until its
 DDS lease ends, 20 s with Fast DDS.
 
-Without introspection of actions (ROS 2 Jazzy) or of its GIDs (other middleware than DDS) the
-client of a goal is unknown, and counts as gone when no action client at all is left.
+Not every middleware gives that GID: the one in the events of Cyclone DDS is that of no reader
+(https://github.com/ros2/rmw_cyclonedds/issues/377). So only a client whose reader was seen can be
+found gone. The client of any other goal, and of each goal without introspection of actions
+(ROS 2 Jazzy), counts as gone when no action client at all is left.
 
 Threads: the executor's.
 """
@@ -47,7 +49,9 @@ class GoalClients:
         """
         self._node, self._action, self._on_known = node, action, on_known
         self._clients: dict[bytes, str] = {}  # by goal id, in the order of arrival
-        self._names: dict[str, str] = {}  # of nodes, by the GID of their client
+        # of nodes, by the GID of the reader of their client, if it was seen; who has left stays as
+        # long as one of its goals is remembered
+        self._names: dict[str, str] = {}
         if hasattr(server, 'configure_introspection'):
             self._listen(server)
 
@@ -67,9 +71,13 @@ class GoalClients:
     def _on_event(self, event: Any) -> None:
         if event.info.event_type == ServiceEventInfo.REQUEST_RECEIVED and event.request:
             goal_id = bytes(event.request[0].goal_id.uuid)
-            self._clients[goal_id] = bytes(event.info.client_gid).hex()
+            client = bytes(event.info.client_gid).hex()
+            is_new = client not in self._names and client not in self._clients.values()
+            self._clients[goal_id] = client
             if len(self._clients) > _MAX_GOALS:
                 self.forget(next(iter(self._clients)))
+            if is_new:
+                self._look()  # it may leave before the next `gone`
             self._on_known(goal_id)
 
     def client(self, goal_id: bytes) -> str:
@@ -77,7 +85,7 @@ class GoalClients:
         return self._clients.get(goal_id, '')
 
     def name(self, goal_id: bytes) -> str:
-        """Return the name of the node that sent a goal, from the last `gone`; '': unknown."""
+        """Return the name of the node that sent a goal, as last seen in the graph; '': unknown."""
         return self._names.get(self.client(goal_id), '')
 
     def forget(self, goal_id: bytes) -> None:
@@ -87,18 +95,23 @@ class GoalClients:
     def gone(self, goal_ids: Iterable[bytes]) -> set[bytes]:
         """Return those of these goals whose client is not in the graph."""
         has_listeners = self._node.count_subscribers(f'{self._action}/_action/feedback') > 0
+        present = self._look()
+        clients = {goal_id: self.client(goal_id) for goal_id in goal_ids}
+        return {
+            goal_id
+            for goal_id, client in clients.items()
+            if not (client in present if client in self._names else has_listeners)
+        }
+
+    def _look(self) -> set[str]:
+        """Note the names of the clients in the graph; return their GIDs."""
         present = {
             bytes(reader.endpoint_gid).hex(): full_name(reader.node_name, reader.node_namespace)
             for reader in self._readers()
         }
         known = {*present, *self._clients.values()}
         self._names = {gid: n for gid, n in {**self._names, **present}.items() if gid in known}
-        clients = {goal_id: self.client(goal_id) for goal_id in goal_ids}
-        return {
-            goal_id
-            for goal_id, client in clients.items()
-            if not (client in present if client and present else has_listeners)
-        }
+        return set(present)
 
     def _readers(self) -> list[TopicEndpointInfo]:
         """Return the DDS readers of responses to goals; none with middleware that has none."""

@@ -24,6 +24,7 @@ from lisa_ros.error_text import one_line
 from lisa_ros.errors import SettingsError
 
 _C_SOURCE = re.compile(r',? at \S+\.(?:c|cpp|h|hpp):\d+')
+_LOG_FOLDER = re.compile(r'get logging directory|create log directory|opening file \S+\.log for')
 _LARGEST_DOMAIN = 232  # of DDS; its port numbers do not allow more
 _NODE_NAME = 'letters, digits and _, not beginning with a digit'
 _YAML_FORM = 'expected NODE: ros__parameters: NAME: VALUE with /** for every node'
@@ -115,6 +116,11 @@ def explained(message: str) -> str:
         return (
             f'unknown arguments of ROS {message}; expected -p NAME:=VALUE, -r FROM:=TO, '
             '--params-file FILE or --log-level LEVEL; arguments of others follow --'
+        )
+    if _LOG_FOLDER.search(message):
+        return (
+            f'{message}: set ROS_LOG_DIR to a folder that this user may write to (a systemd '
+            'service without User= has no HOME)'
         )
     return f'{message}; check the arguments after --ros-args and the variables ROS_* and RMW_*'
 

@@ -100,6 +100,14 @@ class _TryAgainError(Exception):
         self.error, self.pause, self.problem = error, pause, problem
 
 
+class _BrokenOffError(_TryAgainError):
+    """A connection broke: maybe it was kept, and the server closed it at this moment."""
+
+    def __init__(self, error: LisaError):
+        """Make an error; there is no reason to wait."""
+        super().__init__(error, 0.0)
+
+
 class HttpClient:
     """The connections to one server; see the module's docstring for rules and threads."""
 
@@ -135,7 +143,7 @@ class HttpClient:
         return printable(one_line(text, MAX_CHARS))
 
     def get_json(self, path: str, timeout: float) -> Any:
-        """Return the JSON of a path such as "/v1/models"; one try.
+        """Return the JSON of a path such as "/v1/models"; one try, two if a connection breaks.
 
         Args:
             path: of the resource.
@@ -220,14 +228,20 @@ class HttpClient:
     # ---- on the thread of the event loop
 
     async def _get(self, path: str, timeout: float) -> Any:
-        async with self._response('GET', path, timeout) as response:
-            content = await _content(response)
+        try:
+            content = await self._get_content(path, timeout)
+        except _BrokenOffError:
+            content = await self._get_content(path, timeout)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise ModelError(
                 f'{self.name}{path} is not JSON ({one_line(error)}): is a lisa_ros server there?'
             ) from None
+
+    async def _get_content(self, path: str, timeout: float) -> bytes:
+        async with self._response('GET', path, timeout) as response:
+            return await _content(response)
 
     async def _ask(
         self,
@@ -339,7 +353,7 @@ class HttpClient:
             broken = UnreachableError(f'{self.name} broke off the connection ({cause})')
             if has_begun:
                 raise broken from None
-            raise _TryAgainError(broken, 0.0) from None  # it was kept, and the server closed it
+            raise _BrokenOffError(broken) from None
 
     async def _check(self, response: httpx2.Response) -> None:
         """Return if a server accepts a request.

@@ -2,9 +2,11 @@
 """A client of servers with OpenAI's chat completions: vLLM, SGLang, llama.cpp, clouds.
 
 A request is streamed, and tried again only before the server has begun an answer: if there is no
-connection, and after 429 and 503, as Retry-After says. Every end has a cause in words, and the
-key is in none of them. Proxies come from the environment, see `server_connection.async_client`,
-certificates from the system or SSL_CERT_FILE; redirects are not followed.
+connection, after 429 and 503, as Retry-After says, and once if the connection breaks: a server may
+close one that was kept at the moment when a request arrives. Every end has a cause in words, and
+the key is in none of them. Proxies come from the environment, see
+`server_connection.async_client`, certificates from the system or SSL_CERT_FILE; redirects are not
+followed.
 
 Threads: one thread at a time asks. An event loop in a thread of its own holds the connection, so
 that a cancel closes it at once, whatever the server does.
@@ -43,13 +45,14 @@ _LONGEST_PAUSE = 30.0  # that a server may ask for, if the answer has no deadlin
 _CONNECT_TIMEOUT = 10.0  # of one try [s]
 _SILENCE = 600.0  # longest time without a byte [s]; the deadline of an answer may end it sooner
 _CLOSE_TIMEOUT = 1.0  # how long the end of a stream may take after the end of its answer [s]
-_KEPT_IDLE = 30.0  # how long an unused connection stays open [s]
+_KEPT_IDLE = 4.0  # how long an unused connection stays open; uvicorn closes it after 5 s [s]
 _STOP_PERIOD = 0.02  # how often a stop is looked for [s]
 _MAX_ANSWER_BYTES = 16 * 2**20  # a token with probabilities has about 500
 _MAX_EVENT_BYTES = 2**20
 _MAX_ERROR_BYTES = 4096  # of the text of an error that is read
 _BUSY = (429, 503)
 _GATEWAY_FAILED = (502, 504)  # a proxy does not reach the server
+_BROKEN_OFF = (httpx2.NetworkError, httpx2.RemoteProtocolError)
 
 
 class RefusedError(ModelError):
@@ -68,6 +71,10 @@ class _TryAgainError(Exception):
         """Make an error; `pause` is how long the server asks to wait [s], None: it does not."""
         super().__init__(cause)
         self.pause = pause
+
+
+class _BrokenOffError(UnreachableError):
+    """A connection broke before the server began an answer."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +215,21 @@ class ChatServer:
         deadline: _Deadline,
         pieces: queue.SimpleQueue[AnswerPiece | None],
     ) -> None:
+        try:
+            await self._send(body, deadline, pieces)
+        except _BrokenOffError:  # it was kept, and the server closed it: on a new one
+            await self._send(body, deadline, pieces)
+
+    async def _send(
+        self,
+        body: bytes,
+        deadline: _Deadline,
+        pieces: queue.SimpleQueue[AnswerPiece | None],
+    ) -> None:
         seconds = deadline.seconds_left
         # half of the time: the cause can still be told
         connect = _CONNECT_TIMEOUT if seconds is None else min(_CONNECT_TIMEOUT, seconds / 2)
+        has_begun = False
         try:
             async with self._client.stream(
                 'POST',
@@ -219,6 +238,7 @@ class ChatServer:
                 headers={'Content-Type': 'application/json', 'Accept': 'text/event-stream'},
                 timeout=httpx2.Timeout(_SILENCE, connect=connect),
             ) as response:
+                has_begun = True
                 await self._check(response)
                 async for piece in self._read(response):
                     pieces.put(piece)
@@ -230,7 +250,9 @@ class ChatServer:
             raise ModelError(f'{self.address}: {one_line(error)}') from None
         except httpx2.RequestError as error:
             cause = self._safe(error_summary(error))
-            raise UnreachableError(f'{self.address} broke off the connection ({cause})') from None
+            message = f'{self.address} broke off the connection ({cause})'
+            is_lost = not has_begun and isinstance(error, _BROKEN_OFF)
+            raise (_BrokenOffError if is_lost else UnreachableError)(message) from None
 
     def _not_connected(self, error: httpx2.TransportError, seconds: float) -> Exception:
         """Return why there is no connection: an error to raise."""
