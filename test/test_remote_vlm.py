@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import gc
 import io
+import json
 import logging
 import shutil
 import socket
@@ -32,10 +33,15 @@ from lisa_ros.perception.roi import stream_in_region
 from lisa_ros.results import ANSWERED, Dialogue, Status, Token, Turn, unanswered
 from lisa_ros.server_connection import retry_after
 from lisa_ros.vlm.answer_parsing import AnswerParser
-from lisa_ros.vlm.chat_chunks import AnswerPiece, TokenProbability, WholeCharacters
+from lisa_ros.vlm.chat_chunks import AnswerPiece, TokenProbability, WholeCharacters, read_chunk
 from lisa_ros.vlm.chat_completions import completions_url
-from lisa_ros.vlm.coordinate_check import TEST_BOX, check_coordinates, draw_test_image
-from lisa_ros.vlm.profiles import PROFILES, choose_served_profile
+from lisa_ros.vlm.coordinate_check import (
+    TEST_BOX,
+    TEST_QUERY,
+    check_coordinates,
+    draw_test_image,
+)
+from lisa_ros.vlm.profiles import PROFILES, choose_served_profile, is_thinking_model
 from lisa_ros.vlm.qwen_vl import QwenVL
 from lisa_ros.vlm.remote_vlm import RemoteVlm, word_tokens
 
@@ -268,6 +274,110 @@ def test_characters_that_a_server_cuts_in_half_are_joined(faulty, fault_server):
     assert result.answer_raw.startswith('<think>It \U0001f600 is </think><answer>[{"label"')
 
 
+QWEN3 = 'Qwen/Qwen3-VL-8B-Thinking'
+MUG = '[{"bbox_2d": [250, 250, 830, 830], "label": "mug"}]'
+OF_TEST = f'[{{"bbox_2d": {[round(1000 * share) for share in TEST_BOX]}, "label": "it"}}]'
+
+
+def thinking(thoughts, text=MUG, finish_reason='stop', test_answer=None):
+    """An answer behind thoughts, whose opening tag is in the prompt; one about a test image."""
+
+    def say(handler, body):
+        if TEST_QUERY in body['messages'][-1]['content'][-1]['text']:
+            scripted(test_answer or f'{thoughts}</think>{OF_TEST}')(handler, body)
+            return
+        pieces = [*thoughts, text] if thoughts else [text]
+        scripted(*pieces, finish_reason=finish_reason, logprobs=True)(handler, body)
+
+    return say
+
+
+def connect_to_qwen3(folders, server, name=QWEN3):
+    options = LoadOptions(
+        vlm_url=server.url,
+        template='qwen3_vl',
+        device='cpu',
+        segmenter_model=folders / 'sam2',
+    )
+    return load_backend(f'vlm+sam:{name}', options)
+
+
+@pytest.mark.parametrize('name', [QWEN3, 'mine'])  # of another name: the test tells
+@pytest.mark.parametrize(
+    'thoughts', ['Is it [1, 2]?\n', f'Is it {OF_TEST}? No.', 'If not I say [].', 'It is {red}.']
+)
+def test_an_answer_is_behind_the_thoughts(thoughts, name, folders):
+    say = thinking(thoughts, f'</think>\n\n```json\n{MUG}\n```')
+    with running(say) as server:
+        backend = connect_to_qwen3(folders, server, name)
+        result = answer(backend)[-1].result
+    assert len(backend.notices) == 3
+    assert f"the model '{name}' thinks before it answers: max_new_tokens" in backend.notices[-1]
+    assert (result.status, result.names, result.answer) == (Status.FOUND, ('mug',), 'mug')
+    assert result.answer_raw.startswith(f'<think>{thoughts}</think>')
+    turns = (Turn('it', result.answer_raw),)
+    ((_, said),) = backend._vlm.profile.exchanges(turns)
+    assert said.startswith('```json')  # no later prompt has the thoughts
+
+
+@pytest.mark.parametrize('finish_reason', ['length', 'stop'])
+@pytest.mark.parametrize(
+    'thoughts', [f'Maybe {MUG}? No, that is', 'If there is none I say []. So', 'I look']
+)
+def test_an_answer_that_ends_in_its_thoughts_has_failed(thoughts, finish_reason, folders):
+    say = thinking(thoughts, '', finish_reason, f'So</think>{OF_TEST}')
+    with running(say) as server:
+        result = answer(connect_to_qwen3(folders, server))[-1].result
+    assert (result.status, len(result.masks)) == (Status.FAILED, 0)
+    assert 'no JSON list behind its thoughts, which do not end: raise max_new' in result.reason
+    assert ('(max_new_tokens: 512)' in result.reason) is (finish_reason == 'length')
+
+
+@pytest.mark.parametrize('text', [MUG, f'\n```json\n{MUG}\n```', f'<think>So</think>{MUG}'])
+@pytest.mark.parametrize('reasoning', ['', 'It is [1, 2]'])
+def test_a_model_that_thinks_elsewhere_answers(text, reasoning, folders):
+    """The server takes the thoughts out, hides them, or the model has none."""
+
+    def say(handler, body):
+        handler.begin()
+        if reasoning:
+            handler.event({'choices': [{'delta': {'reasoning_content': reasoning}}]})
+        handler.piece(text)
+        handler.piece('', 'stop')
+        handler.end()
+
+    with running(say) as server:
+        result = answer(connect_to_qwen3(folders, server))[-1].result
+    assert (result.status, result.answer_raw) == (Status.FOUND, text)
+
+
+def test_a_thinking_model_may_answer_at_length(folders):
+    thoughts = [f'word {number} ' for number in range(1200)]
+    with running(thinking(thoughts, f'</think>{MUG}', test_answer='So')) as server:
+        result = answer(connect_to_qwen3(folders, server), max_new_tokens=4096)[-1].result
+        assert server.requests[0][2]['max_tokens'] == 1024  # about the test image
+        assert server.requests[-1][2]['max_tokens'] == 4096
+    assert result.status is Status.FOUND
+    assert result.token_count > 1200
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        (QWEN3, True),
+        ('qwen3-vl:8b-thinking-q4', True),
+        ('Qwen3-VL-30B-A3B-Thinking-FP8', True),
+        ('Qwen3-VL-8B-Instruct', False),
+        ('thinking/Qwen3-VL', False),
+        ('Visurf-NoThink', False),
+        ('Qwen3-VL-no-thinking', False),
+        ('qwen3-vl-non-thinking', False),
+    ],
+)
+def test_a_name_tells_whether_a_model_thinks(name, expected):
+    assert is_thinking_model(name) is expected
+
+
 @pytest.mark.parametrize(
     ('texts', 'whole'),
     [
@@ -311,6 +421,51 @@ def test_an_event_without_data_is_none(faulty, fault_server, event):
 
     fault_server.answer = say
     assert answer(faulty)[-1].result.status is Status.FOUND
+
+
+@pytest.mark.parametrize('reason', ['stop', 'eos', 'eos_token', 'end_turn'])
+def test_the_end_of_an_answer_has_several_names(folders, reason):
+    with running(thinking('', MUG, reason, OF_TEST)) as server:
+        backend = connect_to_qwen3(folders, server, 'mine')
+        assert answer(backend)[-1].result.status is Status.FOUND
+        server.answer = thinking('', MUG, 'tool_calls')
+        assert "finish_reason 'tool_calls'" in answer(backend)[-1].result.reason
+
+
+@pytest.mark.parametrize('choice', [{'delta': None}, {}], ids=str)
+def test_a_chunk_may_add_nothing(folders, choice):
+    """As of Azure, which filters an answer while it is written."""
+
+    def say(handler, body):
+        handler.begin()
+        handler.event(
+            {'choices': [{**choice, 'finish_reason': None, 'content_filter_results': {}}]}
+        )
+        handler.piece(MUG)
+        handler.event({'choices': [{**choice, 'index': 0, 'finish_reason': 'stop'}]})
+        handler.end()
+
+    with running(say) as server:
+        result = answer(connect_to_qwen3(folders, server, 'mine'))[-1].result
+    assert result.status is Status.FOUND
+
+
+@pytest.mark.parametrize(
+    'choice',
+    [
+        {},
+        {'index': 0},
+        {'message': {'content': RIGHT}, 'finish_reason': 'stop'},
+        {'text': RIGHT, 'finish_reason': 'stop'},
+        {'delta': 'text', 'finish_reason': None},
+        {'delta': [], 'finish_reason': 'stop'},
+        {'delta': None, 'finish_reason': 7},
+    ],
+    ids=str,
+)
+def test_what_is_no_chunk_is_refused(choice):
+    with pytest.raises(ModelError, match='expected a chunk of a chat completion'):
+        read_chunk(json.dumps({'choices': [choice]}))
 
 
 # ---- probabilities
@@ -364,12 +519,15 @@ def test_probabilities_of_choices_are_those_of_the_first_token():
     assert choice.is_measured
 
 
-def says_yes(text=RIGHT, *, tokens=True, alternatives=True, refuses=()):
+def says_yes(text=RIGHT, *, tokens=True, alternatives=True, refuses=(), most=20):
     """An answer that begins with "Yes", with a probability of 0.6, or with "No", with 0.3."""
 
     def say(handler, body):
         if any(field in body for field in refuses):
             handler.error(400, f'unknown: {", ".join(refuses)}')
+            return
+        if body.get('top_logprobs', 0) > most:
+            handler.error(400, f'top_logprobs must be at most {most}')
             return
         if body['max_tokens'] > 1:
             scripted(text, logprobs=tokens and 'logprobs' in body)(handler, body)
@@ -423,6 +581,72 @@ def test_a_probability_of_yes_is_not_invented(gives, folders):
         assert len(server.requests) == count + 1  # what it refused once is not tried again
         answer(backend)
         assert server.requests[-1][2].get('logprobs', False) is has_tokens  # for the scores
+
+
+def test_a_server_that_allows_fewer_alternatives_is_asked_for_fewer(folders):
+    with running(says_yes(most=5)) as server:
+        backend, count = connect(folders, server), len(server.requests)
+        for _ in range(2):
+            assert ask_yes_no(backend)[-1].result.yes_probability == pytest.approx(2 / 3)
+        asked = [body['top_logprobs'] for *_, body in server.requests[count:]]
+        assert asked == [20, 5, 5]  # what it refused once is not tried again
+    with running(says_yes(most=2)) as server:
+        backend, count = connect(folders, server), len(server.requests)
+        for _ in range(2):
+            assert 'top_logprobs' in ask_yes_no(backend)[-1].result.reason
+        asked = [body.get('top_logprobs') for *_, body in server.requests[count:]]
+        assert asked == [20, 5, None, None]
+
+
+def names_by_id(text, *names):
+    """An answer whose first token and the others at its place have these names."""
+
+    def say(handler, body):
+        if body['max_tokens'] > 1:
+            scripted(RIGHT, logprobs=True)(handler, body)
+            return
+        entries = [{'token': name, 'logprob': -1.0 - i} for i, name in enumerate(names)]
+        handler.begin()
+        handler.piece(text, None, [{**entries[0], 'top_logprobs': entries}])
+        handler.piece('', 'length')
+        handler.end()
+
+    return say
+
+
+@pytest.mark.parametrize('number', ['0', '1'])
+def test_tokens_that_are_named_by_their_ids_have_no_probability(number, folders):
+    """As of vLLM with --return-tokens-as-token-ids."""
+    with running(names_by_id(number, 'token_id:15', 'token_id:16')) as server:
+        backend = connect(folders, server)
+        result = answer(backend, verify=True)[-1].result
+        assert result.status is (Status.NOT_FOUND if number == '0' else Status.FOUND)
+        server.answer = names_by_id('Yes', 'token_id:9454', 'token_id:2753')
+        result = ask_yes_no(backend)[-1].result
+    assert (result.status, result.yes_probability) == (Status.FAILED, None)
+    assert 'leave out --return-tokens-as-token-ids' in result.reason
+
+
+@pytest.mark.parametrize(
+    ('text', 'names', 'values', 'is_measured'),
+    [
+        ('0', ('0', '1'), (0.37, 0.14), True),
+        ('0', (' 0', '1'), (0.37, 0.14), True),
+        (' 0', ('0', ' 1'), (0.37, 0.14), True),
+        ('0.', ('0', '1'), (0.37, 0.14), True),  # two tokens in one piece
+        ('\ufffd', ('bytes:\\xe6\\x98', '0'), (0.14, 0), True),  # half a character
+        ('是', ('\ufffd', '0'), (0.14, 0), True),
+        ('0', ('\u25810', '\u25811'), (1, 0), False),  # entries of a vocabulary
+        ('So', ('token_id:15', 'token_id:16'), (0, 0), False),
+    ],
+)
+def test_names_of_tokens(text, names, values, is_measured):
+    with running(names_by_id(text, *names)) as server:
+        vlm = RemoteVlm.connect(server.url, NAME)
+        prompt = vlm.prepare_request(IMAGE, 'Which?')
+        choice = vlm.choice_probabilities(prompt, ['0', '1'], Stop())
+    assert choice.values == pytest.approx(values, abs=0.01)
+    assert choice.is_measured is is_measured
 
 
 def test_pieces_without_probabilities_do_not_end_them(folders):
@@ -512,6 +736,11 @@ def busy(status, **headers):
     return refuse
 
 
+def closed(handler, body):
+    """Close the connection instead of an answer."""
+    handler.close_connection = True
+
+
 def wrong_json(handler, body):
     handler.begin()
     handler.event('{"choices": [{"delta": ')
@@ -571,6 +800,7 @@ def faulty(fault_server, folders):
     ('fault', 'status', 'reason'),
     [
         (killed, Status.UNREACHABLE, 'broke off the connection'),
+        (closed, Status.UNREACHABLE, 'disconnected without sending a response.)'),
         (ended, Status.UNREACHABLE, 'ended its answer before it was complete'),
         (busy(429), Status.UNREACHABLE, 'has no capacity (429 Too Many Requests: the queue is'),
         (busy(503, Retry_After='9999'), Status.UNREACHABLE, 'asks to wait 1e+04 s (1 try)'),
@@ -696,6 +926,33 @@ def test_nothing_is_asked_again_after_an_answer_has_begun(faulty, fault_server):
     fault_server.answer, count = killed, len(fault_server.requests)
     assert answer(faulty)[-1].result.status is Status.UNREACHABLE
     assert len(fault_server.requests) == count + 1
+
+
+def test_a_kept_connection_that_the_server_closes_costs_no_answer(faulty, fault_server):
+    """As uvicorn closes one after five seconds, while the next request is on its way."""
+    served, count = set(), len(fault_server.requests)
+
+    def once(handler, body):
+        (closed if handler.client_address in served else scripted(RIGHT))(handler, body)
+        served.add(handler.client_address)
+
+    fault_server.answer = once
+    for _ in range(3):
+        assert answer(faulty)[-1].result.status is Status.FOUND
+    assert len(fault_server.requests) == count + 5
+
+
+def test_a_broken_connection_is_no_try_of_a_busy_server(faulty, fault_server):
+    again = busy(503, Retry_After='0')
+    answers = [again, closed, again, closed, scripted(RIGHT)]
+    fault_server.answer = lambda handler, body: answers.pop(0)(handler, body)
+    assert answer(faulty)[-1].result.status is Status.FOUND
+
+
+def test_a_server_that_breaks_off_twice_is_not_asked_a_third_time(faulty, fault_server):
+    fault_server.answer, count = closed, len(fault_server.requests)
+    assert answer(faulty)[-1].result.status is Status.UNREACHABLE
+    assert len(fault_server.requests) == count + 2
 
 
 def test_a_server_may_start_later(folders):
@@ -1000,6 +1257,8 @@ def box_text(sides, box=TEST_BOX, swapped=False):
         ('qwen2_5_vl', box_text((644, 476), (0.1, 0.1, 0.9, 0.9)), False, 'not at the red rect'),
         ('qwen2_5_vl', 'I see a red rectangle.', False, 'gives no box'),
         ('qwen2_5_vl', '[]', False, 'gives no box'),
+        ('qwen3_vl', f'{box_text((644, 476))}?</think>{box_text((1000, 1000))}', False, ''),
+        ('qwen3_vl', f'<think>{box_text((644, 476))}', False, "gives no box: '<think>It is here"),
     ],
 )
 def test_wrong_coordinates_are_noticed(profile, text, certain, problem):

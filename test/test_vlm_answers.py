@@ -16,6 +16,7 @@ ONE = f'{{{BOX}, {POINT}}}'
 TWO = f'{ONE}, {{"bbox_2d": [0, 0, 840, 840], "point_2d": [420, 420]}}'
 FIRST = ((200, 100, 600, 200), ((300, 125),))
 SECOND = ((0, 0, 1680, 420), ((840, 210),))
+THIRD = ((168, 84, 504, 168), ())  # BOX in thousandths
 
 
 def tags(json, thinking='It is red.'):
@@ -65,6 +66,14 @@ ANSWERS = [
     ('qwen2_5_vl', fenced(f'[{{{BOX}}}]') + '\nThat is the mug.', [(FIRST[0], ())]),
     ('qwen3_vl', '[{"bbox_2d": [250, 500, 1000, 750]}]', [((420, 210, 1680, 315), ())]),
     ('qwen3_vl', '[{"point_2d": [500, 500], "label": "mug"}]', [(None, ((840, 210),))]),
+    # ---- behind thoughts
+    ('qwen3_vl', '<think>Is it [1, 2]? {No}.</think>\n' + fenced(f'[{{{BOX}}}]'), [THIRD]),
+    ('qwen3_vl', f'<think>[] or [{{{BOX}}}]?</think>[]', []),
+    ('qwen3_vl', f'<think>\n<think>Hm.</think></think>[{{{BOX}}}]', [THIRD]),
+    ('qwen3_vl', f'I look and look.\n</think>\n\n[{{{BOX}}}]', [THIRD]),
+    ('qwen3_vl', f'[{{{BOX}, "label": "<think> or </think>"}}]', [THIRD]),
+    ('qwen3_vl', f'<think></think>[{{{BOX}}}] So I <think>', [THIRD]),
+    ('vision_reasoner', f'<think> <answer>[]</answer>? No. {tags(f"[{ONE}]")}', [FIRST]),
     # ---- nothing there
     ('visurf', tags('[]'), []),
     ('visurf', tags(' [ \n ] '), []),
@@ -130,6 +139,13 @@ ANSWERS = [
     ('qwen2_5_vl', fenced(f'[{{{BOX}}}]')[:-6], 'breaks off'),
     ('qwen2_5_vl', f'{{{BOX}}}, {{{BOX}}}', 'two answers'),
     ('qwen3_vl', '[{"bbox_2d": [0, 0, 1280, 720]}]', 'expected 0 to 1000'),
+    ('qwen3_vl', f'<think>Maybe [{{{BOX}}}]? No, that', 'do not end: raise max_new_tokens, let'),
+    ('qwen3_vl', '<think>If there is none I answer [].', 'no JSON list behind its thoughts'),
+    ('qwen3_vl', f'<think>a</think><think>[{{{BOX}}}]', 'no JSON list behind its thoughts'),
+    ('qwen3_vl', '<think>It is not there.</think>', 'has no JSON list$'),
+    ('qwen3_vl', f'Maybe [{{{BOX}}}]?</think>[]', 'list is in the thoughts .*an Instruct model'),
+    ('qwen3_vl', 'Else [].</think>[]', 'list is in the thoughts'),
+    ('vision_reasoner', '<think> <answer>[]', 'thoughts, which do not end: raise max_new_tokens$'),
 ]
 
 
@@ -183,10 +199,29 @@ def test_an_object_is_ready_with_its_last_character():
         ('dr_seg', tags('[]', 'I see <look> a mug </look> here.'), 'I see a mug here.'),
         ('qwen2_5_vl', fenced('[]'), ''),
         ('qwen2_5_vl', f'Here you are: {fenced("[]")}', 'Here you are:'),
+        ('qwen3_vl', '<think>It is red.</think>\nHere: []', 'Here:'),
+        ('qwen3_vl', 'It is red.</think>[]', ''),
     ],
 )
 def test_the_text_before_the_list_is_the_explanation(profile, answer, explanation):
     assert parse(profile, answer)[0].explanation == explanation
+
+
+def test_a_forgotten_end_of_the_thoughts_is_the_end_of_the_answer():
+    parser = AnswerParser(PROFILES['vision_reasoner'], RESIZED, ORIGINAL)
+    assert parser.push(f'<think> It is red. <answer>[{ONE}]</answer>') == []  # a draft, perhaps
+    assert [rounded(found) for found in parser.push('', is_end=True)] == [FIRST]
+    parser.finish()
+    parser = AnswerParser(PROFILES['qwen3_vl'], RESIZED, ORIGINAL)
+    assert parser.push(f'<think>Its box is [{ONE}]', is_end=True) == []
+    with pytest.raises(AnswerError, match='no JSON list behind its thoughts'):
+        parser.finish()
+
+
+def test_an_answer_that_ends_in_its_thoughts_explains_nothing():
+    parser = AnswerParser(PROFILES['qwen3_vl'], RESIZED, ORIGINAL)
+    parser.push('<think>I look')
+    assert parser.explanation == ''
 
 
 def test_labels_are_kept():

@@ -244,8 +244,9 @@ class VlmBackend:
         else:
             if not choice.is_measured:
                 raise ModelError(
-                    f'{self._vlm.device} gives no probabilities of tokens (top_logprobs), which a '
-                    'yes/no question needs: ask for words'
+                    f'{self._vlm.device} gives no probabilities of tokens (top_logprobs), or not '
+                    'by their text (vLLM: leave out --return-tokens-as-token-ids), which a yes/no '
+                    'question needs: ask for words'
                 )
             answer = YesNo(sum(choice.values[:count]), sum(choice.values[count:]))
         end = end or stop.early_end

@@ -3,8 +3,9 @@
 
 An answer is a list of objects, `[{"bbox_2d": [x, y, x, y], "point_2d": [x, y]}, ...]`, or one
 object, bare, in a ```json block, or in <answer> tags. An empty list says that nothing is there.
-Everything else is an error: guessing what a broken answer means would move a robot to a wrong
-place, and calling it "not found" would hide the fault. Pure Python, any thread.
+What a model thinks, up to </think>, is no part of it. Everything else is an error: guessing what a
+broken answer means would move a robot to a wrong place, and calling it "not found" would hide the
+fault. Pure Python, any thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import LisaError
 from lisa_ros.files.text import unique_keys
-from lisa_ros.vlm.profiles import Coordinates, Profile
+from lisa_ros.vlm.profiles import Coordinates, Profile, without_thoughts
 
 _BOX_KEYS = ('bbox_2d', 'bbox')
 _POINT_KEYS = ('point_2d', 'point', 'points_1', 'points_2')
@@ -25,6 +26,8 @@ _OVERSHOOT = 0.05  # how far outside of the image a coordinate may be [of the im
 _MAX_LABEL = 200  # length of a label [characters]
 _LARGEST = 1e6  # a coordinate; infinity and larger integers than a float holds are above
 _TAGS = re.compile(r'</?(?:think|look|answer)>')
+_OPEN, _CLOSE = '<think>', '</think>'
+_CURE = 'let the server take the thoughts out (a reasoning parser), or use an Instruct model'
 _SPACE = re.compile(r'\s*')
 
 
@@ -58,6 +61,7 @@ class AnswerParser:
         self._sides = resized if in_pixels else (1000, 1000)  # largest coordinates
         self._original, self._tags = original, profile.tags
         self.text = ''  # so far
+        self._has_ended = False
         self._begin: int | None = None  # of the JSON in the text; None: not yet
         self._at = 0  # end of what is read
         self._objects = self._read()
@@ -76,18 +80,27 @@ class AnswerParser:
 
     @property
     def explanation(self) -> str:
-        """What the model says before its list, without tags; '' if that is nothing."""
+        """What the model says before its list, without tags; '' if that is nothing.
+
+        Thoughts are part of it only if the profile asks for them.
+        """
         prefix = self.text if self._begin is None else self.text[: self._begin]
-        prefix = prefix if self._tags else prefix.replace('```json', '').replace('```', '')
+        if not self._tags:
+            prefix = without_thoughts(prefix).replace('```json', '').replace('```', '')
         return ' '.join(_TAGS.sub(' ', prefix).split())
 
-    def push(self, text: str) -> list[LocatedObject]:
+    def push(self, text: str, *, is_end: bool = False) -> list[LocatedObject]:
         """Add text; return the objects that it completes.
+
+        Args:
+            text: to append.
+            is_end: the model ends its answer here.
 
         Raises:
             AnswerError: the answer cannot become right any more.
         """
         self.text += text
+        self._has_ended = self._has_ended or is_end
         completed = []
         while not self.is_complete and (located := next(self._objects, None)) is not None:
             completed.append(located)
@@ -101,12 +114,17 @@ class AnswerParser:
         """
         if self._begin is None:
             expected = '<answer> tag' if self._tags else 'JSON list'
+            if self.text.rfind(_OPEN) > self.text.rfind(_CLOSE):
+                cure = 'raise max_new_tokens' if self._tags else f'raise max_new_tokens, {_CURE}'
+                expected += f' behind its thoughts, which do not end: {cure}'
             raise AnswerError(f'the answer has no {expected}')
         if not self.is_complete:
             raise AnswerError('the answer is not whole JSON: it breaks off, or is malformed')
         rest = self.rest
         if self._tags and not rest.lstrip().startswith('</answer>'):
             raise AnswerError(f'after its JSON the answer has {short_repr(rest)}, not </answer>')
+        if _CLOSE in rest and not self._tags:
+            raise AnswerError(f'the JSON list is in the thoughts of the model: {_CURE}')
         if '<answer>' in rest if self._tags else re.search(r'[\[{]', rest):
             raise AnswerError('the model gave two answers')
 
@@ -160,12 +178,22 @@ class AnswerParser:
             yield None
 
     def _find_begin(self) -> int | None:
-        """Return where the JSON begins; None if it has not begun."""
-        if self._tags:
-            tag = re.search('<answer>', self.text)
-            return tag.end() if tag else None
-        bracket = re.search(r'[\[{]', self.text)
-        return bracket.start() if bracket else None
+        """Return where the JSON begins; None if it has not begun, or is in open thoughts.
+
+        A model that forgets </think> may still answer in the tags of its profile: what these
+        have is read at the end of its answer.
+        """
+        mark = re.compile('(?<=<answer>)' if self._tags else r'(?=[\[{])')
+        while True:
+            begin = mark.search(self.text, self._at)
+            thoughts = self.text.find(_OPEN, self._at)
+            if begin is not None and not 0 <= thoughts < begin.start():
+                return begin.start()
+            closed = self.text.find(_CLOSE, thoughts) if thoughts >= 0 else -1
+            if closed < 0:
+                is_forgotten = self._tags and self._has_ended and begin is not None
+                return begin.start() if is_forgotten else None
+            self._at = closed + len(_CLOSE)
 
     def _next_character(self) -> str:
         """Return the next character that is no space; '' if there is none yet."""

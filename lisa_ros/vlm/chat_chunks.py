@@ -11,6 +11,8 @@ from lisa_ros.error_text import one_line, short_repr
 from lisa_ros.errors import ModelError
 
 _LEAST_LOGPROB = -1000.0  # below it a probability is 0
+# finish_reason of Together, TGI and gateways to Bedrock for what OpenAI calls "stop"
+_STOPPED = ('eos', 'eos_token', 'end_turn')
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def read_chunk(content: str) -> AnswerPiece | None:
     if choices == []:
         return None
     choice = choices[0] if isinstance(choices, list) else None
-    delta = choice.get('delta') if isinstance(choice, dict) else None
+    delta = _delta(choice) if isinstance(choice, dict) else None
     parts: list[object] = [None]
     if isinstance(delta, dict):
         reasoning = delta.get('reasoning_content') or delta.get('reasoning')
@@ -103,7 +105,18 @@ def read_chunk(content: str) -> AnswerPiece | None:
     text, finish_reason, reasoning = parts
     if not (text or finish_reason or reasoning):  # the role
         return None
+    finish_reason = 'stop' if finish_reason in _STOPPED else finish_reason
     return AnswerPiece(text, _tokens(choice.get('logprobs')), finish_reason, reasoning)
+
+
+def _delta(choice: dict) -> object:
+    """Return what a choice adds: nothing if it only ends an answer, or has Azure's filter results.
+
+    A choice without `delta` that has a whole answer is none of a chunk: None.
+    """
+    delta = choice.get('delta')
+    adds_nothing = 'finish_reason' in choice and not {'message', 'text'} & choice.keys()
+    return {} if delta is None and adds_nothing else delta
 
 
 def _tokens(logprobs: object) -> tuple[TokenProbability, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lisa_ros.error_text import one_line
-from lisa_ros.vlm.profiles import PROFILES, Coordinates, Profile
+from lisa_ros.vlm.profiles import PROFILES, Coordinates, Profile, without_thoughts
 
 TEST_QUERY = 'the red rectangle'
 TEST_BOX = (0.70, 0.25, 0.85, 0.40)  # left, top, right, bottom as shares of width and height
@@ -185,12 +185,13 @@ def check_coordinates(answer: str, profile: Profile, resized: Size) -> Coordinat
         profile: of the model.
         resized: width and height of the image that was sent [px].
     """
-    text = answer.rpartition('<answer>')[2]
+    text = without_thoughts(answer.rpartition('<answer>')[2])
     match = _BOX.search(text)
     if match is None:
         return CoordinateCheck(
-            f'about a test image with a red rectangle the model gives no box: {one_line(text)!r}; '
-            'check that the server runs the model that you mean, and template'
+            'about a test image with a red rectangle the model gives no box: '
+            f'{one_line(text or answer)!r}; check that the server runs the model that you mean, '
+            'and template'
         )
     numbers = tuple(map(float, match.groups()))
     units = {Coordinates.PIXELS: resized, Coordinates.THOUSANDTHS: (1000, 1000)}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from lisa_ros.vlm.chat_chunks import AnswerPiece
 
+_FEWER_ALTERNATIVES = 5  # the limit of older vLLM (github.com/vllm-project/vllm/issues/5299)
+
 
 class ProbabilitySupport:
     """What a server has given so far; None: not known yet.
@@ -17,10 +19,12 @@ class ProbabilitySupport:
 
     def __init__(self) -> None:
         self.tokens: bool | None = None  # of the tokens of an answer
-        self.alternatives: bool | None = None  # of other tokens at the same place
+        self.alternatives: int | None = None  # how many other tokens at the same place; 0: none
 
     def fields(self, alternatives: int) -> list[dict[str, object]]:
         """Return what to add to a request: with most first, then with less, then nothing.
+
+        What a server did not give, with nothing refused, is not wanted again.
 
         Args:
             alternatives: how many other tokens are wanted at each place.
@@ -28,19 +32,27 @@ class ProbabilitySupport:
         fields: list[dict[str, object]] = [{}]
         if self.tokens is not False:
             fields.insert(0, {'logprobs': True})
-        if alternatives and self.tokens is not False and self.alternatives is not False:
-            fields.insert(0, {'logprobs': True, 'top_logprobs': alternatives})
+            most = alternatives if self.alternatives is None else self.alternatives
+            for count in sorted({min(_FEWER_ALTERNATIVES, alternatives), alternatives}):
+                if 0 < count <= most:
+                    fields.insert(0, {'logprobs': True, 'top_logprobs': count})
         return fields
 
-    def note(self, piece: AnswerPiece, alternatives: int) -> None:
-        """Learn from a piece of the answer to a request, after those with more were refused."""
+    def note(self, piece: AnswerPiece, alternatives: int, asked: int) -> None:
+        """Learn from a piece of the answer to a request, after those with more were refused.
+
+        Args:
+            piece: of the answer.
+            alternatives: how many other tokens are wanted at each place.
+            asked: how many of them the request asked for.
+        """
         if not piece.text:
             return
         if piece.tokens:
             self.tokens = True
         elif self.tokens is None:
             self.tokens = False
-        if any(token.alternatives for token in piece.tokens):
-            self.alternatives = True
+        if asked and any(token.alternatives for token in piece.tokens):
+            self.alternatives = asked
         elif alternatives and self.alternatives is None:
-            self.alternatives = False
+            self.alternatives = 0

@@ -10,12 +10,15 @@ grounding examples of QwenLM's Qwen3-VL. Imports no torch: the node's settings n
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from lisa_ros.errors import CheckpointError, SettingsError
 from lisa_ros.results import Turn
+
+_THINKS = re.compile('(?<!no)(?<!non)thinking')  # in a name, see `is_thinking_model`
 
 
 class Coordinates(enum.Enum):
@@ -71,9 +74,10 @@ class Profile:
 
         None for a model that was trained with one question. Yes/no questions are left out: they
         were not asked with this prompt, and a prompt whose answers are no lists invites another.
+        The thoughts before an answer are left out, too, as chat templates do.
         """
         asked = [turn for turn in turns if not turn.yes_no] if self.dialogue else []
-        return [(self.request(turn.query), turn.answer_raw) for turn in asked]
+        return [(self.request(turn.query), without_thoughts(turn.answer_raw)) for turn in asked]
 
 
 _QWEN = 'You are a helpful assistant.'  # Qwen2.5-VL's chat template adds it
@@ -214,6 +218,17 @@ def choose_served_profile(model: str, name: str | None = None) -> Profile:
             f'template: {", ".join(PROFILES)}'
         )
     return profile
+
+
+def is_thinking_model(model: str) -> bool:
+    """Return whether a model's name says that it thinks before each answer, as "...-Thinking"."""
+    return _THINKS.search(_letters(model)) is not None
+
+
+def without_thoughts(answer: str) -> str:
+    """Return the text behind the last </think>, up to a <think> that is open; all without them."""
+    _, tag, text = answer.rpartition('</think>')
+    return (text.lstrip() if tag else text).partition('<think>')[0]
 
 
 def _chosen(model: str, name: str | None) -> Profile | None:

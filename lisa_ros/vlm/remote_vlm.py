@@ -11,6 +11,7 @@ Threads: as `chat_completions.ChatServer`, one thread at a time.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import logging
 import math
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +34,14 @@ from lisa_ros.vlm.coordinate_check import TEST_QUERY, CoordinateTest, draw_test_
 from lisa_ros.vlm.image_input import resize_image
 from lisa_ros.vlm.pointing_model import ChoiceProbabilities, StopSignal, WordToken
 from lisa_ros.vlm.probability_support import ProbabilitySupport
-from lisa_ros.vlm.profiles import Profile, choose_served_profile
+from lisa_ros.vlm.profiles import Profile, choose_served_profile, is_thinking_model
 
 _JPEG_QUALITY = 90
 _SELF_TEST_TIMEOUT = 120.0  # of the answers about test images [s]
 _MAY_REFUSE_LOGPROBS = (400, 422, 501)  # status of HTTP
 _MAX_ALTERNATIVES = 20  # tokens at one place, whose probabilities servers give
+_MAX_THOUGHTS = 7168  # of a model that thinks before its answer [tokens]
+_NOT_THOUGHTS = ('<think>', '[', '{', '`')  # beginnings that need no opening tag
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +84,8 @@ class RemoteVlm:
         self._server, self._model = server, model
         self._support = ProbabilitySupport()
         self._test = CoordinateTest(profile)
+        # it thinks first, and the opening <think> is in its prompt, not in its answer
+        self._thinks = is_thinking_model(model) and not profile.tags
         self.notices: tuple[str, ...] = ()  # what a user should know about the server
 
     @classmethod
@@ -160,8 +166,8 @@ class RemoteVlm:
         return self._prompt(image, request, self.profile.exchanges(turns))
 
     def max_answer_tokens(self, prompt: RemotePrompt) -> int:
-        """Return how many tokens an answer may have, by the profile."""
-        return self.profile.max_new_tokens
+        """Return how many tokens an answer may have, by the profile; with its thoughts."""
+        return self.profile.max_new_tokens + (_MAX_THOUGHTS if self._thinks else 0)
 
     def generate(
         self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
@@ -192,6 +198,8 @@ class RemoteVlm:
             if not piece.text:
                 continue
             first = piece.tokens[0] if piece.tokens else TokenProbability(piece.text, 1.0)
+            if not _is_named(first, piece.text):
+                first = TokenProbability(piece.text, 1.0)
             is_measured = bool(first.alternatives)
             probabilities = {first.text: first.probability if is_measured else 1.0}
             probabilities |= first.alternatives
@@ -233,10 +241,13 @@ class RemoteVlm:
     def _words(
         self, prompt: RemotePrompt, max_new_tokens: int, stop: StopSignal
     ) -> Iterator[WordToken]:
-        count, is_thinking = 0, False
+        count, is_thinking, has_begun = 0, False, not self._thinks
         for piece in self._stream(prompt, max_new_tokens, stop):
+            has_begun = has_begun or bool(piece.reasoning)  # the server takes the thoughts out
             for token in (*self._thoughts(piece, is_thinking), *word_tokens(piece)):
-                yield token
+                is_first = not has_begun and bool(token.text.strip())
+                yield _opened(token) if is_first else token
+                has_begun = has_begun or is_first
                 count += 1
             is_thinking = bool(piece.reasoning) and not piece.text
             if piece.finish_reason not in ('', 'stop', 'length'):
@@ -290,11 +301,11 @@ class RemoteVlm:
         yield from self._noted({**request, **last}, stop, alternatives)
 
     def _noted(
-        self, request: Mapping[str, object], stop: StopSignal, alternatives: int
+        self, request: Mapping[str, Any], stop: StopSignal, alternatives: int
     ) -> Iterator[AnswerPiece]:
         """Yield an answer; note which probabilities it has."""
         for piece in self._server.stream(request, stop):
-            self._support.note(piece, alternatives)
+            self._support.note(piece, alternatives, request.get('top_logprobs', 0))
             yield piece
 
     # ---- the test
@@ -319,6 +330,8 @@ class RemoteVlm:
                 if stop.seconds_left == 0:
                     self._test.add_timeout()
                 return False
+            if '</think>' in answer and '<think>' not in answer:
+                self._thinks = not self.profile.tags
             self._test.add(answer, test_size, prompt.resized)
         return True
 
@@ -342,11 +355,41 @@ class RemoteVlm:
                 'SAM 2 alone, verify decides by the number that the model says, and yes/no '
                 'questions have no answer'
             )
+        if self._thinks:
+            notices.append(
+                f'the model {short_repr(self._model)} thinks before it answers: max_new_tokens '
+                'must have room for that, verify decides nothing, and yes/no questions have no '
+                'answer; an Instruct model answers at once'
+            )
         return notices
 
 
 def _text_part(text: str) -> dict[str, object]:
     return {'type': 'text', 'text': text}
+
+
+def _is_named(token: TokenProbability, text: str) -> bool:
+    """Return whether a token is named by its text, as far as an answer's first text tells.
+
+    A server may give its id, as "token_id:15" (vLLM with --return-tokens-as-token-ids), or its
+    entry in the vocabulary. Spaces may differ, and bytes of a character have no text.
+
+    Args:
+        token: the first one of the answer.
+        text: of the answer's first piece.
+    """
+    name, text = token.text.strip(), text.strip()
+    return not text.isascii() or text.startswith(name) or name.startswith(text)
+
+
+def _opened(token: WordToken) -> WordToken:
+    """Return the first token of a model that thinks with the opening tag, which its prompt has.
+
+    An answer that begins with its list has no thoughts: the server keeps them to itself.
+    """
+    if token.text.lstrip().startswith(_NOT_THOUGHTS):
+        return token
+    return dataclasses.replace(token, text=f'<think>{token.text}')
 
 
 def word_tokens(piece: AnswerPiece) -> Iterator[WordToken]:
