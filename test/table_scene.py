@@ -108,6 +108,24 @@ class Table:
         return localize_object(self.image, depth, mask, self.camera, up)
 
 
+def registered(table, camera, missing=0.0):
+    """Return a table's noisy depth at the pixels of another camera at the same place, with holes.
+
+    As depth_image_proc register does it without fill_upsampling_holes. A part of the values is
+    left out.
+    """
+    z = table.noisy_depth()
+    valid = np.isfinite(z)
+    rays = np.dstack([table.camera.rays(), np.ones_like(z)])[valid]
+    u, v, _ = np.rint(camera.k @ rays.T).astype(int)
+    width, height = camera.size
+    seen = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    seen &= np.random.default_rng(5).random(seen.shape) >= missing
+    depth = np.full((height, width), np.nan, np.float32)
+    depth[v[seen], u[seen]] = z[valid][seen]
+    return depth
+
+
 def dilate(mask, pixels):
     side = 2 * pixels + 1
     return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)

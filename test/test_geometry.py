@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from table_scene import KINECT, Table, dilate
+from table_scene import KINECT, Table, dilate, registered
 
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.depth_filter import DepthPatch, object_surface_mask
+from lisa_ros.geometry.depth_filter import DepthPatch, cell_size, object_surface_mask
 from lisa_ros.geometry.object_3d import localize_object
 from lisa_ros.geometry.oriented_box import box_in_axes, principal_axes
 from lisa_ros.geometry.point_cloud import depth_to_cloud
@@ -423,6 +423,112 @@ def test_a_box_is_finite_with_holes_in_the_depth(fraction):
     depth[np.random.default_rng(2).random(depth.shape) < fraction] = np.nan
     box = table.localize(depth=depth).box
     assert np.isfinite(np.concatenate([box.centre, box.extent])).all()
+
+
+# ---------------------------------------------------------------- sparse depth
+
+
+COLOUR = Camera(np.array([[920.0, 0, 639.5], [0, 920, 359.5], [0, 0, 1]]), (1280, 720))
+RATIOS = pytest.mark.parametrize('ratio', [2.17, 3.25, 3.62, 4.31, 5.2])
+
+
+def sparse_scene(ratio, draw, missing=0.0, **view):
+    """Return a table seen by COLOUR, and depth of a focal length shorter by `ratio`."""
+    f, width, height = 920 / ratio, round(1280 / ratio), round(720 / ratio)
+    k = np.array([[f, 0, (width - 1) / 2], [0, f, (height - 1) / 2], [0, 0, 1]])
+    table, coarse = Table(COLOUR, **view), Table(Camera(k, (width, height)), **view)
+    draw(table)
+    draw(coarse)
+    return table, registered(coarse, COLOUR, missing)
+
+
+@RATIOS
+@pytest.mark.parametrize('missing', [0.0, 0.3])
+def test_sparse_depth_gives_a_box_its_place_and_size(ratio, missing):
+    size, centre = np.array([0.12, 0.07, 0.10]), [0.03, 0.02, 0.05]
+    table, depth = sparse_scene(ratio, lambda t: t.add_box(centre, size, 0.3), missing)
+    located = table.localize(depth=depth)
+    valid = table.mask & np.isfinite(depth)
+    surface = depth_to_points(table.depth.astype(np.float32), COLOUR)[table.mask]
+    assert len(located.points) > 0.85 * np.count_nonzero(valid)
+    assert valid[located.pixels[:, 1], located.pixels[:, 0]].all()
+    np.testing.assert_array_equal(
+        located.points, depth_to_points(depth, COLOUR)[tuple(located.pixels.T[::-1])]
+    )
+    assert np.linalg.norm(located.centroid - surface.mean(axis=0)) < 0.005
+    np.testing.assert_allclose(np.sort(located.box.extent), np.sort(size), atol=0.007)
+    np.testing.assert_allclose(located.box.centre, table.to_camera(centre), atol=0.005)
+
+
+@RATIOS
+def test_sparse_depth_shows_the_hidden_half_of_a_can(ratio):
+    table, depth = sparse_scene(ratio, lambda t: t.add_cylinder([0.02, 0.05], 0.033, 0, 0.12))
+    box = table.localize(depth=depth).box
+    np.testing.assert_allclose(box.extent, [0.066, 0.066, 0.12], atol=0.007)
+    np.testing.assert_allclose(box.centre, table.to_camera([0.02, 0.05, 0.06]), atol=0.005)
+
+
+@RATIOS
+def test_a_pencil_in_sparse_depth_has_a_place(ratio):
+    def draw(table):
+        table.add_cylinder([0, 0.02], 0.004, -0.08, 0.08, axis=0)
+
+    table, depth = sparse_scene(ratio, draw)
+    located = table.localize(depth=depth)
+    assert np.linalg.norm(located.centroid - table.to_camera([0, 0, 0.02])) < 0.008
+    assert located.extent[0] == pytest.approx(0.16, abs=0.015)
+
+
+@RATIOS
+def test_a_far_object_in_sparse_depth_has_a_place(ratio):
+    def draw(table):
+        table.add_box([0, 0, 0.03], [0.06, 0.06, 0.06], 0.2)
+
+    table, depth = sparse_scene(ratio, draw, down=30, distance=3.0)
+    located = table.localize(depth=depth)  # some 20 pixels wide and high
+    assert np.linalg.norm(located.centroid - table.to_camera([0, 0, 0.03])) < 0.05
+
+
+def test_a_small_object_in_sparse_depth_has_a_support_plane():
+    def draw(table):
+        table.add_box([0, 0, 0.0075], [0.015, 0.015, 0.015], 0.2)
+
+    table, depth = sparse_scene(6.5, draw)
+    assert fit_support_plane(depth, table.mask, COLOUR) is None
+    cell = cell_size(depth, table.mask)
+    plane = fit_support_plane(depth, table.mask, COLOUR, cell=cell)
+    assert np.degrees(np.arccos(plane.up @ table.up)) < 2
+
+
+@pytest.mark.parametrize('step', [2, 4, 7])
+def test_the_cells_of_sparse_depth_are_larger_than_its_spacing(step):
+    depth = np.full((80, 90), np.nan, np.float32)
+    depth[::step, ::step] = 1
+    assert cell_size(depth, np.ones(depth.shape, bool)) == step + 1
+
+
+def test_depth_with_holes_and_thin_objects_are_dense():
+    depth, mask = np.ones((80, 90), np.float32), np.zeros((80, 90), bool)
+    mask[10:70, 10:80] = True
+    depth[np.random.default_rng(3).random(depth.shape) < 0.8] = np.nan
+    assert cell_size(depth, mask) == 1
+    wire = np.where(np.eye(80, 90, dtype=bool), 1, np.nan).astype(np.float32)
+    assert cell_size(wire, mask) == 1
+    scattered = mask & (np.indices(mask.shape) % 6 == 0).all(axis=0)
+    assert cell_size(np.ones_like(depth), scattered) == 1
+    assert cell_size(np.full_like(depth, np.nan), mask) == 1
+
+
+@pytest.mark.parametrize(('count', 'is_found'), [(2, True), (9, False)])
+def test_a_tiny_part_of_the_valid_depth_is_no_place(count, is_found):
+    """Each valid pixel has another depth; of two, one is half of all."""
+    depth, mask = np.zeros((48, 64), np.float32), np.zeros((48, 64), bool)
+    mask[10:40, 10:40] = True
+    v, u = np.divmod(np.arange(count), 3)
+    depth[12 + 9 * v, 12 + 9 * u] = 1 + 0.5 * np.arange(count)
+    camera = Camera(np.array([[2000.0, 0, 32], [0, 2000, 24], [0, 0, 1]]), (64, 48))
+    located = localize_object(np.zeros((48, 64, 3), np.uint8), depth, mask, camera)
+    assert (located is not None) == is_found
 
 
 @pytest.mark.skipif(not REAL, reason='LISA_ROS_REAL_FRAMES must name a folder with osd/')

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from table_scene import KINECT, Table, dilate
+from table_scene import KINECT, Table, dilate, registered
 
 from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.oriented_box import fit_upright_box
@@ -82,6 +82,21 @@ def test_the_length_of_the_up_vector_does_not_matter(length):
     box, expected = table.localize(up=length * table.up).box, table.localize(up=table.up).box
     np.testing.assert_allclose(box.extent, expected.extent, atol=1e-6)
     np.testing.assert_allclose(box.centre, expected.centre, atol=1e-6)
+
+
+@GRAVITY
+@pytest.mark.parametrize('tilt', [0, 30])
+def test_the_box_of_a_standing_object_reaches_the_table_in_sparse_depth(tilt, gravity):
+    f = 525 / 4.3
+    coarse = Camera(np.array([[f, 0, 79.5], [0, f, 59.5], [0, 0, 1]]), (160, 120))
+    table, seen = tilted(tilt), tilted(tilt, coarse)
+    for scene in (table, seen):
+        scene.add_box([0.02, 0, 0.05], [0.1, 0.08, 0.1], 0.3)
+    depth = registered(seen, KINECT)
+    box = table.localize(depth=depth, up=table.up if gravity else None).box
+    heights = (box.corners() @ table.rotation.T + table.origin)[:, 2]
+    assert heights.min() == pytest.approx(0, abs=0.006)
+    assert heights.max() == pytest.approx(0.1, abs=0.006)
 
 
 # ---------------------------------------------------------------- in the air

@@ -35,6 +35,8 @@ PIXELS = np.zeros((H, W, 3), np.uint8)
 DEPTH = np.full((H, W), 1000, np.uint16)
 HALF = np.where(np.arange(W) < W // 2, DEPTH, 0).astype(np.uint16)  # none at the right
 K = [60.0, 0, 31.5, 0, 60, 23.5, 0, 0, 1]
+SCATTERED = np.zeros((H, W), np.uint16)  # a valid pixel in 36, neighbours 0.6 m apart or more
+SCATTERED[::6, ::6] = 600 + 600 * (np.arange(88) % 9).reshape(8, 11)
 LEFT, RIGHT, LOST = np.zeros((3, H, W), bool)
 LEFT[10:30, 5:25] = RIGHT[10:30, 40:60] = True
 
@@ -99,6 +101,11 @@ NO_TARGET = 'no target: .*base_link.*'  # it is not in TF
         ),
         ([LOST], {'depth': HALF}, 'instance 1 is lost'),
         ([RIGHT], {'depth': HALF}, 'no valid depth on instance 1'),
+        (
+            [RIGHT],
+            {'depth': SCATTERED, 'focal_length': 600.0},
+            'valid depth on instance 1 only at scattered pixels.*fill_upsampling_holes: true.*',
+        ),
         ([LEFT], {}, NO_TARGET),
     ],
 )

@@ -5,6 +5,10 @@ A mask is a pixel or two too wide, and depth at the edge of an object mixes fore
 background (bleeding, flying pixels). A depth difference between neighbours counts as a jump if
 neither noise at that distance nor a steep surface explains it.
 
+Depth registered to a colour camera of longer focal length has a value at every few pixels only, if
+nothing fills the holes (github.com/ros-perception/image_pipeline/issues/265). Such a sparse patch
+is filtered on a coarser grid, see `DepthPatch.coarser`.
+
 Letters: h, w rows and columns of the image patch around the mask. Metres, the camera's optical
 frame (REP-103). Pure numpy and OpenCV, any thread.
 """
@@ -18,7 +22,8 @@ import cv2
 import numpy as np
 
 from lisa_ros.geometry.plane import Plane
-from lisa_ros.geometry.rgbd import depth_noise_std
+from lisa_ros.geometry.rgbd import depth_noise_std, is_valid_depth
+from lisa_ros.perception.masks import box_slices
 
 _STEEPEST_SLOPE = 5.7  # tan of 80 degrees: depth change of a steeper surface counts as a jump
 _MASK_MARGIN = 4  # a mask may be this much too wide [px]
@@ -42,20 +47,113 @@ _MAX_SMOOTHING_PIXELS = 8  # the radius in pixels is limited to 1..8
 _MIN_SMOOTHING_WEIGHT = 0.3  # a window with a smaller fraction of surface has no mean
 _FAR = np.float32(1e6)  # beyond any surface [m]; finite, as OpenCV's border values are
 
+_MAX_SPACING = 10  # valid pixels farther apart are no surface [px]
+_MIN_SURFACE_SHARE = 0.05  # a smaller part of the valid pixels is a piece of noise
+_MIN_NOISE_SHARE = 0.25  # also, if it has fewer than MIN_PIECE_PIXELS
+
 
 @dataclass(frozen=True)
 class DepthPatch:
-    """The part of the image around a mask, with a margin."""
+    """The part of the image around a mask, with a margin; its pixels may be cells of the image."""
 
     points: np.ndarray  # (h, w, 3) float32 [m], NaN where invalid
     mask: np.ndarray  # (h, w) bool, True only where points are valid
     corner: tuple[int, int]  # column and row of its top left pixel in the image
     pitch: float  # difference of x/z between neighbouring pixels
+    cell: int = 1  # pixels of the image along each side of a pixel of the patch
 
     @property
     def z(self) -> np.ndarray:
         """Depth, (h, w) float32 [m], NaN where invalid."""
         return self.points[..., 2]
+
+    def coarser(self, cell: int) -> DepthPatch:
+        """Return the patch with one pixel for each `cell` x `cell` pixels; itself if cell is 1.
+
+        It is the closest valid one, of those in the mask if there are any, at its own position.
+        """
+        if cell == 1:
+            return self
+        height, width = self.mask.shape
+        padding = ((0, -height % cell), (0, -width % cell))
+        points = np.pad(self.points, (*padding, (0, 0)), constant_values=np.nan)
+        inside = _cells(np.pad(self.mask, padding), cell)
+        points = _cells(points, cell)
+        z = points[..., 2]
+        order = np.where(inside, z, np.where(np.isnan(z), np.inf, _FAR + z))
+        chosen = order.argmin(axis=2)[..., None]
+        return DepthPatch(
+            np.take_along_axis(points, chosen[..., None], axis=2)[:, :, 0],
+            np.take_along_axis(inside, chosen, axis=2)[:, :, 0],
+            self.corner,
+            self.pitch * cell,
+            cell,
+        )
+
+
+def cell_size(depth: np.ndarray, mask: np.ndarray) -> int:
+    """Return the side of the cells of which most have valid depth, 3 to 11 [px]; 1 in dense depth.
+
+    Half of the mask's valid pixels have another valid one within a distance, in columns and rows;
+    the cells are one pixel larger, as a ratio of focal lengths is rarely a whole number.
+
+    Args:
+        depth: (H, W) float32 metres.
+        mask: (H, W) bool, not empty.
+    """
+    window = box_slices(mask, _MAX_SPACING)
+    valid = is_valid_depth(depth[window])
+    inside = mask[window] & valid
+    half = np.count_nonzero(inside) / 2
+    pixels = valid.astype(np.float32)
+    for distance in range(1, _MAX_SPACING + 1):
+        side = 2 * distance + 1
+        sums = cv2.boxFilter(
+            pixels, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT
+        )
+        if np.count_nonzero(inside & (sums > 1.5)) >= half:  # more than the pixel itself
+            return 1 if distance == 1 else distance + 1
+    return 1  # a few pixels far apart
+
+
+def pixels_of_cells(patch: DepthPatch, grid: DepthPatch, surface: np.ndarray) -> np.ndarray:
+    """Return the pixels of a patch that belong to a surface of its coarser grid, (h, w) bool.
+
+    Args:
+        patch: (h, w) pixels.
+        grid: made by `patch.coarser`.
+        surface: bool, of the pixels of `grid`.
+    """
+    if grid is patch:
+        return surface
+    height, width = patch.mask.shape
+    rows, columns = np.arange(height)[:, None] // grid.cell, np.arange(width) // grid.cell
+    jump = _jump_threshold(grid.z, grid.pitch)
+    near = np.abs(patch.z - grid.z[rows, columns]) < jump[rows, columns]
+    return patch.mask & surface[rows, columns] & near
+
+
+def is_noise(points: int, valid: int) -> bool:
+    """Return whether a surface is too small a part of the valid pixels of a mask.
+
+    The largest connected piece is noise then, and its position is that of any one of the pieces.
+
+    Args:
+        points: number of pixels of the surface.
+        valid: number of pixels of the mask with valid depth.
+    """
+    few = points < MIN_PIECE_PIXELS and points < _MIN_NOISE_SHARE * valid
+    return few or points < _MIN_SURFACE_SHARE * valid
+
+
+def _cells(pixels: np.ndarray, cell: int) -> np.ndarray:
+    """Return the pixels of each cell, (h / cell, w / cell, cell * cell, ...).
+
+    `pixels` are (h, w, ...); h and w are multiples of `cell`.
+    """
+    height, width, *rest = pixels.shape
+    blocks = pixels.reshape(height // cell, cell, width // cell, cell, *rest).swapaxes(1, 2)
+    return blocks.reshape(height // cell, width // cell, cell * cell, *rest)
 
 
 def object_surface_mask(patch: DepthPatch, plane: Plane | None) -> np.ndarray:

@@ -59,7 +59,7 @@ def hides_below(points: np.ndarray, plane: Plane, rays: np.ndarray) -> bool:
     return bool(np.mean(inside > overhang) < _MAX_SEEN)
 
 
-def rays_beside(mask: np.ndarray, camera: Camera) -> np.ndarray:
+def rays_beside(mask: np.ndarray, camera: Camera, cell: int = 1) -> np.ndarray:
     """Return the rays just outside an object, (R, 3) float64 with z = 1.
 
     There are none if the object reaches the edge of the image: it may go on beyond it.
@@ -67,15 +67,17 @@ def rays_beside(mask: np.ndarray, camera: Camera) -> np.ndarray:
     Args:
         mask: (H, W) bool, the pixels of the object.
         camera: of the same pixels.
+        cell: of `cell_size`, in sparse depth: the outline of the object is as coarse [px].
     """
-    margin = _MASK_ERROR + 1
+    error = _MASK_ERROR * cell
+    margin = error + 1
     x, y, width, height = bounding_box(mask)
     right, bottom = x + width + margin, y + height + margin
     if not width or min(x, y) < margin or right > mask.shape[1] or bottom > mask.shape[0]:
         return np.empty((0, 3))
     window = np.s_[y - margin : bottom, x - margin : right]
     inside = mask[window].astype(np.uint8)
-    covered = cv2.dilate(inside, np.ones((2 * _MASK_ERROR + 1,) * 2, np.uint8))
+    covered = cv2.dilate(inside, np.ones((2 * error + 1,) * 2, np.uint8))
     beside = cv2.dilate(covered, np.ones((3, 3), np.uint8)) > covered
     x_y = camera.rays()[window][beside].astype(np.float64)
     x_y = x_y[np.isfinite(x_y[:, 0])]

@@ -17,13 +17,21 @@ from lisa_ros.geometry.camera import Camera
 from lisa_ros.geometry.depth_filter import (
     MIN_PIECE_PIXELS,
     DepthPatch,
+    cell_size,
+    is_noise,
     object_surface_mask,
+    pixels_of_cells,
     smooth_points_and_normals,
 )
 from lisa_ros.geometry.oriented_box import Box, box_in_axes, fit_upright_box, principal_axes
 from lisa_ros.geometry.rgbd import check_size, is_valid_depth
 from lisa_ros.geometry.support_plane import Floor, find_floor, fit_support_plane
 from lisa_ros.perception.masks import box_slices
+
+SCATTERED_DEPTH_CURE = (
+    'set fill_upsampling_holes: true of depth_image_proc register; with another driver, use its '
+    'filter that fills holes'
+)
 
 _MARGIN = 4  # background around the mask that the depth filter gets [px]
 
@@ -50,7 +58,12 @@ def localize_object(
     camera: Camera,
     up: np.ndarray | None = None,
 ) -> Object3D | None:
-    """Return the object of a mask in 3D; None if no pixel has a valid point.
+    """Return the object of a mask in 3D; None if its valid points form no surface.
+
+    Depth may be sparse, with a valid pixel in every 2 to 10 columns and rows, as after
+    registration to a camera of longer focal length. There is no place if no pixel is valid, or if
+    the largest connected surface is only a tiny part of the valid pixels: noise, anywhere in the
+    mask.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -67,26 +80,30 @@ def localize_object(
         check_size(name, pixels, camera)
     if up is not None:
         up = np.asarray(up, np.float64) / np.linalg.norm(up)
-    patch = _patch_around(depth, mask, camera)
-    if patch is None or not patch.mask.any():
+    if not mask.any():
         return None
-    plane = fit_support_plane(depth, mask, camera, up)
-    surface = object_surface_mask(patch, plane)
-    v, u = np.nonzero(surface)
-    if not v.size:
+    cell = cell_size(depth, mask)
+    patch = _patch_around(depth, mask, camera, _MARGIN * cell)
+    if not patch.mask.any():
+        return None
+    plane = fit_support_plane(depth, mask, camera, up, cell)
+    grid = patch.coarser(cell)
+    surface = object_surface_mask(grid, plane)
+    v, u = np.nonzero(pixels_of_cells(patch, grid, surface))
+    if not v.size or is_noise(v.size, np.count_nonzero(patch.mask)):
         return None
     points = patch.points[v, u]
     axes = principal_axes(points)
     if up is None and plane is not None:
         up = plane.up
-    floor = None if up is None else find_floor(points, plane, mask, camera, up)
+    floor = None if up is None else find_floor(points, plane, mask, camera, up, cell)
     rows, columns = v + patch.corner[1], u + patch.corner[0]
     return Object3D(
         points=points,
         colours=image[rows, columns],
         pixels=np.stack([columns, rows], axis=1).astype(np.int32),
         centroid=points.mean(axis=0, dtype=np.float64),
-        box=_fit_box(patch, surface, up, floor, axes),
+        box=_fit_box(points, grid, surface, (v // cell, u // cell), up, floor, axes),
         axes=axes,
         extent=box_in_axes(points, axes).extent,
         nearest=points[(points**2).sum(axis=1).argmin()],
@@ -95,27 +112,30 @@ def localize_object(
 
 
 def _fit_box(
-    patch: DepthPatch,
+    points: np.ndarray,
+    grid: DepthPatch,
     surface: np.ndarray,
+    cells: tuple[np.ndarray, np.ndarray],
     up: np.ndarray | None,
     floor: Floor | None,
     axes: np.ndarray,
 ) -> Box:
-    """Return the box of a surface, (h, w) bool: upright, or along `axes` if up is unknown."""
-    v, u = np.nonzero(surface)
-    points = patch.points[v, u]
+    """Return the box of (M, 3) points: upright, or along `axes` if up is unknown.
+
+    They are of the surface, (h, w) bool, of `grid`; `cells` are their rows and columns there.
+    """
     if up is None:
         return box_in_axes(points, axes)
-    smooth, normals = (vectors[v, u] for vectors in smooth_points_and_normals(patch, surface))
-    spacing = patch.pitch * float(np.median(points[:, 2]))
+    smooth, normals = (vectors[cells] for vectors in smooth_points_and_normals(grid, surface))
+    # in sparse depth, an edge is half a cell beyond the outermost points
+    pitch = grid.pitch if grid.cell == 1 else grid.pitch / 2
+    spacing = pitch * float(np.median(points[:, 2]))
     return fit_upright_box(points, smooth, normals, up, floor, spacing)
 
 
-def _patch_around(depth: np.ndarray, mask: np.ndarray, camera: Camera) -> DepthPatch | None:
-    """Return the part of the image that contains the mask; None if the mask is empty."""
-    if not mask.any():
-        return None
-    window = rows, columns = box_slices(mask, _MARGIN)
+def _patch_around(depth: np.ndarray, mask: np.ndarray, camera: Camera, margin: int) -> DepthPatch:
+    """Return the part of the image that contains the mask, not empty, and a margin [px]."""
+    window = rows, columns = box_slices(mask, margin)
     z = depth[window]
     z = np.where(is_valid_depth(z), z, np.float32(np.nan))
     points = np.concatenate([camera.rays()[window] * z[..., None], z[..., None]], axis=-1)

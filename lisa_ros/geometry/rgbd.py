@@ -15,7 +15,7 @@ from lisa_ros.geometry.camera import Camera
 
 _REGISTER = (
     'publish depth registered to the image (RealSense: align_depth.enable:=true; other '
-    'drivers: depth_registration, or depth_image_proc register)'
+    'drivers: depth_registration, or depth_image_proc register with fill_upsampling_holes: true)'
 )
 
 

@@ -18,6 +18,7 @@ from lisa_ros.geometry.plane import Plane
 from lisa_ros.geometry.rgbd import check_size, depth_noise_std, is_valid_depth
 from lisa_ros.perception.masks import bounding_box
 
+_MIN_MARGIN = 24  # the surroundings are at least this wide in dense depth [px]
 _MIN_RING_POINTS = 100  # with fewer points around the mask there is no plane
 _SAMPLED_POINTS = 1500  # points around the mask that RANSAC uses
 _HYPOTHESES = 200  # number of planes, each through three random points
@@ -53,7 +54,11 @@ class Floor:
 
 
 def fit_support_plane(
-    depth: np.ndarray, mask: np.ndarray, camera: Camera, up: np.ndarray | None = None
+    depth: np.ndarray,
+    mask: np.ndarray,
+    camera: Camera,
+    up: np.ndarray | None = None,
+    cell: int = 1,
 ) -> SupportPlane | None:
     """Return the plane that an object stands on; None if there is none around the mask.
 
@@ -66,12 +71,13 @@ def fit_support_plane(
         mask: (H, W) bool.
         camera: of the same pixels.
         up: (3,) away from gravity; planes tilted against it by more than 12 degrees are refused.
+        cell: of `cell_size`: sparse depth needs wider surroundings [px].
 
     Raises:
         ImageError: depth and camera differ in size.
     """
     check_size('depth', depth, camera)
-    ring, inside = _points_around_and_inside(depth, mask, camera)
+    ring, inside = _points_around_and_inside(depth, mask, camera, cell)
     if len(ring) < _MIN_RING_POINTS or not len(inside):
         return None
     rng = np.random.default_rng(0)
@@ -101,7 +107,7 @@ def fit_support_plane(
             deep.append(plane)
     if not deep:
         return None
-    rays = rays_beside(mask, camera)
+    rays = rays_beside(mask, camera, cell)
     return next((plane for plane in deep if hides_below(inside, plane, rays)), None)
 
 
@@ -111,6 +117,7 @@ def find_floor(
     mask: np.ndarray,
     camera: Camera,
     up: np.ndarray,
+    cell: int = 1,
 ) -> Floor | None:
     """Return the part of a plane below an object where the object ends; None if it is not known.
 
@@ -126,13 +133,14 @@ def find_floor(
         camera: of the same pixels.
         up: (3,) unit vector. The normal of the plane may differ from it: the position is that of
             the point of the plane below the mean of the points.
+        cell: of `cell_size`, for sparse depth [px].
     """
     if plane is None:
         return None
     gap = _gap(plane, points, 0.01)
     is_visible = gap <= _MAX_GAP
     if not is_visible and not (
-        gap < plane.max_hidden and hides_below(points, plane, rays_beside(mask, camera))
+        gap < plane.max_hidden and hides_below(points, plane, rays_beside(mask, camera, cell))
     ):
         return None
     mean = points.mean(axis=0, dtype=np.float64)
@@ -141,13 +149,13 @@ def find_floor(
 
 
 def _points_around_and_inside(
-    depth: np.ndarray, mask: np.ndarray, camera: Camera
+    depth: np.ndarray, mask: np.ndarray, camera: Camera, cell: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return valid points around the mask and inside it, (M, 3) float32 each, M about 4000."""
     x, y, width, height = bounding_box(mask)
     if not width:
         return np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)
-    margin = max(24, (height + width - 2) // 4)  # [px]
+    margin = max(_MIN_MARGIN * cell, (height + width - 2) // 4)  # [px]
     window = np.s_[
         max(0, y - margin) : y + height - 1 + margin,
         max(0, x - margin) : x + width - 1 + margin,

@@ -32,7 +32,7 @@ class RgbdFrame:
     camera: Camera  # of the same pixels
 
     def localize(self, masks: np.ndarray, up: np.ndarray | None = None) -> list[Object3D | None]:
-        """Return the object of each mask in 3D, None without valid depth.
+        """Return the object of each mask in 3D, None where `localize_object` finds none.
 
         Args:
             masks: (N, H, W) bool.

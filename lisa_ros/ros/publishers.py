@@ -26,7 +26,8 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from lisa_ros.errors import ImageError, SettingsError, TransformError
-from lisa_ros.geometry.object_3d import Object3D
+from lisa_ros.geometry.object_3d import SCATTERED_DEPTH_CURE, Object3D
+from lisa_ros.geometry.rgbd import is_valid_depth
 from lisa_ros.health.outcomes import Outcomes
 from lisa_ros.messages import rgbd
 from lisa_ros.messages.image import image_fields
@@ -193,7 +194,12 @@ class AnswerPublishers:
             return LocalizedResult(None, unknown, str(error))
         self.positions.note(_POSITION)
         target, target_error = self._target_pose(frame, objects)
-        reasons = [_missing_depth(objects, lost), target_error]
+        missing = [
+            number
+            for number, located in enumerate(objects, 1)
+            if located is None and number not in lost
+        ]
+        reasons = [*_missing_places(rgbd_frame.depth, result.masks, missing), target_error]
         return LocalizedResult(rgbd_frame, objects, '; '.join(filter(None, reasons)), target)
 
     def message(
@@ -364,11 +370,26 @@ class AnswerPublishers:
         )
 
 
-def _missing_depth(objects: Sequence[Object3D | None], lost: Collection[int]) -> str:
-    """Return which instances that are not lost have no 3D position; empty if all have one."""
-    without = [number for number, item in enumerate(objects, 1) if item is None]
-    missing = [str(number) for number in without if number not in lost]
-    return f'no valid depth on instance {", ".join(missing)}' if missing else ''
+def _missing_places(depth: np.ndarray, masks: np.ndarray, missing: Sequence[int]) -> list[str]:
+    """Return why instances have no 3D position, a text for each cause.
+
+    Args:
+        depth: (H, W) float32 metres.
+        masks: (N, H, W) bool, of all instances.
+        missing: numbers of the instances without a position, from 1.
+    """
+    scattered = [number for number in missing if is_valid_depth(depth[masks[number - 1]]).any()]
+    without = [number for number in missing if number not in scattered]
+    reasons = []
+    if without:
+        reasons.append(f'no valid depth on instance {", ".join(map(str, without))}')
+    if scattered:
+        numbers = ', '.join(map(str, scattered))
+        reasons.append(
+            f'valid depth on instance {numbers} only at scattered pixels, which form no surface: '
+            f'{SCATTERED_DEPTH_CURE}'
+        )
+    return reasons
 
 
 class CameraPublishers:
