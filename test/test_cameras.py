@@ -236,6 +236,20 @@ def test_the_clouds_match_the_depth_image_and_the_object(start):
     assert np.unique(object_points[:, 2]).tolist() == [np.float32(0.8)]
 
 
+def test_an_answer_without_objects_empties_their_cloud(start):
+    _, peer, _ = start(0.0)
+    names = ('segmentation', 'object_points')
+    outputs = subscribe_outputs(peer, '', {name: OUTPUTS[name] for name in names})
+    for count, text in enumerate(('bright objects', 'something else', 'bright objects'), 1):
+        send_command(peer, text)
+        peer.wait(lambda n=count: all(len(messages) == n for messages in outputs.values()))
+    answers, clouds = outputs.values()
+    assert [len(answer.instances) for answer in answers] == [1, 0, 1]
+    assert [cloud.width > 1000 for cloud in clouds] == [True, False, True]
+    assert clouds[1].width == 0
+    assert [stamp_of(cloud) for cloud in clouds] == [stamp_of(answer) for answer in answers]
+
+
 def test_without_a_transform_the_answer_says_why_there_is_no_target(start):
     node, peer, _ = start(0.0, target_frame='base_link', transform_timeout=0.05)
     outputs = subscribe_outputs(peer, '')

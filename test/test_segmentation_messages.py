@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lisa_ros.errors import ImageError
+from lisa_ros.geometry.oriented_box import Box
 from lisa_ros.messages.image import mask_fields
 from lisa_ros.messages.segmentation import (
     MessageFactory,
@@ -71,6 +72,21 @@ def test_an_unknown_status_is_an_error(status):
     message.status = status
     with pytest.raises(ImageError, match=f'the status {status}; expected one of 1, 2'):
         result_from_message(message)
+
+
+@pytest.mark.parametrize(
+    ('extent', 'size'),
+    [((0.1, 0.2, 0.0), (0.1, 0.2, 0.001)), ((0, 4e-11, 0.05), (0.001, 0.001, 0.05))],
+)
+def test_the_box_of_a_flat_face_has_a_volume(extent, size):
+    """MoveIt refuses a box with a side of 0."""
+    located = SimpleNamespace(
+        box=Box(np.zeros(3), np.eye(3), np.array(extent)), centroid=np.zeros(3),
+        nearest=np.zeros(3), confidence=1.0,
+    )  # fmt: skip
+    instances = FACTORY.segmentation(HEADER, result(), [located, None, None]).instances
+    assert (instances[0].box_size.x, instances[0].box_size.y, instances[0].box_size.z) == size
+    assert np.isnan(instances[1].box_size.x)
 
 
 def test_masks_are_cropped_to_their_boxes():

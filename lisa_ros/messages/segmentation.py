@@ -36,7 +36,7 @@ LABELS = ('background', *(f'target_{number}' for number in range(1, 17)))
 
 _JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 85]
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # fast; masks become small all the same
-_MIN_MARKER = 0.001  # side of a box; viewers refuse 0 [m]
+_MIN_SIDE = 0.001  # of a box; viewers and planners refuse 0, as of a flat face [m]
 _TEXT_HEIGHT = 0.03  # of a name [m]
 
 
@@ -156,7 +156,7 @@ class MessageFactory:
             mask=self.image(header, mask_fields(cropped)),
             centroid=self.point(located.centroid if located else unknown),
             box_pose=self.pose(box.centre, box.rotation),
-            box_size=self.vector(box.extent),
+            box_size=self._box_size(box),
             nearest=self.point(located.nearest if located else unknown),
             depth_confidence=located.confidence if located else 0.0,
             tracked=tracked,
@@ -172,6 +172,9 @@ class MessageFactory:
         """Return lengths, (3,) metres, as geometry_msgs/Vector3."""
         x, y, z = map(float, lengths)
         return self.types['geometry_msgs/msg/Vector3'](x=x, y=y, z=z)
+
+    def _box_size(self, box: Box) -> Any:
+        return self.vector(np.maximum(box.extent, _MIN_SIDE))  # NaN stays
 
     def pose(self, position: np.ndarray, rotation: np.ndarray) -> Any:
         """Return a position, (3,) metres, and a (3, 3) rotation matrix as geometry_msgs/Pose."""
@@ -254,7 +257,7 @@ class MessageFactory:
                 results=[self._hypothesis(names[i], result.scores[i], located)],
                 bbox=self.types['vision_msgs/msg/BoundingBox3D'](
                     center=self.pose(located.box.centre, located.box.rotation),
-                    size=self.vector(located.box.extent),
+                    size=self._box_size(located.box),
                 ),
             )
             for i, located in enumerate(objects[: masks.MAX_MASKS])
@@ -284,7 +287,7 @@ class MessageFactory:
                     ns='boxes',
                     type=make.CUBE,
                     pose=box,
-                    scale=self.vector(np.maximum(located.box.extent, _MIN_MARKER)),
+                    scale=self._box_size(located.box),
                     color=self.types['std_msgs/msg/ColorRGBA'](r=red, g=green, b=blue, a=0.4),
                 )
             )

@@ -315,10 +315,10 @@ class AnswerPublishers:
             self._publish_if_subscribed(
                 self._scene_points, lambda: make.cloud(header, rgbd_frame.cloud())
             )
-            self._publish_if_subscribed(
-                self._object_points,
-                lambda: make.cloud(header, rgbd.objects_cloud(localized.objects)),
-            )
+        # empty without a place: who keeps the last cloud would take it for that of this answer
+        self._publish_if_subscribed(
+            self._object_points, lambda: make.cloud(header, rgbd.objects_cloud(localized.objects))
+        )
         if localized.target is not None:
             self._publish_if_subscribed(self._target, lambda: localized.target)
 
