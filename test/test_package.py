@@ -200,6 +200,18 @@ def test_setup_bash_puts_the_command_line_on_the_path():
 
 
 @pytest.mark.ros
+def test_how_a_robot_talks_does_not_reach_the_environment():
+    names = [
+        *('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SECURITY_ENABLE', 'SKIP_DEFAULT_XML'),
+        *('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+        *('FASTDDS_BUILTIN_TRANSPORTS', 'RMW_FASTRTPS_PUBLICATION_MODE'),
+    ]
+    code = 'import os; print(sorted(os.environ))'
+    output = in_env(['python', '-c', code], **dict.fromkeys(names, 'x'))
+    assert "'ROS_DOMAIN_ID'" in output
+    assert not [name for name in names if repr(name) in output]
+
+
 def test_a_sourced_ros_does_not_reach_the_environment():
     """Many users source ROS in their .bashrc; its packages must not be mixed with the wheels."""
     code = (
