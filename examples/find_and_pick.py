@@ -35,6 +35,7 @@ FRAME = 'panda_link0'  # of the robot's base, z up: all positions below are in i
 ARM, GRIPPER, TIP = 'panda_arm', 'hand', 'panda_hand_tcp'  # two groups; link between the tips
 MAX_WIDTH = 0.08  # of an object that fits into the open gripper [m]
 FINGER_DEPTH = 0.04  # the tips reach this far below the top of the object [m]
+MIN_SIDE = 0.001  # of a box: not every planner accepts the side of 0 of a flat face [m]
 UP = np.array([0.0, 0, 1])
 CLEARANCE = 0.12 * UP  # from the grasp to the poses before and after it [m]
 
@@ -74,7 +75,8 @@ def box_in_frame(instance: Instance, camera: Transform) -> Box:
     shift, turn = parts(camera.translation, camera.rotation)
     centre, rotation = parts(instance.box_pose.position, instance.box_pose.orientation)
     size = instance.box_size
-    return Box(turn @ centre + shift, turn @ rotation, np.array([size.x, size.y, size.z]))
+    extent = np.maximum([size.x, size.y, size.z], MIN_SIDE)
+    return Box(turn @ centre + shift, turn @ rotation, extent)
 
 
 def find(node: Node, query: str) -> Box:

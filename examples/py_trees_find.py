@@ -5,7 +5,8 @@
     root = py_trees.composites.Sequence('fetch', memory=True, children=[
         Find('find the mug', node, 'the red mug', key='place'), ...])
 
-Spin the node beside the tree, as py_trees_ros does; a tick never waits.
+Spin the node beside the tree, as py_trees_ros does; a tick never waits. Set the tree up before its
+first tick: a goal is only sent to a lisa node that has been found.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Find(py_trees.behaviour.Behaviour):
         super().__init__(name)
         self._lisa, self._query, self._max_age, self._key = LisaClient(node), query, max_age, key
         self._goal: GoalFuture | None = None
+        self._error = ''  # why there is no goal
         self._board = self.attach_blackboard_client(name)
         self._board.register_key(key, py_trees.common.Access.WRITE)
 
@@ -46,30 +48,40 @@ class Find(py_trees.behaviour.Behaviour):
         self._lisa.find(timeout)
 
     def initialise(self) -> None:
-        """Send the goal."""
-        self._goal = self._lisa.segment_async(self._query, max_age=self._max_age)
+        """Send the goal, without waiting for a node; `update` reports one that is not there."""
+        self._goal = None
+        try:
+            self._goal = self._lisa.segment_async(self._query, timeout=0.0, max_age=self._max_age)
+        except LisaError as error:
+            self._error = str(error)
 
     def update(self) -> py_trees.common.Status:
-        """Return RUNNING until the goal has ended."""
+        """Return RUNNING until the goal has ended, or its node has left the ROS graph."""
+        if self._goal is None:
+            return self._failed(self._error)
+        if self._goal.is_lost():
+            return self._failed('the lisa node has left the ROS graph during the goal')
         if not self._goal.done():
             self.feedback_message = f'looking for {self._query!r}'
             return py_trees.common.Status.RUNNING
         try:
             return self._judged(self._goal.result(0))
         except LisaError as error:
-            self.feedback_message = str(error)
-            return py_trees.common.Status.FAILURE
+            return self._failed(str(error))
 
     def _judged(self, answer: Answer) -> py_trees.common.Status:
-        self.feedback_message = answer.answer or answer.reason
         if answer.status is not Status.FOUND:
-            return py_trees.common.Status.FAILURE
+            return self._failed(answer.answer or answer.reason)
         centroid = answer.message.instances[0].centroid
         if math.isnan(centroid.x):
-            self.feedback_message = f'found, but not in 3D: {answer.message.place_reason}'
-            return py_trees.common.Status.FAILURE
+            return self._failed(f'found, but not in 3D: {answer.message.place_reason}')
+        self.feedback_message = answer.answer
         self._board.set(self._key, PointStamped(header=answer.header, point=centroid))
         return py_trees.common.Status.SUCCESS
+
+    def _failed(self, cause: str) -> py_trees.common.Status:
+        self.feedback_message = cause
+        return py_trees.common.Status.FAILURE
 
     def terminate(self, new_status: py_trees.common.Status) -> None:
         """Cancel the goal if the tree goes elsewhere."""

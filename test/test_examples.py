@@ -2,10 +2,13 @@
 """The examples: their own arithmetic, and the behaviour with a real node."""
 
 import math
+import re
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +16,15 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
-from ros_graph import NodeProcess, Peer, image
+from goal_server import GoalServer
+from ros_graph import START, NodeProcess, Peer, environment, image
 
 from lisa_ros.errors import LisaError
 from lisa_ros.geometry.oriented_box import Box
 from lisa_ros.geometry.rotation import quaternion_to_matrix
 
-EXAMPLES = Path(__file__).parents[1] / 'examples'
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / 'examples'
 pytestmark = pytest.mark.ros
 
 
@@ -111,18 +116,187 @@ def test_a_box_that_the_gripper_cannot_take_is_refused(tilt, extent, cause):
         grasp_from_above(Box(np.array([0.5, 0, 0.1]), axes, np.array(extent)))
 
 
+def scripted_node(folder):
+    """Start a node that finds a mug and nothing else; a command with "hang" does not end."""
+    (folder / 'replies.json').write_text('{"": {}, "mug": {"masks": "all"}, "hang": {"hang": 1}}')
+    program = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
+    return NodeProcess(
+        folder / 'log', {'model': f'scripted:{folder}/replies.json'}, program=program
+    )
+
+
+def test_a_flat_box_has_no_side_of_0():
+    from find_and_pick import box_in_frame
+    from geometry_msgs.msg import Transform, Vector3
+    from lisa_ros.msg import Instance
+
+    flat = Instance(box_size=Vector3(x=0.3, y=0.2, z=0.0))
+    assert box_in_frame(flat, Transform()).extent.tolist() == [0.3, 0.2, 0.001]
+
+
+def test_the_recipe_for_moveit_gives_a_box_that_moveit_accepts():
+    from geometry_msgs.msg import Point, Pose, Vector3
+    from lisa_ros.msg import Instance, Segmentation
+
+    solid = type('SolidPrimitive', (SimpleNamespace,), {'BOX': 1})  # MoveIt has no wheels
+    collision = type('CollisionObject', (SimpleNamespace,), {'ADD': b'\0'})
+    guide = (ROOT / 'docs' / 'grasping.md').read_text(encoding='utf-8')
+    (recipe,) = re.findall(r'```python\n(def collision_object.*?)```', guide, re.DOTALL)
+    names = {'math': math, 'SolidPrimitive': solid, 'CollisionObject': collision, 'Pose': Pose}
+    exec(recipe, names)  # noqa: S102  our own file
+
+    def collision_object(*instances):
+        return names['collision_object'](Segmentation(instances=instances))
+
+    assert collision_object() is None
+    nowhere = float('nan')
+    unknown = Pose(position=Point(x=nowhere, y=nowhere, z=nowhere))
+    size = Vector3(x=nowhere, y=nowhere, z=nowhere)
+    assert collision_object(Instance(box_pose=unknown, box_size=size)) is None
+    pose = Pose(position=Point(x=0.1, y=0.2, z=0.7))
+    flat = collision_object(Instance(box_pose=pose, box_size=Vector3(x=0.3, y=0.2, z=0.0)))
+    assert flat.pose == pose
+    assert flat.primitives[0].dimensions == [0.3, 0.2, 0.001]
+
+
+STAND_INS = {  # Nav2 and tf2 have no wheels
+    'nav2_simple_commander/robot_navigator.py': """
+import enum
+from rclpy.node import Node
+
+TaskResult = enum.Enum('TaskResult', 'SUCCEEDED FAILED')
+
+class BasicNavigator(Node):
+    def __init__(self):
+        super().__init__('basic_navigator')
+
+    def waitUntilNav2Active(self, navigator='bt_navigator', localizer='amcl'):
+        print('waits for', localizer, navigator)
+
+    def goToPose(self, pose):
+        print('goes to', pose.header.frame_id, pose.pose.position.x, pose.pose.position.y)
+
+    def isTaskComplete(self):
+        return True
+
+    def getResult(self):
+        return TaskResult.SUCCEEDED
+""",
+    'tf2_ros.py': """
+from geometry_msgs.msg import TransformStamped
+
+class TransformException(Exception):
+    pass
+
+class Buffer:
+    def __init__(self, duration):
+        pass
+
+    def lookup_transform(self, target, source, time):
+        if target != 'map':
+            raise TransformException(f'{target} does not exist')
+        return TransformStamped()
+
+class TransformListener:
+    def __init__(self, buffer, node):
+        pass
+""",
+}
+
+
+def test_the_driver_keeps_the_localization_and_names_what_it_lacks(tmp_path):
+    from geometry_msgs.msg import PoseStamped
+
+    for name, content in STAND_INS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    node, peer = scripted_node(tmp_path), Peer()
+    places = peer.node.create_publisher(PoseStamped, '/place', 10)
+    target_frame = ''
+
+    def publish_place():
+        """Publish the place of the newest answer: the node has no depth camera."""
+        segmentations = peer.received['segmentation']
+        if target_frame and segmentations:
+            pose = PoseStamped(header=segmentations[-1].header)
+            pose.header.frame_id, pose.pose.position.x = target_frame, 3.0
+            places.publish(pose)
+
+    def drive():
+        """Run the script while a camera runs; return its exit status and its lines."""
+        command = [sys.executable, str(EXAMPLES / 'find_and_drive.py'), 'mug']
+        process = subprocess.Popen(
+            [*command, '--distance', '1', '--ros-args', '-r', 'lisa/target:=/place'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environment(), 'PYTHONPATH': path},
+        )
+        deadline = time.monotonic() + START
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                stamp = divmod(time.time_ns(), 10**9)
+                peer.publish_image(image(np.full((30, 40, 3), 200, np.uint8), stamp=stamp))
+                publish_place()
+        finally:
+            process.kill()
+        return process.wait(), process.communicate()[0].splitlines()
+
+    try:
+        path = f'{tmp_path}:{environment().get("PYTHONPATH", "")}'
+        peer.wait_until_active(node)
+        status, lines = drive()
+        assert (status, lines[0]) == (1, 'waits for bt_navigator bt_navigator'), lines
+        assert lines[-1].startswith('found, but not in the map: '), lines
+        assert 'depth' in lines[-1]
+        target_frame = 'odom'
+        status, lines = drive()
+        assert status == 1
+        assert lines[-1] == 'no transform from base_link to odom: odom does not exist', lines
+        target_frame = 'map'
+        status, lines = drive()
+        assert (status, lines[-1]) == (0, 'goes to map 2.0 0.0'), lines
+    finally:
+        peer.close()
+        node.stop()
+
+
+def test_the_behaviour_fails_at_once_when_its_node_has_left():
+    py_trees = pytest.importorskip('py_trees', reason='needs pip install py_trees')
+    from py_trees_find import Find
+
+    failure, server, peer = py_trees.common.Status.FAILURE, GoalServer(), Peer()
+    try:
+        behaviour = Find('find', peer.node, 'mug')
+        behaviour.setup(START)
+        behaviour.tick_once()
+        peer.wait(server.has_goal.is_set)
+        peer.settle()
+        behaviour.tick_once()
+        assert behaviour.status is py_trees.common.Status.RUNNING
+        server.close()
+
+        def has_failed():
+            behaviour.tick_once()
+            return behaviour.status is failure
+
+        peer.wait(has_failed)
+        assert 'has left the ROS graph' in behaviour.feedback_message
+        start = time.monotonic()
+        behaviour.tick_once()  # nobody takes another goal
+        assert time.monotonic() - start < 2
+        assert behaviour.status is failure
+        assert 'no action lisa/segment' in behaviour.feedback_message
+    finally:
+        peer.close()
+        server.close()
+
+
 def test_the_behaviour_finds_and_fails_and_is_cancelled(tmp_path):
     py_trees = pytest.importorskip('py_trees', reason='needs pip install py_trees')
     from py_trees_find import Find
 
-    (tmp_path / 'replies.json').write_text(
-        '{"": {}, "mug": {"masks": "all"}, "hang": {"hang": 1}}'
-    )
-    program = [sys.executable, str(Path(__file__).with_name('slow_node.py'))]
-    node = NodeProcess(
-        tmp_path / 'log', {'model': f'scripted:{tmp_path}/replies.json'}, program=program
-    )
-    peer = Peer()
+    node, peer = scripted_node(tmp_path), Peer()
     try:
         peer.wait_until_active(node)
 
