@@ -710,6 +710,30 @@ def test_a_goal_is_lost_with_its_node_also_if_another_is_started_in_its_place(pe
             server.close()
 
 
+def test_a_node_that_is_started_again_gets_time_to_find_the_client(peer, monkeypatch):
+    """Fast DDS may lose the response to a client that the node has just discovered."""
+    first, client = GoalServer(namespace='/again'), LisaClient(peer.node, '/again/lisa')
+    second, pauses = None, []
+    monkeypatch.setattr(time, 'sleep', pauses.append)
+    try:
+        client.find(START)
+        client.find(START)
+        assert len(pauses) == 1
+        servers = client.servers()
+        second = GoalServer(namespace='/again')
+        peer.wait(lambda: client.servers() > servers, START)
+        first.close()
+        pauses.clear()
+        client.find(START)
+        assert len(pauses) == 1
+        peer.wait(lambda: not client.servers() & servers, START)
+        client.find(START)
+        assert len(pauses) == 1
+    finally:
+        for server in filter(None, (first, second)):
+            server.close()
+
+
 def test_a_goal_to_a_remapped_action_is_lost_only_with_its_node(peer):
     """Beside a node that has the action's own name."""
     import rclpy

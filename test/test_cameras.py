@@ -26,10 +26,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from lisa_ros.client import LisaClient, Status
+from lisa_ros.errors import TransformError
 from lisa_ros.messages import bag
 from lisa_ros.messages.image import compressed_to_rgb, image_to_rgb
+from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.resources import SAMPLE
 from lisa_ros.ros.bag_player import BagPlayer, camera_topics
+from lisa_ros.session.frame_buffer import SyncedMessages
 
 pytestmark = pytest.mark.ros
 
@@ -293,6 +296,105 @@ def test_frames_of_ros_1_begin_with_a_slash_that_tf2_does_not_accept(target, mon
     assert known.transform_pose(pose, target).pose.position.x == 1.0
     assert known.transform_pose(pose, 'camera') is pose
     assert known.missing(['/camera'], [target, 'camera']) == ''
+
+
+DRIVE = 100.0  # when the robot begins to drive at 0.5 m/s along x of the map [s]
+IMAGE_AT, ANSWER_AT = 101.0, 108.0  # [s]
+
+
+@pytest.fixture
+def tf(monkeypatch):
+    """Put a TF into place with tf2's rules of time; frames are on a robot, or fixed in the map."""
+    from geometry_msgs.msg import TransformStamped
+
+    from lisa_ros.ros import transforms
+
+    class Buffer:  # tf2_ros has no wheel
+        def __init__(self):
+            self.rotations = {'moving': (0, 0, 0, 1), 'fixed': (0, 0, 0, 1)}  # x, y, z, w
+
+        def lookup_transform(self, to, source, when, *_):
+            if source not in self.rotations:
+                raise KeyError(f'frame {source} does not exist')
+            seconds = when.nanoseconds / 1e9 or ANSWER_AT  # 0: the newest
+            found = TransformStamped()
+            rotation, translation = found.transform.rotation, found.transform.translation
+            rotation.x, rotation.y, rotation.z, rotation.w = map(float, self.rotations[source])
+            if source == 'moving':
+                if seconds < DRIVE:
+                    raise KeyError('Lookup would require extrapolation into the past')
+                translation.x = 0.5 * (seconds - DRIVE)
+            return found
+
+    buffer = Buffer()
+    tf2_ros = SimpleNamespace(
+        Buffer=lambda *_: buffer,
+        TransformListener=lambda *_: None,
+        TransformException=KeyError,
+        ExtrapolationException=OverflowError,
+    )
+    monkeypatch.setattr(transforms, 'tf2_ros', tf2_ros)
+    return buffer
+
+
+def transforms_of(**parameters):
+    from lisa_ros.ros.transforms import Transforms
+    from lisa_ros.settings import Settings
+
+    return Transforms(None, SimpleNamespace(value=Settings(**parameters)))
+
+
+def test_a_pose_without_a_stamp_is_not_moved_with_the_newest_transform(tf):
+    """tf2 takes the stamp 0 as "now", which is when the answer comes."""
+    known = transforms_of(target_frame='map')
+    pose = PoseStamped()
+    pose.pose.position.x = 1.0
+    pose.header.frame_id, pose.header.stamp.sec = 'moving', int(IMAGE_AT)
+    assert known.transform_pose(pose, 'map').pose.position.x == 1.5
+    pose.header.stamp.sec = 0
+    with pytest.raises(TransformError, match='let the driver stamp its images'):
+        known.transform_pose(pose, 'map')
+    with pytest.raises(TransformError, match='has no stamp'):
+        known.gravity_direction('map', pose.header)
+    pose.header.frame_id = 'fixed'  # known at any time
+    assert known.transform_pose(pose, 'map').pose.position.x == 1.0
+
+
+def test_an_image_without_a_stamp_has_that_of_its_arrival():
+    from lisa_ros.ros.transforms import stamped_header
+
+    for stamp, expected in (((0, 0), IMAGE_AT * 1e9), ((7, 5), 7 * 10**9 + 5)):
+        message = image(np.zeros((2, 2, 3), np.uint8), stamp=stamp)
+        header = stamped_header(SyncedMessages(int(IMAGE_AT * 1e9), message))
+        assert (stamp_ns(header), header.frame_id) == (expected, 'camera_optical')
+        assert stamp_ns(message.header) == stamp[0] * 10**9 + stamp[1]  # it is left as it is
+
+
+HALF = 0.5**0.5
+
+
+@pytest.mark.parametrize(
+    ('rotation', 'is_doubted'),
+    [
+        ((0, 0, 0, 1), True),  # a body frame: x forward, z up
+        ((0, 0.17, 0, 0.985), True),  # a body frame that looks down by 20 degrees
+        ((-0.5, 0.5, -0.5, 0.5), False),  # an optical frame that looks forward
+        ((1, 0, 0, 0), False),  # down
+        ((-0.65, 0.65, -0.27, 0.27), False),  # down by 45 degrees
+        ((-0.27, 0.27, -0.65, 0.65), False),  # up by 45 degrees
+        ((HALF, 0, 0, HALF), False),  # to the side
+    ],
+)
+def test_a_camera_that_looks_straight_up_is_doubted(tf, rotation, is_doubted):
+    known = transforms_of(gravity_frame='odom')
+    tf.rotations['camera_link'] = rotation
+    assert known.axis_doubt(['camera_link'], ['odom']) == ''  # it does not listen yet
+    known.listen()
+    doubt = known.axis_doubt(['unknown', '/camera_link'], ['odom'])
+    assert ('camera_link may not be an optical frame (REP-103' in doubt) == is_doubted
+    assert bool(doubt) == is_doubted
+    assert known.axis_doubt(['camera_link'], []) == ''  # no frame whose z axis is up
+    assert known.axis_doubt(['odom'], ['odom']) == ''
 
 
 @pytest.mark.parametrize('seconds', [1.5, 12.0])  # tf2 itself keeps transforms for 10 s

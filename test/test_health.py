@@ -345,6 +345,12 @@ LOOKUP = Outcome('optical to map', NOW - 1, 'no transform from optical to map: s
         ({'lookups': (replace(LOOKUP, reason=''),)}, Level.OK, 'known'),
         ({'lookups': (LOOKUP,), 'target_frame': 'odom'}, Level.OK, 'known'),  # it was corrected
         ({'missing': 'TF has no transform from optical to map: start'}, Level.WARN, 'has no'),
+        ({'axis_doubt': 'the camera would look straight up'}, Level.WARN, 'straight up'),
+        (
+            {'axis_doubt': 'straight up', 'missing': 'TF has no transform'},
+            Level.WARN,
+            'TF has no transform; straight up',
+        ),
     ],
 )
 def test_transforms(change, level, text):

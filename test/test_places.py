@@ -4,6 +4,8 @@
 import json
 import os
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,12 +14,22 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 pytest.importorskip('lisa_ros.srv', reason='needs the built interfaces: make setup')
 
-from lisa_ros.msg import PlaceList, Segmentation
+import rclpy
+from lisa_ros.msg import PlaceList
+from lisa_ros.msg import Segmentation as SegmentationMessage
 from lisa_ros.srv import Recall
-from test_cameras import send_command, start  # noqa: F401  # a fixture
+from rclpy.lifecycle import LifecycleNode
+from ros_graph import DOMAIN, image
+from test_cameras import IMAGE_AT, send_command, start, tf  # noqa: F401  # fixtures
 
-from lisa_ros.ros.places import _duration_text
+from lisa_ros.results import Segmentation, Status
+from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.ros.places import Places, _duration_text
 from lisa_ros.ros.qos import latched_qos
+from lisa_ros.ros.throttled_log import ThrottledLog
+from lisa_ros.ros.transforms import Transforms
+from lisa_ros.session.frame_buffer import SyncedMessages
+from lisa_ros.settings import Settings
 
 pytestmark = pytest.mark.ros
 QUERY = 'bright box'
@@ -33,9 +45,9 @@ def ask(peer, text):
 
 def test_what_was_found_is_remembered_recalled_and_kept_over_a_restart(start, tmp_path):  # noqa: F811
     file = tmp_path / 'places.json'
-    _, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
+    node, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
     answer = ask(peer, QUERY)
-    assert answer.status == Segmentation.FOUND
+    assert answer.status == Status.FOUND
     centroid = answer.instances[0].centroid
 
     lists = []
@@ -59,7 +71,7 @@ def test_what_was_found_is_remembered_recalled_and_kept_over_a_restart(start, tm
     assert peer.call(Recall, 'recall', query='the plate').answer == 'I have not seen the plate.'
 
     from_memory = ask(peer, 'Where did you last see the box?')
-    assert from_memory.status == Segmentation.NOT_FOUND
+    assert from_memory.status == Status.NOT_FOUND
     assert from_memory.answer.startswith('I last saw the bright box ')
     spoken = peer.received['explanation']
     peer.wait(lambda: spoken[-1].data.startswith('I last saw the bright box '), what='the text')
@@ -71,11 +83,13 @@ def test_what_was_found_is_remembered_recalled_and_kept_over_a_restart(start, tm
     assert peer.change_state('cleanup')
     assert peer.change_state('configure')
     assert len(peer.call(Recall, 'recall', query='').places) == 1
+    # the name of the frame does not tell whether it is the same map
+    node.wait_for_output(f'places.json: 1 places in {FRAME}; if that map was made anew')
 
 
 def test_without_a_map_frame_nothing_is_remembered(start):  # noqa: F811
     _, peer, _ = start(0.0)
-    assert ask(peer, QUERY).status == Segmentation.FOUND
+    assert ask(peer, QUERY).status == Status.FOUND
     response = peer.call(Recall, 'recall', query='')
     assert list(response.places) == []
     assert 'set map_frame' in response.answer
@@ -87,7 +101,7 @@ def test_a_damaged_file_is_named_and_left_as_it_is(start, tmp_path):  # noqa: F8
     file = tmp_path / 'places.json'
     file.write_text('{"frame": 3}')
     node, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
-    assert ask(peer, QUERY).status == Segmentation.FOUND
+    assert ask(peer, QUERY).status == Status.FOUND
     assert len(peer.call(Recall, 'recall', query='').places) == 1
     assert peer.change_state('deactivate')
     assert file.read_text() == '{"frame": 3}'
@@ -99,7 +113,7 @@ def test_a_disk_that_hangs_delays_no_callback(start, tmp_path):  # noqa: F811
     file, pipe = tmp_path / 'places.json', tmp_path / 'places.json.new'
     os.mkfifo(pipe)
     node, peer, _ = start(0.0, map_frame=FRAME, places_file=str(file))
-    assert ask(peer, QUERY).status == Segmentation.FOUND
+    assert ask(peer, QUERY).status == Status.FOUND
     end = time.monotonic() + 1.0
     while time.monotonic() < end:  # the node tries to write within 0.25 s
         assert len(peer.call(Recall, 'recall', query='').places) == 1
@@ -116,7 +130,7 @@ def test_a_disk_that_hangs_delays_no_callback(start, tmp_path):  # noqa: F811
 def test_two_cameras_answer_from_their_memory_once(start):  # noqa: F811
     _, peer, _ = start(0.0, names=('front', 'rear'), map_frame='front_optical')
     for name in ('front', 'rear'):
-        peer.subscribe(f'/lisa/{name}/segmentation', Segmentation, name)
+        peer.subscribe(f'/lisa/{name}/segmentation', SegmentationMessage, name)
     peer.settle(1.0)
     send_command(peer, f'front: {QUERY}')
     peer.wait(lambda: peer.received['front'], what='the answer')
@@ -129,9 +143,80 @@ def test_two_cameras_answer_from_their_memory_once(start):  # noqa: F811
 
 def test_a_frame_that_tf_does_not_know_is_one_error_and_the_answer_comes(start):  # noqa: F811
     node, peer, _ = start(0.0, map_frame='nowhere')
-    assert ask(peer, QUERY).status == Segmentation.FOUND
+    assert ask(peer, QUERY).status == Status.FOUND
     node.wait_for_output('no place to remember')
     assert 'nowhere' in peer.call(Recall, 'recall', query='').header.frame_id
+
+
+@pytest.fixture
+def memory():
+    """Yield places of a camera, and a function that notes (name, x [m], mask) of one answer."""
+    context = rclpy.Context()
+    context.init(domain_id=int(DOMAIN))
+    node = LifecycleNode('lisa', context=context)
+    settings = CurrentSettings(Settings(map_frame='map', transform_timeout=0.05))
+    log = ThrottledLog(node.get_logger())
+    places = Places(node, settings, Transforms(node, settings), log)
+    places.configure()
+
+    def note(seen, frame='map', stamp=(0, 0), arrival=IMAGE_AT):
+        names, columns, masks = zip(*seen, strict=True)
+        masks = np.stack(masks)
+        result = Segmentation(
+            'q', 'a', 'a', masks, masks * 5.0, np.ones(len(masks), np.float32), Status.FOUND
+        )
+        result = replace(result, names=names)
+        picture = image(np.zeros((*masks.shape[1:], 3), np.uint8), stamp=stamp, frame=frame)
+        objects = [SimpleNamespace(centroid=np.array([x, 0.0, 0.8])) for x in columns]
+        places.note(SyncedMessages(round(arrival * 1e9), picture), result, objects, '')
+        return sorted(
+            (place.name, round(place.position[0], 3), place.stamp)
+            for place in places._memory.stored()
+        )
+
+    yield note
+    node.destroy_node()
+    context.shutdown()
+
+
+def box_mask(x, size=20):
+    mask = np.zeros((48, 64), bool)
+    mask[10 : 10 + size, x : x + size] = True
+    return mask
+
+
+def test_the_place_of_an_image_without_a_stamp_is_that_at_its_arrival(memory, tf):  # noqa: F811
+    """The camera drives on at 0.5 m/s until the answer comes."""
+    at = round(IMAGE_AT * 1e9)
+    assert memory([('mug', 1.0, box_mask(5))], 'moving') == [('mug', 1.5, at)]
+    assert memory([('cup', 1.0, box_mask(5))], 'moving', (102, 0), arrival=102.1) == [
+        ('cup', 2.0, 102 * 10**9),
+        ('mug', 1.5, at),
+    ]
+
+
+def test_an_object_that_an_answer_shows_twice_has_one_place(memory):
+    at = round(IMAGE_AT * 1e9)
+    twice = [('red mug', 1.0, box_mask(5)), ('the mug', 1.002, box_mask(6, 21))]
+    assert memory(twice) == [('red mug', 1.0, at)]
+    assert memory([('red mug', 4.0, box_mask(5))], arrival=102.0) == [
+        ('red mug', 4.0, 102 * 10**9)  # it has moved: no other one stays behind
+    ]
+
+
+@pytest.mark.parametrize(
+    'seen',
+    [
+        [('mug', 1.0, box_mask(5)), ('mug', 1.05, box_mask(25))],  # side by side
+        [('mug', 1.0, box_mask(5)), ('mug', 1.05, box_mask(12))],  # one behind the other
+        [('mug', 1.0, box_mask(5, 28)), ('mug', 1.05, box_mask(5))],  # all of them, and one
+        [('mug', 1.0, box_mask(5)), ('plate', 1.0, box_mask(5))],  # two names for it
+        [('red mug', 1.0, box_mask(5)), ('blue mug', 1.0, box_mask(5))],
+    ],
+)
+def test_two_objects_of_an_answer_have_a_place_each(memory, seen):
+    at = round(IMAGE_AT * 1e9)
+    assert memory(seen) == sorted((name, x, at) for name, x, _ in seen)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge whether TF knows the transforms that the node needs."""
+"""Judge whether TF knows the transforms that the node needs, and whether they can be right."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class TransformReport:
     map_frame: str  # the parameter; empty: none
     lookups: Sequence[Outcome]  # the newest of each pair of frames
     missing: str = ''  # what TF does not know at this moment, with the cure; empty: nothing
+    axis_doubt: str = ''  # why a frame of images may not be optical, with the cure; empty: it is
 
 
 def judge_transforms(report: TransformReport) -> Verdict:
-    """Return whether transforms are missing."""
+    """Return whether transforms are missing or doubtful."""
     values = {
         'target_frame': report.target_frame or 'none',
         'gravity_frame': report.gravity_frame or 'none',
@@ -37,6 +38,8 @@ def judge_transforms(report: TransformReport) -> Verdict:
     texts = dict.fromkeys([lookup.reason for lookup in failed[-2:]])
     if report.missing and not failed:
         texts = {report.missing: None}
+    if report.axis_doubt:
+        texts[report.axis_doubt] = None
     problems = [Problem(Level.WARN, text) for text in texts]
     return verdict(problems, 'all transforms are known', values)
 

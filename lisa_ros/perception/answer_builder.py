@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lisa_ros.perception.mask_decoder import ScoredMask
-from lisa_ros.perception.masks import MAX_MASKS, area, box_slices, iou
+from lisa_ros.perception.masks import MAX_MASKS, SAME_OBJECT_IOU, iou, shows_one_of
 from lisa_ros.perception.repetition import repeated_tail
 from lisa_ros.perception.stopping import EarlyEnd
 from lisa_ros.results import (
@@ -21,9 +21,6 @@ from lisa_ros.results import (
     answer_text,
 )
 
-# IoU above which two masks show one object; a mask of two objects and a mask of one of them have
-# an IoU of about 0.5
-SAME_OBJECT_IOU = 0.6
 _MAX_REPEATS = 3  # of an object after the same words, see `add_mask`
 _LOOP = 'the answer was cut off: the model repeated the same words without end'
 _ONLY_SHOWN = 'the model found only an object that was shown before'
@@ -120,14 +117,7 @@ class AnswerBuilder:
 
     def _is_another_object(self, pixels: np.ndarray) -> bool:
         """Return whether no mask of this answer shows the object of a mask, (H, W) bool."""
-        if not pixels.any():
-            return False
-        box, own_area = box_slices(pixels), area(pixels)
-        for other in self._masks:
-            shared = area(pixels[box] & other[box])
-            if shared > SAME_OBJECT_IOU * (own_area + area(other) - shared):
-                return False
-        return True
+        return bool(pixels.any()) and not shows_one_of(pixels, self._masks)
 
     def result(
         self,

@@ -6,10 +6,15 @@ Letters: N masks of one answer, H x W the image [px]. Pure numpy, any thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 IGNORED_PIXEL = 255  # in ground truth: of pixels that are left out of losses and metrics
 MAX_MASKS = 254  # of one answer: 0 is background in a label image, 255 "unlabelled" in vision_msgs
+# IoU above which two masks show one object; a mask of two objects and a mask of one of them have
+# an IoU of about 0.5
+SAME_OBJECT_IOU = 0.6
 _BLOCK = 1 << 16  # pixels that are computed at a time, so that they stay in the processor's cache
 
 
@@ -48,6 +53,21 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
     """Return intersection over union of two (H, W) bool masks; 1 if both are empty."""
     union = np.count_nonzero(first | second)
     return float(np.count_nonzero(first & second) / union) if union else 1.0
+
+
+def shows_one_of(mask: np.ndarray, others: Iterable[np.ndarray]) -> bool:
+    """Return whether a (H, W) bool mask shows the object of one of the other masks.
+
+    An empty mask shows none.
+    """
+    if not mask.any():
+        return False
+    box, own_area = box_slices(mask), area(mask)
+    for other in others:
+        shared = area(mask[box] & other[box])
+        if shared > SAME_OBJECT_IOU * (own_area + area(other) - shared):
+            return True
+    return False
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:

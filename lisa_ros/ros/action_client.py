@@ -163,7 +163,7 @@ class LisaClient:
             result_service_qos_profile=ACTION_SERVICE_QOS,
             cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
-        self._found = False
+        self._found: frozenset[bytes] | None = None  # servers that had time to find this client
         self._spinning = threading.Lock()  # held by the thread that spins the node
 
     def segment(
@@ -240,7 +240,8 @@ class LisaClient:
         Raises:
             LisaError: no node appeared within `timeout`.
         """
-        if self._found and self._client.server_is_ready():
+        is_found = self._found is not None and self.servers() <= self._found
+        if is_found and self._client.server_is_ready():
             return
         if not self._client.wait_for_server(timeout):
             raise LisaError(
@@ -248,7 +249,7 @@ class LisaClient:
                 'and has this name'
             )
         time.sleep(_DISCOVERY_DELAY)
-        self._found = True
+        self._found = self.servers()
 
     def servers(self) -> frozenset[bytes]:
         """Return the ids of the action servers in the ROS graph; one started again has another."""

@@ -214,14 +214,16 @@ def transform_report(now: float, context: NodeContext, cameras: Cameras) -> Tran
     settings = context.settings.value
     frames = (settings.target_frame, settings.gravity_frame, settings.map_frame)
     targets = [frame for frame in frames if frame]
-    missing = context.transforms.missing(_frame_ids(cameras), targets)
+    level_frames = [frame for frame in (settings.gravity_frame, settings.map_frame) if frame]
+    frame_ids = _frame_ids(cameras)
     return TransformReport(
         now,
         settings.target_frame,
         settings.gravity_frame,
         settings.map_frame,
         context.transforms.lookups.newest,
-        missing,
+        context.transforms.missing(frame_ids, targets),
+        context.transforms.axis_doubt(frame_ids, level_frames),
     )
 
 

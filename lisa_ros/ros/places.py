@@ -32,13 +32,13 @@ from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.msg import Place as PlaceMessage
 from lisa_ros.msg import PlaceList
 from lisa_ros.perception.answer_phrases import object_names
-from lisa_ros.perception.masks import bounding_box, touches_edge
+from lisa_ros.perception.masks import bounding_box, shows_one_of, touches_edge
 from lisa_ros.results import Segmentation
 from lisa_ros.ros.image_decoder import rgb_image
 from lisa_ros.ros.parameter_declaration import CurrentSettings
 from lisa_ros.ros.qos import latched_qos
 from lisa_ros.ros.throttled_log import ThrottledLog
-from lisa_ros.ros.transforms import Transforms
+from lisa_ros.ros.transforms import Transforms, stamped_header
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.session.place_file import read_places, write_places
 from lisa_ros.session.place_memory import (
@@ -47,6 +47,7 @@ from lisa_ros.session.place_memory import (
     PlaceMemoryOptions,
     asked_name,
     is_pronoun,
+    is_same_name,
     is_valid_place,
 )
 from lisa_ros.settings import Settings
@@ -100,6 +101,11 @@ class Places:
                 places, self._file = read_places(file, self._frame), file
             except (DataError, OSError, RuntimeError) as error:  # RuntimeError: no such user
                 self._node.get_logger().error(f'{error}; places are not saved')
+            if places:  # the file knows the frame's name, not the map
+                self._node.get_logger().info(
+                    f'{file}: {len(places)} places in {self._frame}; if that map was made anew '
+                    'since, stop the node and delete the file'
+                )
         self._memory = PlaceMemory(_options(settings), places)
         self._published, self._saved = -1, 0
 
@@ -166,6 +172,9 @@ class Places:
     ) -> None:
         """Note the objects of an answer whose 3D position is known.
 
+        A model may show an object twice in one answer: masks of one name that overlap are noted
+        once, else the memory would expect two objects from then on.
+
         Args:
             frame: that the answer is about.
             result: its masks have the size of the image.
@@ -175,11 +184,14 @@ class Places:
         memory = self._memory
         if memory is None or not any(objects):
             return
-        header, image = frame.image.header, None
+        header, image = stamped_header(frame), None
+        noted: list[tuple[str, np.ndarray]] = []  # names and masks
         seen = []
         for i, (name, located) in enumerate(zip(object_names(result), objects, strict=False)):
-            if located is None:
+            earlier = (mask for other, mask in noted if is_same_name(name, other))
+            if located is None or shows_one_of(result.masks[i], earlier):
                 continue
+            noted.append((name, result.masks[i]))
             pose = PoseStamped(header=header)
             x, y, z = map(float, located.centroid)
             pose.pose.position = Point(x=x, y=y, z=z)
@@ -193,7 +205,7 @@ class Places:
             place = Place(
                 name,
                 (position.x, position.y, position.z),
-                stamp_ns(header) or self._node.get_clock().now().nanoseconds,
+                stamp_ns(header),
                 float(result.scores[i]),
                 camera,
                 _thumbnail(image, result.masks[i]),

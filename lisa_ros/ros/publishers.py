@@ -38,6 +38,7 @@ from lisa_ros.ros import message_types
 from lisa_ros.ros.context import NodeContext
 from lisa_ros.ros.image_decoder import rgb_image
 from lisa_ros.ros.qos import COMMAND_QOS, creation_fault, latched_qos, output_qos_overrides
+from lisa_ros.ros.transforms import stamped_header
 from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
@@ -333,7 +334,7 @@ class AnswerPublishers:
         first = objects[0] if objects else None  # if its position is unknown, there is no target
         if first is None:
             return None, ''
-        pose = message_types.make.target(frame.image.header, first)
+        pose = message_types.make.target(stamped_header(frame), first)
         target_frame = self._context.settings.value.target_frame
         try:
             return self._context.transforms.transform_pose(pose, target_frame), ''
@@ -347,7 +348,7 @@ class AnswerPublishers:
         if not gravity_frame:
             return None
         try:
-            return self._context.transforms.gravity_direction(gravity_frame, frame.image.header)
+            return self._context.transforms.gravity_direction(gravity_frame, stamped_header(frame))
         except TransformError as error:
             self._context.log.error(f'the upward direction is only estimated: {error}', 'up')
             return None

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transform poses to other frames at the stamp of an image, with tf2_ros if installed.
 
-Threads: `missing` returns at once, on any thread. `transform_pose` and `gravity_direction` wait
-for a transform; they may be called from any thread except the executor's, which has to receive
-/tf meanwhile.
+An image without a stamp (0) has no time of its own, and tf2 takes 0 as "the newest": for a robot
+that drives, that is when the answer comes, seconds after the image. `stamped_header` gives such an
+image the time of its arrival. A header that still has no stamp gets static transforms only.
+
+Threads: `missing` and `axis_doubt` return at once, on any thread. `transform_pose` and
+`gravity_direction` wait for a transform; they may be called from any thread except the executor's,
+which has to receive /tf meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, Transform
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.time import Time
@@ -23,7 +27,9 @@ from std_msgs.msg import Header
 from lisa_ros.errors import TransformError
 from lisa_ros.geometry.rotation import matrix_to_quaternion, quaternion_to_matrix
 from lisa_ros.health.outcomes import Outcomes
+from lisa_ros.messages.stamp import stamp_ns
 from lisa_ros.ros.parameter_declaration import CurrentSettings
+from lisa_ros.session.frame_buffer import SyncedMessages
 
 try:
     import tf2_ros
@@ -33,6 +39,8 @@ except ImportError:  # not in every install: then ~/target is not published in o
 
 _MARGIN = 10.0  # by which transforms are kept longer than an answer takes [s]
 _LONGEST_ANSWER = 300.0  # that is counted on, also without a limit of `answer_timeout` [s]
+_ANY_TIME = Time(nanoseconds=1)  # at which tf2 knows static transforms only
+_STRAIGHT_UP = 0.9  # share of the upward direction along the optical axis: within 26 degrees
 _PLAY_WITH_CLOCK = (  # TF keeps its newest transforms, those of the first lap
     'if a bag is played in a loop, set use_sim_time and play it with --clock; else the image was '
     'longer under way than TF keeps transforms'
@@ -41,6 +49,14 @@ _PUBLISH_IT = (
     'start robot_state_publisher, static_transform_publisher or, for a map, the localization; or '
     'correct target_frame, gravity_frame or map_frame'
 )
+
+
+def stamped_header(frame: SyncedMessages) -> Header:
+    """Return the header of a frame's image; if the camera left the stamp 0, with its arrival."""
+    header = frame.image.header
+    if stamp_ns(header):
+        return header
+    return Header(stamp=Time(nanoseconds=frame.stamp).to_msg(), frame_id=header.frame_id)
 
 
 class Transforms:
@@ -78,7 +94,8 @@ class Transforms:
         """Return a pose in another frame at its own stamp; an empty frame_id leaves it as it is.
 
         Raises:
-            TransformError: tf2_ros is missing, or it does not know that transform.
+            TransformError: tf2_ros is missing, or it does not know that transform; or the stamp
+                is 0, and the transform is not static.
         """
         if _plain(frame_id) in ('', _plain(pose.header.frame_id)):
             return pose
@@ -122,6 +139,33 @@ class Transforms:
                 return f'TF has no transform from {frame} to {target}: {_PUBLISH_IT}'
         return ''
 
+    def axis_doubt(self, frames: Sequence[str], level_frames: Sequence[str]) -> str:
+        """Return why a frame of images may not be optical, with the cure; empty: no doubt.
+
+        Simulators stamp images with a body frame, whose z axis points up.
+
+        Args:
+            frames: frame_ids of images.
+            level_frames: frames whose z axes point up (REP-105: odom, map).
+        """
+        buffer = self._buffer
+        if tf2_ros is None or buffer is None:
+            return ''
+        for frame, level in itertools.product(map(_plain, frames), map(_plain, level_frames)):
+            if frame == level:
+                continue
+            try:
+                transform = buffer.lookup_transform(level, frame, Time()).transform
+            except (tf2_ros.TransformException, ValueError):  # `missing` tells it
+                continue
+            if _rotation(transform)[2, 2] > _STRAIGHT_UP:
+                return (
+                    f'seen from {level}, the camera would look straight up: {frame} may not be an '
+                    'optical frame (REP-103: z forward): let the driver put the optical frame '
+                    "into its images' headers"
+                )
+        return ''
+
     def _lookup(self, target: str, header: Header) -> tuple[np.ndarray, np.ndarray]:
         """Return rotation (3, 3) and translation (3,) [m] from the header's frame to target."""
         subject = f'{header.frame_id} to {target}'
@@ -139,20 +183,32 @@ class Transforms:
             raise TransformError(_not_installed(header.frame_id, target))
         self.listen()
         timeout = Duration(nanoseconds=round(self._settings.value.transform_timeout * 1e9))
+        has_stamp = stamp_ns(header) != 0
         try:
             transform = self._buffer.lookup_transform(
-                _plain(target), _plain(header.frame_id), Time.from_msg(header.stamp), timeout
+                _plain(target),
+                _plain(header.frame_id),
+                Time.from_msg(header.stamp) if has_stamp else _ANY_TIME,
+                timeout,
             ).transform
         except (tf2_ros.TransformException, ValueError, OverflowError) as error:  # a wrong stamp
+            frames = f'from {header.frame_id} to {target}'
+            if not has_stamp:
+                raise TransformError(
+                    f'no static transform {frames}, and the image has no stamp to look up another '
+                    f'({error}): let the driver stamp its images'
+                ) from error
             raise TransformError(
-                f"no transform from {header.frame_id} to {target} at the image's stamp: {error}; "
-                f'{_cure(error)}'
+                f"no transform {frames} at the image's stamp: {error}; {_cure(error)}"
             ) from error
-        quaternion, translation = transform.rotation, transform.translation
-        return (
-            quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w),
-            np.array([translation.x, translation.y, translation.z]),
-        )
+        translation = transform.translation
+        return _rotation(transform), np.array([translation.x, translation.y, translation.z])
+
+
+def _rotation(transform: Transform) -> np.ndarray:
+    """Return the rotation of a transform, (3, 3)."""
+    quaternion = transform.rotation
+    return quaternion_to_matrix(quaternion.x, quaternion.y, quaternion.z, quaternion.w)
 
 
 def _plain(frame_id: str) -> str:
