@@ -213,15 +213,34 @@ def test_the_rest_of_a_page_of_memory_is_ignored(encoding, channels):
     assert np.array_equal(image_to_rgb(source), np.broadcast_to(pixels[..., ::-1], (90, 80, 3)))
 
 
+def test_the_only_row_of_a_line_camera_may_be_followed_by_anything():
+    row = np.random.default_rng(0).integers(0, 256, 640, np.uint8)
+    source = SimpleNamespace(
+        height=1, width=640, encoding='mono8', is_bigendian=0, step=640,
+        data=row.tobytes() + bytes(4096 - 640),
+    )  # fmt: skip
+    assert np.array_equal(image_to_rgb(source)[0, :, 0], row)
+
+
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
+def test_planar_yuv_may_end_at_a_page_of_memory(encoding):
+    planes = np.random.default_rng(0).integers(0, 256, (540, 640), dtype=np.uint8)
+    source = message(planes, encoding, height=360, width=640)
+    expected = image_to_rgb(source)
+    source.data = planes.tobytes() + bytes(-planes.size % 4096)  # four rows more
+    assert len(source.data) == planes.size + 4 * 640
+    assert np.array_equal(image_to_rgb(source), expected)
+
+
 @pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
 def test_planar_yuv_with_more_rows_is_an_error(encoding):
     """A decoder may have padded Y to 16 rows, so that the colours start later."""
     source = message(np.full((H * 3 // 2, W), 81, np.uint8), encoding)
-    for more in (W, 3 * W, 3 * 4096 + 1):
+    for more in (8 * W, 3 * 8 * W, 3 * 4096 + 1):
         source.data = bytes(9 * W + more)
         with pytest.raises(ImageError, match=rf'is long: .* {9 * W}: .*after the last row of Y'):
             image_to_rgb(source)
-    source.data = bytes(9 * W + W - 1)
+    source.data = bytes(9 * W + 3 * W + 1)
     assert image_to_rgb(source).shape == (H, W, 3)
 
 
@@ -498,6 +517,15 @@ def test_a_region_outside_of_its_sensor_is_an_error(roi):
     with pytest.raises(ImageError, match=text):
         camera_from_info(info(K, roi=roi))
     camera_from_info(info(K, roi=roi, width=0, height=0))  # it may be inside
+
+
+def test_the_size_of_the_region_beside_the_matrix_of_the_sensor_is_read():
+    """The hand camera of a Baxter publishes this (github.com/sniekum/ar_track_alvar/pull/40)."""
+    k = [404.0, 0, 631.07, 0, 404.0, 375.69, 0, 0, 1]
+    message = info(k, width=640, height=400, roi=region(320, 200, 640, 400))
+    camera = camera_from_info(message)
+    assert camera.size == (640, 400)
+    assert tuple(camera.k[:2, 2].round(2)) == (311.07, 175.69)
 
 
 def test_a_region_may_reach_the_end_of_the_sensor():

@@ -199,7 +199,6 @@ def test_setup_bash_puts_the_command_line_on_the_path():
     assert '$AMENT_CURRENT_PREFIX/bin' in hook.read_text()
 
 
-@pytest.mark.ros
 def test_how_a_robot_talks_does_not_reach_the_environment():
     names = [
         *('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SECURITY_ENABLE', 'SKIP_DEFAULT_XML'),
@@ -212,6 +211,7 @@ def test_how_a_robot_talks_does_not_reach_the_environment():
     assert not [name for name in names if repr(name) in output]
 
 
+@pytest.mark.ros
 def test_a_sourced_ros_does_not_reach_the_environment():
     """Many users source ROS in their .bashrc; its packages must not be mixed with the wheels."""
     code = (

@@ -712,6 +712,14 @@ def test_a_standing_query_goes_on_after_the_clock_is_set_back_a_little(run):
     assert [frame.image for frame in model.frames] == [1, 3, 4]
 
 
+def test_a_short_recording_in_a_loop_starts_again_at_its_first_image():
+    frames = FrameBuffer(8)
+    for number in range(6):
+        image = number % 2
+        frames.add_image(image * 500 * MS, image, number / 2)
+        assert frames.newest_frame(0.01).image == image
+
+
 def test_an_image_that_is_later_than_all_that_are_kept_is_dropped():
     frames = FrameBuffer(4)
     for number, k in enumerate([10, 11, 12, 13, 2, 14, 12.5]):

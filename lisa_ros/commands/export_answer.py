@@ -17,7 +17,7 @@ from lisa_ros.commands.rgbd_input import RgbdInput
 from lisa_ros.commands.segment import box_json
 from lisa_ros.errors import ImageError
 from lisa_ros.geometry.camera import Camera
-from lisa_ros.geometry.object_3d import SCATTERED_DEPTH_CURE, Object3D
+from lisa_ros.geometry.object_3d import Object3D
 from lisa_ros.images.mask_file import read_mask
 from lisa_ros.perception.answer_phrases import object_names
 from lisa_ros.perception.masks import MAX_MASKS, area
@@ -125,7 +125,7 @@ def print_summary(instances: InstanceMasks, objects: list[Object3D | None], out:
         name = instances.name(index)
         title = f'{index + 1}, {name}' if name else f'{index + 1}'
         if located is None:
-            print(f'{title}: no valid depth, or only at scattered pixels: {SCATTERED_DEPTH_CURE}')
+            print(f'{title}: no valid depth, or none that forms a surface')
             continue
         x, y, z = located.centroid
         size = ' x '.join(f'{value:.3f}' for value in located.box.extent)

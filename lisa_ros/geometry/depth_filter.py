@@ -50,6 +50,7 @@ _FAR = np.float32(1e6)  # beyond any surface [m]; finite, as OpenCV's border val
 _MAX_SPACING = 10  # valid pixels farther apart are no surface [px]
 _MIN_SURFACE_SHARE = 0.05  # a smaller part of the valid pixels is a piece of noise
 _MIN_NOISE_SHARE = 0.25  # also, if it has fewer than MIN_PIECE_PIXELS
+_DENSE_SHARE = 0.5  # of a mask with valid depth: many pieces are leaves then, not noise
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def pixels_of_cells(patch: DepthPatch, grid: DepthPatch, surface: np.ndarray) ->
     return patch.mask & surface[rows, columns] & near
 
 
-def is_noise(points: int, valid: int) -> bool:
+def is_noise(points: int, valid: int, pixels: int) -> bool:
     """Return whether a surface is too small a part of the valid pixels of a mask.
 
     The largest connected piece is noise then, and its position is that of any one of the pieces.
@@ -141,9 +142,10 @@ def is_noise(points: int, valid: int) -> bool:
     Args:
         points: number of pixels of the surface.
         valid: number of pixels of the mask with valid depth.
+        pixels: number of pixels of the mask.
     """
     few = points < MIN_PIECE_PIXELS and points < _MIN_NOISE_SHARE * valid
-    return few or points < _MIN_SURFACE_SHARE * valid
+    return few or (valid < _DENSE_SHARE * pixels and points < _MIN_SURFACE_SHARE * valid)
 
 
 def _cells(pixels: np.ndarray, cell: int) -> np.ndarray:

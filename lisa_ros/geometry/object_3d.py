@@ -90,7 +90,7 @@ def localize_object(
     grid = patch.coarser(cell)
     surface = object_surface_mask(grid, plane)
     v, u = np.nonzero(pixels_of_cells(patch, grid, surface))
-    if not v.size or is_noise(v.size, np.count_nonzero(patch.mask)):
+    if not v.size or is_noise(v.size, np.count_nonzero(patch.mask), np.count_nonzero(mask)):
         return None
     points = patch.points[v, u]
     axes = principal_axes(points)

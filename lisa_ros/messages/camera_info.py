@@ -68,7 +68,7 @@ def camera_from_info(message: Any, rectified: bool = False) -> Camera:
             f'{_OTHER_IS_CALIBRATED[other] if has_other else _CALIBRATE}'
         )
     _check_layout(k, name, size)
-    _check_region(message, name)
+    _check_region(message, k, name)
     _check_centre(message, k, name)
     k[:2, 2] -= message.roi.x_offset, message.roi.y_offset
     k[:2] /= np.reshape(_binning(message), (2, 1))
@@ -132,14 +132,21 @@ def _has_focal_lengths(numbers: np.ndarray, size: tuple[int, int]) -> bool:
     return bool(shortest <= min(fx, fy) and max(fx, fy) <= longest)
 
 
-def _check_region(message: Any, name: str) -> None:
-    """Raise an ImageError if the region of interest is not inside the full sensor."""
+def _check_region(message: Any, k: np.ndarray, name: str) -> None:
+    """Raise an ImageError if the region of interest is not inside the full sensor.
+
+    Some drivers publish K (3, 3) of the full sensor beside the size of the region: that is right.
+    """
     roi = message.roi
     ends = np.add((roi.x_offset, roi.y_offset), _region_size(message))
     full = np.array((message.width, message.height))
     has_offset = roi.x_offset or roi.y_offset  # without one, the sizes are compared later
     # less than one binned pixel is a rounded side
     if not has_offset or not full.all() or (ends - full < _binning(message)).all():
+        return
+    centre = np.array(_region_size(message)) / 2
+    moved = k[:2, 2] - (roi.x_offset, roi.y_offset)
+    if np.hypot(*(moved - centre)) < np.hypot(*(k[:2, 2] - centre)):
         return
     raise ImageError(
         f'camera_info has {_described_region(roi)}, which is not inside its width and height, '

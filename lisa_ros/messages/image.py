@@ -366,9 +366,12 @@ def stored_pixels(
         )
     excess = message_bytes.size - step * rows
     are_whole_rows = step and message_bytes.size % step in (0, row_size)
-    # a buffer ends at a page of memory; a wrong step is wrong by as many bytes in each row
-    is_tail = excess < _PAGE_SIZE and message.height and excess % message.height
-    if 0 < step <= excess and (is_planar if are_whole_rows else not is_tail):
+    # a buffer ends at a page of memory; a wrong step is wrong by as many bytes in each row, and
+    # decoders pad the rows of Y to a multiple of 8
+    unit = 8 * step if is_planar else message.height
+    is_tail = excess < _PAGE_SIZE and (message.height == 1 or (unit and excess % unit))
+    is_tail = is_tail or (are_whole_rows and not is_planar)
+    if 0 < step <= excess and not is_tail:
         colours = ', and publish the colours right after the last row of Y' if is_planar else ''
         raise ImageError(
             f'image data is long: {message_bytes.size} bytes, but {width} x {message.height} '

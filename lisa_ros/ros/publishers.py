@@ -43,6 +43,7 @@ from lisa_ros.session.frame_buffer import SyncedMessages
 from lisa_ros.tracking.tracker import TrackingState
 
 _POSITION = '3D position'
+_SCATTERED_SHARE = 0.2  # of a mask with valid depth
 
 
 def create_output(
@@ -379,18 +380,19 @@ def _missing_places(depth: np.ndarray, masks: np.ndarray, missing: Sequence[int]
         masks: (N, H, W) bool, of all instances.
         missing: numbers of the instances without a position, from 1.
     """
-    scattered = [number for number in missing if is_valid_depth(depth[masks[number - 1]]).any()]
-    without = [number for number in missing if number not in scattered]
-    reasons = []
-    if without:
-        reasons.append(f'no valid depth on instance {", ".join(map(str, without))}')
-    if scattered:
-        numbers = ', '.join(map(str, scattered))
-        reasons.append(
-            f'valid depth on instance {numbers} only at scattered pixels, which form no surface: '
-            f'{SCATTERED_DEPTH_CURE}'
-        )
-    return reasons
+    numbers: dict[str, list[str]] = {}  # by cause
+    for number in missing:
+        valid = is_valid_depth(depth[masks[number - 1]])
+        cause = 'no valid depth on instance {}'
+        if valid.any():
+            cause = 'the depth on instance {} is noise, and forms no surface'
+            if valid.mean() < _SCATTERED_SHARE:
+                cause = (
+                    'valid depth on instance {} only at scattered pixels, which form no surface: '
+                    f'{SCATTERED_DEPTH_CURE}'
+                )
+        numbers.setdefault(cause, []).append(str(number))
+    return [cause.format(', '.join(instances)) for cause, instances in numbers.items()]
 
 
 class CameraPublishers:

@@ -102,7 +102,8 @@ class Transforms:
         rotation, translation = self._lookup(frame_id, pose.header)
         position, orientation = pose.pose.position, pose.pose.orientation
         x, y, z = rotation @ (position.x, position.y, position.z) + translation
-        transformed = PoseStamped(header=Header(stamp=pose.header.stamp, frame_id=frame_id))
+        header = Header(stamp=pose.header.stamp, frame_id=_plain(frame_id))
+        transformed = PoseStamped(header=header)
         position = transformed.pose.position
         position.x, position.y, position.z = float(x), float(y), float(z)
         own_rotation = quaternion_to_matrix(
@@ -146,14 +147,15 @@ class Transforms:
 
         Args:
             frames: frame_ids of images.
-            level_frames: frames whose z axes point up (REP-105: odom, map).
+            level_frames: frames whose z axes point up (REP-105: odom, map). Frames of images are
+                left out: a camera that does not move may be the map.
         """
         buffer = self._buffer
         if tf2_ros is None or buffer is None:
             return ''
-        for frame, level in itertools.product(map(_plain, frames), map(_plain, level_frames)):
-            if frame == level:
-                continue
+        optical = list(map(_plain, frames))
+        levels = [level for level in map(_plain, level_frames) if level not in optical]
+        for frame, level in itertools.product(optical, levels):
             try:
                 transform = buffer.lookup_transform(level, frame, Time()).transform
             except (tf2_ros.TransformException, ValueError):  # `missing` tells it

@@ -19,14 +19,16 @@ STOP = {
 }  # of a vocabulary  # fmt: skip
 POLITE_WORDS = ('please',)
 # Texts that mean one of STOP: "okay, stop now", "no, cancel everything", "stop watching the mug".
-# "stop sign" and "the stop button" are things to find.
-_BEFORE_STOP = r'please|ok|okay|no|hey|now|oh|wait|just|robot|lisa'
+# "stop sign" and "the stop button" are things to find, and "stop searching, find the bowl" asks.
+_BEFORE_STOP = 'please|ok|okay|no|hey|now|oh|wait|just|robot|lisa'
 _STOP = r'(?:stop|cancel|halt|abort)(?: (?:it|that|this|them|all|everything))?|never ?mind'
-_AFTER_STOP = r'please|ok|okay|now|immediately|robot|lisa'
+_AMONG_STOPS = f'{_STOP}|{_BEFORE_STOP}|immediately'  # no word twice: it is matched in one way
 _STOPS = re.compile(
     rf'(?:(?:{_BEFORE_STOP}) )*'
-    rf'(?:(?:{_STOP})(?: (?:{_STOP}|{_AFTER_STOP}))*'
-    r'|stop (?:watching|tracking|following|searching|looking)(?: .+)?)'
+    rf'(?:(?:{_STOP})(?: (?:{_AMONG_STOPS}))*'
+    rf'|(?:(?:{_STOP}) (?:(?:{_AMONG_STOPS}) )*)?'
+    r'stop (?:watching|tracking|following|searching|looking)'
+    r'(?: (?!.*\b(?:find|show|hand|give|watch|then|instead)\b).+)?)'
 )
 _WATCH = 'watch:'
 _POLITE_WATCH = re.compile(rf'(?:(?:{"|".join(POLITE_WORDS)})[\s,]+)*watch\s*:', re.IGNORECASE)
@@ -59,7 +61,7 @@ def parse_command(command: str) -> ParsedCommand:
 
 
 def _is_stop(text: str) -> bool:
-    """Return whether a text means one of `STOP`, and nothing else."""
+    """Return whether a text means one of `STOP`, and asks for nothing else."""
     words = re.sub(r"[^\w':]+", ' ', text.lower()).split()
     return _STOPS.fullmatch(' '.join(words)) is not None
 

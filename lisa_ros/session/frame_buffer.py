@@ -105,6 +105,8 @@ class _MessageRing:
             self._start_again(entry)
         elif late is not None and stamp >= late[0]:
             self._start_again(late, entry)
+        elif any(stamp == other for other, _ in self.entries):
+            self._start_again(entry)  # a short recording is played in a loop
         else:
             self._late = entry
             self._insert(entry)
