@@ -5,8 +5,9 @@
     root = py_trees.composites.Sequence('fetch', memory=True, children=[
         Find('find the mug', node, 'the red mug', key='place'), ...])
 
-Spin the node beside the tree, as py_trees_ros does; a tick never waits. Set the tree up before its
-first tick: a goal is only sent to a lisa node that has been found.
+Spin the node beside the tree, as py_trees_ros does; a tick does not wait, except for 0.2 s after a
+lisa node was started again. Set the tree up before its first tick: a goal is only sent to a lisa
+node that has been found.
 """
 
 from __future__ import annotations

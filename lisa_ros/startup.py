@@ -68,7 +68,7 @@ def run_command_line(*command: str) -> NoReturn:
     atexit.register(_end_without_teardown, statuses)  # the first to be registered is called last
     try:
         from lisa_ros import cli
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # of a package that is broken
         _exit_without_packages(error, [*command, *sys.argv[1:]])
     interrupts: list[int] = []
 
@@ -85,11 +85,14 @@ def run_command_line(*command: str) -> NoReturn:
     except SystemExit as ended:  # such as by SIGTERM
         statuses.append(_exit_status(ended))
         raise
-    except (Exception, KeyboardInterrupt):
-        if not interrupts:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts:
+            _report_interrupt()  # a library may have made another exception of it
+            status = _INTERRUPTED
+        elif _is_broken_package(error):
+            status = 1
+        else:
             raise
-        _report_interrupt()  # a library may have made another exception of it
-        status = _INTERRUPTED
     stop_signals.ignore()
     statuses.append(status)
     sys.exit(status)
@@ -124,7 +127,17 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))  # noqa: SIM115
 
 
-def _exit_without_packages(error: ImportError, arguments: list[str]) -> NoReturn:
+def _is_broken_package(error: BaseException) -> bool:
+    """Return whether a command cannot import a package; then it is reported, in one line."""
+    from lisa_ros.optional_packages import import_problem
+
+    problem = import_problem('the command', error)
+    if problem is not None:
+        print(f'lisa-ros: {one_line(problem, 1500)}', file=sys.stderr)
+    return problem is not None
+
+
+def _exit_without_packages(error: Exception, arguments: list[str]) -> NoReturn:
     """Run the doctor, which needs no package, if it is asked for; else name it."""
     if arguments[:1] == ['doctor']:
         from lisa_ros.doctor.__main__ import main

@@ -36,6 +36,7 @@ from lisa_ros.perception.backend import LoadOptions
 from lisa_ros.perception.lisa_backend import LisaBackend
 from lisa_ros.perception.masks import iou
 from lisa_ros.resources import SAMPLE
+from lisa_ros.ros import action_client
 from lisa_ros.ros.goal_clients import GoalClients
 
 pytestmark = pytest.mark.ros
@@ -714,7 +715,13 @@ def test_a_node_that_is_started_again_gets_time_to_find_the_client(peer, monkeyp
     """Fast DDS may lose the response to a client that the node has just discovered."""
     first, client = GoalServer(namespace='/again'), LisaClient(peer.node, '/again/lisa')
     second, pauses = None, []
-    monkeypatch.setattr(time, 'sleep', pauses.append)
+    sleep = time.sleep  # which rclpy uses, too
+
+    def noted_sleep(seconds):
+        pauses.extend([seconds] if seconds == action_client._DISCOVERY_DELAY else [])
+        sleep(seconds)
+
+    monkeypatch.setattr(time, 'sleep', noted_sleep)
     try:
         client.find(START)
         client.find(START)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import original_sam
@@ -439,6 +440,30 @@ def test_quantization_needs_a_gpu(precision):
         checkpoint.load(CKPT, vision_tower=CLIP, precision=precision)
 
 
+@pytest.mark.parametrize(
+    ('code', 'message'),
+    [
+        (
+            'import triton_that_has_no_ops',
+            r'which cannot be imported \(ModuleNotFoundError: .*ops',
+        ),
+        ("raise OSError('libcudart.so.13: cannot open')", r'cannot be imported \(OSError: libcud'),
+        (None, r'nf4 needs the package bitsandbytes: pip install'),
+    ],
+)
+def test_a_bitsandbytes_that_cannot_be_imported_is_not_called_missing(
+    code, message, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)  # as if it were not installed
+    if code is not None:
+        monkeypatch.delitem(sys.modules, 'bitsandbytes')
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / 'bitsandbytes.py').write_text(code)
+    with pytest.raises(SettingsError, match=message) as raised:
+        quantization.check_precision('nf4', 'cuda')
+    assert ('--upgrade bitsandbytes, or use bf16' in str(raised.value)) == (code is not None)
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(SettingsError, match=r"'fp8'.*fp32, bf16"):
         checkpoint.load(CKPT, vision_tower=CLIP, precision='fp8')
@@ -537,6 +562,45 @@ def test_a_vision_tower_that_is_not_a_clip_is_refused(tmp_path):
         checkpoint.load(folder, vision_tower=CKPT)
 
 
+@pytest.mark.parametrize(
+    ('message', 'expected'),
+    [
+        ('CUDA error: no kernel image is available for execution', 'the device failed'),
+        ('CUDA error: unspecified launch failure', 'the device failed'),
+        ('HIP error: invalid device function', 'the device failed'),
+        ('Error in dlopen: libnvrtc-builtins.so.13.0: cannot open', 'the device failed'),
+        ('nvrtc: error: failed to open libnvrtc-builtins.so.12.8.', 'the device failed'),
+        ('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "DriverAPI.cpp":9', 'the device failed'),
+        (
+            'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":995',
+            'the memory is full',
+        ),
+        ('CUDA error: out of memory', 'the memory is full'),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to", 'the memory is full'),
+        ('shape mismatch in a chip of the relationship', 'its files are damaged'),
+    ],
+)
+def test_a_failure_of_the_device_or_the_memory_is_not_that_of_the_files(
+    message, expected, monkeypatch
+):
+    def failing(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(checkpoint, 'build_model', failing)
+    with pytest.raises(CheckpointError, match=expected):
+        checkpoint.load(CKPT, vision_tower=CLIP)
+
+
+def test_a_weight_file_that_the_memory_cannot_hold_is_not_damaged(monkeypatch, tmp_path):
+    def failing(*_, **__):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    folder = write_checkpoint(tmp_path / 'lisa', weights())
+    monkeypatch.setattr(torch, 'load', failing)
+    with pytest.raises(CheckpointError, match=r'the memory is full.*DefaultCPUAllocator'):
+        checkpoint.load(folder, vision_tower=CLIP)
+
+
 @pytest.mark.parametrize('error', [OSError('no network'), Exception('no network\nat'), OSError()])
 def test_a_failed_download_is_reported_with_a_remedy(error, monkeypatch):
     import huggingface_hub
@@ -548,6 +612,47 @@ def test_a_failed_download_is_reported_with_a_remedy(error, monkeypatch):
     summary = f'{type(error).__name__}: {"no network" if error.args else ""}'
     with pytest.raises(CheckpointError, match=rf'someone/LISA.*\({summary}\).*local folder'):
         checkpoint.load('someone/LISA')
+
+
+def refusal(name, status):
+    """Return an error as huggingface_hub raises it for an answer of the hub."""
+    from huggingface_hub import errors
+
+    error = getattr(errors, name).__new__(getattr(errors, name))
+    error.args = (f'{status} Client Error. (Request ID: 1)\nCannot access it',)
+    error.response = SimpleNamespace(status_code=status)
+    return error
+
+
+@pytest.mark.parametrize(
+    ('name', 'status', 'is_refused'),
+    [
+        ('GatedRepoError', 401, True),
+        ('GatedRepoError', 403, True),
+        ('RepositoryNotFoundError', 404, True),
+        ('HfHubHTTPError', 401, True),  # of an expired token
+        ('HfHubHTTPError', 503, False),
+        ('RevisionNotFoundError', 404, False),
+    ],
+)
+@pytest.mark.parametrize('is_wrapped', [False, True])
+def test_a_download_that_is_refused_names_the_login(
+    name, status, is_refused, is_wrapped, monkeypatch
+):
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        if is_wrapped:  # as snapshot_download does if nothing is in the cache
+            raise FileNotFoundError('not in the cache') from refusal(name, status)
+        raise refusal(name, status)
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', refuse)
+    with pytest.raises(CheckpointError, match=r'failed \(.*local folder$') as raised:
+        checkpoint.load('someone/LISA')
+    text = str(raised.value)
+    assert ('huggingface.co/someone/LISA and log in with `hf auth login`' in text) == is_refused
+    assert ('unset HF_TOKEN' in text) == is_refused
+    assert ('check the name and the network' in text) != is_refused
 
 
 def test_a_hub_id_is_downloaded_safetensors_first(monkeypatch):

@@ -26,7 +26,7 @@ from lisa_ros.doctor.middleware import uses_shared_memory
 from lisa_ros.doctor.probe import ProbeResult, run_probe
 from lisa_ros.doctor.ros_install import RosFacts, judge_ros, ros_facts
 from lisa_ros.doctor.table import as_table, to_json
-from lisa_ros.doctor.weights import ModelOptions
+from lisa_ros.doctor.weights import ModelOptions, _imports, check_model
 from lisa_ros.health.verdict import Level
 from lisa_ros.resources import FASTDDS_LOCALHOST_PROFILE
 
@@ -278,6 +278,29 @@ def test_weights_of_another_checksum_or_without_a_tokenizer(model):
     check_row(weights_row(model, sha256='0' * 64), ERROR, 'has the SHA-256', 'expected 0000')
     (model / 'tokenizer.model').unlink()
     assert weights_row(model).level is ERROR
+
+
+def test_a_torchvision_of_another_torch(tmp_path, monkeypatch):
+    """As apt's, which a virtual environment with the packages of the system sees."""
+    error = 'operator torchvision::nms does not exist'
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text(f'raise RuntimeError({error!r})')
+    info = tmp_path / 'torchvision-0.20.1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: torchvision\nVersion: 0.20.1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    *_, files, row = check_model(ModelOptions('lisa-tabletop'), False, 90.0)
+    check_row(files, OK, 'whole')
+    assert row.check == 'import model'
+    check_row(row, ERROR, error, 'install the torchvision that fits this torch')
+
+
+def test_a_slow_import_is_no_fault():
+    facts = {'weights': {'level': int(OK), 'observed': 'whole', 'cure': ''}}
+    late = ProbeResult(facts, 'not finished within 10 s', is_late=True)
+    check_row(_imports(late), OK, 'not finished within 10 s')
+    died = ProbeResult(facts, 'died of signal 11 (SIGSEGV): ')
+    check_row(_imports(died), ERROR, 'died of signal 11', cure='row of torch')
 
 
 # ---- shared memory, discovery, clock

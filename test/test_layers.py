@@ -27,7 +27,13 @@ LAYERS = [
         'tcp_delay',
         'perception.masks',
     ],
-    ['files', 'number_arguments', 'optional_packages', 'server_connection'],
+    [
+        'files',
+        'number_arguments',
+        'optional_packages',
+        'perception.device_memory',
+        'server_connection',
+    ],
     ['results', 'settings_schema', 'evaluation.metrics', 'images', 'api_key', 'launch_arguments'],
     [
         'model.finite',

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several queries at once have the answers of each alone."""
 
+import errno
 import json
 import threading
 import zipfile
@@ -10,11 +11,13 @@ import pytest
 import torch
 from scripted_backend import ScriptedBackend
 
+from lisa_ros.errors import DeviceMemoryError
 from lisa_ros.evaluation.answering import WHOLE_ANSWER, answer_queries
 from lisa_ros.evaluation.tabletop import read_test_set, run_test_set
 from lisa_ros.images.image_file import decode_rgb
 from lisa_ros.model.drafts import ReplyMemory
 from lisa_ros.perception.backend import BatchRequest, InferenceOptions, Query
+from lisa_ros.perception.device_memory import is_memory_error, memory_errors
 from lisa_ros.perception.masks import iou
 from lisa_ros.resources import TEST_SETS
 from lisa_ros.results import MaskReady, Status, Token
@@ -127,6 +130,71 @@ def test_a_batch_that_is_too_large_for_the_memory_is_asked_in_halves(
     monkeypatch.setattr(segmenter.backend.model, 'encode_clip', encode_few)
     check(segmenter.segment_batch(asked), expected)
     assert counts == [3, 1, 1, 1]
+
+
+SHORTAGES = [
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    'you tried to allocate 49152000 bytes. Error code 12 (Cannot allocate memory)',
+    'could not create a primitive',
+    'unable to mmap 4096 bytes from file </m/model.safetensors>: Cannot allocate memory (12)',
+    'std::bad_alloc',
+    'CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported',
+    'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+    'cuDNN error: CUDNN_STATUS_ALLOC_FAILED',
+    'CUDA driver error: out of memory',
+    'HIP out of memory. Tried to allocate 2.00 GiB.',
+    'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/opt/pytorch/c10/cuda/CUDACachingAllocator.cpp":'
+    '995, please report a bug to PyTorch.',
+]
+OTHERS = [
+    'CUDA error: no kernel image is available for execution on the device',
+    'CUDA error: unspecified launch failure',
+    'CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`',
+    'NVML_SUCCESS == nvmlInit_v2() INTERNAL ASSERT FAILED at "CUDADriver.cpp":12',
+    'the queue is out of memory slots',  # of a program that is not known
+    'could not create a primitive descriptor for a convolution forward propagation primitive',
+    'mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)',
+]
+
+
+def test_a_shortage_of_memory_has_many_names():
+    errors = [*map(RuntimeError, SHORTAGES), MemoryError(), OSError(errno.ENOMEM, 'no memory')]
+    errors += [torch.AcceleratorError(SHORTAGES[3]), torch.OutOfMemoryError('out of memory')]
+    for error in errors:
+        assert is_memory_error(error), error
+        with (
+            pytest.raises(DeviceMemoryError, match=r'is not enough .*: end other programs'),
+            memory_errors(),
+        ):
+            raise error
+    others = [*map(RuntimeError, OTHERS), OSError(errno.ENOENT, 'x'), ValueError('out of memory')]
+    assert not [error for error in others if is_memory_error(error)]
+
+
+def test_a_batch_for_which_the_cpu_has_no_memory_is_asked_in_halves(
+    segmenter, requests, monkeypatch
+):
+    """What PyTorch raises on a CPU is a RuntimeError: the shortage is a real one."""
+    encode, counts = segmenter.backend.model.encode_clip, []
+
+    def encode_few(pixels):
+        counts.append(len(pixels))
+        if len(pixels) > 1:
+            torch.empty(2**60, dtype=torch.uint8)
+        return encode(pixels)
+
+    expected = alone(segmenter, requests[::4])
+    segmenter.clear_cache()
+    monkeypatch.setattr(segmenter.backend.model, 'encode_clip', encode_few)
+    check(segmenter.segment_batch(requests[::4]), expected)
+    assert counts == [3, 1, 1, 1]
+    monkeypatch.setattr(
+        segmenter.backend.model, 'encode_clip', lambda _: torch.empty(2**60, dtype=torch.uint8)
+    )
+    segmenter.clear_cache()
+    (failed,) = segmenter.segment_batch(requests[:1])
+    assert failed.status is Status.FAILED
+    assert 'the memory of the device is not enough (RuntimeError' in failed.reason
 
 
 def stream_batch(segmenter, requests, cancels=None):

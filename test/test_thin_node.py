@@ -139,7 +139,8 @@ def test_the_command_line(server, file, python):
 def test_a_local_model_is_refused_with_both_cures(file, python):
     ran = run_cli(python, 'segment', file, 'the bright thing')
     assert ran.returncode == 1
-    assert "model 'lisa-tabletop' needs torch, which is not installed: pip install" in ran.stderr
+    assert "model 'lisa-tabletop' needs torch, which is not installed for /" in ran.stderr
+    assert ': pip install' in ran.stderr
     assert 'model http://SERVER:8000' in ran.stderr
     assert 'Traceback' not in ran.stderr
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the files of a model, or load it and ask it; see model_probe.py.
 
-Transformers is imported only to load: it takes seconds.
+Transformers is imported after the files are checked: it takes seconds.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from lisa_ros.model.origin import Origin, cached_folder, is_hub_id
 from lisa_ros.model.registry import resolve_bundled_model
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.model.weight_files import WeightFiles
+from lisa_ros.optional_packages import local_model_packages
 
 _CURE = 'see "Models and weights" in docs/troubleshooting.md'
 _WEIGHTS = ('.safetensors', '.bin')
@@ -39,6 +41,21 @@ def check_files(options: Mapping[str, Any]) -> dict[str, object]:
         return _finding(Level.ERROR, str(error), _CURE)
     except Exception as error:  # noqa: BLE001  # the files come from other people
         return _finding(Level.ERROR, f'{options["model"]}: {error_summary(error)}', _CURE)
+
+
+def import_backend(module: str) -> dict[str, object]:
+    """Import what answers with a model on this machine; return as `check_files`.
+
+    Args:
+        module: of lisa_ros; it imports transformers, and that a torchvision if there is one.
+    """
+    try:
+        with local_model_packages('the model'):
+            importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001  # the packages come from other people
+        observed = str(error) if isinstance(error, LisaError) else error_summary(error)
+        return _finding(Level.ERROR, observed, 'see its text')
+    return _finding(Level.OK, f'{module} and the packages that it needs')
 
 
 def load_and_ask(options: Mapping[str, Any]) -> dict[str, object]:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 
 def main(arguments: list[str]) -> Iterator[dict[str, object]]:
-    """Yield `torch`, then also `weights`, and `loaded` if the model is to be loaded.
+    """Yield `torch`, then also `weights`, `import`, and `loaded` if the model is to be loaded.
 
     Args:
-        arguments: JSON with the fields of `weights.ModelOptions`, and whether to load the model.
+        arguments: JSON with the fields of `weights.ModelOptions`, whether to load the model, and
+            the module to import, "" for none.
     """
-    options, is_loaded = json.loads(arguments[0]), json.loads(arguments[1])
+    options, is_loaded, backend = map(json.loads, arguments)
     os.nice(5)  # the import of torch must not delay what measures time
     from lisa_ros.doctor.torch_facts import torch_facts
 
@@ -24,6 +25,9 @@ def main(arguments: list[str]) -> Iterator[dict[str, object]]:
 
     facts['weights'] = model_files.check_files(options)
     yield facts
+    if backend:
+        facts['import'] = model_files.import_backend(backend)  # takes longest
+        yield facts
     if is_loaded:
         facts['loaded'] = model_files.load_and_ask(options)
         yield facts

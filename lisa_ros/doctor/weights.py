@@ -19,6 +19,11 @@ from lisa_ros.health.verdict import Level
 
 _LONG_TIMEOUT = 600.0  # of what reads all weights: checksums, --load [s]
 _PROBE = 'lisa_ros.doctor.model_probe'
+_IMPORT = 'import model'  # the row
+_BACKENDS = {  # modules that answer with a model on this machine, by its scheme
+    '': 'lisa_ros.perception.lisa_backend',
+    'vlm+sam': 'lisa_ros.perception.vlm_backend',
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,14 @@ def check_model(options: ModelOptions, is_loaded: bool, timeout: float) -> list[
         is_loaded: load the model and ask it.
         timeout: [s]; ten minutes if all weights are read.
     """
-    arguments = [json.dumps(asdict(options)), json.dumps(is_loaded)]
+    backend = _BACKENDS.get(_scheme(options), '')
+    arguments = [json.dumps(value) for value in (asdict(options), is_loaded, backend)]
     with ThreadPoolExecutor(1) as pool:  # a driver that hangs costs no time of the model
         driver = pool.submit(driver_facts)
         result = run_probe(_PROBE, arguments, time_limit(options, is_loaded, timeout))
     findings = [judge_gpu(driver.result(), result, options.device), _weights(options, result)]
+    if backend:
+        findings.append(_imports(result))
     return [*findings, judge_model('model', result, 'loaded')] if is_loaded else findings
 
 
@@ -64,11 +72,23 @@ def time_limit(options: ModelOptions, is_loaded: bool, timeout: float) -> float:
 
 
 def _weights(options: ModelOptions, result: ProbeResult) -> Finding:
-    scheme, colon, _ = options.model.partition(':')
-    if colon and '/' not in scheme:
+    if _scheme(options):
         observed = f'{options.model} has a loader of its own: use --load'
         return Finding('weights', Level.OK, observed)
     return judge_model('weights', result, 'weights')
+
+
+def _scheme(options: ModelOptions) -> str:
+    """Return the scheme of the model's loader; "" of a folder or hub id."""
+    scheme, colon, _ = options.model.partition(':')
+    return scheme if colon and '/' not in scheme else ''
+
+
+def _imports(result: ProbeResult) -> Finding:
+    """Return whether the packages of the model can be imported; a slow computer is no fault."""
+    if 'weights' in result.facts and 'import' not in result.facts and result.is_late:
+        return Finding(_IMPORT, Level.OK, f'{result.error}; for all give more time with --timeout')
+    return judge_model(_IMPORT, result, 'import')
 
 
 def judge_model(check: str, result: ProbeResult, key: str) -> Finding:
@@ -77,7 +97,7 @@ def judge_model(check: str, result: ProbeResult, key: str) -> Finding:
     Args:
         check: the subject.
         result: of `model_probe`.
-        key: of the facts: weights or loaded.
+        key: of the facts: weights, import or loaded.
     """
     facts: Mapping[str, Any] | None = result.facts.get(key)
     if facts is not None:

@@ -20,6 +20,7 @@ parts.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,12 @@ from lisa_ros.model.quantization import check_precision
 from lisa_ros.model.tokenizer import Tokenizer
 from lisa_ros.model.usual_replies import read_usual_replies
 from lisa_ros.model.weight_files import Shapes, WeightFiles
+from lisa_ros.perception.device_memory import is_memory_error
+
+# in errors of a GPU, its driver and their libraries
+_DEVICE_FAILURE = re.compile(
+    r'CUDA|cuda|NVML|nvrtc|cuDNN|CUDNN|CUBLAS|cublas|MIOpen|\bHIP\b|\bhip[A-Z]|dlopen'
+)
 
 
 @dataclass(frozen=True)
@@ -161,16 +168,32 @@ def translate_load_errors(name: str | Path) -> Iterator[None]:
         yield
     except LisaError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise CheckpointError(
-            f'{name}: the memory is full ({error_summary(error)}); choose a smaller precision '
-            '(bf16, int8, nf4) or another device'
-        ) from error
     except Exception as error:
-        raise CheckpointError(
-            f'{name}: cannot be loaded as a LISA ({error_summary(error)}); its files are damaged '
-            'or of another kind'
-        ) from error
+        raise CheckpointError(f'{name}: {_load_problem(error)}') from error
+
+
+def _load_problem(error: Exception) -> str:
+    """Return why a model cannot be loaded, with the cure where it is known."""
+    summary = error_summary(error)
+    if is_memory_error(error):
+        return (
+            f'the memory is full ({summary}); choose a smaller precision (bf16, int8, nf4) or '
+            'another device'
+        )
+    if _is_device_error(error):
+        return (
+            f'the device failed while loading ({summary}); run lisa-ros doctor, or set device to '
+            'cpu'
+        )
+    return f'cannot be loaded as a LISA ({summary}); its files are damaged or of another kind'
+
+
+def _is_device_error(error: Exception) -> bool:
+    """Return whether the GPU, its driver or a library of it has failed."""
+    kind = getattr(torch, 'AcceleratorError', None)  # since PyTorch 2.8
+    if kind is not None and isinstance(error, kind):
+        return True
+    return isinstance(error, RuntimeError) and _DEVICE_FAILURE.search(str(error)) is not None
 
 
 def _load_own(folder: Path, fields: JsonFields, target: LoadTarget) -> Checkpoint:

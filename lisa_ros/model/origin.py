@@ -18,6 +18,7 @@ from lisa_ros.model.file_checks import check_file, check_folder, exists
 from lisa_ros.model.json_file import JsonFields
 
 _HUB_ID = re.compile(r'[A-Za-z0-9_][\w.-]*/[\w.-]+')
+_HUB = 'https://huggingface.co'
 _TEXT_FILES = ('*.json', '*.model')
 
 
@@ -165,9 +166,33 @@ def _cached_or_downloaded(
         first_line = (str(error).splitlines() or [''])[0]
         raise CheckpointError(
             f'{noun} {name}: no such folder, and the download from the hub failed '
-            f'({type(error).__name__}: {first_line}); check the name and the network, or give a '
+            f'({type(error).__name__}: {first_line}); {_download_cure(name, error)}, or give a '
             'local folder'
         ) from error
+
+
+def _download_cure(name: str, error: BaseException | None) -> str:
+    """Return what to do about a failed download: it is refused, or the hub is not reached."""
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__
+    if not any(_is_refused(cause) for cause in causes):
+        return 'check the name and the network'
+    return (
+        f'check the name; for a private or gated model accept its licence at {_HUB}/{name} and '
+        'log in with `hf auth login` or HF_TOKEN; a token that has expired is refused for public '
+        'models, too: unset HF_TOKEN, or `hf auth logout`'
+    )
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Return whether the hub says that a repository is not there for this user.
+
+    The hub's own types are not imported: its import may be what has failed.
+    """
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    return status in (401, 403) or type(error).__name__ == 'RepositoryNotFoundError'
 
 
 def cached_folder(name: str, revision: str | None = None) -> Path | None:

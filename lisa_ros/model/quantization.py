@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lisa_ros.error_text import error_summary
 from lisa_ros.errors import SettingsError
 from lisa_ros.optional_packages import install_command
 
@@ -39,7 +40,8 @@ def check_precision(precision: str, device: str | torch.device) -> None:
     """Check that a precision exists and that the device and the installed packages support it.
 
     Raises:
-        SettingsError: it does not exist, or needs a CUDA GPU or the package bitsandbytes.
+        SettingsError: it does not exist, or needs a CUDA GPU or the package bitsandbytes, which is
+            not installed or cannot be imported.
     """
     if precision not in PRECISIONS:
         raise SettingsError(f'precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
@@ -51,10 +53,15 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         )
     try:
         import bitsandbytes  # noqa: F401  only to check that it is installed
-    except ImportError as error:
+    except Exception as error:  # the import of a package may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == 'bitsandbytes':
+            raise SettingsError(
+                f'precision {precision} needs the package bitsandbytes: '
+                f'{install_command("gpu")}, or use bf16'
+            ) from error
         raise SettingsError(
-            f'precision {precision} needs the package bitsandbytes: '
-            f'{install_command("gpu")}, or use bf16'
+            f'precision {precision} needs bitsandbytes, which cannot be imported '
+            f'({error_summary(error)}): pip install --upgrade bitsandbytes, or use bf16'
         ) from error
 
 

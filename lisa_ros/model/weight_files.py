@@ -23,6 +23,7 @@ from lisa_ros.model.file_checks import check_file, check_whole
 from lisa_ros.model.json_file import JsonFields, parse_json
 from lisa_ros.model.model_folder import describe_folder, listed
 from lisa_ros.model.pickle_claims import ClaimError, UnsafeError, read_claims
+from lisa_ros.perception.device_memory import is_memory_error
 
 MAX_WEIGHTS = 16_384  # in all files of a model; LISA-13B has 1400
 _MAX_HEADER_BYTES = 8 * 2**20  # of a safetensors file; LISA-13B has 0.2 MB
@@ -221,7 +222,7 @@ class _translate_errors:  # noqa: N801  a context manager, read as a verb
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SafetensorError | OSError):
+        if isinstance(error, SafetensorError | OSError) and not is_memory_error(error):
             raise CheckpointError(
                 f'{self._path}: cannot be read as a safetensors file ({error}); download it again'
             ) from error
@@ -250,6 +251,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # for damaged bytes torch and its unpickler raise many types
+        if is_memory_error(error):
+            raise
         raise CheckpointError(
             f'{path}: cannot be read as a weight file ({error_summary(error)}); download it again'
         ) from error

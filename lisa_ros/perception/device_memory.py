@@ -7,11 +7,23 @@ PyTorch is not imported: a process without it has no such errors.
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 import sys
 from collections.abc import Iterator
 
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import DeviceMemoryError
+
+# A shortage as a RuntimeError: the allocator of the CPU, mmap, malloc and oneDNN; CUDA, HIP and
+# their libraries; the allocator of a Jetson, which asks NVML for the rest (pytorch issue 185240).
+_SHORTAGE = re.compile(
+    r"can't allocate memory|cannot allocate memory(?! in static TLS)|not enough memory|bad_alloc"
+    r'|could not (?:create|execute) a primitive$'
+    r'|\b(?:CUDA|HIP|XPU|MPS)\b.*out of memory|[A-Z]+_STATUS_ALLOC_FAILED'
+    r'|NVML_SUCCESS == r INTERNAL ASSERT FAILED.*CUDACachingAllocator',
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @contextlib.contextmanager
@@ -33,10 +45,14 @@ def memory_errors() -> Iterator[None]:
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Return whether an error says that the memory is not enough."""
+    """Return whether an error of Python, numpy or PyTorch says that the memory is not enough."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     torch = sys.modules.get('torch')
     kinds = (MemoryError, *([] if torch is None else [torch.OutOfMemoryError]))
-    return isinstance(error, kinds)
+    if isinstance(error, kinds):
+        return True
+    return isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None
 
 
 def shortage_text(error: BaseException) -> str:

@@ -138,16 +138,16 @@ class FallbackBackend:
         """
         deadline = Deadline(options.answer_timeout)
         if self._first.health.state is HealthState.UNREACHABLE:
-            cause = self._first.health.cause
+            cause, limit = self._first.health.cause, None
         else:
             events = self._first.stream(image, query, options, cancel)
             first = next(events)
             if not _is_unreachable(first) or cancel.is_set() or deadline.is_over:
                 return itertools.chain((first,), events)
-            cause = first.result.reason
+            cause, limit = first.result.reason, options.answer_timeout
         remaining = dataclasses.replace(options, answer_timeout=deadline.seconds_left)
         events = self._second.stream(image, query, remaining, cancel)
-        return (self._marked(event, cause, options.answer_timeout) for event in events)
+        return (self._marked(event, cause, limit) for event in events)
 
     def stream_batch(
         self, requests: Sequence[BatchRequest], options: InferenceOptions
@@ -162,7 +162,7 @@ class FallbackBackend:
         begun = set()
         for number, event in current.stream_batch(requests, options):
             if current is self._second:
-                yield number, self._marked(event, cause, options.answer_timeout)
+                yield number, self._marked(event, cause)
             elif number in begun or not _is_unreachable(event):
                 begun.add(number)
                 yield number, event
@@ -173,13 +173,13 @@ class FallbackBackend:
         is_unreachable = self._first.health.state is HealthState.UNREACHABLE
         return self._second if is_unreachable else self._first
 
-    def _marked(self, event: Event, cause: str, limit: float | None) -> Event:
+    def _marked(self, event: Event, cause: str, limit: float | None = None) -> Event:
         """Return an event of the second model; its result says why it answered.
 
         Args:
             event: of the second model.
             cause: why the first one gave nothing.
-            limit: `answer_timeout` of both models together [s]; None: none.
+            limit: `answer_timeout` [s] if the first model has taken a part of it; None: none.
         """
         if not isinstance(event, Done):
             return event

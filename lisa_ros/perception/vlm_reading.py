@@ -40,7 +40,7 @@ class VlmReading:
         if token.probability is not None and not token.text.strip().isdigit():
             self.words_prob *= token.probability
         try:
-            located = self.parser.push(token.text, is_end=token.is_end)
+            located = self.parser.push(token.text, is_end=token.is_end or token.is_cut)
         except AnswerError as error:
             self.error = error
             return []

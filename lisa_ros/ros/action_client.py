@@ -248,8 +248,9 @@ class LisaClient:
                 f'no action {self._name}/segment within {timeout:g} s: check that the node runs '
                 'and has this name'
             )
+        servers = self.servers()
         time.sleep(_DISCOVERY_DELAY)
-        self._found = self.servers()
+        self._found = servers
 
     def servers(self) -> frozenset[bytes]:
         """Return the ids of the action servers in the ROS graph; one started again has another."""

@@ -28,7 +28,7 @@ _STOPS = re.compile(
     rf'(?:(?:{_STOP})(?: (?:{_AMONG_STOPS}))*'
     rf'|(?:(?:{_STOP}) (?:(?:{_AMONG_STOPS}) )*)?'
     r'stop (?:watching|tracking|following|searching|looking)'
-    r'(?: (?!.*\b(?:find|show|hand|give|watch|then|instead)\b).+)?)'
+    r'(?: (?!.*\b(?:find|look|show|hand|give|watch|then|instead)\b).+)?)'
 )
 _WATCH = 'watch:'
 _POLITE_WATCH = re.compile(rf'(?:(?:{"|".join(POLITE_WORDS)})[\s,]+)*watch\s*:', re.IGNORECASE)

@@ -27,7 +27,10 @@ _MAX_LABEL = 200  # length of a label [characters]
 _LARGEST = 1e6  # a coordinate; infinity and larger integers than a float holds are above
 _TAGS = re.compile(r'</?(?:think|look|answer)>')
 _OPEN, _CLOSE = '<think>', '</think>'
-_CURE = 'let the server take the thoughts out (a reasoning parser), or use an Instruct model'
+_CURE = (
+    'let the server take the thoughts out (a reasoning parser; if it does, serve the model by a '
+    'name without "thinking"), or use an Instruct model'
+)
 _SPACE = re.compile(r'\s*')
 
 
@@ -185,14 +188,15 @@ class AnswerParser:
         """
         mark = re.compile('(?<=<answer>)' if self._tags else r'(?=[\[{])')
         while True:
-            begin = mark.search(self.text, self._at)
             thoughts = self.text.find(_OPEN, self._at)
-            if begin is not None and not 0 <= thoughts < begin.start():
-                return begin.start()
-            closed = self.text.find(_CLOSE, thoughts) if thoughts >= 0 else -1
+            begin = mark.search(self.text, self._at, len(self.text) if thoughts < 0 else thoughts)
+            if begin is not None or thoughts < 0:
+                return begin and begin.start()
+            closed = self.text.find(_CLOSE, thoughts)
             if closed < 0:
-                is_forgotten = self._tags and self._has_ended and begin is not None
-                return begin.start() if is_forgotten else None
+                is_forgotten = self._tags and self._has_ended
+                begin = mark.search(self.text, thoughts) if is_forgotten else None
+                return begin and begin.start()
             self._at = closed + len(_CLOSE)
 
     def _next_character(self) -> str:
