@@ -731,9 +731,11 @@ def test_a_node_that_is_started_again_gets_time_to_find_the_client(peer, monkeyp
         peer.wait(lambda: client.servers() > servers, START)
         first.close()
         pauses.clear()
+        sleep(action_client._LOOK_PERIOD)
         client.find(START)
         assert len(pauses) == 1
         peer.wait(lambda: not client.servers() & servers, START)
+        sleep(action_client._LOOK_PERIOD)
         client.find(START)
         assert len(pauses) == 1
     finally:

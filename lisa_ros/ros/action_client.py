@@ -33,6 +33,7 @@ from lisa_ros.ros.qos import ACTION_SERVICE_QOS
 Feedback = Callable[[Segment.Feedback], None]
 
 _DISCOVERY_DELAY = 0.2  # for a new server to discover this client, too (rmw_fastrtps#842) [s]
+_LOOK_PERIOD = 1.0  # at which servers are looked for again; a node needs longer to start [s]
 _SPIN_PERIOD = 0.05  # at which a wait checks its timeout [s]
 
 
@@ -164,6 +165,7 @@ class LisaClient:
             cancel_service_qos_profile=ACTION_SERVICE_QOS,
         )
         self._found: frozenset[bytes] | None = None  # servers that had time to find this client
+        self._looked_at = -math.inf  # when they were compared with the graph [s, monotonic]
         self._spinning = threading.Lock()  # held by the thread that spins the node
 
     def segment(
@@ -240,8 +242,7 @@ class LisaClient:
         Raises:
             LisaError: no node appeared within `timeout`.
         """
-        is_found = self._found is not None and self.servers() <= self._found
-        if is_found and self._client.server_is_ready():
+        if self._client.server_is_ready() and self._is_found():
             return
         if not self._client.wait_for_server(timeout):
             raise LisaError(
@@ -250,7 +251,15 @@ class LisaClient:
             )
         servers = self.servers()
         time.sleep(_DISCOVERY_DELAY)
-        self._found = servers
+        self._found, self._looked_at = servers, time.monotonic()
+
+    def _is_found(self) -> bool:
+        """Return whether the servers in the graph are those that had time to find this client."""
+        now = time.monotonic()
+        if self._found is None or now - self._looked_at < _LOOK_PERIOD:
+            return self._found is not None
+        self._looked_at = now
+        return self.servers() <= self._found
 
     def servers(self) -> frozenset[bytes]:
         """Return the ids of the action servers in the ROS graph; one started again has another."""
