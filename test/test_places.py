@@ -84,7 +84,7 @@ def test_what_was_found_is_remembered_recalled_and_kept_over_a_restart(start, tm
     assert peer.change_state('configure')
     assert len(peer.call(Recall, 'recall', query='').places) == 1
     # the name of the frame does not tell whether it is the same map
-    node.wait_for_output(f'places.json: 1 places in {FRAME}; if that map was made anew')
+    node.wait_for_output(f'places.json: 1 places in {FRAME}; if the map is a new one')
 
 
 def test_without_a_map_frame_nothing_is_remembered(start):  # noqa: F811

@@ -122,7 +122,7 @@ def _fit_box(
 ) -> Box:
     """Return the box of (M, 3) points: upright, or along `axes` if up is unknown.
 
-    They are of the surface, (h, w) bool, of `grid`; `cells` are their rows and columns there.
+    The surface is (h, w) bool, in pixels of `grid`; `cells` has the row and column of each point.
     """
     if up is None:
         return box_in_axes(points, axes)

@@ -103,8 +103,8 @@ class Places:
                 self._node.get_logger().error(f'{error}; places are not saved')
             if places:  # the file knows the frame's name, not the map
                 self._node.get_logger().info(
-                    f'{file}: {len(places)} places in {self._frame}; if that map was made anew '
-                    'since, stop the node and delete the file'
+                    f'{file}: {len(places)} places in {self._frame}; if the map is a new one, '
+                    'stop the node and delete the file'
                 )
         self._memory = PlaceMemory(_options(settings), places)
         self._published, self._saved = -1, 0
