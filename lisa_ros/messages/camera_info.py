@@ -47,10 +47,7 @@ def camera_from_info(message: Any, rectified: bool = False) -> Camera:
     """
     # ROS 1 has these names in capitals
     values = {name: getattr(message, name, getattr(message, name.upper(), ())) for name in 'kpd'}
-    matrices = {
-        'K': np.array(values['k'], dtype=np.float64).ravel(),
-        'P': np.array(values['p'], dtype=np.float64).ravel(),
-    }
+    matrices = {key.upper(): np.array(values[key], dtype=np.float64).ravel() for key in 'kp'}
     name, other, columns = ('P', 'K', 4) if rectified else ('K', 'P', 3)
     numbers = matrices[name]
     if len(numbers) != 3 * columns:

@@ -92,8 +92,9 @@ class _MessageRing:
     def add(self, stamp: int, message: Any) -> None:
         """Add a message; one that came out of order takes its place.
 
-        Time went back, and older messages do not match, if the stamp is older by `_MAX_LATENESS`,
-        or if a second message in a row is late and follows the first one: the clock was set.
+        Time went back, and the messages so far do not match, in three cases: the stamp is older by
+        `_MAX_LATENESS`; a second message in a row is late and follows the first one, since the
+        clock was set; or the stamp is already there, since a short recording is played in a loop.
         """
         entry, late = (stamp, message), self._late
         self._late = None
@@ -106,7 +107,7 @@ class _MessageRing:
         elif late is not None and stamp >= late[0]:
             self._start_again(late, entry)
         elif any(stamp == other for other, _ in self.entries):
-            self._start_again(entry)  # a short recording is played in a loop
+            self._start_again(entry)
         else:
             self._late = entry
             self._insert(entry)

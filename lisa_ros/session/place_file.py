@@ -3,7 +3,7 @@
 
 A new version is written to another file, which then replaces the old one: a node that is killed
 meanwhile leaves the old version complete.
-A file belongs to one map: of that it knows the frame's name only, which a new map has, too.
+A file belongs to one map. It has only the name of the map's frame, and a new map has the same.
 Any thread, one at a time for each file.
 """
 
