@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executor goes on after errors of callbacks, and services answer that they failed."""
 
+import signal
 import time
 
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
+pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
+
 import rclpy
+from lisa_ros.action import Segment
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
+from rclpy.action import ActionClient, ActionServer
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.serialization import serialize_message
 from ros_graph import DOMAIN
@@ -35,6 +40,7 @@ class Graph:
 
     def __init__(self, context):
         self.log = Log()
+        self.is_node_turn = False
         self.node = rclpy.create_node('tested', context=context)
         self.guarded = GuardedExecutor(self.log, context)
         self.guarded.add_node(self.node)
@@ -46,7 +52,9 @@ class Graph:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, self.log.lines
+            self.is_node_turn = True
             self.guarded.spin_once(0.02)
+            self.is_node_turn = False
             self.executor.spin_once(0.0)
 
     def call(self, service_type, name, **fields):
@@ -159,6 +167,108 @@ def test_malformed_messages_are_dropped(graph):
         return any(message.data == 'a text' for message in received)
 
     graph.spin_until(publish)
+
+
+def execute(goal):
+    goal.publish_feedback(Segment.Feedback())
+    goal.succeed()
+    return Segment.Result()
+
+
+MESSAGES = {
+    'message': String,
+    'answer of a service': Trigger.Response,
+    'answer to a goal': Segment.Impl.SendGoalService.Response,
+    'result': Segment.Impl.GetResultService.Response,
+    'feedback': Segment.Impl.FeedbackMessage,
+    'status of goals': Segment.Impl.GoalStatusMessage,
+}
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def stop_signal(request):
+    """Return a signal, and the exception that its handler raises, as those of `lisa-ros` do."""
+    error = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}[request.param]
+
+    def stop(*_):
+        raise error
+
+    present = signal.signal(request.param, stop)
+    yield request.param, error
+    assert signal.signal(request.param, present) is stop
+
+
+@pytest.mark.parametrize('message_type', MESSAGES.values(), ids=MESSAGES)
+def test_a_stop_signal_while_a_message_is_read_is_not_lost_and_makes_no_group_deaf(
+    graph, monkeypatch, message_type, stop_signal
+):
+    number, error = stop_signal
+    texts, feedback = [], []
+    graph.node.create_subscription(String, 'text', texts.append, 10)
+    publisher = graph.peer.create_publisher(String, 'text', 10)
+    graph.peer.create_service(Trigger, 'reset', lambda _, response: response)
+    caller = graph.node.create_client(Trigger, 'reset')
+    server = ActionServer(graph.peer, Segment, 'segment', execute)
+    client = ActionClient(graph.node, Segment, 'segment')
+
+    def exchange():
+        """Let the node receive each kind of message."""
+        texts.clear()
+        feedback.clear()
+        call = caller.call_async(Trigger.Request())
+        goal = client.send_goal_async(Segment.Goal(), feedback.append)
+        publisher.publish(String())
+        graph.spin_until(lambda: texts and call.done() and goal.done())
+        result = goal.result().get_result_async()
+        graph.spin_until(lambda: result.done() and feedback)
+
+    try:
+        graph.spin_until(caller.service_is_ready)
+        graph.spin_until(client.server_is_ready)
+        graph.spin_until(publisher.get_subscription_count)
+        exchange()
+        make, due = message_type.__init__, [number]
+
+        def make_and_stop(*args, **fields):
+            make(*args, **fields)
+            if due and graph.is_node_turn:  # called by C++, which converts a message
+                signal.raise_signal(due.pop())
+
+        monkeypatch.setattr(message_type, '__init__', make_and_stop)
+        with pytest.raises(error):
+            exchange()
+        graph.is_node_turn = False
+        exchange()
+        assert graph.log.lines == []
+    finally:
+        server.destroy()
+        client.destroy()
+
+
+def test_the_first_signal_waits_for_a_callback_and_the_second_ends_it(graph, stop_signal):
+    number, error = stop_signal
+    steps = []
+
+    def hang():
+        for step in range(3):
+            steps.append(step)
+            signal.raise_signal(number)
+
+    graph.node.create_timer(0.01, hang)
+    with pytest.raises(error):
+        graph.spin_until(lambda: False)
+    assert steps == [0, 1]
+
+
+def test_signals_are_left_to_a_program_that_ignores_them(graph):
+    present = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        graph.node.create_timer(0.01, lambda: signal.raise_signal(signal.SIGINT))
+        for _ in range(5):
+            graph.guarded.spin_once(0.05)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, present)
 
 
 def test_every_kind_of_service_answers_when_its_callback_fails(graph):

@@ -9,17 +9,22 @@ of the same group.
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
+from rclpy.signals import SignalHandlerOptions, get_current_signal_handlers_options
 
 from lisa_ros.error_text import error_summary
 from lisa_ros.ros.throttled_log import Logger, ThrottledLog
+from lisa_ros.stop_signals import STOP_SIGNALS
 
 _PAUSE = 0.001  # after an error, so that one that comes again and again leaves time [s]
 
@@ -79,8 +84,10 @@ class GuardedExecutor(SingleThreadedExecutor):
 
         Raises:
             ExternalShutdownException: the context is shut down.
+            BaseException: what the handler of a signal raises, such as KeyboardInterrupt.
         """
-        self._run_one(timeout_sec, Exception)
+        with _handle_signals_later():
+            self._run_one(timeout_sec, Exception)
 
     def _run_one(self, timeout_sec: float | None, logged: type[BaseException]) -> None:
         try:
@@ -119,6 +126,39 @@ class GuardedExecutor(SingleThreadedExecutor):
                 return None
 
         return super()._make_handler(entity, node, take, *others)
+
+
+@contextlib.contextmanager
+def _handle_signals_later() -> Iterator[None]:
+    """Call the handlers of signals after the block: they may raise, and rclpy then fails.
+
+    Its code in C++ makes another error of KeyboardInterrupt, and its code in Python never runs
+    the same group of callbacks again. The second signal is handled at once, since a callback may
+    hang. Where rclpy has handlers of its own, they shut the context down: nothing is changed.
+    """
+    present = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: handler for number, handler in present.items() if callable(handler)}
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or get_current_signal_handlers_options() != SignalHandlerOptions.NO
+    ):
+        handlers = {}
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            handlers[signal.Signals(number)](number, frame)
+
+    for number in handlers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if len(received) == 1:
+            signal.raise_signal(received[0])
 
 
 def _name(entity: Any) -> str:
