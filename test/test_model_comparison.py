@@ -3,6 +3,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -321,6 +322,24 @@ def test_a_backend_that_no_other_process_can_import_is_refused(monkeypatch):
     monkeypatch.setitem(registry._loaders, 'local', lambda name, options: None)
     with pytest.raises(SettingsError, match='define its loader as a function of a module'):
         isolated_run.run_isolated(exit_with, 0)
+
+
+def test_the_process_of_a_model_imports_the_backend_of_that_model_only(
+    images, tmp_path, monkeypatch
+):
+    module = tmp_path / 'a_backend.py'
+    module.write_text('def load(name, options): pass')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry._loaders, 'gone', importlib.import_module('a_backend').load)
+    module.unlink()
+    models = [script(tmp_path, 'right', **BRIGHT), 'gone:model']
+    assert evaluate(images, tmp_path / 'out', models) == 1
+    right, gone = json.loads((tmp_path / 'out' / 'compare.json').read_text())['runs']
+    assert right['figures']['giou'] == pytest.approx(1, abs=1e-4)
+    assert gone['failure'] == (
+        'the loader of "gone:" cannot be imported by the process of the model '
+        "(ModuleNotFoundError: No module named 'a_backend'): put its module on the Python path"
+    )
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])

@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -25,6 +26,7 @@ from typing import NoReturn, TypeVar
 from lisa_ros import native_settings
 from lisa_ros.error_text import error_summary
 from lisa_ros.errors import LisaError, SettingsError, WorkerError
+from lisa_ros.perception.backend import Backend, BackendLoader, LoadOptions
 from lisa_ros.perception.registry import register_backend, registered_backends
 from lisa_ros.perception.worker import describe_exit
 
@@ -98,20 +100,24 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _pickled_backends() -> bytes:
-    """Return the registered backends as another process can import them.
+def _pickled_backends() -> dict[str, bytes]:
+    """Return the loader of each registered backend as another process can import it.
 
     Raises:
         SettingsError: it cannot import one.
     """
+    return {scheme: _pickled(scheme, loader) for scheme, loader in registered_backends().items()}
+
+
+def _pickled(scheme: str, loader: BackendLoader) -> bytes:
     cause = 'it is in the main script'
     try:
-        content = pickle.dumps(registered_backends())
+        content = pickle.dumps(loader)
     except Exception as error:  # noqa: BLE001  # PicklingError, AttributeError, TypeError: lambda
         cause, content = error_summary(error), b'__main__'
     if b'__main__' in content:  # a module of another name in the child
         raise SettingsError(
-            f'a registered backend cannot be imported by another process ({cause}): define its '
+            f'the backend "{scheme}:" cannot be imported by another process ({cause}): define its '
             'loader as a function of a module'
         )
     return content
@@ -134,8 +140,8 @@ def main(descriptor: int) -> None:
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     try:
         function, argument, backends = pickle.loads(job)  # noqa: S301  # from our own parent
-        for scheme, loader in pickle.loads(backends).items():  # noqa: S301
-            register_backend(scheme, loader)
+        for scheme, content in backends.items():
+            register_backend(scheme, partial(_load_backend, scheme, content))
         function(argument)
     except LisaError as error:
         known = (kind for kind in type(error).__mro__ if kind.__module__ == LisaError.__module__)
@@ -145,6 +151,18 @@ def main(descriptor: int) -> None:
         connection.send((WorkerError, error_summary(error)))
     except KeyboardInterrupt:  # the parent reports it
         os._exit(128 + signal.SIGINT)
+
+
+def _load_backend(scheme: str, content: bytes, name: str, options: LoadOptions) -> Backend:
+    """Import the loader of a backend, which may take seconds, and load a model with it."""
+    try:
+        loader: BackendLoader = pickle.loads(content)  # noqa: S301  # from our own parent
+    except Exception as error:  # the import of a module may raise anything
+        raise SettingsError(
+            f'the loader of "{scheme}:" cannot be imported by the process of the model '
+            f'({error_summary(error)}): put its module on the Python path'
+        ) from error
+    return loader(name, options)
 
 
 def _exit_terminated(number: int, frame: FrameType | None) -> NoReturn:
