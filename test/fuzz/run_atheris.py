@@ -7,6 +7,7 @@ to --out: copy it to test/fuzz/findings/TARGET/, where test/test_fuzz.py reads i
 
 import argparse
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,8 @@ import atheris
 
 TEST = Path(__file__).parents[1]
 SECONDS_PER_INPUT = 10
-MEGABYTES = 3000  # of the whole process, torch included
+MEGABYTES_PER_INPUT = 1500
+MEGABYTES = 8000  # of the process: atheris itself keeps up to 2.3 kB for each input
 MAX_INPUT = 100_000  # bytes
 
 
@@ -34,6 +36,10 @@ def arguments(names):
         print(' '.join(names))
         raise SystemExit
     return given
+
+
+def peak_megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main():
@@ -53,8 +59,12 @@ def main():
     def check(content):
         folder = scratch / 'input'
         folder.mkdir()
+        peak = peak_megabytes()
         try:
             target.check(content, folder)
+            growth = peak_megabytes() - peak
+            if growth > MEGABYTES_PER_INPUT:
+                raise MemoryError(f'one input took {growth:.0f} MB')
         except Exception as error:  # noqa: BLE001  # the run goes on, to find other places
             place = traceback.extract_tb(error.__traceback__)[-1]
             key = f'{type(error).__name__} in {Path(place.filename).name}:{place.lineno}'
