@@ -7,7 +7,6 @@ import time
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-
 pytest.importorskip('lisa_ros.action', reason='needs the built interfaces: make setup')
 
 import rclpy

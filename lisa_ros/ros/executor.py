@@ -136,19 +136,20 @@ def _handle_signals_later() -> Iterator[None]:
     the same group of callbacks again. The second signal is handled at once, since a callback may
     hang. Where rclpy has handlers of its own, they shut the context down: nothing is changed.
     """
-    present = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    handlers = {number: handler for number, handler in present.items() if callable(handler)}
     if (
-        threading.current_thread() is not threading.main_thread()
+        threading.current_thread() is not threading.main_thread()  # it gets no signal
         or get_current_signal_handlers_options() != SignalHandlerOptions.NO
     ):
-        handlers = {}
+        yield
+        return
+    present = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: handler for number, handler in present.items() if callable(handler)}
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            handlers[signal.Signals(number)](number, frame)
+            handlers[number](number, frame)
 
     for number in handlers:
         signal.signal(number, handle)

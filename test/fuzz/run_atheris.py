@@ -18,7 +18,7 @@ import atheris
 
 TEST = Path(__file__).parents[1]
 SECONDS_PER_INPUT = 10
-MEGABYTES_PER_INPUT = 1500
+MEGABYTES_PER_INPUT = 1500  # by which it may raise the peak of the process
 MEGABYTES = 8000  # of the process: atheris itself keeps up to 2.3 kB for each input
 MAX_INPUT = 100_000  # bytes
 
