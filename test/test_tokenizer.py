@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import random
 import shutil
 
 import pytest
@@ -60,6 +61,63 @@ def test_streamed_text_joins_to_the_whole_text(tokenizer, text):
     pieces = [stream.push(index) for index in ids]
     assert ''.join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert not any('\N{REPLACEMENT CHARACTER}' in piece for piece in pieces)
+
+
+def byte_ids(tokenizer, data):
+    """Return the ids of SentencePiece's pieces for bytes, which texts without a piece have."""
+    ids = {tokenizer.id_to_token(index): index for index in range(len(tokenizer))}
+    return [ids[f'<0x{byte:02X}>'] for byte in data]
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_a_stream_of_any_ids_is_the_whole_text(tokenizer, seed):
+    chooser = random.Random(seed)
+    kinds = [
+        lambda: [chooser.randrange(len(tokenizer))],
+        lambda: byte_ids(tokenizer, chooser.choice(['ü', '画', '\U0001f375']).encode()),
+        lambda: byte_ids(tokenizer, [chooser.randrange(256)]),
+        lambda: [tokenizer.encode(' the')[0]] * chooser.randrange(1, 4),
+        lambda: tokenizer.encode(chooser.choice(['[SEG]', '</s>', '<s>']), parse_special=True),
+    ]
+    chosen = chooser.sample(kinds, chooser.randrange(1, len(kinds) + 1))
+    ids = [index for _ in range(200) for index in chooser.choice(chosen)()]
+    ids += tokenizer.encode('a mug')  # complete
+    stream = tokenizer.stream()
+    streamed = ''
+    for count, index in enumerate(ids, 1):
+        streamed += stream.push(index)
+        if count % 50 == 0:
+            assert tokenizer.decode(ids[:count], True, clean_up=False).startswith(streamed)
+    assert streamed == tokenizer.decode(ids, True, clean_up=False)
+
+
+@pytest.mark.parametrize(
+    'repeated',
+    [
+        pytest.param('the mug ', id='words'),
+        pytest.param('画', id='characters of bytes'),
+        pytest.param('</s>', id='special tokens'),
+        pytest.param('[SEG]', id='added tokens'),
+        pytest.param(b'\xb3', id='bytes without a character'),
+        pytest.param(b'\xf0\x9f\x98', id='halves of characters'),
+    ],
+)
+def test_an_id_of_a_long_stream_costs_as_much_as_the_first_ones(tokenizer, monkeypatch, repeated):
+    if isinstance(repeated, bytes):
+        ids = byte_ids(tokenizer, repeated * 500)
+    else:
+        ids = tokenizer.encode(repeated * 500, parse_special=True)
+    stream, decode, decoded = tokenizer.stream(), Tokenizer.decode, []
+
+    def counted(self, given, *args, **kwargs):
+        decoded.append(len(given))
+        return decode(self, given, *args, **kwargs)
+
+    monkeypatch.setattr(Tokenizer, 'decode', counted)
+    for index in ids:
+        stream.push(index)
+    assert len(ids) >= 500
+    assert max(decoded, default=0) <= 16
 
 
 def test_a_stream_loses_no_text_where_spaces_are_cleaned_up(tmp_path, tokenizer):

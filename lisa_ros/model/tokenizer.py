@@ -31,6 +31,9 @@ from lisa_ros.results import SEG
 
 SPACE = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's symbol for a space
 IMAGE_MARKS = ('<im_start>', '<im_end>')  # around the image in the prompts of most checkpoints
+_REPLACEMENT = '\N{REPLACEMENT CHARACTER}'  # each byte of an incomplete character
+_MAX_INCOMPLETE_BYTES = 3  # of a character in UTF-8, which has at most 4
+_KEPT_IDS = 8  # that a stream decodes again: an incomplete character and what is before it
 _ROLES = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': None}
 _MAX_PIECES_BYTES = 32 * 2**20  # of tokenizer.model; that of LLaMA has 0.5 MB
 _MAX_ID = 2**31 - 1
@@ -276,6 +279,10 @@ class Tokenizer:
         piece = self._pieces.id_to_piece(index if is_piece else self.unk_token_id)
         return self._texts.get(index) or piece
 
+    def is_special(self, index: int) -> bool:
+        """Return whether an id is that of a special token, such as </s>; that of [SEG] is not."""
+        return self.id_to_token(index) in self._special
+
     def _join(self, tokens: list[str]) -> str:
         """Return the text of pieces, which may include </s>, <s> and <unk>."""
         text, run, after_special = '', [], False
@@ -297,22 +304,45 @@ class Tokenizer:
 class TokenStream:
     """Decodes ids one at a time into text to append. Leaves out special tokens, but not [SEG].
 
-    Spaces are not cleaned up: that would change text that was given out before.
+    Spaces are not cleaned up: that would change text that was given out before. An id costs the
+    same however long the answer is: only the newest ids are decoded again.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._emitted = ''
+        self._ids: list[int] = []  # the newest ones
+        self._given = ''  # the part of their text that was given out
 
     def push(self, token_id: int) -> str:
         """Return the text that this id adds; '' while a character is incomplete."""
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up=False)
-        if text.endswith('\N{REPLACEMENT CHARACTER}') or not text.startswith(self._emitted):
+        if self._tokenizer.is_special(token_id):
             return ''
-        added, self._emitted = text[len(self._emitted) :], text
+        self._ids.append(token_id)
+        text = self._decode(self._ids)
+        end = len(text)
+        while text.endswith(_REPLACEMENT, 0, end) and len(text) - end < _MAX_INCOMPLETE_BYTES:
+            end -= 1
+        complete, incomplete = text[:end], text[end:]
+        if not complete.startswith(self._given):
+            return ''
+        added, self._given = complete[len(self._given) :], complete
+        if len(self._ids) >= 2 * _KEPT_IDS:
+            self._forget_older_ids(incomplete)
         return added
+
+    def _forget_older_ids(self, incomplete: str) -> None:
+        """Keep the newest ids, if their text includes the incomplete character and what is before.
+
+        The first piece of a text loses its space, so something must come before the next id.
+        """
+        ids = self._ids[-_KEPT_IDS:]
+        text = self._decode(ids)
+        given = text.removesuffix(incomplete)
+        if given and text.endswith(incomplete):
+            self._ids, self._given = ids, given
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up=False)
 
 
 def _read_pieces(path: Path) -> SentencePieceProcessor:

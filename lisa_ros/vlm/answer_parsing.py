@@ -190,8 +190,11 @@ class AnswerParser:
         while True:
             thoughts = self.text.find(_OPEN, self._at)
             begin = mark.search(self.text, self._at, len(self.text) if thoughts < 0 else thoughts)
-            if begin is not None or thoughts < 0:
-                return begin and begin.start()
+            if begin is not None:
+                return begin.start()
+            if thoughts < 0:  # only a mark that has begun at the end is searched again
+                self._at = max(self._at, len(self.text) - len('<answer>'))
+                return None
             closed = self.text.find(_CLOSE, thoughts)
             if closed < 0:
                 is_forgotten = self._tags and self._has_ended
