@@ -102,7 +102,7 @@ def test_finished_bags_are_not_evaluated_again(inputs, first, tmp_path):
         assert (out / name / 'report.json').stat().st_ino == inode
         assert (out / name / 'answers_bag' / 'marker').is_file()
     assert (out / 'b3' / 'report.json').is_file()
-    # b3 was the third bag of the first run: what the cache held then changes the last bits of scores
+    # b3 came after two bags in the first run: what the cache held changes last bits of scores
     for case, earlier in zip(read_report(out)['cases'], read_report(first)['cases'], strict=True):
         assert case.pop('scores') == pytest.approx(earlier.pop('scores'), abs=1e-6)
         assert case == earlier
